@@ -1,0 +1,54 @@
+"""Hard parameter sharing: one encoder for all tasks, a head each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from sparsemtl.models import MultiTaskModel, heads_for, width_of
+from sparsemtl.tasks import Task
+
+
+class SharedBottom(MultiTaskModel):
+    """One encoder that all tasks share, and a head for each (Caruana 1997).
+
+    Args:
+        encoder: any module; its output goes to every head.
+        tasks: the tasks.
+        heads: task name -> head, for tasks that want another than the default linear one. Default heads read
+            features (B, width) or maps (B, channels, height, width), which they average over positions. An encoder
+            that does not tell its width (`out_features`, `num_features`) gets heads that learn it from the
+            first batch; run one before making an optimizer, as with torch's lazy modules.
+
+    Example:
+        >>> encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU())
+        >>> model = SharedBottom(encoder, [Classification("digit", 10), Regression("ink")])
+        >>> {task: tuple(output.shape) for task, output in model(torch.rand(5, 64)).items()}
+        {'digit': (5, 10), 'ink': (5, 1)}
+    """
+
+    def __init__(
+        self, encoder: nn.Module, tasks: Sequence[Task], heads: Mapping[str, nn.Module] | None = None
+    ) -> None:
+        super().__init__(tasks)
+        self.encoder = encoder
+        self.heads = heads_for(self.tasks, heads, dict.fromkeys(self.tasks, width_of(encoder)))
+
+    def forward(self, x: Any, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Encode once, then one head a task."""
+        features = self.encoder(x)
+        return {task: self.heads[task](features) for task in (self.tasks if tasks is None else tasks)}
+
+    def users(self) -> dict[str, frozenset[str]]:
+        """The encoder serves all tasks, a head its own."""
+        everyone = frozenset(self.tasks)
+        users = {f"encoder.{name}": everyone for name, _ in self.encoder.named_parameters()}
+        for task, head in self.heads.items():
+            users.update({f"heads.{task}.{name}": frozenset({task}) for name, _ in head.named_parameters()})
+        return users
+
+    def shared_parameters(self) -> dict[str, nn.Parameter]:
+        """The encoder's."""
+        return {f"encoder.{name}": parameter for name, parameter in self.encoder.named_parameters()}

@@ -1,0 +1,108 @@
+"""What comes out of a loader, in one shape for training, criteria and evaluation.
+
+A loader yields `(x, {target: labels})`: one input for all tasks. Or there is a dict of loaders, task -> loader of
+`(x, labels)`: every task has its own data. Either way a step works on a list of groups; a group is one input with
+the tasks that read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from sparsemtl.errors import LabelError, unknown_name
+from sparsemtl.tasks import Task
+
+Loader = Iterable[Any]
+"""Yields (x, {target: labels}), or (x, labels) where it is one task's own."""
+Loaders = Loader | Mapping[str, Loader]
+"""One loader for all tasks, or one a task."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One input and the tasks that read it.
+
+    Attributes:
+        x: the encoder's input, a tensor or any nest of tensors.
+        targets: target -> labels.
+        tasks: names of the tasks.
+    """
+
+    x: Any
+    targets: Mapping[str, Tensor]
+    tasks: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> Group:
+        """The same group on another device."""
+        return Group(to_device(self.x, device), to_device(dict(self.targets), device), self.tasks)
+
+
+def to_device(nest: Any, device: torch.device | str) -> Any:
+    """Move every tensor of a nest of dicts, lists and tuples."""
+    return tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=True), nest)
+
+
+def per_task(loaders: Loaders) -> bool:
+    """Tell whether every task has a loader of its own."""
+    return isinstance(loaders, Mapping)
+
+
+def check_loaders(loaders: Loaders, tasks: Mapping[str, Task]) -> None:
+    """Raise if a dict of loaders lacks a task or names one that does not exist."""
+    if isinstance(loaders, Mapping):
+        for name in loaders:
+            if name not in tasks:
+                raise LabelError(f"loaders: {unknown_name('task', name, tasks)}")
+        missing = [name for name in tasks if name not in loaders]
+        if missing:
+            raise LabelError(f"loaders: task {missing[0]!r} has no loader; found {sorted(loaders)}.")
+
+
+def as_group(batch: Any, tasks: Mapping[str, Task], owner: str | None = None) -> Group:
+    """Read one batch of a loader.
+
+    Args:
+        batch: (x, {target: labels}); or (x, labels) if it comes from the loader of the task `owner`.
+        tasks: the model's tasks.
+        owner: the task whose own loader gave the batch.
+
+    Raises:
+        LabelError: if the batch has another form.
+    """
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise LabelError(
+            f"a loader yields pairs (x, {{task: labels}}), got {type(batch).__name__}"
+            + (f" of {len(batch)} items." if isinstance(batch, (tuple, list)) else ".")
+        )
+    x, targets = batch
+    if isinstance(targets, Tensor):
+        if owner is None:
+            if len(tasks) > 1:
+                raise LabelError(f"a loader for {len(tasks)} tasks yields (x, {{task: labels}}), got bare labels.")
+            owner = next(iter(tasks))
+        targets = {tasks[owner].target: targets}
+    return Group(x, targets, tuple(tasks) if owner is None else (owner,))
+
+
+def groups_for(loaders: Loaders, task: Task) -> Iterator[Group]:
+    """One pass over the data of a task."""
+    loader = loaders[task.name] if isinstance(loaders, Mapping) else loaders
+    for batch in loader:
+        group = as_group(batch, {task.name: task}, owner=task.name if isinstance(loaders, Mapping) else None)
+        yield Group(group.x, group.targets, (task.name,))
+
+
+def evaluation_groups(loaders: Loaders, tasks: Mapping[str, Task]) -> Iterator[Group]:
+    """One pass over all data of all tasks, shared inputs once."""
+    if isinstance(loaders, Mapping):
+        for name in tasks:
+            yield from groups_for(loaders, tasks[name])
+    else:
+        for batch in loaders:
+            yield as_group(batch, tasks)

@@ -1,0 +1,97 @@
+"""The contract of all architectures: which modules are there, and which tasks use which parameters."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from sparsemtl.errors import ParameterError, unknown_name
+from sparsemtl.tasks import Task
+
+
+class MultiTaskModel(nn.Module, abc.ABC):
+    """A network with an output for every task.
+
+    An architecture says in `users` which tasks use each parameter. What sharing methods may mask
+    (`shared_parameters`), whether the tasks are independent of each other, and how parameters are counted all
+    follow from it.
+    """
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        super().__init__()
+        names = [task.name for task in tasks]
+        if not names:
+            raise ParameterError("a multi-task model needs at least one task.")
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise ParameterError(f"task names must differ, {doubled} occur more than once.")
+        self.tasks: dict[str, Task] = {task.name: task for task in tasks}
+
+    @abc.abstractmethod
+    def forward(self, x: Any, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Compute the outputs of the named tasks (all by default), task -> output."""
+
+    @abc.abstractmethod
+    def users(self) -> dict[str, frozenset[str]]:
+        """Name of every parameter -> the tasks that use it."""
+
+    @abc.abstractmethod
+    def shared_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that tasks share by design, by name: what masks may be put on."""
+
+    def task_parameters(self, task: str) -> dict[str, nn.Parameter]:
+        """The parameters that only this task uses, by name."""
+        self.check_task(task)
+        own = frozenset({task})
+        shared = self.shared_parameters()
+        users = self.users()
+        return {n: p for n, p in self.named_parameters() if n not in shared and users[n] == own}
+
+    @property
+    def independent(self) -> bool:
+        """True if no parameter is used by two tasks: training them together is training them apart."""
+        return all(len(tasks) == 1 for tasks in self.users().values())
+
+    def check_task(self, task: str) -> None:
+        """Raise if the model has no such task."""
+        if task not in self.tasks:
+            raise ParameterError(unknown_name("task", task, self.tasks))
+
+
+def maskable_parameters(model: nn.Module, *, mask_all: bool = False) -> dict[str, nn.Parameter]:
+    """The shared weights that masks cover by default: tensors of two or more dimensions (METHODS.md §0).
+
+    Args:
+        model: a `MultiTaskModel`, or any module, all of whose parameters then count as shared.
+        mask_all: also take biases and the scales and shifts of norms.
+    """
+    shared = model.shared_parameters() if isinstance(model, MultiTaskModel) else dict(model.named_parameters())
+    return {name: p for name, p in shared.items() if mask_all or p.ndim >= 2}
+
+
+def heads_for(
+    tasks: Mapping[str, Task], heads: Mapping[str, nn.Module] | None, widths: Mapping[str, int | None]
+) -> nn.ModuleDict:
+    """The heads given, and default ones for the other tasks.
+
+    Args:
+        heads: task -> module.
+        widths: task -> width of the features that its head reads, None where only the first batch will tell.
+    """
+    given = dict(heads or {})
+    for name in given:
+        if name not in tasks:
+            raise ParameterError(f"heads: {unknown_name('task', name, tasks)}")
+    return nn.ModuleDict({name: given.get(name) or task.head(widths[name]) for name, task in tasks.items()})
+
+
+def width_of(encoder: nn.Module) -> int | None:
+    """Width of an encoder's features, if it tells: `out_features` (ours) or `num_features` (timm's)."""
+    for attribute in ("out_features", "num_features"):
+        width = getattr(encoder, attribute, None)
+        if isinstance(width, int):
+            return width
+    return None

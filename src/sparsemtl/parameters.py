@@ -1,0 +1,165 @@
+"""Constraints on parameters, written once in the annotations of a constructor.
+
+A constructor says `keep: Fraction = 0.3`; `validated` checks the value when it is called from Python, the
+configuration builds its schema from the same annotation, and `sparsemtl list` prints it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Interval, Le, Lt
+
+from sparsemtl.errors import ParameterError
+
+Fraction = Annotated[float, Interval(gt=0, le=1)]
+"""A fraction in (0, 1]."""
+Share = Annotated[float, Interval(ge=0, lt=1)]
+"""A fraction in [0, 1)."""
+Count = Annotated[int, Ge(1)]
+"""A whole number of at least one."""
+Natural = Annotated[int, Ge(0)]
+"""A whole number of at least zero."""
+Positive = Annotated[float, Gt(0)]
+"""A number above zero."""
+NonNegative = Annotated[float, Ge(0)]
+"""A number of at least zero."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def validated(init: Callable[P, R]) -> Callable[P, R]:
+    """Check the arguments of a constructor against the constraints in its annotations.
+
+    Raises:
+        ParameterError: naming the class, the parameter, what was expected and what was found.
+    """
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        bound = signature.bind(*args, **kwargs)
+        hints = _hints(init)
+        owner = type(args[0]).__name__
+        for name, value in bound.arguments.items():
+            if name in hints and not fits(value, hints[name]):
+                raise ParameterError(
+                    f"The {name!r} parameter of {owner} must be {describe(hints[name])}. Got {value!r} instead."
+                )
+        return init(*args, **kwargs)
+
+    return wrapper
+
+
+@functools.lru_cache(maxsize=None)
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    return get_type_hints(function, include_extras=True)
+
+
+def fits(value: object, hint: Any) -> bool:
+    """Tell whether a value satisfies an annotation; annotations that cannot be checked at run time pass."""
+    origin = get_origin(hint)
+    if origin is Annotated:
+        base, *constraints = get_args(hint)
+        return fits(value, base) and all(_satisfies(value, bound) for bound in _bounds(constraints))
+    if origin is Literal:
+        return value in get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, option) for option in get_args(hint))
+    if hint is None or hint is type(None):
+        return value is None
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (bool, str):
+        return isinstance(value, hint)
+    return True
+
+
+def _bounds(constraints: list[Any]) -> Iterator[Any]:
+    for constraint in constraints:
+        if isinstance(constraint, Interval):
+            yield from constraint
+        elif isinstance(constraint, (Gt, Ge, Lt, Le)):
+            yield constraint
+
+
+def _satisfies(value: Any, bound: Any) -> bool:
+    match bound:
+        case Gt(gt=limit):
+            return bool(value > limit)
+        case Ge(ge=limit):
+            return bool(value >= limit)
+        case Lt(lt=limit):
+            return bool(value < limit)
+        case Le(le=limit):
+            return bool(value <= limit)
+    return True
+
+
+def describe(hint: Any) -> str:
+    """Put an annotation into words: "a float in (0, 1]", "one of 'forward', 'gradient'"."""
+    origin = get_origin(hint)
+    if origin is Annotated:
+        base, *constraints = get_args(hint)
+        return f"{describe(base)} {_range(list(_bounds(constraints)))}".rstrip()
+    if origin is Literal:
+        return "one of " + ", ".join(repr(option) for option in get_args(hint))
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(option) for option in get_args(hint))
+    if hint is None or hint is type(None):
+        return "None"
+    simple = {float: "a float", int: "an int", bool: "a bool", str: "a string"}
+    return simple.get(hint) or getattr(hint, "__name__", str(hint).replace("typing.", ""))
+
+
+def _range(bounds: list[Any]) -> str:
+    if not bounds:
+        return ""
+    low = next((f"({b.gt}" if isinstance(b, Gt) else f"[{b.ge}" for b in bounds if isinstance(b, (Gt, Ge))), "(-inf")
+    high = next((f"{b.lt})" if isinstance(b, Lt) else f"{b.le}]" for b in bounds if isinstance(b, (Lt, Le))), "inf)")
+    return f"in {low}, {high}"
+
+
+@dataclass(frozen=True)
+class ParameterInfo:
+    """One parameter of a registered class, as `sparsemtl list` and the documentation show it."""
+
+    name: str
+    kind: str
+    default: Any
+    required: bool
+
+
+def parameters_of(target: Callable[..., Any]) -> list[ParameterInfo]:
+    """List the parameters of a class or function that a configuration can set."""
+    return [
+        ParameterInfo(
+            name,
+            describe(hint),
+            None if parameter.default is inspect.Parameter.empty else parameter.default,
+            parameter.default is inspect.Parameter.empty,
+        )
+        for name, parameter, hint in configurable(target)
+    ]
+
+
+def configurable(target: Callable[..., Any]) -> Iterator[tuple[str, inspect.Parameter, Any]]:
+    """Yield (name, parameter, annotation) of every keyword that a configuration can set.
+
+    These are the keyword-only parameters when a constructor has any, else all but `self`: positional ones
+    (the model, the optimized parameters) are given by the library.
+    """
+    function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
+    hints = _hints(function)
+    parameters = inspect.signature(target).parameters
+    for name, parameter in parameters.items():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            yield name, parameter, hints.get(name, Any)
