@@ -59,7 +59,16 @@ def validated(init: Callable[P, R]) -> Callable[P, R]:
 
 @functools.lru_cache(maxsize=None)
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    return get_type_hints(function, include_extras=True)
+    """Annotations by parameter; one that names a type imported for type checkers only counts as Any."""
+    names = getattr(inspect.unwrap(function), "__globals__", {})
+    hints: dict[str, Any] = {}
+    for name, annotation in inspect.get_annotations(function).items():
+        probe = types.SimpleNamespace(__annotations__={name: annotation})
+        try:
+            hints.update(get_type_hints(probe, names, include_extras=True))
+        except NameError:
+            hints[name] = Any
+    return hints
 
 
 def fits(value: object, hint: Any) -> bool:

@@ -31,17 +31,14 @@ class LinearHead(nn.Linear):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features (B, F) or (B, F, H, W) to outputs (B, out_features)."""
-        return super().forward(pooled(features))
+        return F.linear(pooled(features), self.weight, self.bias)
 
 
 class LazyLinearHead(nn.LazyLinear):
     """A `LinearHead` whose width is learned from the first batch, for encoders that do not tell theirs."""
 
     cls_to_become = LinearHead  # type: ignore[assignment]
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Map features to outputs."""
-        return super().forward(pooled(features))
+    forward = LinearHead.forward  # type: ignore[assignment]
 
     def initialize_parameters(self, features: Tensor) -> None:
         """Take the width from the first features."""
