@@ -15,9 +15,8 @@ from sparsemtl.tasks import Task
 class MultiTaskModel(nn.Module, abc.ABC):
     """A network with an output for every task.
 
-    An architecture says in `users` which tasks use each parameter. What sharing methods may mask
-    (`shared_parameters`), whether the tasks are independent of each other, and how parameters are counted all
-    follow from it.
+    An architecture says in `users` which tasks use each parameter, and in `shared_modules` where sharing methods
+    may put masks. Whether the tasks are independent of each other and what is a task's own follow from them.
     """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
@@ -39,16 +38,29 @@ class MultiTaskModel(nn.Module, abc.ABC):
         """Name of every parameter -> the tasks that use it."""
 
     @abc.abstractmethod
+    def shared_modules(self) -> dict[str, nn.Module]:
+        """The modules that tasks share by design, by name: what masks and norm statistics a task are put on."""
+
     def shared_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters that tasks share by design, by name: what masks may be put on."""
+        """The parameters of the shared modules, by name."""
+        return {
+            f"{prefix}.{name}": parameter
+            for prefix, module in self.shared_modules().items()
+            for name, parameter in module.named_parameters()
+        }
+
+    @abc.abstractmethod
+    def task_modules(self, task: str) -> dict[str, nn.Module]:
+        """The modules that only this task uses, by name."""
 
     def task_parameters(self, task: str) -> dict[str, nn.Parameter]:
-        """The parameters that only this task uses, by name."""
+        """The parameters of the modules that only this task uses, by name."""
         self.check_task(task)
-        own = frozenset({task})
-        shared = self.shared_parameters()
-        users = self.users()
-        return {n: p for n, p in self.named_parameters() if n not in shared and users[n] == own}
+        return {
+            f"{prefix}.{name}": parameter
+            for prefix, module in self.task_modules(task).items()
+            for name, parameter in module.named_parameters()
+        }
 
     @property
     def independent(self) -> bool:

@@ -19,12 +19,12 @@ from sparsemtl.errors import MaskError
 
 
 @contextmanager
-def shadowed(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+def shadowed(model: nn.Module, tensors: Mapping[str, Tensor | None]) -> Iterator[None]:
     """Inside the context, `model` computes with `tensors` in place of its parameters and buffers of those names.
 
     Args:
         model: any module. A tensor that it holds under several names (tied weights) is replaced under all of them.
-        tensors: qualified name -> replacement of the same shape.
+        tensors: qualified name -> replacement of the same shape, or None where a module accepts that.
 
     Contexts nest, the inner one wins. Deep copies and pickles made inside are of the plain model.
 

@@ -49,6 +49,10 @@ class SharedBottom(MultiTaskModel):
             users.update({f"heads.{task}.{name}": frozenset({task}) for name, _ in head.named_parameters()})
         return users
 
-    def shared_parameters(self) -> dict[str, nn.Parameter]:
-        """The encoder's."""
-        return {f"encoder.{name}": parameter for name, parameter in self.encoder.named_parameters()}
+    def shared_modules(self) -> dict[str, nn.Module]:
+        """The encoder."""
+        return {"encoder": self.encoder}
+
+    def task_modules(self, task: str) -> dict[str, nn.Module]:
+        """The head."""
+        return {f"heads.{task}": self.heads[task]}

@@ -50,6 +50,10 @@ class SingleTask(MultiTaskModel):
         """Everything under a task's name is that task's."""
         return {name: frozenset({name.split(".")[1]}) for name, _ in self.named_parameters()}
 
-    def shared_parameters(self) -> dict[str, nn.Parameter]:
+    def shared_modules(self) -> dict[str, nn.Module]:
         """None."""
         return {}
+
+    def task_modules(self, task: str) -> dict[str, nn.Module]:
+        """The task's encoder and head."""
+        return {f"encoders.{task}": self.encoders[task], f"heads.{task}": self.heads[task]}

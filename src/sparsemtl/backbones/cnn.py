@@ -1,0 +1,55 @@
+"""A small convolutional network, for images of 8x8 to 64x64 pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from sparsemtl.backbones.shapes import check_widths, image_shape
+from sparsemtl.errors import ParameterError
+from sparsemtl.parameters import Count, validated
+
+
+class CNN(nn.Module):
+    """Blocks of 3x3 convolution, (batch norm) and ReLU, max-pooling between them, averaged over positions.
+
+    Args:
+        input_shape: (channels, height, width) of one image; each side at least 2^(blocks - 1) pixels.
+        widths: channels of every block, the last being the width of the features.
+        norm: put batch normalisation after every convolution, which then has no bias.
+
+    Example:
+        >>> CNN((1, 28, 28), widths=[16, 32])(torch.rand(5, 1, 28, 28)).shape
+        torch.Size([5, 32])
+    """
+
+    @validated
+    def __init__(
+        self, input_shape: Sequence[int], *, widths: Sequence[Count] = (32, 64, 128), norm: bool = True
+    ) -> None:
+        super().__init__()
+        channels, height, width = image_shape("CNN", input_shape)
+        check_widths("CNN", "widths", widths)
+        smallest = 2 ** (len(widths) - 1)
+        if min(height, width) < smallest:
+            raise ParameterError(
+                f"CNN with {len(widths)} widths halves an image {len(widths) - 1} times and needs at least "
+                f"{smallest}x{smallest} pixels, got {height}x{width}. Give fewer widths."
+            )
+        layers: list[nn.Module] = []
+        for features in widths:
+            if layers:
+                layers.append(nn.MaxPool2d(2))
+            layers.append(nn.Conv2d(channels, features, kernel_size=3, padding=1, bias=not norm))
+            if norm:
+                layers.append(nn.BatchNorm2d(features))
+            layers.append(nn.ReLU())
+            channels = features
+        self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.out_features = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (B, *input_shape) to features (B, out_features)."""
+        features: Tensor = self.layers(x)
+        return features

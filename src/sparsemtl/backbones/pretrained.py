@@ -1,0 +1,82 @@
+"""Weights trained elsewhere, read without unpickling anything but tensors."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sparsemtl.errors import CheckpointError
+from sparsemtl.files import read_tensors
+
+
+def load_torchvision(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> None:
+    """Load a torchvision state dict into a backbone; its classifier (`fc.*`) is left out.
+
+    Files from before PyTorch 0.4.1 do not count batches (`num_batches_tracked`); the model's own counts then
+    stay.
+
+    Args:
+        model: an encoder whose parameters are named as torchvision's: `resnet18`, `resnet34`.
+        source: a state dict, or a file that holds one: `.safetensors`, or what `torch.save` wrote.
+
+    Raises:
+        CheckpointError: if the file cannot be read, or names or shapes differ from the model's.
+
+    Example:
+        >>> encoder = resnet18()
+        >>> load_torchvision(encoder, {**resnet18().state_dict(), "fc.weight": torch.zeros(1000, 512)})
+    """
+    where = "the state dict" if isinstance(source, Mapping) else str(source)
+    given = source if isinstance(source, Mapping) else _read(Path(source))
+    wrong = [name for name, value in given.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise CheckpointError(
+            f"{where}: {wrong[0]!r} is a {type(given[wrong[0]]).__name__}, not a tensor. Give the state dict "
+            "itself: a mapping from parameter names to tensors, not a checkpoint that holds one under a key."
+        )
+    state = {name: tensor for name, tensor in given.items() if not name.startswith("fc.")}
+    own = model.state_dict()
+    counts = {n: t for n, t in own.items() if n.endswith("num_batches_tracked") and n not in state}
+    _check({**counts, **state}, own, where)
+    model.load_state_dict({**counts, **state})
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return read_tensors(path)[0]
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"{path} is not a file of tensors that torch.save wrote: {reason}") from None
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict.")
+    return content
+
+
+def _check(state: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str) -> None:
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{where} does not fit the model: {_listed(missing)} missing, {_listed(unexpected)} unexpected. "
+            "Is it the same architecture?"
+        )
+    for name, tensor in own.items():
+        if state[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{where}: {name!r} has shape {tuple(state[name].shape)}, the model's {tuple(tensor.shape)}. "
+                "torchvision's networks have stem='imagenet', width=64 and 3 input channels."
+            )
+
+
+def _listed(names: list[str]) -> str:
+    if not names:
+        return "nothing"
+    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

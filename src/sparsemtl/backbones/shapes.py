@@ -1,0 +1,33 @@
+"""What backbones check about the sizes that they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sparsemtl.errors import ParameterError
+
+
+def image_shape(owner: str, input_shape: Sequence[int]) -> tuple[int, int, int]:
+    """Read one image's shape.
+
+    Returns:
+        channels, height, width.
+
+    Raises:
+        ParameterError: if the shape is not three counts.
+    """
+    if len(input_shape) != 3 or min(input_shape) < 1:
+        raise ParameterError(
+            f"{owner} reads images of shape (channels, height, width), got input_shape={tuple(input_shape)}."
+        )
+    channels, height, width = input_shape
+    return channels, height, width
+
+
+def check_widths(owner: str, name: str, widths: Sequence[int]) -> None:
+    """Raise a ParameterError unless `widths` holds at least one number, each of at least one."""
+    if not widths or any(not isinstance(width, int) or width < 1 for width in widths):
+        raise ParameterError(
+            f"The {name!r} parameter of {owner} must be a list of one or more ints in [1, inf). "
+            f"Got {widths!r} instead."
+        )

@@ -1,0 +1,65 @@
+"""Balancers: the losses or gradients of T tasks into one update. TorchJD's by name, or any of its objects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sparsemtl.balancing import gradients, losses
+from sparsemtl.balancing.balancer import Balancer
+from sparsemtl.balancing.famo import Famo
+from sparsemtl.balancing.gradients import GradientBalancer
+from sparsemtl.balancing.losses import LossBalancer
+from sparsemtl.errors import ParameterError
+from sparsemtl.registry import Registry
+
+BALANCERS: Registry[Balancer] = Registry(
+    "balancer",
+    {
+        "mean": losses.mean,
+        "sum": losses.total,
+        "constant": losses.constant,
+        "uncertainty": losses.uncertainty,
+        "dwa": losses.dwa,
+        "random": losses.random_weights,
+        "geometric-mean": losses.geometric,
+        "imtl-l": losses.imtl_l,
+        "stch": losses.stch,
+        "cosmos": losses.cosmos,
+        "pbi": losses.pbi,
+        "famo": Famo,
+        "mgda": gradients.mgda,
+        "pcgrad": gradients.pcgrad,
+        "gradvac": gradients.gradvac,
+        "graddrop": gradients.graddrop,
+        "imtl-g": gradients.imtl_g,
+        "aligned-mtl": gradients.aligned_mtl,
+        "config": gradients.config,
+        "random-gradients": gradients.random_gradients,
+    },
+)
+
+
+def as_balancer(balancing: Balancer | str | Any) -> Balancer:
+    """A balancer from a name, one of ours, or any scalarizer or aggregator of TorchJD.
+
+    Raises:
+        ConfigError: if the name is unknown.
+        ParameterError: if the object is something else.
+    """
+    if isinstance(balancing, Balancer):
+        return balancing
+    if isinstance(balancing, str):
+        return BALANCERS.build(balancing)
+    from torchjd.aggregation import Aggregator
+    from torchjd.scalarization import Scalarizer
+
+    if isinstance(balancing, Scalarizer):
+        return LossBalancer(lambda tasks: balancing, trained=any(p.requires_grad for p in balancing.parameters()))
+    if isinstance(balancing, Aggregator):
+        return GradientBalancer(lambda tasks: balancing)
+    raise ParameterError(
+        f"`balancing` must be a name, a balancer, or a TorchJD scalarizer or aggregator, got {type(balancing).__name__}."
+    )
+
+
+__all__ = ["BALANCERS", "Balancer", "GradientBalancer", "LossBalancer", "as_balancer"]

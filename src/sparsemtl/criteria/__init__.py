@@ -1,0 +1,28 @@
+"""Criteria: what ranks the weights of a shared network for a task, and masks made of the ranking."""
+
+from sparsemtl.criteria.choose import choose_masks, fisher_masks
+from sparsemtl.criteria.criterion import Criterion
+from sparsemtl.criteria.fisher import FisherInformation, fisher_information
+from sparsemtl.criteria.gradient import Gradient
+from sparsemtl.criteria.magnitude import Magnitude
+from sparsemtl.criteria.random import Random
+from sparsemtl.criteria.select import select
+from sparsemtl.registry import Registry
+
+CRITERIA: Registry[Criterion] = Registry(
+    "criterion",
+    {"fisher": FisherInformation, "random": Random, "magnitude": Magnitude, "gradient": Gradient},
+)
+
+__all__ = [
+    "CRITERIA",
+    "Criterion",
+    "FisherInformation",
+    "Gradient",
+    "Magnitude",
+    "Random",
+    "choose_masks",
+    "fisher_information",
+    "fisher_masks",
+    "select",
+]

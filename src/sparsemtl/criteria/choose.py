@@ -1,0 +1,115 @@
+"""Masks from a criterion: score, then keep the best."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import Tensor
+
+from sparsemtl.batches import Loader, Loaders, as_group
+from sparsemtl.criteria.channels import channel_units
+from sparsemtl.criteria.criterion import Criterion
+from sparsemtl.criteria.fisher import FisherInformation
+from sparsemtl.criteria.select import Scope, select, select_channels
+from sparsemtl.errors import MaskError, MaskWarning
+from sparsemtl.masks import TaskMasks
+from sparsemtl.models import MultiTaskModel
+from sparsemtl.tasks import Task
+
+Granularity = Literal["weight", "channel"]
+
+
+def choose_masks(
+    criterion: Criterion,
+    model: MultiTaskModel,
+    loaders: Loaders,
+    *,
+    keep: float,
+    scope: Scope = "global",
+    granularity: Granularity = "weight",
+    min_per_layer: int = 1,
+    previous: TaskMasks | None = None,
+    method: str = "",
+) -> TaskMasks:
+    """Let every task keep its `keep` best weights by a criterion.
+
+    Args:
+        criterion: what ranks the weights. For channels it must score biases and norms too (`mask_all=True`).
+        model: the model; it is not changed.
+        loaders: one loader for all tasks, or task -> loader.
+        keep: fraction that every task keeps, in (0, 1].
+        scope: rank all weights together (`global`) or each layer's apart (`layer`).
+        granularity: single weights, or whole output channels with their bias and norm.
+        min_per_layer: weights, or channels, that every layer keeps at least.
+        previous: the masks so far; a task whose scores are all zero keeps its mask, with a warning.
+        method: what to call the choice in the masks' header.
+
+    Raises:
+        MaskError: if a score is NaN, or all of a task's are zero and there is no previous mask.
+    """
+    scores = criterion.scores(model, loaders, list(model.tasks.values()))
+    units = _units(model, loaders) if granularity == "channel" else {}
+    masks: dict[str, Mapping[str, Tensor]] = {}
+    for task, score in scores.items():
+        if not any(bool(tensor.any()) for tensor in score.values()):
+            masks[task] = _unchanged(task, previous)
+        elif granularity == "channel":
+            masks[task] = select_channels(score, units, keep, scope=scope, min_per_layer=min_per_layer)
+        else:
+            masks[task] = select(score, keep, scope=scope, min_per_layer=min_per_layer)
+    return TaskMasks(masks, model=type(model).__name__, method=method or type(criterion).__name__)
+
+
+def fisher_masks(
+    model: MultiTaskModel,
+    loader: Loaders,
+    keep: float = 0.3,
+    *,
+    scope: Scope = "global",
+    granularity: Granularity = "weight",
+    min_per_layer: int = 1,
+    **estimation: Any,
+) -> TaskMasks:
+    """Masks that keep, for every task, the weights of largest Fisher information (FSMTL Eq. 10 and 11).
+
+    Args:
+        model: the model; it is not changed.
+        loader: yields (x, {task: labels}), or task -> loader of (x, labels).
+        keep: fraction of the shared weights that every task keeps, in (0, 1].
+        scope: rank all weights together (`global`) or each layer's apart (`layer`).
+        granularity: single weights, or whole output channels with their bias and norm.
+        min_per_layer: weights, or channels, that every layer keeps at least.
+        estimation: how the information is estimated, as in `FisherInformation` (estimator, power, samples, ...).
+
+    Example:
+        >>> masks = fisher_masks(model, loader, keep=0.3)   # doctest: +SKIP
+        >>> print(masks.overlap())                          # doctest: +SKIP
+    """
+    options = {"mask_all": True, **estimation} if granularity == "channel" else estimation
+    return choose_masks(
+        FisherInformation(**options),
+        model,
+        loader,
+        keep=keep,
+        scope=scope,
+        granularity=granularity,
+        min_per_layer=min_per_layer,
+        method="fisher",
+    )
+
+
+def _unchanged(task: str, previous: TaskMasks | None) -> Mapping[str, Tensor]:
+    if previous is None:
+        raise MaskError(f"task {task!r}: every score is zero, so nothing tells its weights apart. Is its head trained?")
+    warnings.warn(f"task {task!r}: every score is zero; it keeps its mask.", MaskWarning, stacklevel=3)
+    return previous[task]
+
+
+def _units(model: MultiTaskModel, loaders: Loaders) -> dict[str, tuple[str, ...]]:
+    name = next(iter(model.tasks))
+    loader: Loader = loaders[name] if isinstance(loaders, Mapping) else loaders
+    owner = name if isinstance(loaders, Mapping) else None
+    group = as_group(next(iter(loader)), model.tasks, owner).to(next(model.parameters()).device)
+    return channel_units(model, group.x, group.tasks)

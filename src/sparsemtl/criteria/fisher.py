@@ -1,0 +1,306 @@
+"""Fisher information: weights to which a task's predictive distribution is most sensitive."""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_map_only
+
+from sparsemtl.batches import Loader, Loaders, check_loaders, evaluation_groups, per_task
+from sparsemtl.criteria.criterion import Criterion, Scores
+from sparsemtl.criteria.per_sample import Path, per_sample
+from sparsemtl.criteria.per_sample_powers import BatchPowers, GradientPowers, wide
+from sparsemtl.criteria.per_sample_sums import Power, PowerSum
+from sparsemtl.errors import LabelError, LikelihoodWarning, ParameterError
+from sparsemtl.masks import unwrapped
+from sparsemtl.models import MultiTaskModel, maskable_parameters
+from sparsemtl.modes import evaluating
+from sparsemtl.parameters import Count, Natural, Positive, validated
+from sparsemtl.randomness import preserved
+from sparsemtl.tasks import Task
+
+Estimator = Literal["fs", "efs", "true", "sample", "batch"]
+
+
+class FisherInformation(Criterion):
+    """The diagonal of the Fisher information (FSMTL, AAAI 2024), exact for every sample.
+
+    With g(y) = d log p(y | x) / d weight, a weight's score is the mean over labelled samples of
+
+    - `fs`: g(y)^2 at the predicted label y = argmax p (Eq. 10);
+    - `efs`: sum_y p(y | x) g(y)^2 over all labels (Eq. 9), as costly as there are classes or label columns;
+    - `true`: g(y)^2 at the label in the data, the empirical Fisher information;
+    - `sample`: g(y)^2 at labels drawn from p(y | x), an unbiased estimate of `efs` at any number of classes;
+    - `batch`: the square of the mean of g over a batch of labels in the data (Algorithm 2 read literally). It
+      depends on the loader's batch size and is none of the above.
+
+    Args:
+        estimator: which labels.
+        power: `square`, or `abs` for |g| in place of g^2.
+        samples: labelled samples of each task that the mean is taken over, all if None or if there are fewer.
+        draws: labels drawn for every sample by `sample`.
+        seed: of the drawn labels.
+        mask_all: also score biases and norms.
+        chunk_mb: megabytes of per-sample gradients and copies of inputs that exist at a time. More is not faster.
+        path: how gradients are taken, see `per_sample`. The result is the same.
+
+    All tasks of a shared loader are scored in one pass: a forward a batch, and a backward for each task and label.
+    The model runs in eval mode and in its parameters' own precision, autocast or not.
+
+    Differences from the paper:
+        - A Gaussian's predicted label is its mean, where g is zero: for regression `fs` is replaced by `efs`.
+        - `efs` of independent labels sums over the columns, which equals the sum over all 2^A combinations.
+    """
+
+    @validated
+    def __init__(
+        self,
+        *,
+        estimator: Estimator = "fs",
+        power: Power = "square",
+        samples: Count | None = 1024,
+        draws: Count = 1,
+        seed: Natural = 0,
+        mask_all: bool = False,
+        chunk_mb: Positive = 8,
+        path: Path = "auto",
+    ) -> None:
+        self.estimator = estimator
+        self.power = power
+        self.samples = samples
+        self.draws = draws
+        self.seed = seed
+        self.mask_all = mask_all
+        self.chunk_mb = chunk_mb
+        self.path = path
+
+    def scores(self, model: nn.Module, loaders: Loaders, tasks: Sequence[Task]) -> Scores:
+        """Average over the samples; the model, its gradients and the random generators are left as they are.
+
+        Raises:
+            LabelError: if a task has no labelled sample, or a batch lacks its target.
+            ParameterError: if a loader is empty, or batch statistics tie the samples together.
+        """
+        model = unwrapped(model)
+        _check_initialised(model)
+        parameters = maskable_parameters(model, mask_all=self.mask_all)
+        means = []
+        for task in tasks:
+            means.append(_Mean(task, self._estimator_for(task), self.samples, _generator(self.seed, task, model)))
+        with _undisturbed(model):
+            for together in [[mean] for mean in means] if per_task(loaders) else [means]:
+                self._estimate(model, parameters, _loaders_of(together, loaders), together)
+        return {mean.task.name: mean.scores() for mean in means}
+
+    def _estimate(
+        self, model: nn.Module, parameters: Mapping[str, Tensor], loaders: Loaders, means: Sequence[_Mean]
+    ) -> None:
+        """Take the means of tasks that read the same data."""
+        powers = self._powers(model, parameters, [mean.task.name for mean in means])
+        for mean in means:
+            mean.totals = powers.zeros()
+        device = next(iter(parameters.values()), torch.empty(0)).device
+        batches = 0
+        for group in evaluation_groups(loaders, {mean.task.name: mean.task for mean in means}):
+            batches += 1
+            group = group.to(device)
+            active = [mean for mean in means if mean.take(group.targets)]
+            if active:
+                x = tree_map_only(Tensor, Tensor.detach, group.x)
+                outputs = powers.forward(x, tuple(mean.task.name for mean in active))
+                for mean in active:
+                    for cotangent in self._cotangents(mean, outputs[mean.task.name]):
+                        powers.add({mean.task.name: cotangent}, mean.totals)
+            if all(mean.done for mean in means):
+                break
+        if not batches:
+            raise ParameterError("the loader gave no batch. A generator that was read before is empty; pass a list.")
+
+    def _powers(self, model: nn.Module, parameters: Mapping[str, Tensor], tasks: Sequence[str]) -> GradientPowers:
+        sums = PowerSum(self.power, int(self.chunk_mb * 2**20))
+        if self.estimator == "batch":
+            return BatchPowers(model, parameters, sums)
+        return per_sample(model, parameters, tasks, sums, self.path)
+
+    def _estimator_for(self, task: Task) -> Estimator:
+        """The estimator that says something about the task."""
+        if self.estimator == "fs" and not task.likelihood.informative_mode:
+            warnings.warn(
+                f"task {task.name!r}: the slope of a {type(task.likelihood).__name__} at its own prediction is zero, "
+                "so estimator='fs' would score every weight zero; using 'efs'.",
+                LikelihoodWarning,
+                stacklevel=3,
+            )
+            return "efs"
+        return self.estimator
+
+    def _cotangents(self, mean: _Mean, output: Tensor) -> Iterator[Tensor]:
+        """Gradients at a task's output whose powers, gone back to the weights, add up to the batch's estimate."""
+        if len(output) != len(mean.counts):
+            raise LabelError(f"task {mean.task.name!r}: {len(output)} outputs but {len(mean.counts)} labels.")
+        counts = mean.counts.view(-1, *[1] * (output.ndim - 1))
+        for weight, direction in self._terms(mean, output.to(wide(output.dtype))):
+            factor = weight.sqrt() if self.power == "square" else weight
+            cotangent = direction * factor.view(-1, *[1] * (output.ndim - 1))
+            yield torch.where(counts, cotangent, 0.0).to(output.dtype)
+
+    def _terms(self, mean: _Mean, output: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Weights (B,) of powers, and what they weigh: gradients at the output (B, ...)."""
+        likelihood = mean.task.likelihood
+        one = output.new_ones(len(output))
+        if mean.estimator == "fs":
+            yield one, likelihood.score(output, likelihood.mode(output))
+        elif mean.estimator == "efs":
+            yield from likelihood.expected(output)
+        elif mean.estimator == "sample":
+            for _ in range(self.draws):
+                yield one / self.draws, likelihood.score(output, likelihood.sample(output, mean.generator))
+        elif mean.estimator == "true":
+            yield one, likelihood.score(output, mean.label)
+        else:  # n times the power of the mean over n samples
+            n = mean.counts.sum()
+            yield one * (1 / n if self.power == "square" else 1.0), likelihood.score(output, mean.label)
+
+
+@dataclass
+class _Mean:
+    """A task's mean while it is taken.
+
+    Attributes:
+        task: the task.
+        estimator: which labels.
+        limit: labelled samples to take, all if None.
+        generator: of drawn labels.
+        totals: parameter name -> sum so far.
+        seen: samples so far.
+        label: labels (B, ...) of the present batch.
+        counts: which of its samples count, bool (B,).
+    """
+
+    task: Task
+    estimator: Estimator
+    limit: int | None
+    generator: torch.Generator
+    totals: dict[str, Tensor] = field(default_factory=dict)
+    seen: int = 0
+    label: Tensor = field(default_factory=lambda: torch.empty(0))
+    counts: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @property
+    def done(self) -> bool:
+        return self.limit is not None and self.seen >= self.limit
+
+    def take(self, targets: Mapping[str, Tensor]) -> bool:
+        """Look at a batch's labels; False if none of them counts."""
+        if self.done:
+            return False
+        self.label = self.task.labels(targets)
+        self.counts = self.task.labelled(self.label)
+        if self.limit is not None:
+            self.counts = self.counts & (self.counts.cumsum(0) <= self.limit - self.seen)
+        n = int(self.counts.sum())
+        self.seen += n
+        return n > 0
+
+    def scores(self) -> dict[str, Tensor]:
+        """Parameter name -> mean."""
+        if not self.seen:
+            raise LabelError(f"task {self.task.name!r} has no labelled sample to take its Fisher information on.")
+        return {name: (total / self.seen).contiguous() for name, total in self.totals.items()}
+
+
+def _generator(seed: int, task: Task, model: nn.Module) -> torch.Generator:
+    """Drawn labels of a task do not depend on which other tasks are scored with it."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return torch.Generator(device).manual_seed(seed * 2**32 + zlib.crc32(task.name.encode()))
+
+
+def _loaders_of(means: Sequence[_Mean], loaders: Loaders) -> Loaders:
+    """The loaders of some tasks, checked."""
+    if not isinstance(loaders, Mapping):
+        return loaders
+    tasks = {mean.task.name: mean.task for mean in means}
+    own = {name: loader for name, loader in loaders.items() if name in tasks}
+    check_loaders(own, tasks)
+    return own
+
+
+def _check_initialised(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise ParameterError(f"parameter {name!r} has no shape yet. Run the model on one batch first.")
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Eval mode, gradients, full precision; afterwards modes, buffers and random generators are as before."""
+    buffers = [(m, n, b, b.clone()) for m in model.modules() for n, b in m._buffers.items() if b is not None]
+    devices = {p.device.type for p in model.parameters()} | {"cpu"}
+    with ExitStack() as stack:
+        stack.enter_context(preserved())
+        stack.enter_context(evaluating(model))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in devices:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # it refuses backward in eval mode
+        try:
+            yield
+        finally:
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+def fisher_information(
+    model: MultiTaskModel,
+    loader: Loader,
+    task: str | None = None,
+    estimator: Estimator = "fs",
+    samples: int | None = None,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """Diagonal Fisher information of a task's shared weights.
+
+    Args:
+        model: the model; it is not changed.
+        loader: yields (x, {target: labels}), or (x, labels) if they are this task's.
+        task: the task's name; may be left out if the model has one task.
+        estimator: which labels, see `FisherInformation`.
+        samples: labelled samples to use, all by default.
+        options: the other parameters of `FisherInformation`.
+
+    Returns:
+        parameter name -> score of every weight, of the parameter's shape; at least 0.
+
+    Raises:
+        ParameterError: if the task is unknown or not named, or the loader is empty.
+        LabelError: if no sample is labelled.
+
+    Example:
+        >>> scores = fisher_information(model, loader, "digit", samples=256)  # doctest: +SKIP
+    """
+    inner = unwrapped(model)
+    if not isinstance(inner, MultiTaskModel):
+        raise ParameterError(
+            f"fisher_information needs a MultiTaskModel, got {type(inner).__name__}. "
+            "SharedBottom(encoder, [task], heads={name: head}) makes one."
+        )
+    if task is None:
+        if len(inner.tasks) > 1:
+            raise ParameterError(f"name a task, the model has {len(inner.tasks)}: {', '.join(inner.tasks)}.")
+        task = next(iter(inner.tasks))
+    inner.check_task(task)
+    criterion = FisherInformation(estimator=estimator, samples=samples, **options)
+    own = {task: loader}  # as a loader of the task's own it may give bare labels as well
+    return criterion.scores(inner, own, [inner.tasks[task]])[task]

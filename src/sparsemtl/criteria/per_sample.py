@@ -1,0 +1,161 @@
+"""Sums of powers of per-sample gradients, each parameter by the fastest way that is right for it.
+
+Most layers follow rules (`per_sample_rules`), at the price of a backward of the activations for all samples together.
+A parameter is left to the general way (`per_sample_functional`) if its layer has no rule or is called twice, if other
+code reads it, if it is tied to another, or if its layer's first axis is not the batch. Whether it is so is not guessed
+but measured: the first batch's first sample must have the gradients that autograd gives.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sparsemtl.criteria.per_sample_functional import FunctionalPowers
+from sparsemtl.criteria.per_sample_hooks import HookedPowers, hookable, zeros_for
+from sparsemtl.criteria.per_sample_powers import BatchPowers, GradientPowers, Totals
+from sparsemtl.criteria.per_sample_sums import PowerSum
+from sparsemtl.errors import ParameterError
+
+logger = logging.getLogger(__name__)
+
+Path = Literal["auto", "hooks", "functional", "loop"]
+
+TOLERANCE = {torch.float64: 1e-8}
+"""Relative error of a gradient that is taken for rounding, by dtype."""
+ROUNDING = 1e-4
+"""The same for all other dtypes."""
+
+
+def per_sample(
+    model: nn.Module, parameters: Mapping[str, Tensor], tasks: Iterable[str], sums: PowerSum, path: Path = "auto"
+) -> GradientPowers:
+    """Choose how to sum powers of per-sample gradients.
+
+    Args:
+        model: a `MultiTaskModel` in eval mode.
+        parameters: the parameters to differentiate, by name.
+        tasks: all tasks that will be asked for.
+        sums: what to add.
+        path: `auto` takes for every parameter the fastest way that is right; `hooks` insists on the fast one,
+            `functional` is torch.func's vmap, `loop` one autograd backward a sample.
+
+    Raises:
+        ParameterError: if a batch norm takes its statistics from the batch, in which no sample stands alone.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise ParameterError(
+                f"{name!r} ({type(module).__name__}) has no running statistics, so its samples depend on each other "
+                "and none has a gradient of its own. Use estimator='batch', or track_running_stats=True."
+            )
+    if path in ("functional", "loop"):
+        return FunctionalPowers(model, parameters, sums, vectorised=path == "functional", strict=True)
+    return CheckedPowers(model, parameters, tuple(tasks), sums, strict=path == "hooks")
+
+
+class CheckedPowers(GradientPowers):
+    """Hooks wherever they agree with autograd, the general way for the other parameters.
+
+    Args:
+        model: as in `GradientPowers`.
+        parameters: as in `GradientPowers`.
+        tasks: all tasks that will be asked for.
+        sums: as in `GradientPowers`.
+        strict: raise instead of taking the general way.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, Tensor],
+        tasks: tuple[str, ...],
+        sums: PowerSum,
+        *,
+        strict: bool = False,
+    ) -> None:
+        super().__init__(model, parameters, sums)
+        self.tasks = tasks
+        self.strict = strict
+        self.hooked = HookedPowers(model, hookable(model, parameters), sums)
+        self.general: FunctionalPowers | None = None
+        self._leave([name for name in parameters if name not in self.hooked.parameters])
+        self._checked = False
+
+    def zeros(self) -> dict[str, Tensor]:
+        """Totals of nothing, laid out as the rules like them."""
+        return zeros_for(self.model, self.parameters)
+
+    def forward(self, x: Any, tasks: tuple[str, ...]) -> dict[str, Tensor]:
+        """Run the model; the first batch is also checked, which costs about two training steps."""
+        if not self._checked:
+            self._leave(self._wrong(x))
+            self._checked = True
+        outputs = self.hooked.forward(x, tasks)
+        self._leave(self.hooked.broken)
+        if self.general is not None:
+            self.general.read(x)
+        return outputs
+
+    def add(self, cotangents: Mapping[str, Tensor], totals: Totals) -> None:
+        """Add by both ways, each its own parameters."""
+        if self.hooked.parameters:
+            self.hooked.add(cotangents, totals)
+        if self.general is not None:
+            self.general.add(cotangents, totals)
+
+    def _leave(self, names: Iterable[str]) -> None:
+        """Leave parameters to the general way from here on."""
+        names = sorted(names)
+        if not names:
+            return
+        if self.strict:
+            raise ParameterError(
+                f"path='hooks' cannot give per-sample gradients of {', '.join(names)}: the layer has no rule, is called "
+                "twice, shares the parameter, or does not read the batch on its first axis. Use path='auto'."
+            )
+        logger.info("general path for %s", ", ".join(names))
+        self.hooked.drop(names)
+        chosen = {name: p for name, p in self.parameters.items() if name not in self.hooked.parameters}
+        self.general = FunctionalPowers(self.model, chosen, self.sums)
+
+    def _wrong(self, x: Any) -> list[str]:
+        """Parameters whose gradient on the first sample is not autograd's."""
+        if not self.hooked.parameters:
+            return []
+        plain = BatchPowers(self.model, self.hooked.parameters, self.sums)
+        cotangents = {task: _first_row(output) for task, output in plain.forward(x, self.tasks).items()}
+        expected = plain.zeros()
+        plain.add(cotangents, expected)
+        del plain  # and with it a graph of the size of a training step's
+        found = zeros_for(self.model, self.hooked.parameters)
+        self.hooked.forward(x, self.tasks)
+        broken = set(self.hooked.broken)
+        self.hooked.add(cotangents, found)
+        root = 0.5 if self.sums.power == "square" else 1.0
+        largest = max((float(e.amax()) ** root for e in expected.values() if e.numel()), default=0.0)
+        return [
+            name
+            for name in expected
+            if name in broken or not _equal(found[name] ** root, expected[name] ** root, largest)
+        ]
+
+
+def _first_row(output: Tensor) -> Tensor:
+    """A gradient of the first sample's output alone, without symmetry that could hide an error."""
+    cotangent = torch.zeros_like(output)
+    random = torch.randn(output[:1].shape, generator=torch.Generator().manual_seed(0))
+    cotangent[:1] = random.to(output)
+    return cotangent
+
+
+def _equal(found: Tensor, expected: Tensor, largest: float) -> bool:
+    """Tell whether gradients differ by no more than rounding, of theirs or of far larger gradients'."""
+    if not found.numel():
+        return True
+    scale = max(float(expected.amax()), 1e-3 * largest)
+    return float((found - expected).abs().amax()) <= TOLERANCE.get(expected.dtype, ROUNDING) * scale

@@ -1,0 +1,153 @@
+"""Per-sample gradients from one forward and one backward a batch: hooks see what every layer read and is told."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsemtl.criteria.per_sample_powers import GradientPowers, Totals, wide
+from sparsemtl.criteria.per_sample_rules import Rule, rule_for
+from sparsemtl.criteria.per_sample_sums import PowerSum
+from sparsemtl.shadow import shadowed
+
+
+class HookedPowers(GradientPowers):
+    """Keeps each layer's input in the forward; the backward computes gradients of outputs only, and rules do the rest.
+
+    Hooks see a parameter only through its own layer's call. Where they cannot be right (`broken`) the parameter must
+    be summed by other means; what they cannot notice, such as a weight that other code reads, a check against
+    autograd must find.
+
+    Args:
+        model: as in `GradientPowers`.
+        parameters: parameters for which `hookable` is true.
+        sums: as in `GradientPowers`.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor], sums: PowerSum) -> None:
+        super().__init__(model, parameters, sums)
+        self.broken: set[str] = set()
+        self._anchor = torch.zeros((), requires_grad=True)
+        self._outputs: dict[str, Tensor] = {}
+        self._totals: Totals = {}
+        self._inputs: dict[nn.Module, Tensor] = {}
+        self._versions: dict[nn.Module, int] = {}
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Leave parameters to other means."""
+        for name in names:
+            self.parameters.pop(name, None)
+
+    def forward(self, x: Any, tasks: tuple[str, ...]) -> dict[str, Tensor]:
+        """Run the model with hooks; `broken` then names the parameters that they are wrong for on this batch."""
+        self._outputs, self._inputs, self._versions, self.broken = {}, {}, {}, set()
+        layers = _layers(self.model, self.parameters)
+        handles = [
+            layer.register_forward_hook(functools.partial(self._keep, names), prepend=True, with_kwargs=True)
+            for layer, names in layers.items()
+        ]
+        try:
+            with shadowed(self.model, self.twins):
+                self._outputs = self.model(x, tasks=tasks)
+        finally:
+            for handle in handles:
+                handle.remove()
+        batch = len(next(iter(self._outputs.values())))
+        for layer, read in self._inputs.items():
+            if len(read) != batch or read._version != self._versions[layer]:
+                self.broken.update(layers[layer].values())
+        self._inputs = {}
+        return {task: output.detach() for task, output in self._outputs.items()}
+
+    def _keep(
+        self, names: dict[str, str], layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Tensor | None:
+        x = args[0] if args else kwargs.get("input")
+        rule = rule_for(layer)
+        if layer in self._inputs or rule is None or not _matching(x, output) or not rule.handles(layer, x):
+            self.broken.update(names.values())
+            return None
+        if not output.requires_grad:
+            output = _Anchored.apply(output, self._anchor)
+        x = x.detach()
+        self._inputs[layer] = x
+        self._versions[layer] = x._version
+        output.register_hook(functools.partial(self._add, names, layer, rule, x))
+        return output
+
+    def _add(self, names: dict[str, str], layer: nn.Module, rule: Rule, x: Tensor, dy: Tensor) -> None:
+        totals = {own: self._totals[name] for own, name in names.items() if name not in self.broken}
+        if totals:
+            rule.add(layer, x, dy.detach(), totals, self.sums)
+
+    def add(self, cotangents: Mapping[str, Tensor], totals: Totals) -> None:
+        """Go back once through the graph of activations."""
+        reached = [task for task in cotangents if self._outputs[task].requires_grad]
+        if reached:
+            self._totals = totals
+            torch.autograd.backward(
+                [self._outputs[task] for task in reached],
+                [cotangents[task] for task in reached],
+                retain_graph=True,
+                inputs=[self._anchor],
+            )
+
+
+class _Anchored(torch.autograd.Function):
+    """Starts the graph at a layer's output: neither inputs nor parameters need gradients.
+
+    The output is neither a leaf nor a view, so that the model may go on to change it in place.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, anchor: Tensor) -> Tensor:
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+def _matching(x: Any, output: Any) -> bool:
+    return isinstance(x, Tensor) and isinstance(output, Tensor) and 0 < output.ndim and len(x) == len(output)
+
+
+def _layers(model: nn.Module, names: Iterable[str]) -> dict[nn.Module, dict[str, str]]:
+    """Layer -> its own name of a parameter -> the model's name of it."""
+    wanted = set(names)
+    layers: dict[nn.Module, dict[str, str]] = {}
+    for prefix, module in model.named_modules():
+        own = {n: f"{prefix}.{n}" if prefix else n for n in module._parameters}
+        own = {n: name for n, name in own.items() if name in wanted}
+        if own:
+            layers[module] = own
+    return layers
+
+
+def hookable(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters that belong to one layer alone, and a layer with a rule."""
+    owners: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    ruled = {
+        name
+        for layer, names in _layers(model, parameters).items()
+        if rule_for(layer) is not None
+        for name in names.values()
+    }
+    return {name: p for name, p in parameters.items() if name in ruled and owners[id(p)] == 1}
+
+
+def zeros_for(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Totals of nothing, laid out in memory as the layers' rules like them."""
+    totals = {name: torch.zeros_like(p, dtype=wide(p.dtype)) for name, p in parameters.items()}
+    for layer, names in _layers(model, parameters).items():
+        rule = rule_for(layer)
+        if rule is not None:
+            totals.update({name: rule.zeros(parameters[name], wide(parameters[name].dtype)) for name in names.values()})
+    return totals

@@ -1,0 +1,111 @@
+"""From scores to masks: exactly K of the best, the same K every time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sparsemtl.errors import MaskError, ParameterError
+
+Scope = Literal["global", "layer"]
+Units = Mapping[str, Sequence[str]]
+"""Parameter that names a layer -> all parameters whose first axis is that layer's output channels."""
+
+
+def select(
+    scores: Mapping[str, Tensor], keep: float, *, scope: Scope = "global", min_per_layer: int = 1
+) -> dict[str, Tensor]:
+    """Keep exactly K = clamp(round(keep * P), 1, P) of the P weights, those of highest score.
+
+    Ties go to the lowest index, parameters in the order given (METHODS.md §1, Eq. 11).
+
+    Args:
+        scores: parameter name -> score of every weight.
+        keep: fraction in (0, 1].
+        scope: `global` ranks all weights together, `layer` each parameter's on their own.
+        min_per_layer: every parameter keeps at least this many of its best, taken out of K first, so that no layer
+            dies in a global ranking.
+
+    Returns:
+        parameter name -> bool tensor.
+
+    Raises:
+        MaskError: if a score is NaN.
+        ParameterError: if `keep` is out of range, or too small for the floor.
+    """
+    if not 0 < keep <= 1:
+        raise ParameterError(f"`keep` must be in (0, 1], got {keep}.")
+    for name, score in scores.items():
+        if bool(score.isnan().any()):
+            raise MaskError(f"parameter {name!r}: {int(score.isnan().sum())} scores are NaN. Did training diverge?")
+    if scope == "layer":
+        return {name: top_k(s.flatten(), budget(s.numel(), keep)).view(s.shape) for name, s in scores.items()}
+    flat = torch.cat([score.flatten().double() for score in scores.values()])
+    floors = _floors(scores, min_per_layer)
+    k = budget(len(flat), keep)
+    if int(floors.sum()) > k:
+        raise ParameterError(
+            f"keep={keep} leaves {k} of {len(flat)} weights, fewer than min_per_layer={min_per_layer} in each of "
+            f"{len(scores)} layers. Raise keep or lower min_per_layer."
+        )
+    kept = floors.clone()
+    kept[~floors] = top_k(flat[~floors], k - int(floors.sum()))
+    parts = kept.split([score.numel() for score in scores.values()])
+    return {name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)}
+
+
+def select_channels(
+    scores: Mapping[str, Tensor], units: Units, keep: float, *, scope: Scope = "global", min_per_layer: int = 1
+) -> dict[str, Tensor]:
+    """Keep whole output channels: K = clamp(round(keep * C), 1, C) of the C channels of all layers together.
+
+    A channel is a row of a layer's weight together with its bias and its norm's scale and shift, and its score is
+    the mean over them, so that layers of different fan-in compare.
+
+    Args:
+        scores: parameter name -> scores, for all parameters named in `units`.
+        units: layer -> its parameters, as `channel_units` finds them.
+        keep: fraction of the channels in (0, 1].
+        scope: as in `select`.
+        min_per_layer: channels that every layer keeps at least.
+
+    Returns:
+        parameter name -> bool tensor, constant along every channel.
+    """
+    channels = {
+        layer: torch.cat([scores[name].double().flatten(1) if scores[name].ndim > 1 else scores[name].double()[:, None]
+                          for name in names], dim=1).mean(1)
+        for layer, names in units.items()
+    }  # fmt: skip
+    chosen = select(channels, keep, scope=scope, min_per_layer=min_per_layer)
+    return {
+        name: chosen[layer].view(-1, *[1] * (scores[name].ndim - 1)).expand(scores[name].shape).clone()
+        for layer, names in units.items()
+        for name in names
+    }
+
+
+def budget(size: int, keep: float) -> int:
+    """K = clamp(round(keep * size), 1, size)."""
+    return min(max(round(keep * size), 1), size)
+
+
+def top_k(scores: Tensor, k: int) -> Tensor:
+    """Mark exactly the k largest of a vector; among equals the first."""
+    if k <= 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    if k >= len(scores):
+        return torch.ones_like(scores, dtype=torch.bool)
+    threshold = scores.kthvalue(len(scores) - k + 1).values
+    kept = scores > threshold
+    ties = (scores == threshold).nonzero().flatten()
+    kept[ties[: k - int(kept.sum())]] = True
+    return kept
+
+
+def _floors(scores: Mapping[str, Tensor], count: int) -> Tensor:
+    """The best `count` weights of every parameter, over all parameters in one vector."""
+    return torch.cat([top_k(score.flatten().double(), min(count, score.numel())) for score in scores.values()])

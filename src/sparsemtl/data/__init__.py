@@ -1,0 +1,28 @@
+"""Data sets: official files in, tasks with training, validation and test samples out."""
+
+from sparsemtl.data.base import Split, TaskData, TensorLoader
+from sparsemtl.data.digits import digits
+from sparsemtl.data.dkl import dkl
+from sparsemtl.data.emnist_letters import emnist_letters
+from sparsemtl.data.fashion_mnist import fashion_mnist
+from sparsemtl.data.kmnist import kmnist
+from sparsemtl.data.mnist import mnist
+from sparsemtl.data.multi import multi_fashion, multi_fashion_mnist, multi_mnist
+from sparsemtl.registry import Registry
+
+DATASETS: Registry[TaskData] = Registry(
+    "data set",
+    {
+        "digits": digits,
+        "mnist": mnist,
+        "fashion-mnist": fashion_mnist,
+        "kmnist": kmnist,
+        "emnist-letters": emnist_letters,
+        "multi-mnist": multi_mnist,
+        "multi-fashion": multi_fashion,
+        "multi-fashion-mnist": multi_fashion_mnist,
+        "dkl": dkl,
+    },
+)
+
+__all__ = ["DATASETS", "Split", "TaskData", "TensorLoader"]

@@ -1,0 +1,237 @@
+"""A data set in memory: its tasks, its three splits, and the loaders that batch them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from sparsemtl.errors import DataError, ParameterError, unknown_name
+from sparsemtl.parameters import Count, validated
+from sparsemtl.tasks import Task
+
+
+class TensorLoader:
+    """Batches of tensors that are held in memory: one gather a batch, no worker processes, no copies of samples.
+
+    Args:
+        x: inputs, a tensor or any nest of tensors, all of N samples.
+        targets: target -> labels, or one task's labels; N of each.
+        batch_size: samples a batch; the last batch may be smaller.
+        shuffle: draw a new order at the start of every pass.
+        drop_last: leave out a last batch that is not full.
+        generator: draws the order; by default torch's global generator, so that whoever restores its state gets the
+            same order again.
+
+    Yields:
+        pairs (inputs, targets) of the same forms. Batches are copies: a network that works in place on its input
+        does not touch the data.
+
+    Raises:
+        DataError: if lengths differ or there is no batch to yield.
+    """
+
+    @validated
+    def __init__(
+        self,
+        x: Any,
+        targets: Mapping[str, Tensor] | Tensor,
+        *,
+        batch_size: Count = 64,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.x = x
+        self.targets: dict[str, Tensor] | Tensor = dict(targets) if isinstance(targets, Mapping) else targets
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.generator = generator
+        self.dataset_size = _common_length(x, self.targets)
+        if len(self) == 0:
+            raise DataError(
+                f"{self.dataset_size} samples make no batch of {batch_size}"
+                + (" with drop_last; take smaller batches or keep the last one." if drop_last else ".")
+            )
+
+    def __len__(self) -> int:
+        """Number of batches in a pass."""
+        full, rest = divmod(self.dataset_size, self.batch_size)
+        return full + bool(rest and not self.drop_last)
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        size = self.dataset_size
+        order = torch.randperm(size, generator=self.generator) if self.shuffle else torch.arange(size)
+        return (_gather((self.x, self.targets), rows) for rows in order.split(self.batch_size)[: len(self)])
+
+
+def _gather(nest: Any, rows: Tensor) -> Any:
+    return tree_map_only(Tensor, lambda tensor: tensor[rows.to(tensor.device)], nest)
+
+
+def _common_length(x: Any, targets: Mapping[str, Tensor] | Tensor) -> int:
+    inputs = {len(leaf) for leaf in tree_leaves(x) if isinstance(leaf, Tensor)}
+    if len(inputs) != 1:
+        raise DataError(f"inputs must be tensors of one length, found lengths {sorted(inputs)}.")
+    (length,) = inputs
+    for name, labels in (targets if isinstance(targets, Mapping) else {"labels": targets}).items():
+        if len(labels) != length:
+            raise DataError(f"target {name!r} has {len(labels)} labels for {length} samples.")
+    return length
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Samples with the labels of their tasks.
+
+    Attributes:
+        x: inputs, shape (N, ...).
+        targets: target -> labels, N of each.
+    """
+
+    x: Tensor
+    targets: dict[str, Tensor]
+
+    def __post_init__(self) -> None:
+        _common_length(self.x, self.targets)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def loader(self, batch_size: int, *, shuffle: bool = False, drop_last: bool = False) -> TensorLoader:
+        """Make a loader of these samples."""
+        return TensorLoader(self.x, self.targets, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last)
+
+    def take(self, count: int) -> Split:
+        """The first `count` samples, or all if there are fewer."""
+        return self.select(torch.arange(min(count, len(self))))
+
+    def select(self, rows: Tensor) -> Split:
+        """The samples at these indices, in their order."""
+        return Split(self.x[rows], {name: labels[rows] for name, labels in self.targets.items()})
+
+    def only(self, targets: Sequence[str]) -> Split:
+        """The same samples with these targets' labels alone."""
+        return Split(self.x, {name: self.targets[name] for name in targets})
+
+
+Part = Split | Mapping[str, Split]
+"""What one of training, validation and test holds: samples for all tasks, or task -> samples of its own."""
+Loaders = TensorLoader | dict[str, TensorLoader]
+"""One loader for all tasks, or one a task."""
+
+
+@dataclass(frozen=True, eq=False)
+class TaskData:
+    """A data set with its tasks.
+
+    Attributes:
+        name: the data set's name.
+        tasks: the tasks.
+        train: what networks learn from; one `Split`, or task -> `Split` if every task has inputs of its own.
+        validation: what epochs and settings are chosen by.
+        test: what is reported, once.
+        notes: what must be said beside every figure, such as how the splits were made.
+
+    Raises:
+        DataError: if a task has no samples or no labels in one of the parts.
+    """
+
+    name: str
+    tasks: tuple[Task, ...]
+    train: Part
+    validation: Part
+    test: Part
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, part in self._parts().items():
+            if isinstance(part, Mapping) != self.heterogeneous:
+                raise DataError(
+                    f"{self.name}: training data has one split {self._form()}, {name} data has not."
+                )
+            for task in self.tasks:
+                split = part.get(task.name) if isinstance(part, Mapping) else part
+                if split is None or task.target not in split.targets:
+                    raise DataError(f"{self.name}: the {name} data has no labels of task {task.name!r}.")
+
+    def _parts(self) -> dict[str, Part]:
+        return {"training": self.train, "validation": self.validation, "test": self.test}
+
+    def _form(self) -> str:
+        return "a task" if self.heterogeneous else "for all tasks"
+
+    @property
+    def heterogeneous(self) -> bool:
+        """True if every task has inputs of its own."""
+        return isinstance(self.train, Mapping)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample, as an encoder's builder takes it.
+
+        Raises:
+            DataError: if the tasks' inputs have different shapes.
+        """
+        splits = self.train.values() if isinstance(self.train, Mapping) else [self.train]
+        shapes = {tuple(split.x.shape[1:]) for split in splits}
+        if len(shapes) > 1:
+            raise DataError(f"{self.name}: the tasks' inputs have different shapes {sorted(shapes)}.")
+        return shapes.pop()
+
+    def loaders(
+        self, batch_size: int, *, evaluation_batch_size: int | None = None, drop_last: bool = False
+    ) -> tuple[Loaders, Loaders, Loaders]:
+        """Make the loaders of training (shuffled), validation and test data (in order).
+
+        Args:
+            batch_size: samples a batch in training, of every task where tasks have inputs of their own.
+            evaluation_batch_size: in validation and test; twice as many by default, as no gradients are kept.
+            drop_last: leave out a last training batch that is not full.
+        """
+        larger = evaluation_batch_size or 2 * batch_size
+        return (
+            _loaders(self.train, batch_size, shuffle=True, drop_last=drop_last),
+            _loaders(self.validation, larger),
+            _loaders(self.test, larger),
+        )
+
+    def only(self, tasks: Sequence[str]) -> TaskData:
+        """The same data for some of the tasks, in the order of the data set.
+
+        Raises:
+            ParameterError: if there is no such task, or none is left.
+        """
+        known = [task.name for task in self.tasks]
+        for name in tasks:
+            if name not in known:
+                raise ParameterError(f"{self.name}: {unknown_name('task', name, known)}")
+        kept = tuple(task for task in self.tasks if task.name in tasks)
+        if not kept:
+            raise ParameterError(f"{self.name}: at least one task must be kept. Known: {', '.join(known)}.")
+        return replace(
+            self,
+            tasks=kept,
+            train=_only(self.train, kept),
+            validation=_only(self.validation, kept),
+            test=_only(self.test, kept),
+        )
+
+
+def _loaders(part: Part, batch_size: int, *, shuffle: bool = False, drop_last: bool = False) -> Loaders:
+    if isinstance(part, Split):
+        return part.loader(batch_size, shuffle=shuffle, drop_last=drop_last)
+    return {
+        task: split.loader(batch_size, shuffle=shuffle, drop_last=drop_last) for task, split in part.items()
+    }
+
+
+def _only(part: Part, tasks: Sequence[Task]) -> Part:
+    if isinstance(part, Split):
+        return part.only([task.target for task in tasks])
+    return {task.name: part[task.name] for task in tasks}

@@ -1,0 +1,116 @@
+"""scikit-learn's small digits, with four tasks of different kinds on every image. Nothing to download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sparsemtl.data.base import Split, TaskData
+from sparsemtl.data.options import checked
+from sparsemtl.data.splitting import partition
+from sparsemtl.errors import missing_extra
+from sparsemtl.parameters import Natural, Share
+from sparsemtl.tasks import Classification, MultiLabel, Regression, Task
+
+SHARES = (0.6, 0.2, 0.2)
+"""Training, validation and test."""
+SHAPES = {"loop": (0, 6, 8, 9), "bar": (4, 5, 7), "stem": (1, 4, 9)}
+"""Attribute -> digits that have it: a closed loop, a straight horizontal stroke, a straight vertical stroke."""
+
+
+@checked
+def digits(
+    *,
+    root: str | Path | None = None,
+    download: bool = False,
+    missing: Share = 0.0,
+    seed: Natural = 0,
+) -> TaskData:
+    """Digits: 1,797 images of 8x8 pixels with four tasks, from scikit-learn (Alpaydin and Kaynak 1998).
+
+    The tasks are `digit` (10 classes), `parity` (even or odd), `shape` (three attributes that a printed digit of the
+    class has: a loop, a horizontal bar, a vertical stem) and `slant` (how far this very image leans to the right,
+    columns a row, standardised to mean 0 and variance 1 in training). The first three follow from the class; the
+    last does not.
+
+    Args:
+        root: as in all data sets; scikit-learn brings these images along, so it is not read.
+        download: likewise.
+        missing: share of the training labels that are hidden, of every task at random, in [0, 1): partially
+            labelled data. Validation and test keep all labels.
+        seed: of the split into 60 % training, 20 % validation, 20 % test, and of what is hidden.
+
+    Raises:
+        MissingExtraError: if scikit-learn is not installed.
+    """
+    images, classes = _read()
+    tasks: tuple[Task, ...] = (
+        Classification("digit", 10),
+        Classification("parity", ["even", "odd"]),
+        MultiLabel("shape", list(SHAPES)),
+        Regression("slant"),
+    )
+    train_rows, validation_rows, test_rows = partition(len(images), SHARES, seed=seed)
+    lean = slant(images.squeeze(1))
+    spread, mean = torch.std_mean(lean[train_rows], correction=0)
+    whole = Split(
+        images,
+        {
+            "digit": classes,
+            "parity": classes % 2,
+            "shape": torch.stack(
+                [torch.isin(classes, torch.tensor(d)) for d in SHAPES.values()], dim=1
+            ).float(),
+            "slant": (lean - mean) / spread,
+        },
+    )
+    hidden = (f"{missing:.4g} of the training labels of every task are hidden at random",) if missing else ()
+    return TaskData(
+        "digits",
+        tasks,
+        train=_hide(whole.select(train_rows), tasks, missing, seed),
+        validation=whole.select(validation_rows),
+        test=whole.select(test_rows),
+        notes=(f"60 % training, 20 % validation, 20 % test at random (seed {seed})", *hidden),
+    )
+
+
+def slant(images: Tensor) -> Tensor:
+    """How far glyphs lean to the right, in columns a row: the regression of bright pixels' columns on their rows.
+
+    Args:
+        images: brightness, at least two rows lit in each, shape (N, H, W).
+
+    Returns:
+        Negative covariance of row and column over the variance of the row, shape (N,); rows count downwards.
+    """
+    weights = images / images.sum((1, 2), keepdim=True)
+    rows = torch.arange(images.shape[1], dtype=images.dtype)
+    columns = torch.arange(images.shape[2], dtype=images.dtype)
+    by_row, by_column = weights.sum(2), weights.sum(1)
+    height = rows - (by_row @ rows)[:, None]
+    breadth = columns - (by_column @ columns)[:, None]
+    covariance = torch.einsum("nhw,nh,nw->n", weights, height, breadth)
+    return -covariance / (by_row * height.square()).sum(1)
+
+
+def _read() -> tuple[Tensor, Tensor]:
+    """Images in [0, 1], shape (1797, 1, 8, 8), and classes (1797,)."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise missing_extra("scikit-learn", "data", "the data set 'digits'") from None
+    bunch = load_digits()
+    return torch.from_numpy(bunch.images).float().unsqueeze(1) / 16, torch.from_numpy(bunch.target).long()
+
+
+def _hide(split: Split, tasks: tuple[Task, ...], share: float, seed: int) -> Split:
+    """Replace a share of every task's labels by what stands for an unknown one."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = {name: labels.clone() for name, labels in split.targets.items()}
+    for task in tasks:
+        rows = torch.randperm(len(split), generator=generator)[: round(share * len(split))]
+        targets[task.target][rows] = task.ignore_index if isinstance(task, Classification) else float("nan")
+    return Split(split.x, targets)

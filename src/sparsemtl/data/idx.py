@@ -1,0 +1,59 @@
+"""The idx format of MNIST and its relatives: a magic number, the sizes, the numbers, all big-endian."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsemtl.errors import DataError
+
+DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+"""Third byte of the magic number -> type of the numbers."""
+
+
+def read_idx(path: Path, *, ndim: int) -> Tensor:
+    """Read an idx file, gzipped if its name ends in .gz.
+
+    Args:
+        path: the file.
+        ndim: dimensions that it must have: 3 for grey images, 1 for labels.
+
+    Returns:
+        The numbers, in the file's own type and shape.
+
+    Raises:
+        DataError: naming the file, if it is not gzip, of another format, short or long.
+    """
+    content = _content(path)
+    magic = content[:4]
+    if len(content) < 4 * (1 + ndim) or magic[:2] != b"\0\0" or magic[2] not in DTYPES or magic[3] != ndim:
+        raise DataError(
+            f"{path} is not an idx file of {ndim} dimensions: it starts with 0x{magic.hex()}, "
+            f"expected 0x000008{ndim:02x} for bytes."
+        )
+    dtype = np.dtype(DTYPES[magic[2]])
+    sizes = np.frombuffer(content, ">u4", count=ndim, offset=4).tolist()
+    announced, found = prod(sizes) * dtype.itemsize, len(content) - 4 * (1 + ndim)
+    if found != announced:
+        raise DataError(
+            f"{path} is {'short' if found < announced else 'too long'}: its header announces "
+            f"{' x '.join(map(str, sizes))} numbers in {announced} bytes, {found} bytes follow."
+        )
+    numbers = np.frombuffer(content, dtype, offset=4 * (1 + ndim)).reshape(sizes)
+    return torch.from_numpy(numbers.astype(dtype.newbyteorder("=")))
+
+
+def _content(path: Path) -> bytes:
+    content = path.read_bytes()
+    if path.suffix != ".gz":
+        return content
+    try:
+        return gzip.decompress(content)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is not a whole gzip file: {error}. Remove it and get it again.") from None

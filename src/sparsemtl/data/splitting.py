@@ -1,0 +1,72 @@
+"""Which samples go where: always by a seed of its own, never by the global random state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from sparsemtl.errors import DataError, ParameterError
+
+
+def shuffled(count: int, seed: int) -> Tensor:
+    """The numbers 0 .. count - 1 in an order that depends on nothing but the seed."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+
+def partition(count: int, shares: Sequence[float], *, seed: int) -> list[Tensor]:
+    """Cut `count` shuffled samples into consecutive parts.
+
+    Args:
+        count: number of samples.
+        shares: fraction of every part, each above 0; they add up to 1.
+        seed: of the order.
+
+    Returns:
+        Indices of every part's samples: disjoint, together all of them.
+
+    Raises:
+        ParameterError: if the shares do not add up to 1, or one is not above 0.
+        DataError: if there are too few samples for a part to get one.
+    """
+    if any(share <= 0 for share in shares) or not math.isclose(sum(shares), 1, abs_tol=1e-9):
+        raise ParameterError(f"the parts of a split must be above 0 and add up to 1, got {list(shares)}.")
+    ends = [round(count * reached) for reached in accumulate(shares)]
+    parts = list(shuffled(count, seed).tensor_split(ends[:-1]))
+    if any(len(part) == 0 for part in parts):
+        raise DataError(f"{count} samples are too few to be split {list(shares)}.")
+    return parts
+
+
+def hold_out(
+    count: int, validation: float, *, seed: int, train_size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Hold out the last of the shuffled training samples for validation.
+
+    Args:
+        count: number of training samples.
+        validation: the share held out, in (0, 1).
+        seed: of the order.
+        train_size: use only so many for training, the first in the order; validation shrinks in proportion and
+            stays the last, so that no smaller training set ever meets it.
+
+    Returns:
+        indices of the training samples, indices of the validation samples.
+    """
+    train, held_out = partition(count, [1 - validation, validation], seed=seed)
+    if train_size is None:
+        return train, held_out
+    if train_size > len(train):
+        raise DataError(
+            f"train_size={train_size}, but {count} samples less the share {validation} held out for validation "
+            f"are {len(train)}."
+        )
+    return train[:train_size], held_out[-in_proportion(train_size, validation) :]
+
+
+def in_proportion(train_size: int, validation: float) -> int:
+    """Number of validation samples, at least one, beside `train_size` for the share `validation` of both."""
+    return max(1, round(train_size * validation / (1 - validation)))

@@ -1,0 +1,52 @@
+"""One self-contained HTML page a run or a study: no server, no network, no script needed to read it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparsemtl.errors import CheckpointError, missing_extra
+from sparsemtl.files import write_text
+
+__all__ = ["write_report"]
+
+
+def write_report(path: str | Path) -> Path:
+    """Write `report.html` into the folder of a run or a study.
+
+    Args:
+        path: a run folder (it has a `summary.json`) or a study folder (it has a `study.json`).
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        CheckpointError: if the folder is neither, or a file in it is damaged; it names the file.
+        MissingExtraError: if what draws reports is not installed.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder} is not a folder. A report is drawn of the folder of a run or a study."
+        )
+    try:
+        # All of the report may need these; here alone they are optional.
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+        import pandas  # noqa: F401
+    except ImportError as error:
+        raise missing_extra(str(error.name), "report", "A report") from None
+    from sparsemtl.report.run_page import run_page
+    from sparsemtl.report.study_page import study_page
+
+    if (folder / "study.json").is_file():
+        page = study_page(folder)
+    elif (folder / "summary.json").is_file():
+        page = run_page(folder)
+    else:
+        raise CheckpointError(
+            f"{folder} is neither a run that has ended (summary.json is missing) nor a study "
+            "(study.json is missing)."
+        )
+    target = folder / "report.html"
+    write_text(target, page)
+    return target

@@ -1,0 +1,94 @@
+"""Figures as inline SVG that takes colours and fonts from the page, and so follows its light and dark mode.
+
+Matplotlib draws with stand-in colours, each of which is then replaced by a variable of the style sheet.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from typing import Any
+
+from markupsafe import Markup, escape
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, MUTED, RULE, BAD = "#010101", "#020202", "#030303", "#040404"
+SERIES = 10
+"""Number of colours that tell tasks or methods apart; further ones begin again."""
+NEUTRAL = -1
+"""Number of what is no task and no method."""
+
+_VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", BAD: "bad"}
+_VARIABLES |= {f"#0505{i:02x}": f"c{i}" for i in range(SERIES)}
+
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "font.size": 12,
+    "font.family": "DejaVu Sans",
+    "text.color": INK,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.7,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "axes.formatter.useoffset": False,
+    "axes.unicode_minus": True,
+}
+
+
+def series(index: int) -> str:
+    """Stand-in of the colour of the task or method of this number."""
+    return INK if index == NEUTRAL else f"#0505{index % SERIES:02x}"
+
+
+def css(index: int) -> str:
+    """The same colour in a style sheet."""
+    return f"var(--c{index % SERIES})"
+
+
+def draw(plot: Callable[[Axes], None], *, width: int, height: int, label: str) -> Markup:
+    """Draw one set of axes as an SVG element.
+
+    Args:
+        plot: draws on the axes, in the colours of this module.
+        width: in pixels; the figure shrinks where the page is narrower.
+        height: in pixels.
+        label: what a screen reader says.
+    """
+    with rc_context({**_STYLE, "svg.hashsalt": label}):
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
+        figure.patch.set_visible(False)
+        axes = figure.add_subplot()
+        axes.patch.set_visible(False)
+        plot(axes)
+        file = io.StringIO()
+        figure.savefig(
+            file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
+    return Markup(_for_page(file.getvalue(), width, height, label))
+
+
+def _for_page(svg: str, width: int, height: int, label: str) -> str:
+    """Take a standalone SVG document to an element of a page: no prolog, no namespaces, no fixed colours."""
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<svg[^>]*>", "", body, count=1)
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r"<!--.*?-->\s*", "", body, flags=re.DOTALL)
+    # Groups have the same ids in every figure, and nothing refers to them; other ids are salted.
+    body = re.sub(r'<g id="[^"]*"', "<g", body)
+    body = body.replace("xlink:href", "href").replace("'DejaVu Sans'", "inherit")
+    for colour, name in _VARIABLES.items():
+        body = body.replace(colour, f"var(--{name})")
+    return (
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{escape(label)}">{body}'
+    )

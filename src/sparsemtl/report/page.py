@@ -1,0 +1,40 @@
+"""Templates: one page, its style sheet inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from sparsemtl._version import __version__
+from sparsemtl.report import words
+from sparsemtl.report.drawing import css
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render(template: str, **context: Any) -> str:
+    """Fill a template; everything that is not markup of our own is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "arrow": words.arrow,
+        "number": words.number,
+        "percent": words.percent,
+        "duration": words.duration,
+        "listing": words.listing,
+        "colour": css,
+        "plural": words.plural,
+    }
+    style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
+    script = Markup((TEMPLATES / "sort.js").read_text(encoding="utf-8"))
+    return environment.get_template(template).render(
+        **context, style=style, script=script, version=__version__
+    )

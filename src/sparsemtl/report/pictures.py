@@ -1,0 +1,164 @@
+"""Sample inputs with the tasks' answers: images as PNG inside the page, vectors as small bars."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from markupsafe import Markup
+from matplotlib.image import imsave
+from torch import Tensor
+
+from sparsemtl.report.words import number
+
+LIMIT = 24
+"""Samples shown of a group."""
+WIDEST = 64
+"""Vectors of more features are not drawn."""
+
+Verdict = Literal["right", "wrong", "none"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one task said of one sample.
+
+    Attributes:
+        task: its name.
+        said: the prediction.
+        truth: the label where it differs from the prediction or always matters (regression), else "".
+        verdict: `none` where there is no label, or no right and wrong.
+    """
+
+    task: str
+    said: str
+    truth: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One input and what the tasks said: its picture (an `img` or `svg` element, or "") and the answers."""
+
+    picture: Markup
+    answers: Sequence[Answer]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Samples that the same tasks read.
+
+    Attributes:
+        group: "all", or the task whose own data these are.
+        samples: the first ones.
+        total: how many the run kept.
+    """
+
+    group: str
+    samples: Sequence[Sample]
+    total: int
+
+
+def galleries(samples: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]]) -> list[Gallery]:
+    """Read a run's samples for a report.
+
+    Args:
+        samples: group -> {"x": (n, C, H, W) or (n, F), "tasks": {task: {"target", "prediction"}}}.
+        tasks: task -> its summary, for its kind and the names of its classes.
+    """
+    return [_gallery(group, content, tasks) for group, content in samples.items() if len(content["x"])]
+
+
+def _gallery(group: str, content: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]]) -> Gallery:
+    total = len(content["x"])
+    pictures = _pictures(content["x"][:LIMIT].detach().float())
+    shown = [
+        Sample(
+            picture,
+            [
+                _answer(task, tasks.get(task, {}), given["target"][i], given["prediction"][i])
+                for task, given in content["tasks"].items()
+            ],
+        )
+        for i, picture in enumerate(pictures)
+    ]
+    return Gallery(group, shown, total)
+
+
+def _pictures(x: Tensor) -> list[Markup]:
+    x = x.nan_to_num()
+    low, high = x.amin(), x.amax()
+    scaled = (x - low) / (high - low).clamp(min=1e-12)
+    if x.ndim == 4:
+        return [_image(sample) for sample in scaled]
+    if x.ndim == 2 and x.shape[1] <= WIDEST:
+        return [_bars(sample) for sample in scaled]
+    return [Markup("")] * len(x)
+
+
+def _image(pixels: Tensor) -> Markup:
+    """A PNG of (C, H, W) in [0, 1]: three channels are colours, any other number is averaged to grey."""
+    file = io.BytesIO()
+    if len(pixels) == 3:
+        imsave(file, pixels.permute(1, 2, 0).numpy(), format="png")
+    else:
+        imsave(file, pixels.mean(0).numpy(), format="png", cmap="gray", vmin=0, vmax=1)
+    text = base64.b64encode(file.getvalue()).decode()
+    return Markup('<img alt="" src="data:image/png;base64,{}">').format(text)
+
+
+def _bars(values: Tensor) -> Markup:
+    """One bar a feature, values in [0, 1]."""
+    path = "".join(f"M{i + 0.5} 24v{-(1 + 22 * value):.1f}" for i, value in enumerate(values.tolist()))
+    return Markup(
+        '<svg viewBox="0 0 {} 24" preserveAspectRatio="none" class="bars"><path d="{}"/></svg>'
+    ).format(len(values), path)
+
+
+def _answer(task: str, about: Mapping[str, Any], target: Tensor, prediction: Tensor) -> Answer:
+    names = about.get("classes")
+    match about.get("kind"):
+        case "Classification":
+            return _class_answer(task, names, target, prediction)
+        case "MultiLabel":
+            return _label_answer(task, names, target, prediction)
+    return Answer(task, _values(prediction), _values(target), "none")
+
+
+def _class_answer(task: str, names: Sequence[str] | None, target: Tensor, prediction: Tensor) -> Answer:
+    said, truth = int(prediction), float(target)
+    if not 0 <= truth < (len(names) if names else math.inf):  # NaN, or an ignore index
+        return Answer(task, _name(names, said), "", "none")
+    if said == truth:
+        return Answer(task, _name(names, said), "", "right")
+    return Answer(task, _name(names, said), _name(names, int(truth)), "wrong")
+
+
+def _label_answer(task: str, names: Sequence[str] | None, target: Tensor, prediction: Tensor) -> Answer:
+    """The labels that the task said yes to; where some are wrong, the true ones beside."""
+    target, prediction = target.flatten().float(), prediction.flatten().float()
+    known = ~target.isnan()
+    if not bool(known.any()):
+        return Answer(task, _yes(names, prediction), "", "none")
+    right = torch.equal(target[known], prediction[known])
+    truth = "" if right else _yes(names, torch.where(known, target, 0.0))
+    return Answer(task, _yes(names, prediction), truth, "right" if right else "wrong")
+
+
+def _yes(names: Sequence[str] | None, labels: Tensor) -> str:
+    return ", ".join(_name(names, int(i)) for i in labels.nonzero().flatten()) or "none"
+
+
+def _name(names: Sequence[str] | None, index: int) -> str:
+    return str(names[index]) if names and 0 <= index < len(names) else str(index)
+
+
+def _values(tensor: Tensor) -> str:
+    values = tensor.detach().flatten().float().tolist()
+    text = ", ".join(number(value) for value in values[:3])
+    return text + (", …" if len(values) > 3 else "")

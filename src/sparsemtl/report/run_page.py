@@ -1,0 +1,212 @@
+"""The page of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sparsemtl.report.charts import Chart, Line, line_chart
+from sparsemtl.report.drawing import NEUTRAL
+from sparsemtl.report.folders import RunFolder
+from sparsemtl.report.page import render
+from sparsemtl.report.pictures import galleries
+from sparsemtl.report.sharing import SharingView, sharing_view
+from sparsemtl.report.words import arrow, duration, percent, plural, scores
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One metric of one task, a row of the table of results.
+
+    Attributes:
+        metric: its name.
+        higher: whether higher is better; None if the summary does not say.
+        primary: whether the task is judged by it.
+        validation: at the task's best epoch, None if it was not measured.
+        test: the same on test data.
+    """
+
+    metric: str
+    higher: bool | None
+    primary: bool
+    validation: float | None
+    test: float | None
+
+
+def run_page(path: Path) -> str:
+    """Draw a run as a page of HTML.
+
+    Raises:
+        CheckpointError: if `summary.json` is missing, or a file of the run is damaged.
+    """
+    run = RunFolder.read(path)
+    colours = {task: i for i, task in enumerate(run.tasks)}
+    masks = run.masks()
+    view = sharing_view(masks) if masks else None
+    return render(
+        "run.html",
+        run=run,
+        title=run.summary.get("name") or path.resolve().name,
+        colours=colours,
+        kept=dict(zip(view.tasks, view.counts, strict=True)) if view else {},
+        environment=_environment(run),
+        lead=_lead(run),
+        sharing_lead=_sharing_lead(view) if view else "",
+        facts=list(_facts(run, view)),
+        figures={task: _figures(about) for task, about in run.tasks.items()},
+        curves=_learning_curves(run, colours),
+        view=view,
+        changes=_sharing_charts(run, colours),
+        weights=_charts(run, colours, "balancing", "weight", "loss weight", only_if_varying=True),
+        galleries=galleries(run.samples(), run.tasks),
+    )
+
+
+def _figures(about: Mapping[str, Any]) -> list[Figure]:
+    directions = about.get("directions", {})
+    validation, test = about.get("validation", {}), about.get("test", {})
+    primary = about.get("primary")
+    names = list(dict.fromkeys([primary, *validation, *test]))
+    return [
+        Figure(name, directions.get(name), name == primary, validation.get(name), test.get(name))
+        for name in names
+        if name is not None
+    ]
+
+
+def _lead(run: RunFolder) -> str:
+    """The result in one sentence, by test data where there are any."""
+    split = (
+        "test" if any(_primary(about, "test") is not None for about in run.tasks.values()) else "validation"
+    )
+    values = [
+        (task, about["primary"], value)
+        for task, about in run.tasks.items()
+        if (value := _primary(about, split)) is not None
+    ]
+    return f"On {split} data: {scores(values)}." if values else "No task has been evaluated."
+
+
+def _sharing_lead(view: SharingView) -> str:
+    low, high = min(view.whole.densities), max(view.whole.densities)
+    part = percent(low) if percent(low) == percent(high) else f"{percent(low)} to {percent(high)}"
+    first = f"Each task uses {part} of the {view.whole.size:,} weights that tasks may share"
+    if view.overlap is None or view.by_chance is None:
+        return f"{first}."
+    return (
+        f"{first}. Two tasks have on average {percent(view.overlap)} of the weights that either uses in "
+        f"common; drawn at random, it would be {percent(view.by_chance)}."
+    )
+
+
+def _primary(about: Mapping[str, Any], split: str) -> float | None:
+    value: float | None = about.get(split, {}).get(about["primary"])
+    return value
+
+
+def _facts(run: RunFolder, view: SharingView | None) -> Iterator[tuple[str, str]]:
+    """Name and value of what a reader wants to know first."""
+    summary = run.summary
+    axes = summary.get("axes", {})
+    for axis in ("data", "encoder", "architecture", "sharing", "balancing"):
+        if axes.get(axis):
+            yield axis, str(axes[axis])
+    if summary.get("parameters", {}).get("total"):
+        yield "parameters", f"{summary['parameters']['total']:,}"
+    if view:
+        yield "weights a task", percent(sum(view.whole.densities) / len(view.tasks))
+    if summary.get("epochs") is not None:
+        yield "epochs", str(summary["epochs"])
+    if summary.get("seconds") is not None:
+        yield "time", duration(summary["seconds"])
+    speed = run.curve("run", "", "samples_per_second")
+    if len(speed):
+        yield "speed", f"{plural(round(speed.median()), 'sample')}/s"
+    if summary.get("seed") is not None:
+        yield "seed", str(summary["seed"])
+
+
+def _environment(run: RunFolder) -> str:
+    """Versions and machine in one line."""
+    about = run.environment
+    parts = [f"{name} {version}" for name, version in about.get("versions", {}).items() if version]
+    parts += [
+        f"{name} {about[name]}" for name in ("device", "threads", "platform") if about.get(name) is not None
+    ]
+    return ", ".join(parts)
+
+
+def _learning_curves(run: RunFolder, colours: Mapping[str, int]) -> dict[str, list[Chart]]:
+    """Heading -> one chart a task."""
+    parts = {
+        "What each task is judged by": {task: about["primary"] for task, about in run.tasks.items()},
+        "Loss": {task: "loss" for task, about in run.tasks.items() if about["primary"] != "loss"},
+    }
+    charts = {
+        heading: [
+            chart for task, metric in part.items() if (chart := _curve(run, task, metric, colours[task]))
+        ]
+        for heading, part in parts.items()
+    }
+    return {heading: drawn for heading, drawn in charts.items() if drawn}
+
+
+def _curve(run: RunFolder, task: str, metric: str, colour: int) -> Chart | None:
+    about = run.tasks[task]
+    train, validation = (run.curve(split, task, metric) for split in ("train", "validation"))
+    lines = [
+        Line(list(curve.index), list(curve), colour, dashed=curve is train)
+        for curve in (train, validation)
+        if len(curve)
+    ]
+    if not lines:
+        return None
+    epoch = about.get("best_epoch")
+    best = [(e, value, colour) for e, value in zip(validation.index, validation, strict=True) if e == epoch]
+    higher = about.get("directions", {}).get(metric, False if metric == "loss" else None)
+    svg = line_chart(lines, marks=best, label=f"{metric} of {task} over epochs")
+    return Chart(task, f"{metric}{arrow(higher)}", svg, colour)
+
+
+def _sharing_charts(run: RunFolder, colours: Mapping[str, int]) -> list[Chart]:
+    charts = [
+        *_charts(run, colours, "sharing", "changed", "weights replaced"),
+        *_charts(run, colours, "sharing", "density", "density", only_if_varying=True),
+    ]
+    overlap = run.curve("sharing", "", "overlap")
+    if len(overlap) > 1:
+        line = Line(list(overlap.index), list(overlap), NEUTRAL, dots=len(overlap) < 30)
+        charts.append(
+            Chart("overlap", "mean Jaccard of two tasks", line_chart([line], label="overlap over epochs"))
+        )
+    return charts
+
+
+def _charts(
+    run: RunFolder,
+    colours: Mapping[str, int],
+    split: str,
+    metric: str,
+    title: str,
+    only_if_varying: bool = False,
+) -> list[Chart]:
+    """One chart of a figure with a line a task; none if there is nothing to see."""
+    curves = {task: curve for task in colours if len(curve := run.curve(split, task, metric))}
+    if not curves or max(map(len, curves.values())) < 2:
+        return []
+    if only_if_varying and all(_constant(curve) for curve in curves.values()):
+        return []
+    lines = [_dotted(curve, colours[task]) for task, curve in curves.items()]
+    return [Chart(title, "by task", line_chart(lines, label=f"{title} over epochs"))]
+
+
+def _dotted(curve: pd.Series[float], colour: int) -> Line:
+    return Line(list(curve.index), list(curve), colour, dots=len(curve) < 30)
+
+
+def _constant(curve: Sequence[float] | pd.Series[float]) -> bool:
+    return max(curve) - min(curve) <= 1e-6 * max(1.0, abs(max(curve)))

@@ -1,0 +1,120 @@
+"""Charts of a study: one colour a method in all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+from markupsafe import Markup
+
+from sparsemtl.report.charts import Axis, Chart, Gain, Line, gain_chart, line_chart
+from sparsemtl.report.folders import StudyFolder
+from sparsemtl.report.words import arrow
+from sparsemtl.study.results import DELTA, Results, Spread, gains, per_seed, spread
+
+
+def gain_charts(best: Results, colours: Mapping[str, int]) -> list[Chart]:
+    """Change against single-task training: the mean over tasks, then every task; empty without a baseline."""
+    figures = gains(best)
+    there = figures.mean.notna().any(axis=1)
+    mean, std = figures.mean[there], figures.std[there]
+    who = [(str(setting), colours[method]) for setting, method in best.settings["method"][there].items()]
+    columns = [DELTA, *best.primary] if len(best.primary) > 1 else list(best.primary)
+    return [
+        Chart(
+            "all tasks" if column == DELTA else column,
+            "Δm, %" if column == DELTA else f"gain in {best.primary[column]}, %",
+            gain_chart(
+                [
+                    Gain(label, colour, m, s)
+                    for (label, colour), m, s in zip(who, mean[column], std[column], strict=True)
+                ],
+                label=f"change of {column} against single-task training",
+            ),
+        )
+        for column in columns
+        if mean[column].notna().any()
+    ]
+
+
+def key_charts(results: Results, best: Results, key: str, colours: Mapping[str, int]) -> list[Chart]:
+    """Test figures over a numeric key of the grid: Δm, then every task; empty without two numbers.
+
+    Where the grid has other keys, they stand where validation chose them. A method without it is a level.
+    """
+    column = results.settings[key]
+    if not pd.api.types.is_numeric_dtype(column) or column.dtype == bool or column.nunique() < 2:
+        return []
+    tasks = spread(per_seed(results, results.primary, "test"), results.settings)
+    delta = gains(results)
+    slices = _slices(results, best, key)
+    values = sorted(column.dropna().unique().tolist())
+    axis = Axis(
+        key, ticks=values if len(values) < 10 else (), log=values[0] > 0 and values[-1] > 30 * values[0]
+    )
+    panels = [("all tasks", "Δm % ↑", delta, DELTA)] if delta.mean[DELTA].notna().any() else []
+    panels += [(task, _unit(results, task), tasks, task) for task in results.primary]
+    return [
+        Chart(title, unit, _key_chart(figures, task, axis, slices, colours, results.baseline))
+        for title, unit, figures, task in panels
+    ]
+
+
+def _slices(results: Results, best: Results, key: str) -> dict[str, pd.Series[float]]:
+    """Method -> its settings' values of the key, all other keys as the chosen setting has them."""
+    slices = {}
+    for _, pick in best.settings.iterrows():
+        same = results.settings[results.settings["method"] == pick["method"]]
+        for other in results.grid:
+            if other != key:
+                same = same[same[other].isna() if pd.isna(pick[other]) else same[other] == pick[other]]
+        slices[str(pick["method"])] = same[key].sort_values()
+    return slices
+
+
+def _key_chart(
+    figures: Spread,
+    column: str,
+    axis: Axis,
+    slices: Mapping[str, pd.Series[float]],
+    colours: Mapping[str, int],
+    baseline: str | None,
+) -> Markup:
+    lines, levels = [], []
+    for method, places in slices.items():
+        mean, std = figures.mean[column].reindex(places.index), figures.std[column].reindex(places.index)
+        if places.isna().all():
+            levels += [(float(value), colours[method]) for value in mean.dropna()]
+        else:
+            lines.append(Line(list(places), list(mean), colours[method], deviation=list(std), dots=True))
+    if column == DELTA and baseline is not None and baseline in colours:
+        levels.append((0.0, colours[baseline]))  # what everything here is measured against
+    return line_chart(lines, axis=axis, levels=levels, label=f"{column} over {axis.label}")
+
+
+def learning_curves(study: StudyFolder, best: Results, colours: Mapping[str, int]) -> list[Chart]:
+    """Validation curves of the tasks' primary metrics: a line a method, mean over seeds as far as all ran."""
+    frame = best.frame.drop_duplicates("run")
+    charts = []
+    for task, metric in best.primary.items():
+        lines = []
+        for _, rows in frame.groupby("setting", sort=False):
+            curves = [
+                curve
+                for name in rows["run"]
+                if name in study.runs and len(curve := study.runs[name].curve("validation", task, metric))
+            ]
+            if curves:
+                seeds = pd.concat(curves, axis=1).dropna()
+                mean, std = seeds.mean(axis=1), seeds.std(axis=1)
+                method = str(rows["method"].iloc[0])
+                lines.append(Line(list(mean.index), list(mean), colours[method], deviation=list(std)))
+        if lines:
+            svg = line_chart(lines, label=f"validation {metric} of {task} over epochs")
+            charts.append(Chart(task, _unit(best, task), svg))
+    return charts
+
+
+def _unit(results: Results, task: str) -> str:
+    metric = results.primary[task]
+    return metric + arrow(results.higher_is_better(task, metric))

@@ -1,0 +1,203 @@
+"""The page of a study."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import pandas as pd
+
+from sparsemtl.report.folders import RunFolder, StudyFolder
+from sparsemtl.report.page import render
+from sparsemtl.report.study_charts import gain_charts, key_charts, learning_curves
+from sparsemtl.report.words import duration, listing, plural, signed
+from sparsemtl.study.results import DELTA, Results, chosen, gains, per_seed, plain, run_level
+from sparsemtl.study.tables import RANK, Table, metric_tables, primary_table
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method costs.
+
+    Attributes:
+        label: the setting.
+        method: its method.
+        time: mean time of a run and its deviation over seeds, in words.
+        length: the time as a part of the longest one, 0 if it is unknown.
+        density: mean fraction of the shared weights that a task uses; None if the runs had no masks.
+    """
+
+    label: str
+    method: str
+    time: str
+    length: float
+    density: float | None
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One run in the list of runs.
+
+    Attributes:
+        run: its id.
+        link: relative address of its own report, "" if it has none.
+        method: its method.
+        grid: its values of the grid's keys, "" where it has none.
+        seed: its seed.
+        status: how it ended.
+        seconds: how long it took, None if unknown.
+        values: test figure of every task's primary metric, NaN if missing.
+    """
+
+    run: str
+    link: str
+    method: str
+    grid: tuple[str, ...]
+    seed: str
+    status: str
+    seconds: float | None
+    values: tuple[float, ...]
+
+
+def study_page(path: Path) -> str:
+    """Draw a study as a page of HTML.
+
+    Raises:
+        CheckpointError: if `study.json` or `results.csv` is missing, or a file is damaged.
+    """
+    study = StudyFolder.read(path)
+    results, best = study.results, chosen(study.results)
+    main = primary_table(best)
+    colours = {method: i for i, method in enumerate(results.settings["method"].unique())}
+    return render(
+        "study.html",
+        study=study,
+        title=study.about["name"],
+        colours=colours,
+        lead=_lead(best, main),
+        facts=list(_facts(study)),
+        main=main,
+        others=[table for table in metric_tables(best).values() if table.metrics != main.metrics],
+        grid=primary_table(results) if len(results.settings) > len(best.settings) else None,
+        gains=gain_charts(best, colours),
+        keys={key: charts for key in results.grid if (charts := key_charts(results, best, key, colours))},
+        levels=_without_grid(best),
+        picks={row.label: colours[row.method] for row in main.rows()},
+        curves=learning_curves(study, best, colours),
+        costs=_costs(study, best),
+        runs=list(_run_rows(study)),
+    )
+
+
+def _lead(best: Results, main: Table) -> str:
+    """The result in two sentences: who gains most over single-task training, and on which tasks it loses."""
+    figures = gains(best)
+    delta = figures.mean[DELTA].dropna()
+    if delta.empty:
+        return _lead_by_rank(main)
+    winner = str(delta.idxmax())
+    mean, deviation = float(delta.max()), float(figures.std[DELTA][winner])
+    amount = signed(f"{mean:+.2f}") + ("" if math.isnan(deviation) else f" ± {deviation:.2f}") + " %"
+    unsure = ", which is within one standard deviation of no change" if abs(mean) < deviation else ""
+    tasks = figures.mean.loc[winner].drop(DELTA)
+    lost = [f"{task} ({signed(f'{change:+.2f}')} %)" for task, change in tasks.items() if change < 0]
+    if mean > 0:
+        first = f"{winner} gains most over single-task training: {amount} on average over tasks{unsure}."
+    else:
+        first = (
+            f"No method beats single-task training on average; the closest is {winner} with {amount}{unsure}."
+        )
+    if not lost:
+        return f"{first} It loses on no task."
+    return f"{first} It loses on {plural(len(lost), 'task')} of {len(tasks)}: {listing(lost)}."
+
+
+def _lead_by_rank(main: Table) -> str:
+    if RANK not in main.higher or main.figures.mean[RANK].isna().all():
+        return "Nothing to compare with yet."
+    rank = main.figures.mean[RANK]
+    return f"{rank.idxmin()} ranks best: {rank.min():.2f} on average over tasks."
+
+
+def _facts(study: StudyFolder) -> Iterator[tuple[str, str]]:
+    """Name and value of what a reader wants to know first."""
+    axes: Mapping[str, str] = next((run.summary.get("axes", {}) for run in study.runs.values()), {})
+    for axis in ("data", "encoder"):
+        if axes.get(axis):
+            yield axis, str(axes[axis])
+    results = study.results
+    yield "tasks", str(len(results.tasks))
+    yield "methods", str(results.settings["method"].nunique())
+    yield "seeds", str(results.frame["seed"].nunique())
+    for key in results.grid:
+        yield f"values of {key}", str(results.frame[key].nunique())
+    yield "runs", str(results.frame["run"].nunique())
+    seconds = [
+        run.summary["seconds"] for run in study.runs.values() if run.summary.get("seconds") is not None
+    ]
+    if seconds:
+        yield "time of all runs", duration(sum(seconds))
+
+
+def _without_grid(results: Results) -> set[str]:
+    """Methods that no key of the grid applies to."""
+    settings = results.settings
+    return {str(m) for m in settings.loc[settings[list(results.grid)].isna().all(axis=1), "method"]}
+
+
+def _costs(study: StudyFolder, best: Results) -> list[Cost]:
+    seconds = run_level(best, "seconds")
+    mean, std = seconds.mean["seconds"], seconds.std["seconds"]
+    lengths = (mean / mean.max()).fillna(0.0)
+    return [
+        Cost(str(label), str(method), _time(m, s), float(length), _density(study, best, str(label)))
+        for (label, method), m, s, length in zip(
+            best.settings["method"].items(), mean, std, lengths, strict=True
+        )
+    ]
+
+
+def _time(mean: float, deviation: float) -> str:
+    if math.isnan(mean):
+        return "time unknown"
+    return duration(mean) + ("" if math.isnan(deviation) else f" ± {duration(deviation)}")
+
+
+def _density(study: StudyFolder, results: Results, setting: str) -> float | None:
+    names = results.frame.loc[results.frame["setting"] == setting, "run"].unique()
+    densities = [
+        density
+        for name in names
+        if name in study.runs
+        for density in study.runs[name].summary.get("sharing", {}).get("density", {}).values()
+    ]
+    return sum(densities) / len(densities) if densities else None
+
+
+def _run_rows(study: StudyFolder) -> Iterator[RunRow]:
+    results = study.results
+    values = per_seed(results, results.primary, "test")
+    for row in results.frame.drop_duplicates("run").to_dict("records"):
+        name = str(row["run"])
+        run = study.runs.get(name)
+        key = (row["setting"], row["seed"])
+        yield RunRow(
+            name,
+            _link(run) if run else "",
+            str(row["method"]),
+            tuple("" if pd.isna(row[column]) else plain(row[column]) for column in results.grid),
+            str(row["seed"]),
+            str(run.summary.get("status", "")) if run else "folder is missing",
+            run.summary.get("seconds") if run else None,
+            tuple(values.loc[key]) if key in values.index else (math.nan,) * len(results.primary),
+        )
+    for name in study.unfinished:
+        gaps = ("",) * len(results.grid)
+        yield RunRow(name, "", "", gaps, "", "not finished", None, (math.nan,) * len(results.primary))
+
+
+def _link(run: RunFolder) -> str:
+    return f"runs/{quote(run.path.name)}/report.html" if (run.path / "report.html").is_file() else ""

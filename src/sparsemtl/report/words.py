@@ -1,0 +1,82 @@
+"""Figures and lists as a person reads them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from sparsemtl.study.tables import MISSING, decimals
+
+
+def number(value: float | None) -> str:
+    """Four significant digits, "0.9532"; an en dash if it is missing."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    if value and abs(value) < 1e-4:
+        return f"{value:.2e}"
+    return f"{value:,.{decimals([value])}f}"
+
+
+def percent(fraction: float) -> str:
+    """A fraction in per cent, "30 %", "4.2 %" or "0.31 %"; the blank does not break."""
+    value = 100 * fraction
+    digits = 0 if value == 0 or value >= 10 else 1 if value >= 1 else 2
+    text = f"{value:.{digits}f}"
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text}\N{NO-BREAK SPACE}%"
+
+
+def duration(seconds: float) -> str:
+    """A time: "0.8 s", "45 s", "3 min 12 s", "1 h 5 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def signed(text: str) -> str:
+    """The same number with a true minus sign, as wide as a plus."""
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def arrow(higher: bool | None) -> str:
+    """A blank and an arrow to where better is; nothing if that is not known."""
+    return "" if higher is None else " ↑" if higher else " ↓"
+
+
+def listing(words: Iterable[str]) -> str:
+    """Words in a row: "a", "a and b", "a, b and c"."""
+    *first, last = list(words) or [""]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def plural(count: int, word: str) -> str:
+    """A count and its noun: "1 task", "3 tasks"."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+def scores(values: Sequence[tuple[str, str, float]]) -> str:
+    """Figures of tasks in a clause, by metric: "accuracy 0.9532 on digit and 0.9911 on parity".
+
+    Args:
+        values: (task, metric, value) of every task. More than four tasks with one metric are put as their
+            mean with the lowest and the highest.
+    """
+    groups: dict[str, dict[str, float]] = {}
+    for task, metric, value in values:
+        groups.setdefault(metric, {})[task] = value
+    return "; ".join(f"{metric} {_clause(tasks)}" for metric, tasks in groups.items())
+
+
+def _clause(tasks: Mapping[str, float]) -> str:
+    if len(tasks) <= 4:
+        return listing(f"{number(value)} on {task}" for task, value in tasks.items())
+    low, high = min(tasks, key=tasks.__getitem__), max(tasks, key=tasks.__getitem__)
+    mean = sum(tasks.values()) / len(tasks)
+    return (
+        f"{number(mean)} on average over {len(tasks)} tasks (from {number(tasks[low])} on {low} "
+        f"to {number(tasks[high])} on {high})"
+    )

@@ -1,0 +1,64 @@
+"""Random sparse sharing: the control that every choice of masks has to beat."""
+
+from __future__ import annotations
+
+import torch
+
+from sparsemtl.criteria.choose import Granularity
+from sparsemtl.criteria.criterion import Criterion
+from sparsemtl.criteria.random import Random
+from sparsemtl.criteria.select import Scope
+from sparsemtl.parameters import Count, Fraction, Natural, validated
+from sparsemtl.sharing.masked import MaskedSharing, Semantics
+from sparsemtl.sharing.sharing import Statistics, Update
+
+
+class RandomSharing(MaskedSharing):
+    """RS: every task keeps a random subset of the shared weights (Sun et al., FSMTL, AAAI 2024, Table 1).
+
+    Same number of weights, same training as Fisher sharing, but masks drawn at random, independently for each task.
+
+    Args:
+        keep: fraction of the maskable weights that every task keeps, in (0, 1].
+        seed: of the masks; the run's own seed by default, so that seeds of a study differ in their masks.
+        resample_every: draw again every so many epochs; 0 keeps the first masks, as in the paper.
+        semantics, update, strict, bn, scope, granularity, min_per_layer, mask_all: see `MaskedSharing`.
+    """
+
+    @validated
+    def __init__(
+        self,
+        *,
+        keep: Fraction = 0.3,
+        seed: Natural | None = None,
+        resample_every: Natural = 0,
+        semantics: Semantics = "forward",
+        update: Update | None = None,
+        strict: bool = True,
+        bn: Statistics | None = None,
+        scope: Scope = "global",
+        granularity: Granularity = "weight",
+        min_per_layer: Count = 1,
+        mask_all: bool = False,
+    ) -> None:
+        super().__init__(
+            keep=keep,
+            semantics=semantics,
+            update=update,
+            strict=strict,
+            bn=bn,
+            scope=scope,
+            granularity=granularity,
+            min_per_layer=min_per_layer,
+            mask_all=mask_all,
+        )
+        self.seed = seed
+        self.resample_every = resample_every
+
+    def renewal(self, epoch: int) -> Criterion | None:
+        """Random scores at the start, and again where asked."""
+        again = self.resample_every > 0 and epoch % self.resample_every == 0
+        if epoch > 0 and not again:
+            return None
+        seed = torch.initial_seed() % 2**31 if self.seed is None else self.seed
+        return Random(seed=seed + epoch, mask_all=self.mask_all)

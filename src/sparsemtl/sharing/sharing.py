@@ -1,0 +1,129 @@
+"""The contract of sharing methods: which shared weights each task reads and trains, and when that changes.
+
+The training step asks a sharing method six things and knows nothing else about it: how the tasks take turns
+(`update`), the task's sub-network (`view`), what its gradient may touch (`gradient_mask`), what a step may move
+(`active`), an extra term of its loss (`penalty`), and what to do after a step (`after_step`). Before every epoch
+`begin_epoch` may change any of the answers.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+from torch import Tensor
+
+from sparsemtl.batches import Loaders
+from sparsemtl.errors import ParameterError
+from sparsemtl.masks import Mask, TaskMasks
+from sparsemtl.models import MultiTaskModel
+from sparsemtl.norms import TaskNorms, batch_statistics
+
+Update = Literal["joint", "average", "alternate"]
+"""How a batch becomes updates: `joint`, one forward for all tasks and one step; `average`, a forward a task and one
+step on the combined gradient; `alternate`, a forward and a step a task, in turn."""
+
+Statistics = Literal["shared", "per_task", "batch"]
+"""Batch norm statistics: one set for all, a set a task, or the batch's own in training and evaluation."""
+
+
+class Sharing(abc.ABC):
+    """Which shared weights each task reads and trains.
+
+    Args:
+        update: how a batch becomes updates; None chooses by the data (METHODS.md A8): in turns where tasks share
+            their inputs, averaged where each has its own; methods that run one network for all start with `joint`.
+        bn: whose batch norm statistics a task uses.
+    """
+
+    #: The masks in force, for methods that have any.
+    masks: TaskMasks | None = None
+
+    def __init__(self, *, update: Update | None, bn: Statistics) -> None:
+        self._update = update
+        self.bn = bn
+        self.norms: TaskNorms | None = None
+        self._model: MultiTaskModel | None = None
+
+    @property
+    def model(self) -> MultiTaskModel:
+        """The model that the method was attached to."""
+        if self._model is None:
+            raise ParameterError(f"{type(self).__name__} is not attached to a model yet; call attach(model).")
+        return self._model
+
+    def attach(self, model: MultiTaskModel) -> None:
+        """Start on a model, before its optimizer takes a step."""
+        self._model = model
+        self.norms = TaskNorms(model) if self.bn == "per_task" and model.shared_modules() else None
+
+    @property
+    def one_network(self) -> bool:
+        """True if all tasks read the same weights and statistics, so that one forward serves them all."""
+        return self.norms is None
+
+    def update_for(self, *, own_data: bool) -> Update:
+        """How a batch becomes updates.
+
+        Args:
+            own_data: every task has data of its own.
+
+        Raises:
+            ParameterError: if `joint` is asked for and the tasks do not read one network.
+        """
+        if self._update == "joint" and not self.one_network:
+            raise ParameterError(
+                f"{type(self).__name__}: update='joint' runs one forward for all tasks, but each has a network of "
+                "its own. Use 'average' or 'alternate'."
+            )
+        if self._update is not None:
+            return self._update
+        if own_data:
+            return "average"
+        return "joint" if self.one_network and not self.model.independent else "alternate"
+
+    def begin_epoch(self, epoch: int, loaders: Loaders) -> None:
+        """Renew what the method renews, before the epoch (counted from 0). May read the training data."""
+
+    def view(self, task: str) -> AbstractContextManager[Any]:
+        """Inside the context, the model is the network of this task, for training and for inference."""
+        if self.norms is not None:
+            return self.norms.applied(self.model, task)
+        return batch_statistics(self.model) if self.bn == "batch" else nullcontext()
+
+    def gradient_mask(self, task: str) -> Mask | None:
+        """Which entries of the task's gradient count, where the forward does not mask them; None is all."""
+        return None
+
+    def active(self, tasks: Sequence[str]) -> Mask | None:
+        """Which shared weights a step for these tasks may move; None is all."""
+        return None
+
+    def penalty(self, task: str) -> Tensor | None:
+        """An extra term of the task's loss."""
+        return None
+
+    def after_step(self) -> None:
+        """Act on the weights after an optimizer step, as a proximal method does."""
+
+    def measures(self) -> Iterator[tuple[str, str, float]]:
+        """What to log after an epoch: (task or "", name, value)."""
+        return iter(())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs."""
+        return {
+            "norms": self.norms.state_dict() if self.norms else None,
+            "masks": {task: dict(mask) for task, mask in self.masks.items()} if self.masks else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave, after `attach`."""
+        if self.norms is not None:
+            self.norms.load_state_dict(state["norms"])
+        if state["masks"] is not None:
+            device = next(self.model.parameters()).device
+            header = {"model": type(self.model).__name__, "method": type(self).__name__}
+            self.masks = TaskMasks(state["masks"], **header).to(device)

@@ -1,0 +1,303 @@
+"""Figures of a study: spread over seeds, ranks, gains over single-task training, and choice by validation.
+
+Results come as one long frame, a row per run, task, split and metric (a study's `results.csv`). A *setting*
+is a method with its values of the grid, "fisher, keep 0.3".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsemtl.errors import CheckpointError, ParameterError, missing_extra
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = ("run", "method", "seed", "split", "task", "metric", "higher_is_better", "value")
+"""Columns that every frame of results has; any other one is a key of the grid."""
+DELTA = "Δm %"
+
+
+def read_results(path: str | Path) -> pd.DataFrame:
+    """Read a study's `results.csv`.
+
+    Raises:
+        CheckpointError: if the file is missing, empty or no table.
+    """
+    pandas = _pandas()
+    try:
+        # Only an empty cell is missing: a task may well be called "NA".
+        frame: pd.DataFrame = pandas.read_csv(
+            path, keep_default_na=False, na_values=[""], dtype={"run": str, "method": str, "task": str}
+        )
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist.") from None
+    except ValueError as error:  # pandas' own parser errors are ValueErrors
+        raise CheckpointError(f"{path} is not a table of results: {error}.") from None
+    return frame
+
+
+@dataclass(frozen=True)
+class Results:
+    """Figures of a study, checked and in order. Make it with `Results.of`.
+
+    Attributes:
+        frame: the rows, with a column `setting` beside `COLUMNS` and the grid's; run-level rows have task "".
+        settings: one row a setting, by its label, in the order of the tables' rows; columns are the method
+            and the grid's.
+        grid: names of the grid's columns.
+        primary: task -> the metric that it is judged by.
+        baseline: the method that Δm compares with and ranks leave out, or None.
+    """
+
+    frame: pd.DataFrame
+    settings: pd.DataFrame
+    grid: tuple[str, ...]
+    primary: Mapping[str, str]
+    baseline: str | None
+
+    @classmethod
+    def of(
+        cls,
+        frame: pd.DataFrame,
+        *,
+        baseline: str | None = None,
+        methods: Sequence[str] = (),
+        primary: Mapping[str, str] | None = None,
+    ) -> Results:
+        """Check a frame of results and put it in order.
+
+        Args:
+            frame: columns `COLUMNS`, and one a grid key; values that are not finite count as missing.
+            baseline: the single-task method.
+            methods: their order; methods that it does not name follow as they come.
+            primary: task -> metric; a task that it does not name is judged by its first metric that is not
+                the loss.
+
+        Raises:
+            ParameterError: if a column is missing, or a figure of a setting and seed is there twice.
+        """
+        pandas = _pandas()
+        for column in COLUMNS:
+            if column not in frame:
+                raise ParameterError(
+                    f"results need the column {column!r}; found {', '.join(map(str, frame))}."
+                )
+        grid = tuple(str(column) for column in frame if column not in (*COLUMNS, "setting"))
+        value = pandas.to_numeric(frame["value"], errors="coerce").replace([math.inf, -math.inf], math.nan)
+        frame = frame.assign(task=frame["task"].fillna(""), value=value, setting=_labels(frame, grid))
+        _refuse_twins(frame)
+        judges = {
+            str(task): (primary or {}).get(str(task)) or _first_metric(rows["metric"])
+            for task, rows in frame[frame["task"] != ""].groupby("task", sort=False)
+        }
+        return cls(frame, _settings(frame, methods, grid), grid, judges, baseline)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks, in the order of the rows."""
+        return tuple(self.primary)
+
+    def higher_is_better(self, task: str, metric: str) -> bool:
+        """Direction of a task's metric.
+
+        Raises:
+            ParameterError: if the results do not say.
+        """
+        rows = self.frame[(self.frame["task"] == task) & (self.frame["metric"] == metric)]
+        said = rows["higher_is_better"].dropna()
+        if said.empty:
+            raise ParameterError(
+                f"results do not say whether higher is better for {metric!r} of task {task!r}."
+            )
+        return str(said.iloc[0]).lower() in ("true", "1", "1.0")
+
+    def only(self, settings: Iterable[str]) -> Results:
+        """The results of these settings."""
+        chosen = list(settings)
+        return replace(
+            self, frame=self.frame[self.frame["setting"].isin(chosen)], settings=self.settings.loc[chosen]
+        )
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean, standard deviation (ddof 1) and number of seeds; one row a setting, one column a task."""
+
+    mean: pd.DataFrame
+    std: pd.DataFrame
+    n: pd.DataFrame
+
+
+def spread(values: pd.DataFrame, settings: pd.DataFrame) -> Spread:
+    """Mean and deviation over seeds of values indexed by (setting, seed); missing values are left out."""
+    groups = values.groupby(level="setting")
+    labels = settings.index
+    n = groups.count().reindex(labels).fillna(0).astype(int)
+    return Spread(groups.mean().reindex(labels), groups.std().reindex(labels), n)
+
+
+def per_seed(results: Results, metrics: Mapping[str, str], split: str) -> pd.DataFrame:
+    """Figures by (setting, seed), one column a task.
+
+    Args:
+        results: the study's results.
+        metrics: task -> metric to take.
+        split: `validation` or `test`.
+    """
+    frame = results.frame
+    rows = frame[(frame["split"] == split) & (frame["metric"] == frame["task"].map(metrics))]
+    return rows.pivot(index=["setting", "seed"], columns="task", values="value").reindex(
+        columns=list(metrics)
+    )
+
+
+def run_level(results: Results, metric: str = "seconds") -> Spread:
+    """A figure of whole runs, such as their time, in the column `metric`."""
+    frame = results.frame
+    rows = frame[(frame["task"] == "") & (frame["metric"] == metric)]
+    values = rows.groupby(["setting", "seed"])[["value"]].mean().rename(columns={"value": metric})
+    return spread(values, results.settings)
+
+
+def chosen(results: Results) -> Results:
+    """The results of one setting a method: the one with the best validation figures.
+
+    Settings of a method are compared by the mean over tasks of (M - R) / |R|, turned so that higher is
+    better, where M is a setting's mean primary metric on validation and R the mean of M over the method's
+    settings. Test figures play no part. A setting that lacks a task loses to all that lack none; ties go to
+    the first.
+
+    Raises:
+        ParameterError: if a method has several settings and no validation figures.
+    """
+    figures = spread(per_seed(results, results.primary, "validation"), results.settings).mean
+    sign = _signs(results)
+    winners = []
+    for method, group in results.settings.groupby("method", sort=False):
+        winner = group.index[0]
+        if len(group) > 1:
+            own = figures.loc[group.index].dropna(axis=1, how="all")
+            if own.empty:
+                raise ParameterError(
+                    f"method {method!r} has {len(group)} settings and no validation figures to choose among "
+                    "them; test figures only report."
+                )
+            reference = own.mean()
+            merit = sign[own.columns] * (own - reference) / reference.abs().where(reference != 0)
+            whole = merit.mean(axis=1, skipna=False)
+            winner = (merit.mean(axis=1) if whole.isna().all() else whole).fillna(-math.inf).idxmax()
+        winners.append(winner)
+    return results.only(label for label in results.settings.index if label in winners)
+
+
+def gains(results: Results, split: str = "test") -> Spread:
+    """Change of every task's primary metric against single-task training, in %, and Δm, the mean over tasks.
+
+    100 * (M - M_STL) / |M_STL|, turned so that positive is better. Taken per seed where the baseline has a
+    run of every seed of the setting, else from the means, without deviation. The baseline's own row is
+    missing, as is everything where the study has no baseline. A baseline with several settings is the one
+    chosen on validation.
+    """
+    pandas = _pandas()
+    values = per_seed(results, results.primary, split)
+    parts = {}
+    reference = _reference(results)
+    base = values.loc[values.index.get_level_values("setting") == reference].droplevel("setting")
+    for setting, rows in values.groupby(level="setting"):
+        if str(setting) == reference or base.empty:
+            continue
+        own = rows.droplevel("setting")
+        paired = bool(own.index.isin(base.index).all())
+        own = own if paired else own.mean().to_frame().T
+        against = base.loc[own.index] if paired else base.mean()
+        size = against.abs().replace(0, math.nan)
+        parts[str(setting)] = 100 * _signs(results) * (own - against) / size
+    columns = list(results.primary)
+    frame = pandas.concat(parts, names=["setting", "seed"]) if parts else values.iloc[:0]
+    frame = frame.reindex(columns=columns)
+    frame[DELTA] = frame[columns].mean(axis=1, skipna=False)
+    return spread(frame, results.settings)
+
+
+def ranks(results: Results, mean: pd.DataFrame, higher: Mapping[str, bool]) -> pd.DataFrame:
+    """Rank of every setting in every column, 1 is best; ties share the average, baseline and gaps have none.
+
+    Args:
+        results: the study's results.
+        mean: figures, one row a setting.
+        higher: column -> whether higher is better.
+    """
+    entrants = results.settings.index[results.settings["method"] != results.baseline]
+    # Means of the same numbers in another order differ in their last bits; they are ties all the same.
+    figures = {
+        column: mean.loc[entrants, column].map(lambda value: float(f"{value:.12g}")) for column in higher
+    }
+    ranked = {column: figures[column].rank(ascending=not up) for column, up in higher.items()}
+    frame: pd.DataFrame = _pandas().DataFrame(ranked).reindex(mean.index)
+    return frame
+
+
+def _reference(results: Results) -> str | None:
+    own = results.settings.index[results.settings["method"] == results.baseline]
+    return None if own.empty else str(chosen(results.only(own)).settings.index[0])
+
+
+def _signs(results: Results) -> pd.Series[float]:
+    signs = {task: 1.0 if results.higher_is_better(task, m) else -1.0 for task, m in results.primary.items()}
+    series: pd.Series[float] = _pandas().Series(signs)
+    return series
+
+
+def _labels(frame: pd.DataFrame, grid: Sequence[str]) -> list[str]:
+    short = [key.rsplit(".", 1)[-1] for key in grid]
+    words = [name if short.count(name) == 1 else key for name, key in zip(short, grid, strict=True)]
+    return [
+        ", ".join(
+            [str(method), *(f"{word} {plain(v)}" for word, v in zip(words, row, strict=True) if v == v)]
+        )
+        for method, *row in frame[["method", *grid]].itertuples(index=False)
+    ]
+
+
+def plain(value: Any) -> str:
+    """A grid value as its user wrote it: a whole number without a point, even from a column of floats."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _first_metric(metrics: Iterable[str]) -> str:
+    names = list(dict.fromkeys(metrics))
+    return next((name for name in names if name != "loss"), names[0])
+
+
+def _settings(frame: pd.DataFrame, methods: Sequence[str], grid: Sequence[str]) -> pd.DataFrame:
+    pandas = _pandas()
+    settings = frame.drop_duplicates("setting").set_index("setting")[["method", *grid]]
+    place = {method: i for i, method in enumerate(dict.fromkeys([*methods, *settings["method"]]))}
+    order = settings.assign(method=settings["method"].map(place))
+    for key in grid:
+        if not pandas.api.types.is_numeric_dtype(order[key]):
+            order[key] = pandas.factorize(order[key])[0]
+    return settings.loc[order.sort_values(["method", *grid]).index]
+
+
+def _refuse_twins(frame: pd.DataFrame) -> None:
+    twins = frame[frame.duplicated(["setting", "seed", "split", "task", "metric"], keep=False)]
+    if len(twins):
+        first = twins.iloc[0]
+        raise ParameterError(
+            f"results hold {first['metric']!r} of task {first['task']!r} ({first['split']}) more than once "
+            f"for {first['setting']!r}, seed {first['seed']}: see run {twins.iloc[-1]['run']!r}."
+        )
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+    except ImportError:
+        raise missing_extra("pandas", "report", "Reading a study's results") from None
+    return pandas

@@ -1,0 +1,239 @@
+"""Tables as in the papers: methods against tasks, mean ± standard deviation over seeds, best values marked.
+
+    results = Results.of(read_results("runs/demo/results.csv"), baseline="stl")
+    print(to_markdown(primary_table(chosen(results))))
+
+shows, for every method, test figures of the setting that was best on validation; leave `chosen` out for the
+whole grid.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sparsemtl.study.results import DELTA, Results, Spread, gains, per_seed, ranks, spread
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+AVERAGE, RANK = "average", "rank"
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of a table, ready to be shown.
+
+    Attributes:
+        value: the mean, NaN if it is missing.
+        text: the mean as it is shown, an en dash if it is missing.
+        deviation: the standard deviation as it is shown, "" with fewer than two seeds.
+        note: "n=2" where fewer seeds have the figure than have the row, else "".
+        best: whether no other row shows a better value.
+    """
+
+    value: float
+    text: str
+    deviation: str
+    note: str
+    best: bool
+
+    def markdown(self) -> str:
+        """The cell of a Markdown table; the best value is bold."""
+        text = f"**{self.text}**" if self.best else self.text
+        return (
+            text
+            + (f" ± {self.deviation}" if self.deviation else "")
+            + (f" ({self.note})" if self.note else "")
+        )
+
+    def html(self) -> str:
+        """A `td` element; the best value has class `best`, `data-value` is what sorting goes by."""
+        value = "" if math.isnan(self.value) else f"{self.value:.10g}"
+        small = (f" ± {self.deviation}" if self.deviation else "") + (f" ({self.note})" if self.note else "")
+        inner = html.escape(self.text).replace("-", "\N{MINUS SIGN}") + (
+            f"<small>{html.escape(small)}</small>" if small else ""
+        )
+        return f'<td class="number{" best" if self.best else ""}" data-value="{value}">{inner}</td>'
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting's row.
+
+    Attributes:
+        label: the setting, "fisher, keep 0.3".
+        method: its method.
+        seeds: number of seeds.
+        cells: one a column of the table.
+    """
+
+    label: str
+    method: str
+    seeds: int
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Settings against tasks.
+
+    Attributes:
+        title: the metric, or "primary metrics".
+        metrics: task -> its metric, one column each.
+        higher: column -> whether higher is better, for every column that is shown: the tasks, then as far as
+            they apply `average` (where all tasks have one metric), `rank` (mean over the tasks) and `Δm %`.
+        figures: mean, deviation and seeds; one row a setting, one column each of `higher`.
+        methods: setting -> method.
+    """
+
+    title: str
+    metrics: Mapping[str, str]
+    higher: Mapping[str, bool]
+    figures: Spread
+    methods: Mapping[str, str]
+
+    def numbers(self) -> pd.DataFrame:
+        """All figures; columns are pairs of the column and `mean`, `std` or `n`."""
+        import pandas as pd
+
+        parts = {"mean": self.figures.mean, "std": self.figures.std, "n": self.figures.n}
+        return pd.concat(parts, axis=1).swaplevel(axis=1)[
+            [(column, part) for column in self.higher for part in parts]
+        ]
+
+    def headers(self) -> Iterator[tuple[str, str]]:
+        """Name of every column, and what it measures with an arrow to where better is."""
+        mixed = len(set(self.metrics.values())) > 1
+        for column, higher in self.higher.items():
+            metric = f"{self.metrics[column]} " if mixed and column in self.metrics else ""
+            yield column, metric + ("↑" if higher else "↓")
+
+    def rows(self) -> Iterator[Row]:
+        """The rows, in order."""
+        mean, std, n = self.figures.mean, self.figures.std, self.figures.n
+        digits = {column: 2 if column in (RANK, DELTA) else decimals(mean[column]) for column in self.higher}
+        best = {column: _best(mean[column], digits[column], up) for column, up in self.higher.items()}
+        for label in mean.index:
+            seeds = int(n.loc[label].max())
+            cells = (
+                _cell(
+                    column,
+                    float(mean.loc[label, column]),
+                    float(std.loc[label, column]),
+                    digits[column],
+                    f"n={n.loc[label, column]}" if column != RANK and n.loc[label, column] < seeds else "",
+                    label in best[column],
+                )
+                for column in self.higher
+            )
+            yield Row(label, self.methods[label], seeds, tuple(cells))
+
+
+def table(results: Results, metrics: Mapping[str, str], *, title: str, split: str = "test") -> Table:
+    """Settings against tasks by one metric a task.
+
+    Args:
+        results: a study's results, whole or `chosen`.
+        metrics: task -> metric, one column each.
+        title: what the table is called.
+        split: whose figures it shows.
+    """
+    higher = {task: results.higher_is_better(task, metric) for task, metric in metrics.items()}
+    values = per_seed(results, metrics, split)
+    if len(metrics) > 1 and len(set(metrics.values())) == 1:
+        values[AVERAGE] = values.mean(axis=1, skipna=False)
+        higher[AVERAGE] = next(iter(higher.values()))
+    figures = spread(values, results.settings)
+    mean, std, n = figures.mean, figures.std, figures.n
+    methods = results.settings["method"]
+    if (methods != results.baseline).sum() > 1:
+        mean[RANK] = ranks(results, mean, {task: higher[task] for task in metrics}).mean(axis=1)
+        std[RANK], n[RANK], higher[RANK] = math.nan, 0, False
+    if (methods == results.baseline).any():
+        delta = gains(results, split)
+        for shown, given in ((mean, delta.mean), (std, delta.std), (n, delta.n)):
+            shown[DELTA] = given[DELTA]
+        higher[DELTA] = True
+    return Table(title, dict(metrics), higher, figures, dict(zip(methods.index, methods, strict=True)))
+
+
+def primary_table(results: Results, split: str = "test") -> Table:
+    """Every task by its primary metric."""
+    names = list(dict.fromkeys(results.primary.values()))
+    return table(
+        results, results.primary, title=names[0] if len(names) == 1 else "primary metrics", split=split
+    )
+
+
+def metric_tables(results: Results, split: str = "test") -> dict[str, Table]:
+    """Metric -> table of the tasks that have it."""
+    frame = results.frame[(results.frame["split"] == split) & (results.frame["task"] != "")]
+    return {
+        str(metric): table(
+            results, {str(t): str(metric) for t in rows["task"].unique()}, title=str(metric), split=split
+        )
+        for metric, rows in frame.groupby("metric", sort=False)
+    }
+
+
+def to_markdown(table: Table) -> str:
+    """The table in Markdown."""
+    heads = ["method", *(f"{name} {unit}" for name, unit in table.headers()), "seeds"]
+    lines = [_line(heads), "| :--- |" + " ---: |" * (len(heads) - 1)]
+    lines += [
+        _line([row.label, *(cell.markdown() for cell in row.cells), str(row.seeds)]) for row in table.rows()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(tables: Iterable[Table]) -> str:
+    """Tables as CSV text, a row per table, setting and column, with mean, std, n and whether it is best."""
+    import pandas as pd
+
+    records = [
+        {
+            "table": table.title,
+            "setting": row.label,
+            "method": row.method,
+            "column": column,
+            "metric": table.metrics.get(column, ""),
+            "higher_is_better": higher,
+            "mean": cell.value,
+            "std": table.figures.std.loc[row.label, column],
+            "n": "" if column == RANK else table.figures.n.loc[row.label, column],
+            "best": cell.best,
+        }
+        for table in tables
+        for row in table.rows()
+        for (column, higher), cell in zip(table.higher.items(), row.cells, strict=True)
+    ]
+    return pd.DataFrame(records).to_csv(index=False)
+
+
+def decimals(values: Iterable[float]) -> int:
+    """Digits after the point that show typical values of a column with four significant ones; 0 to 6."""
+    sizes = sorted(abs(value) for value in values if value and math.isfinite(value))
+    return min(max(3 - math.floor(math.log10(sizes[len(sizes) // 2])), 0), 6) if sizes else 3
+
+
+def _best(mean: pd.Series[float], digits: int, higher: bool) -> set[str]:
+    """Settings that show the best value; what looks equal to the reader is equal. No contest, no winner."""
+    shown = mean.dropna().round(digits)
+    return set(shown.index[shown == (shown.max() if higher else shown.min())]) if len(shown) > 1 else set()
+
+
+def _cell(column: str, mean: float, std: float, digits: int, note: str, best: bool) -> Cell:
+    if math.isnan(mean):
+        return Cell(mean, MISSING, "", "", False)
+    shown = round(mean, digits) + 0.0  # never "-0.00"
+    text = f"{shown:+.{digits}f}" if column == DELTA else f"{shown:.{digits}f}"
+    return Cell(mean, text, "" if math.isnan(std) else f"{std:.{digits}f}", note, best)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,278 @@
+"""One training step: forward, combine, backward, update, for any architecture, sharing method and balancer.
+
+The order is fixed so that runs compare bit for bit: per task forward, loss, backward accumulating into `.grad` in
+the tasks' order, then one step (METHODS.md §0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsemtl.balancing.balancer import Balancer
+from sparsemtl.batches import Group
+from sparsemtl.errors import NonFiniteLossError, ParameterError
+from sparsemtl.models import MultiTaskModel
+from sparsemtl.optim.masked import held_outside
+from sparsemtl.sharing.sharing import Sharing, Update
+
+
+@dataclass(frozen=True)
+class Backend:
+    """How to run a model on a device and in a precision; Lightning Fabric's parts, or plain torch's.
+
+    Attributes:
+        module: what is called in place of the model.
+        backward: called with a scalar, and `retain_graph`.
+        clip: called before an optimizer step.
+        device: where batches go.
+    """
+
+    module: nn.Module
+    backward: Callable[..., None]
+    clip: Callable[[], Any] | None
+    device: torch.device
+
+
+@dataclass
+class StepResult:
+    """What a step tells: mean loss of every task that had a label, and the balancer's weights."""
+
+    losses: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    samples: int = 0
+
+
+class Engine:
+    """Turns batches into optimizer steps.
+
+    Args:
+        model: the model, attached to `sharing`.
+        sharing: what every task reads and trains.
+        balancer: combines the tasks, attached.
+        optimizer: steps the model's (and the balancer's) parameters.
+        update: `joint`, `average` or `alternate`, as `sharing.update_for` says.
+        backend: device and precision.
+
+    Raises:
+        ParameterError: if tasks take turns but the balancer combines them.
+    """
+
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        sharing: Sharing,
+        balancer: Balancer,
+        optimizer: torch.optim.Optimizer,
+        update: Update,
+        backend: Backend,
+    ) -> None:
+        if update == "alternate" and not balancer.constant:
+            raise ParameterError(
+                "update 'alternate' takes a step for one task at a time, so there is nothing for this balancer to "
+                "combine. Use sharing.update 'average', or a balancer of constant weights."
+            )
+        self.model = model
+        self.tasks = model.tasks
+        self.sharing = sharing
+        self.balancer = balancer
+        self.optimizer = optimizer
+        self.update = update
+        self.backend = backend
+        self._parameters = dict(model.named_parameters())
+        self._shared = model.shared_parameters()
+        self._last_losses: dict[str, float] = {}
+        self._rows: dict[str, Tensor] = {}
+
+    def step(self, batches: Sequence[Sequence[Group]], where: str = "") -> StepResult:
+        """Train on one batch, or on several whose gradients accumulate.
+
+        Args:
+            batches: each a list of groups.
+            where: the place in the run, for error messages.
+
+        Raises:
+            NonFiniteLossError: before anything moved, if a task's loss is NaN or infinite.
+        """
+        ready = [self._prepare(groups) for groups in batches]
+        result = StepResult(samples=sum(group.count for groups in ready for group in groups))
+        if self.update == "alternate":
+            self._alternate(ready, result, where)
+        else:
+            self._combine(ready, result, where)
+        result.losses = {task: value / len(batches) for task, value in result.losses.items()}
+        return result
+
+    def _prepare(self, groups: Sequence[Group]) -> list[_Ready]:
+        """Move groups to the device, with the tasks that have a label in them."""
+        ready = []
+        for group in groups:
+            labels = {t: self.tasks[t].labels(group.targets) for t in group.tasks}
+            labelled = tuple(t for t in group.tasks if bool(self.tasks[t].labelled(labels[t]).any()))
+            count = max((len(label) for label in labels.values()), default=0)
+            ready.append(_Ready(group.to(self.backend.device), labelled, count))
+        return ready
+
+    # ---- a step a task -------------------------------------------------------------------------------------
+
+    def _alternate(self, batches: Sequence[Sequence[_Ready]], result: StepResult, where: str) -> None:
+        weights = self._weights({})
+        scale = len(weights) / sum(weights.values())  # only the weights' ratios matter: 1 for mean and sum alike
+        result.weights = {task: weight * scale for task, weight in weights.items()}
+        for task in self.tasks:
+            mine = [ready for groups in batches for ready in groups if task in ready.labelled]
+            if not mine:
+                continue
+            self.optimizer.zero_grad()
+            for ready in mine:
+                loss = self._losses(ready.group, (task,), result, where)[task]
+                self._backward(_times({task: loss}, result.weights, len(batches)))
+            self._move((task,))
+
+    # ---- a step for all tasks ------------------------------------------------------------------------------
+
+    def _combine(self, batches: Sequence[Sequence[_Ready]], result: StepResult, where: str) -> None:
+        self.optimizer.zero_grad()
+        self._rows = {}
+        for groups in batches:
+            if self.balancer.constant and self.update == "average":
+                weights = self._weights({})
+                for group, tasks in self._passes(groups):
+                    self._backward(_times(self._losses(group, tasks, result, where), weights, len(batches)))
+            else:
+                losses: dict[str, Tensor] = {}
+                for group, tasks in self._passes(groups):
+                    losses.update(self._losses(group, tasks, result, where))
+                weights = self._weights(losses)
+                self._backward(_times(losses, weights, len(batches)))
+            result.weights = weights
+        present = tuple(t for t in self.tasks if t in result.losses)
+        if not present:
+            return
+        if self._rows:
+            self._aggregate()
+        self._move(present)
+        if self.balancer.looks_back:
+            self._look_back(batches[-1])
+
+    def _passes(self, groups: Sequence[_Ready]) -> Iterator[tuple[Group, tuple[str, ...]]]:
+        """The forward passes of a batch: all of a group's tasks at once, or one by one."""
+        for ready in groups:
+            if self.update == "joint":
+                if ready.labelled:
+                    yield ready.group, ready.labelled
+            else:
+                for task in ready.labelled:
+                    yield ready.group, (task,)
+
+    def _losses(self, group: Group, tasks: tuple[str, ...], result: StepResult, where: str) -> dict[str, Tensor]:
+        """One forward pass; losses times the tasks' own weights, plus the sharing method's terms."""
+        with self.sharing.view(tasks[0]):
+            outputs = self.backend.module(group.x, tasks=tasks)
+        losses = {}
+        for name in tasks:
+            task = self.tasks[name]
+            loss = task.loss(outputs[name], task.labels(group.targets))
+            value = float(loss.detach())
+            if not abs(value) < float("inf"):
+                raise NonFiniteLossError(
+                    f"the loss of task {name!r} is {value}{' at ' + where if where else ''}. Nothing was updated by "
+                    "this batch. A smaller learning rate or `clip_norm` often helps; check the inputs for NaN."
+                )
+            result.losses[name] = result.losses.get(name, 0.0) + value
+            penalty = self.sharing.penalty(name)
+            losses[name] = loss * task.weight if penalty is None else loss * task.weight + penalty
+        return losses
+
+    def _weights(self, losses: Mapping[str, Tensor]) -> dict[str, float]:
+        """The balancer's weight of every task; one without a label enters with its last loss."""
+        self._last_losses.update({task: float(loss.detach()) for task, loss in losses.items()})
+        fallback = sum(self._last_losses.values()) / len(self._last_losses) if self._last_losses else 1.0
+        row = [self._last_losses.get(task, fallback) for task in self.tasks]
+        weights = self.balancer.weights(torch.tensor(row, device=self.backend.device))
+        return dict(zip(self.tasks, weights.tolist(), strict=True))
+
+    # ---- backward ------------------------------------------------------------------------------------------
+
+    def _backward(self, losses: Mapping[str, Tensor]) -> None:
+        """Add the losses' gradients to `.grad`, masked, or keep them as rows where the balancer wants them."""
+        masks = {task: self.sharing.gradient_mask(task) for task in losses}
+        if self.balancer.combines_gradients or any(mask is not None for mask in masks.values()):
+            last = len(losses) - 1
+            for i, (task, loss) in enumerate(losses.items()):
+                self._backward_apart(task, loss, masks[task], retain=self.update == "joint" and i < last)
+        elif self.update == "joint":
+            self.backend.backward(sum(losses.values()))
+        else:
+            for loss in losses.values():
+                self.backend.backward(loss)
+
+    def _backward_apart(self, task: str, loss: Tensor, mask: Mapping[str, Tensor] | None, *, retain: bool) -> None:
+        """Backward of one task, whose shared gradient is seen on its own before it is added or kept as a row."""
+        before = {name: p.grad for name, p in self._shared.items()}
+        for p in self._shared.values():
+            p.grad = None
+        self.backend.backward(loss, retain_graph=retain)
+        for name, p in self._shared.items():
+            if p.grad is not None and mask is not None and name in mask:
+                p.grad.masked_fill_(~mask[name], 0.0)
+        if self.balancer.combines_gradients:
+            row = torch.cat([_or_zeros(p).flatten() for p in self._shared.values()])
+            self._rows[task] = self._rows[task] + row if task in self._rows else row
+        for name, p in self._shared.items():
+            earlier = before[name]
+            if self.balancer.combines_gradients:
+                p.grad = earlier
+            elif earlier is not None:
+                p.grad = earlier if p.grad is None else earlier.add_(p.grad)
+
+    def _aggregate(self) -> None:
+        """Put the balancer's combination of the rows into the shared weights' gradients."""
+        combined = self.balancer.aggregate(torch.stack(list(self._rows.values())))
+        sizes = [p.numel() for p in self._shared.values()]
+        for p, part in zip(self._shared.values(), combined.split(sizes), strict=True):
+            p.grad = part.view_as(p).to(p.dtype)
+
+    # ---- update --------------------------------------------------------------------------------------------
+
+    def _move(self, tasks: tuple[str, ...]) -> None:
+        if self.backend.clip is not None:
+            self.backend.clip()
+        with held_outside(self._parameters, self.sharing.active(tasks)):
+            self.optimizer.step()
+        self.sharing.after_step()
+
+    def _look_back(self, groups: Sequence[_Ready]) -> None:
+        seen = StepResult()
+        with torch.no_grad():
+            for group, tasks in self._passes(groups):
+                self._losses(group, tasks, seen, "the look back")
+        row = [seen.losses.get(t, 0.0) * task.weight for t, task in self.tasks.items()]
+        self.balancer.look_back(torch.tensor(row, device=self.backend.device))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beyond model, optimizer, sharing and balancer."""
+        return {"last_losses": dict(self._last_losses)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put it back."""
+        self._last_losses = dict(state["last_losses"])
+
+
+@dataclass(frozen=True)
+class _Ready:
+    group: Group
+    labelled: tuple[str, ...]
+    count: int
+
+
+def _times(losses: Mapping[str, Tensor], weights: Mapping[str, float], parts: int) -> dict[str, Tensor]:
+    return {task: loss * (weights[task] / parts) for task, loss in losses.items()}
+
+
+def _or_zeros(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

@@ -1,0 +1,111 @@
+"""Metrics of every task on a split, each computed over the whole split by the task's own network."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sparsemtl.batches import Group, Loaders, evaluation_groups, per_task
+from sparsemtl.errors import LabelWarning
+from sparsemtl.modes import evaluating
+from sparsemtl.tasks import Task
+
+Results = dict[str, dict[str, float]]
+"""Task -> metric -> value; `loss` is among the metrics."""
+
+
+class Views(Protocol):
+    """What evaluation needs of a sharing method."""
+
+    @property
+    def one_network(self) -> bool:
+        """One forward serves all tasks."""
+
+    def view(self, task: str) -> AbstractContextManager[Any]:
+        """The model is the task's network inside."""
+
+
+def evaluate(
+    module: nn.Module, tasks: Mapping[str, Task], views: Views, loaders: Loaders, device: torch.device
+) -> Results:
+    """Compute every task's mean loss over its labelled samples, and its metrics.
+
+    A task without a labelled sample gets NaN everywhere, and a warning.
+    """
+    metrics = {name: {m: metric.to(device) for m, metric in task.metrics().items()} for name, task in tasks.items()}
+    totals = dict.fromkeys(tasks, 0.0)
+    counts = dict.fromkeys(tasks, 0)
+    for name, output, target in outputs_of(module, tasks, views, loaders, device):
+        task = tasks[name]
+        count = int(task.labelled(task.labels(target)).sum())
+        if count:
+            totals[name] += float(task.loss(output, target)) * count
+            counts[name] += count
+            task.update(metrics[name], output, target)
+    results: Results = {}
+    for name in tasks:
+        if counts[name]:
+            results[name] = {"loss": totals[name] / counts[name]}
+            results[name] |= {m: float(metric.compute()) for m, metric in metrics[name].items()}
+        else:
+            warnings.warn(f"task {name!r} has no labelled sample in this split.", LabelWarning, stacklevel=2)
+            results[name] = dict.fromkeys(["loss", *metrics[name]], float("nan"))
+    return results
+
+
+@torch.no_grad()
+def outputs_of(
+    module: nn.Module, tasks: Mapping[str, Task], views: Views, loaders: Loaders, device: torch.device
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield (task, output, labels) batch by batch, in eval mode."""
+    for group in evaluation_groups(loaders, tasks):
+        with evaluating(module):
+            on_device = group.to(device)
+            for name, output in group_outputs(module, views, on_device).items():
+                yield name, output, on_device.targets[tasks[name].target]
+
+
+def group_outputs(module: nn.Module, views: Views, group: Group) -> dict[str, Tensor]:
+    """Task -> output for one group, in one forward pass where one network serves all tasks."""
+    together = [group.tasks] if views.one_network else [(task,) for task in group.tasks]
+    outputs: dict[str, Tensor] = {}
+    for names in together:
+        with views.view(names[0]):
+            outputs.update(module(group.x, tasks=names))
+    return outputs
+
+
+@torch.no_grad()
+def sample_predictions(
+    module: nn.Module, tasks: Mapping[str, Task], views: Views, loaders: Loaders, device: torch.device, count: int = 12
+) -> dict[str, Any]:
+    """The first inputs of a split with targets and predictions, for a person to look at.
+
+    Returns:
+        group ("all", or the task's name where tasks have data of their own) -> {"x": (n, ...), "tasks": {task:
+        {"target": ..., "prediction": ...}}}.
+    """
+    samples: dict[str, Any] = {}
+    for group in evaluation_groups(loaders, tasks):
+        key = group.tasks[0] if per_task(loaders) else "all"
+        if key not in samples and isinstance(group.x, Tensor):
+            with evaluating(module):
+                outputs = group_outputs(module, views, group.to(device))
+            samples[key] = {
+                "x": group.x[:count].cpu(),
+                "tasks": {
+                    name: {
+                        "target": tasks[name].labels(group.targets)[:count].cpu(),
+                        "prediction": tasks[name].predict(output)[:count].cpu(),
+                    }
+                    for name, output in outputs.items()
+                },
+            }
+        if not per_task(loaders):
+            break
+    return samples

@@ -1,0 +1,94 @@
+"""The run folder: where everything about a run lies, under which name."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsemtl.errors import CheckpointError
+from sparsemtl.files import read_json, read_tree, write_json, write_text, write_tree
+
+
+class RunFolder:
+    """Paths and whole writes of a run folder.
+
+    Args:
+        path: the folder; it is made when something is written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.environment = self.path / "environment.json"
+        self.metrics = self.path / "metrics.csv"
+        self.summary = self.path / "summary.json"
+        self.model = self.path / "model.safetensors"
+        self.masks = self.path / "masks.safetensors"
+        self.norms = self.path / "norms.safetensors"
+        self.samples = self.path / "samples.safetensors"
+        self.report = self.path / "report.html"
+        self.last = self.path / "checkpoints" / "last.safetensors"
+        self.tensorboard = self.path / "tensorboard"
+
+    def best(self, part: str) -> Path:
+        """Checkpoint of the best epoch, of the whole model ("all") or of an independent task."""
+        name = "best" if part == "all" else f"best-{part}"
+        return self.path / "checkpoints" / f"{name}.safetensors"
+
+    @property
+    def finished(self) -> bool:
+        """The run ended and its summary is written."""
+        return self.summary.exists() and read_json(self.summary).get("status") == "finished"
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write the exact configuration."""
+        import yaml
+
+        write_text(self.config, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+
+    def read_config(self) -> dict[str, Any]:
+        """Read the configuration.
+
+        Raises:
+            CheckpointError: if the folder has none.
+        """
+        import yaml
+
+        if not self.config.exists():
+            raise CheckpointError(f"{self.path} is not a run folder: it has no config.yaml.")
+        config: dict[str, Any] = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        return config
+
+    def write_environment(self, *, device: str, seed: int | None) -> None:
+        """Write what the run runs on."""
+        packages = ("sparsemtl", "torch", "lightning-fabric", "torchmetrics", "torchjd", "numpy", "safetensors")
+        write_json(
+            self.environment,
+            {
+                "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
+                "platform": platform.platform(),
+                "device": device,
+                "threads": torch.get_num_threads(),
+                "seed": seed,
+            },
+        )
+
+    def save(self, path: Path, tree: Any) -> None:
+        """Write a checkpoint whole: a kill leaves the one before."""
+        write_tree(path, tree)
+
+    def load(self, path: Path) -> Any:
+        """Read a checkpoint."""
+        return read_tree(path)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,102 @@
+"""Where a run's figures go: a CSV file always, TensorBoard where asked."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from sparsemtl.errors import missing_extra
+from sparsemtl.files import replacing
+
+COLUMNS = ("epoch", "step", "split", "task", "metric", "value")
+
+
+class Row(NamedTuple):
+    """One figure. `split` is train, validation, test, sharing, balancing or run; `task` is empty for the whole run."""
+
+    epoch: int
+    step: int
+    split: str
+    task: str
+    metric: str
+    value: float
+
+
+class Logger(Protocol):
+    """Takes rows in."""
+
+    def log(self, rows: Iterable[Row]) -> None:
+        """Write rows."""
+
+    def close(self) -> None:
+        """Finish."""
+
+
+class CSVLogger:
+    """Appends rows to a CSV file, whole rows at a time.
+
+    Args:
+        path: the file.
+        resume_at: keep rows up to this step and drop later ones, which the resumed run will write again.
+    """
+
+    def __init__(self, path: Path, *, resume_at: int | None = None) -> None:
+        self.path = path
+        rows = read_rows(path) if resume_at is not None and path.exists() else []
+        with replacing(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            writer.writerows(row for row in rows if row.step <= (resume_at or 0))
+
+    def log(self, rows: Iterable[Row]) -> None:
+        """Append rows in one write."""
+        lines = "".join(",".join([*map(str, row[:-1]), repr(float(row.value))]) + "\r\n" for row in rows)
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            file.write(lines)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read a metrics file; a last line that a kill cut short is left out."""
+    with path.open(newline="", encoding="utf-8") as file:
+        lines = list(csv.reader(file))[1:]
+    rows = []
+    for line in lines:
+        if len(line) == len(COLUMNS):
+            epoch, step, split, task, metric, value = line
+            try:
+                rows.append(Row(int(epoch), int(step), split, task, metric, float(value)))
+            except ValueError:
+                continue
+    return rows
+
+
+class TensorBoardLogger:
+    """Writes scalars for TensorBoard, under task/split/metric.
+
+    Args:
+        folder: where the event files go.
+        resume_at: drop what was logged after this step.
+    """
+
+    def __init__(self, folder: Path, *, resume_at: int | None = None) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise missing_extra("tensorboard", "tensorboard", "logging to TensorBoard") from None
+        purge: Any = None if resume_at is None else resume_at + 1
+        self._writer = SummaryWriter(str(folder), purge_step=purge)  # type: ignore[no-untyped-call]
+
+    def log(self, rows: Iterable[Row]) -> None:
+        """Write rows at their steps."""
+        for row in rows:
+            tag = "/".join(part for part in (row.task, row.split, row.metric) if part)
+            self._writer.add_scalar(tag, row.value, row.step)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Flush."""
+        self._writer.close()  # type: ignore[no-untyped-call]

@@ -1,0 +1,79 @@
+"""summary.json: what came out of a run, task by task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sparsemtl.models import MultiTaskModel
+from sparsemtl.sharing.sharing import Sharing
+from sparsemtl.tasks import Task
+from sparsemtl.training.evaluation import Results
+from sparsemtl.training.selection import Selection
+
+
+def summarize(
+    *,
+    name: str,
+    status: str,
+    config: Mapping[str, Any],
+    model: MultiTaskModel,
+    sharing: Sharing,
+    selection: Selection,
+    epochs: int,
+    seconds: float,
+    validation: Results,
+    test: Results,
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Put a run's outcome together; see the keys."""
+    axes = ("data", "encoder", "architecture", "sharing", "balancing")
+    masks = sharing.masks
+    return {
+        "name": name,
+        "status": status,
+        "method": config.get("label") or method_label(config),
+        "seed": config.get("seed"),
+        "epochs": epochs,
+        "monitor": selection.monitor,
+        "seconds": seconds,
+        "notes": list(notes),
+        "axes": {axis: _name(config.get(axis)) for axis in axes},
+        "parameters": {
+            "total": sum(p.numel() for p in model.parameters()),
+            "shared": sum(p.numel() for p in model.shared_parameters().values()),
+            "kept": {task: masks.count(task) for task in masks} if masks else {},
+        },
+        "tasks": {
+            task: _task(model.tasks[task], selection, validation.get(task, {}), test.get(task, {}))
+            for task in model.tasks
+        },
+        "sharing": {"density": {task: masks.density(task) for task in masks} if masks else {}},
+    }
+
+
+def _task(
+    task: Task, selection: Selection, validation: Mapping[str, float], test: Mapping[str, float]
+) -> dict[str, Any]:
+    metrics = task.metrics()
+    return {
+        "kind": type(task).__name__,
+        "classes": getattr(task, "class_names", None) or getattr(task, "label_names", None),
+        "primary": next(iter(metrics)),
+        "best_epoch": selection.best_epoch(task.name),
+        "directions": {"loss": False, **{name: bool(metric.higher_is_better) for name, metric in metrics.items()}},
+        "validation": dict(validation),
+        "test": dict(test),
+    }
+
+
+def method_label(config: Mapping[str, Any]) -> str:
+    """A run's place in the grid of methods, in short: "shared-bottom, fisher keep 0.3, uncertainty"."""
+    architecture, sharing, balancing = (_name(config.get(k)) for k in ("architecture", "sharing", "balancing"))
+    keep = config.get("sharing", {}).get("keep") if isinstance(config.get("sharing"), Mapping) else None
+    parts = [architecture, f"{sharing} keep {keep}" if keep is not None else sharing, balancing]
+    return ", ".join(part for part in parts if part and part not in ("dense", "mean"))
+
+
+def _name(section: Any) -> str | None:
+    return section.get("name") if isinstance(section, Mapping) else section

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import math
+import re
+
+import matplotlib as mpl
+import pytest
+from reading import Page
+
+from sparsemtl.report.charts import Axis, Gain, Line, gain_chart, line_chart
+from sparsemtl.report.drawing import NEUTRAL
+
+
+def test_a_chart_is_one_svg_element_of_its_page():
+    svg = line_chart([Line([1, 2, 3], [0.1, 0.2, 0.3], 0)], label="accuracy of <digit>")
+    Page(svg)
+    assert svg.startswith("<svg ")
+    assert 'aria-label="accuracy of &lt;digit&gt;"' in svg
+    assert "xmlns" not in svg
+    assert "http" not in svg
+    assert not re.search(r"#0[1-5]0[0-9a-f]{3}", svg)
+
+
+@pytest.mark.parametrize(("colour", "variable"), [(0, "--c0"), (3, "--c3"), (13, "--c3"), (NEUTRAL, "--ink")])
+def test_every_task_has_its_colour_and_colours_begin_again(colour, variable):
+    assert f"var({variable})" in line_chart([Line([1, 2], [0, 1], colour)], label="a")
+
+
+def test_bands_are_drawn_only_where_there_is_a_deviation():
+    with_band = line_chart([Line([1, 2], [0, 1], 0, deviation=[0.1, 0.1])], label="a")
+    one_seed = line_chart([Line([1, 2], [0, 1], 0, deviation=[math.nan, math.nan])], label="a")
+    assert "fill-opacity" in with_band or "opacity: 0.16" in with_band
+    assert one_seed == line_chart([Line([1, 2], [0, 1], 0)], label="a")
+
+
+def test_grid_values_are_labelled_as_they_are():
+    svg = line_chart(
+        [Line([0.1, 0.25, 0.9], [1, 2, 3], 0)], label="a", axis=Axis("keep", ticks=[0.1, 0.25, 0.9])
+    )
+    assert {">0.1<", ">0.25<", ">0.9<", ">keep<"} <= set(re.findall(r">[^<\n]+<", svg))
+
+
+def test_a_logarithmic_axis_and_levels_are_drawn():
+    Page(line_chart([Line([1e-4, 1], [1, 2], 0)], label="a", axis=Axis("lr", log=True), levels=[(1.5, 1)]))
+
+
+def test_gains_without_deviation_and_without_a_value_are_drawn():
+    gains = [
+        Gain("mtl", 0, -2.0, math.nan),
+        Gain("fisher", 1, math.nan, math.nan),
+        Gain("random", 2, 1.0, 0.5),
+    ]
+    svg = gain_chart(gains, label="gains")
+    Page(svg)
+    assert all(f">{gain.label}<" in svg for gain in gains)
+
+
+def test_drawing_leaves_the_settings_of_matplotlib_alone():
+    before = dict(mpl.rcParams)
+    line_chart([Line([1, 2], [0, 1], 0)], label="a")
+    assert dict(mpl.rcParams) == before
+
+
+def test_the_same_chart_is_drawn_twice_alike_and_its_ids_differ_from_anothers():
+    lines = [Line([1, 2], [0, 1], 0, dots=True)]
+    first, again, other = (line_chart(lines, label=label) for label in ("a", "a", "b"))
+    assert first == again
+    ids = [set(re.findall(r'id="([^"]+)"', svg)) for svg in (first, other)]
+    assert all(ids)
+    assert not ids[0] & ids[1]

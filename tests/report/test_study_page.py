@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+from reading import Page
+from synthetic import make_study
+
+from sparsemtl.errors import CheckpointError
+from sparsemtl.report import write_report
+from sparsemtl.study.results import Results, chosen, read_results
+from sparsemtl.study.tables import primary_table
+
+TASKS = ("digit", "ink")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = make_study(
+        tmp_path_factory.mktemp("studies") / "demo", tasks=TASKS, keeps=(0.1, 0.5), seeds=2, epochs=3
+    )
+    write_report(folder / "runs" / "stl-none-0")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def html(folder):
+    return write_report(folder).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(html):
+    return Page(html)
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def edit_results(folder, change):
+    change(pd.read_csv(folder / "results.csv")).to_csv(folder / "results.csv", index=False)
+
+
+def test_the_page_loads_nothing_from_anywhere(html, page):
+    assert page.outside() == []
+    assert "http:" not in html
+    assert "https:" not in html
+
+
+def test_ids_are_unique(page):
+    assert len(page.ids()) == len(set(page.ids()))
+
+
+def test_every_section_is_there(page):
+    assert page.sections == [
+        "Results on test data",
+        "Gain or loss against single-task training",
+        "Results over sharing.keep",
+        "Learning curves",
+        "Cost",
+        "Runs",
+        "Notes",
+        "How it was made",
+    ]
+
+
+def test_the_table_shows_the_settings_that_validation_chose_and_marks_the_best(folder, page):
+    results = Results.of(read_results(folder / "results.csv"), baseline="stl")
+    rows = list(primary_table(chosen(results)).rows())
+    assert len(rows) == 4
+    best = [cell.text for row in rows for cell in row.cells if cell.best]
+    for row in rows:
+        assert row.label in page.text
+        for cell in row.cells:
+            assert cell.text.replace("-", "−") in page.text
+    assert len(best) >= 4
+    assert set(best) <= set(page.best)
+
+
+def test_the_lead_names_who_gains_most_over_single_task_training(page):
+    assert "gains most over single-task training: +" in page.text
+    assert "fisher, keep" in page.text
+
+
+def test_the_tasks_that_lose_are_named(copy):
+    def spoil(rows):
+        rows.loc[
+            (rows["method"] != "stl") & (rows["task"] == "ink") & (rows["metric"] == "mse"), "value"
+        ] *= 1.9
+        return rows
+
+    edit_results(copy, spoil)
+    assert "It loses on 1 task of 2: ink (−" in Page(write_report(copy).read_text()).text
+
+
+def test_only_runs_with_a_report_are_linked(folder, page):
+    links = [value for tag, name, value in page.attributes if (tag, name) == ("a", "href")]
+    assert links == ["runs/stl-none-0/report.html"]
+    assert (folder / links[0]).is_file()
+    assert all(run.name in page.text for run in (folder / "runs").iterdir())
+
+
+def test_runs_that_have_not_ended_are_listed(copy):
+    (copy / "runs" / "fisher-0.3-9").mkdir()
+    text = Page(write_report(copy).read_text()).text
+    assert "fisher-0.3-9" in text
+    assert "not finished" in text
+
+
+def test_results_without_their_run_folders_make_a_page(copy):
+    shutil.rmtree(copy / "runs")
+    page = Page(write_report(copy).read_text())
+    assert "Learning curves" not in page.sections
+    assert "Results on test data" in page.sections
+    assert "folder is missing" in page.text
+
+
+def test_one_seed_has_no_deviations(copy):
+    edit_results(copy, lambda rows: rows[rows["seed"] == 0])
+    page = Page(write_report(copy).read_text())
+    assert "±" not in page.text.replace("± standard deviation", "").replace("± one standard deviation", "")
+
+
+def test_without_a_baseline_the_best_rank_leads_and_no_gain_is_drawn(copy):
+    about = json.loads((copy / "study.json").read_text())
+    (copy / "study.json").write_text(json.dumps({**about, "baseline": None}))
+    page = Page(write_report(copy).read_text())
+    assert "Gain or loss against single-task training" not in page.sections
+    assert "ranks best" in page.text
+
+
+def test_without_a_grid_nothing_is_drawn_over_it(copy):
+    def only_dense(rows):
+        return rows[rows["method"].isin(["stl", "mtl"])].drop(columns="sharing.keep")
+
+    edit_results(copy, only_dense)
+    page = Page(write_report(copy).read_text())
+    assert "Results over sharing.keep" not in page.sections
+    assert "Gain or loss against single-task training" in page.sections
+
+
+def test_a_grid_of_words_is_a_table_and_no_chart(copy):
+    def in_words(rows):
+        return rows.assign(**{"sharing.keep": rows["sharing.keep"].map({0.1: "few", 0.5: "many"})})
+
+    edit_results(copy, in_words)
+    page = Page(write_report(copy).read_text())
+    assert "Results over sharing.keep" not in page.sections
+    assert "All settings of the grid" in page.text
+
+
+def test_several_grid_keys_and_a_wide_range_make_a_chart_each(copy):
+    def doubled(rows):
+        parts = [rows.assign(**{"optimizer.lr": lr}, run=rows["run"] + f"-{lr}") for lr in (0.001, 1.0)]
+        return pd.concat(parts)
+
+    edit_results(copy, doubled)
+    sections = Page(write_report(copy).read_text()).sections
+    assert {"Results over sharing.keep", "Results over optimizer.lr"} <= set(sections)
+
+
+def test_a_metric_that_is_missing_somewhere_is_an_en_dash(copy, page):
+    edit_results(copy, lambda rows: rows[~((rows["method"] == "mtl") & (rows["task"] == "ink"))])
+    shown = Page(write_report(copy).read_text()).text
+    assert shown.count("–") > page.text.count("–")
+
+
+def test_what_must_be_there_is_named_when_it_is_not(copy):
+    (copy / "results.csv").unlink()
+    with pytest.raises(CheckpointError, match=r"results\.csv does not exist"):
+        write_report(copy)
