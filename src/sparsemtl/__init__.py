@@ -2,18 +2,33 @@
 
 from sparsemtl._version import __version__
 from sparsemtl.architectures import SharedBottom, SingleTask
+from sparsemtl.criteria import choose_masks, fisher_information, fisher_masks
 from sparsemtl.masks import TaskMasks
 from sparsemtl.models import MultiTaskModel
+from sparsemtl.norms import TaskNorms
+from sparsemtl.optim import MaskedOptimizer
+from sparsemtl.sharing import DenseSharing, FisherSharing, RandomSharing, Sharing
 from sparsemtl.tasks import Classification, MultiLabel, Regression, Task
+from sparsemtl.training import Trainer
 
 __all__ = [
     "Classification",
+    "DenseSharing",
+    "FisherSharing",
+    "MaskedOptimizer",
     "MultiLabel",
     "MultiTaskModel",
+    "RandomSharing",
     "Regression",
     "SharedBottom",
+    "Sharing",
     "SingleTask",
     "Task",
     "TaskMasks",
+    "TaskNorms",
+    "Trainer",
     "__version__",
+    "choose_masks",
+    "fisher_information",
+    "fisher_masks",
 ]

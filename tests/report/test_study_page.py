@@ -87,13 +87,15 @@ def test_the_lead_names_who_gains_most_over_single_task_training(page):
 
 def test_the_tasks_that_lose_are_named(copy):
     def spoil(rows):
-        rows.loc[
-            (rows["method"] != "stl") & (rows["task"] == "ink") & (rows["metric"] == "mse"), "value"
-        ] *= 1.9
+        others = rows["method"] != "stl"
+        rows.loc[others & (rows["metric"] == "mse"), "value"] = 0.5
+        rows.loc[others & (rows["metric"] == "accuracy"), "value"] = 0.999
         return rows
 
     edit_results(copy, spoil)
-    assert "It loses on 1 task of 2: ink (−" in Page(write_report(copy).read_text()).text
+    text = Page(write_report(copy).read_text()).text
+    assert "No method beats single-task training on average" in text
+    assert "It loses on 1 task of 2: ink (−" in text
 
 
 def test_only_runs_with_a_report_are_linked(folder, page):

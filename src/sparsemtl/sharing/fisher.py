@@ -88,3 +88,7 @@ class FisherSharing(MaskedSharing):
             seed=epoch,
             mask_all=self.mask_all,
         )
+
+    def settled(self, epoch: int) -> bool:
+        """After the warm-up, when there are masks."""
+        return epoch >= self.warmup

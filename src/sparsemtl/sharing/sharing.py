@@ -87,6 +87,10 @@ class Sharing(abc.ABC):
     def begin_epoch(self, epoch: int, loaders: Loaders) -> None:
         """Renew what the method renews, before the epoch (counted from 0). May read the training data."""
 
+    def settled(self, epoch: int) -> bool:
+        """True if the model of this epoch is what the method promises; a warm-up's is not and is never chosen."""
+        return True
+
     def view(self, task: str) -> AbstractContextManager[Any]:
         """Inside the context, the model is the network of this task, for training and for inference."""
         if self.norms is not None:

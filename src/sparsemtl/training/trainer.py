@@ -1,21 +1,24 @@
-"""The trainer: a loop on Lightning Fabric over public pieces that work without it."""
+"""The trainer: a loop on Lightning Fabric over public pieces that all work without it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from sparsemtl.balancing import Balancer, as_balancer
-from sparsemtl.batches import Group, Loaders, check_loaders, per_task, to_device
+from sparsemtl.batches import Group, Loaders, as_group, check_loaders, per_task
 from sparsemtl.errors import CheckpointError, ParameterError
 from sparsemtl.files import write_json, write_tensors
 from sparsemtl.masks import TaskMasks
@@ -25,14 +28,409 @@ from sparsemtl.optim import OPTIMIZERS
 from sparsemtl.parameters import Count, Natural, Positive, validated
 from sparsemtl.randomness import preserved, seed_everything
 from sparsemtl.sharing import DenseSharing, Sharing
-from sparsemtl.training.checkpoint import Randomness, restore, snapshot
-from sparsemtl.training.engine import Backend, Engine, StepResult
+from sparsemtl.training.checkpoint import Randomness, Stateful, restore, snapshot
+from sparsemtl.training.engine import Backend, Engine
 from sparsemtl.training.evaluation import Results, evaluate, group_outputs, sample_predictions
+from sparsemtl.training.figures import Meter, measure_rows, result_rows, run_rows
 from sparsemtl.training.folder import RunFolder
-from sparsemtl.training.history import History
-from sparsemtl.training.loggers import CSVLogger, Logger, Row, TensorBoardLogger
+from sparsemtl.training.loggers import CSVLogger, Logger, TensorBoardLogger
 from sparsemtl.training.mixing import Mix, epoch_batches, loader_generators, steps_in_epoch
 from sparsemtl.training.progress import Progress
 from sparsemtl.training.selection import Monitor, Selection, primary_of
 from sparsemtl.training.snapshots import Snapshots
 from sparsemtl.training.summary import summarize
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true"]
+Scheduler = LRScheduler | ReduceLROnPlateau
+
+
+@dataclass
+class Position:
+    """Where a run is: finished epochs, batches done in the epoch, optimizer steps in all, seconds so far."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+
+
+class Trainer:
+    """Trains a multi-task model with a sharing method and a balancer, and keeps what validation finds best.
+
+    Args:
+        model: the architecture.
+        sharing: what every task reads and trains; everything by default.
+        balancing: a balancer's name, a `Balancer`, or a scalarizer or aggregator of TorchJD.
+        optimizer: makes an optimizer from parameter groups; a name takes its defaults.
+        scheduler: makes a learning-rate scheduler from an optimizer; it steps once an epoch.
+        epochs: epochs at most.
+        seed: seeds all generators before training; None leaves them as they are.
+        accumulate: batches whose gradients make one step.
+        clip_norm: largest norm of a step's gradient.
+        mix: how loaders of single tasks make an epoch, see `training.mixing`.
+        monitor: what chooses the model, on validation data: `score` or `loss`.
+        patience: stop after so many epochs without a better model.
+        accelerator: as Lightning Fabric names it: `auto`, `cpu`, `cuda`, `mps`.
+        precision: as Lightning Fabric names it.
+        folder: run folder; nothing is written if None.
+        checkpoint_every: also write a checkpoint every so many batches, for long epochs.
+        tensorboard: log for TensorBoard as well.
+        progress: show a live bar, or lines where there is no terminal.
+        name: the run's name in reports.
+        config: the configuration to record in the run folder; described from the objects by default.
+        notes: what must be said beside the figures.
+
+    Example:
+        >>> trainer = Trainer(model, sharing=FisherSharing(keep=0.3), epochs=10)   # doctest: +SKIP
+        >>> trainer.fit(train, validation)                                         # doctest: +SKIP
+        >>> trainer.test(test)["digit"]["accuracy"]                                # doctest: +SKIP
+    """
+
+    @validated
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        *,
+        sharing: Sharing | None = None,
+        balancing: Balancer | str | Any = "mean",
+        optimizer: str | Callable[[Any], Optimizer] = "adam",
+        scheduler: Callable[[Optimizer], Scheduler] | None = None,
+        epochs: Count = 10,
+        seed: Natural | None = 0,
+        accumulate: Count = 1,
+        clip_norm: Positive | None = None,
+        mix: Mix = "longest",
+        monitor: Monitor = "score",
+        patience: Count | None = None,
+        accelerator: str = "auto",
+        precision: Precision = "32-true",
+        folder: str | Path | None = None,
+        checkpoint_every: Count | None = None,
+        tensorboard: bool = False,
+        progress: bool = True,
+        name: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.model = model
+        self.sharing = sharing or DenseSharing()
+        self.balancer = as_balancer(balancing)
+        self._make_optimizer = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
+        self._make_scheduler = scheduler
+        self.epochs = epochs
+        self.seed = seed
+        self.accumulate = accumulate
+        self.clip_norm = clip_norm
+        self.mix: Mix = mix
+        self.patience = patience
+        self.accelerator = accelerator
+        self.precision = precision
+        self.folder = RunFolder(folder) if folder is not None else None
+        self.checkpoint_every = checkpoint_every
+        self.tensorboard = tensorboard
+        self.progress = progress
+        self.name = name or (self.folder.path.name if self.folder else type(model).__name__)
+        self.config = dict(config) if config is not None else self._described()
+        self.notes = tuple(notes)
+        self.selection = Selection(model, monitor)
+        self.snapshots = Snapshots(self.folder)
+        self.position = Position()
+        self.validation: Results = {}
+        self._chose: list[Loaders] = []
+        self._ready = False
+        if not self.sharing.settled(epochs - 1):
+            raise ParameterError(
+                f"{type(self.sharing).__name__} would still be warming up when the {epochs} epochs end. "
+                "Raise `epochs` or shorten the warm-up."
+            )
+
+    @property
+    def masks(self) -> TaskMasks | None:
+        """The masks in force, for sharing methods that have any."""
+        return self.sharing.masks
+
+    # ---- public ----------------------------------------------------------------------------------------------
+
+    def fit(self, train: Loaders, validation: Loaders, *, resume: bool = False) -> Trainer:
+        """Train; afterwards the model, masks and norms are those of the best validation epoch.
+
+        Args:
+            train: yields (x, {task: labels}), or task -> loader of (x, labels).
+            validation: the same; it chooses the model.
+            resume: go on from the folder's last checkpoint; the end is bit for bit that of an uninterrupted run.
+
+        Raises:
+            NonFiniteLossError: if a loss becomes NaN or infinite; the last checkpoint stays.
+            CheckpointError: if there is nothing to resume, or it was made for another model.
+        """
+        check_loaders(train, self.model.tasks)
+        check_loaders(validation, self.model.tasks)
+        self._chose = [train, validation]
+        self._set_up(train)
+        randomness = Randomness(loader_generators(train) + loader_generators(validation))
+        meter = Meter()
+        start: dict[str, Any] = {}
+        if resume:
+            start = self._resume(randomness, meter)
+        with ExitStack() as stack:
+            loggers = [self._logger(make, resume) for make in self._logger_kinds()]
+            for logger in loggers:
+                stack.callback(logger.close)
+            bars = stack.enter_context(Progress(self.epochs, show=self.progress))
+            while self.position.epoch < self.epochs and not self._stale():
+                epoch = self.position.epoch
+                if not self.position.batch:
+                    meter = Meter()
+                    self.sharing.begin_epoch(epoch, train)
+                    start = randomness.state_dict()
+                self._train_epoch(train, randomness, start, meter, bars)
+                self._close_epoch(validation, randomness, meter, loggers, bars)
+        self._put_best_back(validation)
+        return self
+
+    def test(self, loaders: Loaders) -> Results:
+        """Evaluate the chosen model on test data, which only reports.
+
+        Raises:
+            ParameterError: if these are the loaders that trained or chose the model, or nothing was trained.
+        """
+        if not self._ready:
+            raise ParameterError("nothing was trained yet; call fit(train, validation) first.")
+        if any(loaders is used for used in self._chose):
+            raise ParameterError("this loader trained or chose the model; test on data that did neither.")
+        check_loaders(loaders, self.model.tasks)
+        results = self._evaluate(loaders)
+        if self.folder is not None:
+            step = self.position.step
+            CSVLogger(self.folder.metrics, resume_at=step).log(
+                result_rows(self.position.epoch, step, "test", results)
+            )
+            samples = sample_predictions(self.module, self.model.tasks, self.sharing, loaders, self.device)
+            self.folder.save(self.folder.samples, samples)
+            self._write_summary("finished", results)
+        return results
+
+    @torch.no_grad()
+    def predict(self, x: Any, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Outputs of the tasks (all by default) for one input, each by its own network, in eval mode."""
+        names = tuple(self.model.tasks if tasks is None else tasks)
+        for name in names:
+            self.model.check_task(name)
+        if not self._ready:
+            raise ParameterError("nothing was trained yet; call fit(train, validation) first.")
+        with evaluating(self.model):
+            return group_outputs(self.module, self.sharing, Group(x, {}, names).to(self.device))
+
+    # ---- set-up ----------------------------------------------------------------------------------------------
+
+    def _set_up(self, train: Loaders) -> None:
+        from lightning_fabric import Fabric
+
+        if self.seed is not None:
+            seed_everything(self.seed)
+        self.fabric: Fabric = Fabric(accelerator=self.accelerator, devices=1, precision=self.precision)
+        self.device = self.fabric.device
+        self._materialize(train)
+        self.module = self.fabric.setup_module(self.model)
+        self.sharing.attach(self.model)
+        self.balancer.attach(len(self.model.tasks), self.device)
+        groups: list[dict[str, Any]] = [{"params": list(self.model.parameters())}]
+        if extra := list(self.balancer.parameters()):
+            groups.append({"params": extra, "weight_decay": 0.0})
+        self.optimizer = self._make_optimizer(groups)
+        self.scheduler = self._make_scheduler(self.optimizer) if self._make_scheduler else None
+        stepped = self.fabric.setup_optimizers(self.optimizer)
+        backend = Backend(self.module, self.fabric.backward, self._clip(stepped), self.device)
+        update = self.sharing.update_for(own_data=per_task(train))
+        self.engine = Engine(self.model, self.sharing, self.balancer, stepped, update, backend)
+        self._ready = True
+        if self.folder is not None:
+            self.folder.write_config(self.config)
+            self.folder.write_environment(device=str(self.device), seed=self.seed)
+
+    def _materialize(self, train: Loaders) -> None:
+        """Let heads that wait for their width see a batch; the order of the data is not disturbed."""
+        if not any(isinstance(p, UninitializedParameter) for p in self.model.parameters()):
+            return
+        with preserved(), evaluating(self.model), torch.no_grad():
+            for task in self.model.tasks:
+                loader = train[task] if isinstance(train, Mapping) else train
+                owner = task if isinstance(train, Mapping) else None
+                self.model(as_group(next(iter(loader)), self.model.tasks, owner).x, tasks=(task,))
+
+    def _clip(self, optimizer: Any) -> Callable[[], Any] | None:
+        if self.clip_norm is None:
+            return None
+        return partial(self.fabric.clip_gradients, self.module, optimizer, max_norm=self.clip_norm)
+
+    def _logger_kinds(self) -> list[Callable[..., Logger]]:
+        if self.folder is None:
+            return []
+        kinds: list[Callable[..., Logger]] = [partial(CSVLogger, self.folder.metrics)]
+        return [*kinds, partial(TensorBoardLogger, self.folder.tensorboard)] if self.tensorboard else kinds
+
+    def _logger(self, make: Callable[..., Logger], resume: bool) -> Logger:
+        return make(resume_at=self._logged_until if resume else None)
+
+    # ---- one epoch -------------------------------------------------------------------------------------------
+
+    def _train_epoch(
+        self, train: Loaders, randomness: Randomness, start: Mapping[str, Any], meter: Meter, bars: Progress
+    ) -> None:
+        self.model.train()
+        bars.begin_epoch(self.position.epoch, steps_in_epoch(train, self.mix))
+        batches = self._batches(train, randomness, start)
+        began = time.perf_counter()
+        seen = meter.samples
+        while window := list(islice(batches, self.accumulate)):
+            where = f"epoch {self.position.epoch + 1}, batch {self.position.batch + 1}, step {self.position.step + 1}"
+            result = self.engine.step(window, where)
+            meter.add(result)
+            before = self.position.batch
+            self.position.batch += len(window)
+            self.position.step += 1
+            bars.step(
+                self.position.batch, result.losses, (meter.samples - seen) / max(time.perf_counter() - began, 1e-9)
+            )
+            if self._checkpoint_due(before):
+                self._save(randomness, start, meter)
+        self.position.seconds += time.perf_counter() - began
+
+    def _batches(self, train: Loaders, randomness: Randomness, start: Mapping[str, Any]) -> Iterator[list[Group]]:
+        """The epoch's batches that are still to come, in the order that the epoch began with."""
+        done = self.position.batch
+        if not done:
+            yield from epoch_batches(train, self.model.tasks, self.mix)
+            return
+        now = randomness.state_dict()
+        randomness.load_state_dict(start)
+        batches = epoch_batches(train, self.model.tasks, self.mix)
+        for _ in islice(batches, done):
+            pass
+        randomness.load_state_dict(now)
+        yield from batches
+
+    def _checkpoint_due(self, before: int) -> bool:
+        every = self.checkpoint_every
+        return self.folder is not None and every is not None and before // every < self.position.batch // every
+
+    def _close_epoch(
+        self, validation: Loaders, randomness: Randomness, meter: Meter, loggers: Sequence[Logger], bars: Progress
+    ) -> None:
+        """Validate, choose, schedule, log, save."""
+        epoch, step = self.position.epoch, self.position.step
+        self.balancer.end_epoch()
+        results = self._evaluate(validation)
+        improved = self.selection.update(epoch, results) if self.sharing.settled(epoch) else []
+        for part in improved:
+            self.snapshots.keep(part, self.model, self.sharing)
+        figures = {"lr": float(self.optimizer.param_groups[0]["lr"]), "seconds": self.position.seconds}
+        rows = [
+            *meter.rows(epoch, step),
+            *result_rows(epoch, step, "validation", results),
+            *measure_rows(epoch, step, self.sharing.measures()),
+            *run_rows(epoch, step, figures),
+        ]
+        for logger in loggers:
+            logger.log(rows)
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(self.selection.value(results))
+        elif self.scheduler is not None:
+            self.scheduler.step()
+        self.position.epoch += 1
+        self.position.batch = 0
+        self._logged_until = step
+        if self.folder is not None:
+            self._save(randomness, {}, meter)
+        primary = {task: primary_of(self.model.tasks[task])[0] for task in self.model.tasks}
+        bars.end_epoch(epoch, results, primary, better=bool(improved))
+
+    def _evaluate(self, loaders: Loaders) -> Results:
+        return evaluate(self.module, self.model.tasks, self.sharing, loaders, self.device)
+
+    def _stale(self) -> bool:
+        return self.patience is not None and self.selection.stale(self.position.epoch - 1) >= self.patience
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------
+
+    _logged_until: int = 0
+
+    def _parts(self, randomness: Randomness, meter: Meter) -> dict[str, Stateful]:
+        parts: dict[str, Stateful] = {
+            "optimizer": self.optimizer,
+            "sharing": self.sharing,
+            "balancer": self.balancer,
+            "engine": self.engine,
+            "selection": self.selection,
+            "meter": meter,
+            "randomness": randomness,
+        }
+        return parts | ({"scheduler": self.scheduler} if self.scheduler is not None else {})
+
+    def _save(self, randomness: Randomness, start: Mapping[str, Any], meter: Meter) -> None:
+        if self.folder is None:
+            return
+        progress = {**asdict(self.position), "start": dict(start), "logged_until": self._logged_until}
+        self.folder.save(self.folder.last, snapshot(self.model, self._parts(randomness, meter), progress))
+
+    def _resume(self, randomness: Randomness, meter: Meter) -> dict[str, Any]:
+        """Put the last checkpoint back; returns the generators' state at the beginning of its epoch."""
+        if self.folder is None or not self.folder.last.exists():
+            where = self.folder.path if self.folder else "a trainer without a folder"
+            raise CheckpointError(f"{where} has no checkpoint to resume from.")
+        state = self.folder.load(self.folder.last)
+        progress = restore(state, self.model, self._parts(randomness, meter), str(self.folder.last))
+        start: dict[str, Any] = progress.pop("start")
+        self._logged_until = progress.pop("logged_until")
+        self.position = Position(**progress)
+        return start
+
+    def _put_best_back(self, validation: Loaders) -> None:
+        for part in self.selection.parts:
+            if part not in self.selection.best:
+                raise CheckpointError(f"no epoch of {part!r} was chosen; validation gave no result.")
+            self.snapshots.put_back(part, self.model, self.sharing)
+        self.model.eval()
+        self.validation = self._evaluate(validation)
+        if self.folder is not None:
+            write_tensors(self.folder.model, self.model.state_dict(), {"model": type(self.model).__name__})
+            if self.masks is not None:
+                self.masks.save(self.folder.masks)
+            if self.sharing.norms is not None:
+                self.folder.save(self.folder.norms, self.sharing.norms.state_dict())
+            self._write_summary("trained", {})
+
+    def _write_summary(self, status: str, test: Results) -> None:
+        if self.folder is None:
+            return
+        summary = summarize(
+            name=self.name,
+            status=status,
+            config=self.config,
+            model=self.model,
+            sharing=self.sharing,
+            selection=self.selection,
+            epochs=self.position.epoch,
+            seconds=self.position.seconds,
+            validation=self.validation,
+            test=test,
+            notes=self.notes,
+        )
+        write_json(self.folder.summary, summary)
+
+    def _described(self) -> dict[str, Any]:
+        """A record of the objects, for runs that were not made from a configuration."""
+        plain = (str, int, float, bool, type(None))
+        return {
+            "seed": self.seed,
+            "architecture": {"name": type(self.model).__name__},
+            "sharing": {
+                "name": type(self.sharing).__name__,
+                **{n: v for n, v in vars(self.sharing).items() if not n.startswith("_") and isinstance(v, plain)},
+            },
+            "balancing": {"name": type(self.balancer).__name__},
+            "training": {"epochs": self.epochs, "accumulate": self.accumulate, "precision": self.precision},
+        }

@@ -1,0 +1,5 @@
+"""Training on Lightning Fabric: the trainer, and the pieces of its loop."""
+
+from sparsemtl.training.trainer import Trainer
+
+__all__ = ["Trainer"]
