@@ -62,7 +62,10 @@ class TaskMasks(Mapping[str, Mask]):
     @classmethod
     def ones(cls, parameters: Mapping[str, Tensor], tasks: Iterable[str], **header: str) -> TaskMasks:
         """Masks that keep everything: every task's network is the whole one."""
-        return cls({t: {n: torch.ones_like(p, dtype=torch.bool) for n, p in parameters.items()} for t in tasks}, **header)
+        return cls(
+            {t: {n: torch.ones_like(p, dtype=torch.bool) for n, p in parameters.items()} for t in tasks},
+            **header,
+        )
 
     # ---- reading -------------------------------------------------------------------------------------------
 
@@ -81,7 +84,9 @@ class TaskMasks(Mapping[str, Mask]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TaskMasks) or list(self) != list(other) or self.shapes() != other.shapes():
             return False
-        return all(torch.equal(m, other[t][n].to(m.device)) for t, mask in self.items() for n, m in mask.items())
+        return all(
+            torch.equal(m, other[t][n].to(m.device)) for t, mask in self.items() for n, m in mask.items()
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -132,7 +137,8 @@ class TaskMasks(Mapping[str, Mask]):
     def changed(self, other: TaskMasks) -> dict[str, float]:
         """Task -> fraction of the weights kept in `other` that are not kept here."""
         return {
-            task: 1 - int((self.flat(task) & other.flat(task)).sum()) / max(other.count(task), 1) for task in self
+            task: 1 - int((self.flat(task) & other.flat(task)).sum()) / max(other.count(task), 1)
+            for task in self
         }
 
     # ---- combining -----------------------------------------------------------------------------------------
@@ -237,7 +243,9 @@ class TaskMasks(Mapping[str, Mask]):
         """
         packed, header = read_tensors(path)
         if header.get("format") != FORMAT:
-            raise MaskError(f"{path} is not a mask file: expected format {FORMAT!r}, found {header.get('format')!r}.")
+            raise MaskError(
+                f"{path} is not a mask file: expected format {FORMAT!r}, found {header.get('format')!r}."
+            )
         shapes = {name: torch.Size(shape) for name, shape in json.loads(header["shapes"]).items()}
         tasks: Sequence[str] = json.loads(header["tasks"])
         missing = [key for t in tasks for n in shapes if (key := f"{t}/{n}") not in packed]
@@ -291,7 +299,9 @@ def unpack(packed: Tensor, shape: torch.Size) -> Tensor:
         MaskError: if the number of bytes does not fit the shape.
     """
     if packed.dtype != torch.uint8 or len(packed) != -(-shape.numel() // 8):
-        raise MaskError(f"a packed mask of shape {tuple(shape)} has {-(-shape.numel() // 8)} bytes, got {packed.shape}.")
+        raise MaskError(
+            f"a packed mask of shape {tuple(shape)} has {-(-shape.numel() // 8)} bytes, got {packed.shape}."
+        )
     bits = (packed[:, None] >> torch.arange(7, -1, -1, dtype=torch.uint8)) & 1
     return bits.flatten()[: shape.numel()].bool().view(shape)
 
@@ -299,7 +309,9 @@ def unpack(packed: Tensor, shape: torch.Size) -> Tensor:
 def unwrapped(model: nn.Module) -> nn.Module:
     """The user's own module inside wrappers of DistributedDataParallel and Lightning Fabric."""
     while True:
-        inner = next((getattr(model, a) for a in ("_forward_module", "_original_module") if a in model._modules), None)
+        inner = next(
+            (getattr(model, a) for a in ("_forward_module", "_original_module") if a in model._modules), None
+        )
         if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
             inner = model.module
         if inner is None:

@@ -57,7 +57,7 @@ def validated(init: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """Annotations by parameter; one that names a type imported for type checkers only counts as Any."""
     names = getattr(inspect.unwrap(function), "__globals__", {})
@@ -132,8 +132,12 @@ def describe(hint: Any) -> str:
 def _range(bounds: list[Any]) -> str:
     if not bounds:
         return ""
-    low = next((f"({b.gt}" if isinstance(b, Gt) else f"[{b.ge}" for b in bounds if isinstance(b, (Gt, Ge))), "(-inf")
-    high = next((f"{b.lt})" if isinstance(b, Lt) else f"{b.le}]" for b in bounds if isinstance(b, (Lt, Le))), "inf)")
+    low = next(
+        (f"({b.gt}" if isinstance(b, Gt) else f"[{b.ge}" for b in bounds if isinstance(b, (Gt, Ge))), "(-inf"
+    )
+    high = next(
+        (f"{b.lt})" if isinstance(b, Lt) else f"{b.le}]" for b in bounds if isinstance(b, (Lt, Le))), "inf)"
+    )
     return f"in {low}, {high}"
 
 

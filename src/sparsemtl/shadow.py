@@ -79,7 +79,9 @@ def _places(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
 
 def _refuse_compiled(model: nn.Module) -> None:
     if torch.compiler.is_dynamo_compiling():
-        raise MaskError("weights cannot be replaced inside a compiled region; enter the context outside of it.")
+        raise MaskError(
+            "weights cannot be replaced inside a compiled region; enter the context outside of it."
+        )
     for module in model.modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise MaskError(f"{type(module).__name__} is scripted; put masks on the plain module.")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sparsemtl.errors import LabelError, ParameterError
 from sparsemtl.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from sparsemtl.parameters import Count, NonNegative, Share, validated
+from sparsemtl.registry import Registry
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -134,7 +135,9 @@ class Task(abc.ABC):
         """
         if isinstance(targets, Mapping):
             if self.target not in targets:
-                raise LabelError(f"task {self.name!r}: the batch has no target {self.target!r}, only {sorted(targets)}.")
+                raise LabelError(
+                    f"task {self.name!r}: the batch has no target {self.target!r}, only {sorted(targets)}."
+                )
             target = targets[self.target]
         else:
             target = targets
@@ -206,7 +209,9 @@ class Classification(Task):
         super().__init__(name, weight=weight, target=target, loss=loss, metrics=metrics)
         self.class_names = [str(c) for c in (range(classes) if isinstance(classes, int) else classes)]
         if len(self.class_names) < 2:
-            raise ParameterError(f"task {name!r}: a classification needs at least 2 classes, got {classes!r}.")
+            raise ParameterError(
+                f"task {name!r}: a classification needs at least 2 classes, got {classes!r}."
+            )
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
 
@@ -251,7 +256,11 @@ class Classification(Task):
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy."""
         total = F.cross_entropy(
-            output, target, ignore_index=self.ignore_index, label_smoothing=self.label_smoothing, reduction="sum"
+            output,
+            target,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            reduction="sum",
         )
         return total / self.labelled(target).sum().clamp(min=1)
 
@@ -318,7 +327,9 @@ class MultiLabel(Task):
             )
         wrong = target[~((target == 0) | (target == 1) | target.isnan())]
         if wrong.numel():
-            raise LabelError(f"task {self.name!r}: labels must be 0, 1 or NaN (unknown), found {wrong[0].item()}.")
+            raise LabelError(
+                f"task {self.name!r}: labels must be 0, 1 or NaN (unknown), found {wrong[0].item()}."
+            )
 
     def cast(self, target: Tensor) -> Tensor:
         """Floating labels, so that NaN can stand for unknown."""
@@ -415,7 +426,11 @@ class Regression(Task):
         """R² (mean over the values, so that tasks of any scale compare), MSE and MAE."""
         from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
-        return {"r2": R2Score(multioutput="uniform_average"), "mse": MeanSquaredError(), "mae": MeanAbsoluteError()}
+        return {
+            "r2": R2Score(multioutput="uniform_average"),
+            "mse": MeanSquaredError(),
+            "mae": MeanAbsoluteError(),
+        }
 
     def update(self, metrics: Mapping[str, Metric], output: Tensor, target: Tensor) -> None:
         """Add the fully labelled samples of a batch to metrics."""
@@ -428,3 +443,8 @@ class Regression(Task):
     def predict(self, output: Tensor) -> Tensor:
         """Values (B, dims)."""
         return output
+
+
+TASKS: Registry[Task] = Registry(
+    "task", {"classification": Classification, "multi-label": MultiLabel, "regression": Regression}
+)

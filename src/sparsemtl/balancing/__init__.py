@@ -54,7 +54,9 @@ def as_balancer(balancing: Balancer | str | Any) -> Balancer:
     from torchjd.scalarization import Scalarizer
 
     if isinstance(balancing, Scalarizer):
-        return LossBalancer(lambda tasks: balancing, trained=any(p.requires_grad for p in balancing.parameters()))
+        return LossBalancer(
+            lambda tasks: balancing, trained=any(p.requires_grad for p in balancing.parameters())
+        )
     if isinstance(balancing, Aggregator):
         return GradientBalancer(lambda tasks: balancing)
     raise ParameterError(

@@ -119,7 +119,9 @@ def stch(*, mu: Positive = 1.0, weights: list[float] | None = None) -> LossBalan
     """Smooth Tchebycheff: a soft maximum of the weighted losses (Lin et al. 2024)."""
     from torchjd.scalarization import STCH
 
-    return LossBalancer(lambda tasks: STCH(mu, _vector("stch", weights, tasks) / (tasks if weights is None else 1)))
+    return LossBalancer(
+        lambda tasks: STCH(mu, _vector("stch", weights, tasks) / (tasks if weights is None else 1))
+    )
 
 
 def cosmos(*, alignment: NonNegative = 1.0, weights: list[float] | None = None) -> LossBalancer:

@@ -14,7 +14,9 @@ from sparsemtl.modes import evaluating
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.InstanceNorm2d, nn.LayerNorm)
 
 
-def channel_units(model: nn.Module, x: Any, tasks: tuple[str, ...] | None = None) -> dict[str, tuple[str, ...]]:
+def channel_units(
+    model: nn.Module, x: Any, tasks: tuple[str, ...] | None = None
+) -> dict[str, tuple[str, ...]]:
     """Find, for every shared layer with output channels, the parameters that make up its channels.
 
     A norm belongs to a layer if it reads the very tensor that the layer gave, which one forward pass tells. With
@@ -30,7 +32,13 @@ def channel_units(model: nn.Module, x: Any, tasks: tuple[str, ...] | None = None
     """
     maskable = maskable_parameters(model)
     prefixes = {module: name for name, module in model.named_modules()}
-    layers = [m for m in prefixes if isinstance(m, (_ConvNd, nn.Linear)) and not getattr(m, "transposed", False) and f"{prefixes[m]}.weight" in maskable]
+    layers = [
+        m
+        for m in prefixes
+        if isinstance(m, (_ConvNd, nn.Linear))
+        and not getattr(m, "transposed", False)
+        and f"{prefixes[m]}.weight" in maskable
+    ]
     made_by: dict[int, nn.Module] = {}
     kept: list[Tensor] = []  # a tensor alive keeps its id its own
     norm_of: dict[nn.Module, nn.Module] = {}
@@ -59,5 +67,7 @@ def _names(layer: nn.Module, norm: nn.Module | None, prefixes: dict[nn.Module, s
     channels = len(layer.get_parameter("weight"))
     names = [f"{prefixes[layer]}.{name}" for name, _ in layer.named_parameters(recurse=False)]
     if norm is not None:
-        names += [f"{prefixes[norm]}.{n}" for n, p in norm.named_parameters(recurse=False) if len(p) == channels]
+        names += [
+            f"{prefixes[norm]}.{n}" for n, p in norm.named_parameters(recurse=False) if len(p) == channels
+        ]
     return tuple(names)

@@ -16,7 +16,6 @@ from sparsemtl.criteria.select import Scope, select, select_channels
 from sparsemtl.errors import MaskError, MaskWarning
 from sparsemtl.masks import TaskMasks
 from sparsemtl.models import MultiTaskModel
-from sparsemtl.tasks import Task
 
 Granularity = Literal["weight", "channel"]
 
@@ -102,7 +101,9 @@ def fisher_masks(
 
 def _unchanged(task: str, previous: TaskMasks | None) -> Mapping[str, Tensor]:
     if previous is None:
-        raise MaskError(f"task {task!r}: every score is zero, so nothing tells its weights apart. Is its head trained?")
+        raise MaskError(
+            f"task {task!r}: every score is zero, so nothing tells its weights apart. Is its head trained?"
+        )
     warnings.warn(f"task {task!r}: every score is zero; it keeps its mask.", MaskWarning, stacklevel=3)
     return previous[task]
 

@@ -32,7 +32,11 @@ ROUNDING = 1e-4
 
 
 def per_sample(
-    model: nn.Module, parameters: Mapping[str, Tensor], tasks: Iterable[str], sums: PowerSum, path: Path = "auto"
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    tasks: Iterable[str],
+    sums: PowerSum,
+    path: Path = "auto",
 ) -> GradientPowers:
     """Choose how to sum powers of per-sample gradients.
 

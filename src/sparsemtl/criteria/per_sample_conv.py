@@ -80,7 +80,8 @@ def add_weight(layer: _ConvNd, x: Tensor, dy: Tensor, total: Tensor, power_sum: 
 def _add_by_tap(geometry: Geometry, x: Tensor, dy: Tensor, taps: Tensor, power_sum: PowerSum) -> None:
     """Add to taps (*kernel, I, O), one tap at a time, positions first."""
     inputs, outputs = (
-        tensor.flatten(2).permute(2, 0, 1).unflatten(2, (geometry.groups, -1)).contiguous() for tensor in (x, dy)
+        tensor.flatten(2).permute(2, 0, 1).unflatten(2, (geometry.groups, -1)).contiguous()
+        for tensor in (x, dy)
     )
     for tap, read, written in _positions(geometry, tuple(x.shape[2:]), tuple(dy.shape[2:])):
         if len(read):
@@ -96,7 +97,11 @@ def _positions(
     padded = F.pad(index, geometry.pads, geometry.mode)[0, 0]
     table = []
     for tap in product(*(range(size) for size in geometry.kernel)):
-        read = padded[tuple(geometry.read(axis, t, outputs[axis]) for axis, t in enumerate(tap))].flatten().long()
+        read = (
+            padded[tuple(geometry.read(axis, t, outputs[axis]) for axis, t in enumerate(tap))]
+            .flatten()
+            .long()
+        )
         written = read.nonzero().flatten()
         table.append((tap, read[written] - 1, written))
     return table
@@ -126,7 +131,9 @@ def _rows(geometry: Geometry, x: Tensor, width: int) -> Tensor:
     """What each tap of the last axis reads: (N, groups, kernel[-1], I / groups, *padded size, width)."""
     padded = F.pad(x, geometry.pads, geometry.mode).unflatten(1, (geometry.groups, -1))
     last = len(geometry.kernel) - 1
-    return torch.stack([padded[..., geometry.read(last, tap, width)] for tap in range(geometry.kernel[-1])], 2)
+    return torch.stack(
+        [padded[..., geometry.read(last, tap, width)] for tap in range(geometry.kernel[-1])], 2
+    )
 
 
 def _grouped(total: Tensor, groups: int) -> Tensor:

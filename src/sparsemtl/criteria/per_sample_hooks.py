@@ -64,7 +64,12 @@ class HookedPowers(GradientPowers):
         return {task: output.detach() for task, output in self._outputs.items()}
 
     def _keep(
-        self, names: dict[str, str], layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        self,
+        names: dict[str, str],
+        layer: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
     ) -> Tensor | None:
         x = args[0] if args else kwargs.get("input")
         rule = rule_for(layer)
@@ -113,7 +118,7 @@ class _Anchored(torch.autograd.Function):
 
 
 def _matching(x: Any, output: Any) -> bool:
-    return isinstance(x, Tensor) and isinstance(output, Tensor) and 0 < output.ndim and len(x) == len(output)
+    return isinstance(x, Tensor) and isinstance(output, Tensor) and output.ndim > 0 and len(x) == len(output)
 
 
 def _layers(model: nn.Module, names: Iterable[str]) -> dict[nn.Module, dict[str, str]]:
@@ -149,5 +154,7 @@ def zeros_for(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, T
     for layer, names in _layers(model, parameters).items():
         rule = rule_for(layer)
         if rule is not None:
-            totals.update({name: rule.zeros(parameters[name], wide(parameters[name].dtype)) for name in names.values()})
+            totals.update(
+                {name: rule.zeros(parameters[name], wide(parameters[name].dtype)) for name in names.values()}
+            )
     return totals

@@ -40,7 +40,9 @@ def select(
         raise ParameterError(f"`keep` must be in (0, 1], got {keep}.")
     for name, score in scores.items():
         if bool(score.isnan().any()):
-            raise MaskError(f"parameter {name!r}: {int(score.isnan().sum())} scores are NaN. Did training diverge?")
+            raise MaskError(
+                f"parameter {name!r}: {int(score.isnan().sum())} scores are NaN. Did training diverge?"
+            )
     if scope == "layer":
         return {name: top_k(s.flatten(), budget(s.numel(), keep)).view(s.shape) for name, s in scores.items()}
     flat = torch.cat([score.flatten().double() for score in scores.values()])
@@ -58,7 +60,12 @@ def select(
 
 
 def select_channels(
-    scores: Mapping[str, Tensor], units: Units, keep: float, *, scope: Scope = "global", min_per_layer: int = 1
+    scores: Mapping[str, Tensor],
+    units: Units,
+    keep: float,
+    *,
+    scope: Scope = "global",
+    min_per_layer: int = 1,
 ) -> dict[str, Tensor]:
     """Keep whole output channels: K = clamp(round(keep * C), 1, C) of the C channels of all layers together.
 
@@ -108,4 +115,6 @@ def top_k(scores: Tensor, k: int) -> Tensor:
 
 def _floors(scores: Mapping[str, Tensor], count: int) -> Tensor:
     """The best `count` weights of every parameter, over all parameters in one vector."""
-    return torch.cat([top_k(score.flatten().double(), min(count, score.numel())) for score in scores.values()])
+    return torch.cat(
+        [top_k(score.flatten().double(), min(count, score.numel())) for score in scores.values()]
+    )

@@ -16,7 +16,7 @@ from sparsemtl.tasks import Task
 
 
 class TensorLoader:
-    """Batches of tensors that are held in memory: one gather a batch, no worker processes, no copies of samples.
+    """Batches of tensors that are held in memory: one gather a batch, no worker processes.
 
     Args:
         x: inputs, a tensor or any nest of tensors, all of N samples.
@@ -24,12 +24,12 @@ class TensorLoader:
         batch_size: samples a batch; the last batch may be smaller.
         shuffle: draw a new order at the start of every pass.
         drop_last: leave out a last batch that is not full.
-        generator: draws the order; by default torch's global generator, so that whoever restores its state gets the
-            same order again.
+        generator: draws the order; by default torch's global generator, so that whoever restores its state
+            gets the same order again.
 
     Yields:
-        pairs (inputs, targets) of the same forms. Batches are copies: a network that works in place on its input
-        does not touch the data.
+        pairs (inputs, targets) of the same forms. Batches are copies: a network that works in place on its
+        input does not touch the data.
 
     Raises:
         DataError: if lengths differ or there is no batch to yield.
@@ -67,7 +67,9 @@ class TensorLoader:
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         size = self.dataset_size
         order = torch.randperm(size, generator=self.generator) if self.shuffle else torch.arange(size)
-        return (_gather((self.x, self.targets), rows) for rows in order.split(self.batch_size)[: len(self)])
+        return (
+            _gather((self.x, self.targets), rows) for rows in torch.split(order, self.batch_size)[: len(self)]
+        )
 
 
 def _gather(nest: Any, rows: Tensor) -> Any:

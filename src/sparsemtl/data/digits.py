@@ -17,7 +17,7 @@ from sparsemtl.tasks import Classification, MultiLabel, Regression, Task
 SHARES = (0.6, 0.2, 0.2)
 """Training, validation and test."""
 SHAPES = {"loop": (0, 6, 8, 9), "bar": (4, 5, 7), "stem": (1, 4, 9)}
-"""Attribute -> digits that have it: a closed loop, a straight horizontal stroke, a straight vertical stroke."""
+"""Attribute -> digits that have it: a closed loop, a straight horizontal or a straight vertical stroke."""
 
 
 @checked
@@ -30,10 +30,10 @@ def digits(
 ) -> TaskData:
     """Digits: 1,797 images of 8x8 pixels with four tasks, from scikit-learn (Alpaydin and Kaynak 1998).
 
-    The tasks are `digit` (10 classes), `parity` (even or odd), `shape` (three attributes that a printed digit of the
-    class has: a loop, a horizontal bar, a vertical stem) and `slant` (how far this very image leans to the right,
-    columns a row, standardised to mean 0 and variance 1 in training). The first three follow from the class; the
-    last does not.
+    The tasks are `digit` (10 classes), `parity` (even or odd), `shape` (whether a printed digit of the class
+    has a loop, a horizontal bar, a vertical stem) and `slant` (how far this very image leans to the right, in
+    columns a row, standardised to mean 0 and variance 1 in training). The first three follow from the class;
+    the last does not.
 
     Args:
         root: as in all data sets; scikit-learn brings these images along, so it is not read.
@@ -78,13 +78,14 @@ def digits(
 
 
 def slant(images: Tensor) -> Tensor:
-    """How far glyphs lean to the right, in columns a row: the regression of bright pixels' columns on their rows.
+    """How far glyphs lean to the right: the regression of bright pixels' columns on their rows.
 
     Args:
         images: brightness, at least two rows lit in each, shape (N, H, W).
 
     Returns:
-        Negative covariance of row and column over the variance of the row, shape (N,); rows count downwards.
+        Columns to the right for each row up, shape (N,): the covariance of column and row over the variance
+        of the row, negated because rows count downwards.
     """
     weights = images / images.sum((1, 2), keepdim=True)
     rows = torch.arange(images.shape[1], dtype=images.dtype)

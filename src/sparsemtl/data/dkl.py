@@ -1,7 +1,7 @@
 """DKL-like: three character sets with inputs of their own, one task each.
 
-FSMTL (AAAI 2024) reports on a "DKL-mnist" of three tasks with heterogeneous inputs and does not say what is in it.
-This is our reading: **D**igits (MNIST), **K**uzushiji (KMNIST), **L**etters (EMNIST letters).
+FSMTL (AAAI 2024) reports on a "DKL-mnist" of three tasks with heterogeneous inputs and does not say what is
+in it. This is our reading: Digits (MNIST), Kuzushiji (KMNIST), Letters (EMNIST letters).
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from sparsemtl.data.base import TaskData
+from sparsemtl.data.base import Split, TaskData
 from sparsemtl.data.emnist_letters import EMNIST_LETTERS
 from sparsemtl.data.fashion_mnist import FASHION_MNIST
 from sparsemtl.data.kmnist import KMNIST
+from sparsemtl.data.labelled import held_out_note
 from sparsemtl.data.mnist import MNIST
 from sparsemtl.data.options import ProperFraction, checked
 from sparsemtl.errors import ParameterError
@@ -37,8 +38,8 @@ def dkl(
 ) -> TaskData:
     """DKL-like: digits, kuzushiji and letters, every task with images of its own.
 
-    Tasks have the names that they have in their own data sets, also where a part is replaced: `digit`, `kuzushiji`,
-    `letter`; `item` for Fashion-MNIST. No table then calls clothes kuzushiji.
+    Tasks have the names that they have in their own data sets, also where a part is replaced: `digit`,
+    `kuzushiji`, `letter`; `item` for Fashion-MNIST. No table then calls clothes kuzushiji.
 
     Args:
         root: folder under which data sets lie; SPARSEMTL_DATA, or ./data, by default.
@@ -58,8 +59,12 @@ def dkl(
     names = (digits, kuzushiji, letters)
     if len(set(names)) < len(names):
         raise ParameterError(f"the three parts of dkl must differ, got {', '.join(names)}.")
-    parts = [
-        SOURCES[name].load(
+    train: dict[str, Split] = {}
+    held_out: dict[str, Split] = {}
+    test: dict[str, Split] = {}
+    for name in names:
+        task = SOURCES[name].task
+        train[task], held_out[task], test[task] = SOURCES[name].splits(
             root=root,
             download=download,
             train_size=train_size,
@@ -67,14 +72,14 @@ def dkl(
             validation=validation,
             seed=seed,
         )
-        for name in names
-    ]
-    tasks = tuple(task for part in parts for task in part.tasks)
     return TaskData(
         "dkl",
-        tasks,
-        train={task.name: part.train for task, part in zip(tasks, parts, strict=True)},
-        validation={task.name: part.validation for task, part in zip(tasks, parts, strict=True)},
-        test={task.name: part.test for task, part in zip(tasks, parts, strict=True)},
-        notes=(f"DKL-like, our reading of an undefined data set: {', '.join(names)}", *parts[0].notes),
+        tuple(SOURCES[name].as_task() for name in names),
+        train,
+        held_out,
+        test,
+        notes=(
+            f"DKL-like, our reading of an undefined data set: {', '.join(names)}",
+            held_out_note(validation, seed),
+        ),
     )

@@ -1,4 +1,4 @@
-"""Getting a data set's official files: checked against their published checksums, whole or not there at all."""
+"""Getting a data set's official files: of the published checksum and whole, or not there at all."""
 
 from __future__ import annotations
 

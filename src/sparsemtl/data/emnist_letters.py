@@ -44,8 +44,8 @@ def emnist_letters(
 ) -> TaskData:
     """EMNIST letters: 145,600 handwritten letters, one task of 26 classes.
 
-    The download is the whole of EMNIST, about half a gigabyte, of which the four files of the letters are kept.
-    Arguments are those of `LabelledImages.load`.
+    The download is the whole of EMNIST, about half a gigabyte, of which the four files of the letters are
+    kept. Arguments are those of `LabelledImages.load`.
     """
     return EMNIST_LETTERS.load(
         root=root,

@@ -61,9 +61,10 @@ class LabelledImages:
         found = [path for name in self.files if (path := _find(folder, name))]
         if len(found) < len(self.files):
             raise DataError(
-                f"{self.name}: {folder.absolute()} lacks {', '.join(absent)} (looked for with and without .gz). "
-                f"Set `download: true` in the configuration (download=True in Python) to get what is absent from "
-                f"{self.origin.address}, or let `root` or {ROOT_VARIABLE} name the folder that holds {self.folder}/raw."
+                f"{self.name}: {folder.absolute()} lacks {', '.join(absent)}, plain or as .gz. "
+                "Set `download: true` in the configuration (download=True in Python) to get what is absent "
+                f"from {self.origin.address}, or let `root` or {ROOT_VARIABLE} name the folder that holds "
+                f"{self.folder}/raw."
             )
         train_images, train_labels, test_images, test_labels = found
         return train_images, train_labels, test_images, test_labels
@@ -115,17 +116,45 @@ class LabelledImages:
             validation: share of the official training images held out, in (0, 1).
             seed: of all draws.
         """
-        train, test = self.read(root, download=download)
-        rows, held_out = hold_out(len(train), validation, seed=seed, train_size=train_size)
+        train, validation_split, test = self.splits(
+            root=root,
+            download=download,
+            train_size=train_size,
+            test_size=test_size,
+            validation=validation,
+            seed=seed,
+        )
         return TaskData(
             self.name,
-            (Classification(self.task, self.classes),),
-            train=self._split(train.select(rows)),
-            validation=self._split(train.select(held_out)),
-            test=self._split(
-                test.select(subset(len(test), test_size, seed=seed, what=f"{self.name}'s test images"))
-            ),
+            (self.as_task(),),
+            train,
+            validation_split,
+            test,
             notes=(held_out_note(validation, seed),),
+        )
+
+    def as_task(self) -> Classification:
+        """The task of telling the classes apart."""
+        return Classification(self.task, self.classes)
+
+    def splits(
+        self,
+        *,
+        root: str | Path | None,
+        download: bool,
+        train_size: int | None,
+        test_size: int | None,
+        validation: float,
+        seed: int,
+    ) -> tuple[Split, Split, Split]:
+        """Training, validation and test images; arguments are those of `load`."""
+        train, test = self.read(root, download=download)
+        rows, held_out = hold_out(len(train), validation, seed=seed, train_size=train_size)
+        tested = subset(len(test), test_size, seed=seed, what=f"the test images of {self.name}")
+        return (
+            self._split(train.select(rows)),
+            self._split(train.select(held_out)),
+            self._split(test.select(tested)),
         )
 
     def _split(self, images: RawImages) -> Split:
@@ -162,7 +191,7 @@ def scaled(pixels: Tensor) -> Tensor:
 
 
 def subset(count: int, size: int | None, *, seed: int, what: str) -> Tensor:
-    """Indices of `size` of `count` samples drawn by the seed, in their own order; of all if `size` is None."""
+    """Indices, ascending, of `size` of `count` samples drawn by the seed; of all if `size` is None."""
     if size is not None and size > count:
         raise DataError(f"{size} of {what} were asked for, there are {count}.")
     return shuffled(count, seed)[:size].sort().values
@@ -171,6 +200,6 @@ def subset(count: int, size: int | None, *, seed: int, what: str) -> Tensor:
 def held_out_note(validation: float, seed: int) -> str:
     """Say how validation images were chosen."""
     return (
-        f"validation: the last {validation:.4g} of a permutation of the official training images (seed {seed}); "
-        "test: the official test images"
+        f"validation: the last {validation:.4g} of a permutation (seed {seed}) of the official training "
+        "images; test: the official test images"
     )

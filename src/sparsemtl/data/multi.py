@@ -1,13 +1,14 @@
 """MultiMNIST and its relatives: two overlapping items in one image, one task each.
 
-Sabour et al. (2017) overlaid digits; Sener and Koltun (2018) made two tasks of it, "which is the top-left, which the
-bottom-right digit"; Lin et al. (2019) added Fashion-MNIST. Each drew its own images, so none can be had again: the
-images here are drawn by a seed.
+Sabour et al. (2017) overlaid digits; Sener and Koltun (2018) made two tasks of it, the top-left digit and the
+bottom-right one; Lin et al. (2019) added Fashion-MNIST. Each drew pairs of its own; here a seed draws them.
 
-Differences from the papers: items lie in the corners of a 36x36 canvas, 8 pixels apart (Lin et al. publish 36x36
-images; Sener and Koltun's code moves the second item by 6 pixels and resizes to 28x28, nearest neighbour; Sabour et al.
-move each digit by up to 4 pixels and pair different classes only). Where items overlap the brighter pixel stays.
-Validation pairs are drawn from images that are in no training pair; the papers have no validation set.
+Differences from the papers:
+- Items lie in the corners of a 36x36 canvas, 8 pixels apart, and the brighter pixel stays where they overlap.
+  Lin et al. publish 36x36 images without the code that made them. Sener and Koltun's code moves the second
+  item by 6 pixels and resizes to 28x28, nearest neighbour. Sabour et al. move each digit by up to 4 pixels.
+- Both items of a pair may be of one class, as in Sener and Koltun; Sabour et al. pair different classes.
+- Validation pairs are drawn from images that are in no training pair; the papers have no validation set.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def multi_fashion_mnist(
     size: Literal[28, 36] = 36,
     seed: Natural = 0,
 ) -> TaskData:
-    """Multi-Fashion-MNIST: a digit top-left (task `left`) under a piece of clothing bottom-right (task `right`).
+    """Multi-Fashion-MNIST: a digit top-left (task `left`), clothes bottom-right (task `right`).
 
     Arguments are those of `overlaid`.
     """
@@ -177,7 +178,7 @@ def overlaid(
 
 
 def _draw(count: int, left: int, right: int, seed: int) -> Tensor:
-    """Indices of `count` pairs, shape (count, 2): shuffle both sides again and again, so that all items are used."""
+    """Indices of `count` pairs, shape (count, 2); sides are reshuffled when used up, so no item is rare."""
     generator = torch.Generator().manual_seed(seed)
     round_size = min(left, right)
     rounds = [

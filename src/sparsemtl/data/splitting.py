@@ -50,8 +50,8 @@ def hold_out(
         count: number of training samples.
         validation: the share held out, in (0, 1).
         seed: of the order.
-        train_size: use only so many for training, the first in the order; validation shrinks in proportion and
-            stays the last, so that no smaller training set ever meets it.
+        train_size: use only so many for training, the first in the order; validation shrinks in proportion
+            and stays at the end, so that the two never meet.
 
     Returns:
         indices of the training samples, indices of the validation samples.
@@ -61,8 +61,8 @@ def hold_out(
         return train, held_out
     if train_size > len(train):
         raise DataError(
-            f"train_size={train_size}, but {count} samples less the share {validation} held out for validation "
-            f"are {len(train)}."
+            f"train_size={train_size} is too large: of {count} samples {len(held_out)} are held out for "
+            f"validation ({validation:.4g}), which leaves {len(train)}."
         )
     return train[:train_size], held_out[-in_proportion(train_size, validation) :]
 

@@ -54,22 +54,22 @@ def sgd(
     return torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
 
 
-def constant(optimizer: Optimizer, *, warmup: Natural = 0) -> LRScheduler:
+def constant(optimizer: Optimizer, epochs: int, *, warmup: Natural = 0) -> LRScheduler:
     """The learning rate as it is, after `warmup` epochs of a linear rise."""
     return LambdaLR(optimizer, lambda epoch: min(1.0, (epoch + 1) / (warmup + 1)))
 
 
-def cosine(optimizer: Optimizer, *, epochs: Count, floor: NonNegative = 0.0) -> LRScheduler:
+def cosine(optimizer: Optimizer, epochs: int, *, floor: NonNegative = 0.0) -> LRScheduler:
     """Down to `floor` along half a cosine over the epochs (Loshchilov & Hutter 2017)."""
     return CosineAnnealingLR(optimizer, T_max=epochs, eta_min=floor)
 
 
-def step(optimizer: Optimizer, *, every: Count = 30, factor: Positive = 0.1) -> LRScheduler:
+def step(optimizer: Optimizer, epochs: int, *, every: Count = 30, factor: Positive = 0.1) -> LRScheduler:
     """Times `factor` every `every` epochs."""
     return StepLR(optimizer, step_size=every, gamma=factor)
 
 
-def plateau(optimizer: Optimizer, *, patience: Natural = 5, factor: Share = 0.1) -> ReduceLROnPlateau:
+def plateau(optimizer: Optimizer, epochs: int, *, patience: Natural = 5, factor: Share = 0.1) -> ReduceLROnPlateau:
     """Times `factor` after `patience` epochs without a better validation score."""
     return ReduceLROnPlateau(optimizer, mode="max", patience=patience, factor=factor)
 

@@ -121,7 +121,9 @@ class Engine:
 
     def _alternate(self, batches: Sequence[Sequence[_Ready]], result: StepResult, where: str) -> None:
         weights = self._weights({})
-        scale = len(weights) / sum(weights.values())  # only the weights' ratios matter: 1 for mean and sum alike
+        scale = len(weights) / sum(
+            weights.values()
+        )  # only the weights' ratios matter: 1 for mean and sum alike
         result.weights = {task: weight * scale for task, weight in weights.items()}
         for task in self.tasks:
             mine = [ready for groups in batches for ready in groups if task in ready.labelled]
@@ -169,7 +171,9 @@ class Engine:
                 for task in ready.labelled:
                     yield ready.group, (task,)
 
-    def _losses(self, group: Group, tasks: tuple[str, ...], result: StepResult, where: str) -> dict[str, Tensor]:
+    def _losses(
+        self, group: Group, tasks: tuple[str, ...], result: StepResult, where: str
+    ) -> dict[str, Tensor]:
         """One forward pass; losses times the tasks' own weights, plus the sharing method's terms."""
         with self.sharing.view(tasks[0]):
             outputs = self.backend.module(group.x, tasks=tasks)
@@ -211,7 +215,9 @@ class Engine:
             for loss in losses.values():
                 self.backend.backward(loss)
 
-    def _backward_apart(self, task: str, loss: Tensor, mask: Mapping[str, Tensor] | None, *, retain: bool) -> None:
+    def _backward_apart(
+        self, task: str, loss: Tensor, mask: Mapping[str, Tensor] | None, *, retain: bool
+    ) -> None:
         """Backward of one task, whose shared gradient is seen on its own before it is added or kept as a row."""
         before = {name: p.grad for name, p in self._shared.items()}
         for p in self._shared.values():

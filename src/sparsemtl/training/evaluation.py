@@ -37,7 +37,9 @@ def evaluate(
 
     A task without a labelled sample gets NaN everywhere, and a warning.
     """
-    metrics = {name: {m: metric.to(device) for m, metric in task.metrics().items()} for name, task in tasks.items()}
+    metrics = {
+        name: {m: metric.to(device) for m, metric in task.metrics().items()} for name, task in tasks.items()
+    }
     totals = dict.fromkeys(tasks, 0.0)
     counts = dict.fromkeys(tasks, 0)
     for name, output, target in outputs_of(module, tasks, views, loaders, device):
@@ -82,7 +84,12 @@ def group_outputs(module: nn.Module, views: Views, group: Group) -> dict[str, Te
 
 @torch.no_grad()
 def sample_predictions(
-    module: nn.Module, tasks: Mapping[str, Task], views: Views, loaders: Loaders, device: torch.device, count: int = 12
+    module: nn.Module,
+    tasks: Mapping[str, Task],
+    views: Views,
+    loaders: Loaders,
+    device: torch.device,
+    count: int = 12,
 ) -> dict[str, Any]:
     """The first inputs of a split with targets and predictions, for a person to look at.
 

@@ -66,11 +66,22 @@ class RunFolder:
 
     def write_environment(self, *, device: str, seed: int | None) -> None:
         """Write what the run runs on."""
-        packages = ("sparsemtl", "torch", "lightning-fabric", "torchmetrics", "torchjd", "numpy", "safetensors")
+        packages = (
+            "sparsemtl",
+            "torch",
+            "lightning-fabric",
+            "torchmetrics",
+            "torchjd",
+            "numpy",
+            "safetensors",
+        )
         write_json(
             self.environment,
             {
-                "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
+                "versions": {
+                    "python": platform.python_version(),
+                    **{name: _version(name) for name in packages},
+                },
                 "platform": platform.platform(),
                 "device": device,
                 "threads": torch.get_num_threads(),

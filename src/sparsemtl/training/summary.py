@@ -61,7 +61,10 @@ def _task(
         "classes": getattr(task, "class_names", None) or getattr(task, "label_names", None),
         "primary": next(iter(metrics)),
         "best_epoch": selection.best_epoch(task.name),
-        "directions": {"loss": False, **{name: bool(metric.higher_is_better) for name, metric in metrics.items()}},
+        "directions": {
+            "loss": False,
+            **{name: bool(metric.higher_is_better) for name, metric in metrics.items()},
+        },
         "validation": dict(validation),
         "test": dict(test),
     }
@@ -69,7 +72,9 @@ def _task(
 
 def method_label(config: Mapping[str, Any]) -> str:
     """A run's place in the grid of methods, in short: "shared-bottom, fisher keep 0.3, uncertainty"."""
-    architecture, sharing, balancing = (_name(config.get(k)) for k in ("architecture", "sharing", "balancing"))
+    architecture, sharing, balancing = (
+        _name(config.get(k)) for k in ("architecture", "sharing", "balancing")
+    )
     keep = config.get("sharing", {}).get("keep") if isinstance(config.get("sharing"), Mapping) else None
     parts = [architecture, f"{sharing} keep {keep}" if keep is not None else sharing, balancing]
     return ", ".join(part for part in parts if part and part not in ("dense", "mean"))

@@ -293,13 +293,17 @@ class Trainer:
             self.position.batch += len(window)
             self.position.step += 1
             bars.step(
-                self.position.batch, result.losses, (meter.samples - seen) / max(time.perf_counter() - began, 1e-9)
+                self.position.batch,
+                result.losses,
+                (meter.samples - seen) / max(time.perf_counter() - began, 1e-9),
             )
             if self._checkpoint_due(before):
                 self._save(randomness, start, meter)
         self.position.seconds += time.perf_counter() - began
 
-    def _batches(self, train: Loaders, randomness: Randomness, start: Mapping[str, Any]) -> Iterator[list[Group]]:
+    def _batches(
+        self, train: Loaders, randomness: Randomness, start: Mapping[str, Any]
+    ) -> Iterator[list[Group]]:
         """The epoch's batches that are still to come, in the order that the epoch began with."""
         done = self.position.batch
         if not done:
@@ -315,10 +319,17 @@ class Trainer:
 
     def _checkpoint_due(self, before: int) -> bool:
         every = self.checkpoint_every
-        return self.folder is not None and every is not None and before // every < self.position.batch // every
+        return (
+            self.folder is not None and every is not None and before // every < self.position.batch // every
+        )
 
     def _close_epoch(
-        self, validation: Loaders, randomness: Randomness, meter: Meter, loggers: Sequence[Logger], bars: Progress
+        self,
+        validation: Loaders,
+        randomness: Randomness,
+        meter: Meter,
+        loggers: Sequence[Logger],
+        bars: Progress,
     ) -> None:
         """Validate, choose, schedule, log, save."""
         epoch, step = self.position.epoch, self.position.step
@@ -429,7 +440,11 @@ class Trainer:
             "architecture": {"name": type(self.model).__name__},
             "sharing": {
                 "name": type(self.sharing).__name__,
-                **{n: v for n, v in vars(self.sharing).items() if not n.startswith("_") and isinstance(v, plain)},
+                **{
+                    n: v
+                    for n, v in vars(self.sharing).items()
+                    if not n.startswith("_") and isinstance(v, plain)
+                },
             },
             "balancing": {"name": type(self.balancer).__name__},
             "training": {"epochs": self.epochs, "accumulate": self.accumulate, "precision": self.precision},

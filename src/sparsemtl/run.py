@@ -1,0 +1,128 @@
+"""One run from a configuration: data, model and trainer made, trained, tested, reported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sparsemtl.architectures import ARCHITECTURES
+from sparsemtl.backbones import ENCODERS
+from sparsemtl.balancing import BALANCERS
+from sparsemtl.config import TRAINER_KEYS, check
+from sparsemtl.data import DATASETS, TaskData
+from sparsemtl.errors import CheckpointError, ConfigError, unknown_name
+from sparsemtl.files import read_json
+from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
+from sparsemtl.randomness import seed_everything
+from sparsemtl.sharing import SHARING
+from sparsemtl.training import Trainer
+from sparsemtl.training.evaluation import Results
+from sparsemtl.training.folder import RunFolder
+
+
+def run(config: Mapping[str, Any], folder: str | Path, *, resume: bool = False, progress: bool = True) -> Results:
+    """Train, test and report one run.
+
+    Args:
+        config: a configuration; it is checked and completed.
+        folder: the run folder.
+        resume: go on from the folder's last checkpoint, if there is one.
+        progress: show a live bar.
+
+    Returns:
+        the test metrics of every task.
+
+    Raises:
+        CheckpointError: if the folder holds another run and `resume` is not asked for.
+    """
+    complete = check(config)
+    place = RunFolder(folder)
+    if not resume and (place.last.exists() or place.summary.exists()):
+        raise CheckpointError(
+            f"{place.path} already holds a run. Use `sparsemtl resume {place.path}`, another --out, or delete it."
+        )
+    data = load_data(complete)
+    trainer = make_trainer(complete, data, place.path, progress=progress)
+    train, validation, test = data.loaders(complete["training"]["batch_size"])
+    trainer.fit(train, validation, resume=resume and place.last.exists())
+    results = trainer.test(test)
+    _report(place)
+    return results
+
+
+def resume(folder: str | Path, *, progress: bool = True) -> Results:
+    """Go on with the run in a folder.
+
+    Raises:
+        CheckpointError: if the folder is no run folder, or the run is finished.
+    """
+    place = RunFolder(folder)
+    config = place.read_config()
+    if place.finished:
+        raise CheckpointError(f"the run in {place.path} is finished; there is nothing to resume.")
+    return run(config, folder, resume=True, progress=progress)
+
+
+def load_data(config: Mapping[str, Any]) -> TaskData:
+    """The data set of a complete configuration, with its tasks chosen and weighted."""
+    section = dict(config["data"])
+    data = DATASETS.build(section.pop("name"), **section)
+    if config["tasks"]:
+        data = data.only(config["tasks"])
+    tasks = {task.name: task for task in data.tasks}
+    for name, weight in config["weights"].items():
+        if name not in tasks:
+            raise ConfigError(f"weights: {unknown_name('task', name, tasks)}")
+        tasks[name].weight = float(weight)
+    return data
+
+
+def make_trainer(config: Mapping[str, Any], data: TaskData, folder: Path | None, *, progress: bool = True) -> Trainer:
+    """Model and trainer of a complete configuration; seeds the generators, so that the weights follow the seed."""
+    seed_everything(config["seed"])
+    encoder, architecture, sharing, balancing = (
+        dict(config[axis]) for axis in ("encoder", "architecture", "sharing", "balancing")
+    )
+    network = ENCODERS.build(encoder.pop("name"), data.input_shape, **encoder)
+    model = ARCHITECTURES.build(architecture.pop("name"), network, list(data.tasks), **architecture)
+    training = config["training"]
+    optimizer = dict(config["optimizer"])
+    scheduler = dict(config["scheduler"] or {})
+    return Trainer(
+        model,
+        sharing=SHARING.build(sharing.pop("name"), **sharing),
+        balancing=BALANCERS.build(balancing.pop("name"), **balancing),
+        optimizer=partial(OPTIMIZERS.build, optimizer.pop("name"), **optimizer),
+        scheduler=_scheduler(scheduler, training["epochs"]) if scheduler else None,
+        seed=config["seed"],
+        folder=folder,
+        name=config["name"],
+        config=config,
+        notes=data.notes,
+        progress=progress,
+        **{key: training[key] for key in TRAINER_KEYS},
+    )
+
+
+def _scheduler(section: dict[str, Any], epochs: int) -> Any:
+    name = section.pop("name")
+    return lambda optimizer: SCHEDULERS.build(name, optimizer, epochs, **section)
+
+
+def _report(place: RunFolder) -> None:
+    """Draw the report where its libraries are installed; a run does not fail for want of a picture."""
+    from sparsemtl.errors import MissingExtraError
+    from sparsemtl.report import write_report
+
+    try:
+        write_report(place.path)
+    except MissingExtraError as error:
+        print(f"no report was drawn: {error}")
+
+
+def primary_results(folder: str | Path) -> dict[str, float]:
+    """Task -> primary test metric of a finished run."""
+    summary = read_json(RunFolder(folder).summary)
+    return {task: entry["test"].get(entry["primary"]) for task, entry in summary["tasks"].items()}

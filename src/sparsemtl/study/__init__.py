@@ -1,0 +1,1 @@
+"""Studies: grids of runs, and tables as in the papers."""
