@@ -48,10 +48,7 @@ def data(name: str, count: int, samples: int) -> Batches:
     """Random batches."""
     shape = (3, 64, 64) if name == "resnet18" else (1024,)
     sizes = [BATCH] * (samples // BATCH) + ([samples % BATCH] if samples % BATCH else [])
-    return [
-        (torch.randn(n, *shape), {f"task{t}": torch.randint(CLASSES, (n,)) for t in range(count)})
-        for n in sizes
-    ]
+    return [(torch.randn(n, *shape), {f"task{t}": torch.randint(CLASSES, (n,)) for t in range(count)}) for n in sizes]
 
 
 def train(model: SharedBottom, batches: Batches) -> None:
@@ -59,9 +56,7 @@ def train(model: SharedBottom, batches: Batches) -> None:
     for x, targets in batches:
         model.zero_grad()
         outputs = model(x)
-        torch.stack(
-            [task.loss(outputs[name], targets) for name, task in model.tasks.items()]
-        ).sum().backward()
+        torch.stack([task.loss(outputs[name], targets) for name, task in model.tasks.items()]).sum().backward()
 
 
 def fisher(model: SharedBottom, batches: Batches) -> None:
@@ -89,9 +84,7 @@ def error(name: str) -> float:
     """Largest relative difference to the loop over samples, on a few of them."""
     model, batches = network(name, 1), data(name, 1, 4)
     tasks = list(model.tasks.values())
-    fast, loop = (
-        FisherInformation(path=path).scores(model, batches, tasks)["task0"] for path in ("auto", "loop")
-    )
+    fast, loop = (FisherInformation(path=path).scores(model, batches, tasks)["task0"] for path in ("auto", "loop"))
     return max(float((fast[n] - loop[n]).abs().max() / loop[n].max()) for n in loop)
 
 
@@ -115,9 +108,7 @@ def _status(field: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -129,12 +120,8 @@ def main() -> None:
         run, name, count = arguments.peak
         print(measure_peak(run, name, int(count)))
         return
-    print(
-        f"batch {BATCH}, {arguments.samples} samples, {arguments.threads} threads, torch {torch.__version__}"
-    )
-    print(
-        f"{'network':<10}{'tasks':>6}{'time ratio':>12}{'(range)':>16}{'target':>8}{'memory':>8}{'error':>10}"
-    )
+    print(f"batch {BATCH}, {arguments.samples} samples, {arguments.threads} threads, torch {torch.__version__}")
+    print(f"{'network':<10}{'tasks':>6}{'time ratio':>12}{'(range)':>16}{'target':>8}{'memory':>8}{'error':>10}")
     for (name, count), target in TARGETS.items():
         if arguments.only in (None, name):
             median, low, high = ratio(name, count, arguments.samples, arguments.repeats)

@@ -84,9 +84,7 @@ def as_group(batch: Any, tasks: Mapping[str, Task], owner: str | None = None) ->
     if isinstance(targets, Tensor):
         if owner is None:
             if len(tasks) > 1:
-                raise LabelError(
-                    f"a loader for {len(tasks)} tasks yields (x, {{task: labels}}), got bare labels."
-                )
+                raise LabelError(f"a loader for {len(tasks)} tasks yields (x, {{task: labels}}), got bare labels.")
             owner = next(iter(tasks))
         targets = {tasks[owner].target: targets}
     return Group(x, targets, tuple(tasks) if owner is None else (owner,))

@@ -206,4 +206,3 @@ def _known_keys(path: Sequence[str], config: Mapping[str, Any], model: type[Base
 
 def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
-

@@ -125,11 +125,7 @@ def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Mapping):
         return {"dict": [[_encode(key, tensors), _encode(item, tensors)] for key, item in value.items()]}
     if isinstance(value, (list, tuple)):
-        return {
-            type(value).__name__ if type(value) in (list, tuple) else "list": [
-                _encode(v, tensors) for v in value
-            ]
-        }
+        return {type(value).__name__ if type(value) in (list, tuple) else "list": [_encode(v, tensors) for v in value]}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise CheckpointError(f"a checkpoint holds tensors, numbers and text, not {type(value).__name__}.")
@@ -149,6 +145,4 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 def module_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict as it stands now: copies that later steps do not change."""
-    return {
-        name: tensor.detach().clone() for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor)
-    }
+    return {name: tensor.detach().clone() for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}

@@ -99,7 +99,7 @@ class Bernoulli(Likelihood):
         return torch.bernoulli(output.sigmoid(), generator=generator)
 
     def expected(self, output: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """One factor per attribute: weight p(1-p), direction e_a; independence makes A factors enough for 2^A labels."""
+        """One factor per attribute: weight p(1-p), direction e_a; A factors do for 2^A labels."""
         probabilities = output.sigmoid()
         for index in range(output.shape[1]):
             direction = torch.zeros_like(output)

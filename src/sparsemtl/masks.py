@@ -84,9 +84,7 @@ class TaskMasks(Mapping[str, Mask]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TaskMasks) or list(self) != list(other) or self.shapes() != other.shapes():
             return False
-        return all(
-            torch.equal(m, other[t][n].to(m.device)) for t, mask in self.items() for n, m in mask.items()
-        )
+        return all(torch.equal(m, other[t][n].to(m.device)) for t, mask in self.items() for n, m in mask.items())
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -136,10 +134,7 @@ class TaskMasks(Mapping[str, Mask]):
 
     def changed(self, other: TaskMasks) -> dict[str, float]:
         """Task -> fraction of the weights kept in `other` that are not kept here."""
-        return {
-            task: 1 - int((self.flat(task) & other.flat(task)).sum()) / max(other.count(task), 1)
-            for task in self
-        }
+        return {task: 1 - int((self.flat(task) & other.flat(task)).sum()) / max(other.count(task), 1) for task in self}
 
     # ---- combining -----------------------------------------------------------------------------------------
 
@@ -223,7 +218,7 @@ class TaskMasks(Mapping[str, Mask]):
     # ---- files ---------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Write the masks to a safetensors file, packed one bit a weight, with a header that names what they are for."""
+        """Write the masks to a safetensors file, one bit a weight, with a header that says what they are for."""
         packed = {f"{task}/{name}": pack(m) for task, mask in self.items() for name, m in mask.items()}
         header = {
             "format": FORMAT,
@@ -243,9 +238,7 @@ class TaskMasks(Mapping[str, Mask]):
         """
         packed, header = read_tensors(path)
         if header.get("format") != FORMAT:
-            raise MaskError(
-                f"{path} is not a mask file: expected format {FORMAT!r}, found {header.get('format')!r}."
-            )
+            raise MaskError(f"{path} is not a mask file: expected format {FORMAT!r}, found {header.get('format')!r}.")
         shapes = {name: torch.Size(shape) for name, shape in json.loads(header["shapes"]).items()}
         tasks: Sequence[str] = json.loads(header["tasks"])
         missing = [key for t in tasks for n in shapes if (key := f"{t}/{n}") not in packed]
@@ -309,9 +302,7 @@ def unpack(packed: Tensor, shape: torch.Size) -> Tensor:
 def unwrapped(model: nn.Module) -> nn.Module:
     """The user's own module inside wrappers of DistributedDataParallel and Lightning Fabric."""
     while True:
-        inner = next(
-            (getattr(model, a) for a in ("_forward_module", "_original_module") if a in model._modules), None
-        )
+        inner = next((getattr(model, a) for a in ("_forward_module", "_original_module") if a in model._modules), None)
         if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
             inner = model.module
         if inner is None:

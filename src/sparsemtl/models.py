@@ -80,9 +80,7 @@ def maskable_parameters(model: nn.Module, *, mask_all: bool = False) -> dict[str
         model: a `MultiTaskModel`, or any module, all of whose parameters then count as shared.
         mask_all: also take biases and the scales and shifts of norms.
     """
-    shared = (
-        model.shared_parameters() if isinstance(model, MultiTaskModel) else dict(model.named_parameters())
-    )
+    shared = model.shared_parameters() if isinstance(model, MultiTaskModel) else dict(model.named_parameters())
     return {name: p for name, p in shared.items() if mask_all or p.ndim >= 2}
 
 

@@ -54,9 +54,7 @@ class TaskNorms:
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Task -> buffer name -> statistics, copied."""
-        return {
-            task: {name: t.detach().clone() for name, t in own.items()} for task, own in self._sets.items()
-        }
+        return {task: {name: t.detach().clone() for name, t in own.items()} for task, own in self._sets.items()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Put back what `state_dict` gave."""

@@ -126,18 +126,14 @@ def describe(hint: Any) -> str:
     if hint is None or hint is type(None):
         return "None"
     simple = {float: "a float", int: "an int", bool: "a bool", str: "a string"}
-    return simple.get(hint) or getattr(hint, "__name__", str(hint).replace("typing.", ""))
+    return simple.get(hint) or str(getattr(hint, "__name__", str(hint).replace("typing.", "")))
 
 
 def _range(bounds: list[Any]) -> str:
     if not bounds:
         return ""
-    low = next(
-        (f"({b.gt}" if isinstance(b, Gt) else f"[{b.ge}" for b in bounds if isinstance(b, (Gt, Ge))), "(-inf"
-    )
-    high = next(
-        (f"{b.lt})" if isinstance(b, Lt) else f"{b.le}]" for b in bounds if isinstance(b, (Lt, Le))), "inf)"
-    )
+    low = next((f"({b.gt}" if isinstance(b, Gt) else f"[{b.ge}" for b in bounds if isinstance(b, (Gt, Ge))), "(-inf")
+    high = next((f"{b.lt})" if isinstance(b, Lt) else f"{b.le}]" for b in bounds if isinstance(b, (Lt, Le))), "inf)")
     return f"in {low}, {high}"
 
 
@@ -170,7 +166,7 @@ def configurable(target: Callable[..., Any]) -> Iterator[tuple[str, inspect.Para
     These are the keyword-only parameters when a constructor has any, else all but `self`: positional ones
     (the model, the optimized parameters) are given by the library.
     """
-    function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
+    function = target.__init__ if inspect.isclass(target) else target
     hints = _hints(function)
     parameters = inspect.signature(target).parameters
     for name, parameter in parameters.items():

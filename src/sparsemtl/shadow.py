@@ -79,9 +79,7 @@ def _places(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
 
 def _refuse_compiled(model: nn.Module) -> None:
     if torch.compiler.is_dynamo_compiling():
-        raise MaskError(
-            "weights cannot be replaced inside a compiled region; enter the context outside of it."
-        )
+        raise MaskError("weights cannot be replaced inside a compiled region; enter the context outside of it.")
     for module in model.modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise MaskError(f"{type(module).__name__} is scripted; put masks on the plain module.")
@@ -103,7 +101,8 @@ def _reduce_plain(module: nn.Module, protocol: int) -> Any:
     for name, value in plain.items():
         _put(entries, name, value)
     try:
-        make, arguments, state, *rest = type(module).__reduce_ex__(module, protocol)
+        reduced: Any = type(module).__reduce_ex__(module, protocol)
+        make, arguments, state, *rest = reduced
         return (make, arguments, dict(state) if isinstance(state, dict) else state, *rest)
     finally:
         entries.update(hidden)

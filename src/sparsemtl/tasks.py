@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,7 @@ class LinearHead(nn.Linear):
 class LazyLinearHead(nn.LazyLinear):
     """A `LinearHead` whose width is learned from the first batch, for encoders that do not tell theirs."""
 
-    cls_to_become = LinearHead  # type: ignore[assignment]
+    cls_to_become = LinearHead
     forward = LinearHead.forward  # type: ignore[assignment]
 
     def initialize_parameters(self, features: Tensor) -> None:
@@ -209,9 +209,7 @@ class Classification(Task):
         super().__init__(name, weight=weight, target=target, loss=loss, metrics=metrics)
         self.class_names = [str(c) for c in (range(classes) if isinstance(classes, int) else classes)]
         if len(self.class_names) < 2:
-            raise ParameterError(
-                f"task {name!r}: a classification needs at least 2 classes, got {classes!r}."
-            )
+            raise ParameterError(f"task {name!r}: a classification needs at least 2 classes, got {classes!r}.")
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
 
@@ -327,9 +325,7 @@ class MultiLabel(Task):
             )
         wrong = target[~((target == 0) | (target == 1) | target.isnan())]
         if wrong.numel():
-            raise LabelError(
-                f"task {self.name!r}: labels must be 0, 1 or NaN (unknown), found {wrong[0].item()}."
-            )
+            raise LabelError(f"task {self.name!r}: labels must be 0, 1 or NaN (unknown), found {wrong[0].item()}.")
 
     def cast(self, target: Tensor) -> Tensor:
         """Floating labels, so that NaN can stand for unknown."""
@@ -345,8 +341,11 @@ class MultiLabel(Task):
         """Accuracy and macro F1, means over the labels."""
         from torchmetrics.classification import MultilabelAccuracy, MultilabelF1Score
 
-        options = {"num_labels": self.outputs, "average": "macro", "ignore_index": -1, "validate_args": False}
-        return {"accuracy": MultilabelAccuracy(**options), "f1_macro": MultilabelF1Score(**options)}
+        options: dict[str, Any] = {"average": "macro", "ignore_index": -1, "validate_args": False}
+        return {
+            "accuracy": MultilabelAccuracy(self.outputs, **options),
+            "f1_macro": MultilabelF1Score(self.outputs, **options),
+        }
 
     def update(self, metrics: Mapping[str, Metric], output: Tensor, target: Tensor) -> None:
         """Add a batch to metrics; unknown labels become the index that torchmetrics ignores."""
@@ -418,8 +417,8 @@ class Regression(Task):
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Mean error over all known values."""
         known = ~target.isnan()
-        function = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}[self.criterion]
-        terms = function(output, target.nan_to_num(0.0).to(output.dtype), reduction="none")
+        functions: dict[str, Any] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
+        terms = functions[self.criterion](output, target.nan_to_num(0.0).to(output.dtype), reduction="none")
         return torch.where(known, terms, 0.0).sum() / known.sum().clamp(min=1)
 
     def default_metrics(self) -> dict[str, Metric]:

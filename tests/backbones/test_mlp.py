@@ -12,9 +12,7 @@ def test_features_equal_the_layers_written_out() -> None:
     model = MLP((2, 3), hidden=[5, 4])
     x = torch.randn(7, 2, 3)
     first, second = (layer for layer in model.layers if isinstance(layer, nn.Linear))
-    expected = torch.relu(
-        torch.relu(x.reshape(7, 6) @ first.weight.T + first.bias) @ second.weight.T + second.bias
-    )
+    expected = torch.relu(torch.relu(x.reshape(7, 6) @ first.weight.T + first.bias) @ second.weight.T + second.bias)
     torch.testing.assert_close(model(x), expected)
 
 

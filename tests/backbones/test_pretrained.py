@@ -14,8 +14,7 @@ from sparsemtl.errors import CheckpointError
 def published(width: int = 4) -> dict[str, Tensor]:
     """A state dict as torchvision writes it: with a classifier."""
     state = {
-        name: torch.randn_like(t) if t.is_floating_point() else t + 3
-        for name, t in small(width).state_dict().items()
+        name: torch.randn_like(t) if t.is_floating_point() else t + 3 for name, t in small(width).state_dict().items()
     }
     return {**state, "fc.weight": torch.randn(10, 8 * width), "fc.bias": torch.randn(10)}
 
@@ -52,9 +51,7 @@ def test_old_files_without_batch_counts_keep_the_models_counts() -> None:
 def test_another_architecture_is_named_by_its_parameters() -> None:
     state = published()
     state["layer1.2.conv1.weight"] = state.pop("layer1.1.conv1.weight")
-    with pytest.raises(
-        CheckpointError, match=r"'layer1.1.conv1.weight' missing, 'layer1.2.conv1.weight' unexpected"
-    ):
+    with pytest.raises(CheckpointError, match=r"'layer1.1.conv1.weight' missing, 'layer1.2.conv1.weight' unexpected"):
         load_torchvision(small(), state)
 
 
@@ -64,9 +61,7 @@ def test_long_lists_of_names_are_cut() -> None:
 
 
 def test_another_shape_is_named_with_both_shapes() -> None:
-    with pytest.raises(
-        CheckpointError, match=r"'conv1.weight' has shape \(8, 3, 7, 7\), the model's \(4, 3, 7, 7\)"
-    ):
+    with pytest.raises(CheckpointError, match=r"'conv1.weight' has shape \(8, 3, 7, 7\), the model's \(4, 3, 7, 7\)"):
         load_torchvision(small(), published(width=8))
 
 

@@ -10,9 +10,7 @@ from torch import nn
 from sparsemtl.backbones import ENCODERS, ResNet, resnet18, resnet34
 from sparsemtl.errors import ParameterError
 
-TORCHVISION = Path(__file__).with_name(
-    "torchvision_resnet18.txt"
-)  # `name shape` a line, from torchvision 0.29
+TORCHVISION = Path(__file__).with_name("torchvision_resnet18.txt")  # `name shape` a line, from torchvision 0.29
 
 
 def test_names_and_shapes_are_torchvisions_without_the_classifier() -> None:
@@ -23,9 +21,7 @@ def test_names_and_shapes_are_torchvisions_without_the_classifier() -> None:
 
 
 @pytest.mark.parametrize(("build", "published"), [(resnet18, 11_689_512), (resnet34, 21_797_672)])
-def test_parameters_are_as_many_as_published_without_the_classifier(
-    build: type[ResNet], published: int
-) -> None:
+def test_parameters_are_as_many_as_published_without_the_classifier(build: type[ResNet], published: int) -> None:
     classifier = 512 * 1000 + 1000
     assert sum(p.numel() for p in build().parameters()) == published - classifier
 

@@ -35,9 +35,7 @@ def score(task: str, progress: float, skill: float, noise: float) -> float:
     return max(0.12 * np.exp(-3 * progress) + 0.02 - skill / 3 + noise / 3, 0.001)
 
 
-def make_masks(
-    tasks: Sequence[str], keep: float, layers: Mapping[str, tuple[int, ...]], seed: int
-) -> TaskMasks:
+def make_masks(tasks: Sequence[str], keep: float, layers: Mapping[str, tuple[int, ...]], seed: int) -> TaskMasks:
     """Masks that overlap more than by chance, less so in deep layers."""
     generator = torch.Generator().manual_seed(seed)
     masks: dict[str, dict[str, torch.Tensor]] = {task: {} for task in tasks}
@@ -48,9 +46,7 @@ def make_masks(
         for task in tasks:
             own = torch.rand(shape, generator=generator)
             wanted = share * common + (1 - share) * own
-            masks[task][name] = (
-                wanted >= wanted.quantile(1 - density) if wanted.numel() < 10**6 else own < density
-            )
+            masks[task][name] = wanted >= wanted.quantile(1 - density) if wanted.numel() < 10**6 else own < density
     return TaskMasks(masks, model="SharedBottom", method="fisher")
 
 
@@ -59,9 +55,7 @@ def make_samples(tasks: Sequence[str], count: int, seed: int) -> dict[str, objec
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[0:8, 0:8]
     centres = rng.uniform(2, 6, (count, 2, 1, 1))
-    x = np.exp(-((rows - centres[:, 0]) ** 2 + (columns - centres[:, 1]) ** 2) / 4) + 0.1 * rng.random(
-        (count, 8, 8)
-    )
+    x = np.exp(-((rows - centres[:, 0]) ** 2 + (columns - centres[:, 1]) ** 2) / 4) + 0.1 * rng.random((count, 8, 8))
     answers = {}
     for task in tasks:
         wrong = torch.from_numpy(rng.random(count) < 0.15)
@@ -107,9 +101,7 @@ def make_run(
         path / "environment.json",
         {"versions": versions, "device": "cpu", "threads": 2, "seed": seed, "platform": "Linux"},
     )
-    write_json(
-        path / "summary.json", _summary(path.name, tasks, method, seed, epochs, skill, masks, notes, rng)
-    )
+    write_json(path / "summary.json", _summary(path.name, tasks, method, seed, epochs, skill, masks, notes, rng))
     return path
 
 
@@ -146,9 +138,7 @@ def _summary(name, tasks, method, seed, epochs, skill, masks, notes, rng):
             "validation": shown,
             "test": {**shown, primary: score(task, 1.0, skill, rng.normal(0, 0.008))},
         }
-    sharing = (
-        {task: masks.density(task) for task in tasks} if masks is not None else dict.fromkeys(tasks, 1.0)
-    )
+    sharing = {task: masks.density(task) for task in tasks} if masks is not None else dict.fromkeys(tasks, 1.0)
     return {
         "name": name,
         "status": "finished",

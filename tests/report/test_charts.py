@@ -34,9 +34,7 @@ def test_bands_are_drawn_only_where_there_is_a_deviation():
 
 
 def test_grid_values_are_labelled_as_they_are():
-    svg = line_chart(
-        [Line([0.1, 0.25, 0.9], [1, 2, 3], 0)], label="a", axis=Axis("keep", ticks=[0.1, 0.25, 0.9])
-    )
+    svg = line_chart([Line([0.1, 0.25, 0.9], [1, 2, 3], 0)], label="a", axis=Axis("keep", ticks=[0.1, 0.25, 0.9]))
     assert {">0.1<", ">0.25<", ">0.9<", ">keep<"} <= set(re.findall(r">[^<\n]+<", svg))
 
 

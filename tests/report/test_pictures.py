@@ -63,9 +63,7 @@ def test_labels_count_as_right_where_they_are_known():
 
 
 def test_values_stand_beside_the_true_ones():
-    assert answers_of(INK, torch.tensor([0.5]), torch.tensor([0.25])) == [
-        Answer("t", "0.2500", "0.5000", "none")
-    ]
+    assert answers_of(INK, torch.tensor([0.5]), torch.tensor([0.25])) == [Answer("t", "0.2500", "0.5000", "none")]
     long = answers_of(INK, torch.ones(1, 5), torch.zeros(1, 5))[0]
     assert long.said == "0.000, 0.000, 0.000, …"
 

@@ -147,9 +147,7 @@ def test_a_figure_that_was_not_measured_is_an_en_dash_and_validation_leads_witho
     tasks["digit"]["test"] = {"accuracy": None}
     change_summary(folder, tasks=tasks)
     page = Page(write_report(folder).read_text())
-    assert (
-        f"On validation data: accuracy {tasks['digit']['validation']['accuracy']:.4f} on digit." in page.text
-    )
+    assert f"On validation data: accuracy {tasks['digit']['validation']['accuracy']:.4f} on digit." in page.text
     assert "–" in page.text
 
 
@@ -162,9 +160,7 @@ def test_a_stopped_run_says_so(tmp_path, page):
 
 def test_many_layers_and_tasks_make_a_page(tmp_path):
     layers = {f"encoder.layer{i}.weight": (8, 8) for i in range(60)}
-    page = Page(
-        write_report(make_run(tmp_path / "run", tasks=["digit", "ink"], layers=layers, epochs=4)).read_text()
-    )
+    page = Page(write_report(make_run(tmp_path / "run", tasks=["digit", "ink"], layers=layers, epochs=4)).read_text())
     assert all(f"layer{i}" in page.text for i in range(60))
 
 

@@ -18,9 +18,7 @@ TASKS = ("digit", "ink")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = make_study(
-        tmp_path_factory.mktemp("studies") / "demo", tasks=TASKS, keeps=(0.1, 0.5), seeds=2, epochs=3
-    )
+    folder = make_study(tmp_path_factory.mktemp("studies") / "demo", tasks=TASKS, keeps=(0.1, 0.5), seeds=2, epochs=3)
     write_report(folder / "runs" / "stl-none-0")
     return folder
 

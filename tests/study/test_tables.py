@@ -68,9 +68,7 @@ def frame() -> pd.DataFrame:
 
 
 def results(changed: pd.DataFrame | None = None, baseline: str | None = "stl") -> Results:
-    return Results.of(
-        frame() if changed is None else changed, baseline=baseline, methods=["stl", "mtl", "fisher"]
-    )
+    return Results.of(frame() if changed is None else changed, baseline=baseline, methods=["stl", "mtl", "fisher"])
 
 
 def without(method: str, task: str, seed: int) -> pd.DataFrame:
@@ -108,9 +106,7 @@ def test_deviations_are_of_a_sample_and_seeds_are_counted():
 def test_gains_are_taken_seed_by_seed_and_turned_so_that_positive_is_better():
     found = gains(results())
     assert found.mean.loc["mtl"].tolist() == pytest.approx([5.0, -5.0, 0.0])
-    assert found.std.loc["mtl"].tolist() == pytest.approx(
-        [10 / math.sqrt(2), 10 / math.sqrt(2), 0.0], abs=1e-9
-    )
+    assert found.std.loc["mtl"].tolist() == pytest.approx([10 / math.sqrt(2), 10 / math.sqrt(2), 0.0], abs=1e-9)
     assert found.mean.loc["fisher, keep 0.5"].tolist() == pytest.approx([10.0, 10.0, 10.0])
     assert found.std.loc["fisher, keep 0.5"].tolist() == pytest.approx(
         [20 / math.sqrt(2), 0.0, 10 / math.sqrt(2)], abs=1e-9
@@ -276,9 +272,7 @@ def test_markdown_is_exactly_this():
 
 def test_html_cells_escape_mark_and_carry_the_value_to_sort_by():
     row = rows_of(primary_table(chosen(results())))["fisher, keep 0.5"]
-    assert (
-        row.cells[0].html() == '<td class="number best" data-value="0.93">0.9300<small> ± 0.0424</small></td>'
-    )
+    assert row.cells[0].html() == '<td class="number best" data-value="0.93">0.9300<small> ± 0.0424</small></td>'
 
 
 def test_csv_holds_the_unrounded_numbers():
@@ -318,9 +312,7 @@ def test_bad_results_are_refused_with_what_is_wrong(tmp_path):
     with pytest.raises(ParameterError, match=r"'mse' of task 'ink' .* more than once for 'mtl', seed 1"):
         Results.of(pd.concat([frame(), frame().query("method == 'mtl' and task == 'ink' and seed == 1")]))
     with pytest.raises(ParameterError, match="whether higher is better for 'mse' of task 'ink'"):
-        primary_table(
-            results(frame().assign(higher_is_better=[True if t == "digit" else None for t in frame().task]))
-        )
+        primary_table(results(frame().assign(higher_is_better=[True if t == "digit" else None for t in frame().task])))
     with pytest.raises(CheckpointError, match="does not exist"):
         read_results(tmp_path / "results.csv")
     (tmp_path / "results.csv").write_text("")

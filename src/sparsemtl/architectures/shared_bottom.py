@@ -29,9 +29,7 @@ class SharedBottom(MultiTaskModel):
         {'digit': (5, 10), 'ink': (5, 1)}
     """
 
-    def __init__(
-        self, encoder: nn.Module, tasks: Sequence[Task], heads: Mapping[str, nn.Module] | None = None
-    ) -> None:
+    def __init__(self, encoder: nn.Module, tasks: Sequence[Task], heads: Mapping[str, nn.Module] | None = None) -> None:
         super().__init__(tasks)
         self.encoder = encoder
         self.heads = heads_for(self.tasks, heads, dict.fromkeys(self.tasks, width_of(encoder)))

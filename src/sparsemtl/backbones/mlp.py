@@ -37,9 +37,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         if not input_shape or min(input_shape) < 1:
-            raise ParameterError(
-                f"MLP reads samples of at least one number, got input_shape={tuple(input_shape)}."
-            )
+            raise ParameterError(f"MLP reads samples of at least one number, got input_shape={tuple(input_shape)}.")
         check_widths("MLP", "hidden", hidden)
         layers: list[nn.Module] = [nn.Flatten()]
         width = prod(input_shape)

@@ -105,9 +105,7 @@ def _stage(channels: int, width: int, blocks: int, *, stride: int) -> nn.Sequent
     return nn.Sequential(first, *(BasicBlock(width, width, stride=1) for _ in range(blocks - 1)))
 
 
-def resnet18(
-    input_shape: Sequence[int] = (3, 224, 224), *, stem: Stem = "imagenet", width: Count = 64
-) -> ResNet:
+def resnet18(input_shape: Sequence[int] = (3, 224, 224), *, stem: Stem = "imagenet", width: Count = 64) -> ResNet:
     """ResNet-18: 2, 2, 2 and 2 blocks, 11.2 million parameters at width 64.
 
     Arguments are those of `ResNet`.
@@ -115,9 +113,7 @@ def resnet18(
     return ResNet(input_shape, depths=(2, 2, 2, 2), stem=stem, width=width)
 
 
-def resnet34(
-    input_shape: Sequence[int] = (3, 224, 224), *, stem: Stem = "imagenet", width: Count = 64
-) -> ResNet:
+def resnet34(input_shape: Sequence[int] = (3, 224, 224), *, stem: Stem = "imagenet", width: Count = 64) -> ResNet:
     """ResNet-34: 3, 4, 6 and 3 blocks, 21.3 million parameters at width 64.
 
     Arguments are those of `ResNet`.

@@ -28,6 +28,5 @@ def check_widths(owner: str, name: str, widths: Sequence[int]) -> None:
     """Raise a ParameterError unless `widths` holds at least one number, each of at least one."""
     if not widths or any(not isinstance(width, int) or width < 1 for width in widths):
         raise ParameterError(
-            f"The {name!r} parameter of {owner} must be a list of one or more ints in [1, inf). "
-            f"Got {widths!r} instead."
+            f"The {name!r} parameter of {owner} must be a list of one or more ints in [1, inf). Got {widths!r} instead."
         )

@@ -54,13 +54,11 @@ def as_balancer(balancing: Balancer | str | Any) -> Balancer:
     from torchjd.scalarization import Scalarizer
 
     if isinstance(balancing, Scalarizer):
-        return LossBalancer(
-            lambda tasks: balancing, trained=any(p.requires_grad for p in balancing.parameters())
-        )
+        return LossBalancer(lambda tasks: balancing, trained=any(p.requires_grad for p in balancing.parameters()))
     if isinstance(balancing, Aggregator):
         return GradientBalancer(lambda tasks: balancing)
     raise ParameterError(
-        f"`balancing` must be a name, a balancer, or a TorchJD scalarizer or aggregator, got {type(balancing).__name__}."
+        f"`balancing` must be a name, a balancer, or a scalarizer or aggregator of TorchJD, got {type(balancing)}."
     )
 
 

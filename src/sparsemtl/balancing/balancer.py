@@ -74,10 +74,10 @@ class TorchJD(Balancer):
 
     def __init__(self, make: Callable[[int], nn.Module]) -> None:
         self._make = make
-        self._module: nn.Module | None = None
+        self._module: Any = None
 
     @property
-    def module(self) -> nn.Module:
+    def module(self) -> Any:
         """The TorchJD module; it exists once the number of tasks is known."""
         if self._module is None:
             raise RuntimeError("the balancer is not attached yet; call attach(tasks, device).")

@@ -41,8 +41,6 @@ class Famo(LossBalancer):
         """Put it back."""
         super().load_state_dict(state)
         if state["optimizer"] is not None:
-            inner = torch.optim.Adam(
-                self.module.parameters(), lr=self.module.lr, weight_decay=self.module.weight_decay
-            )
+            inner = torch.optim.Adam(self.module.parameters(), lr=self.module.lr, weight_decay=self.module.weight_decay)
             inner.load_state_dict(state["optimizer"])
             self.module._optimizer = inner

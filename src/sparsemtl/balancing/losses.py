@@ -25,9 +25,7 @@ class LossBalancer(TorchJD):
         trained: the scalarizer's parameters are trained by the run's optimizer.
     """
 
-    def __init__(
-        self, make: Callable[[int], Scalarizer], *, constant: bool = False, trained: bool = False
-    ) -> None:
+    def __init__(self, make: Callable[[int], Scalarizer], *, constant: bool = False, trained: bool = False) -> None:
         super().__init__(make)
         self.constant = constant
         self._trained = trained
@@ -119,9 +117,7 @@ def stch(*, mu: Positive = 1.0, weights: list[float] | None = None) -> LossBalan
     """Smooth Tchebycheff: a soft maximum of the weighted losses (Lin et al. 2024)."""
     from torchjd.scalarization import STCH
 
-    return LossBalancer(
-        lambda tasks: STCH(mu, _vector("stch", weights, tasks) / (tasks if weights is None else 1))
-    )
+    return LossBalancer(lambda tasks: STCH(mu, _vector("stch", weights, tasks) / (tasks if weights is None else 1)))
 
 
 def cosmos(*, alignment: NonNegative = 1.0, weights: list[float] | None = None) -> LossBalancer:

@@ -14,9 +14,7 @@ from sparsemtl.modes import evaluating
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.InstanceNorm2d, nn.LayerNorm)
 
 
-def channel_units(
-    model: nn.Module, x: Any, tasks: tuple[str, ...] | None = None
-) -> dict[str, tuple[str, ...]]:
+def channel_units(model: nn.Module, x: Any, tasks: tuple[str, ...] | None = None) -> dict[str, tuple[str, ...]]:
     """Find, for every shared layer with output channels, the parameters that make up its channels.
 
     A norm belongs to a layer if it reads the very tensor that the layer gave, which one forward pass tells. With
@@ -67,7 +65,5 @@ def _names(layer: nn.Module, norm: nn.Module | None, prefixes: dict[nn.Module, s
     channels = len(layer.get_parameter("weight"))
     names = [f"{prefixes[layer]}.{name}" for name, _ in layer.named_parameters(recurse=False)]
     if norm is not None:
-        names += [
-            f"{prefixes[norm]}.{n}" for n, p in norm.named_parameters(recurse=False) if len(p) == channels
-        ]
+        names += [f"{prefixes[norm]}.{n}" for n, p in norm.named_parameters(recurse=False) if len(p) == channels]
     return tuple(names)

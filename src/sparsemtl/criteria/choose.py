@@ -101,9 +101,7 @@ def fisher_masks(
 
 def _unchanged(task: str, previous: TaskMasks | None) -> Mapping[str, Tensor]:
     if previous is None:
-        raise MaskError(
-            f"task {task!r}: every score is zero, so nothing tells its weights apart. Is its head trained?"
-        )
+        raise MaskError(f"task {task!r}: every score is zero, so nothing tells its weights apart. Is its head trained?")
     warnings.warn(f"task {task!r}: every score is zero; it keeps its mask.", MaskWarning, stacklevel=3)
     return previous[task]
 

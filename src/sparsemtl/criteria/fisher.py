@@ -94,9 +94,7 @@ class FisherInformation(Criterion):
         parameters = maskable_parameters(model, mask_all=self.mask_all)
         means = []
         for task in tasks:
-            means.append(
-                _Mean(task, self._estimator_for(task), self.samples, _generator(self.seed, task, model))
-            )
+            means.append(_Mean(task, self._estimator_for(task), self.samples, _generator(self.seed, task, model)))
         with _undisturbed(model):
             for together in [[mean] for mean in means] if per_task(loaders) else [means]:
                 self._estimate(model, parameters, _loaders_of(together, loaders), together)
@@ -124,13 +122,9 @@ class FisherInformation(Criterion):
             if all(mean.done for mean in means):
                 break
         if not batches:
-            raise ParameterError(
-                "the loader gave no batch. A generator that was read before is empty; pass a list."
-            )
+            raise ParameterError("the loader gave no batch. A generator that was read before is empty; pass a list.")
 
-    def _powers(
-        self, model: nn.Module, parameters: Mapping[str, Tensor], tasks: Sequence[str]
-    ) -> GradientPowers:
+    def _powers(self, model: nn.Module, parameters: Mapping[str, Tensor], tasks: Sequence[str]) -> GradientPowers:
         sums = PowerSum(self.power, int(self.chunk_mb * 2**20))
         if self.estimator == "batch":
             return BatchPowers(model, parameters, sums)
@@ -219,10 +213,8 @@ class _Mean:
     def scores(self) -> dict[str, Tensor]:
         """Parameter name -> mean."""
         if not self.seen:
-            raise LabelError(
-                f"task {self.task.name!r} has no labelled sample to take its Fisher information on."
-            )
-        return {name: (total / self.seen).contiguous() for name, total in self.totals.items()}
+            raise LabelError(f"task {self.task.name!r} has no labelled sample to take its Fisher information on.")
+        return {name: (total / self.seen).clamp_(min=0).contiguous() for name, total in self.totals.items()}
 
 
 def _generator(seed: int, task: Task, model: nn.Module) -> torch.Generator:

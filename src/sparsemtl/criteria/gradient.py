@@ -26,9 +26,7 @@ class Gradient(Criterion):
     """
 
     @validated
-    def __init__(
-        self, *, samples: Count | None = 1024, times_weight: bool = False, mask_all: bool = False
-    ) -> None:
+    def __init__(self, *, samples: Count | None = 1024, times_weight: bool = False, mask_all: bool = False) -> None:
         self.samples = samples
         self.times_weight = times_weight
         self.mask_all = mask_all

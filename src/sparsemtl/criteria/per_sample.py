@@ -119,7 +119,7 @@ class CheckedPowers(GradientPowers):
             return
         if self.strict:
             raise ParameterError(
-                f"path='hooks' cannot give per-sample gradients of {', '.join(names)}: the layer has no rule, is called "
+                f"path='hooks' cannot give per-sample gradients of {', '.join(names)}: the layer has no rule, is "
                 "twice, shares the parameter, or does not read the batch on its first axis. Use path='auto'."
             )
         logger.info("general path for %s", ", ".join(names))
@@ -145,7 +145,7 @@ class CheckedPowers(GradientPowers):
         return [
             name
             for name in expected
-            if name in broken or not _equal(found[name] ** root, expected[name] ** root, largest)
+            if name in broken or not _equal(found[name].clamp(min=0) ** root, expected[name] ** root, largest)
         ]
 
 

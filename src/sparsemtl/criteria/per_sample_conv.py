@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,7 @@ class Geometry:
 
 
 def zeros(parameter: Tensor, dtype: torch.dtype) -> Tensor:
-    """A total for a bias, or for a weight (O, I, *kernel), which lies in memory as (*kernel, I, O), as sums are made."""
+    """A total for a bias, or for a weight (O, I, *kernel), which lies in memory as (*kernel, I, O), like sums."""
     if parameter.ndim == 1:
         return torch.zeros_like(parameter, dtype=dtype)
     outputs, inputs, *kernel = parameter.shape
@@ -80,8 +81,7 @@ def add_weight(layer: _ConvNd, x: Tensor, dy: Tensor, total: Tensor, power_sum: 
 def _add_by_tap(geometry: Geometry, x: Tensor, dy: Tensor, taps: Tensor, power_sum: PowerSum) -> None:
     """Add to taps (*kernel, I, O), one tap at a time, positions first."""
     inputs, outputs = (
-        tensor.flatten(2).permute(2, 0, 1).unflatten(2, (geometry.groups, -1)).contiguous()
-        for tensor in (x, dy)
+        tensor.flatten(2).permute(2, 0, 1).unflatten(2, (geometry.groups, -1)).contiguous() for tensor in (x, dy)
     )
     for tap, read, written in _positions(geometry, tuple(x.shape[2:]), tuple(dy.shape[2:])):
         if len(read):
@@ -97,11 +97,7 @@ def _positions(
     padded = F.pad(index, geometry.pads, geometry.mode)[0, 0]
     table = []
     for tap in product(*(range(size) for size in geometry.kernel)):
-        read = (
-            padded[tuple(geometry.read(axis, t, outputs[axis]) for axis, t in enumerate(tap))]
-            .flatten()
-            .long()
-        )
+        read = padded[tuple(geometry.read(axis, t, outputs[axis]) for axis, t in enumerate(tap))].flatten().long()
         written = read.nonzero().flatten()
         table.append((tap, read[written] - 1, written))
     return table
@@ -115,7 +111,7 @@ def _add_by_row(geometry: Geometry, x: Tensor, dy: Tensor, taps: Tensor, power_s
         rows = _rows(geometry, x[samples], size[-1])
         gradient = right[samples].contiguous()
         for outer in product(*(range(size) for size in geometry.kernel[:-1])):
-            window = tuple(geometry.read(axis, tap, size[axis]) for axis, tap in enumerate(outer))
+            window: Any = tuple(geometry.read(axis, tap, size[axis]) for axis, tap in enumerate(outer))
             left = rows[(..., *window, slice(None))].flatten(4).flatten(2, 3)
             power_sum.products(_grouped(taps[outer].flatten(0, 1), geometry.groups), left, gradient)
 
@@ -131,11 +127,10 @@ def _rows(geometry: Geometry, x: Tensor, width: int) -> Tensor:
     """What each tap of the last axis reads: (N, groups, kernel[-1], I / groups, *padded size, width)."""
     padded = F.pad(x, geometry.pads, geometry.mode).unflatten(1, (geometry.groups, -1))
     last = len(geometry.kernel) - 1
-    return torch.stack(
-        [padded[..., geometry.read(last, tap, width)] for tap in range(geometry.kernel[-1])], 2
-    )
+    return torch.stack([padded[..., geometry.read(last, tap, width)] for tap in range(geometry.kernel[-1])], 2)
 
 
 def _grouped(total: Tensor, groups: int) -> Tensor:
     """(K, O) of all groups -> (groups, K, O / groups)."""
-    return total.unflatten(1, (groups, -1)).transpose(0, 1)
+    grouped: Tensor = total.unflatten(1, (groups, -1))
+    return grouped.transpose(0, 1)

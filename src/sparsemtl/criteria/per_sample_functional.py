@@ -74,9 +74,7 @@ class FunctionalPowers(GradientPowers):
             except Exception as refusal:  # what vmap cannot do it says in many ways
                 if self.strict:
                     raise
-                logger.info(
-                    "vmap refuses %s, sample by sample instead: %s", type(self.model).__name__, refusal
-                )
+                logger.info("vmap refuses %s, sample by sample instead: %s", type(self.model).__name__, refusal)
                 self.vectorised = False
         batch = len(next(iter(cotangents.values())))
         single = [self._one(x, cotangents, n, batch) for n in range(batch)]
@@ -86,11 +84,7 @@ class FunctionalPowers(GradientPowers):
         part = slice(n, n + 1)
         self._single.forward(_samples(x, part, batch), tuple(cotangents))
         found = self._single.gradients({task: c[part] for task, c in cotangents.items()})
-        return {
-            name: found.get(name, torch.zeros_like(p))
-            for name, p in self.twins.items()
-            if name in self.parameters
-        }
+        return {name: found.get(name, torch.zeros_like(p)) for name, p in self.twins.items() if name in self.parameters}
 
     def _vectorised(self, x: Any, cotangents: Mapping[str, Tensor]) -> dict[str, Tensor]:
         batch = len(next(iter(cotangents.values())))
@@ -99,9 +93,7 @@ class FunctionalPowers(GradientPowers):
         wanted = {name: self.twins[name] for name in self.parameters}
 
         def value(parameters: dict[str, Tensor], cotangents: dict[str, Tensor], *leaves: Any) -> Tensor:
-            one = [
-                leaf if axis is None else leaf.unsqueeze(0) for leaf, axis in zip(leaves, axes, strict=True)
-            ]
+            one = [leaf if axis is None else leaf.unsqueeze(0) for leaf, axis in zip(leaves, axes, strict=True)]
             with shadowed(self.model, {**self.twins, **parameters}):
                 outputs = self.model(tree_unflatten(one, form), tasks=tuple(cotangents))
             return torch.stack([(outputs[task].squeeze(0) * c).sum() for task, c in cotangents.items()]).sum()

@@ -71,18 +71,19 @@ class HookedPowers(GradientPowers):
         kwargs: dict[str, Any],
         output: Any,
     ) -> Tensor | None:
-        x = args[0] if args else kwargs.get("input")
+        x: Any = args[0] if args else kwargs.get("input")
         rule = rule_for(layer)
         if layer in self._inputs or rule is None or not _matching(x, output) or not rule.handles(layer, x):
             self.broken.update(names.values())
             return None
         if not output.requires_grad:
-            output = _Anchored.apply(output, self._anchor)
+            output = _Anchored.apply(output, self._anchor)  # type: ignore[no-untyped-call]
         x = x.detach()
         self._inputs[layer] = x
         self._versions[layer] = x._version
         output.register_hook(functools.partial(self._add, names, layer, rule, x))
-        return output
+        result: Tensor = output
+        return result
 
     def _add(self, names: dict[str, str], layer: nn.Module, rule: Rule, x: Tensor, dy: Tensor) -> None:
         totals = {own: self._totals[name] for own, name in names.items() if name not in self.broken}
@@ -154,7 +155,5 @@ def zeros_for(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, T
     for layer, names in _layers(model, parameters).items():
         rule = rule_for(layer)
         if rule is not None:
-            totals.update(
-                {name: rule.zeros(parameters[name], wide(parameters[name].dtype)) for name in names.values()}
-            )
+            totals.update({name: rule.zeros(parameters[name], wide(parameters[name].dtype)) for name in names.values()})
     return totals

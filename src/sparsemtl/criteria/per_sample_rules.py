@@ -28,9 +28,7 @@ class Rule:
     """
 
     add: Callable[[Any, Tensor, Tensor, Mapping[str, Tensor], PowerSum], None]
-    zeros: Callable[[Tensor, torch.dtype], Tensor] = lambda tensor, dtype: torch.zeros_like(
-        tensor, dtype=dtype
-    )
+    zeros: Callable[[Tensor, torch.dtype], Tensor] = lambda tensor, dtype: torch.zeros_like(tensor, dtype=dtype)
     handles: Callable[[Any, Tensor], bool] = lambda layer, x: x.ndim > 1
 
 
@@ -61,9 +59,7 @@ def convolution(
         sums.gradients(totals["bias"], dy.flatten(2).sum(2))
 
 
-def embedding(
-    layer: nn.Embedding, x: Tensor, dy: Tensor, totals: Mapping[str, Tensor], sums: PowerSum
-) -> None:
+def embedding(layer: nn.Embedding, x: Tensor, dy: Tensor, totals: Mapping[str, Tensor], sums: PowerSum) -> None:
     """Row v: sum of dy over the positions that hold v; the padding row has no gradient."""
     if "weight" not in totals:
         return

@@ -40,9 +40,7 @@ def select(
         raise ParameterError(f"`keep` must be in (0, 1], got {keep}.")
     for name, score in scores.items():
         if bool(score.isnan().any()):
-            raise MaskError(
-                f"parameter {name!r}: {int(score.isnan().sum())} scores are NaN. Did training diverge?"
-            )
+            raise MaskError(f"parameter {name!r}: {int(score.isnan().sum())} scores are NaN. Did training diverge?")
     if scope == "layer":
         return {name: top_k(s.flatten(), budget(s.numel(), keep)).view(s.shape) for name, s in scores.items()}
     flat = torch.cat([score.flatten().double() for score in scores.values()])
@@ -115,6 +113,4 @@ def top_k(scores: Tensor, k: int) -> Tensor:
 
 def _floors(scores: Mapping[str, Tensor], count: int) -> Tensor:
     """The best `count` weights of every parameter, over all parameters in one vector."""
-    return torch.cat(
-        [top_k(score.flatten().double(), min(count, score.numel())) for score in scores.values()]
-    )
+    return torch.cat([top_k(score.flatten().double(), min(count, score.numel())) for score in scores.values()])

@@ -67,9 +67,7 @@ class TensorLoader:
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         size = self.dataset_size
         order = torch.randperm(size, generator=self.generator) if self.shuffle else torch.arange(size)
-        return (
-            _gather((self.x, self.targets), rows) for rows in torch.split(order, self.batch_size)[: len(self)]
-        )
+        return (_gather((self.x, self.targets), rows) for rows in torch.split(order, self.batch_size)[: len(self)])
 
 
 def _gather(nest: Any, rows: Tensor) -> Any:
@@ -154,9 +152,7 @@ class TaskData:
     def __post_init__(self) -> None:
         for name, part in self._parts().items():
             if isinstance(part, Mapping) != self.heterogeneous:
-                raise DataError(
-                    f"{self.name}: training data has one split {self._form()}, {name} data has not."
-                )
+                raise DataError(f"{self.name}: training data has one split {self._form()}, {name} data has not.")
             for task in self.tasks:
                 split = part.get(task.name) if isinstance(part, Mapping) else part
                 if split is None or task.target not in split.targets:
@@ -228,9 +224,7 @@ class TaskData:
 def _loaders(part: Part, batch_size: int, *, shuffle: bool = False, drop_last: bool = False) -> Loaders:
     if isinstance(part, Split):
         return part.loader(batch_size, shuffle=shuffle, drop_last=drop_last)
-    return {
-        task: split.loader(batch_size, shuffle=shuffle, drop_last=drop_last) for task, split in part.items()
-    }
+    return {task: split.loader(batch_size, shuffle=shuffle, drop_last=drop_last) for task, split in part.items()}
 
 
 def _only(part: Part, tasks: Sequence[Task]) -> Part:

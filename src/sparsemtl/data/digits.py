@@ -60,9 +60,7 @@ def digits(
         {
             "digit": classes,
             "parity": classes % 2,
-            "shape": torch.stack(
-                [torch.isin(classes, torch.tensor(d)) for d in SHAPES.values()], dim=1
-            ).float(),
+            "shape": torch.stack([torch.isin(classes, torch.tensor(d)) for d in SHAPES.values()], dim=1).float(),
             "slant": (lean - mean) / spread,
         },
     )

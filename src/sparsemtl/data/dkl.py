@@ -13,7 +13,7 @@ from sparsemtl.data.base import Split, TaskData
 from sparsemtl.data.emnist_letters import EMNIST_LETTERS
 from sparsemtl.data.fashion_mnist import FASHION_MNIST
 from sparsemtl.data.kmnist import KMNIST
-from sparsemtl.data.labelled import held_out_note
+from sparsemtl.data.labelled import held_out_note, size_notes
 from sparsemtl.data.mnist import MNIST
 from sparsemtl.data.options import ProperFraction, checked
 from sparsemtl.errors import ParameterError
@@ -81,5 +81,6 @@ def dkl(
         notes=(
             f"DKL-like, our reading of an undefined data set: {', '.join(names)}",
             held_out_note(validation, seed),
+            *size_notes(train_size, test_size),
         ),
     )

@@ -81,9 +81,7 @@ class LabelledImages:
     def _pair(self, images: Path, labels: Path) -> RawImages:
         pixels, classes = read_idx(images, ndim=3), read_idx(labels, ndim=1).long() - self.first_label
         if pixels.shape[1:] != (SIDE, SIDE):
-            raise DataError(
-                f"{images} has images of {pixels.shape[1]}x{pixels.shape[2]} pixels, not {SIDE}x{SIDE}."
-            )
+            raise DataError(f"{images} has images of {pixels.shape[1]}x{pixels.shape[2]} pixels, not {SIDE}x{SIDE}.")
         if len(pixels) != len(classes) or len(pixels) == 0:
             raise DataError(f"{images} has {len(pixels)} images, {labels} {len(classes)} labels.")
         wrong = classes[(classes < 0) | (classes >= len(self.classes))]
@@ -116,7 +114,7 @@ class LabelledImages:
             validation: share of the official training images held out, in (0, 1).
             seed: of all draws.
         """
-        train, validation_split, test = self.splits(
+        train, held_out, test = self.splits(
             root=root,
             download=download,
             train_size=train_size,
@@ -124,14 +122,8 @@ class LabelledImages:
             validation=validation,
             seed=seed,
         )
-        return TaskData(
-            self.name,
-            (self.as_task(),),
-            train,
-            validation_split,
-            test,
-            notes=(held_out_note(validation, seed),),
-        )
+        notes = (held_out_note(validation, seed), *size_notes(train_size, test_size))
+        return TaskData(self.name, (self.as_task(),), train, held_out, test, notes)
 
     def as_task(self) -> Classification:
         """The task of telling the classes apart."""
@@ -200,6 +192,13 @@ def subset(count: int, size: int | None, *, seed: int, what: str) -> Tensor:
 def held_out_note(validation: float, seed: int) -> str:
     """Say how validation images were chosen."""
     return (
-        f"validation: the last {validation:.4g} of a permutation (seed {seed}) of the official training "
-        "images; test: the official test images"
+        f"validation: the last {100 * validation:.4g} % of a permutation (seed {seed}) of the official "
+        "training images; test: the official test images"
     )
+
+
+def size_notes(train_size: int | None, test_size: int | None) -> tuple[str, ...]:
+    """Say where a part of the images was not used."""
+    trained = f"only {train_size} training images a task, validation in proportion"
+    tested = f"only {test_size} test images a task"
+    return (*([trained] if train_size else []), *([tested] if test_size else []))

@@ -151,9 +151,7 @@ def overlaid(
         seed: of all draws. A smaller number of pairs is the beginning of a larger one.
     """
     first_train, first_test = left.read(root, download=download)
-    second_train, second_test = (
-        (first_train, first_test) if left is right else right.read(root, download=download)
-    )
+    second_train, second_test = (first_train, first_test) if left is right else right.read(root, download=download)
     first, first_held_out = hold_out(len(first_train), validation, seed=seed)
     second, second_held_out = hold_out(len(second_train), validation, seed=seed)
 
@@ -171,7 +169,7 @@ def overlaid(
         ),
         test=pairs(first_test, second_test, test_size),
         notes=(
-            f"pairs of images drawn with seed {seed}, not the papers' own",
+            f"{train_size} training and {test_size} test pairs drawn with seed {seed}, not the papers' own",
             held_out_note(validation, seed),
         ),
     )

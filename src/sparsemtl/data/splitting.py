@@ -41,9 +41,7 @@ def partition(count: int, shares: Sequence[float], *, seed: int) -> list[Tensor]
     return parts
 
 
-def hold_out(
-    count: int, validation: float, *, seed: int, train_size: int | None = None
-) -> tuple[Tensor, Tensor]:
+def hold_out(count: int, validation: float, *, seed: int, train_size: int | None = None) -> tuple[Tensor, Tensor]:
     """Hold out the last of the shuffled training samples for validation.
 
     Args:

@@ -25,9 +25,7 @@ def write_report(path: str | Path) -> Path:
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder} is not a folder. A report is drawn of the folder of a run or a study."
-        )
+        raise CheckpointError(f"{folder} is not a folder. A report is drawn of the folder of a run or a study.")
     try:
         # All of the report may need these; here alone they are optional.
         import jinja2  # noqa: F401
@@ -44,8 +42,7 @@ def write_report(path: str | Path) -> Path:
         page = run_page(folder)
     else:
         raise CheckpointError(
-            f"{folder} is neither a run that has ended (summary.json is missing) nor a study "
-            "(study.json is missing)."
+            f"{folder} is neither a run that has ended (summary.json is missing) nor a study (study.json is missing)."
         )
     target = folder / "report.html"
     write_text(target, page)

@@ -72,9 +72,7 @@ def draw(plot: Callable[[Axes], None], *, width: int, height: int, label: str) -
         axes.patch.set_visible(False)
         plot(axes)
         file = io.StringIO()
-        figure.savefig(
-            file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-        )
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return Markup(_for_page(file.getvalue(), width, height, label))
 
 
@@ -89,6 +87,4 @@ def _for_page(svg: str, width: int, height: int, label: str) -> str:
     body = body.replace("xlink:href", "href").replace("'DejaVu Sans'", "inherit")
     for colour, name in _VARIABLES.items():
         body = body.replace(colour, f"var(--{name})")
-    return (
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{escape(label)}">{body}'
-    )
+    return f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{escape(label)}">{body}'

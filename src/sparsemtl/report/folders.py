@@ -130,9 +130,7 @@ class StudyFolder:
         return cls(
             path,
             about,
-            Results.of(
-                frame, baseline=about.get("baseline"), methods=about.get("methods", ()), primary=primary
-            ),
+            Results.of(frame, baseline=about.get("baseline"), methods=about.get("methods", ()), primary=primary),
             runs,
             tuple(name for name, done in ended.items() if not done),
             _text(path / "study.yaml"),
@@ -159,10 +157,6 @@ def _read_metrics(path: Path) -> pd.DataFrame:
         raise CheckpointError(f"{path} is not a table of metrics: {error}.") from None
     for column in METRIC_COLUMNS:
         if column not in frame:
-            raise CheckpointError(
-                f"{path}: the column {column!r} is missing; found {', '.join(map(str, frame))}."
-            )
-    value = pd.to_numeric(frame["value"], errors="coerce").replace(
-        [float("inf"), float("-inf")], float("nan")
-    )
+            raise CheckpointError(f"{path}: the column {column!r} is missing; found {', '.join(map(str, frame))}.")
+    value = pd.to_numeric(frame["value"], errors="coerce").replace([float("inf"), float("-inf")], float("nan"))
     return frame.assign(task=frame["task"].fillna(""), value=value)

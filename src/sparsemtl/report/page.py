@@ -35,6 +35,4 @@ def render(template: str, **context: Any) -> str:
     }
     style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
     script = Markup((TEMPLATES / "sort.js").read_text(encoding="utf-8"))
-    return environment.get_template(template).render(
-        **context, style=style, script=script, version=__version__
-    )
+    return environment.get_template(template).render(**context, style=style, script=script, version=__version__)

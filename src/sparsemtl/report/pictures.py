@@ -115,9 +115,9 @@ def _image(pixels: Tensor) -> Markup:
 def _bars(values: Tensor) -> Markup:
     """One bar a feature, values in [0, 1]."""
     path = "".join(f"M{i + 0.5} 24v{-(1 + 22 * value):.1f}" for i, value in enumerate(values.tolist()))
-    return Markup(
-        '<svg viewBox="0 0 {} 24" preserveAspectRatio="none" class="bars"><path d="{}"/></svg>'
-    ).format(len(values), path)
+    return Markup('<svg viewBox="0 0 {} 24" preserveAspectRatio="none" class="bars"><path d="{}"/></svg>').format(
+        len(values), path
+    )
 
 
 def _answer(task: str, about: Mapping[str, Any], target: Tensor, prediction: Tensor) -> Answer:

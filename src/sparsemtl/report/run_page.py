@@ -80,9 +80,7 @@ def _figures(about: Mapping[str, Any]) -> list[Figure]:
 
 def _lead(run: RunFolder) -> str:
     """The result in one sentence, by test data where there are any."""
-    split = (
-        "test" if any(_primary(about, "test") is not None for about in run.tasks.values()) else "validation"
-    )
+    split = "test" if any(_primary(about, "test") is not None for about in run.tasks.values()) else "validation"
     values = [
         (task, about["primary"], value)
         for task, about in run.tasks.items()
@@ -134,9 +132,7 @@ def _environment(run: RunFolder) -> str:
     """Versions and machine in one line."""
     about = run.environment
     parts = [f"{name} {version}" for name, version in about.get("versions", {}).items() if version]
-    parts += [
-        f"{name} {about[name]}" for name in ("device", "threads", "platform") if about.get(name) is not None
-    ]
+    parts += [f"{name} {about[name]}" for name in ("device", "threads", "platform") if about.get(name) is not None]
     return ", ".join(parts)
 
 
@@ -147,9 +143,7 @@ def _learning_curves(run: RunFolder, colours: Mapping[str, int]) -> dict[str, li
         "Loss": {task: "loss" for task, about in run.tasks.items() if about["primary"] != "loss"},
     }
     charts = {
-        heading: [
-            chart for task, metric in part.items() if (chart := _curve(run, task, metric, colours[task]))
-        ]
+        heading: [chart for task, metric in part.items() if (chart := _curve(run, task, metric, colours[task]))]
         for heading, part in parts.items()
     }
     return {heading: drawn for heading, drawn in charts.items() if drawn}
@@ -180,9 +174,7 @@ def _sharing_charts(run: RunFolder, colours: Mapping[str, int]) -> list[Chart]:
     overlap = run.curve("sharing", "", "overlap")
     if len(overlap) > 1:
         line = Line(list(overlap.index), list(overlap), NEUTRAL, dots=len(overlap) < 30)
-        charts.append(
-            Chart("overlap", "mean Jaccard of two tasks", line_chart([line], label="overlap over epochs"))
-        )
+        charts.append(Chart("overlap", "mean Jaccard of two tasks", line_chart([line], label="overlap over epochs")))
     return charts
 
 

@@ -49,9 +49,7 @@ def key_charts(results: Results, best: Results, key: str, colours: Mapping[str, 
     delta = gains(results)
     slices = _slices(results, best, key)
     values = sorted(column.dropna().unique().tolist())
-    axis = Axis(
-        key, ticks=values if len(values) < 10 else (), log=values[0] > 0 and values[-1] > 30 * values[0]
-    )
+    axis = Axis(key, ticks=values if len(values) < 10 else (), log=values[0] > 0 and values[-1] > 30 * values[0])
     panels = [("all tasks", "Δm % ↑", delta, DELTA)] if delta.mean[DELTA].notna().any() else []
     panels += [(task, _unit(results, task), tasks, task) for task in results.primary]
     return [

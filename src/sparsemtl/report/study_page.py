@@ -107,9 +107,7 @@ def _lead(best: Results, main: Table) -> str:
     if mean > 0:
         first = f"{winner} gains most over single-task training: {amount} on average over tasks{unsure}."
     else:
-        first = (
-            f"No method beats single-task training on average; the closest is {winner} with {amount}{unsure}."
-        )
+        first = f"No method beats single-task training on average; the closest is {winner} with {amount}{unsure}."
     if not lost:
         return f"{first} It loses on no task."
     return f"{first} It loses on {plural(len(lost), 'task')} of {len(tasks)}: {listing(lost)}."
@@ -135,9 +133,7 @@ def _facts(study: StudyFolder) -> Iterator[tuple[str, str]]:
     for key in results.grid:
         yield f"values of {key}", str(results.frame[key].nunique())
     yield "runs", str(results.frame["run"].nunique())
-    seconds = [
-        run.summary["seconds"] for run in study.runs.values() if run.summary.get("seconds") is not None
-    ]
+    seconds = [run.summary["seconds"] for run in study.runs.values() if run.summary.get("seconds") is not None]
     if seconds:
         yield "time of all runs", duration(sum(seconds))
 
@@ -154,9 +150,7 @@ def _costs(study: StudyFolder, best: Results) -> list[Cost]:
     lengths = (mean / mean.max()).fillna(0.0)
     return [
         Cost(str(label), str(method), _time(m, s), float(length), _density(study, best, str(label)))
-        for (label, method), m, s, length in zip(
-            best.settings["method"].items(), mean, std, lengths, strict=True
-        )
+        for (label, method), m, s, length in zip(best.settings["method"].items(), mean, std, lengths, strict=True)
     ]
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from sparsemtl.criteria.choose import Granularity
 from sparsemtl.criteria.criterion import Criterion
-from sparsemtl.criteria.fisher import Estimator, FisherInformation, Power
+from sparsemtl.criteria.fisher import Estimator, FisherInformation
+from sparsemtl.criteria.per_sample_sums import Power
 from sparsemtl.criteria.select import Scope
 from sparsemtl.parameters import Count, Fraction, Natural, validated
 from sparsemtl.sharing.masked import MaskedSharing, Semantics

@@ -84,9 +84,7 @@ class Results:
         pandas = _pandas()
         for column in COLUMNS:
             if column not in frame:
-                raise ParameterError(
-                    f"results need the column {column!r}; found {', '.join(map(str, frame))}."
-                )
+                raise ParameterError(f"results need the column {column!r}; found {', '.join(map(str, frame))}.")
         grid = tuple(str(column) for column in frame if column not in (*COLUMNS, "setting"))
         value = pandas.to_numeric(frame["value"], errors="coerce").replace([math.inf, -math.inf], math.nan)
         frame = frame.assign(task=frame["task"].fillna(""), value=value, setting=_labels(frame, grid))
@@ -111,17 +109,13 @@ class Results:
         rows = self.frame[(self.frame["task"] == task) & (self.frame["metric"] == metric)]
         said = rows["higher_is_better"].dropna()
         if said.empty:
-            raise ParameterError(
-                f"results do not say whether higher is better for {metric!r} of task {task!r}."
-            )
+            raise ParameterError(f"results do not say whether higher is better for {metric!r} of task {task!r}.")
         return str(said.iloc[0]).lower() in ("true", "1", "1.0")
 
     def only(self, settings: Iterable[str]) -> Results:
         """The results of these settings."""
         chosen = list(settings)
-        return replace(
-            self, frame=self.frame[self.frame["setting"].isin(chosen)], settings=self.settings.loc[chosen]
-        )
+        return replace(self, frame=self.frame[self.frame["setting"].isin(chosen)], settings=self.settings.loc[chosen])
 
 
 @dataclass(frozen=True)
@@ -151,9 +145,7 @@ def per_seed(results: Results, metrics: Mapping[str, str], split: str) -> pd.Dat
     """
     frame = results.frame
     rows = frame[(frame["split"] == split) & (frame["metric"] == frame["task"].map(metrics))]
-    return rows.pivot(index=["setting", "seed"], columns="task", values="value").reindex(
-        columns=list(metrics)
-    )
+    return rows.pivot(index=["setting", "seed"], columns="task", values="value").reindex(columns=list(metrics))
 
 
 def run_level(results: Results, metric: str = "seconds") -> Spread:
@@ -234,9 +226,7 @@ def ranks(results: Results, mean: pd.DataFrame, higher: Mapping[str, bool]) -> p
     """
     entrants = results.settings.index[results.settings["method"] != results.baseline]
     # Means of the same numbers in another order differ in their last bits; they are ties all the same.
-    figures = {
-        column: mean.loc[entrants, column].map(lambda value: float(f"{value:.12g}")) for column in higher
-    }
+    figures = {column: mean.loc[entrants, column].map(lambda value: float(f"{value:.12g}")) for column in higher}
     ranked = {column: figures[column].rank(ascending=not up) for column, up in higher.items()}
     frame: pd.DataFrame = _pandas().DataFrame(ranked).reindex(mean.index)
     return frame
@@ -257,9 +247,7 @@ def _labels(frame: pd.DataFrame, grid: Sequence[str]) -> list[str]:
     short = [key.rsplit(".", 1)[-1] for key in grid]
     words = [name if short.count(name) == 1 else key for name, key in zip(short, grid, strict=True)]
     return [
-        ", ".join(
-            [str(method), *(f"{word} {plain(v)}" for word, v in zip(words, row, strict=True) if v == v)]
-        )
+        ", ".join([str(method), *(f"{word} {plain(v)}" for word, v in zip(words, row, strict=True) if v == v)])
         for method, *row in frame[["method", *grid]].itertuples(index=False)
     ]
 

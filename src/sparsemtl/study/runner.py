@@ -78,7 +78,14 @@ def _plain(config: Any) -> Any:
 
 def _execute(todo: list[StudyRun], out: Path, jobs: int, progress: bool, *, skipped: int) -> None:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True, quiet=not progress)
     if skipped:

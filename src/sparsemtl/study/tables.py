@@ -45,11 +45,7 @@ class Cell:
     def markdown(self) -> str:
         """The cell of a Markdown table; the best value is bold."""
         text = f"**{self.text}**" if self.best else self.text
-        return (
-            text
-            + (f" ± {self.deviation}" if self.deviation else "")
-            + (f" ({self.note})" if self.note else "")
-        )
+        return text + (f" ± {self.deviation}" if self.deviation else "") + (f" ({self.note})" if self.note else "")
 
     def html(self) -> str:
         """A `td` element; the best value has class `best`, `data-value` is what sorting goes by."""
@@ -102,9 +98,7 @@ class Table:
         import pandas as pd
 
         parts = {"mean": self.figures.mean, "std": self.figures.std, "n": self.figures.n}
-        return pd.concat(parts, axis=1).swaplevel(axis=1)[
-            [(column, part) for column in self.higher for part in parts]
-        ]
+        return pd.concat(parts, axis=1).swaplevel(axis=1)[[(column, part) for column in self.higher for part in parts]]
 
     def headers(self) -> Iterator[tuple[str, str]]:
         """Name of every column, and what it measures with an arrow to where better is."""
@@ -165,9 +159,7 @@ def table(results: Results, metrics: Mapping[str, str], *, title: str, split: st
 def primary_table(results: Results, split: str = "test") -> Table:
     """Every task by its primary metric."""
     names = list(dict.fromkeys(results.primary.values()))
-    return table(
-        results, results.primary, title=names[0] if len(names) == 1 else "primary metrics", split=split
-    )
+    return table(results, results.primary, title=names[0] if len(names) == 1 else "primary metrics", split=split)
 
 
 def metric_tables(results: Results, split: str = "test") -> dict[str, Table]:
@@ -185,9 +177,7 @@ def to_markdown(table: Table) -> str:
     """The table in Markdown."""
     heads = ["method", *(f"{name} {unit}" for name, unit in table.headers()), "seeds"]
     lines = [_line(heads), "| :--- |" + " ---: |" * (len(heads) - 1)]
-    lines += [
-        _line([row.label, *(cell.markdown() for cell in row.cells), str(row.seeds)]) for row in table.rows()
-    ]
+    lines += [_line([row.label, *(cell.markdown() for cell in row.cells), str(row.seeds)]) for row in table.rows()]
     return "\n".join(lines) + "\n"
 
 

@@ -55,9 +55,7 @@ def snapshot(model: nn.Module, parts: Mapping[str, Stateful], progress: Mapping[
     }
 
 
-def restore(
-    state: Mapping[str, Any], model: nn.Module, parts: Mapping[str, Stateful], where: str
-) -> dict[str, Any]:
+def restore(state: Mapping[str, Any], model: nn.Module, parts: Mapping[str, Stateful], where: str) -> dict[str, Any]:
     """Put a snapshot back; returns its progress.
 
     Raises:

@@ -121,9 +121,7 @@ class Engine:
 
     def _alternate(self, batches: Sequence[Sequence[_Ready]], result: StepResult, where: str) -> None:
         weights = self._weights({})
-        scale = len(weights) / sum(
-            weights.values()
-        )  # only the weights' ratios matter: 1 for mean and sum alike
+        scale = len(weights) / sum(weights.values())  # only the weights' ratios matter: 1 for mean and sum alike
         result.weights = {task: weight * scale for task, weight in weights.items()}
         for task in self.tasks:
             mine = [ready for groups in batches for ready in groups if task in ready.labelled]
@@ -171,9 +169,7 @@ class Engine:
                 for task in ready.labelled:
                     yield ready.group, (task,)
 
-    def _losses(
-        self, group: Group, tasks: tuple[str, ...], result: StepResult, where: str
-    ) -> dict[str, Tensor]:
+    def _losses(self, group: Group, tasks: tuple[str, ...], result: StepResult, where: str) -> dict[str, Tensor]:
         """One forward pass; losses times the tasks' own weights, plus the sharing method's terms."""
         with self.sharing.view(tasks[0]):
             outputs = self.backend.module(group.x, tasks=tasks)
@@ -215,9 +211,7 @@ class Engine:
             for loss in losses.values():
                 self.backend.backward(loss)
 
-    def _backward_apart(
-        self, task: str, loss: Tensor, mask: Mapping[str, Tensor] | None, *, retain: bool
-    ) -> None:
+    def _backward_apart(self, task: str, loss: Tensor, mask: Mapping[str, Tensor] | None, *, retain: bool) -> None:
         """Backward of one task, whose shared gradient is seen on its own before it is added or kept as a row."""
         before = {name: p.grad for name, p in self._shared.items()}
         for p in self._shared.values():
@@ -240,7 +234,7 @@ class Engine:
         """Put the balancer's combination of the rows into the shared weights' gradients."""
         combined = self.balancer.aggregate(torch.stack(list(self._rows.values())))
         sizes = [p.numel() for p in self._shared.values()]
-        for p, part in zip(self._shared.values(), combined.split(sizes), strict=True):
+        for p, part in zip(self._shared.values(), torch.split(combined, sizes), strict=True):
             p.grad = part.view_as(p).to(p.dtype)
 
     # ---- update --------------------------------------------------------------------------------------------

@@ -37,9 +37,7 @@ def evaluate(
 
     A task without a labelled sample gets NaN everywhere, and a warning.
     """
-    metrics = {
-        name: {m: metric.to(device) for m, metric in task.metrics().items()} for name, task in tasks.items()
-    }
+    metrics = {name: {m: metric.to(device) for m, metric in task.metrics().items()} for name, task in tasks.items()}
     totals = dict.fromkeys(tasks, 0.0)
     counts = dict.fromkeys(tasks, 0)
     for name, output, target in outputs_of(module, tasks, views, loaders, device):

@@ -89,14 +89,14 @@ class TensorBoardLogger:
         except ImportError:
             raise missing_extra("tensorboard", "tensorboard", "logging to TensorBoard") from None
         purge: Any = None if resume_at is None else resume_at + 1
-        self._writer = SummaryWriter(str(folder), purge_step=purge)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder), purge_step=purge)
 
     def log(self, rows: Iterable[Row]) -> None:
         """Write rows at their steps."""
         for row in rows:
             tag = "/".join(part for part in (row.task, row.split, row.metric) if part)
-            self._writer.add_scalar(tag, row.value, row.step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(tag, row.value, row.step)
 
     def close(self) -> None:
         """Flush."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()

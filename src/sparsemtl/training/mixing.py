@@ -9,7 +9,7 @@ With one loader for all tasks an epoch is one pass over it, a step is one batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from typing import Any, Literal
 
 import torch
@@ -24,13 +24,15 @@ Mix = Literal["longest", "shortest", "proportional"]
 def steps_in_epoch(loaders: Loaders, mix: Mix) -> int | None:
     """Number of batches in an epoch; None if a single loader does not tell its length."""
     if not isinstance(loaders, Mapping):
-        return len(loaders) if hasattr(loaders, "__len__") else None
+        return len(loaders) if isinstance(loaders, Sized) else None
     lengths = [_length(task, loader) for task, loader in loaders.items()]
-    return {"longest": max, "shortest": min, "proportional": sum}[mix](lengths)
+    if mix == "proportional":
+        return sum(lengths)
+    return max(lengths) if mix == "longest" else min(lengths)
 
 
 def _length(task: str, loader: Loader) -> int:
-    if not hasattr(loader, "__len__"):
+    if not isinstance(loader, Sized):
         raise LabelError(f"the loader of task {task!r} has no length, which mixing loaders needs.")
     length = len(loader)
     if length == 0:
@@ -66,7 +68,7 @@ def _proportional(loaders: Mapping[str, Loader], tasks: Mapping[str, Task]) -> I
 
 def loader_generators(loaders: Loaders) -> list[torch.Generator]:
     """The random generators that loaders draw their order from, where they have their own."""
-    found = []
+    found: list[torch.Generator] = []
     for loader in loaders.values() if isinstance(loaders, Mapping) else [loaders]:
         for holder in (loader, getattr(loader, "sampler", None)):
             generator = getattr(holder, "generator", None)

@@ -71,9 +71,5 @@ class Progress:
     def end_epoch(self, epoch: int, validation: Results, primary: Mapping[str, str], *, better: bool) -> None:
         """Leave a line with every task's primary validation metric."""
         self._bars.update(self._whole, completed=epoch + 1)
-        figures = "  ".join(
-            f"{t} {primary[t]} {results[primary[t]]:.4f}" for t, results in validation.items()
-        )
-        self.console.print(
-            f"epoch {epoch + 1:>3}/{self.epochs}  {figures}{'  *' if better else ''}", highlight=False
-        )
+        figures = "  ".join(f"{t} {primary[t]} {results[primary[t]]:.4f}" for t, results in validation.items())
+        self.console.print(f"epoch {epoch + 1:>3}/{self.epochs}  {figures}{'  *' if better else ''}", highlight=False)

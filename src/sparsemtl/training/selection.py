@@ -29,9 +29,7 @@ class Selection:
     def __init__(self, model: MultiTaskModel, monitor: Monitor = "score") -> None:
         if monitor not in ("score", "loss"):
             extra = " Test data only reports; it never chooses a model." if "test" in str(monitor) else ""
-            raise ParameterError(
-                f"`monitor` must be 'score' or 'loss', on validation data, got {monitor!r}.{extra}"
-            )
+            raise ParameterError(f"`monitor` must be 'score' or 'loss', on validation data, got {monitor!r}.{extra}")
         self.monitor = monitor
         self.parts: dict[str, tuple[str, ...]] = (
             {task: (task,) for task in model.tasks} if model.independent else {"all": tuple(model.tasks)}

@@ -72,9 +72,7 @@ def _task(
 
 def method_label(config: Mapping[str, Any]) -> str:
     """A run's place in the grid of methods, in short: "shared-bottom, fisher keep 0.3, uncertainty"."""
-    architecture, sharing, balancing = (
-        _name(config.get(k)) for k in ("architecture", "sharing", "balancing")
-    )
+    architecture, sharing, balancing = (_name(config.get(k)) for k in ("architecture", "sharing", "balancing"))
     keep = config.get("sharing", {}).get("keep") if isinstance(config.get("sharing"), Mapping) else None
     parts = [architecture, f"{sharing} keep {keep}" if keep is not None else sharing, balancing]
     return ", ".join(part for part in parts if part and part not in ("dense", "mean"))

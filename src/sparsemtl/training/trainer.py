@@ -205,9 +205,7 @@ class Trainer:
         results = self._evaluate(loaders)
         if self.folder is not None:
             step = self.position.step
-            CSVLogger(self.folder.metrics, resume_at=step).log(
-                result_rows(self.position.epoch, step, "test", results)
-            )
+            CSVLogger(self.folder.metrics, resume_at=step).log(result_rows(self.position.epoch, step, "test", results))
             samples = sample_predictions(self.module, self.model.tasks, self.sharing, loaders, self.device)
             self.folder.save(self.folder.samples, samples)
             self._write_summary("finished", results)
@@ -242,7 +240,7 @@ class Trainer:
             groups.append({"params": extra, "weight_decay": 0.0})
         self.optimizer = self._make_optimizer(groups)
         self.scheduler = self._make_scheduler(self.optimizer) if self._make_scheduler else None
-        stepped = self.fabric.setup_optimizers(self.optimizer)
+        stepped: Any = self.fabric.setup_optimizers(self.optimizer)
         backend = Backend(self.module, self.fabric.backward, self._clip(stepped), self.device)
         update = self.sharing.update_for(own_data=per_task(train))
         self.engine = Engine(self.model, self.sharing, self.balancer, stepped, update, backend)
@@ -301,9 +299,7 @@ class Trainer:
                 self._save(randomness, start, meter)
         self.position.seconds += time.perf_counter() - began
 
-    def _batches(
-        self, train: Loaders, randomness: Randomness, start: Mapping[str, Any]
-    ) -> Iterator[list[Group]]:
+    def _batches(self, train: Loaders, randomness: Randomness, start: Mapping[str, Any]) -> Iterator[list[Group]]:
         """The epoch's batches that are still to come, in the order that the epoch began with."""
         done = self.position.batch
         if not done:
@@ -319,9 +315,7 @@ class Trainer:
 
     def _checkpoint_due(self, before: int) -> bool:
         every = self.checkpoint_every
-        return (
-            self.folder is not None and every is not None and before // every < self.position.batch // every
-        )
+        return self.folder is not None and every is not None and before // every < self.position.batch // every
 
     def _close_epoch(
         self,
@@ -440,11 +434,7 @@ class Trainer:
             "architecture": {"name": type(self.model).__name__},
             "sharing": {
                 "name": type(self.sharing).__name__,
-                **{
-                    n: v
-                    for n, v in vars(self.sharing).items()
-                    if not n.startswith("_") and isinstance(v, plain)
-                },
+                **{n: v for n, v in vars(self.sharing).items() if not n.startswith("_") and isinstance(v, plain)},
             },
             "balancing": {"name": type(self.balancer).__name__},
             "training": {"epochs": self.epochs, "accumulate": self.accumulate, "precision": self.precision},
