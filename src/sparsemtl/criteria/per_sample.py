@@ -120,7 +120,7 @@ class CheckedPowers(GradientPowers):
         if self.strict:
             raise ParameterError(
                 f"path='hooks' cannot give per-sample gradients of {', '.join(names)}: the layer has no rule, is "
-                "twice, shares the parameter, or does not read the batch on its first axis. Use path='auto'."
+                "called twice, shares the parameter, or does not read the batch on its first axis. Use path='auto'."
             )
         logger.info("general path for %s", ", ".join(names))
         self.hooked.drop(names)
