@@ -61,9 +61,9 @@ class Selection:
         return results[metric] if higher else -results[metric]
 
     def best_epoch(self, task: str) -> int | None:
-        """The epoch whose model the task is reported with."""
+        """The epoch, counted from 1, whose model the task is reported with."""
         part = task if task in self.parts else "all"
-        return self.best[part][1] if part in self.best else None
+        return self.best[part][1] + 1 if part in self.best else None
 
     def stale(self, epoch: int) -> int:
         """Epochs since anything became better."""

@@ -333,11 +333,12 @@ class Trainer:
         for part in improved:
             self.snapshots.keep(part, self.model, self.sharing)
         figures = {"lr": float(self.optimizer.param_groups[0]["lr"]), "seconds": self.position.seconds}
+        shown = epoch + 1  # people count from one
         rows = [
-            *meter.rows(epoch, step),
-            *result_rows(epoch, step, "validation", results),
-            *measure_rows(epoch, step, self.sharing.measures()),
-            *run_rows(epoch, step, figures),
+            *meter.rows(shown, step),
+            *result_rows(shown, step, "validation", results),
+            *measure_rows(shown, step, self.sharing.measures()),
+            *run_rows(shown, step, figures),
         ]
         for logger in loggers:
             logger.log(rows)
