@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,9 @@ def test_names_and_shapes_are_torchvisions_without_the_classifier() -> None:
 
 
 @pytest.mark.parametrize(("build", "published"), [(resnet18, 11_689_512), (resnet34, 21_797_672)])
-def test_parameters_are_as_many_as_published_without_the_classifier(build: type[ResNet], published: int) -> None:
+def test_parameters_are_as_many_as_published_without_the_classifier(
+    build: Callable[[], ResNet], published: int
+) -> None:
     classifier = 512 * 1000 + 1000
     assert sum(p.numel() for p in build().parameters()) == published - classifier
 

@@ -214,7 +214,11 @@ class _Mean:
         """Parameter name -> mean."""
         if not self.seen:
             raise LabelError(f"task {self.task.name!r} has no labelled sample to take its Fisher information on.")
-        return {name: (total / self.seen).clamp_(min=0).contiguous() for name, total in self.totals.items()}
+        scores = {}
+        for name in list(self.totals):  # one by one, for all tasks' totals are larger than the model
+            mean = self.totals.pop(name).div_(self.seen)
+            scores[name] = mean.clamp_(min=0).contiguous()  # pairs of positions may round below zero
+        return scores
 
 
 def _generator(seed: int, task: Task, model: nn.Module) -> torch.Generator:

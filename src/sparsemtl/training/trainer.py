@@ -169,17 +169,20 @@ class Trainer:
         check_loaders(train, self.model.tasks)
         check_loaders(validation, self.model.tasks)
         self._chose = [train, validation]
+        bars = Progress(self.epochs, show=self.progress)  # before seeding: importing rich draws random numbers
         self._set_up(train)
         randomness = Randomness(loader_generators(train) + loader_generators(validation))
         meter = Meter()
         start: dict[str, Any] = {}
         if resume:
             start = self._resume(randomness, meter)
+        else:
+            self._save(randomness, start, meter)  # so that a run killed in its first epoch can be resumed
         with ExitStack() as stack:
             loggers = [self._logger(make, resume) for make in self._logger_kinds()]
             for logger in loggers:
                 stack.callback(logger.close)
-            bars = stack.enter_context(Progress(self.epochs, show=self.progress))
+            stack.enter_context(bars)
             while self.position.epoch < self.epochs and not self._stale():
                 epoch = self.position.epoch
                 if not self.position.batch:

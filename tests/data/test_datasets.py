@@ -1,0 +1,91 @@
+"""What every data set keeps to, whatever is in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sparsemtl.data import DATASETS, Split, TaskData
+from sparsemtl.errors import ConfigError, ParameterError
+
+SMALL: dict[str, dict[str, Any]] = {
+    "multi-mnist": {"train_size": 90, "test_size": 30},
+    "multi-fashion": {"train_size": 90, "test_size": 30},
+    "multi-fashion-mnist": {"train_size": 90, "test_size": 30},
+}
+
+
+def build(name: str, root: Path, **options: Any) -> TaskData:
+    return DATASETS.build(name, root=root, **{**SMALL.get(name, {}), **options})
+
+
+def splits(data: TaskData) -> list[tuple[str, Split]]:
+    """Every split with its task, or each task with the split of all."""
+    parts = (data.train, data.validation, data.test)
+    return [(task.name, part[task.name] if isinstance(part, dict) else part) for part in parts for task in data.tasks]
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_images_have_the_announced_shape_and_lie_in_the_unit_range(name: str, laid_root: Path) -> None:
+    data = build(name, laid_root)
+    for _, split in splits(data):
+        assert split.x.shape[1:] == data.input_shape
+        assert split.x.dtype == torch.float32
+        assert split.x.min() >= 0
+        assert split.x.max() <= 1
+        assert split.x.max() > 0.5
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_task_can_read_its_labels(name: str, laid_root: Path) -> None:
+    data = build(name, laid_root)
+    tasks = {task.name: task for task in data.tasks}
+    for task, split in splits(data):
+        labels = tasks[task].labels(split.targets)
+        assert bool(tasks[task].labelled(labels).all())
+        assert torch.isfinite(tasks[task].loss(torch.zeros(len(split), tasks[task].outputs), labels))
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_the_seed_alone_decides_the_data(name: str, laid_root: Path) -> None:
+    state = torch.get_rng_state()
+    first, again, other = build(name, laid_root), build(name, laid_root), build(name, laid_root, seed=5)
+    assert torch.equal(torch.get_rng_state(), state)
+    for (_, one), (_, two) in zip(splits(first), splits(again), strict=True):
+        assert torch.equal(one.x, two.x)
+        assert all(torch.equal(one.targets[target], two.targets[target]) for target in one.targets)
+    assert not torch.equal(splits(first)[0][1].x, splits(other)[0][1].x)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_how_the_parts_were_made_is_noted(name: str, laid_root: Path) -> None:
+    assert any("seed 5" in note for note in build(name, laid_root, seed=5).notes)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_a_data_set_bears_its_registered_name_and_says_what_it_is(name: str, laid_root: Path) -> None:
+    assert build(name, laid_root).name == name
+    assert len(DATASETS.summary(name)) > 20
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_a_value_out_of_range_is_refused_by_name(name: str, laid_root: Path) -> None:
+    with pytest.raises(ParameterError, match=r"'seed' parameter of \w+ must be an int in \[0, inf\). Got -1"):
+        build(name, laid_root, seed=-1)
+
+
+@pytest.mark.parametrize("name", [name for name in DATASETS if name != "digits"])
+@pytest.mark.parametrize("validation", [0.0, 1.0, 1.5, -0.1])
+def test_a_bad_validation_share_is_refused(name: str, validation: float, laid_root: Path) -> None:
+    with pytest.raises(ParameterError, match=r"'validation' parameter of \w+ must be a float in \(0, 1\)"):
+        build(name, laid_root, validation=validation)
+
+
+def test_an_unknown_data_set_or_option_is_refused_with_the_nearest_name(laid_root: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown data set 'minst'. Did you mean 'mnist'?"):
+        DATASETS.build("minst")
+    with pytest.raises(ConfigError, match=r"unknown parameter 'validatoin'. Did you mean 'validation'?"):
+        DATASETS.build("mnist", root=laid_root, validatoin=0.2)

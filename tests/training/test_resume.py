@@ -1,0 +1,124 @@
+"""A run killed anywhere and resumed ends bit for bit equal to the one that was never stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import sparsemtl as sm
+from sparsemtl.data import TensorLoader
+from sparsemtl.files import read_tensors, read_tree
+from sparsemtl.training.loggers import read_rows
+
+METHODS = {
+    "dense": lambda: sm.DenseSharing(),
+    "in turns": lambda: sm.DenseSharing(update="alternate", bn="per_task"),
+    "random": lambda: sm.RandomSharing(keep=0.5),
+    "fisher": lambda: sm.FisherSharing(keep=0.5, estimator="true", samples=20),
+    "fisher gradient": lambda: sm.FisherSharing(keep=0.5, estimator="true", samples=20, semantics="gradient"),
+}
+
+
+class Killed(Exception):
+    pass
+
+
+class Dying:
+    """A loader that dies before its n-th batch, counted over all epochs."""
+
+    def __init__(self, loader: TensorLoader, batches: int) -> None:
+        self.loader, self.left = loader, batches
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self):
+        for batch in self.loader:
+            if self.left == 0:
+                raise Killed
+            self.left -= 1
+            yield batch
+
+
+def loaders() -> tuple[TensorLoader, TensorLoader]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(60, 6, generator=generator)
+    targets = {"a": torch.randint(0, 3, (60,), generator=generator), "b": x[:, 0] * 2}
+    train = TensorLoader(x[:40], {t: v[:40] for t, v in targets.items()}, batch_size=8, shuffle=True)
+    return train, TensorLoader(x[40:], {t: v[40:] for t, v in targets.items()}, batch_size=20)
+
+
+def trainer(folder: Path, method: str, single: bool = False) -> sm.Trainer:
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.2), nn.Linear(12, 8))
+    tasks = [sm.Classification("a", 3), sm.Regression("b")]
+    model = (sm.SingleTask if single else sm.SharedBottom)(encoder, tasks)
+    return sm.Trainer(
+        model,
+        sharing=METHODS[method](),
+        epochs=4,
+        folder=folder,
+        checkpoint_every=2,
+        progress=False,
+        accelerator="cpu",
+    )
+
+
+@pytest.mark.parametrize("died_after", [3, 5, 8, 12, 19])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_resumed_run_ends_like_the_uninterrupted_one(tmp_path: Path, method: str, died_after: int) -> None:
+    train, validation = loaders()
+    trainer(tmp_path / "whole", method).fit(train, validation)
+    train, validation = loaders()
+    # Choosing masks reads the training data too: the loader dies in there as well as between steps.
+    with pytest.raises(Killed):
+        trainer(tmp_path / "cut", method).fit(Dying(train, died_after), validation)
+    train, validation = loaders()
+    trainer(tmp_path / "cut", method).fit(train, validation, resume=True)
+    assert_same_end(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("died_after", [5, 13])
+def test_independent_tasks_resume_too(tmp_path: Path, died_after: int) -> None:
+    train, validation = loaders()
+    trainer(tmp_path / "whole", "dense", single=True).fit(train, validation)
+    train, validation = loaders()
+    with pytest.raises(Killed):
+        trainer(tmp_path / "cut", "dense", single=True).fit(Dying(train, died_after), validation)
+    train, validation = loaders()
+    trainer(tmp_path / "cut", "dense", single=True).fit(train, validation, resume=True)
+    assert_same_end(tmp_path / "whole", tmp_path / "cut")
+
+
+def assert_same_end(whole: Path, cut: Path) -> None:
+    expected, _ = read_tensors(whole / "model.safetensors")
+    found, _ = read_tensors(cut / "model.safetensors")
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+    last, resumed = (read_tree(folder / "checkpoints" / "last.safetensors") for folder in (whole, cut))
+    assert_same_tree(last["model"], resumed["model"])
+    assert_same_tree(last["parts"], resumed["parts"])
+    rows = [[row for row in read_rows(f / "metrics.csv") if row.metric != "seconds"] for f in (whole, cut)]
+    assert rows[0] == rows[1]
+    if (whole / "masks.safetensors").exists():
+        assert sm.TaskMasks.load(whole / "masks.safetensors") == sm.TaskMasks.load(cut / "masks.safetensors")
+
+
+def assert_same_tree(left: object, right: object) -> None:
+    assert type(left) is type(right)
+    if isinstance(left, torch.Tensor):
+        assert torch.equal(left, right)
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_same_tree(left[key], right[key])
+    elif isinstance(left, (list, tuple)):
+        assert len(left) == len(right)
+        for a, b in zip(left, right, strict=True):
+            assert_same_tree(a, b)
+    else:
+        assert left == right
