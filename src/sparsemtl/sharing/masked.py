@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 from sparsemtl.batches import Loaders
 from sparsemtl.criteria.choose import Granularity, choose_masks
@@ -140,3 +140,12 @@ class MaskedSharing(Sharing):
             jaccard = self.masks.overlap().jaccard
             others = len(jaccard) * (len(jaccard) - 1)
             yield "", "overlap", float(jaccard.sum() - jaccard.trace()) / others
+
+    def state_dict(self) -> dict[str, Any]:
+        """With how much of the masks changed at the last renewal, which an epoch resumed half-way still logs."""
+        return {**super().state_dict(), "changed": dict(self._changed)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put it back."""
+        super().load_state_dict(state)
+        self._changed = dict(state["changed"])
