@@ -53,7 +53,7 @@ def test_a_block_adds_its_shortcut_before_the_last_relu() -> None:
 
 def test_convolutions_start_from_hes_distribution_and_norms_from_the_identity() -> None:
     model = resnet18()
-    weight = model.layer3[0].conv2.weight
+    weight = model.layer3[0].conv1.weight  # 128 channels in, 256 out
     assert weight.std().item() == pytest.approx(math.sqrt(2 / (256 * 9)), rel=0.01)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     assert all(bool((norm.weight == 1).all() and (norm.bias == 0).all()) for norm in norms)

@@ -70,6 +70,16 @@ def test_sides_are_drawn_independently(laid_root: Path) -> None:
     assert len(set(zip(left, right, strict=True))) > 200
 
 
+def test_sides_may_have_different_numbers_of_images(tmp_path: Path, lay: Lay) -> None:
+    lay(tmp_path, MNIST, train=20)
+    lay(tmp_path, FASHION_MNIST, train=60)
+    train, validation, _ = built(tmp_path)
+    left, right = items(train)
+    assert len(set(left)) == 18
+    assert max(right) >= 20
+    assert set(left) | set(items(validation)[0]) == set(range(20))
+
+
 def test_fewer_pairs_are_the_beginning_of_more_and_leave_the_test_as_it_is(laid_root: Path) -> None:
     many, _, test = built(laid_root, train_size=200)
     few, validation, same_test = built(laid_root, train_size=45)
