@@ -9,7 +9,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, ReduceLROnPlateau, StepLR
 
-from sparsemtl.optim.masked import MaskedOptimizer, held_outside
+from sparsemtl.optim.masked import Hold, MaskedOptimizer, held_outside
 from sparsemtl.parameters import Count, Natural, NonNegative, Positive, Share
 from sparsemtl.registry import Registry
 
@@ -79,4 +79,4 @@ SCHEDULERS: Registry[LRScheduler] = Registry(
     "scheduler", {"constant": constant, "cosine": cosine, "step": step, "plateau": plateau}
 )
 
-__all__ = ["OPTIMIZERS", "SCHEDULERS", "MaskedOptimizer", "held_outside"]
+__all__ = ["OPTIMIZERS", "SCHEDULERS", "Hold", "MaskedOptimizer", "held_outside"]

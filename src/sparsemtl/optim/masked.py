@@ -6,8 +6,8 @@ weights outside of the active masks are put back after every step (METHODS.md §
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,25 +16,58 @@ from torch import Tensor, nn
 from sparsemtl.masks import TaskMasks
 
 
-@contextmanager
-def held_outside(parameters: Mapping[str, Tensor], active: Mapping[str, Tensor] | None) -> Iterator[None]:
-    """Whatever happens to the parameters inside the context, entries outside of `active` end as they were, bit for bit.
+class Hold:
+    """Context in which whatever happens to the parameters, entries outside of a mask end as they were, bit for bit.
+
+    It may be entered any number of times. Bits are put back by integer arithmetic, which is exact for NaN, infinities
+    and signed zeros too, and several times as fast as choosing by booleans.
 
     Args:
-        parameters: name -> parameter.
-        active: name -> bool tensor, True where the parameter may move; None lets everything move.
+        parameters: name -> parameter, for all names in `active`.
+        active: name -> bool tensor, True where the parameter may move.
+        memory: where the values are remembered meanwhile, name -> tensor; holds that are not entered at once may
+            share it.
     """
-    if active is None:
-        yield
-        return
-    before = {name: parameters[name].detach().clone() for name in active}
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, mask in active.items():
-                parameter = parameters[name]
-                torch.where(mask, parameter, before[name], out=parameter)
+
+    def __init__(
+        self, parameters: Mapping[str, Tensor], active: Mapping[str, Tensor], memory: dict[str, Tensor] | None = None
+    ) -> None:
+        self.active = active
+        self._parameters = {name: parameters[name] for name in active}
+        self._memory = {} if memory is None else memory
+        self._moving: dict[str, Tensor] = {}
+
+    def __enter__(self) -> None:
+        for name, parameter in self._parameters.items():
+            before = self._memory.get(name)
+            if before is None or before.dtype != parameter.dtype or before.device != parameter.device:
+                before = self._memory[name] = torch.empty_like(parameter, requires_grad=False)
+            before.copy_(parameter.detach())
+
+    def __exit__(self, *error: object) -> None:
+        for name, parameter in self._parameters.items():
+            now, before = _bits(parameter), _bits(self._memory[name])
+            now.bitwise_xor_(before).bitwise_and_(self._bits_that_move(name, now)).bitwise_xor_(before)
+
+    def _bits_that_move(self, name: str, like: Tensor) -> Tensor:
+        """The mask with all bits of an entry set where it may move."""
+        moving = self._moving.get(name)
+        if moving is None or moving.dtype != like.dtype or moving.device != like.device:
+            moving = self._moving[name] = self.active[name].to(like.device, like.dtype).neg_()
+        return moving
+
+
+def held_outside(parameters: Mapping[str, Tensor], active: Mapping[str, Tensor] | None) -> AbstractContextManager[None]:
+    """Hold what lies outside of `active` once; None lets everything move. See `Hold`."""
+    return nullcontext() if active is None else Hold(parameters, active)
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The same memory as whole numbers of the same width."""
+    return tensor.detach().view(_INTEGERS[tensor.element_size()])
+
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class MaskedOptimizer(torch.optim.Optimizer):
@@ -67,17 +100,17 @@ class MaskedOptimizer(torch.optim.Optimizer):
     def masks(self, masks: TaskMasks) -> None:
         self._parameters = masks.check(self._model)
         self._masks = masks
-        self._unions: dict[tuple[str, ...], dict[str, Tensor]] = {}
+        self._holds: dict[tuple[str, ...], Hold] = {}
+        self._memory: dict[str, Tensor] = {}
 
     def step(  # type: ignore[override]
         self, closure: Callable[[], float] | None = None, *, task: str | Sequence[str] | None = None
     ) -> float | None:
         """Step, then put back what lies outside of the masks of `task` (one, several, or all by default)."""
         tasks = self._masks.tasks if task is None else (task,) if isinstance(task, str) else tuple(task)
-        if tasks not in self._unions:
-            union = self._masks.union(tasks)
-            self._unions[tasks] = {name: m.to(self._parameters[name].device) for name, m in union.items()}
-        with held_outside(self._parameters, self._unions[tasks]):
+        if tasks not in self._holds:
+            self._holds[tasks] = Hold(self._parameters, self._masks.union(tasks), self._memory)
+        with self._holds[tasks]:
             return self.optimizer.step(closure) if closure is not None else self.optimizer.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -6,8 +6,11 @@ the tasks' order, then one step (METHODS.md §0).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 import torch
@@ -17,7 +20,7 @@ from sparsemtl.balancing.balancer import Balancer
 from sparsemtl.batches import Group
 from sparsemtl.errors import NonFiniteLossError, ParameterError
 from sparsemtl.models import MultiTaskModel
-from sparsemtl.optim.masked import held_outside
+from sparsemtl.optim.masked import Hold
 from sparsemtl.sharing.sharing import Sharing, Update
 
 
@@ -40,7 +43,8 @@ class Backend:
 
 @dataclass
 class StepResult:
-    """What a step tells: mean loss of every task that had a label, and the balancer's weights."""
+    """What a step tells: the loss of every task that had a label, its mean over the batches in which it had one, and
+    the balancer's weights."""
 
     losses: dict[str, float] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
@@ -55,7 +59,8 @@ class Engine:
         sharing: what every task reads and trains.
         balancer: combines the tasks, attached.
         optimizer: steps the model's (and the balancer's) parameters.
-        update: `joint`, `average` or `alternate`, as `sharing.update_for` says.
+        update: `joint`, `average` or `alternate`, as `sharing.update_for` says; a single task has nobody to take
+            turns with, so that all three are one.
         backend: device and precision.
 
     Raises:
@@ -71,6 +76,8 @@ class Engine:
         update: Update,
         backend: Backend,
     ) -> None:
+        if len(model.tasks) == 1:
+            update = "joint"
         if update == "alternate" and not balancer.constant:
             raise ParameterError(
                 "update 'alternate' takes a step for one task at a time, so there is nothing for this balancer to "
@@ -85,8 +92,11 @@ class Engine:
         self.backend = backend
         self._parameters = dict(model.named_parameters())
         self._shared = model.shared_parameters()
+        self._by_rows = balancer.combines_gradients and bool(self._shared)
         self._last_losses: dict[str, float] = {}
         self._rows: dict[str, Tensor] = {}
+        self._holds: dict[tuple[str, ...], Hold] = {}
+        self._memory: dict[str, Tensor] = {}
 
     def step(self, batches: Sequence[Sequence[Group]], where: str = "") -> StepResult:
         """Train on one batch, or on several whose gradients accumulate.
@@ -96,7 +106,8 @@ class Engine:
             where: the place in the run, for error messages.
 
         Raises:
-            NonFiniteLossError: before anything moved, if a task's loss is NaN or infinite.
+            NonFiniteLossError: if a task's loss, or the weight that the balancer gives it, is NaN or infinite; before
+                the step that it belongs to. With `alternate`, tasks before it in turn have taken theirs.
         """
         ready = [self._prepare(groups) for groups in batches]
         result = StepResult(samples=sum(group.count for groups in ready for group in groups))
@@ -104,7 +115,8 @@ class Engine:
             self._alternate(ready, result, where)
         else:
             self._combine(ready, result, where)
-        result.losses = {task: value / len(batches) for task, value in result.losses.items()}
+        counts = Counter(task for groups in ready for group in groups for task in group.labelled)
+        result.losses = {task: total / counts[task] for task, total in result.losses.items()}
         return result
 
     def _prepare(self, groups: Sequence[Group]) -> list[_Ready]:
@@ -120,7 +132,7 @@ class Engine:
     # ---- a step a task -------------------------------------------------------------------------------------
 
     def _alternate(self, batches: Sequence[Sequence[_Ready]], result: StepResult, where: str) -> None:
-        weights = self._weights({})
+        weights = self._weights({}, where)
         scale = len(weights) / sum(weights.values())  # only the weights' ratios matter: 1 for mean and sum alike
         result.weights = {task: weight * scale for task, weight in weights.items()}
         for task in self.tasks:
@@ -138,26 +150,32 @@ class Engine:
     def _combine(self, batches: Sequence[Sequence[_Ready]], result: StepResult, where: str) -> None:
         self.optimizer.zero_grad()
         self._rows = {}
+        at_once = self.balancer.constant and self.update == "average"
         for groups in batches:
-            if self.balancer.constant and self.update == "average":
-                weights = self._weights({})
-                for group, tasks in self._passes(groups):
-                    self._backward(_times(self._losses(group, tasks, result, where), weights, len(batches)))
-            else:
-                losses: dict[str, Tensor] = {}
-                for group, tasks in self._passes(groups):
-                    losses.update(self._losses(group, tasks, result, where))
-                weights = self._weights(losses)
-                self._backward(_times(losses, weights, len(batches)))
-            result.weights = weights
+            losses: dict[str, Tensor] = {}
+            for group, tasks in self._passes(groups):
+                losses.update(self._losses(group, tasks, result, where))
+                if at_once:
+                    self._weigh_and_backward(losses, len(batches), result, where)
+                    losses = {}
+            self._weigh_and_backward(losses, len(batches), result, where)
         present = tuple(t for t in self.tasks if t in result.losses)
         if not present:
             return
         if self._rows:
             self._aggregate()
+        for p in self.balancer.parameters():
+            if p.grad is not None:
+                p.grad /= len(batches)
         self._move(present)
         if self.balancer.looks_back:
-            self._look_back(batches[-1])
+            self._look_back(batches[-1], where)
+
+    def _weigh_and_backward(self, losses: Mapping[str, Tensor], parts: int, result: StepResult, where: str) -> None:
+        """Go backward from the losses that a balancer sees together, of one of `parts` batches."""
+        if losses:
+            result.weights = self._weights(losses, where)
+            self._backward(_times(losses, result.weights, parts))
 
     def _passes(self, groups: Sequence[_Ready]) -> Iterator[tuple[Group, tuple[str, ...]]]:
         """The forward passes of a batch: all of a group's tasks at once, or one by one."""
@@ -178,30 +196,33 @@ class Engine:
             task = self.tasks[name]
             loss = task.loss(outputs[name], task.labels(group.targets))
             value = float(loss.detach())
-            if not abs(value) < float("inf"):
-                raise NonFiniteLossError(
-                    f"the loss of task {name!r} is {value}{' at ' + where if where else ''}. Nothing was updated by "
-                    "this batch. A smaller learning rate or `clip_norm` often helps; check the inputs for NaN."
-                )
+            _check_finite(value, f"the loss of task {name!r}", where)
             result.losses[name] = result.losses.get(name, 0.0) + value
             penalty = self.sharing.penalty(name)
             losses[name] = loss * task.weight if penalty is None else loss * task.weight + penalty
         return losses
 
-    def _weights(self, losses: Mapping[str, Tensor]) -> dict[str, float]:
-        """The balancer's weight of every task; one without a label enters with its last loss."""
+    def _weights(self, losses: Mapping[str, Tensor], where: str) -> dict[str, float]:
+        """The balancer's weight of every task."""
         self._last_losses.update({task: float(loss.detach()) for task, loss in losses.items()})
-        fallback = sum(self._last_losses.values()) / len(self._last_losses) if self._last_losses else 1.0
-        row = [self._last_losses.get(task, fallback) for task in self.tasks]
-        weights = self.balancer.weights(torch.tensor(row, device=self.backend.device))
-        return dict(zip(self.tasks, weights.tolist(), strict=True))
+        row = self.balancer.weights(self._row({})).tolist()
+        for task, weight in zip(self.tasks, row, strict=True):
+            _check_finite(weight, f"the balancer's weight of task {task!r}", where)
+        return dict(zip(self.tasks, row, strict=True))
+
+    def _row(self, losses: Mapping[str, float]) -> Tensor:
+        """The tasks' losses as balancers read them; a task without one enters with its last, or with the mean."""
+        last = self._last_losses
+        fallback = sum(last.values()) / len(last) if last else 1.0
+        row = [losses.get(task, last.get(task, fallback)) for task in self.tasks]
+        return torch.tensor(row, device=self.backend.device)
 
     # ---- backward ------------------------------------------------------------------------------------------
 
     def _backward(self, losses: Mapping[str, Tensor]) -> None:
         """Add the losses' gradients to `.grad`, masked, or keep them as rows where the balancer wants them."""
         masks = {task: self.sharing.gradient_mask(task) for task in losses}
-        if self.balancer.combines_gradients or any(mask is not None for mask in masks.values()):
+        if self._by_rows or any(mask is not None for mask in masks.values()):
             last = len(losses) - 1
             for i, (task, loss) in enumerate(losses.items()):
                 self._backward_apart(task, loss, masks[task], retain=self.update == "joint" and i < last)
@@ -220,19 +241,20 @@ class Engine:
         for name, p in self._shared.items():
             if p.grad is not None and mask is not None and name in mask:
                 p.grad.masked_fill_(~mask[name], 0.0)
-        if self.balancer.combines_gradients:
+        if self._by_rows:
             row = torch.cat([_or_zeros(p).flatten() for p in self._shared.values()])
             self._rows[task] = self._rows[task] + row if task in self._rows else row
         for name, p in self._shared.items():
             earlier = before[name]
-            if self.balancer.combines_gradients:
+            if self._by_rows:
                 p.grad = earlier
             elif earlier is not None:
                 p.grad = earlier if p.grad is None else earlier.add_(p.grad)
 
     def _aggregate(self) -> None:
         """Put the balancer's combination of the rows into the shared weights' gradients."""
-        combined = self.balancer.aggregate(torch.stack(list(self._rows.values())))
+        rows = [self._rows[task] for task in self.tasks if task in self._rows]
+        combined = self.balancer.aggregate(torch.stack(rows))
         sizes = [p.numel() for p in self._shared.values()]
         for p, part in zip(self._shared.values(), torch.split(combined, sizes), strict=True):
             p.grad = part.view_as(p).to(p.dtype)
@@ -242,17 +264,26 @@ class Engine:
     def _move(self, tasks: tuple[str, ...]) -> None:
         if self.backend.clip is not None:
             self.backend.clip()
-        with held_outside(self._parameters, self.sharing.active(tasks)):
+        with self._held(tasks):
             self.optimizer.step()
         self.sharing.after_step()
 
-    def _look_back(self, groups: Sequence[_Ready]) -> None:
-        seen = StepResult()
+    def _held(self, tasks: tuple[str, ...]) -> AbstractContextManager[None]:
+        """Holds what a step for these tasks may not move."""
+        active = self.sharing.active(tasks)
+        if active is None:
+            return nullcontext()
+        hold = self._holds.get(tasks)
+        if hold is None or hold.active is not active:
+            hold = self._holds[tasks] = Hold(self._parameters, active, self._memory)
+        return hold
+
+    def _look_back(self, groups: Sequence[_Ready], where: str) -> None:
+        losses: dict[str, Tensor] = {}
         with torch.no_grad():
             for group, tasks in self._passes(groups):
-                self._losses(group, tasks, seen, "the look back")
-        row = [seen.losses.get(t, 0.0) * task.weight for t, task in self.tasks.items()]
-        self.balancer.look_back(torch.tensor(row, device=self.backend.device))
+                losses.update(self._losses(group, tasks, StepResult(), f"{where}, looking back".lstrip(", ")))
+        self.balancer.look_back(self._row({task: float(loss) for task, loss in losses.items()}))
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beyond model, optimizer, sharing and balancer."""
@@ -276,3 +307,11 @@ def _times(losses: Mapping[str, Tensor], weights: Mapping[str, float], parts: in
 
 def _or_zeros(parameter: nn.Parameter) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def _check_finite(value: float, what: str, where: str) -> None:
+    if not isfinite(value):
+        raise NonFiniteLossError(
+            f"{what} is {value}{' at ' + where if where else ''}. No step was taken on it. "
+            "A smaller learning rate or `clip_norm` often helps; check the inputs for NaN."
+        )
