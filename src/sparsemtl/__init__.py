@@ -8,18 +8,21 @@ from sparsemtl.models import MultiTaskModel
 from sparsemtl.norms import TaskNorms
 from sparsemtl.optim import MaskedOptimizer
 from sparsemtl.sharing import DenseSharing, FisherSharing, RandomSharing, Sharing
-from sparsemtl.tasks import Classification, MultiLabel, Regression, Task
+from sparsemtl.tasks import Classification, Depth, MultiLabel, Normals, Regression, Segmentation, Task
 from sparsemtl.training import Trainer
 
 __all__ = [
     "Classification",
     "DenseSharing",
+    "Depth",
     "FisherSharing",
     "MaskedOptimizer",
     "MultiLabel",
     "MultiTaskModel",
+    "Normals",
     "RandomSharing",
     "Regression",
+    "Segmentation",
     "SharedBottom",
     "Sharing",
     "SingleTask",

@@ -87,6 +87,8 @@ def as_group(batch: Any, tasks: Mapping[str, Task], owner: str | None = None) ->
                 raise LabelError(f"a loader for {len(tasks)} tasks yields (x, {{task: labels}}), got bare labels.")
             owner = next(iter(tasks))
         targets = {tasks[owner].target: targets}
+    if not isinstance(targets, Mapping):
+        raise LabelError(f"a loader yields pairs (x, {{task: labels}}), got (x, {type(targets).__name__}).")
     return Group(x, targets, tuple(tasks) if owner is None else (owner,))
 
 

@@ -2,93 +2,152 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparsemtl.errors import SparseMTLError
+from sparsemtl._version import __version__
+from sparsemtl.errors import ConfigError, SparseMTLError, SparseMTLWarning, unknown_name
 
 if TYPE_CHECKING:
     from sparsemtl.registry import Registry
 
 app = typer.Typer(
     help="Sparse multi-task learning: learn what tasks should share inside one network, and what they should not.",
+    epilog="A first run: `sparsemtl run examples/digits.yaml`. What a configuration may say: `sparsemtl list`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Changes of the file: section.key=value, for instance sharing.keep=0.5.")
+    list[str] | None,
+    typer.Argument(
+        metavar="section.key=value",
+        help="Changes of the file, as in sharing.keep=0.5 or sharing=random; a section that gets another name starts "
+        "from that one's defaults.",
+        show_default=False,
+    ),
 ]
-DataRoot = Annotated[Path | None, typer.Option(help="Where data sets lie; $SPARSEMTL_DATA says the same.")]
+DataRoot = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Where data sets lie; $SPARSEMTL_DATA, or ./data, by default.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Out = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Where the results go; runs/<name of the file> by default.")
+]
 
 
-def _use_data_root(root: Path | None) -> None:
-    import os
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sparsemtl {__version__}")
+        raise typer.Exit
 
-    if root is not None:
-        os.environ["SPARSEMTL_DATA"] = str(root)
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the command line as a whole."""
 
 
 @app.command()
 def run(
-    file: Annotated[Path, typer.Argument(help="A configuration, as in examples/digits.yaml.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A configuration, as in examples/digits.yaml.")],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; runs/<name of the file> by default.")] = None,
+    out: Out = None,
     data_root: DataRoot = None,
     quiet: Quiet = False,
 ) -> None:
     """Train one run, test it, and draw its report."""
-    from sparsemtl.config import override, read_yaml
+    from sparsemtl.config import check, origins_of, override
     from sparsemtl.run import run as run_config
+    from sparsemtl.terminal import show_run
+    from sparsemtl.yaml_text import read_yaml
 
     _use_data_root(data_root)
+    content = read_yaml(file)
+    if "methods" in content:
+        raise ConfigError(f"{file} is a study: it has `methods`. Run it with `sparsemtl study {file}`.")
     folder = out or Path("runs") / file.stem
-    config = override(read_yaml(file), overrides or [])
-    run_config(config, folder, progress=not quiet)
-    _show_run(folder)
+    changes = overrides or []
+    config = check(override(content, changes), where=str(file), origins=origins_of(file, changes))
+    with _stopping(folder):
+        run_config(config, folder, progress=not quiet)
+    show_run(folder)
 
 
 @app.command()
 def resume(
-    folder: Annotated[Path, typer.Argument(help="The run folder of a run that stopped.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a run that stopped.")],
     data_root: DataRoot = None,
     quiet: Quiet = False,
 ) -> None:
     """Go on with a run from its last checkpoint; it ends as if it had never stopped."""
     from sparsemtl.run import resume as resume_run
+    from sparsemtl.terminal import show_run
 
     _use_data_root(data_root)
-    resume_run(folder, progress=not quiet)
-    _show_run(folder)
+    with _stopping(folder):
+        resume_run(folder, progress=not quiet)
+    show_run(folder)
 
 
 @app.command()
 def study(
-    file: Annotated[Path, typer.Argument(help="A study, as in examples/digits-study.yaml.")],
-    overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Study folder; runs/<name of the file> by default.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A study, as in examples/digits-study.yaml.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="key=value",
+            help="Changes of the base of all runs, as in training.epochs=2, or of the study: seeds=[0,1], "
+            "baseline=stl, grid.sharing.keep=[0.3,0.5].",
+            show_default=False,
+        ),
+    ] = None,
+    out: Out = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=1, help="Runs at a time.")] = 1,
     data_root: DataRoot = None,
     quiet: Quiet = False,
 ) -> None:
     """Run a grid of methods, settings and seeds; finished runs are skipped. Ends in tables and a report."""
     from sparsemtl.study.grid import read_study
-    from sparsemtl.study.runner import run_study
+    from sparsemtl.study.runner import results_of, run_study
+    from sparsemtl.study.tables import primary_table
+    from sparsemtl.terminal import show_study
 
     _use_data_root(data_root)
     folder = out or Path("runs") / file.stem
-    run_study(read_study(file, overrides), folder, jobs=jobs, progress=not quiet)
-    typer.echo((folder / "tables.md").read_text(encoding="utf-8").split("\n\n")[0])
-    typer.echo(f"\nTables: {folder / 'tables.md'}\nReport: {folder / 'report.html'}")
+    grid = read_study(file, overrides or [])
+    try:
+        failures = run_study(grid, folder, jobs=jobs, progress=not quiet)
+    except KeyboardInterrupt:
+        typer.echo("Stopped. The same command goes on where it was.", err=True)
+        raise typer.Exit(130) from None
+    if len(failures) < len(grid.runs):
+        show_study(primary_table(results_of(grid, folder)))
+        typer.echo(f"Tables: {folder / 'tables.md'}\nReport: {folder / 'report.html'}")
+    for name, failure in failures.items():
+        typer.secho(f"No result of {name}: {failure}", err=True, fg=typer.colors.RED)
+    if failures:
+        raise typer.Exit(1)
 
 
 @app.command()
-def report(path: Annotated[Path, typer.Argument(help="A run folder or a study folder.")]) -> None:
+def report(
+    path: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a run or of a study.")],
+) -> None:
     """Draw a run or a study again as one HTML page."""
     from sparsemtl.report import write_report
 
@@ -98,43 +157,93 @@ def report(path: Annotated[Path, typer.Argument(help="A run folder or a study fo
 @app.command("list")
 def list_members(
     what: Annotated[
-        str,
-        typer.Argument(help="tasks, methods, architectures, balancers, criteria, datasets, encoders, optimizers"),
-    ],
+        str | None,
+        typer.Argument(
+            metavar="WHAT",
+            help="tasks, methods, architectures, balancers, criteria, datasets, encoders, optimizers or schedulers; "
+            "left out, an overview.",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="One of them, to see what its parameters mean.", show_default=False),
+    ] = None,
 ) -> None:
     """Show what there is, with parameters, defaults and sources."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from sparsemtl.errors import ConfigError, unknown_name
-    from sparsemtl.parameters import parameters_of
+    from sparsemtl.terminal import member, members, overview, show
 
     registries = _registries()
-    if what not in registries:
+    if what is None:
+        show(overview(registries))
+    elif what not in registries:
         raise ConfigError(unknown_name("list", what, registries))
-    registry = registries[what]
-    table = Table("name", "what it is", "parameters", title=f"{registry.kind}s", show_lines=True)
-    for name in registry:
-        parameters = [
-            f"{p.name}: {p.kind}" + ("" if p.required else f" = {p.default}") for p in parameters_of(registry[name])
-        ]
-        table.add_row(name, registry.summary(name), "\n".join(parameters))
-    Console().print(table, markup=False)
+    elif name is None:
+        show(members(registries[what]))
+    else:
+        show(member(registries[what], name))
 
 
 @app.command()
 def schema(
-    out: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write to this file.")] = None,
 ) -> None:
     """Print the JSON schema of configurations, for editors."""
-    from sparsemtl.config import schema_model
     from sparsemtl.files import write_text
+    from sparsemtl.schema import json_schema
 
-    text = json.dumps(schema_model().model_json_schema(), indent=2)
+    text = json.dumps(json_schema(), indent=2)
     if out is None:
         typer.echo(text)
     else:
         write_text(out, text + "\n")
+
+
+def main() -> None:
+    """Run the command line; expected errors are one message, without a traceback."""
+    warnings.formatwarning = format_warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot write "±" shows "?"
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems end a job as Ctrl-C does
+    try:
+        app()
+    except SparseMTLError as error:
+        typer.secho(f"{type(error).__name__}: {error}", err=True, fg=typer.colors.RED)
+        raise SystemExit(1) from None
+    except OSError as error:
+        typer.secho(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True, fg=typer.colors.RED)
+        raise SystemExit(1) from None
+
+
+_format_any_warning = warnings.formatwarning
+
+
+def format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of ours as one message, as errors are; others with their place."""
+    if issubclass(category, SparseMTLWarning):
+        return f"{category.__name__}: {message}\n"
+    return _format_any_warning(message, category, filename, lineno, line)
+
+
+def _use_data_root(root: Path | None) -> None:
+    if root is not None:
+        os.environ["SPARSEMTL_DATA"] = str(root)
+
+
+@contextmanager
+def _stopping(folder: Path) -> Iterator[None]:
+    """Say how to go on after Ctrl-C."""
+    from sparsemtl.training.folder import RunFolder
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        resumable = RunFolder(folder).last.exists()
+        typer.echo(f"Stopped. Go on with `sparsemtl resume {folder}`." if resumable else "Stopped.", err=True)
+        raise typer.Exit(130) from None
 
 
 def _registries() -> dict[str, Registry[Any]]:
@@ -143,34 +252,18 @@ def _registries() -> dict[str, Registry[Any]]:
     from sparsemtl.balancing import BALANCERS
     from sparsemtl.criteria import CRITERIA
     from sparsemtl.data import DATASETS
-    from sparsemtl.optim import OPTIMIZERS
+    from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
     from sparsemtl.sharing import SHARING
     from sparsemtl.tasks import TASKS
 
     return {
         "tasks": TASKS,
-        "methods": SHARING,
-        "architectures": ARCHITECTURES,
-        "balancers": BALANCERS,
-        "criteria": CRITERIA,
         "datasets": DATASETS,
         "encoders": ENCODERS,
+        "architectures": ARCHITECTURES,
+        "methods": SHARING,
+        "criteria": CRITERIA,
+        "balancers": BALANCERS,
         "optimizers": OPTIMIZERS,
+        "schedulers": SCHEDULERS,
     }
-
-
-def _show_run(folder: Path) -> None:
-    from sparsemtl.run import primary_results
-
-    for task, value in primary_results(folder).items():
-        typer.echo(f"{task:<16} {value:.4f}" if value is not None else f"{task:<16} -")
-    typer.echo(f"Report: {folder / 'report.html'}")
-
-
-def main() -> None:
-    """Run the command line; expected errors are one message, without a traceback."""
-    try:
-        app()
-    except SparseMTLError as error:
-        typer.secho(f"{type(error).__name__}: {error}", err=True, fg=typer.colors.RED)
-        raise SystemExit(1) from None

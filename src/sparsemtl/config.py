@@ -6,118 +6,33 @@ constructor of the class named there, so a class put in a registry is configurab
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import ValidationError
 
-from sparsemtl.architectures import ARCHITECTURES
-from sparsemtl.backbones import ENCODERS
-from sparsemtl.balancing import BALANCERS
-from sparsemtl.data import DATASETS
 from sparsemtl.errors import ConfigError, unknown_name
-from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
-from sparsemtl.parameters import Count, NonNegative, configurable
-from sparsemtl.registry import Registry
-from sparsemtl.sharing import SHARING
-from sparsemtl.training.trainer import Trainer
+from sparsemtl.parameters import describe
+from sparsemtl.schema import SECTIONS, Keys, in_yaml_words, member_keys, run_keys, schema_model, training_keys
+from sparsemtl.yaml_text import line_numbers, parse_yaml
 
-SECTIONS: dict[str, tuple[Registry[Any], str | None]] = {
-    "data": (DATASETS, "digits"),
-    "encoder": (ENCODERS, "cnn"),
-    "architecture": (ARCHITECTURES, "shared-bottom"),
-    "sharing": (SHARING, "dense"),
-    "balancing": (BALANCERS, "mean"),
-    "optimizer": (OPTIMIZERS, "adam"),
-    "scheduler": (SCHEDULERS, None),
-}
-"""Section -> its registry and the member taken by default (None: the section may be left out)."""
-
-TRAINER_KEYS = (
-    "epochs",
-    "accumulate",
-    "clip_norm",
-    "mix",
-    "monitor",
-    "patience",
-    "accelerator",
-    "precision",
-    "checkpoint_every",
-    "tensorboard",
-)
-STRICT = ConfigDict(extra="forbid", strict=False, arbitrary_types_allowed=True)
+Place = tuple[str, ...]
+"""Where a value stands: ("sharing", "keep")."""
 
 
-def schema_model() -> type[BaseModel]:
-    """The pydantic model of a run's configuration, with everything that is registered now."""
-    fields: dict[str, Any] = {
-        "name": (str | None, Field(None, description="The run's name; the folder's by default.")),
-        "label": (str | None, Field(None, description="What tables call the method.")),
-        "seed": (int, Field(0, ge=0, description="Seeds weights, data order and masks.")),
-        "tasks": (list[str] | None, Field(None, description="Tasks of the data set to train; all by default.")),
-        "weights": (dict[str, NonNegative], Field({}, description="Task -> factor of its loss.")),
-        "training": (_training_model(), Field(default_factory=dict, validate_default=True)),
-    }
-    for section, (registry, default) in SECTIONS.items():
-        kind = _section_type(section, registry)
-        if default is None:
-            fields[section] = (kind | None, None)
-        else:
-            fields[section] = (kind, Field(default_factory=lambda name=default: {"name": name}, validate_default=True))
-    model: type[BaseModel] = create_model("RunConfig", __config__=STRICT, **fields)
-    return model
-
-
-def _section_type(section: str, registry: Registry[Any]) -> Any:
-    members = tuple(_member_model(section, name, registry[name], registry.summary(name)) for name in registry)
-    return members[0] if len(members) == 1 else Annotated[Union[members], Field(discriminator="name")]  # noqa: UP007
-
-
-def _member_model(section: str, name: str, member: Any, summary: str) -> type[BaseModel]:
-    fields: dict[str, Any] = {"name": (Literal[name], ...)}
-    for parameter, spec, hint in configurable(member):
-        default = ... if spec.default is inspect.Parameter.empty else spec.default
-        fields[parameter] = (hint, default)
-    model: type[BaseModel] = create_model(f"{section}_{name}", __config__=STRICT, __doc__=summary, **fields)
-    return model
-
-
-def _training_model() -> type[BaseModel]:
-    fields: dict[str, Any] = {"batch_size": (Count, 64)}
-    for parameter, spec, hint in configurable(Trainer):
-        if parameter in TRAINER_KEYS:
-            fields[parameter] = (hint, spec.default)
-    model: type[BaseModel] = create_model("training", __config__=STRICT, **fields)
-    return model
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML mapping.
-
-    Raises:
-        ConfigError: naming file, line and column if it is no YAML, or if it is no mapping.
-    """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist.") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected a mapping of sections, found {type(content).__name__}.")
-    return content
-
-
-def check(config: Mapping[str, Any], *, where: str = "configuration") -> dict[str, Any]:
+def check(
+    config: Mapping[str, Any], *, where: str = "the configuration", origins: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Check a configuration and fill in every default.
 
     Args:
-        config: sections as read from YAML.
-        where: the file's name, for messages.
+        config: sections as read from YAML; one that does not say its `name` has the default one.
+        where: what it is, for messages: the file's name.
+        origins: dotted place -> where that was written, for messages; see `origins_of`.
 
     Returns:
         the complete configuration, as plain values.
@@ -125,84 +40,200 @@ def check(config: Mapping[str, Any], *, where: str = "configuration") -> dict[st
     Raises:
         ConfigError: naming each wrong place, what was expected there and the nearest valid name.
     """
-    named = {key: _named(value) if key in SECTIONS else value for key, value in config.items()}
-    model = schema_model()
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"{where}: expected a mapping of sections, got {_shown(config)}.")
+    given = {key: _with_name(key, value) for key, value in _plain(config).items()}
     try:
-        checked = model.model_validate(named)
+        checked = schema_model().model_validate_json(json.dumps(given))
     except ValidationError as error:
-        lines = [_explain(issue, named, model) for issue in error.errors()]
-        raise ConfigError("\n".join([f"{where} is not valid:", *(f"  {line}" for line in lines)])) from None
-    complete: dict[str, Any] = checked.model_dump(mode="python")
+        wrong = dict.fromkeys(_explain(issue, given, origins or {}) for issue in error.errors())
+        raise ConfigError("\n".join([f"{where} is not valid:", *(f"  {line}" for line in wrong)])) from None
+    complete: dict[str, Any] = checked.model_dump(mode="json")
     return complete
 
 
+def _plain(value: Any) -> Any:
+    """The value in JSON's types: a configuration made in Python is checked as a file would be."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return value.item() if hasattr(value, "item") else str(value)
+
+
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Put changes over a configuration. A section whose name changes starts afresh."""
+    """Put changes over a configuration. A section that gets another name starts afresh."""
     merged = deepcopy(dict(base))
-    for key, value in changes.items():
-        before, after = _named(merged.get(key)), _named(value) if key in SECTIONS else value
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            renamed = "name" in after and after["name"] != before.get("name")
-            merged[key] = dict(after) if renamed else merge(before, after)
-        else:
-            merged[key] = after
+    for key, value in deepcopy(dict(changes)).items():
+        before, after = merged.get(key), value
+        if key in SECTIONS:
+            before, after = _named(before), _named(after)
+            if (
+                isinstance(after, Mapping)
+                and "name" in after
+                and after["name"] != _with_name(key, before or {}).get("name")
+            ):
+                before = None
+        merged[key] = _over(before, after)
     return merged
 
 
-def override(config: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """Apply `section.key=value` assignments, values read as YAML.
+def override(config: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
+    """Apply assignments `section.key=value`, values read as YAML.
 
     Raises:
-        ConfigError: if an assignment has no `=`.
+        ConfigError: if one reads otherwise.
     """
-    result = dict(config)
-    for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        if not equals or not path:
-            raise ConfigError(f"an override reads section.key=value, got {assignment!r}.")
-        result = merge(result, nested(path, yaml.safe_load(text)))
-    return result
+    return merge(config, together(map(assignment, texts)))
 
 
-def nested(path: str, value: Any) -> dict[str, Any]:
-    """`a.b`, v -> {a: {b: v}}."""
-    for key in reversed(path.split(".")):
-        value = {key: value}
-    return value  # type: ignore[no-any-return]
+def assignment(text: str) -> tuple[str, Any]:
+    """Dotted key and value of `section.key=value`.
+
+    Raises:
+        ConfigError: if there is no `=`, or the value is no YAML.
+    """
+    path, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"an override reads section.key=value, got {text!r}.")
+    try:
+        return path, parse_yaml(value, f"the override {text!r}")
+    except ConfigError as error:
+        raise ConfigError(f"{error} A shell takes a value with spaces for one only in quotes.") from None
+
+
+def together(assignments: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """One mapping of changes out of dotted keys and values; a section's name does not wipe out what stands beside it.
+
+    Raises:
+        ConfigError: if a key has an empty part.
+    """
+    changes: dict[str, Any] = {}
+    for path, value in assignments:
+        section, *keys = path.split(".")
+        if not all([section, *keys]):
+            raise ConfigError(f"expected `section` or `section.key`, got {path!r}.")
+        nested = _named(value) if section in SECTIONS and not keys else value
+        for key in reversed(keys):
+            nested = {key: nested}
+        changes[section] = _over(changes.get(section), nested)
+    return changes
+
+
+def _over(before: Any, after: Any) -> Any:
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        return {**before, **{key: _over(before.get(key), value) for key, value in after.items()}}
+    return after
 
 
 def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-def _explain(issue: Mapping[str, Any], config: Mapping[str, Any], model: type[BaseModel]) -> str:
-    """One wrong place in words."""
-    path = [str(part) for part in issue["loc"]]
-    section = path[0]
-    in_section = section in SECTIONS and isinstance(config.get(section), Mapping)
-    if in_section and len(path) > 1 and path[1] == config[section].get("name"):
-        del path[1]  # pydantic names the member that it tried
-    place = ".".join(path)
-    if issue["type"] == "extra_forbidden":
-        return f"{place}: {unknown_name('key', path[-1], _known_keys(path, config, model))}"
-    if issue["type"] in ("union_tag_invalid", "literal_error") and in_section and len(path) <= 2:
-        registry = SECTIONS[section][0]
-        return f"{section}: {unknown_name(registry.kind, str(config[section].get('name')), registry)}"
-    if issue["type"] == "union_tag_not_found":
-        return f"{place}: expected a name, or a mapping with `name`, got {config[section]!r}."
-    if issue["type"] == "missing":
-        return f"{place}: this key is required."
-    return f"{place}: {_lower(issue['msg'])}, got {issue['input']!r}."
+def _with_name(key: str, value: Any) -> Any:
+    """A section as a mapping with its name, as far as one is known."""
+    if key not in SECTIONS:
+        return value
+    named, default = _named(value), SECTIONS[key][1]
+    return {"name": default, **named} if default is not None and isinstance(named, Mapping) else named
 
 
-def _known_keys(path: Sequence[str], config: Mapping[str, Any], model: type[BaseModel]) -> list[str]:
-    if len(path) == 1:
-        return list(model.model_fields)
-    if path[0] in SECTIONS:
-        member = SECTIONS[path[0]][0][config[path[0]]["name"]]
-        return [name for name, _, _ in configurable(member)]
-    return list(_training_model().model_fields)
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """What differs between two configurations: "training.epochs is 2 there and 3 here"."""
+    there, here = dict(_leaves(before)), dict(_leaves(after))
+    for place in dict.fromkeys([*there, *here]):
+        if place not in here:
+            yield f"{place} is {_shown(there[place])} there and missing here"
+        elif place not in there:
+            yield f"{place} is missing there and {_shown(here[place])} here"
+        elif there[place] != here[place]:
+            yield f"{place} is {_shown(there[place])} there and {_shown(here[place])} here"
 
 
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def origins_of(path: str | Path, overrides: Sequence[str]) -> dict[str, str]:
+    """Dotted place -> where it was written: in which line of the file, or on the command line."""
+    changed = [text.partition("=")[0] for text in overrides]
+    lines = {
+        place: f"line {line}"
+        for place, line in line_numbers(path).items()
+        if not any(f"{place}.".startswith(f"{key}.") for key in changed)
+    }
+    return lines | dict.fromkeys(changed, "command line")
+
+
+def _explain(issue: Mapping[str, Any], config: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    """One wrong place: `sharing.keep (line 4): expected a float in (0, 1], got 2.`"""
+    place = _place(issue, config)
+    name = ".".join(place)
+    near = [name, place[0], *(inner for inner in origins if inner.startswith(f"{name}."))]
+    origin = next((f" ({origins[key]})" for key in near if key in origins), "")
+    return f"{name}{origin}: {_problem(issue, place, config)}"
+
+
+def _place(issue: Mapping[str, Any], config: Mapping[str, Any]) -> Place:
+    """Section and key of an issue. Pydantic also names the member of a union that it tried, and parts of a value."""
+    section, *rest = map(str, issue["loc"])
+    if section in SECTIONS and rest and rest[0] == _with_name(section, config[section]).get("name"):
+        del rest[0]
+    return (section, *rest[:1]) if section in (*SECTIONS, "training") else (section,)
+
+
+def _problem(issue: Mapping[str, Any], place: Place, config: Mapping[str, Any]) -> str:
+    section, key = place[0], place[-1]
+    kind: str = issue["type"]
+    if kind == "extra_forbidden":
+        return _unknown_key(place, config)
+    if section in SECTIONS and (kind.startswith("union_tag") or key == "name"):
+        registry, found = SECTIONS[section][0], config[section].get("name")
+        if found is None:
+            return f"expected the `name` of one of {', '.join(registry)}."
+        return unknown_name(registry.kind, found, registry)
+    if len(place) == 1 and section in SECTIONS:
+        return f"expected a name, or a mapping of `name` and parameters, got {_shown(config[section])}."
+    if place == ("training",):
+        return f"expected a mapping of {', '.join(training_keys())}, got {_shown(config[section])}."
+    expected = in_yaml_words(describe(_keys_beside(place, config)[key][0]))
+    if kind == "missing":
+        return f"this key is required: {expected}."
+    found = config[section][key] if len(place) > 1 else config[key]
+    if not _TYPE_OR_RANGE.fullmatch(kind):  # an annotation that only pydantic can put into words
+        return f"{issue['msg'][:1].lower()}{issue['msg'][1:]}, got {_shown(found)}."
+    return f"expected {expected}, got {_shown(found)}."
+
+
+_TYPE_OR_RANGE = re.compile(r"\w+_(type|parsing|from_float)|(greater|less)_than\w*|literal_error|is_instance_of")
+
+
+def _unknown_key(place: Place, config: Mapping[str, Any]) -> str:
+    section, key = place[0], place[-1]
+    known = _keys_beside(place, config)
+    if len(place) == 1:
+        return unknown_name("key", key, [*known, "training", *SECTIONS])
+    if section not in SECTIONS:
+        return unknown_name("key", key, known)
+    registry = SECTIONS[section][0]
+    owners = [name for name in registry if key in member_keys(registry[name])]
+    hint = f" It is a parameter of {', '.join(owners)}." if owners else ""
+    return f"{unknown_name(config[section]['name'] + ' parameter', key, known)}{hint}"
+
+
+def _keys_beside(place: Place, config: Mapping[str, Any]) -> Keys:
+    if len(place) == 1:
+        return run_keys()
+    if place[0] == "training":
+        return training_keys()
+    return member_keys(SECTIONS[place[0]][0][config[place[0]]["name"]])
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sparsemtl.errors import CheckpointError
+
+OWN = "sparsemtl"
+"""The one key of our files' metadata: safetensors writes several in any order, and equal files should be equal."""
 
 
 @contextmanager
@@ -64,7 +68,7 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist.") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, OSError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}.") from None
 
 
@@ -77,25 +81,47 @@ def _without_nan(value: Any) -> Any:
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    """Write named tensors and a header of strings to a safetensors file, whole."""
+    """Write named tensors and a header of strings to a safetensors file, whole, with a checksum over both."""
     distinct = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with replacing(path) as aside:
-        save_file(distinct, aside, metadata=dict(header))
+        own = {"checksum": _checksum(distinct, header), "header": dict(header)}
+        save_file(distinct, aside, metadata={OWN: json.dumps(own)})
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the tensors and the header of a safetensors file.
+    """Read the tensors and the header of a safetensors file; one of another library's has no checksum to compare.
 
     Raises:
         CheckpointError: if the file is missing or damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata: dict[str, str] = dict(file.metadata() or {})
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist.") from None
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}.") from None
+    if OWN not in metadata:
+        return tensors, metadata
+    try:
+        own = json.loads(metadata[OWN])
+        header: dict[str, str] = own["header"]
+        whole = own["checksum"] == _checksum(tensors, header)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise CheckpointError(f"{path} is damaged: its checksum does not fit its content. Use another copy of it.")
+    return tensors, header
+
+
+def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    """CRC-32 over header, names, dtypes, shapes and bytes."""
+    crc = zlib.crc32(json.dumps(sorted(header.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
 
 
 def write_tree(path: str | Path, tree: Any) -> None:
@@ -114,7 +140,10 @@ def read_tree(path: str | Path) -> Any:
     tensors, header = read_tensors(path)
     if "tree" not in header:
         raise CheckpointError(f"{path} holds tensors but no checkpoint.")
-    return _decode(json.loads(header["tree"]), tensors)
+    try:
+        return _decode(json.loads(header["tree"]), tensors)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint of sparsemtl: {error!r} in its header 'tree'.") from None
 
 
 def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -140,7 +169,7 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind == "dict":
         return {_decode(key, tensors): _decode(item, tensors) for key, item in content}
     items = [_decode(item, tensors) for item in content]
-    return tuple(items) if kind == "tuple" else items
+    return {"list": list, "tuple": tuple}[kind](items)
 
 
 def module_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,9 @@ factors of the exact expectation. All of them work on the output alone; the netw
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,8 @@ class Likelihood(abc.ABC):
 
     #: False if log p has no slope at the most probable label, as for a Gaussian: `fs` then says nothing.
     informative_mode: bool = True
+    #: False if `expected` has too many factors to go through: one a pixel.
+    tractable: bool = True
 
     @abc.abstractmethod
     def log_prob(self, output: Tensor, label: Tensor) -> Tensor:
@@ -48,6 +52,10 @@ class Likelihood(abc.ABC):
             leaf = output.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(self.log_prob(leaf, label).sum(), leaf)
         return gradient
+
+    def sampled_score(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The score at labels drawn from the model, shape of `output`."""
+        return self.score(output, self.sample(output, generator))
 
 
 class Categorical(Likelihood):
@@ -96,7 +104,7 @@ class Bernoulli(Likelihood):
 
     def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Every attribute drawn on its own."""
-        return torch.bernoulli(output.sigmoid(), generator=generator)
+        return torch.bernoulli(output.detach().sigmoid(), generator=generator)
 
     def expected(self, output: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """One factor per attribute: weight p(1-p), direction e_a; A factors do for 2^A labels."""
@@ -132,3 +140,88 @@ class Gaussian(Likelihood):
             direction = torch.zeros_like(output)
             direction[:, index] = 1
             yield output.new_ones(len(output)), direction
+
+
+class PixelLikelihood(Likelihood):
+    """Independent labels at the pixels of a map: the log-probability of a map is the sum over its known pixels."""
+
+    tractable = False
+
+    def expected(self, output: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Refuse: every pixel would take backwards of its own. Draws of `sample` estimate the same without bias."""
+        raise NotImplementedError(f"{type(self).__name__} has too many labels to go through; draw some by `sample`.")
+
+
+class PixelCategorical(PixelLikelihood):
+    """Softmax at every pixel: outputs are logits (B, C, H, W), labels class indices (B, H, W).
+
+    Args:
+        ignore_index: the label of a pixel that has none.
+    """
+
+    def __init__(self, ignore_index: int) -> None:
+        self.ignore_index = ignore_index
+
+    def log_prob(self, output: Tensor, label: Tensor) -> Tensor:
+        """Sum over the known pixels of log softmax(output)[label]."""
+        terms = F.cross_entropy(output, label, ignore_index=self.ignore_index, reduction="none")
+        return -terms.flatten(1).sum(1)
+
+    def mode(self, output: Tensor) -> Tensor:
+        """The class of the largest logit at every pixel, ties to the lowest index."""
+        return output.argmax(1)
+
+    def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """A class at every pixel, drawn from its softmax."""
+        pixels = output.detach().softmax(1).movedim(1, -1)
+        drawn = torch.multinomial(pixels.flatten(0, -2), 1, generator=generator)
+        return drawn.view(pixels.shape[:-1])
+
+
+class PixelGaussian(PixelLikelihood):
+    """Unit-variance normal at every pixel: outputs are means (B, 1, H, W), labels likewise; 0 or less is unknown."""
+
+    informative_mode = False
+
+    def log_prob(self, output: Tensor, label: Tensor) -> Tensor:
+        """Sum over the known pixels of -(output - label)^2 / 2, up to a constant."""
+        return -0.5 * torch.where(label > 0, output - label, 0.0).square().flatten(1).sum(1)
+
+    def mode(self, output: Tensor) -> Tensor:
+        """The mean itself, at which the score is zero."""
+        return output.detach()
+
+    def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The mean plus unit normal noise, at every pixel."""
+        return output.detach() + self.sampled_score(output, generator)
+
+    def sampled_score(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The noise itself; a drawn label of 0 or less would pass for an unknown one."""
+        return torch.randn(output.shape, generator=generator, dtype=output.dtype, device=output.device)
+
+
+class PixelDirection(PixelLikelihood):
+    """Von Mises-Fisher of concentration one at every pixel: p(n | z) is proportional to exp(cos of their angle).
+
+    Outputs (B, 3, H, W) have any length, labels have length one; a label of three zeros is unknown.
+    """
+
+    informative_mode = False
+
+    def log_prob(self, output: Tensor, label: Tensor) -> Tensor:
+        """Sum over the known pixels of the cosine, up to a constant."""
+        return F.cosine_similarity(output, label, dim=1, eps=1e-8).flatten(1).sum(1)
+
+    def mode(self, output: Tensor) -> Tensor:
+        """The output's own direction, at which the score is zero."""
+        return F.normalize(output.detach(), dim=1)
+
+    def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Unit vectors: the cosine by inverting its distribution function, around the axis uniformly."""
+        axis = self.mode(output)
+        options: Any = {"generator": generator, "dtype": output.dtype, "device": output.device}
+        uniform = torch.rand(axis[:, :1].shape, **options)
+        cosine = 1 + (uniform + (1 - uniform) * math.exp(-2)).log()
+        around = torch.randn(axis.shape, **options)
+        around = F.normalize(around - (around * axis).sum(1, keepdim=True) * axis, dim=1)
+        return cosine * axis + (1 - cosine.square()).clamp(min=0).sqrt() * around

@@ -6,7 +6,7 @@ The currency between criteria, training, inspection, compaction and files: task 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sparsemtl.errors import MaskError, unknown_name
 from sparsemtl.files import read_tensors, write_tensors
-from sparsemtl.shadow import shadowed
+from sparsemtl.shadow import refuse_compiled, shadowed
 
 FORMAT = "sparsemtl-masks-1"
 
@@ -44,7 +44,7 @@ class TaskMasks(Mapping[str, Mask]):
         self._masks = {task: dict(mask) for task, mask in masks.items()}
         self.model = model
         self.method = method
-        self._factors: dict[tuple[str, torch.dtype, torch.device], dict[str, Tensor]] = {}
+        self._factors: dict[tuple[str, str, torch.dtype, torch.device], Tensor] = {}
         self._check()
 
     def _check(self) -> None:
@@ -52,6 +52,8 @@ class TaskMasks(Mapping[str, Mask]):
             raise MaskError("masks need at least one task.")
         first = next(iter(self._masks))
         shapes = {name: mask.shape for name, mask in self._masks[first].items()}
+        if not shapes:
+            raise MaskError("masks need at least one parameter to cover.")
         for task, mask in self._masks.items():
             if {name: m.shape for name, m in mask.items()} != shapes:
                 raise MaskError(f"task {task!r} covers other parameters or shapes than task {first!r}.")
@@ -126,39 +128,45 @@ class TaskMasks(Mapping[str, Mask]):
     def overlap(self, parameters: Iterable[str] | None = None) -> Overlap:
         """How much the tasks' networks have in common, over all parameters or the named ones."""
         chosen = list(self.shapes()) if parameters is None else list(parameters)
-        kept = torch.stack([torch.cat([self[t][n].flatten() for n in chosen]) for t in self]).double()
-        both = kept @ kept.T
+        both = torch.stack([self._in_common(name) for name in chosen]).sum(0)
         counts = both.diagonal()
         either = counts[:, None] + counts[None, :] - both
         return Overlap(self.tasks, both / either.clamp(min=1), both / counts[:, None].clamp(min=1))
 
+    def _in_common(self, parameter: str) -> Tensor:
+        """How many weights of one parameter tasks keep in common, shape (T, T); one at a time, or it takes memory."""
+        if parameter not in self.shapes():
+            raise MaskError(unknown_name("parameter", parameter, self.shapes()))
+        kept = torch.stack([mask[parameter].flatten() for mask in self.values()]).double()
+        return kept @ kept.T
+
     def changed(self, other: TaskMasks) -> dict[str, float]:
         """Task -> fraction of the weights kept in `other` that are not kept here."""
-        return {task: 1 - int((self.flat(task) & other.flat(task)).sum()) / max(other.count(task), 1) for task in self}
+        gone = {task: int((other.flat(task) & ~self.flat(task)).sum()) for task in self}
+        return {task: count / max(other.count(task), 1) for task, count in gone.items()}
 
     # ---- combining -----------------------------------------------------------------------------------------
 
     def union(self, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """Weights that at least one of the tasks keeps."""
-        return self._reduce(torch.logical_or, tasks)
+        """Weights that at least one of the tasks (all by default) keeps."""
+        return self._reduce(torch.logical_or, False, tasks)
 
     def intersection(self, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Weights that all of the tasks keep."""
-        return self._reduce(torch.logical_and, tasks)
+        return self._reduce(torch.logical_and, True, tasks)
 
     def exclusive(self, task: str) -> dict[str, Tensor]:
         """Weights that this task keeps and no other does."""
-        others = [other for other in self if other != task]
-        if not others:
-            return dict(self[task])
-        rest = self.union(others)
+        rest = self.union(other for other in self if other != task)
         return {name: mask & ~rest[name] for name, mask in self[task].items()}
 
-    def _reduce(self, operator: object, tasks: Iterable[str] | None) -> dict[str, Tensor]:
-        chosen = list(self) if tasks is None else list(tasks)
-        result = {name: mask.clone() for name, mask in self[chosen[0]].items()}
-        for task in chosen[1:]:
-            result = {name: operator(mask, self[task][name]) for name, mask in result.items()}  # type: ignore[operator]
+    def _reduce(
+        self, operator: Callable[[Tensor, Tensor], Tensor], start: bool, tasks: Iterable[str] | None
+    ) -> dict[str, Tensor]:
+        first = next(iter(self.values()))
+        result = {name: torch.full_like(mask, start) for name, mask in first.items()}
+        for task in self if tasks is None else tasks:
+            result = {name: operator(mask, self[task][name]) for name, mask in result.items()}
         return result
 
     def to(self, device: torch.device | str) -> TaskMasks:
@@ -173,24 +181,26 @@ class TaskMasks(Mapping[str, Mask]):
 
         The model's `state_dict`, deep copies, hooks and parameters stay those of the dense model, inside and
         after. Works with any module whose parameters have the masks' names, `DataParallel` replicas excepted.
+        The weights are those at the moment of the call: apply anew after every optimizer step.
 
         Raises:
-            MaskError: if a masked parameter is missing in the model or has another shape.
+            MaskError: if a masked parameter is missing in the model or has another shape, or the model is compiled.
         """
-        return shadowed(unwrapped(model), self.weights(model, task))
+        model = unwrapped(model)
+        refuse_compiled(model)
+        return shadowed(model, self.weights(model, task))
 
     def weights(self, model: nn.Module, task: str) -> dict[str, Tensor]:
         """Parameter name -> mask * parameter, for `torch.func.functional_call` and compiled models."""
-        parameters = self.check(model)
-        first = next(iter(parameters.values()))
-        factors = self._factor(task, first.dtype, first.device)
-        return {name: parameters[name] * factor for name, factor in factors.items()}
+        mask = self[task]
+        return {name: p * self._factor(task, name, mask[name], p) for name, p in self.check(model).items()}
 
-    def _factor(self, task: str, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    def _factor(self, task: str, name: str, mask: Tensor, like: Tensor) -> Tensor:
         """The mask as numbers, kept: multiplying by bools would convert them at every step."""
-        key = (task, dtype, device)
+        key = (task, name, like.dtype, like.device)
         if key not in self._factors:
-            self._factors[key] = {name: mask.to(device, dtype) for name, mask in self[task].items()}
+            with torch.inference_mode(False):  # one made for inference only could never train
+                self._factors[key] = mask.to(like.device, like.dtype)
         return self._factors[key]
 
     def check(self, model: nn.Module) -> dict[str, Tensor]:
@@ -204,7 +214,7 @@ class TaskMasks(Mapping[str, Mask]):
         for name, shape in self.shapes().items():
             if name not in known:
                 raise MaskError(
-                    f"the masks cover {name!r}, which {type(model).__name__} does not have. "
+                    f"the masks cover {name!r}, which {type(unwrapped(model)).__name__} does not have. "
                     f"They were made for {self.model or 'another model'}: {unknown_name('parameter', name, known)}"
                 )
             if known[name].shape != shape:
@@ -234,20 +244,17 @@ class TaskMasks(Mapping[str, Mask]):
         """Read masks from a file; with a model, check that they fit it.
 
         Raises:
-            MaskError: if the file is not a mask file, is damaged, or does not fit the model.
+            CheckpointError: if the file is missing or not a whole safetensors file.
+            MaskError: if it is not a mask file, is damaged, or does not fit the model.
         """
         packed, header = read_tensors(path)
         if header.get("format") != FORMAT:
             raise MaskError(f"{path} is not a mask file: expected format {FORMAT!r}, found {header.get('format')!r}.")
-        shapes = {name: torch.Size(shape) for name, shape in json.loads(header["shapes"]).items()}
-        tasks: Sequence[str] = json.loads(header["tasks"])
-        missing = [key for t in tasks for n in shapes if (key := f"{t}/{n}") not in packed]
-        if missing:
-            raise MaskError(f"{path} is damaged: {missing[0]!r} is missing.")
+        tasks, shapes = _layout(path, header)
         masks = cls(
-            {t: {n: unpack(packed[f"{t}/{n}"], shape) for n, shape in shapes.items()} for t in tasks},
-            model=header["model"],
-            method=header["method"],
+            {t: {n: _unpacked(path, packed, t, n, shape) for n, shape in shapes.items()} for t in tasks},
+            model=header.get("model", ""),
+            method=header.get("method", ""),
         )
         if model is not None:
             masks.check(model)
@@ -278,6 +285,27 @@ class Overlap:
         return "\n".join([head, *rows])
 
 
+def _layout(path: str | Path, header: Mapping[str, str]) -> tuple[list[str], dict[str, torch.Size]]:
+    """The tasks and the parameters' shapes that a file's header names."""
+    try:
+        tasks = [str(task) for task in json.loads(header["tasks"])]
+        shapes = {str(name): torch.Size(shape) for name, shape in json.loads(header["shapes"]).items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise MaskError(f"{path} is damaged: its header does not list tasks and shapes ({error!r}).") from None
+    return tasks, shapes
+
+
+def _unpacked(path: str | Path, packed: Mapping[str, Tensor], task: str, name: str, shape: torch.Size) -> Tensor:
+    """One mask of a file."""
+    where = f"{path} is damaged: task {task!r}, parameter {name!r}"
+    if f"{task}/{name}" not in packed:
+        raise MaskError(f"{where} is missing.")
+    try:
+        return unpack(packed[f"{task}/{name}"], shape)
+    except MaskError as error:
+        raise MaskError(f"{where}: {error}") from None
+
+
 def pack(mask: Tensor) -> Tensor:
     """Pack a bool tensor into bytes, eight weights each, first weight in the highest bit."""
     bits = mask.flatten().to(torch.uint8).cpu()
@@ -291,9 +319,10 @@ def unpack(packed: Tensor, shape: torch.Size) -> Tensor:
     Raises:
         MaskError: if the number of bytes does not fit the shape.
     """
-    if packed.dtype != torch.uint8 or len(packed) != -(-shape.numel() // 8):
+    size = -(-shape.numel() // 8)
+    if packed.dtype != torch.uint8 or packed.shape != (size,):
         raise MaskError(
-            f"a packed mask of shape {tuple(shape)} has {-(-shape.numel() // 8)} bytes, got {packed.shape}."
+            f"a packed mask of shape {tuple(shape)} has {size} bytes, got {tuple(packed.shape)} of {packed.dtype}."
         )
     bits = (packed[:, None] >> torch.arange(7, -1, -1, dtype=torch.uint8)) & 1
     return bits.flatten()[: shape.numel()].bool().view(shape)

@@ -21,6 +21,7 @@ class MultiTaskModel(nn.Module, abc.ABC):
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         super().__init__()
+        tasks = list(tasks)
         names = [task.name for task in tasks]
         if not names:
             raise ParameterError("a multi-task model needs at least one task.")
@@ -72,9 +73,16 @@ class MultiTaskModel(nn.Module, abc.ABC):
         if task not in self.tasks:
             raise ParameterError(unknown_name("task", task, self.tasks))
 
+    def chosen(self, tasks: Iterable[str] | None) -> tuple[str, ...]:
+        """The named tasks, all by default; raise if the model lacks one."""
+        names = tuple(self.tasks if tasks is None else tasks)
+        for name in names:
+            self.check_task(name)
+        return names
+
 
 def maskable_parameters(model: nn.Module, *, mask_all: bool = False) -> dict[str, nn.Parameter]:
-    """The shared weights that masks cover by default: tensors of two or more dimensions (METHODS.md §0).
+    """The shared weights that masks cover by default: tensors of two or more dimensions.
 
     Args:
         model: a `MultiTaskModel`, or any module, all of whose parameters then count as shared.
@@ -85,19 +93,37 @@ def maskable_parameters(model: nn.Module, *, mask_all: bool = False) -> dict[str
 
 
 def heads_for(
-    tasks: Mapping[str, Task], heads: Mapping[str, nn.Module] | None, widths: Mapping[str, int | None]
+    tasks: Mapping[str, Task], heads: Mapping[str, nn.Module] | None, encoders: Mapping[str, nn.Module]
 ) -> nn.ModuleDict:
     """The heads given, and default ones for the other tasks.
 
     Args:
         heads: task -> module.
-        widths: task -> width of the features that its head reads, None where only the first batch will tell.
+        encoders: task -> what its head reads from.
     """
     given = dict(heads or {})
-    for name in given:
+    check_owned("heads", given, tasks)
+    return nn.ModuleDict(
+        {
+            name: given[name] if name in given else task.head(width_of(encoders[name]), stride_of(encoders[name]))
+            for name, task in tasks.items()
+        }
+    )
+
+
+def check_owned(what: str, modules: Mapping[str, nn.Module], tasks: Mapping[str, Task]) -> None:
+    """Raise unless the modules given a task are those of known tasks, and no two have a parameter in common."""
+    owners: dict[int, str] = {}
+    for name, module in modules.items():
         if name not in tasks:
-            raise ParameterError(f"heads: {unknown_name('task', name, tasks)}")
-    return nn.ModuleDict({name: given.get(name) or task.head(widths[name]) for name, task in tasks.items()})
+            raise ParameterError(f"{what}: {unknown_name('task', name, tasks)}")
+        for parameter in module.parameters():
+            first = owners.setdefault(id(parameter), name)
+            if first != name:
+                raise ParameterError(
+                    f"{what}: tasks {first!r} and {name!r} were given the same parameters. Give each a module of its "
+                    "own (`copy.deepcopy`); what tasks share belongs into the encoder of a `SharedBottom`."
+                )
 
 
 def width_of(encoder: nn.Module) -> int | None:
@@ -107,3 +133,9 @@ def width_of(encoder: nn.Module) -> int | None:
         if isinstance(width, int):
             return width
     return None
+
+
+def stride_of(encoder: nn.Module) -> int | None:
+    """Input pixels a side that one position of an encoder's maps covers, if it gives maps and tells (`stride`)."""
+    stride = getattr(encoder, "stride", None)
+    return stride if isinstance(stride, int) else None

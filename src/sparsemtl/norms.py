@@ -37,7 +37,7 @@ class TaskNorms:
         own = statistics_of(model)
         self._sets = {task: {name: tensor.clone() for name, tensor in own.items()} for task in model.tasks}
 
-    def __getitem__(self, task: str) -> Mapping[str, Tensor]:
+    def __getitem__(self, task: str) -> dict[str, Tensor]:
         if task not in self._sets:
             raise MaskError(unknown_name("task", task, self._sets))
         return self._sets[task]
@@ -46,19 +46,33 @@ class TaskNorms:
         """Inside the context, the model's batch norms read and, in train mode, update the task's statistics."""
         model = unwrapped(model)
         device = next(model.parameters()).device
-        stale = self._sets[task]
-        for name, tensor in stale.items():
-            if tensor.device != device:
-                stale[name] = tensor.to(device)
-        return shadowed(model, self[task])
+        own = self[task]
+        with torch.inference_mode(False):  # statistics made for inference only could never be updated
+            own.update({name: tensor.to(device) for name, tensor in own.items()})
+        return shadowed(model, own)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Task -> buffer name -> statistics, copied."""
         return {task: {name: t.detach().clone() for name, t in own.items()} for task, own in self._sets.items()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Put back what `state_dict` gave."""
+        """Put back what `state_dict` gave.
+
+        Raises:
+            MaskError: if the state is of other tasks, or of a model with other norms.
+        """
+        expected, found = _shapes(self._sets), _shapes(state)
+        for name in [*expected, *found]:
+            if expected.get(name) != found.get(name):
+                raise MaskError(
+                    f"norm statistics {name}: the state has shape {found.get(name, 'absent')}, the model "
+                    f"{expected.get(name, 'absent')}. Were they saved for another model?"
+                )
         self._sets = {task: {name: t.clone() for name, t in own.items()} for task, own in state.items()}
+
+
+def _shapes(sets: Mapping[str, Mapping[str, Tensor]]) -> dict[str, tuple[int, ...]]:
+    return {f"{task}/{name}": tuple(tensor.shape) for task, own in sets.items() for name, tensor in own.items()}
 
 
 def shared_norms(model: MultiTaskModel) -> dict[str, _NormBase]:

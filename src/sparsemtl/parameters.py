@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -89,6 +90,9 @@ def fits(value: object, hint: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint in (bool, str):
         return isinstance(value, hint)
+    if origin is Sequence:
+        listed = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+        return listed and not isinstance(value, (str, bytes, Mapping))
     return True
 
 
@@ -125,8 +129,18 @@ def describe(hint: Any) -> str:
         return " or ".join(describe(option) for option in get_args(hint))
     if hint is None or hint is type(None):
         return "None"
+    if origin in (Sequence, list):
+        return f"a {'list' if origin is list else 'sequence'} of {_plural(describe(*get_args(hint)))}"
+    if origin in (Mapping, dict):
+        return f"a mapping to {_plural(describe(get_args(hint)[1]))}"
     simple = {float: "a float", int: "an int", bool: "a bool", str: "a string"}
     return simple.get(hint) or str(getattr(hint, "__name__", str(hint).replace("typing.", "")))
+
+
+def _plural(words: str) -> str:
+    """Turn "an int in [1, inf)" into "ints in [1, inf)"."""
+    noun, _, rest = words.removeprefix("a ").removeprefix("an ").partition(" ")
+    return f"{noun}s {rest}".rstrip()
 
 
 def _range(bounds: list[Any]) -> str:
@@ -145,16 +159,19 @@ class ParameterInfo:
     kind: str
     default: Any
     required: bool
+    about: str = ""
 
 
 def parameters_of(target: Callable[..., Any]) -> list[ParameterInfo]:
     """List the parameters of a class or function that a configuration can set."""
+    about = documented(target)
     return [
         ParameterInfo(
             name,
             describe(hint),
             None if parameter.default is inspect.Parameter.empty else parameter.default,
             parameter.default is inspect.Parameter.empty,
+            about.get(name, ""),
         )
         for name, parameter, hint in configurable(target)
     ]
@@ -163,8 +180,8 @@ def parameters_of(target: Callable[..., Any]) -> list[ParameterInfo]:
 def configurable(target: Callable[..., Any]) -> Iterator[tuple[str, inspect.Parameter, Any]]:
     """Yield (name, parameter, annotation) of every keyword that a configuration can set.
 
-    These are the keyword-only parameters when a constructor has any, else all but `self`: positional ones
-    (the model, the optimized parameters) are given by the library.
+    These are the keyword-only parameters; positional ones (the model, the optimized parameters) are given by the
+    library.
     """
     function = target.__init__ if inspect.isclass(target) else target
     hints = _hints(function)
@@ -172,3 +189,24 @@ def configurable(target: Callable[..., Any]) -> Iterator[tuple[str, inspect.Para
     for name, parameter in parameters.items():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             yield name, parameter, hints.get(name, Any)
+
+
+def documented(target: Callable[..., Any]) -> dict[str, str]:
+    """Parameter -> what its docstring says; where a class refers to a base class, what that one says."""
+    owners = target.__mro__[::-1] if inspect.isclass(target) else (target,)
+    texts: dict[str, str] = {}
+    for owner in owners:
+        for names, text in _ENTRY.findall(_arguments(inspect.cleandoc(owner.__doc__ or ""))):
+            for name in names.split(", "):
+                if not (name in texts and text.startswith("see `")):
+                    texts[name] = " ".join(text.split())
+    return texts
+
+
+_ENTRY = re.compile(r"^    (\w[\w, ]*): (.*(?:\n     .*)*)", re.MULTILINE)
+"""`name: text` or `one, other: text`, and its lines that are indented further."""
+
+
+def _arguments(doc: str) -> str:
+    """The section `Args:` of a docstring."""
+    return doc.partition("\nArgs:\n")[2].partition("\n\n")[0]

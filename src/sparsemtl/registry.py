@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
-from sparsemtl.errors import ConfigError, unknown_name
+from sparsemtl.errors import ConfigError, SparseMTLError, unknown_name
 from sparsemtl.parameters import configurable
 
 T = TypeVar("T")
@@ -35,6 +36,9 @@ class Registry(Mapping[str, Callable[..., T]], Generic[T]):
         """Add a member, as a package that extends sparsemtl does."""
         self._members[name] = member
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._members
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._members)
 
@@ -45,16 +49,31 @@ class Registry(Mapping[str, Callable[..., T]], Generic[T]):
         """Make the member `name`: `given` comes from the library, `parameters` from the user.
 
         Raises:
-            ConfigError: if the name or a parameter is unknown.
+            ConfigError: if the name or a parameter is unknown, or the member refuses a value.
         """
         member = self[name]
         known = {parameter for parameter, _, _ in configurable(member)}
         for parameter in parameters:
             if parameter not in known:
                 raise ConfigError(f"{self.kind} {name!r}: {unknown_name('parameter', parameter, known)}")
-        return member(*given, **parameters)
+        try:
+            return member(*given, **parameters)
+        except SparseMTLError:
+            raise
+        except ValueError as error:
+            raise ConfigError(f"{self.kind} {name!r}: {error}") from error
 
     def summary(self, name: str) -> str:
-        """First sentence of the member's docstring."""
-        text = inspect.getdoc(self[name]) or ""
-        return text.split("\n\n")[0].replace("\n", " ")
+        """First paragraph of the member's docstring, without its source."""
+        return _SOURCE.sub("", self._about(name), count=1)
+
+    def source(self, name: str) -> str:
+        """Where the member comes from: what its docstring's first paragraph puts in brackets with a year, or ""."""
+        found = _SOURCE.search(self._about(name))
+        return found[1] if found else ""
+
+    def _about(self, name: str) -> str:
+        return " ".join((inspect.getdoc(self[name]) or "").partition("\n\n")[0].split())
+
+
+_SOURCE = re.compile(r" \(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")

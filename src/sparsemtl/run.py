@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,17 @@ from typing import Any
 from sparsemtl.architectures import ARCHITECTURES
 from sparsemtl.backbones import ENCODERS
 from sparsemtl.balancing import BALANCERS
-from sparsemtl.config import TRAINER_KEYS, check
+from sparsemtl.config import check
 from sparsemtl.data import DATASETS, TaskData
 from sparsemtl.errors import CheckpointError, ConfigError, unknown_name
-from sparsemtl.files import read_json
 from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
 from sparsemtl.randomness import seed_everything
+from sparsemtl.schema import TRAINER_KEYS
 from sparsemtl.sharing import SHARING
 from sparsemtl.training import Trainer
 from sparsemtl.training.evaluation import Results
 from sparsemtl.training.folder import RunFolder
+from sparsemtl.yaml_text import read_yaml
 
 
 def run(config: Mapping[str, Any], folder: str | Path, *, resume: bool = False, progress: bool = True) -> Results:
@@ -35,14 +36,13 @@ def run(config: Mapping[str, Any], folder: str | Path, *, resume: bool = False, 
         the test metrics of every task.
 
     Raises:
-        CheckpointError: if the folder holds another run and `resume` is not asked for.
+        ConfigError: if the configuration is not valid.
+        CheckpointError: if the folder holds a run and `resume` is not asked for.
     """
     complete = check(config)
     place = RunFolder(folder)
-    if not resume and (place.last.exists() or place.summary.exists()):
-        raise CheckpointError(
-            f"{place.path} already holds a run. Use `sparsemtl resume {place.path}`, another --out, or delete it."
-        )
+    if not resume:
+        _check_free(place)
     data = load_data(complete)
     trainer = make_trainer(complete, data, place.path, progress=progress)
     train, validation, test = data.loaders(complete["training"]["batch_size"])
@@ -56,27 +56,54 @@ def resume(folder: str | Path, *, progress: bool = True) -> Results:
     """Go on with the run in a folder.
 
     Raises:
-        CheckpointError: if the folder is no run folder, or the run is finished.
+        CheckpointError: if the folder is no run folder, or the run is finished or never began.
     """
     place = RunFolder(folder)
-    config = place.read_config()
+    if (place.path / "study.json").exists():
+        raise CheckpointError(f"{place.path} is a study; the same `sparsemtl study` command goes on with it.")
+    if not place.config.exists():
+        raise CheckpointError(f"{place.path} is not a run folder: it has no config.yaml.")
     if place.finished:
         raise CheckpointError(f"the run in {place.path} is finished; there is nothing to resume.")
-    return run(config, folder, resume=True, progress=progress)
+    if not place.last.exists():
+        raise CheckpointError(
+            f"{place.path} has no checkpoint to resume from. "
+            f"Begin anew: `sparsemtl run {place.config} --out {place.path}`."
+        )
+    return run(check(read_yaml(place.config), where=str(place.config)), folder, resume=True, progress=progress)
+
+
+def _check_free(place: RunFolder) -> None:
+    if place.path.exists() and not place.path.is_dir():
+        raise CheckpointError(f"{place.path} is a file; a run needs a folder of its own. Use another --out.")
+    if place.finished:
+        raise CheckpointError(f"{place.path} holds a finished run. Use another --out, or delete it.")
+    if place.last.exists() or place.summary.exists():
+        raise CheckpointError(
+            f"{place.path} holds a run that stopped. Go on with `sparsemtl resume {place.path}`, "
+            "use another --out, or delete it."
+        )
 
 
 def load_data(config: Mapping[str, Any]) -> TaskData:
     """The data set of a complete configuration, with its tasks chosen and weighted."""
     section = dict(config["data"])
     data = DATASETS.build(section.pop("name"), **section)
-    if config["tasks"]:
+    if config["tasks"] is not None:
+        _check_tasks("tasks", config["tasks"], data)
         data = data.only(config["tasks"])
+    _check_tasks("weights", config["weights"], data)
     tasks = {task.name: task for task in data.tasks}
     for name, weight in config["weights"].items():
-        if name not in tasks:
-            raise ConfigError(f"weights: {unknown_name('task', name, tasks)}")
         tasks[name].weight = float(weight)
     return data
+
+
+def _check_tasks(key: str, names: Iterable[str], data: TaskData) -> None:
+    known = [task.name for task in data.tasks]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{key}: {unknown_name('task', name, known)}")
 
 
 def make_trainer(config: Mapping[str, Any], data: TaskData, folder: Path | None, *, progress: bool = True) -> Trainer:
@@ -120,9 +147,3 @@ def _report(place: RunFolder) -> None:
         write_report(place.path)
     except MissingExtraError as error:
         print(f"no report was drawn: {error}")
-
-
-def primary_results(folder: str | Path) -> dict[str, float]:
-    """Task -> primary test metric of a finished run."""
-    summary = read_json(RunFolder(folder).summary)
-    return {task: entry["test"].get(entry["primary"]) for task, entry in summary["tasks"].items()}

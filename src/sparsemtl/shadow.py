@@ -8,8 +8,9 @@ Gradients reach the original through whatever graph made the replacement.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -26,13 +27,14 @@ def shadowed(model: nn.Module, tensors: Mapping[str, Tensor | None]) -> Iterator
         model: any module. A tensor that it holds under several names (tied weights) is replaced under all of them.
         tensors: qualified name -> replacement of the same shape, or None where a module accepts that.
 
-    Contexts nest, the inner one wins. Deep copies and pickles made inside are of the plain model.
+    Contexts nest, the inner one wins. Deep copies and pickles made inside are of the plain model. Functions that
+    `torch.compile` made of others run uncompiled inside.
 
     Raises:
         MaskError: if a name does not exist, or the model is compiled or scripted: such code has its weights
             frozen in and would silently ignore the replacements.
     """
-    _refuse_compiled(model)
+    refuse_compiled(model)
     places = _places(model)
     hidden: list[tuple[dict[str, Any], str, Any]] = []
 
@@ -52,8 +54,10 @@ def shadowed(model: nn.Module, tensors: Mapping[str, Tensor | None]) -> Iterator
         for module in touched.values():
             if isinstance(module, nn.RNNBase):
                 hide(module, "_flat_weights", [getattr(module, name) for name in module._flat_weights_names])
+                hide(module, "_flat_weight_refs", module._flat_weight_refs)  # a forward pass writes to it
             hide(module, "__reduce_ex__", functools.partial(_reduce_plain, module))
-        yield
+        with _uncompiled():
+            yield
     finally:
         for entries, attribute, before in reversed(hidden):
             _put(entries, attribute, before)
@@ -77,7 +81,12 @@ def _places(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
     return {name: by_tensor[key] for name, key in names.items()}
 
 
-def _refuse_compiled(model: nn.Module) -> None:
+def refuse_compiled(model: nn.Module) -> None:
+    """Raise if the model's code has its weights frozen in.
+
+    Raises:
+        MaskError: saying how to do without.
+    """
     if torch.compiler.is_dynamo_compiling():
         raise MaskError("weights cannot be replaced inside a compiled region; enter the context outside of it.")
     for module in model.modules():
@@ -85,9 +94,19 @@ def _refuse_compiled(model: nn.Module) -> None:
             raise MaskError(f"{type(module).__name__} is scripted; put masks on the plain module.")
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
             raise MaskError(
-                "a compiled module ignores replaced weights. Use the plain module here, or call the compiled one "
-                "through torch.func.functional_call(model, masks.weights(model, task), x)."
+                "a compiled module ignores replaced weights. Use the plain module here, or compile a function of the "
+                "weights, run = torch.compile(lambda weights, x: torch.func.functional_call(model, weights, (x,))), "
+                "and call run(masks.weights(model, task), x)."
             )
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Functions compiled earlier run as they were written: their guards do not notice that weights are replaced."""
+    if torch.compiler.is_dynamo_compiling() or "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    set_stance: Any = getattr(torch.compiler, "set_stance", nullcontext)  # it came with torch 2.6
+    eagerly: AbstractContextManager[Any] = set_stance("force_eager")
+    return eagerly
 
 
 def _reduce_plain(module: nn.Module, protocol: int) -> Any:
@@ -110,6 +129,6 @@ def _reduce_plain(module: nn.Module, protocol: int) -> Any:
 
 def _put(entries: dict[str, Any], name: str, value: Any) -> None:
     if value is _ABSENT:
-        del entries[name]
+        entries.pop(name, None)  # registering a new parameter under the name has taken it away
     else:
         entries[name] = value

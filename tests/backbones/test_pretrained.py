@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sparsemtl.backbones import load_torchvision, resnet18
-from sparsemtl.errors import CheckpointError
+from sparsemtl.backbones import SegNet, load_torchvision, resnet18, resnet50
+from sparsemtl.errors import CheckpointError, ParameterError
+from sparsemtl.heads import DeepLabV3Head, FCNHead
 
 
 def published(width: int = 4) -> dict[str, Tensor]:
@@ -107,3 +108,63 @@ def test_nothing_but_tensors_is_unpickled(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"trap.pth is not a file of tensors"):
         load_torchvision(small(), tmp_path / "trap.pth")
     assert not (tmp_path / "sprung").exists()
+
+
+def segmentation() -> dict[str, Tensor]:
+    """A state dict as torchvision writes it of DeepLabV3 on ResNet-50, narrow and of 5 classes."""
+    parts = {
+        "backbone": resnet50(width=2, output_stride=8),
+        "classifier": DeepLabV3Head(64, 5, 8, channels=4).classifier,
+        "aux_classifier": FCNHead(32, 5, 16).classifier,
+    }
+    named = {f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
+    return {name: torch.randn_like(t) if t.is_floating_point() else t + 3 for name, t in named.items()}
+
+
+@pytest.mark.parametrize("stride", [8, 16, None])
+def test_a_segmentation_networks_backbone_is_loaded_at_any_stride(stride: int | None) -> None:
+    state, model = segmentation(), resnet50(width=2, output_stride=stride)
+    load_torchvision(model, state)
+    assert all(torch.equal(tensor, state[f"backbone.{name}"]) for name, tensor in model.state_dict().items())
+
+
+def test_a_segmentation_networks_head_is_loaded() -> None:
+    state, head = segmentation(), DeepLabV3Head(64, 5, 8, channels=4)
+    load_torchvision(head, state)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in head.state_dict().items())
+
+
+@pytest.mark.parametrize("fresh", ["classifier.4", ("classifier.4",), ["classifier.4.weight", "classifier.4.bias"]])
+def test_a_head_of_other_classes_keeps_its_last_layer_if_told_to(fresh: str | list[str]) -> None:
+    state, head = segmentation(), DeepLabV3Head(64, 9, 8, channels=4)
+    before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"'classifier.4.weight' has shape \(5, .* the model's \(9, .*`fresh`"):
+        load_torchvision(head, state)
+    load_torchvision(head, state, fresh=fresh)
+    for name, tensor in head.state_dict().items():
+        assert torch.equal(tensor, before[name] if name.startswith("classifier.4.") else state[name])
+
+
+def test_another_networks_head_is_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"'classifier.0.weight', .* missing, 'classifier.0.convs.0.0.weight'"):
+        load_torchvision(FCNHead(64, 5, 8), segmentation())
+
+
+def test_a_classifier_has_no_dense_head() -> None:
+    with pytest.raises(CheckpointError, match=r"missing, 'conv1.weight', 'bn1.weight'"):
+        load_torchvision(FCNHead(32, 5, 8), published())
+
+
+def test_a_part_that_stays_fresh_must_be_there() -> None:
+    with pytest.raises(ParameterError, match="fresh: ResNet has no module or parameter 'layer'"):
+        load_torchvision(small(), published(), fresh=["layer4", "layer"])
+
+
+def test_vgg16_bn_fills_the_encoder_of_segnet_and_leaves_the_decoder() -> None:
+    model = SegNet(width=2)
+    decoder = {name: tensor.clone() for name, tensor in model.decoder.state_dict().items()}
+    state = {f"features.{name}": torch.randn_like(t.double()) for name, t in model.features.state_dict().items()}
+    load_torchvision(model, {**state, "classifier.0.weight": torch.zeros(3, 3), "classifier.0.bias": torch.zeros(3)})
+    loaded = model.state_dict()
+    assert all(torch.equal(loaded[name], tensor.to(loaded[name].dtype)) for name, tensor in state.items())
+    assert all(torch.equal(loaded[f"decoder.{name}"], tensor) for name, tensor in decoder.items())

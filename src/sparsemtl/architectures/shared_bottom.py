@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sparsemtl.models import MultiTaskModel, heads_for, width_of
+from sparsemtl.models import MultiTaskModel, heads_for
 from sparsemtl.tasks import Task
 
 
@@ -32,12 +32,13 @@ class SharedBottom(MultiTaskModel):
     def __init__(self, encoder: nn.Module, tasks: Sequence[Task], heads: Mapping[str, nn.Module] | None = None) -> None:
         super().__init__(tasks)
         self.encoder = encoder
-        self.heads = heads_for(self.tasks, heads, dict.fromkeys(self.tasks, width_of(encoder)))
+        self.heads = heads_for(self.tasks, heads, dict.fromkeys(self.tasks, encoder))
 
     def forward(self, x: Any, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Encode once, then one head a task."""
+        chosen = self.chosen(tasks)
         features = self.encoder(x)
-        return {task: self.heads[task](features) for task in (self.tasks if tasks is None else tasks)}
+        return {task: self.heads[task](features) for task in chosen}
 
     def users(self) -> dict[str, frozenset[str]]:
         """The encoder serves all tasks, a head its own."""
@@ -53,4 +54,5 @@ class SharedBottom(MultiTaskModel):
 
     def task_modules(self, task: str) -> dict[str, nn.Module]:
         """The head."""
+        self.check_task(task)
         return {f"heads.{task}": self.heads[task]}

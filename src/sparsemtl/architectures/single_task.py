@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sparsemtl.models import MultiTaskModel, heads_for, width_of
+from sparsemtl.errors import ParameterError
+from sparsemtl.models import MultiTaskModel, check_owned, heads_for
 from sparsemtl.tasks import Task
 
 
@@ -19,6 +20,9 @@ class SingleTask(MultiTaskModel):
         encoder: a module, of which every task gets a copy; a function that makes one; or task name -> module.
         tasks: the tasks.
         heads: task name -> head, as in `SharedBottom`.
+
+    Raises:
+        ParameterError: if a task gets no encoder, or two tasks get one with parameters in common.
 
     Example:
         >>> model = SingleTask(nn.Linear(4, 8), [Classification("a", 3), Classification("b", 2)])
@@ -33,18 +37,24 @@ class SingleTask(MultiTaskModel):
         heads: Mapping[str, nn.Module] | None = None,
     ) -> None:
         super().__init__(tasks)
-        self.encoders = nn.ModuleDict({task: self._own(encoder, task) for task in self.tasks})
-        self.heads = heads_for(self.tasks, heads, {task: width_of(e) for task, e in self.encoders.items()})
+        encoders = self._each(encoder)
+        check_owned("encoders", encoders, self.tasks)
+        self.encoders = nn.ModuleDict({task: encoders[task] for task in self.tasks})
+        self.heads = heads_for(self.tasks, heads, encoders)
 
-    @staticmethod
-    def _own(encoder: nn.Module | Callable[[], nn.Module] | Mapping[str, nn.Module], task: str) -> nn.Module:
+    def _each(self, encoder: nn.Module | Callable[[], nn.Module] | Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+        if isinstance(encoder, (Mapping, nn.ModuleDict)):
+            for task in self.tasks:
+                if task not in encoder:
+                    raise ParameterError(f"encoders: task {task!r} has no encoder; found {sorted(encoder)}.")
+            return dict(encoder.items())
         if isinstance(encoder, nn.Module):
-            return deepcopy(encoder)
-        return encoder[task] if isinstance(encoder, Mapping) else encoder()
+            return {task: deepcopy(encoder) for task in self.tasks}
+        return {task: encoder() for task in self.tasks}
 
     def forward(self, x: Any, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Every task's own network on the same input."""
-        return {t: self.heads[t](self.encoders[t](x)) for t in (self.tasks if tasks is None else tasks)}
+        return {task: self.heads[task](self.encoders[task](x)) for task in self.chosen(tasks)}
 
     def users(self) -> dict[str, frozenset[str]]:
         """Everything under a task's name is that task's."""
@@ -56,4 +66,5 @@ class SingleTask(MultiTaskModel):
 
     def task_modules(self, task: str) -> dict[str, nn.Module]:
         """The task's encoder and head."""
+        self.check_task(task)
         return {f"encoders.{task}": self.encoders[task], f"heads.{task}": self.heads[task]}

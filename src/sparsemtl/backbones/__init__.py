@@ -1,7 +1,8 @@
 """Backbones: encoders that tasks share, from an image or a table row to features.
 
-A builder takes the shape of one sample, channels first, and gives a module with `out_features` that maps a
-batch (B, *input_shape) to features (B, out_features).
+A builder takes the shape of one sample, channels first, and gives a module that maps a batch (B, *input_shape) to
+features, and tells their width as `out_features`. Features are vectors (B, out_features), or maps
+(B, out_features, H / stride, W / stride) if the module has a `stride`: how many pixels of a side one position covers.
 """
 
 from torch import nn
@@ -9,7 +10,8 @@ from torch import nn
 from sparsemtl.backbones.cnn import CNN
 from sparsemtl.backbones.mlp import MLP
 from sparsemtl.backbones.pretrained import load_torchvision
-from sparsemtl.backbones.resnet import ResNet, resnet18, resnet34
+from sparsemtl.backbones.resnet import ResNet, resnet18, resnet34, resnet50, resnet50_d
+from sparsemtl.backbones.segnet import SegNet
 from sparsemtl.registry import Registry
 
 ENCODERS: Registry[nn.Module] = Registry(
@@ -19,7 +21,21 @@ ENCODERS: Registry[nn.Module] = Registry(
         "cnn": CNN,
         "resnet18": resnet18,
         "resnet34": resnet34,
+        "resnet50": resnet50,
+        "resnet50-d": resnet50_d,
+        "segnet": SegNet,
     },
 )
 
-__all__ = ["CNN", "ENCODERS", "MLP", "ResNet", "load_torchvision", "resnet18", "resnet34"]
+__all__ = [
+    "CNN",
+    "ENCODERS",
+    "MLP",
+    "ResNet",
+    "SegNet",
+    "load_torchvision",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet50_d",
+]

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from sparsemtl.errors import CheckpointError
+from sparsemtl.errors import CheckpointError, ParameterError
 from sparsemtl.files import read_tensors
 
 
-def load_torchvision(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> None:
-    """Load a torchvision state dict into a backbone; its classifier (`fc.*`) is left out.
+def load_torchvision(
+    model: nn.Module, source: str | Path | Mapping[str, Tensor], *, fresh: str | Sequence[str] = ()
+) -> None:
+    """Load a torchvision state dict into a backbone or a head.
+
+    A backbone takes a classifier's network without its last layers (`fc.*`, `classifier.*`), or a segmentation
+    network's `backbone.*`; a head (`DeepLabV3Head`, `FCNHead`) takes a segmentation network's `classifier.*`. What
+    torchvision has no counterpart of, such as the decoder of `SegNet`, stays as it is.
 
     Files from before PyTorch 0.4.1 do not count batches (`num_batches_tracked`); the model's own counts then
     stay.
 
     Args:
-        model: an encoder whose parameters are named as torchvision's: `resnet18`, `resnet34`.
+        model: a module whose parameters are named as torchvision's: `resnet18`, `resnet34`, `resnet50`, dilated or
+            not; `SegNet` (from `vgg16_bn`); `DeepLabV3Head`, `FCNHead`.
         source: a state dict, or a file that holds one: `.safetensors`, or what `torch.save` wrote.
+        fresh: names of modules or parameters to leave as they are: "classifier.4" is the last layer of the heads,
+            which has another shape for another number of classes.
 
     Raises:
         CheckpointError: if the file cannot be read, or names or shapes differ from the model's.
+        ParameterError: if the model has nothing that `fresh` names.
 
     Example:
         >>> encoder = resnet18()
@@ -38,11 +48,36 @@ def load_torchvision(model: nn.Module, source: str | Path | Mapping[str, Tensor]
             f"{where}: {wrong[0]!r} is a {type(given[wrong[0]]).__name__}, not a tensor. Give the state dict "
             "itself: a mapping from parameter names to tensors, not a checkpoint that holds one under a key."
         )
-    state = {name: tensor for name, tensor in given.items() if not name.startswith("fc.")}
     own = model.state_dict()
+    kept = _kept(model, own, fresh)
+    state = {name: tensor for name, tensor in _part(given, own).items() if name not in kept}
     counts = {n: t for n, t in own.items() if n.endswith("num_batches_tracked") and n not in state}
-    _check({**counts, **state}, own, where)
-    model.load_state_dict({**counts, **state})
+    state = {**kept, **counts, **state}
+    _check(state, own, where)
+    model.load_state_dict(state)
+
+
+def _part(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries that are about the model, by the model's names."""
+    parts = {name.partition(".")[0] for name in own}
+    if "classifier" not in parts:
+        given = {name.removeprefix("backbone."): tensor for name, tensor in given.items()}
+    others = {"backbone", "classifier", "aux_classifier", "fc"} - parts
+    return {name: tensor for name, tensor in given.items() if name.partition(".")[0] not in others}
+
+
+def _kept(model: nn.Module, own: Mapping[str, Tensor], fresh: str | Sequence[str]) -> dict[str, Tensor]:
+    """The model's entries that stay as they are."""
+    parts = [fresh] if isinstance(fresh, str) else list(fresh)
+    for part in parts:
+        if not any(_within(name, part) for name in own):
+            raise ParameterError(f"fresh: {type(model).__name__} has no module or parameter {part!r}.")
+    parts += getattr(model, "not_in_torchvision", ())
+    return {name: tensor for name, tensor in own.items() if any(_within(name, part) for part in parts)}
+
+
+def _within(name: str, part: str) -> bool:
+    return name == part or name.startswith(f"{part}.")
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
@@ -72,7 +107,8 @@ def _check(state: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str) -
         if state[name].shape != tensor.shape:
             raise CheckpointError(
                 f"{where}: {name!r} has shape {tuple(state[name].shape)}, the model's {tuple(tensor.shape)}. "
-                "torchvision's networks have stem='imagenet', width=64 and 3 input channels."
+                "torchvision's networks have stem='imagenet', width=64 and 3 input channels, its heads 21 classes; "
+                "`fresh` names what to leave out."
             )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from sparsemtl.errors import ParameterError
 
 
@@ -29,4 +31,15 @@ def check_widths(owner: str, name: str, widths: Sequence[int]) -> None:
     if not widths or any(not isinstance(width, int) or width < 1 for width in widths):
         raise ParameterError(
             f"The {name!r} parameter of {owner} must be a list of one or more ints in [1, inf). Got {widths!r} instead."
+        )
+
+
+def check_sides(owner: str, images: Tensor, stride: int) -> None:
+    """Raise a ParameterError unless the sides of images (B, C, H, W) are multiples of the stride."""
+    height, width = images.shape[-2:]
+    if height % stride or width % stride:
+        raise ParameterError(
+            f"{owner} with output_stride={stride} reads images whose sides are multiples of {stride}, got "
+            f"{height}x{width} pixels. Resize, crop or pad them, to {-(-height // stride) * stride}x"
+            f"{-(-width // stride) * stride} for instance."
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 from sparsemtl.balancing import gradients, losses
 from sparsemtl.balancing.balancer import Balancer
-from sparsemtl.balancing.famo import Famo
+from sparsemtl.balancing.famo import Famo, famo
 from sparsemtl.balancing.gradients import GradientBalancer
 from sparsemtl.balancing.losses import LossBalancer
 from sparsemtl.errors import ParameterError
@@ -26,7 +26,7 @@ BALANCERS: Registry[Balancer] = Registry(
         "stch": losses.stch,
         "cosmos": losses.cosmos,
         "pbi": losses.pbi,
-        "famo": Famo,
+        "famo": famo,
         "mgda": gradients.mgda,
         "pcgrad": gradients.pcgrad,
         "gradvac": gradients.gradvac,
@@ -51,14 +51,20 @@ def as_balancer(balancing: Balancer | str | Any) -> Balancer:
     if isinstance(balancing, str):
         return BALANCERS.build(balancing)
     from torchjd.aggregation import Aggregator
-    from torchjd.scalarization import Scalarizer
+    from torchjd.scalarization import FAMO, Constant, Mean, Scalarizer, Sum
 
+    if isinstance(balancing, FAMO):
+        return Famo(lambda tasks: balancing)
     if isinstance(balancing, Scalarizer):
-        return LossBalancer(lambda tasks: balancing, trained=any(p.requires_grad for p in balancing.parameters()))
+        return LossBalancer(
+            lambda tasks: balancing,
+            constant=isinstance(balancing, (Mean, Sum, Constant)),
+            trained=any(p.requires_grad for p in balancing.parameters()),
+        )
     if isinstance(balancing, Aggregator):
         return GradientBalancer(lambda tasks: balancing)
     raise ParameterError(
-        f"`balancing` must be a name, a balancer, or a scalarizer or aggregator of TorchJD, got {type(balancing)}."
+        f"`balancing` must be a name, a balancer, or a scalarizer or aggregator of TorchJD, got {balancing!r}."
     )
 
 

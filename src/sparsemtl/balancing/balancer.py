@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsemtl.batches import to_device
+
 
 class Balancer(abc.ABC):
     """Combines the tasks of a step."""
@@ -58,13 +60,6 @@ class Balancer(abc.ABC):
         """Put back what `state_dict` gave, after `attach`."""
 
 
-def module_memory(module: nn.Module) -> dict[str, Any]:
-    """What a module remembers in plain attributes, beside parameters and buffers: TorchJD keeps histories there."""
-    internal = vars(nn.Module())
-    kinds = (Tensor, list, tuple, int, float, str, bool, type(None))
-    return {name: v for name, v in vars(module).items() if name not in internal and isinstance(v, kinds)}
-
-
 class TorchJD(Balancer):
     """State and device of a TorchJD module, which subclasses call.
 
@@ -75,6 +70,7 @@ class TorchJD(Balancer):
     def __init__(self, make: Callable[[int], nn.Module]) -> None:
         self._make = make
         self._module: Any = None
+        self._device = torch.device("cpu")
 
     @property
     def module(self) -> Any:
@@ -84,16 +80,62 @@ class TorchJD(Balancer):
         return self._module
 
     def attach(self, tasks: int, device: torch.device) -> None:
-        """Make the module."""
+        """Make the module, with the preference vectors that it holds in plain attributes, on the device."""
         self._module = self._make(tasks).to(device)
+        self._device = device
+        for part in self._module.modules():
+            for name, value in _memory(part).items():
+                setattr(part, name, to_device(value, device))
 
     def state_dict(self) -> dict[str, Any]:
-        """Parameters, buffers and histories."""
-        return {"module": dict(self.module.state_dict()), "memory": module_memory(self.module)}
+        """Parameters, and what the module and its parts remember in buffers and plain attributes."""
+        return {
+            "parameters": {name: p.detach().clone() for name, p in self.module.named_parameters()},
+            "memory": {path: self._packed(_memory(part)) for path, part in self.module.named_modules()},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put them back."""
-        device = next(iter(state["module"].values()), torch.empty(0)).device
-        self.module.load_state_dict(state["module"])
-        for name, value in state["memory"].items():
-            setattr(self.module, name, value.to(device) if isinstance(value, Tensor) else value)
+        with torch.no_grad():
+            for name, parameter in self.module.named_parameters():
+                parameter.copy_(state["parameters"][name])
+        for path, memory in state["memory"].items():
+            part = self.module.get_submodule(path)
+            for name, value in memory.items():
+                setattr(part, name, self._unpacked(value))
+
+    def _packed(self, value: Any) -> Any:
+        """A value in the form in which checkpoints hold it."""
+        if isinstance(value, Tensor):
+            away = value.device.type == "cpu" != self._device.type  # some keep their history on the CPU always
+            return {"tensor": value.detach().clone(), "away": away}
+        if isinstance(value, torch.dtype):
+            return {"dtype": str(value)}
+        if isinstance(value, torch.device):
+            return {"device": str(value)}
+        if isinstance(value, Mapping):
+            return {name: self._packed(item) for name, item in value.items()}
+        return type(value)(map(self._packed, value)) if isinstance(value, (list, tuple)) else value
+
+    def _unpacked(self, value: Any) -> Any:
+        match value:
+            case {"tensor": tensor, "away": away}:
+                return tensor.clone() if away else tensor.clone().to(self._device)
+            case {"dtype": name}:
+                return DTYPES[name]
+            case {"device": _}:
+                return self._device
+            case list() | tuple():
+                return type(value)(map(self._unpacked, value))
+        return value
+
+
+DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)}
+PLAIN = (Tensor, list, tuple, int, float, str, bool, type(None), torch.dtype, torch.device)
+
+
+def _memory(part: nn.Module) -> dict[str, Any]:
+    """What a module remembers beside its parameters: buffers, and attributes, where TorchJD keeps histories."""
+    internal = vars(nn.Module())
+    plain = {name: v for name, v in vars(part).items() if name not in internal and isinstance(v, PLAIN)}
+    return {**plain, **part._buffers}

@@ -1,6 +1,6 @@
 """Balancing by gradients: TorchJD's aggregators on the rows of the tasks' (masked) shared gradients.
 
-Heads get their own task's plain gradient, the shared weights the aggregate (METHODS.md §10.8).
+Heads get their own task's plain gradient, the shared weights the aggregate.
 """
 
 from __future__ import annotations

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from sparsemtl.criteria.undisturbed import undisturbed
 from sparsemtl.models import maskable_parameters
-from sparsemtl.modes import evaluating
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.InstanceNorm2d, nn.LayerNorm)
+NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, getattr(nn, "RMSNorm", nn.LayerNorm))  # RMSNorm: torch 2.4
 
 
 def channel_units(model: nn.Module, x: Any, tasks: tuple[str, ...] | None = None) -> dict[str, tuple[str, ...]]:
     """Find, for every shared layer with output channels, the parameters that make up its channels.
 
-    A norm belongs to a layer if it reads the very tensor that the layer gave, which one forward pass tells. With
-    weight, bias, scale and shift of a channel masked together the channel is exactly zero after a batch norm.
+    A norm belongs to a layer if it reads the very tensor that the layer gave, which one forward pass tells, and scales
+    its channels. With weight, bias, scale and shift of a channel masked together the channel is exactly zero after it.
+    A norm that is not shared is left out, for no mask covers it.
 
     Args:
         model: a `MultiTaskModel`.
@@ -28,42 +31,59 @@ def channel_units(model: nn.Module, x: Any, tasks: tuple[str, ...] | None = None
     Returns:
         name of a layer's weight -> names of all its parameters by channel, the weight first.
     """
-    maskable = maskable_parameters(model)
+    shared = maskable_parameters(model, mask_all=True)
     prefixes = {module: name for name, module in model.named_modules()}
     layers = [
         m
         for m in prefixes
         if isinstance(m, (_ConvNd, nn.Linear))
         and not getattr(m, "transposed", False)
-        and f"{prefixes[m]}.weight" in maskable
+        and f"{prefixes[m]}.weight" in shared
     ]
+    norms = _norms_behind(model, layers, x, tasks)
+    return {
+        f"{prefixes[layer]}.weight": tuple(
+            name
+            for module in (layer, *norms[layer])
+            for own in module._parameters
+            if (name := f"{prefixes[module]}.{own}") in shared
+        )
+        for layer in layers
+    }
+
+
+def _norms_behind(
+    model: nn.Module, layers: Sequence[nn.Module], x: Any, tasks: tuple[str, ...] | None
+) -> dict[nn.Module, list[nn.Module]]:
+    """Layer -> the norms that read what it gives."""
     made_by: dict[int, nn.Module] = {}
     kept: list[Tensor] = []  # a tensor alive keeps its id its own
-    norm_of: dict[nn.Module, nn.Module] = {}
+    norms: dict[nn.Module, list[nn.Module]] = {layer: [] for layer in layers}
 
     def remember(module: nn.Module, _: Any, output: Tensor) -> None:
         made_by[id(output)] = module
         kept.append(output)
 
-    def recognise(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        layer = made_by.get(id(inputs[0]))
-        if layer is not None:
-            norm_of[layer] = module
+    def recognise(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        read: Any = next(iter((*args, *kwargs.values())), None)
+        layer = made_by.get(id(read))
+        if layer is not None and _axis(layer, read) == _axis(module, read) and module not in norms[layer]:
+            norms[layer].append(module)
 
     hooks = [layer.register_forward_hook(remember) for layer in layers]
-    hooks += [m.register_forward_pre_hook(recognise) for m in prefixes if isinstance(m, NORMS)]
+    hooks += [m.register_forward_pre_hook(recognise, with_kwargs=True) for m in model.modules() if isinstance(m, NORMS)]
     try:
-        with torch.no_grad(), evaluating(model):
+        with undisturbed(model), torch.no_grad():
             model(x, tasks=tasks)
     finally:
         for hook in hooks:
             hook.remove()
-    return {f"{prefixes[layer]}.weight": _names(layer, norm_of.get(layer), prefixes) for layer in layers}
+    return norms
 
 
-def _names(layer: nn.Module, norm: nn.Module | None, prefixes: dict[nn.Module, str]) -> tuple[str, ...]:
-    channels = len(layer.get_parameter("weight"))
-    names = [f"{prefixes[layer]}.{name}" for name, _ in layer.named_parameters(recurse=False)]
-    if norm is not None:
-        names += [f"{prefixes[norm]}.{n}" for n, p in norm.named_parameters(recurse=False) if len(p) == channels]
-    return tuple(names)
+def _axis(module: nn.Module, x: Tensor) -> int:
+    """The axis of x along which the module's own parameters lie: a layer's output channels, what a norm scales."""
+    if isinstance(module, nn.Linear):
+        return x.ndim - 1
+    scaled: tuple[int, ...] | None = getattr(module, "normalized_shape", None)
+    return 1 if scaled is None else x.ndim - len(scaled)

@@ -16,6 +16,7 @@ from sparsemtl.criteria.select import Scope, select, select_channels
 from sparsemtl.errors import MaskError, MaskWarning
 from sparsemtl.masks import TaskMasks
 from sparsemtl.models import MultiTaskModel
+from sparsemtl.randomness import preserved
 
 Granularity = Literal["weight", "channel"]
 
@@ -32,11 +33,11 @@ def choose_masks(
     previous: TaskMasks | None = None,
     method: str = "",
 ) -> TaskMasks:
-    """Let every task keep its `keep` best weights by a criterion.
+    """Let every task keep its `keep` best weights by a criterion; the model and the random generators do not change.
 
     Args:
         criterion: what ranks the weights. For channels it must score biases and norms too (`mask_all=True`).
-        model: the model; it is not changed.
+        model: the model.
         loaders: one loader for all tasks, or task -> loader.
         keep: fraction that every task keeps, in (0, 1].
         scope: rank all weights together (`global`) or each layer's apart (`layer`).
@@ -47,12 +48,14 @@ def choose_masks(
 
     Raises:
         MaskError: if a score is NaN, or all of a task's are zero and there is no previous mask.
+        ParameterError: if `keep` is out of range or too small for the floor, or the model shares no weights.
     """
-    scores = criterion.scores(model, loaders, list(model.tasks.values()))
-    units = _units(model, loaders) if granularity == "channel" else {}
+    with preserved():
+        scores = criterion.scores(model, loaders, list(model.tasks.values()))
+        units = _units(model, loaders) if granularity == "channel" else {}
     masks: dict[str, Mapping[str, Tensor]] = {}
     for task, score in scores.items():
-        if not any(bool(tensor.any()) for tensor in score.values()):
+        if score and not any(bool(tensor.any()) for tensor in score.values()):
             masks[task] = _unchanged(task, previous)
         elif granularity == "channel":
             masks[task] = select_channels(score, units, keep, scope=scope, min_per_layer=min_per_layer)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,12 +19,11 @@ from sparsemtl.criteria.criterion import Criterion, Scores
 from sparsemtl.criteria.per_sample import Path, per_sample
 from sparsemtl.criteria.per_sample_powers import BatchPowers, GradientPowers, wide
 from sparsemtl.criteria.per_sample_sums import Power, PowerSum
+from sparsemtl.criteria.undisturbed import undisturbed
 from sparsemtl.errors import LabelError, LikelihoodWarning, ParameterError
 from sparsemtl.masks import unwrapped
 from sparsemtl.models import MultiTaskModel, maskable_parameters
-from sparsemtl.modes import evaluating
 from sparsemtl.parameters import Count, Natural, Positive, validated
-from sparsemtl.randomness import preserved
 from sparsemtl.tasks import Task
 
 Estimator = Literal["fs", "efs", "true", "sample", "batch"]
@@ -56,8 +55,12 @@ class FisherInformation(Criterion):
     The model runs in eval mode and in its parameters' own precision, autocast or not.
 
     Differences from the paper:
-        - A Gaussian's predicted label is its mean, where g is zero: for regression `fs` is replaced by `efs`.
-        - `efs` of independent labels sums over the columns, which equals the sum over all 2^A combinations.
+        - A Gaussian's predicted label is its mean, where g is zero: for regression `fs` is replaced by `efs`, with
+          one warning a task. For depth and normals it is replaced by `sample`, as is `efs` for every map.
+        - `efs` of independent labels (yes/no answers, real values) sums p(1 - p) (dz / d weight)^2, or
+          (dz / d weight)^2, over the outputs z, which equals the sum over all 2^A combinations, or the integral. No
+          such identity holds for `abs`: it sums p(1 - p) |dz / d weight|, or |dz / d weight|, as if every column were
+          an observation of its own.
     """
 
     @validated
@@ -81,6 +84,13 @@ class FisherInformation(Criterion):
         self.mask_all = mask_all
         self.chunk_mb = chunk_mb
         self.path = path
+        self._replaced: set[Task] = set()
+
+    def reseeded(self, seed: int) -> FisherInformation:
+        """The same criterion that draws other labels; what it has warned of, it does not warn of again."""
+        other = copy.copy(self)
+        other.seed = seed
+        return other
 
     def scores(self, model: nn.Module, loaders: Loaders, tasks: Sequence[Task]) -> Scores:
         """Average over the samples; the model, its gradients and the random generators are left as they are.
@@ -95,7 +105,7 @@ class FisherInformation(Criterion):
         means = []
         for task in tasks:
             means.append(_Mean(task, self._estimator_for(task), self.samples, _generator(self.seed, task, model)))
-        with _undisturbed(model):
+        with undisturbed(model):
             for together in [[mean] for mean in means] if per_task(loaders) else [means]:
                 self._estimate(model, parameters, _loaders_of(together, loaders), together)
         return {mean.task.name: mean.scores() for mean in means}
@@ -131,16 +141,20 @@ class FisherInformation(Criterion):
         return per_sample(model, parameters, tasks, sums, self.path)
 
     def _estimator_for(self, task: Task) -> Estimator:
-        """The estimator that says something about the task."""
-        if self.estimator == "fs" and not task.likelihood.informative_mode:
-            warnings.warn(
-                f"task {task.name!r}: the slope of a {type(task.likelihood).__name__} at its own prediction is zero, "
-                "so estimator='fs' would score every weight zero; using 'efs'.",
-                LikelihoodWarning,
-                stacklevel=3,
-            )
-            return "efs"
-        return self.estimator
+        """The estimator that says something about the task, at a price that can be paid."""
+        likelihood = task.likelihood
+        kind = type(likelihood).__name__
+        exact: Estimator = "efs" if likelihood.tractable else "sample"
+        if self.estimator == "fs" and not likelihood.informative_mode:
+            why = f"a {kind} has no slope at its own prediction, so estimator='fs' would score every weight zero"
+        elif self.estimator == "efs" and not likelihood.tractable:
+            why = f"estimator='efs' takes a backward for every label of every pixel of a {kind}"
+        else:
+            return self.estimator
+        if task not in self._replaced:
+            self._replaced.add(task)
+            warnings.warn(f"task {task.name!r}: {why}; using {exact!r}.", LikelihoodWarning, stacklevel=3)
+        return exact
 
     def _cotangents(self, mean: _Mean, output: Tensor) -> Iterator[Tensor]:
         """Gradients at a task's output whose powers, gone back to the weights, add up to the batch's estimate."""
@@ -162,12 +176,12 @@ class FisherInformation(Criterion):
             yield from likelihood.expected(output)
         elif mean.estimator == "sample":
             for _ in range(self.draws):
-                yield one / self.draws, likelihood.score(output, likelihood.sample(output, mean.generator))
+                yield one / self.draws, likelihood.sampled_score(output, mean.generator)
         elif mean.estimator == "true":
             yield one, likelihood.score(output, mean.label)
         else:  # n times the power of the mean over n samples
-            n = mean.counts.sum()
-            yield one * (1 / n if self.power == "square" else 1.0), likelihood.score(output, mean.label)
+            n = mean.counts.sum() if self.power == "square" else 1
+            yield one / n, likelihood.score(output, mean.label)
 
 
 @dataclass
@@ -224,7 +238,8 @@ class _Mean:
 def _generator(seed: int, task: Task, model: nn.Module) -> torch.Generator:
     """Drawn labels of a task do not depend on which other tasks are scored with it."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return torch.Generator(device).manual_seed(seed * 2**32 + zlib.crc32(task.name.encode()))
+    mixed = zlib.crc32(f"{seed} {task.name}".encode())  # 32 bits: torch's generator on CPU ignores all higher ones
+    return torch.Generator(device).manual_seed(mixed)
 
 
 def _loaders_of(means: Sequence[_Mean], loaders: Loaders) -> Loaders:
@@ -241,29 +256,6 @@ def _check_initialised(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise ParameterError(f"parameter {name!r} has no shape yet. Run the model on one batch first.")
-
-
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode, gradients, full precision; afterwards modes, buffers and random generators are as before."""
-    buffers = [(m, n, b, b.clone()) for m in model.modules() for n, b in m._buffers.items() if b is not None]
-    devices = {p.device.type for p in model.parameters()} | {"cpu"}
-    with ExitStack() as stack:
-        stack.enter_context(preserved())
-        stack.enter_context(evaluating(model))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        for device in devices:
-            stack.enter_context(torch.autocast(device, enabled=False))
-        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # it refuses backward in eval mode
-        try:
-            yield
-        finally:
-            for module, name, buffer, value in buffers:
-                module._buffers[name] = buffer
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
 
 
 def fisher_information(

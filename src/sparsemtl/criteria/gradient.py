@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from sparsemtl.batches import Loaders, groups_for
+from sparsemtl.batches import Group, Loaders, groups_for
 from sparsemtl.criteria.criterion import Criterion, Scores
+from sparsemtl.criteria.per_sample_powers import BatchPowers, wide
+from sparsemtl.criteria.per_sample_sums import PowerSum
+from sparsemtl.criteria.undisturbed import undisturbed
 from sparsemtl.errors import LabelError
+from sparsemtl.masks import unwrapped
 from sparsemtl.models import maskable_parameters
-from sparsemtl.modes import evaluating
 from sparsemtl.parameters import Count, validated
 from sparsemtl.tasks import Task
 
@@ -32,32 +35,46 @@ class Gradient(Criterion):
         self.mask_all = mask_all
 
     def scores(self, model: nn.Module, loaders: Loaders, tasks: Sequence[Task]) -> Scores:
-        """Average the loss's gradient over the samples, in eval mode."""
+        """Average the loss's gradient over the samples, in eval mode; the model is left as it is.
+
+        Raises:
+            LabelError: if a task has no labelled sample.
+        """
+        model = unwrapped(model)
         parameters = maskable_parameters(model, mask_all=self.mask_all)
-        with evaluating(model):
+        with undisturbed(model):
             return {task.name: self._of_task(model, loaders, task, parameters) for task in tasks}
 
     def _of_task(
-        self, model: nn.Module, loaders: Loaders, task: Task, parameters: dict[str, nn.Parameter]
+        self, model: nn.Module, loaders: Loaders, task: Task, parameters: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        total = {name: torch.zeros_like(p) for name, p in parameters.items()}
-        device = next(iter(parameters.values())).device
+        total = {name: torch.zeros_like(p, dtype=wide(p.dtype)) for name, p in parameters.items()}
+        device = next(iter(parameters.values()), torch.empty(0)).device
         seen = 0
         for group in groups_for(loaders, task):
             group = group.to(device)
-            labels = group.targets[task.target]
-            count = int(task.labelled(task.labels(labels)).sum())
-            if not count:
-                continue
-            loss = task.loss(model(group.x, tasks=group.tasks)[task.name], labels) * count
-            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-            for name, gradient in zip(parameters, gradients, strict=True):
-                if gradient is not None:
-                    total[name] += gradient
-            seen += count
-            if self.samples is not None and seen >= self.samples:
+            counts = task.labelled(task.labels(group.targets))
+            if self.samples is not None:
+                counts &= counts.cumsum(0) <= self.samples - seen
+            n = int(counts.sum())
+            if n:
+                for name, gradient in _gradients(model, parameters, task, group, counts).items():
+                    total[name] += n * gradient
+            seen += n
+            if seen == self.samples:
                 break
         if not seen:
             raise LabelError(f"task {task.name!r} has no labelled sample to take gradients on.")
         factors = parameters if self.times_weight else dict.fromkeys(parameters, 1.0)
         return {name: (total[name] / seen * factors[name]).abs().detach() for name in total}
+
+
+def _gradients(
+    model: nn.Module, parameters: Mapping[str, Tensor], task: Task, group: Group, counts: Tensor
+) -> dict[str, Tensor]:
+    """Gradient of the mean loss of the samples that count, for the parameters that it depends on."""
+    batch = BatchPowers(model, parameters, PowerSum("abs", 0))
+    output = batch.forward(group.x, (task.name,))[task.name].requires_grad_()
+    loss = task.loss(output[counts], task.labels(group.targets)[counts])
+    (cotangent,) = torch.autograd.grad(loss, output)
+    return batch.gradients({task.name: cotangent})

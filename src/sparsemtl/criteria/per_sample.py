@@ -3,7 +3,8 @@
 Most layers follow rules (`per_sample_rules`), at the price of a backward of the activations for all samples together.
 A parameter is left to the general way (`per_sample_functional`) if its layer has no rule or is called twice, if other
 code reads it, if it is tied to another, or if its layer's first axis is not the batch. Whether it is so is not guessed
-but measured: the first batch's first sample must have the gradients that autograd gives.
+but measured on the first batch: its first sample must have the gradients that autograd gives, and a layer must not be
+told anything in the rows of other samples.
 """
 
 from __future__ import annotations
@@ -132,14 +133,17 @@ class CheckedPowers(GradientPowers):
         if not self.hooked.parameters:
             return []
         plain = BatchPowers(self.model, self.hooked.parameters, self.sums)
-        cotangents = {task: _first_row(output) for task, output in plain.forward(x, self.tasks).items()}
+        outputs = plain.forward(x, self.tasks)
+        first = _of_sample(0, outputs)
         expected = plain.zeros()
-        plain.add(cotangents, expected)
+        plain.add(first, expected)
         del plain  # and with it a graph of the size of a training step's
         found = zeros_for(self.model, self.hooked.parameters)
         self.hooked.forward(x, self.tasks)
+        self.hooked.add_alone(0, first, found)
+        if len(next(iter(outputs.values()))) > 1:  # a layer that reads one position of all samples: row 0 may be it
+            self.hooked.add_alone(1, _of_sample(1, outputs), {})
         broken = set(self.hooked.broken)
-        self.hooked.add(cotangents, found)
         root = 0.5 if self.sums.power == "square" else 1.0
         largest = max((float(e.amax()) ** root for e in expected.values() if e.numel()), default=0.0)
         return [
@@ -149,12 +153,13 @@ class CheckedPowers(GradientPowers):
         ]
 
 
-def _first_row(output: Tensor) -> Tensor:
-    """A gradient of the first sample's output alone, without symmetry that could hide an error."""
-    cotangent = torch.zeros_like(output)
-    random = torch.randn(output[:1].shape, generator=torch.Generator().manual_seed(0))
-    cotangent[:1] = random.to(output)
-    return cotangent
+def _of_sample(n: int, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gradients of one sample's outputs alone, without symmetry that could hide an error."""
+    generator = torch.Generator().manual_seed(n)
+    cotangents = {task: torch.zeros_like(output) for task, output in outputs.items()}
+    for cotangent in cotangents.values():
+        cotangent[n] = torch.randn(cotangent[n].shape, generator=generator).to(cotangent)
+    return cotangents
 
 
 def _equal(found: Tensor, expected: Tensor, largest: float) -> bool:

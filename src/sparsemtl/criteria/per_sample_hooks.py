@@ -34,6 +34,7 @@ class HookedPowers(GradientPowers):
         self._anchor = torch.zeros((), requires_grad=True)
         self._outputs: dict[str, Tensor] = {}
         self._totals: Totals = {}
+        self._alone: int | None = None
         self._inputs: dict[nn.Module, Tensor] = {}
         self._versions: dict[nn.Module, int] = {}
 
@@ -86,8 +87,10 @@ class HookedPowers(GradientPowers):
         return result
 
     def _add(self, names: dict[str, str], layer: nn.Module, rule: Rule, x: Tensor, dy: Tensor) -> None:
-        totals = {own: self._totals[name] for own, name in names.items() if name not in self.broken}
-        if totals:
+        if self._alone is not None and dy.count_nonzero() != dy[self._alone].count_nonzero():
+            self.broken.update(names.values())
+        totals = {own: self._totals[name] for own, name in names.items() if name in self._totals}
+        if totals and self.broken.isdisjoint(names.values()):
             rule.add(layer, x, dy.detach(), totals, self.sums)
 
     def add(self, cotangents: Mapping[str, Tensor], totals: Totals) -> None:
@@ -101,6 +104,20 @@ class HookedPowers(GradientPowers):
                 retain_graph=True,
                 inputs=[self._anchor],
             )
+
+    def add_alone(self, sample: int, cotangents: Mapping[str, Tensor], totals: Totals) -> None:
+        """Add where only this sample's cotangents are not zero; layers told of another sample become `broken`.
+
+        Args:
+            sample: the sample.
+            cotangents: as in `add`.
+            totals: what to add to; parameters that it lacks are only looked at.
+        """
+        self._alone = sample
+        try:
+            self.add(cotangents, totals)
+        finally:
+            self._alone = None
 
 
 class _Anchored(torch.autograd.Function):

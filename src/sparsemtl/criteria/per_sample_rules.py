@@ -138,6 +138,7 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.BatchNorm1d: BATCH_NORM,
     nn.BatchNorm2d: BATCH_NORM,
     nn.BatchNorm3d: BATCH_NORM,
+    nn.SyncBatchNorm: BATCH_NORM,
     nn.GroupNorm: Rule(_norm(_group_normalised, _channels_first)),
     nn.LayerNorm: Rule(_norm(_layer_normalised, _channels_last)),
 }

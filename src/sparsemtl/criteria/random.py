@@ -15,7 +15,7 @@ from sparsemtl.tasks import Task
 
 
 class Random(Criterion):
-    """Independent uniform scores: a task's mask is a uniform random subset (METHODS.md §2).
+    """Independent uniform scores: a task's mask is a uniform random subset (RS in FSMTL, AAAI 2024).
 
     Args:
         seed: same seed, same masks; tasks differ from each other.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -20,29 +21,34 @@ def select(
 ) -> dict[str, Tensor]:
     """Keep exactly K = clamp(round(keep * P), 1, P) of the P weights, those of highest score.
 
-    Ties go to the lowest index, parameters in the order given (METHODS.md §1, Eq. 11).
+    Ties go to the lowest index, parameters in the order given (FSMTL, Eq. 11).
 
     Args:
         scores: parameter name -> score of every weight.
         keep: fraction in (0, 1].
         scope: `global` ranks all weights together, `layer` each parameter's on their own.
-        min_per_layer: every parameter keeps at least this many of its best, taken out of K first, so that no layer
-            dies in a global ranking.
+        min_per_layer: every parameter keeps at least this many of its best, or all if it has fewer. A global ranking
+            takes them out of K first, so that no layer dies; a layer's own ranking raises its K to them.
 
     Returns:
         parameter name -> bool tensor.
 
     Raises:
         MaskError: if a score is NaN.
-        ParameterError: if `keep` is out of range, or too small for the floor.
+        ParameterError: if there is nothing to select from, or `keep` is out of range or too small for the floor.
     """
+    if not scores:
+        raise ParameterError("nothing to select from: the model shares no weights, or no channels, that masks cover.")
     if not 0 < keep <= 1:
         raise ParameterError(f"`keep` must be in (0, 1], got {keep}.")
     for name, score in scores.items():
         if bool(score.isnan().any()):
             raise MaskError(f"parameter {name!r}: {int(score.isnan().sum())} scores are NaN. Did training diverge?")
     if scope == "layer":
-        return {name: top_k(s.flatten(), budget(s.numel(), keep)).view(s.shape) for name, s in scores.items()}
+        return {
+            name: top_k(s.flatten(), max(budget(s.numel(), keep), min_per_layer)).view(s.shape)
+            for name, s in scores.items()
+        }
     flat = torch.cat([score.flatten().double() for score in scores.values()])
     floors = _floors(scores, min_per_layer)
     k = budget(len(flat), keep)
@@ -71,26 +77,36 @@ def select_channels(
     the mean over them, so that layers of different fan-in compare.
 
     Args:
-        scores: parameter name -> scores, for all parameters named in `units`.
+        scores: parameter name -> scores, for all parameters named in `units`; others are kept whole.
         units: layer -> its parameters, as `channel_units` finds them.
         keep: fraction of the channels in (0, 1].
         scope: as in `select`.
         min_per_layer: channels that every layer keeps at least.
 
     Returns:
-        parameter name -> bool tensor, constant along every channel.
+        parameter name -> bool tensor, constant along every channel; parameters in the order of `scores`.
+
+    Raises:
+        MaskError: if a score is missing or NaN.
+        ParameterError: as in `select`.
     """
+    for name in chain.from_iterable(units.values()):
+        if name not in scores:
+            raise MaskError(
+                f"parameter {name!r} belongs to a channel but has no score. Channels need the scores of biases and "
+                "norms too: make the criterion with mask_all=True."
+            )
     channels = {
         layer: torch.cat([scores[name].double().flatten(1) if scores[name].ndim > 1 else scores[name].double()[:, None]
                           for name in names], dim=1).mean(1)
         for layer, names in units.items()
     }  # fmt: skip
     chosen = select(channels, keep, scope=scope, min_per_layer=min_per_layer)
-    return {
-        name: chosen[layer].view(-1, *[1] * (scores[name].ndim - 1)).expand(scores[name].shape).clone()
-        for layer, names in units.items()
-        for name in names
-    }
+    masks = {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
+    for layer, names in units.items():
+        for name in names:
+            masks[name] = chosen[layer].view(-1, *[1] * (scores[name].ndim - 1)).expand(scores[name].shape).clone()
+    return masks
 
 
 def budget(size: int, keep: float) -> int:

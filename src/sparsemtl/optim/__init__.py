@@ -1,4 +1,4 @@
-"""Optimizers and schedules by name, and the strict update that masks need."""
+"""Optimizers and schedules by name, the strict update that masks need, and proximal steps that make weights sparse."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, ReduceLROnPlateau, StepLR
 
+from sparsemtl.optim.groups import Grouping
 from sparsemtl.optim.masked import Hold, MaskedOptimizer, held_outside
+from sparsemtl.optim.penalties import L1, PENALTIES, GroupLasso, GroupMCP, Penalty
+from sparsemtl.optim.proximal_optimizers import ProximalAdamW, ProximalSGD
+from sparsemtl.optim.proximal_step import ProximalStep
+from sparsemtl.optim.sparsity import Sparsity, group_sparsity, layer_sparsity, parameter_sparsity, total_sparsity
 from sparsemtl.parameters import Count, Natural, NonNegative, Positive, Share
 from sparsemtl.registry import Registry
 
@@ -79,4 +84,24 @@ SCHEDULERS: Registry[LRScheduler] = Registry(
     "scheduler", {"constant": constant, "cosine": cosine, "step": step, "plateau": plateau}
 )
 
-__all__ = ["OPTIMIZERS", "SCHEDULERS", "Hold", "MaskedOptimizer", "held_outside"]
+__all__ = [
+    "L1",
+    "OPTIMIZERS",
+    "PENALTIES",
+    "SCHEDULERS",
+    "GroupLasso",
+    "GroupMCP",
+    "Grouping",
+    "Hold",
+    "MaskedOptimizer",
+    "Penalty",
+    "ProximalAdamW",
+    "ProximalSGD",
+    "ProximalStep",
+    "Sparsity",
+    "group_sparsity",
+    "held_outside",
+    "layer_sparsity",
+    "parameter_sparsity",
+    "total_sparsity",
+]

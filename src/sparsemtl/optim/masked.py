@@ -1,7 +1,7 @@
 """Strict updates: what is outside of a mask does not move, whatever the optimizer remembers.
 
 Masking a gradient does not freeze a weight: momentum, Adam's moments and weight decay go on moving it. So the
-weights outside of the active masks are put back after every step (METHODS.md §0, "strict update").
+weights outside of the active masks are put back after every step.
 """
 
 from __future__ import annotations

@@ -70,9 +70,7 @@ class FisherSharing(MaskedSharing):
             min_per_layer=min_per_layer,
             mask_all=mask_all,
         )
-        self.estimator = estimator
-        self.power = power
-        self.samples = samples
+        self.information = FisherInformation(estimator=estimator, power=power, samples=samples, mask_all=self.mask_all)
         self.warmup = warmup
         self.update_every = update_every
 
@@ -80,15 +78,7 @@ class FisherSharing(MaskedSharing):
         """Fisher information after the warm-up, at every interval."""
         since = epoch - self.warmup
         due = since == 0 or (since > 0 and self.update_every > 0 and since % self.update_every == 0)
-        if not due:
-            return None
-        return FisherInformation(
-            estimator=self.estimator,
-            power=self.power,
-            samples=self.samples,
-            seed=epoch,
-            mask_all=self.mask_all,
-        )
+        return self.information.reseeded(epoch) if due else None
 
     def settled(self, epoch: int) -> bool:
         """After the warm-up, when there are masks."""

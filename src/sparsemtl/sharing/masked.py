@@ -12,9 +12,9 @@ from sparsemtl.criteria.choose import Granularity, choose_masks
 from sparsemtl.criteria.criterion import Criterion
 from sparsemtl.criteria.recalibrated import Recalibrated
 from sparsemtl.criteria.select import Scope
+from sparsemtl.errors import MaskError
 from sparsemtl.masks import Mask, TaskMasks
 from sparsemtl.models import MultiTaskModel, maskable_parameters
-from sparsemtl.randomness import preserved
 from sparsemtl.sharing.sharing import Sharing, Statistics, Update
 
 Semantics = Literal["forward", "gradient"]
@@ -29,7 +29,8 @@ class MaskedSharing(Sharing):
 
     Args:
         keep: fraction of the maskable weights that every task keeps, in (0, 1].
-        semantics: `forward` or `gradient` (METHODS.md A1).
+        semantics: `forward` masks the weights that a task computes with (FSMTL, Eq. 3), `gradient` only its
+            gradient (Eq. 4).
         update: how a batch becomes updates; see `Update`.
         strict: a weight outside of the active masks does not move, whatever the optimizer.
         bn: batch norm statistics; by default one set a task for `forward`, shared for `gradient`.
@@ -70,9 +71,18 @@ class MaskedSharing(Sharing):
         """The criterion that chooses masks before this epoch (counted from 0), None to keep those in force."""
 
     def attach(self, model: MultiTaskModel) -> None:
-        """Start with masks that keep everything."""
+        """Start with masks that keep everything.
+
+        Raises:
+            MaskError: if the model shares no weights.
+        """
         super().attach(model)
         parameters = maskable_parameters(model, mask_all=self.mask_all)
+        if not parameters:
+            raise MaskError(
+                f"{type(self).__name__} masks the weights that tasks share, and {type(model).__name__} shares none. "
+                "Use DenseSharing with it."
+            )
         header = {"model": type(model).__name__, "method": type(self).__name__}
         self.masks = TaskMasks.ones(parameters, model.tasks, **header)
 
@@ -87,15 +97,14 @@ class MaskedSharing(Sharing):
         criterion = self.renewal(epoch)
         if criterion is None:
             return
-        with preserved():
-            chosen = self._choose(criterion, loaders)
+        chosen = self._choose(criterion, loaders)
         self._changed = chosen.changed(self.masks)
         self.masks = chosen
 
     def _choose(self, criterion: Criterion, loaders: Loaders) -> TaskMasks:
-        """Masks by the criterion on the dense network (METHODS.md A4), whose norms are estimated afresh for it."""
+        """Masks by the criterion on the dense network, whose norms are estimated afresh for it."""
         return choose_masks(
-            Recalibrated(criterion) if self.norms is not None else criterion,
+            criterion if self.bn == "shared" else Recalibrated(criterion),
             self.model,
             loaders,
             keep=self.keep,

@@ -33,7 +33,7 @@ class Sharing(abc.ABC):
     """Which shared weights each task reads and trains.
 
     Args:
-        update: how a batch becomes updates; None chooses by the data (METHODS.md A8): in turns where tasks share
+        update: how a batch becomes updates; None chooses by the data: in turns where tasks share
             their inputs, averaged where each has its own; methods that run one network for all start with `joint`.
         bn: whose batch norm statistics a task uses.
     """

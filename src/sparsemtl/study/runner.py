@@ -3,80 +3,83 @@
 from __future__ import annotations
 
 import csv
-import os
-from collections.abc import Iterator
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from contextlib import closing, contextmanager
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
-from sparsemtl.errors import ConfigError, SparseMTLError
+from sparsemtl.config import differences
+from sparsemtl.errors import ConfigError, NonFiniteLossError, SparseMTLError
 from sparsemtl.files import read_json, replacing, write_json, write_text
 from sparsemtl.run import run
-from sparsemtl.study.grid import Study, StudyRun
+from sparsemtl.study.grid import Study, StudyRun, value_text
+from sparsemtl.study.results import Results, read_results
 from sparsemtl.training.folder import RunFolder
+from sparsemtl.yaml_text import read_yaml
 
 
-def run_study(study: Study, out: str | Path, *, jobs: int = 1, progress: bool = True) -> Path:
+def run_study(study: Study, out: str | Path, *, jobs: int = 1, progress: bool = True) -> dict[str, str]:
     """Run all runs of a study and write `results.csv`, tables and the report.
+
+    A run whose loss becomes NaN or infinite is left out of the tables and the study goes on; any other error ends it.
 
     Args:
         study: the study.
         out: its folder.
-        jobs: runs at a time, each in a process of its own with its part of the cores.
+        jobs: runs at a time, each in a process of its own with its part of the threads.
         progress: show a bar over the runs.
 
     Returns:
-        the study's folder.
+        run -> why it has no result, for the runs that were left out.
 
     Raises:
-        ConfigError: if a run's folder holds a run of another configuration.
+        ConfigError: if a run's folder holds a run of another configuration; nothing is changed then.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    todo = [one for one in study.runs if not _done(one, out)]
     _record(study, out)
-    todo = [r for r in study.runs if not _done(r, out)]
-    _execute(todo, out, jobs, progress, skipped=len(study.runs) - len(todo))
+    failures = _execute(todo, out, jobs, progress, skipped=len(study.runs) - len(todo))
     write_results(study, out)
-    _finish(study, out)
-    return out
-
-
-def _record(study: Study, out: Path) -> None:
-    import yaml
-
-    write_text(out / "study.yaml", yaml.safe_dump(dict(study.source), sort_keys=False, allow_unicode=True))
-    notes = list(study.notes)
-    write_json(
-        out / "study.json",
-        {
-            "name": study.name,
-            "baseline": study.baseline,
-            "methods": list(study.methods),
-            "grid": list(study.grid),
-            "notes": notes,
-        },
-    )
+    if len(failures) < len(study.runs):
+        _write_tables(study, out)
+    return failures
 
 
 def _done(one: StudyRun, out: Path) -> bool:
     folder = RunFolder(out / "runs" / one.name)
-    if folder.config.exists() and folder.read_config() != _plain(one.config):
-        raise ConfigError(
-            f"{folder.path} holds a run of another configuration. Use another --out, or delete that folder."
-        )
+    if folder.config.exists():
+        wrong = list(differences(read_yaml(folder.config), one.config))
+        if wrong:
+            more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise ConfigError(
+                f"{folder.path} holds a run of another configuration: {'; '.join(wrong[:3])}{more}. "
+                "Use another --out, or delete that folder."
+            )
     return folder.finished
 
 
-def _plain(config: Any) -> Any:
-    import yaml
+def _record(study: Study, out: Path) -> None:
+    write_text(out / "study.yaml", yaml.safe_dump(dict(study.source), sort_keys=False, allow_unicode=True))
+    about = {
+        "name": study.name,
+        "baseline": study.baseline,
+        "methods": list(study.methods),
+        "grid": list(study.grid),
+        "notes": list(study.notes),
+    }
+    write_json(out / "study.json", about)
 
-    return yaml.safe_load(yaml.safe_dump(dict(config)))
 
-
-def _execute(todo: list[StudyRun], out: Path, jobs: int, progress: bool, *, skipped: int) -> None:
+def _execute(todo: list[StudyRun], out: Path, jobs: int, progress: bool, *, skipped: int) -> dict[str, str]:
+    """Run what is to do and tell of it; returns run -> why it has no result."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -87,9 +90,9 @@ def _execute(todo: list[StudyRun], out: Path, jobs: int, progress: bool, *, skip
         TimeRemainingColumn,
     )
 
-    console = Console(stderr=True, quiet=not progress)
+    console = Console(stderr=True, quiet=not progress, highlight=False, markup=False, soft_wrap=True)
     if skipped:
-        console.print(f"{skipped} runs are finished already.", highlight=False)
+        console.print(f"{skipped} of {skipped + len(todo)} runs are finished already.")
     columns = (
         TextColumn("[bold]{task.description}"),
         BarColumn(),
@@ -97,40 +100,70 @@ def _execute(todo: list[StudyRun], out: Path, jobs: int, progress: bool, *, skip
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal)) as bars:
-        bar = bars.add_task("runs", total=len(todo))
-        for count, one in enumerate(_finished(todo, out, jobs), start=1):
-            bars.advance(bar)
-            console.print(f"[{count}/{len(todo)}] {one.name}", highlight=False, markup=False)
+    failures: dict[str, str] = {}
+    live = Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal))
+    with live, closing(_finished(todo, out, jobs)) as finished:
+        bar = live.add_task("runs", total=len(todo))
+        for count, (one, failure) in enumerate(finished, start=1):
+            live.advance(bar)
+            console.print(f"[{count}/{len(todo)}] {one.name}{f': {failure}' if failure else ''}")
+            if failure:
+                failures[one.name] = failure
+    return failures
 
 
-def _finished(todo: list[StudyRun], out: Path, jobs: int) -> Iterator[StudyRun]:
-    """Run them, and yield each when it is finished."""
+def _finished(todo: list[StudyRun], out: Path, jobs: int) -> Generator[tuple[StudyRun, str | None], None, None]:
+    """Run them, and yield each when it has ended, with what its result failed by."""
     if jobs == 1:
         for one in todo:
-            _run_one(one, out, None)
-            yield one
-        return
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        pending = {pool.submit(_run_one, one, out, threads): one for one in todo}
+            yield one, _run_one(one, out)
+    elif todo:
+        yield from _in_processes(todo, out, min(jobs, len(todo)))
+
+
+def _in_processes(todo: list[StudyRun], out: Path, jobs: int) -> Iterator[tuple[StudyRun, str | None]]:
+    threads = max(1, torch.get_num_threads() // jobs)
+    others = set(active_children())
+    start = (threads, warnings.formatwarning)
+    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_start_worker, initargs=start) as pool:
+        with _ignored_interrupts():  # the processes inherit it: they end when this one says so, not by Ctrl-C
+            pending = {pool.submit(_run_one, one, out): one for one in todo}
         try:
             for future in as_completed(pending):
-                future.result()
-                yield pending[future]
+                yield pending[future], future.result()
         except BaseException:
+            for worker in set(active_children()) - others:
+                worker.terminate()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _run_one(one: StudyRun, out: Path, threads: int | None) -> None:
-    if threads is not None:
-        torch.set_num_threads(threads)
+def _start_worker(threads: int, formatwarning: Callable[..., str]) -> None:
+    torch.set_num_threads(threads)
+    warnings.formatwarning = formatwarning
+
+
+@contextmanager
+def _ignored_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals reach the main thread only
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _run_one(one: StudyRun, out: Path) -> str | None:
     try:
         run(one.config, out / "runs" / one.name, resume=True, progress=False)
+    except NonFiniteLossError as error:
+        return str(error)
     except SparseMTLError as error:
-        error.add_note(f"in run {one.name} of the study") if hasattr(error, "add_note") else None
+        error.args = (f"{error} (in run {one.name} of the study)",)
         raise
+    return None
 
 
 def write_results(study: Study, out: Path) -> Path:
@@ -148,7 +181,7 @@ def write_results(study: Study, out: Path) -> Path:
 
 
 def _rows(study: Study, one: StudyRun, summary: dict[str, Any]) -> Iterator[list[Any]]:
-    head = [one.name, one.method, one.seed, *(one.values.get(key, "") for key in study.grid)]
+    head = [one.name, one.method, one.seed, *(value_text(one.values.get(key, "")) for key in study.grid)]
     for task, entry in summary["tasks"].items():
         for split in ("validation", "test"):
             for metric, value in entry[split].items():
@@ -156,25 +189,26 @@ def _rows(study: Study, one: StudyRun, summary: dict[str, Any]) -> Iterator[list
     yield [*head, "run", "", "seconds", False, summary["seconds"]]
 
 
-def primary_metrics(study: Study, out: Path) -> dict[str, str]:
-    """Task -> primary metric, from the first finished run."""
-    for one in study.runs:
-        folder = RunFolder(out / "runs" / one.name)
-        if folder.finished:
-            return {task: entry["primary"] for task, entry in read_json(folder.summary)["tasks"].items()}
-    return {}
+def results_of(study: Study, out: str | Path) -> Results:
+    """The results of a study's finished runs, in the study's order."""
+    folders = (RunFolder(Path(out) / "runs" / one.name) for one in study.runs)
+    first = next((folder for folder in folders if folder.finished), None)
+    tasks = read_json(first.summary)["tasks"] if first else {}
+    return Results.of(
+        read_results(Path(out) / "results.csv"),
+        baseline=study.baseline,
+        methods=study.methods,
+        primary={task: entry["primary"] for task, entry in tasks.items()},
+    )
 
 
-def _finish(study: Study, out: Path) -> None:
+def _write_tables(study: Study, out: Path) -> None:
     from sparsemtl.report import write_report
-    from sparsemtl.study.results import Results, read_results
     from sparsemtl.study.tables import metric_tables, primary_table, to_csv, to_markdown
 
-    primary = primary_metrics(study, out)
-    results = Results.of(
-        read_results(out / "results.csv"), baseline=study.baseline, methods=study.methods, primary=primary
-    )
+    results = results_of(study, out)
     tables = [primary_table(results), *metric_tables(results).values()]
-    write_text(out / "tables.md", "\n\n".join(to_markdown(table) for table in tables) + "\n")
+    sections = [f"## {table.title}\n\n{to_markdown(table)}" for table in tables]
+    write_text(out / "tables.md", "\n".join([f"# {study.name}\n", *sections]))
     write_text(out / "tables.csv", to_csv(tables))
     write_report(out)

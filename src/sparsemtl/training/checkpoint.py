@@ -44,12 +44,18 @@ def check_fingerprint(expected: Mapping[str, Sequence[int]], model: nn.Module, w
             )
 
 
+def kinds(parts: Mapping[str, Stateful]) -> dict[str, str]:
+    """Name of every part -> its class, by which a checkpoint knows its method, optimizer and schedule."""
+    return {name: type(part).__name__ for name, part in parts.items()}
+
+
 def snapshot(model: nn.Module, parts: Mapping[str, Stateful], progress: Mapping[str, Any]) -> dict[str, Any]:
     """The state of a run: model, named parts, progress."""
     return {
         "format": FORMAT,
         "fingerprint": fingerprint(model),
         "model": dict(model.state_dict()),
+        "kinds": kinds(parts),
         "parts": {name: part.state_dict() for name, part in parts.items()},
         "progress": dict(progress),
     }
@@ -59,11 +65,19 @@ def restore(state: Mapping[str, Any], model: nn.Module, parts: Mapping[str, Stat
     """Put a snapshot back; returns its progress.
 
     Raises:
-        CheckpointError: if it is no checkpoint, or one of another model.
+        CheckpointError: if it is no checkpoint, or one of another model, method, optimizer or schedule.
     """
-    if state.get("format") != FORMAT:
-        raise CheckpointError(f"{where} is not a checkpoint of this version: format {state.get('format')!r}.")
+    found = state.get("format") if isinstance(state, Mapping) else None
+    if found != FORMAT:
+        raise CheckpointError(f"{where} is not a checkpoint of this version: format {found!r}.")
     check_fingerprint(state["fingerprint"], model, where)
+    there, here = state["kinds"], kinds(parts)
+    for name in [*there, *here]:
+        if there.get(name) != here.get(name):
+            raise CheckpointError(
+                f"{where} was made by another run: its {name} is {there.get(name, 'absent')} there and "
+                f"{here.get(name, 'absent')} here."
+            )
     model.load_state_dict(state["model"])
     for name, part in parts.items():
         part.load_state_dict(state["parts"][name])
@@ -87,6 +101,11 @@ class Randomness:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put them back."""
+        if len(state["loaders"]) != len(self._generators):
+            raise CheckpointError(
+                f"the checkpoint was made with {len(state['loaders'])} generators of loaders, the loaders given have "
+                f"{len(self._generators)}. Resume with the loaders that the run began with."
+            )
         restore_random_state(state["global"])
         for generator, saved in zip(self._generators, state["loaders"], strict=True):
             generator.set_state(saved)

@@ -1,7 +1,7 @@
 """One training step: forward, combine, backward, update, for any architecture, sharing method and balancer.
 
 The order is fixed so that runs compare bit for bit: per task forward, loss, backward accumulating into `.grad` in
-the tasks' order, then one step (METHODS.md §0).
+the tasks' order, then one step.
 """
 
 from __future__ import annotations

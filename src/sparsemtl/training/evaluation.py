@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from sparsemtl.batches import Group, Loaders, evaluation_groups, per_task
 from sparsemtl.errors import LabelWarning
 from sparsemtl.modes import evaluating
 from sparsemtl.tasks import Task
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 Results = dict[str, dict[str, float]]
 """Task -> metric -> value; `loss` is among the metrics."""
@@ -33,16 +36,16 @@ class Views(Protocol):
 def evaluate(
     module: nn.Module, tasks: Mapping[str, Task], views: Views, loaders: Loaders, device: torch.device
 ) -> Results:
-    """Compute every task's mean loss over its labelled samples, and its metrics.
+    """Compute every task's mean loss over its labels in the whole split, and its metrics.
 
-    A task without a labelled sample gets NaN everywhere, and a warning.
+    A task without a labelled sample gets NaN everywhere, a metric of too few samples gets NaN, each with a warning.
     """
     metrics = {name: {m: metric.to(device) for m, metric in task.metrics().items()} for name, task in tasks.items()}
     totals = dict.fromkeys(tasks, 0.0)
     counts = dict.fromkeys(tasks, 0)
     for name, output, target in outputs_of(module, tasks, views, loaders, device):
         task = tasks[name]
-        count = int(task.labelled(task.labels(target)).sum())
+        count = _label_count(task, target)
         if count:
             totals[name] += float(task.loss(output, target)) * count
             counts[name] += count
@@ -51,11 +54,26 @@ def evaluate(
     for name in tasks:
         if counts[name]:
             results[name] = {"loss": totals[name] / counts[name]}
-            results[name] |= {m: float(metric.compute()) for m, metric in metrics[name].items()}
+            results[name] |= {m: _computed(name, m, metric) for m, metric in metrics[name].items()}
         else:
             warnings.warn(f"task {name!r} has no labelled sample in this split.", LabelWarning, stacklevel=2)
             results[name] = dict.fromkeys(["loss", *metrics[name]], float("nan"))
     return results
+
+
+def _label_count(task: Task, target: Tensor) -> int:
+    """How many labels a batch's loss is the mean of: a sample with several values may know some of them only."""
+    label = task.labels(target)
+    known = ~label.isnan() if label.is_floating_point() else task.labelled(label)
+    return int(known.sum())
+
+
+def _computed(task: str, name: str, metric: Metric) -> float:
+    try:
+        return float(metric.compute())
+    except ValueError as error:
+        warnings.warn(f"task {task!r}: {name!r} is undefined on this split: {error}", LabelWarning, stacklevel=3)
+        return float("nan")
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -39,7 +40,8 @@ class CSVLogger:
 
     Args:
         path: the file.
-        resume_at: keep rows up to this step and drop later ones, which the resumed run will write again.
+        resume_at: keep rows up to this step and drop later ones, and those of a test, which the resumed run will write
+            again.
     """
 
     def __init__(self, path: Path, *, resume_at: int | None = None) -> None:
@@ -48,13 +50,14 @@ class CSVLogger:
         with replacing(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
-            writer.writerows(row for row in rows if row.step <= (resume_at or 0))
+            writer.writerows(row for row in rows if row.step <= (resume_at or 0) and row.split != "test")
 
     def log(self, rows: Iterable[Row]) -> None:
         """Append rows in one write."""
-        lines = "".join(",".join([*map(str, row[:-1]), repr(float(row.value))]) + "\r\n" for row in rows)
+        lines = io.StringIO(newline="")
+        csv.writer(lines).writerows([*row[:-1], float(row.value)] for row in rows)
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            file.write(lines)
+            file.write(lines.getvalue())
 
     def close(self) -> None:
         """Nothing is open."""
@@ -63,7 +66,9 @@ class CSVLogger:
 def read_rows(path: Path) -> list[Row]:
     """Read a metrics file; a last line that a kill cut short is left out."""
     with path.open(newline="", encoding="utf-8") as file:
-        lines = list(csv.reader(file))[1:]
+        text = file.read()
+    whole = text[: text.rfind("\n") + 1]
+    lines = list(csv.reader(io.StringIO(whole, newline="")))[1:]
     rows = []
     for line in lines:
         if len(line) == len(COLUMNS):

@@ -5,17 +5,23 @@ With one loader for all tasks an epoch is one pass over it, a step is one batch.
 - `longest`: a step takes one batch of every task; the epoch ends with the longest loader, shorter ones begin anew.
 - `shortest`: a step takes one batch of every task; the epoch ends with the shortest loader.
 - `proportional`: a step takes one batch of one task; every batch of every loader comes once, in random order.
+
+What is drawn at random for an epoch's order is drawn, or seeded, when the epoch begins. So the order does not depend on
+what training draws meanwhile, and a resumed run finds it again without training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count
 from typing import Any, Literal
 
 import torch
 
 from sparsemtl.batches import Group, Loader, Loaders, as_group
 from sparsemtl.errors import LabelError
+from sparsemtl.randomness import preserved, seed_everything
 from sparsemtl.tasks import Task
 
 Mix = Literal["longest", "shortest", "proportional"]
@@ -24,43 +30,69 @@ Mix = Literal["longest", "shortest", "proportional"]
 def steps_in_epoch(loaders: Loaders, mix: Mix) -> int | None:
     """Number of batches in an epoch; None if a single loader does not tell its length."""
     if not isinstance(loaders, Mapping):
-        return len(loaders) if isinstance(loaders, Sized) else None
+        return _told(loaders)
     lengths = [_length(task, loader) for task, loader in loaders.items()]
     if mix == "proportional":
         return sum(lengths)
     return max(lengths) if mix == "longest" else min(lengths)
 
 
+def _told(loader: Any) -> int | None:
+    try:
+        return len(loader)
+    except TypeError:  # torch's DataLoader has `__len__`, and raises in it where its data set has none
+        return None
+
+
 def _length(task: str, loader: Loader) -> int:
-    if not isinstance(loader, Sized):
+    length = _told(loader)
+    if length is None:
         raise LabelError(f"the loader of task {task!r} has no length, which mixing loaders needs.")
-    length = len(loader)
     if length == 0:
         raise LabelError(f"the loader of task {task!r} is empty.")
     return length
 
 
 def epoch_batches(loaders: Loaders, tasks: Mapping[str, Task], mix: Mix) -> Iterator[list[Group]]:
-    """The batches of one epoch, each a list of groups."""
+    """The batches of one epoch, each a list of groups.
+
+    Raises:
+        LabelError: if there is none.
+    """
     if not isinstance(loaders, Mapping):
+        empty = True
         for batch in loaders:
+            empty = False
             yield [as_group(batch, tasks)]
+        if empty:
+            raise LabelError("the training loader gave no batch. Every epoch reads it anew: an iterator is no loader.")
     elif mix == "proportional":
         yield from _proportional(loaders, tasks)
     else:
-        streams = {task: _endless(loaders[task]) for task in tasks}
+        streams = _streams(loaders, tasks)
         for _ in range(steps_in_epoch(loaders, mix) or 0):
             yield [as_group(next(stream), tasks, owner=task) for task, stream in streams.items()]
 
 
-def _endless(loader: Loader) -> Iterator[Any]:
-    while True:
-        yield from loader
+def _endless(loader: Loader, seed: int) -> Iterator[Any]:
+    """Pass after pass, each of which draws its order from a seed of its own."""
+    for number in count():
+        with preserved():
+            seed_everything(seed + number)
+            batches = iter(loader)
+            first = next(batches)
+        yield first
+        yield from batches
+
+
+def _streams(loaders: Mapping[str, Loader], tasks: Mapping[str, Task]) -> dict[str, Iterator[Any]]:
+    seeds = torch.randint(2**31, (len(tasks),)).tolist()
+    return {task: _endless(loaders[task], seed) for task, seed in zip(tasks, seeds, strict=True)}
 
 
 def _proportional(loaders: Mapping[str, Loader], tasks: Mapping[str, Task]) -> Iterator[list[Group]]:
     owners = [task for task in tasks for _ in range(_length(task, loaders[task]))]
-    streams = {task: _endless(loaders[task]) for task in tasks}
+    streams = _streams(loaders, tasks)
     for position in torch.randperm(len(owners)).tolist():
         task = owners[position]
         yield [as_group(next(streams[task]), tasks, owner=task)]
@@ -70,8 +102,21 @@ def loader_generators(loaders: Loaders) -> list[torch.Generator]:
     """The random generators that loaders draw their order from, where they have their own."""
     found: list[torch.Generator] = []
     for loader in loaders.values() if isinstance(loaders, Mapping) else [loaders]:
-        for holder in (loader, getattr(loader, "sampler", None)):
+        batch_sampler = getattr(loader, "batch_sampler", None)
+        inner = getattr(batch_sampler, "sampler", None)
+        for holder in (loader, getattr(loader, "sampler", None), batch_sampler, inner):
             generator = getattr(holder, "generator", None)
             if isinstance(generator, torch.Generator) and not any(generator is other for other in found):
                 found.append(generator)
     return found
+
+
+@contextmanager
+def undrawn(loaders: Loaders) -> Iterator[None]:
+    """Whatever is read from the loaders inside, their own generators go on afterwards as if nothing had been."""
+    states = [(generator, generator.get_state()) for generator in loader_generators(loaders)]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)

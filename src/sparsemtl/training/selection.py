@@ -32,7 +32,7 @@ class Selection:
             raise ParameterError(f"`monitor` must be 'score' or 'loss', on validation data, got {monitor!r}.{extra}")
         self.monitor = monitor
         self.parts: dict[str, tuple[str, ...]] = (
-            {task: (task,) for task in model.tasks} if model.independent else {"all": tuple(model.tasks)}
+            {task: (task,) for task in model.tasks} if chosen_apart(model) else {"all": tuple(model.tasks)}
         )
         self._tasks = model.tasks
         self._directions = {name: primary_of(task) for name, task in model.tasks.items()}
@@ -76,6 +76,11 @@ class Selection:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put it back."""
         self.best = {part: (value, epoch) for part, (value, epoch) in state["best"].items()}
+
+
+def chosen_apart(model: MultiTaskModel) -> bool:
+    """Tell whether every task gets the epoch that is best for it: there are several and they share nothing."""
+    return len(model.tasks) > 1 and model.independent
 
 
 def primary_of(task: Task) -> tuple[str, bool]:

@@ -9,6 +9,7 @@ from sparsemtl.errors import CheckpointError
 from sparsemtl.models import MultiTaskModel
 from sparsemtl.sharing.sharing import Sharing
 from sparsemtl.training.folder import RunFolder
+from sparsemtl.training.selection import chosen_apart
 
 
 class Snapshots:
@@ -33,7 +34,7 @@ class Snapshots:
     def put_back(self, part: str, model: MultiTaskModel, sharing: Sharing) -> None:
         """Restore what was kept: the whole model, or what belongs to an independent task only."""
         state = self._load(part)
-        if part in model.tasks and model.independent:
+        if part in model.tasks and chosen_apart(model):
             prefixes = tuple(f"{name}." for name in model.task_modules(part))
             own = {name: t for name, t in state["model"].items() if name.startswith(prefixes)}
             model.load_state_dict({**model.state_dict(), **own})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -18,8 +19,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from sparsemtl.balancing import Balancer, as_balancer
-from sparsemtl.batches import Group, Loaders, as_group, check_loaders, per_task
-from sparsemtl.errors import CheckpointError, ParameterError
+from sparsemtl.batches import Group, Loader, Loaders, as_group, check_loaders, per_task
+from sparsemtl.errors import CheckpointError, LabelWarning, ParameterError
 from sparsemtl.files import write_json, write_tensors
 from sparsemtl.masks import TaskMasks
 from sparsemtl.models import MultiTaskModel
@@ -34,7 +35,7 @@ from sparsemtl.training.evaluation import Results, evaluate, group_outputs, samp
 from sparsemtl.training.figures import Meter, measure_rows, result_rows, run_rows
 from sparsemtl.training.folder import RunFolder
 from sparsemtl.training.loggers import CSVLogger, Logger, TensorBoardLogger
-from sparsemtl.training.mixing import Mix, epoch_batches, loader_generators, steps_in_epoch
+from sparsemtl.training.mixing import Mix, epoch_batches, loader_generators, steps_in_epoch, undrawn
 from sparsemtl.training.progress import Progress
 from sparsemtl.training.selection import Monitor, Selection, primary_of
 from sparsemtl.training.snapshots import Snapshots
@@ -139,7 +140,7 @@ class Trainer:
         self.snapshots = Snapshots(self.folder)
         self.position = Position()
         self.validation: Results = {}
-        self._chose: list[Loaders] = []
+        self._chose: list[Loader] = []
         self._ready = False
         if not self.sharing.settled(epochs - 1):
             raise ParameterError(
@@ -157,6 +158,8 @@ class Trainer:
     def fit(self, train: Loaders, validation: Loaders, *, resume: bool = False) -> Trainer:
         """Train; afterwards the model, masks and norms are those of the best validation epoch.
 
+        A second call begins a new run, from the weights as they are.
+
         Args:
             train: yields (x, {task: labels}), or task -> loader of (x, labels).
             validation: the same; it chooses the model.
@@ -164,11 +167,14 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: if a loss becomes NaN or infinite; the last checkpoint stays.
-            CheckpointError: if there is nothing to resume, or it was made for another model.
+            CheckpointError: if there is nothing to resume, or it was made by another run.
+            LabelError: if a loader gives no batch, or labels do not fit their task.
         """
         check_loaders(train, self.model.tasks)
         check_loaders(validation, self.model.tasks)
-        self._chose = [train, validation]
+        self._chose = [*_each(train), *_each(validation)]
+        self.position, self._logged_until = Position(), 0
+        self.selection = Selection(self.model, self.selection.monitor)
         bars = Progress(self.epochs, show=self.progress)  # before seeding: importing rich draws random numbers
         self._set_up(train)
         randomness = Randomness(loader_generators(train) + loader_generators(validation))
@@ -187,7 +193,8 @@ class Trainer:
                 epoch = self.position.epoch
                 if not self.position.batch:
                     meter = Meter()
-                    self.sharing.begin_epoch(epoch, train)
+                    with undrawn(train):
+                        self.sharing.begin_epoch(epoch, train)
                     start = randomness.state_dict()
                 self._train_epoch(train, randomness, start, meter, bars)
                 self._close_epoch(validation, randomness, meter, loggers, bars)
@@ -202,7 +209,7 @@ class Trainer:
         """
         if not self._ready:
             raise ParameterError("nothing was trained yet; call fit(train, validation) first.")
-        if any(loaders is used for used in self._chose):
+        if any(loader is used for loader in _each(loaders) for used in self._chose):
             raise ParameterError("this loader trained or chose the model; test on data that did neither.")
         check_loaders(loaders, self.model.tasks)
         results = self._evaluate(loaders)
@@ -256,7 +263,7 @@ class Trainer:
         """Let heads that wait for their width see a batch; the order of the data is not disturbed."""
         if not any(isinstance(p, UninitializedParameter) for p in self.model.parameters()):
             return
-        with preserved(), evaluating(self.model), torch.no_grad():
+        with preserved(), undrawn(train), evaluating(self.model), torch.no_grad():
             for task in self.model.tasks:
                 loader = train[task] if isinstance(train, Mapping) else train
                 owner = task if isinstance(train, Mapping) else None
@@ -331,6 +338,9 @@ class Trainer:
         """Validate, choose, schedule, log, save."""
         epoch, step = self.position.epoch, self.position.step
         self.balancer.end_epoch()
+        for task in self.model.tasks:
+            if task not in meter.losses:
+                warnings.warn(f"task {task!r} had no labelled sample in epoch {epoch + 1}.", LabelWarning, stacklevel=3)
         results = self._evaluate(validation)
         improved = self.selection.update(epoch, results) if self.sharing.settled(epoch) else []
         for part in improved:
@@ -443,3 +453,7 @@ class Trainer:
             "balancing": {"name": type(self.balancer).__name__},
             "training": {"epochs": self.epochs, "accumulate": self.accumulate, "precision": self.precision},
         }
+
+
+def _each(loaders: Loaders) -> list[Loader]:
+    return list(loaders.values()) if isinstance(loaders, Mapping) else [loaders]

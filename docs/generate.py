@@ -1,0 +1,127 @@
+"""Write the reference pages of this folder from the classes themselves.
+
+    python docs/generate.py            # or `make docs`
+
+`methods/` has a page for every sharing method and architecture, `reference/` one for every other axis. A test holds
+the pages against the classes, so neither can change without the other.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sparsemtl.architectures import ARCHITECTURES
+from sparsemtl.backbones import ENCODERS
+from sparsemtl.balancing import BALANCERS
+from sparsemtl.criteria import CRITERIA
+from sparsemtl.data import DATASETS
+from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
+from sparsemtl.parameters import parameters_of
+from sparsemtl.registry import Registry
+from sparsemtl.sharing import SHARING
+from sparsemtl.tasks import TASKS
+
+HERE = Path(__file__).parent
+METHODS: dict[str, Registry[Any]] = {"sharing": SHARING, "architecture": ARCHITECTURES}
+"""Section of a configuration -> registry whose members have a page each."""
+AXES: dict[str, tuple[Registry[Any], str]] = {
+    "tasks": (TASKS, "What a head predicts. In Python: `sm.Classification(name, classes)` and so on."),
+    "criteria": (
+        CRITERIA,
+        "What ranks the shared weights for a task. `choose_masks(criterion, model, loaders, keep=...)`.",
+    ),
+    "balancers": (BALANCERS, "Losses or gradients of the tasks into one update. Section `balancing`."),
+    "datasets": (DATASETS, "Official files in, tasks out. Section `data`."),
+    "encoders": (ENCODERS, "What tasks share. Section `encoder`; in Python any `nn.Module` will do."),
+    "optimizers": (OPTIMIZERS, "Section `optimizer`; in Python any of torch's will do."),
+    "schedulers": (SCHEDULERS, "Section `scheduler`; they step once an epoch."),
+}
+_SECTION = re.compile(r"^(Args|Attributes|Raises|Returns|Yields|Example|Differences from the papers?):\n", re.MULTILINE)
+
+
+def pages() -> Iterator[tuple[Path, str]]:
+    """Every page: where it goes, and its text."""
+    for section, registry in METHODS.items():
+        for name in registry:
+            yield HERE / "methods" / f"{name}.md", method_page(section, registry, name)
+    for axis, (registry, about) in AXES.items():
+        yield HERE / "reference" / f"{axis}.md", axis_page(axis, registry, about)
+
+
+def method_page(section: str, registry: Registry[Any], name: str) -> str:
+    """The page of a sharing method or an architecture."""
+    member = registry[name]
+    parts = _sections(member)
+    blocks = [f"# {name}", *parts.pop("", []), _use(section, name, member)]
+    if table := _table(member):
+        blocks += ["## Parameters", table]
+    for heading in ("Example", "Differences from the paper", "Differences from the papers"):
+        if heading in parts:
+            blocks += [f"## {heading}", *parts[heading]]
+    return "\n\n".join(blocks) + "\n"
+
+
+def axis_page(axis: str, registry: Registry[Any], about: str) -> str:
+    """The page of all members of an axis."""
+    blocks = [f"# {axis.capitalize()}", about]
+    for name in registry:
+        parts = _sections(registry[name])
+        blocks += [f"## {name}", *parts[""]]
+        if table := _table(registry[name]):
+            blocks.append(table)
+        for heading in ("Differences from the paper", "Differences from the papers"):
+            if heading in parts:
+                blocks += [f"{heading}:", *parts[heading]]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _use(section: str, name: str, member: Callable[..., Any]) -> str:
+    """How a configuration and Python name it."""
+    if section == "sharing":
+        python = f"sm.Trainer(model, sharing=sm.{member.__name__}())"
+    else:
+        python = f"sm.{member.__name__}(encoder, tasks)"
+    return f"```yaml\n{section}: {name}\n```\n\n```python\n{python}\n```"
+
+
+def _sections(member: Callable[..., Any]) -> dict[str, list[str]]:
+    """A docstring's sections as Markdown blocks; what comes before the first heading, and between, is under ""."""
+    first, *rest = _SECTION.split(inspect.getdoc(member) or "")
+    found = {"": _blocks(first)}
+    for heading, text in zip(rest[::2], rest[1::2], strict=True):
+        body, loose = re.match(r"((?:(?:    .*)?\n?)*)([\s\S]*)", text).groups()  # type: ignore[union-attr]
+        body = inspect.cleandoc(body)
+        found[heading] = [f"```python\n{body}\n```"] if heading == "Example" else _blocks(body)
+        found[""] += _blocks(loose)
+    return found
+
+
+def _blocks(text: str) -> list[str]:
+    return [block.strip("\n") for block in re.split(r"\n{2,}", text.strip()) if block.strip()]
+
+
+def _table(member: Callable[..., Any]) -> str:
+    """The parameters that a configuration may set."""
+    rows = [
+        (f"`{p.name}`", p.kind, "required" if p.required else f"`{p.default}`", p.about) for p in parameters_of(member)
+    ]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return (
+        "\n".join(["| parameter | is | default | meaning |", "| :--- | :--- | :--- | :--- |", *lines]) if lines else ""
+    )
+
+
+def main() -> None:
+    """Write all pages."""
+    for path, text in pages():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        print(path.relative_to(HERE.parent))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""SegNet: a convolutional encoder and its mirror image, which puts maxima back where they were found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from sparsemtl.backbones.shapes import image_shape
+from sparsemtl.errors import ParameterError
+from sparsemtl.parameters import Count, validated
+
+DEPTHS = (2, 2, 3, 3, 3)
+"""Convolutions before each pooling; the decoder has as many behind each unpooling."""
+
+
+class SegNet(nn.Module):
+    """SegNet (Badrinarayanan et al. 2017): 13 convolutions down, 13 up, features for every pixel.
+
+    The encoder is VGG-16 with batch norm, its parameters named `features.*` as in torchvision's `vgg16_bn`. Each
+    2x2 max-pooling remembers where its maxima were, and the decoder's unpooling writes there, zeros elsewhere.
+    Convolutions start from Xavier's normal distribution, biases from zero, as in Maximum Roaming's code, which is
+    the network of its and FSMTL's CityScapes experiments.
+
+    Args:
+        input_shape: (channels, height, width) of one image, each side at least 32 pixels. The network runs on
+            images of any such size; only the channels are built in.
+        width: channels of the first stage; the five have 1, 2, 4, 8 and 8 times as many. 64 is the published network.
+
+    Attributes:
+        out_features: channels of the features, `width`.
+        stride: 1: features are as large as the image.
+
+    Differences from the paper:
+        - The decoder narrows its channels in the first convolution behind an unpooling, as in Maximum Roaming's
+          code, not in the last one.
+
+    Example:
+        >>> SegNet((3, 33, 48), width=4)(torch.rand(2, 3, 33, 48)).shape
+        torch.Size([2, 4, 33, 48])
+    """
+
+    not_in_torchvision = ("decoder",)
+    """Parts that `load_torchvision` leaves as they are."""
+
+    @validated
+    def __init__(self, input_shape: Sequence[int] = (3, 128, 256), *, width: Count = 64) -> None:
+        super().__init__()
+        channels, height, wide = image_shape("SegNet", input_shape)
+        smallest = 2 ** len(DEPTHS)
+        if min(height, wide) < smallest:
+            raise ParameterError(
+                f"SegNet halves an image {len(DEPTHS)} times and needs at least {smallest}x{smallest} pixels, "
+                f"got {height}x{wide}."
+            )
+        down = [factor * width for factor in (1, 2, 4, 8, 8)]
+        up = [factor * width for factor in (8, 4, 2, 1, 1)]
+        encoder: list[nn.Module] = []
+        for depth, out in zip(DEPTHS, down, strict=True):
+            encoder += [*_convolutions(channels, out, depth), nn.MaxPool2d(2, return_indices=True)]
+            channels = out
+        self.features = nn.Sequential(*encoder)
+        self.decoder = nn.ModuleList()
+        for depth, out in zip(reversed(DEPTHS), up, strict=True):
+            self.decoder.append(nn.Sequential(*_convolutions(channels, out, depth)))
+            channels = out
+        self.out_features = channels
+        self.stride = 1
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_normal_(module.weight)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (B, channels, H, W) to features (B, out_features, H, W)."""
+        found = []
+        for layer in self.features:
+            if isinstance(layer, nn.MaxPool2d):
+                size = x.shape[-2:]
+                x, indices = layer(x)
+                found.append((indices, size))
+            else:
+                x = layer(x)
+        for convolutions in self.decoder:
+            x = convolutions(unpooled(x, *found.pop()))
+        return x
+
+
+def unpooled(x: Tensor, indices: Tensor, size: Sequence[int]) -> Tensor:
+    """Put maxima back where a max-pooling without overlap found them, zeros elsewhere.
+
+    It is `F.max_unpool2d`, which torch refuses where deterministic algorithms are asked for, since it does not know
+    that no two maxima have one place.
+
+    Args:
+        x: maxima (B, C, h, w).
+        indices: their places in the flattened map (B, C, h, w).
+        size: height and width of the map before pooling.
+    """
+    height, width = size[0], size[1]
+    empty = x.new_zeros(x.shape[0], x.shape[1], height * width)
+    filled = empty.scatter(2, indices.flatten(2), x.flatten(2))
+    return filled.view(x.shape[0], x.shape[1], height, width)
+
+
+def _convolutions(channels: int, out: int, depth: int) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers += [nn.Conv2d(channels, out, kernel_size=3, padding=1), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
+        channels = out
+    return layers

@@ -1,0 +1,49 @@
+"""Random numbers that belong to one image: the same whatever else is drawn beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+COUNT = 320
+"""Numbers at hand for one image; more than are used, so that a new one needs no other."""
+
+
+class Draws:
+    """Uniform numbers of N images, handed out in a fixed order.
+
+    Args:
+        seed: of the whole set.
+        indices: N indices of images within it. An image's numbers depend on the seed and on its own index only.
+    """
+
+    def __init__(self, seed: int, indices: Sequence[int]) -> None:
+        self._numbers = torch.from_numpy(np.stack([np.random.default_rng((seed, i)).random(COUNT) for i in indices]))
+        self._used = 0
+
+    def uniform(self, low: float | Tensor, high: float | Tensor, *shape: int) -> Tensor:
+        """Numbers in [low, high), shape (N, *shape), float64; bounds are broadcast against it."""
+        count = int(np.prod(shape))
+        numbers = self._numbers[:, self._used : self._used + count]
+        self._used += count
+        return low + (high - low) * numbers.reshape(-1, *shape)
+
+    def chance(self, probability: float, *shape: int) -> Tensor:
+        """Booleans that are true with a probability, shape (N, *shape)."""
+        return self.uniform(0.0, 1.0, *shape) < probability
+
+    def order(self, count: int) -> Tensor:
+        """A permutation of 0 ... count - 1 for every image, shape (N, count)."""
+        return self.uniform(0.0, 1.0, count).argsort(dim=1)
+
+    def whole(self, below: int, *shape: int) -> Tensor:
+        """Whole numbers in 0 ... below - 1, shape (N, *shape), int64."""
+        return self.uniform(0.0, float(below), *shape).long()
+
+
+def gaussian(seed: int, index: int, *shape: int) -> Tensor:
+    """Standard normal numbers of one image, float32, independent of its `Draws`."""
+    return torch.from_numpy(np.random.default_rng((seed, index, 1)).standard_normal(shape, dtype=np.float32))

@@ -1,0 +1,122 @@
+"""What light comes from a point of a room: its material, the lamp and the window, shadows, corners, highlights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparsemtl.data.scenes.rooms import WINDOW, Materials, Rooms, Window
+from sparsemtl.data.scenes.tracing import Hits, blocked, dot, pick
+
+ABOVE = 2e-3
+"""Metres from a surface at which shadows are looked for."""
+BELOW = 1e-3
+"""Metres under a surface at which solid patterns are read: a face that lies on a cell's border reads one cell."""
+CORNER = 0.25
+"""Metres from a wall at which half of the light from that side is lost."""
+FRAME = 0.06
+"""Width of window frames, metres."""
+STRIDES = (57, 113, 1201)
+"""Steps in `LATTICE` along the three directions."""
+LATTICE = torch.rand(4096 + sum(STRIDES), generator=torch.Generator().manual_seed(0))
+"""Values of noise at the corners of cubes."""
+
+
+def radiance(rooms: Rooms, direction: Tensor, hits: Hits, aside: Tensor, pixel: float) -> Tensor:
+    """Light that comes back along rays in red, green and blue, (N, 3, R).
+
+    Args:
+        rooms: the rooms.
+        direction: of the rays, in the world.
+        hits: what they meet.
+        aside: where on the lights each ray looks for light, in units of their spread, in [-1, 1], (3, R).
+        pixel: distance between pixels in units of the image's longer side: patterns finer than that fade.
+    """
+    length = dot(direction, direction).sqrt()
+    gaze = direction / length.unsqueeze(1)
+    looks = pick(_looks(rooms.materials), hits.surface)
+    blur = hits.depth * length * (pixel / rooms.camera.focal.unsqueeze(1)) / (0.05 + dot(gaze, hits.normal).abs())
+    albedo = _albedo(looks, hits, blur)
+    diffuse, highlight = _light(rooms, gaze, hits, aside)
+    glass = _glass(rooms.window, hits).unsqueeze(1)
+    lit = albedo * diffuse + looks[:, 12:] * highlight
+    return lit * (1 - glass) + rooms.lights.sky.unsqueeze(2) * glass
+
+
+def _looks(materials: Materials) -> Tensor:
+    """All numbers of materials, (N, S, 13)."""
+    return torch.cat([*materials[:4], materials.gloss.unsqueeze(2)], 2)
+
+
+def _albedo(looks: Tensor, hits: Hits, blur: Tensor) -> Tensor:
+    """Reflectance in red, green and blue, (N, 3, R); patterns fade where a pixel covers `blur` metres of them."""
+    first, second, pattern, scale = looks[:, 0:3], looks[:, 3:6], looks[:, 6:9], looks[:, 9:12]
+    place = scale * (hits.own - BELOW * hits.own_normal)
+    x, y, z = place.unbind(1)
+    cell_x, cell_y, cell_z = place.floor().unbind(1)
+    values = torch.stack([_odd(cell_x + cell_y + cell_z), _odd((x + y + z).floor()), smooth_noise(place)], 1)
+    fine = torch.maximum(torch.maximum(scale[:, 0], scale[:, 1]), scale[:, 2])
+    clear = (1.5 - 2 * blur * fine).clamp_(0, 1)
+    share = (dot(values - 0.5, pattern) * clear + 0.5) * dot(pattern, pattern)
+    return first + (second - first) * share.unsqueeze(1)
+
+
+def _odd(whole: Tensor) -> Tensor:
+    """1 for odd numbers, 0 for even ones."""
+    return whole - 2 * (whole / 2).floor()
+
+
+def smooth_noise(place: Tensor) -> Tensor:
+    """Numbers in [0, 1) that vary smoothly over a unit of length, (N, R): a lattice's random ones, interpolated."""
+    corner = place.floor()
+    fraction = place - corner
+    x, y, z = (fraction * fraction * (3 - 2 * fraction)).unbind(1)
+    along_x, along_y, along_z = (corner * torch.tensor(STRIDES)[:, None]).unbind(1)
+    start = (along_x + along_y + along_z).long() % 4096
+    lattice = LATTICE.expand(len(place), -1)
+    steps = [i * STRIDES[0] + j * STRIDES[1] + k * STRIDES[2] for k in (0, 1) for j in (0, 1) for i in (0, 1)]
+    values = [lattice.gather(1, start + step) for step in steps]
+    for weight in (x, y, z):
+        values = [low + weight * (high - low) for low, high in zip(values[::2], values[1::2], strict=True)]
+    return values[0]
+
+
+def _light(rooms: Rooms, gaze: Tensor, hits: Hits, aside: Tensor) -> tuple[Tensor, Tensor]:
+    """Irradiance, and the light of highlights, in red, green and blue, (N, 3, R)."""
+    lights = rooms.lights
+    above = hits.point + ABOVE * hits.normal
+    diffuse = lights.ambient.unsqueeze(2) * _openness(rooms, hits).unsqueeze(1)
+    highlight = torch.zeros_like(diffuse)
+    for position, spread, power, axis in zip(*(field.unsqueeze(3).unbind(1) for field in lights[:4]), strict=True):
+        way = position + spread * aside - above
+        distance = dot(way, way).sqrt()
+        towards = way / distance.unsqueeze(1)
+        sent = (1 - dot(axis, axis) - dot(towards, axis)).clamp_(min=0)
+        arriving = sent * (1 - blocked(rooms, above, way)) / (distance * distance + 0.3)
+        irradiance = arriving * dot(towards, hits.normal).clamp_(min=0)
+        half = towards - gaze
+        sharp = dot(half, hits.normal).clamp_(min=0) / dot(half, half).sqrt()
+        for _ in range(5):
+            sharp = sharp * sharp
+        diffuse += power * irradiance.unsqueeze(1)
+        highlight += power * (arriving * sharp).unsqueeze(1)
+    return diffuse, highlight
+
+
+def _openness(rooms: Rooms, hits: Hits) -> Tensor:
+    """Share of the light from all sides that the shell of the room lets through, in (0, 1): corners are darker."""
+    place, end = hits.point, rooms.size.unsqueeze(2)
+    lost = (1 - hits.normal) / (CORNER + place.clamp(min=0)) + (1 + hits.normal) / (
+        CORNER + (end - place).clamp_(min=0)
+    )
+    x, y, z = lost.unbind(1)
+    return 1 / (1 + 0.5 * CORNER * (x + y + z))
+
+
+def _glass(window: Window, hits: Hits) -> Tensor:
+    """1 where a window's glass is, 0 on its frame and elsewhere, (N, R)."""
+    apart = (hits.point - window.centre.unsqueeze(2)).abs()
+    along, up = apart[:, 0] + apart[:, 1], apart[:, 2]
+    half_along, half_up = window.half[:, :2].amax(1, keepdim=True), window.half[:, 2:]
+    open_ = (along > FRAME / 2) & (along < half_along - FRAME) & (up > FRAME / 2) & (up < half_up - FRAME)
+    return open_ * (hits.surface == WINDOW).float()

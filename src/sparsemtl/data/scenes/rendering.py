@@ -1,0 +1,105 @@
+"""Rooms into images with exact labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sparsemtl.data.scenes.camera import corners, expose, look, middles
+from sparsemtl.data.scenes.draws import gaussian
+from sparsemtl.data.scenes.furnishing import draw_rooms
+from sparsemtl.data.scenes.lighting import radiance
+from sparsemtl.data.scenes.rooms import CLASS_OF_SURFACE, OBJECT, SURFACES, Rooms
+from sparsemtl.data.scenes.tracing import Hits, dot, trace
+from sparsemtl.errors import ParameterError
+
+SCENES = ("at most 1 object", "2 objects", "3 objects", "4 objects", "5 objects", "6 objects or more")
+"""Classes of the label of the whole image."""
+VISIBLE = 400
+"""An object counts as seen if it covers at least one in so many pixels."""
+RAYS = 1 << 14
+"""Rays followed at once: what is computed for them fits the processor's cache."""
+
+
+class Rendering(NamedTuple):
+    """N images with their labels.
+
+    Attributes:
+        image: red, green and blue in [0, 1], in steps of 1 / 255, (N, 3, H, W).
+        segmentation: index in `CLASSES`, int64, (N, H, W).
+        depth: distance of what the pixel's middle shows along the line of sight, metres, (N, H, W).
+        normals: its surface normal, of unit length and towards the camera, along the image's right, along its down
+            and along the line of sight, (N, 3, H, W).
+        scene: index in `SCENES`: how many objects are seen, int64, (N,).
+    """
+
+    image: Tensor
+    segmentation: Tensor
+    depth: Tensor
+    normals: Tensor
+    scene: Tensor
+
+
+def render(seed: int, indices: Sequence[int], height: int, width: int) -> Rendering:
+    """Render images of drawn rooms.
+
+    Args:
+        seed: of the whole set, at least 0.
+        indices: which images of it, at least 0; each depends, bit for bit, on the seed, its index and the size only.
+        height: rows of pixels.
+        width: columns of pixels. The field of view is drawn for the longer side.
+
+    Raises:
+        ParameterError: if there is nothing to render or a number is negative.
+    """
+    if min(height, width) < 1 or min(seed, *indices, 0) < 0 or not len(indices):
+        raise ParameterError(
+            f"`render` needs a seed and indices of at least 0, at least one index, and a size of at least 1x1. "
+            f"Got seed {seed}, {len(indices)} indices from {min(indices, default=None)}, size {height}x{width}."
+        )
+    torch.empty(1 << 22)
+    rooms = draw_rooms(seed, indices)
+    order = rooms.boxes.present().argsort(stable=True)
+    some = order.split(max(1, RAYS // (height * width)))
+    parts = []
+    for rows in some:
+        grain = torch.stack([gaussian(seed, indices[row], 3, height, width) for row in rows.tolist()])
+        parts.append(photograph(rooms.select(rows), grain))
+    back = order.argsort()
+    return Rendering(*(torch.cat(tensors)[back] for tensors in zip(*parts, strict=True)))
+
+
+def photograph(rooms: Rooms, grain: Tensor) -> Rendering:
+    """Render rooms; `grain` is the sensor's standard normal noise, (N, 3, H, W), and gives the size."""
+    height, width = grain.shape[2:]
+    light, hits = _follow(rooms, middles(height, width), max(height, width))
+    corner, _ = _follow(rooms, corners(height, width), max(height, width))
+    image = expose(rooms, light.unflatten(2, (height, width)), corner.unflatten(2, (height + 1, width + 1)), grain)
+    normals = torch.stack([dot(axis.unsqueeze(2), hits.normal) for axis in rooms.camera.axes.unbind(1)], 1)
+    return Rendering(
+        image,
+        CLASS_OF_SURFACE[hits.surface].unflatten(1, (height, width)),
+        hits.depth.unflatten(1, (height, width)),
+        normals.unflatten(2, (height, width)),
+        _scene(hits.surface),
+    )
+
+
+def _follow(rooms: Rooms, rays: Tensor, side: int) -> tuple[Tensor, Hits]:
+    """The light along rays, (N, 3, R), and what they meet."""
+    lights, hits = [], []
+    for some in rays.split(max(1, RAYS // len(rooms.size)), 1):
+        direction = look(rooms.camera, some)
+        hits.append(trace(rooms, direction))
+        lights.append(radiance(rooms, direction, hits[-1], some[2:], 1 / side))
+    return torch.cat(lights, -1), Hits(*(torch.cat(tensors, -1) for tensors in zip(*hits, strict=True)))
+
+
+def _scene(surface: Tensor) -> Tensor:
+    """Index in `SCENES` by the objects that are seen; surfaces (N, R)."""
+    covered = torch.stack([(surface == slot).sum(1) for slot in range(OBJECT, len(SURFACES))], 1)
+    seen = (covered * VISIBLE >= surface.shape[1]).sum(1)
+    return seen.clamp(1, len(SCENES)) - 1

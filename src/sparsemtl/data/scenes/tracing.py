@@ -1,0 +1,179 @@
+"""Where rays meet a room: depth, surface and normal; all solids against all rays at once.
+
+A ray's direction has unit length along the line of sight, so that its parameter is the depth. Branches are
+arithmetic on 0 and 1, which is faster than choosing with `where`, and sums are written out, so that a number is
+rounded alike wherever it stands in a tensor.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sparsemtl.data.scenes.rooms import OBJECT, SLOTS, WALL, WINDOW, Rooms, Solids
+
+FAR = 1e12
+"""What a miss adds to the distance, for each unit that the ray misses by."""
+NUDGE = 1e-12
+"""Added to directions: a ray along a plane meets it very far away, never at 0 / 0."""
+FIRST_SPHERE = SLOTS.index("sphere")
+
+
+class Hits(NamedTuple):
+    """What N x R rays meet first.
+
+    Attributes:
+        depth: distance along the line of sight, metres, (N, R).
+        surface: index in `SURFACES`, (N, R).
+        point: in the world, metres, (N, 3, R).
+        normal: in the world, unit length, towards the camera, (N, 3, R).
+        own: the point from the solid's centre, along the solid's own directions, (N, 3, R).
+        own_normal: the normal along the solid's own directions, (N, 3, R).
+    """
+
+    depth: Tensor
+    surface: Tensor
+    point: Tensor
+    normal: Tensor
+    own: Tensor
+    own_normal: Tensor
+
+
+def trace(rooms: Rooms, direction: Tensor) -> Hits:
+    """Follow rays from the cameras to the first surface; `direction` as `look` gives it."""
+    origin = rooms.camera.position.unsqueeze(2)
+    distances = [_leaving(rooms.size.unsqueeze(2), origin, direction).unsqueeze(1)]
+    for start, end in (box_spans(rooms.boxes, origin, direction), round_spans(rooms.rounds, origin, direction)):
+        distances.append((start - end).clamp_(min=0).mul_(FAR).add_(start))
+    depth, solid = torch.cat(distances, 1).min(1)
+    return _describe(rooms, origin, direction, depth, solid)
+
+
+def blocked(rooms: Rooms, origin: Tensor, way: Tensor) -> Tensor:
+    """Whether a solid stands between `origin` and `origin + way`, both (N, 3, R): 1 or 0, (N, R)."""
+    covered = torch.zeros_like(way[:, 0])
+    for start, end in (box_spans(rooms.boxes, origin, way), round_spans(rooms.rounds, origin, way)):
+        if start.shape[1]:
+            covered = covered.maximum(end.clamp_(max=1).sub_(start).amax(1))
+    return (covered > 0).float()
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of vectors (N, 3, R), always summed in the same order, (N, R)."""
+    x, y, z = (a * b).unbind(1)
+    return x + y + z
+
+
+def turned(vector: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Horizontal vectors (..., 2, R) along directions turned by an angle, (..., R)."""
+    x, y = vector.unbind(-2)
+    return torch.stack([cosine * x + sine * y, cosine * y - sine * x], -2)
+
+
+def box_spans(boxes: Solids, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Where rays enter boxes and leave them again, in units of the direction, not before the origin, (N, K, R).
+
+    A ray that misses a solid enters it after it has left.
+    """
+    cosine, sine = boxes.turn.unsqueeze(3).unbind(2)
+    apart, way = boxes.centre.unsqueeze(3) - origin.unsqueeze(1), direction.unsqueeze(1)
+    aside, level = turned(apart[:, :, :2], cosine, sine), turned(way[:, :, :2], cosine, sine)
+    start, end = _slab(aside, level, boxes.half[:, :, :2, None])
+    low, high = _slab(apart[:, :, 2], way[:, :, 2], boxes.half[:, :, 2, None])
+    first = torch.maximum(start[:, :, 0], start[:, :, 1]).maximum(low)
+    return first.clamp_(min=0), torch.minimum(end[:, :, 0], end[:, :, 1]).minimum(high)
+
+
+def round_spans(rounds: Solids, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Like `box_spans`, for round solids.
+
+    The sides are roots of a quadratic: x^2 + y^2 = radius^2 for cylinders, x^2 + y^2 + z^2 = radius^2 for balls.
+    """
+    ball = (rounds.slot >= FIRST_SPHERE).float().unsqueeze(2)
+    x, y, z = (rounds.centre.unsqueeze(3) - origin.unsqueeze(1)).unbind(2)
+    way_x, way_y, way_z = direction.unsqueeze(1).unbind(2)
+    radius, half_height = rounds.half[:, :, 0, None], rounds.half[:, :, 2, None]
+    square = (way_x * way_x + way_y * way_y + NUDGE) + ball * (way_z * way_z)
+    middle = x * way_x + y * way_y + ball * (z * way_z)
+    outside = x * x + y * y + ball * (z * z) - radius * radius.abs()
+    inside = middle * middle - square * outside
+    root, missed = inside.clamp(min=0).sqrt_(), inside.neg_().clamp_(min=0).mul_(FAR)
+    start, end = (middle - root + missed) / square, (middle + root) / square
+    low, high = _slab(z, way_z, half_height)
+    return torch.maximum(start, low).clamp_(min=0), torch.minimum(end, high)
+
+
+def _slab(apart: Tensor, direction: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
+    """Where rays are within `half` of a plane that is `apart` from their origin."""
+    inverse = (direction + NUDGE).reciprocal_()
+    middle = apart * inverse
+    reach = half * inverse.abs_()
+    return middle - reach, middle.add_(reach)
+
+
+def _leaving(size: Tensor, origin: Tensor, direction: Tensor) -> Tensor:
+    """Where rays from within reach the shell of the room, (N, R)."""
+    _, end = _slab(size / 2 - origin, direction, size / 2)
+    x, y, z = end.unbind(1)
+    return x.minimum(y).minimum(z)
+
+
+def pick(table: Tensor, column: Tensor) -> Tensor:
+    """Look numbers up for every ray: `table` (N, C, F) at `column` (N, R) gives (N, F, R)."""
+    lines = table.transpose(1, 2).contiguous()
+    return lines.gather(2, column.unsqueeze(1).expand(-1, lines.shape[1], -1))
+
+
+def _forms(rooms: Rooms) -> Tensor:
+    """Numbers of the shell, of boxes and of round solids, (N, 1 + K, 12).
+
+    Centre, 1 / half extents, cosine and sine, -1 for the shell and 1 for others, 1 if round, 1 if a ball, surface.
+    """
+    middle = rooms.size.unsqueeze(1) / 2
+    shell = _form(middle, middle, torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 0.0, 0.0, WALL]))
+    boxes, rounds = rooms.boxes, rooms.rounds
+    box = torch.tensor([1.0, 0.0, 0.0, OBJECT]) + torch.tensor([0.0, 0.0, 0.0, 1.0]) * boxes.slot.unsqueeze(2)
+    ball = (rounds.slot >= FIRST_SPHERE).float()
+    one = torch.ones_like(ball)
+    ring = torch.stack([one, one, ball, OBJECT + rounds.slot], 2)
+    return torch.cat(
+        [shell, _form(boxes.centre, boxes.half, boxes.turn, box), _form(rounds.centre, rounds.half, rounds.turn, ring)],
+        1,
+    )
+
+
+def _form(centre: Tensor, half: Tensor, turn: Tensor, kind: Tensor) -> Tensor:
+    shape = centre.shape[:2]
+    return torch.cat([centre, 1 / half, turn.expand(*shape, 2), kind.expand(*shape, 4)], 2)
+
+
+def _describe(rooms: Rooms, origin: Tensor, direction: Tensor, depth: Tensor, solid: Tensor) -> Hits:
+    """Describe where rays end.
+
+    Of the sides of a solid that face the ray, the one that the point lies on is the one whose bound it meets best.
+    """
+    form = pick(_forms(rooms), solid)
+    centre, fit = form[:, 0:3], form[:, 3:6]
+    cosine, sine, out, rounded, ball, surface = form[:, 6:].unbind(1)
+    point = origin + depth.unsqueeze(1) * direction
+    apart = point - centre
+    own = torch.cat([turned(apart[:, :2], cosine, sine), apart[:, 2:]], 1)
+    way = torch.cat([turned(direction[:, :2], cosine, sine), direction[:, 2:]], 1)
+
+    fits = own.abs() * fit * (out.unsqueeze(1) * own * way < 0)
+    across = own * torch.stack([rounded, rounded, rounded * ball], 1)
+    length = dot(across, across).sqrt() + NUDGE
+    on_side = torch.maximum(fits[:, 0], fits[:, 1]) * (1 - rounded) + length * fit[:, 0] * (dot(across, way) < 0)
+    flat = (fits[:, 2] > on_side) * (1 - ball)
+    along_x = (fits[:, 0] >= fits[:, 1]).float()
+    boxed = out * (1 - rounded) * (1 - flat)
+    face = torch.stack([boxed * along_x, boxed * (1 - along_x), out * flat], 1)
+    own_normal = own.sign() * face + across * ((1 - flat) / length).unsqueeze(1)
+    normal = torch.cat([turned(own_normal[:, :2], cosine, -sine), own_normal[:, 2:]], 1)
+
+    surface = surface + flat * (out < 0) * own[:, 2].sign()
+    inside = ((point - rooms.window.centre.unsqueeze(2)).abs() <= rooms.window.half.unsqueeze(2)).all(1)
+    surface = surface + (WINDOW - WALL) * (inside * (surface == WALL))
+    return Hits(depth, surface.long(), point, normal, own, own_normal)

@@ -1,0 +1,225 @@
+"""How the entries of a weight fall into groups, and views of a weight in which its groups lie side by side.
+
+Everything that acts on groups sees a weight as *parts*: tensors of shape (L, A, G, B) in which `part[l, :, g, :]` is
+one group, so that all groups of a part have A * B entries. For the named groupings a part is a view of the weight in
+either of torch's memory formats, so nothing is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from sparsemtl.errors import ParameterError, unknown_name
+
+GroupName = Literal["input-channel", "output-channel", "block", "weight"]
+"""W[:, c], W[n], rectangles of output by input channels with their whole kernels, or every entry on its own."""
+
+GroupFunction = Callable[[Tensor], Tensor]
+"""A user's own grouping: weight -> group numbers, whole and from 0 up, of a shape that broadcasts to the weight's."""
+
+Parameters = Mapping[str, Tensor] | Iterable[Tensor | tuple[str, Tensor]]
+"""Parameters with their names, as a mapping or as `named_parameters()` gives them, or without."""
+
+
+class Part(Protocol):
+    """Some groups of a weight, all of one size."""
+
+    def read(self, weight: Tensor) -> Tensor:
+        """The groups in the shape (L, A, G, B), of the weight or of any dense tensor of its shape."""
+
+    def write(self, weight: Tensor, values: Tensor) -> None:
+        """Put back what `read` gave and somebody changed in place; nothing to do where it gave a view."""
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """How weights fall into groups.
+
+    Args:
+        by: the name of a grouping, or a function from a weight to the group number of every entry.
+        block: output by input channels of a `block`; at the edges blocks are smaller.
+        linear: weights of two axes fall into groups as well as those of four (convolutions).
+
+    Raises:
+        ParameterError: if there is no such grouping, or the block is not two whole numbers of at least 1.
+
+    The second axis is called input channel, as it is in `nn.Conv2d` and `nn.Linear`. In a transposed convolution it
+    is the output's, and in a grouped one (depthwise: a single one) it is shared by the groups of the convolution.
+    """
+
+    by: GroupName | GroupFunction = "input-channel"
+    block: tuple[int, int] = (4, 4)
+    linear: bool = False
+
+    def __post_init__(self) -> None:
+        if not callable(self.by) and self.by not in get_args(GroupName):
+            raise ParameterError(unknown_name("grouping", self.by, get_args(GroupName)))
+        if len(self.block) != 2 or not all(isinstance(side, int) and side >= 1 for side in self.block):
+            raise ParameterError(f"`block` must be two whole numbers of at least 1, got {self.block!r}.")
+
+    @property
+    def name(self) -> str:
+        """The granularity in a word: the grouping's name, or that of the user's function."""
+        return getattr(self.by, "__name__", "custom") if callable(self.by) else self.by
+
+    def covers(self, weight: Tensor) -> bool:
+        """Tell whether the weight is of a kind that falls into groups."""
+        return weight.ndim == 4 or (self.linear and weight.ndim == 2)
+
+    def split(self, weight: Tensor) -> tuple[Part, ...]:
+        """The parts of a weight; they fit every tensor of its shape.
+
+        Raises:
+            ParameterError: if a user's function does not give group numbers.
+        """
+        rows, columns = weight.shape[:2]
+        match self.by:
+            case "weight":
+                return (Entries(),)
+            case "input-channel":
+                return _tiles(rows, columns, (rows, 1))
+            case "output-channel":
+                return _tiles(rows, columns, (1, columns))
+            case "block":
+                return _tiles(rows, columns, self.block)
+            case function:
+                return _listed(function, weight)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Rectangles of output by input channels, side by side, that fill a range of rows and one of columns."""
+
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    tile: tuple[int, int]
+
+    def read(self, weight: Tensor) -> Tensor:
+        """See `Part`; a view."""
+        kernels = _kernels(weight)[slice(*self.rows), :, slice(*self.columns)]
+        height, width = self.tile
+        return kernels.view(-1, height * kernels.shape[1], kernels.shape[2] // width, width * kernels.shape[3])
+
+    def write(self, weight: Tensor, values: Tensor) -> None:
+        """See `Part`."""
+
+
+class Entries:
+    """Every entry a group."""
+
+    def read(self, weight: Tensor) -> Tensor:
+        """See `Part`; a view."""
+        return _kernels(weight).view(1, 1, -1, 1)
+
+    def write(self, weight: Tensor, values: Tensor) -> None:
+        """See `Part`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Listed:
+    """Groups anywhere in a weight.
+
+    Args:
+        positions: (groups, size); where the entries are, counted along the weight's axes.
+    """
+
+    positions: Tensor
+
+    def read(self, weight: Tensor) -> Tensor:
+        """See `Part`; a copy."""
+        return torch.take(weight, self.positions)[None, None]
+
+    def write(self, weight: Tensor, values: Tensor) -> None:
+        """See `Part`."""
+        weight.put_(self.positions, values[0, 0])
+
+
+def named(parameters: Parameters) -> Iterator[tuple[str, Tensor]]:
+    """Name and parameter; one without a name is called by its place and shape."""
+    pairs = parameters.items() if isinstance(parameters, Mapping) else parameters
+    for place, item in enumerate(pairs):
+        yield (f"parameter {place} of shape {tuple(item.shape)}", item) if isinstance(item, Tensor) else item
+
+
+def dense(weight: Tensor) -> Tensor:
+    """The weight itself if it fills its memory in one of torch's formats, else a copy that does."""
+    return weight if weight.is_contiguous() or _channels_last(weight) else weight.contiguous()
+
+
+def laid_out_as(tensor: Tensor, weight: Tensor) -> Tensor:
+    """The tensor in the memory format of a dense weight of its shape; itself if it is in that already."""
+    last = not weight.is_contiguous()
+    return tensor.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def pieces(first: Tensor, second: Tensor | None, size: int | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Cut two tensors of one shape (L, A, G, B) between groups, into views of about `size` entries (None: whole).
+
+    `second` may be absent.
+    """
+    _, inner, groups, outer = first.shape
+    rows, columns = (first.shape[0], groups) if size is None else (
+        max(1, size // (inner * groups * outer)), max(1, size // (inner * outer))
+    )  # fmt: skip
+    for row in range(0, first.shape[0], rows):
+        for column in range(0, groups, columns):
+            place = (slice(row, row + rows), slice(None), slice(column, column + columns))
+            yield first[place], None if second is None else second[place]
+
+
+def _channels_last(weight: Tensor) -> bool:
+    return weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def _kernels(weight: Tensor) -> Tensor:
+    """A dense weight as a view (outputs, K, inputs, 1) or (outputs, 1, inputs, K) of K kernel entries each."""
+    if weight.is_contiguous():
+        return weight.view(weight.shape[0], 1, weight.shape[1], -1)
+    return weight.permute(0, 2, 3, 1).flatten(1, 2)[..., None]
+
+
+def _tiles(rows: int, columns: int, tile: tuple[int, int]) -> tuple[Part, ...]:
+    """Whole tiles, and the smaller ones of the last row and column."""
+    ranges = product(_ranges(rows, tile[0]), _ranges(columns, tile[1]))
+    return tuple(Tiles((top, bottom), (left, right), (h, w)) for (top, bottom, h), (left, right, w) in ranges)
+
+
+def _ranges(length: int, side: int) -> Iterator[tuple[int, int, int]]:
+    """(start, stop, side of a tile): what whole tiles cover, then the rest."""
+    rest = length % side
+    if length > rest:
+        yield 0, length - rest, side
+    if rest:
+        yield length - rest, length, rest
+
+
+def _listed(function: GroupFunction, weight: Tensor) -> tuple[Part, ...]:
+    """A part for every size that a user's groups have."""
+    numbers = function(weight.detach())
+    if not isinstance(numbers, Tensor) or numbers.is_floating_point() or numbers.is_complex():
+        raise ParameterError(f"a grouping function must give a tensor of whole numbers, got {_kind(numbers)}.")
+    try:
+        numbers = numbers.to(weight.device, torch.int64).broadcast_to(weight.shape).flatten()
+    except RuntimeError:
+        raise ParameterError(
+            f"a grouping function must number every entry of the weight: its shape {tuple(numbers.shape)} does not "
+            f"broadcast to {tuple(weight.shape)}."
+        ) from None
+    if numbers.numel() and int(numbers.min()) < 0:
+        raise ParameterError(f"a grouping function must count groups from 0, got {int(numbers.min())}.")
+    counts = numbers.bincount()
+    starts, order = counts.cumsum(0) - counts, numbers.argsort(stable=True)
+    return tuple(
+        Listed(order[starts[counts == size, None] + torch.arange(size, device=order.device)])
+        for size in counts[counts > 0].unique().tolist()
+    )
+
+
+def _kind(found: object) -> str:
+    return str(found.dtype) if isinstance(found, Tensor) else type(found).__name__

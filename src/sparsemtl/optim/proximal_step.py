@@ -1,0 +1,180 @@
+"""The proximal step after a step of any torch optimizer."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sparsemtl.errors import MaskWarning, ParameterError
+from sparsemtl.optim.groups import Grouping, Parameters, Part, dense, laid_out_as, named, pieces
+from sparsemtl.optim.penalties import Penalty
+from sparsemtl.parameters import validated
+
+ProxLR = Literal["lr", "step"]
+"""The size of an adaptive proximal step, in the metric d = sqrt(v) + eps of Adam's second moment v: `lr` is the
+learning rate, as in the reference code; `step` is lr * sqrt(1 - beta2^t) / (1 - beta1^t), the size of Adam's own step
+in that metric. `lr` is up to 6.5 times as large early in training, and the same late."""
+
+SECOND_MOMENTS = ("max_exp_avg_sq", "exp_avg_sq")
+"""Where Adam and its kin keep v; the first with `amsgrad`."""
+
+_PIECE = 2**18
+"""Entries that, with what the step computes on the way, fit into a processor's cache."""
+_LOOK_EVERY = 100
+"""Looking for dead layers makes an accelerator wait, so there it happens once in so many steps."""
+
+
+class ProximalStep:
+    """Shrinks weights by the proximal map of a penalty; call it after every step of an optimizer.
+
+    The metric of the map is that of the step: after Adam or one of its kin (whatever keeps `exp_avg_sq`) it is
+    sqrt(v) + eps, after any other optimizer the identity. Learning rate, eps and betas are read from the optimizer.
+
+    Args:
+        penalty: what makes the weights sparse, and how strongly; may be replaced at any time.
+        adaptive: take the step in the optimizer's metric; otherwise, and where it has none, the plain step, of the
+            size of the learning rate.
+        prox_lr: the size of an adaptive step, see `ProxLR`.
+
+    Example:
+        >>> layer = nn.Conv2d(8, 4, 3)
+        >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        >>> shrink = sm.optim.ProximalStep(sm.optim.GroupLasso(strength=0.02))
+        >>> layer(torch.rand(2, 8, 5, 5)).square().sum().backward()
+        >>> optimizer.step()
+        >>> shrink(optimizer, layer.named_parameters())
+    """
+
+    @validated
+    def __init__(self, penalty: Penalty, *, adaptive: bool = True, prox_lr: ProxLR = "lr") -> None:
+        self.penalty = penalty
+        self.adaptive = adaptive
+        self.prox_lr = prox_lr
+        self._grouping: Grouping | None = None
+        self._splits: dict[Tensor, tuple[Part, ...]] = {}
+        self._calls = 0
+        self._told: set[str] = set()
+
+    @torch.no_grad()
+    def __call__(self, optimizer: Optimizer, parameters: Parameters) -> None:
+        """Shrink those of the parameters that the penalty covers and that have a gradient, so took part in the step.
+
+        Args:
+            optimizer: whose step was just taken.
+            parameters: some of its parameters; with their names, a warning can name them.
+
+        Raises:
+            ParameterError: if the optimizer does not hold one of them.
+
+        Warns:
+            MaskWarning: once for every weight that has no group left; see `_LOOK_EVERY`.
+        """
+        groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+        survivors: dict[str, Tensor] = {}
+        for name, parameter in named(parameters):
+            if parameter.grad is None or not self.penalty.covers(parameter):
+                continue
+            if parameter not in groups:
+                raise ParameterError(f"{name} is not among the parameters of {type(optimizer).__name__}.")
+            step = self._step(groups[parameter], optimizer.state.get(parameter, {}))
+            if step.size * self.penalty.strength > 0:
+                survivors[name] = self._shrink(parameter, step)
+        self._look(survivors)
+
+    def _step(self, group: dict[str, Any], state: dict[str, Any]) -> _Step:
+        """The step that a parameter of this group and in this state takes."""
+        lr = float(group["lr"])
+        moment = next((state[key] for key in SECOND_MOMENTS if key in state), None)
+        if moment is None or not self.adaptive:
+            return _Step(lr, None, 0.0)
+        if self.prox_lr == "step":
+            t, (beta1, beta2) = float(state["step"]), map(float, group["betas"])
+            lr *= math.sqrt(1 - beta2**t) / (1 - beta1**t)
+        return _Step(lr, moment, float(group["eps"]))
+
+    def _shrink(self, parameter: Tensor, step: _Step) -> Tensor:
+        """Shrink a parameter; gives a tensor that says whether any of its groups survives."""
+        weight = dense(parameter.detach())
+        moment = None if step.moment is None else laid_out_as(step.moment, weight)
+        size = None if moment is None or weight.device.type != "cpu" else _PIECE
+        read = [(part, part.read(weight)) for part in self._parts(parameter)]
+        cut = [
+            (piece, step._replace(moment=v))
+            for part, x in read
+            for piece, v in pieces(x, None if moment is None else part.read(moment), size)
+        ]
+        kept = self._kept(cut) if self.penalty.keep_min else [None] * len(cut)
+        alive = [self._shrink_piece(x, own, keep).any() for (x, own), keep in zip(cut, kept, strict=True)]
+        for part, x in read:
+            part.write(weight, x)
+        if not parameter.is_set_to(weight):
+            parameter.copy_(weight)
+        return torch.stack(alive).any()
+
+    def _parts(self, parameter: Tensor) -> tuple[Part, ...]:
+        """The parameter's parts, found once."""
+        if self._grouping != self.penalty.grouping:
+            self._grouping, self._splits = self.penalty.grouping, {}
+        if parameter not in self._splits:
+            self._splits[parameter] = self._grouping.split(parameter)
+        return self._splits[parameter]
+
+    def _shrink_piece(self, x: Tensor, step: _Step, keep: Tensor | None) -> Tensor:
+        """Shrink some groups, but not those to be kept that would die; gives which survive."""
+        work, d = step.working(x)
+        before = None if keep is None else work.clone()
+        alive = self.penalty.shrink_(work, step.size, d)
+        if keep is not None and before is not None:
+            work.copy_(torch.where(keep & ~alive, before, work))
+            alive |= keep
+        if work is not x:
+            x.copy_(work)
+        return alive
+
+    def _kept(self, cut: list[tuple[Tensor, _Step]]) -> list[Tensor]:
+        """For every piece of a weight, the groups that are among the `keep_min` nearest to surviving, and not zero."""
+        pulls = []
+        for x, step in cut:
+            work, d = step.working(x)
+            pulls.append(self.penalty.pull(work, step.size, d))
+        flat = torch.cat([pull.flatten() for pull in pulls])
+        best = flat.topk(min(self.penalty.keep_min, len(flat))).indices
+        kept = torch.zeros_like(flat, dtype=torch.bool).index_fill_(0, best, True) & (flat > 0)
+        parts = kept.split([pull.numel() for pull in pulls])
+        return [part.view_as(pull) for part, pull in zip(parts, pulls, strict=True)]
+
+    def _look(self, survivors: dict[str, Tensor]) -> None:
+        """Warn of weights that nothing survives in."""
+        self._calls += 1
+        for name, some in survivors.items():
+            if some.device.type != "cpu" and self._calls % _LOOK_EVERY:
+                continue
+            if name not in self._told and not bool(some):
+                self._told.add(name)
+                warnings.warn(
+                    f"{name!r}: every group (granularity {self.penalty.grouping.name}) is zero, which cuts the "
+                    f"network here. Lower the strength {self.penalty.strength:g} of {type(self.penalty).__name__}, or "
+                    "keep some with keep_min=1.",
+                    MaskWarning,
+                    stacklevel=4,
+                )
+
+
+class _Step(NamedTuple):
+    """A step of a given size in the metric d = sqrt(moment) + eps, or in that of the identity."""
+
+    size: float
+    moment: Tensor | None
+    eps: float
+
+    def working(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What maps compute with, in at least single precision: x, itself if it can be, and the metric."""
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        if self.moment is None:
+            return x.to(dtype), None
+        return x.to(dtype).contiguous(), self.moment.to(dtype).sqrt().add_(self.eps)

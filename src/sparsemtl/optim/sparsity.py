@@ -1,0 +1,107 @@
+"""How sparse weights are: the fraction of groups that are zero, and of weights that lie in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sparsemtl.errors import ParameterError
+from sparsemtl.optim.groups import Grouping, GroupName, Parameters, dense, named
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """What is zero at one granularity.
+
+    Args:
+        granularity: what counts as a group: `input-channel`, `output-channel`, `block`, `weight`, or the name of a
+            user's function.
+        groups: number of groups.
+        zero_groups: those whose weights are all zero.
+        weights: number of weights.
+        zero_weights: those in zero groups; zeros in other groups do not count.
+    """
+
+    granularity: str
+    groups: int = 0
+    zero_groups: int = 0
+    weights: int = 0
+    zero_weights: int = 0
+
+    @property
+    def of_groups(self) -> float:
+        """Fraction of the groups that are zero."""
+        return self.zero_groups / max(self.groups, 1)
+
+    @property
+    def of_parameters(self) -> float:
+        """Fraction of the weights that lie in zero groups."""
+        return self.zero_weights / max(self.weights, 1)
+
+    def __add__(self, other: Sparsity) -> Sparsity:
+        return Sparsity(
+            self.granularity,
+            self.groups + other.groups,
+            self.zero_groups + other.zero_groups,
+            self.weights + other.weights,
+            self.zero_weights + other.zero_weights,
+        )
+
+
+@torch.no_grad()
+def layer_sparsity(parameters: Parameters, grouping: Grouping | GroupName = "input-channel") -> dict[str, Sparsity]:
+    """Name of every weight that the grouping covers -> its sparsity.
+
+    Args:
+        parameters: name -> parameter, or what `named_parameters()` gives.
+        grouping: what counts as a group; a penalty's own is `penalty.grouping`.
+
+    Raises:
+        ParameterError: if the grouping covers none of the parameters.
+    """
+    own = grouping if isinstance(grouping, Grouping) else Grouping(grouping)
+    found = {name: _sparsity(weight, own) for name, weight in named(parameters) if own.covers(weight)}
+    if not found:
+        raise ParameterError(
+            "nothing to measure: no parameter has four axes (convolutions); linear=True counts those of two as well."
+        )
+    return found
+
+
+def total_sparsity(parameters: Parameters, grouping: Grouping | GroupName = "input-channel") -> Sparsity:
+    """Sparsity of all weights together; see `layer_sparsity`."""
+    first, *rest = layer_sparsity(parameters, grouping).values()
+    return sum(rest, start=first)
+
+
+def group_sparsity(parameters: Parameters, grouping: Grouping | GroupName = "input-channel") -> float:
+    """Zero groups over all groups, in [0, 1]; see `layer_sparsity`.
+
+    Example:
+        >>> layer = nn.Conv2d(4, 2, 3)
+        >>> _ = layer.weight.data[:, 0].zero_()
+        >>> sm.optim.group_sparsity(layer.named_parameters(), "input-channel")
+        0.25
+        >>> sm.optim.group_sparsity(layer.named_parameters(), "output-channel")
+        0.0
+    """
+    return total_sparsity(parameters, grouping).of_groups
+
+
+def parameter_sparsity(parameters: Parameters, grouping: Grouping | GroupName = "input-channel") -> float:
+    """Weights in zero groups over all weights, in [0, 1]; see `layer_sparsity`.
+
+    Only whole zero groups count; with the grouping `weight`, that is every zero.
+    """
+    return total_sparsity(parameters, grouping).of_parameters
+
+
+def _sparsity(weight: torch.Tensor, grouping: Grouping) -> Sparsity:
+    total = Sparsity(grouping.name)
+    for part in grouping.split(weight):
+        groups = part.read(dense(weight))
+        size, zero = groups.shape[1] * groups.shape[3], (groups == 0).all(3).all(1)
+        zeros = int(zero.sum())
+        total += Sparsity(grouping.name, zero.numel(), zeros, groups.numel(), zeros * size)
+    return total

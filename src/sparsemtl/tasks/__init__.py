@@ -1,0 +1,41 @@
+"""Tasks: what a head predicts, how wrong it is, and how that is measured. One file a kind.
+
+A task is named, reads one target, and knows its loss, its likelihood and its metrics. A sample without a label for a
+task (NaN, the ignore index; a map without a known pixel) adds exactly nothing to that task: not to its loss, its
+gradient or its metrics.
+"""
+
+from sparsemtl.registry import Registry
+from sparsemtl.tasks.classification import Classification
+from sparsemtl.tasks.dense import DenseTask
+from sparsemtl.tasks.depth import Depth
+from sparsemtl.tasks.multilabel import MultiLabel
+from sparsemtl.tasks.normals import Normals
+from sparsemtl.tasks.regression import Regression
+from sparsemtl.tasks.segmentation import Segmentation
+from sparsemtl.tasks.task import Loss, Task
+
+TASKS: Registry[Task] = Registry(
+    "task",
+    {
+        "classification": Classification,
+        "multi-label": MultiLabel,
+        "regression": Regression,
+        "segmentation": Segmentation,
+        "depth": Depth,
+        "normals": Normals,
+    },
+)
+
+__all__ = [
+    "TASKS",
+    "Classification",
+    "DenseTask",
+    "Depth",
+    "Loss",
+    "MultiLabel",
+    "Normals",
+    "Regression",
+    "Segmentation",
+    "Task",
+]

@@ -1,0 +1,118 @@
+"""One class a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparsemtl.errors import LabelError, ParameterError
+from sparsemtl.likelihoods import Categorical
+from sparsemtl.parameters import NonNegative, Share, validated
+from sparsemtl.tasks.task import Loss, Task
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+
+class Classification(Task):
+    """One class of several per sample.
+
+    Args:
+        name: the task's name.
+        classes: number of classes (at least 2), or their names.
+        ignore_index: the label of a sample that has none; NaN says the same where labels are floats.
+        label_smoothing: in [0, 1).
+
+    Labels have shape (B,) and lie in 0 .. classes - 1; outputs are logits (B, classes).
+    """
+
+    @validated
+    def __init__(
+        self,
+        name: str,
+        classes: int | Sequence[str],
+        *,
+        ignore_index: int = -100,
+        label_smoothing: Share = 0.0,
+        weight: NonNegative = 1.0,
+        target: str | None = None,
+        loss: Loss | None = None,
+        metrics: Mapping[str, Metric] | None = None,
+    ) -> None:
+        super().__init__(name, weight=weight, target=target, loss=loss, metrics=metrics)
+        self.class_names = [str(c) for c in (range(classes) if isinstance(classes, int) else classes)]
+        if len(self.class_names) < 2:
+            raise ParameterError(f"task {name!r}: a classification needs at least 2 classes, got {classes!r}.")
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def outputs(self) -> int:
+        """One logit a class."""
+        return self.classes
+
+    @property
+    def likelihood(self) -> Categorical:
+        """Softmax."""
+        return Categorical(self.ignore_index)
+
+    def labelled(self, target: Tensor) -> Tensor:
+        """Samples whose label is neither the ignore index nor NaN."""
+        if target.is_floating_point():
+            return (target != self.ignore_index) & ~target.isnan()
+        return target.long() != self.ignore_index
+
+    def check_labels(self, target: Tensor) -> None:
+        """Labels are class indices or missing."""
+        if target.ndim == 0 or target.shape[1:] not in ((), (1,)):
+            raise LabelError(
+                f"task {self.name!r}: expected class indices of shape (batch,), got labels of shape "
+                f"{tuple(target.shape)}."
+            )
+        known = target[self.labelled(target)]
+        wrong = known[(known < 0) | (known >= self.classes) | (known != known.long())]
+        if wrong.numel():
+            raise LabelError(
+                f"task {self.name!r}: label {wrong[0].item()} is not one of the classes 0 .. {self.classes - 1}. "
+                f"A sample without a label carries ignore_index={self.ignore_index} or NaN."
+            )
+
+    def cast(self, target: Tensor) -> Tensor:
+        """Labels (B,) or (B, 1) as int64; NaN becomes the ignore index."""
+        if target.ndim == 2 and target.shape[1] == 1:
+            target = target.squeeze(1)
+        if target.is_floating_point():
+            target = target.nan_to_num(float(self.ignore_index))
+        return target.long()
+
+    def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy."""
+        total = F.cross_entropy(
+            output,
+            target,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            reduction="sum",
+        )
+        return total / self.labelled(target).sum().clamp(min=1)
+
+    def default_metrics(self) -> dict[str, Metric]:
+        """Accuracy (micro) and macro F1."""
+        from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+        return {
+            "accuracy": MulticlassAccuracy(self.classes, average="micro", validate_args=False),
+            "f1_macro": MulticlassF1Score(self.classes, average="macro", validate_args=False),
+        }
+
+    def predict(self, output: Tensor) -> Tensor:
+        """Class indices (B,)."""
+        return output.argmax(1)

@@ -1,0 +1,112 @@
+"""A class at every pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparsemtl.errors import LabelError, ParameterError
+from sparsemtl.likelihoods import PixelCategorical
+from sparsemtl.parameters import NonNegative, Share, validated
+from sparsemtl.tasks.dense import DenseTask
+from sparsemtl.tasks.task import Loss
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+
+class Segmentation(DenseTask):
+    """Semantic segmentation: one class of several at every pixel.
+
+    Args:
+        name: the task's name.
+        classes: number of classes (at least 2), or their names.
+        ignore_index: the label of pixels that have none.
+        label_smoothing: in [0, 1).
+
+    Labels have shape (B, H, W) and lie in 0 .. classes - 1; outputs are logits (B, classes, H, W). The loss is the
+    mean cross-entropy of all known pixels of a batch. Metrics: `miou` and `pixel_accuracy` from one confusion matrix
+    of the whole split, and `iou_less_is_more`, that paper's own.
+    """
+
+    @validated
+    def __init__(
+        self,
+        name: str,
+        classes: int | Sequence[str],
+        *,
+        ignore_index: int = 255,
+        label_smoothing: Share = 0.0,
+        weight: NonNegative = 1.0,
+        target: str | None = None,
+        loss: Loss | None = None,
+        metrics: Mapping[str, Metric] | None = None,
+    ) -> None:
+        super().__init__(name, weight=weight, target=target, loss=loss, metrics=metrics)
+        self.class_names = [str(c) for c in (range(classes) if isinstance(classes, int) else classes)]
+        if len(self.class_names) < 2:
+            raise ParameterError(f"task {name!r}: a segmentation needs at least 2 classes, got {classes!r}.")
+        if 0 <= ignore_index < len(self.class_names):
+            raise ParameterError(f"task {name!r}: ignore_index={ignore_index} is one of the classes.")
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+
+    @property
+    def outputs(self) -> int:
+        """One logit a class."""
+        return len(self.class_names)
+
+    @property
+    def likelihood(self) -> PixelCategorical:
+        """Softmax at every pixel."""
+        return PixelCategorical(self.ignore_index)
+
+    def known(self, target: Tensor) -> Tensor:
+        """Pixels whose label is not the ignore index."""
+        return target != self.ignore_index
+
+    def check_labels(self, target: Tensor) -> None:
+        """Labels are class indices or the ignore index."""
+        if target.is_floating_point() or target.ndim not in (3, 4) or target.shape[1:-2] not in ((), (1,)):
+            raise LabelError(
+                f"task {self.name!r}: expected whole numbers of shape (batch, height, width), got {target.dtype} of "
+                f"shape {tuple(target.shape)}."
+            )
+        wrong = target[self.known(target) & ((target < 0) | (target >= self.outputs))]
+        if wrong.numel():
+            raise LabelError(
+                f"task {self.name!r}: label {wrong[0].item()} is not one of the classes 0 .. {self.outputs - 1}. "
+                f"A pixel without a label carries ignore_index={self.ignore_index}."
+            )
+
+    def cast(self, target: Tensor) -> Tensor:
+        """Labels (B, H, W) as int64."""
+        return (target.squeeze(1) if target.ndim == 4 else target).long()
+
+    def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy, mean over the known pixels."""
+        total = F.cross_entropy(
+            output,
+            target,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            reduction="sum",
+        )
+        return total / self.known(target).sum().clamp(min=1)
+
+    def default_metrics(self) -> dict[str, Metric]:
+        """Mean IoU, pixel accuracy, and the IoU of Less is More."""
+        from sparsemtl.tasks.dense_metrics import IoULessIsMore, MeanIoU, PixelAccuracy
+
+        return {
+            "miou": MeanIoU(self.outputs, ignore_index=self.ignore_index),
+            "pixel_accuracy": PixelAccuracy(self.outputs, ignore_index=self.ignore_index),
+            "iou_less_is_more": IoULessIsMore(ignore_index=self.ignore_index),
+        }
+
+    def predict(self, output: Tensor) -> Tensor:
+        """Class indices (B, H, W)."""
+        return output.argmax(1)

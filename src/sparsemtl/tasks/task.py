@@ -1,0 +1,178 @@
+"""What a task is: a name, a target, a head, a loss, a likelihood, metrics."""
+
+from __future__ import annotations
+
+import abc
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from sparsemtl.errors import LabelError, ParameterError
+from sparsemtl.heads.linear import LazyLinearHead, LinearHead
+from sparsemtl.likelihoods import Likelihood
+from sparsemtl.parameters import NonNegative
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""A loss of the user's own: (outputs (N, ...), labels (N, ...)) of labelled samples only -> a scalar mean."""
+
+
+class Task(abc.ABC):
+    """One thing to predict.
+
+    Args:
+        name: letters, digits, `_` and `-`; it names the head, the masks and the columns of every table.
+        weight: factor of this task's loss, at least 0.
+        target: key of this task's labels in a batch's targets; the task's name by default.
+        loss: replaces the kind's own loss. It gets the labelled samples only and returns their mean.
+        metrics: name -> torchmetrics metric, replaces the kind's own. The first is the primary one, by which
+            models are chosen; every metric must say `higher_is_better`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        weight: NonNegative = 1.0,
+        target: str | None = None,
+        loss: Loss | None = None,
+        metrics: Mapping[str, Metric] | None = None,
+    ) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name):
+            raise ParameterError(f"A task's name has letters, digits, '_' and '-' only, got {name!r}.")
+        if hasattr(nn.ModuleDict(), name):
+            raise ParameterError(
+                f"A task cannot be named {name!r}: the torch module that holds the heads has an attribute of that "
+                f"name. Choose another; target={name!r} keeps the labels' key."
+            )
+        self.name = name
+        self.weight = float(weight)
+        self.target = target or name
+        self._loss = loss
+        self._metrics = dict(metrics) if metrics else None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {self.outputs})"
+
+    @property
+    @abc.abstractmethod
+    def outputs(self) -> int:
+        """Width of the default head's output."""
+
+    @property
+    @abc.abstractmethod
+    def likelihood(self) -> Likelihood:
+        """The distribution of labels given outputs, under which Fisher information is taken."""
+
+    @abc.abstractmethod
+    def labelled(self, target: Tensor) -> Tensor:
+        """Which samples have a label: bool, shape (B,)."""
+
+    @abc.abstractmethod
+    def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """The kind's own loss: mean over the labelled samples, zero if there is none."""
+
+    @abc.abstractmethod
+    def default_metrics(self) -> dict[str, Metric]:
+        """The kind's own metrics, the primary one first."""
+
+    @abc.abstractmethod
+    def check_labels(self, target: Tensor) -> None:
+        """Raise a LabelError if a label lies outside of what the task knows."""
+
+    @abc.abstractmethod
+    def cast(self, target: Tensor) -> Tensor:
+        """Bring labels to the dtype and shape in which loss, likelihood and metrics read them."""
+
+    @abc.abstractmethod
+    def predict(self, output: Tensor) -> Tensor:
+        """What the task answers, as a person reads it: a class, yes or no, a value."""
+
+    def head(self, features: int | None = None, stride: int | None = None) -> nn.Module:
+        """Make the default head.
+
+        Args:
+            features: width of the encoder's features; if None, the head learns it when it is first used.
+            stride: input pixels a side that one position of the encoder's maps covers; None if it gives no maps.
+        """
+        return LazyLinearHead(self.outputs) if features is None else LinearHead(features, self.outputs)
+
+    def labels(self, targets: Mapping[str, Tensor] | Tensor) -> Tensor:
+        """Pick this task's labels from a batch's targets, checked and cast.
+
+        Raises:
+            LabelError: if the targets lack this task's, or a label is not one of the task's.
+        """
+        if isinstance(targets, Mapping):
+            if self.target not in targets:
+                raise LabelError(
+                    f"task {self.name!r}: the batch has no target {self.target!r}, only {sorted(targets)}."
+                )
+            target = targets[self.target]
+        else:
+            target = targets
+        if not isinstance(target, Tensor):
+            raise LabelError(f"task {self.name!r}: labels must be a tensor, got {type(target).__name__}.")
+        if not target.is_cuda:  # on a GPU the check would wait for the device at every step
+            self.check_labels(target)
+        return self.cast(target)
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Mean loss over the labelled samples of a batch, a scalar; exactly zero, with zero gradient, if none is.
+
+        Args:
+            output: what the head gave, shape (B, outputs).
+            target: labels as they come from the data, shape (B,) or (B, outputs).
+        """
+        label = self.labels(target)
+        if len(output) != len(label):
+            raise LabelError(f"task {self.name!r}: {len(output)} outputs but {len(label)} labels.")
+        if self._loss is None:
+            self.check_output(output, label)
+            return self.default_loss(output, label)
+        known = self.labelled(label)
+        if not bool(known.any()):
+            return output[:0].sum()
+        loss = self._loss(output[known], label[known])
+        if loss.ndim:
+            raise ParameterError(f"task {self.name!r}: its loss must be one number, got shape {tuple(loss.shape)}.")
+        return loss
+
+    def check_output(self, output: Tensor, target: Tensor) -> None:
+        """Refuse what would broadcast against the labels, such as one value a sample without its own dimension."""
+        if output.shape[1:2] != (self.outputs,):
+            raise ParameterError(
+                f"task {self.name!r}: its head must give outputs of shape (batch, {self.outputs}), "
+                f"got {tuple(output.shape)}."
+            )
+
+    def metrics(self) -> dict[str, Metric]:
+        """Fresh metrics by name, the primary one first."""
+        from copy import deepcopy
+
+        metrics = deepcopy(self._metrics) if self._metrics else self.default_metrics()
+        for name, metric in metrics.items():
+            if metric.higher_is_better is None:
+                raise ParameterError(
+                    f"task {self.name!r}: metric {name!r} does not say `higher_is_better`; set it to True or False."
+                )
+        return metrics
+
+    def update(self, metrics: Mapping[str, Metric], output: Tensor, target: Tensor) -> None:
+        """Add a batch to metrics; unlabelled samples are left out."""
+        label = self.labels(target)
+        known = self.labelled(label)
+        if bool(known.any()):
+            for metric in metrics.values():
+                metric.update(output[known].float(), label[known])
+
+
+def in_one_dtype(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Bring labels to the outputs' dtype, and both to at least float32: labels may not fit into half precision."""
+    dtype = torch.promote_types(output.dtype, torch.float32)
+    return output.to(dtype), target.to(dtype)

@@ -1,0 +1,62 @@
+"""Runs that several test modules look at: made once, never changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+TINY: dict[str, Any] = {
+    "encoder": {"name": "mlp", "hidden": [8]},
+    "training": {"epochs": 2, "batch_size": 256, "accelerator": "cpu"},
+}
+STUDY: dict[str, Any] = {
+    "base": TINY,
+    "seeds": [0, 1],
+    "methods": {
+        "stl": {"architecture": "single-task"},
+        "random": {"sharing": "random", "grid": {"sharing.keep": [0.3, 0.6]}},
+    },
+}
+
+
+@pytest.fixture
+def tiny() -> dict[str, Any]:
+    """A configuration that trains in a fraction of a second."""
+    return {**TINY, "sharing": {"name": "random", "keep": 0.5}}
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of `tiny`."""
+    from sparsemtl.run import run
+
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run({**TINY, "sharing": {"name": "random", "keep": 0.5}}, folder, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def study_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of six tiny runs."""
+    path = tmp_path_factory.mktemp("study") / "tiny-study.yaml"
+    path.write_text(yaml.safe_dump(STUDY, sort_keys=False), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished_study(study_file: Path) -> Path:
+    """The folder of `study_file`'s study, finished."""
+    from sparsemtl.study.grid import read_study
+    from sparsemtl.study.runner import run_study
+
+    run_study(read_study(study_file), study_file.parent / "out", progress=False)
+    return study_file.parent / "out"
+
+
+@pytest.fixture
+def no_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs and studies draw no report, which takes longer than to train them."""
+    monkeypatch.setattr("sparsemtl.report.write_report", lambda path: Path(path) / "report.html")

@@ -1,0 +1,186 @@
+"""A model, its data and an engine, small enough for many runs in a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import sparsemtl as sm
+from sparsemtl.balancing import Balancer, as_balancer
+from sparsemtl.batches import Group, Loaders, per_task
+from sparsemtl.data import TensorLoader
+from sparsemtl.parameters import configurable
+from sparsemtl.sharing import SHARING, Sharing
+from sparsemtl.sharing.sharing import Update
+from sparsemtl.training.engine import Backend, Engine
+from sparsemtl.training.mixing import epoch_batches
+
+WIDTH = 6
+NAMES = ("kind", "marks", "side")
+
+OPTIMIZERS: dict[str, Callable[[Iterable[Any]], torch.optim.Optimizer]] = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.1),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.02, weight_decay=0.1),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.02, weight_decay=0.5),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9, weight_decay=0.1),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.05, weight_decay=0.1),
+}
+
+
+def tasks(**weights: float) -> list[sm.Task]:
+    """Three tasks of which every Fisher estimator has something to say."""
+    kind, marks, side = (weights.get(name, 1.0) for name in NAMES)
+    return [
+        sm.Classification("kind", 3, weight=kind),
+        sm.MultiLabel("marks", 2, weight=marks),
+        sm.Classification("side", 2, weight=side),
+    ]
+
+
+def encoder(*, norm: bool = True, dropout: float = 0.0) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Linear(WIDTH, 8)]
+    if norm:
+        layers.append(nn.BatchNorm1d(8))
+    layers.append(nn.ReLU())
+    if dropout:
+        layers.append(nn.Dropout(dropout))
+    network = nn.Sequential(*layers, nn.Linear(8, 5), nn.Tanh())
+    network.out_features = 5  # type: ignore[assignment]
+    return network
+
+
+def model(*, norm: bool = True, dropout: float = 0.0, **weights: float) -> sm.SharedBottom:
+    """Always the same one."""
+    torch.manual_seed(0)
+    return sm.SharedBottom(encoder(norm=norm, dropout=dropout), tasks(**weights))
+
+
+def table(count: int = 24, *, seed: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
+    x = torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed))
+    targets = {"kind": x[:, :3].argmax(1), "marks": (x[:, 2:4] > 0).float(), "side": (x.sum(1) > 0).long()}
+    return x, targets
+
+
+def loader(count: int = 24, *, seed: int = 1, batch_size: int = 8, shuffle: bool = True) -> TensorLoader:
+    return TensorLoader(*table(count, seed=seed), batch_size=batch_size, shuffle=shuffle)
+
+
+def own_loaders(count: int = 16) -> dict[str, TensorLoader]:
+    """A loader a task, with bare labels and inputs of its own."""
+    loaders = {}
+    for seed, name in enumerate(NAMES):
+        x, targets = table(count, seed=seed)
+        loaders[name] = TensorLoader(x, targets[name], batch_size=8, shuffle=True)
+    return loaders
+
+
+def double(batch: Group) -> Group:
+    """The same batch in double precision."""
+    targets = {name: t.double() if t.is_floating_point() else t for name, t in batch.targets.items()}
+    return Group(batch.x.double(), targets, batch.tasks)
+
+
+def batch_of(seed: int, tasks: tuple[str, ...] = NAMES) -> Group:
+    return Group(*table(8, seed=seed), tasks)
+
+
+def takes(method: str, parameter: str) -> bool:
+    return parameter in {name for name, _, _ in configurable(SHARING[method])}
+
+
+def build(method: str, **options: Any) -> Sharing:
+    """A method of the registry; options that it does not know are left out."""
+    return SHARING.build(method, **{name: value for name, value in options.items() if takes(method, name)})
+
+
+def engine_of(
+    network: sm.MultiTaskModel,
+    sharing: Sharing,
+    *,
+    optimizer: str | Callable[[Iterable[Any]], torch.optim.Optimizer] = "adamw",
+    update: Update | None = None,
+    balancing: Balancer | Any = "mean",
+    own_data: bool = False,
+) -> Engine:
+    """An engine on the model, the method attached."""
+    device = torch.device("cpu")
+    sharing.attach(network)
+    balancer = as_balancer(balancing)
+    balancer.attach(len(network.tasks), device)
+    make = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
+    backend = Backend(network, lambda loss, **options: loss.backward(**options), None, device)
+    chosen = update or sharing.update_for(own_data=own_data)
+    return Engine(network, sharing, balancer, make(network.parameters()), chosen, backend)
+
+
+def run_epoch(engine: Engine, loaders: Loaders, epoch: int) -> None:
+    engine.sharing.begin_epoch(epoch, loaders)
+    engine.model.train()
+    for groups in epoch_batches(loaders, engine.tasks, "longest"):
+        engine.step([groups])
+
+
+def trained(
+    sharing: Sharing, loaders: Loaders, *, epochs: int = 2, network: sm.MultiTaskModel | None = None, **options: Any
+) -> Engine:
+    """An engine after some epochs, the order of the data always the same."""
+    engine = engine_of(network or model(), sharing, own_data=per_task(loaders), **options)
+    torch.manual_seed(7)
+    for epoch in range(epochs):
+        run_epoch(engine, loaders, epoch)
+    return engine
+
+
+def watch_steps(engine: Engine) -> list[dict[str, Tensor]]:
+    """A list that gets the parameters after every step from now on; they stand there as they are now to begin with."""
+    states = [parameters_of(engine.model)]
+    after_step = engine.sharing.after_step
+
+    def record() -> None:
+        after_step()
+        states.append(parameters_of(engine.model))
+
+    engine.sharing.after_step = record  # type: ignore[method-assign]
+    return states
+
+
+def parameters_of(network: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in network.named_parameters()}
+
+
+def state_of(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers as they stand now."""
+    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+
+def assert_same(left: Any, right: Any, where: str = "") -> None:
+    """Bit for bit the same nest."""
+    assert type(left) is type(right), where
+    if isinstance(left, Tensor):
+        assert torch.equal(left, right), where
+    elif isinstance(left, Mapping):
+        assert list(left) == list(right), where
+        for key in left:
+            assert_same(left[key], right[key], f"{where}/{key}")
+    elif isinstance(left, (list, tuple)):
+        assert len(left) == len(right), where
+        for position, (one, other) in enumerate(zip(left, right, strict=True)):
+            assert_same(one, other, f"{where}/{position}")
+    else:
+        assert left == right, where
+
+
+def assert_held(before: Mapping[str, Tensor], after: Mapping[str, Tensor], active: Mapping[str, Tensor] | None) -> None:
+    """What lies outside of `active` did not move by a bit."""
+    for name, mask in (active or {}).items():
+        assert torch.equal(before[name][~mask], after[name][~mask]), name
+
+
+def moved_outside(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], active: Mapping[str, Tensor] | None
+) -> int:
+    """Number of weights outside of `active` that moved."""
+    return sum(int((before[name] != after[name])[~mask].sum()) for name, mask in (active or {}).items())

@@ -1,0 +1,374 @@
+"""What every method of the registry has to keep. A class put in `SHARING` is tested here at once.
+
+A method goes through the contract with its defaults, and with every value of each parameter that has a closed set of
+them, one at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import re
+from collections.abc import Iterator
+from contextlib import nullcontext
+from copy import deepcopy
+from itertools import pairwise
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import pytest
+import torch
+from sharing_toys import (
+    NAMES,
+    assert_held,
+    assert_same,
+    batch_of,
+    build,
+    encoder,
+    engine_of,
+    loader,
+    model,
+    own_loaders,
+    parameters_of,
+    run_epoch,
+    state_of,
+    takes,
+    tasks,
+    trained,
+    watch_steps,
+)
+from torch import nn
+
+import sparsemtl as sm
+from sparsemtl.batches import Loaders
+from sparsemtl.errors import ConfigError, MaskError, ParameterError
+from sparsemtl.files import read_tree, write_tree
+from sparsemtl.parameters import configurable
+from sparsemtl.randomness import random_state
+from sparsemtl.sharing import SHARING, MaskedSharing, Sharing
+from sparsemtl.sharing.sharing import Update
+from sparsemtl.training.engine import Engine
+
+every_method = pytest.mark.parametrize("method", SHARING)
+
+
+def choices(hint: Any) -> list[Any]:
+    """The values of an annotation that lists them."""
+    if hint is bool:
+        return [False, True]
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    if get_origin(hint) in (Union, UnionType):
+        return [value for option in get_args(hint) for value in choices(option)]
+    return []
+
+
+def variants(method: str) -> Iterator[dict[str, Any]]:
+    base = {"keep": 0.5} if takes(method, "keep") else {}
+    yield base
+    for name, parameter, hint in configurable(SHARING[method]):
+        for value in choices(hint):
+            if value != parameter.default:
+                yield base | {name: value}
+
+
+def can_train(method: str, options: dict[str, Any]) -> bool:
+    """False for an update that the method rightly refuses; see the test of `joint`."""
+    sharing = build(method, **options)
+    sharing.attach(model())
+    return options.get("update") != "joint" or sharing.one_network
+
+
+VARIANTS = [
+    pytest.param(method, options, id=f"{method} {'-'.join(f'{name}={value}' for name, value in options.items())}")
+    for method in SHARING
+    for options in variants(method)
+    if can_train(method, options)
+]
+every_variant = pytest.mark.parametrize(("method", "options"), VARIANTS)
+
+
+@functools.cache
+def trained_once(method: str, options: tuple[tuple[str, Any], ...]) -> Engine:
+    return trained(build(method, **dict(options)), loader())
+
+
+def trained_variant(method: str, options: dict[str, Any]) -> Engine:
+    """An engine of its own after two epochs, the same for every test that asks."""
+    return deepcopy(trained_once(method, tuple(options.items())))
+
+
+@every_method
+def test_its_docstring_begins_with_a_sentence_and_names_every_parameter(method: str) -> None:
+    text = inspect.getdoc(SHARING[method]) or ""
+    assert SHARING.summary(method).endswith(".")
+    for name, _, _ in configurable(SHARING[method]):
+        assert re.search(rf"\b{name}\b[\w, ]*:", text), name
+
+
+@every_method
+def test_values_out_of_range_are_refused_by_name(method: str) -> None:
+    with pytest.raises(ConfigError, match="unknown parameter 'nonsense'"):
+        SHARING.build(method, nonsense=1)
+    for name, _, hint in configurable(SHARING[method]):
+        if choices(hint):
+            with pytest.raises(ParameterError, match=rf"'{name}' parameter of \w+ must be .* Got 'nonsense'"):
+                SHARING.build(method, **{name: "nonsense"})
+
+
+@every_method
+def test_without_a_model_it_says_what_is_missing(method: str) -> None:
+    sharing = build(method)
+    with pytest.raises(ParameterError, match=rf"{type(sharing).__name__} is not attached .* call attach"):
+        _ = sharing.model
+
+
+@every_variant
+def test_it_trains_the_way_asked_for_or_the_way_that_fits_the_data(method: str, options: dict[str, Any]) -> None:
+    sharing = build(method, **options)
+    sharing.attach(model())
+    if asked := options.get("update"):
+        assert sharing.update_for(own_data=False) == sharing.update_for(own_data=True) == asked
+    else:
+        assert sharing.update_for(own_data=True) == "average"
+        assert sharing.update_for(own_data=False) == ("joint" if sharing.one_network else "alternate")
+
+
+@every_method
+@pytest.mark.parametrize("bn", ["shared", "per_task", "batch"])
+def test_one_forward_for_all_tasks_is_refused_where_each_has_a_network_of_its_own(method: str, bn: str) -> None:
+    sharing = build(method, update="joint", bn=bn)
+    sharing.attach(model())
+    if sharing.one_network:
+        assert sharing.update_for(own_data=False) == "joint"
+    else:
+        with pytest.raises(ParameterError, match=r"update='joint' .* Use 'average' or 'alternate'"):
+            sharing.update_for(own_data=False)
+
+
+@every_variant
+def test_beginning_an_epoch_changes_neither_the_model_nor_what_is_drawn_next(
+    method: str, options: dict[str, Any]
+) -> None:
+    sharing, network = build(method, **options), model(dropout=0.2)
+    sharing.attach(network)
+    network.train().encoder[1].eval()
+    modes, before = [module.training for module in network.modules()], state_of(network)
+    for epoch in range(4):
+        drawn = random_state()
+        sharing.begin_epoch(epoch, loader())
+        assert_same(random_state(), drawn)
+    assert_same(state_of(network), before)
+    assert [module.training for module in network.modules()] == modes
+    assert all(p.grad is None for p in network.parameters())
+
+
+def entries(network: nn.Module) -> list[dict[str, int]]:
+    return [{name: id(value) for name, value in vars(module).items()} for module in network.modules()]
+
+
+@every_variant
+def test_a_view_leaves_nothing_behind_even_where_it_fails(method: str, options: dict[str, Any]) -> None:
+    engine = trained_variant(method, options)
+    network, sharing = engine.model.eval(), engine.sharing
+    held, state, norms = entries(network), state_of(network), sharing.state_dict()
+    for task in NAMES:
+        with torch.no_grad(), sharing.view(task):
+            network(batch_of(3).x, tasks=(task,))
+        with pytest.raises(ZeroDivisionError), sharing.view(task):
+            raise ZeroDivisionError
+    assert entries(network) == held
+    assert_same(state_of(network), state)
+    assert_same(sharing.state_dict(), norms)
+
+
+@every_variant
+def test_one_network_means_that_all_views_compute_the_same(method: str, options: dict[str, Any]) -> None:
+    engine = trained_variant(method, options)
+    outputs = []
+    for task in NAMES:
+        with torch.no_grad(), engine.sharing.view(task):
+            outputs.append(engine.model.eval()(batch_of(3).x)["kind"])
+    same = all(torch.equal(outputs[0], other) for other in outputs[1:])
+    assert same == engine.sharing.one_network
+
+
+@every_variant
+def test_what_it_says_about_weights_fits_the_shared_ones(method: str, options: dict[str, Any]) -> None:
+    engine = trained_variant(method, options)
+    shared = engine.model.shared_parameters()
+    together = engine.sharing.active(NAMES)
+    for task in NAMES:
+        alone = engine.sharing.active((task,))
+        for mask in (alone, together, engine.sharing.gradient_mask(task)):
+            for name, tensor in (mask or {}).items():
+                assert (tensor.dtype, tensor.shape) == (torch.bool, shared[name].shape)
+        for name, wide in (together or {}).items():
+            assert alone is not None, "a step for all tasks is held, one for a single task is not"
+            assert not bool((alone[name] & ~wide).any())
+        penalty = engine.sharing.penalty(task)
+        assert penalty is None or penalty.ndim == 0
+
+
+@every_variant
+def test_a_step_moves_only_what_it_may(method: str, options: dict[str, Any]) -> None:
+    engine = trained_variant(method, options)
+    engine.sharing.begin_epoch(2, loader())
+    states = watch_steps(engine)
+    for seed in range(3):
+        engine.step([[batch_of(seed)]])
+    stepped = [(task,) for task in NAMES] * 3 if engine.update == "alternate" else [NAMES] * 3
+    for step, (before, after) in enumerate(pairwise(states)):
+        assert_held(before, after, engine.sharing.active(stepped[step]))
+    assert len(states) == 1 + len(stepped)
+
+
+@every_variant
+def test_a_task_without_labels_has_no_part_in_a_step(method: str, options: dict[str, Any]) -> None:
+    engine = trained_variant(method, options)
+    before = parameters_of(engine.model)
+    engine.step([[batch_of(5, ("marks",))]])
+    after = parameters_of(engine.model)
+    assert_held(before, after, engine.sharing.active(("marks",)))
+    moved = {
+        name.split(".")[1] for name in after if name.startswith("heads") and not torch.equal(after[name], before[name])
+    }
+    assert moved == {"marks"}
+
+
+def resumed(engine_state: dict[str, Any], method: str, options: dict[str, Any], path: Path) -> Any:
+    """An engine that goes on from a file."""
+    write_tree(path, engine_state)
+    state = read_tree(path)
+    engine = engine_of(model(), build(method, **options))
+    engine.model.load_state_dict(state["model"])
+    engine.sharing.load_state_dict(state["sharing"])
+    engine.optimizer.load_state_dict(state["optimizer"])
+    return engine
+
+
+@every_variant
+def test_a_run_goes_on_from_its_state_bit_for_bit(method: str, options: dict[str, Any], tmp_path: Path) -> None:
+    engine = trained_variant(method, options)
+    parts = {"model": engine.model, "sharing": engine.sharing, "optimizer": engine.optimizer}
+    state = {name: part.state_dict() for name, part in parts.items()}
+    again = resumed(state, method, options, tmp_path / "state.safetensors")
+    assert list(again.sharing.measures()) == list(engine.sharing.measures())
+    for one in (engine, again):
+        torch.manual_seed(11)
+        for epoch in (2, 3):
+            run_epoch(one, loader(), epoch)
+    assert_same(state_of(again.model), state_of(engine.model))
+    assert_same(again.sharing.state_dict(), engine.sharing.state_dict())
+
+
+@every_variant
+def test_its_measures_are_finite_numbers_of_tasks_or_of_the_whole(method: str, options: dict[str, Any]) -> None:
+    engine = trained_variant(method, options)
+    measures = list(engine.sharing.measures())
+    assert len({(task, name) for task, name, _ in measures}) == len(measures)
+    for task, name, value in measures:
+        assert task in ("", *NAMES)
+        assert name
+        assert isinstance(value, float)
+        assert math.isfinite(value)
+
+
+@every_method
+def test_once_settled_it_stays_settled(method: str) -> None:
+    sharing = build(method)
+    settled = [sharing.settled(epoch) for epoch in range(50)]
+    assert settled == sorted(settled)
+    assert settled[-1]
+
+
+@every_method
+@pytest.mark.parametrize("data", ["shared", "own"])
+def test_the_trainer_runs_it_on_data_of_both_kinds(method: str, data: str, tmp_path: Path) -> None:
+    train, validation, test = (loader(seed=s) if data == "shared" else own_loaders(8 * (s + 1)) for s in range(3))
+    network = model()
+    trainer = sm.Trainer(
+        network, sharing=build(method), epochs=2, folder=tmp_path, progress=False, accelerator="cpu"
+    ).fit(train, validation)
+    results = trainer.test(test)
+    assert list(results) == list(NAMES)
+    assert all(math.isfinite(value) for metrics in results.values() for value in metrics.values())
+    assert all(len(output) == 8 for output in trainer.predict(batch_of(0).x).values())
+
+
+@every_method
+def test_it_works_without_norms(method: str) -> None:
+    engine = trained(build(method, keep=0.5), loader(), network=model(norm=False))
+    assert all(bool(p.isfinite().all()) for p in engine.model.parameters())
+
+
+@every_method
+def test_a_model_that_shares_nothing_is_trained_or_refused_in_words(method: str) -> None:
+    torch.manual_seed(0)
+    apart, sharing = sm.SingleTask(encoder(), tasks()), build(method)
+    refused = pytest.raises(MaskError, match=rf"{type(sharing).__name__} masks .* SingleTask shares none. Use Dense")
+    with refused if isinstance(sharing, MaskedSharing) else nullcontext():
+        assert trained(sharing, loader(), network=apart).update == "alternate"
+
+
+MODES: list[Update] = ["alternate", "average"]
+MASKED = [method for method in SHARING if takes(method, "keep")]
+every_mode = pytest.mark.parametrize("update", MODES)
+everywhere = pytest.mark.parametrize("bn", ["shared", "per_task", "batch"])
+
+
+def everything(method: str, **options: Any) -> Sharing:
+    """The method at the value of its parameter at which it keeps all weights."""
+    return build(method, keep=1.0, warmup=1, resample_every=1, **options)
+
+
+@pytest.mark.parametrize("semantics", ["forward", "gradient"])
+@everywhere
+@every_mode
+@pytest.mark.parametrize("method", MASKED)
+def test_keeping_everything_is_dense_training_bit_for_bit(method: str, update: Update, bn: str, semantics: str) -> None:
+    sharing = everything(method, update=update, bn=bn, semantics=semantics)
+    masked = trained(sharing, loader(), epochs=3, network=model(dropout=0.3))
+    dense = trained(build("dense", update=update, bn=bn), loader(), epochs=3, network=model(dropout=0.3))
+    assert_same(state_of(masked.model), state_of(dense.model))
+    if dense.sharing.norms is not None:
+        assert_same(sharing.state_dict()["norms"], dense.sharing.state_dict()["norms"])
+
+
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("data", ["shared", "own"])
+@pytest.mark.parametrize("method", MASKED)
+def test_keeping_everything_is_dense_training_on_any_data_and_granularity(
+    method: str, data: str, strict: bool, granularity: str
+) -> None:
+    loaders: Loaders = loader() if data == "shared" else own_loaders()
+    sharing = everything(method, strict=strict, granularity=granularity)
+    masked = trained(sharing, loaders, optimizer="sgd")
+    dense = trained(build("dense", bn="per_task"), loaders, optimizer="sgd", update=masked.update)
+    assert_same(state_of(masked.model), state_of(dense.model))
+    assert_same(sharing.state_dict()["norms"], dense.sharing.state_dict()["norms"])
+
+
+@pytest.mark.parametrize("method", [method for method in MASKED if takes(method, "semantics")])
+def test_keeping_everything_in_one_forward_is_dense_training_up_to_rounding(method: str) -> None:
+    """The tasks go backward one by one here and all at once there, so sums round differently."""
+    sharing = everything(method, semantics="gradient", update="joint")
+    masked = trained(sharing, loader(), optimizer="sgd", network=model(norm=False))
+    dense = trained(build("dense"), loader(), optimizer="sgd", network=model(norm=False))
+    assert masked.update == dense.update == "joint"
+    for name, p in masked.model.named_parameters():
+        torch.testing.assert_close(p, dense.model.get_parameter(name), rtol=1e-4, atol=1e-6)
+
+
+@every_mode
+@pytest.mark.parametrize("method", MASKED)
+def test_the_trainer_with_everything_kept_ends_like_the_dense_one(method: str, update: Update) -> None:
+    ends = []
+    for sharing in (build(method, keep=1.0, warmup=0, update=update), build("dense", update=update, bn="per_task")):
+        network = model(dropout=0.3)
+        sm.Trainer(network, sharing=sharing, epochs=2, progress=False, accelerator="cpu").fit(loader(), loader(seed=2))
+        ends.append(state_of(network))
+    assert_same(*ends)

@@ -1,0 +1,276 @@
+"""Metrics of a split against slow computations on all outputs at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from training_toys import apart, assert_same, own_loaders, shared, state_of, table
+
+import sparsemtl as sm
+from sparsemtl.batches import Loaders
+from sparsemtl.data import TensorLoader
+from sparsemtl.errors import LabelWarning
+from sparsemtl.sharing.sharing import Sharing
+from sparsemtl.training.evaluation import Results, evaluate, outputs_of, sample_predictions
+
+CPU = torch.device("cpu")
+
+
+def ready(model: sm.MultiTaskModel, sharing: Sharing | None = None) -> Sharing:
+    """A sharing method in force, with norms that have seen something."""
+    method = sharing or sm.DenseSharing()
+    method.attach(model)
+    method.begin_epoch(0, ())
+    for seed, task in enumerate(model.tasks):
+        with method.view(task), torch.no_grad():
+            model(table(16, seed=seed)[0] * (seed + 1), tasks=[task])
+    return method
+
+
+def evaluated(model: sm.MultiTaskModel, loaders: Loaders, sharing: Sharing | None = None) -> Results:
+    return evaluate(model, model.tasks, sharing or ready(model), loaders, CPU)
+
+
+def gaps(targets: dict[str, Tensor], chance: float = 0.5) -> dict[str, Tensor]:
+    """The labels, some of them missing: whole samples, and single values of a sample."""
+    generator = torch.Generator().manual_seed(5)
+
+    def hole(label: Tensor) -> Tensor:
+        return torch.rand(label.shape, generator=generator) < chance
+
+    return {
+        "a": targets["a"].masked_fill(hole(targets["a"]), -100),
+        "b": targets["b"].masked_fill(hole(targets["b"]), math.nan),
+        "c": targets["c"].masked_fill(hole(targets["c"]), math.nan),
+    }
+
+
+def slow_losses(outputs: dict[str, Tensor], targets: dict[str, Tensor]) -> dict[str, float]:
+    """Mean loss over all known labels, one label at a time."""
+    per_label = {
+        "a": [
+            float(F.cross_entropy(out[None], label[None]))
+            for out, label in zip(outputs["a"], targets["a"], strict=True)
+            if label != -100
+        ],
+        "b": [
+            float((out - label) ** 2)
+            for out, label in zip(outputs["b"].flatten(), targets["b"], strict=True)
+            if not label.isnan()
+        ],
+        "c": [
+            float(F.binary_cross_entropy_with_logits(out, label))
+            for out, label in zip(outputs["c"].flatten(), targets["c"].flatten(), strict=True)
+            if not label.isnan()
+        ],
+    }
+    return {task: sum(losses) / len(losses) for task, losses in per_label.items()}
+
+
+def slow_metrics(outputs: dict[str, Tensor], targets: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+    right = [int(out.argmax()) == int(y) for out, y in zip(outputs["a"], targets["a"], strict=True) if y != -100]
+    known = ~targets["b"].isnan()
+    error = (outputs["b"].flatten() - targets["b"])[known]
+    label = targets["b"][known]
+    columns = []
+    for out, y in zip(outputs["c"].T, targets["c"].T, strict=True):
+        seen = ~y.isnan()
+        columns.append(float(((out[seen] > 0) == (y[seen] > 0.5)).float().mean()))
+    return {
+        "a": {"accuracy": sum(right) / len(right)},
+        "b": {
+            "mse": float(error.square().mean()),
+            "mae": float(error.abs().mean()),
+            "r2": float(1 - error.square().sum() / (label - label.mean()).square().sum()),
+        },
+        "c": {"accuracy": sum(columns) / len(columns)},
+    }
+
+
+@pytest.mark.parametrize("task", ["a", "b", "c"])
+@pytest.mark.parametrize("batch_size", [1, 7, 40])
+@pytest.mark.parametrize("missing", [False, True])
+def test_figures_are_those_of_the_whole_split_however_it_is_cut(task: str, batch_size: int, missing: bool) -> None:
+    model = shared("abc", norm=True)
+    sharing = ready(model)
+    x, targets = table()
+    targets = gaps(targets) if missing else targets
+    model.eval()
+    with torch.no_grad():
+        outputs = model(x)
+    found = evaluated(model, TensorLoader(x, targets, batch_size=batch_size), sharing)
+    assert found[task]["loss"] == pytest.approx(slow_losses(outputs, targets)[task], rel=1e-5)
+    for metric, value in slow_metrics(outputs, targets)[task].items():
+        assert found[task][metric] == pytest.approx(value, rel=1e-4, abs=1e-6), metric
+
+
+def test_values_of_which_some_are_known_count_one_by_one() -> None:
+    model = sm.SharedBottom(shared().encoder, [sm.Regression("d", 3)])
+    x, _ = table()
+    target = torch.randn(40, 3, generator=torch.Generator().manual_seed(2))
+    target[torch.rand(40, 3, generator=torch.Generator().manual_seed(3)) < 0.4] = math.nan
+    model.eval()
+    with torch.no_grad():
+        error = (model(x)["d"] - target) ** 2
+    expected = float(error[~target.isnan()].mean())
+    for batch_size in (3, 40):
+        found = evaluated(model, TensorLoader(x, {"d": target}, batch_size=batch_size))
+        assert found["d"]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def network_of(model: sm.MultiTaskModel, sharing: Sharing, task: str, x: Tensor) -> Tensor:
+    """A task's output from weights multiplied by hand and statistics copied in by hand."""
+    values = dict(model.state_dict())
+    if sharing.masks is not None and getattr(sharing, "semantics", "forward") == "forward":
+        values |= {name: values[name] * mask for name, mask in sharing.masks[task].items()}
+    if sharing.norms is not None:
+        values |= sharing.norms.state_dict()[task]
+    model.eval()
+    with torch.no_grad():
+        return torch.func.functional_call(model, values, (x,))[task]
+
+
+METHODS = {
+    "dense": lambda: sm.DenseSharing(),
+    "norms apart": lambda: sm.DenseSharing(bn="per_task"),
+    "masks": lambda: sm.RandomSharing(keep=0.3, seed=1),
+    "gradient masks": lambda: sm.RandomSharing(keep=0.3, seed=1, semantics="gradient"),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_task_is_judged_by_its_own_network(method: str) -> None:
+    model = shared("abc", norm=True)
+    sharing = ready(model, METHODS[method]())
+    x, targets = table()
+    outputs = {task: network_of(model, sharing, task, x) for task in "abc"}
+    found = evaluated(model, TensorLoader(x, targets, batch_size=9), sharing)
+    for task, loss in slow_losses(outputs, targets).items():
+        assert found[task]["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_tasks_may_have_splits_of_their_own() -> None:
+    model = shared(norm=True)
+    sharing = ready(model)
+    loaders = own_loaders({"a": 11, "b": 23})
+    found = evaluated(model, loaders, sharing)
+    for seed, (task, size) in enumerate({"a": 11, "b": 23}.items()):
+        x, targets = table(size, seed=seed)
+        alone = evaluated(model, TensorLoader(x, targets, batch_size=4), sharing)
+        assert found[task] == pytest.approx(alone[task], rel=1e-4, abs=1e-5)
+
+
+def test_evaluation_leaves_no_trace() -> None:
+    model = shared(norm=True, dropout=0.5)
+    sharing = ready(model, sm.RandomSharing(keep=0.5))
+    model.train()
+    model.heads["a"].eval()
+    before, modes = state_of(model), [module.training for module in model.modules()]
+    norms, draws = sharing.norms.state_dict(), torch.get_rng_state()
+    first = evaluated(model, TensorLoader(*table(), batch_size=9), sharing)
+    assert_same(state_of(model), before)
+    assert [module.training for module in model.modules()] == modes
+    assert_same(sharing.norms.state_dict(), norms)
+    assert torch.equal(torch.get_rng_state(), draws)
+    assert evaluated(model, TensorLoader(*table(), batch_size=9), sharing) == first
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_no_graph_is_built() -> None:
+    model = shared()
+    loader = TensorLoader(*table(), batch_size=9)
+    yielded = list(outputs_of(model, model.tasks, ready(model), loader, CPU))
+    assert [name for name, _, _ in yielded[:2]] == ["a", "b"]
+    assert not any(output.requires_grad for _, output, _ in yielded)
+
+
+class Counted(nn.Module):
+    """How often a module is called, and for which tasks."""
+
+    def __init__(self, model: sm.MultiTaskModel) -> None:
+        super().__init__()
+        self.model, self.calls = model, []
+
+    def forward(self, x: Any, tasks: Any) -> dict[str, Tensor]:
+        self.calls.append(tuple(tasks))
+        return self.model(x, tasks=tasks)
+
+
+@pytest.mark.parametrize(
+    ("method", "calls"), [("dense", [("a", "b")]), ("gradient masks", [("a", "b")]), ("masks", [("a",), ("b",)])]
+)
+def test_one_forward_serves_all_tasks_that_read_one_network(method: str, calls: list[tuple[str, ...]]) -> None:
+    model = shared(norm=True)
+    sharing = ready(model, METHODS[method]())
+    counted = Counted(model)
+    list(outputs_of(counted, model.tasks, sharing, TensorLoader(*table(8), batch_size=8), CPU))
+    assert counted.calls == calls
+
+
+def test_a_task_without_a_label_is_undefined_and_said_so() -> None:
+    model = shared()
+    x, targets = table()
+    loader = TensorLoader(x, {**targets, "a": torch.full((40,), -100)}, batch_size=8)
+    with pytest.warns(LabelWarning, match="task 'a' has no labelled sample in this split"):
+        found = evaluated(model, loader)
+    assert set(found["a"]) == {"loss", "accuracy", "f1_macro"}
+    assert all(math.isnan(value) for value in found["a"].values())
+    assert all(math.isfinite(value) for value in found["b"].values())
+
+
+def test_a_metric_of_too_few_samples_is_undefined_and_said_so() -> None:
+    model = shared()
+    x, targets = table()
+    lonely = torch.full((40,), math.nan)
+    lonely[17] = 1.0
+    with pytest.warns(LabelWarning, match="task 'b': 'r2' is undefined on this split: Needs at least two samples"):
+        found = evaluated(model, TensorLoader(x, {**targets, "b": lonely}, batch_size=8))
+    assert math.isnan(found["b"]["r2"])
+    assert math.isfinite(found["b"]["mse"])
+    assert math.isfinite(found["b"]["loss"])
+
+
+def test_custom_losses_and_metrics_are_used() -> None:
+    from torchmetrics.regression import MeanAbsoluteError
+
+    task = sm.Regression("b", loss=lambda out, y: (out - y).abs().mean(), metrics={"error": MeanAbsoluteError()})
+    model = sm.SharedBottom(shared().encoder, [task])
+    found = evaluated(model, TensorLoader(*table(), batch_size=7))
+    assert set(found["b"]) == {"loss", "error"}
+    assert found["b"]["loss"] == pytest.approx(found["b"]["error"], rel=1e-5)
+
+
+def test_samples_show_inputs_labels_and_answers() -> None:
+    model = shared(norm=True)
+    sharing = ready(model, sm.RandomSharing(keep=0.5))
+    x, targets = table()
+    samples = sample_predictions(model, model.tasks, sharing, TensorLoader(x, targets, batch_size=20), CPU, count=5)
+    assert list(samples) == ["all"]
+    assert torch.equal(samples["all"]["x"], x[:5])
+    shown = samples["all"]["tasks"]
+    assert torch.equal(shown["a"]["target"], targets["a"][:5])
+    assert torch.equal(shown["a"]["prediction"], network_of(model, sharing, "a", x[:20]).argmax(1)[:5])
+    torch.testing.assert_close(shown["b"]["prediction"], network_of(model, sharing, "b", x[:20])[:5])
+
+
+def test_samples_of_tasks_with_data_of_their_own_come_apart() -> None:
+    model = apart()
+    samples = sample_predictions(model, model.tasks, ready(model), own_loaders({"a": 9, "b": 3}), CPU, count=6)
+    assert {key: len(group["x"]) for key, group in samples.items()} == {"a": 4, "b": 3}
+    assert {key: list(group["tasks"]) for key, group in samples.items()} == {"a": ["a"], "b": ["b"]}
+
+
+def test_only_the_first_batch_is_read_for_samples() -> None:
+    class Once:
+        def __iter__(self) -> Iterator[Any]:
+            yield table(4)
+            raise AssertionError("a second batch was read")
+
+    model = shared()
+    assert len(sample_predictions(model, model.tasks, ready(model), Once(), CPU)["all"]["x"]) == 4

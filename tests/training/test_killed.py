@@ -1,0 +1,120 @@
+"""A process that is killed leaves a checkpoint that can be loaded, and going on from it ends as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from killed_runs import MOMENTS
+from test_resume import assert_same_end
+
+from sparsemtl.files import read_tree
+from sparsemtl.training.loggers import read_rows
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are copied, which this system cannot")
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+SCRIPT = [sys.executable, str(Path(__file__).with_name("killed_runs.py"))]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run, and for every moment what a kill left and the run that went on from it; one process starts all."""
+    folder = tmp_path_factory.mktemp("runs")
+    subprocess.run([*SCRIPT, str(folder), *MOMENTS], check=True, env=ENVIRONMENT)
+    return folder
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_kill_leaves_a_whole_checkpoint(runs: Path, moment: str) -> None:
+    assert json.loads((runs / "codes.json").read_text())[moment] == [-signal.SIGKILL, 0]
+    left = runs / f"{moment}.killed"
+    last = read_tree(left / "checkpoints" / "last.safetensors")
+    assert last["format"] == "sparsemtl-checkpoint-1"
+    for path in left.rglob("*.safetensors"):
+        read_tree(path) if path.parent.name == "checkpoints" else path.read_bytes()
+    if (left / "summary.json").exists():
+        assert json.loads((left / "summary.json").read_text())["status"] == "trained"
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_going_on_ends_like_the_run_that_was_never_killed(runs: Path, moment: str) -> None:
+    assert_same_end(runs / "whole", runs / moment)
+    whole, resumed = (summary_of(runs / name) for name in ("whole", moment))
+    assert whole == resumed
+    assert whole["status"] == "finished"
+
+
+def test_the_moments_are_spread_over_the_whole_run(runs: Path) -> None:
+    steps = {
+        moment: read_tree(runs / f"{moment}.killed" / "checkpoints" / "last.safetensors")["progress"]["step"]
+        for moment in MOMENTS
+    }
+    assert min(steps.values()) == 0
+    assert max(steps.values()) == 15
+    assert len(set(steps.values())) >= 5
+    parts = [path for moment in MOMENTS for path in (runs / f"{moment}.killed").rglob("*.part")]
+    assert len(parts) >= 2, "no kill fell into the writing of a file"
+
+
+def summary_of(folder: Path) -> Mapping[str, Any]:
+    """A summary without what differs from run to run: the clock and the name, which is the folder's."""
+    summary = json.loads((folder / "summary.json").read_text())
+    return {key: value for key, value in summary.items() if key not in ("seconds", "name")}
+
+
+def kill_after(folder: Path, step: int, *command: str) -> None:
+    """Start a run and kill it from outside once a checkpoint of this step is written."""
+    process = subprocess.Popen([*command], env=ENVIRONMENT)
+    deadline = time.monotonic() + 120
+    while step_of(folder) < step:
+        assert process.poll() is None, "the run ended before it was killed"
+        assert time.monotonic() < deadline, "the run did not get as far as that"
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+
+
+def step_of(folder: Path) -> float:
+    last = folder / "checkpoints" / "last.safetensors"
+    return read_tree(last)["progress"]["step"] if last.exists() else -math.inf
+
+
+def test_a_run_killed_from_outside_goes_on(runs: Path, tmp_path: Path) -> None:
+    kill_after(tmp_path, 5, *SCRIPT, str(tmp_path), "once")
+    assert 5 <= step_of(tmp_path) < 15
+    subprocess.run([*SCRIPT, str(tmp_path), "once"], check=True, env=ENVIRONMENT)
+    assert_same_end(runs / "whole", tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_goes_on(runs: Path, tmp_path: Path) -> None:
+    for step in (0, 2, 5, 7, 10, 12):
+        kill_after(tmp_path, step, *SCRIPT, str(tmp_path), "once")
+    subprocess.run([*SCRIPT, str(tmp_path), "once"], check=True, env=ENVIRONMENT)
+    assert_same_end(runs / "whole", tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_of_the_command_line_killed_from_outside_goes_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from sparsemtl.cli import main; main()"]
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        "data: digits\nencoder: {name: mlp, widths: [32]}\nsharing: {name: fisher, keep: 0.5, samples: 64}\n"
+        "training: {epochs: 3, batch_size: 32, checkpoint_every: 5, accelerator: cpu}\n"
+    )
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run([*command, "run", str(config), "--out", str(whole), "-q"], check=True, env=ENVIRONMENT)
+    total = read_rows(whole / "metrics.csv")[-1].step
+    kill_after(cut, total // 2, *command, "run", str(config), "--out", str(cut), "-q")
+    subprocess.run([*command, "resume", str(cut), "-q"], check=True, env=ENVIRONMENT)
+    assert_same_end(whole, cut)

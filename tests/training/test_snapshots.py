@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from training_toys import apart, assert_same, moved, shared, state_of
+
+import sparsemtl as sm
+from sparsemtl.errors import CheckpointError
+from sparsemtl.training.folder import RunFolder
+from sparsemtl.training.snapshots import Snapshots
+
+
+@pytest.fixture(params=["memory", "folder"])
+def snapshots(request: pytest.FixtureRequest, tmp_path: Path) -> Snapshots:
+    return Snapshots(RunFolder(tmp_path) if request.param == "folder" else None)
+
+
+def attached(model: sm.MultiTaskModel, sharing: sm.Sharing | None = None) -> sm.Sharing:
+    method = sharing or sm.DenseSharing()
+    method.attach(model)
+    return method
+
+
+def disturb(module: nn.Module) -> None:
+    """Move every parameter and buffer, in place, as training does."""
+    with torch.no_grad():
+        for tensor in module.state_dict().values():
+            tensor.add_(1)
+
+
+def test_what_was_kept_comes_back_whole(snapshots: Snapshots) -> None:
+    model = shared(norm=True)
+    sharing, kept = attached(model), state_of(model)
+    snapshots.keep("all", model, sharing)
+    disturb(model)
+    assert moved(kept, state_of(model)) == set(kept)
+    snapshots.put_back("all", model, sharing)
+    assert_same(state_of(model), kept)
+
+
+def test_the_last_that_was_kept_counts(snapshots: Snapshots) -> None:
+    model = shared()
+    sharing = attached(model)
+    snapshots.keep("all", model, sharing)
+    disturb(model)
+    kept = state_of(model)
+    snapshots.keep("all", model, sharing)
+    disturb(model)
+    snapshots.put_back("all", model, sharing)
+    assert_same(state_of(model), kept)
+
+
+def test_masks_and_norms_come_back_with_the_weights(snapshots: Snapshots) -> None:
+    model = shared(norm=True)
+    sharing = sm.RandomSharing(keep=0.5, resample_every=1)
+    attached(model, sharing)
+    sharing.begin_epoch(0, ())
+    masks, norms = sharing.masks, sharing.norms.state_dict()
+    snapshots.keep("all", model, sharing)
+    sharing.begin_epoch(1, ())
+    model.train()
+    with sharing.view("a"):
+        model(torch.randn(8, 6))
+    assert sharing.masks != masks
+    snapshots.put_back("all", model, sharing)
+    assert sharing.masks == masks
+    assert_same(sharing.norms.state_dict(), norms)
+
+
+def test_an_independent_task_comes_back_alone(snapshots: Snapshots) -> None:
+    model = apart(norm=True)
+    sharing, kept = attached(model), state_of(model)
+    snapshots.keep("a", model, sharing)
+    disturb(model)
+    later = state_of(model)
+    snapshots.put_back("a", model, sharing)
+    for name, tensor in state_of(model).items():
+        assert torch.equal(tensor, kept[name] if name.split(".")[1] == "a" else later[name]), name
+
+
+def test_independent_tasks_come_back_from_epochs_of_their_own(snapshots: Snapshots) -> None:
+    model = apart()
+    sharing, first = attached(model), state_of(model)
+    snapshots.keep("a", model, sharing)
+    disturb(model)
+    second = state_of(model)
+    snapshots.keep("b", model, sharing)
+    disturb(model)
+    for part in ("a", "b"):
+        snapshots.put_back(part, model, sharing)
+    for name, tensor in state_of(model).items():
+        assert torch.equal(tensor, {"a": first, "b": second}[name.split(".")[1]][name]), name
+
+
+@pytest.mark.parametrize("name", ["a", "all"])
+def test_the_only_task_of_a_model_comes_back_with_its_encoder(snapshots: Snapshots, name: str) -> None:
+    model = sm.SharedBottom(shared().encoder, [sm.Regression(name)])
+    sharing, kept = attached(model), state_of(model)
+    snapshots.keep("all", model, sharing)
+    disturb(model)
+    snapshots.put_back("all", model, sharing)
+    assert_same(state_of(model), kept)
+
+
+def test_what_was_never_kept_cannot_come_back(snapshots: Snapshots) -> None:
+    model = shared()
+    with pytest.raises(CheckpointError, match=r"no snapshot of 'all' was kept|best\.safetensors does not exist"):
+        snapshots.put_back("all", model, attached(model))
