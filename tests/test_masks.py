@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -44,6 +44,7 @@ def kept_by(masks: TaskMasks) -> dict[str, Coordinates]:
     return {task: coordinates(dict(masks[task])) for task in masks}
 
 
+@settings(deadline=None)
 @given(some_masks())
 def test_density_is_the_fraction_of_the_coordinates_kept(masks: TaskMasks) -> None:
     kept, size = kept_by(masks), sum(shape.numel() for shape in masks.shapes().values())
@@ -54,6 +55,7 @@ def test_density_is_the_fraction_of_the_coordinates_kept(masks: TaskMasks) -> No
     assert masks.density() == pytest.approx(sum(map(len, kept.values())) / size / len(masks))
 
 
+@settings(deadline=None)
 @given(some_masks())
 def test_layer_density_is_density_of_each_parameter(masks: TaskMasks) -> None:
     for name, by_task in masks.layer_density().items():
@@ -62,6 +64,7 @@ def test_layer_density_is_density_of_each_parameter(masks: TaskMasks) -> None:
             assert density == pytest.approx(len(kept) / masks.shapes()[name].numel())
 
 
+@settings(deadline=None)
 @given(some_masks(), st.data())
 def test_overlap_is_that_of_the_sets_of_coordinates(masks: TaskMasks, data: st.DataObject) -> None:
     names = st.lists(st.sampled_from(sorted(masks.shapes())), min_size=1, unique=True)
@@ -88,6 +91,7 @@ def test_overlap_prints_as_a_table_of_jaccard() -> None:
     assert rows == [["a", "depth_map"], ["a", "1.000", "0.500"], ["depth_map", "0.500", "1.000"]]
 
 
+@settings(deadline=None)
 @given(some_masks(), st.integers(0, 10_000))
 def test_changed_is_the_part_of_the_earlier_masks_that_is_gone(masks: TaskMasks, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -99,6 +103,7 @@ def test_changed_is_the_part_of_the_earlier_masks_that_is_gone(masks: TaskMasks,
     assert set(masks.changed(masks).values()) == {0.0}
 
 
+@settings(deadline=None)
 @given(some_masks(), st.data())
 def test_union_and_intersection_are_those_of_sets(masks: TaskMasks, data: st.DataObject) -> None:
     chosen = data.draw(st.none() | st.lists(st.sampled_from(masks.tasks)))
@@ -108,6 +113,7 @@ def test_union_and_intersection_are_those_of_sets(masks: TaskMasks, data: st.Dat
     assert coordinates(masks.intersection(chosen)) == everything.intersection(*sets)
 
 
+@settings(deadline=None)
 @given(some_masks())
 def test_exclusive_is_what_no_other_task_keeps(masks: TaskMasks) -> None:
     kept = kept_by(masks)
@@ -124,6 +130,7 @@ def test_combining_leaves_the_masks_as_they_are() -> None:
     assert masks == copy
 
 
+@settings(deadline=None)
 @given(some_masks(), st.data())
 def test_masks_are_equal_up_to_a_single_bit(masks: TaskMasks, data: st.DataObject) -> None:
     copy = {t: {n: m.clone() for n, m in mask.items()} for t, mask in masks.items()}
@@ -187,6 +194,7 @@ def test_masks_that_do_not_belong_together_are_refused(why: str) -> None:
         TaskMasks(masks)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 6), max_size=4), st.integers(0, 10_000))
 def test_packing_puts_eight_weights_in_a_byte_and_loses_none(shape: list[int], seed: int) -> None:
     mask = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.5
@@ -196,6 +204,7 @@ def test_packing_puts_eight_weights_in_a_byte_and_loses_none(shape: list[int], s
     assert torch.equal(unpack(packed, mask.shape), mask)
 
 
+@settings(deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=40))
 def test_the_first_weight_is_the_highest_bit(kept: list[bool]) -> None:
     text = "".join("01"[one] for one in kept)
@@ -210,6 +219,7 @@ def test_bytes_that_do_not_fit_the_shape_are_refused(packed: Tensor) -> None:
         unpack(packed, torch.Size([3, 5]))
 
 
+@settings(deadline=None, max_examples=40)  # every one writes a file to the disk
 @given(masks=some_masks())
 def test_a_file_gives_back_the_masks_with_their_header_and_order(
     masks: TaskMasks, tmp_path_factory: pytest.TempPathFactory

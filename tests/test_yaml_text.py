@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sparsemtl.errors import ConfigError
-from sparsemtl.yaml_text import line_numbers, parse_yaml, read_yaml
+from sparsemtl.yaml_text import dump_yaml, line_numbers, parse_yaml, read_yaml
 
 KEYS = st.text("abcde", min_size=1, max_size=3)
 LEAVES = st.integers() | st.lists(st.integers(), max_size=3)
@@ -49,6 +49,13 @@ def test_what_only_looks_like_a_number_stays_text(text: str) -> None:
 def test_what_pyyaml_writes_is_read_as_pyyaml_reads_it(value: dict[str, Any]) -> None:
     text = yaml.safe_dump(value)
     assert parse_yaml(text, "x") == yaml.safe_load(text) == value
+
+
+@few
+@given(st.dictionaries(st.text(), st.text() | st.floats(allow_nan=False) | st.booleans() | st.none()))
+@example({"1e-05": "1e-05", "a": ".1e3", "b": "1.e5", "c": "5", "d": "no", "e": "é", "f": 1e-5, "g": 1e300})
+def test_what_is_written_is_read_as_it_was(value: dict[str, Any]) -> None:
+    assert parse_yaml(dump_yaml(value), "x") == value
 
 
 @few

@@ -1,12 +1,13 @@
 """YAML as people write configurations: `1e-3` is a number, no key stands twice, and a mistake has its line.
 
-PyYAML follows YAML 1.1, in which `1e-3` is text and of two equal keys the last one wins silently.
+PyYAML follows YAML 1.1, in which `1e-3` is text and of two equal keys the last one wins silently. What is written here
+is read here as it was; text that looks like a number is quoted.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Its counterpart."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -67,6 +73,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, got a {type(content).__name__}.")
     return content
+
+
+def dump_yaml(value: Mapping[str, Any]) -> str:
+    """Write a mapping of plain values as YAML, keys in their order."""
+    return yaml.dump(dict(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def line_numbers(path: str | Path) -> dict[str, int]:

@@ -265,6 +265,66 @@ def test_a_balancer_must_be_attached_first() -> None:
         BALANCERS.build("mean").weights(torch.ones(2))
 
 
+ORIGINALS: dict[str, tuple[dict[str, Any], Any]] = {
+    "uncertainty": ({}, lambda: scalarization.UW(3)),
+    "dwa": ({}, lambda: scalarization.DWA(2.0)),
+    "random": ({}, scalarization.Random),
+    "geometric-mean": ({}, scalarization.GeometricMean),
+    "imtl-l": ({}, lambda: scalarization.IMTLL(3)),
+    "stch": ({}, lambda: scalarization.STCH(1.0)),
+    "cosmos": ({}, lambda: scalarization.COSMOS(1.0, torch.ones(3))),
+    "pbi": ({}, lambda: scalarization.PBI(5.0, torch.ones(3))),
+    "famo": ({}, lambda: scalarization.FAMO(3)),
+    "mgda": ({}, lambda: aggregation.MGDA(epsilon=1e-6, max_iters=1000)),
+    "pcgrad": ({}, aggregation.PCGrad),
+    "gradvac": ({}, lambda: aggregation.GradVac(0.5)),
+    "graddrop": ({}, aggregation.GradDrop),
+    "imtl-g": ({}, aggregation.IMTLG),
+    "aligned-mtl": ({}, aggregation.AlignedMTL),
+    "config": ({}, aggregation.ConFIG),
+    "random-gradients": ({}, aggregation.Random),
+}
+SET = {
+    "dwa, set": ({"temperature": 0.7}, lambda: scalarization.DWA(0.7)),
+    "stch, set": ({"mu": 0.3, "weights": [1.0, 2.0, 3.0]}, lambda: scalarization.STCH(0.3, torch.arange(1.0, 4.0))),
+    "cosmos, set": (
+        {"alignment": 4.0, "weights": [1.0, 2.0, 3.0]},
+        lambda: scalarization.COSMOS(4, torch.arange(1.0, 4)),
+    ),
+    "pbi, set": ({"theta": 1.5, "weights": [1.0, 2.0, 3.0]}, lambda: scalarization.PBI(1.5, torch.arange(1.0, 4.0))),
+    "famo, set": ({"lr": 0.5, "weight_decay": 0.1}, lambda: scalarization.FAMO(3, lr=0.5, weight_decay=0.1)),
+    "mgda, set": ({"epsilon": 0.5, "max_iters": 2}, lambda: aggregation.MGDA(epsilon=0.5, max_iters=2)),
+    "gradvac, set": ({"beta": 0.9}, lambda: aggregation.GradVac(0.9)),
+}
+
+
+@pytest.mark.parametrize("name", [*ORIGINALS, *SET])
+def test_a_member_is_the_one_of_its_name_in_torchjd(name: str) -> None:
+    """Two epochs of three steps, and what is combined after them."""
+    parameters, original = {**ORIGINALS, **SET}[name]
+    ours, theirs = BALANCERS.build(name.removesuffix(", set"), **parameters), as_balancer(original())
+    found = []
+    for balancer in (ours, theirs):
+        balancer.attach(3, CPU)
+        torch.manual_seed(0)
+        combined = []
+        for step, losses in enumerate(torch.rand(9, 3) + 0.1):
+            combined.append(balancer.weights(losses))
+            if balancer.combines_gradients:
+                combined.append(balancer.aggregate(torch.randn(3, 5)))
+            if balancer.looks_back:
+                balancer.look_back(losses * torch.tensor([0.5, 0.9, 0.7]))
+            if step % 3 == 2:
+                balancer.end_epoch()
+        found.append(combined)
+    for mine, expected in zip(*found, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_every_member_of_torchjds_is_compared() -> None:
+    assert set(BALANCERS) == {*ORIGINALS, "mean", "sum", "constant"}
+
+
 # Loss weights
 
 
@@ -483,6 +543,19 @@ def test_heads_get_their_own_tasks_plain_gradient(name: str, update: Update) -> 
     for task in "abc":
         for key, parameter in model.task_parameters(task).items():
             torch.testing.assert_close(parameter.grad, plain.task_parameters(task)[key].grad, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", GRADIENT_BALANCERS)
+def test_gradients_of_half_precision_are_combined_in_single(name: str) -> None:
+    model = model_of("abc").bfloat16()
+    (group,) = batch_of("abc")
+    group = Group(group.x.bfloat16(), group.targets, group.tasks)
+    rows = rows_of(model, group, "abc").float()
+    torch.manual_seed(3)
+    expected = aggregator_of(name)(rows).bfloat16()
+    torch.manual_seed(3)
+    engine_of(model, made(name, 3)).step([[group]])
+    assert torch.equal(shared_gradient(model), expected)
 
 
 @pytest.mark.parametrize("semantics", ["forward", "gradient"])

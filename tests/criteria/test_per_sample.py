@@ -9,7 +9,7 @@ import torch
 from fisher_oracles import assert_close, fisher
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_networks import NETWORKS, SAMPLES, DoubledLinear, Runs, build, two_classifications
+from small_networks import NETWORKS, SAMPLES, DoubledLinear, Network, Runs, build, two_classifications
 from torch import Tensor, nn
 
 import sparsemtl as sm
@@ -68,12 +68,17 @@ def test_hooks_alone_refuse_what_they_would_get_wrong(name: str, power: str) -> 
         scores(model, [(x, targets)], power=power, path="hooks")
 
 
-@pytest.mark.parametrize("name", [name for name, network in NETWORKS.items() if not network.vmap])
-def test_what_vmap_refuses_is_looped_over_only_if_nobody_insists_on_vmap(name: str) -> None:
+def test_what_vmap_refuses_is_looped_over_unless_vmap_is_insisted_on() -> None:
+    def run(module: Any, x: Tensor) -> Tensor:
+        return module.layer(x) if bool((x > 0).any()) else x @ module.layer.weight
+
     tasks, targets = two_classifications()
-    model, x = build(NETWORKS[name], tasks)
-    with pytest.raises(RuntimeError):
+    model, x = build(Network(lambda: Runs(run, layer=nn.Linear(5, 5)), (5,)), tasks)
+    with pytest.raises(RuntimeError, match="vmap"):
         scores(model, [(x, targets)], path="functional")
+    found, truth = scores(model, [(x, targets)], path="auto"), expected(model, [(x, targets)])
+    for task in truth:
+        assert_close(found[task], truth[task])
 
 
 @pytest.mark.parametrize("path", ["auto", "functional"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -169,6 +169,7 @@ FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True)
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(FLOATS, FLOATS, st.booleans()), min_size=1, max_size=20), st.sampled_from(DTYPES))
 def test_any_number_is_held_bit_for_bit_and_any_is_let_through(
     entries: list[tuple[float, float, bool]], dtype: torch.dtype

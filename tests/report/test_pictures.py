@@ -102,3 +102,39 @@ def test_a_gallery_is_bounded_and_says_how_many_there_were():
 
 def test_a_group_without_samples_is_left_out():
     assert galleries({"digit": {"x": torch.zeros(0, 4), "tasks": {}}}, {}) == []
+
+
+def gallery_of(kind, classes, target, prediction):
+    samples = {"all": {"x": torch.rand(1, 3, 2, 2), "tasks": {"t": {"target": target, "prediction": prediction}}}}
+    (gallery,) = galleries(samples, {"t": {"kind": kind, "classes": classes}})
+    (answer,) = gallery.samples[0].maps
+    return gallery, pixels_of(answer.truth), pixels_of(answer.said)
+
+
+def test_label_maps_have_a_colour_a_class_and_grey_for_the_unknown():
+    target = torch.tensor([[[0, 1], [255, 0]]])
+    gallery, truth, said = gallery_of("Segmentation", ["wall", "floor"], target, torch.tensor([[[0, 1], [1, 1]]]))
+    assert [name for name, _ in gallery.legends["t"]] == ["wall", "floor"]
+    assert np.array_equal(truth[0], said[0])
+    assert np.array_equal(truth[1, 1], truth[0, 0])
+    assert not np.array_equal(truth[0, 0], truth[0, 1])
+    assert len(set(truth[1, 0, :3].tolist())) == 1
+
+
+def test_depth_is_drawn_over_the_true_range_and_grey_where_it_is_unknown():
+    _, truth, said = gallery_of(
+        "Depth", None, torch.tensor([[[[1.0, 3.0], [0.0, 2.0]]]]), torch.tensor([[[[1.0, 9.0], [2.0, -1.0]]]])
+    )
+    assert np.array_equal(truth[0], said[0])  # beyond the range is its end
+    assert np.array_equal(truth[1, 1], said[1, 0])
+    assert np.array_equal(said[1, 1], truth[0, 0])
+    assert len(set(truth[1, 0, :3].tolist())) == 1
+
+
+def test_normals_are_red_green_and_blue():
+    up = torch.zeros(1, 3, 2, 2)
+    up[:, 1, 0] = 1
+    _, truth, said = gallery_of("Normals", None, up, up)
+    assert truth[0, 0, :3].tolist() == pytest.approx([0.5, 1.0, 0.5], abs=0.01)
+    assert np.array_equal(said[0], truth[0])
+    assert not np.array_equal(said[1], truth[1])

@@ -139,8 +139,8 @@ def watch_steps(engine: Engine) -> list[dict[str, Tensor]]:
     states = [parameters_of(engine.model)]
     after_step = engine.sharing.after_step
 
-    def record() -> None:
-        after_step()
+    def record(optimizer: torch.optim.Optimizer) -> None:
+        after_step(optimizer)
         states.append(parameters_of(engine.model))
 
     engine.sharing.after_step = record  # type: ignore[method-assign]

@@ -274,7 +274,7 @@ def test_in_turns_a_step_has_the_tasks_own_masked_gradient(method: str, semantic
     engine = engine_of(network, sharing, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
     sharing.begin_epoch(0, [(double(batch_of(0)).x, double(batch_of(0)).targets)])
     gradients: list[dict[str, Tensor]] = []
-    sharing.after_step = lambda: gradients.append(  # type: ignore[method-assign]
+    sharing.after_step = lambda optimizer: gradients.append(  # type: ignore[method-assign]
         {name: p.grad.clone() for name, p in network.shared_parameters().items() if p.grad is not None}
     )
     engine.step([[double(batch_of(6))]])
@@ -287,7 +287,7 @@ def test_in_turns_a_step_has_the_tasks_own_masked_gradient(method: str, semantic
 @both_semantics
 @every_method
 def test_an_aggregator_gets_the_rows_masked(method: str, semantics: str) -> None:
-    """METHODS.md §10.8: TorchJD's sum of the rows is the sum of the masked gradients."""
+    """TorchJD's sum of the rows is the sum of the masked gradients."""
     from torchjd.aggregation import Sum
 
     network = model(norm=False).double()

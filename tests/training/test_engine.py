@@ -395,7 +395,7 @@ class Penalised(sm.DenseSharing):
         weight = self.model.shared_parameters()["encoder.0.weight"]
         return 0.3 * (weight**2).sum() if task == "b" else None
 
-    def after_step(self) -> None:
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.steps += 1
 
 

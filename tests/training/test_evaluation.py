@@ -110,18 +110,33 @@ def test_figures_are_those_of_the_whole_split_however_it_is_cut(task: str, batch
         assert found[task][metric] == pytest.approx(value, rel=1e-4, abs=1e-6), metric
 
 
-def test_values_of_which_some_are_known_count_one_by_one() -> None:
-    model = sm.SharedBottom(shared().encoder, [sm.Regression("d", 3)])
-    x, _ = table()
-    target = torch.randn(40, 3, generator=torch.Generator().manual_seed(2))
-    target[torch.rand(40, 3, generator=torch.Generator().manual_seed(3)) < 0.4] = math.nan
-    model.eval()
+def maps_with_gaps() -> tuple[Tensor, dict[str, Tensor]]:
+    """Pictures, and maps of classes, depths and normals with other gaps in every one."""
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(9, 1, 4, 4, generator=generator)
+    gaps = torch.rand(9, 4, 4, generator=generator) < torch.linspace(0.1, 0.9, 9)[:, None, None]
+    classes = torch.randint(0, 3, (9, 4, 4), generator=generator).masked_fill(gaps, 255)
+    depth = torch.rand(9, 4, 4, generator=generator).add(0.1).masked_fill(gaps, 0)
+    normals = F.normalize(torch.randn(9, 3, 4, 4, generator=generator), dim=1).masked_fill(gaps[:, None], 0)
+    values = torch.randn(9, 3, generator=generator)
+    values[torch.rand(9, 3, generator=generator) < 0.4] = math.nan
+    return x, {"classes": classes, "depth": depth, "normals": normals, "numbers": values}
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_what_a_sample_knows_in_part_counts_label_by_label(batch_size: int) -> None:
+    torch.manual_seed(0)
+    kinds = [sm.Segmentation("classes", 3), sm.Depth("depth"), sm.Normals("normals"), sm.Regression("numbers", 3)]
+    heads: dict[str, nn.Module] = {task.name: nn.Conv2d(4, task.outputs, 1) for task in kinds[:3]}
+    heads["numbers"] = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    model = sm.SharedBottom(nn.Conv2d(1, 4, 3, padding=1), kinds, heads)
+    x, targets = maps_with_gaps()
     with torch.no_grad():
-        error = (model(x)["d"] - target) ** 2
-    expected = float(error[~target.isnan()].mean())
-    for batch_size in (3, 40):
-        found = evaluated(model, TensorLoader(x, {"d": target}, batch_size=batch_size))
-        assert found["d"]["loss"] == pytest.approx(expected, rel=1e-5)
+        outputs = model(x)
+    found = evaluated(model, TensorLoader(x, targets, batch_size=batch_size), sm.DenseSharing())
+    for name, task in model.tasks.items():
+        whole = float(task.loss(outputs[name], targets[name]))
+        assert found[name]["loss"] == pytest.approx(whole, rel=1e-5), name
 
 
 def network_of(model: sm.MultiTaskModel, sharing: Sharing, task: str, x: Tensor) -> Tensor:

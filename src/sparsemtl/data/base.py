@@ -1,10 +1,14 @@
-"""A data set in memory: its tasks, its three splits, and the loaders that batch them."""
+"""A data set: its tasks, its three splits, and the loaders that batch them.
+
+`Samples` is what a split can do. `Split` holds its samples in memory; `lazy.LazySplit` decodes them from files.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import abc
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,17 +19,64 @@ from sparsemtl.parameters import Count, validated
 from sparsemtl.tasks import Task
 
 
-class TensorLoader:
-    """Batches of tensors that are held in memory: one gather a batch, no worker processes.
+class BatchLoader(abc.ABC):
+    """Which samples make which batch: in order or shuffled, all or full ones only.
 
     Args:
-        x: inputs, a tensor or any nest of tensors, all of N samples.
-        targets: target -> labels, or one task's labels; N of each.
+        dataset_size: number of samples.
         batch_size: samples a batch; the last batch may be smaller.
         shuffle: draw a new order at the start of every pass.
         drop_last: leave out a last batch that is not full.
         generator: draws the order; by default torch's global generator, so that whoever restores its state
             gets the same order again.
+
+    Raises:
+        DataError: if there is no batch to yield.
+    """
+
+    def __init__(
+        self,
+        dataset_size: int,
+        *,
+        batch_size: int,
+        shuffle: bool,
+        drop_last: bool,
+        generator: torch.Generator | None,
+    ) -> None:
+        self.dataset_size = dataset_size
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.generator = generator
+        if len(self) == 0:
+            raise DataError(
+                f"{dataset_size} samples make no batch of {batch_size}"
+                + (" with drop_last; take smaller batches or keep the last one." if drop_last else ".")
+            )
+
+    def __len__(self) -> int:
+        """Number of batches in a pass."""
+        full, rest = divmod(self.dataset_size, self.batch_size)
+        return full + bool(rest and not self.drop_last)
+
+    def order(self) -> tuple[Tensor, ...]:
+        """Draw a pass: the samples of every batch."""
+        size = self.dataset_size
+        order = torch.randperm(size, generator=self.generator) if self.shuffle else torch.arange(size)
+        return torch.split(order, self.batch_size)[: len(self)]
+
+    @abc.abstractmethod
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        """One pass of pairs (inputs, targets); its order is drawn at once."""
+
+
+class TensorLoader(BatchLoader):
+    """Batches of tensors that are held in memory: one gather a batch, no worker processes.
+
+    Args:
+        x: inputs, a tensor or any nest of tensors, all of N samples.
+        targets: target -> labels, or one task's labels; N of each.
+        batch_size, shuffle, drop_last, generator: see `BatchLoader`.
 
     Yields:
         pairs (inputs, targets) of the same forms. Batches are copies: a network that works in place on its
@@ -48,29 +99,16 @@ class TensorLoader:
     ) -> None:
         self.x = x
         self.targets: dict[str, Tensor] | Tensor = dict(targets) if isinstance(targets, Mapping) else targets
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.drop_last = drop_last
-        self.generator = generator
-        self.dataset_size = _common_length(x, self.targets)
-        if len(self) == 0:
-            raise DataError(
-                f"{self.dataset_size} samples make no batch of {batch_size}"
-                + (" with drop_last; take smaller batches or keep the last one." if drop_last else ".")
-            )
-
-    def __len__(self) -> int:
-        """Number of batches in a pass."""
-        full, rest = divmod(self.dataset_size, self.batch_size)
-        return full + bool(rest and not self.drop_last)
+        size = _common_length(x, self.targets)
+        super().__init__(size, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, generator=generator)
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        size = self.dataset_size
-        order = torch.randperm(size, generator=self.generator) if self.shuffle else torch.arange(size)
-        return (_gather((self.x, self.targets), rows) for rows in torch.split(order, self.batch_size)[: len(self)])
+        order = self.order()
+        return (gather((self.x, self.targets), rows) for rows in order)
 
 
-def _gather(nest: Any, rows: Tensor) -> Any:
+def gather(nest: Any, rows: Tensor) -> Any:
+    """The samples `rows` of every tensor of a nest, copied."""
     return tree_map_only(Tensor, lambda tensor: tensor[rows.to(tensor.device)], nest)
 
 
@@ -85,9 +123,36 @@ def _common_length(x: Any, targets: Mapping[str, Tensor] | Tensor) -> int:
     return length
 
 
+class Samples(Protocol):
+    """Samples with the labels of their tasks, wherever they are."""
+
+    @property
+    def targets(self) -> Collection[str]:
+        """Names of the targets that have labels."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    def loader(self, batch_size: int, *, shuffle: bool = False, drop_last: bool = False) -> BatchLoader:
+        """Make a loader of these samples."""
+
+    def take(self, count: int) -> Samples:
+        """The first `count` samples, or all if there are fewer."""
+
+    def select(self, rows: Tensor) -> Samples:
+        """The samples at these indices, in their order."""
+
+    def only(self, targets: Sequence[str]) -> Samples:
+        """The same samples with these targets' labels alone."""
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Samples with the labels of their tasks.
+    """Samples in memory with the labels of their tasks.
 
     Attributes:
         x: inputs, shape (N, ...).
@@ -102,6 +167,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self.x.shape[1:])
 
     def loader(self, batch_size: int, *, shuffle: bool = False, drop_last: bool = False) -> TensorLoader:
         """Make a loader of these samples."""
@@ -120,9 +190,9 @@ class Split:
         return Split(self.x, {name: self.targets[name] for name in targets})
 
 
-Part = Split | Mapping[str, Split]
+Part = Samples | Mapping[str, Samples]
 """What one of training, validation and test holds: samples for all tasks, or task -> samples of its own."""
-Loaders = TensorLoader | dict[str, TensorLoader]
+Loaders = BatchLoader | dict[str, BatchLoader]
 """One loader for all tasks, or one a task."""
 
 
@@ -133,7 +203,7 @@ class TaskData:
     Attributes:
         name: the data set's name.
         tasks: the tasks.
-        train: what networks learn from; one `Split`, or task -> `Split` if every task has inputs of its own.
+        train: what networks learn from; one split, or task -> split if every task has inputs of its own.
         validation: what epochs and settings are chosen by.
         test: what is reported, once.
         notes: what must be said beside every figure, such as how the splits were made.
@@ -176,8 +246,7 @@ class TaskData:
         Raises:
             DataError: if the tasks' inputs have different shapes.
         """
-        splits = self.train.values() if isinstance(self.train, Mapping) else [self.train]
-        shapes = {tuple(split.x.shape[1:]) for split in splits}
+        shapes = {split.shape for split in (self.train.values() if isinstance(self.train, Mapping) else [self.train])}
         if len(shapes) > 1:
             raise DataError(f"{self.name}: the tasks' inputs have different shapes {sorted(shapes)}.")
         return shapes.pop()
@@ -222,12 +291,12 @@ class TaskData:
 
 
 def _loaders(part: Part, batch_size: int, *, shuffle: bool = False, drop_last: bool = False) -> Loaders:
-    if isinstance(part, Split):
-        return part.loader(batch_size, shuffle=shuffle, drop_last=drop_last)
-    return {task: split.loader(batch_size, shuffle=shuffle, drop_last=drop_last) for task, split in part.items()}
+    if isinstance(part, Mapping):
+        return {task: split.loader(batch_size, shuffle=shuffle, drop_last=drop_last) for task, split in part.items()}
+    return part.loader(batch_size, shuffle=shuffle, drop_last=drop_last)
 
 
 def _only(part: Part, tasks: Sequence[Task]) -> Part:
-    if isinstance(part, Split):
-        return part.only([task.target for task in tasks])
-    return {task.name: part[task.name] for task in tasks}
+    if isinstance(part, Mapping):
+        return {task.name: part[task.name] for task in tasks}
+    return part.only([task.target for task in tasks])

@@ -8,6 +8,7 @@ from string import ascii_lowercase
 from sparsemtl.data.base import TaskData
 from sparsemtl.data.download import ZipArchive
 from sparsemtl.data.labelled import LabelledImages
+from sparsemtl.data.layout import Layout, laid_out
 from sparsemtl.data.options import ProperFraction, checked
 from sparsemtl.parameters import Count, Natural
 
@@ -27,11 +28,13 @@ EMNIST_LETTERS = LabelledImages(
         md5="58c8d27c78d21e728a6bc7b3cc06412e",
         inside="gzip",
     ),
+    licence="NIST's, in the public domain",
     first_label=1,
     transposed=True,
 )
 
 
+@laid_out(Layout(((EMNIST_LETTERS.package,),)))
 @checked
 def emnist_letters(
     *,

@@ -7,6 +7,7 @@ from pathlib import Path
 from sparsemtl.data.base import TaskData
 from sparsemtl.data.download import SeparateFiles
 from sparsemtl.data.labelled import LabelledImages
+from sparsemtl.data.layout import Layout, laid_out
 from sparsemtl.data.options import ProperFraction, checked
 from sparsemtl.parameters import Count, Natural
 
@@ -35,9 +36,11 @@ FASHION_MNIST = LabelledImages(
             "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
         },
     ),
+    licence="MIT",
 )
 
 
+@laid_out(Layout(((FASHION_MNIST.package,),)))
 @checked
 def fashion_mnist(
     *,

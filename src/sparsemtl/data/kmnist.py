@@ -7,6 +7,7 @@ from pathlib import Path
 from sparsemtl.data.base import TaskData
 from sparsemtl.data.download import SeparateFiles
 from sparsemtl.data.labelled import LabelledImages
+from sparsemtl.data.layout import Layout, laid_out
 from sparsemtl.data.options import ProperFraction, checked
 from sparsemtl.parameters import Count, Natural
 
@@ -24,9 +25,11 @@ KMNIST = LabelledImages(
             "t10k-labels-idx1-ubyte.gz": "7320c461ea6c1c855c0b718fb2a4b134",
         },
     ),
+    licence="CC BY-SA 4.0",
 )
 
 
+@laid_out(Layout(((KMNIST.package,),)))
 @checked
 def kmnist(
     *,

@@ -10,6 +10,7 @@ from torch import Tensor
 from sparsemtl.data.base import Split, TaskData
 from sparsemtl.data.download import Origin
 from sparsemtl.data.idx import read_idx
+from sparsemtl.data.layout import Expected, Package
 from sparsemtl.data.options import ROOT_VARIABLE, resolve_root
 from sparsemtl.data.splitting import hold_out, shuffled
 from sparsemtl.errors import DataError
@@ -30,6 +31,7 @@ class LabelledImages:
         folder: folder under the root; the files lie in its `raw`, as torchvision puts them.
         files: of the training images, training labels, test images and test labels, without .gz.
         origin: where the files, with .gz, can be got.
+        licence: under which terms.
         first_label: the label of the first class in the files.
         transposed: the files hold columns of pixels instead of rows.
     """
@@ -39,6 +41,7 @@ class LabelledImages:
     classes: tuple[str, ...]
     folder: str
     origin: Origin
+    licence: str
     files: tuple[str, str, str, str] = (
         "train-images-idx3-ubyte",
         "train-labels-idx1-ubyte",
@@ -47,6 +50,22 @@ class LabelledImages:
     )
     first_label: int = 0
     transposed: bool = False
+
+    @property
+    def package(self) -> Package:
+        """What it needs on disk."""
+        raw = f"{self.folder}/raw"
+        kinds = ("training images", "training labels", "test images", "test labels")
+        return Package(
+            self.name,
+            tuple(
+                Expected(kind, (f"{raw}/{name}", f"{raw}/{name}.gz"), 1)
+                for kind, name in zip(kinds, self.files, strict=True)
+            ),
+            source=self.origin.address,
+            licence=self.licence,
+            get=f"set `download: true` in the configuration (download=True in Python), or put the files into {raw}",
+        )
 
     def locate(self, root: str | Path | None, *, download: bool) -> tuple[Path, Path, Path, Path]:
         """Find the four files, plain or gzipped, downloading those that are absent if allowed.

@@ -7,6 +7,7 @@ from pathlib import Path
 from sparsemtl.data.base import TaskData
 from sparsemtl.data.download import SeparateFiles
 from sparsemtl.data.labelled import LabelledImages
+from sparsemtl.data.layout import Layout, laid_out
 from sparsemtl.data.options import ProperFraction, checked
 from sparsemtl.parameters import Count, Natural
 
@@ -25,9 +26,11 @@ MNIST = LabelledImages(
         },
         mirrors=("http://yann.lecun.com/exdb/mnist/",),
     ),
+    licence="none is stated; commonly redistributed under CC BY-SA 3.0",
 )
 
 
+@laid_out(Layout(((MNIST.package,),)))
 @checked
 def mnist(
     *,

@@ -24,6 +24,7 @@ from torch import Tensor
 from sparsemtl.data.base import Split, TaskData
 from sparsemtl.data.fashion_mnist import FASHION_MNIST
 from sparsemtl.data.labelled import SIDE, LabelledImages, RawImages, held_out_note, scaled
+from sparsemtl.data.layout import Layout, laid_out
 from sparsemtl.data.mnist import MNIST
 from sparsemtl.data.options import ProperFraction, checked
 from sparsemtl.data.splitting import hold_out, in_proportion
@@ -36,6 +37,7 @@ OFFSET = CANVAS - SIDE
 """Rows and columns by which the second item lies below and to the right of the first."""
 
 
+@laid_out(Layout(((MNIST.package,),)))
 @checked
 def multi_mnist(
     *,
@@ -65,6 +67,7 @@ def multi_mnist(
     )
 
 
+@laid_out(Layout(((FASHION_MNIST.package,),)))
 @checked
 def multi_fashion(
     *,
@@ -94,6 +97,7 @@ def multi_fashion(
     )
 
 
+@laid_out(Layout(((MNIST.package, FASHION_MNIST.package),)))
 @checked
 def multi_fashion_mnist(
     *,

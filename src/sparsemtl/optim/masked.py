@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from sparsemtl.masks import TaskMasks
 
@@ -128,6 +129,14 @@ class MaskedOptimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the wrapped optimizer."""
         self.optimizer.add_param_group(param_group)
+
+    def register_step_pre_hook(self, hook: Any) -> RemovableHandle:
+        """Call a hook before every step of the wrapped optimizer."""
+        return self.optimizer.register_step_pre_hook(hook)
+
+    def register_step_post_hook(self, hook: Any) -> RemovableHandle:
+        """Call a hook after every step of the wrapped optimizer, before weights are put back."""
+        return self.optimizer.register_step_post_hook(hook)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]

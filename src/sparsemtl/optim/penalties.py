@@ -14,6 +14,7 @@ from torch import Tensor
 from sparsemtl.errors import ParameterError
 from sparsemtl.optim import proximal
 from sparsemtl.optim.groups import GroupFunction, Grouping, GroupName, Parameters, dense, named
+from sparsemtl.optim.proximal import Scratch, fresh
 from sparsemtl.parameters import Natural, NonNegative, Positive, describe, fits
 from sparsemtl.registry import Registry
 
@@ -52,21 +53,26 @@ class Penalty(abc.ABC):
         """Tell whether the penalty acts on a weight."""
         return self.grouping.covers(weight)
 
+    def weight(self, x: Tensor) -> float:
+        """The slope of the penalty at zero, of groups in the shape (L, A, G, B): strength * sqrt(A * B)."""
+        return self.strength * math.sqrt(x.shape[1] * x.shape[3])
+
     @abc.abstractmethod
-    def shrink_(self, x: Tensor, lr: float, d: Tensor | None = None) -> Tensor:
-        """Take the proximal step of size lr in the metric d, in place; see `proximal`.
+    def shrink_(self, x: Tensor, shift: Tensor | float, scratch: Scratch = fresh) -> Tensor:
+        """Take the proximal step in place; see `proximal`.
 
         Args:
             x: groups in the shape (L, A, G, B); see `groups`.
-            lr: step size.
-            d: the diagonal of the metric, of the same shape; None is the identity.
+            shift: step size times `weight(x)`, > 0, over the diagonal of the metric, if there is one; a tensor, like x,
+                may be changed.
+            scratch: gives memory to compute in.
 
         Returns:
             (L, 1, G, 1), True where the group survives.
         """
 
     @abc.abstractmethod
-    def pull(self, x: Tensor, lr: float, d: Tensor | None = None) -> Tensor:
+    def pull(self, x: Tensor, shift: Tensor | float, scratch: Scratch = fresh) -> Tensor:
         """How strongly groups withstand the step, above 1 where they survive it; (L, 1, G, 1)."""
 
     @abc.abstractmethod
@@ -97,13 +103,13 @@ class L1(Penalty):
         """Every weight on its own."""
         return Grouping("weight", linear=self.linear)
 
-    def shrink_(self, x: Tensor, lr: float, d: Tensor | None = None) -> Tensor:
+    def shrink_(self, x: Tensor, shift: Tensor | float, scratch: Scratch = fresh) -> Tensor:
         """See `Penalty`."""
-        return proximal.l1_(x, lr * self.strength, d)
+        return proximal.l1_(x, shift, scratch)
 
-    def pull(self, x: Tensor, lr: float, d: Tensor | None = None) -> Tensor:
+    def pull(self, x: Tensor, shift: Tensor | float, scratch: Scratch = fresh) -> Tensor:
         """See `Penalty`."""
-        return proximal.l1_pull(x, lr * self.strength, d)
+        return proximal.l1_pull(x, shift)
 
     def cost(self, x: Tensor) -> Tensor:
         """See `Penalty`."""
@@ -135,10 +141,6 @@ class _Grouped(Penalty):
         height, width = self.block
         return Grouping(self.groups, (height, width), self.linear)
 
-    def weight(self, x: Tensor) -> float:
-        """Strength times the square root of the size of the groups of (L, A, G, B)."""
-        return self.strength * math.sqrt(x.shape[1] * x.shape[3])
-
 
 @dataclass(frozen=True, kw_only=True)
 class GroupLasso(_Grouped):
@@ -159,13 +161,13 @@ class GroupLasso(_Grouped):
         10.8
     """
 
-    def shrink_(self, x: Tensor, lr: float, d: Tensor | None = None) -> Tensor:
+    def shrink_(self, x: Tensor, shift: Tensor | float, scratch: Scratch = fresh) -> Tensor:
         """See `Penalty`."""
-        return proximal.group_lasso_(x, lr * self.weight(x), d)
+        return proximal.group_lasso_(x, shift, scratch)
 
-    def pull(self, x: Tensor, lr: float, d: Tensor | None = None) -> Tensor:
+    def pull(self, x: Tensor, shift: Tensor | float, scratch: Scratch = fresh) -> Tensor:
         """See `Penalty`."""
-        return proximal.lasso_pull(x, lr * self.weight(x), d)
+        return proximal.lasso_pull(x, shift, scratch)
 
     def cost(self, x: Tensor) -> Tensor:
         """See `Penalty`."""
@@ -186,13 +188,13 @@ class GroupMCP(_Grouped):
 
     gamma: Positive = 3.0
 
-    def shrink_(self, x: Tensor, lr: float, d: Tensor | None = None) -> Tensor:
+    def shrink_(self, x: Tensor, shift: Tensor | float, scratch: Scratch = fresh) -> Tensor:
         """See `Penalty`."""
-        return proximal.group_mcp_(x, lr * self.weight(x), lr / self.gamma, d)
+        return proximal.group_mcp_(x, shift, self.gamma * self.weight(x), scratch)
 
-    def pull(self, x: Tensor, lr: float, d: Tensor | None = None) -> Tensor:
+    def pull(self, x: Tensor, shift: Tensor | float, scratch: Scratch = fresh) -> Tensor:
         """See `Penalty`."""
-        return proximal.mcp_pull(x, lr * self.weight(x), lr / self.gamma, d)
+        return proximal.mcp_pull(x, shift, self.gamma * self.weight(x), scratch)
 
     def cost(self, x: Tensor) -> Tensor:
         """See `Penalty`."""

@@ -4,189 +4,217 @@ For a step of size lr in the metric D = diag(d), the map of a penalty R is
 
     z = argmin_z  1/2 sum_j d_j (x_j - z_j)^2  +  lr R(z);
 
-without a metric D is the identity, and the map the plain one. Every function here takes a tensor x of shape
-(L, A, G, B), in which `x[l, :, g, :]` is one group (see `groups.py`), and d of the same shape; it changes x in place
-and returns which groups survive, shape (L, 1, G, 1). NaN survives, and stays NaN.
+without a metric D is the identity, and the map the plain one. If R has the slope lambda at zero, z depends on
+the *shift* lr lambda / d alone, which the functions here take: a tensor like x, or a number for the plain map. They
+take x in the shape (L, A, G, B), in which `x[l, :, g, :]` is one group (see `groups.py`), change it in place, and
+return which groups survive, shape (L, 1, G, 1). NaN survives, and stays NaN.
 
-Group lasso, R(z) = lambda ||z||, tau = lr lambda (METHODS.md §8; Deleu & Bengio 2021). z = 0 iff ||D x|| <= tau. Else
-z_j = r x_j / (r + tau / d_j), where r = ||z|| is the root of
+Group lasso, R(z) = lambda ||z|| (METHODS.md §8; Deleu & Bengio 2021). z = 0 iff ||x / shift|| <= 1. Else
+z_j = r x_j / (r + shift_j), where r = ||z|| is the root of
 
-    h(r) = 1 / ||u(r)|| = 1,   u_j = x_j / (r + tau / d_j).
+    h(r) = 1 / ||u(r)|| = 1,   u_j = x_j / (r + shift_j).
 
-h is increasing and concave (it is the power mean of exponent -2 of functions linear in r), and linear if all d_j are
+h is increasing and concave (it is the power mean of exponent -2 of functions linear in r), and linear if all shifts are
 equal: Newton's method that starts left of the root climbs to it and never steps over it. At an approximate root the
-optimality condition d (z - x) + tau z / ||z|| = 0 holds up to a fraction h(r) - 1 of d x, so that is what we make
+optimality condition d (z - x) + lr lambda z / ||z|| = 0 holds up to a fraction h(r) - 1 of d x, so that is what we make
 small. It stays well conditioned at the threshold, where r itself does not.
 
-Group MCP, R(z) = lambda ||z|| - ||z||^2 / (2 gamma) up to ||z|| = gamma lambda and constant from there (Zhang 2010;
-Huang, Breheny & Ma 2012). With bend = lr / gamma and limit = gamma lambda = tau / bend, tau / d_j above becomes
-(tau - bend r) / d_j. Then u is still 1 over a function linear in r, h still concave on [0, limit], and so the problem,
-though not convex, has at most two local minima: the smallest root (or zero), and x itself if ||x|| > limit. We compare
-the two.
-
-Sums of squares are taken in the tensors' own precision: in float32 thresholds are exact down to tau = 1e-18.
+Group MCP, R(z) = lambda ||z|| - ||z||^2 / (2 gamma) up to ||z|| = limit = gamma lambda and constant from there (Zhang
+2010; Huang, Breheny & Ma 2012). Above, shift becomes shift (1 - r / limit): u is still 1 over a function linear in r,
+and h still concave on [0, limit]. So the problem, though not convex, has at most two local minima: the smallest root
+(or zero), and x itself if ||x|| > limit. We compare the two.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 _MOST_STEPS = 100
-"""Newton steps at most; two are usual, and ten rare."""
+"""Newton steps at most; one is usual, and ten rare."""
+_CLEARLY = 0.01
+"""A root beyond this fraction of ||x|| is there, whatever the rounding."""
+CACHED = 2**18
+"""Entries that, with what is computed on the way, fit into a processor's cache."""
 _SHORT = 64
 """Rows shorter than this are too short for vector instructions to be broadcast to."""
+
+Scratch = Callable[[str, Tensor], Tensor]
+"""Name, tensor -> contiguous memory of the tensor's shape and dtype to compute in."""
+
+
+class Reused:
+    """Memory that is used again and again: on a CPU, fresh pages cost more time than what we compute in them."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, like: Tensor) -> Tensor:
+        """The same memory for the same name, in the shape, dtype and device of `like`."""
+        buffer = self._buffers.get(name)
+        size, kind = like.numel(), (like.dtype, like.device)
+        if buffer is None or buffer.numel() < size or (buffer.dtype, buffer.device) != kind:
+            buffer = self._buffers[name] = torch.empty(size, dtype=like.dtype, device=like.device)
+        return buffer[:size].view(like.shape)
+
+
+def fresh(name: str, like: Tensor) -> Tensor:
+    """New memory every time."""
+    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
 
 def sums(x: Tensor) -> Tensor:
     """Sum over every group: (L, A, G, B) -> (L, 1, G, 1)."""
-    if x.shape[1] > 1:
-        x = x.sum(1, keepdim=True)
-    return x.sum(3, keepdim=True) if x.shape[3] > 1 else x
+    return x.sum(1, keepdim=True).sum(3, keepdim=True) if x.shape[1] > 1 else x.sum(3, keepdim=True)
 
 
-def norms(x: Tensor) -> Tensor:
+def norms(x: Tensor, scratch: Scratch = fresh) -> Tensor:
     """Euclidean norm of every group: (L, A, G, B) -> (L, 1, G, 1)."""
-    return sums(x.square()).sqrt_()
+    rows = max(1, CACHED * x.shape[1] // max(1, x.numel())) if x.device.type == "cpu" else x.shape[1]
+    squares = [sums(torch.mul(slab, slab, out=scratch("a", slab))) for slab in x.split(rows, 1)]
+    return sum(squares[1:], start=squares[0]).sqrt_()
 
 
-def lasso_pull(x: Tensor, tau: float, d: Tensor | None = None) -> Tensor:
-    """||D x|| / tau, above 1 where group lasso lets the group live; shape (L, 1, G, 1)."""
-    return norms(x if d is None else x * d).div_(tau)
+def l1_pull(x: Tensor, shift: Tensor | float) -> Tensor:
+    """|x| / shift, above 1 where l1 lets the entry live; the shape of x."""
+    return (x / shift).abs_()
 
 
-def l1_pull(x: Tensor, tau: float, d: Tensor | None = None) -> Tensor:
-    """d |x| / tau, above 1 where l1 lets the entry live; the shape of x."""
-    return (x.abs() if d is None else (x * d).abs_()).div_(tau)
+def lasso_pull(x: Tensor, shift: Tensor | float, scratch: Scratch = fresh) -> Tensor:
+    """||x / shift||, above 1 where group lasso lets the group live; (L, 1, G, 1)."""
+    if isinstance(shift, Tensor):
+        return sums(torch.div(x, shift, out=scratch("a", x)).square_()).sqrt_()
+    return norms(x, scratch).div_(shift)
 
 
-def mcp_pull(x: Tensor, tau: float, bend: float, d: Tensor | None = None) -> Tensor:
-    """A number above 1 where group MCP lets the group live; shape (L, 1, G, 1)."""
-    size, limit, pull = norms(x), tau / bend, lasso_pull(x, tau, d)
-    energy = size.square() if d is None else sums(x.square().mul_(d))
-    unbent = (energy / (tau * limit)).sqrt_()
+def mcp_pull(x: Tensor, shift: Tensor | float, limit: float, scratch: Scratch = fresh) -> Tensor:
+    """A number above 1 where group MCP lets the group live; (L, 1, G, 1)."""
+    size, pull = norms(x, scratch), lasso_pull(x, shift, scratch)
+    unbent = (sums(torch.mul(x, x, out=scratch("a", x)).div_(shift)) / limit).sqrt_()
     return torch.where(size > limit, torch.maximum(pull, unbent), pull)
 
 
-def l1_(x: Tensor, tau: float, d: Tensor | None = None) -> Tensor:
-    """Soft threshold, z_j = sign(x_j) max(0, |x_j| - tau / d_j) (METHODS.md §9)."""
-    if tau == 0:
-        return x != 0
-    if d is None:
-        x.sub_(x.clamp(-tau, tau))
+def l1_(x: Tensor, shift: Tensor | float, scratch: Scratch = fresh) -> Tensor:
+    """Soft threshold, z_j = sign(x_j) max(0, |x_j| - shift_j) (METHODS.md §9)."""
+    bounded = scratch("a", x)
+    if isinstance(shift, Tensor):
+        torch.clamp(x, torch.neg(shift, out=bounded), shift, out=bounded)
     else:
-        threshold = d.reciprocal().mul_(tau)
-        x.sub_(x.clamp(-threshold, threshold))
-    return x != 0
+        torch.clamp(x, -shift, shift, out=bounded)
+    return x.sub_(bounded) != 0
 
 
-def group_lasso_(x: Tensor, tau: float, d: Tensor | None = None) -> Tensor:
-    """Proximal map of tau ||z||."""
-    if tau == 0:
-        return ~(norms(x) <= 0)
-    if d is None:
-        factor = (1 - tau / norms(x)).clamp_(min=0)
+def group_lasso_(x: Tensor, shift: Tensor | float, scratch: Scratch = fresh) -> Tensor:
+    """Proximal map of group lasso; a tensor of shifts is changed."""
+    if not isinstance(shift, Tensor):
+        factor = (1 - shift / norms(x, scratch)).clamp_(min=0)
         x.mul_(_spread(factor, x))
         return factor != 0
-    pulled = _above_one(lasso_pull(x, tau, d))
-    shift = d.reciprocal().mul_(tau)
-    radius = _root(x, shift, torch.where(pulled, _left_of_root(x, shift), 0), pulled)
+    radius = _lasso_radius(x, shift, scratch)
     spread = _spread(radius, x)
     x.mul_(spread).div_(shift.add_(spread))
     return ~(radius <= 0)
 
 
-def group_mcp_(x: Tensor, tau: float, bend: float, d: Tensor | None = None) -> Tensor:
-    """Proximal map of group MCP; see the module.
-
-    Args:
-        tau: step size times the penalty's slope at zero.
-        bend: step size divided by gamma, > 0.
-    """
-    if tau == 0:
-        return ~(norms(x) <= 0)
-    if d is None:
-        factor = _mcp_factor(norms(x), tau, bend)
+def group_mcp_(x: Tensor, shift: Tensor | float, limit: float, scratch: Scratch = fresh) -> Tensor:
+    """Proximal map of group MCP; limit is the norm from which on a group is not shrunk."""
+    size = norms(x, scratch)
+    if not isinstance(shift, Tensor):
+        factor = _mcp_factor(size, shift, limit)
         x.mul_(_spread(factor, x))
         return factor != 0
-    limit = tau / bend
-    size = norms(x)
-    pulled = _above_one(lasso_pull(x, tau, d))
-    shift = d.reciprocal().mul_(tau)
-    radius = _root(x, shift, torch.where(pulled, _nearest(x, shift).clamp_(max=limit), 0), pulled, limit)
+    pulled = ~(lasso_pull(x, shift, scratch) <= 1)
+    start = torch.where(pulled, _nearest(x, shift, scratch).clamp_(max=limit), 0)
+    radius = _mcp_radius(x, shift, limit, start, pulled, scratch)
     spread = _spread(radius, x)
-    factor = spread / shift.mul_(1 - spread / limit).add_(spread)
-    energy = sums((x * (1 - factor)).square_().mul_(d)) / 2 + tau * radius - bend * radius.square() / 2
-    unbent = (radius >= limit) | ((size > limit) & (energy > tau * limit / 2))
+    factor = torch.mul(shift, 1 - spread / limit, out=scratch("b", x)).add_(spread)
+    factor = torch.div(spread, factor, out=factor)
+    lost = torch.mul(x, factor, out=scratch("a", x)).sub_(x).square_().div_(shift)
+    cost = sums(lost) / 2 + radius - radius.square() / (2 * limit)
+    unbent = (radius >= limit) | ((size > limit) & (cost > limit / 2))
     x.mul_(factor.masked_fill_(unbent, 1))
     return ~(radius <= 0) | unbent
 
 
-def _mcp_factor(size: Tensor, tau: float, bend: float) -> Tensor:
+def _mcp_factor(size: Tensor, shift: float, limit: float) -> Tensor:
     """z / x of the plain map: firm thresholding, or hard where the penalty bends more than the parabola."""
-    if bend < 1:
-        return ((1 - tau / size) / (1 - bend)).clamp_(0, 1)
-    return (~(size <= tau / math.sqrt(bend))).to(size.dtype)
+    if shift < limit:
+        return ((1 - shift / size) / (1 - shift / limit)).clamp_(0, 1)
+    return (~(size <= math.sqrt(shift * limit))).to(size.dtype)
 
 
-def _left_of_root(x: Tensor, shift: Tensor) -> Tensor:
-    """A start for group lasso: where h's asymptote, under which h lies, is 1; or `_nearest` if that is below zero."""
-    squares = x.square()
-    size = sums(squares).sqrt_()
-    left = size - sums(squares.mul_(shift)) / size
-    return left if bool((left > 0).all()) else torch.where(left > 0, left, _nearest(x, shift))
+def _lasso_radius(x: Tensor, shift: Tensor, scratch: Scratch) -> Tensor:
+    """||z|| of group lasso."""
+    squares = torch.mul(x, x, out=scratch("a", x))
+    square = sums(squares)
+    reach = square.sqrt()
+    left = reach - sums(squares.mul_(shift)) / square  # where h's asymptote is 1; h lies under it
+    moving = left > _CLEARLY * reach
+    if not bool(moving.all()):
+        moving = ~(lasso_pull(x, shift, scratch) <= 1)
+        left = torch.where(left > 0, left, _nearest(x, shift, scratch))
+    return _lasso_root(x, shift, torch.where(moving, left, 0), moving, reach, scratch)
 
 
-def _nearest(x: Tensor, shift: Tensor) -> Tensor:
-    """The largest |x_j| - shift_j, at least 0: left of any root, and right enough that no u_j is above 1."""
-    return (x.abs() - shift).amax((1, 3), keepdim=True).clamp_(min=0)
-
-
-def _root(x: Tensor, shift: Tensor, start: Tensor, moving: Tensor, limit: float | None = None) -> Tensor:
-    """Smallest r with ||x / (r + shift (1 - r / limit))|| = 1, or `limit` where there is none below.
+def _lasso_root(x: Tensor, shift: Tensor, r: Tensor, moving: Tensor, reach: Tensor, scratch: Scratch) -> Tensor:
+    """Root of h.
 
     Args:
         x: (L, A, G, B).
-        shift: tau / d, like x.
-        start: (L, 1, G, 1), at or left of the root.
-        moving: the groups to find a root for; others keep their start.
-        limit: None is infinity.
+        shift: like x.
+        r: where to start, at or left of the root; (L, 1, G, 1).
+        moving: the groups to find a root for; the others keep their start.
+        reach: ||x||.
+        scratch: gives memory.
     """
-    eps = torch.finfo(x.dtype).eps
-    r, moving = start, moving.clone()
+    rounding = 4 * torch.finfo(x.dtype).eps
     for _ in range(_MOST_STEPS):
-        line = shift if limit is None else shift * _spread(1 - r / limit, x)
-        inverse = torch.add(line, _spread(r, x)).reciprocal_()
-        u = (x * inverse).square_()
-        square, slope = sums(u), sums(u.mul_(inverse))
-        if limit is not None:
-            slope = (slope * limit - square) / (limit - r)
+        u = _inverse(shift, r, "a", scratch).mul_(x).square_()
+        square = sums(u)
         size = square.sqrt()
-        new = r + (size - 1) * square / slope
-        if limit is not None:
-            new = torch.where(slope > 0, new, limit)
-        new = torch.where(moving, new, r).clamp_(0, limit)
-        moving &= _unsettled(1 - 1 / size, new - r, r, eps, limit)
+        gap = 1 - 1 / size
+        # r / h is left of the root as well, and nearer by r / ||x|| of the gap at least, as h' >= 1 / ||x||.
+        if not bool((moving & ((r <= 0) | (gap * (1 - r / reach) > rounding))).any()):
+            return torch.where(moving, r * size, r)
+        slope = sums(u.mul_(_inverse(shift, r, "b", scratch)))
+        new = torch.where(moving, r + (size - 1) * square / slope, r).clamp_(min=0)
+        # The gap is at most 1.5 gap (new - r) / r there, as |h''| <= 3 h' / r and h' falls.
+        moving = moving & (gap > rounding) & (1.5 * gap * (new - r) > rounding * r)
         r = new
         if not bool(moving.any()):
             break
     return r
 
 
-def _unsettled(gap: Tensor, step: Tensor, r: Tensor, eps: float, limit: float | None) -> Tensor:
-    """Tell where 1 - h may still be above rounding after a step from r, where it was `gap`.
+def _mcp_radius(x: Tensor, shift: Tensor, limit: float, r: Tensor, moving: Tensor, scratch: Scratch) -> Tensor:
+    """Smallest root of group MCP's h, or `limit` where there is none below; see `_lasso_root`."""
+    rounding = 4 * torch.finfo(x.dtype).eps
+    for _ in range(_MOST_STEPS):
+        bent = torch.mul(shift, _spread(1 - r / limit, x), out=scratch("b", x))
+        inverse = bent.add_(_spread(r, x)).reciprocal_()
+        u = torch.mul(x, inverse, out=scratch("a", x)).square_()
+        square, size = (total := sums(u)), total.sqrt()
+        slope = (sums(u.mul_(inverse)) * limit - square) / (limit - r)
+        new = torch.where(slope > 0, r + (size - 1) * square / slope, limit)
+        new = torch.where(moving, new, r).clamp_(0, limit)
+        moving = moving & (1 - 1 / size > rounding) & (new < limit)
+        r = new
+        if not bool(moving.any()):
+            break
+    return r
 
-    Without a limit it is at most 1.5 gap * step / r then, for |h''| <= 3 h' / r and h' falls.
-    """
-    unsettled = gap > 8 * eps
-    return unsettled & (1.5 * gap * step > eps * r) if limit is None else unsettled & (r + step < limit)
+
+def _nearest(x: Tensor, shift: Tensor, scratch: Scratch) -> Tensor:
+    """The largest |x_j| - shift_j, at least 0: left of any root, and right enough that no u_j is above 1."""
+    return torch.abs(x, out=scratch("a", x)).sub_(shift).amax((1, 3), keepdim=True).clamp_(min=0)
 
 
-def _above_one(pull: Tensor) -> Tensor:
-    """Above 1, or NaN."""
-    return ~(pull <= 1)
+def _inverse(shift: Tensor, r: Tensor, name: str, scratch: Scratch) -> Tensor:
+    """1 / (r + shift)."""
+    return torch.add(shift, _spread(r, shift), out=scratch(name, shift)).reciprocal_()
 
 
 def _spread(per_group: Tensor, x: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sparsemtl.errors import MaskWarning, ParameterError
-from sparsemtl.optim.groups import Grouping, Parameters, Part, dense, laid_out_as, named, pieces
+from sparsemtl.optim.groups import Grouping, Parameters, Part, dense, laid_out_as, named, places
 from sparsemtl.optim.penalties import Penalty
+from sparsemtl.optim.proximal import CACHED, Reused, Scratch
 from sparsemtl.parameters import validated
 
 ProxLR = Literal["lr", "step"]
@@ -23,8 +24,8 @@ in that metric. `lr` is up to 6.5 times as large early in training, and the same
 SECOND_MOMENTS = ("max_exp_avg_sq", "exp_avg_sq")
 """Where Adam and its kin keep v; the first with `amsgrad`."""
 
-_PIECE = 2**18
-"""Entries that, with what the step computes on the way, fit into a processor's cache."""
+_PRECISE = (torch.float32, torch.float64)
+"""What maps compute in; other dtypes are converted to the first."""
 _LOOK_EVERY = 100
 """Looking for dead layers makes an accelerator wait, so there it happens once in so many steps."""
 
@@ -76,6 +77,7 @@ class ProximalStep:
         """
         groups = {p: group for group in optimizer.param_groups for p in group["params"]}
         survivors: dict[str, Tensor] = {}
+        scratch = Reused()
         for name, parameter in named(parameters):
             if parameter.grad is None or not self.penalty.covers(parameter):
                 continue
@@ -83,7 +85,7 @@ class ProximalStep:
                 raise ParameterError(f"{name} is not among the parameters of {type(optimizer).__name__}.")
             step = self._step(groups[parameter], optimizer.state.get(parameter, {}))
             if step.size * self.penalty.strength > 0:
-                survivors[name] = self._shrink(parameter, step)
+                survivors[name] = self._shrink(parameter, step, scratch)
         self._look(survivors)
 
     def _step(self, group: dict[str, Any], state: dict[str, Any]) -> _Step:
@@ -97,19 +99,18 @@ class ProximalStep:
             lr *= math.sqrt(1 - beta2**t) / (1 - beta1**t)
         return _Step(lr, moment, float(group["eps"]))
 
-    def _shrink(self, parameter: Tensor, step: _Step) -> Tensor:
+    def _shrink(self, parameter: Tensor, step: _Step, scratch: Scratch) -> Tensor:
         """Shrink a parameter; gives a tensor that says whether any of its groups survives."""
         weight = dense(parameter.detach())
         moment = None if step.moment is None else laid_out_as(step.moment, weight)
-        size = None if moment is None or weight.device.type != "cpu" else _PIECE
         read = [(part, part.read(weight)) for part in self._parts(parameter)]
         cut = [
-            (piece, step._replace(moment=v))
+            (x[place], step if moment is None else step._replace(moment=part.read(moment)[place]))
             for part, x in read
-            for piece, v in pieces(x, None if moment is None else part.read(moment), size)
+            for place in places(x, _piece(x, plain=moment is None))
         ]
-        kept = self._kept(cut) if self.penalty.keep_min else [None] * len(cut)
-        alive = [self._shrink_piece(x, own, keep).any() for (x, own), keep in zip(cut, kept, strict=True)]
+        kept = self._kept(cut, scratch) if self.penalty.keep_min else [None] * len(cut)
+        alive = [self._shrink_piece(x, own, keep, scratch).any() for (x, own), keep in zip(cut, kept, strict=True)]
         for part, x in read:
             part.write(weight, x)
         if not parameter.is_set_to(weight):
@@ -124,11 +125,11 @@ class ProximalStep:
             self._splits[parameter] = self._grouping.split(parameter)
         return self._splits[parameter]
 
-    def _shrink_piece(self, x: Tensor, step: _Step, keep: Tensor | None) -> Tensor:
+    def _shrink_piece(self, x: Tensor, step: _Step, keep: Tensor | None, scratch: Scratch) -> Tensor:
         """Shrink some groups, but not those to be kept that would die; gives which survive."""
-        work, d = step.working(x)
+        work = x if x.dtype in _PRECISE else x.float()
         before = None if keep is None else work.clone()
-        alive = self.penalty.shrink_(work, step.size, d)
+        alive = self.penalty.shrink_(work, step.shift(work, self.penalty, scratch), scratch)
         if keep is not None and before is not None:
             work.copy_(torch.where(keep & ~alive, before, work))
             alive |= keep
@@ -136,12 +137,12 @@ class ProximalStep:
             x.copy_(work)
         return alive
 
-    def _kept(self, cut: list[tuple[Tensor, _Step]]) -> list[Tensor]:
+    def _kept(self, cut: list[tuple[Tensor, _Step]], scratch: Scratch) -> list[Tensor]:
         """For every piece of a weight, the groups that are among the `keep_min` nearest to surviving, and not zero."""
         pulls = []
         for x, step in cut:
-            work, d = step.working(x)
-            pulls.append(self.penalty.pull(work, step.size, d))
+            work = x if x.dtype in _PRECISE else x.float()
+            pulls.append(self.penalty.pull(work, step.shift(work, self.penalty, scratch), scratch))
         flat = torch.cat([pull.flatten() for pull in pulls])
         best = flat.topk(min(self.penalty.keep_min, len(flat))).indices
         kept = torch.zeros_like(flat, dtype=torch.bool).index_fill_(0, best, True) & (flat > 0)
@@ -165,6 +166,14 @@ class ProximalStep:
                 )
 
 
+def _piece(part: Tensor, *, plain: bool) -> int:
+    """Entries to work on at once. The plain map has too little to do to gain from pieces with gaps in memory."""
+    whole_rows = plain and part.shape[1] > 1
+    if part.device.type != "cpu":
+        return part.numel()
+    return max(CACHED, part[0].numel()) if whole_rows else CACHED
+
+
 class _Step(NamedTuple):
     """A step of a given size in the metric d = sqrt(moment) + eps, or in that of the identity."""
 
@@ -172,9 +181,10 @@ class _Step(NamedTuple):
     moment: Tensor | None
     eps: float
 
-    def working(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What maps compute with, in at least single precision: x, itself if it can be, and the metric."""
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    def shift(self, x: Tensor, penalty: Penalty, scratch: Scratch) -> Tensor | float:
+        """Step size times the penalty's weight, over the diagonal of the metric."""
+        plain = self.size * penalty.weight(x)
         if self.moment is None:
-            return x.to(dtype), None
-        return x.to(dtype).contiguous(), self.moment.to(dtype).sqrt().add_(self.eps)
+            return plain
+        root = torch.rsqrt(self.moment.to(x.dtype), out=scratch("shift", x)).reciprocal_()  # twice as fast as sqrt
+        return root.add_(self.eps).reciprocal_().mul_(plain)

@@ -6,7 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -14,10 +14,13 @@ from markupsafe import Markup
 from matplotlib.image import imsave
 from torch import Tensor
 
+from sparsemtl.report.maps import MAPS, class_colour
 from sparsemtl.report.words import number
 
 LIMIT = 24
 """Samples shown of a group."""
+FEW = 6
+"""Samples shown of a group with maps, which take a row each."""
 WIDEST = 64
 """Vectors of more features are not drawn."""
 
@@ -42,11 +45,21 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class MapAnswer:
+    """A map that one task gave, as `img` elements: the true one and the predicted one."""
+
+    task: str
+    truth: Markup
+    said: Markup
+
+
+@dataclass(frozen=True)
 class Sample:
-    """One input and what the tasks said: its picture (an `img` or `svg` element, or "") and the answers."""
+    """One input and what the tasks said: its picture (an `img` or `svg` element, or ""), the answers, the maps."""
 
     picture: Markup
     answers: Sequence[Answer]
+    maps: Sequence[MapAnswer] = ()
 
 
 @dataclass(frozen=True)
@@ -57,11 +70,13 @@ class Gallery:
         group: "all", or the task whose own data these are.
         samples: the first ones.
         total: how many the run kept.
+        legends: task -> (class, colour) of its label maps.
     """
 
     group: str
     samples: Sequence[Sample]
     total: int
+    legends: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
 
 
 def galleries(samples: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]]) -> list[Gallery]:
@@ -76,18 +91,33 @@ def galleries(samples: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]]
 
 def _gallery(group: str, content: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]]) -> Gallery:
     total = len(content["x"])
-    pictures = _pictures(content["x"][:LIMIT].detach().float())
+    kinds = {task: tasks.get(task, {}).get("kind", "") for task in content["tasks"]}
+    mapped = [task for task, kind in kinds.items() if kind in MAPS]
+    pictures = _pictures(content["x"][: FEW if mapped else LIMIT].detach().float())
     shown = [
         Sample(
             picture,
             [
                 _answer(task, tasks.get(task, {}), given["target"][i], given["prediction"][i])
                 for task, given in content["tasks"].items()
+                if task not in mapped
             ],
+            [_map_answer(task, tasks[task], content["tasks"][task], i) for task in mapped],
         )
         for i, picture in enumerate(pictures)
     ]
-    return Gallery(group, shown, total)
+    legends = {task: _legend(tasks[task].get("classes")) for task in mapped}
+    return Gallery(group, shown, total, {task: legend for task, legend in legends.items() if legend})
+
+
+def _map_answer(task: str, about: Mapping[str, Any], given: Mapping[str, Tensor], i: int) -> MapAnswer:
+    classes = len(about.get("classes") or ())
+    truth, said = MAPS[about["kind"]](given["target"][i], given["prediction"][i], classes)
+    return MapAnswer(task, _image(truth.clamp(0, 1)), _image(said.clamp(0, 1)))
+
+
+def _legend(names: Sequence[str] | None) -> list[tuple[str, str]]:
+    return [(str(name), class_colour(i)) for i, name in enumerate(names or ())]
 
 
 def _pictures(x: Tensor) -> list[Markup]:

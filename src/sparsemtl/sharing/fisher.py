@@ -70,6 +70,9 @@ class FisherSharing(MaskedSharing):
             min_per_layer=min_per_layer,
             mask_all=mask_all,
         )
+        self.estimator = estimator
+        self.power = power
+        self.samples = samples
         self.information = FisherInformation(estimator=estimator, power=power, samples=samples, mask_all=self.mask_all)
         self.warmup = warmup
         self.update_every = update_every

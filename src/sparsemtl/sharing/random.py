@@ -61,4 +61,4 @@ class RandomSharing(MaskedSharing):
         if epoch > 0 and not again:
             return None
         seed = torch.initial_seed() % 2**31 if self.seed is None else self.seed
-        return Random(seed=seed + epoch, mask_all=self.mask_all)
+        return Random(seed=seed + epoch * 1_000_003, mask_all=self.mask_all)  # no other run's seed at another epoch

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from sparsemtl.batches import Loaders
 from sparsemtl.errors import ParameterError
@@ -109,8 +110,8 @@ class Sharing(abc.ABC):
         """An extra term of the task's loss."""
         return None
 
-    def after_step(self) -> None:
-        """Act on the weights after an optimizer step, as a proximal method does."""
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Act on the weights after a step that the optimizer took, as a proximal method does."""
 
     def measures(self) -> Iterator[tuple[str, str, float]]:
         """What to log after an epoch: (task or "", name, value)."""

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from sparsemtl.config import differences
 from sparsemtl.errors import ConfigError, NonFiniteLossError, SparseMTLError
@@ -23,7 +22,7 @@ from sparsemtl.run import run
 from sparsemtl.study.grid import Study, StudyRun, value_text
 from sparsemtl.study.results import Results, read_results
 from sparsemtl.training.folder import RunFolder
-from sparsemtl.yaml_text import read_yaml
+from sparsemtl.yaml_text import dump_yaml, read_yaml
 
 
 def run_study(study: Study, out: str | Path, *, jobs: int = 1, progress: bool = True) -> dict[str, str]:
@@ -67,7 +66,7 @@ def _done(one: StudyRun, out: Path) -> bool:
 
 
 def _record(study: Study, out: Path) -> None:
-    write_text(out / "study.yaml", yaml.safe_dump(dict(study.source), sort_keys=False, allow_unicode=True))
+    write_text(out / "study.yaml", dump_yaml(study.source))
     about = {
         "name": study.name,
         "baseline": study.baseline,

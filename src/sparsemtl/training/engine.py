@@ -90,6 +90,7 @@ class Engine:
         self.optimizer = optimizer
         self.update = update
         self.backend = backend
+        self._inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         self._parameters = dict(model.named_parameters())
         self._shared = model.shared_parameters()
         self._by_rows = balancer.combines_gradients and bool(self._shared)
@@ -150,15 +151,15 @@ class Engine:
     def _combine(self, batches: Sequence[Sequence[_Ready]], result: StepResult, where: str) -> None:
         self.optimizer.zero_grad()
         self._rows = {}
-        at_once = self.balancer.constant and self.update == "average"
         for groups in batches:
-            losses: dict[str, Tensor] = {}
-            for group, tasks in self._passes(groups):
-                losses.update(self._losses(group, tasks, result, where))
-                if at_once:
-                    self._weigh_and_backward(losses, len(batches), result, where)
-                    losses = {}
-            self._weigh_and_backward(losses, len(batches), result, where)
+            if self.balancer.constant and self.update == "average":
+                result.weights = self._weights({}, where)
+                for group, tasks in self._passes(groups):
+                    losses = self._losses(group, tasks, result, where)
+                    self._backward(_times(losses, result.weights, len(batches)))
+            elif losses := self._losses_of_all(groups, result, where):
+                result.weights = self._weights(losses, where)
+                self._backward(_times(losses, result.weights, len(batches)))
         present = tuple(t for t in self.tasks if t in result.losses)
         if not present:
             return
@@ -171,11 +172,12 @@ class Engine:
         if self.balancer.looks_back:
             self._look_back(batches[-1], where)
 
-    def _weigh_and_backward(self, losses: Mapping[str, Tensor], parts: int, result: StepResult, where: str) -> None:
-        """Go backward from the losses that a balancer sees together, of one of `parts` batches."""
-        if losses:
-            result.weights = self._weights(losses, where)
-            self._backward(_times(losses, result.weights, parts))
+    def _losses_of_all(self, groups: Sequence[_Ready], result: StepResult, where: str) -> dict[str, Tensor]:
+        """The losses of a batch's tasks that have a label."""
+        losses: dict[str, Tensor] = {}
+        for group, tasks in self._passes(groups):
+            losses.update(self._losses(group, tasks, result, where))
+        return losses
 
     def _passes(self, groups: Sequence[_Ready]) -> Iterator[tuple[Group, tuple[str, ...]]]:
         """The forward passes of a batch: all of a group's tasks at once, or one by one."""
@@ -253,8 +255,9 @@ class Engine:
 
     def _aggregate(self) -> None:
         """Put the balancer's combination of the rows into the shared weights' gradients."""
-        rows = [self._rows[task] for task in self.tasks if task in self._rows]
-        combined = self.balancer.aggregate(torch.stack(rows))
+        rows = torch.stack([self._rows[task] for task in self.tasks if task in self._rows])
+        exact = torch.promote_types(rows.dtype, torch.float32)  # decompositions know no half precision
+        combined = self.balancer.aggregate(rows.to(exact))
         sizes = [p.numel() for p in self._shared.values()]
         for p, part in zip(self._shared.values(), torch.split(combined, sizes), strict=True):
             p.grad = part.view_as(p).to(p.dtype)
@@ -264,9 +267,15 @@ class Engine:
     def _move(self, tasks: tuple[str, ...]) -> None:
         if self.backend.clip is not None:
             self.backend.clip()
-        with self._held(tasks):
-            self.optimizer.step()
-        self.sharing.after_step()
+        stepped: list[bool] = []
+        watch = self._inner.register_step_post_hook(lambda *_: stepped.append(True))
+        try:
+            with self._held(tasks):
+                self.optimizer.step()
+        finally:
+            watch.remove()
+        if stepped:  # in half precision a step that would overflow is left out
+            self.sharing.after_step(self._inner)
 
     def _held(self, tasks: tuple[str, ...]) -> AbstractContextManager[None]:
         """Holds what a step for these tasks may not move."""
@@ -279,10 +288,8 @@ class Engine:
         return hold
 
     def _look_back(self, groups: Sequence[_Ready], where: str) -> None:
-        losses: dict[str, Tensor] = {}
         with torch.no_grad():
-            for group, tasks in self._passes(groups):
-                losses.update(self._losses(group, tasks, StepResult(), f"{where}, looking back".lstrip(", ")))
+            losses = self._losses_of_all(groups, StepResult(), f"{where}, looking back".lstrip(", "))
         self.balancer.look_back(self._row({task: float(loss) for task, loss in losses.items()}))
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from sparsemtl.batches import Group, Loaders, evaluation_groups, per_task
 from sparsemtl.errors import LabelWarning
 from sparsemtl.modes import evaluating
 from sparsemtl.tasks import Task
+from sparsemtl.tasks.dense import DenseTask
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -62,9 +63,12 @@ def evaluate(
 
 
 def _label_count(task: Task, target: Tensor) -> int:
-    """How many labels a batch's loss is the mean of: a sample with several values may know some of them only."""
+    """How many labels a batch's loss is the mean of: pixels, or values of which a sample may know some only."""
     label = task.labels(target)
-    known = ~label.isnan() if label.is_floating_point() else task.labelled(label)
+    if isinstance(task, DenseTask):
+        known = task.known(label)
+    else:
+        known = ~label.isnan() if label.is_floating_point() else task.labelled(label)
     return int(known.sum())
 
 

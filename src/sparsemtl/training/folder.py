@@ -47,9 +47,9 @@ class RunFolder:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the exact configuration."""
-        import yaml
+        from sparsemtl.yaml_text import dump_yaml
 
-        write_text(self.config, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        write_text(self.config, dump_yaml(config))
 
     def read_config(self) -> dict[str, Any]:
         """Read the configuration.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -71,7 +72,7 @@ def _read(path: Path, name: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _pieces(part: Part, count: int, height: int, width: int, seed: int):
+def _pieces(part: Part, count: int, height: int, width: int, seed: int) -> Iterator[Rendering]:
     indices = part_indices(part, count)
     for start in range(0, max(count, 1), PIECE):
         yield render(seed, indices[start : start + PIECE], height, width)

@@ -71,4 +71,5 @@ def expose(rooms: Rooms, middle: Tensor, corner: Tensor, grain: Tensor) -> Tenso
 def _falloff(focal: Tensor, height: int, width: int) -> Tensor:
     """Squared cosine between rays and the line of sight, (N, 1, H, W)."""
     right, down, *_ = middles(height, width).unflatten(1, (height, width))
-    return 1 / (1 + (right * right + down * down) / (focal * focal))
+    square: Tensor = (right * right + down * down) / (focal * focal)
+    return 1 / (1 + square)

@@ -29,7 +29,7 @@ class Draws:
         count = int(np.prod(shape))
         numbers = self._numbers[:, self._used : self._used + count]
         self._used += count
-        return low + (high - low) * numbers.reshape(-1, *shape)
+        return low + (high - low) * numbers.reshape(len(numbers), *shape)
 
     def chance(self, probability: float, *shape: int) -> Tensor:
         """Booleans that are true with a probability, shape (N, *shape)."""

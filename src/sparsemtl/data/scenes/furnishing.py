@@ -7,6 +7,7 @@ tangents of their halves. Sines or powers may be rounded differently in the midd
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,11 +61,11 @@ def draw_rooms(seed: int, indices: Sequence[int]) -> Rooms:
     draws = Draws(seed, indices)
     size = torch.cat([draws.uniform(3.2, 5.6, 1), draws.uniform(3.8, 6.0, 1), draws.uniform(2.3, 3.0, 1)], 1)
     camera = _camera(draws, size)
-    boxes, rounds = _solids(draws, size)
+    objects = _objects(draws, size)
     window = _window(draws, size)
     materials = _materials(draws)
     lights, sensor = _lights(draws, size, window)
-    rooms = Rooms(size, camera, boxes, rounds, window, materials, lights, sensor)
+    rooms = Rooms(size, camera, _boxes(objects), _rounds(objects), window, materials, lights, sensor)
     single: Rooms = tree_map(lambda t: t.float() if t.is_floating_point() else t, rooms)
     return single
 
@@ -99,7 +100,27 @@ def _camera(draws: Draws, size: Tensor) -> Camera:
     return Camera(position, axes, draws.uniform(0.6, 1.0))
 
 
-def _solids(draws: Draws, size: Tensor) -> tuple[Solids, Solids]:
+class Objects(NamedTuple):
+    """What may stand on the floor, one for each of `SLOTS`.
+
+    Attributes:
+        middle: where its axis is, metres, (N, S, 2).
+        reach: how far its outline is from there at most, metres, (N, S).
+        sides: half extents of its outline if it has corners, metres, (N, S, 2).
+        height: metres, (N, S).
+        turn: cosine and sine of its angle, (N, S, 2).
+        there: whether the room has it, (N, S).
+    """
+
+    middle: Tensor
+    reach: Tensor
+    sides: Tensor
+    height: Tensor
+    turn: Tensor
+    there: Tensor
+
+
+def _objects(draws: Draws, size: Tensor) -> Objects:
     """One to eight objects, each in a cell of its own and small enough to turn round in it."""
     slots = len(SLOTS)
     narrow, wide, low, high = torch.tensor([EXTENTS[kind] for kind in SLOTS], dtype=torch.float64).unbind(1)
@@ -107,7 +128,6 @@ def _solids(draws: Draws, size: Tensor) -> tuple[Solids, Solids]:
     cell = (size[:, :2] - start).unsqueeze(1) / CELLS
     reach = draws.uniform(narrow, wide, slots).minimum(0.48 * cell.amin(2))
     rise = draws.uniform(0.0, 1.0, slots)
-    height = low + (high - low) * rise * rise
     place = draws.order(CELLS * CELLS)[:, :slots]
     corner = start + cell * torch.stack([place % CELLS, place // CELLS], 2)
     margin = reach.unsqueeze(2)
@@ -115,29 +135,38 @@ def _solids(draws: Draws, size: Tensor) -> tuple[Solids, Solids]:
     turn = _cosine_and_sine(draws.uniform(-0.41, 0.41, slots) * draws.chance(0.7, slots))
     sides = margin * _cosine_and_sine(draws.uniform(0.2, 0.6, slots))
     there = draws.order(slots) <= draws.whole(8, 1)
+    return Objects(middle, reach, sides, low + (high - low) * rise * rise, turn, there)
 
+
+def _boxes(objects: Objects) -> Solids:
+    """Tables and boxes."""
+    middle, _, sides, height, turn, there = objects
     tables = [_table(middle[:, t], sides[:, t], height[:, t], turn[:, t]) for t in TABLES]
-    standing = _standing(middle[:, BOXES], sides[:, BOXES], height[:, BOXES])
-    boxes = [torch.cat(tensors, 1) for tensors in zip(*tables, standing, strict=True)]
-    ball = torch.tensor([kind == "sphere" for kind in SLOTS])
-    rounds = _standing(middle, margin.expand(-1, -1, 2), torch.where(ball, 2 * reach, height))
-    parts = [slot for slot in TABLES for _ in range(5)] + BOXES
-    curved = CYLINDERS + SPHERES
-    straight = torch.tensor([1.0, 0.0]).expand_as(turn)
-    return (
-        _gathered(*boxes, turn[:, parts], torch.tensor(parts), there),
-        _gathered(*(field[:, curved] for field in (*rounds, straight)), torch.tensor(curved), there),
-    )
+    boxes = _standing(middle[:, BOXES], sides[:, BOXES], height[:, BOXES])
+    centre, half = (torch.cat(tensors, 1) for tensors in zip(*tables, boxes, strict=True))
+    slot = torch.tensor([table for table in TABLES for _ in range(5)] + BOXES)
+    return _present_first(Solids(centre, half, turn[:, slot], slot.expand(len(turn), -1)), there)
 
 
-def _gathered(centre: Tensor, half: Tensor, turn: Tensor, slot: Tensor, there: Tensor) -> Solids:
-    """Solids of which some are there, (N, slots), those first."""
-    present = there[:, slot]
-    order = torch.argsort(~present, dim=1, stable=True)
-    half = torch.where(present.unsqueeze(2), half, ABSENT)
-    fields = (centre, half, turn, slot.expand(len(there), -1).unsqueeze(2))
-    centre, half, turn, slots = (torch.take_along_dim(field, order.unsqueeze(2), 1) for field in fields)
-    return Solids(centre, half, turn, slots.squeeze(2))
+def _rounds(objects: Objects) -> Solids:
+    """Cylinders and balls."""
+    reach = objects.reach.unsqueeze(2).expand(-1, -1, 2)
+    height = torch.where(torch.isin(torch.arange(len(SLOTS)), torch.tensor(SPHERES)), 2 * objects.reach, objects.height)
+    centre, half = _standing(objects.middle, reach, height)
+    straight = torch.tensor([1.0, 0.0], dtype=torch.float64).expand_as(objects.turn)
+    slot = torch.tensor(CYLINDERS + SPHERES)
+    solids = Solids(centre[:, slot], half[:, slot], straight[:, slot], slot.expand(len(reach), -1))
+    return _present_first(solids, objects.there)
+
+
+def _present_first(solids: Solids, there: Tensor) -> Solids:
+    """The same solids, those in front whose objects are there, (N, S), and no others."""
+    present = there.gather(1, solids.slot)
+    order = (~present).long().argsort(dim=1, stable=True)
+    half = torch.where(present.unsqueeze(2), solids.half, ABSENT)
+    fields = (solids.centre, half, solids.turn)
+    centre, half, turn = (torch.take_along_dim(field, order.unsqueeze(2), 1) for field in fields)
+    return Solids(centre, half, turn, solids.slot.gather(1, order))
 
 
 def _standing(middle: Tensor, sides: Tensor, height: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,7 +240,7 @@ def _lights(draws: Draws, size: Tensor, window: Window) -> tuple[Lights, Sensor]
     day = draws.chance(0.65, 1)
     tone = cold + (warm - cold) * draws.uniform(0.2, 1.0, 1)
     lamp = torch.where(day, draws.uniform(0.4, 2.0, 1), draws.uniform(2.0, 3.5, 1)) * tone
-    sky = torch.where(day, draws.uniform(1.2, 2.8, 1), 0.03) * cold
+    sky = torch.where(day, draws.uniform(1.2, 2.8, 1), 0.0) * cold
     half = window.half.clamp(min=0)
     area = 4 * torch.maximum(half[:, 0], half[:, 1]) * half[:, 2]
     daylight = 1.5 * area.unsqueeze(1) * sky
@@ -227,7 +256,7 @@ def _lights(draws: Draws, size: Tensor, window: Window) -> tuple[Lights, Sensor]
         power=torch.stack([lamp, daylight], 1),
         axis=torch.stack([torch.zeros_like(inward), inward], 1),
         ambient=ambient,
-        sky=sky,
+        sky=sky + 0.03,
     )
     brightness = (ambient + 0.2 * lamp + 0.07 * daylight)[:, 1]
     return lights, Sensor(draws.uniform(0.85, 1.35) / brightness, draws.uniform(0.004, 0.03))

@@ -88,6 +88,8 @@ def _light(rooms: Rooms, gaze: Tensor, hits: Hits, aside: Tensor) -> tuple[Tenso
     diffuse = lights.ambient.unsqueeze(2) * _openness(rooms, hits).unsqueeze(1)
     highlight = torch.zeros_like(diffuse)
     for position, spread, power, axis in zip(*(field.unsqueeze(3).unbind(1) for field in lights[:4]), strict=True):
+        if not power.any():
+            continue
         way = position + spread * aside - above
         distance = dot(way, way).sqrt()
         towards = way / distance.unsqueeze(1)

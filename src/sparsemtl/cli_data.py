@@ -1,0 +1,151 @@
+"""The command line's part for data sets: `sparsemtl data check`, `sparsemtl data list`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from sparsemtl.data import TaskData
+    from sparsemtl.data.check import Inspection, Reading
+    from sparsemtl.data.layout import Found, Package
+
+MOST_ERRORS = 20
+"""Damaged samples that are named."""
+
+app = typer.Typer(help="Data sets: what is there, what is missing, and how to get it.", no_args_is_help=True)
+
+Root = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Where data sets lie; $SPARSEMTL_DATA, or ./data, by default.")
+]
+
+
+@app.command("list")
+def list_datasets(data_root: Root = None) -> None:
+    """Show which data sets are there."""
+    from rich.table import Table
+
+    from sparsemtl.data import DATASETS
+    from sparsemtl.data.check import inspect
+    from sparsemtl.terminal import show
+
+    table = Table("data set", "files", box=None, pad_edge=False)
+    table.add_column("on disk", justify="right")
+    for name in DATASETS:
+        inspection = inspect(name, data_root)
+        table.add_row(name, inspection.state, amount(inspection.size) if inspection.size else "")
+    show(table)
+
+
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A data set, as `sparsemtl list datasets` names it.")],
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="key=value", help="Its parameters, as in layout=mat.", show_default=False),
+    ] = None,
+    data_root: Root = None,
+    every: Annotated[bool, typer.Option("--read", help="Decode every sample, which may take long.")] = False,
+) -> None:
+    """Say what there is of a data set, what is missing and how to get it. Ends with 1 if it cannot be read."""
+    from sparsemtl.config import assignment
+    from sparsemtl.data.check import inspect, read
+
+    inspection = inspect(name, data_root)
+    for line in inspection_lines(inspection):
+        typer.echo(line)
+    if inspection.state not in ("there", "needs no files"):
+        raise typer.Exit(1)
+    if inspection.layout is None or inspection.state == "needs no files":
+        return
+    reading = read(name, {"root": str(inspection.root), **dict(map(assignment, options or []))}, every=every)
+    for line in reading_lines(reading):
+        typer.echo(line)
+    if reading.problem or reading.errors:
+        raise typer.Exit(1)
+
+
+def inspection_lines(inspection: Inspection) -> Iterator[str]:
+    """What there is, what is missing and how to get it."""
+    if inspection.layout is None:
+        yield f"{inspection.name} does not say which files it needs."
+        return
+    if inspection.layout.remark:
+        yield f"{inspection.name}: {inspection.layout.remark}"
+    if not inspection.alternatives:
+        yield f"{inspection.name} needs no files."
+        return
+    yield f"{inspection.name} under {inspection.root.absolute()}: {inspection.state}."
+    if len(inspection.alternatives) > 1:
+        yield f"Any one of {len(inspection.alternatives)} layouts will do."
+    for packages in inspection.alternatives:
+        for package, found in packages:
+            yield ""
+            yield from package_lines(package, found)
+
+
+def package_lines(package: Package, found: list[Found]) -> Iterator[str]:
+    """One package: its files, and, if any is missing, how to get it."""
+    yield package.title
+    for part in found:
+        yield f"  {standing(part):<24}{part.expected.about}: {' or '.join(part.expected.patterns)}"
+    if any(standing_short(part) for part in found):
+        yield f"  source:   {package.source}"
+        yield f"  licence:  {package.licence}"
+        yield f"  get it:   {package.get}"
+
+
+def standing(found: Found) -> str:
+    """How many files of a kind there are, how large they are, whether any is missing."""
+    expected = found.expected
+    if found.count == 0:
+        return "missing (optional)" if expected.optional else "MISSING"
+    of = f" of {expected.count:,}" if expected.count and expected.count != found.count else ""
+    return f"{found.count:,}{of}, {amount(found.size)}"
+
+
+def standing_short(found: Found) -> bool:
+    """True if files of a kind are missing, all or some."""
+    return found.count < (found.expected.count or 1)
+
+
+def reading_lines(reading: Reading) -> Iterator[str]:
+    """What came of reading it."""
+    yield ""
+    if reading.problem:
+        yield f"It cannot be read. {reading.problem}"
+    if reading.data is not None and not reading.problem:
+        yield from data_lines(reading.data)
+    if reading.samples:
+        yield f"{reading.samples:,} samples decoded, {len(reading.errors):,} of them damaged."
+    yield from (f"  {error}" for error in reading.errors[:MOST_ERRORS])
+    if len(reading.errors) > MOST_ERRORS:
+        yield f"  and {len(reading.errors) - MOST_ERRORS:,} more."
+    for count, first in reading.remarks.values():
+        yield f"{count:,} samples: {first}"
+
+
+def data_lines(data: TaskData) -> Iterator[str]:
+    """A data set's parts, inputs, tasks and notes."""
+    sizes = ", ".join(
+        f"{_size(part)} {title}"
+        for title, part in (("training", data.train), ("validation", data.validation), ("test", data.test))
+    )
+    yield f"It can be read: {sizes} samples of {'x'.join(map(str, data.input_shape))}."
+    yield f"Tasks: {', '.join(f'{task.name} ({type(task).__name__.lower()}, {task.outputs})' for task in data.tasks)}."
+    yield from data.notes
+
+
+def _size(part: Any) -> str:
+    return "/".join(f"{len(split):,}" for split in (part.values() if isinstance(part, Mapping) else [part]))
+
+
+def amount(size: int) -> str:
+    """Bytes in words: "1.2 GB"."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size} B"

@@ -1,0 +1,1 @@
+"""Cityscapes in two layouts."""

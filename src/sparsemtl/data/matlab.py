@@ -1,0 +1,99 @@
+"""MATLAB's files: stacks of arrays in version 7.3, which is HDF5, and small variables in version 5."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsemtl.data.pictures import Array
+from sparsemtl.errors import DataError, missing_extra
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Arrays of one variable along its last axis, one a sample.
+
+    Attributes:
+        path: a MATLAB file of version 7.3.
+        variable: its name.
+        rows: which of the arrays, from 0.
+    """
+
+    path: Path
+    variable: str
+    rows: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def where(self, row: int) -> str:
+        """The array in MATLAB's own words."""
+        return f"{self.path}, {self.variable} number {self.rows[row] + 1}"
+
+    def read(self, row: int) -> Array:
+        """One array as MATLAB has it; the file is opened anew, as no two processes can share an open one."""
+        with _opened(self.path) as file:
+            try:
+                return np.asarray(_variable(file, self.variable, self.path)[self.rows[row]]).T  # HDF5 reverses the axes
+            except OSError as error:
+                raise DataError(f"{self.where(row)} cannot be read: {error}. Get the file again.") from None
+
+
+def shape_of(path: Path, variable: str) -> tuple[int, ...]:
+    """Shape of a variable as MATLAB has it.
+
+    Raises:
+        DataError: if the file is absent, damaged or lacks the variable.
+    """
+    with _opened(path) as file:
+        return tuple(reversed(_variable(file, variable, path).shape))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        import h5py
+    except ImportError:
+        raise missing_extra("h5py", "vision", f"reading {path}") from None
+    try:
+        file = h5py.File(path, "r")
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist.") from None
+    except OSError as error:
+        raise DataError(f"{path} is not a whole MATLAB 7.3 file: {error}. Get it again.") from None
+    with file:
+        yield file
+
+
+def _variable(file: Any, name: str, path: Path) -> Any:
+    if name not in file:
+        raise DataError(f"{path} has no variable {name!r}, only {', '.join(sorted(file))}.")
+    return file[name]
+
+
+def whole_numbers(path: Path, variable: str) -> list[int]:
+    """A variable of whole numbers in a file of version 5.
+
+    Raises:
+        DataError: if the file is absent, damaged, of another version or lacks the variable.
+        MissingExtraError: if SciPy is not installed.
+    """
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise missing_extra("scipy", "vision", f"reading {path}") from None
+    try:
+        content = loadmat(path)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist.") from None
+    except Exception as error:  # SciPy raises whatever a damaged file leads it to
+        raise DataError(f"{path} is not a whole MATLAB file of version 5: {error}.") from None
+    if variable not in content:
+        raise DataError(f"{path} has no variable {variable!r}, only {', '.join(sorted(content))}.")
+    numbers: list[int] = np.asarray(content[variable]).reshape(-1).astype(int).tolist()
+    return numbers

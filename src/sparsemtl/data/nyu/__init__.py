@@ -1,0 +1,1 @@
+"""NYU-v2 in three layouts."""

@@ -1,0 +1,177 @@
+"""Images and arrays out of files, and their sizes.
+
+Images are resized bilinearly (Pillow's filter, as torchvision's `Resize`); labels, depth and normals by the nearest
+pixel, which invents no class, mixes no unknown pixel into a known one, bridges no edge, and leaves normals at length
+one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparsemtl.errors import DataError, ParameterError, missing_extra
+from sparsemtl.parameters import Count
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Size = Count | Sequence[Count] | None
+"""Height and width; or a number, to which the shorter side is brought; or None: as the files have it."""
+BRIGHTEST = 2.0
+"""Floats above it are no brightness in [0, 1]."""
+
+
+def read_picture(path: Path, *, rgb: bool) -> Array:
+    """Read an image.
+
+    Args:
+        path: a PNG, JPEG or anything else that Pillow reads.
+        rgb: give three channels of bytes, shape (H, W, 3), whatever the file holds; else numbers as the file has them.
+
+    Raises:
+        DataError: naming the file, if it is absent or damaged.
+        MissingExtraError: if Pillow is not installed.
+    """
+    image = _opened(path)
+    return np.array(image.convert("RGB") if rgb else image)
+
+
+def _opened(path: Path) -> Image:
+    try:
+        from PIL import Image
+    except ImportError:
+        raise missing_extra("pillow", "vision", f"reading {path}") from None
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist.") from None
+    except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: what Pillow makes of a broken PNG
+        raise DataError(f"{path} is not a whole image: {error}. Get it again.") from None
+
+
+def read_array(path: Path) -> Array:
+    """Read a NumPy file.
+
+    Raises:
+        DataError: naming the file, if it is absent, damaged or not of numbers.
+    """
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist.") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} is not a whole .npy file of numbers: {error}. Get it again.") from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "buif":
+        raise DataError(f"{path} holds no array of numbers.")
+    return array
+
+
+def colours(path: Path) -> Array:
+    """An image as three channels: bytes, or floats in [0, 1] from a NumPy file, shape (H, W, 3)."""
+    if path.suffix != ".npy":
+        return read_picture(path, rgb=True)
+    array = read_array(path)
+    if array.ndim != 3 or array.shape[2] != 3:
+        raise DataError(f"{path} has shape {array.shape}; an image has (height, width, 3).")
+    if array.dtype == np.uint8:
+        return array
+    if not np.isfinite(array).all() or array.max() > BRIGHTEST:
+        raise DataError(
+            f"{path} has values from {array.min():.4g} to {array.max():.4g}; an image has bytes, or floats in [0, 1]."
+        )
+    return array.astype(np.float32)
+
+
+def numbers(path: Path) -> Array:
+    """What a file holds at every pixel, shape (H, W) or (H, W, channels)."""
+    array = read_array(path) if path.suffix == ".npy" else read_picture(path, rgb=False)
+    if array.ndim not in (2, 3) or array.size == 0:
+        raise DataError(
+            f"{path} has shape {array.shape}; expected one of (height, width) or (height, width, channels)."
+        )
+    return array
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files that lie in one folder, one a sample.
+
+    Attributes:
+        folder: the folder.
+        names: of the files, under the folder.
+        decode: path -> array.
+    """
+
+    folder: Path
+    names: tuple[str, ...]
+    decode: Callable[[Path], Array]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def where(self, row: int) -> str:
+        """Path of a sample's file."""
+        return str(self.folder / self.names[row])
+
+    def read(self, row: int) -> Array:
+        """Decode a sample's file."""
+        return self.decode(self.folder / self.names[row])
+
+
+def as_size(size: Size) -> int | tuple[int, int] | None:
+    """Check a parameter `size`.
+
+    Raises:
+        ParameterError: if it is neither None, nor a number, nor two.
+    """
+    if size is None or isinstance(size, int):
+        return size
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise ParameterError(f"`size` must be a height and a width, each at least 1, or one number; got {size!r}.")
+    return (size[0], size[1])
+
+
+def target_size(size: int | tuple[int, int] | None, height: int, width: int) -> tuple[int, int]:
+    """Height and width that an image gets."""
+    if size is None:
+        return height, width
+    if isinstance(size, tuple):
+        return size
+    if height <= width:
+        return size, int(size * width / height)
+    return int(size * height / width), size
+
+
+def bilinear(image: Array, size: tuple[int, int]) -> Tensor:
+    """An image (H, W, 3) as a tensor (3, *size) of the same type, bytes or floats."""
+    if image.shape[:2] != size and image.dtype == np.uint8:
+        from PIL import Image
+
+        image = np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+    x = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    if tuple(x.shape[1:]) == size:
+        return x
+    return F.interpolate(x[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0]
+
+
+def nearest(array: Array, size: tuple[int, int]) -> Array:
+    """A map (H, W, ...) at another size: for every pixel the one that its centre falls into."""
+    if array.shape[:2] == size:
+        return array
+    rows, columns = (
+        ((np.arange(new) + 0.5) * (old / new)).astype(np.int64).clip(max=old - 1)
+        for new, old in zip(size, array.shape[:2], strict=True)
+    )
+    resized: Array = array[rows[:, None], columns]
+    return resized

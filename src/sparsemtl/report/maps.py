@@ -1,0 +1,69 @@
+"""Label maps, depth and normals as colours, the true map and the predicted one in the same colours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+from torch import Tensor
+
+UNKNOWN = 0.55
+"""Grey of pixels without a label."""
+
+Pair = tuple[Tensor, Tensor]
+"""The true map and the predicted one as colours, (3, H, W) in [0, 1]."""
+
+
+def class_colour(index: int) -> str:
+    """Colour of a class in label maps, for a style sheet."""
+    red, green, blue = _palette()[index % len(_palette())].tolist()
+    return to_hex((red, green, blue))
+
+
+def segmentation(target: Tensor, prediction: Tensor, classes: int) -> Pair:
+    """Class indices (H, W); an index that is no class, as an ignore index, is unknown."""
+    palette = _palette()
+    known = (target >= 0) & (target < classes)
+    truth, said = (palette[indices.clamp(min=0) % len(palette)] for indices in (target, prediction))
+    return _masked(truth, known), said.movedim(-1, 0)
+
+
+def depth(target: Tensor, prediction: Tensor, classes: int = 0) -> Pair:
+    """Depth (1, H, W), near to far from dark to bright over the range of the true map; 0 is unknown."""
+    target, prediction = target[0].float(), prediction[0].float()
+    known = target > 0
+    span = target[known] if bool(known.any()) else prediction
+    low, high = span.min(), span.max()
+
+    def coloured(values: Tensor) -> Tensor:
+        scaled = ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+        return torch.from_numpy(colormaps["viridis"](scaled.numpy())[..., :3]).float()
+
+    return _masked(coloured(target), known), coloured(prediction).movedim(-1, 0)
+
+
+def normals(target: Tensor, prediction: Tensor, classes: int = 0) -> Pair:
+    """Unit vectors (3, H, W): x, y and z as red, green and blue; three zeros are unknown."""
+    known = target.abs().sum(0) > 0
+    return _masked((target.float().movedim(0, -1) + 1) / 2, known), (prediction.float() + 1) / 2
+
+
+MAPS: dict[str, Callable[[Tensor, Tensor, int], Pair]] = {
+    "Segmentation": segmentation,
+    "Depth": depth,
+    "Normals": normals,
+}
+"""Kind of a task -> how its maps are drawn: the true one, the predicted one, number of classes."""
+
+
+def _masked(colours: Tensor, known: Tensor) -> Tensor:
+    """Colours (H, W, 3) as (3, H, W), grey where nothing is known."""
+    return torch.where(known[..., None], colours, UNKNOWN).movedim(-1, 0)
+
+
+def _palette() -> Tensor:
+    spread: Any = colormaps["tab20"].colors  # type: ignore[attr-defined]
+    return torch.tensor([*spread[::2], *spread[1::2]])

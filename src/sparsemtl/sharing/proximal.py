@@ -1,0 +1,151 @@
+"""What the methods have in common that share all weights and let groups of them become zero while training."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Mapping, Sized
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from sparsemtl.batches import Loaders
+from sparsemtl.errors import ParameterError
+from sparsemtl.models import MultiTaskModel
+from sparsemtl.optim.penalties import Penalty
+from sparsemtl.optim.proximal_step import ProximalStep, ProxLR
+from sparsemtl.optim.sparsity import layer_sparsity
+from sparsemtl.sharing.sharing import Sharing, Statistics, Update
+
+
+class ProximalSharing(Sharing):
+    """Every task uses all shared weights; a penalty's proximal step after each step of the optimizer zeroes groups.
+
+    A method gives the penalty; everything else is here. With `target_sparsity` the strength is not given but found:
+    at each step it is what kills as many groups as the schedule asks for by then, s (1 - (1 - t)^3) of all on the way
+    to the target s, t going from 0 to 1 between `start` and `reach_at` (Zhu & Gupta 2017), and s from then on.
+
+    Args:
+        adaptive: take the step in the metric of Adam's second moment (Deleu & Bengio 2021); otherwise the plain one.
+        prox_lr: the size of an adaptive step: `lr` is the learning rate, as in the reference code, `step` the size of
+            Adam's own step.
+        start: dense epochs at the start.
+        target_sparsity: fraction of the groups that shall be zero, in place of a strength; None keeps the strength.
+        reach_at: epochs by which the target is reached; no earlier epoch's model is ever chosen.
+        update: how a batch becomes updates; see `Update`.
+        bn: batch norm statistics, shared by default.
+    """
+
+    def __init__(
+        self,
+        penalty: Penalty,
+        *,
+        adaptive: bool,
+        prox_lr: ProxLR,
+        start: int,
+        target_sparsity: float | None,
+        reach_at: int | None,
+        update: Update | None,
+        bn: Statistics,
+    ) -> None:
+        super().__init__(update=update, bn=bn)
+        if (target_sparsity is None) != (reach_at is None):
+            raise ParameterError("`target_sparsity` and `reach_at` go together: how sparse, and by which epoch.")
+        if reach_at is not None and reach_at <= start:
+            raise ParameterError(f"`reach_at` must come after `start`, got {reach_at} and {start}.")
+        self.start = start
+        self.target_sparsity = target_sparsity
+        self.reach_at = reach_at
+        self.shrink = ProximalStep(penalty, adaptive=adaptive, prox_lr=prox_lr)
+        self._weights: dict[str, nn.Parameter] = {}
+        self._epoch = 0
+        self._steps = 0
+        self._steps_in_epoch = 0
+
+    def attach(self, model: MultiTaskModel) -> None:
+        """Find the weights that the penalty covers.
+
+        Raises:
+            ParameterError: if there is none.
+        """
+        super().attach(model)
+        shared = model.shared_parameters()
+        self._weights = {name: p for name, p in shared.items() if self.shrink.penalty.covers(p)}
+        if not self._weights:
+            raise ParameterError(
+                f"{type(self).__name__} finds nothing to make sparse: {type(model).__name__} shares {len(shared)} "
+                "parameters, none of them of a convolution. `linear=True` takes linear layers as well; a single task "
+                "alone trains as a 'shared-bottom' of one task."
+            )
+
+    def begin_epoch(self, epoch: int, loaders: Loaders) -> None:
+        """Learn how far training has come."""
+        if epoch > 0 and self._steps:
+            self._steps_in_epoch = self._steps
+        elif isinstance(loaders, Sized) and not isinstance(loaders, Mapping):
+            self._steps_in_epoch = len(loaders)
+        self._epoch, self._steps = epoch, 0
+
+    def settled(self, epoch: int) -> bool:
+        """When the target is reached; without one, after the dense epochs."""
+        return epoch >= (self.start if self.reach_at is None else self.reach_at)
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """The proximal step."""
+        self._steps += 1
+        if self._epoch < self.start:
+            return
+        if self.target_sparsity is not None:
+            self._steer(optimizer)
+        self.shrink(optimizer, self._weights)
+
+    def _steer(self, optimizer: Optimizer) -> None:
+        """Set the strength that leaves as many groups zero as the schedule asks for now."""
+        critical = self.shrink.critical(optimizer, self._weights)
+        dead = round(self.scheduled_sparsity() * len(critical))
+        strength = float(critical.kthvalue(dead).values) if dead else 0.0
+        self.shrink.penalty = replace(self.shrink.penalty, strength=strength * (1 + 1e-6))  # equality dies, rounded too
+
+    def scheduled_sparsity(self) -> float:
+        """The sparsity asked for at this step, in [0, target_sparsity]."""
+        if self.target_sparsity is None or self.reach_at is None:
+            return 0.0
+        within = min(self._steps / self._steps_in_epoch, 1.0) if self._steps_in_epoch else 1.0
+        way = min((self._epoch + within - self.start) / (self.reach_at - self.start), 1.0)
+        return self.target_sparsity * (1 - (1 - way) ** 3)
+
+    def measures(self) -> Iterator[tuple[str, str, float]]:
+        """Fraction of the groups that are zero, of the weights in them, and the strength."""
+        layers = layer_sparsity(self._weights, self.shrink.penalty.grouping).values()
+        first, *rest = layers
+        total = sum(rest, start=first)
+        yield "", f"{total.granularity}_sparsity", total.of_groups
+        yield "", "parameter_sparsity", total.of_parameters
+        yield "", "lambda", self.shrink.penalty.strength
+
+    def outcome(self) -> dict[str, Any]:
+        """What is left of every layer."""
+        layers = layer_sparsity(self._weights, self.shrink.penalty.grouping)
+        first, *rest = layers.values()
+        total = sum(rest, start=first)
+        return {
+            "granularity": total.granularity,
+            "group_sparsity": total.of_groups,
+            "parameter_sparsity": total.of_parameters,
+            "lambda": self.shrink.penalty.strength,
+            "groups": {name: {"all": s.groups, "left": s.groups - s.zero_groups} for name, s in layers.items()},
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """With the strength found so far, and how far training has come."""
+        progress = {"epoch": self._epoch, "steps": self._steps, "steps_in_epoch": self._steps_in_epoch}
+        return {**super().state_dict(), "strength": self.shrink.penalty.strength, "progress": progress}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put it back."""
+        super().load_state_dict(state)
+        self.shrink.penalty = replace(self.shrink.penalty, strength=state["strength"])
+        self._epoch, self._steps, self._steps_in_epoch = (
+            int(state["progress"][key]) for key in ("epoch", "steps", "steps_in_epoch")
+        )

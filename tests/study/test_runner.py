@@ -1,0 +1,302 @@
+"""A study runs what is not finished yet, and its tables say what the runs' summaries say."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sparsemtl.report
+from sparsemtl.errors import ConfigError
+from sparsemtl.study import runner
+from sparsemtl.study.grid import Study, StudyRun, read_study
+from sparsemtl.study.results import Results
+from sparsemtl.study.runner import results_of, run_study
+from sparsemtl.training.folder import RunFolder
+from sparsemtl.yaml_text import dump_yaml, read_yaml
+
+
+@pytest.fixture
+def copied_study(finished_study: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "study"
+    shutil.copytree(finished_study, folder)
+    return folder
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the runs that are really run, in order."""
+    names: list[str] = []
+    real = runner.run
+
+    def counted(config: Mapping[str, Any], folder: Path, **options: Any) -> Any:
+        names.append(Path(folder).name)
+        return real(config, folder, **options)
+
+    monkeypatch.setattr(runner, "run", counted)
+    return names
+
+
+def study_of(folder: Path, **source: Any) -> Study:
+    path = folder / "some.yaml"
+    path.write_text(dump_yaml(source), encoding="utf-8")
+    return read_study(path)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "results.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def figures(folder: Path) -> list[dict[str, str]]:
+    """The rows of a study, without the time that runs took."""
+    return [row for row in rows(folder) if row["metric"] != "seconds"]
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_results_are_the_figures_of_the_runs_summaries(study_file: Path, finished_study: Path) -> None:
+    expected = []
+    for run in read_study(study_file).runs:
+        summary = json.loads((finished_study / "runs" / run.name / "summary.json").read_text())
+        head = [run.name, run.method, str(run.seed), str(run.values.get("sharing.keep", ""))]
+        for task, entry in summary["tasks"].items():
+            for split in ("validation", "test"):
+                for metric, value in entry[split].items():
+                    expected.append([*head, split, task, metric, str(entry["directions"][metric]), str(value)])
+    assert [list(row.values()) for row in figures(finished_study)] == expected
+
+
+def test_every_run_is_that_of_its_own_configuration(study_file: Path, finished_study: Path) -> None:
+    for run in read_study(study_file).runs:
+        assert read_yaml(finished_study / "runs" / run.name / "config.yaml") == run.config
+
+
+def test_the_tables_have_one_section_a_metric_with_every_setting(finished_study: Path) -> None:
+    sections = (finished_study / "tables.md").read_text(encoding="utf-8").split("\n## ")
+    names = [section.splitlines()[0] for section in sections[1:]]
+    assert names == ["primary metrics", *dict.fromkeys(row["metric"] for row in figures(finished_study))]
+    for section in sections[1:]:
+        settings = [line.split("|")[1].strip() for line in section.splitlines() if line.startswith("|")][2:]
+        assert settings == ["stl", "random, keep 0.3", "random, keep 0.6"]
+        assert "rank ↓" in section
+        assert "Δm % ↑" in section
+
+
+def test_the_study_and_its_report_are_left_in_the_folder(study_file: Path, finished_study: Path) -> None:
+    about = json.loads((finished_study / "study.json").read_text())
+    assert about == {
+        "name": "tiny-study",
+        "baseline": "stl",
+        "methods": ["stl", "random"],
+        "grid": ["sharing.keep"],
+        "notes": [],
+    }
+    again = {run.name: run.config for run in read_study(finished_study / "study.yaml").runs}
+    assert again == {run.name: run.config for run in read_study(study_file).runs}
+    assert "random, keep 0.6" in (finished_study / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_results_know_their_order_baseline_and_primary_metrics(study_file: Path, finished_study: Path) -> None:
+    results = results_of(read_study(study_file), finished_study)
+    assert isinstance(results, Results)
+    assert list(results.settings.index) == ["stl", "random, keep 0.3", "random, keep 0.6"]
+    assert results.baseline == "stl"
+    assert results.primary == {"digit": "accuracy", "parity": "accuracy", "shape": "accuracy", "slant": "r2"}
+
+
+def test_a_finished_study_runs_nothing_and_says_the_same(
+    study_file: Path, copied_study: Path, ran: list[str], no_reports: None
+) -> None:
+    before = files(copied_study)
+    assert run_study(read_study(study_file), copied_study, progress=False) == {}
+    assert ran == []
+    assert files(copied_study) == before
+
+
+def test_a_study_that_grew_runs_only_what_is_new(
+    study_file: Path, copied_study: Path, ran: list[str], no_reports: None
+) -> None:
+    before = figures(copied_study)
+    run_study(read_study(study_file, ["seeds=[0, 1, 2]"]), copied_study, progress=False)
+    assert ran == ["stl_seed-2", "random_keep-0.3_seed-2", "random_keep-0.6_seed-2"]
+    assert [row for row in figures(copied_study) if row["seed"] != "2"] == before
+    assert len(figures(copied_study)) == len(before) * 3 // 2
+
+
+def test_a_study_that_shrank_shows_only_what_it_has(
+    study_file: Path, copied_study: Path, ran: list[str], no_reports: None
+) -> None:
+    run_study(read_study(study_file, ["seeds=[1]"]), copied_study, progress=False)
+    assert ran == []
+    assert {row["seed"] for row in rows(copied_study)} == {"1"}
+
+
+def test_a_study_that_was_cut_short_goes_on_to_the_same_results(
+    study_file: Path, finished_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_reports: None
+) -> None:
+    study, real, left = read_study(study_file), runner.run, [1, 2, 3]
+
+    def interrupted(config: Mapping[str, Any], folder: Path, **options: Any) -> Any:
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return real(config, folder, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(study, tmp_path / "out", progress=False)
+    assert sum(RunFolder(folder).finished for folder in (tmp_path / "out" / "runs").iterdir()) == 3
+    run_study(study, tmp_path / "out", progress=False)
+    assert figures(tmp_path / "out") == figures(finished_study)
+
+
+def test_a_changed_study_is_refused_before_anything_is_touched(study_file: Path, copied_study: Path) -> None:
+    before = files(copied_study)
+    with pytest.raises(
+        ConfigError, match=r"runs/stl_seed-0 holds a run of another .*: training\.epochs is 2 there and 3"
+    ):
+        run_study(read_study(study_file, ["training.epochs=3"]), copied_study, progress=False)
+    assert files(copied_study) == before
+
+
+def test_of_many_changes_a_few_are_said(study_file: Path, copied_study: Path) -> None:
+    changes = ["training.epochs=3", "training.batch_size=1", "training.patience=4", "optimizer.lr=1", "tasks=[digit]"]
+    with pytest.raises(
+        ConfigError, match=r" is 2 there and 3 here, and 2 more\. Use another --out, or delete that folder"
+    ):
+        run_study(read_study(study_file, changes), copied_study, progress=False)
+
+
+def test_a_run_that_diverges_is_left_out_and_the_study_goes_on(tmp_path: Path, tiny: Any, no_reports: None) -> None:
+    grid = {"optimizer.lr": [1e30, 0.001]}
+    study = study_of(tmp_path, base=tiny, methods={"a": {}}, seeds=[0], grid=grid)
+    failures = run_study(study, tmp_path / "out", progress=False)
+    assert list(failures) == ["a_lr-1e+30_seed-0"]
+    assert "the loss of task" in failures["a_lr-1e+30_seed-0"]
+    assert {row["run"] for row in rows(tmp_path / "out")} == {"a_lr-0.001_seed-0"}
+    assert "a, lr 0.001" in (tmp_path / "out" / "tables.md").read_text(encoding="utf-8")
+
+
+def test_a_study_of_which_every_run_diverges_has_no_tables(tmp_path: Path, tiny: Any, no_reports: None) -> None:
+    study = study_of(tmp_path, base=tiny, methods={"a": {"optimizer": {"lr": 1e30}}}, seeds=[0, 1])
+    assert list(run_study(study, tmp_path / "out", progress=False)) == ["a_seed-0", "a_seed-1"]
+    assert rows(tmp_path / "out") == []
+    assert not (tmp_path / "out" / "tables.md").exists()
+
+
+def test_any_other_error_ends_the_study_and_names_the_run(tmp_path: Path, tiny: Any, no_reports: None) -> None:
+    study = study_of(tmp_path, base=tiny, methods={"a": {}, "b": {"tasks": ["digitt"]}}, seeds=[0])
+    with pytest.raises(ConfigError, match=r"unknown task 'digitt'.* \(in run b_seed-0 of the study\)$"):
+        run_study(study, tmp_path / "out", progress=False)
+    assert RunFolder(tmp_path / "out" / "runs" / "a_seed-0").finished
+
+
+def test_values_that_are_lists_or_sections_have_columns_too(tmp_path: Path, tiny: Any, no_reports: None) -> None:
+    grid = {"encoder.hidden": [[4], [4, 4]], "sharing": [{"name": "random", "keep": 0.5}]}
+    run_study(study_of(tmp_path, base=tiny, methods={"a": {}}, seeds=[0], grid=grid), tmp_path / "out", progress=False)
+    values = {(row["encoder.hidden"], row["sharing"]) for row in rows(tmp_path / "out")}
+    assert values == {("[4]", "random (keep 0.5)"), ("[4, 4]", "random (keep 0.5)")}
+
+
+def test_progress_is_told_on_the_error_stream_one_line_a_run(
+    study_file: Path, copied_study: Path, no_reports: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_study(read_study(study_file, ["seeds=[0, 3]"]), copied_study)
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.splitlines() == [
+        "3 of 6 runs are finished already.",
+        "[1/3] stl_seed-3",
+        "[2/3] random_keep-0.3_seed-3",
+        "[3/3] random_keep-0.6_seed-3",
+    ]
+
+
+def test_side_by_side_every_run_is_run_once_and_its_failure_is_its_own(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_reports: None
+) -> None:
+    study, ran = read_study(study_file), []
+
+    def fake(run: StudyRun, out: Path) -> str | None:
+        ran.append(run.name)
+        return f"{run.name} diverged" if run.seed else None
+
+    monkeypatch.setattr(runner, "_run_one", fake)
+    monkeypatch.setattr(runner, "ProcessPoolExecutor", threads_for_processes)
+    failures = run_study(study, tmp_path, jobs=4, progress=False)
+    assert sorted(ran) == sorted(run.name for run in study.runs)
+    assert failures == {run.name: f"{run.name} diverged" for run in study.runs if run.seed}
+
+
+def threads_for_processes(jobs: int, context: object, **options: Any) -> ThreadPoolExecutor:
+    assert jobs == 4
+    return ThreadPoolExecutor(jobs, initializer=lambda *_: None)
+
+
+def test_an_error_side_by_side_ends_the_study(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(run: StudyRun, out: Path) -> str | None:
+        raise ConfigError(run.name)
+
+    monkeypatch.setattr(runner, "_run_one", fail)
+    monkeypatch.setattr(runner, "ProcessPoolExecutor", threads_for_processes)
+    with pytest.raises(ConfigError, match="seed"):
+        run_study(read_study(study_file), tmp_path, jobs=4, progress=False)
+
+
+@pytest.mark.slow
+def test_jobs_side_by_side_end_in_the_same_results(
+    study_file: Path, finished_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_reports: None
+) -> None:
+    monkeypatch.setattr(runner, "_start_worker", start_worker_without_reports)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    study = read_study(study_file, ["grid.optimizer.lr=[1e-3, 1e30]", "seeds=[0]"])
+    failures = run_study(study, tmp_path / "out", jobs=2, progress=False)
+    assert sorted(failures) == sorted(run.name for run in study.runs if run.values["optimizer.lr"] == 1e30)
+    found = [
+        {key: row[key] for key in ("method", "sharing.keep", "task", "metric", "value")}
+        for row in figures(tmp_path / "out")
+    ]
+    alone = [{key: row[key] for key in found[0]} for row in figures(finished_study) if row["seed"] == "0"]
+    assert found == alone
+    for folder in (tmp_path / "out" / "runs").iterdir():
+        assert json.loads((folder / "environment.json").read_text())["threads"] == 1
+
+
+def start_worker_without_reports(*given: Any) -> None:
+    runner._start_worker(*given)
+    sparsemtl.report.write_report = lambda path: path
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_all_jobs_at_once_and_without_a_traceback(tmp_path: Path, tiny: Any) -> None:
+    tiny["training"] = {"epochs": 100_000, "batch_size": 16}
+    study_of(tmp_path, base=tiny, methods={"a": {}}, seeds=[0, 1, 2])
+    command = [sys.executable, "-c", "from sparsemtl.cli import main; main()", "study", "some.yaml", "--jobs", "2"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while len(list(tmp_path.glob("runs/some/runs/*/checkpoints/last.safetensors"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to this process and to its workers
+    out, error = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "")
+    assert error == "Stopped. The same command goes on where it was.\n"
