@@ -338,6 +338,7 @@ def test_the_numbers_of_a_study_are_never_broken(
     assert "…" not in out
     assert len(re.findall(r"±\d+\.\d+", out)) >= 3 * 4
     assert "accuracy ↑" in out
+    assert "seeds" in out
 
 
 def test_a_study_with_a_run_without_a_result_fails_after_its_table(

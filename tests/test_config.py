@@ -236,6 +236,18 @@ def test_the_default_of_a_section_is_its_name_also_where_nobody_says_so() -> Non
     assert merge({"optimizer": {"lr": 0.1}}, {"optimizer": "sgd"}) == {"optimizer": {"name": "sgd"}}
 
 
+@pytest.mark.parametrize("wrong", [3, None, ["fisher"]])
+def test_a_change_replaces_what_is_no_section_at_all(wrong: Any) -> None:
+    assert merge({"sharing": wrong}, {"sharing": "random"}) == {"sharing": {"name": "random"}}
+    assert merge({"sharing": "random"}, {"sharing": wrong}) == {"sharing": wrong}
+
+
+def test_a_name_given_to_a_section_that_lacked_it_keeps_its_parameters() -> None:
+    assert merge({"scheduler": {"floor": 0.1}}, {"scheduler": "cosine"}) == {
+        "scheduler": {"name": "cosine", "floor": 0.1}
+    }
+
+
 ASSIGNMENTS = [
     "sharing.keep=0.4",
     "sharing=random",

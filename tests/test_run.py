@@ -40,13 +40,27 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert summaries[0]["tasks"] == summaries[1]["tasks"]
 
 
+@pytest.fixture
+def epochs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The epochs that are trained, counted from 0, as they come."""
+    trained: list[int] = []
+    train_epoch = Trainer._train_epoch
+
+    def counted(self: Trainer, *given: Any) -> None:
+        trained.append(self.position.epoch)
+        train_epoch(self, *given)
+
+    monkeypatch.setattr(Trainer, "_train_epoch", counted)
+    return trained
+
+
 def killed_in_its_second_epoch(config: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_epoch = Trainer._train_epoch
 
-    def train_or_die(self: Trainer, *args: Any) -> None:
+    def train_or_die(self: Trainer, *given: Any) -> None:
         if self.position.epoch == 1:
             raise Killed
-        train_epoch(self, *args)
+        train_epoch(self, *given)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_train_epoch", train_or_die)
@@ -100,12 +114,18 @@ def test_another_seed_is_another_run(
 
 
 def test_a_run_that_was_killed_and_resumed_is_the_same_run(
-    finished_run: Path, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_reports: None
+    finished_run: Path,
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    epochs: list[int],
+    no_reports: None,
 ) -> None:
     killed_in_its_second_epoch(tiny, tmp_path / "cut", monkeypatch)
     with pytest.raises(CheckpointError, match=r"holds a run that stopped\. Go on with `sparsemtl resume .*cut`"):
         run(tiny, tmp_path / "cut", progress=False)
     resume(tmp_path / "cut", progress=False)
+    assert epochs == [0, 1]
     assert_same_run(finished_run, tmp_path / "cut")
 
 

@@ -7,7 +7,15 @@ from sparsemtl.masks import TaskMasks
 from sparsemtl.models import MultiTaskModel
 from sparsemtl.norms import TaskNorms
 from sparsemtl.optim import MaskedOptimizer
-from sparsemtl.sharing import DenseSharing, FisherSharing, RandomSharing, Sharing
+from sparsemtl.sharing import (
+    DenseSharing,
+    FisherSharing,
+    GroupLassoSharing,
+    GroupMCPSharing,
+    L1Sharing,
+    RandomSharing,
+    Sharing,
+)
 from sparsemtl.tasks import Classification, Depth, MultiLabel, Normals, Regression, Segmentation, Task
 from sparsemtl.training import Trainer
 
@@ -16,6 +24,9 @@ __all__ = [
     "DenseSharing",
     "Depth",
     "FisherSharing",
+    "GroupLassoSharing",
+    "GroupMCPSharing",
+    "L1Sharing",
     "MaskedOptimizer",
     "MultiLabel",
     "MultiTaskModel",

@@ -1,4 +1,4 @@
-"""The command line: run, resume, study, report, list, schema."""
+"""The command line: run, resume, study, report, list, data, schema."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparsemtl._version import __version__
+from sparsemtl.cli_data import app as data_app
 from sparsemtl.errors import ConfigError, SparseMTLError, SparseMTLWarning, unknown_name
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(data_app, name="data")
 
 Overrides = Annotated[
     list[str] | None,

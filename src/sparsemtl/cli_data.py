@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 MOST_ERRORS = 20
 """Damaged samples that are named."""
 
-app = typer.Typer(help="Data sets: what is there, what is missing, and how to get it.", no_args_is_help=True)
+app = typer.Typer(
+    help="Data sets: what is there, what is missing, and how to get it.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 Root = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="Where data sets lie; $SPARSEMTL_DATA, or ./data, by default.")

@@ -69,12 +69,8 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     for key, value in deepcopy(dict(changes)).items():
         before, after = merged.get(key), value
         if key in SECTIONS:
-            before, after = _named(before), _named(after)
-            if (
-                isinstance(after, Mapping)
-                and "name" in after
-                and after["name"] != _with_name(key, before or {}).get("name")
-            ):
+            before, after = _with_name(key, before), _named(after)
+            if _name_of(before) and _name_of(after) not in (None, _name_of(before)):
                 before = None
         merged[key] = _over(before, after)
     return merged
@@ -130,6 +126,10 @@ def _over(before: Any, after: Any) -> Any:
 
 def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
+
+
+def _name_of(section: Any) -> Any:
+    return section.get("name") if isinstance(section, Mapping) else None
 
 
 def _with_name(key: str, value: Any) -> Any:

@@ -181,14 +181,14 @@ def configurable(target: Callable[..., Any]) -> Iterator[tuple[str, inspect.Para
     """Yield (name, parameter, annotation) of every keyword that a configuration can set.
 
     These are the keyword-only parameters; positional ones (the model, the optimized parameters) are given by the
-    library.
+    library. What Python must spell `lambda_` is `lambda` here.
     """
     function = target.__init__ if inspect.isclass(target) else target
     hints = _hints(function)
     parameters = inspect.signature(target).parameters
     for name, parameter in parameters.items():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-            yield name, parameter, hints.get(name, Any)
+            yield name.removesuffix("_"), parameter, hints.get(name, Any)
 
 
 def documented(target: Callable[..., Any]) -> dict[str, str]:
@@ -197,7 +197,7 @@ def documented(target: Callable[..., Any]) -> dict[str, str]:
     texts: dict[str, str] = {}
     for owner in owners:
         for names, text in _ENTRY.findall(_arguments(inspect.cleandoc(owner.__doc__ or ""))):
-            for name in names.split(", "):
+            for name in (word.removesuffix("_") for word in names.split(", ")):
                 if not (name in texts and text.startswith("see `")):
                     texts[name] = " ".join(text.split())
     return texts

@@ -52,12 +52,12 @@ class Registry(Mapping[str, Callable[..., T]], Generic[T]):
             ConfigError: if the name or a parameter is unknown, or the member refuses a value.
         """
         member = self[name]
-        known = {parameter for parameter, _, _ in configurable(member)}
+        known = {parameter: spec.name for parameter, spec, _ in configurable(member)}
         for parameter in parameters:
             if parameter not in known:
                 raise ConfigError(f"{self.kind} {name!r}: {unknown_name('parameter', parameter, known)}")
         try:
-            return member(*given, **parameters)
+            return member(*given, **{known[parameter]: value for parameter, value in parameters.items()})
         except SparseMTLError:
             raise
         except ValueError as error:

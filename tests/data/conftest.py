@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from vision_files import lay_celeba, lay_celebamask, lay_cityscapes, lay_nyu_arrays
 
 from sparsemtl.data.dkl import SOURCES
 from sparsemtl.data.labelled import LabelledImages
@@ -62,10 +63,12 @@ def lay() -> Lay:
 
 @pytest.fixture(scope="session")
 def laid_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root that holds every image data set, tiny."""
+    """A root that holds every data set of images, tiny."""
     root = tmp_path_factory.mktemp("laid")
     for source in SOURCES.values():
         lay_files(root, source)
+    for lay_pictures in (lay_nyu_arrays, lay_cityscapes, lay_celeba, lay_celebamask):
+        lay_pictures(root)
     return root
 
 

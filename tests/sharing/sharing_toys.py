@@ -92,7 +92,8 @@ def takes(method: str, parameter: str) -> bool:
 
 
 def build(method: str, **options: Any) -> Sharing:
-    """A method of the registry; options that it does not know are left out."""
+    """A method of the registry, on linear layers if it must be told; options that it does not know are left out."""
+    options = {"linear": True, **options}
     return SHARING.build(method, **{name: value for name, value in options.items() if takes(method, name)})
 
 

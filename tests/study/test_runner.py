@@ -24,6 +24,7 @@ from sparsemtl.study import runner
 from sparsemtl.study.grid import Study, StudyRun, read_study
 from sparsemtl.study.results import Results
 from sparsemtl.study.runner import results_of, run_study
+from sparsemtl.training import Trainer
 from sparsemtl.training.folder import RunFolder
 from sparsemtl.yaml_text import dump_yaml, read_yaml
 
@@ -149,20 +150,22 @@ def test_a_study_that_shrank_shows_only_what_it_has(
 def test_a_study_that_was_cut_short_goes_on_to_the_same_results(
     study_file: Path, finished_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_reports: None
 ) -> None:
-    study, real, left = read_study(study_file), runner.run, [1, 2, 3]
+    study, train_epoch, epochs = read_study(study_file), Trainer._train_epoch, list[int]()
 
-    def interrupted(config: Mapping[str, Any], folder: Path, **options: Any) -> Any:
-        if not left:
+    def counted(self: Trainer, *given: Any) -> None:
+        if len(epochs) == 5:  # the second epoch of the third run
             raise KeyboardInterrupt
-        left.pop()
-        return real(config, folder, **options)
+        epochs.append(self.position.epoch)
+        train_epoch(self, *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "run", interrupted)
+        patch.setattr(Trainer, "_train_epoch", counted)
         with pytest.raises(KeyboardInterrupt):
             run_study(study, tmp_path / "out", progress=False)
-    assert sum(RunFolder(folder).finished for folder in (tmp_path / "out" / "runs").iterdir()) == 3
-    run_study(study, tmp_path / "out", progress=False)
+        assert sum(RunFolder(folder).finished for folder in (tmp_path / "out" / "runs").iterdir()) == 2
+        epochs.append(-1)
+        run_study(study, tmp_path / "out", progress=False)
+    assert epochs == [0, 1, 0, 1, 0, -1, 1, 0, 1, 0, 1, 0, 1]
     assert figures(tmp_path / "out") == figures(finished_study)
 
 

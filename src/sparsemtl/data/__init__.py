@@ -13,6 +13,7 @@ from sparsemtl.data.lazy import LazySplit
 from sparsemtl.data.mnist import mnist
 from sparsemtl.data.multi import multi_fashion, multi_fashion_mnist, multi_mnist
 from sparsemtl.data.nyu.nyu_v2 import nyu_v2
+from sparsemtl.data.scenes.dataset import rendered_scenes
 from sparsemtl.registry import Registry
 
 DATASETS: Registry[TaskData] = Registry(
@@ -27,6 +28,7 @@ DATASETS: Registry[TaskData] = Registry(
         "multi-fashion": multi_fashion,
         "multi-fashion-mnist": multi_fashion_mnist,
         "dkl": dkl,
+        "scenes": rendered_scenes,
         "nyu-v2": nyu_v2,
         "cityscapes": cityscapes,
         "celeba": celeba,

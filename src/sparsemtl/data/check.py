@@ -57,7 +57,7 @@ class Reading:
 
     Attributes:
         data: the data set, if it could be made.
-        problem: why it could not.
+        problem: why it could not, or why its first sample cannot be decoded.
         errors: what is wrong with single samples.
         remarks: kind -> how many samples a remark concerns, and the first of them.
         samples: how many samples were decoded.
@@ -102,8 +102,7 @@ def read(name: str, options: Mapping[str, Any], *, every: bool = False) -> Readi
         reading.data.input_shape  # noqa: B018  # decodes a sample
     except SparseMTLError as error:
         reading.problem = str(error)
-        return reading
-    if every:
+    if every and reading.data is not None:
         for split in _lazy_splits(reading.data):
             _read_all(split, reading)
     return reading

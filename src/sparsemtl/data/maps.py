@@ -151,6 +151,19 @@ class LabelTable:
             lookup[number - min(self.ids)] = index
         return lookup
 
+    @cached_property
+    def _of_bytes(self) -> Array:
+        """The class of every byte: what pictures hold, and the fast way."""
+        return np.array([self.ids.get(number, -1) for number in range(256)])
+
+    def _classes(self, ids: Array) -> Array:
+        """Classes, -1 where there is no such id."""
+        if ids.dtype == np.uint8:
+            return np.asarray(self._of_bytes[ids])
+        positions = ids.astype(np.float64) - min(self.ids)  # exact for every id, and NaN is no position
+        inside = (positions >= 0) & (positions < len(self._lookup)) & (positions == np.floor(positions))
+        return np.where(inside, self._lookup[np.where(inside, positions, 0).astype(np.int64)], -1)
+
     def classes_of(self, ids: Array, where: str) -> Array:
         """Classes of ids (H, W) as bytes.
 
@@ -161,9 +174,7 @@ class LabelTable:
             ids = ids[..., 0]
         if ids.ndim != 2:
             raise DataError(f"{where} has shape {ids.shape}; expected one label a pixel, (height, width).")
-        positions = ids.astype(np.float64) - min(self.ids)  # exact for every id, and NaN is no position
-        inside = (positions >= 0) & (positions < len(self._lookup)) & (positions == np.floor(positions))
-        found = np.where(inside, self._lookup[np.where(inside, positions, 0).astype(np.int64)], -1)
+        found = self._classes(ids)
         if (found < 0).any():
             wrong = ids[found < 0]
             raise DataError(

@@ -45,15 +45,21 @@ def read_picture(path: Path, *, rgb: bool) -> Array:
     return np.array(image.convert("RGB") if rgb else image)
 
 
-def _opened(path: Path) -> Image:
+def _pillow(purpose: str) -> Any:
     try:
         from PIL import Image
     except ImportError:
-        raise missing_extra("pillow", "vision", f"reading {path}") from None
+        raise missing_extra("pillow", "vision", purpose) from None
+    return Image
+
+
+def _opened(path: Path) -> Image:
+    pillow = _pillow(f"reading {path}")
     try:
-        with Image.open(path) as image:
+        with pillow.open(path) as image:
             image.load()
-            return image
+            opened: Image = image
+            return opened
     except FileNotFoundError:
         raise DataError(f"{path} does not exist.") from None
     except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: what Pillow makes of a broken PNG
@@ -156,9 +162,8 @@ def target_size(size: int | tuple[int, int] | None, height: int, width: int) -> 
 def bilinear(image: Array, size: tuple[int, int]) -> Tensor:
     """An image (H, W, 3) as a tensor (3, *size) of the same type, bytes or floats."""
     if image.shape[:2] != size and image.dtype == np.uint8:
-        from PIL import Image
-
-        image = np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+        pillow = _pillow("resizing images of bytes")
+        image = np.array(pillow.fromarray(image).resize(size[::-1], pillow.Resampling.BILINEAR))
     x = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
     if tuple(x.shape[1:]) == size:
         return x

@@ -54,7 +54,7 @@ class Grouping:
     """
 
     by: GroupName | GroupFunction = "input-channel"
-    block: tuple[int, int] = (4, 4)
+    block: tuple[int, ...] = (4, 4)
     linear: bool = False
 
     def __post_init__(self) -> None:
@@ -87,7 +87,8 @@ class Grouping:
             case "output-channel":
                 return _tiles(rows, columns, (1, columns))
             case "block":
-                return _tiles(rows, columns, self.block)
+                height, width = self.block
+                return _tiles(rows, columns, (height, width))
             case function:
                 return _listed(function, weight)
 
@@ -158,19 +159,13 @@ def laid_out_as(tensor: Tensor, weight: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def pieces(first: Tensor, second: Tensor | None, size: int | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Cut two tensors of one shape (L, A, G, B) between groups, into views of about `size` entries (None: whole).
-
-    `second` may be absent.
-    """
-    _, inner, groups, outer = first.shape
-    rows, columns = (first.shape[0], groups) if size is None else (
-        max(1, size // (inner * groups * outer)), max(1, size // (inner * outer))
-    )  # fmt: skip
-    for row in range(0, first.shape[0], rows):
+def places(part: Tensor, size: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Cut a tensor of shape (L, A, G, B) between groups, into pieces of about `size` entries."""
+    slabs, inner, groups, outer = part.shape
+    rows, columns = max(1, size // (inner * groups * outer)), max(1, size // (inner * outer))
+    for row in range(0, slabs, rows):
         for column in range(0, groups, columns):
-            place = (slice(row, row + rows), slice(None), slice(column, column + columns))
-            yield first[place], None if second is None else second[place]
+            yield slice(row, row + rows), slice(None), slice(column, column + columns)
 
 
 def _channels_last(weight: Tensor) -> bool:

@@ -75,6 +75,10 @@ class Penalty(abc.ABC):
     def pull(self, x: Tensor, shift: Tensor | float, scratch: Scratch = fresh) -> Tensor:
         """How strongly groups withstand the step, above 1 where they survive it; (L, 1, G, 1)."""
 
+    def critical(self, x: Tensor, shift: Tensor | float, scratch: Scratch = fresh) -> Tensor:
+        """The factor on the strength from which on groups do not survive the step; (L, 1, G, 1)."""
+        return self.pull(x, shift, scratch)
+
     @abc.abstractmethod
     def cost(self, x: Tensor) -> Tensor:
         """Penalty of groups in the shape (L, A, G, B); a differentiable scalar."""
@@ -138,8 +142,7 @@ class _Grouped(Penalty):
     @property
     def grouping(self) -> Grouping:
         """See `Penalty`."""
-        height, width = self.block
-        return Grouping(self.groups, (height, width), self.linear)
+        return Grouping(self.groups, tuple(self.block), self.linear)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +198,10 @@ class GroupMCP(_Grouped):
     def pull(self, x: Tensor, shift: Tensor | float, scratch: Scratch = fresh) -> Tensor:
         """See `Penalty`."""
         return proximal.mcp_pull(x, shift, self.gamma * self.weight(x), scratch)
+
+    def critical(self, x: Tensor, shift: Tensor | float, scratch: Scratch = fresh) -> Tensor:
+        """See `Penalty`."""
+        return proximal.mcp_critical(x, shift, self.gamma * self.weight(x), scratch)
 
     def cost(self, x: Tensor) -> Tensor:
         """See `Penalty`."""

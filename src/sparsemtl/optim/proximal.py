@@ -7,7 +7,7 @@ For a step of size lr in the metric D = diag(d), the map of a penalty R is
 without a metric D is the identity, and the map the plain one. If R has the slope lambda at zero, z depends on
 the *shift* lr lambda / d alone, which the functions here take: a tensor like x, or a number for the plain map. They
 take x in the shape (L, A, G, B), in which `x[l, :, g, :]` is one group (see `groups.py`), change it in place, and
-return which groups survive, shape (L, 1, G, 1). NaN survives, and stays NaN.
+return which groups survive, shape (L, 1, G, 1). NaN survives, and stays NaN. Tensors of shifts must be above zero.
 
 Group lasso, R(z) = lambda ||z|| (METHODS.md §8; Deleu & Bengio 2021). z = 0 iff ||x / shift|| <= 1. Else
 z_j = r x_j / (r + shift_j), where r = ||z|| is the root of
@@ -97,6 +97,17 @@ def mcp_pull(x: Tensor, shift: Tensor | float, limit: float, scratch: Scratch = 
     return torch.where(size > limit, torch.maximum(pull, unbent), pull)
 
 
+def mcp_critical(x: Tensor, shift: Tensor | float, limit: float, scratch: Scratch = fresh) -> Tensor:
+    """The factor on shift and limit from which on group MCP lets the group die; (L, 1, G, 1).
+
+    A factor f divides all three of `mcp_pull`'s numbers by f: the group dies once the pull is below 1 and, unless the
+    limit has grown to its size, the unbent one too.
+    """
+    size, pull = norms(x, scratch), lasso_pull(x, shift, scratch)
+    unbent = (sums(torch.mul(x, x, out=scratch("a", x)).div_(shift)) / limit).sqrt_()
+    return torch.maximum(pull, torch.minimum(size / limit, unbent))
+
+
 def l1_(x: Tensor, shift: Tensor | float, scratch: Scratch = fresh) -> Tensor:
     """Soft threshold, z_j = sign(x_j) max(0, |x_j| - shift_j) (METHODS.md §9)."""
     bounded = scratch("a", x)
@@ -110,7 +121,7 @@ def l1_(x: Tensor, shift: Tensor | float, scratch: Scratch = fresh) -> Tensor:
 def group_lasso_(x: Tensor, shift: Tensor | float, scratch: Scratch = fresh) -> Tensor:
     """Proximal map of group lasso; a tensor of shifts is changed."""
     if not isinstance(shift, Tensor):
-        factor = (1 - shift / norms(x, scratch)).clamp_(min=0)
+        factor = (1 - _over(shift, norms(x, scratch))).clamp_(min=0)
         x.mul_(_spread(factor, x))
         return factor != 0
     radius = _lasso_radius(x, shift, scratch)
@@ -142,8 +153,13 @@ def group_mcp_(x: Tensor, shift: Tensor | float, limit: float, scratch: Scratch 
 def _mcp_factor(size: Tensor, shift: float, limit: float) -> Tensor:
     """z / x of the plain map: firm thresholding, or hard where the penalty bends more than the parabola."""
     if shift < limit:
-        return ((1 - shift / size) / (1 - shift / limit)).clamp_(0, 1)
+        return ((1 - _over(shift, size)) / (1 - shift / limit)).clamp_(0, 1)
     return (~(size <= math.sqrt(shift * limit))).to(size.dtype)
+
+
+def _over(shift: float, size: Tensor) -> Tensor:
+    """shift / size; infinite for a group of zeros, even with a shift of zero."""
+    return torch.where(size <= 0, torch.inf, shift / size)
 
 
 def _lasso_radius(x: Tensor, shift: Tensor, scratch: Scratch) -> Tensor:

@@ -49,11 +49,7 @@ class _Proximal(Optimizer):
     def _check_groups(self) -> None:
         used = [group for group in self.param_groups if group["penalty"] is not None]
         for group in used:
-            if not isinstance(group["penalty"], Penalty):
-                raise ParameterError(
-                    f"`penalty` must be a Penalty such as GroupLasso, or None; got {group['penalty']!r}."
-                )
-            ProximalStep(group["penalty"], adaptive=group["adaptive"], prox_lr=group["prox_lr"])
+            ProximalStep(group["penalty"], adaptive=group["adaptive"], prox_lr=group["prox_lr"])  # checks them
         if used and not any(group["penalty"].covers(p) for group in used for p in group["params"]):
             raise ParameterError(
                 "no parameter is covered by a penalty: it acts on weights of four axes (convolutions), and on those of "
@@ -93,7 +89,7 @@ class ProximalAdamW(_Proximal, torch.optim.AdamW):
     Args:
         params: parameters, named parameters or parameter groups. A group may have its own `penalty` (None: none),
             `adaptive` and `prox_lr`.
-        lr, betas, eps, weight_decay: as in `torch.optim.AdamW`; eps is the reference code's by default.
+        lr, betas, eps, weight_decay, amsgrad: as in `torch.optim.AdamW`; eps is the reference code's by default.
         penalty: what makes weights sparse; None is AdamW. To change it later, put another into the groups.
         adaptive: take the proximal step in Adam's metric, not the plain one. With the plain one, the usual strengths
             (1e-7 to 1e-2) hardly ever make a group zero.
@@ -107,10 +103,12 @@ class ProximalAdamW(_Proximal, torch.optim.AdamW):
         >>> layer = nn.Conv2d(8, 4, 3)
         >>> penalty = sm.optim.GroupLasso(strength=1e-3)
         >>> optimizer = sm.optim.ProximalAdamW(layer.parameters(), lr=1e-2, penalty=penalty)
-        >>> layer(torch.zeros(2, 8, 5, 5)).square().sum().backward()  # inputs that say nothing
+        >>> images = torch.rand(2, 8, 5, 5)
+        >>> images[:, :2] = 0  # two channels that say nothing
+        >>> layer(images).square().sum().backward()
         >>> optimizer.step()
-        >>> sm.optim.group_sparsity(layer.named_parameters())
-        1.0
+        >>> sm.optim.group_sparsity(layer.named_parameters(), "input-channel")
+        0.25
     """
 
     def __init__(
@@ -120,13 +118,14 @@ class ProximalAdamW(_Proximal, torch.optim.AdamW):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
         weight_decay: float = 1e-2,
+        amsgrad: bool = False,
         *,
         penalty: Penalty | None,
         adaptive: bool = True,
         prox_lr: ProxLR = "lr",
         **options: Any,
     ) -> None:
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **options)
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)
         self._add_proximal(penalty=penalty, adaptive=adaptive, prox_lr=prox_lr)
 
 
@@ -135,7 +134,7 @@ class ProximalSGD(_Proximal, torch.optim.SGD):
 
     Args:
         params: parameters, named parameters or parameter groups. A group may have its own `penalty` (None: none).
-        lr, momentum, weight_decay: as in `torch.optim.SGD`.
+        lr, momentum, dampening, weight_decay, nesterov: as in `torch.optim.SGD`.
         penalty: what makes weights sparse; None is SGD. To change it later, put another into the groups.
         options: the other options of `torch.optim.SGD`.
     """
@@ -145,12 +144,14 @@ class ProximalSGD(_Proximal, torch.optim.SGD):
         params: Iterable[Any],
         lr: float = 1e-3,
         momentum: float = 0.0,
-        *,
+        dampening: float = 0.0,
         weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
         penalty: Penalty | None,
         **options: Any,
     ) -> None:
-        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay, **options)
+        super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, **options)
         self._add_proximal(penalty=penalty, adaptive=False, prox_lr="lr")
 
 
@@ -162,7 +163,9 @@ def _shrink_groups(optimizer: _Proximal, args: Any, kwargs: Any) -> None:
     for index, group in enumerate(optimizer.param_groups):
         if group["penalty"] is None:
             continue
-        shrink = optimizer._shrinks.setdefault(index, ProximalStep(group["penalty"]))
+        if index not in optimizer._shrinks:
+            optimizer._shrinks[index] = ProximalStep(group["penalty"])
+        shrink = optimizer._shrinks[index]
         shrink.penalty, shrink.adaptive, shrink.prox_lr = group["penalty"], group["adaptive"], group["prox_lr"]
         names = group.get("param_names")
         shrink(optimizer, group["params"] if names is None else zip(names, group["params"], strict=True))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -26,6 +28,8 @@ SECOND_MOMENTS = ("max_exp_avg_sq", "exp_avg_sq")
 
 _PRECISE = (torch.float32, torch.float64)
 """What maps compute in; other dtypes are converted to the first."""
+_NOTHING = torch.finfo(torch.float32).tiny
+"""What is not above it may be zero in single precision, and moves nothing."""
 _LOOK_EVERY = 100
 """Looking for dead layers makes an accelerator wait, so there it happens once in so many steps."""
 
@@ -42,6 +46,9 @@ class ProximalStep:
             size of the learning rate.
         prox_lr: the size of an adaptive step, see `ProxLR`.
 
+    Raises:
+        ParameterError: if the penalty is none, or an option is unknown.
+
     Example:
         >>> layer = nn.Conv2d(8, 4, 3)
         >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
@@ -53,6 +60,8 @@ class ProximalStep:
 
     @validated
     def __init__(self, penalty: Penalty, *, adaptive: bool = True, prox_lr: ProxLR = "lr") -> None:
+        if not isinstance(penalty, Penalty):
+            raise ParameterError(f"`penalty` must be a Penalty, as GroupLasso is, got {penalty!r}.")
         self.penalty = penalty
         self.adaptive = adaptive
         self.prox_lr = prox_lr
@@ -75,18 +84,47 @@ class ProximalStep:
         Warns:
             MaskWarning: once for every weight that has no group left; see `_LOOK_EVERY`.
         """
-        groups = {p: group for group in optimizer.param_groups for p in group["params"]}
         survivors: dict[str, Tensor] = {}
         scratch = Reused()
+        for name, parameter, step in self._taken(optimizer, parameters):
+            if step.size * self.penalty.strength > _NOTHING:
+                survivors[name] = self._shrink(parameter, step, scratch)
+        self._look(survivors)
+
+    @torch.no_grad()
+    def critical(self, optimizer: Optimizer, parameters: Parameters) -> Tensor:
+        """The strength from which on each group becomes zero, if the proximal step were taken now.
+
+        Args:
+            optimizer: whose step was just taken.
+            parameters: as for the step itself.
+
+        Returns:
+            (G,), at least 0, for the G groups of all the weights that took part; infinite for those that `keep_min`
+            keeps.
+
+        Raises:
+            ParameterError: if no weight that the penalty covers took part.
+        """
+        unit, scratch = replace(self.penalty, strength=1.0), Reused()
+        found = []
+        for _, parameter, step in self._taken(optimizer, parameters):
+            read = self._read(parameter, dense(parameter.detach()), step)
+            own = torch.cat([_asked(unit.critical, x, s, unit, scratch).flatten() for x, s in _cut(read)]).double()
+            found.append(own.index_fill_(0, self._best(own), math.inf))
+        if not found:
+            raise ParameterError("no weight that the penalty covers has a gradient; call this after an optimizer step.")
+        return torch.cat(found)
+
+    def _taken(self, optimizer: Optimizer, parameters: Parameters) -> Iterator[tuple[str, Tensor, _Step]]:
+        """The covered weights that took part in the optimizer's step, and theirs."""
+        groups = {p: group for group in optimizer.param_groups for p in group["params"]}
         for name, parameter in named(parameters):
             if parameter.grad is None or not self.penalty.covers(parameter):
                 continue
             if parameter not in groups:
                 raise ParameterError(f"{name} is not among the parameters of {type(optimizer).__name__}.")
-            step = self._step(groups[parameter], optimizer.state.get(parameter, {}))
-            if step.size * self.penalty.strength > 0:
-                survivors[name] = self._shrink(parameter, step, scratch)
-        self._look(survivors)
+            yield name, parameter, self._step(groups[parameter], optimizer.state.get(parameter, {}))
 
     def _step(self, group: dict[str, Any], state: dict[str, Any]) -> _Step:
         """The step that a parameter of this group and in this state takes."""
@@ -102,20 +140,23 @@ class ProximalStep:
     def _shrink(self, parameter: Tensor, step: _Step, scratch: Scratch) -> Tensor:
         """Shrink a parameter; gives a tensor that says whether any of its groups survives."""
         weight = dense(parameter.detach())
-        moment = None if step.moment is None else laid_out_as(step.moment, weight)
-        read = [(part, part.read(weight)) for part in self._parts(parameter)]
-        cut = [
-            (x[place], step if moment is None else step._replace(moment=part.read(moment)[place]))
-            for part, x in read
-            for place in places(x, _piece(x, plain=moment is None))
-        ]
+        read = self._read(parameter, weight, step)
+        cut = _cut(read)
         kept = self._kept(cut, scratch) if self.penalty.keep_min else [None] * len(cut)
         alive = [self._shrink_piece(x, own, keep, scratch).any() for (x, own), keep in zip(cut, kept, strict=True)]
-        for part, x in read:
+        for part, (x, _) in zip(self._parts(parameter), read, strict=True):
             part.write(weight, x)
         if not parameter.is_set_to(weight):
             parameter.copy_(weight)
         return torch.stack(alive).any()
+
+    def _read(self, parameter: Tensor, weight: Tensor, step: _Step) -> list[tuple[Tensor, _Step]]:
+        """The groups of a parameter's weight, part by part, with the step in theirs."""
+        parts = self._parts(parameter)
+        if step.moment is None:
+            return [(part.read(weight), step) for part in parts]
+        moment = laid_out_as(step.moment, weight)
+        return [(part.read(weight), step._replace(moment=part.read(moment))) for part in parts]
 
     def _parts(self, parameter: Tensor) -> tuple[Part, ...]:
         """The parameter's parts, found once."""
@@ -139,15 +180,15 @@ class ProximalStep:
 
     def _kept(self, cut: list[tuple[Tensor, _Step]], scratch: Scratch) -> list[Tensor]:
         """For every piece of a weight, the groups that are among the `keep_min` nearest to surviving, and not zero."""
-        pulls = []
-        for x, step in cut:
-            work = x if x.dtype in _PRECISE else x.float()
-            pulls.append(self.penalty.pull(work, step.shift(work, self.penalty, scratch), scratch))
+        pulls = [_asked(self.penalty.pull, x, step, self.penalty, scratch) for x, step in cut]
         flat = torch.cat([pull.flatten() for pull in pulls])
-        best = flat.topk(min(self.penalty.keep_min, len(flat))).indices
-        kept = torch.zeros_like(flat, dtype=torch.bool).index_fill_(0, best, True) & (flat > 0)
+        kept = torch.zeros_like(flat, dtype=torch.bool).index_fill_(0, self._best(flat), True) & (flat > 0)
         parts = kept.split([pull.numel() for pull in pulls])
         return [part.view_as(pull) for part, pull in zip(parts, pulls, strict=True)]
+
+    def _best(self, pulls: Tensor) -> Tensor:
+        """Which `keep_min` groups of a weight are nearest to surviving."""
+        return pulls.topk(min(self.penalty.keep_min, len(pulls))).indices
 
     def _look(self, survivors: dict[str, Tensor]) -> None:
         """Warn of weights that nothing survives in."""
@@ -164,6 +205,27 @@ class ProximalStep:
                     MaskWarning,
                     stacklevel=4,
                 )
+
+
+def _cut(read: list[tuple[Tensor, _Step]]) -> list[tuple[Tensor, _Step]]:
+    """Groups and steps in pieces that fit into the cache."""
+    return [
+        (x[place], step if step.moment is None else step._replace(moment=step.moment[place]))
+        for x, step in read
+        for place in places(x, _piece(x, plain=step.moment is None))
+    ]
+
+
+def _asked(
+    question: Callable[[Tensor, Tensor | float, Scratch], Tensor],
+    x: Tensor,
+    step: _Step,
+    penalty: Penalty,
+    scratch: Scratch,
+) -> Tensor:
+    """What a penalty says of groups and a step."""
+    work = x if x.dtype in _PRECISE else x.float()
+    return question(work, step.shift(work, penalty, scratch), scratch)
 
 
 def _piece(part: Tensor, *, plain: bool) -> int:

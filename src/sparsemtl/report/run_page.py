@@ -37,6 +37,25 @@ class Figure:
     test: float | None
 
 
+UNITS = {"overlap": "mean Jaccard of two tasks", "lambda": "strength of the penalty"}
+"""Figure of a sharing method -> what its chart says of it."""
+
+
+@dataclass(frozen=True)
+class LayerLeft:
+    """What is left of a layer whose groups may become zero.
+
+    Attributes:
+        name: the weight's name.
+        left: groups that are not zero.
+        all: groups that there are.
+    """
+
+    name: str
+    left: int
+    all: int
+
+
 def run_page(path: Path) -> str:
     """Draw a run as a page of HTML.
 
@@ -61,6 +80,8 @@ def run_page(path: Path) -> str:
         curves=_learning_curves(run, colours),
         view=view,
         changes=_sharing_charts(run, colours),
+        remains=_remains(run),
+        granularity=str(run.summary.get("sharing", {}).get("granularity", "")).replace("-", " "),
         weights=_charts(run, colours, "balancing", "weight", "loss weight", only_if_varying=True),
         galleries=galleries(run.samples(), run.tasks),
     )
@@ -166,15 +187,24 @@ def _curve(run: RunFolder, task: str, metric: str, colour: int) -> Chart | None:
     return Chart(task, f"{metric}{arrow(higher)}", svg, colour)
 
 
+def _remains(run: RunFolder) -> list[LayerLeft]:
+    """What is left of every layer, for methods whose summary says so."""
+    groups: Mapping[str, Mapping[str, int]] = run.summary.get("sharing", {}).get("groups", {})
+    return [LayerLeft(name, counts["left"], counts["all"]) for name, counts in groups.items()]
+
+
 def _sharing_charts(run: RunFolder, colours: Mapping[str, int]) -> list[Chart]:
     charts = [
         *_charts(run, colours, "sharing", "changed", "weights replaced"),
         *_charts(run, colours, "sharing", "density", "density", only_if_varying=True),
     ]
-    overlap = run.curve("sharing", "", "overlap")
-    if len(overlap) > 1:
-        line = Line(list(overlap.index), list(overlap), NEUTRAL, dots=len(overlap) < 30)
-        charts.append(Chart("overlap", "mean Jaccard of two tasks", line_chart([line], label="overlap over epochs")))
+    of_run = run.metrics[(run.metrics["split"] == "sharing") & (run.metrics["task"] == "")]
+    for name in of_run["metric"].unique():
+        curve = run.curve("sharing", "", name)
+        if len(curve) > 1:
+            words = str(name).replace("_", " ")
+            svg = line_chart([_dotted(curve, NEUTRAL)], label=f"{words} over epochs")
+            charts.append(Chart(words, UNITS.get(str(name), "of all tasks together"), svg))
     return charts
 
 

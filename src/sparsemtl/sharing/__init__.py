@@ -3,7 +3,11 @@
 from sparsemtl.registry import Registry
 from sparsemtl.sharing.dense import DenseSharing
 from sparsemtl.sharing.fisher import FisherSharing
+from sparsemtl.sharing.group_lasso import GroupLassoSharing
+from sparsemtl.sharing.group_mcp import GroupMCPSharing
+from sparsemtl.sharing.l1 import L1Sharing
 from sparsemtl.sharing.masked import MaskedSharing
+from sparsemtl.sharing.proximal import ProximalSharing
 from sparsemtl.sharing.random import RandomSharing
 from sparsemtl.sharing.sharing import Sharing
 
@@ -13,7 +17,21 @@ SHARING: Registry[Sharing] = Registry(
         "dense": DenseSharing,
         "random": RandomSharing,
         "fisher": FisherSharing,
+        "group-lasso": GroupLassoSharing,
+        "l1": L1Sharing,
+        "group-mcp": GroupMCPSharing,
     },
 )
 
-__all__ = ["SHARING", "DenseSharing", "FisherSharing", "MaskedSharing", "RandomSharing", "Sharing"]
+__all__ = [
+    "SHARING",
+    "DenseSharing",
+    "FisherSharing",
+    "GroupLassoSharing",
+    "GroupMCPSharing",
+    "L1Sharing",
+    "MaskedSharing",
+    "ProximalSharing",
+    "RandomSharing",
+    "Sharing",
+]

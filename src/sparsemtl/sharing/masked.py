@@ -150,6 +150,10 @@ class MaskedSharing(Sharing):
             others = len(jaccard) * (len(jaccard) - 1)
             yield "", "overlap", float(jaccard.sum() - jaccard.trace()) / others
 
+    def outcome(self) -> dict[str, Any]:
+        """Every task's density."""
+        return {"density": {task: self.masks.density(task) for task in self.masks}}
+
     def state_dict(self) -> dict[str, Any]:
         """With how much of the masks changed at the last renewal, which an epoch resumed half-way still logs."""
         return {**super().state_dict(), "changed": dict(self._changed)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Iterator, Mapping, Sized
 from dataclasses import replace
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from sparsemtl.batches import Loaders
+from sparsemtl.batches import Loaders, per_task
 from sparsemtl.errors import ParameterError
 from sparsemtl.models import MultiTaskModel
 from sparsemtl.optim.penalties import Penalty
@@ -83,7 +82,7 @@ class ProximalSharing(Sharing):
         """Learn how far training has come."""
         if epoch > 0 and self._steps:
             self._steps_in_epoch = self._steps
-        elif isinstance(loaders, Sized) and not isinstance(loaders, Mapping):
+        elif not per_task(loaders) and isinstance(loaders, Sized):
             self._steps_in_epoch = len(loaders)
         self._epoch, self._steps = epoch, 0
 
@@ -104,7 +103,8 @@ class ProximalSharing(Sharing):
         """Set the strength that leaves as many groups zero as the schedule asks for now."""
         critical = self.shrink.critical(optimizer, self._weights)
         dead = round(self.scheduled_sparsity() * len(critical))
-        strength = float(critical.kthvalue(dead).values) if dead else 0.0
+        mortal = int(critical.isfinite().sum())
+        strength = float(critical.kthvalue(min(dead, mortal)).values) if dead and mortal else 0.0
         self.shrink.penalty = replace(self.shrink.penalty, strength=strength * (1 + 1e-6))  # equality dies, rounded too
 
     def scheduled_sparsity(self) -> float:

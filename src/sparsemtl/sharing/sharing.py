@@ -117,6 +117,10 @@ class Sharing(abc.ABC):
         """What to log after an epoch: (task or "", name, value)."""
         return iter(())
 
+    def outcome(self) -> dict[str, Any]:
+        """What the run's summary says of the method's result."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""
         return {

@@ -68,8 +68,17 @@ class Progress:
             speed = f"{samples_per_second:,.0f} samples/s"
             self._bars.update(self._steps, completed=done, speed=speed, figures=figures)
 
-    def end_epoch(self, epoch: int, validation: Results, primary: Mapping[str, str], *, better: bool) -> None:
-        """Leave a line with every task's primary validation metric."""
+    def end_epoch(
+        self,
+        epoch: int,
+        validation: Results,
+        primary: Mapping[str, str],
+        measures: Mapping[str, float],
+        *,
+        better: bool,
+    ) -> None:
+        """Leave a line with every task's primary validation metric, and what the sharing method measures as a whole."""
         self._bars.update(self._whole, completed=epoch + 1)
         figures = "  ".join(f"{t} {primary[t]} {results[primary[t]]:.4f}" for t, results in validation.items())
+        figures += "".join(f"  {name.replace('_', ' ')} {value:.4g}" for name, value in measures.items())
         self.console.print(f"epoch {epoch + 1:>3}/{self.epochs}  {figures}{'  *' if better else ''}", highlight=False)

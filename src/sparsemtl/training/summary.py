@@ -48,7 +48,7 @@ def summarize(
             task: _task(model.tasks[task], selection, validation.get(task, {}), test.get(task, {}))
             for task in model.tasks
         },
-        "sharing": {"density": {task: masks.density(task) for task in masks} if masks else {}},
+        "sharing": sharing.outcome(),
     }
 
 

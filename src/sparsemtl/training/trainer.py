@@ -347,10 +347,11 @@ class Trainer:
             self.snapshots.keep(part, self.model, self.sharing)
         figures = {"lr": float(self.optimizer.param_groups[0]["lr"]), "seconds": self.position.seconds}
         shown = epoch + 1  # people count from one
+        measures = list(self.sharing.measures())
         rows = [
             *meter.rows(shown, step),
             *result_rows(shown, step, "validation", results),
-            *measure_rows(shown, step, self.sharing.measures()),
+            *measure_rows(shown, step, measures),
             *run_rows(shown, step, figures),
         ]
         for logger in loggers:
@@ -365,7 +366,8 @@ class Trainer:
         if self.folder is not None:
             self._save(randomness, {}, meter)
         primary = {task: primary_of(self.model.tasks[task])[0] for task in self.model.tasks}
-        bars.end_epoch(epoch, results, primary, better=bool(improved))
+        whole = {name: value for task, name, value in measures if not task}
+        bars.end_epoch(epoch, results, primary, whole, better=bool(improved))
 
     def _evaluate(self, loaders: Loaders) -> Results:
         return evaluate(self.module, self.model.tasks, self.sharing, loaders, self.device)

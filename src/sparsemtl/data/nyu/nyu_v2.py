@@ -48,6 +48,8 @@ def nyu_v2(
                   nyu_depth_v2/splits.mat             or train.txt and test.txt, with numbers from 1
                   nyu_depth_v2/classMapping40.mat     894 names to 40 classes; without it there is no segmentation
 
+    A depth or a normal that is NaN or infinite counts as unknown, with a warning that names the first file.
+
     Source: https://cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html. No licence is stated; it is published for research.
     Needs the extra `vision`.
 

@@ -5,10 +5,11 @@ apart from each other, plain or tiled, striped or mottled. A lamp and the window
 camera at eye level looks into it, and its sensor is noisy. Every pixel has its class, its depth and its surface normal,
 computed from the room and not from the image.
 
-The global label is how many objects are seen, because it takes the whole image and nothing less: it does not follow
-from any pixel, nor from which classes occur or how much of the image each covers (an object may hide another, and two
-of a class may touch); it is exact for every image, occlusions included; its six classes are about equally frequent;
-and what helps to count, telling where one object ends and another begins, is what the dense labels teach.
+The global label is how many objects are seen. It takes the whole image; it is exact, whatever hides what; its six
+classes are about equally frequent; and what helps to count, telling where one object ends and the next begins, is what
+the dense labels teach. It is learnable and not trivial: of 500 images of 64x64, five convolutions trained on 3,000
+name the right class for 54 % and one at most beside it for 89 %; a perceptron that is told each class's true share of
+the image, 53 %; the most frequent class is 19 %.
 
 How the parts fit together:
 

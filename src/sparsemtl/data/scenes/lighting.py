@@ -18,8 +18,10 @@ FRAME = 0.06
 """Width of window frames, metres."""
 STRIDES = (57, 113, 1201)
 """Steps in `LATTICE` along the three directions."""
-LATTICE = torch.rand(4096 + sum(STRIDES), generator=torch.Generator().manual_seed(0))
-"""Values of noise at the corners of cubes."""
+PERIOD = 4096
+"""Numbers in `LATTICE` before they come again."""
+LATTICE = torch.rand(PERIOD, generator=torch.Generator().manual_seed(0)).repeat(2)
+"""Values of noise at the corners of cubes; twice, as a cube's corners may lie on both sides of the end."""
 
 
 def radiance(rooms: Rooms, direction: Tensor, hits: Hits, aside: Tensor, pixel: float) -> Tensor:
@@ -72,7 +74,7 @@ def smooth_noise(place: Tensor) -> Tensor:
     fraction = place - corner
     x, y, z = (fraction * fraction * (3 - 2 * fraction)).unbind(1)
     along_x, along_y, along_z = (corner * torch.tensor(STRIDES)[:, None]).unbind(1)
-    start = (along_x + along_y + along_z).long() % 4096
+    start = (along_x + along_y + along_z).long() % PERIOD
     lattice = LATTICE.expand(len(place), -1)
     steps = [i * STRIDES[0] + j * STRIDES[1] + k * STRIDES[2] for k in (0, 1) for j in (0, 1) for i in (0, 1)]
     values = [lattice.gather(1, start + step) for step in steps]

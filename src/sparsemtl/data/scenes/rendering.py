@@ -21,7 +21,7 @@ SCENES = ("at most 1 object", "2 objects", "3 objects", "4 objects", "5 objects"
 """Classes of the label of the whole image."""
 VISIBLE = 400
 """An object counts as seen if it covers at least one in so many pixels."""
-RAYS = 1 << 14
+RAYS = 1 << 15
 """Rays followed at once: what is computed for them fits the processor's cache."""
 
 
@@ -84,10 +84,10 @@ def _alike(rooms: Rooms) -> Tensor:
 def _alone() -> Iterator[None]:
     """Compute in one thread, and keep memory.
 
-    Operations of some ten microseconds gain little from a second thread, and where another process wants its core
-    they wait for it a hundred times as long. Memory is taken and given back once, as large as the C library's
-    allocator then takes as the size below which it keeps what is given back: else the system gives each tensor's
-    memory anew, page by page, in a third of the time.
+    Operations of some ten microseconds gain little from a second thread, and where other processes want its core
+    they wait for it much longer than they take: 300 images a second became 50 beside a busy process. The tensor that is made and dropped tells the C library's allocator to
+    keep what is given back below that size; else the system gives memory for each tensor anew, page by page, which
+    took a third of the time.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -117,7 +117,7 @@ def photograph(rooms: Rooms, grain: Tensor) -> Rendering:
 def _follow(rooms: Rooms, rays: Tensor, side: int) -> tuple[Tensor, Hits]:
     """The light along rays, (N, 3, R), and what they meet."""
     lights, hits = [], []
-    for some in rays.split(max(1, RAYS // len(rooms.size)), 1):
+    for some in rays.tensor_split(max(1, round(len(rooms.size) * rays.shape[1] / RAYS)), 1):
         direction = look(rooms.camera, some)
         hits.append(trace(rooms, direction))
         lights.append(radiance(rooms, direction, hits[-1], some[2:], 1 / side))

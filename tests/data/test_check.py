@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+from vision_files import depth, lay_celeba, lay_celebamask, lay_city_arrays, lay_cityscapes, lay_nyu_arrays, save
+
+from sparsemtl import cli_data
+from sparsemtl.data import DATASETS, TaskData
+from sparsemtl.data.check import inspect, read
+from sparsemtl.data.layout import Expected, Layout, Package, laid_out, layout_of, look
+from sparsemtl.errors import ConfigError
+
+Lay = Callable[[Path], Path]
+LAID: dict[str, Lay] = {
+    "nyu-v2": lay_nyu_arrays,
+    "cityscapes": lay_cityscapes,
+    "celeba": lay_celeba,
+    "celebamask-hq": lay_celebamask,
+}
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli_data.app, list(arguments), catch_exceptions=False)
+    return result.exit_code, result.output
+
+
+def package(*files: Expected) -> Package:
+    return Package("toys", files, "https://toys.example", "free", "unpack toys.zip")
+
+
+def in_files() -> list[str]:
+    return [name for name in DATASETS if (layout := layout_of(DATASETS[name])) and layout.alternatives]
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_data_set_says_which_files_it_needs(name: str) -> None:
+    layout = layout_of(DATASETS[name])
+    assert layout is not None
+    for packages in layout.alternatives:
+        for part in packages:
+            assert part.source.startswith("http") or "http" in part.source
+            assert part.licence
+            assert part.get
+            assert not all(expected.optional for expected in part.files)
+
+
+def test_most_data_sets_lie_in_files() -> None:
+    assert {"mnist", "dkl", "multi-fashion-mnist", *LAID} <= set(in_files())
+
+
+@pytest.mark.parametrize("name", in_files())
+def test_what_is_not_there_is_said_with_the_way_to_get_it(name: str, tmp_path: Path) -> None:
+    assert inspect(name, tmp_path).state == "absent"
+    code, output = run("check", name, "--data-root", str(tmp_path))
+    assert code == 1
+    layout = layout_of(DATASETS[name])
+    assert layout is not None
+    for packages in layout.alternatives:
+        for part in packages:
+            assert {part.title, f"  source:   {part.source}", f"  get it:   {part.get}"} <= set(output.splitlines())
+            for expected in part.files:
+                assert expected.patterns[0] in output
+
+
+@pytest.mark.parametrize("name", LAID)
+def test_what_is_there_can_be_read(name: str, tmp_path: Path) -> None:
+    LAID[name](tmp_path)
+    assert inspect(name, tmp_path).state == "there"
+    code, output = run("check", name, "workers=0", "--data-root", str(tmp_path))
+    assert code == 0, output
+    assert "It can be read: " in output
+    assert "not the whole data set" in output
+
+
+def test_the_files_of_mnist_count_plain_or_zipped(tmp_path: Path, lay: Callable[..., object]) -> None:
+    from sparsemtl.data.mnist import MNIST
+
+    lay(tmp_path, MNIST)
+    code, output = run("check", "mnist", "--data-root", str(tmp_path))
+    assert code == 0
+    assert output.count("MNIST/raw/") == 8
+    assert "MISSING" not in output
+    assert "36 training, 4 validation, 20 test samples of 1x28x28" in output
+    assert "Tasks: digit (classification, 10)." in output
+    next((tmp_path / "MNIST" / "raw").glob("t10k-labels*")).unlink()
+    code, output = run("check", "mnist", "--data-root", str(tmp_path))
+    assert code == 1
+    assert output.count("MISSING") == 1
+    assert "download: true" in output
+    assert inspect("mnist", tmp_path).state == "in part"
+
+
+def test_of_several_layouts_any_one_will_do(tmp_path: Path) -> None:
+    lay_city_arrays(tmp_path)
+    assert inspect("cityscapes", tmp_path).state == "there"
+    _, output = run("check", "cityscapes", "workers=0", "--data-root", str(tmp_path))
+    assert "Any one of 2 layouts will do." in output
+    assert "4 training, 1 validation, 2 test samples of 3x16x24" in output
+
+
+def test_options_are_checked_with_the_files(tmp_path: Path) -> None:
+    lay_city_arrays(tmp_path)
+    code, output = run("check", "cityscapes", "classes=19", "workers=0", "--data-root", str(tmp_path))
+    assert code == 1
+    assert "It cannot be read." in output
+    assert "label_19 is no folder" in output
+
+
+def test_numbers_and_sizes_are_those_of_the_files(tmp_path: Path) -> None:
+    (tmp_path / "toys").mkdir()
+    for number in range(3):
+        (tmp_path / "toys" / f"{number}.png").write_bytes(b"12345")
+    (tmp_path / "toys" / "deep").mkdir()
+    found = look(
+        package(
+            Expected("images", ("toys/*.jpg", "toys/*.png"), 4),
+            Expected("lists", ("toys/*.txt",), 1),
+            Expected("more", ("toys/*.npy",), optional=True),
+        ),
+        tmp_path,
+    )
+    assert [(part.count, part.size, part.absent) for part in found] == [(3, 15, False), (0, 0, True), (0, 0, False)]
+    assert [cli_data.standing(part) for part in found] == ["3 of 4, 15 B", "MISSING", "missing (optional)"]
+
+
+@pytest.mark.parametrize(("size", "words"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2_500_000_000, "2.5 GB")])
+def test_sizes_are_put_into_words(size: int, words: str) -> None:
+    assert cli_data.amount(size) == words
+
+
+def test_a_data_set_that_a_package_adds_takes_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def toys(*, root: str | None = None) -> TaskData:
+        """Toys."""
+        raise AssertionError("nothing is there")
+
+    monkeypatch.setitem(DATASETS._members, "toys", toys)
+    assert run("check", "toys") == (0, "toys does not say which files it needs.\n")
+    laid_out(Layout(((package(Expected("bricks", ("toys/*.npy",))),),)))(toys)
+    code, output = run("check", "toys", "--data-root", str(tmp_path))
+    assert code == 1
+    assert "  MISSING                 bricks: toys/*.npy" in output
+
+
+def test_every_sample_can_be_read_whatever_is_wrong_with_some(tmp_path: Path) -> None:
+    place = lay_nyu_arrays(tmp_path)
+    (place / "val/label/0.npy").write_bytes(b"broken")
+    (place / "train/image/2.npy").write_bytes(b"broken")
+    metres = depth(4)
+    metres[0] = np.nan
+    save(place / "train/depth/4.npy", metres)
+    save(place / "val/depth/1.npy", np.zeros((16, 24)))
+    reading = read("nyu-v2", {"root": tmp_path, "workers": 0}, every=True)
+    assert reading.samples == 9
+    assert len(reading.errors) == 2
+    assert {kind: count for kind, (count, _) in reading.remarks.items()} == {"depth: not finite": 1, "depth: empty": 1}
+    code, output = run("check", "nyu-v2", "workers=0", "--read", "--data-root", str(tmp_path))
+    assert code == 1
+    assert "9 samples decoded, 2 of them damaged." in output
+    assert f"{place / 'val/label/0.npy'} is not a whole" in output
+    assert "1 samples: " in output
+
+
+def test_a_damaged_first_image_is_a_problem_of_the_data_set(tmp_path: Path) -> None:
+    place = lay_celeba(tmp_path)
+    for path in place.glob("img_align_celeba/*"):
+        path.write_bytes(b"broken")
+    code, output = run("check", "celeba", "workers=0", "--data-root", str(tmp_path))
+    assert code == 1
+    assert "It cannot be read. " in output
+    assert "000001.jpg is not a whole image" in output
+
+
+def test_digits_need_no_files() -> None:
+    code, output = run("check", "digits")
+    assert code == 0
+    assert "scikit-learn" in output
+    assert "digits needs no files." in output
+
+
+def test_the_list_shows_what_is_there(tmp_path: Path) -> None:
+    lay_celeba(tmp_path)
+    (tmp_path / "nyuv2/train/image").mkdir(parents=True)
+    code, output = run("list", "--data-root", str(tmp_path))
+    assert code == 0
+    states = {line.split()[0]: line for line in output.splitlines() if line.strip()}
+    assert set(DATASETS) < set(states)
+    assert "there" in states["celeba"]
+    assert "kB" in states["celeba"]
+    assert "absent" in states["mnist"]
+    assert "needs no files" in states["digits"]
+
+
+def test_an_unknown_name_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown data set 'nyu'"):
+        inspect("nyu", tmp_path)
