@@ -19,6 +19,7 @@ from sparsemtl.backbones import ENCODERS
 from sparsemtl.balancing import BALANCERS
 from sparsemtl.criteria import CRITERIA
 from sparsemtl.data import DATASETS
+from sparsemtl.heads import HEADS
 from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
 from sparsemtl.parameters import parameters_of
 from sparsemtl.registry import Registry
@@ -37,6 +38,7 @@ AXES: dict[str, tuple[Registry[Any], str]] = {
     "balancers": (BALANCERS, "Losses or gradients of the tasks into one update. Section `balancing`."),
     "datasets": (DATASETS, "Official files in, tasks out. Section `data`."),
     "encoders": (ENCODERS, "What tasks share. Section `encoder`; in Python any `nn.Module` will do."),
+    "heads": (HEADS, "From features to a task's outputs. Section `heads`, by task; in Python any `nn.Module` will do."),
     "optimizers": (OPTIMIZERS, "Section `optimizer`; in Python any of torch's will do."),
     "schedulers": (SCHEDULERS, "Section `scheduler`; they step once an epoch."),
 }

@@ -11,13 +11,14 @@ from sparsemtl.balancing import BALANCERS
 from sparsemtl.config import check
 from sparsemtl.data import DATASETS
 from sparsemtl.errors import ConfigError, ParameterError, missing_extra, unknown_name
+from sparsemtl.heads import HEADS
 from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
 from sparsemtl.parameters import Count, parameters_of, validated
 from sparsemtl.registry import Registry
 from sparsemtl.sharing import SHARING
 from sparsemtl.tasks import TASKS
 
-ALL = [ARCHITECTURES, BALANCERS, DATASETS, ENCODERS, OPTIMIZERS, SCHEDULERS, SHARING, TASKS]
+ALL = [ARCHITECTURES, BALANCERS, DATASETS, ENCODERS, HEADS, OPTIMIZERS, SCHEDULERS, SHARING, TASKS]
 MEMBERS = [pytest.param(registry, name, id=f"{registry.kind} {name}") for registry in ALL for name in registry]
 
 

@@ -254,6 +254,7 @@ def _registries() -> dict[str, Registry[Any]]:
     from sparsemtl.balancing import BALANCERS
     from sparsemtl.criteria import CRITERIA
     from sparsemtl.data import DATASETS
+    from sparsemtl.heads import HEADS
     from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
     from sparsemtl.sharing import SHARING
     from sparsemtl.tasks import TASKS
@@ -262,6 +263,7 @@ def _registries() -> dict[str, Registry[Any]]:
         "tasks": TASKS,
         "datasets": DATASETS,
         "encoders": ENCODERS,
+        "heads": HEADS,
         "architectures": ARCHITECTURES,
         "methods": SHARING,
         "criteria": CRITERIA,

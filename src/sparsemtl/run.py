@@ -7,12 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from sparsemtl.architectures import ARCHITECTURES
 from sparsemtl.backbones import ENCODERS
 from sparsemtl.balancing import BALANCERS
 from sparsemtl.config import check
 from sparsemtl.data import DATASETS, TaskData
 from sparsemtl.errors import CheckpointError, ConfigError, unknown_name
+from sparsemtl.heads import HEADS
+from sparsemtl.models import stride_of, width_of
 from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
 from sparsemtl.randomness import seed_everything
 from sparsemtl.schema import TRAINER_KEYS
@@ -113,7 +117,8 @@ def make_trainer(config: Mapping[str, Any], data: TaskData, folder: Path | None,
         dict(config[axis]) for axis in ("encoder", "architecture", "sharing", "balancing")
     )
     network = ENCODERS.build(encoder.pop("name"), data.input_shape, **encoder)
-    model = ARCHITECTURES.build(architecture.pop("name"), network, list(data.tasks), **architecture)
+    heads = _heads(config["heads"], data, network)
+    model = ARCHITECTURES.build(architecture.pop("name"), network, list(data.tasks), heads, **architecture)
     training = config["training"]
     optimizer = dict(config["optimizer"])
     scheduler = dict(config["scheduler"] or {})
@@ -131,6 +136,25 @@ def make_trainer(config: Mapping[str, Any], data: TaskData, folder: Path | None,
         progress=progress,
         **{key: training[key] for key in TRAINER_KEYS},
     )
+
+
+def _heads(sections: Mapping[str, Any], data: TaskData, encoder: nn.Module) -> dict[str, nn.Module]:
+    """The heads that a configuration asks for, by task.
+
+    Raises:
+        ConfigError: if there is no such task or head, or the head knows no such parameter.
+    """
+    _check_tasks("heads", sections, data)
+    heads = {}
+    for task in data.tasks:
+        if task.name in sections:
+            section = sections[task.name]
+            parameters = {"name": section} if isinstance(section, str) else dict(section)
+            if "name" not in parameters:
+                raise ConfigError(f"heads.{task.name}: expected the `name` of one of {', '.join(HEADS)}.")
+            name = parameters.pop("name")
+            heads[task.name] = HEADS.build(name, width_of(encoder), task.outputs, stride_of(encoder), **parameters)
+    return heads
 
 
 def _scheduler(section: dict[str, Any], epochs: int) -> Any:

@@ -54,6 +54,11 @@ _RUN: Keys = {
     "seed": (Natural, 0, "Seeds weights, data order and masks."),
     "tasks": (list[str] | None, None, "Tasks of the data set to train; all by default."),
     "weights": (dict[str, NonNegative], {}, "Task -> factor of its loss."),
+    "heads": (
+        dict[str, str | dict[str, Any]],
+        {},
+        "Task -> its head, a name or a mapping of `name` and parameters; by default what suits the kind of task.",
+    ),
 }
 _BATCH_SIZE = (Count, 64, "Samples a batch; of every task, where each has its own data.")
 _STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)

@@ -73,15 +73,14 @@ def test_without_a_penalty_it_is_torchs_optimizer_bit_for_bit(
     assert all(map(same_bits, ours.parameters(), plain.parameters()))
 
 
-@pytest.mark.parametrize("prox_lr", ["lr", "step"])
-@pytest.mark.parametrize("options", OPTIONS["adamw"])
+@pytest.mark.parametrize(("choice", "prox_lr", "strength"), [(0, "lr", 0.03), (1, "lr", 0.07), (1, "step", 0.07)])
 @every_kernel
 def test_every_step_is_adamws_and_then_the_exact_map_in_its_metric(
-    prox_lr: str, options: dict[str, Any], kernel: str
+    choice: int, prox_lr: Any, strength: float, kernel: str
 ) -> None:
-    model = network()
+    model, options = network(), OPTIONS["adamw"][choice]
     optimizer = ProximalAdamW(
-        model.parameters(), penalty=GroupLasso(strength=0.02), prox_lr=prox_lr, **options, **KERNELS[kernel]
+        model.parameters(), penalty=GroupLasso(strength=strength), prox_lr=prox_lr, **options, **KERNELS[kernel]
     )
     lr, (beta1, beta2) = options["lr"], options.get("betas", (0.9, 0.999))
     vanished = 0
@@ -96,7 +95,7 @@ def test_every_step_is_adamws_and_then_the_exact_map_in_its_metric(
                 continue
             state = twin_optimizer.state[stepped]
             moment = state["max_exp_avg_sq" if options.get("amsgrad") else "exp_avg_sq"]
-            expected = slow_adaptive_step(stepped.detach(), moment, size, 0.02, 1e-6)
+            expected = slow_adaptive_step(stepped.detach(), moment, size, strength, 1e-6)
             torch.testing.assert_close(found.detach(), expected, rtol=1e-10, atol=1e-12)
             vanished += int((expected.flatten(2).abs().amax((0, 2)) == 0).sum())
     assert vanished > 0
@@ -126,8 +125,9 @@ def test_the_plain_step_shrinks_by_the_learning_rate(name: str) -> None:
 def test_the_plain_step_removes_nothing_at_the_papers_strengths_where_the_adaptive_one_does() -> None:
     sparse = {}
     for adaptive in (True, False):
-        layer = nn.Conv2d(4, 4, 3)
-        optimizer = ProximalAdamW(layer.parameters(), lr=1e-4, penalty=GroupLasso(strength=1e-5), adaptive=adaptive)
+        layer, penalty = nn.Conv2d(4, 4, 3), GroupLasso(strength=1e-5)
+        layer.weight.data *= 0.2
+        optimizer = ProximalAdamW(layer.parameters(), lr=1e-4, eps=1e-8, penalty=penalty, adaptive=adaptive)
         layer.weight.grad = torch.full_like(layer.weight, 1e-2)
         layer.weight.grad[:, 1] = 1e-8  # a channel that hardly matters
         optimizer.step()
@@ -216,8 +216,8 @@ def test_a_users_function_that_numbers_named_groups_does_what_the_name_does(by: 
     }
     results = []
     for groups in (by, numbers[by]):
-        model = network()
-        train(model, ProximalAdamW(model.parameters(), lr=1e-2, penalty=GroupLasso(strength=0.03, groups=groups)), 4)
+        model, penalty = network(), GroupLasso(strength=0.05 if by == "block" else 0.03, groups=groups)
+        train(model, ProximalAdamW(model.parameters(), lr=1e-2, penalty=penalty), 4)
         results.append(weights_of(model))
     assert group_sparsity(results[0], Grouping(by)) > 0
     for name in CONVOLUTIONS:
@@ -256,10 +256,8 @@ def test_groups_have_penalties_of_their_own() -> None:
         penalty=strong,
     )
     train(model, optimizer, 1)
-    plain = torch.optim.AdamW([{"params": single[i].parameters(), "lr": 0.1 if i == 5 else 0.01} for i in (0, 1, 3, 5)])
-    plain.param_groups[0]["eps"] = 1e-6
-    for group in plain.param_groups:
-        group["eps"] = 1e-6
+    groups = [{"params": single[i].parameters(), "lr": 0.1 if i == 5 else 0.01} for i in (0, 1, 3, 5)]
+    plain = torch.optim.AdamW(groups, eps=1e-6)
     train(single, plain, 1)
     assert same_bits(model[3].weight, single[3].weight)
     moved = single[5].weight.detach()
@@ -417,8 +415,9 @@ def test_a_closure_and_a_schedule_work_as_with_torch() -> None:
     model = network()
     optimizer = ProximalSGD(model.parameters(), lr=0.1, penalty=GroupLasso(strength=0.1))
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.0)
-    loss = optimizer.step(lambda: backward(model, 0))
-    assert float(loss) > 0
+    loss = optimizer.step(lambda: float(backward(model, 0).detach()))
+    assert loss is not None
+    assert loss > 0
     schedule.step()
     before = weights_of(model)
     train(model, optimizer, 1)  # the learning rate is zero now, so nothing shrinks either
@@ -428,7 +427,7 @@ def test_a_closure_and_a_schedule_work_as_with_torch() -> None:
 def test_accumulated_gradients_step_like_one_batch() -> None:
     whole, parts = network().eval(), network().eval()
     for model, batches in ((whole, [slice(None)]), (parts, [slice(0, 1), slice(1, 4)])):
-        optimizer = ProximalAdamW(model.parameters(), lr=1e-2, penalty=GroupLasso(strength=0.02))
+        optimizer = ProximalAdamW(model.parameters(), lr=1e-2, penalty=GroupLasso(strength=0.005))
         for seed in range(3):
             optimizer.zero_grad()
             for samples in batches:
@@ -447,7 +446,6 @@ def test_a_step_that_a_gradient_scaler_skips_shrinks_nothing(kernel: str, name: 
     for bad in (False, True, False):
         before = weights_of(model)
         optimizer.zero_grad()
-        scaler.scale(torch.ones(())).backward if False else None
         images = torch.randn(4, 3, 4, 4)
         scaler.scale((model(images) - 1).square().sum()).backward()
         if bad:
@@ -574,7 +572,7 @@ def test_a_weight_with_gaps_in_memory_is_shrunk_in_place() -> None:
         p.grad = torch.ones_like(p)
         ProximalStep(GroupLasso(strength=1.0))(torch.optim.SGD([p], lr=0.1), [p])
     assert torch.equal(weight, twin)
-    assert not torch.equal(wide[:, ::2], wide[:, ::2] + 1)
+    assert weight.data_ptr() == wide.data_ptr()
     assert torch.equal(wide[:, ::2], twin)
 
 
@@ -639,8 +637,9 @@ def test_the_optimizer_names_a_dead_layer_as_well_as_it_can() -> None:
     model = network()
     backward(model, 0)
     optimizer = ProximalSGD(model.parameters(), lr=1.0, penalty=GroupLasso(strength=1e3))
-    with pytest.warns(MaskWarning, match=r"parameter 0 of shape \(6, 3, 3, 3\)"):
+    with pytest.warns(MaskWarning) as told:
         optimizer.step()
+    assert str(told[0].message).startswith("'parameter 0 of shape (6, 3, 3, 3)': every group")
     assert group_sparsity(model.named_parameters()) == 1.0
 
 
