@@ -17,14 +17,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsemtl.data.scenes import CLASSES, SCENES, Part, Rendering, cache, part_indices, render, rendered, rendering
+from sparsemtl.data.scenes import (
+    CLASSES,
+    SCENES,
+    Part,
+    Rendering,
+    cache,
+    lighting,
+    part_indices,
+    render,
+    rendered,
+    rendering,
+)
 from sparsemtl.data.scenes.camera import middles
 from sparsemtl.data.scenes.draws import Draws
 from sparsemtl.data.scenes.furnishing import CLEAR, _objects, draw_rooms
 from sparsemtl.data.scenes.lighting import smooth_noise
 from sparsemtl.data.scenes.rendering import _follow, _scene, photograph
 from sparsemtl.data.scenes.rooms import ABSENT, OBJECT, SLOTS, Camera, Rooms, Solids, Window
-from sparsemtl.data.scenes.tracing import blocked
+from sparsemtl.data.scenes.tracing import blocked, trace
 from sparsemtl.errors import DataError, ParameterError
 
 FLOOR, WALL, CEILING, WINDOW, TABLE, BOX, CYLINDER, SPHERE = range(len(CLASSES))
@@ -361,18 +372,97 @@ def test_objects_take_light_from_the_room_and_add_none(some: tuple[Rooms, Render
     assert (share == 1).float().mean() > 0.5, "most of it is not"
 
 
-@given(st.integers(0, 2**31))
-@settings(max_examples=25, deadline=None)
-def test_a_ball_blocks_what_passes_it_within_its_radius(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    origin, end = 4 * torch.rand(2, 1, 3, 40, generator=generator)
-    centre, radius = 1 + 2 * torch.rand(3, generator=generator), 0.3 + torch.rand((), generator=generator).item()
-    ball = solids(("sphere", tuple(centre.tolist()), (radius,) * 3))
-    way = end - origin
-    share = ((centre[:, None] - origin) * way).sum(1) / way.square().sum(1)
-    nearest = (origin + share.clamp(0, 1).unsqueeze(1) * way - centre[:, None]).norm(dim=1)
-    clear = (nearest - radius).abs() > 1e-3
-    assert torch.equal(blocked(room(rounds=ball), origin, way)[clear] == 1, (nearest < radius)[clear])
+ALONE = {
+    "box": {"boxes": solids(("box", (1.5, 3.0, 0.5), (0.5, 0.4, 0.5)), turn=0.3)},
+    "cylinder": {"rounds": solids(("cylinder", (1.5, 3.0, 0.5), (0.4, 0.4, 0.5)))},
+    "sphere": {"rounds": solids(("sphere", (1.5, 3.0, 0.5), (0.5, 0.5, 0.5)))},
+}
+
+
+@pytest.mark.parametrize("kind", ALONE)
+def test_a_solid_casts_no_shadow_on_the_side_that_faces_the_light(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = room(**ALONE[kind])
+    dull = alone._replace(materials=alone.materials._replace(gloss=torch.zeros_like(alone.materials.gloss)))
+    lit, hits = _follow(dull, middles(48, 64), 64)
+    monkeypatch.setattr(lighting, "blocked", lambda rooms, origin, way: torch.zeros_like(way[:, 0]))
+    shadowless, _ = _follow(dull, middles(48, 64), 64)
+    on_it = (hits.surface >= OBJECT)[0]
+    assert on_it.sum() > 100
+    assert torch.equal(lit[0, :, on_it], shadowless[0, :, on_it])
+    assert (lit[0, :, ~on_it] < 0.95 * shadowless[0, :, ~on_it]).any(0).sum() > 20, "the floor is in its shadow"
+
+
+@pytest.mark.parametrize("kind", ALONE)
+def test_what_stands_between_two_points_blocks_the_light(kind: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    size = torch.tensor(SIZE)[:, None]
+    origin, end = size * torch.rand(2, 1, 3, 3000, generator=generator)
+    origin[:, 2] *= 0.5
+    alone = room(**ALONE[kind])
+    depth = torch.full((3000,), -math.inf)
+    for share in torch.linspace(0, 1, 400).tolist():
+        depth = depth.maximum(_depth_within(kind, alone, (origin + share * (end - origin))[0]))
+    found = blocked(alone, origin, end - origin)[0] == 1
+    clear = depth.abs() > 0.02
+    assert clear.float().mean() > 0.9
+    assert torch.equal(found[clear], (depth > 0)[clear])
+    assert 100 < found.sum() < 2000
+
+
+def _depth_within(kind: str, rooms: Rooms, points: Tensor) -> Tensor:
+    """How deep points (3, R) lie within the only solid, negative outside, (R,)."""
+    solid = rooms.boxes if kind == "box" else rooms.rounds
+    (cosine, sine), half = solid.turn[0, 0], solid.half[0, 0]
+    x, y, z = points - solid.centre[0, 0, :, None]
+    if kind == "sphere":
+        return half[0] - (x * x + y * y + z * z).sqrt()
+    if kind == "cylinder":
+        return (half[0] - (x * x + y * y).sqrt()).minimum(half[2] - z.abs())
+    own = torch.stack([cosine * x + sine * y, cosine * y - sine * x, z])
+    return (half[:, None] - own.abs()).amin(0)
+
+
+def test_rays_through_edges_and_rims_meet_a_side_that_faces_them() -> None:
+    angle = torch.linspace(0, 2 * math.pi, 4001)[:-1].double()
+    rise = torch.linspace(-1, 1, 4000).double()
+    square = torch.stack([angle.cos(), angle.sin()]) / torch.maximum(angle.cos().abs(), angle.sin().abs())
+    circle = torch.stack([angle.cos(), angle.sin()])
+    upright = square.sign()[:, :4000]
+    outlines = {
+        "box": [torch.cat([square, torch.ones(1, 4000)]), torch.cat([upright, rise[None]])],
+        "cylinder": [torch.cat([circle, torch.ones(1, 4000)]), torch.cat([circle, rise[None]])],
+        "sphere": [_tangent_points()],
+    }
+    for kind, found in outlines.items():
+        alone = room(**ALONE[kind])
+        solid = alone.boxes if kind == "box" else alone.rounds
+        (cosine, sine), centre = solid.turn[0, 0].double(), solid.centre[0, 0, :, None].double()
+        for outline in found:
+            x, y, z = outline * solid.half[0, 0, :, None].double()
+            points = torch.stack([cosine * x - sine * y, cosine * y + sine * x, z]) + centre
+            apart = points - torch.tensor(EYE)[:, None]
+            direction = (apart / apart[1]).float().unsqueeze(0)
+            hits = trace(alone, direction)
+            on_it = hits.surface[0] >= OBJECT
+            assert on_it.sum() > 500, kind
+            assert (hits.normal * direction).sum(1)[0, on_it].max() < 1e-3, kind
+            if kind == "sphere":
+                away = (hits.point[0].double() - centre) / solid.half[0, 0, 0]
+                assert (hits.normal[0].double() - away)[:, on_it].abs().max() < 1e-3
+
+
+def _tangent_points() -> Tensor:
+    """Points of the unit ball whose image is the rim of the ball that stands alone, (3, R)."""
+    centre = torch.tensor([1.5, 3.0, 0.5]).double()
+    axis = (torch.tensor(EYE).double() - centre) / 0.5
+    distance = axis.norm()
+    axis = axis / distance
+    first = torch.linalg.cross(axis, torch.tensor([0.0, 0.0, 1.0]).double())
+    first = first / first.norm()
+    second = torch.linalg.cross(axis, first)
+    angle = torch.linspace(0, 2 * math.pi, 4001)[:-1].double()
+    ring = first[:, None] * angle.cos() + second[:, None] * angle.sin()
+    return (axis / distance)[:, None] + (1 - distance**-2).sqrt() * ring
 
 
 def test_the_scene_counts_the_objects_that_cover_one_pixel_in_400() -> None:

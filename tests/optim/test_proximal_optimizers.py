@@ -650,7 +650,7 @@ def _process(rank: int, meeting: str, results: Any) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=2)
     model = nn.parallel.DistributedDataParallel(network().eval())
-    optimizer = ProximalAdamW(model.parameters(), lr=1e-2, penalty=GroupLasso(strength=0.02))
+    optimizer = ProximalAdamW(model.parameters(), lr=1e-2, penalty=GroupLasso(strength=0.01))
     for seed in range(3):
         optimizer.zero_grad()
         backward(model, seed, slice(2 * rank, 2 * rank + 2))
@@ -671,7 +671,7 @@ def test_two_processes_shrink_the_same_weights(tmp_path: Path) -> None:
     for process in processes:
         process.join()
     alone = network().eval()
-    optimizer = ProximalAdamW(alone.parameters(), lr=1e-2, penalty=GroupLasso(strength=0.02))
+    optimizer = ProximalAdamW(alone.parameters(), lr=1e-2, penalty=GroupLasso(strength=0.01))
     for seed in range(3):
         optimizer.zero_grad()
         backward(alone, seed)

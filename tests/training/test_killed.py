@@ -17,10 +17,10 @@ import pytest
 from killed_runs import MOMENTS
 from test_resume import assert_same_end
 
-from sparsemtl.files import read_tree
+from sparsemtl.files import read_tensors, read_tree
 from sparsemtl.training.loggers import read_rows
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are copied, which this system cannot")
+fcntl = pytest.importorskip("fcntl", reason="processes are copied and signalled as POSIX has it")
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SCRIPT = [sys.executable, str(Path(__file__).with_name("killed_runs.py"))]
@@ -28,9 +28,17 @@ SCRIPT = [sys.executable, str(Path(__file__).with_name("killed_runs.py"))]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole run, and for every moment what a kill left and the run that went on from it; one process starts all."""
-    folder = tmp_path_factory.mktemp("runs")
-    subprocess.run([*SCRIPT, str(folder), *MOMENTS], check=True, env=ENVIRONMENT)
+    """A whole run, and for every moment what a kill left and the run that went on from it.
+
+    One process starts them all, whatever the number of pytest's workers.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "killed-runs"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "codes.json").exists():
+            subprocess.run([*SCRIPT, str(folder), *MOMENTS], check=True, env=ENVIRONMENT)
     return folder
 
 
@@ -41,7 +49,7 @@ def test_a_kill_leaves_a_whole_checkpoint(runs: Path, moment: str) -> None:
     last = read_tree(left / "checkpoints" / "last.safetensors")
     assert last["format"] == "sparsemtl-checkpoint-1"
     for path in left.rglob("*.safetensors"):
-        read_tree(path) if path.parent.name == "checkpoints" else path.read_bytes()
+        read_tensors(path)
     if (left / "summary.json").exists():
         assert json.loads((left / "summary.json").read_text())["status"] == "trained"
 

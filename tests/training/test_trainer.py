@@ -33,7 +33,7 @@ def held_out(seed: int = 2) -> TensorLoader:
 
 
 class Praising:
-    """Validation data that agrees with a trainer's model in one epoch only, counted from 1, for every task in its own."""
+    """Validation data that agrees with a trainer's model in one epoch, and with it only: task -> epoch, from 1."""
 
     def __init__(self, trainer: sm.Trainer, **epochs: int) -> None:
         self.trainer, self.epochs = trainer, epochs

@@ -62,6 +62,10 @@ class MultiLabel(Task):
         """Samples with at least one known label."""
         return ~target.isnan().all(1)
 
+    def known(self, target: Tensor) -> Tensor:
+        """Labels that are not NaN."""
+        return ~target.isnan()
+
     def check_labels(self, target: Tensor) -> None:
         """Labels are 0, 1 or NaN, one column each."""
         if target.ndim != 2 or target.shape[1] != self.outputs:
@@ -94,14 +98,14 @@ class MultiLabel(Task):
         }
 
     def update(self, metrics: Mapping[str, Metric], output: Tensor, target: Tensor) -> None:
-        """Add a batch to metrics; unknown labels of its labelled samples become -1, which the metrics ignore."""
+        """Add probabilities to metrics; unknown labels of labelled samples become -1, which the metrics ignore."""
         from sparsemtl.tasks.label_metrics import UNKNOWN
 
         label = self.labels(target)
         known = self.labelled(label)
         if bool(known.any()):
             for metric in metrics.values():
-                metric.update(output[known].float(), label[known].nan_to_num(UNKNOWN).long())
+                metric.update(output[known].float().sigmoid(), label[known].nan_to_num(UNKNOWN).long())
 
     def predict(self, output: Tensor) -> Tensor:
         """0 or 1 per label, shape (B, labels)."""

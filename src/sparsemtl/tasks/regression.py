@@ -60,6 +60,10 @@ class Regression(Task):
         """Samples with at least one known value."""
         return ~target.flatten(1).isnan().all(1) if target.ndim > 1 else ~target.isnan()
 
+    def known(self, target: Tensor) -> Tensor:
+        """Labels that are not NaN."""
+        return ~target.isnan()
+
     def check_labels(self, target: Tensor) -> None:
         """One column a value; infinities are refused."""
         if target.ndim == 0 or target.shape[1:] not in ((self.dims,), () if self.dims == 1 else (self.dims,)):

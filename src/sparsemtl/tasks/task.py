@@ -73,6 +73,10 @@ class Task(abc.ABC):
     def labelled(self, target: Tensor) -> Tensor:
         """Which samples have a label: bool, shape (B,)."""
 
+    def known(self, target: Tensor) -> Tensor:
+        """Which labels a loss is the mean of: samples, or the known ones of a sample's values or pixels."""
+        return self.labelled(target)
+
     @abc.abstractmethod
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """The kind's own loss: mean over the labelled samples, zero if there is none."""

@@ -14,7 +14,6 @@ from sparsemtl.batches import Group, Loaders, evaluation_groups, per_task
 from sparsemtl.errors import LabelWarning
 from sparsemtl.modes import evaluating
 from sparsemtl.tasks import Task
-from sparsemtl.tasks.dense import DenseTask
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -46,7 +45,7 @@ def evaluate(
     counts = dict.fromkeys(tasks, 0)
     for name, output, target in outputs_of(module, tasks, views, loaders, device):
         task = tasks[name]
-        count = _label_count(task, target)
+        count = int(task.known(task.labels(target)).sum())
         if count:
             totals[name] += float(task.loss(output, target)) * count
             counts[name] += count
@@ -60,16 +59,6 @@ def evaluate(
             warnings.warn(f"task {name!r} has no labelled sample in this split.", LabelWarning, stacklevel=2)
             results[name] = dict.fromkeys(["loss", *metrics[name]], float("nan"))
     return results
-
-
-def _label_count(task: Task, target: Tensor) -> int:
-    """How many labels a batch's loss is the mean of: pixels, or values of which a sample may know some only."""
-    label = task.labels(target)
-    if isinstance(task, DenseTask):
-        known = task.known(label)
-    else:
-        known = ~label.isnan() if label.is_floating_point() else task.labelled(label)
-    return int(known.sum())
 
 
 def _computed(task: str, name: str, metric: Metric) -> float:

@@ -84,10 +84,10 @@ def _alike(rooms: Rooms) -> Tensor:
 def _alone() -> Iterator[None]:
     """Compute in one thread, and keep memory.
 
-    Operations of some ten microseconds gain little from a second thread, and where other processes want its core
-    they wait for it much longer than they take: 300 images a second became 50 beside a busy process. The tensor that is made and dropped tells the C library's allocator to
-    keep what is given back below that size; else the system gives memory for each tensor anew, page by page, which
-    took a third of the time.
+    Operations of some ten microseconds gain little from a second thread, and where other processes want its core they
+    wait for it much longer than they take: 300 images a second became 50 beside one busy process. The tensor that is
+    made and dropped tells the C library's allocator to keep what is given back below that size; else the system gives
+    memory for each tensor anew, page by page, which took a third of the time.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

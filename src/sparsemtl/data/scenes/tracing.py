@@ -18,6 +18,8 @@ FAR = 1e12
 """What a miss adds to the distance, for each unit that the ray misses by."""
 NUDGE = 1e-12
 """Added to directions: a ray along a plane meets it very far away, never at 0 / 0."""
+GRAZING = 1e-4
+"""A ray that touches a round side may seem, rounded, to leave it by so much."""
 FIRST_SPHERE = SLOTS.index("sphere")
 
 
@@ -97,7 +99,7 @@ def round_spans(rounds: Solids, origin: Tensor, direction: Tensor) -> tuple[Tens
     radius, half_height = rounds.half[:, :, 0, None], rounds.half[:, :, 2, None]
     square = (way_x * way_x + way_y * way_y + NUDGE) + ball * (way_z * way_z)
     middle = x * way_x + y * way_y + ball * (z * way_z)
-    outside = x * x + y * y + ball * (z * z) - radius * radius.abs()
+    outside = x * x + y * y + ball * (z * z) - radius * radius
     inside = middle * middle - square * outside
     root, missed = inside.clamp(min=0).sqrt_(), inside.neg_().clamp_(min=0).mul_(FAR)
     start, end = (middle - root + missed) / square, (middle + root) / square
@@ -165,7 +167,8 @@ def _describe(rooms: Rooms, origin: Tensor, direction: Tensor, depth: Tensor, so
     fits = own.abs() * fit * (out.unsqueeze(1) * own * way < 0)
     across = own * torch.stack([rounded, rounded, rounded * ball], 1)
     length = dot(across, across).sqrt() + NUDGE
-    on_side = torch.maximum(fits[:, 0], fits[:, 1]) * (1 - rounded) + length * fit[:, 0] * (dot(across, way) < 0)
+    on_round = length * fit[:, 0] * (dot(across, way) < GRAZING)
+    on_side = torch.maximum(fits[:, 0], fits[:, 1]) * (1 - rounded) + on_round * rounded
     flat = (fits[:, 2] > on_side) * (1 - ball)
     along_x = (fits[:, 0] >= fits[:, 1]).float()
     boxed = out * (1 - rounded) * (1 - flat)
