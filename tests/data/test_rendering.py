@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from torch import Tensor
 
 from sparsemtl.data.scenes import (
@@ -446,6 +447,9 @@ def test_rays_through_edges_and_rims_meet_a_side_that_faces_them() -> None:
             on_it = hits.surface[0] >= OBJECT
             assert on_it.sum() > 500, kind
             assert (hits.normal * direction).sum(1)[0, on_it].max() < 1e-3, kind
+            if kind == "cylinder":
+                below_top = on_it & (hits.point[0, 2] < 0.999)
+                assert (hits.normal[0, 2, below_top] == 0).all()
             if kind == "sphere":
                 away = (hits.point[0].double() - centre) / solid.half[0, 0, 0]
                 assert (hits.normal[0].double() - away)[:, on_it].abs().max() < 1e-3
@@ -685,6 +689,15 @@ def test_a_damaged_file_is_rendered_anew(damage: str, tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "scenes").write_text("in the way")
     with pytest.raises(DataError, match=f"cannot be kept in {tmp_path / 'scenes'}.*`root` or SPARSEMTL_DATA"):
+        rendered("train", 2, height=8, width=8, seed=0, root=tmp_path)
+
+
+def test_a_full_disk_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(cache, "write_tensors", full)
+    with pytest.raises(DataError, match=f"cannot be kept in {tmp_path / 'scenes'}: No space left"):
         rendered("train", 2, height=8, width=8, seed=0, root=tmp_path)
 
 

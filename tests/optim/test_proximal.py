@@ -194,16 +194,16 @@ def test_weights_without_any_metric_become_zero() -> None:
     assert (x.flatten() > 0).tolist() == [False, True, True, False]
 
 
-def test_huge_and_tiny_shifts_overflow_nowhere() -> None:
-    for scale in (1e-30, 1e-18, 1.0, 1e18):
-        x = torch.tensor([1.0, 1e-3, 0.0, 2.0]).view(1, 2, 1, 2) * min(scale * 1e15, 1.0)
-        shift = torch.tensor([1e-12, 1e12, 1.0, 1e6]).view_as(x) * scale
+@pytest.mark.parametrize("shifts", [[1e-30, 1e6, 1e-3, 1.0], [1e-12, 1e12, 1.0, 1e6], [1e20, 1e30, 1e18, 1.0]])
+@pytest.mark.parametrize("scale", [1e-10, 1.0, 1e7])
+def test_shifts_of_all_orders_overflow_nowhere_in_single_precision(shifts: list[float], scale: float) -> None:
+    x = torch.tensor([1.0, 1e-3, 0.0, 2.0]).view(1, 2, 1, 2) * scale
+    shift = torch.tensor(shifts).view_as(x) * scale
+    expected = over_groups(slow_lasso, x.double(), shift.double())
+    for shrink in (group_lasso_, lambda z, s: group_mcp_(z, s, 1e30)):
         z = x.clone()
-        group_lasso_(z, shift.clone())
-        assert bool(z.isfinite().all())
-        torch.testing.assert_close(
-            z.double(), over_groups(slow_lasso, x.double(), shift.double()), rtol=1e-5, atol=1e-37
-        )
+        shrink(z, shift.clone())
+        torch.testing.assert_close(z.double(), expected, rtol=1e-5, atol=1e-37)
 
 
 @every_shape

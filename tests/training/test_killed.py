@@ -117,7 +117,7 @@ def test_a_run_of_the_command_line_killed_from_outside_goes_on(tmp_path: Path) -
     command = [sys.executable, "-c", "from sparsemtl.cli import main; main()"]
     config = tmp_path / "run.yaml"
     config.write_text(
-        "data: digits\nencoder: {name: mlp, widths: [32]}\nsharing: {name: fisher, keep: 0.5, samples: 64}\n"
+        "data: digits\nencoder: {name: mlp, hidden: [32]}\nsharing: {name: fisher, keep: 0.5, samples: 64}\n"
         "training: {epochs: 3, batch_size: 32, checkpoint_every: 5, accelerator: cpu}\n"
     )
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -213,7 +213,7 @@ def _mcp_radius(x: Tensor, shift: Tensor, limit: float, r: Tensor, moving: Tenso
         inverse = bent.add_(_spread(r, x)).reciprocal_()
         u = torch.mul(x, inverse, out=scratch("a", x)).square_()
         square, size = (total := sums(u)), total.sqrt()
-        slope = (sums(u.mul_(inverse)) * limit - square) / (limit - r)
+        slope = (sums(u.mul_(inverse)) - square / limit) / (1 - r / limit)
         new = torch.where(slope > 0, r + (size - 1) * square / slope, limit)
         new = torch.where(moving, new, r).clamp_(0, limit)
         moving = moving & (1 - 1 / size > rounding) & (new < limit)

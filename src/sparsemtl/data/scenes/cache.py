@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from sparsemtl.data.options import resolve_root
@@ -57,7 +58,7 @@ def rendered(
         package = {key: torch.cat([some[key] for some in packages]) for key in Rendering._fields}
     try:
         write_tensors(path, package, {"scenes": name})
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise DataError(
             f"the rendered images cannot be kept in {path.parent}: {error}. "
             f"Name a folder that can be written by `root` or SPARSEMTL_DATA."

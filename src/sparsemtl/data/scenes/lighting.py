@@ -109,10 +109,9 @@ def _light(rooms: Rooms, gaze: Tensor, hits: Hits, aside: Tensor) -> tuple[Tenso
 
 def _openness(rooms: Rooms, hits: Hits) -> Tensor:
     """Share of the light from all sides that the shell of the room lets through, in (0, 1): corners are darker."""
-    place, end = hits.point, rooms.size.unsqueeze(2)
-    lost = (1 - hits.normal) / (CORNER + place.clamp(min=0)) + (1 + hits.normal) / (
-        CORNER + (end - place).clamp_(min=0)
-    )
+    low = hits.point.clamp(min=0)
+    high = (rooms.size.unsqueeze(2) - hits.point).clamp_(min=0)
+    lost = (1 - hits.normal) / (CORNER + low) + (1 + hits.normal) / (CORNER + high)
     x, y, z = lost.unbind(1)
     return 1 / (1 + 0.5 * CORNER * (x + y + z))
 

@@ -134,49 +134,46 @@ def _forms(rooms: Rooms) -> Tensor:
     Centre, 1 / half extents, cosine and sine, -1 for the shell and 1 for others, 1 if round, 1 if a ball, surface.
     """
     middle = rooms.size.unsqueeze(1) / 2
-    shell = _form(middle, middle, torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 0.0, 0.0, WALL]))
-    boxes, rounds = rooms.boxes, rooms.rounds
-    box = torch.tensor([1.0, 0.0, 0.0, OBJECT]) + torch.tensor([0.0, 0.0, 0.0, 1.0]) * boxes.slot.unsqueeze(2)
-    ball = (rounds.slot >= FIRST_SPHERE).float()
-    one = torch.ones_like(ball)
-    ring = torch.stack([one, one, ball, OBJECT + rounds.slot], 2)
-    return torch.cat(
-        [shell, _form(boxes.centre, boxes.half, boxes.turn, box), _form(rounds.centre, rounds.half, rounds.turn, ring)],
-        1,
-    )
+    kind = torch.tensor([1.0, 0.0, -1.0, 0.0, 0.0, WALL]).expand(len(middle), 1, 6)
+    shell = torch.cat([middle, 1 / middle, kind], 2)
+    return torch.cat([shell, _form(rooms.boxes, 0.0), _form(rooms.rounds, 1.0)], 1)
 
 
-def _form(centre: Tensor, half: Tensor, turn: Tensor, kind: Tensor) -> Tensor:
-    shape = centre.shape[:2]
-    return torch.cat([centre, 1 / half, turn.expand(*shape, 2), kind.expand(*shape, 4)], 2)
+def _form(solids: Solids, rounded: float) -> Tensor:
+    one = torch.ones_like(solids.turn[..., 0])
+    kind = torch.stack([one, rounded * one, solids.slot >= FIRST_SPHERE, OBJECT + solids.slot], 2)
+    return torch.cat([solids.centre, 1 / solids.half, solids.turn, kind], 2)
 
 
 def _describe(rooms: Rooms, origin: Tensor, direction: Tensor, depth: Tensor, solid: Tensor) -> Hits:
-    """Describe where rays end.
-
-    Of the sides of a solid that face the ray, the one that the point lies on is the one whose bound it meets best.
-    """
+    """Describe where rays end, on the shell (0) or on a solid (1 ... K)."""
     form = pick(_forms(rooms), solid)
-    centre, fit = form[:, 0:3], form[:, 3:6]
-    cosine, sine, out, rounded, ball, surface = form[:, 6:].unbind(1)
+    centre, fit, (cosine, sine) = form[:, 0:3], form[:, 3:6], form[:, 6:8].unbind(1)
+    out, rounded, ball, surface = form[:, 8:].unbind(1)
     point = origin + depth.unsqueeze(1) * direction
-    apart = point - centre
-    own = torch.cat([turned(apart[:, :2], cosine, sine), apart[:, 2:]], 1)
-    way = torch.cat([turned(direction[:, :2], cosine, sine), direction[:, 2:]], 1)
-
-    fits = own.abs() * fit * (out.unsqueeze(1) * own * way < 0)
-    across = own * torch.stack([rounded, rounded, rounded * ball], 1)
-    length = dot(across, across).sqrt() + NUDGE
-    on_round = length * fit[:, 0] * (dot(across, way) < GRAZING)
-    on_side = torch.maximum(fits[:, 0], fits[:, 1]) * (1 - rounded) + on_round * rounded
-    flat = (fits[:, 2] > on_side) * (1 - ball)
-    along_x = (fits[:, 0] >= fits[:, 1]).float()
-    boxed = out * (1 - rounded) * (1 - flat)
-    face = torch.stack([boxed * along_x, boxed * (1 - along_x), out * flat], 1)
-    own_normal = own.sign() * face + across * ((1 - flat) / length).unsqueeze(1)
+    own, way = (
+        torch.cat([turned(vector[:, :2], cosine, sine), vector[:, 2:]], 1) for vector in (point - centre, direction)
+    )
+    own_normal, flat = _side(own, way, fit, out, rounded, ball)
     normal = torch.cat([turned(own_normal[:, :2], cosine, -sine), own_normal[:, 2:]], 1)
-
-    surface = surface + flat * (out < 0) * own[:, 2].sign()
+    surface = surface + (out < 0) * flat * own[:, 2].sign()
     inside = ((point - rooms.window.centre.unsqueeze(2)).abs() <= rooms.window.half.unsqueeze(2)).all(1)
     surface = surface + (WINDOW - WALL) * (inside * (surface == WALL))
     return Hits(depth, surface.long(), point, normal, own, own_normal)
+
+
+def _side(own: Tensor, way: Tensor, fit: Tensor, out: Tensor, rounded: Tensor, ball: Tensor) -> tuple[Tensor, Tensor]:
+    """Which side of a solid rays meet: its normal, (N, 3, R), and 1 if it is top or bottom, (N, R).
+
+    Of the sides that face the ray it is the one whose bound the point meets best: 1 / half extents are in `fit`.
+    """
+    fits = own.abs() * fit * (out.unsqueeze(1) * own * way < 0)
+    across = own * torch.stack([rounded, rounded, ball], 1)
+    length = dot(across, across).sqrt() + NUDGE
+    on_round = length * fit[:, 0] * (dot(across, way) < GRAZING)
+    on_side = torch.maximum(fits[:, 0], fits[:, 1]) * (1 - rounded) + on_round * rounded
+    flat = (fits[:, 2] > on_side).float()
+    along_x = (fits[:, 0] >= fits[:, 1]).float()
+    upright = out * (1 - rounded) * (1 - flat)
+    face = torch.stack([upright * along_x, upright * (1 - along_x), out * flat], 1)
+    return own.sign() * face + across * ((1 - flat) / length).unsqueeze(1), flat
