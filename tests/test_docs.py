@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import re
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -47,7 +48,7 @@ def test_the_readme_is_short() -> None:
 
 def test_the_readmes_example_prints_what_the_readme_shows() -> None:
     blocks = re.findall(r"```(\w*)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    (example, shown) = next((code, after) for (kind, code), (_, after) in zip(blocks, blocks[1:], strict=False) if kind)
+    (example, shown) = next((code, after) for (kind, code), (_, after) in pairwise(blocks) if kind)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(example, "README.md", "exec"), {})

@@ -20,7 +20,7 @@ from sparsemtl.models import stride_of, width_of
 from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
 from sparsemtl.randomness import seed_everything
 from sparsemtl.schema import TRAINER_KEYS
-from sparsemtl.sharing import SHARING
+from sparsemtl.sharing import SHARING, Sharing
 from sparsemtl.training import Trainer
 from sparsemtl.training.evaluation import Results
 from sparsemtl.training.folder import RunFolder
@@ -113,9 +113,7 @@ def _check_tasks(key: str, names: Iterable[str], data: TaskData) -> None:
 def make_trainer(config: Mapping[str, Any], data: TaskData, folder: Path | None, *, progress: bool = True) -> Trainer:
     """Model and trainer of a complete configuration; seeds the generators, so that the weights follow the seed."""
     seed_everything(config["seed"])
-    encoder, architecture, sharing, balancing = (
-        dict(config[axis]) for axis in ("encoder", "architecture", "sharing", "balancing")
-    )
+    encoder, architecture, balancing = (dict(config[axis]) for axis in ("encoder", "architecture", "balancing"))
     network = ENCODERS.build(encoder.pop("name"), data.input_shape, **encoder)
     heads = _heads(config["heads"], data, network)
     model = ARCHITECTURES.build(architecture.pop("name"), network, list(data.tasks), heads, **architecture)
@@ -124,7 +122,7 @@ def make_trainer(config: Mapping[str, Any], data: TaskData, folder: Path | None,
     scheduler = dict(config["scheduler"] or {})
     return Trainer(
         model,
-        sharing=SHARING.build(sharing.pop("name"), **sharing),
+        sharing=make_sharing(config),
         balancing=BALANCERS.build(balancing.pop("name"), **balancing),
         optimizer=partial(OPTIMIZERS.build, optimizer.pop("name"), **optimizer),
         scheduler=_scheduler(scheduler, training["epochs"]) if scheduler else None,
@@ -136,6 +134,23 @@ def make_trainer(config: Mapping[str, Any], data: TaskData, folder: Path | None,
         progress=progress,
         **{key: training[key] for key in TRAINER_KEYS},
     )
+
+
+def make_sharing(config: Mapping[str, Any]) -> Sharing:
+    """The sharing method of a complete configuration.
+
+    Raises:
+        ConfigError: if its warm-up lasts as long as the training.
+    """
+    section, epochs = dict(config["sharing"]), config["training"]["epochs"]
+    name = section.pop("name")
+    sharing = SHARING.build(name, **section)
+    if not sharing.settled(epochs - 1):
+        raise ConfigError(
+            f"sharing {name!r} would still be warming up after {epochs} epochs. "
+            "Raise `training.epochs` or shorten its warm-up."
+        )
+    return sharing
 
 
 def _heads(sections: Mapping[str, Any], data: TaskData, encoder: nn.Module) -> dict[str, nn.Module]:

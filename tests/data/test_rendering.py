@@ -31,7 +31,7 @@ from sparsemtl.data.scenes import (
     rendering,
 )
 from sparsemtl.data.scenes.camera import middles
-from sparsemtl.data.scenes.draws import Draws
+from sparsemtl.data.scenes.draws import Draws, gaussian
 from sparsemtl.data.scenes.furnishing import CLEAR, _objects, draw_rooms
 from sparsemtl.data.scenes.lighting import smooth_noise
 from sparsemtl.data.scenes.rendering import _follow, _scene, photograph
@@ -544,6 +544,15 @@ def test_any_choice_of_images_in_any_pieces_is_the_same_bit_for_bit(indices: lis
 def test_other_seeds_and_indices_give_other_images() -> None:
     images = torch.cat([render(seed, range(6), 16, 16).image for seed in (0, 1, 2**40)])
     assert len(images.flatten(1).unique(dim=0)) == 18
+
+
+def test_every_image_has_normal_noise_of_its_own() -> None:
+    noise = torch.stack([gaussian(seed, index, 3, 20, 30) for seed in (0, 1) for index in (0, 1, 2)]).flatten(1)
+    assert len(noise.unique(dim=0)) == 6
+    assert noise.mean().abs() < 0.05
+    assert noise.std() == pytest.approx(1, abs=0.03)
+    assert (torch.corrcoef(noise) - torch.eye(6)).abs().max() < 0.12
+    assert torch.equal(noise[4].view(3, 20, 30), gaussian(1, 1, 3, 20, 30))
 
 
 def test_global_generators_and_the_number_of_threads_are_left_alone() -> None:

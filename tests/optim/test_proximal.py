@@ -108,6 +108,17 @@ def test_at_the_threshold_and_just_below_a_group_is_zero(distance: float) -> Non
     assert bool((plain == 0).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("units", [2, 3, 8])
+def test_a_group_survives_a_few_units_of_the_last_place_above_the_threshold(dtype: torch.dtype, units: int) -> None:
+    x = torch.tensor([0.5, 0.5, 0.5, 0.5, 2.0**-20], dtype=dtype).view(1, 5, 1, 1)
+    shift = torch.full_like(x, 1 - units * torch.finfo(dtype).eps)
+    shift[:, 4] = 2.0**30  # an entry that is all but lost, so that the search starts at zero
+    z = x.clone()
+    assert bool(group_lasso_(z, shift))
+    assert bool((z > 0).all())
+
+
 def test_the_threshold_of_the_plain_map_is_exact() -> None:
     x = torch.tensor([3.0, 4.0]).view(1, 1, 1, 2)
     for shift, alive in ((5.0, False), (math.nextafter(5.0, 6), False), (4.9999995, True)):
@@ -187,11 +198,14 @@ def test_nan_is_never_made_zero(shrink, metric: bool) -> None:
     torch.testing.assert_close(z[:, :, others], expected[:, :, others], rtol=1e-12, atol=0)
 
 
-def test_weights_without_any_metric_become_zero() -> None:
+def test_weights_without_any_metric_become_zero_or_stay_with_a_group_beyond_the_limit() -> None:
     x = torch.ones(1, 4, 1, 1, dtype=torch.float64)
     shift = torch.tensor([torch.inf, 1e-3, 1e-3, torch.inf], dtype=torch.float64).view_as(x)
-    group_lasso_(x, shift)
-    assert (x.flatten() > 0).tolist() == [False, True, True, False]
+    lasso, mcp = x.clone(), x.clone()
+    group_lasso_(lasso, shift.clone())
+    group_mcp_(mcp, shift.clone(), 1.0)
+    assert (lasso.flatten() > 0).tolist() == [False, True, True, False]
+    assert torch.equal(mcp, x)
 
 
 @pytest.mark.parametrize("shifts", [[1e-30, 1e6, 1e-3, 1.0], [1e-12, 1e12, 1.0, 1e6], [1e20, 1e30, 1e18, 1.0]])

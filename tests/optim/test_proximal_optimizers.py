@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -512,6 +513,54 @@ def test_fabric_steps_it_like_any_optimizer() -> None:
     assert all(map(same_bits, model.parameters(), plain.parameters()))
 
 
+PENALTIES_OF_ALL_KINDS = [
+    L1(strength=0.6),
+    GroupLasso(strength=0.4),
+    GroupLasso(strength=0.4, groups="output-channel"),
+    GroupLasso(strength=0.4, groups="block", block=(2, 3)),
+    GroupMCP(strength=0.3, gamma=1.5),
+    GroupMCP(strength=0.3, gamma=0.8, groups="output-channel"),
+    GroupMCP(strength=0.2, gamma=5.0, groups="block", block=(3, 2)),
+]
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+@pytest.mark.parametrize("penalty", PENALTIES_OF_ALL_KINDS, ids=str)
+def test_no_weight_nearby_or_far_is_better_than_where_the_step_ends(penalty: Penalty, adaptive: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(4, 5, 2, 2, generator=generator, dtype=torch.float64)
+    start *= torch.linspace(0.1, 2, 5, dtype=torch.float64).view(1, 5, 1, 1)
+    start[:3, :3] *= 0.1
+    start[0] *= 0.1
+    moment = torch.rand(start.shape, generator=generator, dtype=torch.float64)
+    weight, lr = nn.Parameter(start.clone()), 1.0
+    weight.grad = torch.zeros_like(weight)
+    optimizer = torch.optim.SGD([weight], lr=lr)
+    optimizer.param_groups[0]["eps"], optimizer.state[weight]["exp_avg_sq"] = 0.1, moment
+    ProximalStep(penalty, adaptive=adaptive)(optimizer, [weight])
+    d = moment.sqrt() + 0.1 if adaptive else torch.ones_like(start)
+
+    def objective(z: Tensor) -> float:
+        return float((d * (start - z).square()).sum() / 2 + lr * penalty.value([z]))
+
+    end = weight.detach()
+    least = objective(end) - 1e-12
+    assert bool((end == 0).any())
+    assert bool((end != 0).any())
+    for other in (torch.zeros_like(end), start, end * 1.01, end * 0.99):
+        assert objective(other) >= least
+        for part in penalty.grouping.split(end):
+            slabs, _, groups, _ = part.read(end).shape
+            for slab, group in product(range(slabs), range(groups)):
+                mixed = end.clone()
+                part.read(mixed)[slab, :, group] = part.read(other)[slab, :, group]
+                assert objective(mixed) >= least
+    for size in (1e-1, 1e-3, 1e-5):
+        for _ in range(50):
+            step = size * torch.randn(end.shape, generator=generator, dtype=torch.float64)
+            assert objective(end + step) >= least
+
+
 # ---- the step on its own ---------------------------------------------------------------------------------------
 
 KIN: dict[str, tuple[Callable[[Iterable[Any]], torch.optim.Optimizer], bool]] = {
@@ -572,6 +621,22 @@ def test_some_of_the_parameters_may_be_shrunk_but_only_the_optimizers_own() -> N
     assert not torch.equal(model[0].weight, before["0.weight"])
     with pytest.raises(ParameterError, match=r"3\.weight is not among the parameters of SGD"):
         shrink(optimizer, {"3.weight": model[3].weight})
+
+
+def test_another_penalty_takes_effect_from_the_next_step_on() -> None:
+    penalties = [GroupLasso(strength=0.1), GroupLasso(strength=0.2, groups="output-channel"), L1(strength=0.3)]
+    start = torch.randn(4, 5, 3, 3)
+    lasting = ProximalStep(penalties[0])
+    results = []
+    for shrink_with in (lambda penalty: lasting, ProximalStep):
+        weight = nn.Parameter(start.clone())
+        weight.grad = torch.zeros_like(weight)
+        for penalty in penalties:
+            shrink = shrink_with(penalty)
+            shrink.penalty = penalty
+            shrink(torch.optim.SGD([weight], lr=0.5), [weight])
+        results.append(weight)
+    assert same_bits(*results)
 
 
 def test_a_weight_with_gaps_in_memory_is_shrunk_in_place() -> None:

@@ -210,6 +210,13 @@ def test_any_other_error_ends_the_study_and_names_the_run(tmp_path: Path, tiny: 
     assert RunFolder(tmp_path / "out" / "runs" / "a_seed-0").finished
 
 
+def test_a_warm_up_that_is_too_long_is_said_before_anything_is_run(tmp_path: Path, tiny: Any) -> None:
+    study = study_of(tmp_path, base=tiny, methods={"a": {}, "b": {"sharing": {"name": "fisher", "warmup": 2}}})
+    with pytest.raises(ConfigError, match=r"sharing 'fisher' would still be .* after 2 epochs.* \(in run b_seed-0 of"):
+        run_study(study, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
 def test_values_that_are_lists_or_sections_have_columns_too(tmp_path: Path, tiny: Any, no_reports: None) -> None:
     grid = {"encoder.hidden": [[4], [4, 4]], "sharing": [{"name": "random", "keep": 0.5}]}
     run_study(study_of(tmp_path, base=tiny, methods={"a": {}}, seeds=[0], grid=grid), tmp_path / "out", progress=False)

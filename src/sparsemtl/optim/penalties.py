@@ -6,6 +6,7 @@ import abc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import get_type_hints
 
 import torch
@@ -102,7 +103,7 @@ class L1(Penalty):
         strength, linear, keep_min: see `Penalty`; a group is a single weight.
     """
 
-    @property
+    @cached_property
     def grouping(self) -> Grouping:
         """Every weight on its own."""
         return Grouping("weight", linear=self.linear)
@@ -139,7 +140,7 @@ class _Grouped(Penalty):
         object.__setattr__(self, "block", tuple(self.block))
         self.grouping  # noqa: B018 - a wrong grouping is an error now, not at the first step
 
-    @property
+    @cached_property
     def grouping(self) -> Grouping:
         """See `Penalty`."""
         return Grouping(self.groups, tuple(self.block), self.linear)

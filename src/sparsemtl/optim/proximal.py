@@ -126,7 +126,7 @@ def group_lasso_(x: Tensor, shift: Tensor | float, scratch: Scratch = fresh) -> 
         return factor != 0
     radius = _lasso_radius(x, shift, scratch)
     spread = _spread(radius, x)
-    x.mul_(spread).div_(shift.add_(spread))
+    x.mul_(torch.div(spread, shift.add_(spread), out=shift))
     return ~(radius <= 0)
 
 

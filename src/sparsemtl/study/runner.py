@@ -18,7 +18,7 @@ import torch
 from sparsemtl.config import differences
 from sparsemtl.errors import ConfigError, NonFiniteLossError, SparseMTLError
 from sparsemtl.files import read_json, replacing, write_json, write_text
-from sparsemtl.run import run
+from sparsemtl.run import make_sharing, run
 from sparsemtl.study.grid import Study, StudyRun, value_text
 from sparsemtl.study.results import Results, read_results
 from sparsemtl.training.folder import RunFolder
@@ -40,10 +40,14 @@ def run_study(study: Study, out: str | Path, *, jobs: int = 1, progress: bool = 
         run -> why it has no result, for the runs that were left out.
 
     Raises:
-        ConfigError: if a run's folder holds a run of another configuration; nothing is changed then.
+        ConfigError: if a run's folder holds a run of another configuration, or a warm-up lasts too long; nothing is
+            changed then.
     """
     out = Path(out)
     todo = [one for one in study.runs if not _done(one, out)]
+    for one in todo:
+        with _naming(one):
+            make_sharing(one.config)  # a mistake in the last run shall not come up only then
     _record(study, out)
     failures = _execute(todo, out, jobs, progress, skipped=len(study.runs) - len(todo))
     write_results(study, out)
@@ -156,13 +160,23 @@ def _ignored_interrupts() -> Iterator[None]:
 
 def _run_one(one: StudyRun, out: Path) -> str | None:
     try:
-        run(one.config, out / "runs" / one.name, resume=True, progress=False)
+        with _naming(one):
+            run(one.config, out / "runs" / one.name, resume=True, progress=False)
     except NonFiniteLossError as error:
         return str(error)
+    return None
+
+
+@contextmanager
+def _naming(one: StudyRun) -> Iterator[None]:
+    """Say in which run an error was made."""
+    try:
+        yield
+    except NonFiniteLossError:
+        raise
     except SparseMTLError as error:
         error.args = (f"{error} (in run {one.name} of the study)",)
         raise
-    return None
 
 
 def write_results(study: Study, out: Path) -> Path:
