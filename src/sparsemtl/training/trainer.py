@@ -184,6 +184,8 @@ class Trainer:
             start = self._resume(randomness, meter)
         else:
             self._save(randomness, start, meter)  # so that a run killed in its first epoch can be resumed
+            if self.folder is not None:
+                self.folder.summary.unlink(missing_ok=True)  # that of an earlier run, which this one replaces
         with ExitStack() as stack:
             loggers = [self._logger(make, resume) for make in self._logger_kinds()]
             for logger in loggers:
