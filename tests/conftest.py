@@ -1,7 +1,8 @@
-"""Runs that several test modules look at: made once, never changed."""
+"""One thread a process, and runs that several test modules look at: made once, never changed."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ STUDY: dict[str, Any] = {
         "random": {"sharing": "random", "grid": {"sharing.keep": [0.3, 0.6]}},
     },
 }
+
+
+def pytest_configure() -> None:
+    """Threads of two workers that wait for each other's cores make small tests ten times as slow."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -53,12 +60,9 @@ def finished_study(study_file: Path) -> Path:
     from sparsemtl.study.grid import read_study
     from sparsemtl.study.runner import run_study
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums of several threads round otherwise
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sparsemtl.run._report", lambda place: None)  # one of the study is enough
         run_study(read_study(study_file), study_file.parent / "out", progress=False)
-    torch.set_num_threads(threads)
     return study_file.parent / "out"
 
 

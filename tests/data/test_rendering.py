@@ -30,7 +30,7 @@ from sparsemtl.data.scenes import (
     rendered,
     rendering,
 )
-from sparsemtl.data.scenes.camera import middles
+from sparsemtl.data.scenes.camera import corners, expose, middles
 from sparsemtl.data.scenes.draws import Draws, gaussian
 from sparsemtl.data.scenes.furnishing import CLEAR, _objects, draw_rooms
 from sparsemtl.data.scenes.lighting import smooth_noise
@@ -518,6 +518,37 @@ def test_noise_is_smooth_and_passes_through_the_values_of_its_lattice() -> None:
     assert values.diff().abs().max() < 2e-3
     assert values.std() > 0.05
     assert torch.equal(smooth_noise(line), smooth_noise(line + torch.tensor([0.0, 4096.0, 0.0])[:, None]))
+
+
+def test_the_corners_of_a_pixel_look_at_four_corners_of_a_light() -> None:
+    aside = corners(4, 5)[2:].unflatten(1, (5, 6))
+    for row in range(4):
+        for column in range(5):
+            looks = aside[:, row : row + 2, column : column + 2].flatten(1).T
+            assert len(looks.unique(dim=0)) == 4
+            assert (looks.abs() == 1).all()
+            assert (looks.sum(0) == 0).all(), "together they look at its middle"
+    assert (middles(4, 5)[2:] == 0).all()
+
+
+@pytest.mark.parametrize(("middle", "corner", "mixed"), [(0.6, 0.6, 0.6), (0.6, 0.0, 0.3), (0.0, 0.6, 0.3)])
+def test_a_pixel_is_half_its_middle_and_half_its_corners(middle: float, corner: float, mixed: float) -> None:
+    rooms = room()
+    zeros = torch.zeros(1, 3, 5, 7)
+    image = expose(rooms, zeros + middle, torch.full((1, 3, 6, 8), corner), zeros)
+    rays = slopes(5, 7, torch.tensor([FOCAL]))
+    light = mixed * rooms.sensor.exposure.item() / rays.square().sum(1, keepdim=True)
+    expected = (light * (1 + light / 4) / (1 + light)).sqrt().expand(1, 3, 5, 7)
+    torch.testing.assert_close(image, expected, rtol=0, atol=0.51 / 255)
+
+
+def test_noise_makes_an_image_grainy_about_what_it_would_be_without() -> None:
+    rooms = room()
+    light, edges = torch.full((1, 3, 40, 40), 0.4), torch.full((1, 3, 41, 41), 0.4)
+    grain = gaussian(0, 0, 1, 3, 40, 40)
+    clean, grainy = (expose(rooms, light, edges, noise) for noise in (torch.zeros_like(grain), grain))
+    assert (grainy - clean).mean().abs() < 1e-3
+    assert ((grainy - clean) * grain).mean() > 0.8 * (grainy - clean).std() > 0.002
 
 
 # The same in any company

@@ -140,7 +140,7 @@ def resnet18(
     width: Count = 64,
     output_stride: Count | None = None,
 ) -> ResNet:
-    """ResNet-18: 2, 2, 2 and 2 blocks, 11.2 million parameters at width 64.
+    """ResNet-18: 2, 2, 2 and 2 blocks, 11.2 million parameters at width 64 (He et al. 2016).
 
     Arguments are those of `ResNet`.
 
@@ -160,7 +160,7 @@ def resnet34(
     width: Count = 64,
     output_stride: Count | None = None,
 ) -> ResNet:
-    """ResNet-34: 3, 4, 6 and 3 blocks, 21.3 million parameters at width 64.
+    """ResNet-34: 3, 4, 6 and 3 blocks, 21.3 million parameters at width 64 (He et al. 2016).
 
     Arguments are those of `ResNet`.
     """

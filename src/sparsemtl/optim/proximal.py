@@ -9,7 +9,7 @@ the *shift* lr lambda / d alone, which the functions here take: a tensor like x,
 take x in the shape (L, A, G, B), in which `x[l, :, g, :]` is one group (see `groups.py`), change it in place, and
 return which groups survive, shape (L, 1, G, 1). NaN survives, and stays NaN. Tensors of shifts must be above zero.
 
-Group lasso, R(z) = lambda ||z|| (METHODS.md §8; Deleu & Bengio 2021). z = 0 iff ||x / shift|| <= 1. Else
+Group lasso, R(z) = lambda ||z|| (Deleu & Bengio 2021). z = 0 iff ||x / shift|| <= 1. Else
 z_j = r x_j / (r + shift_j), where r = ||z|| is the root of
 
     h(r) = 1 / ||u(r)|| = 1,   u_j = x_j / (r + shift_j).
@@ -109,7 +109,7 @@ def mcp_critical(x: Tensor, shift: Tensor | float, limit: float, scratch: Scratc
 
 
 def l1_(x: Tensor, shift: Tensor | float, scratch: Scratch = fresh) -> Tensor:
-    """Soft threshold, z_j = sign(x_j) max(0, |x_j| - shift_j) (METHODS.md §9)."""
+    """Soft threshold, z_j = sign(x_j) max(0, |x_j| - shift_j)."""
     bounded = scratch("a", x)
     if isinstance(shift, Tensor):
         torch.clamp(x, torch.neg(shift, out=bounded), shift, out=bounded)

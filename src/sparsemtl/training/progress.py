@@ -81,4 +81,6 @@ class Progress:
         self._bars.update(self._whole, completed=epoch + 1)
         figures = "  ".join(f"{t} {primary[t]} {results[primary[t]]:.4f}" for t, results in validation.items())
         figures += "".join(f"  {name.replace('_', ' ')} {value:.4g}" for name, value in measures.items())
-        self.console.print(f"epoch {epoch + 1:>3}/{self.epochs}  {figures}{'  *' if better else ''}", highlight=False)
+        self.console.print(
+            f"epoch {epoch + 1:>3}/{self.epochs}  {figures}{'  *' if better else ''}", highlight=False, soft_wrap=True
+        )

@@ -241,7 +241,12 @@ class Trainer:
 
         if self.seed is not None:
             seed_everything(self.seed)
-        self.fabric: Fabric = Fabric(accelerator=self.accelerator, devices=1, precision=self.precision)
+        try:
+            self.fabric: Fabric = Fabric(accelerator=self.accelerator, devices=1, precision=self.precision)
+        except (ValueError, RuntimeError) as error:
+            raise ParameterError(
+                f"accelerator={self.accelerator!r} with precision={self.precision!r} cannot be had here: {error}"
+            ) from error
         self.device = self.fabric.device
         self._materialize(train)
         self.module = self.fabric.setup_module(self.model)
