@@ -175,7 +175,7 @@ def nearest(array: Array, size: tuple[int, int]) -> Array:
     if array.shape[:2] == size:
         return array
     rows, columns = (
-        ((np.arange(new) + 0.5) * (old / new)).astype(np.int64).clip(max=old - 1)
+        (2 * np.arange(new) + 1) * old // (2 * new)  # in whole numbers: a centre on a border falls to the right
         for new, old in zip(size, array.shape[:2], strict=True)
     )
     resized: Array = array[rows[:, None], columns]
