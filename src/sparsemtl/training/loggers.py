@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from sparsemtl.errors import missing_extra
 from sparsemtl.files import replacing
+from sparsemtl.training.folder import RunFolder
 
 COLUMNS = ("epoch", "step", "split", "task", "metric", "value")
 
@@ -61,6 +62,20 @@ class CSVLogger:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def loggers_of(folder: RunFolder | None, *, tensorboard: bool, resume_at: int | None) -> list[Logger]:
+    """The loggers of a run: none without a folder.
+
+    Args:
+        folder: the run folder.
+        tensorboard: log for TensorBoard as well.
+        resume_at: drop what was logged after this step.
+    """
+    if folder is None:
+        return []
+    loggers: list[Logger] = [CSVLogger(folder.metrics, resume_at=resume_at)]
+    return [*loggers, TensorBoardLogger(folder.tensorboard, resume_at=resume_at)] if tensorboard else loggers
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sparsemtl.balancing import Balancer
 from sparsemtl.models import MultiTaskModel
 from sparsemtl.sharing.sharing import Sharing
 from sparsemtl.tasks import Task
@@ -80,3 +81,18 @@ def method_label(config: Mapping[str, Any]) -> str:
 
 def _name(section: Any) -> str | None:
     return section.get("name") if isinstance(section, Mapping) else section
+
+
+def described(
+    model: MultiTaskModel, sharing: Sharing, balancer: Balancer, *, seed: int | None, training: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A record of the objects of a run that was not made from a configuration."""
+    plain = (str, int, float, bool, type(None))
+    options = {n: v for n, v in vars(sharing).items() if not n.startswith("_") and isinstance(v, plain)}
+    return {
+        "seed": seed,
+        "architecture": {"name": type(model).__name__},
+        "sharing": {"name": type(sharing).__name__, **options},
+        "balancing": {"name": type(balancer).__name__},
+        "training": dict(training),
+    }

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from sparsemtl.balancing import Balancer, as_balancer
-from sparsemtl.batches import Group, Loader, Loaders, as_group, check_loaders, per_task
+from sparsemtl.batches import Group, Loader, Loaders, check_loaders, per_task
 from sparsemtl.errors import CheckpointError, LabelWarning, ParameterError
 from sparsemtl.files import write_json, write_tensors
 from sparsemtl.masks import TaskMasks
@@ -27,19 +26,20 @@ from sparsemtl.models import MultiTaskModel
 from sparsemtl.modes import evaluating
 from sparsemtl.optim import OPTIMIZERS
 from sparsemtl.parameters import Count, Natural, Positive, validated
-from sparsemtl.randomness import preserved, seed_everything
+from sparsemtl.randomness import seed_everything
 from sparsemtl.sharing import DenseSharing, Sharing
 from sparsemtl.training.checkpoint import Randomness, Stateful, restore, snapshot
 from sparsemtl.training.engine import Backend, Engine
 from sparsemtl.training.evaluation import Results, evaluate, group_outputs, sample_predictions
 from sparsemtl.training.figures import Meter, measure_rows, result_rows, run_rows
 from sparsemtl.training.folder import RunFolder
-from sparsemtl.training.loggers import CSVLogger, Logger, TensorBoardLogger
+from sparsemtl.training.heads import materialize_heads
+from sparsemtl.training.loggers import CSVLogger, Logger, loggers_of
 from sparsemtl.training.mixing import Mix, epoch_batches, loader_generators, steps_in_epoch, undrawn
 from sparsemtl.training.progress import Progress
 from sparsemtl.training.selection import Monitor, Selection, primary_of
 from sparsemtl.training.snapshots import Snapshots
-from sparsemtl.training.summary import summarize
+from sparsemtl.training.summary import described, summarize
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -134,7 +134,8 @@ class Trainer:
         self.tensorboard = tensorboard
         self.progress = progress
         self.name = name or (self.folder.path.name if self.folder else type(model).__name__)
-        self.config = dict(config) if config is not None else self._described()
+        training = {"epochs": epochs, "accumulate": accumulate, "precision": precision}
+        self.config = dict(config or described(model, self.sharing, self.balancer, seed=seed, training=training))
         self.notes = tuple(notes)
         self.selection = Selection(model, monitor)
         self.snapshots = Snapshots(self.folder)
@@ -187,7 +188,8 @@ class Trainer:
             if self.folder is not None:
                 self.folder.summary.unlink(missing_ok=True)  # that of an earlier run, which this one replaces
         with ExitStack() as stack:
-            loggers = [self._logger(make, resume) for make in self._logger_kinds()]
+            resume_at = self._logged_until if resume else None
+            loggers = loggers_of(self.folder, tensorboard=self.tensorboard, resume_at=resume_at)
             for logger in loggers:
                 stack.callback(logger.close)
             stack.enter_context(bars)
@@ -248,7 +250,7 @@ class Trainer:
                 f"accelerator={self.accelerator!r} with precision={self.precision!r} cannot be had here: {error}"
             ) from error
         self.device = self.fabric.device
-        self._materialize(train)
+        materialize_heads(self.model, train)
         self.module = self.fabric.setup_module(self.model)
         self.sharing.attach(self.model)
         self.balancer.attach(len(self.model.tasks), self.device)
@@ -266,29 +268,10 @@ class Trainer:
             self.folder.write_config(self.config)
             self.folder.write_environment(device=str(self.device), seed=self.seed)
 
-    def _materialize(self, train: Loaders) -> None:
-        """Let heads that wait for their width see a batch; the order of the data is not disturbed."""
-        if not any(isinstance(p, UninitializedParameter) for p in self.model.parameters()):
-            return
-        with preserved(), undrawn(train), evaluating(self.model), torch.no_grad():
-            for task in self.model.tasks:
-                loader = train[task] if isinstance(train, Mapping) else train
-                owner = task if isinstance(train, Mapping) else None
-                self.model(as_group(next(iter(loader)), self.model.tasks, owner).x, tasks=(task,))
-
     def _clip(self, optimizer: Any) -> Callable[[], Any] | None:
         if self.clip_norm is None:
             return None
         return partial(self.fabric.clip_gradients, self.module, optimizer, max_norm=self.clip_norm)
-
-    def _logger_kinds(self) -> list[Callable[..., Logger]]:
-        if self.folder is None:
-            return []
-        kinds: list[Callable[..., Logger]] = [partial(CSVLogger, self.folder.metrics)]
-        return [*kinds, partial(TensorBoardLogger, self.folder.tensorboard)] if self.tensorboard else kinds
-
-    def _logger(self, make: Callable[..., Logger], resume: bool) -> Logger:
-        return make(resume_at=self._logged_until if resume else None)
 
     # ---- one epoch -------------------------------------------------------------------------------------------
 
@@ -448,20 +431,6 @@ class Trainer:
             notes=self.notes,
         )
         write_json(self.folder.summary, summary)
-
-    def _described(self) -> dict[str, Any]:
-        """A record of the objects, for runs that were not made from a configuration."""
-        plain = (str, int, float, bool, type(None))
-        return {
-            "seed": self.seed,
-            "architecture": {"name": type(self.model).__name__},
-            "sharing": {
-                "name": type(self.sharing).__name__,
-                **{n: v for n, v in vars(self.sharing).items() if not n.startswith("_") and isinstance(v, plain)},
-            },
-            "balancing": {"name": type(self.balancer).__name__},
-            "training": {"epochs": self.epochs, "accumulate": self.accumulate, "precision": self.precision},
-        }
 
 
 def _each(loaders: Loaders) -> list[Loader]:

@@ -1,0 +1,25 @@
+"""Heads that wait for their width see a batch before an optimizer is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch.nn.parameter import UninitializedParameter
+
+from sparsemtl.batches import Loaders, as_group
+from sparsemtl.models import MultiTaskModel
+from sparsemtl.modes import evaluating
+from sparsemtl.randomness import preserved
+from sparsemtl.training.mixing import undrawn
+
+
+def materialize_heads(model: MultiTaskModel, train: Loaders) -> None:
+    """Run the model on a batch if a parameter has no shape yet; the order of the data is not disturbed."""
+    if not any(isinstance(p, UninitializedParameter) for p in model.parameters()):
+        return
+    with preserved(), undrawn(train), evaluating(model), torch.no_grad():
+        for task in model.tasks:
+            loader = train[task] if isinstance(train, Mapping) else train
+            owner = task if isinstance(train, Mapping) else None
+            model(as_group(next(iter(loader)), model.tasks, owner).x, tasks=(task,))
