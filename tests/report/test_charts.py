@@ -39,7 +39,13 @@ def test_grid_values_are_labelled_as_they_are():
 
 
 def test_a_logarithmic_axis_and_levels_are_drawn():
-    Page(line_chart([Line([1e-4, 1], [1, 2], 0)], label="a", axis=Axis("lr", log=True), levels=[(1.5, 1)]))
+    line, level = Line([1e-4, 1], [1, 2], 0), (1.5, 1)
+    straight = line_chart([line], label="a", axis=Axis("lr"), levels=[level])
+    logarithmic = line_chart([line], label="a", axis=Axis("lr", log=True), levels=[level])
+    Page(logarithmic)
+    assert logarithmic != straight
+    assert logarithmic.count("var(--c1)") == 1
+    assert "var(--c1)" not in line_chart([line], label="a", axis=Axis("lr", log=True))
 
 
 def test_gains_without_deviation_and_without_a_value_are_drawn():
