@@ -13,8 +13,9 @@ import torch
 
 from sparsemtl.backbones import MLP
 from sparsemtl.config import check, merge
+from sparsemtl.data import TaskData
 from sparsemtl.errors import CheckpointError, ConfigError, MissingExtraError, ParameterError
-from sparsemtl.files import read_tree
+from sparsemtl.files import read_tensors, read_tree
 from sparsemtl.masks import TaskMasks
 from sparsemtl.run import load_data, make_trainer, resume, run
 from sparsemtl.training import Trainer
@@ -222,6 +223,7 @@ def made(**changes: Any) -> Trainer:
         ("clip_norm", 0.5),
         ("mix", "shortest"),
         ("patience", 2),
+        ("restart_every", 3),
         ("accelerator", "cpu"),
         ("precision", "64-true"),
         ("checkpoint_every", 7),
@@ -267,6 +269,39 @@ def test_the_encoder_is_made_for_the_data_by_the_seed() -> None:
     first, again, other = (torch.cat([p.flatten() for p in encoder.parameters()]) for encoder in encoders)  # type: ignore[union-attr]
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_an_encoder_may_start_from_that_of_an_earlier_run(finished_run: Path) -> None:
+    earlier = finished_run / "model.safetensors"
+    config = check({**read_yaml(finished_run / "config.yaml"), "pretrained": str(earlier)})
+    model = make_trainer(config, load_data(config), None, progress=False).model
+    weights, _ = read_tensors(earlier)
+    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("encoder.")}
+    assert own.keys() == {name for name in weights if name.startswith("encoder.")}
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in own.items())
+
+
+def test_pretrained_weights_that_are_not_there_are_told(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere\.pth does not exist"):
+        made(pretrained=str(tmp_path / "nowhere.pth"))
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_last_batch_that_is_not_full_may_be_left_out(
+    tiny: dict[str, Any], drop_last: bool, tmp_path: Path, no_reports: None
+) -> None:
+    sizes: list[int] = []
+    loaders = TaskData.loaders
+
+    def seen(self: TaskData, *given: Any, **options: Any) -> Any:
+        train, *rest = loaders(self, *given, **options)
+        sizes.extend(len(x) for x, _ in train)
+        return train, *rest
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TaskData, "loaders", seen)
+        run(merge(tiny, {"training": {"batch_size": 100, "drop_last": drop_last}}), tmp_path / "run", progress=False)
+    assert (sizes[-1] == 100) is drop_last
 
 
 def test_a_run_does_not_fail_for_want_of_a_picture(

@@ -103,11 +103,13 @@ def test_the_editor_is_told_what_every_parameter_of_a_documented_class_means(edi
     fisher = editor["$defs"]["sharing_fisher"]["properties"]
     assert fisher["keep"]["description"].startswith("fraction of the maskable weights")
     assert fisher["scope"]["description"].startswith("rank all weights together")  # from the base class
+    resnet = editor["$defs"]["encoder_resnet18"]["properties"]
+    assert resnet["width"]["description"].startswith("channels of the first stage")  # from the class it points to
     assert editor["$defs"]["training"]["properties"]["patience"]["description"]
 
 
 def test_training_has_every_key_that_the_trainer_is_given() -> None:
-    assert set(training_keys()) == {"batch_size", *TRAINER_KEYS}
+    assert set(training_keys()) == {"batch_size", "drop_last", *TRAINER_KEYS}
 
 
 def valid(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparsemtl.vectors import cosine, unit
+
 
 class Likelihood(abc.ABC):
     """log p(y | output) of independent samples."""
@@ -210,11 +212,11 @@ class PixelDirection(PixelLikelihood):
 
     def log_prob(self, output: Tensor, label: Tensor) -> Tensor:
         """Sum over the known pixels of the cosine, up to a constant."""
-        return F.cosine_similarity(output, label, dim=1, eps=1e-8).flatten(1).sum(1)
+        return cosine(output, label).flatten(1).sum(1)
 
     def mode(self, output: Tensor) -> Tensor:
         """The output's own direction, at which the score is zero."""
-        return F.normalize(output.detach(), dim=1)
+        return unit(output.detach())
 
     def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Unit vectors: the cosine by inverting its distribution function, around the axis uniformly."""
@@ -223,5 +225,5 @@ class PixelDirection(PixelLikelihood):
         uniform = torch.rand(axis[:, :1].shape, **options)
         cosine = 1 + (uniform + (1 - uniform) * math.exp(-2)).log()
         around = torch.randn(axis.shape, **options)
-        around = F.normalize(around - (around * axis).sum(1, keepdim=True) * axis, dim=1)
+        around = unit(around - (around * axis).sum(1, keepdim=True) * axis)
         return cosine * axis + (1 - cosine.square()).clamp(min=0).sqrt() * around

@@ -192,8 +192,8 @@ def configurable(target: Callable[..., Any]) -> Iterator[tuple[str, inspect.Para
 
 
 def documented(target: Callable[..., Any]) -> dict[str, str]:
-    """Parameter -> what its docstring says; where a class refers to a base class, what that one says."""
-    owners = target.__mro__[::-1] if inspect.isclass(target) else (target,)
+    """Parameter -> what its docstring says; where it refers to a base class or another class, what that one says."""
+    owners = target.__mro__[::-1] if inspect.isclass(target) else (*_referred(target), target)
     texts: dict[str, str] = {}
     for owner in owners:
         for names, text in _ENTRY.findall(_arguments(inspect.cleandoc(owner.__doc__ or ""))):
@@ -201,6 +201,14 @@ def documented(target: Callable[..., Any]) -> dict[str, str]:
                 if not (name in texts and text.startswith("see `")):
                     texts[name] = " ".join(text.split())
     return texts
+
+
+def _referred(function: Callable[..., Any]) -> Iterator[type]:
+    """The class of the function's module whose arguments are the function's: "Arguments are those of `ResNet`"."""
+    for name in re.findall(r"Arguments are those of `(\w+)`", function.__doc__ or ""):
+        owner = getattr(inspect.getmodule(function), name, None)
+        if inspect.isclass(owner):
+            yield owner
 
 
 _ENTRY = re.compile(r"^    (\w[\w, ]*): (.*(?:\n     .*)*)", re.MULTILINE)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from sparsemtl.architectures import ARCHITECTURES
-from sparsemtl.backbones import ENCODERS
+from sparsemtl.backbones import ENCODERS, load_torchvision
 from sparsemtl.balancing import BALANCERS
 from sparsemtl.config import check
 from sparsemtl.data import DATASETS, TaskData
@@ -49,7 +49,8 @@ def run(config: Mapping[str, Any], folder: str | Path, *, resume: bool = False, 
         _check_free(place)
     data = load_data(complete)
     trainer = make_trainer(complete, data, place.path, progress=progress)
-    train, validation, test = data.loaders(complete["training"]["batch_size"])
+    training = complete["training"]
+    train, validation, test = data.loaders(training["batch_size"], drop_last=training["drop_last"])
     trainer.fit(train, validation, resume=resume and place.last.exists())
     results = trainer.test(test)
     _report(place)
@@ -115,6 +116,8 @@ def make_trainer(config: Mapping[str, Any], data: TaskData, folder: Path | None,
     seed_everything(config["seed"])
     encoder, architecture, balancing = (dict(config[axis]) for axis in ("encoder", "architecture", "balancing"))
     network = ENCODERS.build(encoder.pop("name"), data.input_shape, **encoder)
+    if config["pretrained"] is not None:
+        load_torchvision(network, config["pretrained"])
     heads = _heads(config["heads"], data, network)
     model = ARCHITECTURES.build(architecture.pop("name"), network, list(data.tasks), heads, **architecture)
     training = config["training"]

@@ -38,6 +38,7 @@ TRAINER_KEYS = (
     "mix",
     "monitor",
     "patience",
+    "restart_every",
     "accelerator",
     "precision",
     "checkpoint_every",
@@ -54,13 +55,21 @@ _RUN: Keys = {
     "seed": (Natural, 0, "Seeds weights, data order and masks."),
     "tasks": (list[str] | None, None, "Tasks of the data set to train; all by default."),
     "weights": (dict[str, NonNegative], {}, "Task -> factor of its loss."),
+    "pretrained": (
+        str | None,
+        None,
+        "File of weights that the encoder starts from: torchvision's state dict, or the model of an earlier run.",
+    ),
     "heads": (
         dict[str, str | dict[str, Any]],
         {},
         "Task -> its head, a name or a mapping of `name` and parameters; by default what suits the kind of task.",
     ),
 }
-_BATCH_SIZE = (Count, 64, "Samples a batch; of every task, where each has its own data.")
+_LOADERS: Keys = {
+    "batch_size": (Count, 64, "Samples a batch; of every task, where each has its own data."),
+    "drop_last": (bool, False, "Leave out a last training batch that is not full."),
+}
 _STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
 
 
@@ -72,7 +81,7 @@ def run_keys() -> Keys:
 def training_keys() -> Keys:
     """The keys of the section `training`."""
     trainer = member_keys(Trainer)
-    return {"batch_size": _BATCH_SIZE, **{key: trainer[key] for key in TRAINER_KEYS}}
+    return {**_LOADERS, **{key: trainer[key] for key in TRAINER_KEYS}}
 
 
 def member_keys(member: Callable[..., Any]) -> Keys:

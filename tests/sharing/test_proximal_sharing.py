@@ -90,6 +90,30 @@ def test_a_step_is_the_optimizers_step_and_then_the_proximal_one() -> None:
 
 
 @every_method
+def test_a_penalty_in_the_loss_acts_on_the_gradient_and_on_no_task(method: str) -> None:
+    """The step is that of the losses' gradient plus the penalty's, found apart, whatever the balancer weighs."""
+    options = {"lambda": 0.3, "keep_min": 1}
+    engine = engine_of(network(), SHARING.build(method, **options, penalty_in_loss=True), optimizer="sgd")
+    plain = engine_of(network(), SHARING.build(method, **options), optimizer="sgd")
+    x, targets = table(8)
+    seen: list[Tensor] = []
+    engine.optimizer.register_step_pre_hook(lambda *_: seen.extend(p.grad.clone() for p in covered(engine)))
+    plain.optimizer.register_step_pre_hook(lambda *_: seen.extend(p.grad.clone() for p in covered(plain)))
+    penalty = plain.sharing.shrink.penalty.value(weights(plain))
+    terms = torch.autograd.grad(penalty, covered(plain))
+    for each in (engine, plain):
+        each.step([[sm_group(x, targets)]])
+    with_it, without = seen[: len(terms)], seen[len(terms) :]
+    for found, bare, term in zip(with_it, without, terms, strict=True):
+        assert term.abs().sum() > 0
+        torch.testing.assert_close(found, bare + term)
+
+
+def covered(engine: Engine) -> list[Any]:
+    return list(weights(engine).values())
+
+
+@every_method
 def test_more_penalty_leaves_less(method: str) -> None:
     ends = [run(method, keep_min=1, **{"lambda": strength})[1][-1] for strength in (1e-5, 1e-3, 1e-1)]
     assert ends == sorted(ends)

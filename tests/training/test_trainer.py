@@ -90,13 +90,17 @@ def test_sparse_methods_learn_it_too(method: sm.Sharing) -> None:
     assert results["b"]["r2"] > 0.6
 
 
-def test_training_is_the_plain_loop_bit_for_bit() -> None:
+@pytest.mark.parametrize("restart_every", [None, 1])
+def test_training_is_the_plain_loop_bit_for_bit(restart_every: int | None) -> None:
     model = shared(norm=True, dropout=0.2)
     reference = deepcopy(model)
-    quiet(model, optimizer=SGD, epochs=2, monitor="loss", seed=4).fit(loader(), held_out())
+    options: dict[str, Any] = {"monitor": "loss", "seed": 4, "restart_every": restart_every}
+    quiet(model, optimizer=SGD, epochs=2, **options).fit(loader(), held_out())
     torch.manual_seed(4)
     optimizer, train = SGD(reference.parameters()), loader()
-    for _ in range(2):
+    for epoch in range(2):
+        if restart_every and epoch:
+            optimizer = SGD(reference.parameters())
         for x, targets in train:
             optimizer.zero_grad()
             outputs = reference(x)

@@ -20,7 +20,8 @@ def load_torchvision(
 
     A backbone takes a classifier's network without its last layers (`fc.*`, `classifier.*`), or a segmentation
     network's `backbone.*`; a head (`DeepLabV3Head`, `FCNHead`) takes a segmentation network's `classifier.*`. What
-    torchvision has no counterpart of, such as the decoder of `SegNet`, stays as it is.
+    torchvision has no counterpart of, such as the decoder of `SegNet`, stays as it is. A backbone also takes its own
+    part (`encoder.*`) of the model that a run of sparsemtl wrote.
 
     Files from before PyTorch 0.4.1 do not count batches (`num_batches_tracked`); the model's own counts then
     stay.
@@ -61,8 +62,8 @@ def _part(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, T
     """The entries that are about the model, by the model's names."""
     parts = {name.partition(".")[0] for name in own}
     if "classifier" not in parts:
-        given = {name.removeprefix("backbone."): tensor for name, tensor in given.items()}
-    others = {"backbone", "classifier", "aux_classifier", "fc"} - parts
+        given = {name.removeprefix("backbone.").removeprefix("encoder."): tensor for name, tensor in given.items()}
+    others = {"backbone", "classifier", "aux_classifier", "fc", "heads"} - parts
     return {name: tensor for name, tensor in given.items() if name.partition(".")[0] not in others}
 
 

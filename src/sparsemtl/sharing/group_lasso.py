@@ -24,12 +24,14 @@ class GroupLassoSharing(ProximalSharing):
         groups: what becomes zero together: `input-channel` W[:, c] as in the paper, `output-channel` W[n], or `block`.
         keep_min: groups of every layer that always survive.
         linear: make linear layers sparse as well.
-        adaptive, prox_lr, start, target_sparsity, reach_at, update, bn: see `ProximalSharing`.
+        adaptive, prox_lr, start, target_sparsity, reach_at, penalty_in_loss, update, bn: see
+            `ProximalSharing`.
 
     Differences from the paper and its code:
         - The plain step of Eq. 5 is `adaptive=False`; the code, and the lambdas of the paper, are of the adaptive one.
-        - The code also adds the penalty to the loss, so that it acts twice, and there weighs it by another size.
-        - The code makes a new optimizer every epoch, whose moments start again; ours goes on.
+        - The code also adds the penalty to the loss (`penalty_in_loss` does), weighing a group there by the square root
+          of the number of channels.
+        - The code makes a new optimizer every epoch, whose moments start again (`training.restart_every: 1` does).
         - The code's dense baseline has coupled weight decay, its sparse runs decoupled; a fair one is lambda = 0 here.
     """
 
@@ -46,6 +48,7 @@ class GroupLassoSharing(ProximalSharing):
         start: Natural = 0,
         target_sparsity: Share | None = None,
         reach_at: Count | None = None,
+        penalty_in_loss: bool = False,
         update: Update | None = None,
         bn: Statistics = "shared",
     ) -> None:
@@ -56,6 +59,7 @@ class GroupLassoSharing(ProximalSharing):
             start=start,
             target_sparsity=target_sparsity,
             reach_at=reach_at,
+            penalty_in_loss=penalty_in_loss,
             update=update,
             bn=bn,
         )

@@ -19,7 +19,8 @@ class GroupMCPSharing(ProximalSharing):
         groups: what becomes zero together: `input-channel` W[:, c], `output-channel` W[n], or `block`.
         keep_min: groups of every layer that always survive.
         linear: make linear layers sparse as well.
-        adaptive, prox_lr, start, target_sparsity, reach_at, update, bn: see `ProximalSharing`.
+        adaptive, prox_lr, start, target_sparsity, reach_at, penalty_in_loss, update, bn: see
+            `ProximalSharing`.
     """
 
     @validated
@@ -36,6 +37,7 @@ class GroupMCPSharing(ProximalSharing):
         start: Natural = 0,
         target_sparsity: Share | None = None,
         reach_at: Count | None = None,
+        penalty_in_loss: bool = False,
         update: Update | None = None,
         bn: Statistics = "shared",
     ) -> None:
@@ -46,6 +48,7 @@ class GroupMCPSharing(ProximalSharing):
             start=start,
             target_sparsity=target_sparsity,
             reach_at=reach_at,
+            penalty_in_loss=penalty_in_loss,
             update=update,
             bn=bn,
         )

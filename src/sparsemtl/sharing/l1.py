@@ -18,7 +18,8 @@ class L1Sharing(ProximalSharing):
         lambda_: strength of the penalty, in a configuration `lambda`. The paper: 1e-3.
         keep_min: weights of every layer that always survive.
         linear: make linear layers sparse as well.
-        adaptive, prox_lr, start, target_sparsity, reach_at, update, bn: see `ProximalSharing`; a group is a weight.
+        adaptive, prox_lr, start, target_sparsity, reach_at, penalty_in_loss, update, bn: see
+            `ProximalSharing`; a group is a weight.
     """
 
     @validated
@@ -33,6 +34,7 @@ class L1Sharing(ProximalSharing):
         start: Natural = 0,
         target_sparsity: Share | None = None,
         reach_at: Count | None = None,
+        penalty_in_loss: bool = False,
         update: Update | None = None,
         bn: Statistics = "shared",
     ) -> None:
@@ -43,6 +45,7 @@ class L1Sharing(ProximalSharing):
             start=start,
             target_sparsity=target_sparsity,
             reach_at=reach_at,
+            penalty_in_loss=penalty_in_loss,
             update=update,
             bn=bn,
         )

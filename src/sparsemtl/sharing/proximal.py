@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sized
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparsemtl.batches import Loaders, per_task
@@ -32,6 +32,8 @@ class ProximalSharing(Sharing):
         start: dense epochs at the start.
         target_sparsity: fraction of the groups that shall be zero, in place of a strength; None keeps the strength.
         reach_at: epochs by which the target is reached; no earlier epoch's model is ever chosen.
+        penalty_in_loss: add the penalty to the loss as well, so that it acts twice, as the reference code of Less is
+            More does; for comparison only.
         update: how a batch becomes updates; see `Update`.
         bn: batch norm statistics, shared by default.
     """
@@ -45,6 +47,7 @@ class ProximalSharing(Sharing):
         start: int,
         target_sparsity: float | None,
         reach_at: int | None,
+        penalty_in_loss: bool,
         update: Update | None,
         bn: Statistics,
     ) -> None:
@@ -56,6 +59,7 @@ class ProximalSharing(Sharing):
         self.start = start
         self.target_sparsity = target_sparsity
         self.reach_at = reach_at
+        self.penalty_in_loss = penalty_in_loss
         self.shrink = ProximalStep(penalty, adaptive=adaptive, prox_lr=prox_lr)
         self._weights: dict[str, nn.Parameter] = {}
         self._epoch = 0
@@ -89,6 +93,12 @@ class ProximalSharing(Sharing):
     def settled(self, epoch: int) -> bool:
         """When the target is reached; without one, after the dense epochs."""
         return epoch >= (self.start if self.reach_at is None else self.reach_at)
+
+    def regularizer(self) -> Tensor | None:
+        """The penalty, where it is to act on the gradient as well."""
+        if not self.penalty_in_loss or self._epoch < self.start:
+            return None
+        return self.shrink.penalty.value(self._weights)
 
     def after_step(self, optimizer: Optimizer) -> None:
         """The proximal step."""

@@ -1,9 +1,9 @@
 """The contract of sharing methods: which shared weights each task reads and trains, and when that changes.
 
-The training step asks a sharing method six things and knows nothing else about it: how the tasks take turns
+The training step asks a sharing method seven things and knows nothing else about it: how the tasks take turns
 (`update`), the task's sub-network (`view`), what its gradient may touch (`gradient_mask`), what a step may move
-(`active`), an extra term of its loss (`penalty`), and what to do after a step (`after_step`). Before every epoch
-`begin_epoch` may change any of the answers.
+(`active`), an extra term of its loss (`penalty`) or of the whole (`regularizer`), and what to do after a step
+(`after_step`). Before every epoch `begin_epoch` may change any of the answers.
 """
 
 from __future__ import annotations
@@ -108,6 +108,10 @@ class Sharing(abc.ABC):
 
     def penalty(self, task: str) -> Tensor | None:
         """An extra term of the task's loss."""
+        return None
+
+    def regularizer(self) -> Tensor | None:
+        """An extra term of every step, on no task's account: no balancer weighs it."""
         return None
 
     def after_step(self, optimizer: Optimizer) -> None:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from sparsemtl.vectors import cosine
+
 
 class ConfusionMetric(Metric):
     """Counts of (label, prediction) pairs of pixels.
@@ -160,7 +162,7 @@ class DepthErrorLessIsMore(MaskedDepth):
 def cosines(output: Tensor, target: Tensor) -> Tensor:
     """Cosine of the angle between outputs and unit normals (B, 3, H, W) at the valid pixels, a vector."""
     valid = target.abs().sum(1) > 0
-    return torch.nn.functional.cosine_similarity(output, target, dim=1, eps=1e-8)[valid]
+    return cosine(output, target)[valid]
 
 
 class CosineSimilarity(MeanMetric):

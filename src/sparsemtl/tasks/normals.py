@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sparsemtl.errors import LabelError
@@ -14,6 +13,7 @@ from sparsemtl.likelihoods import PixelDirection
 from sparsemtl.parameters import NonNegative, validated
 from sparsemtl.tasks.dense import DenseTask
 from sparsemtl.tasks.task import Loss, in_one_dtype
+from sparsemtl.vectors import cosine, squared_length, unit
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -60,7 +60,7 @@ class Normals(DenseTask):
             raise LabelError(
                 f"task {self.name!r}: expected normals of shape (batch, 3, height, width), got {tuple(target.shape)}."
             )
-        length = target.float().norm(dim=1)
+        length = squared_length(target).sqrt()
         wrong = length[~((length - 1).abs() < 0.05) & (length != 0)]
         if wrong.numel():
             raise LabelError(
@@ -75,7 +75,7 @@ class Normals(DenseTask):
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """1 - cosine, mean over the known pixels."""
         known = self.known(target)
-        terms = 1 - F.cosine_similarity(*in_one_dtype(output, target), dim=1, eps=1e-8)
+        terms = 1 - cosine(*in_one_dtype(output, target))
         return torch.where(known, terms, 0.0).sum() / known.sum().clamp(min=1)
 
     def default_metrics(self) -> dict[str, Metric]:
@@ -92,4 +92,4 @@ class Normals(DenseTask):
 
     def predict(self, output: Tensor) -> Tensor:
         """Unit vectors (B, 3, H, W)."""
-        return F.normalize(output, dim=1)
+        return unit(output)

@@ -265,6 +265,8 @@ class Engine:
     # ---- update --------------------------------------------------------------------------------------------
 
     def _move(self, tasks: tuple[str, ...]) -> None:
+        if (term := self.sharing.regularizer()) is not None:
+            self.backend.backward(term)
         if self.backend.clip is not None:
             self.backend.clip()
         stepped: list[bool] = []

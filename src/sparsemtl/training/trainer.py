@@ -74,6 +74,7 @@ class Trainer:
         mix: how loaders of single tasks make an epoch, see `training.mixing`.
         monitor: what chooses the model, on validation data: `score` or `loss`.
         patience: stop after so many epochs without a better model.
+        restart_every: forget the optimizer's moments every so many epochs, as codes do that make a new optimizer.
         accelerator: as Lightning Fabric names it: `auto`, `cpu`, `cuda`, `mps`.
         precision: as Lightning Fabric names it.
         folder: run folder; nothing is written if None.
@@ -106,6 +107,7 @@ class Trainer:
         mix: Mix = "longest",
         monitor: Monitor = "score",
         patience: Count | None = None,
+        restart_every: Count | None = None,
         accelerator: str = "auto",
         precision: Precision = "32-true",
         folder: str | Path | None = None,
@@ -127,6 +129,7 @@ class Trainer:
         self.clip_norm = clip_norm
         self.mix: Mix = mix
         self.patience = patience
+        self.restart_every = restart_every
         self.accelerator = accelerator
         self.precision = precision
         self.folder = RunFolder(folder) if folder is not None else None
@@ -197,6 +200,8 @@ class Trainer:
                 epoch = self.position.epoch
                 if not self.position.batch:
                     meter = Meter()
+                    if self.restart_every is not None and epoch % self.restart_every == 0:
+                        self.optimizer.state.clear()
                     with undrawn(train):
                         self.sharing.begin_epoch(epoch, train)
                     start = randomness.state_dict()
