@@ -38,6 +38,7 @@ from sparsemtl.balancing.losses import constant
 from sparsemtl.criteria.criterion import Criterion
 from sparsemtl.criteria.fisher import FisherInformation
 from sparsemtl.criteria.magnitude import Magnitude
+from sparsemtl.errors import ParameterError
 from sparsemtl.models import maskable_parameters
 from sparsemtl.norms import shared_norms
 from sparsemtl.sharing import SHARING, MaskedSharing
@@ -462,3 +463,42 @@ def test_attaching_anew_starts_anew(method: str) -> None:
     first = trained(sharing, loader())
     second = trained(sharing, loader())
     assert_same(state_of(second.model), state_of(first.model))
+
+
+@every_method
+@pytest.mark.parametrize("target", [0.2, 0.55])
+def test_a_target_density_is_reached_by_the_epoch_asked_for_on_the_documented_way_and_held(
+    method: str, target: float
+) -> None:
+    sharing = masked(method, target_density=target, reach_at=4)
+    start, found = sharing.start, []
+    engine = engine_of(model(), sharing, optimizer="adam")
+    for epoch in range(6):
+        run_epoch(engine, loader(), epoch)
+        found.append(sharing.masks.density())
+    ways = [min(max(epoch - start, 0) / (4 - start), 1) for epoch in range(6)]
+    size = sharing.masks.size()
+    assert found == [round((1 - (1 - target) * (1 - (1 - way) ** 3)) * size) / size for way in ways]
+    assert found[4] == found[5] == round(target * size) / size
+    assert [sharing.settled(epoch) for epoch in range(6)] == [epoch >= 4 for epoch in range(6)]
+
+
+def test_random_masks_are_nested_while_the_density_falls() -> None:
+    sharing = sm.RandomSharing(target_density=0.2, reach_at=3)
+    engine, kept = engine_of(model(), sharing, optimizer="adam"), []
+    for epoch in range(4):
+        run_epoch(engine, loader(), epoch)
+        kept.append(sharing.masks.flat("kind"))
+    assert all(bool((later <= earlier).all()) for earlier, later in pairwise(kept))
+
+
+@every_method
+@pytest.mark.parametrize("options", [{"target_density": 0.5}, {"reach_at": 3}])
+def test_half_a_target_is_refused(method: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ParameterError, match="`target_density` and `reach_at` go together"):
+        masked(method, **options)
+
+
+def test_a_target_to_be_reached_in_the_warm_up_is_refused() -> None:
+    with pytest.raises(ParameterError, match="after the warm-up of 2 epochs, got 2"):
+        sm.FisherSharing(target_density=0.5, reach_at=2, warmup=2)

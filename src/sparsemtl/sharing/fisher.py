@@ -28,7 +28,8 @@ class FisherSharing(MaskedSharing):
         samples: training samples an estimate uses, all if None.
         warmup: dense epochs at the start.
         update_every: epochs between renewals; 0 chooses once.
-        semantics, update, strict, bn, scope, granularity, min_per_layer, mask_all: see `MaskedSharing`.
+        target_density, reach_at, semantics, update, strict, bn, scope, granularity, min_per_layer, mask_all: see
+            `MaskedSharing`.
 
     Differences from the paper:
         - Warm-up length, sample number and renewal interval are in an appendix that is not public; the defaults are
@@ -45,6 +46,8 @@ class FisherSharing(MaskedSharing):
         self,
         *,
         keep: Fraction = 0.3,
+        target_density: Fraction | None = None,
+        reach_at: Count | None = None,
         estimator: Estimator = "fs",
         power: Power = "square",
         samples: Count | None = 1024,
@@ -59,8 +62,11 @@ class FisherSharing(MaskedSharing):
         min_per_layer: Count = 1,
         mask_all: bool = False,
     ) -> None:
+        self.start = warmup
         super().__init__(
             keep=keep,
+            target_density=target_density,
+            reach_at=reach_at,
             semantics=semantics,
             update=update,
             strict=strict,
@@ -74,15 +80,10 @@ class FisherSharing(MaskedSharing):
         self.power = power
         self.samples = samples
         self.information = FisherInformation(estimator=estimator, power=power, samples=samples, mask_all=self.mask_all)
-        self.warmup = warmup
         self.update_every = update_every
 
     def renewal(self, epoch: int) -> Criterion | None:
         """Fisher information after the warm-up, at every interval."""
-        since = epoch - self.warmup
+        since = epoch - self.start
         due = since == 0 or (since > 0 and self.update_every > 0 and since % self.update_every == 0)
-        return self.information.reseeded(epoch) if due else None
-
-    def settled(self, epoch: int) -> bool:
-        """After the warm-up, when there are masks."""
-        return epoch >= self.warmup
+        return self.information.reseeded(epoch) if due or self.falling(epoch) else None

@@ -12,7 +12,7 @@ from sparsemtl.criteria.choose import Granularity, choose_masks
 from sparsemtl.criteria.criterion import Criterion
 from sparsemtl.criteria.recalibrated import Recalibrated
 from sparsemtl.criteria.select import Scope
-from sparsemtl.errors import MaskError
+from sparsemtl.errors import MaskError, ParameterError
 from sparsemtl.masks import Mask, TaskMasks
 from sparsemtl.models import MultiTaskModel, maskable_parameters
 from sparsemtl.sharing.sharing import Sharing, Statistics, Update
@@ -25,10 +25,15 @@ dense weights, only the task's gradient is masked."""
 class MaskedSharing(Sharing):
     """Every task keeps a fraction of the shared weights, chosen by a criterion at moments that the method names.
 
-    A method says in `renewal` which criterion chooses anew before an epoch; everything else is here.
+    A method says in `renewal` which criterion chooses anew before an epoch; everything else is here. With
+    `target_density` tasks do not keep the same fraction from the first: it falls by 1 - (1 - d) (1 - (1 - t)^3) from
+    all to the target d, t going from 0 to 1 between `start` and `reach_at` (Zhu & Gupta 2017), with masks chosen anew
+    before every epoch on the way.
 
     Args:
         keep: fraction of the maskable weights that every task keeps, in (0, 1].
+        target_density: fraction kept in the end, in place of `keep`, reached step by step.
+        reach_at: epochs by which the target is reached; no earlier epoch's model is ever chosen.
         semantics: `forward` masks the weights that a task computes with (FSMTL, Eq. 3), `gradient` only its
             gradient (Eq. 4).
         update: how a batch becomes updates; see `Update`.
@@ -41,11 +46,15 @@ class MaskedSharing(Sharing):
     """
 
     masks: TaskMasks
+    #: Dense epochs before the first masks.
+    start: int = 0
 
     def __init__(
         self,
         *,
         keep: float,
+        target_density: float | None = None,
+        reach_at: int | None = None,
         semantics: Semantics,
         update: Update | None,
         strict: bool,
@@ -56,7 +65,13 @@ class MaskedSharing(Sharing):
         mask_all: bool,
     ) -> None:
         super().__init__(update=update, bn=bn or ("per_task" if semantics == "forward" else "shared"))
+        if (target_density is None) != (reach_at is None):
+            raise ParameterError("`target_density` and `reach_at` go together: how much is kept, and by which epoch.")
+        if reach_at is not None and reach_at <= self.start:
+            raise ParameterError(f"`reach_at` must come after the warm-up of {self.start} epochs, got {reach_at}.")
         self.keep = keep
+        self.target_density = target_density
+        self.reach_at = reach_at
         self.semantics = semantics
         self.strict = strict
         self.scope = scope
@@ -97,17 +112,32 @@ class MaskedSharing(Sharing):
         criterion = self.renewal(epoch)
         if criterion is None:
             return
-        chosen = self._choose(criterion, loaders)
+        chosen = self._choose(criterion, loaders, self.kept_at(epoch))
         self._changed = chosen.changed(self.masks)
         self.masks = chosen
 
-    def _choose(self, criterion: Criterion, loaders: Loaders) -> TaskMasks:
+    def falling(self, epoch: int) -> bool:
+        """True if tasks keep less from this epoch on than before, on the way to `target_density`."""
+        return self.reach_at is not None and self.start < epoch <= self.reach_at
+
+    def kept_at(self, epoch: int) -> float:
+        """Fraction that every task keeps in masks chosen before this epoch."""
+        if self.target_density is None or self.reach_at is None:
+            return self.keep
+        way = min(max(epoch - self.start, 0) / (self.reach_at - self.start), 1.0)
+        return 1 - (1 - self.target_density) * (1 - (1 - way) ** 3)
+
+    def settled(self, epoch: int) -> bool:
+        """After the warm-up, when there are masks; with a target, when it is reached."""
+        return epoch >= (self.start if self.reach_at is None else self.reach_at)
+
+    def _choose(self, criterion: Criterion, loaders: Loaders, keep: float) -> TaskMasks:
         """Masks by the criterion on the dense network, whose norms are estimated afresh for it."""
         return choose_masks(
             criterion if self.bn == "shared" else Recalibrated(criterion),
             self.model,
             loaders,
-            keep=self.keep,
+            keep=keep,
             scope=self.scope,
             granularity=self.granularity,
             min_per_layer=self.min_per_layer,

@@ -22,7 +22,8 @@ class RandomSharing(MaskedSharing):
         keep: fraction of the maskable weights that every task keeps, in (0, 1].
         seed: of the masks; the run's own seed by default, so that seeds of a study differ in their masks.
         resample_every: draw again every so many epochs; 0 keeps the first masks, as in the paper.
-        semantics, update, strict, bn, scope, granularity, min_per_layer, mask_all: see `MaskedSharing`.
+        target_density, reach_at, semantics, update, strict, bn, scope, granularity, min_per_layer, mask_all: see
+            `MaskedSharing`.
     """
 
     @validated
@@ -30,6 +31,8 @@ class RandomSharing(MaskedSharing):
         self,
         *,
         keep: Fraction = 0.3,
+        target_density: Fraction | None = None,
+        reach_at: Count | None = None,
         seed: Natural | None = None,
         resample_every: Natural = 0,
         semantics: Semantics = "forward",
@@ -43,6 +46,8 @@ class RandomSharing(MaskedSharing):
     ) -> None:
         super().__init__(
             keep=keep,
+            target_density=target_density,
+            reach_at=reach_at,
             semantics=semantics,
             update=update,
             strict=strict,
@@ -56,9 +61,9 @@ class RandomSharing(MaskedSharing):
         self.resample_every = resample_every
 
     def renewal(self, epoch: int) -> Criterion | None:
-        """Random scores at the start, and again where asked."""
-        again = self.resample_every > 0 and epoch % self.resample_every == 0
-        if epoch > 0 and not again:
+        """Random scores at the start, and again where asked; the same ones while the density falls."""
+        drawn = epoch - epoch % self.resample_every if self.resample_every > 0 else 0
+        if epoch != drawn and not self.falling(epoch):
             return None
         seed = torch.initial_seed() % 2**31 if self.seed is None else self.seed
-        return Random(seed=seed + epoch * 1_000_003, mask_all=self.mask_all)  # no other run's seed at another epoch
+        return Random(seed=seed + drawn * 1_000_003, mask_all=self.mask_all)  # no other run's seed at another epoch
