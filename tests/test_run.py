@@ -189,7 +189,7 @@ def test_a_file_is_no_place_for_a_run(tmp_path: Path, tiny: dict[str, Any]) -> N
     [
         ({"tasks": ["digit", "partiy"]}, "tasks: unknown task 'partiy'. Did you mean 'parity'?"),
         ({"weights": {"digitt": 1}}, "weights: unknown task 'digitt'. Did you mean 'digit'?"),
-        ({"tasks": ["digit"], "weights": {"parity": 1}}, "weights: unknown task 'parity'. Known: digit."),
+        ({"heads": {"partiy": "linear"}}, "heads: unknown task 'partiy'. Did you mean 'parity'?"),
         ({"optimizer": {"name": "sgd", "nesterov": True, "momentum": 0}}, "optimizer 'sgd': Nesterov momentum"),
     ],
 )
@@ -208,6 +208,11 @@ def test_a_run_needs_a_task(tiny: dict[str, Any], tmp_path: Path) -> None:
 def test_tasks_are_chosen_and_weighted() -> None:
     data = load_data(check({"tasks": ["slant", "digit"], "weights": {"slant": 2}}))
     assert {task.name: task.weight for task in data.tasks} == {"digit": 1.0, "slant": 2.0}
+
+
+def test_heads_and_weights_of_tasks_that_are_not_trained_are_left_alone() -> None:
+    trainer = made(tasks=["digit"], weights={"slant": 2, "digit": 3}, heads={"slant": "linear"})
+    assert {name: task.weight for name, task in trainer.model.tasks.items()} == {"digit": 3.0}
 
 
 def made(**changes: Any) -> Trainer:

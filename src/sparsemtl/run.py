@@ -91,16 +91,18 @@ def _check_free(place: RunFolder) -> None:
 
 
 def load_data(config: Mapping[str, Any]) -> TaskData:
-    """The data set of a complete configuration, with its tasks chosen and weighted."""
+    """The data set of a complete configuration, with its tasks chosen and weighted.
+
+    What a configuration says of tasks that it does not train is left alone: methods of a study may train fewer.
+    """
     section = dict(config["data"])
     data = DATASETS.build(section.pop("name"), **section)
+    for key in ("tasks", "weights", "heads"):
+        _check_tasks(key, config[key] or (), data)
     if config["tasks"] is not None:
-        _check_tasks("tasks", config["tasks"], data)
         data = data.only(config["tasks"])
-    _check_tasks("weights", config["weights"], data)
-    tasks = {task.name: task for task in data.tasks}
-    for name, weight in config["weights"].items():
-        tasks[name].weight = float(weight)
+    for task in data.tasks:
+        task.weight = float(config["weights"].get(task.name, task.weight))
     return data
 
 
@@ -160,9 +162,8 @@ def _heads(sections: Mapping[str, Any], data: TaskData, encoder: nn.Module) -> d
     """The heads that a configuration asks for, by task.
 
     Raises:
-        ConfigError: if there is no such task or head, or the head knows no such parameter.
+        ConfigError: if there is no such head, or it knows no such parameter.
     """
-    _check_tasks("heads", sections, data)
     heads = {}
     for task in data.tasks:
         if task.name in sections:
