@@ -15,6 +15,7 @@ from sparsemtl.criteria.select import Scope
 from sparsemtl.errors import MaskError, ParameterError
 from sparsemtl.masks import Mask, TaskMasks
 from sparsemtl.models import MultiTaskModel, maskable_parameters
+from sparsemtl.sharing.schedule import cubic
 from sparsemtl.sharing.sharing import Sharing, Statistics, Update
 
 Semantics = Literal["forward", "gradient"]
@@ -125,7 +126,7 @@ class MaskedSharing(Sharing):
         if self.target_density is None or self.reach_at is None:
             return self.keep
         way = min(max(epoch - self.start, 0) / (self.reach_at - self.start), 1.0)
-        return 1 - (1 - self.target_density) * (1 - (1 - way) ** 3)
+        return 1 - (1 - self.target_density) * cubic(way)
 
     def settled(self, epoch: int) -> bool:
         """After the warm-up, when there are masks; with a target, when it is reached."""

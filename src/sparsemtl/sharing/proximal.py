@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparsemtl.batches import Loaders, per_task
+from sparsemtl.batches import Loaders
 from sparsemtl.errors import ParameterError
 from sparsemtl.models import MultiTaskModel
 from sparsemtl.optim.penalties import Penalty
 from sparsemtl.optim.proximal_step import ProximalStep, ProxLR
 from sparsemtl.optim.sparsity import layer_sparsity
+from sparsemtl.sharing.schedule import Ramp, cubic
 from sparsemtl.sharing.sharing import Sharing, Statistics, Update
 
 
@@ -62,9 +63,7 @@ class ProximalSharing(Sharing):
         self.penalty_in_loss = penalty_in_loss
         self.shrink = ProximalStep(penalty, adaptive=adaptive, prox_lr=prox_lr)
         self._weights: dict[str, nn.Parameter] = {}
-        self._epoch = 0
-        self._steps = 0
-        self._steps_in_epoch = 0
+        self._ramp = Ramp(start, reach_at)
 
     def attach(self, model: MultiTaskModel) -> None:
         """Find the weights that the penalty covers.
@@ -84,11 +83,7 @@ class ProximalSharing(Sharing):
 
     def begin_epoch(self, epoch: int, loaders: Loaders) -> None:
         """Learn how far training has come."""
-        if epoch > 0 and self._steps:
-            self._steps_in_epoch = self._steps
-        elif not per_task(loaders) and isinstance(loaders, Sized):
-            self._steps_in_epoch = len(loaders)
-        self._epoch, self._steps = epoch, 0
+        self._ramp.begin_epoch(epoch, loaders)
 
     def settled(self, epoch: int) -> bool:
         """When the target is reached; without one, after the dense epochs."""
@@ -96,14 +91,14 @@ class ProximalSharing(Sharing):
 
     def regularizer(self) -> Tensor | None:
         """The penalty, where it is to act on the gradient as well."""
-        if not self.penalty_in_loss or self._epoch < self.start:
+        if not self.penalty_in_loss or not self._ramp.begun:
             return None
         return self.shrink.penalty.value(self._weights)
 
     def after_step(self, optimizer: Optimizer) -> None:
         """The proximal step."""
-        self._steps += 1
-        if self._epoch < self.start:
+        self._ramp.step()
+        if not self._ramp.begun:
             return
         if self.target_sparsity is not None:
             self._steer(optimizer)
@@ -119,11 +114,7 @@ class ProximalSharing(Sharing):
 
     def scheduled_sparsity(self) -> float:
         """The sparsity asked for at this step, in [0, target_sparsity]."""
-        if self.target_sparsity is None or self.reach_at is None:
-            return 0.0
-        within = min(self._steps / self._steps_in_epoch, 1.0) if self._steps_in_epoch else 1.0
-        way = min((self._epoch + within - self.start) / (self.reach_at - self.start), 1.0)
-        return self.target_sparsity * (1 - (1 - way) ** 3)
+        return (self.target_sparsity or 0.0) * cubic(self._ramp.way)
 
     def measures(self) -> Iterator[tuple[str, str, float]]:
         """Fraction of the groups that are zero, of the weights in them, and the strength."""
@@ -149,13 +140,11 @@ class ProximalSharing(Sharing):
 
     def state_dict(self) -> dict[str, Any]:
         """With the strength found so far, and how far training has come."""
-        progress = {"epoch": self._epoch, "steps": self._steps, "steps_in_epoch": self._steps_in_epoch}
-        return {**super().state_dict(), "strength": self.shrink.penalty.strength, "progress": progress}
+        strength, progress = self.shrink.penalty.strength, self._ramp.state_dict()
+        return {**super().state_dict(), "strength": strength, "progress": progress}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put it back."""
         super().load_state_dict(state)
         self.shrink.penalty = replace(self.shrink.penalty, strength=state["strength"])
-        self._epoch, self._steps, self._steps_in_epoch = (
-            int(state["progress"][key]) for key in ("epoch", "steps", "steps_in_epoch")
-        )
+        self._ramp.load_state_dict(state["progress"])
