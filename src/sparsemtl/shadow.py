@@ -63,6 +63,16 @@ def shadowed(model: nn.Module, tensors: Mapping[str, Tensor | None]) -> Iterator
             _put(entries, attribute, before)
 
 
+def seen(model: nn.Module) -> dict[str, Tensor | None]:
+    """Every parameter and buffer by name, as the model computes with it now: the replacement where it is shadowed."""
+    return {
+        f"{prefix}.{attribute}" if prefix else attribute: getattr(module, attribute)
+        for prefix, module in model.named_modules()
+        for attribute, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    }
+
+
 _ABSENT: Any = object()
 
 

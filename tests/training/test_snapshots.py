@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from training_toys import apart, assert_same, moved, shared, state_of
 
 import sparsemtl as sm
 from sparsemtl.errors import CheckpointError
+from sparsemtl.training.evaluation import Networks
 from sparsemtl.training.folder import RunFolder
 from sparsemtl.training.snapshots import Snapshots
 
@@ -37,7 +39,7 @@ def test_what_was_kept_comes_back_whole(snapshots: Snapshots) -> None:
     snapshots.keep("all", model, sharing)
     disturb(model)
     assert moved(kept, state_of(model)) == set(kept)
-    snapshots.put_back("all", model, sharing)
+    snapshots.put_back(["all"], model, sharing)
     assert_same(state_of(model), kept)
 
 
@@ -49,7 +51,7 @@ def test_the_last_that_was_kept_counts(snapshots: Snapshots) -> None:
     kept = state_of(model)
     snapshots.keep("all", model, sharing)
     disturb(model)
-    snapshots.put_back("all", model, sharing)
+    snapshots.put_back(["all"], model, sharing)
     assert_same(state_of(model), kept)
 
 
@@ -65,20 +67,9 @@ def test_masks_and_norms_come_back_with_the_weights(snapshots: Snapshots) -> Non
     with sharing.view("a"):
         model(torch.randn(8, 6))
     assert sharing.masks != masks
-    snapshots.put_back("all", model, sharing)
+    snapshots.put_back(["all"], model, sharing)
     assert sharing.masks == masks
     assert_same(sharing.norms.state_dict(), norms)
-
-
-def test_an_independent_task_comes_back_alone(snapshots: Snapshots) -> None:
-    model = apart(norm=True)
-    sharing, kept = attached(model), state_of(model)
-    snapshots.keep("a", model, sharing)
-    disturb(model)
-    later = state_of(model)
-    snapshots.put_back("a", model, sharing)
-    for name, tensor in state_of(model).items():
-        assert torch.equal(tensor, kept[name] if name.split(".")[1] == "a" else later[name]), name
 
 
 def test_independent_tasks_come_back_from_epochs_of_their_own(snapshots: Snapshots) -> None:
@@ -89,10 +80,35 @@ def test_independent_tasks_come_back_from_epochs_of_their_own(snapshots: Snapsho
     second = state_of(model)
     snapshots.keep("b", model, sharing)
     disturb(model)
-    for part in ("a", "b"):
-        snapshots.put_back(part, model, sharing)
+    assert snapshots.put_back(["a", "b"], model, sharing) == {}
     for name, tensor in state_of(model).items():
         assert torch.equal(tensor, {"a": first, "b": second}[name.split(".")[1]][name]), name
+
+
+@pytest.mark.parametrize("semantics", ["forward", "gradient"])
+def test_tasks_that_share_weights_come_back_with_a_network_each(snapshots: Snapshots, semantics: Any) -> None:
+    """Each is what the task saw at its own epoch: weights, masks and statistics."""
+    model, x = shared(norm=True), torch.randn(8, 6)
+    sharing = sm.RandomSharing(keep=0.5, resample_every=1, semantics=semantics)
+    attached(model, sharing)
+    seen: dict[str, Tensor] = {}
+    masks: dict[str, Any] = {}
+    for epoch, task in enumerate(("a", "b")):
+        sharing.begin_epoch(epoch, ())
+        disturb(model)
+        with sharing.view(task):
+            model.train()(x)  # moves the statistics
+            seen[task] = model.eval()(x)[task]
+        masks[task] = dict(sharing.masks[task])
+        snapshots.keep(task, model, sharing)
+    disturb(model)
+    sharing.begin_epoch(2, ())
+    networks = snapshots.put_back(["a", "b"], model, sharing)
+    views = Networks(model, networks)
+    for task, expected in seen.items():
+        with views.view(task):
+            assert torch.equal(model(x)[task], expected)
+        assert_same(dict(sharing.masks[task]), masks[task])
 
 
 @pytest.mark.parametrize("name", ["a", "all"])
@@ -101,11 +117,11 @@ def test_the_only_task_of_a_model_comes_back_with_its_encoder(snapshots: Snapsho
     sharing, kept = attached(model), state_of(model)
     snapshots.keep("all", model, sharing)
     disturb(model)
-    snapshots.put_back("all", model, sharing)
+    snapshots.put_back(["all"], model, sharing)
     assert_same(state_of(model), kept)
 
 
 def test_what_was_never_kept_cannot_come_back(snapshots: Snapshots) -> None:
     model = shared()
     with pytest.raises(CheckpointError, match=r"no snapshot of 'all' was kept|best\.safetensors does not exist"):
-        snapshots.put_back("all", model, attached(model))
+        snapshots.put_back(["all"], model, attached(model))

@@ -41,6 +41,8 @@ class Sharing(abc.ABC):
 
     #: The masks in force, for methods that have any.
     masks: TaskMasks | None = None
+    #: True if every task is given the epoch that is best for it, though it shares weights with others.
+    chosen_apart: bool = False
 
     def __init__(self, *, update: Update | None, bn: Statistics) -> None:
         self._update = update
@@ -140,3 +142,11 @@ class Sharing(abc.ABC):
             device = next(self.model.parameters()).device
             header = {"model": type(self.model).__name__, "method": type(self).__name__}
             self.masks = TaskMasks(state["masks"], **header).to(device)
+
+    def put_back(self, states: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take every task's part of a state of its own: task -> what `state_dict` gave at the task's best epoch."""
+        merged = dict(next(iter(states.values())))
+        for key in ("norms", "masks"):
+            if merged[key] is not None:
+                merged[key] = {task: state[key][task] for task, state in states.items()}
+        self.load_state_dict(merged)

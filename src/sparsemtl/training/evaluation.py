@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sparsemtl.batches import Group, Loaders, evaluation_groups, per_task
 from sparsemtl.errors import LabelWarning
 from sparsemtl.modes import evaluating
+from sparsemtl.shadow import shadowed
 from sparsemtl.tasks import Task
 
 if TYPE_CHECKING:
@@ -31,6 +32,29 @@ class Views(Protocol):
 
     def view(self, task: str) -> AbstractContextManager[Any]:
         """The model is the task's network inside."""
+
+
+Network = dict[str, Tensor | None]
+"""What a task computes with, parameter or buffer name -> tensor; None where its norms take the batch's statistics."""
+
+
+class Networks:
+    """Views of a model in which every task has weights of its own, as where tasks were chosen apart.
+
+    Args:
+        model: the model.
+        networks: task -> its network.
+    """
+
+    one_network = False
+
+    def __init__(self, model: nn.Module, networks: Mapping[str, Network]) -> None:
+        self._model = model
+        self._networks = networks
+
+    def view(self, task: str) -> AbstractContextManager[None]:
+        """The model is the task's network inside."""
+        return shadowed(self._model, self._networks[task])
 
 
 def evaluate(

@@ -36,9 +36,13 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
 
     def best(self, part: str) -> Path:
-        """Checkpoint of the best epoch, of the whole model ("all") or of an independent task."""
+        """Checkpoint of the best epoch, of the whole model ("all") or of a task chosen apart."""
         name = "best" if part == "all" else f"best-{part}"
         return self.path / "checkpoints" / f"{name}.safetensors"
+
+    def network(self, task: str) -> Path:
+        """Weights of a task's own network, where tasks that share weights were chosen apart."""
+        return self.path / "networks" / f"{task}.safetensors"
 
     @property
     def finished(self) -> bool:

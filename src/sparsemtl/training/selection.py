@@ -16,23 +16,26 @@ the weighted mean of the validation losses."""
 
 
 class Selection:
-    """Remembers the best epoch, of the whole model, or of every task apart where the tasks are independent.
+    """Remembers the best epoch, of the whole model or of every task apart.
 
     Args:
         model: whose tasks are chosen for.
         monitor: what is maximised.
+        apart: choose for every task apart, although they share weights; tasks that share none always are.
 
     Raises:
         ParameterError: if the monitor is not a validation score.
     """
 
-    def __init__(self, model: MultiTaskModel, monitor: Monitor = "score") -> None:
+    def __init__(self, model: MultiTaskModel, monitor: Monitor = "score", *, apart: bool = False) -> None:
         if monitor not in ("score", "loss"):
             extra = " Test data only reports; it never chooses a model." if "test" in str(monitor) else ""
             raise ParameterError(f"`monitor` must be 'score' or 'loss', on validation data, got {monitor!r}.{extra}")
         self.monitor = monitor
         self.parts: dict[str, tuple[str, ...]] = (
-            {task: (task,) for task in model.tasks} if chosen_apart(model) else {"all": tuple(model.tasks)}
+            {task: (task,) for task in model.tasks}
+            if len(model.tasks) > 1 and (apart or model.independent)
+            else {"all": tuple(model.tasks)}
         )
         self._tasks = model.tasks
         self._directions = {name: primary_of(task) for name, task in model.tasks.items()}
@@ -76,11 +79,6 @@ class Selection:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put it back."""
         self.best = {part: (value, epoch) for part, (value, epoch) in state["best"].items()}
-
-
-def chosen_apart(model: MultiTaskModel) -> bool:
-    """Tell whether every task gets the epoch that is best for it: there are several and they share nothing."""
-    return len(model.tasks) > 1 and model.independent
 
 
 def primary_of(task: Task) -> tuple[str, bool]:

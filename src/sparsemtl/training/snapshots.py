@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
 from sparsemtl.errors import CheckpointError
 from sparsemtl.models import MultiTaskModel
+from sparsemtl.shadow import seen
 from sparsemtl.sharing.sharing import Sharing
+from sparsemtl.training.evaluation import Network
 from sparsemtl.training.folder import RunFolder
-from sparsemtl.training.selection import chosen_apart
 
 
 class Snapshots:
@@ -31,16 +33,29 @@ class Snapshots:
         else:
             self._folder.save(self._folder.best(part), state)
 
-    def put_back(self, part: str, model: MultiTaskModel, sharing: Sharing) -> None:
-        """Restore what was kept: the whole model, or what belongs to an independent task only."""
-        state = self._load(part)
-        if part in model.tasks and chosen_apart(model):
-            prefixes = tuple(f"{name}." for name in model.task_modules(part))
-            own = {name: t for name, t in state["model"].items() if name.startswith(prefixes)}
-            model.load_state_dict({**model.state_dict(), **own})
-        else:
-            model.load_state_dict(state["model"])
-            sharing.load_state_dict(state["sharing"])
+    def put_back(self, parts: Sequence[str], model: MultiTaskModel, sharing: Sharing) -> dict[str, Network]:
+        """Restore what was kept.
+
+        Args:
+            parts: "all", or every task where each has an epoch of its own.
+            model: gets the weights; what is used by one task only comes from its own epoch, the rest from the first's.
+            sharing: gets its state, task by task.
+
+        Returns:
+            task -> its own network, if tasks that share weights were chosen apart.
+        """
+        states = {part: self._load(part) for part in parts}
+        if list(parts) == ["all"]:
+            _restore(states["all"], model, sharing)
+            return {}
+        networks = {} if model.independent else {task: _network(states[task], model, sharing, task) for task in parts}
+        merged = dict(next(iter(states.values()))["model"])
+        for task, state in states.items():
+            prefixes = tuple(f"{name}." for name in model.task_modules(task))
+            merged.update((name, tensor) for name, tensor in state["model"].items() if name.startswith(prefixes))
+        model.load_state_dict(merged)
+        sharing.put_back({task: state["sharing"] for task, state in states.items()})
+        return networks
 
     def _load(self, part: str) -> Any:
         if self._folder is not None:
@@ -48,3 +63,15 @@ class Snapshots:
         if part not in self._memory:
             raise CheckpointError(f"no snapshot of {part!r} was kept.")
         return self._memory[part]
+
+
+def _restore(state: Mapping[str, Any], model: MultiTaskModel, sharing: Sharing) -> None:
+    model.load_state_dict(state["model"])
+    sharing.load_state_dict(state["sharing"])
+
+
+def _network(state: Mapping[str, Any], model: MultiTaskModel, sharing: Sharing, task: str) -> Network:
+    """Every tensor of the model as the task sees it."""
+    _restore(state, model, sharing)
+    with sharing.view(task):
+        return {name: None if tensor is None else tensor.detach().clone() for name, tensor in seen(model).items()}

@@ -30,7 +30,7 @@ from sparsemtl.randomness import seed_everything
 from sparsemtl.sharing import DenseSharing, Sharing
 from sparsemtl.training.checkpoint import Randomness, Stateful, restore, snapshot
 from sparsemtl.training.engine import Backend, Engine
-from sparsemtl.training.evaluation import Results, evaluate, group_outputs, sample_predictions
+from sparsemtl.training.evaluation import Networks, Results, Views, evaluate, group_outputs, sample_predictions
 from sparsemtl.training.figures import Meter, measure_rows, result_rows, run_rows
 from sparsemtl.training.folder import RunFolder
 from sparsemtl.training.heads import materialize_heads
@@ -140,8 +140,9 @@ class Trainer:
         training = {"epochs": epochs, "accumulate": accumulate, "precision": precision}
         self.config = dict(config or described(model, self.sharing, self.balancer, seed=seed, training=training))
         self.notes = tuple(notes)
-        self.selection = Selection(model, monitor)
+        self.selection = Selection(model, monitor, apart=self.sharing.chosen_apart)
         self.snapshots = Snapshots(self.folder)
+        self.views: Views = self.sharing
         self.position = Position()
         self.validation: Results = {}
         self._chose: list[Loader] = []
@@ -178,7 +179,8 @@ class Trainer:
         check_loaders(validation, self.model.tasks)
         self._chose = [*_each(train), *_each(validation)]
         self.position, self._logged_until = Position(), 0
-        self.selection = Selection(self.model, self.selection.monitor)
+        self.selection = Selection(self.model, self.selection.monitor, apart=self.sharing.chosen_apart)
+        self.views = self.sharing
         bars = Progress(self.epochs, show=self.progress)  # before seeding: importing rich draws random numbers
         self._set_up(train)
         randomness = Randomness(loader_generators(train) + loader_generators(validation))
@@ -225,7 +227,7 @@ class Trainer:
         if self.folder is not None:
             step = self.position.step
             CSVLogger(self.folder.metrics, resume_at=step).log(result_rows(self.position.epoch, step, "test", results))
-            samples = sample_predictions(self.module, self.model.tasks, self.sharing, loaders, self.device)
+            samples = sample_predictions(self.module, self.model.tasks, self.views, loaders, self.device)
             self.folder.save(self.folder.samples, samples)
             self._write_summary("finished", results)
         return results
@@ -239,7 +241,7 @@ class Trainer:
         if not self._ready:
             raise ParameterError("nothing was trained yet; call fit(train, validation) first.")
         with evaluating(self.model):
-            return group_outputs(self.module, self.sharing, Group(x, {}, names).to(self.device))
+            return group_outputs(self.module, self.views, Group(x, {}, names).to(self.device))
 
     # ---- set-up ----------------------------------------------------------------------------------------------
 
@@ -365,7 +367,7 @@ class Trainer:
         bars.end_epoch(epoch, results, primary, whole, better=bool(improved))
 
     def _evaluate(self, loaders: Loaders) -> Results:
-        return evaluate(self.module, self.model.tasks, self.sharing, loaders, self.device)
+        return evaluate(self.module, self.model.tasks, self.views, loaders, self.device)
 
     def _stale(self) -> bool:
         return self.patience is not None and self.selection.stale(self.position.epoch - 1) >= self.patience
@@ -408,11 +410,16 @@ class Trainer:
         for part in self.selection.parts:
             if part not in self.selection.best:
                 raise CheckpointError(f"no epoch of {part!r} was chosen; validation gave no result.")
-            self.snapshots.put_back(part, self.model, self.sharing)
+        networks = self.snapshots.put_back(list(self.selection.parts), self.model, self.sharing)
+        if networks:
+            self.views = Networks(self.model, networks)
         self.model.eval()
         self.validation = self._evaluate(validation)
         if self.folder is not None:
             write_tensors(self.folder.model, self.model.state_dict(), {"model": type(self.model).__name__})
+            for task, network in networks.items():
+                tensors = {name: tensor for name, tensor in network.items() if tensor is not None}
+                write_tensors(self.folder.network(task), tensors, {"model": type(self.model).__name__, "task": task})
             if self.masks is not None:
                 self.masks.save(self.folder.masks)
             if self.sharing.norms is not None:
