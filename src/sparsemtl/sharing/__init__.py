@@ -7,9 +7,11 @@ from sparsemtl.sharing.group_lasso import GroupLassoSharing
 from sparsemtl.sharing.group_mcp import GroupMCPSharing
 from sparsemtl.sharing.l1 import L1Sharing
 from sparsemtl.sharing.masked import MaskedSharing
+from sparsemtl.sharing.pbfs import PBFSSharing
 from sparsemtl.sharing.proximal import ProximalSharing
 from sparsemtl.sharing.random import RandomSharing
 from sparsemtl.sharing.sharing import Sharing
+from sparsemtl.sharing.subnetwork import SubnetworkSharing
 
 SHARING: Registry[Sharing] = Registry(
     "sharing method",
@@ -20,6 +22,7 @@ SHARING: Registry[Sharing] = Registry(
         "group-lasso": GroupLassoSharing,
         "l1": L1Sharing,
         "group-mcp": GroupMCPSharing,
+        "pbfs": PBFSSharing,
     },
 )
 
@@ -31,7 +34,9 @@ __all__ = [
     "GroupMCPSharing",
     "L1Sharing",
     "MaskedSharing",
+    "PBFSSharing",
     "ProximalSharing",
     "RandomSharing",
     "Sharing",
+    "SubnetworkSharing",
 ]

@@ -8,8 +8,9 @@ from sparsemtl.criteria.fisher import Estimator, FisherInformation
 from sparsemtl.criteria.per_sample_sums import Power
 from sparsemtl.criteria.select import Scope
 from sparsemtl.parameters import Count, Fraction, Natural, validated
-from sparsemtl.sharing.masked import MaskedSharing, Semantics
+from sparsemtl.sharing.masked import MaskedSharing
 from sparsemtl.sharing.sharing import Statistics, Update
+from sparsemtl.sharing.subnetwork import Semantics
 
 
 class FisherSharing(MaskedSharing):

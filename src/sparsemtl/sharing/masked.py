@@ -1,29 +1,24 @@
-"""What the methods have in common that give every task a mask over the shared weights."""
+"""What the methods have in common whose tasks keep a fraction of the shared weights, chosen by a criterion."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from sparsemtl.batches import Loaders
 from sparsemtl.criteria.choose import Granularity, choose_masks
 from sparsemtl.criteria.criterion import Criterion
 from sparsemtl.criteria.recalibrated import Recalibrated
 from sparsemtl.criteria.select import Scope
-from sparsemtl.errors import MaskError, ParameterError
-from sparsemtl.masks import Mask, TaskMasks
-from sparsemtl.models import MultiTaskModel, maskable_parameters
+from sparsemtl.errors import ParameterError
+from sparsemtl.masks import TaskMasks
 from sparsemtl.sharing.schedule import cubic
-from sparsemtl.sharing.sharing import Sharing, Statistics, Update
-
-Semantics = Literal["forward", "gradient"]
-"""`forward`: a task computes with mask * weight, in training and inference. `gradient`: all tasks compute with the
-dense weights, only the task's gradient is masked."""
+from sparsemtl.sharing.sharing import Statistics, Update
+from sparsemtl.sharing.subnetwork import Semantics, SubnetworkSharing
 
 
-class MaskedSharing(Sharing):
+class MaskedSharing(SubnetworkSharing):
     """Every task keeps a fraction of the shared weights, chosen by a criterion at moments that the method names.
 
     A method says in `renewal` which criterion chooses anew before an epoch; everything else is here. With
@@ -35,18 +30,13 @@ class MaskedSharing(Sharing):
         keep: fraction of the maskable weights that every task keeps, in (0, 1].
         target_density: fraction kept in the end, in place of `keep`, reached step by step.
         reach_at: epochs by which the target is reached; no earlier epoch's model is ever chosen.
-        semantics: `forward` masks the weights that a task computes with (FSMTL, Eq. 3), `gradient` only its
-            gradient (Eq. 4).
-        update: how a batch becomes updates; see `Update`.
-        strict: a weight outside of the active masks does not move, whatever the optimizer.
-        bn: batch norm statistics; by default one set a task for `forward`, shared for `gradient`.
+        semantics, update, strict, bn: see `SubnetworkSharing`.
         scope: rank all weights together (`global`) or each layer's apart (`layer`).
         granularity: single weights, or whole output channels with their bias and norm.
         min_per_layer: weights, or channels, that every layer keeps at least.
         mask_all: mask biases and norms as well; always so for channels.
     """
 
-    masks: TaskMasks
     #: Dense epochs before the first masks.
     start: int = 0
 
@@ -65,7 +55,9 @@ class MaskedSharing(Sharing):
         min_per_layer: int,
         mask_all: bool,
     ) -> None:
-        super().__init__(update=update, bn=bn or ("per_task" if semantics == "forward" else "shared"))
+        super().__init__(
+            semantics=semantics, update=update, strict=strict, bn=bn, mask_all=mask_all or granularity == "channel"
+        )
         if (target_density is None) != (reach_at is None):
             raise ParameterError("`target_density` and `reach_at` go together: how much is kept, and by which epoch.")
         if reach_at is not None and reach_at <= self.start:
@@ -73,39 +65,14 @@ class MaskedSharing(Sharing):
         self.keep = keep
         self.target_density = target_density
         self.reach_at = reach_at
-        self.semantics = semantics
-        self.strict = strict
         self.scope = scope
         self.granularity = granularity
         self.min_per_layer = min_per_layer
-        self.mask_all = mask_all or granularity == "channel"
         self._changed: dict[str, float] = {}
-        self._unions: tuple[TaskMasks | None, dict[tuple[str, ...], Mask | None]] = (None, {})
 
     @abc.abstractmethod
     def renewal(self, epoch: int) -> Criterion | None:
         """The criterion that chooses masks before this epoch (counted from 0), None to keep those in force."""
-
-    def attach(self, model: MultiTaskModel) -> None:
-        """Start with masks that keep everything.
-
-        Raises:
-            MaskError: if the model shares no weights.
-        """
-        super().attach(model)
-        parameters = maskable_parameters(model, mask_all=self.mask_all)
-        if not parameters:
-            raise MaskError(
-                f"{type(self).__name__} masks the weights that tasks share, and {type(model).__name__} shares none. "
-                "Use DenseSharing with it."
-            )
-        header = {"model": type(model).__name__, "method": type(self).__name__}
-        self.masks = TaskMasks.ones(parameters, model.tasks, **header)
-
-    @property
-    def one_network(self) -> bool:
-        """True for gradient masks on shared statistics."""
-        return self.semantics == "gradient" and super().one_network
 
     def begin_epoch(self, epoch: int, loaders: Loaders) -> None:
         """Choose new masks if the method wants to; the order of the training data is not disturbed by it."""
@@ -146,44 +113,11 @@ class MaskedSharing(Sharing):
             method=type(self).__name__,
         )
 
-    @contextmanager
-    def view(self, task: str) -> Iterator[None]:
-        """The task's masked weights, if masks act on the forward, and its norms' statistics."""
-        masked = self.masks.applied(self.model, task) if self.semantics == "forward" else nullcontext()
-        with masked, super().view(task):
-            yield
-
-    def gradient_mask(self, task: str) -> Mask | None:
-        """The task's mask, if masks act on the gradient only."""
-        return self.masks[task] if self.semantics == "gradient" else None
-
-    def active(self, tasks: Sequence[str]) -> Mask | None:
-        """The union of the tasks' masks, if strict; None where it is everything."""
-        if not self.strict:
-            return None
-        if self._unions[0] is not self.masks:
-            self._unions = (self.masks, {})
-        unions = self._unions[1]
-        key = tuple(tasks)
-        if key not in unions:
-            union = self.masks.union(key)
-            unions[key] = None if all(bool(mask.all()) for mask in union.values()) else union
-        return unions[key]
-
     def measures(self) -> Iterator[tuple[str, str, float]]:
-        """Every task's density, how much of its mask changed at the last renewal, and the tasks' mean overlap."""
-        for task in self.masks:
-            yield task, "density", self.masks.density(task)
+        """Also how much of every task's mask changed at the last renewal."""
+        yield from super().measures()
         for task, changed in self._changed.items():
             yield task, "changed", changed
-        if len(self.masks) > 1:
-            jaccard = self.masks.overlap().jaccard
-            others = len(jaccard) * (len(jaccard) - 1)
-            yield "", "overlap", float(jaccard.sum() - jaccard.trace()) / others
-
-    def outcome(self) -> dict[str, Any]:
-        """Every task's density."""
-        return {"density": {task: self.masks.density(task) for task in self.masks}}
 
     def state_dict(self) -> dict[str, Any]:
         """With how much of the masks changed at the last renewal, which an epoch resumed half-way still logs."""

@@ -9,8 +9,9 @@ from sparsemtl.criteria.criterion import Criterion
 from sparsemtl.criteria.random import Random
 from sparsemtl.criteria.select import Scope
 from sparsemtl.parameters import Count, Fraction, Natural, validated
-from sparsemtl.sharing.masked import MaskedSharing, Semantics
+from sparsemtl.sharing.masked import MaskedSharing
 from sparsemtl.sharing.sharing import Statistics, Update
+from sparsemtl.sharing.subnetwork import Semantics
 
 
 class RandomSharing(MaskedSharing):
