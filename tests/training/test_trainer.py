@@ -410,6 +410,17 @@ def test_it_trains_in_other_precisions(precision: Precision, sharing: sm.Sharing
     assert trainer.test(loader(40, seed=3))["b"]["loss"] < 4.0
 
 
+def test_a_checkpoint_holds_what_half_precision_has_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning_fabric.plugins.precision import Precision as Plugin
+
+    monkeypatch.setattr(Plugin, "state_dict", lambda self: {"scale": 512.0})
+    quiet(folder=tmp_path, epochs=1).fit(loader(), held_out())
+    found: list[Any] = []
+    monkeypatch.setattr(Plugin, "load_state_dict", lambda self, state: found.append(state))
+    quiet(folder=tmp_path, epochs=2).fit(loader(), held_out(), resume=True)
+    assert found == [{"scale": 512.0}]
+
+
 @pytest.mark.parametrize("balancing", ["uncertainty", "mgda", "famo"])
 def test_balancers_work_in_mixed_precision(balancing: str) -> None:
     trainer = quiet(shared("abc", norm=True), balancing=balancing, precision="bf16-mixed", epochs=2)

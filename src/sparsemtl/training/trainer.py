@@ -385,6 +385,7 @@ class Trainer:
             "selection": self.selection,
             "meter": meter,
             "randomness": randomness,
+            "precision": self.fabric.strategy.precision,  # in half precision it scales the losses
         }
         return parts | ({"scheduler": self.scheduler} if self.scheduler is not None else {})
 
