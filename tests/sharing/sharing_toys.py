@@ -114,7 +114,7 @@ def engine_of(
     make = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
     backend = Backend(network, lambda loss, **options: loss.backward(**options), None, device)
     chosen = update or sharing.update_for(own_data=own_data)
-    return Engine(network, sharing, balancer, make(network.parameters()), chosen, backend)
+    return Engine(network, sharing, balancer, make([*network.parameters(), *sharing.parameters()]), chosen, backend)
 
 
 def run_epoch(engine: Engine, loaders: Loaders, epoch: int) -> None:

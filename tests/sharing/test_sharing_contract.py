@@ -47,7 +47,7 @@ from sparsemtl.errors import ConfigError, MaskError, ParameterError
 from sparsemtl.files import read_tree, write_tree
 from sparsemtl.parameters import configurable
 from sparsemtl.randomness import random_state
-from sparsemtl.sharing import SHARING, ProximalSharing, Sharing, SubnetworkSharing
+from sparsemtl.sharing import SHARING, ProximalSharing, Sharing, SoftMaskSharing, SubnetworkSharing
 from sparsemtl.sharing.sharing import Update
 from sparsemtl.training.engine import Engine
 
@@ -321,6 +321,7 @@ def test_a_model_that_shares_nothing_is_trained_or_refused_in_words(method: str)
         ProximalSharing: pytest.raises(
             ParameterError, match=rf"{name} finds nothing to make sparse: SingleTask shares 0"
         ),
+        SoftMaskSharing: pytest.raises(ParameterError, match=rf"{name} finds nothing to mask: SingleTask shares 0"),
     }
     with next((context for kind, context in refused.items() if isinstance(sharing, kind)), nullcontext()):
         assert trained(sharing, loader(), network=apart).update == "alternate"

@@ -11,6 +11,7 @@ from sparsemtl.sharing.pbfs import PBFSSharing
 from sparsemtl.sharing.proximal import ProximalSharing
 from sparsemtl.sharing.random import RandomSharing
 from sparsemtl.sharing.sharing import Sharing
+from sparsemtl.sharing.soft_masks import SoftMaskSharing
 from sparsemtl.sharing.subnetwork import SubnetworkSharing
 
 SHARING: Registry[Sharing] = Registry(
@@ -23,6 +24,7 @@ SHARING: Registry[Sharing] = Registry(
         "l1": L1Sharing,
         "group-mcp": GroupMCPSharing,
         "pbfs": PBFSSharing,
+        "soft-masks": SoftMaskSharing,
     },
 )
 
@@ -38,5 +40,6 @@ __all__ = [
     "ProximalSharing",
     "RandomSharing",
     "Sharing",
+    "SoftMaskSharing",
     "SubnetworkSharing",
 ]

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparsemtl.batches import Loaders
@@ -41,6 +41,8 @@ class Sharing(abc.ABC):
 
     #: The masks in force, for methods that have any.
     masks: TaskMasks | None = None
+    #: Parts of the state that are kept task by task.
+    by_task: tuple[str, ...] = ("norms", "masks")
     #: True if every task is given the epoch that is best for it, though it shares weights with others.
     chosen_apart: bool = False
 
@@ -112,6 +114,10 @@ class Sharing(abc.ABC):
         """An extra term of the task's loss."""
         return None
 
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The method's own parameters, which the optimizer trains beside the model's, without weight decay."""
+        return iter(())
+
     def regularizer(self) -> Tensor | None:
         """An extra term of every step, on no task's account: no balancer weighs it."""
         return None
@@ -146,7 +152,7 @@ class Sharing(abc.ABC):
     def put_back(self, states: Mapping[str, Mapping[str, Any]]) -> None:
         """Take every task's part of a state of its own: task -> what `state_dict` gave at the task's best epoch."""
         merged = dict(next(iter(states.values())))
-        for key in ("norms", "masks"):
+        for key in self.by_task:
             if merged[key] is not None:
                 merged[key] = {task: state[key][task] for task, state in states.items()}
         self.load_state_dict(merged)

@@ -262,7 +262,7 @@ class Trainer:
         self.sharing.attach(self.model)
         self.balancer.attach(len(self.model.tasks), self.device)
         groups: list[dict[str, Any]] = [{"params": list(self.model.parameters())}]
-        if extra := list(self.balancer.parameters()):
+        if extra := [*self.sharing.parameters(), *self.balancer.parameters()]:
             groups.append({"params": extra, "weight_decay": 0.0})
         self.optimizer = self._make_optimizer(groups)
         self.scheduler = self._make_scheduler(self.optimizer) if self._make_scheduler else None

@@ -1,0 +1,157 @@
+"""Soft masks: every task scales each shared weight by a number of its own, learned with it, that may become zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparsemtl.errors import ParameterError
+from sparsemtl.masks import TaskMasks
+from sparsemtl.models import MultiTaskModel
+from sparsemtl.parameters import NonNegative, validated
+from sparsemtl.shadow import shadowed
+from sparsemtl.sharing.sharing import Sharing, Statistics, Update
+
+
+class SoftMaskSharing(Sharing):
+    """Learned non-negative masks over the shared convolutions, with l1 (Feng & Chen, DAMTL, Eq. 1 and 4).
+
+    Task t computes with psi_t * W, element by element, where W is what all tasks train and psi_t >= 0 is its own. After
+    every step that a task took part in, its masks take the proximal step of lambda |psi|_1 on psi >= 0:
+    psi = max(0, psi - lr * weight of the task * lambda). What becomes zero is not read by the task.
+
+    Args:
+        lambda_: strength of l1, in a configuration `lambda`. The paper: 0.9, with a step of 0.01 and a weight of 0.01.
+        granularity: a number for every `weight`, as in Eq. 1, or for every `filter` (output channel).
+        init: masks to start from: `uniform` in [0, 1), as in the paper, or `ones`, the network as it is.
+        linear: mask linear layers as well.
+        update: how a batch becomes updates; see `Update`.
+        bn: batch norm statistics; one set a task by default.
+
+    Differences from the paper:
+        - There the weights under the masks are each task's own copy of an auxiliary network's; here all tasks share
+          them.
+        - Masks are trained by the run's optimizer, without weight decay.
+    """
+
+    by_task = ("norms", "soft")
+
+    @validated
+    def __init__(
+        self,
+        *,
+        lambda_: NonNegative = 1e-3,
+        granularity: Literal["weight", "filter"] = "weight",
+        init: Literal["uniform", "ones"] = "ones",
+        linear: bool = False,
+        update: Update | None = None,
+        bn: Statistics = "per_task",
+    ) -> None:
+        super().__init__(update=update, bn=bn)
+        self.strength = lambda_
+        self.granularity = granularity
+        self.init = init
+        self.linear = linear
+        self.soft: dict[str, dict[str, nn.Parameter]] = {}
+
+    def attach(self, model: MultiTaskModel) -> None:
+        """Make every task's masks.
+
+        Raises:
+            ParameterError: if the model shares nothing to mask.
+        """
+        super().attach(model)
+        dimensions = (2, 4) if self.linear else (4,)
+        covered = {name: p for name, p in model.shared_parameters().items() if p.ndim in dimensions}
+        if not covered:
+            raise ParameterError(
+                f"{type(self).__name__} finds nothing to mask: {type(model).__name__} shares "
+                f"{len(model.shared_parameters())} parameters, none of them of a convolution. `linear=True` takes "
+                "linear layers as well."
+            )
+        users = model.users()
+        self.soft = {
+            task: {name: self._start(p) for name, p in covered.items() if task in users[name]} for task in model.tasks
+        }
+
+    def _start(self, weight: Tensor) -> nn.Parameter:
+        like = weight.detach()
+        if self.granularity == "filter":
+            like = like[(slice(None), *[slice(1)] * (weight.ndim - 1))]
+        return nn.Parameter(torch.rand_like(like) if self.init == "uniform" else torch.ones_like(like))
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All tasks' masks."""
+        for masks in self.soft.values():
+            yield from masks.values()
+
+    @property
+    def one_network(self) -> bool:
+        """False: every task has masks of its own."""
+        return False
+
+    @contextmanager
+    def view(self, task: str) -> Iterator[None]:
+        """The model computes with the task's masks times the weights."""
+        with ExitStack() as stack:
+            stack.enter_context(super().view(task))
+            weights = {name: psi * self.model.get_parameter(name) for name, psi in self.soft[task].items()}
+            stack.enter_context(shadowed(self.model, weights))
+            yield
+
+    @torch.no_grad()
+    def after_step(self, optimizer: Optimizer) -> None:
+        """The proximal step of the tasks that took part."""
+        rates = {p: float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+        for task, masks in self.soft.items():
+            scale = self.model.tasks[task].weight * self.strength
+            for psi in masks.values():
+                if psi.grad is not None:
+                    psi.sub_(rates[psi] * scale).clamp_(min=0)
+
+    @property
+    def masks(self) -> TaskMasks | None:  # type: ignore[override]
+        """Which weights every task reads: those whose soft mask is above zero."""
+        if not self.soft:
+            return None
+        shapes = {name: self.model.get_parameter(name) for masks in self.soft.values() for name in masks}
+        kept = {
+            task: {name: self._kept(masks.get(name), like) for name, like in shapes.items()}
+            for task, masks in self.soft.items()
+        }
+        return TaskMasks(kept, model=type(self.model).__name__, method=type(self).__name__)
+
+    @staticmethod
+    def _kept(psi: Tensor | None, like: Tensor) -> Tensor:
+        if psi is None:
+            return torch.zeros_like(like, dtype=torch.bool)
+        return (psi.detach() > 0).expand_as(like).clone()
+
+    def measures(self) -> Iterator[tuple[str, str, float]]:
+        """Every task's share of masks above zero, and their mean."""
+        for task, masks in self.soft.items():
+            flat = torch.cat([psi.detach().flatten() for psi in masks.values()])
+            yield task, "density", float((flat > 0).double().mean())
+            yield task, "mean_mask", float(flat.double().mean())
+
+    def outcome(self) -> dict[str, Any]:
+        """Every task's density."""
+        return {"density": {task: value for task, name, value in self.measures() if name == "density"}}
+
+    def state_dict(self) -> dict[str, Any]:
+        """With the soft masks."""
+        soft = {task: {name: psi.detach().clone() for name, psi in masks.items()} for task, masks in self.soft.items()}
+        return {"norms": self.norms.state_dict() if self.norms else None, "masks": None, "soft": soft}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put them back."""
+        super().load_state_dict(state)
+        for task, masks in state["soft"].items():
+            for name, psi in masks.items():
+                self.soft[task][name].copy_(psi)
