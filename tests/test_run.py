@@ -215,6 +215,18 @@ def test_heads_and_weights_of_tasks_that_are_not_trained_are_left_alone() -> Non
     assert {name: task.weight for name, task in trainer.model.tasks.items()} == {"digit": 3.0}
 
 
+def test_a_task_may_be_judged_by_another_metric() -> None:
+    trainer = made(primary={"digit": "f1_macro"})
+    assert [next(iter(task.metrics())) for task in trainer.model.tasks.values()] == [
+        "f1_macro",
+        "accuracy",
+        "accuracy",
+        "r2",
+    ]
+    with pytest.raises(ParameterError, match="task 'digit': unknown metric 'f2'"):
+        made(primary={"digit": "f2"})
+
+
 def made(**changes: Any) -> Trainer:
     config = check({"encoder": {"name": "mlp", "hidden": [8]}, **changes})
     return make_trainer(config, load_data(config), None, progress=False)

@@ -91,18 +91,19 @@ def _check_free(place: RunFolder) -> None:
 
 
 def load_data(config: Mapping[str, Any]) -> TaskData:
-    """The data set of a complete configuration, with its tasks chosen and weighted.
+    """The data set of a complete configuration, with its tasks chosen, weighted and given their primary metrics.
 
     What a configuration says of tasks that it does not train is left alone: methods of a study may train fewer.
     """
     section = dict(config["data"])
     data = DATASETS.build(section.pop("name"), **section)
-    for key in ("tasks", "weights", "heads"):
+    for key in ("tasks", "weights", "primary", "heads"):
         _check_tasks(key, config[key] or (), data)
     if config["tasks"] is not None:
         data = data.only(config["tasks"])
     for task in data.tasks:
         task.weight = float(config["weights"].get(task.name, task.weight))
+        task.primary = config["primary"].get(task.name)
     return data
 
 

@@ -60,6 +60,7 @@ _RUN: Keys = {
         None,
         "File of weights that the encoder starts from: torchvision's state dict, or the model of an earlier run.",
     ),
+    "primary": (dict[str, str], {}, "Task -> the metric by which it is judged; by default the first of its kind's."),
     "heads": (
         dict[str, str | dict[str, Any]],
         {},

@@ -284,9 +284,16 @@ def test_a_metric_must_say_which_way_is_better() -> None:
 @pytest.mark.parametrize(
     ("task", "expected"),
     [
-        (Classification("t", 3), {"accuracy": True, "f1_macro": True}),
+        (Classification("t", 3), {"accuracy": True, "f1_macro": True, "calibration_error": False}),
+        (
+            Classification("t", 2),
+            {
+                "accuracy": True, "f1_macro": True, "calibration_error": False,
+                "f1": True, "auroc": True, "average_precision": True,
+            },
+        ),
         (MultiLabel("t", 3), {"accuracy": True, "f1_macro": True}),
-        (Regression("t"), {"r2": True, "mse": False, "mae": False}),
+        (Regression("t"), {"r2": True, "mse": False, "rmse": False, "mae": False}),
         (Regression("t", metrics={"mse": MeanSquaredError(), "r": MulticlassAccuracy(2)}), {"mse": False, "r": True}),
     ],
 )
@@ -297,7 +304,7 @@ def test_metrics_say_which_way_is_better_and_the_primary_one_is_first(task: Task
 @pytest.mark.parametrize(
     ("task", "good", "bad"),
     [
-        (Classification("t", 3), F.one_hot(classes()).double(), -F.one_hot(classes()).double()),
+        (Classification("t", 3), 9 * F.one_hot(classes()).double(), -9 * F.one_hot(classes()).double()),
         (MultiLabel("t", 3), 2 * yes_or_no() - 1, 1 - 2 * yes_or_no()),
         (Regression("t", 2), values(2), -values(2)),
     ],

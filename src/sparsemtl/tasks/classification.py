@@ -105,13 +105,21 @@ class Classification(Task):
         return total / self.labelled(target).sum().clamp(min=1)
 
     def default_metrics(self) -> dict[str, Metric]:
-        """Accuracy (micro) and macro F1."""
+        """Accuracy (micro), macro F1 and calibration error; of two classes also what the second, positive one has."""
         from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-        return {
+        from sparsemtl.tasks import class_metrics as own
+
+        metrics: dict[str, Metric] = {
             "accuracy": MulticlassAccuracy(self.classes, average="micro", validate_args=False),
             "f1_macro": MulticlassF1Score(self.classes, average="macro", validate_args=False),
+            "calibration_error": own.CalibrationError(self.classes, validate_args=False),
         }
+        if self.classes == 2:
+            metrics["f1"] = own.SecondClassF1(validate_args=False)
+            metrics["auroc"] = own.SecondClassAUROC(validate_args=False)
+            metrics["average_precision"] = own.SecondClassAveragePrecision(validate_args=False)
+        return metrics
 
     def predict(self, output: Tensor) -> Tensor:
         """Class indices (B,)."""

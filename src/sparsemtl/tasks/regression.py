@@ -87,12 +87,13 @@ class Regression(Task):
         return torch.where(known, terms, 0.0).sum() / known.sum().clamp(min=1)
 
     def default_metrics(self) -> dict[str, Metric]:
-        """R² (mean over the values, so that tasks of any scale compare), MSE and MAE."""
+        """R² (mean over the values, so that tasks of any scale compare), MSE, its root and MAE."""
         from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
         return {
             "r2": R2Score(multioutput="uniform_average"),
             "mse": MeanSquaredError(),
+            "rmse": MeanSquaredError(squared=False),
             "mae": MeanAbsoluteError(),
         }
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from sparsemtl.errors import LabelError, ParameterError
+from sparsemtl.errors import LabelError, ParameterError, unknown_name
 from sparsemtl.heads.linear import LazyLinearHead, LinearHead
 from sparsemtl.likelihoods import Likelihood
 from sparsemtl.parameters import NonNegative
@@ -55,6 +55,8 @@ class Task(abc.ABC):
         self.target = target or name
         self._loss = loss
         self._metrics = dict(metrics) if metrics else None
+        #: Name of the metric by which models are chosen; the first one if None.
+        self.primary: str | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {self.outputs})"
@@ -165,7 +167,11 @@ class Task(abc.ABC):
                 raise ParameterError(
                     f"task {self.name!r}: metric {name!r} does not say `higher_is_better`; set it to True or False."
                 )
-        return metrics
+        if self.primary is None:
+            return metrics
+        if self.primary not in metrics:
+            raise ParameterError(f"task {self.name!r}: {unknown_name('metric', self.primary, metrics)}")
+        return {self.primary: metrics.pop(self.primary), **metrics}
 
     def update(self, metrics: Mapping[str, Metric], output: Tensor, target: Tensor) -> None:
         """Add a batch to metrics; unlabelled samples are left out."""

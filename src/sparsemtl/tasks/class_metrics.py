@@ -1,0 +1,43 @@
+"""Metrics of classifications that read probabilities: torchmetrics' own, given logits."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torchmetrics.classification import (
+    BinaryAUROC,
+    BinaryAveragePrecision,
+    BinaryF1Score,
+    MulticlassCalibrationError,
+)
+
+
+class SecondClassF1(BinaryF1Score):
+    """F1 of the second of two classes, the positive one."""
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Add logits (N, 2) and class indices (N,)."""
+        super().update(output.argmax(1), target)
+
+
+class SecondClassAUROC(BinaryAUROC):
+    """Area under the ROC curve of two classes."""
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Add logits (N, 2) and class indices (N,)."""
+        super().update(output.softmax(1)[:, 1], target)
+
+
+class SecondClassAveragePrecision(BinaryAveragePrecision):
+    """Average precision of the second of two classes, the positive one."""
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Add logits (N, 2) and class indices (N,)."""
+        super().update(output.softmax(1)[:, 1], target)
+
+
+class CalibrationError(MulticlassCalibrationError):
+    """Expected calibration error: mean gap of confidence and accuracy over 15 bins (Guo et al. 2017)."""
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Add logits (N, C) and class indices (N,)."""
+        super().update(output.softmax(1), target)

@@ -1,0 +1,56 @@
+"""Metrics that read probabilities, held to scikit-learn's and to a count by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as reference
+from torch import Tensor
+
+from sparsemtl.tasks import Classification
+
+SMALL = 0.05
+"""Logits between 0 and 1 may be taken for probabilities by who does not look."""
+
+
+def measured(classes: int, output: Tensor, target: Tensor) -> dict[str, float]:
+    """By the task, in three batches."""
+    task = Classification("t", classes)
+    metrics = task.metrics()
+    for part, labels in zip(output.chunk(3), target.chunk(3), strict=True):
+        task.update(metrics, part, labels)
+    return {name: float(metric.compute()) for name, metric in metrics.items()}
+
+
+def sample(classes: int, scale: float) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(classes)
+    target = torch.randint(classes, (200,), generator=generator)
+    noise = torch.randn(200, classes, generator=generator)
+    return (noise + torch.nn.functional.one_hot(target, classes)).sigmoid() * scale, target
+
+
+@pytest.mark.parametrize("scale", [SMALL, 1.0, 8.0])
+def test_metrics_of_two_classes_are_scikit_learn_s_of_the_second(scale: float) -> None:
+    output, target = sample(2, scale)
+    found = measured(2, output, target)
+    chance, truth, said = output.softmax(1)[:, 1].numpy(), target.numpy(), output.argmax(1).numpy()
+    assert found["f1"] == pytest.approx(reference.f1_score(truth, said), abs=1e-6)
+    assert found["f1_macro"] == pytest.approx(reference.f1_score(truth, said, average="macro"), abs=1e-6)
+    assert found["auroc"] == pytest.approx(reference.roc_auc_score(truth, chance), abs=1e-6)
+    assert found["average_precision"] == pytest.approx(reference.average_precision_score(truth, chance), abs=1e-6)
+    assert found["accuracy"] == pytest.approx(reference.accuracy_score(truth, said), abs=1e-6)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("scale", [SMALL, 8.0])
+def test_the_calibration_error_is_that_counted_by_hand(classes: int, scale: float) -> None:
+    output, target = sample(classes, scale)
+    confidence, said = (part.numpy() for part in output.softmax(1).max(1))
+    right = said == target.numpy()
+    error = 0.0
+    for low in np.arange(15) / 15:
+        inside = (confidence > low) & (confidence <= low + 1 / 15)
+        if inside.any():
+            error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    assert measured(classes, output, target)["calibration_error"] == pytest.approx(error, abs=1e-5)
