@@ -9,6 +9,7 @@ from reading import Page
 
 from sparsemtl.report.charts import Axis, Gain, Line, gain_chart, line_chart
 from sparsemtl.report.drawing import NEUTRAL
+from sparsemtl.report.study_charts import _axis
 
 
 def test_a_chart_is_one_svg_element_of_its_page():
@@ -46,6 +47,23 @@ def test_a_logarithmic_axis_and_levels_are_drawn():
     assert logarithmic != straight
     assert logarithmic.count("var(--c1)") == 1
     assert "var(--c1)" not in line_chart([line], label="a", axis=Axis("lr", log=True))
+
+
+@pytest.mark.parametrize(
+    ("values", "log", "floor"),
+    [
+        ([0.1, 0.5, 0.9], False, None),
+        ([0.0, 0.5, 1.0], False, None),
+        ([1e-4, 1e-2], True, None),
+        ([0.0, 1e-7, 1e-2], True, 1e-7),
+        ([-1.0, 1e-7, 1e-2], False, None),
+        ([0.0, 1e-2], False, None),
+    ],
+)
+def test_a_key_over_decades_is_logarithmic_and_zero_has_a_place(values, log, floor):
+    axis = _axis("lambda", values)
+    assert (axis.log, axis.floor) == (log, floor)
+    Page(line_chart([Line(values, values, 0)], label="a", axis=axis))
 
 
 def test_gains_without_deviation_and_without_a_value_are_drawn():

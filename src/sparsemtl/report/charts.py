@@ -80,11 +80,13 @@ class Axis:
         label: what it measures.
         ticks: where it is labelled; by itself, at whole numbers, if there are none.
         log: whether it is logarithmic.
+        floor: with `log`, the position below which it is linear, so that zero has a place; None if there is none.
     """
 
     label: str = "epoch"
     ticks: Sequence[float] = ()
     log: bool = False
+    floor: float | None = None
 
 
 EPOCHS = Axis()
@@ -116,7 +118,10 @@ def line_chart(
         for x, y, colour in marks:
             axes.axvline(x, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
             axes.plot([x], [y], "o", color=series(colour), markersize=6.5, zorder=4)
-        if axis.log:
+        if axis.log and axis.floor is not None:
+            axes.set_xscale("symlog", linthresh=axis.floor)
+            axes.set_xlim(left=-axis.floor / 2)
+        elif axis.log:
             axes.set_xscale("log")
         _ticks(axes, axis)
 
@@ -179,7 +184,9 @@ def _ticks(axes: Any, axis: Axis) -> None:
     axes.set_xlabel(axis.label)
     axes.yaxis.set_major_locator(MaxNLocator(5))
     if axis.ticks:
-        axes.set_xticks(axis.ticks, [f"{value:g}" for value in axis.ticks])
+        every = -(-len(axis.ticks) // 4) if axis.log else 1  # labels over decades are long
+        labels = [f"{value:g}".replace("e-0", "e-") if i % every == 0 else "" for i, value in enumerate(axis.ticks)]
+        axes.set_xticks(axis.ticks, labels)
     elif not axis.log:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_minor_formatter(NullFormatter())

@@ -49,13 +49,21 @@ def key_charts(results: Results, best: Results, key: str, colours: Mapping[str, 
     delta = gains(results)
     slices = _slices(results, best, key)
     values = sorted(column.dropna().unique().tolist())
-    axis = Axis(key, ticks=values if len(values) < 10 else (), log=values[0] > 0 and values[-1] > 30 * values[0])
+    axis = _axis(key, values)
     panels = [("all tasks", "Δm % ↑", delta, DELTA)] if delta.mean[DELTA].notna().any() else []
     panels += [(task, _unit(results, task), tasks, task) for task in results.primary]
     return [
         Chart(title, unit, _key_chart(figures, task, axis, slices, colours, results.baseline))
         for title, unit, figures, task in panels
     ]
+
+
+def _axis(key: str, values: list[float]) -> Axis:
+    """Where a key's values stand: logarithmic if they reach over decades, with a place for zero."""
+    positive = [value for value in values if value > 0]
+    wide = values[0] >= 0 and len(positive) > 1 and positive[-1] > 30 * positive[0]
+    floor = positive[0] if wide and values[0] == 0 else None
+    return Axis(key, ticks=values if len(values) < 10 else (), log=wide, floor=floor)
 
 
 def _slices(results: Results, best: Results, key: str) -> dict[str, pd.Series[float]]:
