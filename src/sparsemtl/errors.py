@@ -10,6 +10,10 @@ class SparseMTLError(Exception):
     """Base of every error that sparsemtl raises on purpose."""
 
 
+class CompactionError(SparseMTLError, ValueError):
+    """A network cannot be traced, or not be made smaller with the same outputs."""
+
+
 class ConfigError(SparseMTLError, ValueError):
     """A configuration value is unknown, of the wrong type or out of range."""
 

@@ -1,0 +1,130 @@
+"""From a network with zeros in whole channels to a smaller one with the same outputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterable, Mapping
+
+import torch
+from torch import Tensor, fx, nn
+
+from sparsemtl.compaction.constants import absorb_constants
+from sparsemtl.compaction.folding import fold_norms
+from sparsemtl.compaction.inputs import check_inputs
+from sparsemtl.compaction.liveness import needs
+from sparsemtl.compaction.network import Network
+from sparsemtl.compaction.rewrite import cut
+from sparsemtl.compaction.rules import rules_for
+from sparsemtl.compaction.tidy import tidy
+from sparsemtl.compaction.trace import traced, traced_tasks
+from sparsemtl.errors import ParameterError
+from sparsemtl.masks import TaskMasks, unwrapped
+from sparsemtl.models import MultiTaskModel
+from sparsemtl.norms import TaskNorms
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def compact(
+    model: nn.Module,
+    masks: TaskMasks | None = None,
+    *,
+    task: str | None = None,
+    tasks: Iterable[str] | None = None,
+    norms: TaskNorms | None = None,
+    whole: Collection[str] = (),
+) -> fx.GraphModule:
+    """Make a network smaller by the channels that are zero, constant or that no later layer reads.
+
+    Outputs are those of the model in eval mode, but for rounding. Batch norms become part of the layers before them.
+    A channel is cut if no weight that counts reads it: the zeros of group lasso in input channels, of masks that
+    keep whole channels, of weights pruned elsewhere. Residual streams become narrower from where on no later layer
+    reads a channel. What is not understood (attention, convolutions with groups other than depthwise ones, a user's
+    own functions) stays as it is and keeps all that it reads.
+
+    Args:
+        model: a `MultiTaskModel`, or any module that torch.fx can trace. It is not changed. Inputs are taken for
+            batches: (B, channels, H, W) if the first layer is a convolution on images.
+        masks: which weights each task keeps; the result is the network of `task`.
+        task: the only task that the result computes; of a module without heads, the task whose masks to put on it.
+        tasks: the tasks that it computes, all by default. Only without masks: each has a network of its own under them.
+        norms: batch norm statistics for each task; those of `task` are taken. Statistics of the batch itself
+            (`bn="batch"`) belong to no network that stands alone.
+        whole: names of modules to keep as they are, for those that torch.fx cannot trace.
+
+    Returns:
+        a plain module in eval mode. It maps a batch to the outputs of `task`, or of a model of one network to what
+            that gives; for several tasks to a dict, task -> outputs.
+
+    Raises:
+        CompactionError: if torch.fx cannot trace the model, naming the part.
+        MaskError: if the masks do not fit the model.
+        ParameterError: if the arguments do not go together.
+
+    Example:
+        >>> layers = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> _ = layers[2].weight.data[:, :6].zero_()
+        >>> small = sm.compact(layers)
+        >>> sm.parameter_count(layers), sm.parameter_count(small)
+        (58, 16)
+    """
+    model = unwrapped(model)
+    tasks = tasks if tasks is None or isinstance(tasks, str) else tuple(tasks)
+    _check_arguments(model, masks, task, tasks, norms)
+    own = copy.deepcopy(model)
+    if task is not None:
+        _put(own, _task_tensors(own, masks, norms, task))
+    if isinstance(own, MultiTaskModel):
+        chosen = (task,) if task is not None else own.chosen(tasks)
+        network = traced_tasks(own, chosen, alone=task is not None, whole=whole)
+    else:
+        network = traced(own, whole)
+    return _compacted(network)
+
+
+def _compacted(network: Network) -> fx.GraphModule:
+    tidy(network)
+    check_inputs(network)
+    fold_norms(network, rules_for(network))
+    rules = rules_for(network)
+    absorb_constants(rules)
+    cut(network, rules, needs(rules))
+    return network.built()
+
+
+def _check_arguments(
+    model: nn.Module,
+    masks: TaskMasks | None,
+    task: str | None,
+    tasks: Iterable[str] | None,
+    norms: TaskNorms | None,
+) -> None:
+    if isinstance(tasks, str):
+        raise ParameterError(
+            f"`tasks` is a list of names, got {tasks!r}. For the network of one task, say task={tasks!r}."
+        )
+    if task is not None and tasks is not None:
+        raise ParameterError("give `task` for the network of one task, or `tasks` for one of several, not both.")
+    if tasks == ():
+        raise ParameterError("`tasks` is empty; leave it out for a network of all tasks.")
+    if task is None and (masks is not None or norms is not None):
+        raise ParameterError("masks and norms are different for each task: name the one to compact for (task=...).")
+    chosen = tasks is not None or (task is not None and masks is None and norms is None)
+    if chosen and not isinstance(model, MultiTaskModel):
+        raise ParameterError(f"{type(model).__name__} has no tasks; `task` and `tasks` are for a MultiTaskModel.")
+    if task is not None and isinstance(model, MultiTaskModel):
+        model.check_task(task)
+
+
+def _task_tensors(model: nn.Module, masks: TaskMasks | None, norms: TaskNorms | None, task: str) -> dict[str, Tensor]:
+    """The weights and statistics that the task's network has in place of the model's."""
+    weights = {} if masks is None else masks.weights(model, task)
+    statistics: Mapping[str, Tensor] = {} if norms is None else norms[task]
+    return {**weights, **statistics}
+
+
+def _put(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors over a model's own."""
+    own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)

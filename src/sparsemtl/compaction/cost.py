@@ -1,0 +1,102 @@
+"""What a network costs: multiply-adds, parameters, milliseconds."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from sparsemtl.errors import ParameterError
+from sparsemtl.modes import evaluating
+
+
+def macs(module: nn.Module, x: Any) -> int:
+    """Multiply-adds of the convolutions and linear layers in one forward pass.
+
+    What padding reads counts as well; norms, activations and convolutions that no module makes do not.
+
+    Args:
+        module: any module; it runs in eval mode, once.
+        x: what it reads: a batch counts for all its samples.
+
+    Example:
+        >>> sm.macs(nn.Conv2d(3, 8, kernel_size=3, padding=1), torch.rand(1, 3, 10, 10))
+        21600
+    """
+    counts: list[int] = []
+
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        counts.append(_macs_of(layer, inputs[0], output))
+
+    hooks = [
+        layer.register_forward_hook(count) for layer in module.modules() if isinstance(layer, (_ConvNd, nn.Linear))
+    ]
+    try:
+        with _inferring(module):
+            module(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(counts)
+
+
+def _macs_of(layer: nn.Module, x: Tensor, output: Tensor) -> int:
+    if isinstance(layer, _ConvTransposeNd):
+        return x.numel() * layer.out_channels // layer.groups * prod(layer.kernel_size)
+    if isinstance(layer, _ConvNd):
+        return output.numel() * layer.in_channels // layer.groups * prod(layer.kernel_size)
+    assert isinstance(layer, nn.Linear)
+    return output.numel() * layer.in_features
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Number of weights, biases, scales and shifts; one that is there under several names counts once.
+
+    Example:
+        >>> sm.parameter_count(nn.Linear(3, 2))
+        8
+    """
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def latency(module: nn.Module, x: Any, *, warmup: int = 5, repeats: int = 30) -> float:
+    """Median time of one forward pass, in milliseconds, with as many threads as torch has now.
+
+    Args:
+        module: any module; it runs in eval mode.
+        x: what it reads.
+        warmup: passes that are not timed, at least 0.
+        repeats: passes that are, at least 1.
+    """
+    if warmup < 0 or repeats < 1:
+        raise ParameterError(f"`warmup` must be at least 0 and `repeats` at least 1, got {warmup} and {repeats}.")
+    times = []
+    with _inferring(module):
+        for _ in range(warmup):
+            module(x)
+        for _ in range(repeats):
+            _finish(module)
+            start = time.perf_counter()
+            module(x)
+            _finish(module)
+            times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times)
+
+
+@contextmanager
+def _inferring(module: nn.Module) -> Iterator[None]:
+    with evaluating(module), torch.inference_mode():
+        yield
+
+
+def _finish(module: nn.Module) -> None:
+    """Wait for what a GPU still has to do."""
+    for device in {parameter.device for parameter in module.parameters() if parameter.is_cuda}:
+        torch.cuda.synchronize(device)

@@ -1,0 +1,134 @@
+"""Operations that write into their argument become ones that make a new tensor, with the same outputs."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from sparsemtl.compaction.network import Network, operand
+from sparsemtl.compaction.ops import is_elementwise, torch_class
+from sparsemtl.errors import CompactionError
+
+_OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+_VIEWS = (nn.ChannelShuffle, nn.Flatten, nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle, nn.Unflatten)
+_SIZES = ("size", "dim", "shape", "ndim", "device", "dtype")
+_FRESH_METHODS = ("amax", "amin", "flip", "mean", "pow", "softmax", "sum")
+_FRESH_FUNCTIONS = (torch.cat, torch.mean, torch.sum, F.interpolate, F.max_pool2d, F.softmax)
+
+
+def without_writing(network: Network) -> None:
+    """Replace every operation in place; what later reads the tensor that it wrote to, reads its result.
+
+    Raises:
+        CompactionError: if another tensor may be a view of what is written to, so that it would change as well, or
+            torch has no such operation that makes a new tensor.
+    """
+    for node in list(network.graph.nodes):
+        if _writes(network, node):
+            if not _is_number(node):
+                _redirect(network, node)
+            _make_plain(network, node)
+
+
+def _writes(network: Network, node: fx.Node) -> bool:
+    module = network.module(node)
+    if module is not None:
+        return getattr(module, "inplace", False) is True
+    if "out" in node.kwargs:
+        return True
+    if node.op == "call_function":
+        named = _is_torchs(node) and getattr(node.target, "__name__", "").endswith("_")
+        return node.target in _OPERATORS or node.kwargs.get("inplace", False) is True or named
+    return node.op == "call_method" and str(node.target).endswith("_") and not str(node.target).endswith("__")
+
+
+def _is_torchs(node: fx.Node) -> bool:
+    return (getattr(node.target, "__module__", None) or "torch").startswith("torch")
+
+
+def _is_number(node: fx.Node) -> bool:
+    """Whether a node is a length or computed from lengths only: numbers are not written to."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim")
+    if node.op != "call_function" or node.target is getattr:
+        return node.op == "call_function" and node.args[1] in _SIZES
+    home = getattr(node.target, "__module__", "")
+    return home == "_operator" and bool(node.all_input_nodes) and all(map(_is_number, node.all_input_nodes))
+
+
+def _redirect(network: Network, node: fx.Node) -> None:
+    """Let those that read the written tensor after it was written read the result."""
+    written = operand(node)
+    if written is None or "out" in node.kwargs:
+        raise _refused(network, node)
+    order = {other: place for place, other in enumerate(network.graph.nodes)}
+    later = {user for user in written.users if order[user] > order[node]}
+    earlier = set(written.users) - later - {node}
+    if not all(_fresh(network, user) for user in earlier) or not _unviewed(network, written):
+        raise _refused(network, node)
+    written.replace_all_uses_with(node, delete_user_cb=lambda user: user in later)
+
+
+def _unviewed(network: Network, node: fx.Node) -> bool:
+    """Whether no tensor that anything else reads may share a node's memory."""
+    while not (_fresh(network, node) or node.op == "placeholder"):
+        source = operand(node)
+        if source is None or len(source.users) > 1:
+            return False
+        node = source
+    return True
+
+
+def _fresh(network: Network, node: fx.Node) -> bool:
+    """Whether a node makes a tensor of its own, or no tensor."""
+    module = network.module(node)
+    if module is not None:
+        return torch_class(module).__module__.startswith("torch.nn.") and not isinstance(module, _VIEWS)
+    if node.op == "call_method":
+        copies = is_elementwise(node, None) and node.target not in ("contiguous", "detach")
+        return copies or node.target in (*_SIZES, *_FRESH_METHODS)
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] in _SIZES
+    functions = (*_OPERATORS, *_FRESH_FUNCTIONS)
+    return node.op == "call_function" and (is_elementwise(node, None) or node.target in functions)
+
+
+def _make_plain(network: Network, node: fx.Node) -> None:
+    """Turn an operation in place into one that makes a new tensor."""
+    module = network.module(node)
+    if module is not None:
+        module.inplace = False  # type: ignore[assignment]
+    elif node.kwargs.get("inplace", False) is True:
+        node.kwargs = {**node.kwargs, "inplace": False}
+    elif node.target in _OPERATORS:
+        node.target = _OPERATORS[node.target]
+    else:
+        node.target = _plain_target(network, node)
+
+
+def _plain_target(network: Network, node: fx.Node) -> Any:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    plain = name.removesuffix("_")
+    if node.op == "call_method" and hasattr(Tensor, plain):
+        return plain
+    for owner in (torch, F):
+        if node.op == "call_function" and hasattr(owner, plain):
+            return getattr(owner, plain)
+    raise _refused(network, node)
+
+
+def _refused(network: Network, node: fx.Node) -> CompactionError:
+    return CompactionError(
+        f"{network.name}: {node.format_node()} writes in place into a tensor that another one may be a view of, or "
+        "that it does not make. Use the operation that gives a new tensor (inplace=False, `x = x + y`)."
+    )

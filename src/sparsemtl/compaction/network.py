@@ -1,0 +1,90 @@
+"""The network while it is being compacted: a graph, and the modules and tensors that its nodes name."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+
+@dataclass
+class Network:
+    """A traced network.
+
+    Attributes:
+        graph: what is computed; its nodes refer to modules and tensors by name.
+        modules: those that the graph calls, by name.
+        tensors: parameters and buffers that the graph reads itself, by name.
+        name: of the class that was traced.
+        whole: names of modules that stay as they are.
+    """
+
+    graph: fx.Graph
+    modules: dict[str, nn.Module]
+    tensors: dict[str, Any]
+    name: str
+    whole: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, root: nn.Module, graph: fx.Graph, *, prefix: str, name: str, whole: Collection[str]) -> Network:
+        """Take what a graph names out of the module that it was traced from, and the prefix off the names."""
+        modules: dict[str, nn.Module] = {}
+        tensors: dict[str, Any] = {}
+        for node in graph.nodes:
+            found = {"call_module": modules, "get_attr": tensors}.get(node.op)
+            if found is not None:
+                value = operator.attrgetter(node.target)(root)
+                node.target = node.target.removeprefix(prefix)
+                found[node.target] = value
+        return cls(graph, modules, tensors, name, frozenset(whole))
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """The module that a node calls."""
+        return self.modules[str(node.target)] if node.op == "call_module" else None
+
+    def tensor(self, value: object) -> Tensor | None:
+        """The tensor that a node reads from the network; None for any other node or value."""
+        found = self.tensors[str(value.target)] if isinstance(value, fx.Node) and value.op == "get_attr" else None
+        return found if isinstance(found, Tensor) else None
+
+    def free(self) -> set[nn.Module]:
+        """The modules whose weights nothing else reads, and that have no hooks: those that may be changed."""
+        uses = Counter(id(tensor) for tensor in self._reads())
+        return {
+            module
+            for name, module in self.modules.items()
+            if name not in self.whole
+            and not (module._forward_hooks or module._forward_pre_hooks)
+            and all(uses[id(tensor)] == 1 for tensor in module.parameters())
+        }
+
+    def _reads(self) -> Iterator[Tensor]:
+        """Every parameter, once for every node that reads it."""
+        for node in self.graph.nodes:
+            module, tensor = self.module(node), self.tensor(node)
+            if module is not None:
+                yield from module.parameters()
+            elif tensor is not None:
+                yield tensor
+
+    def built(self) -> fx.GraphModule:
+        """The network as a module in eval mode."""
+        self.graph.lint()
+        named = {node.target for node in self.graph.nodes if node.op in ("call_module", "get_attr")}
+        parts = {name: part for name, part in {**self.modules, **self.tensors}.items() if name in named}
+        return fx.GraphModule(parts, self.graph, f"Compact{self.name}").eval()
+
+
+def operand(node: fx.Node) -> fx.Node | None:
+    """A node's first argument, if it is another node."""
+    first = node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("x"))
+    return first if isinstance(first, fx.Node) else None
+
+
+def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
+    """An argument of a call, wherever it was given."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)

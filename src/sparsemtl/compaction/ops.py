@@ -1,0 +1,106 @@
+"""Operations that graphs name in several ways: as functions of torch, of operator, as methods, in place."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+ACTIVATIONS: tuple[type[nn.Module], ...] = (
+    nn.CELU,
+    nn.ELU,
+    nn.GELU,
+    nn.Hardshrink,
+    nn.Hardsigmoid,
+    nn.Hardswish,
+    nn.Hardtanh,
+    nn.LeakyReLU,
+    nn.LogSigmoid,
+    nn.Mish,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.SELU,
+    nn.SiLU,
+    nn.Sigmoid,
+    nn.Softplus,
+    nn.Softshrink,
+    nn.Softsign,
+    nn.Tanh,
+    nn.Tanhshrink,
+    nn.Threshold,
+)
+"""Layers without parameters that map every number for itself."""
+
+_FUNCTIONAL = (
+    "celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish relu relu6 selu silu sigmoid "
+    "softplus softshrink softsign tanh tanhshrink threshold"
+)
+_METHODS = "abs clamp clone contiguous detach exp neg relu sigmoid square tanh"
+_BINARY = "add sub mul div maximum minimum"
+_OPERATORS = "add sub mul truediv neg abs"
+
+ELEMENTWISE_METHODS = frozenset(f"{_METHODS} {_BINARY}".split())
+"""Methods of tensors that map numbers at one place to a number at that place."""
+
+ELEMENTWISE: frozenset[Callable[..., Any]] = frozenset(
+    [
+        *(getattr(F, name) for name in _FUNCTIONAL.split()),
+        *(getattr(torch, name) for name in ELEMENTWISE_METHODS if hasattr(torch, name)),
+        *(getattr(operator, name) for name in _OPERATORS.split()),
+    ]
+)
+"""Functions that do."""
+
+IDENTITIES: tuple[type[nn.Module], ...] = (
+    nn.AlphaDropout,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.FeatureAlphaDropout,
+    nn.Identity,
+)
+"""Layers that give back what they read in eval mode."""
+
+DROPOUTS: frozenset[Callable[..., Any]] = frozenset(
+    [F.alpha_dropout, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.feature_alpha_dropout]
+)
+"""Functions that do if they are called with `training=False`."""
+
+CONVOLUTIONS: dict[type[nn.Module], int] = {
+    nn.Conv1d: 3,
+    nn.Conv2d: 4,
+    nn.Conv3d: 5,
+    nn.ConvTranspose1d: 3,
+    nn.ConvTranspose2d: 4,
+    nn.ConvTranspose3d: 5,
+}
+"""Class -> axes of the batches that it reads."""
+
+NORMS: dict[type[nn.Module], int | None] = {
+    nn.BatchNorm1d: None,
+    nn.BatchNorm2d: 4,
+    nn.BatchNorm3d: 5,
+    nn.SyncBatchNorm: None,
+}
+"""Class -> axes of the batches that it reads; None if it reads batches of several kinds."""
+
+
+def torch_class(module: nn.Module | None) -> type[nn.Module]:
+    """The class of torch's whose forward a module runs; its own, if there is none."""
+    own = type(module) if module is not None else nn.Module
+    kinds = (kind for kind in own.__mro__ if kind.__module__.startswith("torch.") and issubclass(kind, nn.Module))
+    return next((kind for kind in kinds if kind.forward is own.forward), own)
+
+
+def is_elementwise(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether a node maps numbers at one place to a number at that place."""
+    if node.op == "call_module":
+        return torch_class(module) in ACTIVATIONS
+    if node.op == "call_method":
+        return node.target in ELEMENTWISE_METHODS
+    return node.op == "call_function" and node.target in ELEMENTWISE

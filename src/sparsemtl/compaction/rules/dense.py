@@ -1,0 +1,211 @@
+"""Convolutions and linear layers, whose every output channel may read every input channel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from sparsemtl.compaction.channels import Constants, Layout, Need
+from sparsemtl.compaction.network import operand
+from sparsemtl.compaction.ops import CONVOLUTIONS, torch_class
+from sparsemtl.compaction.rules.rule import Editor, Rule, Site, kept
+from sparsemtl.compaction.select import Select
+
+WORTH = 19
+"""Multiply-adds that must be saved for each number copied, to copy some channels in front of a layer (measured)."""
+
+
+class Dense(Rule):
+    """A convolution of one group, a transposed one, or a linear layer.
+
+    Its weight is looked at as a matrix (outputs, inputs, K) of the layer's channels; K are the places of a kernel, or
+    the positions of a flattened channel.
+
+    Args:
+        node: see `Rule`.
+        source: what it reads.
+        layout: see `Rule`.
+        layer: the module.
+        channels: input channels.
+    """
+
+    def __init__(self, node: fx.Node, source: fx.Node, layout: Layout, layer: Any, channels: int) -> None:
+        super().__init__(node, [source], layout)
+        self.layer = layer
+        self.channels = channels
+        self.transposed = isinstance(layer, _ConvTransposeNd)
+
+    def matrix(self) -> Tensor:
+        """The weight, (outputs, inputs, K), a copy."""
+        weight: Tensor = self.layer.weight.detach().clone()
+        weight = weight.transpose(0, 1) if self.transposed else weight
+        return weight.reshape(weight.shape[0], self.channels, -1)
+
+    def bias(self) -> Tensor:
+        """The bias, (outputs,), zeros if there is none; a copy."""
+        weight: Tensor = self.layer.weight
+        bias: Tensor | None = self.layer.bias
+        outputs = weight.shape[1 if self.transposed else 0]
+        return weight.new_zeros(outputs) if bias is None else bias.detach().clone()
+
+    def constants(self, *inputs: Constants | None) -> Constants:
+        """A row of zeros gives its bias, once constants that it reads have gone into the bias."""
+        (read,) = inputs
+        if read is not None:
+            self._absorb(read)
+        matrix = self.matrix()
+        rows = (matrix == 0).all(2).all(1).cpu()
+        return Constants(rows, self.bias().double().cpu())
+
+    def _absorb(self, constants: Constants) -> None:
+        """Read no constant of the input, or only one where their contribution is not the same at all places."""
+        matrix, bias = self.matrix(), self.bias()
+        read = constants.known & (matrix != 0).any(2).any(0).cpu()
+        if not read.any():
+            return
+        value = torch.where(constants.known, constants.value, 0).to(matrix)
+        if self._same_everywhere():
+            bias += torch.einsum("ock,c->o", matrix, value)
+            matrix[:, read] = 0
+        else:
+            matrix = _merged(matrix, read, value)
+        self._store(matrix, bias)
+
+    def _same_everywhere(self) -> bool:
+        """Whether a constant input channel adds the same at all positions: nothing is padded with zeros."""
+        if isinstance(self.layer, nn.Linear):
+            return True
+        if self.transposed:
+            return False
+        return self.layer.padding_mode != "zeros" or not any(self.layer._reversed_padding_repeated_twice)
+
+    def needs(self, out: Need | None, *inputs: Layout) -> list[Need | None]:
+        """The channels on which a live row has a weight."""
+        if out is None or inputs[0].channels is None:
+            return [None]
+        return [Need.of(self._columns(out))]
+
+    def _columns(self, out: Need) -> Tensor:
+        return (self.matrix() != 0).any(2).cpu()[out.live].any(0)
+
+    def rewrite(self, out: Need | None, present: Sequence[Tensor | None], editor: Editor) -> Tensor | None:
+        """Cut rows that are not carried and columns that are not there; rows that are only carried become zero."""
+        assert out is not None
+        matrix, bias = self.matrix(), self.bias()
+        matrix[~out.live], bias[~out.live] = 0, 0
+        columns = kept(present[0], self.channels)
+        wanted = self._selected(columns, self._columns(out), int(out.carried.sum()), editor)
+        rows = self._rows(matrix, bias, out.carried, editor)
+        self._store(matrix[rows][:, wanted], bias[rows])
+        return out.carried
+
+    def _rows(self, matrix: Tensor, bias: Tensor, carried: Tensor, editor: Editor) -> Tensor:
+        """Which rows to compute; if it is worth while, constant ones are put between them behind the layer."""
+        rows = (matrix != 0).any(2).any(1).cpu() & carried
+        rows = rows if rows.any() else _first(carried)
+        constant = carried & ~rows
+        saved = int(constant.sum()) * int((matrix[rows] != 0).any(2).any(0).sum()) * self._places()
+        if isinstance(self.layer, nn.Linear) or saved <= WORTH * int(carried.sum() + rows.sum()):
+            return carried
+        values, which = bias[constant].unique(return_inverse=True)
+        index = torch.zeros(len(carried), dtype=torch.int64)
+        index[rows] = torch.arange(int(rows.sum()))
+        index[constant] = int(rows.sum()) + which.cpu()
+        editor.wider[self.node] = Select(index[carried].to(bias.device), 1, values)
+        return rows
+
+    def _places(self) -> float:
+        """Multiply-adds for one output position, input channel and output channel."""
+        if isinstance(self.layer, nn.Linear):
+            return 1
+        kernel: int = prod(self.layer.kernel_size)
+        return kernel / prod(self.layer.stride) if self.transposed else kernel
+
+    def _selected(self, columns: Tensor, needed: Tensor, rows: int, editor: Editor) -> Tensor:
+        """Which of the columns that are there to keep; if it is worth while, a selection goes in front."""
+        wanted = needed if needed.any() else _first(columns)
+        left, gone = int(wanted.sum()), int((columns & ~wanted).sum())
+        if not gone or not self._worth_selecting(rows, left, gone):
+            return columns
+        flat = isinstance(self.layer, nn.Linear)
+        chosen = wanted[columns].repeat_interleave(self.matrix().shape[2] if flat else 1)
+        source = self.inputs[0]
+        selection = editor.select(source, chosen, -1 if flat else 1, self.layer.weight.device)
+        self.node.replace_input_with(source, selection)
+        return wanted
+
+    def _worth_selecting(self, rows: int, left: int, gone: int) -> bool:
+        """Whether a copy of the channels left costs less than multiplying those that are gone."""
+        plain = self.transposed or isinstance(self.layer, nn.Linear)
+        places = self.matrix().shape[2] / (1 if plain else prod(self.layer.stride))
+        copied = left * (self.matrix().shape[2] if isinstance(self.layer, nn.Linear) else 1)
+        return rows * gone * places > WORTH * copied
+
+    def _store(self, matrix: Tensor, bias: Tensor) -> None:
+        """Give the layer these weights, and the widths that they have."""
+        layer, (outputs, inputs, _) = self.layer, matrix.shape
+        if isinstance(layer, nn.Linear):
+            weight = matrix.flatten(1)
+            layer.out_features, layer.in_features = weight.shape
+        else:
+            weight = matrix.reshape(outputs, inputs, *layer.kernel_size)
+            weight = weight.transpose(0, 1).contiguous() if self.transposed else weight
+            layer.out_channels, layer.in_channels = outputs, inputs
+        self.channels = inputs
+        layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
+        if layer.bias is not None or bias.any():
+            layer.bias = nn.Parameter(bias, requires_grad=layer.weight.requires_grad)
+
+
+def _first(channels: Tensor) -> Tensor:
+    """Only the first of some channels."""
+    return channels & (channels.cumsum(0) == 1)
+
+
+def _merged(matrix: Tensor, read: Tensor, value: Tensor) -> Tensor:
+    """Let one constant channel stand in for all that are read.
+
+    Args:
+        matrix: (outputs, inputs, K), weights.
+        read: (inputs,), bool: constant channels with a weight.
+        value: (inputs,): the constants, zero for other channels.
+    """
+    stand_in = value.abs().argmax()
+    merged = torch.einsum("ock,c->ok", matrix, value / value[stand_in]) if value[stand_in] else None
+    matrix[:, read] = 0
+    if merged is not None:
+        matrix[:, stand_in] = merged
+    return matrix
+
+
+def convolution(site: Site) -> Rule | None:
+    """The rule of convolutions; of those with groups, `grouped` is."""
+    source, layer = operand(site.node), site.module
+    if source is None or layer is None or len(site.node.all_input_nodes) != 1:
+        return None
+    rank = CONVOLUTIONS[torch_class(layer)]
+    layout = Layout(rank, int(layer.out_channels))  # type: ignore[arg-type]
+    read, channels = site.layouts[source], int(layer.in_channels)  # type: ignore[arg-type]
+    fits = read.channels is None or (read.axis == 1 and read.whole and read.channels == channels)
+    if layer not in site.free or layer.groups != 1 or not fits:
+        return Rule(site.node, [source], layout)
+    return Dense(site.node, source, layout, layer, channels)
+
+
+def linear(site: Site) -> Rule | None:
+    """The rule of linear layers, on the last axis of tensors of any rank."""
+    source, layer = operand(site.node), site.module
+    if source is None or not isinstance(layer, nn.Linear):
+        return None
+    read = site.layouts[source]
+    layout = Layout(read.rank, layer.out_features, -1 if read.rank is None else read.rank - 1)
+    channels = layer.in_features if read.channels is None else read.channels
+    fits = read.channels is None or (read.last and layer.in_features % channels == 0)
+    if layer not in site.free or not fits:
+        return Rule(site.node, [source], layout)
+    return Dense(site.node, source, layout, layer, channels)

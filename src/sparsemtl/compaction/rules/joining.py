@@ -1,0 +1,70 @@
+"""Concatenation: channels of several tensors side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, fx
+
+from sparsemtl.compaction.channels import Constants, Layout, Need
+from sparsemtl.compaction.network import argument
+from sparsemtl.compaction.rules.rule import Editor, Rule, Site, kept
+
+
+class Concatenation(Rule):
+    """The channels of every input, one after the other.
+
+    Args:
+        node: see `Rule`.
+        inputs: see `Rule`; one that is there twice counts twice.
+        layout: see `Rule`.
+        widths: channels of each.
+    """
+
+    def __init__(self, node: fx.Node, inputs: Sequence[fx.Node], layout: Layout, widths: Sequence[int]) -> None:
+        super().__init__(node, inputs, layout)
+        self.widths = list(widths)
+
+    def constants(self, *inputs: Constants | None) -> Constants:
+        """Those of the inputs."""
+        found = [each or Constants.none(width) for each, width in zip(inputs, self.widths, strict=True)]
+        return Constants(torch.cat([each.known for each in found]), torch.cat([each.value for each in found]))
+
+    def needs(self, out: Need | None, *inputs: Layout) -> list[Need | None]:
+        """To each its part."""
+        assert out is not None
+        parts = zip(out.live.split(self.widths), out.carried.split(self.widths), strict=True)
+        return [Need(live, carried) for live, carried in parts]
+
+    def rewrite(self, out: Need | None, present: Sequence[Tensor | None], editor: Editor) -> Tensor | None:
+        """Leave out inputs of which nothing is needed; the others give all that they still have."""
+        assert out is not None
+        taken, masks = [], []
+        for source, mask, width, carried in zip(
+            self.inputs, present, self.widths, out.carried.split(self.widths), strict=True
+        ):
+            if carried.any():
+                taken.append(source)
+            masks.append(kept(mask, width) if carried.any() else torch.zeros(width, dtype=torch.bool))
+        self.node.args = (taken, self.layout.axis)
+        self.node.kwargs = {}
+        return torch.cat(masks)
+
+
+def concatenation(site: Site) -> Rule | None:
+    """The rule of `torch.cat` along the channels."""
+    inputs = argument(site.node, 0, "tensors", ())
+    axis = argument(site.node, 1, "dim", site.node.kwargs.get("axis", 0))
+    if not isinstance(axis, int) or not all(isinstance(node, fx.Node) for node in inputs):
+        return None
+    layouts = [site.layouts[node] for node in inputs]
+    first = layouts[0]
+    same = len({replace(layout, channels=0) for layout in layouts}) == 1
+    if not same or not all(layout.whole for layout in layouts) or first.rank is None:
+        return None
+    if axis % first.rank != first.axis:
+        return None
+    widths = [layout.channels for layout in layouts if layout.channels is not None]
+    return Concatenation(site.node, inputs, replace(first, channels=sum(widths)), widths)

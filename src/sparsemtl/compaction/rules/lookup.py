@@ -1,0 +1,75 @@
+"""Which rule stands for a node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from sparsemtl.compaction.channels import Layout
+from sparsemtl.compaction.inputs import axes_of_input
+from sparsemtl.compaction.network import Network
+from sparsemtl.compaction.ops import CONVOLUTIONS, NORMS, is_elementwise, torch_class
+from sparsemtl.compaction.rules import spatial
+from sparsemtl.compaction.rules.channelwise import elementwise
+from sparsemtl.compaction.rules.dense import convolution, linear
+from sparsemtl.compaction.rules.joining import concatenation
+from sparsemtl.compaction.rules.rule import Maker, Rule, Site
+from sparsemtl.compaction.rules.scaling import batch_norm, depthwise
+from sparsemtl.compaction.rules.selecting import selection
+from sparsemtl.compaction.rules.sizes import attribute, dimensions, size
+from sparsemtl.compaction.select import Select
+
+
+def rules_for(network: Network) -> dict[fx.Node, Rule]:
+    """The rule for every node of a graph, in order."""
+    rules: dict[fx.Node, Rule] = {}
+    layouts: dict[fx.Node, Layout] = {}
+    free = network.free()
+    for node in network.graph.nodes:
+        site = Site(node, network, layouts, free)
+        rules[node] = _rule(site)
+        layouts[node] = rules[node].layout
+    return rules
+
+
+def _rule(site: Site) -> Rule:
+    node = site.node
+    if node.op == "placeholder":
+        return Rule(node, [], Layout(axes_of_input(node, site.network)))
+    maker = _maker(site)
+    rule = maker(site) if maker is not None else None
+    return rule or Rule(node, node.all_input_nodes)
+
+
+def _maker(site: Site) -> Maker | None:
+    node = site.node
+    if is_elementwise(node, site.module):
+        return elementwise
+    if node.op == "call_module":
+        return _LAYERS.get(torch_class(site.module))
+    if node.op == "call_method":
+        return _METHODS.get(str(node.target))
+    return _FUNCTIONS.get(node.target) if node.op == "call_function" and callable(node.target) else None
+
+
+def _convolution(site: Site) -> Rule | None:
+    return depthwise(site) or convolution(site)
+
+
+_LAYERS: dict[type[nn.Module], Maker] = {
+    **dict.fromkeys(CONVOLUTIONS, _convolution),
+    **dict.fromkeys(NORMS, batch_norm),
+    **spatial.LAYERS,
+    nn.Linear: linear,
+    Select: selection,
+}
+_FUNCTIONS: dict[Callable[..., Any], Maker] = {
+    **spatial.FUNCTIONS,
+    torch.cat: concatenation,
+    torch.concat: concatenation,
+    getattr: attribute,
+}
+_METHODS: dict[str, Maker] = {**spatial.METHODS, "dim": dimensions, "size": size}

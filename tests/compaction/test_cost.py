@@ -1,0 +1,69 @@
+"""Costs are what a count by hand gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from sparsemtl.compaction import latency, macs, parameter_count
+from sparsemtl.errors import ParameterError
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "expected"),
+    [
+        (nn.Conv2d(3, 8, 3, padding=1, bias=False), (1, 3, 10, 12), 10 * 12 * 8 * 3 * 9),
+        (nn.Conv2d(3, 8, (3, 5), stride=2), (2, 3, 11, 13), 2 * 5 * 5 * 8 * 3 * 15),
+        (nn.Conv2d(4, 8, 3, groups=2), (1, 4, 5, 5), 3 * 3 * 8 * 2 * 9),
+        (nn.Conv1d(2, 3, 4), (1, 2, 10), 7 * 3 * 2 * 4),
+        (nn.ConvTranspose2d(3, 2, 3, stride=2), (1, 3, 4, 4), 4 * 4 * 3 * 2 * 9),
+        (nn.ConvTranspose2d(4, 6, 2, groups=2), (1, 4, 4, 4), 4 * 4 * 4 * 3 * 4),
+        (nn.Linear(5, 7), (3, 5), 3 * 5 * 7),
+        (nn.Linear(5, 7), (3, 4, 5), 3 * 4 * 5 * 7),
+        (nn.Sequential(nn.Flatten(), nn.Linear(8, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)), (4, 2, 4), 4 * (24 + 6)),
+    ],
+    ids=str,
+)
+def test_multiplications_are_those_counted_by_hand(layer: nn.Module, shape: tuple[int, ...], expected: int) -> None:
+    assert macs(layer, torch.randn(shape)) == expected
+
+
+def test_counting_leaves_no_trace() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).train()
+    before = model[1].running_mean.clone()
+    macs(model, torch.randn(2, 1, 4, 4))
+    assert torch.equal(model[1].running_mean, before)
+    assert model.training
+    assert not model[0]._forward_hooks
+
+
+def test_an_error_in_the_model_leaves_no_hooks() -> None:
+    model = nn.Sequential(nn.Linear(3, 2))
+    with pytest.raises(RuntimeError):
+        macs(model, torch.randn(2, 5))
+    assert not model[0]._forward_hooks
+
+
+def test_a_parameter_under_two_names_counts_once() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    assert parameter_count(model) == 24
+    model[1].weight = model[0].weight
+    assert parameter_count(model) == 15
+
+
+def test_the_time_is_the_median_of_the_passes_that_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 0.010, 1.0, 1.002, 2.0, 2.005])
+    monkeypatch.setattr("time.perf_counter", lambda: next(times))
+    runs: list[bool] = []
+    model = nn.Linear(2, 2)
+    model.register_forward_hook(lambda module, inputs, output: runs.append(module.training or output.requires_grad))
+    assert latency(model, torch.randn(1, 2), warmup=2, repeats=3) == pytest.approx(5)
+    assert runs == [False] * 5
+    assert model.training
+
+
+@pytest.mark.parametrize("options", [{"warmup": -1}, {"repeats": 0}])
+def test_a_count_of_passes_out_of_range_is_refused(options: dict[str, int]) -> None:
+    with pytest.raises(ParameterError):
+        latency(nn.Linear(2, 2), torch.randn(1, 2), **options)
