@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from object_files import OBJECTS, lay_folders
+from table_files import lay_census, lay_movielens, lay_student, write
 from torch import Tensor
 from vision_files import lay_celeba, lay_celebamask, lay_cityscapes, lay_nyu_arrays
 
@@ -63,12 +65,18 @@ def lay() -> Lay:
 
 @pytest.fixture(scope="session")
 def laid_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root that holds every data set of images, tiny."""
+    """A root that holds every data set, tiny."""
     root = tmp_path_factory.mktemp("laid")
     for source in SOURCES.values():
         lay_files(root, source)
     for lay_pictures in (lay_nyu_arrays, lay_cityscapes, lay_celeba, lay_celebamask):
         lay_pictures(root)
+    for lay_objects in (*OBJECTS.values(), lay_folders):
+        lay_objects(root)
+    for lay_table in (lay_census, lay_student, lay_movielens):
+        lay_table(root)
+    rows = [(n * n % 17, "ab"[n % 2], "yes" if n % 3 else "no") for n in range(60)]
+    write(root / "shop.csv", [("number", "letter", "bought"), *rows])
     return root
 
 

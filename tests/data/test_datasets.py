@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from object_files import FOLDERS, SMALL_OBJECTS
 from torch import Tensor
 
 from sparsemtl.data import DATASETS, LazySplit, Split, TaskData
+from sparsemtl.data.tables.coded import CodedSplit
 from sparsemtl.errors import ConfigError, ParameterError
 from sparsemtl.parameters import configurable
 from sparsemtl.tasks import DenseTask, Task
@@ -23,7 +25,13 @@ SMALL: dict[str, dict[str, Any]] = {
     "cityscapes": {"workers": 0},
     "celeba": {"workers": 0},
     "celebamask-hq": {"workers": 0, "size": 16, "split": "random"},
+    "two-regressions": {"train_size": 90, "validation_size": 20, "test_size": 30},
+    "table": {"path": "shop.csv", "targets": {"bought": "classification"}},
+    "label-subsets": {"source": {"name": "digits", "task": "digit"}, "classes": 6, "overlap": 2},
+    "image-folders": {"tasks": FOLDERS, "auxiliary": "photos/everything", "size": 8, "workers": 0},
+    **SMALL_OBJECTS,
 }
+TABLES = ("census-income", "movielens-100k", "student", "two-regressions", "table")
 
 
 def that_take(parameter: str) -> list[str]:
@@ -46,7 +54,7 @@ def splits(data: TaskData) -> list[tuple[str, Split]]:
 
 
 def in_memory(split: Any) -> Split:
-    loaded = split.load() if isinstance(split, LazySplit) else split
+    loaded = split.load() if isinstance(split, (LazySplit, CodedSplit)) else split
     assert isinstance(loaded, Split)
     return loaded
 
@@ -57,11 +65,17 @@ def no_outputs(task: Task, split: Split) -> Tensor:
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_images_have_the_announced_shape_and_lie_in_the_unit_range(name: str, laid_root: Path) -> None:
+def test_inputs_are_numbers_of_the_announced_shape(name: str, laid_root: Path) -> None:
     data = build(name, laid_root)
     for _, split in splits(data):
         assert split.x.shape[1:] == data.input_shape
         assert split.x.dtype == torch.float32
+        assert bool(split.x.isfinite().all())
+
+
+@pytest.mark.parametrize("name", [name for name in DATASETS if name not in TABLES])
+def test_images_lie_in_the_unit_range(name: str, laid_root: Path) -> None:
+    for _, split in splits(build(name, laid_root)):
         assert split.x.min() >= 0
         assert split.x.max() <= 1
         assert split.x.max() > 0.5

@@ -214,3 +214,11 @@ def test_parts_are_all_of_one_form() -> None:
     split = numbered(4)
     with pytest.raises(DataError, match="training data has one split for all tasks, validation data has not"):
         TaskData("toy", (Regression("b"),), split, {"b": split}, split)
+
+
+def test_training_labels_come_in_the_order_of_the_samples() -> None:
+    labels = homogeneous(10_000).labels()  # more than are read at once
+    assert labels is not None
+    assert torch.equal(labels["a"], torch.arange(10_000) % 2)
+    assert torch.equal(labels["b"], torch.arange(10_000).float())
+    assert heterogeneous().labels() is None

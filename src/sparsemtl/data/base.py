@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sparsemtl.errors import DataError, ParameterError, unknown_name
@@ -207,6 +207,8 @@ class TaskData:
         validation: what epochs and settings are chosen by.
         test: what is reported, once.
         notes: what must be said beside every figure, such as how the splits were made.
+        stem: makes what inputs go through before any encoder, such as the embedding of a table's categories; its
+            `out_features` is the width of what the encoder then reads. None: encoders read the inputs themselves.
 
     Raises:
         DataError: if a task has no samples or no labels in one of the parts.
@@ -218,6 +220,7 @@ class TaskData:
     validation: Part
     test: Part
     notes: tuple[str, ...] = ()
+    stem: Callable[[], nn.Module] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         for name, part in self._parts().items():
@@ -267,6 +270,16 @@ class TaskData:
             _loaders(self.validation, larger),
             _loaders(self.test, larger),
         )
+
+    def labels(self) -> dict[str, Tensor] | None:
+        """Target -> the labels of all training samples, in order; None if every task has samples of its own.
+
+        Samples that are decoded from files are decoded for it.
+        """
+        if isinstance(self.train, Mapping):
+            return None
+        batches = [targets for _, targets in self.train.loader(4096)]
+        return {name: torch.cat([targets[name] for targets in batches]) for name in self.train.targets}
 
     def only(self, tasks: Sequence[str]) -> TaskData:
         """The same data for some of the tasks, in the order of the data set.

@@ -62,7 +62,7 @@ def _opened(path: Path) -> Image:
             return opened
     except FileNotFoundError:
         raise DataError(f"{path} does not exist.") from None
-    except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: what Pillow makes of a broken PNG
+    except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:  # SyntaxError: of a broken PNG
         raise DataError(f"{path} is not a whole image: {error}. Get it again.") from None
 
 

@@ -1,0 +1,1 @@
+"""Photographs of objects, one class each: how folders of them are listed, divided, decoded and kept."""
