@@ -12,6 +12,7 @@ from sparsemtl.backbones.mlp import MLP
 from sparsemtl.backbones.pretrained import load_torchvision
 from sparsemtl.backbones.resnet import ResNet, resnet18, resnet34, resnet50, resnet50_d
 from sparsemtl.backbones.segnet import SegNet
+from sparsemtl.backbones.vgg import VGG, vgg5, vgg11, vgg13, vgg16
 from sparsemtl.registry import Registry
 
 ENCODERS: Registry[nn.Module] = Registry(
@@ -24,6 +25,10 @@ ENCODERS: Registry[nn.Module] = Registry(
         "resnet50": resnet50,
         "resnet50-d": resnet50_d,
         "segnet": SegNet,
+        "vgg5": vgg5,
+        "vgg11": vgg11,
+        "vgg13": vgg13,
+        "vgg16": vgg16,
     },
 )
 
@@ -31,6 +36,7 @@ __all__ = [
     "CNN",
     "ENCODERS",
     "MLP",
+    "VGG",
     "ResNet",
     "SegNet",
     "load_torchvision",
@@ -38,4 +44,8 @@ __all__ = [
     "resnet34",
     "resnet50",
     "resnet50_d",
+    "vgg5",
+    "vgg11",
+    "vgg13",
+    "vgg16",
 ]

@@ -49,6 +49,11 @@ class CNN(nn.Module):
         self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.out_features = channels
 
+    @property
+    def sequence(self) -> nn.Sequential:
+        """All of the network."""
+        return self.layers
+
     def forward(self, x: Tensor) -> Tensor:
         """Map images (B, *input_shape) to features (B, out_features)."""
         features: Tensor = self.layers(x)

@@ -52,6 +52,11 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.out_features = width
 
+    @property
+    def sequence(self) -> nn.Sequential:
+        """All of the network."""
+        return self.layers
+
     def forward(self, x: Tensor) -> Tensor:
         """Map samples (B, *input_shape) to features (B, out_features)."""
         features: Tensor = self.layers(x)

@@ -18,17 +18,17 @@ def load_torchvision(
 ) -> None:
     """Load a torchvision state dict into a backbone or a head.
 
-    A backbone takes a classifier's network without its last layers (`fc.*`, `classifier.*`), or a segmentation
-    network's `backbone.*`; a head (`DeepLabV3Head`, `FCNHead`) takes a segmentation network's `classifier.*`. What
-    torchvision has no counterpart of, such as the decoder of `SegNet`, stays as it is. A backbone also takes its own
-    part (`encoder.*`) of the model that a run of sparsemtl wrote.
+    A backbone takes a classifier's network without its last layers (`fc.*`, `classifier.*`, of which a VGG takes as
+    many as it has), or a segmentation network's `backbone.*`; a head (`DeepLabV3Head`, `FCNHead`) takes a segmentation
+    network's `classifier.*`. What torchvision has no counterpart of, such as the decoder of `SegNet`, stays as it is.
+    A backbone also takes its own part (`encoder.*`) of the model that a run of sparsemtl wrote.
 
     Files from before PyTorch 0.4.1 do not count batches (`num_batches_tracked`); the model's own counts then
     stay.
 
     Args:
         model: a module whose parameters are named as torchvision's: `resnet18`, `resnet34`, `resnet50`, dilated or
-            not; `SegNet` (from `vgg16_bn`); `DeepLabV3Head`, `FCNHead`.
+            not; `vgg11`, `vgg13`, `vgg16`; `SegNet` (from `vgg16_bn`); `DeepLabV3Head`, `FCNHead`.
         source: a state dict, or a file that holds one: `.safetensors`, or what `torch.save` wrote.
         fresh: names of modules or parameters to leave as they are: "classifier.4" is the last layer of the heads,
             which has another shape for another number of classes.
@@ -51,20 +51,21 @@ def load_torchvision(
         )
     own = model.state_dict()
     kept = _kept(model, own, fresh)
-    state = {name: tensor for name, tensor in _part(given, own).items() if name not in kept}
+    state = {name: tensor for name, tensor in _part(given, model, own).items() if name not in kept}
     counts = {n: t for n, t in own.items() if n.endswith("num_batches_tracked") and n not in state}
     state = {**kept, **counts, **state}
     _check(state, own, where)
     model.load_state_dict(state)
 
 
-def _part(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _part(given: Mapping[str, Tensor], model: nn.Module, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The entries that are about the model, by the model's names."""
     parts = {name.partition(".")[0] for name in own}
-    if "classifier" not in parts:
+    if parts != {"classifier"}:  # which a head is
         given = {name.removeprefix("backbone.").removeprefix("encoder."): tensor for name, tensor in given.items()}
-    others = {"backbone", "classifier", "aux_classifier", "fc", "heads"} - parts
-    return {name: tensor for name, tensor in given.items() if name.partition(".")[0] not in others}
+    others = [*({"backbone", "classifier", "aux_classifier", "fc", "heads"} - parts)]
+    others += getattr(model, "left_out_of_torchvision", ())
+    return {name: tensor for name, tensor in given.items() if not any(_within(name, part) for part in others)}
 
 
 def _kept(model: nn.Module, own: Mapping[str, Tensor], fresh: str | Sequence[str]) -> dict[str, Tensor]:
@@ -108,8 +109,8 @@ def _check(state: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str) -
         if state[name].shape != tensor.shape:
             raise CheckpointError(
                 f"{where}: {name!r} has shape {tuple(state[name].shape)}, the model's {tuple(tensor.shape)}. "
-                "torchvision's networks have stem='imagenet', width=64 and 3 input channels, its heads 21 classes; "
-                "`fresh` names what to leave out."
+                "torchvision's networks have stem='imagenet', width=64 and 3 input channels, VGG's fc=[4096, 4096] and "
+                "positions=7, heads 21 classes; `fresh` names what to leave out."
             )
 
 

@@ -73,9 +73,22 @@ class ResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.out_features = channels
         self.stride = output_stride
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew, from torch's global generator."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, nn.BatchNorm2d):
+                module.reset_parameters()
+
+    def stages(self) -> dict[str, nn.Module]:
+        """Its four stages, the stem before the first, and the mean over positions last where there is one."""
+        stem = nn.Sequential(self.conv1, self.bn1, nn.ReLU(), self.maxpool)
+        stages: dict[str, nn.Module] = {"layer1": nn.Sequential(stem, self.layer1)}
+        stages.update(layer2=self.layer2, layer3=self.layer3, layer4=self.layer4)
+        return stages if self.stride is not None else {**stages, "avgpool": nn.Sequential(self.avgpool, nn.Flatten())}
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (B, channels, H, W) to features (B, out_features), or (B, out_features, H / stride, W / stride).

@@ -66,10 +66,16 @@ class SegNet(nn.Module):
             channels = out
         self.out_features = channels
         self.stride = 1
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew, from torch's global generator."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_normal_(module.weight)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+            elif isinstance(module, nn.BatchNorm2d):
+                module.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (B, channels, H, W) to features (B, out_features, H, W)."""
