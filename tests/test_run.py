@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from sparsemtl.architectures import build_pools, label_correlations
 from sparsemtl.backbones import MLP
 from sparsemtl.config import check, merge
 from sparsemtl.data import TaskData
@@ -213,6 +214,36 @@ def test_tasks_are_chosen_and_weighted() -> None:
 def test_heads_and_weights_of_tasks_that_are_not_trained_are_left_alone() -> None:
     trainer = made(tasks=["digit"], weights={"slant": 2, "digit": 3}, heads={"slant": "linear"})
     assert {name: task.weight for name, task in trainer.model.tasks.items()} == {"digit": 3.0}
+
+
+@pytest.mark.parametrize("architecture", ["shared-bottom", "single-task", "mmoe", "pbfs"])
+def test_an_embedded_table_trains_behind_its_stem(architecture: str, tmp_path: Path, no_reports: None) -> None:
+    pytest.importorskip("pandas")
+    rows = [f"{i % 7},{'abc'[i % 3]},{i % 5},{'yes' if i % 4 else 'no'}" for i in range(80)]
+    (tmp_path / "table.csv").write_text("\n".join(["size,kind,price,bought", *rows]))
+    config = {
+        "data": {
+            "name": "table",
+            "path": str(tmp_path / "table.csv"),
+            "targets": {"price": "regression", "bought": "classification"},
+            "encoding": "embedding",
+        },
+        "architecture": architecture,
+        "encoder": {"name": "mlp", "hidden": [6]},
+        "training": {"epochs": 2},
+    }
+    found = run(config, tmp_path / "run", progress=False)
+    assert set(found) == {"price", "bought"}
+    weights, _ = read_tensors(tmp_path / "run" / "model.safetensors")
+    assert any("stem" in name for name in weights)
+
+
+def test_an_architecture_that_asks_for_labels_gets_those_of_the_training_data() -> None:
+    trainer = made(architecture={"name": "pbfs", "alpha": 0.01})
+    data = load_data(check({}))
+    assert data.labels() is not None
+    expected = build_pools(label_correlations(data.tasks, data.labels()), 0.01, [task.name for task in data.tasks])  # type: ignore[arg-type]
+    assert list(trainer.model.pools) == list(expected)  # type: ignore[union-attr,arg-type]
 
 
 def test_a_task_may_be_judged_by_another_metric() -> None:

@@ -15,8 +15,9 @@ from sparsemtl.tasks import Task
 class MultiTaskModel(nn.Module, abc.ABC):
     """A network with an output for every task.
 
-    An architecture says in `users` which tasks use each parameter, and in `shared_modules` where sharing methods
-    may put masks. Whether the tasks are independent of each other and what is a task's own follow from them.
+    An architecture says in `users` which tasks use each parameter, in `shared_modules` where sharing methods
+    may put masks, and in `unmasked_modules` where they may not although tasks share it. Whether the tasks are
+    independent of each other and what is a task's own follow from them.
     """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
@@ -44,11 +45,24 @@ class MultiTaskModel(nn.Module, abc.ABC):
 
     def shared_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters of the shared modules, by name."""
-        return {
-            f"{prefix}.{name}": parameter
-            for prefix, module in self.shared_modules().items()
-            for name, parameter in module.named_parameters()
-        }
+        return _parameters_in(self.shared_modules())
+
+    def unmasked_modules(self) -> dict[str, nn.Module]:
+        """Other modules that several tasks use, by name: what mixes the tasks' streams, or embeds their inputs."""
+        return {}
+
+    def unmasked_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters of the unmasked modules, by name."""
+        return _parameters_in(self.unmasked_modules())
+
+    def outcome(self) -> dict[str, Any]:
+        """What a run's summary says of the architecture, beside its name."""
+        return {}
+
+    @property
+    def lr_factors(self) -> dict[str, float]:
+        """Parameter name -> by what its learning rate is multiplied; 1 for those not named."""
+        return {}
 
     @abc.abstractmethod
     def task_modules(self, task: str) -> dict[str, nn.Module]:
@@ -57,11 +71,7 @@ class MultiTaskModel(nn.Module, abc.ABC):
     def task_parameters(self, task: str) -> dict[str, nn.Parameter]:
         """The parameters of the modules that only this task uses, by name."""
         self.check_task(task)
-        return {
-            f"{prefix}.{name}": parameter
-            for prefix, module in self.task_modules(task).items()
-            for name, parameter in module.named_parameters()
-        }
+        return _parameters_in(self.task_modules(task))
 
     @property
     def independent(self) -> bool:
@@ -79,6 +89,14 @@ class MultiTaskModel(nn.Module, abc.ABC):
         for name in names:
             self.check_task(name)
         return names
+
+
+def _parameters_in(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    return {
+        f"{prefix}.{name}": parameter
+        for prefix, module in modules.items()
+        for name, parameter in module.named_parameters()
+    }
 
 
 def maskable_parameters(model: nn.Module, *, mask_all: bool = False) -> dict[str, nn.Parameter]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -11,12 +12,13 @@ from torch import nn
 
 from sparsemtl.architectures import ARCHITECTURES
 from sparsemtl.backbones import ENCODERS, load_torchvision
+from sparsemtl.backbones.stemmed import Stemmed
 from sparsemtl.balancing import BALANCERS
 from sparsemtl.config import check
 from sparsemtl.data import DATASETS, TaskData
 from sparsemtl.errors import CheckpointError, ConfigError, unknown_name
 from sparsemtl.heads import HEADS
-from sparsemtl.models import stride_of, width_of
+from sparsemtl.models import MultiTaskModel, stride_of, width_of
 from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
 from sparsemtl.randomness import seed_everything
 from sparsemtl.schema import TRAINER_KEYS
@@ -117,12 +119,9 @@ def _check_tasks(key: str, names: Iterable[str], data: TaskData) -> None:
 def make_trainer(config: Mapping[str, Any], data: TaskData, folder: Path | None, *, progress: bool = True) -> Trainer:
     """Model and trainer of a complete configuration; seeds the generators, so that the weights follow the seed."""
     seed_everything(config["seed"])
-    encoder, architecture, balancing = (dict(config[axis]) for axis in ("encoder", "architecture", "balancing"))
-    network = ENCODERS.build(encoder.pop("name"), data.input_shape, **encoder)
-    if config["pretrained"] is not None:
-        load_torchvision(network, config["pretrained"])
-    heads = _heads(config["heads"], data, network)
-    model = ARCHITECTURES.build(architecture.pop("name"), network, list(data.tasks), heads, **architecture)
+    network = _encoder(config, data)
+    model = _model(config, data, network, _heads(config["heads"], data, network))
+    balancing = dict(config["balancing"])
     training = config["training"]
     optimizer = dict(config["optimizer"])
     scheduler = dict(config["scheduler"] or {})
@@ -140,6 +139,28 @@ def make_trainer(config: Mapping[str, Any], data: TaskData, folder: Path | None,
         progress=progress,
         **{key: training[key] for key in TRAINER_KEYS},
     )
+
+
+def _encoder(config: Mapping[str, Any], data: TaskData) -> nn.Module:
+    """The encoder, behind the data's stem if they have one, with the weights that it starts from."""
+    section = dict(config["encoder"])
+    stem = data.stem() if data.stem is not None else None
+    shape = data.input_shape if stem is None else (width_of(stem),)
+    encoder = ENCODERS.build(section.pop("name"), shape, **section)
+    if config["pretrained"] is not None:
+        load_torchvision(encoder, config["pretrained"])
+    return encoder if stem is None else Stemmed(stem, encoder)
+
+
+def _model(
+    config: Mapping[str, Any], data: TaskData, encoder: nn.Module, heads: Mapping[str, nn.Module]
+) -> MultiTaskModel:
+    """The architecture; one that takes `labels` gets those of the training data."""
+    section = dict(config["architecture"])
+    name = section.pop("name")
+    asks = "labels" in inspect.signature(ARCHITECTURES[name]).parameters
+    given = [encoder, list(data.tasks), heads, *([data.labels()] if asks else [])]
+    return ARCHITECTURES.build(name, *given, **section)
 
 
 def make_sharing(config: Mapping[str, Any]) -> Sharing:

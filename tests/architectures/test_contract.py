@@ -3,35 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsemtl import Classification, MultiLabel, MultiTaskModel, Regression, SharedBottom, SingleTask, Task
+from sparsemtl import Classification, MultiLabel, MultiTaskModel, RandomSharing, Regression, Task, TaskMasks, Trainer
 from sparsemtl.architectures import ARCHITECTURES
+from sparsemtl.data import TensorLoader
 from sparsemtl.errors import ParameterError
+from sparsemtl.models import maskable_parameters
 
-MODELS: dict[str, Callable[[nn.Module, list[Task]], MultiTaskModel]] = {
-    "shared-bottom": SharedBottom,
-    "single-task": SingleTask,
+MODELS: dict[str, dict[str, Any]] = {
+    "shared-bottom": {},
+    "single-task": {},
+    "cross-stitch": {},
+    "mmoe": {"experts": 3},
+    "cgc": {},
+    "ple": {},
+    "pbfs": {"pools": [["digit", "shape"], ["shape", "ink"]]},
 }
-each_model = pytest.mark.parametrize("name", MODELS)
+"""Architecture -> its parameters for the tasks below."""
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "cross-stitch, first stage": ("cross-stitch", {"after": ["2"]}),
+    "cross-stitch, channels": ("cross-stitch", {"per_channel": True}),
+    "cgc, apart": ("cgc", {"shared_experts": 0, "task_experts": 2}),
+    "cgc, several": ("cgc", {"shared_experts": 2, "task_experts": 2}),
+    "ple, apart": ("ple", {"shared_experts": 0}),
+    "ple, shared": ("ple", {"shared_experts": 2, "task_experts": 0}),
+    "pbfs, gate": ("pbfs", {"pools": [["digit", "ink"]], "pool_merge": "gate", "experts_per_pool": 2}),
+}
+"""The same with other parameters."""
+VARIANTS = {**{name: (name, options) for name, options in MODELS.items()}, **OTHERS}
+each_model = pytest.mark.parametrize("name", VARIANTS)
+each_encoder = pytest.mark.parametrize("stacked", [False, True], ids=["normed", "stacked"])
 
 
 def tasks() -> list[Task]:
     return [Classification("digit", 4), MultiLabel("shape", 3), Regression("ink")]
 
 
-def encoder() -> nn.Module:
-    return nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 6))
+def encoder(*, stacked: bool = False) -> nn.Module:
+    """With a norm, experts run one after the other; stacks of linear layers run as one."""
+    middle = nn.Identity() if stacked else nn.BatchNorm1d(6)
+    return nn.Sequential(nn.Linear(5, 6), middle, nn.ReLU(), nn.Linear(6, 6))
 
 
-def model_of(name: str) -> MultiTaskModel:
+def build(name: str, *given: Any) -> MultiTaskModel:
+    architecture, options = VARIANTS[name]
+    return ARCHITECTURES.build(architecture, *given, **options)
+
+
+def model_of(name: str, *, stacked: bool = False) -> MultiTaskModel:
     torch.manual_seed(0)
-    model = MODELS[name](encoder(), tasks())
+    model = build(name, encoder(stacked=stacked), tasks())
     with torch.no_grad():
-        model(batch())  # the heads learn their width
+        model(batch())  # heads and gates learn their width
     return model
 
 
@@ -50,9 +79,10 @@ def test_every_registered_architecture_is_tested_here() -> None:
     assert set(MODELS) == set(ARCHITECTURES)
 
 
+@each_encoder
 @each_model
-def test_users_are_exactly_the_tasks_whose_output_a_parameter_reaches(name: str) -> None:
-    model = model_of(name)
+def test_users_are_exactly_the_tasks_whose_output_a_parameter_reaches(name: str, stacked: bool) -> None:
+    model = model_of(name, stacked=stacked)
     users = model.users()
     assert list(users) == [name for name, _ in model.named_parameters()]
     for task in model.tasks:
@@ -60,19 +90,31 @@ def test_users_are_exactly_the_tasks_whose_output_a_parameter_reaches(name: str)
 
 
 @each_model
-def test_a_parameter_is_shared_or_one_tasks_own(name: str) -> None:
+def test_a_parameter_is_shared_with_or_without_masks_or_one_tasks_own(name: str) -> None:
     model = model_of(name)
-    parts = [model.shared_parameters(), *(model.task_parameters(task) for task in model.tasks)]
+    parts = [
+        model.shared_parameters(),
+        model.unmasked_parameters(),
+        *(model.task_parameters(task) for task in model.tasks),
+    ]
     found = {name: id(p) for part in parts for name, p in part.items()}
     assert found == {name: id(p) for name, p in model.named_parameters()}
     assert sum(len(part) for part in parts) == len(found)
 
 
 @each_model
+def test_modules_of_a_name_are_those_of_the_model(name: str) -> None:
+    model = model_of(name)
+    parts = [model.shared_modules(), model.unmasked_modules(), *(model.task_modules(task) for task in model.tasks)]
+    for part in parts:
+        assert all(model.get_submodule(name) is module for name, module in part.items())
+
+
+@each_model
 def test_shared_and_own_parameters_agree_with_their_users(name: str) -> None:
     model = model_of(name)
     users = model.users()
-    assert all(users[name] == set(model.tasks) for name in model.shared_parameters())
+    assert all(len(users[name]) > 1 for name in {**model.shared_parameters(), **model.unmasked_parameters()})
     for task in model.tasks:
         assert all(users[name] == {task} for name in model.task_parameters(task))
 
@@ -82,6 +124,12 @@ def test_a_model_is_independent_if_no_parameter_has_two_users(name: str) -> None
     model = model_of(name)
     assert model.independent == all(len(users) == 1 for users in model.users().values())
     assert model.independent == (not model.shared_parameters())
+
+
+@each_model
+def test_learning_rates_are_multiplied_for_parameters_that_are_there(name: str) -> None:
+    model = model_of(name)
+    assert model.lr_factors.keys() <= dict(model.named_parameters()).keys()
 
 
 @each_model
@@ -99,6 +147,21 @@ def test_asking_for_fewer_tasks_does_not_change_their_outputs(name: str) -> None
     together = model(batch())
     for task in model.tasks:
         assert torch.equal(model(batch(), tasks=[task])[task], together[task])
+
+
+@each_model
+def test_asking_for_fewer_tasks_changes_their_outputs_by_rounding_only_where_experts_run_as_one(name: str) -> None:
+    model = model_of(name, stacked=True)
+    together = model(batch())
+    for task in model.tasks:
+        torch.testing.assert_close(model(batch(), tasks=[task])[task], together[task], rtol=1e-5, atol=1e-6)
+
+
+@each_model
+def test_a_task_that_is_asked_for_twice_is_answered_as_if_once(name: str) -> None:
+    model = model_of(name).eval()
+    twice = model(batch(), tasks=["ink", "ink"])
+    assert torch.equal(twice["ink"], model(batch(), tasks=["ink"])["ink"])
 
 
 @each_model
@@ -140,34 +203,49 @@ def test_heads_of_ones_own_take_the_place_of_default_ones(name: str) -> None:
         """An empty container, which is false in Python."""
 
         def forward(self, features: Tensor) -> Tensor:
+            self.read = features
             return 2 * features[:, :4]
 
-    model = ARCHITECTURES.build(name, encoder(), tasks(), {"digit": Doubled()})
+    head = Doubled()
+    model = build(name, encoder(), tasks(), {"digit": head})
     with torch.no_grad():
         model(batch())
     assert model.task_parameters("ink").keys() >= {"heads.ink.weight"}
     assert not any(name.startswith("heads.digit") for name in model.users())
-    features = {**model.shared_modules(), **model.task_modules("digit")}
-    first = next(module for key, module in features.items() if key.startswith("encoder"))
-    torch.testing.assert_close(model.eval()(batch())["digit"], 2 * first(batch())[:, :4])
+    output = model.eval()(batch())["digit"]
+    assert torch.equal(output, 2 * head.read[:, :4])
 
 
-@each_model
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_head_of_two_tasks_is_refused(name: str) -> None:
     head = nn.Linear(6, 1)
     with pytest.raises(ParameterError, match="heads: tasks 'a' and 'b' were given the same parameters"):
         ARCHITECTURES.build(name, encoder(), [Regression("a"), Regression("b")], {"a": head, "b": head})
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_two_tasks_of_one_name_are_refused(name: str) -> None:
+    with pytest.raises(ParameterError, match=r"task names must differ, \['a'\]"):
+        ARCHITECTURES.build(name, encoder(), [Regression("a"), Regression("a")])
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_one_task_alone_is_a_model_as_well(name: str) -> None:
+    model = ARCHITECTURES.build(name, encoder(), [Regression("a")])
+    assert model(batch())["a"].shape == (8, 1)
+    assert set(model.users().values()) == {frozenset({"a"})}
+
+
 @each_model
 def test_a_head_of_an_unknown_task_is_refused(name: str) -> None:
     with pytest.raises(ParameterError, match=r"heads: unknown task 'ing'\. Did you mean 'ink'\?"):
-        ARCHITECTURES.build(name, encoder(), tasks(), {"ing": nn.Linear(6, 1)})
+        build(name, encoder(), tasks(), {"ing": nn.Linear(6, 1)})
 
 
+@each_encoder
 @each_model
-def test_it_runs_as_torch_runs_any_module_functionally(name: str) -> None:
-    model = model_of(name).eval()
+def test_it_runs_as_torch_runs_any_module_functionally(name: str, stacked: bool) -> None:
+    model = model_of(name, stacked=stacked).eval()
     doubled = {name: 2 * p for name, p in model.named_parameters()}
     found = torch.func.functional_call(model, doubled, (batch(),))
     with torch.no_grad():
@@ -175,3 +253,65 @@ def test_it_runs_as_torch_runs_any_module_functionally(name: str) -> None:
             p.mul_(2)
     for task, output in model(batch()).items():
         assert torch.equal(found[task], output)
+
+
+@each_model
+def test_a_deep_copy_computes_the_same_and_shares_nothing(name: str) -> None:
+    model = model_of(name).eval()
+    copy = deepcopy(model)
+    before = model(batch())
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    assert all(torch.equal(copy(batch())[task], output) for task, output in before.items())
+
+
+@each_encoder
+@each_model
+def test_masked_weights_are_zeros_to_the_tasks_that_mask_them(name: str, stacked: bool) -> None:
+    model = model_of(name, stacked=stacked).eval()
+    parameters = maskable_parameters(model)
+    if not parameters:
+        assert model.independent
+        return
+    generator = torch.Generator().manual_seed(0)
+    masks = TaskMasks(
+        {t: {n: torch.rand(p.shape, generator=generator) < 0.5 for n, p in parameters.items()} for t in model.tasks}
+    )
+    for task in model.tasks:
+        zeroed = deepcopy(model)
+        with torch.no_grad():
+            for parameter, mask in masks[task].items():
+                zeroed.get_parameter(parameter).mul_(mask)
+        with masks.applied(model, task):
+            output = model(batch(), tasks=[task])[task]
+        assert torch.equal(output, zeroed(batch(), tasks=[task])[task])
+        used = any(task in model.users()[parameter] for parameter in parameters)
+        assert torch.equal(output, model(batch(), tasks=[task])[task]) != used
+
+
+@each_model
+def test_no_mask_is_ever_put_on_what_mixes_the_streams(name: str) -> None:
+    model = model_of(name)
+    masked = maskable_parameters(model, mask_all=True)
+    assert not masked.keys() & model.unmasked_parameters().keys()
+    assert not any(part in name for name in masked for part in ("gate", "mixers"))
+
+
+@each_encoder
+@each_model
+def test_it_trains_dense_and_with_masks(name: str, stacked: bool) -> None:
+    x = batch()
+    targets = {"digit": torch.arange(8) % 4, "shape": (x[:, :3] > 0).float(), "ink": x.sum(1)}
+
+    def data() -> TensorLoader:
+        return TensorLoader(x, targets, batch_size=4)
+
+    for sharing in [None, RandomSharing(keep=0.5)]:
+        torch.manual_seed(0)
+        model = build(name, encoder(stacked=stacked), tasks())  # heads and gates still wait for their width
+        if sharing is not None and not model.shared_modules():
+            continue
+        options = {"sharing": sharing} if sharing else {}
+        Trainer(model, epochs=1, accelerator="cpu", progress=False, monitor="loss", **options).fit(data(), data())
+        assert all(bool(p.isfinite().all()) for p in model.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from compaction_toys import alive, assert_same_outputs, compacted, widths, zeroe
 from torch import Tensor, nn
 
 import sparsemtl as sm
+from sparsemtl.architectures import ARCHITECTURES
 from sparsemtl.backbones import resnet18
 from sparsemtl.compaction import compact, macs, parameter_count
 from sparsemtl.errors import MaskError, ParameterError
@@ -217,3 +219,25 @@ def test_the_count_of_parameters_is_that_of_the_small_network() -> None:
     small = compact(model)
     assert parameter_count(small) == sum(parameter.numel() for parameter in small.parameters())
     assert_same_outputs(small, model, IMAGES)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("architecture", ["mmoe", "cgc", "ple", "pbfs"])
+def test_a_task_of_an_architecture_with_experts_becomes_its_own_network(architecture: str, masked: bool) -> None:
+    """Experts and pools that the task does not use are gone."""
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU())
+    tasks = [sm.Classification("a", 3), sm.Regression("b"), sm.Regression("c")]
+    options = {"pools": [["a", "b"], ["b", "c"]]} if architecture == "pbfs" else {}
+    model = ARCHITECTURES.build(architecture, encoder, tasks, **options).double().eval()
+    x = torch.randn(5, 6, dtype=torch.float64)
+    model(x)  # heads learn their width
+    masks = None
+    if masked:
+        shared = {name: p for name, p in model.shared_parameters().items() if p.ndim > 1}
+        masks = sm.TaskMasks({t: {n: torch.rand_like(p) < 0.5 for n, p in shared.items()} for t in model.tasks})
+    small = compact(model, masks, task="a")
+    with nullcontext() if masks is None else masks.applied(model, "a"):
+        expected = model(x, tasks=["a"])["a"]
+    torch.testing.assert_close(small(x), expected, rtol=1e-12, atol=1e-12)
+    assert parameter_count(small) < parameter_count(model)

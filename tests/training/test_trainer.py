@@ -378,6 +378,17 @@ def test_gradients_are_clipped_to_a_norm(clip: float) -> None:
     torch.testing.assert_close(steps[0] / steps[0].norm(), steps[1] / steps[1].norm(), rtol=1e-3, atol=1e-4)
 
 
+def test_an_architecture_s_own_learning_rates_are_followed_by_the_schedule() -> None:
+    network = sm.CrossStitch(encoder(), tasks(), lr_factor=100.0)
+    halving = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
+    trainer = quiet(network, optimizer=partial(SGD, lr=1e-3), scheduler=halving, epochs=1).fit(loader(), held_out())
+    groups = trainer.optimizer.param_groups
+    stitches = {id(mixer.weight) for mixer in network.mixers}
+    assert [group["lr"] for group in groups] == pytest.approx([0.5e-3, 0.5e-1])
+    assert {id(p) for p in groups[1]["params"]} == stitches
+    assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
+
+
 def test_a_schedule_steps_once_an_epoch(tmp_path: Path) -> None:
     halving = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
     quiet(optimizer=partial(SGD, lr=0.1), scheduler=halving, epochs=3, folder=tmp_path).fit(loader(), held_out())

@@ -1,5 +1,11 @@
 """Architectures: which modules are there, and which of them tasks share."""
 
+from sparsemtl.architectures.cgc import CGC
+from sparsemtl.architectures.cross_stitch import CrossStitch
+from sparsemtl.architectures.mmoe import MMoE
+from sparsemtl.architectures.pbfs import PBFS
+from sparsemtl.architectures.ple import PLE
+from sparsemtl.architectures.pools import Pools, build_pools, label_correlations
 from sparsemtl.architectures.shared_bottom import SharedBottom
 from sparsemtl.architectures.single_task import SingleTask
 from sparsemtl.models import MultiTaskModel
@@ -10,7 +16,24 @@ ARCHITECTURES: Registry[MultiTaskModel] = Registry(
     {
         "shared-bottom": SharedBottom,
         "single-task": SingleTask,
+        "cross-stitch": CrossStitch,
+        "mmoe": MMoE,
+        "cgc": CGC,
+        "ple": PLE,
+        "pbfs": PBFS,
     },
 )
 
-__all__ = ["ARCHITECTURES", "SharedBottom", "SingleTask"]
+__all__ = [
+    "ARCHITECTURES",
+    "CGC",
+    "PBFS",
+    "PLE",
+    "CrossStitch",
+    "MMoE",
+    "Pools",
+    "SharedBottom",
+    "SingleTask",
+    "build_pools",
+    "label_correlations",
+]

@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from sparsemtl.architectures.gates import mixed
 from sparsemtl.backbones.segnet import unpooled
 from sparsemtl.backbones.shapes import check_sides
 from sparsemtl.compaction.checks import check_axes
@@ -21,7 +22,7 @@ from sparsemtl.errors import CompactionError, unknown_name
 from sparsemtl.heads.linear import pooled
 from sparsemtl.models import MultiTaskModel
 
-CALLS = (pooled, unpooled, check_sides, check_axes)
+CALLS = (pooled, unpooled, mixed, check_sides, check_axes)
 """Functions that stay one node each."""
 
 

@@ -13,12 +13,14 @@ from sparsemtl.heads.deeplabv3 import DeepLabV3Head
 from sparsemtl.heads.dense import DenseHead
 from sparsemtl.heads.fcn import FCNHead
 from sparsemtl.heads.linear import linear_head
+from sparsemtl.heads.mlp import MLPHead
 from sparsemtl.registry import Registry
 
 HEADS: Registry[nn.Module] = Registry(
     "head",
     {
         "linear": linear_head,
+        "mlp": MLPHead,
         "classification": ClassificationHead,
         "convolution": ConvolutionHead,
         "fcn": FCNHead,
@@ -33,5 +35,6 @@ __all__ = [
     "DeepLabV3Head",
     "DenseHead",
     "FCNHead",
+    "MLPHead",
     "linear_head",
 ]

@@ -92,7 +92,7 @@ class Engine:
         self.backend = backend
         self._inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         self._parameters = dict(model.named_parameters())
-        self._shared = model.shared_parameters()
+        self._shared = {**model.shared_parameters(), **model.unmasked_parameters()}
         self._by_rows = balancer.combines_gradients and bool(self._shared)
         self._last_losses: dict[str, float] = {}
         self._rows: dict[str, Tensor] = {}

@@ -49,6 +49,7 @@ def summarize(
             task: _task(model.tasks[task], selection, validation.get(task, {}), test.get(task, {}))
             for task in model.tasks
         },
+        "architecture": model.outcome(),
         "sharing": sharing.outcome(),
     }
 

@@ -261,10 +261,7 @@ class Trainer:
         self.module = self.fabric.setup_module(self.model)
         self.sharing.attach(self.model)
         self.balancer.attach(len(self.model.tasks), self.device)
-        groups: list[dict[str, Any]] = [{"params": list(self.model.parameters())}]
-        if extra := [*self.sharing.parameters(), *self.balancer.parameters()]:
-            groups.append({"params": extra, "weight_decay": 0.0})
-        self.optimizer = self._make_optimizer(groups)
+        self.optimizer = self._optimizer()
         self.scheduler = self._make_scheduler(self.optimizer) if self._make_scheduler else None
         stepped: Any = self.fabric.setup_optimizers(self.optimizer)
         backend = Backend(self.module, self.fabric.backward, self._clip(stepped), self.device)
@@ -274,6 +271,21 @@ class Trainer:
         if self.folder is not None:
             self.folder.write_config(self.config)
             self.folder.write_environment(device=str(self.device), seed=self.seed)
+
+    def _optimizer(self) -> Optimizer:
+        """The optimizer of the model's parameters, some at other rates, and of the method's and the balancer's."""
+        factors = self.model.lr_factors
+        named = dict(self.model.named_parameters())
+        groups: list[dict[str, Any]] = [{"params": [p for name, p in named.items() if name not in factors]}]
+        for factor in dict.fromkeys(factors.values()):
+            chosen = [named[name] for name, value in factors.items() if value == factor]
+            groups.append({"params": chosen, "lr_factor": factor})
+        if extra := [*self.sharing.parameters(), *self.balancer.parameters()]:
+            groups.append({"params": extra, "weight_decay": 0.0})
+        optimizer = self._make_optimizer(groups)
+        for group in optimizer.param_groups:
+            group["lr"] *= group.pop("lr_factor", 1.0)
+        return optimizer
 
     def _clip(self, optimizer: Any) -> Callable[[], Any] | None:
         if self.clip_norm is None:
