@@ -196,10 +196,11 @@ def documented(target: Callable[..., Any]) -> dict[str, str]:
     owners = target.__mro__[::-1] if inspect.isclass(target) else (*_referred(target), target)
     texts: dict[str, str] = {}
     for owner in owners:
-        for names, text in _ENTRY.findall(_arguments(inspect.cleandoc(owner.__doc__ or ""))):
+        for names, lines in _ENTRY.findall(_arguments(inspect.cleandoc(owner.__doc__ or ""))):
+            text = " ".join(lines.split())
             for name in (word.removesuffix("_") for word in names.split(", ")):
                 if not (name in texts and text.startswith("see `")):
-                    texts[name] = " ".join(text.split())
+                    texts[name] = text
     return texts
 
 

@@ -151,6 +151,22 @@ def test_a_figure_that_was_not_measured_is_an_en_dash_and_validation_leads_witho
     assert "–" in page.text
 
 
+def test_pools_stand_with_their_tasks_sparsity_and_the_correlations(tmp_path):
+    folder = make_run(tmp_path / "run", tasks=["digit", "ink", "loops"], epochs=4)
+    pools = {
+        "pool1": {"tasks": ["digit", "ink"], "similarity": -0.25},
+        "pool2": {"tasks": ["ink", "loops"], "similarity": None},
+    }
+    correlations = [[1.0, -0.25, 0.5], [-0.25, 1.0, 0.125], [0.5, 0.125, 1.0]]
+    sparsity = {"digit": {"levels.0.pools.pool1": 0.375}, "ink": {"levels.0.pools.pool1": 0.625}}
+    change_summary(folder, architecture={"pools": pools, "correlations": correlations}, sharing={"sparsity": sparsity})
+    page = Page(write_report(folder).read_text())
+    assert "Pools of related tasks" in page.sections
+    assert all(word in page.text for word in ("pool1", "pool2", "-0.25", "0.12", "38 %", "62 %"))
+    change_summary(folder, architecture={"pools": pools, "correlations": None}, sharing={})
+    assert "Correlation of the labels" not in Page(write_report(folder).read_text()).text
+
+
 def test_a_stopped_run_says_so(tmp_path, page):
     folder = make_run(tmp_path / "run", tasks=["digit", "ink"], epochs=4)
     change_summary(folder, status="stopped")
