@@ -1,6 +1,8 @@
 """The tables and figures of Less is More, from the studies beside this file.
 
-for study in lambda targets subsets deviations: sparsemtl study benchmarks/less-is-more/$study.yaml --out RUNS/$study
+for study in lambda targets subsets deviations tuned; do
+    sparsemtl study benchmarks/less-is-more/$study.yaml --jobs 2 --out RUNS/$study
+done
 python benchmarks/less-is-more/results.py RUNS --out benchmarks/results
 """
 
@@ -17,6 +19,7 @@ import torch
 from matplotlib.axes import Axes
 
 import sparsemtl as sm
+from sparsemtl.config import check, merge
 from sparsemtl.files import read_tensors
 from sparsemtl.run import load_data, make_trainer
 from sparsemtl.yaml_text import read_yaml
@@ -24,6 +27,7 @@ from sparsemtl.yaml_text import read_yaml
 MEASURES = {"segmentation": ("miou", 1), "depth": ("abs_err", -1), "normals": ("cosine", 1)}
 """Task -> its metric, and which way is better."""
 TITLES = {"segmentation": "mIoU ↑", "depth": "abs. error (m) ↓", "normals": "cosine ↑"}
+STUDIES = ("lambda", "targets", "subsets", "deviations", "tuned")
 LETTERS = {"S": "segmentation", "D": "depth", "N": "normals"}
 
 
@@ -105,8 +109,9 @@ def backbone_costs(folders: Sequence[Path], batch: int = 16) -> pd.DataFrame:
     rows = []
     x = torch.rand(batch, 3, 64, 64)
     for folder in folders:
-        config = read_yaml(folder / "config.yaml")
-        data = load_data({**config, "data": {**config["data"], "train_size": 8, "validation_size": 8, "test_size": 8}})
+        small_data = {"data": {"train_size": 8, "validation_size": 8, "test_size": 8}}
+        config = check(merge(read_yaml(folder / "config.yaml"), small_data))
+        data = load_data(config)
         model = make_trainer(config, data, None, progress=False).model
         model.load_state_dict(read_tensors(folder / "model.safetensors")[0])
         dense = model.eval().encoder
@@ -202,7 +207,10 @@ def channels_left(rows: pd.DataFrame, strengths: Sequence[float], path: Path) ->
         left = [sum(g[name]["left"] for g in chosen) / len(chosen) for name in names]
         shift = 0.8 * (place + 0.5) / len(strengths) - 0.4
         axes.bar(
-            [i + shift for i in range(len(names))], left, width=0.8 / len(strengths), label=f"λ = {scientific(strength)}"
+            [i + shift for i in range(len(names))],
+            left,
+            width=0.8 / len(strengths),
+            label=f"λ = {scientific(strength)}",
         )
     short = [name.removeprefix("encoder.").removesuffix(".weight").replace("downsample.0", "down") for name in names]
     axes.set_xticks(range(len(names)), short, rotation=60, ha="right", fontsize=7)
@@ -230,9 +238,8 @@ def main() -> None:
     torch.set_num_threads(1)
     pictures = options.out / "less-is-more"
     pictures.mkdir(parents=True, exist_ok=True)
-    strengths, targets, subsets, deviations = (
-        read_study(options.runs / name) for name in ("lambda", "targets", "subsets", "deviations")
-    )
+    studies = {name: read_study(options.runs / name) for name in STUDIES}
+    strengths, targets, subsets, deviations, tuned = studies.values()
     lasso = strengths[strengths["method"] == "group-lasso"]
     l1 = strengths[strengths["method"] == "l1"]
     dense = lasso[lasso["lambda"] == 0]
@@ -260,7 +267,17 @@ def main() -> None:
     names = list(dict.fromkeys(deviations["method"]))
     listed = json.loads((options.runs / "deviations" / "study.json").read_text())["methods"]
     print(table(chosen + [(n, deviations[deviations["method"] == n]) for n in listed if n in names], single))
-    print(f"\n{sum(map(len, (strengths, targets, subsets, deviations)))} runs")
+    print("\n## At the learning rate that suits plain training\n")
+    fast = [(f"plain training, learning rate {lr}", part) for (lr,), part in by(plain[plain["lr"] == 0.01], "lr")]
+    fast += [
+        (
+            f"{method}, λ = {scientific(s)}, learning rate {lr}" if s == s else f"plain training, learning rate {lr}",
+            part,
+        )
+        for (method, lr, s), part in by(tuned, "method", "lr", "lambda")
+    ]
+    print(table(fast, single))
+    print(f"\n{sum(map(len, studies.values()))} runs, {sum(s['seconds'].sum() for s in studies.values()) / 60:.0f} min")
     against_lambda(lasso, costs, pictures / "lambda.png")
     groups = targets[targets["method"] == "group-lasso"]
     structured_or_not(groups, targets[targets["method"] == "l1"], dense, pictures / "structured.png")

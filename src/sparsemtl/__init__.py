@@ -1,7 +1,8 @@
 """Sparse multi-task learning: what several tasks should share inside one network, and what they should not."""
 
 from sparsemtl._version import __version__
-from sparsemtl.architectures import SharedBottom, SingleTask
+from sparsemtl.architectures import CGC, PBFS, PLE, CrossStitch, MMoE, SharedBottom, SingleTask
+from sparsemtl.compaction import compact, latency, macs, parameter_count
 from sparsemtl.criteria import choose_masks, fisher_information, fisher_masks
 from sparsemtl.masks import TaskMasks
 from sparsemtl.models import MultiTaskModel
@@ -13,36 +14,49 @@ from sparsemtl.sharing import (
     GroupLassoSharing,
     GroupMCPSharing,
     L1Sharing,
+    PBFSSharing,
     RandomSharing,
     Sharing,
+    SoftMaskSharing,
 )
 from sparsemtl.tasks import Classification, Depth, MultiLabel, Normals, Regression, Segmentation, Task
 from sparsemtl.training import Trainer
 
 __all__ = [
+    "CGC",
+    "PBFS",
+    "PLE",
     "Classification",
+    "CrossStitch",
     "DenseSharing",
     "Depth",
     "FisherSharing",
     "GroupLassoSharing",
     "GroupMCPSharing",
     "L1Sharing",
+    "MMoE",
     "MaskedOptimizer",
     "MultiLabel",
     "MultiTaskModel",
     "Normals",
+    "PBFSSharing",
     "RandomSharing",
     "Regression",
     "Segmentation",
     "SharedBottom",
     "Sharing",
     "SingleTask",
+    "SoftMaskSharing",
     "Task",
     "TaskMasks",
     "TaskNorms",
     "Trainer",
     "__version__",
     "choose_masks",
+    "compact",
     "fisher_information",
     "fisher_masks",
+    "latency",
+    "macs",
+    "parameter_count",
 ]

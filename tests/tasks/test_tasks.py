@@ -288,8 +288,12 @@ def test_a_metric_must_say_which_way_is_better() -> None:
         (
             Classification("t", 2),
             {
-                "accuracy": True, "f1_macro": True, "calibration_error": False,
-                "f1": True, "auroc": True, "average_precision": True,
+                "accuracy": True,
+                "f1_macro": True,
+                "calibration_error": False,
+                "f1": True,
+                "auroc": True,
+                "average_precision": True,
             },
         ),
         (MultiLabel("t", 3), {"accuracy": True, "f1_macro": True}),
