@@ -2,8 +2,8 @@
 
     python docs/generate.py            # or `make docs`
 
-`methods/` has a page for every sharing method and architecture, `reference/` one for every other axis. A test holds
-the pages against the classes, so neither can change without the other.
+`methods/` has a page for every sharing method, `architectures/` one for every architecture, `reference/` one for every
+other axis. A test holds the pages against the classes, so neither can change without the other.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ from sparsemtl.sharing import SHARING
 from sparsemtl.tasks import TASKS
 
 HERE = Path(__file__).parent
-METHODS: dict[str, Registry[Any]] = {"sharing": SHARING, "architecture": ARCHITECTURES}
-"""Section of a configuration -> registry whose members have a page each."""
+METHODS: dict[str, tuple[str, Registry[Any]]] = {
+    "sharing": ("methods", SHARING),
+    "architecture": ("architectures", ARCHITECTURES),
+}
+"""Section of a configuration -> folder, and registry whose members have a page each."""
 AXES: dict[str, tuple[Registry[Any], str]] = {
     "tasks": (TASKS, "What a head predicts. In Python: `sm.Classification(name, classes)` and so on."),
     "criteria": (
@@ -47,9 +50,9 @@ _SECTION = re.compile(r"^(Args|Attributes|Raises|Returns|Yields|Example|Differen
 
 def pages() -> Iterator[tuple[Path, str]]:
     """Every page: where it goes, and its text."""
-    for section, registry in METHODS.items():
+    for section, (folder, registry) in METHODS.items():
         for name in registry:
-            yield HERE / "methods" / f"{name}.md", method_page(section, registry, name)
+            yield HERE / folder / f"{name}.md", method_page(section, registry, name)
     for axis, (registry, about) in AXES.items():
         yield HERE / "reference" / f"{axis}.md", axis_page(axis, registry, about)
 

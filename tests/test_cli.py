@@ -136,7 +136,11 @@ def test_a_list_shows_every_member_with_sentence_source_parameters_and_defaults(
         assert one_line(registry.source(name)) in text
         for parameter in parameters_of(registry[name]):
             default = parameter.default if isinstance(parameter.default, str) else json.dumps(parameter.default)
-            assert f"{parameter.name} {'required' if parameter.required else default} " in text
+            shown = "required" if parameter.required else default
+            if len(shown) < 24:
+                assert f"{parameter.name} {shown} " in text
+            else:  # it takes several lines of its column
+                assert all(word in text for word in [parameter.name, *shown.split()])
 
 
 def test_a_source_is_the_paper_that_the_docstring_names(sparsemtl: Shell) -> None:

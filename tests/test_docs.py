@@ -32,7 +32,9 @@ def test_a_reference_page_is_what_its_classes_say(path: Path, text: str) -> None
 
 def test_no_page_is_of_something_that_is_gone() -> None:
     known = {path for path, _ in generator().pages()}
-    found = {path for folder in ("methods", "reference") for path in (ROOT / "docs" / folder).iterdir()}
+    found = {
+        path for folder in ("methods", "architectures", "reference") for path in (ROOT / "docs" / folder).iterdir()
+    }
     assert found == known
 
 

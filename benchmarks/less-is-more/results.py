@@ -67,7 +67,7 @@ def text(values: pd.Series, digits: int) -> str:
     """Mean ± standard deviation over seeds."""
     if values.isna().all():
         return "–"
-    return f"{values.mean():.{digits}f} ± {values.std():.{digits}f}"
+    return f"{round(values.mean(), digits) + 0.0:.{digits}f} ± {values.std():.{digits}f}"
 
 
 def gain(rows: pd.DataFrame, single: pd.DataFrame) -> str:
@@ -135,12 +135,13 @@ def backbone_costs(folders: Sequence[Path], batch: int = 16) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def cost_table(rows: pd.DataFrame) -> str:
-    """Costs of the compacted backbone by strength, ÷ those of the dense one."""
-    lines = ["| λ | multiply-adds | weights | time | largest difference |", "| :--- | ---: | ---: | ---: | ---: |"]
-    for (strength,), part in by(rows, "lambda"):
+def cost_table(settings: Iterable[tuple[str, pd.DataFrame]], costs: pd.DataFrame) -> str:
+    """Costs of compacted backbones, ÷ those of the dense ones."""
+    lines = ["| | multiply-adds | weights | time | largest difference |", "| :--- | ---: | ---: | ---: | ---: |"]
+    for name, rows in settings:
+        part = rows.merge(costs, on="folder")
         cells = [text(part[key], 3) for key in ("macs", "size", "time")]
-        lines.append(f"| {scientific(strength)} | {' | '.join(cells)} | {part['error'].max():.0e} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {part['error'].max():.0e} |")
     return "\n".join(lines)
 
 
@@ -252,7 +253,7 @@ def main() -> None:
         for method in order
         for (strength,), part in by(every_set[every_set["method"] == method], "lambda")
     ]
-    costs = backbone_costs(list(lasso["folder"]))
+    costs = backbone_costs([*lasso["folder"], *l1["folder"], *targets["folder"]])
     print("## Strength\n")
     rows = [(f"group lasso, λ = {scientific(s)}", part) for (s,), part in by(lasso, "lambda")]
     rows += [(f"l1, λ = {scientific(s)}", part) for (s,), part in by(l1, "lambda")]
@@ -260,9 +261,10 @@ def main() -> None:
     rows += [(f"plain training, learning rate {lr}", part) for (lr,), part in by(plain, "lr")]
     print(table(rows, single), "\n\n## Sets of tasks\n")
     print(table(sets, single), "\n\n## Sparsity asked for\n")
-    print(table([(f"{m}, target {100 * t:.0f} %", part) for (m, t), part in by(targets, "method", "target")], single))
+    asked = [(f"{m}, target {100 * t:.0f} %", part) for (m, t), part in by(targets, "method", "target")]
+    print(table(asked, single))
     print("\n## Backbone, compacted\n")
-    print(cost_table(lasso.merge(costs, on="folder")), "\n\n## Deviations\n")
+    print(cost_table(rows[:-2] + asked, costs), "\n\n## Deviations\n")
     chosen = [("dense, as ours", dense), ("sparse, λ = 1e-4, as ours", lasso[lasso["lambda"] == 1e-4])]
     names = list(dict.fromkeys(deviations["method"]))
     listed = json.loads((options.runs / "deviations" / "study.json").read_text())["methods"]

@@ -636,7 +636,7 @@ def test_the_folder_holds_everything_about_a_run(tmp_path: Path) -> None:
         assert summary["tasks"][task]["validation"] == pytest.approx(trainer.validation[task])
         assert summary["tasks"][task]["best_epoch"] == trainer.selection.best_epoch(task)
     assert summary["tasks"]["b"]["primary"] == "r2"
-    assert summary["tasks"]["b"]["directions"] == {"loss": False, "r2": True, "mse": False, "mae": False}
+    assert summary["tasks"]["b"]["directions"] == dict.fromkeys(["loss", "mse", "rmse", "mae"], False) | {"r2": True}
     assert trainer.masks is not None
     assert summary["parameters"]["kept"] == {task: trainer.masks.count(task) for task in "abc"}
     assert_same(dict(sorted(read_tensors(tmp_path / "model.safetensors")[0].items())), sorted_state(trainer.model))
