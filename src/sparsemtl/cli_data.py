@@ -63,7 +63,7 @@ def check(
         typer.echo(line)
     if inspection.state not in ("there", "needs no files"):
         raise typer.Exit(1)
-    if inspection.layout is None or inspection.state == "needs no files":
+    if inspection.layout is None or (inspection.state == "needs no files" and not options):
         return
     reading = read(name, {"root": str(inspection.root), **dict(map(assignment, options or []))}, every=every)
     for line in reading_lines(reading):

@@ -181,6 +181,16 @@ def test_digits_need_no_files() -> None:
     assert "digits needs no files." in output
 
 
+def test_a_table_of_ones_own_is_read_where_it_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    rows = [f"{i},{'xy'[i % 2]},{i % 3}" for i in range(20)]
+    (tmp_path / "mine.csv").write_text("\n".join(["number,letter,kind", *rows]))
+    code, output = run("check", "table", f"path={tmp_path}/mine.csv", "targets={kind: classification}")
+    assert (code, "Tasks: kind (classification, 3)." in output) == (0, True)
+    code, output = run("check", "table", f"path={tmp_path}/mine.csv", "targets={kint: classification}")
+    assert (code, "unknown column 'kint'. Did you mean 'kind'?" in output) == (1, True)
+
+
 def test_the_list_shows_what_is_there(tmp_path: Path) -> None:
     lay_celeba(tmp_path)
     (tmp_path / "nyuv2/train/image").mkdir(parents=True)

@@ -1,0 +1,116 @@
+"""The tables and figures of PBFS, from the studies beside this file.
+
+for study in census movielens student-math student-portuguese synthetic pools; do
+    sparsemtl study benchmarks/pbfs/$study.yaml --jobs 2 --out RUNS/$study
+done
+python benchmarks/pbfs/results.py RUNS --out benchmarks/results
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+SHOWN: dict[str, Mapping[str, tuple[str, ...]]] = {
+    "census": {"income": ("f1_macro", "accuracy", "auroc"), "never-married": ("f1_macro", "accuracy", "auroc")},
+    "movielens": {"rating": ("auroc",), "age": ("mse",)},
+    "student-math": dict.fromkeys(("G1", "G2", "G3"), ("mse",)),
+    "student-portuguese": dict.fromkeys(("G1", "G2", "G3"), ("mse",)),
+    "synthetic": dict.fromkeys(("first", "second"), ("mse",)),
+    "pools": {
+        **dict.fromkeys(("G3", "absences", "Walc", "goout"), ("r2",)),
+        "romantic": ("accuracy",),
+    },
+}
+"""Study -> task -> metrics of its table."""
+SWEPT = "sharing.target_sparsity"
+
+
+def settings_of(frame: pd.DataFrame) -> pd.Series:
+    """Every row's method, with its values of the grid."""
+    keys = [key for key in frame.columns if "." in key]
+    words = [frame[key].map(lambda value, key=key: f", {key.rpartition('.')[2]} {value:g}").fillna("") for key in keys]
+    missing = [frame[key].isna() for key in keys]
+    named = [word.where(~absent, "") for word, absent in zip(words, missing, strict=True)]
+    return frame["method"].str.cat(named) if named else frame["method"]
+
+
+def gain(rows: pd.DataFrame, base: pd.DataFrame, shown: Mapping[str, tuple[str, ...]]) -> pd.Series:
+    """Δm in % of every seed: mean over the tasks of the change of their first metric against single-task training."""
+    changes = []
+    for task, (metric, *_) in shown.items():
+        of_task = rows[(rows["task"] == task) & (rows["metric"] == metric)]
+        single = base[(base["task"] == task) & (base["metric"] == metric)]["value"].mean()
+        sign = 1 if str(of_task["higher_is_better"].iloc[0]) == "True" else -1
+        changes.append(100 * sign * (of_task.set_index("seed")["value"] - single) / abs(single))
+    return sum(changes[1:], start=changes[0]) / len(changes)
+
+
+def table(frame: pd.DataFrame, shown: Mapping[str, tuple[str, ...]]) -> str:
+    """A Markdown table of test metrics, a row a setting."""
+    columns = [(task, metric) for task, metrics in shown.items() for metric in metrics]
+    head = ["", *(f"{task} {metric}" for task, metric in columns), "Δm % ↑"]
+    lines = [f"| {' | '.join(head)} |", "| :--- |" + " ---: |" * (len(head) - 1)]
+    varied = [key for key in frame.columns if key.startswith("data.")]
+    for setting, rows in frame.groupby("setting", sort=False):
+        base = frame[frame["method"] == "single-task"]
+        for key in varied:
+            base = base[base[key] == rows[key].iloc[0]]
+        cells = [text(rows[(rows["task"] == task) & (rows["metric"] == metric)]["value"]) for task, metric in columns]
+        lines.append(f"| {setting} | {' | '.join(cells)} | {text(gain(rows, base, shown), 2)} |")
+    return "\n".join(lines)
+
+
+def text(values: pd.Series, digits: int = 4) -> str:
+    """Mean ± standard deviation over seeds."""
+    return f"{round(values.mean(), digits) + 0.0:.{digits}f} ± {values.std():.{digits}f}" if len(values) else "–"
+
+
+def against_sparsity(frame: pd.DataFrame, shown: Mapping[str, tuple[str, ...]], path: Path) -> None:
+    """The paper's Figures 5 to 8: every task's metric against the sparsity asked for, the other methods as levels."""
+    figure, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 3.2), squeeze=False)
+    for panel, (task, (metric, *_)) in zip(axes[0], shown.items(), strict=True):
+        of_task = frame[(frame["task"] == task) & (frame["metric"] == metric)]
+        for method, rows in of_task.groupby("method", sort=False):
+            swept = rows.dropna(subset=[SWEPT]).groupby(SWEPT)["value"].agg(["mean", "std"])
+            if len(swept) > 1:
+                panel.errorbar(swept.index, swept["mean"], yerr=swept["std"], marker="o", capsize=2, label=method)
+            elif not len(swept):
+                panel.axhline(
+                    rows["value"].mean(), linewidth=1, linestyle="--", label=method, color=f"C{len(panel.lines)}"
+                )
+        panel.set_title(f"{task}: {metric}", fontsize=10)
+        panel.set_xlabel("target sparsity")
+        panel.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Print the tables, write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    pictures = options.out / "pbfs"
+    pictures.mkdir(parents=True, exist_ok=True)
+    for study, shown in SHOWN.items():
+        path = options.runs / study / "results.csv"
+        if not path.is_file():
+            continue
+        frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
+        frame = frame[frame["split"] == "test"].copy()
+        frame["setting"] = settings_of(frame)
+        print(f"## {study}\n\n{table(frame, shown)}\n")
+        if SWEPT in frame and not any(key.startswith("data.") for key in frame.columns):
+            against_sparsity(frame, shown, pictures / f"{study}.png")
+
+
+if __name__ == "__main__":
+    main()
