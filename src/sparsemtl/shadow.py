@@ -11,6 +11,7 @@ import functools
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -71,6 +72,21 @@ def seen(model: nn.Module) -> dict[str, Tensor | None]:
         for attribute, tensor in (*module._parameters.items(), *module._buffers.items())
         if tensor is not None
     }
+
+
+def as_seen(model: nn.Module) -> nn.Module:
+    """A copy of the model that has for its own what the model computes with now: the replacements, where shadowed."""
+    tensors = {name: tensor if tensor is None else tensor.detach().clone() for name, tensor in seen(model).items()}
+    copied = deepcopy(model)
+    with torch.no_grad():
+        for prefix, module in copied.named_modules():
+            for attribute, own in (*module._parameters.items(), *module._buffers.items()):
+                found = tensors.get(f"{prefix}.{attribute}" if prefix else attribute)
+                if own is not None and found is not None:
+                    own.copy_(found)
+                elif own is not None:
+                    setattr(module, attribute, None)
+    return copied
 
 
 _ABSENT: Any = object()

@@ -189,6 +189,31 @@ def test_predictions_come_from_the_networks_that_are_evaluated(method: sm.Sharin
     assert not outputs["a"].requires_grad
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        sm.DenseSharing(),
+        sm.DenseSharing(update="alternate", bn="batch"),
+        sm.RandomSharing(keep=0.5),
+        sm.RandomSharing(keep=0.5, bn="batch"),
+        sm.SoftMaskSharing(linear=True, lambda_=0.5),
+        sm.PBFSSharing(target_sparsity=0.6, warmup=1, reach_at=3, every=2),
+    ],
+    ids=lambda method: type(method).__name__,
+)
+def test_a_task_s_network_is_a_model_that_needs_nothing_else(method: sm.Sharing) -> None:
+    trainer = quiet(shared(norm=True), sharing=method, epochs=4).fit(loader(), held_out())
+    before, x = state_of(trainer.model), table(7, seed=9)[0]
+    for task in ("a", "b"):
+        alone = trainer.network(task)
+        with torch.no_grad():
+            assert torch.equal(alone(x, tasks=[task])[task], trainer.predict(x)[task])
+    assert_same(state_of(trainer.model), before)
+    if not isinstance(method, sm.DenseSharing) and method.bn != "batch":
+        small = sm.compact(trainer.network("a"), task="a")
+        torch.testing.assert_close(small(x), trainer.predict(x)["a"])
+
+
 def test_masks_and_norms_in_force_are_those_of_the_best_epoch(tmp_path: Path) -> None:
     sharing = sm.RandomSharing(keep=0.5, resample_every=1)
     trainer = quiet(shared(norm=True), sharing=sharing, epochs=3, folder=tmp_path)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from sparsemtl.modes import evaluating
 from sparsemtl.optim import OPTIMIZERS
 from sparsemtl.parameters import Count, Natural, Positive, validated
 from sparsemtl.randomness import seed_everything
+from sparsemtl.shadow import as_seen
 from sparsemtl.sharing import DenseSharing, Sharing
 from sparsemtl.training.checkpoint import Randomness, Stateful, restore, snapshot
 from sparsemtl.training.engine import Backend, Engine
@@ -242,6 +243,19 @@ class Trainer:
             raise ParameterError("nothing was trained yet; call fit(train, validation) first.")
         with evaluating(self.model):
             return group_outputs(self.module, self.views, Group(x, {}, names).to(self.device))
+
+    def network(self, task: str) -> MultiTaskModel:
+        """A model that is the task's own network: its weights, masks and norm statistics as validation chose them.
+
+        The other tasks' heads are in it, but only this task's output means anything. `sm.compact(trainer.network(task),
+        task=task)` makes it small.
+        """
+        self.model.check_task(task)
+        if not self._ready:
+            raise ParameterError("nothing was trained yet; call fit(train, validation) first.")
+        with self.views.view(task):
+            own = as_seen(self.model)
+        return cast("MultiTaskModel", own.eval())
 
     # ---- set-up ----------------------------------------------------------------------------------------------
 
