@@ -156,7 +156,8 @@ def gain_chart(gains: Sequence[Gain], *, label: str) -> Markup:
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.grid(False, axis="y")
         axes.spines["left"].set_visible(False)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        narrow = max(len(gain.label) for gain in gains) > 20  # names take the room of the axis
+        axes.xaxis.set_major_locator(MaxNLocator(2 if narrow else 5))
         axes.xaxis.set_major_formatter(lambda value, _: signed(f"{value:+g}") if value else "0")
 
     return draw(plot, width=WIDTH, height=46 + 26 * len(gains), label=label)
