@@ -17,6 +17,10 @@ METHODS = {
     "dense": lambda: sm.DenseSharing(),
     "in turns": lambda: sm.DenseSharing(update="alternate", bn="per_task"),
     "random": lambda: sm.RandomSharing(keep=0.5),
+    "pbfs": lambda: sm.PBFSSharing(warmup=0, reach_at=2, every=3, target_sparsity=0.8),
+    "pbfs by gradients": lambda: sm.PBFSSharing(warmup=1, reach_at=3, every=2, criterion="gradient"),
+    "soft masks": lambda: sm.SoftMaskSharing(linear=True, lambda_=0.3, init="uniform"),
+    "group lasso": lambda: sm.GroupLassoSharing(linear=True, target_sparsity=0.5, reach_at=2),
     "fisher": lambda: sm.FisherSharing(keep=0.5, estimator="true", samples=20),
     "fisher gradient": lambda: sm.FisherSharing(keep=0.5, estimator="true", samples=20, semantics="gradient"),
 }
