@@ -22,7 +22,7 @@ SHOWN: dict[str, Mapping[str, tuple[str, ...]]] = {
     "student-portuguese": dict.fromkeys(("G1", "G2", "G3"), ("mse",)),
     "synthetic": dict.fromkeys(("first", "second"), ("mse",)),
     "pools": {
-        **dict.fromkeys(("G3", "absences", "Walc", "goout"), ("r2",)),
+        **dict.fromkeys(("G3", "absences", "Walc", "goout"), ("mse", "r2")),
         "romantic": ("accuracy",),
     },
 }
@@ -72,22 +72,21 @@ def text(values: pd.Series, digits: int = 4) -> str:
 
 def against_sparsity(frame: pd.DataFrame, shown: Mapping[str, tuple[str, ...]], path: Path) -> None:
     """The paper's Figures 5 to 8: every task's metric against the sparsity asked for, the other methods as levels."""
-    figure, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 3.2), squeeze=False)
+    figure, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 3.6), squeeze=False, layout="constrained")
     for panel, (task, (metric, *_)) in zip(axes[0], shown.items(), strict=True):
         of_task = frame[(frame["task"] == task) & (frame["metric"] == metric)]
-        for method, rows in of_task.groupby("method", sort=False):
+        for number, (method, rows) in enumerate(of_task.groupby("method", sort=False)):
             swept = rows.dropna(subset=[SWEPT]).groupby(SWEPT)["value"].agg(["mean", "std"])
-            if len(swept) > 1:
-                panel.errorbar(swept.index, swept["mean"], yerr=swept["std"], marker="o", capsize=2, label=method)
-            elif not len(swept):
-                panel.axhline(
-                    rows["value"].mean(), linewidth=1, linestyle="--", label=method, color=f"C{len(panel.lines)}"
-                )
+            look = {"color": f"C{number % 10}", "label": method}
+            if len(swept):
+                panel.errorbar(swept.index, swept["mean"], yerr=swept["std"], marker="o", capsize=2, **look)
+            else:
+                panel.axhline(rows["value"].mean(), linewidth=1, linestyle="--", **look)
         panel.set_title(f"{task}: {metric}", fontsize=10)
         panel.set_xlabel("target sparsity")
         panel.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=7)
-    figure.tight_layout()
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=7)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
