@@ -1,7 +1,7 @@
 """Sparse multi-task learning: what several tasks should share inside one network, and what they should not."""
 
 from sparsemtl._version import __version__
-from sparsemtl.architectures import CGC, PBFS, PLE, CrossStitch, MMoE, SharedBottom, SingleTask
+from sparsemtl.architectures import CGC, MTAL, NDDR, PBFS, PLE, CrossStitch, MMoE, SharedBottom, SingleTask
 from sparsemtl.compaction import compact, latency, macs, parameter_count
 from sparsemtl.criteria import choose_masks, fisher_information, fisher_masks
 from sparsemtl.masks import TaskMasks
@@ -24,6 +24,8 @@ from sparsemtl.training import Trainer
 
 __all__ = [
     "CGC",
+    "MTAL",
+    "NDDR",
     "PBFS",
     "PLE",
     "Classification",

@@ -55,6 +55,15 @@ class MultiTaskModel(nn.Module, abc.ABC):
         """The parameters of the unmasked modules, by name."""
         return _parameters_in(self.unmasked_modules())
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Change what may change between epochs, such as which modules are tied; by default nothing does.
+
+        What is changed belongs into buffers, so that checkpoints have it; random numbers must not be drawn.
+
+        Args:
+            epoch: the epoch that begins, counted from 0.
+        """
+
     def outcome(self) -> dict[str, Any]:
         """What a run's summary says of the architecture, beside its name."""
         return {}

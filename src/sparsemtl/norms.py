@@ -76,10 +76,10 @@ def _shapes(sets: Mapping[str, Mapping[str, Tensor]]) -> dict[str, tuple[int, ..
 
 
 def shared_norms(model: MultiTaskModel) -> dict[str, _NormBase]:
-    """The shared modules' norms that keep running statistics, by name."""
+    """The norms that keep running statistics in modules that tasks share, masked or not, by name."""
     return {
         f"{prefix}.{name}" if name else prefix: module
-        for prefix, shared in model.shared_modules().items()
+        for prefix, shared in {**model.shared_modules(), **model.unmasked_modules()}.items()
         for name, module in shared.named_modules()
         if isinstance(module, _NormBase) and module.track_running_stats
     }

@@ -20,6 +20,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "shared-bottom": {},
     "single-task": {},
     "cross-stitch": {},
+    "nddr": {},
+    "mtal": {},
     "mmoe": {"experts": 3},
     "cgc": {},
     "ple": {},
@@ -29,6 +31,8 @@ MODELS: dict[str, dict[str, Any]] = {
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "cross-stitch, first stage": ("cross-stitch", {"after": ["2"]}),
     "cross-stitch, channels": ("cross-stitch", {"per_channel": True}),
+    "nddr, shortcut": ("nddr", {"shortcut": True, "norm": False}),
+    "mtal, at once": ("mtal", {"warmup": 0}),
     "cgc, apart": ("cgc", {"shared_experts": 0, "task_experts": 2}),
     "cgc, several": ("cgc", {"shared_experts": 2, "task_experts": 2}),
     "ple, apart": ("ple", {"shared_experts": 0}),

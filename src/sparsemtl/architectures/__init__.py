@@ -3,6 +3,8 @@
 from sparsemtl.architectures.cgc import CGC
 from sparsemtl.architectures.cross_stitch import CrossStitch
 from sparsemtl.architectures.mmoe import MMoE
+from sparsemtl.architectures.mtal import MTAL
+from sparsemtl.architectures.nddr import NDDR
 from sparsemtl.architectures.pbfs import PBFS
 from sparsemtl.architectures.ple import PLE
 from sparsemtl.architectures.pools import Pools, build_pools, label_correlations
@@ -17,6 +19,8 @@ ARCHITECTURES: Registry[MultiTaskModel] = Registry(
         "shared-bottom": SharedBottom,
         "single-task": SingleTask,
         "cross-stitch": CrossStitch,
+        "nddr": NDDR,
+        "mtal": MTAL,
         "mmoe": MMoE,
         "cgc": CGC,
         "ple": PLE,
@@ -27,6 +31,8 @@ ARCHITECTURES: Registry[MultiTaskModel] = Registry(
 __all__ = [
     "ARCHITECTURES",
     "CGC",
+    "MTAL",
+    "NDDR",
     "PBFS",
     "PLE",
     "CrossStitch",

@@ -136,14 +136,16 @@ class CheckedPowers(GradientPowers):
         outputs = plain.forward(x, self.tasks)
         first = _of_sample(0, outputs)
         expected = plain.zeros()
-        plain.add(first, expected)
+        gradients = plain.gradients(first)
+        for name, gradient in gradients.items():
+            self.sums.gradients(expected[name], gradient.unsqueeze(0))
         del plain  # and with it a graph of the size of a training step's
         found = zeros_for(self.model, self.hooked.parameters)
         self.hooked.forward(x, self.tasks)
         self.hooked.add_alone(0, first, found)
         if len(next(iter(outputs.values()))) > 1:  # a layer that reads one position of all samples: row 0 may be it
             self.hooked.add_alone(1, _of_sample(1, outputs), {})
-        broken = set(self.hooked.broken)
+        broken = self.hooked.broken | (gradients.keys() - self.hooked.called)
         root = 0.5 if self.sums.power == "square" else 1.0
         largest = max((float(e.amax()) ** root for e in expected.values() if e.numel()), default=0.0)
         return [

@@ -31,6 +31,7 @@ class HookedPowers(GradientPowers):
     def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor], sums: PowerSum) -> None:
         super().__init__(model, parameters, sums)
         self.broken: set[str] = set()
+        self.called: set[str] = set()
         self._anchor = torch.zeros((), requires_grad=True)
         self._outputs: dict[str, Tensor] = {}
         self._totals: Totals = {}
@@ -44,8 +45,11 @@ class HookedPowers(GradientPowers):
             self.parameters.pop(name, None)
 
     def forward(self, x: Any, tasks: tuple[str, ...]) -> dict[str, Tensor]:
-        """Run the model with hooks; `broken` then names the parameters that they are wrong for on this batch."""
-        self._outputs, self._inputs, self._versions, self.broken = {}, {}, {}, set()
+        """Run the model with hooks.
+
+        `broken` then names the parameters that they are wrong for on this batch, `called` those whose layer ran.
+        """
+        self._outputs, self._inputs, self._versions, self.broken, self.called = {}, {}, {}, set(), set()
         layers = _layers(self.model, self.parameters)
         handles = [
             layer.register_forward_hook(functools.partial(self._keep, names), prepend=True, with_kwargs=True)
@@ -74,6 +78,10 @@ class HookedPowers(GradientPowers):
     ) -> Tensor | None:
         x: Any = args[0] if args else kwargs.get("input")
         rule = rule_for(layer)
+        self.called.update(names.values())
+        if any(getattr(layer, own) is not self.twins[name] for own, name in names.items()):
+            self.broken.update(names.values())  # the model put something that it made of the parameter in its place
+            return None
         if layer in self._inputs or rule is None or not _matching(x, output) or not rule.handles(layer, x):
             self.broken.update(names.values())
             return None

@@ -207,6 +207,7 @@ class Trainer:
                         self.optimizer.state.clear()
                     with undrawn(train):
                         self.sharing.begin_epoch(epoch, train)
+                    self.model.begin_epoch(epoch)
                     start = randomness.state_dict()
                 self._train_epoch(train, randomness, start, meter, bars)
                 self._close_epoch(validation, randomness, meter, loggers, bars)
