@@ -9,6 +9,7 @@ python benchmarks/pbfs/results.py RUNS --out benchmarks/results
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,6 +26,7 @@ SHOWN: dict[str, Mapping[str, tuple[str, ...]]] = {
         **dict.fromkeys(("G3", "absences", "Walc", "goout"), ("mse", "r2")),
         "romantic": ("accuracy",),
     },
+    "units": {"income": ("f1_macro", "accuracy"), "never-married": ("f1_macro", "accuracy")},
 }
 """Study -> task -> metrics of its table."""
 SWEPT = "sharing.target_sparsity"
@@ -53,21 +55,40 @@ def gain(rows: pd.DataFrame, base: pd.DataFrame, shown: Mapping[str, tuple[str, 
 def table(frame: pd.DataFrame, shown: Mapping[str, tuple[str, ...]]) -> str:
     """A Markdown table of test metrics, a row a setting."""
     columns = [(task, metric) for task, metrics in shown.items() for metric in metrics]
-    head = ["", *(f"{task} {metric}" for task, metric in columns), "Δm % ↑"]
+    compared = "single-task" in set(frame["method"])
+    head = ["", *(f"{task} {metric}" for task, metric in columns), *(["Δm % ↑"] if compared else [])]
     lines = [f"| {' | '.join(head)} |", "| :--- |" + " ---: |" * (len(head) - 1)]
     varied = [key for key in frame.columns if key.startswith("data.")]
     for setting, rows in frame.groupby("setting", sort=False):
-        base = frame[frame["method"] == "single-task"]
-        for key in varied:
-            base = base[base[key] == rows[key].iloc[0]]
         cells = [text(rows[(rows["task"] == task) & (rows["metric"] == metric)]["value"]) for task, metric in columns]
-        lines.append(f"| {setting} | {' | '.join(cells)} | {text(gain(rows, base, shown), 2)} |")
+        if compared:
+            base = frame[frame["method"] == "single-task"]
+            for key in varied:
+                base = base[base[key] == rows[key].iloc[0]]
+            cells.append(text(gain(rows, base, shown), 2))
+        lines.append(f"| {setting} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def text(values: pd.Series, digits: int = 4) -> str:
     """Mean ± standard deviation over seeds."""
     return f"{round(values.mean(), digits) + 0.0:.{digits}f} ± {values.std():.{digits}f}" if len(values) else "–"
+
+
+def chosen_sparsity(study: Path, shown: Mapping[str, tuple[str, ...]]) -> str:
+    """The paper's Tables 3 and 5: the sparsity of every task's best network over all targets, chosen by validation."""
+    runs = []
+    for path in sorted(study.glob("runs/pbfs*_target*/summary.json")):
+        summary = json.loads(path.read_text())
+        for task in shown:
+            about = summary["tasks"][task]
+            sign = 1 if about["directions"][about["primary"]] else -1
+            found = summary["sharing"]["sparsity"][task].values()
+            runs.append((task, summary["seed"], sign * about["validation"][about["primary"]], sum(found) / len(found)))
+    best = pd.DataFrame(runs, columns=["task", "seed", "score", "sparsity"])
+    best = best.sort_values("score").groupby(["task", "seed"]).last().reset_index()
+    rows = [f"| {task} | {text(best[best['task'] == task]['sparsity'], 3)} |" for task in shown]
+    return "\n".join(["| task | sparsity of its best network |", "| :--- | ---: |", *rows])
 
 
 def against_sparsity(frame: pd.DataFrame, shown: Mapping[str, tuple[str, ...]], path: Path) -> None:
@@ -109,6 +130,7 @@ def main() -> None:
         print(f"## {study}\n\n{table(frame, shown)}\n")
         if SWEPT in frame and not any(key.startswith("data.") for key in frame.columns):
             against_sparsity(frame, shown, pictures / f"{study}.png")
+            print(f"## {study}, sparsity\n\n{chosen_sparsity(options.runs / study, shown)}\n")
 
 
 if __name__ == "__main__":
