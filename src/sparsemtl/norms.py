@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -44,9 +44,11 @@ class TaskNorms:
 
     def applied(self, model: nn.Module, task: str) -> AbstractContextManager[None]:
         """Inside the context, the model's batch norms read and, in train mode, update the task's statistics."""
+        own = self[task]
+        if not own:
+            return nullcontext()
         model = unwrapped(model)
         device = next(model.parameters()).device
-        own = self[task]
         with torch.inference_mode(False):  # statistics made for inference only could never be updated
             own.update({name: tensor.to(device) for name, tensor in own.items()})
         return shadowed(model, own)

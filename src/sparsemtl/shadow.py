@@ -35,7 +35,6 @@ def shadowed(model: nn.Module, tensors: Mapping[str, Tensor | None]) -> Iterator
         MaskError: if a name does not exist, or the model is compiled or scripted: such code has its weights
             frozen in and would silently ignore the replacements.
     """
-    refuse_compiled(model)
     places = _places(model)
     hidden: list[tuple[dict[str, Any], str, Any]] = []
 
@@ -93,10 +92,16 @@ _ABSENT: Any = object()
 
 
 def _places(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Every name of a parameter or buffer -> all (module, attribute) that hold that same tensor."""
+    """Every name of a parameter or buffer -> all (module, attribute) that hold that same tensor.
+
+    Raises:
+        MaskError: if code has weights frozen in.
+    """
+    _refuse_compiling()
     by_tensor: dict[int, list[tuple[nn.Module, str]]] = {}
     names: dict[str, int] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
+        _refuse_frozen(module)
         for attribute, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is not None:
                 place = (module, attribute)
@@ -113,17 +118,25 @@ def refuse_compiled(model: nn.Module) -> None:
     Raises:
         MaskError: saying how to do without.
     """
+    _refuse_compiling()
+    for module in model.modules():
+        _refuse_frozen(module)
+
+
+def _refuse_compiling() -> None:
     if torch.compiler.is_dynamo_compiling():
         raise MaskError("weights cannot be replaced inside a compiled region; enter the context outside of it.")
-    for module in model.modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise MaskError(f"{type(module).__name__} is scripted; put masks on the plain module.")
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-            raise MaskError(
-                "a compiled module ignores replaced weights. Use the plain module here, or compile a function of the "
-                "weights, run = torch.compile(lambda weights, x: torch.func.functional_call(model, weights, (x,))), "
-                "and call run(masks.weights(model, task), x)."
-            )
+
+
+def _refuse_frozen(module: nn.Module) -> None:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise MaskError(f"{type(module).__name__} is scripted; put masks on the plain module.")
+    if "_orig_mod" in module._modules or vars(module).get("_compiled_call_impl") is not None:
+        raise MaskError(
+            "a compiled module ignores replaced weights. Use the plain module here, or compile a function of the "
+            "weights, run = torch.compile(lambda weights, x: torch.func.functional_call(model, weights, (x,))), "
+            "and call run(masks.weights(model, task), x)."
+        )
 
 
 def _uncompiled() -> AbstractContextManager[Any]:
