@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from sparsemtl.backbones.activations import PLAIN_ACTIVATIONS
 from sparsemtl.backbones.stages import ACTIVATIONS, sequence_of
 from sparsemtl.errors import ParameterError
 
-ELEMENTWISE = (*(kind for kind in ACTIVATIONS if kind is not nn.PReLU), nn.Dropout)
+ELEMENTWISE = (*PLAIN_ACTIVATIONS, nn.Dropout)
 """Layers without parameters that treat every number alike, so that one call serves all experts."""
 
 Maker = nn.Module | Callable[[], nn.Module]

@@ -14,32 +14,11 @@ from typing import Any
 
 from torch import nn
 
+from sparsemtl.backbones.activations import PLAIN_ACTIVATIONS
 from sparsemtl.backbones.stemmed import Stemmed
 from sparsemtl.errors import ParameterError, unknown_name
 
-ACTIVATIONS = (
-    nn.CELU,
-    nn.ELU,
-    nn.GELU,
-    nn.Hardshrink,
-    nn.Hardsigmoid,
-    nn.Hardswish,
-    nn.Hardtanh,
-    nn.LeakyReLU,
-    nn.LogSigmoid,
-    nn.Mish,
-    nn.PReLU,
-    nn.ReLU,
-    nn.ReLU6,
-    nn.SELU,
-    nn.SiLU,
-    nn.Sigmoid,
-    nn.Softplus,
-    nn.Softshrink,
-    nn.Softsign,
-    nn.Tanh,
-    nn.Tanhshrink,
-)
+ACTIVATIONS = (*PLAIN_ACTIVATIONS, nn.PReLU)
 """Behind each of these a stack of layers may be cut."""
 
 
