@@ -33,5 +33,6 @@ def test_zeros_and_small_numbers_give_no_nan(dtype: torch.dtype) -> None:
     assert torch.equal(unit(x)[0], torch.zeros(2, dtype=dtype))
     assert unit(x).dtype == dtype
     assert x.grad is not None
-    assert x.grad.isfinite().all() or dtype == torch.float16  # the slope at zero is above half precision's numbers
+    assert not x.grad.isnan().any()
+    assert x.grad[1:].isfinite().all()  # the slope at zero is above half precision's numbers
     torch.testing.assert_close(unit(x)[1:].float().norm(dim=1), torch.ones(2), atol=1e-2, rtol=0)
