@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsemtl.config import check, differences, merge, origins_of, override, together
+from sparsemtl.config import before_of, check, differences, merge, origins_of, override, together
 from sparsemtl.errors import ConfigError
 from sparsemtl.parameters import parameters_of
 from sparsemtl.schema import SECTIONS, run_keys, training_keys
@@ -104,6 +104,8 @@ WRONG = [
     ({"seed": {"x": 3}}, 'seed: expected an int in [0, inf), got {"x": 3}.'),
     ({"tasks": "digit"}, 'tasks: expected a list of strings or null, got "digit".'),
     ({"weights": {"digit": -1}}, 'weights: expected a mapping to floats in [0, inf), got {"digit": -1}.'),
+    ({"freeze": "yes"}, 'freeze: expected a bool, got "yes".'),
+    ({"pretraining": True}, "pretraining: expected a mapping to Anys or null, got true."),
     ({1: 2}, "1: unknown key '1'. Known: "),
 ]  # fmt: skip
 
@@ -324,3 +326,112 @@ def test_a_difference_is_said_with_both_values() -> None:
         "sharing.keep is 0.5 there and missing here",
         "sharing.seed is null there and missing here",
     ]
+
+
+OWN = {
+    "name": st.just("mine"),
+    "label": st.just("this method"),
+    "architecture": st.sampled_from(["mmoe", "single-task"]),
+    "sharing": SHARINGS,
+    "balancing": st.sampled_from(["sum", "pcgrad"]),
+    "freeze": st.booleans(),
+}
+"""What a run has for itself."""
+COMMON = {
+    "optimizer": st.sampled_from(["sgd", {"lr": 0.1}, {"name": "sgd", "momentum": 0.5}]),
+    "training": st.fixed_dictionaries({}, optional={"epochs": st.integers(1, 9), "batch_size": st.integers(1, 9)}),
+    "seed": st.integers(0, 9),
+    "data": st.sampled_from(["mnist", {"missing": 0.5}]),
+    "encoder": st.just({"name": "mlp", "hidden": [3]}),
+}
+"""What the run before it takes over."""
+
+
+@few
+@given(st.fixed_dictionaries({}, optional=OWN), st.fixed_dictionaries({}, optional=COMMON), CONFIGS)
+def test_the_run_before_is_what_is_common_with_the_changes_of_pretraining(
+    own: dict[str, Any], common: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    complete = check({**own, **common, "pretraining": changes})
+    assert before_of(complete) == check(merge(check(common), {"tasks": ["auxiliary"], **changes}))
+    assert {**complete, "pretraining": None} == check({**own, **common})
+
+
+def test_a_run_has_none_before_it_unless_it_says_so() -> None:
+    assert before_of(check({})) is None
+    assert before_of(check({"pretraining": {}})) == check({"tasks": ["auxiliary"]})
+
+
+@pytest.mark.parametrize("tasks", [None, ["digit"], ["digit", "slant"]])
+def test_the_run_before_trains_the_tasks_that_pretraining_names(tasks: list[str] | None) -> None:
+    before = before_of(check({"tasks": ["parity"], "pretraining": {"tasks": tasks}}))
+    assert before is not None
+    assert before["tasks"] == tasks
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training": {"epochs": 0}}, "training.epochs (line 4): expected an int in [1, inf), got 0."),
+        ({"optimizer": {"amsgrad": True}}, "optimizer.amsgrad (line 4): unknown sgd parameter 'amsgrad'. "),
+        ({"balancing": "constant"}, "balancing.weights (line 3): this key is required: a list of floats."),
+        ({"sharin": "fisher"}, "sharin (line 3): unknown key 'sharin'. Did you mean 'sharing'?"),
+        ({"pretraining": 3}, "pretraining (line 3): expected a mapping to Anys or null, got 3."),
+    ],
+)
+def test_a_mistake_in_pretraining_is_said_with_its_place_there(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump({"optimizer": "sgd", "pretraining": changes, "training": {"epochs": 5}}))
+    with pytest.raises(ConfigError) as caught:
+        check(read_yaml(path), where="x.yaml", origins=origins_of(path, []))
+    first, mistake = str(caught.value).splitlines()
+    assert first == "`pretraining` in x.yaml is not valid:"
+    assert mistake.startswith(f"  {message}")
+
+
+def test_a_mistake_in_the_pretraining_of_a_pretraining_says_that_too() -> None:
+    with pytest.raises(ConfigError, match=r"^`pretraining` in `pretraining` in my\.yaml is not valid:\n  seed: "):
+        check({"pretraining": {"pretraining": {"seed": -1}}}, where="my.yaml")
+
+
+def test_a_mistake_made_in_pretraining_is_not_blamed_on_the_line_of_the_runs_own_key(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("pretraining: {}\ntraining:\n  epochs: 5\n")
+    changes = ["pretraining.training.epochs=0"]
+    with pytest.raises(ConfigError, match=r"\n  training\.epochs \(command line\): expected an int"):
+        check(override(read_yaml(path), changes), origins=origins_of(path, changes))
+
+
+def test_in_pretraining_a_section_that_gets_another_name_starts_afresh() -> None:
+    base = {"pretraining": {"optimizer": {"name": "adam", "lr": 0.1, "amsgrad": True}, "training": {"epochs": 3}}}
+    changed = merge(base, {"pretraining": {"optimizer": "sgd"}})
+    assert changed == {"pretraining": {"optimizer": {"name": "sgd"}, "training": {"epochs": 3}}}
+
+
+@pytest.mark.parametrize("named", ["adam", {"name": "adam"}])
+def test_in_pretraining_a_section_keeps_its_name_when_a_parameter_changes(named: Any) -> None:
+    base = {"optimizer": "sgd", "pretraining": {"optimizer": named}}
+    expected = {"name": "adam", "lr": 0.5}
+    assert merge(base, {"pretraining": {"optimizer": {"lr": 0.5}}})["pretraining"]["optimizer"] == expected
+    assert override(base, ["pretraining.optimizer.lr=0.5"])["pretraining"]["optimizer"] == expected
+
+
+def test_in_pretraining_a_section_without_a_name_is_that_of_the_run_itself() -> None:
+    base = {"optimizer": "sgd", "pretraining": {"optimizer": {"lr": 0.1}}}
+    before = before_of(check(merge(base, {"pretraining": {"optimizer": {"momentum": 0.5}}})))
+    assert before is not None
+    assert before["optimizer"] == check({"optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.5}})["optimizer"]
+
+
+@few
+@given(st.permutations(["pretraining.optimizer=sgd", "pretraining.optimizer.lr=0.5", "pretraining.training.epochs=3"]))
+def test_the_order_of_overrides_of_pretraining_does_not_matter(order: list[str]) -> None:
+    assert override({"pretraining": {"optimizer": {"amsgrad": True, "name": "adam"}}}, order) == {
+        "pretraining": {"optimizer": {"name": "sgd", "lr": 0.5}, "training": {"epochs": 3}}
+    }
+
+
+def test_pretraining_can_be_taken_away() -> None:
+    assert override({"pretraining": {"seed": 3}}, ["pretraining=null"]) == {"pretraining": None}

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from sparsemtl.config import check
 from sparsemtl.errors import ConfigError
 from sparsemtl.parameters import fits, parameters_of
-from sparsemtl.schema import SECTIONS, TRAINER_KEYS, json_schema, member_keys, schema_model, training_keys
+from sparsemtl.schema import SECTIONS, TRAINER_KEYS, json_schema, member_keys, run_keys, schema_model, training_keys
 
 VALUES = [None, True, 0, 1, -1, 0.0, 0.5, 1.0, 1.5, -0.5, "1", "shared", [], {}]
 MEMBERS = [(section, name) for section, (registry, _) in SECTIONS.items() for name in registry]
@@ -81,8 +81,23 @@ def test_the_editor_agrees_about_every_parameter(
 
 @pytest.mark.parametrize("value", [*VALUES, ["a"], [1], {"a": 1}, {"a": -1}, {"epochs": 2}, {"epoch": 2}], ids=repr)
 def test_the_editor_agrees_about_the_first_level(editor: dict[str, Any], value: Any) -> None:
-    for key in ("name", "label", "seed", "tasks", "weights", "training", "unknown", *SECTIONS):
+    for key in (*run_keys(), "training", "unknown", *SECTIONS):
         assert valid(editor, {key: value}, editor) == passes({key: value}), (key, value)
+
+
+@pytest.mark.parametrize("value", [*VALUES, ["a"], {"a": 1}, {"epochs": 2}, {"epoch": 2}, {"name": "x"}], ids=repr)
+def test_the_editor_agrees_about_the_first_level_of_pretraining(editor: dict[str, Any], value: Any) -> None:
+    taken_over = [section for section, (_, default) in SECTIONS.items() if default is not None]
+    for key in (*run_keys(), "training", "unknown", *taken_over):
+        config = {"pretraining": {key: value}}
+        if not (key in SECTIONS and isinstance(value, dict) and value and "name" not in value):
+            assert valid(editor, config, editor) == passes(config), config
+
+
+def test_the_editor_takes_a_parameter_of_the_runs_own_section_in_pretraining(editor: dict[str, Any]) -> None:
+    config = {"optimizer": "sgd", "pretraining": {"optimizer": {"momentum": 0.5}}}
+    assert passes(config)
+    assert valid(editor, config, editor)
 
 
 @pytest.mark.parametrize(("section", "name"), MEMBERS)
@@ -111,6 +126,7 @@ def test_the_editor_is_told_what_every_parameter_of_a_documented_class_means(edi
     resnet = editor["$defs"]["encoder_resnet18"]["properties"]
     assert resnet["width"]["description"].startswith("channels of the first stage")  # from the class it points to
     assert editor["$defs"]["training"]["properties"]["patience"]["description"]
+    assert all(editor["properties"][key]["description"] for key in run_keys())
 
 
 def test_training_has_every_key_that_the_trainer_is_given() -> None:
@@ -125,7 +141,10 @@ def _holds(word: str, rule: Any, schema: dict[str, Any], value: Any, root: dict[
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     match word:
         case "$ref":
-            return valid(root["$defs"][rule.removeprefix("#/$defs/")], value, root)
+            kind, name = rule.removeprefix("#/").split("/")
+            return valid(root[kind][name], value, root)
+        case "not":
+            return not valid(rule, value, root)
         case "anyOf":
             return any(valid(one, value, root) for one in rule)
         case "oneOf":

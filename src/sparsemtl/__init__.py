@@ -1,7 +1,19 @@
 """Sparse multi-task learning: what several tasks should share inside one network, and what they should not."""
 
 from sparsemtl._version import __version__
-from sparsemtl.architectures import CGC, MTAL, NDDR, PBFS, PLE, CrossStitch, MMoE, SharedBottom, SingleTask
+from sparsemtl.architectures import (
+    CGC,
+    MTAL,
+    NDDR,
+    PBFS,
+    PLE,
+    Auxiliary,
+    CrossStitch,
+    MMoE,
+    SharedBottom,
+    SingleTask,
+    Source,
+)
 from sparsemtl.compaction import compact, latency, macs, parameter_count
 from sparsemtl.criteria import choose_masks, fisher_information, fisher_masks
 from sparsemtl.masks import TaskMasks
@@ -28,6 +40,7 @@ __all__ = [
     "NDDR",
     "PBFS",
     "PLE",
+    "Auxiliary",
     "Classification",
     "CrossStitch",
     "DenseSharing",
@@ -49,6 +62,7 @@ __all__ = [
     "Sharing",
     "SingleTask",
     "SoftMaskSharing",
+    "Source",
     "Task",
     "TaskMasks",
     "TaskNorms",

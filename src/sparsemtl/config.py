@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from sparsemtl.data.image_folders import AUXILIARY
 from sparsemtl.errors import ConfigError, unknown_name
 from sparsemtl.parameters import describe
 from sparsemtl.schema import SECTIONS, Keys, in_yaml_words, member_keys, run_keys, schema_model, training_keys
@@ -49,7 +50,39 @@ def check(
         wrong = dict.fromkeys(_explain(issue, given, origins or {}) for issue in error.errors())
         raise ConfigError("\n".join([f"{where} is not valid:", *(f"  {line}" for line in wrong)])) from None
     complete: dict[str, Any] = checked.model_dump(mode="json")
+    before_of(complete, where=where, origins=origins)
     return complete
+
+
+def before_of(
+    complete: Mapping[str, Any], *, where: str = "the configuration", origins: Mapping[str, str] | None = None
+) -> dict[str, Any] | None:
+    """The complete configuration of the run before a run, if it has `pretraining`.
+
+    Args:
+        complete: the run's own.
+        where: what that is, for messages.
+        origins: as for `check`.
+
+    Raises:
+        ConfigError: as `check`.
+    """
+    changes = complete["pretraining"]
+    if changes is None:
+        return None
+    base = {key: value for key, value in complete.items() if key not in _NOT_BEFORE}
+    inside = {inner: origin for place, origin in (origins or {}).items() if (inner := _inside(place))}
+    return check(merge(base, {"tasks": [AUXILIARY], **changes}), where=f"`pretraining` in {where}", origins=inside)
+
+
+_NOT_BEFORE = ("name", "label", "architecture", "sharing", "balancing", "freeze", "pretraining")
+"""What a run has for itself, and the run before it does not take over."""
+
+
+def _inside(place: str) -> str:
+    """A place in `pretraining` as it is called there, "" for any other."""
+    section, _, inner = place.partition(".")
+    return inner if section == "pretraining" else ""
 
 
 def _plain(value: Any) -> Any:
@@ -64,15 +97,26 @@ def _plain(value: Any) -> Any:
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Put changes over a configuration. A section that gets another name starts afresh."""
+    """Put changes over a configuration, and those of its `pretraining` likewise over that.
+
+    A section that gets another name starts afresh.
+    """
+    return _merged(base, changes, _with_name)
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any], named: Callable[[str, Any], Any]) -> dict[str, Any]:
     merged = deepcopy(dict(base))
     for key, value in deepcopy(dict(changes)).items():
         before, after = merged.get(key), value
         if key in SECTIONS:
-            before, after = _with_name(key, before), _named(after)
+            before, after = named(key, before), _named(after)
             if _name_of(before) and _name_of(after) not in (None, _name_of(before)):
                 before = None
-        merged[key] = _over(before, after)
+        if key == "pretraining" and isinstance(before, Mapping) and isinstance(after, Mapping):
+            # what a section without a name is there, the run's own section says
+            merged[key] = _merged(before, after, lambda _, section: _named(section))
+        else:
+            merged[key] = _over(before, after)
     return merged
 
 
@@ -111,7 +155,7 @@ def together(assignments: Iterable[tuple[str, Any]]) -> dict[str, Any]:
         section, *keys = path.split(".")
         if not all([section, *keys]):
             raise ConfigError(f"expected `section` or `section.key`, got {path!r}.")
-        nested = _named(value) if section in SECTIONS and not keys else value
+        nested = _named(value) if path.removeprefix("pretraining.") in SECTIONS else value
         for key in reversed(keys):
             nested = {key: nested}
         changes[section] = _over(changes.get(section), nested)

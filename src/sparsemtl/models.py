@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -55,6 +55,23 @@ class MultiTaskModel(nn.Module, abc.ABC):
         """The parameters of the unmasked modules, by name."""
         return _parameters_in(self.unmasked_modules())
 
+    def copied_modules(self) -> dict[str, nn.Module]:
+        """Modules of which every task has a copy of its own, by name: soft masks are put on them as on shared ones."""
+        return {}
+
+    def copied_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters of the copied modules, by name."""
+        return _parameters_in(self.copied_modules())
+
+    def penalty(self, task: str, target: Tensor) -> Tensor | None:
+        """An extra term of the task's loss, on the batch that the model saw last in training; None is no term.
+
+        Args:
+            task: the task, which was among those that the batch was computed for.
+            target: its labels of the batch, as `task.labels` gives them.
+        """
+        return None
+
     def begin_epoch(self, epoch: int) -> None:
         """Change what may change between epochs, such as which modules are tied; by default nothing does.
 
@@ -63,6 +80,10 @@ class MultiTaskModel(nn.Module, abc.ABC):
         Args:
             epoch: the epoch that begins, counted from 0.
         """
+
+    def measures(self) -> Iterator[tuple[str, str, float]]:
+        """What to log after an epoch: (task or "", name, value)."""
+        return iter(())
 
     def outcome(self) -> dict[str, Any]:
         """What a run's summary says of the architecture, beside its name."""
@@ -84,8 +105,9 @@ class MultiTaskModel(nn.Module, abc.ABC):
 
     @property
     def independent(self) -> bool:
-        """True if no parameter is used by two tasks: training them together is training them apart."""
-        return all(len(tasks) == 1 for tasks in self.users().values())
+        """True if nothing that is trained is used by two tasks: training them together is training them apart."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return all(len(tasks) == 1 for name, tasks in self.users().items() if name in trained)
 
     def check_task(self, task: str) -> None:
         """Raise if the model has no such task."""

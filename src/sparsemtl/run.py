@@ -10,16 +10,18 @@ from typing import Any
 
 from torch import nn
 
-from sparsemtl.architectures import ARCHITECTURES
+from sparsemtl.architectures import ARCHITECTURES, Source
 from sparsemtl.backbones import ENCODERS, load_torchvision
 from sparsemtl.backbones.stemmed import Stemmed
 from sparsemtl.balancing import BALANCERS
-from sparsemtl.config import check
+from sparsemtl.config import before_of, check, differences
 from sparsemtl.data import DATASETS, TaskData
-from sparsemtl.errors import CheckpointError, ConfigError, unknown_name
+from sparsemtl.errors import CheckpointError, ConfigError, SparseMTLError, unknown_name
+from sparsemtl.frozen import Frozen
 from sparsemtl.heads import HEADS
 from sparsemtl.models import MultiTaskModel, stride_of, width_of
 from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
+from sparsemtl.pretraining import Pretrained
 from sparsemtl.randomness import seed_everything
 from sparsemtl.schema import TRAINER_KEYS
 from sparsemtl.sharing import SHARING, Sharing
@@ -50,7 +52,8 @@ def run(config: Mapping[str, Any], folder: str | Path, *, resume: bool = False, 
     if not resume:
         _check_free(place)
     data = load_data(complete)
-    trainer = make_trainer(complete, data, place.path, progress=progress)
+    before = pretrain(complete, place, progress=progress)
+    trainer = make_trainer(complete, data, place.path, before=before, progress=progress)
     training = complete["training"]
     train, validation, test = data.loaders(training["batch_size"], drop_last=training["drop_last"])
     trainer.fit(train, validation, resume=resume and place.last.exists())
@@ -72,7 +75,7 @@ def resume(folder: str | Path, *, progress: bool = True) -> Results:
         raise CheckpointError(f"{place.path} is not a run folder: it has no config.yaml.")
     if place.finished:
         raise CheckpointError(f"the run in {place.path} is finished; there is nothing to resume.")
-    if not place.last.exists():
+    if not place.begun:
         raise CheckpointError(
             f"{place.path} has no checkpoint to resume from. "
             f"Begin anew: `sparsemtl run {place.config} --out {place.path}`."
@@ -95,18 +98,61 @@ def _check_free(place: RunFolder) -> None:
 def load_data(config: Mapping[str, Any]) -> TaskData:
     """The data set of a complete configuration, with its tasks chosen, weighted and given their primary metrics.
 
-    What a configuration says of tasks that it does not train is left alone: methods of a study may train fewer.
+    What a configuration says of tasks that it does not train is left alone: methods of a study may train fewer. Tasks
+    that are for pretraining are not chosen by default.
     """
     section = dict(config["data"])
+    if section.get("seed", 0) is None:
+        section["seed"] = config["seed"]
     data = DATASETS.build(section.pop("name"), **section)
     for key in ("tasks", "weights", "primary", "heads"):
         _check_tasks(key, config[key] or (), data)
-    if config["tasks"] is not None:
-        data = data.only(config["tasks"])
+    chosen = _trained_here(config, data) if config["tasks"] is None else config["tasks"]
+    if chosen is not None:
+        data = data.only(chosen)
     for task in data.tasks:
         task.weight = float(config["weights"].get(task.name, task.weight))
         task.primary = config["primary"].get(task.name)
     return data
+
+
+def _trained_here(config: Mapping[str, Any], data: TaskData) -> list[str] | None:
+    """The tasks that the run before does not train, if there is one and it leaves any."""
+    before = before_of(config)
+    if before is None:
+        return None
+    return [task.name for task in data.tasks if task.name not in (before["tasks"] or ())] or None
+
+
+def pretrain(config: Mapping[str, Any], place: RunFolder, *, progress: bool = True) -> Pretrained | None:
+    """Make the run before a run, or go on with it, if the configuration asks for one and it is not finished.
+
+    Args:
+        config: the complete configuration.
+        place: the folder of the run itself.
+        progress: show a live bar.
+
+    Raises:
+        CheckpointError: if the folder of the run before holds one of another configuration.
+        SparseMTLError: whatever the run before raises, named as its.
+    """
+    before = before_of(config)
+    if before is None:
+        return None
+    earlier = place.before(before)
+    if earlier.config.exists() and (wrong := next(differences(earlier.read_config(), before), None)):
+        raise CheckpointError(
+            f"{earlier.path} holds a run of another configuration: {wrong}. Use another --out, or delete that folder."
+        )
+    make_sharing(config)  # a mistake there shall not come up only afterwards
+    try:
+        if not earlier.finished:
+            place.write_config(config)  # so that a run killed in its pretraining can be resumed
+            run(before, earlier.path, resume=True, progress=progress)
+        return Pretrained(earlier.model, before, load_data(before))
+    except SparseMTLError as error:
+        error.args = (f"pretraining: {error}",)
+        raise
 
 
 def _check_tasks(key: str, names: Iterable[str], data: TaskData) -> None:
@@ -116,11 +162,18 @@ def _check_tasks(key: str, names: Iterable[str], data: TaskData) -> None:
             raise ConfigError(f"{key}: {unknown_name('task', name, known)}")
 
 
-def make_trainer(config: Mapping[str, Any], data: TaskData, folder: Path | None, *, progress: bool = True) -> Trainer:
+def make_trainer(
+    config: Mapping[str, Any],
+    data: TaskData,
+    folder: Path | None,
+    *,
+    before: Pretrained | None = None,
+    progress: bool = True,
+) -> Trainer:
     """Model and trainer of a complete configuration; seeds the generators, so that the weights follow the seed."""
     seed_everything(config["seed"])
-    network = _encoder(config, data)
-    model = _model(config, data, network, _heads(config["heads"], data, network))
+    network = _encoder(config, data, before)
+    model = _model(config, data, network, before)
     balancing = dict(config["balancing"])
     training = config["training"]
     optimizer = dict(config["optimizer"])
@@ -141,7 +194,7 @@ def make_trainer(config: Mapping[str, Any], data: TaskData, folder: Path | None,
     )
 
 
-def _encoder(config: Mapping[str, Any], data: TaskData) -> nn.Module:
+def _encoder(config: Mapping[str, Any], data: TaskData, before: Pretrained | None) -> nn.Module:
     """The encoder, behind the data's stem if they have one, with the weights that it starts from."""
     section = dict(config["encoder"])
     stem = data.stem() if data.stem is not None else None
@@ -149,18 +202,30 @@ def _encoder(config: Mapping[str, Any], data: TaskData) -> nn.Module:
     encoder = ENCODERS.build(section.pop("name"), shape, **section)
     if config["pretrained"] is not None:
         load_torchvision(encoder, config["pretrained"])
-    return encoder if stem is None else Stemmed(stem, encoder)
+    whole = encoder if stem is None else Stemmed(stem, encoder)
+    if before is not None:
+        before.start(whole)
+    return Frozen(whole) if config["freeze"] else whole
 
 
-def _model(
-    config: Mapping[str, Any], data: TaskData, encoder: nn.Module, heads: Mapping[str, nn.Module]
-) -> MultiTaskModel:
-    """The architecture; one that takes `labels` gets those of the training data."""
+def _model(config: Mapping[str, Any], data: TaskData, encoder: nn.Module, before: Pretrained | None) -> MultiTaskModel:
+    """The architecture; one that takes `labels` gets those of the training data, one that takes `source` what the
+    encoder was trained for."""
     section = dict(config["architecture"])
     name = section.pop("name")
-    asks = "labels" in inspect.signature(ARCHITECTURES[name]).parameters
-    given = [encoder, list(data.tasks), heads, *([data.labels()] if asks else [])]
-    return ARCHITECTURES.build(name, *given, **section)
+    asked = inspect.signature(ARCHITECTURES[name]).parameters
+    heads = _heads(config["heads"], data, encoder)
+    given: list[Any] = [data.labels()] if "labels" in asked else []
+    given += [_source(before, encoder)] if "source" in asked else []
+    return ARCHITECTURES.build(name, encoder, list(data.tasks), heads, *given, **section)
+
+
+def _source(before: Pretrained | None, encoder: nn.Module) -> Source | None:
+    """What the encoder was trained for, if that is known."""
+    if before is None:
+        return None
+    heads = {task.name: task.head(width_of(encoder), stride_of(encoder)) for task in before.data.tasks}
+    return before.source({**heads, **_heads(before.config["heads"], before.data, encoder)})
 
 
 def make_sharing(config: Mapping[str, Any]) -> Sharing:

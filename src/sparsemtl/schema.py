@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
@@ -59,6 +59,13 @@ _RUN: Keys = {
         str | None,
         None,
         "File of weights that the encoder starts from: torchvision's state dict, or the model of an earlier run.",
+    ),
+    "freeze": (bool, False, "Keep the encoder as it starts, so that only heads learn (a linear probe)."),
+    "pretraining": (
+        dict[str, Any] | None,
+        None,
+        "What to change in this configuration to make a run before it, from whose encoder this one starts: a shared "
+        "bottom that trains the task `auxiliary`, unless it says otherwise. Tasks that it trains are left out here.",
     ),
     "primary": (dict[str, str], {}, "Task -> the metric by which it is judged; by default the first of its kind's."),
     "heads": (
@@ -130,7 +137,16 @@ def json_schema() -> dict[str, Any]:
         place["anyOf"] = [{"enum": list(registry)}, mapping]
         if default is not None:
             schema["$defs"][f"{section}_{default}"]["required"].remove("name")
+    schema["properties"]["pretraining"]["anyOf"] = [_changes(schema["properties"]), {"type": "null"}]
     return schema
+
+
+def _changes(keys: Iterable[str]) -> dict[str, Any]:
+    """What may change in `pretraining`: every key; a section without a name is that of the run itself."""
+    places: dict[str, Any] = {key: {"$ref": f"#/properties/{key}"} for key in keys}
+    nameless = {"type": "object", "not": {"required": ["name"]}}
+    places |= {section: {"anyOf": [places[section], nameless]} for section in SECTIONS}
+    return {"type": "object", "properties": places, "additionalProperties": False}
 
 
 def _section_type(section: str, registry: Registry[Any]) -> Any:

@@ -22,6 +22,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "cross-stitch": {},
     "nddr": {},
     "mtal": {},
+    "auxiliary": {"align": "none"},
     "mmoe": {"experts": 3},
     "cgc": {},
     "ple": {},
@@ -32,6 +33,8 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "cross-stitch, first stage": ("cross-stitch", {"after": ["2"]}),
     "cross-stitch, channels": ("cross-stitch", {"per_channel": True}),
     "nddr, shortcut": ("nddr", {"shortcut": True, "norm": False}),
+    "auxiliary, shared": ("auxiliary", {"align": "none", "weights": "shared", "layers": ["3"]}),
+    "auxiliary, frozen": ("auxiliary", {"align": "none", "weights": "frozen", "layers": ["3"]}),
     "mtal, at once": ("mtal", {"warmup": 0}),
     "cgc, apart": ("cgc", {"shared_experts": 0, "task_experts": 2}),
     "cgc, several": ("cgc", {"shared_experts": 2, "task_experts": 2}),
@@ -41,6 +44,9 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """The same with other parameters."""
 VARIANTS = {**{name: (name, options) for name, options in MODELS.items()}, **OTHERS}
+NEEDED: dict[str, dict[str, Any]] = {"auxiliary": {"align": "none"}}
+"""What an architecture must be told for any tasks: those below have no classes to align."""
+each_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 each_model = pytest.mark.parametrize("name", VARIANTS)
 each_encoder = pytest.mark.parametrize("stacked", [False, True], ids=["normed", "stacked"])
 
@@ -72,11 +78,22 @@ def batch() -> Tensor:
     return torch.linspace(-1, 1, 40).view(8, 5)
 
 
+def trained(model: MultiTaskModel) -> dict[str, frozenset[str]]:
+    """The users of the parameters that are trained."""
+    return {name: tasks for name, tasks in model.users().items() if model.get_parameter(name).requires_grad}
+
+
 def reached(model: MultiTaskModel, task: str) -> set[str]:
     """Names of the parameters to which the task's output has a gradient."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     model.zero_grad()
     model(batch(), tasks=[task])[task].square().sum().backward()
-    return {name for name, p in model.named_parameters() if p.grad is not None}
+    return {name for name, p in parameters.items() if p.grad is not None}
+
+
+def read(model: MultiTaskModel, task: str) -> set[str]:
+    """Names of the parameters, trained or not, to which the task's output would have a gradient."""
+    return reached(deepcopy(model).requires_grad_(), task)
 
 
 def test_every_registered_architecture_is_tested_here() -> None:
@@ -90,7 +107,15 @@ def test_users_are_exactly_the_tasks_whose_output_a_parameter_reaches(name: str,
     users = model.users()
     assert list(users) == [name for name, _ in model.named_parameters()]
     for task in model.tasks:
-        assert reached(model, task) == {name for name, its_tasks in users.items() if task in its_tasks}
+        assert read(model, task) == {name for name, its_tasks in users.items() if task in its_tasks}
+
+
+@each_model
+def test_gradients_reach_exactly_the_parameters_that_a_task_uses_and_trains(name: str) -> None:
+    model = model_of(name)
+    for task in model.tasks:
+        assert reached(model, task) == {name for name, its_tasks in trained(model).items() if task in its_tasks}
+    assert not any(p.grad is not None for p in model.parameters() if not p.requires_grad)
 
 
 @each_model
@@ -115,6 +140,20 @@ def test_modules_of_a_name_are_those_of_the_model(name: str) -> None:
 
 
 @each_model
+def test_modules_of_which_every_task_has_a_copy_are_parts_of_its_own_modules(name: str) -> None:
+    model = model_of(name)
+    own = {
+        id(part) for task in model.tasks for module in model.task_modules(task).values() for part in module.modules()
+    }
+    for copied, module in model.copied_modules().items():
+        assert model.get_submodule(copied) is module
+        assert id(module) in own
+    found = {task: [n for n in model.copied_parameters() if n in model.task_parameters(task)] for task in model.tasks}
+    assert len({len(names) for names in found.values()}) == 1
+    assert sum(map(len, found.values())) == len(model.copied_parameters())
+
+
+@each_model
 def test_shared_and_own_parameters_agree_with_their_users(name: str) -> None:
     model = model_of(name)
     users = model.users()
@@ -124,10 +163,18 @@ def test_shared_and_own_parameters_agree_with_their_users(name: str) -> None:
 
 
 @each_model
-def test_a_model_is_independent_if_no_parameter_has_two_users(name: str) -> None:
+def test_a_model_is_independent_if_no_parameter_that_is_trained_has_two_users(name: str) -> None:
     model = model_of(name)
-    assert model.independent == all(len(users) == 1 for users in model.users().values())
-    assert model.independent == (not model.shared_parameters())
+    assert model.independent == all(len(users) == 1 for users in trained(model).values())
+    assert model.independent == (not any(p.requires_grad for p in model.shared_parameters().values()))
+    assert model.requires_grad_().independent == (not model.shared_parameters())
+
+
+@each_model
+def test_a_model_that_never_trained_has_no_terms_of_its_own_to_add_or_to_tell(name: str) -> None:
+    model = model_of(name)
+    assert list(model.measures()) == []
+    assert all(model.penalty(task, torch.zeros(8, dtype=torch.long)) is None for task in model.tasks)
 
 
 @each_model
@@ -220,22 +267,24 @@ def test_heads_of_ones_own_take_the_place_of_default_ones(name: str) -> None:
     assert torch.equal(output, 2 * head.read[:, :4])
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@each_architecture
 def test_a_head_of_two_tasks_is_refused(name: str) -> None:
     head = nn.Linear(6, 1)
     with pytest.raises(ParameterError, match="heads: tasks 'a' and 'b' were given the same parameters"):
-        ARCHITECTURES.build(name, encoder(), [Regression("a"), Regression("b")], {"a": head, "b": head})
+        ARCHITECTURES.build(
+            name, encoder(), [Regression("a"), Regression("b")], {"a": head, "b": head}, **NEEDED.get(name, {})
+        )
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@each_architecture
 def test_two_tasks_of_one_name_are_refused(name: str) -> None:
     with pytest.raises(ParameterError, match=r"task names must differ, \['a'\]"):
-        ARCHITECTURES.build(name, encoder(), [Regression("a"), Regression("a")])
+        ARCHITECTURES.build(name, encoder(), [Regression("a"), Regression("a")], **NEEDED.get(name, {}))
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@each_architecture
 def test_one_task_alone_is_a_model_as_well(name: str) -> None:
-    model = ARCHITECTURES.build(name, encoder(), [Regression("a")])
+    model = ARCHITECTURES.build(name, encoder(), [Regression("a")], **NEEDED.get(name, {}))
     assert model(batch())["a"].shape == (8, 1)
     assert set(model.users().values()) == {frozenset({"a"})}
 

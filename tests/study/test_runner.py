@@ -21,9 +21,9 @@ import torch
 import sparsemtl.report
 from sparsemtl.errors import ConfigError
 from sparsemtl.study import runner
-from sparsemtl.study.grid import Study, StudyRun, read_study
+from sparsemtl.study.grid import Study, read_study
 from sparsemtl.study.results import Results
-from sparsemtl.study.runner import results_of, run_study
+from sparsemtl.study.runner import Job, results_of, run_study
 from sparsemtl.training import Trainer
 from sparsemtl.training.folder import RunFolder
 from sparsemtl.yaml_text import dump_yaml, read_yaml
@@ -243,9 +243,9 @@ def test_side_by_side_every_run_is_run_once_and_its_failure_is_its_own(
 ) -> None:
     study, ran = read_study(study_file), []
 
-    def fake(run: StudyRun, out: Path) -> str | None:
+    def fake(run: Job) -> str | None:
         ran.append(run.name)
-        return f"{run.name} diverged" if run.seed else None
+        return f"{run.name} diverged" if run.config["seed"] else None
 
     monkeypatch.setattr(runner, "_run_one", fake)
     monkeypatch.setattr(runner, "ProcessPoolExecutor", threads_for_processes)
@@ -262,7 +262,7 @@ def threads_for_processes(jobs: int, context: object, **options: Any) -> ThreadP
 def test_an_error_side_by_side_ends_the_study(
     study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(run: StudyRun, out: Path) -> str | None:
+    def fail(run: Job) -> str | None:
         raise ConfigError(run.name)
 
     monkeypatch.setattr(runner, "_run_one", fail)

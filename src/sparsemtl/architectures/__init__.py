@@ -1,5 +1,6 @@
 """Architectures: which modules are there, and which of them tasks share."""
 
+from sparsemtl.architectures.auxiliary import Auxiliary
 from sparsemtl.architectures.cgc import CGC
 from sparsemtl.architectures.cross_stitch import CrossStitch
 from sparsemtl.architectures.mmoe import MMoE
@@ -8,6 +9,7 @@ from sparsemtl.architectures.nddr import NDDR
 from sparsemtl.architectures.pbfs import PBFS
 from sparsemtl.architectures.ple import PLE
 from sparsemtl.architectures.pools import Pools, build_pools, label_correlations
+from sparsemtl.architectures.reference import Source
 from sparsemtl.architectures.shared_bottom import SharedBottom
 from sparsemtl.architectures.single_task import SingleTask
 from sparsemtl.models import MultiTaskModel
@@ -21,6 +23,7 @@ ARCHITECTURES: Registry[MultiTaskModel] = Registry(
         "cross-stitch": CrossStitch,
         "nddr": NDDR,
         "mtal": MTAL,
+        "auxiliary": Auxiliary,
         "mmoe": MMoE,
         "cgc": CGC,
         "ple": PLE,
@@ -35,11 +38,13 @@ __all__ = [
     "NDDR",
     "PBFS",
     "PLE",
+    "Auxiliary",
     "CrossStitch",
     "MMoE",
     "Pools",
     "SharedBottom",
     "SingleTask",
+    "Source",
     "build_pools",
     "label_correlations",
 ]

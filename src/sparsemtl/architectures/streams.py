@@ -119,14 +119,14 @@ class Streams(MultiTaskModel, abc.ABC):
         last = list(stages).index(self.mixed[-1]) if self.mixed else -1
         for stage in list(stages.values())[: last + 1]:
             before.update(stage.modules())
-        return _largest(f"encoders.{task}", encoder, lambda leaf: (leaf in before) == mixed)
+        return largest_parts(f"encoders.{task}", encoder, lambda leaf: (leaf in before) == mixed)
 
 
-def _largest(name: str, module: nn.Module, holds: Callable[[nn.Module], bool]) -> Iterator[tuple[str, nn.Module]]:
+def largest_parts(name: str, module: nn.Module, holds: Callable[[nn.Module], bool]) -> Iterator[tuple[str, nn.Module]]:
     """The largest submodules all of whose layers with tensors are such, by name."""
     layers = [m for m in module.modules() if m._parameters or m._buffers]
     if layers and all(map(holds, layers)):
         yield name, module
     elif layers:
         for child, inner in module.named_children():
-            yield from _largest(f"{name}.{child}", inner, holds)
+            yield from largest_parts(f"{name}.{child}", inner, holds)

@@ -39,7 +39,7 @@ def label_subsets(
     validation_per_class: Count | None = 20,
     test_per_class: Count | None = None,
     auxiliary: Literal["rest", "all", "none"] = "rest",
-    seed: Natural = 0,
+    seed: Natural | None = 0,
 ) -> TaskData:
     """Label subsets: small tasks with classes of their own cut out of data sets, and one big task of all classes.
 
@@ -62,12 +62,15 @@ def label_subsets(
         test_per_class: test samples likewise.
         auxiliary: the task `auxiliary` of all classes learns from the training samples from which no small task learns
             (rest), or from all (all); or there is none (none). It is validated and tested on all the sources' samples.
-        seed: of the classes and samples that are drawn; a source is split by the seed among its own parameters.
+        seed: of the classes and samples that are drawn, in a configuration null for the run's; a source is split by
+            the seed among its own parameters.
 
     Raises:
         DataError: if a class has fewer samples than are asked for, or the sources' inputs differ in shape.
         ParameterError: if there is no such class, or there are too few for the tasks.
     """
+    if seed is None:
+        raise ParameterError("seed: None stands for a run's seed, and this is no run. Give a number.")
     sources = join(source, root, download=download)
     if isinstance(tasks, Mapping):
         chosen = named_classes(tasks, sources.names)

@@ -67,11 +67,12 @@ class SoftMaskSharing(Sharing):
         """
         super().attach(model)
         dimensions = (2, 4) if self.linear else (4,)
-        covered = {name: p for name, p in model.shared_parameters().items() if p.ndim in dimensions}
+        coverable = {**model.shared_parameters(), **model.copied_parameters()}
+        covered = {name: p for name, p in coverable.items() if p.ndim in dimensions}
         if not covered:
             raise ParameterError(
                 f"{type(self).__name__} finds nothing to mask: {type(model).__name__} shares "
-                f"{len(model.shared_parameters())} parameters, none of them of a convolution. `linear=True` takes "
+                f"{len(coverable)} parameters, none of them of a convolution. `linear=True` takes "
                 "linear layers as well."
             )
         users = model.users()
@@ -116,10 +117,11 @@ class SoftMaskSharing(Sharing):
 
     @property
     def masks(self) -> TaskMasks | None:  # type: ignore[override]
-        """Which weights every task reads: those whose soft mask is above zero."""
-        if not self.soft:
+        """Which of the shared weights every task reads: those whose soft mask is above zero; None if none is shared."""
+        shared = self.model.shared_parameters() if self.soft else {}
+        shapes = {name: shared[name] for masks in self.soft.values() for name in masks if name in shared}
+        if not shapes:
             return None
-        shapes = {name: self.model.get_parameter(name) for masks in self.soft.values() for name in masks}
         kept = {
             task: {name: self._kept(masks.get(name), like) for name, like in shapes.items()}
             for task, masks in self.soft.items()

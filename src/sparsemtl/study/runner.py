@@ -6,16 +6,16 @@ import csv
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing, contextmanager
 from multiprocessing import active_children, get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from sparsemtl.config import differences
+from sparsemtl.config import before_of, differences
 from sparsemtl.errors import ConfigError, NonFiniteLossError, SparseMTLError
 from sparsemtl.files import read_json, replacing, write_json, write_text
 from sparsemtl.run import make_sharing, run
@@ -28,7 +28,8 @@ from sparsemtl.yaml_text import dump_yaml, read_yaml
 def run_study(study: Study, out: str | Path, *, jobs: int = 1, progress: bool = True) -> dict[str, str]:
     """Run all runs of a study and write `results.csv`, tables and the report.
 
-    A run whose loss becomes NaN or infinite is left out of the tables and the study goes on; any other error ends it.
+    A run whose loss becomes NaN or infinite is left out of the tables and the study goes on; any other error ends it,
+    and so does such a loss in pretraining.
 
     Args:
         study: the study.
@@ -49,11 +50,33 @@ def run_study(study: Study, out: str | Path, *, jobs: int = 1, progress: bool = 
         with _naming(one):
             make_sharing(one.config)  # a mistake in the last run shall not come up only then
     _record(study, out)
-    failures = _execute(todo, out, jobs, progress, skipped=len(study.runs) - len(todo))
+    for name, failure in _execute(_before(todo, out), jobs, progress, what="runs before them").items():
+        raise NonFiniteLossError(f"{name}, from which runs are to start: {failure}")
+    jobs_left = [Job(one.name, one.config, out / "runs" / one.name) for one in todo]
+    failures = _execute(jobs_left, jobs, progress, skipped=len(study.runs) - len(todo))
     write_results(study, out)
     if len(failures) < len(study.runs):
         _write_tables(study, out)
     return failures
+
+
+class Job(NamedTuple):
+    """A run to do: what it is called, its complete configuration, and where it lies."""
+
+    name: str
+    config: Mapping[str, Any]
+    folder: Path
+
+
+def _before(todo: list[StudyRun], out: Path) -> list[Job]:
+    """The runs before these that are not finished; one serves all runs that ask for the same."""
+    found: dict[Path, Job] = {}
+    for one in todo:
+        if (config := before_of(one.config)) is not None:
+            folder = RunFolder(out / "runs" / one.name).before(config)
+            if not folder.finished:
+                found[folder.path] = Job(f"pretraining/{folder.path.name}", config, folder.path)
+    return list(found.values())
 
 
 def _done(one: StudyRun, out: Path) -> bool:
@@ -81,7 +104,7 @@ def _record(study: Study, out: Path) -> None:
     write_json(out / "study.json", about)
 
 
-def _execute(todo: list[StudyRun], out: Path, jobs: int, progress: bool, *, skipped: int) -> dict[str, str]:
+def _execute(todo: list[Job], jobs: int, progress: bool, *, what: str = "runs", skipped: int = 0) -> dict[str, str]:
     """Run what is to do and tell of it; returns run -> why it has no result."""
     from rich.console import Console
     from rich.progress import (
@@ -105,8 +128,8 @@ def _execute(todo: list[StudyRun], out: Path, jobs: int, progress: bool, *, skip
     )
     failures: dict[str, str] = {}
     live = Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal))
-    with live, closing(_finished(todo, out, jobs)) as finished:
-        bar = live.add_task("runs", total=len(todo))
+    with live, closing(_finished(todo, jobs)) as finished:
+        bar = live.add_task(what, total=len(todo))
         for count, (one, failure) in enumerate(finished, start=1):
             live.advance(bar)
             console.print(f"[{count}/{len(todo)}] {one.name}{f': {failure}' if failure else ''}")
@@ -115,22 +138,22 @@ def _execute(todo: list[StudyRun], out: Path, jobs: int, progress: bool, *, skip
     return failures
 
 
-def _finished(todo: list[StudyRun], out: Path, jobs: int) -> Generator[tuple[StudyRun, str | None], None, None]:
+def _finished(todo: list[Job], jobs: int) -> Generator[tuple[Job, str | None], None, None]:
     """Run them, and yield each when it has ended, with what its result failed by."""
     if jobs == 1:
         for one in todo:
-            yield one, _run_one(one, out)
+            yield one, _run_one(one)
     elif todo:
-        yield from _in_processes(todo, out, min(jobs, len(todo)))
+        yield from _in_processes(todo, min(jobs, len(todo)))
 
 
-def _in_processes(todo: list[StudyRun], out: Path, jobs: int) -> Iterator[tuple[StudyRun, str | None]]:
+def _in_processes(todo: list[Job], jobs: int) -> Iterator[tuple[Job, str | None]]:
     threads = max(1, torch.get_num_threads() // jobs)
     others = set(active_children())
     start = (threads, warnings.formatwarning)
     with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_start_worker, initargs=start) as pool:
         with _ignored_interrupts():  # the processes inherit it: they end when this one says so, not by Ctrl-C
-            pending = {pool.submit(_run_one, one, out): one for one in todo}
+            pending = {pool.submit(_run_one, one): one for one in todo}
         try:
             for future in as_completed(pending):
                 yield pending[future], future.result()
@@ -158,17 +181,17 @@ def _ignored_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _run_one(one: StudyRun, out: Path) -> str | None:
+def _run_one(one: Job) -> str | None:
     try:
         with _naming(one):
-            run(one.config, out / "runs" / one.name, resume=True, progress=False)
+            run(one.config, one.folder, resume=True, progress=False)
     except NonFiniteLossError as error:
         return str(error)
     return None
 
 
 @contextmanager
-def _naming(one: StudyRun) -> Iterator[None]:
+def _naming(one: StudyRun | Job) -> Iterator[None]:
     """Say in which run an error was made."""
     try:
         yield

@@ -190,18 +190,21 @@ class Engine:
                     yield ready.group, (task,)
 
     def _losses(self, group: Group, tasks: tuple[str, ...], result: StepResult, where: str) -> dict[str, Tensor]:
-        """One forward pass; losses times the tasks' own weights, plus the sharing method's terms."""
+        """One forward pass; losses and the model's terms times the tasks' own weights, plus the sharing method's."""
         with self.sharing.view(tasks[0]):
             outputs = self.backend.module(group.x, tasks=tasks)
         losses = {}
         for name in tasks:
             task = self.tasks[name]
-            loss = task.loss(outputs[name], task.labels(group.targets))
+            target = task.labels(group.targets)
+            loss = task.loss(outputs[name], target)
             value = float(loss.detach())
             _check_finite(value, f"the loss of task {name!r}", where)
             result.losses[name] = result.losses.get(name, 0.0) + value
+            own = self.model.penalty(name, target)
+            weighted = (loss if own is None else loss + own) * task.weight
             penalty = self.sharing.penalty(name)
-            losses[name] = loss * task.weight if penalty is None else loss * task.weight + penalty
+            losses[name] = weighted if penalty is None else weighted + penalty
         return losses
 
     def _weights(self, losses: Mapping[str, Tensor], where: str) -> dict[str, float]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -34,6 +37,7 @@ class RunFolder:
         self.report = self.path / "report.html"
         self.last = self.path / "checkpoints" / "last.safetensors"
         self.tensorboard = self.path / "tensorboard"
+        self.pretraining = self.path / "pretraining"
 
     def best(self, part: str) -> Path:
         """Checkpoint of the best epoch, of the whole model ("all") or of a task chosen apart."""
@@ -43,6 +47,23 @@ class RunFolder:
     def network(self, task: str) -> Path:
         """Weights of a task's own network, where tasks that share weights were chosen apart."""
         return self.path / "networks" / f"{task}.safetensors"
+
+    def before(self, config: Mapping[str, Any]) -> RunFolder:
+        """Folder of the run before this one; in a study, one for all runs before which the same is run.
+
+        Args:
+            config: that run's complete configuration.
+        """
+        study = Path(os.path.abspath(self.path)).parent.parent
+        if not (study / "study.json").exists():
+            return RunFolder(self.pretraining)
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:10]
+        return RunFolder(study / "pretraining" / f"seed-{config['seed']}-{digest}")
+
+    @property
+    def begun(self) -> bool:
+        """There is something to go on from: a checkpoint, or the run before this one."""
+        return self.last.exists() or self.pretraining.exists()
 
     @property
     def finished(self) -> bool:

@@ -371,7 +371,7 @@ class Trainer:
             self.snapshots.keep(part, self.model, self.sharing)
         figures = {"lr": float(self.optimizer.param_groups[0]["lr"]), "seconds": self.position.seconds}
         shown = epoch + 1  # people count from one
-        measures = list(self.sharing.measures())
+        measures = [*self.sharing.measures(), *self.model.measures()]
         rows = [
             *meter.rows(shown, step),
             *result_rows(shown, step, "validation", results),

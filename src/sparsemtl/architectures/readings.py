@@ -1,0 +1,196 @@
+"""What "aligned to the auxiliary network, class by class" is taken to mean: three readings of DAMTL's Eq. 3."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsemtl.alignment import Kernel, conditional_mmd, layer_discrepancy
+from sparsemtl.architectures.class_map import Counterparts
+from sparsemtl.architectures.reference import Bank, Reference, Remembered, Source, Tap
+from sparsemtl.errors import ParameterError
+from sparsemtl.tasks import Classification, Task
+
+Align = Literal["layer", "feature", "classic", "none"]
+LAST = ""
+"""What the last layer is called among the layers of an encoder."""
+
+
+class Reading(nn.Module, abc.ABC):
+    """A way to compare a task's fully connected layers with the auxiliary network's.
+
+    Args:
+        kernel: see `sparsemtl.alignment.Kernel`.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    @abc.abstractmethod
+    def forward(self, taps: Mapping[str, Tap], x: Any, classes: Tensor, same: Counterparts | None) -> Tensor:
+        """Sum over the layers, and over the classes in the batch.
+
+        Args:
+            taps: what the task's layers did, by name; of the last one, the outputs for `same.own` only.
+            x: what the task's network read.
+            classes: the samples' classes, int64 (B,), negative for those that have none.
+            same: the task's classes among those of the auxiliary task; None if its last layer is not known.
+        """
+
+
+class LayerReading(Reading):
+    """The auxiliary network's layers and the task's, on what the task's network feeds to them: the paper's words.
+
+    Of the auxiliary network it needs those layers only; with a linear kernel it is computed in closed form.
+
+    Args:
+        reference: the auxiliary network.
+        kernel: see `Reading`.
+    """
+
+    def __init__(self, reference: Reference, kernel: Kernel) -> None:
+        super().__init__(kernel)
+        layers = {name: reference.encoder.get_submodule(name) for name in reference.layers}
+        if reference.last is not None:
+            layers[LAST] = reference.last
+        self.names = tuple(layers)
+        self.layers = nn.ModuleList(layers.values())
+
+    def forward(self, taps: Mapping[str, Tap], x: Any, classes: Tensor, same: Counterparts | None) -> Tensor:
+        """See `Reading`."""
+        layers = dict(zip(self.names, self.layers, strict=True))
+        return _total(self._of_layer(tap, _weights(layers[name], name, same), classes) for name, tap in taps.items())
+
+    def _of_layer(self, tap: Tap, reference: tuple[Tensor, Tensor | None], classes: Tensor) -> Tensor:
+        if self.kernel == "linear":
+            return layer_discrepancy(tap.features, classes, (tap.weight, tap.bias), reference)
+        weight, bias = reference
+        theirs = F.linear(tap.features.to(weight.dtype), weight, bias)  # in mixed precision features are in half
+        return conditional_mmd(theirs, tap.output, classes, classes, self.kernel)
+
+
+class FeatureReading(Reading):
+    """What the two networks' layers give of the same inputs.
+
+    Args:
+        reference: the auxiliary network.
+        kernel: see `Reading`.
+        megabytes: see `Remembered`.
+    """
+
+    def __init__(self, reference: Reference, kernel: Kernel, megabytes: float) -> None:
+        super().__init__(kernel)
+        self.reference = reference
+        self.remembered = Remembered(megabytes)
+
+    def forward(self, taps: Mapping[str, Tap], x: Any, classes: Tensor, same: Counterparts | None) -> Tensor:
+        """See `Reading`."""
+        theirs = _known_columns(self.remembered(self.reference, x), same)
+        return _total(
+            conditional_mmd(theirs[name], tap.output, classes, classes, self.kernel) for name, tap in taps.items()
+        )
+
+
+class ClassicReading(Reading):
+    """What the auxiliary network's layers give of the inputs that it was trained on, and the task's of its own.
+
+    Classes without a counterpart, and those of which the auxiliary task has no sample, are left out.
+
+    Args:
+        bank: of the auxiliary network.
+        kernel: see `Reading`.
+    """
+
+    def __init__(self, bank: Bank, kernel: Kernel) -> None:
+        super().__init__(kernel)
+        self.bank = bank
+
+    def forward(self, taps: Mapping[str, Tap], x: Any, classes: Tensor, same: Counterparts | None) -> Tensor:
+        """See `Reading`."""
+        assert same is not None
+        features, labels = self.bank()
+        theirs = _known_columns(features, same)
+        mine = same.theirs[classes.clamp(min=0)].where(classes >= 0, -1)
+        return _total(
+            conditional_mmd(theirs[name], tap.output, labels, mine, self.kernel) for name, tap in taps.items()
+        )
+
+
+def _weights(layer: Any, name: str, same: Counterparts | None) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of one of the auxiliary network's layers, of the last one for the classes in common."""
+    if name != LAST:
+        return layer.weight, layer.bias
+    assert same is not None
+    return layer.weight[same.known], None if layer.bias is None else layer.bias[same.known]
+
+
+def _known_columns(features: dict[str, Tensor], same: Counterparts | None) -> dict[str, Tensor]:
+    """The same, of the last layer for the classes in common."""
+    return features if same is None else {**features, LAST: features[LAST][:, same.known]}
+
+
+def _total(terms: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(terms)).sum()
+
+
+def make_reading(
+    align: Align,
+    kernel: Kernel,
+    tasks: Mapping[str, Task],
+    reference: Reference,
+    source: Source | None,
+    same: Mapping[str, Counterparts],
+    *,
+    bank: int,
+    megabytes: float,
+) -> Reading | None:
+    """The reading of that name, or None for `none`.
+
+    Args:
+        align: its name.
+        kernel: see `Reading`.
+        tasks: the tasks to align.
+        reference: the auxiliary network.
+        source: what it was trained for, if that is known.
+        same: task -> its classes among those of the auxiliary task, for tasks whose last layer is made of its rows.
+        bank: see `Bank`.
+        megabytes: see `Remembered`.
+
+    Raises:
+        ParameterError: if a task has no classes or no layer to align, or `classic` lacks samples or counterparts.
+    """
+    if align == "none":
+        return None
+    for name, task in tasks.items():
+        if not isinstance(task, Classification):
+            raise ParameterError(
+                f"task {name!r} is a {type(task).__name__}, and alignment compares classes. Use `align: none`."
+            )
+        if not reference.layers and name not in same:
+            raise ParameterError(
+                f"task {name!r} has no fully connected layer to align: the auxiliary network has none, and the task's "
+                "last layer is not made of the auxiliary one's rows. Use `align: none`."
+            )
+    if align == "layer":
+        return LayerReading(reference, kernel)
+    if align == "feature":
+        return FeatureReading(reference, kernel, megabytes)
+    if source is None or source.samples is None or source.last is None:
+        raise ParameterError(
+            "align='classic' compares with the samples and classes of the auxiliary task, which are not known here. "
+            "Give them in `source`, or use `align: layer`."
+        )
+    for name in tasks:
+        if name not in same:
+            raise ParameterError(
+                f"task {name!r} has a head of its own, so that its classes are not known among those of the auxiliary "
+                "task, with which align='classic' compares. Give it no head, or use `align: layer`."
+            )
+    each = bank if kernel == "rbf" else 0
+    return ClassicReading(Bank(reference, source.samples, source.task, each), kernel)

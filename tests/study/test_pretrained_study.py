@@ -1,0 +1,224 @@
+"""A study makes the runs before its runs first, and one for all runs that ask for the same."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_pretraining import BASE, based, encoder_in
+from test_run import rows_without_times
+from test_runner import start_worker_without_reports, study_of
+
+from sparsemtl.config import before_of
+from sparsemtl.errors import ConfigError, NonFiniteLossError
+from sparsemtl.run import resume, run
+from sparsemtl.study import runner
+from sparsemtl.study.grid import Study
+from sparsemtl.study.runner import run_study
+from sparsemtl.training import Trainer
+from sparsemtl.training.folder import RunFolder
+from sparsemtl.yaml_text import read_yaml
+
+METHODS: dict[str, Any] = {
+    "plain": {},
+    "frozen": {"freeze": True},
+    "masked": {"sharing": {"name": "random", "keep": 0.5}},
+    "afresh": {"pretraining": None, "tasks": ["task1", "task2"]},
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished study of `METHODS`, never to be changed."""
+    folder = tmp_path_factory.mktemp("pretrained-study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sparsemtl.report.write_report", lambda path: path)
+        assert run_study(study(folder), folder / "out", progress=False) == {}
+    return folder / "out"
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished, tmp_path / "out")
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Folders, inside the study's, of the runs that are really trained, in order."""
+    folders: list[str] = []
+    fit = Trainer.fit
+
+    def counted(self: Trainer, *given: Any, **options: Any) -> Any:
+        assert self.folder is not None
+        folders.append("/".join(self.folder.path.parts[-2:]))
+        return fit(self, *given, **options)
+
+    monkeypatch.setattr(Trainer, "fit", counted)
+    return folders
+
+
+def study(folder: Path, **changes: Any) -> Study:
+    return study_of(folder, **{"base": BASE, "methods": METHODS, "seeds": [0, 1], **changes})
+
+
+def pretrainings(out: Path) -> dict[str, dict[str, Any]]:
+    """Name -> configuration."""
+    return {folder.name: read_yaml(folder / "config.yaml") for folder in sorted((out / "pretraining").iterdir())}
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_runs_that_ask_for_the_same_share_one_run_before_them_for_every_seed(finished: Path) -> None:
+    found = list(pretrainings(finished).values())
+    assert found == [before_of(based(seed=seed)) for seed in (0, 1)]
+    assert not list((finished / "runs").glob("*/pretraining"))
+    for seed, folder in enumerate(sorted((finished / "pretraining").iterdir())):
+        start = encoder_in(folder / "model.safetensors")
+        frozen = encoder_in(finished / "runs" / f"frozen_seed-{seed}" / "model.safetensors")
+        assert all(torch.equal(tensor, frozen[f"network.{name}"]) for name, tensor in start.items())
+
+
+def test_the_runs_before_come_first(tmp_path: Path, ran: list[str], no_reports: None) -> None:
+    run_study(study(tmp_path, seeds=[3, 4]), tmp_path / "out", progress=False)
+    assert [name.rpartition("-")[0] for name in ran[:2]] == ["pretraining/seed-3", "pretraining/seed-4"]
+    assert ran[2:] == [f"runs/{method}_seed-{seed}" for method in METHODS for seed in (3, 4)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_in_a_study_is_the_run_that_it_is_alone(
+    finished: Path, tmp_path: Path, method: str, no_reports: None
+) -> None:
+    inside = finished / "runs" / f"{method}_seed-1"
+    run(read_yaml(inside / "config.yaml"), tmp_path / "alone", progress=False)
+    assert (inside / "model.safetensors").read_bytes() == (tmp_path / "alone" / "model.safetensors").read_bytes()
+    assert rows_without_times(inside) == rows_without_times(tmp_path / "alone")
+
+
+def test_a_finished_study_runs_nothing_again(copied: Path, tmp_path: Path, ran: list[str], no_reports: None) -> None:
+    before = files(copied)
+    assert run_study(study(tmp_path), copied, progress=False) == {}
+    assert ran == []
+    assert files(copied) == before
+
+
+def test_a_new_method_starts_from_the_run_that_is_there(
+    copied: Path, tmp_path: Path, ran: list[str], no_reports: None
+) -> None:
+    run_study(study(tmp_path, methods={**METHODS, "again": {"architecture": "auxiliary"}}), copied, progress=False)
+    assert ran == ["runs/again_seed-0", "runs/again_seed-1"]
+
+
+def test_runs_that_ask_for_something_else_have_a_run_before_of_their_own(
+    tmp_path: Path, ran: list[str], no_reports: None
+) -> None:
+    methods = {"one": {}, "other": {"pretraining": {"tasks": ["task1"]}}}
+    grid = {"pretraining.training.epochs": [1, 2]}
+    run_study(study(tmp_path, methods=methods, grid=grid, seeds=[0]), tmp_path / "out", progress=False)
+    asked = {(one["training"]["epochs"], one["tasks"][0]) for one in pretrainings(tmp_path / "out").values()}
+    assert asked == {(1, "auxiliary"), (2, "auxiliary"), (1, "task1"), (2, "task1")}
+    assert len(ran) == 8
+
+
+def test_a_pretraining_with_a_seed_of_its_own_serves_all_seeds(
+    tmp_path: Path, ran: list[str], no_reports: None
+) -> None:
+    methods = {"one": {"pretraining": {"seed": 7}}}
+    run_study(study(tmp_path, methods=methods), tmp_path / "out", progress=False)
+    assert [one["seed"] for one in pretrainings(tmp_path / "out").values()] == [7]
+    assert len(ran) == 3
+
+
+def test_tables_and_results_have_the_studys_runs_alone(finished: Path) -> None:
+    with (finished / "results.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["method"] for row in rows} == set(METHODS)
+    assert {row["task"] for row in rows} == {"task1", "task2", ""}
+    assert "pretraining" not in (finished / "tables.md").read_text(encoding="utf-8")
+
+
+def test_a_study_killed_in_a_pretraining_goes_on_to_the_same_end(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_reports: None
+) -> None:
+    train_epoch, left = Trainer._train_epoch, iter(range(3))
+
+    def train_or_die(self: Trainer, *given: Any) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        train_epoch(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_epoch", train_or_die)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(study(tmp_path), tmp_path / "out", progress=False)
+    assert [RunFolder(folder).finished for folder in sorted((tmp_path / "out" / "pretraining").iterdir())] == [
+        True,
+        False,
+    ]
+    run_study(study(tmp_path), tmp_path / "out", progress=False)
+    assert_same_models(finished, tmp_path / "out")
+
+
+def assert_same_models(one: Path, other: Path) -> None:
+    models = sorted(path.relative_to(one) for path in one.rglob("model.safetensors"))
+    assert models == sorted(path.relative_to(other) for path in other.rglob("model.safetensors"))
+    assert len(models) == 10
+    for model in models:
+        assert (one / model).read_bytes() == (other / model).read_bytes(), model
+
+
+def test_a_pretraining_that_diverges_ends_the_study_before_its_runs(
+    tmp_path: Path, ran: list[str], no_reports: None
+) -> None:
+    methods = {"good": {}, "bad": {"pretraining": {"optimizer": {"lr": 1e30}}}}
+    for _ in range(2):
+        with pytest.raises(
+            NonFiniteLossError,
+            match=r"^pretraining/seed-0-\w{10}, from which runs are to start: the loss of task 'auxiliary' is nan",
+        ):
+            run_study(study(tmp_path, methods=methods, seeds=[0]), tmp_path / "out", progress=False)
+    assert [name.partition("/")[0] for name in ran] == ["pretraining"] * 3  # the good one once
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_any_other_error_in_a_pretraining_names_it(tmp_path: Path, no_reports: None) -> None:
+    methods = {"bad": {"pretraining": {"tasks": ["task3"]}}}
+    with pytest.raises(ConfigError, match=r"unknown task 'task3'.* \(in run pretraining/seed-0-\w{10} of the study\)$"):
+        run_study(study(tmp_path, methods=methods, seeds=[0]), tmp_path / "out", progress=False)
+
+
+def test_a_mistake_in_a_pretraining_is_said_with_its_method_when_the_study_is_read(tmp_path: Path) -> None:
+    methods = {"bad": {"pretraining": {"training": {"epoch": 3}}}}
+    message = r"^`pretraining` in .*some\.yaml, method 'bad' is not valid:\n  training\.epoch: unknown key 'epoch'"
+    with pytest.raises(ConfigError, match=message):
+        study(tmp_path, methods=methods)
+
+
+@pytest.mark.parametrize("called", ["the path", ".", "../plain_seed-0"])
+def test_a_run_of_a_study_is_resumed_with_the_studys_pretraining(
+    copied: Path, finished: Path, called: str, ran: list[str], monkeypatch: pytest.MonkeyPatch, no_reports: None
+) -> None:
+    folder = copied / "runs" / "plain_seed-0"
+    (folder / "summary.json").unlink()
+    monkeypatch.chdir(folder if called == "." else copied / "runs" / "masked_seed-0")
+    resume(folder if called == "the path" else called, progress=False)
+    assert len(ran) == 1
+    assert not (folder / "pretraining").exists()
+    assert pretrainings(copied) == pretrainings(finished)
+    assert_same_models(finished, copied)
+
+
+@pytest.mark.slow
+def test_jobs_side_by_side_share_it_too(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_reports: None
+) -> None:
+    monkeypatch.setattr(runner, "_start_worker", start_worker_without_reports)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert run_study(study(tmp_path), tmp_path / "out", jobs=2, progress=False) == {}
+    assert_same_models(finished, tmp_path / "out")
