@@ -26,6 +26,7 @@ from sparsemtl.data.objects.source import Form
 from sparsemtl.errors import DataError, ParameterError
 from sparsemtl.run import run
 from sparsemtl.tasks import Classification
+from sparsemtl.training.folder import RunFolder
 from sparsemtl.yaml_text import read_yaml
 
 PARTS = ("train", "validation", "test")
@@ -486,9 +487,11 @@ def test_the_example_trains_on_five_small_folders_and_a_big_one(
     monkeypatch.chdir(tmp_path)
     config["data"] |= {"size": 8, "workers": 0}
     config["encoder"] |= {"width": 2, "fc": [4, 4]}
-    config["training"] |= {"epochs": 1, "accelerator": "cpu"}
+    for training in (config["training"], config["pretraining"]["training"]):
+        training |= {"epochs": 1, "accelerator": "cpu"}
     results = run(config, tmp_path / "run", progress=False)
-    assert set(results) == {*config["data"]["tasks"], "auxiliary"}
+    assert set(results) == set(config["data"]["tasks"])
+    assert RunFolder(tmp_path / "run" / "pretraining").finished
 
 
 def test_networks_learn_from_folders_of_different_classes(tmp_path: Path) -> None:

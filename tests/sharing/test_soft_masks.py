@@ -13,6 +13,7 @@ from torch import Tensor
 import sparsemtl as sm
 from sparsemtl.backbones import CNN
 from sparsemtl.data import TensorLoader
+from sparsemtl.errors import MaskError
 from sparsemtl.files import read_tree
 from sparsemtl.sharing import SoftMaskSharing
 
@@ -28,7 +29,7 @@ def flat(sharing: SoftMaskSharing, task: str) -> Tensor:
 @pytest.mark.parametrize("granularity", ["weight", "filter"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_masks_are_never_negative_and_many_become_zero(granularity: Any, optimizer: str) -> None:
-    sharing = soft(granularity=granularity, lambda_=2.0, init="uniform")
+    sharing = soft(granularity=granularity, lambda_=1.0, init="uniform")
     engine = engine_of(model(), sharing, optimizer=optimizer)
     for epoch in range(4):
         run_epoch(engine, loader(), epoch)
@@ -80,6 +81,18 @@ def test_a_task_s_masks_learn_from_its_loss_only() -> None:
         network.tasks["kind"].loss(network(group.x)["kind"], group.targets["kind"]).backward()
     assert all(psi.grad is not None and psi.grad.any() for psi in sharing.soft["kind"].values())
     assert all(psi.grad is None for task in ("marks", "side") for psi in sharing.soft[task].values())
+
+
+def test_a_layer_of_which_a_task_reads_nothing_any_more_is_named() -> None:
+    sharing = soft()
+    sharing.attach(model())
+    task, name = NAMES[-1], list(sharing.soft[NAMES[-1]])[-1]
+    with torch.no_grad():
+        sharing.soft[task][name].flatten()[1:] = 0
+        sharing.begin_epoch(1, loader())
+        sharing.soft[task][name].zero_()
+    with pytest.raises(MaskError, match=f"'{task}' over '{name}' has nothing left before epoch 2"):
+        sharing.begin_epoch(1, loader())
 
 
 def test_filters_have_a_number_each_and_their_masks_cover_whole_filters() -> None:

@@ -200,6 +200,7 @@ def _sharing_charts(run: RunFolder, colours: Mapping[str, int]) -> list[Chart]:
     charts = [
         *_charts(run, colours, "sharing", "changed", "weights replaced"),
         *_charts(run, colours, "sharing", "density", "density", only_if_varying=True),
+        *_charts(run, colours, "sharing", "discrepancy", "discrepancy from the auxiliary network"),
     ]
     of_run = run.metrics[(run.metrics["split"] == "sharing") & (run.metrics["task"] == "")]
     for name in of_run["metric"].unique():

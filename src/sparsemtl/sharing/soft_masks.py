@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparsemtl.errors import ParameterError
+from sparsemtl.batches import Loaders
+from sparsemtl.errors import MaskError, ParameterError
 from sparsemtl.masks import TaskMasks
 from sparsemtl.models import MultiTaskModel
 from sparsemtl.parameters import NonNegative, validated
@@ -34,8 +35,8 @@ class SoftMaskSharing(Sharing):
         bn: batch norm statistics; one set a task by default.
 
     Differences from the paper:
-        - There the weights under the masks are each task's own copy of an auxiliary network's; here all tasks share
-          them.
+        - There the weights under the masks are each task's own copy of an auxiliary network's, which is what
+          `architecture: auxiliary` gives; on any other architecture all tasks share them.
         - Masks are trained by the run's optimizer, without weight decay.
     """
 
@@ -90,6 +91,20 @@ class SoftMaskSharing(Sharing):
         """All tasks' masks."""
         for masks in self.soft.values():
             yield from masks.values()
+
+    def begin_epoch(self, epoch: int, loaders: Loaders) -> None:
+        """See that every task still reads something of every layer.
+
+        Raises:
+            MaskError: if a task's mask of a layer is zero everywhere: the task cannot tell inputs apart.
+        """
+        for task, masks in self.soft.items():
+            for name, psi in masks.items():
+                if not bool((psi > 0).any()):
+                    raise MaskError(
+                        f"the soft mask of task {task!r} over {name!r} has nothing left before epoch {epoch + 1}: "
+                        f"every entry is zero. Lower `lambda` ({self.strength:g}), the learning rate or the epochs."
+                    )
 
     @property
     def one_network(self) -> bool:
