@@ -347,3 +347,9 @@ def test_a_bank_is_saved_with_its_model(each: int) -> None:
     assert_equal(other()[0], bank()[0])
     assert torch.equal(other()[1], bank()[1])
     assert not list(bank.parameters())
+
+
+def test_a_head_that_waits_for_its_width_is_no_source() -> None:
+    task = Classification("all", CLASSES)
+    with pytest.raises(ParameterError, match="head of task 'all' has not learned its width"):
+        Source(task, task.head())

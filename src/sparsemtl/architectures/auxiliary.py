@@ -32,7 +32,7 @@ class Auxiliary(MultiTaskModel):
     layer made of its rows for the task's classes. With `sharing: soft-masks` every task has a non-negative mask over
     the convolutions. `penalty` is the alignment: summed over the fully connected layers and the classes in a batch, how
     far what the task's layer gives is from what the auxiliary network's gives. For inference the auxiliary network is
-    not needed any more.
+    not needed any more. In a configuration, `pretraining` trains the auxiliary network first.
 
     In the paper's own form (`weights: own`) nothing flows between the tasks once the auxiliary network is trained:
     training them together is training them apart. With `weights: shared` they truly share.
@@ -68,9 +68,10 @@ class Auxiliary(MultiTaskModel):
     Example:
         >>> everything, pets = Classification("all", ["cat", "dog", "car"]), Classification("pets", ["dog", "cat"])
         >>> big = SharedBottom(nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.ReLU()), [everything])
-        >>> model = Auxiliary(big.encoder, [pets], source=Source(everything, big.heads["all"]))
         >>> x, y = torch.rand(6, 2, 2), torch.tensor([0, 1, 0, 1, 0, 1])
-        >>> bool(torch.allclose(model(x)["pets"], big(x)["all"][:, [1, 0]])), model.penalty("pets", y).item()
+        >>> answers = big(x)["all"]  # and it should have been trained
+        >>> model = Auxiliary(big.encoder, [pets], source=Source(everything, big.heads["all"]))
+        >>> bool(torch.allclose(model(x)["pets"], answers[:, [1, 0]])), model.penalty("pets", y).item()
         (True, 0.0)
     """
 

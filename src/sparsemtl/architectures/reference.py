@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.utils._pytree import tree_map_only
 
 from sparsemtl.batches import Loader, to_device
@@ -28,11 +29,21 @@ class Source:
         task: the auxiliary task, which names the classes.
         head: its head; if that is a linear layer, last layers are made of its rows, and aligned to it.
         samples: its training samples, with which the reading `classic` compares.
+
+    Raises:
+        ParameterError: if the head still waits for its width.
     """
 
     task: Classification
     head: nn.Module
     samples: Loader | None = None
+
+    def __post_init__(self) -> None:
+        if any(isinstance(parameter, UninitializedParameter) for parameter in self.head.parameters()):
+            raise ParameterError(
+                f"the head of task {self.task.name!r} has not learned its width yet, let alone its weights: run the "
+                "auxiliary network on a batch, or train it, before it is a source."
+            )
 
     @property
     def last(self) -> nn.Linear | None:
