@@ -115,8 +115,15 @@ def test_a_data_set_bears_its_registered_name_and_says_what_it_is(name: str, lai
 
 @pytest.mark.parametrize("name", that_take("seed"))
 def test_a_value_out_of_range_is_refused_by_name(name: str, laid_root: Path) -> None:
-    with pytest.raises(ParameterError, match=r"'seed' parameter of \w+ must be an int in \[0, inf\). Got -1"):
+    with pytest.raises(
+        ParameterError, match=r"'seed' parameter of \w+ must be an int in \[0, inf\)( or None)?\. Got -1"
+    ):
         build(name, laid_root, seed=-1)
+
+
+def test_a_seed_that_stands_for_the_run_s_needs_a_run(laid_root: Path) -> None:
+    with pytest.raises(ParameterError, match="seed: None stands for a run's seed"):
+        build("label-subsets", laid_root, seed=None)
 
 
 @pytest.mark.parametrize("name", that_take("validation"))
