@@ -46,5 +46,5 @@ def without_parameters(network: nn.Module) -> nn.Module:
     for module in copied.modules():
         for name, parameter in list(module._parameters.items()):
             del module._parameters[name]
-            module.register_buffer(name, None if parameter is None else parameter.detach().clone())
+            module.register_buffer(name, None if parameter is None else parameter.detach())
     return copied

@@ -146,8 +146,11 @@ def test_without_a_source_last_layers_start_afresh_and_the_others_are_aligned() 
         assert found[task].item() == pytest.approx(0.9 * slow(network, task, last=False), rel=1e-4)
 
 
-def test_a_head_of_ones_own_is_not_aligned_and_the_other_layers_are() -> None:
-    network = shaken(model(heads={"pets": nn.Linear(6, 3)}))
+@pytest.mark.parametrize("options", [{"heads": {"pets": nn.Linear(6, 3)}}, {"class_map": {"pets": None}}])
+def test_a_last_layer_that_is_not_made_of_rows_is_not_aligned_and_the_other_layers_are(options: Any) -> None:
+    network = model(**deepcopy(options))
+    network(images())  # the encoder does not tell its width
+    shaken(network)
     found = penalties(network)
     assert found["pets"].item() == pytest.approx(0.9 * slow(network, "pets", last=False), rel=1e-4)
     assert found["wheels"].item() == pytest.approx(0.9 * slow(network, "wheels"), rel=1e-4)
@@ -625,8 +628,12 @@ def test_the_classic_reading_needs_samples() -> None:
     encoder, head = big()
     with pytest.raises(ParameterError, match="align='classic' compares with the samples"):
         sm.Auxiliary(encoder, tasks(), source=sm.Source(everything(), head), align="classic")
-    with pytest.raises(ParameterError, match="task 'pets' has a head of its own"):
-        model(heads={"pets": nn.Linear(6, 3)}, align="classic")
+
+
+@pytest.mark.parametrize("options", [{"heads": {"pets": nn.Linear(6, 3)}}, {"class_map": {"pets": None}}])
+def test_the_classic_reading_needs_the_classes_of_every_task(options: Any) -> None:
+    with pytest.raises(ParameterError, match="task 'pets': its classes are not known"):
+        model(align="classic", **options)
 
 
 def test_a_map_without_a_source_is_refused() -> None:

@@ -135,6 +135,15 @@ def test_a_map_of_an_unknown_task_is_refused() -> None:
         classes_in_common(tasks(), source(), {"pet": {}}, ())
 
 
+def test_a_task_that_is_mapped_to_null_has_no_counterparts_whatever_its_classes_are() -> None:
+    given: dict[str, Any] = {"pets": None, "size": None}
+    assert set(classes_in_common(tasks(), source(), given, ())) == {"zoo"}
+    strange = {"strange": Classification("strange", ["unheard of", "nowhere"])}
+    assert classes_in_common(strange, source(), {"strange": None}, ()) == {}
+    with pytest.raises(ParameterError, match="lacks its class 'unheard of'"):
+        classes_in_common(strange, source(), {}, ())
+
+
 @pytest.mark.parametrize("owner", ["size", "zoo"])
 def test_a_map_that_would_not_be_used_is_refused(owner: str) -> None:
     with pytest.raises(ParameterError, match=f"class_map: task '{owner}'"):

@@ -305,5 +305,5 @@ def test_the_classic_reading_needs_samples_and_classes_of_the_auxiliary_task(lac
 
 
 def test_the_classic_reading_refuses_a_task_whose_classes_it_does_not_know() -> None:
-    with pytest.raises(ParameterError, match=r"task 'small' has a head of its own.*align='classic'"):
+    with pytest.raises(ParameterError, match=r"task 'small': its classes are not known.*align='classic'"):
         made("classic", same={})

@@ -53,6 +53,11 @@ def test_a_source_knows_the_last_layer_if_that_is_linear() -> None:
     assert Source(task, nn.Sequential(last)).last is None
 
 
+def test_a_source_whose_head_has_not_learned_its_width_is_refused() -> None:
+    with pytest.raises(ParameterError, match=r"the head of task 'all' has not learned its width yet"):
+        Source(Classification("all", 3), Classification("all", 3).head())
+
+
 def test_taps_tell_what_layers_read_have_and_give() -> None:
     network, x = encoder(), images()
     with tapped({"first": network[1], "second": network[4]}) as taps:

@@ -65,13 +65,16 @@ def classes_in_common(
             )
         return {}
     chosen = {name: t for name, t in tasks.items() if isinstance(t, Classification) and name not in others}
-    for name in given:
-        if name not in chosen:
+    for name, classes in given.items():
+        if classes is not None and name not in chosen:
             raise ParameterError(
                 f"class_map: task {name!r} is no classification, or has a head of its own, which is not made of the "
                 "auxiliary network's rows. Leave it out."
             )
-    return {name: counterparts(task, source.task, given.get(name)) for name, task in chosen.items()}
+    unknown = {name for name, classes in given.items() if classes is None}
+    return {
+        name: counterparts(task, source.task, given.get(name)) for name, task in chosen.items() if name not in unknown
+    }
 
 
 def counterparts(task: Classification, auxiliary: Classification, given: ClassMap | None = None) -> Counterparts:

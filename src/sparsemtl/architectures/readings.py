@@ -189,8 +189,8 @@ def make_reading(
     for name in tasks:
         if name not in same:
             raise ParameterError(
-                f"task {name!r} has a head of its own, so that its classes are not known among those of the auxiliary "
-                "task, with which align='classic' compares. Give it no head, or use `align: layer`."
+                f"task {name!r}: its classes are not known among those of the auxiliary task, with which "
+                "align='classic' compares, for it has a head of its own or null in `class_map`. Use `align: layer`."
             )
     each = bank if kernel == "rbf" else 0
     return ClassicReading(Bank(reference, source.samples, source.task, each), kernel)
