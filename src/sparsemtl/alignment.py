@@ -25,7 +25,8 @@ def conditional_mmd(
     """Sum over the classes of the squared MMD between two sets of features, a scalar (Eq. 3).
 
     Classes that are in one set only are left out. With the linear kernel this is the squared distance of the classes'
-    means. The estimate is the biased one, which counts pairs of a sample with itself, so it is negative by rounding only.
+    means. The estimate is the biased one, which counts pairs of a sample with itself, so it is negative by
+    rounding only.
 
     Args:
         first: features (N, d).
