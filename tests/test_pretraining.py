@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from test_run import Killed, rows_without_times
 from torch import Tensor
 
@@ -16,6 +17,7 @@ import sparsemtl as sm
 from sparsemtl import run as runs
 from sparsemtl.architectures.auxiliary import Auxiliary
 from sparsemtl.backbones import ENCODERS
+from sparsemtl.cli import _stopping
 from sparsemtl.config import before_of, check, merge
 from sparsemtl.errors import CheckpointError, ConfigError, NonFiniteLossError, ParameterError
 from sparsemtl.files import read_json, read_tensors, read_tree, write_tensors
@@ -244,7 +246,8 @@ def test_a_pretraining_of_another_configuration_is_refused_and_left_alone(
 def test_what_does_not_concern_the_run_before_may_change_after_it(
     copied: Path, epochs: list[tuple[str, int]], no_reports: None
 ) -> None:
-    changes = {"architecture": "mmoe", "sharing": "random", "balancing": "pcgrad", "freeze": True, "name": "mine"}
+    mmoe = {"name": "mmoe", "fresh": False}
+    changes = {"architecture": mmoe, "sharing": "random", "balancing": "pcgrad", "freeze": True, "name": "mine"}
     run(based(**changes), copied, progress=False)
     assert {folder for folder, _ in epochs} == {"run"}
 
@@ -275,7 +278,6 @@ def test_tasks_of_the_pretraining_are_left_out_unless_named_or_all(changes: dict
         ({"encoder": {"hidden": [8, 5]}}, CheckpointError, r"pretraining/model\.\w+: the encoder does not fit .*MLP"),
         ({"encoder": {"hidden": [8]}}, CheckpointError, r"does not fit this run's: [^\0]*Missing.*layers\.3\.weight"),
         ({"architecture": "single-task"}, CheckpointError, r"no weights encoder\.\*, .* such as shared-bottom"),
-        ({"freeze": True}, CheckpointError, r"does not fit this run's: "),
     ],
 )
 def test_an_error_in_the_run_before_says_where_it_was_made(
@@ -467,3 +469,36 @@ def test_freezing_freezes_the_whole_encoder_and_its_stem_and_nothing_else() -> N
     assert isinstance(model.encoder, Frozen)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == {name for name, _ in model.named_parameters() if name.startswith("heads.")}
+
+
+def test_a_run_that_is_interrupted_in_pretraining_says_how_to_go_on(
+    tmp_path: Path, epochs: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_train_epoch", interrupted)
+    with pytest.raises(typer.Exit), _stopping(tmp_path / "run"):
+        run(BASE, tmp_path / "run", progress=False)
+    assert capsys.readouterr().err == f"Stopped. Go on with `sparsemtl resume {tmp_path / 'run'}`.\n"
+
+
+def test_the_run_before_keeps_the_run_s_draws_whatever_its_own_seed() -> None:
+    before = before_of(based(data={"seed": None}, seed=3, pretraining={"seed": 7}))
+    assert before is not None
+    assert (before["seed"], before["data"]["seed"]) == (7, 3)
+
+
+def test_the_run_before_cannot_be_frozen() -> None:
+    with pytest.raises(ConfigError, match=r"`pretraining` in .*: freeze: expected false"):
+        based(pretraining={"freeze": True})
+
+
+@pytest.mark.parametrize("start", ["pretraining", "pretrained"])
+def test_copies_that_would_lose_the_weights_are_refused_before_anything_is_trained(start: str, tmp_path: Path) -> None:
+    config = merge(BASE, {"architecture": "mmoe"})
+    if start == "pretrained":
+        config |= {"pretraining": None, "pretrained": "weights.safetensors"}
+    with pytest.raises(ConfigError, match=f"architecture.fresh: expected false beside `{start}`"):
+        run(config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()

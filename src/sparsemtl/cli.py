@@ -243,7 +243,7 @@ def _stopping(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        resumable = RunFolder(folder).last.exists()
+        resumable = RunFolder(folder).begun
         typer.echo(f"Stopped. Go on with `sparsemtl resume {folder}`." if resumable else "Stopped.", err=True)
         raise typer.Exit(130) from None
 

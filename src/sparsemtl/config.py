@@ -70,9 +70,21 @@ def before_of(
     changes = complete["pretraining"]
     if changes is None:
         return None
-    base = {key: value for key, value in complete.items() if key not in _NOT_BEFORE}
+    base = {key: value for key, value in complete.items() if key not in _NOT_BEFORE} | {"data": data_of(complete)}
     inside = {inner: origin for place, origin in (origins or {}).items() if (inner := _inside(place))}
-    return check(merge(base, {"tasks": [AUXILIARY], **changes}), where=f"`pretraining` in {where}", origins=inside)
+    before = check(merge(base, {"tasks": [AUXILIARY], **changes}), where=f"`pretraining` in {where}", origins=inside)
+    if before["freeze"]:
+        raise ConfigError(
+            f"`pretraining` in {where}: freeze: expected false, as the run before is to train the encoder. To keep it "
+            "as that leaves it, put `freeze: true` beside `pretraining`."
+        )
+    return before
+
+
+def data_of(complete: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `data` with the run's seed in the place of a seed that is null."""
+    section = dict(complete["data"])
+    return section | {"seed": complete["seed"]} if section.get("seed", 0) is None else section
 
 
 _NOT_BEFORE = ("name", "label", "architecture", "sharing", "balancing", "freeze", "pretraining")

@@ -14,7 +14,7 @@ from sparsemtl.architectures import ARCHITECTURES, Source
 from sparsemtl.backbones import ENCODERS, load_torchvision
 from sparsemtl.backbones.stemmed import Stemmed
 from sparsemtl.balancing import BALANCERS
-from sparsemtl.config import before_of, check, differences
+from sparsemtl.config import before_of, check, data_of, differences
 from sparsemtl.data import DATASETS, TaskData
 from sparsemtl.errors import CheckpointError, ConfigError, SparseMTLError, unknown_name
 from sparsemtl.frozen import Frozen
@@ -48,6 +48,7 @@ def run(config: Mapping[str, Any], folder: str | Path, *, resume: bool = False, 
         CheckpointError: if the folder holds a run and `resume` is not asked for.
     """
     complete = check(config)
+    _check_start_is_kept(complete)
     place = RunFolder(folder)
     if not resume:
         _check_free(place)
@@ -101,9 +102,7 @@ def load_data(config: Mapping[str, Any]) -> TaskData:
     What a configuration says of tasks that it does not train is left alone: methods of a study may train fewer. Tasks
     that are for pretraining are not chosen by default.
     """
-    section = dict(config["data"])
-    if section.get("seed", 0) is None:
-        section["seed"] = config["seed"]
+    section = data_of(config)
     data = DATASETS.build(section.pop("name"), **section)
     for key in ("tasks", "weights", "primary", "heads"):
         _check_tasks(key, config[key] or (), data)
@@ -218,6 +217,16 @@ def _model(config: Mapping[str, Any], data: TaskData, encoder: nn.Module, before
     given: list[Any] = [data.labels()] if "labels" in asked else []
     given += [_source(before, encoder)] if "source" in asked else []
     return ARCHITECTURES.build(name, encoder, list(data.tasks), heads, *given, **section)
+
+
+def _check_start_is_kept(config: Mapping[str, Any]) -> None:
+    """Raise a ConfigError if the architecture would draw weights anew that the encoder starts from."""
+    starts = next((key for key in ("pretraining", "pretrained") if config[key] is not None), None)
+    if starts is not None and config["architecture"].get("fresh"):
+        raise ConfigError(
+            f"architecture.fresh: expected false beside `{starts}`, got true: all copies of the encoder but one would "
+            "be drawn anew, and lose the weights that it starts from."
+        )
 
 
 def _source(before: Pretrained | None, encoder: nn.Module) -> Source | None:

@@ -142,8 +142,11 @@ def json_schema() -> dict[str, Any]:
 
 
 def _changes(keys: Iterable[str]) -> dict[str, Any]:
-    """What may change in `pretraining`: every key; a section without a name is that of the run itself."""
-    places: dict[str, Any] = {key: {"$ref": f"#/properties/{key}"} for key in keys}
+    """What may change in `pretraining`: every key, but not to freeze what is to be trained; a section without a name is
+    that of the run itself."""
+    places: dict[str, Any] = {key: {"$ref": f"#/properties/{key}"} for key in keys} | {
+        "freeze": {"type": "boolean", "const": False}
+    }
     nameless = {"type": "object", "not": {"required": ["name"]}}
     places |= {section: {"anyOf": [places[section], nameless]} for section in SECTIONS}
     return {"type": "object", "properties": places, "additionalProperties": False}
