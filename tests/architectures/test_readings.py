@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from sparsemtl import Classification, Regression, Source
 from sparsemtl.alignment import Kernel, conditional_mmd
 from sparsemtl.architectures.class_map import Counterparts
-from sparsemtl.architectures.readings import LAST, FeatureReading, LayerReading, Reading, make_reading
-from sparsemtl.architectures.reference import Reference, Tap, tapped
+from sparsemtl.architectures.readings import Alignable, FeatureReading, LayerReading, Reading, make_reading
+from sparsemtl.architectures.reference import LAST, Reference, Tap, tapped
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import ParameterError
 from sparsemtl.heads.linear import LinearHead
@@ -75,8 +76,8 @@ class Case:
     def reading(self, align: Any, kernel: Kernel, **options: Any) -> Reading:
         samples = TensorLoader(self.bank_x, self.bank_classes, batch_size=7)
         source = Source(AUXILIARY, self.last, samples)
-        given = {"bank": 100, "megabytes": 1.0, **options}
-        reading = make_reading(align, kernel, {"small": SMALL}, self.reference, source, {"small": self.same}, **given)
+        alignable = Alignable({"small": SMALL}, {"small": self.same}, self.reference, source)
+        reading = make_reading(align, kernel, alignable, **{"bank": 100, "megabytes": 1.0, **options})
         assert reading is not None
         return reading
 
@@ -213,6 +214,23 @@ def test_a_feature_reading_computes_the_auxiliary_network_once_a_sample() -> Non
     assert torch.equal(reading(case.taps(), case.x, case.classes, case.same), first)
 
 
+@pytest.mark.parametrize("change", ["loaded", "moved"])
+def test_a_feature_reading_remembers_nothing_of_a_network_that_has_changed(change: str) -> None:
+    case, other = Case([3, -1, 0]), Case([3, -1, 0])
+    with torch.no_grad():
+        other.last.weight.zero_()
+    reading, changed = case.reading("feature", "linear"), other.reading("feature", "linear")
+    first = reading(case.taps(), case.x, case.classes, case.same)
+    if change == "loaded":
+        reading.load_state_dict(changed.state_dict())
+    else:
+        reading.to(torch.float16).to(torch.float64)  # rounded on the way
+    again = reading(case.taps(), case.x, case.classes, case.same)
+    assert not torch.equal(again, first)
+    if change == "loaded":
+        assert torch.equal(again, changed(case.taps(), case.x, case.classes, case.same))
+
+
 @each_kernel
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_taps_in_half_precision_are_compared_in_single(kernel: Kernel, half: torch.dtype) -> None:
@@ -266,14 +284,13 @@ def test_a_layer_reading_keeps_the_fully_connected_layers_only() -> None:
 def made(align: Any = "layer", **changes: Any) -> Reading | None:
     """A reading of `Case`, something about which is changed."""
     case = Case([3, -1, 0])
-    arguments = {
-        "tasks": {"small": SMALL},
-        "reference": case.reference,
-        "source": Source(AUXILIARY, case.last, TensorLoader(case.bank_x, case.bank_classes)),
-        "same": {"small": case.same},
-        **changes,
-    }
-    return make_reading(align, "linear", bank=1, megabytes=1.0, **arguments)
+    alignable = Alignable(
+        tasks={"small": SMALL},
+        same={"small": case.same},
+        reference=case.reference,
+        source=Source(AUXILIARY, case.last, TensorLoader(case.bank_x, case.bank_classes)),
+    )
+    return make_reading(align, "linear", replace(alignable, **changes), bank=1, megabytes=1.0)
 
 
 @each_align

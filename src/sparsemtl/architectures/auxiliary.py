@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from sparsemtl.alignment import Kernel
 from sparsemtl.architectures.class_map import Counterparts, classes_in_common
-from sparsemtl.architectures.readings import LAST, Align, make_reading
-from sparsemtl.architectures.reference import Reference, Source, Tap, tapped
+from sparsemtl.architectures.readings import Align, Alignable, make_reading
+from sparsemtl.architectures.reference import LAST, Reference, Source, Tap, tapped
 from sparsemtl.architectures.streams import largest_parts
 from sparsemtl.backbones.stages import stages_of
 from sparsemtl.errors import ParameterError, unknown_name
@@ -96,28 +96,21 @@ class Auxiliary(MultiTaskModel):
         self.strength = strength
         connected = _fully_connected(encoder, layers)
         given = dict(heads or {})
-        self.same = nn.ModuleDict(classes_in_common(self.tasks, source, class_map or {}, given))
+        same = classes_in_common(self.tasks, source, class_map or {}, given)
+        self.same = nn.ModuleDict(same)
         reference = Reference(encoder, connected, source.last if source is not None else None)
-        self.reading = make_reading(
-            "none" if strength == 0 else align,
-            kernel,
-            self.tasks,
-            reference,
-            source,
-            cast("Mapping[str, Counterparts]", self.same),
-            bank=bank,
-            megabytes=remember,
-        )
+        alignable = Alignable(self.tasks, same, reference, source)
+        asked = align if strength > 0 else "none"
+        self.reading = make_reading(asked, kernel, alignable, bank=bank, megabytes=remember)
         trunk, top = (nn.Identity(), encoder) if weights == "own" else _cut(encoder, connected)
         places = {module: name for name, module in top.named_modules()}
         self.connected = {name: places[layer] for name, layer in connected.items()}
         self.trunk = Frozen(trunk) if weights == "frozen" else trunk
         self.encoders = nn.ModuleDict({task: deepcopy(top) for task in self.tasks})
-        rows = {task: _rows_of(reference, cast("Counterparts", same)) for task, same in self.same.items()}
+        rows = {task: _rows_of(reference, classes) for task, classes in same.items()}
         self.heads = heads_for(self.tasks, {**rows, **given}, dict.fromkeys(self.tasks, encoder))
-        self.aligned: Tensor
-        self.register_buffer("aligned", torch.zeros(len(self.tasks), 2))
         self._taken: dict[str, tuple[Any, dict[str, Tap]]] = {}
+        self.discrepancies = nn.ModuleDict({task: _Mean() for task in self.tasks})
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_taken": {}}  # a copy has seen no batch
@@ -129,6 +122,7 @@ class Auxiliary(MultiTaskModel):
             return {}
         features = self.trunk(x)
         if self.reading is None or not self.training or not torch.is_grad_enabled():
+            self._taken.clear()
             return {task: self.heads[task](self.encoders[task](features)) for task in chosen}
         outputs = {}
         for task in chosen:
@@ -152,24 +146,30 @@ class Auxiliary(MultiTaskModel):
         if self.reading is None or task not in self._taken:
             return None
         x, taps = self._taken.pop(task)
-        same = cast("Counterparts", self.same[task]) if task in self.same else None
+        same = self._counterparts(task)
         if same is not None:
             taps[LAST] = taps[LAST].columns(same.own)
         classes = target.where(self.tasks[task].labelled(target), -1)
         discrepancy = self.reading(taps, x, classes, same)
-        row = self.aligned[list(self.tasks).index(task)]
-        row += torch.stack([discrepancy.detach().to(row), torch.ones_like(row[0])])
+        self._mean(task).add(discrepancy.detach())
         return cast("Tensor", self.strength * discrepancy)
+
+    def _counterparts(self, task: str) -> Counterparts | None:
+        return cast("Counterparts", self.same[task]) if task in self.same else None
+
+    def _mean(self, task: str) -> _Mean:
+        return cast("_Mean", self.discrepancies[task])
 
     def begin_epoch(self, epoch: int) -> None:
         """Begin a new mean of the discrepancies."""
-        self.aligned.zero_()
+        for task in self.tasks:
+            self._mean(task).clear()
 
     def measures(self) -> Iterator[tuple[str, str, float]]:
         """Every task's mean discrepancy of the epoch, if it is aligned."""
-        for task, (total, count) in zip(self.tasks, self.aligned.tolist(), strict=True):
-            if count:
-                yield task, "discrepancy", total / count
+        for task in self.tasks:
+            if (mean := self._mean(task)).count:
+                yield task, "discrepancy", float(mean.total / mean.count)
 
     def users(self) -> dict[str, frozenset[str]]:
         """The common part serves all tasks, everything else one."""
@@ -198,6 +198,28 @@ class Auxiliary(MultiTaskModel):
         """The task's encoder and head."""
         self.check_task(task)
         return {f"encoders.{task}": self.encoders[task], f"heads.{task}": self.heads[task]}
+
+
+class _Mean(nn.Module):
+    """A running mean that is saved with the model: a run may stop within an epoch."""
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("total", torch.zeros(()))
+        self.register_buffer("count", torch.zeros(()))
+
+    def add(self, value: Tensor) -> None:
+        """Take a scalar in."""
+        self.total += value
+        self.count += 1
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.total.zero_()
+        self.count.zero_()
 
 
 def _fully_connected(encoder: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Module]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -11,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemtl.alignment import Kernel, conditional_mmd, layer_discrepancy
+from sparsemtl.architectures.bank import Bank
 from sparsemtl.architectures.class_map import Counterparts
-from sparsemtl.architectures.reference import Bank, Reference, Remembered, Source, Tap
+from sparsemtl.architectures.reference import LAST, Reference, Source, Tap
+from sparsemtl.architectures.remembered import Remembered
 from sparsemtl.errors import ParameterError
 from sparsemtl.tasks import Classification, Task
 
 Align = Literal["layer", "feature", "classic", "none"]
-LAST = ""
-"""What the last layer is called among the layers of an encoder."""
 
 
 class Reading(nn.Module, abc.ABC):
@@ -96,6 +97,14 @@ class FeatureReading(Reading):
             conditional_mmd(theirs[name], tap.output, classes, classes, self.kernel) for name, tap in taps.items()
         )
 
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self.remembered.forget()  # as the network moves to another device or type
+        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.remembered.forget()
+        super()._load_from_state_dict(*args, **kwargs)
+
 
 class ClassicReading(Reading):
     """What the auxiliary network's layers give of the inputs that it was trained on, and the task's of its own.
@@ -139,26 +148,63 @@ def _total(terms: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(terms)).sum()
 
 
-def make_reading(
-    align: Align,
-    kernel: Kernel,
-    tasks: Mapping[str, Task],
-    reference: Reference,
-    source: Source | None,
-    same: Mapping[str, Counterparts],
-    *,
-    bank: int,
-    megabytes: float,
-) -> Reading | None:
+@dataclass(frozen=True)
+class Alignable:
+    """What there is to align.
+
+    Attributes:
+        tasks: the tasks.
+        same: task -> its classes among those of the auxiliary task, for tasks whose last layer is made of its rows.
+        reference: the auxiliary network.
+        source: what it was trained for, if that is known.
+    """
+
+    tasks: Mapping[str, Task]
+    same: Mapping[str, Counterparts]
+    reference: Reference
+    source: Source | None
+
+    def check(self) -> None:
+        """Raise a ParameterError if a task has no classes, or no layer to align."""
+        for name, task in self.tasks.items():
+            if not isinstance(task, Classification):
+                raise ParameterError(
+                    f"task {name!r} is a {type(task).__name__}, and alignment compares classes. Use `align: none`."
+                )
+            if not self.reference.layers and name not in self.same:
+                raise ParameterError(
+                    f"task {name!r} has no fully connected layer to align: the auxiliary network has none, and the "
+                    "task's last layer is not made of the auxiliary one's rows. Use `align: none`."
+                )
+
+    def bank(self, each: int) -> Bank:
+        """What the auxiliary network gives of its own samples; see `Bank`.
+
+        Raises:
+            ParameterError: if they are not known, or a task's classes are not among theirs.
+        """
+        if self.source is None or self.source.samples is None or self.source.last is None:
+            raise ParameterError(
+                "align='classic' compares with the samples and classes of the auxiliary task, which are not known "
+                "here. Give them in `source`, or use `align: layer`."
+            )
+        for name in self.tasks:
+            if name not in self.same:
+                raise ParameterError(
+                    f"task {name!r}: its classes are not known among those of the auxiliary task, with which "
+                    "align='classic' compares, for it has a head of its own or null in `class_map`. Use "
+                    "`align: layer`."
+                )
+        return Bank(self.reference, self.source.samples, self.source.task, each)
+
+
+def make_reading(align: Align, kernel: Kernel, given: Alignable, *, bank: int, megabytes: float) -> Reading | None:
     """The reading of that name, or None for `none`.
 
     Args:
         align: its name.
         kernel: see `Reading`.
-        tasks: the tasks to align.
-        reference: the auxiliary network.
-        source: what it was trained for, if that is known.
-        same: task -> its classes among those of the auxiliary task, for tasks whose last layer is made of its rows.
+        given: what there is to align.
         bank: see `Bank`.
         megabytes: see `Remembered`.
 
@@ -167,30 +213,9 @@ def make_reading(
     """
     if align == "none":
         return None
-    for name, task in tasks.items():
-        if not isinstance(task, Classification):
-            raise ParameterError(
-                f"task {name!r} is a {type(task).__name__}, and alignment compares classes. Use `align: none`."
-            )
-        if not reference.layers and name not in same:
-            raise ParameterError(
-                f"task {name!r} has no fully connected layer to align: the auxiliary network has none, and the task's "
-                "last layer is not made of the auxiliary one's rows. Use `align: none`."
-            )
+    given.check()
     if align == "layer":
-        return LayerReading(reference, kernel)
+        return LayerReading(given.reference, kernel)
     if align == "feature":
-        return FeatureReading(reference, kernel, megabytes)
-    if source is None or source.samples is None or source.last is None:
-        raise ParameterError(
-            "align='classic' compares with the samples and classes of the auxiliary task, which are not known here. "
-            "Give them in `source`, or use `align: layer`."
-        )
-    for name in tasks:
-        if name not in same:
-            raise ParameterError(
-                f"task {name!r}: its classes are not known among those of the auxiliary task, with which "
-                "align='classic' compares, for it has a head of its own or null in `class_map`. Use `align: layer`."
-            )
-    each = bank if kernel == "rbf" else 0
-    return ClassicReading(Bank(reference, source.samples, source.task, each), kernel)
+        return FeatureReading(given.reference, kernel, megabytes)
+    return ClassicReading(given.bank(bank if kernel == "rbf" else 0), kernel)
