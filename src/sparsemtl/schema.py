@@ -37,6 +37,7 @@ TRAINER_KEYS = (
     "clip_norm",
     "mix",
     "monitor",
+    "choose_after",
     "patience",
     "restart_every",
     "accelerator",

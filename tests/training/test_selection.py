@@ -47,6 +47,14 @@ def test_an_epoch_is_an_improvement_only_if_it_beats_all_before(scores: list[flo
 
 
 @settings(deadline=None)
+@given(st.lists(st.floats(-10, 10), min_size=1, max_size=12), st.integers(0, 13))
+def test_no_epoch_is_chosen_before_its_time(scores: list[float], after: int) -> None:
+    late = scores[after:]
+    expected = after + late.index(max(late)) + 1 if late else None
+    assert chosen(Selection(TOGETHER, after=after), scores) == expected
+
+
+@settings(deadline=None)
 @given(st.lists(st.floats(-10, 10), min_size=1, max_size=12))
 def test_staleness_counts_the_epochs_since_the_last_improvement(scores: list[float]) -> None:
     selection = Selection(TOGETHER)

@@ -167,6 +167,19 @@ def test_a_run_that_would_end_in_its_warm_up_is_refused() -> None:
         quiet(sharing=sm.FisherSharing(warmup=2), epochs=2)
 
 
+def test_epochs_that_are_not_to_be_chosen_are_not() -> None:
+    trainer = quiet(optimizer=partial(SGD, lr=1e-9), epochs=5, choose_after=3, patience=1)  # all are equally good
+    trainer.fit(loader(), held_out())
+    assert trainer.selection.best_epoch("a") == 4
+    trainer.fit(loader(), held_out())
+    assert trainer.selection.best_epoch("a") == 4
+
+
+def test_a_run_that_leaves_no_epoch_to_choose_is_refused() -> None:
+    with pytest.raises(ParameterError, match="`choose_after` must leave an epoch to choose, got 2 of 2 epochs"):
+        quiet(epochs=2, choose_after=2)
+
+
 @pytest.mark.parametrize("patience", [1, 2])
 def test_patience_ends_a_run_that_no_longer_gets_better(patience: int) -> None:
     trainer = quiet(optimizer=partial(SGD, lr=1e-12), epochs=9, patience=patience)  # all epochs are equally good

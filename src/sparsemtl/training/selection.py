@@ -22,16 +22,20 @@ class Selection:
         model: whose tasks are chosen for.
         monitor: what is maximised.
         apart: choose for every task apart, although they share weights; tasks that share none always are.
+        after: epochs at the start of which none is chosen.
 
     Raises:
         ParameterError: if the monitor is not a validation score.
     """
 
-    def __init__(self, model: MultiTaskModel, monitor: Monitor = "score", *, apart: bool = False) -> None:
+    def __init__(
+        self, model: MultiTaskModel, monitor: Monitor = "score", *, apart: bool = False, after: int = 0
+    ) -> None:
         if monitor not in ("score", "loss"):
             extra = " Test data only reports; it never chooses a model." if "test" in str(monitor) else ""
             raise ParameterError(f"`monitor` must be 'score' or 'loss', on validation data, got {monitor!r}.{extra}")
         self.monitor = monitor
+        self.after = after
         self.parts: dict[str, tuple[str, ...]] = (
             {task: (task,) for task in model.tasks}
             if len(model.tasks) > 1 and (apart or model.independent)
@@ -43,8 +47,8 @@ class Selection:
 
     def update(self, epoch: int, validation: Results) -> list[str]:
         """Take an epoch's validation results in; returns the parts that it made better."""
-        improved = []
-        for part, tasks in self.parts.items():
+        improved: list[str] = []
+        for part, tasks in self.parts.items() if epoch >= self.after else ():
             value = self.value(validation, tasks)
             if part not in self.best or value > self.best[part][0]:
                 self.best[part] = (value, epoch)

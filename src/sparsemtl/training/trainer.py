@@ -74,6 +74,7 @@ class Trainer:
         clip_norm: largest norm of a step's gradient.
         mix: how loaders of single tasks make an epoch, see `training.mixing`.
         monitor: what chooses the model, on validation data: `score` or `loss`.
+        choose_after: epochs at the start of which none is chosen, for a penalty that takes time to make weights zero.
         patience: stop after so many epochs without a better model.
         restart_every: forget the optimizer's moments every so many epochs, as codes do that make a new optimizer.
         accelerator: as Lightning Fabric names it: `auto`, `cpu`, `cuda`, `mps`.
@@ -107,6 +108,7 @@ class Trainer:
         clip_norm: Positive | None = None,
         mix: Mix = "longest",
         monitor: Monitor = "score",
+        choose_after: Natural = 0,
         patience: Count | None = None,
         restart_every: Count | None = None,
         accelerator: str = "auto",
@@ -141,13 +143,19 @@ class Trainer:
         training = {"epochs": epochs, "accumulate": accumulate, "precision": precision}
         self.config = dict(config or described(model, self.sharing, self.balancer, seed=seed, training=training))
         self.notes = tuple(notes)
-        self.selection = Selection(model, monitor, apart=self.sharing.chosen_apart)
+        self._monitor: Monitor = monitor
+        self._choose_after = choose_after
+        self.selection = self._select_anew()
         self.snapshots = Snapshots(self.folder)
         self.views: Views = self.sharing
         self.position = Position()
         self.validation: Results = {}
         self._chose: list[Loader] = []
         self._ready = False
+        if choose_after >= epochs:
+            raise ParameterError(
+                f"`choose_after` must leave an epoch to choose, got {choose_after} of {epochs} epochs."
+            )
         if not self.sharing.settled(epochs - 1):
             raise ParameterError(
                 f"{type(self.sharing).__name__} would still be warming up when the {epochs} epochs end. "
@@ -180,7 +188,7 @@ class Trainer:
         check_loaders(validation, self.model.tasks)
         self._chose = [*_each(train), *_each(validation)]
         self.position, self._logged_until = Position(), 0
-        self.selection = Selection(self.model, self.selection.monitor, apart=self.sharing.chosen_apart)
+        self.selection = self._select_anew()
         self.views = self.sharing
         bars = Progress(self.epochs, show=self.progress)  # before seeding: importing rich draws random numbers
         self._set_up(train)
@@ -346,6 +354,9 @@ class Trainer:
             pass
         randomness.load_state_dict(now)
         yield from batches
+
+    def _select_anew(self) -> Selection:
+        return Selection(self.model, self._monitor, apart=self.sharing.chosen_apart, after=self._choose_after)
 
     def _checkpoint_due(self, before: int) -> bool:
         every = self.checkpoint_every
