@@ -56,7 +56,7 @@ def lay_caltech_101(root: Path) -> None:
 def lay_caltech_256(root: Path) -> None:
     folder = root / "256_ObjectCategories"
     lay_classes(folder, ["001.ak47", "056.dog", "257.clutter"], "{place:03}_{number:04}.jpg")
-    (folder / "056.dog" / "greg").mkdir()  # as in the official archive
+    (folder / "056.dog" / "greg").mkdir()  # in the official archive, too; RENAME2 there lies in 198.spider
     (folder / "056.dog" / "RENAME2").write_text("no image")
 
 

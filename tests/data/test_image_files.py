@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,35 @@ def test_without_pillow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(MissingExtraError, match="resizing images of bytes needs 'pillow'"):
         bilinear(image(0), (4, 4))
     assert bilinear(image(0) / 255, (4, 4)).shape == (3, 4, 4)
+
+
+STORED: dict[int, Callable[[Array], Array]] = {
+    1: lambda seen: seen,
+    2: lambda seen: seen[:, ::-1],
+    3: lambda seen: seen[::-1, ::-1],
+    4: lambda seen: seen[::-1],
+    5: lambda seen: seen.swapaxes(0, 1),
+    6: lambda seen: seen[:, ::-1].swapaxes(0, 1),
+    7: lambda seen: seen[::-1, ::-1].swapaxes(0, 1),
+    8: lambda seen: seen[::-1].swapaxes(0, 1),
+}
+"""EXIF orientation -> how a file stores what is seen, by its definition: 6 says that the first row of the file is the
+right side of what is seen, and the first column its top."""
+
+
+@pytest.mark.parametrize("orientation", [*STORED, 0, 9])
+def test_an_image_is_upright_if_asked_for(tmp_path: Path, orientation: int) -> None:
+    seen = image(7)
+    stored = np.ascontiguousarray(STORED.get(orientation, STORED[1])(seen))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "photo.png"
+    Image.fromarray(stored).save(path, exif=exif)
+    assert np.array_equal(read_picture(path, rgb=True, upright=True), seen)
+    assert np.array_equal(read_picture(path, rgb=True), stored)
+
+
+def test_an_image_whose_exif_data_are_none_is_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "photo.png"
+    Image.fromarray(image(8)).save(path, exif=b"Exif\x00\x00nonsense")
+    assert np.array_equal(read_picture(path, rgb=True, upright=True), image(8))

@@ -20,6 +20,7 @@ import sparsemtl as sm
 from sparsemtl import cli_data
 from sparsemtl.backbones import CNN
 from sparsemtl.data import DATASETS, LazySplit, TaskData
+from sparsemtl.data.objects import cache
 from sparsemtl.data.objects.cache import PictureCache
 from sparsemtl.data.objects.parts import by_class
 from sparsemtl.data.objects.source import Form
@@ -306,6 +307,31 @@ def test_kept_images_are_those_that_are_decoded(tmp_path: Path) -> None:
     for _ in range(2):
         for part in PARTS:
             assert torch.equal(split(kept, part, "birds").load().x, split(plain, part, "birds").load().x)
+
+
+def test_a_photograph_that_lies_on_its_side_in_the_file_is_turned(tmp_path: Path) -> None:
+    seen = np.zeros((16, 16, 3), np.uint8)
+    seen[:8] = 200  # bright above, dark below
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the right side of what is seen is the first row of the file
+    for kind in ("crow", "wren"):
+        (tmp_path / "birds" / kind).mkdir(parents=True)
+        for number in range(4):
+            path = tmp_path / "birds" / kind / f"{number}.jpg"
+            Image.fromarray(seen[:, ::-1].swapaxes(0, 1)).save(path, exif=exif, quality=100)
+    for _ in range(2):  # decoded, and from where decoded images are kept
+        x = split(build(tmp_path, tasks={"birds": "birds"}, size=4), "train", "birds").load().x
+        assert (x[:, :, 0] > 0.7).all()
+        assert (x[:, :, 3] < 0.1).all()
+
+
+def test_images_that_another_version_kept_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    birds = lay(tmp_path / "birds", COUNTS)
+    paths = [str(path) for path in birds.rglob("*.png")]
+    here = PictureCache.of(tmp_path, paths, "options", 12)
+    for other in range(cache.FORMAT):
+        monkeypatch.setattr(cache, "FORMAT", other)
+        assert PictureCache.of(tmp_path, paths, "options", 12) != here
 
 
 def test_a_newer_image_is_decoded_anew_though_it_be_as_large(tmp_path: Path) -> None:

@@ -166,8 +166,22 @@ def test_a_domain_or_class_that_is_not_there_is_refused_with_the_nearest(name: s
 def test_only_the_domains_that_are_asked_for_must_be_there(tmp_path: Path) -> None:
     lay_classes(tmp_path / "office31" / "webcam", ["bike", "mug"], "frame_{number:04}.jpg")  # without `images`
     assert [task.name for task in build("office-31", tmp_path, domains=["webcam"]).tasks] == ["webcam"]
-    with pytest.raises(DataError, match=r"office31 lacks amazon/images, dslr/images"):
+    with pytest.raises(DataError, match=r"office31 lacks amazon/images or amazon, dslr/images or dslr\."):
         build("office-31", tmp_path)
+
+
+def test_office_caltech_passes_over_what_else_office_31_has(tmp_path: Path) -> None:
+    place = tmp_path / "office_caltech_10"
+    lay_classes(place / "amazon" / "images", ["bike", "mug", "phone", "stapler"], "frame_{number:04}.jpg")
+    lay_classes(place / "webcam", ["bike", "bottle", "mug"], "frame_{number:04}.jpg")
+    data = build("office-caltech", tmp_path, domains=["amazon", "webcam"])
+    assert [classes(data, domain) for domain in ("amazon", "webcam")] == [["bike", "mug"]] * 2
+    assert data.notes[-1].startswith("not the whole data set: 16 images of amazon (officially 958)")
+    with pytest.raises(ParameterError, match="office-caltech, amazon: unknown class 'phone'"):
+        build("office-caltech", tmp_path, domains=["amazon"], classes=["bike", "phone"])
+    lay_classes(place / "dslr", ["photos", "phone"], "frame_{number:04}.jpg")
+    with pytest.raises(DataError, match=r"none of the folders of .*dslr is a class \(phone, photos\)\. The cl"):
+        build("office-caltech", tmp_path, domains=["dslr"])
 
 
 def test_how_many_images_there_should_be_is_noted_for_every_domain(laid: Path) -> None:

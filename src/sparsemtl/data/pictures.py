@@ -28,21 +28,47 @@ Size = Count | Sequence[Count] | None
 """Height and width; or a number, to which the shorter side is brought; or None: as the files have it."""
 BRIGHTEST = 2.0
 """Floats above it are no brightness in [0, 1]."""
+_ORIENTATION = 0x0112
+"""EXIF tag: on which sides of what is seen the first row and the first column of the file lie."""
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+"""EXIF orientation -> Pillow's name of what makes it 1: first row on top, first column on the left."""
 
 
-def read_picture(path: Path, *, rgb: bool) -> Array:
+def read_picture(path: Path, *, rgb: bool, upright: bool = False) -> Array:
     """Read an image.
 
     Args:
         path: a PNG, JPEG or anything else that Pillow reads.
         rgb: give three channels of bytes, shape (H, W, 3), whatever the file holds; else numbers as the file has them.
+        upright: turn it as its EXIF orientation says, as viewers do: many a camera writes photographs as they fall on
+            its sensor. Not for images beside which maps of their pixels lie.
 
     Raises:
         DataError: naming the file, if it is absent or damaged.
         MissingExtraError: if Pillow is not installed.
     """
-    image = _opened(path)
+    image = _turned(_opened(path)) if upright else _opened(path)
     return np.array(image.convert("RGB") if rgb else image)
+
+
+def _turned(image: Image) -> Image:
+    """The image as its EXIF orientation says; as it is if it has none that can be read.
+
+    Not Pillow's `exif_transpose`, which writes the EXIF data anew and fails where anything else in them is damaged.
+    """
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except SyntaxError:  # what Pillow raises of EXIF data that are none
+        return image
+    return image if turn is None else image.transpose(getattr(_pillow("turning images").Transpose, turn))
 
 
 def _pillow(purpose: str) -> Any:

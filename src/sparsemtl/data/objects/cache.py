@@ -14,7 +14,7 @@ from pathlib import Path
 from sparsemtl.errors import CheckpointError, DataError
 from sparsemtl.files import read_json, write_json
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same files and options give other bytes: old ones then rest."""
 _HEADER = struct.Struct("<II")
 """What stands before every image: its checksum, and a number that no empty place has."""

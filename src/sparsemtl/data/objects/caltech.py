@@ -84,7 +84,8 @@ CALTECH_256 = Caltech(
             (
                 CALTECH_101.package(
                     source="https://data.caltech.edu/records/mzrjq-6wc02",
-                    get="unpack caltech-101.zip into the root, and 101_ObjectCategories.tar.gz in it where it lies",
+                    get="unpack caltech-101.zip (137 MB, md5 3138e1922a9193bfa496528edbbc45d0) into the root, and "
+                    "101_ObjectCategories.tar.gz in it where it lies",
                 ),
             ),
         )
@@ -131,7 +132,7 @@ def caltech_101(
             (
                 CALTECH_256.package(
                     source="https://data.caltech.edu/records/nyy15-4j048",
-                    get="unpack 256_ObjectCategories.tar (1.2 GB) into the root",
+                    get="unpack 256_ObjectCategories.tar (1.2 GB, md5 67b4f42ca05d46448c6bb8ecd2220f6d) into the root",
                 ),
             ),
         )
@@ -152,7 +153,7 @@ def caltech_256(
     memory: NonNegative = 1.0,
     seed: Natural = 0,
 ) -> TaskData:
-    """Caltech-256: 256 kinds of objects, 29,780 photographs (Griffin et al. 2007).
+    """Caltech-256: 256 kinds of objects, 29,780 photographs, and 827 of clutter (Griffin et al. 2007).
 
     Layout; `caltech256/256_ObjectCategories` will do as well:
 

@@ -14,7 +14,7 @@ from sparsemtl.data.objects.assemble import Reading, several_tasks
 from sparsemtl.data.objects.listing import Listing, chosen, class_folders, listing
 from sparsemtl.data.options import ProperFraction, checked
 from sparsemtl.data.pictures import Size
-from sparsemtl.errors import ParameterError, unknown_name
+from sparsemtl.errors import DataError, ParameterError, unknown_name
 from sparsemtl.parameters import Natural, NonNegative
 
 Classes = Sequence[str] | Mapping[str, Sequence[str]] | None
@@ -43,18 +43,22 @@ class Office:
         folder: where it lies under the root.
         domains: task -> domain.
         renamed: what a class folder may be called -> the class.
+        classes: the classes; folders of others that lie beside them are passed over. Empty: every folder is a class.
     """
 
     name: str
     folder: str
     domains: Mapping[str, Domain]
     renamed: Mapping[str, str] = field(default_factory=dict)
+    classes: frozenset[str] = frozenset()
 
     def package(self, *, source: str, licence: str, get: str) -> Package:
         """What it needs on disk."""
         files = tuple(
             Expected(
-                f"images of {name}", tuple(f"{self.folder}/{place}/*/*.jpg" for place in domain.places), domain.images
+                f"images of {name}",
+                tuple(f"{self.folder}/{place}/*/*.jpg" for place in domain.places),
+                None if self.classes else domain.images,  # the images of other classes may lie beside them
             )
             for name, domain in self.domains.items()
         )
@@ -85,13 +89,20 @@ class Office:
         found = {name: next((path for path in paths if path.is_dir()), None) for name, paths in places.items()}
         there = {name: path for name, path in found.items() if path is not None}
         if len(there) < len(wanted):
-            raise absent(self.name, place, [self.domains[name].places[0] for name in wanted if name not in there])
+            lacking = [" or ".join(self.domains[name].places) for name in wanted if name not in there]
+            raise absent(self.name, place, lacking)
         return there
 
     def _classes(self, folder: Path) -> dict[str, list[str]]:
         """Class folders by the classes' names, in their order."""
         folders = {self.renamed.get(name, name): paths for name, paths in class_folders(folder).items()}
-        return dict(sorted(folders.items()))
+        known = [name for name in sorted(folders) if not self.classes or name in self.classes]
+        if not known:
+            raise DataError(
+                f"{self.name}: none of the folders of {folder.absolute()} is a class ({', '.join(folders)}). "
+                f"The classes are {', '.join(sorted(self.classes))}."
+            )
+        return {name: folders[name] for name in known}
 
     def _listing(self, name: str, found: Mapping[str, Sequence[str]], folder: Path, classes: Classes) -> Listing:
         asked = classes.get(name) if isinstance(classes, Mapping) else classes
@@ -111,10 +122,10 @@ OFFICE_CALTECH = Office(
     "office-caltech",
     "office_caltech_10",
     {
-        "amazon": Domain(("amazon",), 958),
+        "amazon": Domain(("amazon/images", "amazon"), 958),
         "caltech": Domain(("caltech", "Caltech10"), 1123),
-        "dslr": Domain(("dslr",), 157),
-        "webcam": Domain(("webcam",), 295),
+        "dslr": Domain(("dslr/images", "dslr"), 157),
+        "webcam": Domain(("webcam/images", "webcam"), 295),
     },
     {
         "003.backpack": "back_pack",
@@ -138,6 +149,20 @@ OFFICE_CALTECH = Office(
         "238.video-projector": "projector",
         "video-projector": "projector",
     },
+    frozenset(
+        (
+            "back_pack",
+            "bike",
+            "calculator",
+            "headphones",
+            "keyboard",
+            "laptop_computer",
+            "monitor",
+            "mouse",
+            "mug",
+            "projector",
+        )
+    ),
 )
 OFFICE_HOME = Office(
     "office-home",
@@ -157,7 +182,7 @@ OFFICE_HOME = Office(
             (
                 OFFICE_31.package(
                     source="https://faculty.cc.gatech.edu/~judy/domainadapt/",
-                    licence="none is stated; photographs of the authors' and of amazon.com, for research",
+                    licence="we have found none; photographs of the authors' and of amazon.com",
                     get="unpack domain_adaptation_images.tar.gz into office31 under the root",
                 ),
             ),
@@ -207,12 +232,13 @@ def office_31(
             (
                 OFFICE_CALTECH.package(
                     source="https://github.com/pykale/data/tree/main/image_data/office",
-                    licence="none is stated for Office-31's images, CC BY 4.0 for Caltech-256's",
-                    get="put the folders amazon, caltech, dslr and webcam into office_caltech_10 under the root",
+                    licence="we have found none for Office-31's images; Caltech-256's are under CC BY 4.0",
+                    get="unpack amazon.zip, caltech.zip, dslr.zip and webcam.zip into office_caltech_10 under the root",
                 ),
             ),
         ),
-        "Gong et al. published features; the images are those of Office-31 and Caltech-256, as others collected them.",
+        "the images are those of Office-31 and of Caltech-256. The archives named here, which others have made, hold "
+        "all 31 classes of Office-31; only the 10 are read.",
     )
 )
 @checked
@@ -237,8 +263,9 @@ def office_caltech(
         office_caltech_10/amazon/back_pack/frame_0001.jpg, ...
         office_caltech_10/caltech/..., dslr/..., webcam/...
 
-    Class folders of `caltech` that have Caltech-256's names, such as 224.touring-bike, get those of Office-31. Every
-    domain is a task with images of its own. Arguments are those of `Reading`. Needs the extra `vision`.
+    Class folders of `caltech` that have Caltech-256's names, such as 224.touring-bike, get those of Office-31. Folders
+    of other classes, such as the other 21 of Office-31, are passed over; `images` may lie between a domain and its
+    classes. Every domain is a task with images of its own. Arguments are those of `Reading`. Needs the extra `vision`.
 
     Args:
         domains: the domains; all four by default.
@@ -258,8 +285,8 @@ def office_caltech(
             (
                 OFFICE_HOME.package(
                     source="https://www.hemanthdv.org/officeHomeDataset.html",
-                    licence="non-commercial research and education only, fair use of images from the web",
-                    get="unpack the archive OfficeHomeDataset_10072016 into the root",
+                    licence="non-commercial research and education only, by the page's Fair Use Notice",
+                    get="unpack OfficeHomeDataset_10072016.zip into the root",
                 ),
             ),
         )
@@ -280,7 +307,9 @@ def office_home(
     memory: NonNegative = 1.0,
     seed: Natural = 0,
 ) -> TaskData:
-    """Office-Home: 65 everyday objects in art, clip art, products and the real world (Venkateswara et al. 2017).
+    """Office-Home: 65 everyday objects in art, clip art, products and photographs (Venkateswara et al. 2017).
+
+    The authors say "around 15,500 images"; others have counted 15,588 in their archive.
 
     Layout:
 

@@ -55,12 +55,12 @@ class Form:
         return (1 if self.grey else 3), self.height, self.width
 
     def decode(self, path: Path) -> Tensor:
-        """Bytes (channels, height, width).
+        """Bytes (channels, height, width), upright as a viewer would show the file.
 
         Raises:
             DataError: naming the file, if it is absent or damaged.
         """
-        image = read_picture(path, rgb=True)
+        image = read_picture(path, rgb=True, upright=True)
         if self.crop:
             side = min(image.shape[:2])
             top, left = ((length - side) // 2 for length in image.shape[:2])

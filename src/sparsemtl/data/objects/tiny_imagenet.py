@@ -30,8 +30,8 @@ FILES = Package(
         Expected("names of the classes", (f"{FOLDER}/{WORDS}",), 1),
     ),
     source="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
-    licence="ImageNet's terms: non-commercial research and education only",
-    get="unpack the archive (240 MB) into the root",
+    licence="we have found none; ImageNet's, whose images they are: non-commercial research and education only",
+    get="unpack the archive (248 MB, md5 90528d7ca1a48142e341f4ef8d21d0de) into the root",
 )
 
 
