@@ -19,11 +19,11 @@ import pytest
 from typer.main import get_command
 
 from sparsemtl import __version__
-from sparsemtl.cli import _registries, app, main
+from sparsemtl.cli import _plain_keys, _registries, app, main
 from sparsemtl.config import check
 from sparsemtl.errors import MaskWarning
-from sparsemtl.parameters import Count, parameters_of, validated
-from sparsemtl.schema import json_schema
+from sparsemtl.parameters import Count, describe, parameters_of, validated
+from sparsemtl.schema import SECTIONS, in_yaml_words, json_schema
 from sparsemtl.sharing import SHARING, DenseSharing
 from sparsemtl.training import Trainer
 from sparsemtl.yaml_text import dump_yaml
@@ -112,9 +112,9 @@ def test_a_wrong_command_line_is_explained(sparsemtl: Shell, words: list[str]) -
 def test_list_alone_says_what_can_be_listed(sparsemtl: Shell) -> None:
     outcome = sparsemtl("list")
     assert outcome.code == 0
-    for what, registry in _registries().items():
+    for what, names in {**_plain_keys(), **_registries()}.items():
         assert what in outcome.out
-        assert all(name in outcome.out for name in registry)
+        assert all(name in outcome.out for name in names)
     assert "sparsemtl list WHAT NAME" in outcome.out
 
 
@@ -125,6 +125,25 @@ def test_list_of_something_unknown_names_the_nearest(sparsemtl: Shell) -> None:
         "ConfigError: unknown list 'method'. Did you mean 'methods'? Known: architectures, "
     )
     assert "Did you mean 'fisher'?" in sparsemtl("list", "methods", "fishr").error
+    assert "unknown list 'trainin'. Did you mean 'training'?" in sparsemtl("list", "trainin").error
+    assert "unknown run key 'freze'. Did you mean 'freeze'?" in sparsemtl("list", "run", "freze").error
+
+
+@pytest.mark.parametrize("what", ["run", "training"])
+def test_keys_that_no_registry_gives_are_explained_with_default_and_values(sparsemtl: Shell, what: str) -> None:
+    text = one_line(sparsemtl("list", what).out)
+    for key, (hint, default, about) in _plain_keys()[what].items():
+        assert one_line(f"{key}: {default if isinstance(default, str) else json.dumps(default)} ") in text
+        assert one_line(f"{in_yaml_words(describe(hint))} {about or ''}") in text
+
+
+def test_every_key_of_a_configuration_can_be_listed() -> None:
+    assert {*_plain_keys()["run"], "training", *SECTIONS} == set(check({}))
+
+
+def test_one_key_is_explained_alone(sparsemtl: Shell) -> None:
+    text = one_line(sparsemtl("list", "run", "freeze").out)
+    assert text == "freeze: false a bool Keep the encoder as it starts, so that only heads learn (a linear probe)."
 
 
 @pytest.mark.parametrize("what", LISTS)
@@ -310,7 +329,7 @@ def test_a_run_that_is_interrupted_before_it_began_has_nothing_to_go_on_with(
     def interrupted(*given: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sparsemtl.run.load_data", interrupted)
+    monkeypatch.setattr("sparsemtl.run.make_trainer", interrupted)
     assert sparsemtl("run", tiny_file, "-q") == Outcome(130, "", "Stopped.\n")
 
 

@@ -197,7 +197,19 @@ def test_an_annotation_that_cannot_be_checked_passes_everything(hint: Any) -> No
         (Sequence[Count], "a sequence of ints in [1, inf)"),
         (int | Sequence[str], "an int or a sequence of strings"),
         (torch.nn.Module, "Module"),
-        (Any, "Any"),
+        (Any, "any value"),
+        (Sequence[Any], "a sequence"),
+        (Mapping[str, Any] | None, "a mapping or None"),
+        (list[str] | None, "a list of strings or None"),
+        (Mapping[str, str | Mapping[str, Any]], "a mapping to strings or mappings"),
+        (Sequence[Mode] | None, "a sequence of any of 'forward', 'gradient' or None"),
+        (Sequence[str | Count], "a sequence of strings or ints in [1, inf)"),
+        (Sequence[Sequence[int]], "a sequence of sequences of ints"),
+        (Mapping[str, Mapping[str, Any] | None] | None, "a mapping to mappings or None, or None"),
+        (
+            str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]],
+            "a string, a mapping, or a sequence of strings or mappings",
+        ),
     ],
 )
 def test_an_annotation_in_words(hint: Any, words: str) -> None:
@@ -209,7 +221,7 @@ def test_what_a_configuration_can_set_are_the_keywords() -> None:
         ParameterInfo("mode", "one of 'forward', 'gradient'", "forward", False),
         ParameterInfo("steps", "an int in [1, inf) or None", None, False),
         ParameterInfo("widths", "a sequence of ints", (8, 4), False),
-        ParameterInfo("metrics", "Any", None, False),
+        ParameterInfo("metrics", "any value", None, False),
         ParameterInfo("strict", "a bool", True, False),
         ParameterInfo("name", "a string", "pruner", False),
     ]

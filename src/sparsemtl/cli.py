@@ -21,6 +21,7 @@ from sparsemtl.errors import ConfigError, SparseMTLError, SparseMTLWarning, unkn
 
 if TYPE_CHECKING:
     from sparsemtl.registry import Registry
+    from sparsemtl.schema import Keys
 
 app = typer.Typer(
     help="Sparse multi-task learning: learn what tasks should share inside one network, and what they should not.",
@@ -162,8 +163,8 @@ def list_members(
         str | None,
         typer.Argument(
             metavar="WHAT",
-            help="tasks, methods, architectures, balancers, criteria, datasets, encoders, optimizers or schedulers; "
-            "left out, an overview.",
+            help="run, training, tasks, datasets, encoders, heads, architectures, methods, criteria, balancers, "
+            "optimizers or schedulers; left out, an overview.",
             show_default=False,
         ),
     ] = None,
@@ -172,14 +173,16 @@ def list_members(
         typer.Argument(metavar="NAME", help="One of them, to see what its parameters mean.", show_default=False),
     ] = None,
 ) -> None:
-    """Show what there is, with parameters, defaults and sources."""
-    from sparsemtl.terminal import member, members, overview, show
+    """Show what a configuration can say, with parameters, defaults and sources."""
+    from sparsemtl.terminal import explained_keys, member, members, overview, show
 
-    registries = _registries()
+    plain, registries = _plain_keys(), _registries()
     if what is None:
-        show(overview(registries))
+        show(overview(plain, registries))
+    elif what in plain:
+        show(explained_keys(what, plain[what], name))
     elif what not in registries:
-        raise ConfigError(unknown_name("list", what, registries))
+        raise ConfigError(unknown_name("list", what, [*plain, *registries]))
     elif name is None:
         show(members(registries[what]))
     else:
@@ -246,6 +249,13 @@ def _stopping(folder: Path) -> Iterator[None]:
         resumable = RunFolder(folder).begun
         typer.echo(f"Stopped. Go on with `sparsemtl resume {folder}`." if resumable else "Stopped.", err=True)
         raise typer.Exit(130) from None
+
+
+def _plain_keys() -> dict[str, Keys]:
+    """What can be listed that is no registry: the keys of a run that are no section, and those of `training`."""
+    from sparsemtl.schema import run_keys, training_keys
+
+    return {"run": run_keys(), "training": training_keys()}
 
 
 def _registries() -> dict[str, Registry[Any]]:

@@ -126,20 +126,38 @@ def describe(hint: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(repr(option) for option in get_args(hint))
     if origin in (Union, types.UnionType):
-        return " or ".join(describe(option) for option in get_args(hint))
+        return _either([describe(option) for option in get_args(hint)])
     if hint is None or hint is type(None):
         return "None"
     if origin in (Sequence, list):
-        return f"a {'list' if origin is list else 'sequence'} of {_plural(describe(*get_args(hint)))}"
+        return _holding("a list" if origin is list else "a sequence", "of", get_args(hint)[0])
     if origin in (Mapping, dict):
-        return f"a mapping to {_plural(describe(get_args(hint)[1]))}"
-    simple = {float: "a float", int: "an int", bool: "a bool", str: "a string"}
+        return _holding("a mapping", "to", get_args(hint)[1])
+    simple = {float: "a float", int: "an int", bool: "a bool", str: "a string", Any: "any value"}
     return simple.get(hint) or str(getattr(hint, "__name__", str(hint).replace("typing.", "")))
 
 
-def _plural(words: str) -> str:
-    """Turn "an int in [1, inf)" into "ints in [1, inf)"."""
-    noun, _, rest = words.removeprefix("a ").removeprefix("an ").partition(" ")
+def _either(options: Sequence[str]) -> str:
+    """Join alternatives, with commas where one has alternatives of its own: "a list of ints or None, or None"."""
+    if any(" or " in option for option in options):
+        return f"{', '.join(options[:-1])}, or {options[-1]}"
+    return " or ".join(options)
+
+
+def _holding(container: str, preposition: str, hint: Any) -> str:
+    """A container with what it holds, if that is anything in particular."""
+    return container if hint is Any else f"{container} {preposition} {_several(hint)}"
+
+
+def _several(hint: Any) -> str:
+    """Turn what would be "an int in [1, inf)" into "ints in [1, inf)"."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return _either([_several(option) for option in get_args(hint)])
+    if hint is None or hint is type(None):
+        return "None"
+    if get_origin(hint) is Literal:
+        return "any of" + describe(hint).removeprefix("one of")
+    noun, _, rest = describe(hint).removeprefix("a ").removeprefix("an ").partition(" ")
     return f"{noun}s {rest}".rstrip()
 
 

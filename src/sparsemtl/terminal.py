@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 
+from sparsemtl.errors import ConfigError, unknown_name
 from sparsemtl.files import read_json
-from sparsemtl.parameters import ParameterInfo, parameters_of
+from sparsemtl.parameters import ParameterInfo, describe, parameters_of
 from sparsemtl.registry import Registry
-from sparsemtl.schema import SECTIONS, in_yaml_words
+from sparsemtl.schema import SECTIONS, Keys, in_yaml_words
 from sparsemtl.study.tables import MISSING, Cell
 from sparsemtl.study.tables import Table as StudyTable
 from sparsemtl.training.folder import RunFolder
@@ -60,11 +61,18 @@ def _figure(cell: Cell) -> str:
     return "\n".join(part for part in (cell.text, cell.deviation and f"±{cell.deviation}", cell.note) if part)
 
 
-def overview(registries: Mapping[str, Registry[Any]]) -> RenderableType:
-    """What can be listed: name -> registry, and the section of a configuration that names a member."""
+def overview(plain: Mapping[str, Keys], registries: Mapping[str, Registry[Any]]) -> RenderableType:
+    """What can be listed, and the section of a configuration in which it stands.
+
+    Args:
+        plain: name -> keys that no registry gives: those of a run that are no section, and of sections without members.
+        registries: name -> registry.
+    """
     sections = {id(registry): section for section, (registry, _) in SECTIONS.items()}
-    table = _table("WHAT", "section", "members")
+    table = _table("WHAT", "section", "members or keys")
     table.columns[1].no_wrap = True
+    for what, keys in plain.items():
+        table.add_row(what, "(top level)" if what == "run" else what, ", ".join(keys))
     for what, registry in registries.items():
         table.add_row(what, sections.get(id(registry), ""), ", ".join(registry))
     return Group(table, "`sparsemtl list WHAT` shows parameters and sources, `sparsemtl list WHAT NAME` explains one.")
@@ -84,11 +92,36 @@ def members(registry: Registry[Any]) -> Table:
 
 def member(registry: Registry[Any], name: str) -> RenderableType:
     """One member, with what its parameters mean: a list, which a narrow terminal takes as well."""
-    lines: list[RenderableType] = [*_about(registry, name)]
-    for parameter in parameters_of(registry[name]):
+    return Group(*_about(registry, name), *_explained(parameters_of(registry[name])))
+
+
+def explained_keys(what: str, keys: Keys, name: str | None = None) -> RenderableType:
+    """What keys mean that no registry gives.
+
+    Args:
+        what: what has the keys, for messages.
+        keys: the keys.
+        name: one of them, to see it alone.
+
+    Raises:
+        ConfigError: if it is none of them.
+    """
+    if name is not None and name not in keys:
+        raise ConfigError(unknown_name(f"{what} key", name, keys))
+    return Group(
+        *_explained(
+            ParameterInfo(key, describe(hint), None if default is ... else default, default is ..., about or "")
+            for key, (hint, default, about) in keys.items()
+            if name in (None, key)
+        )
+    )
+
+
+def _explained(parameters: Iterable[ParameterInfo]) -> Iterator[RenderableType]:
+    for parameter in parameters:
         meaning = f"{in_yaml_words(parameter.kind)}\n{parameter.about}".rstrip()
-        lines += [f"\n{parameter.name}: {_default(parameter)}", Padding(meaning, (0, 0, 0, 4))]
-    return Group(*lines)
+        yield f"\n{parameter.name}: {_default(parameter)}"
+        yield Padding(meaning, (0, 0, 0, 4))
 
 
 def _about(registry: Registry[Any], name: str) -> Iterator[str]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from sparsemtl.report.charts import Chart, Line, line_chart
-from sparsemtl.report.drawing import NEUTRAL
 from sparsemtl.report.folders import RunFolder
+from sparsemtl.report.measures import measured
 from sparsemtl.report.page import render
 from sparsemtl.report.pictures import galleries
 from sparsemtl.report.sharing import SharingView, sharing_view
@@ -35,10 +33,6 @@ class Figure:
     primary: bool
     validation: float | None
     test: float | None
-
-
-UNITS = {"overlap": "mean Jaccard of two tasks", "lambda": "strength of the penalty"}
-"""Figure of a sharing method -> what its chart says of it."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +73,12 @@ def run_page(path: Path) -> str:
         figures={task: _figures(about) for task, about in run.tasks.items()},
         curves=_learning_curves(run, colours),
         view=view,
-        changes=_sharing_charts(run, colours),
+        measured=list(measured(run, colours)),
         remains=_remains(run),
         pools=run.summary.get("architecture", {}).get("pools", {}),
         correlations=run.summary.get("architecture", {}).get("correlations"),
         pruned=run.summary.get("sharing", {}).get("sparsity", {}),
         granularity=str(run.summary.get("sharing", {}).get("granularity", "")).replace("-", " "),
-        weights=_charts(run, colours, "balancing", "weight", "loss weight", only_if_varying=True),
         galleries=galleries(run.samples(), run.tasks),
     )
 
@@ -194,45 +187,3 @@ def _remains(run: RunFolder) -> list[LayerLeft]:
     """What is left of every layer, for methods whose summary says so."""
     groups: Mapping[str, Mapping[str, int]] = run.summary.get("sharing", {}).get("groups", {})
     return [LayerLeft(name, counts["left"], counts["all"]) for name, counts in groups.items()]
-
-
-def _sharing_charts(run: RunFolder, colours: Mapping[str, int]) -> list[Chart]:
-    charts = [
-        *_charts(run, colours, "sharing", "changed", "weights replaced"),
-        *_charts(run, colours, "sharing", "density", "density", only_if_varying=True),
-        *_charts(run, colours, "sharing", "discrepancy", "discrepancy from the auxiliary network"),
-    ]
-    of_run = run.metrics[(run.metrics["split"] == "sharing") & (run.metrics["task"] == "")]
-    for name in of_run["metric"].unique():
-        curve = run.curve("sharing", "", name)
-        if len(curve) > 1:
-            words = str(name).replace("_", " ")
-            svg = line_chart([_dotted(curve, NEUTRAL)], label=f"{words} over epochs")
-            charts.append(Chart(words, UNITS.get(str(name), "of all tasks together"), svg))
-    return charts
-
-
-def _charts(
-    run: RunFolder,
-    colours: Mapping[str, int],
-    split: str,
-    metric: str,
-    title: str,
-    only_if_varying: bool = False,
-) -> list[Chart]:
-    """One chart of a figure with a line a task; none if there is nothing to see."""
-    curves = {task: curve for task in colours if len(curve := run.curve(split, task, metric))}
-    if not curves or max(map(len, curves.values())) < 2:
-        return []
-    if only_if_varying and all(_constant(curve) for curve in curves.values()):
-        return []
-    lines = [_dotted(curve, colours[task]) for task, curve in curves.items()]
-    return [Chart(title, "by task", line_chart(lines, label=f"{title} over epochs"))]
-
-
-def _dotted(curve: pd.Series[float], colour: int) -> Line:
-    return Line(list(curve.index), list(curve), colour, dots=len(curve) < 30)
-
-
-def _constant(curve: Sequence[float] | pd.Series[float]) -> bool:
-    return max(curve) - min(curve) <= 1e-6 * max(1.0, abs(max(curve)))
