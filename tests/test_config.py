@@ -105,7 +105,7 @@ WRONG = [
     ({"tasks": "digit"}, 'tasks: expected a list of strings or null, got "digit".'),
     ({"weights": {"digit": -1}}, 'weights: expected a mapping to floats in [0, inf), got {"digit": -1}.'),
     ({"freeze": "yes"}, 'freeze: expected a bool, got "yes".'),
-    ({"pretraining": True}, "pretraining: expected a mapping to Anys or null, got true."),
+    ({"pretraining": True}, "pretraining: expected a mapping or null, got true."),
     ({1: 2}, "1: unknown key '1'. Known: "),
 ]  # fmt: skip
 
@@ -328,6 +328,35 @@ def test_a_difference_is_said_with_both_values() -> None:
     ]
 
 
+def without(config: dict[str, Any], place: str) -> dict[str, Any]:
+    section, _, key = place.partition(".")
+    inner = {name: value for name, value in config[section].items() if name != key} if key else None
+    return {name: inner if name == section else value for name, value in config.items() if key or name != section}
+
+
+@pytest.mark.parametrize(
+    ("place", "changed"),
+    [
+        ("freeze", True),
+        ("pretraining", {"seed": 1}),
+        ("scheduler", {"name": "cosine"}),
+        ("training.precision", "64-true"),
+        ("encoder.widths", [3]),
+        ("heads", {"digit": {"name": "mlp", "widths": [3]}}),
+    ],
+)
+def test_a_key_that_there_was_not_yet_stands_at_its_default(place: str, changed: Any) -> None:
+    now = check({})
+    assert list(differences(without(now, place), now)) == []
+    other = check(together([(place, changed)]))
+    assert list(differences(without(other, place), other)) == list(differences(now, other)) != []
+
+
+def test_a_key_that_there_is_no_more_is_a_difference() -> None:
+    now = check({})
+    assert list(differences({**now, "freezes": False}, now)) == ["freezes is false there and missing here"]
+
+
 OWN = {
     "name": st.just("mine"),
     "label": st.just("this method"),
@@ -376,7 +405,7 @@ def test_the_run_before_trains_the_tasks_that_pretraining_names(tasks: list[str]
         ({"optimizer": {"amsgrad": True}}, "optimizer.amsgrad (line 4): unknown sgd parameter 'amsgrad'. "),
         ({"balancing": "constant"}, "balancing.weights (line 3): this key is required: a list of floats."),
         ({"sharin": "fisher"}, "sharin (line 3): unknown key 'sharin'. Did you mean 'sharing'?"),
-        ({"pretraining": 3}, "pretraining (line 3): expected a mapping to Anys or null, got 3."),
+        ({"pretraining": 3}, "pretraining (line 3): expected a mapping or null, got 3."),
     ],
 )
 def test_a_mistake_in_pretraining_is_said_with_its_place_there(

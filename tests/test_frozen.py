@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsemtl.backbones import CNN
+from sparsemtl.backbones import CNN, vgg5
+from sparsemtl.backbones.stages import stages_of
+from sparsemtl.backbones.stemmed import Stemmed
+from sparsemtl.errors import ParameterError
 from sparsemtl.frozen import Frozen, without_parameters
 
 
@@ -60,6 +64,38 @@ def test_gradients_pass_through_a_frozen_network_to_its_input() -> None:
 def test_a_frozen_network_tells_what_the_network_tells_of_its_features() -> None:
     assert Frozen(CNN((1, 4, 4), widths=[5])).out_features == 5  # type: ignore[comparison-overlap]
     assert not hasattr(Frozen(network()), "out_features")
+
+
+ENCODERS = {
+    "a stack": network,
+    "an encoder that tells": lambda: vgg5((3, 8, 8), width=2, fc=[6, 6], norm=True),
+    "an encoder behind a stem": lambda: Stemmed(nn.Linear(3, 3), network()),
+}
+
+
+@pytest.mark.parametrize("make", ENCODERS.values(), ids=ENCODERS)
+def test_the_stages_of_a_frozen_network_are_its_own_and_together_the_network(make: Callable[[], nn.Module]) -> None:
+    encoder = make()
+    expected = stages_of(encoder)
+    stages = stages_of(Frozen(encoder))
+    assert list(stages) == list(expected)
+    for name, stage in stages.items():
+        assert list(map(id, stage.parameters())) == list(map(id, expected[name].parameters()))
+    x = torch.randn(6, *(3, 8, 8) if "classifier" in dict(encoder.named_children()) else (3,))
+    assert torch.equal(nn.Sequential(*stages.values())(x), Frozen(encoder)(x))
+
+
+@pytest.mark.parametrize("make", ENCODERS.values(), ids=ENCODERS)
+def test_a_stage_stays_frozen_in_another_module(make: Callable[[], nn.Module]) -> None:
+    for stage in stages_of(Frozen(make())).values():
+        model = nn.Sequential(deepcopy(stage), nn.Linear(2, 2)).train()
+        assert not any(module.training for module in model[0].modules())
+        assert not any(parameter.requires_grad for parameter in model[0].parameters())
+
+
+def test_a_frozen_network_that_cannot_be_cut_is_called_by_its_own_name() -> None:
+    with pytest.raises(ParameterError, match=r"^Bilinear does not tell where it can be cut"):
+        stages_of(Frozen(nn.Bilinear(2, 2, 2)))
 
 
 def test_the_network_is_not_copied() -> None:

@@ -15,15 +15,19 @@ from torch import Tensor
 
 import sparsemtl as sm
 from sparsemtl import run as runs
+from sparsemtl.architectures import ARCHITECTURES
 from sparsemtl.architectures.auxiliary import Auxiliary
 from sparsemtl.backbones import ENCODERS
 from sparsemtl.cli import _stopping
 from sparsemtl.config import before_of, check, merge
-from sparsemtl.errors import CheckpointError, ConfigError, NonFiniteLossError, ParameterError
+from sparsemtl.data import Split
+from sparsemtl.errors import CheckpointError, ConfigError, NonFiniteLossError, ParameterError, SparseMTLError
 from sparsemtl.files import read_json, read_tensors, read_tree, write_tensors
 from sparsemtl.frozen import Frozen
-from sparsemtl.pretraining import Pretrained
+from sparsemtl.plan import Plan
+from sparsemtl.pretraining import Pretrained, Untrained
 from sparsemtl.run import load_data, make_trainer, pretrain, resume, run
+from sparsemtl.tasks import Classification
 from sparsemtl.training import Trainer
 from sparsemtl.training.folder import RunFolder
 from sparsemtl.yaml_text import read_yaml
@@ -99,8 +103,9 @@ def equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 def started(config: Mapping[str, Any], folder: Path) -> sm.MultiTaskModel:
     """The model of a run as training would begin with it, after its pretraining."""
-    before = pretrain(config, RunFolder(folder), progress=False)
-    return make_trainer(config, load_data(config), None, before=before, progress=False).model
+    plan = Plan(config)
+    before = pretrain(plan, RunFolder(folder), progress=False)
+    return make_trainer(config, plan.data, None, before=before, progress=False).model
 
 
 @pytest.mark.parametrize(
@@ -138,7 +143,7 @@ def test_all_weights_and_statistics_of_any_encoder_are_taken_over(name: str, tmp
     for tensor in earlier.state_dict().values():
         tensor.copy_(torch.rand_like(tensor, dtype=torch.float32) * 9)
     write_tensors(tmp_path / "model.safetensors", {f"encoder.{n}": t for n, t in earlier.state_dict().items()}, {})
-    Pretrained(tmp_path / "model.safetensors", {}, load_data(check({}))).start(encoder)
+    Pretrained(tmp_path / "model.safetensors", Plan(check({}))).start(encoder)
     assert equal(encoder.state_dict(), earlier.state_dict())
 
 
@@ -243,6 +248,17 @@ def test_a_pretraining_of_another_configuration_is_refused_and_left_alone(
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == kept
 
 
+def test_a_pretraining_that_lacks_keys_of_today_is_taken_as_it_is(
+    copied: Path, epochs: list[tuple[str, int]], no_reports: None
+) -> None:
+    earlier = RunFolder(copied / "pretraining")
+    stored = {key: value for key, value in earlier.read_config().items() if key not in ("freeze", "pretraining")}
+    earlier.write_config(stored)
+    run(BASE, copied, progress=False)
+    assert {folder for folder, _ in epochs} == {"run"}
+    assert earlier.read_config() == stored
+
+
 def test_what_does_not_concern_the_run_before_may_change_after_it(
     copied: Path, epochs: list[tuple[str, int]], no_reports: None
 ) -> None:
@@ -288,10 +304,90 @@ def test_an_error_in_the_run_before_says_where_it_was_made(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_mistake_that_can_be_seen_before_pretraining_is(tmp_path: Path, epochs: list[Any]) -> None:
-    with pytest.raises(ConfigError, match=r"^sharing 'fisher' would still be warming up after 2 epochs"):
-        run(based(sharing={"name": "fisher", "warmup": 2}), tmp_path / "run", progress=False)
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "sharing": ({"sharing": {"name": "fisher", "warmup": 2}}, "^sharing 'fisher' would still be warming up after 2 ep"),
+    "tasks": ({"tasks": ["task3"]}, "^tasks: unknown task 'task3'"),
+    "class map": (
+        {"architecture": {"name": "auxiliary", "class_map": {"task1": {"x": 1}}}},
+        "^class_map: task 'task1': unknown class 'x'",
+    ),
+    "samples": (
+        {"architecture": {"name": "auxiliary", "align": "classic"}, "heads": {"task1": "linear"}},
+        "^task 'task1': its classes are not known",
+    ),
+    "architecture": ({"architecture": {"name": "cross-stitch", "after": ["x"]}}, "^MLP: unknown part 'x'"),
+    "a start that is lost": ({"architecture": "mmoe"}, "^architecture.fresh: expected false beside `pretraining`"),
+    "heads": ({"heads": {"task1": "none"}}, "unknown head 'none'"),
+    "heads that do not fit": ({"heads": {"task1": "fcn"}}, "^FCNHead reads a feature map and the encoder gives none"),
+    "optimizer": (
+        {"optimizer": {"momentum": 0.0, "nesterov": True}, "pretraining": {"optimizer": {"momentum": 0.9}}},
+        "^optimizer 'sgd': Nesterov momentum requires a momentum",
+    ),
+    "device": (
+        {"training": {"accelerator": "gpux"}, "pretraining": {"training": {"accelerator": "cpu"}}},
+        "^accelerator='gpux'",
+    ),
+    "another encoder before": ({"pretraining": {"encoder": {"hidden": [8, 5]}}}, "the encoder does not fit this run's"),
+    "other inputs before": ({"pretraining": {"data": "two-regressions", "tasks": None}}, "does not fit this run's"),
+    "encoders of tasks before": ({"pretraining": {"architecture": "single-task"}}, r"has no weights encoder\.\*"),
+    "optimizer before": (
+        {"pretraining": {"optimizer": {"momentum": 0.0, "nesterov": True}}},
+        "^pretraining: optimizer 'sgd': Nesterov momentum requires a momentum",
+    ),
+    "two before": (
+        {"pretraining": {"pretraining": {"tasks": ["task3"]}}},
+        "^pretraining: pretraining: tasks: unknown task 'task3'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_in_a_run_comes_up_before_its_pretraining_and_leaves_nothing(
+    tmp_path: Path, changes: dict[str, Any], message: str, epochs: list[Any]
+) -> None:
+    with pytest.raises(SparseMTLError, match=message):
+        run(based(**changes), tmp_path / "run", progress=False)
     assert epochs == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_rehearsal_changes_nothing_that_is_drawn_later(whole: Path, tmp_path: Path, no_reports: None) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "rehearse", lambda plan, place: None)
+        run(BASE, tmp_path / "run", progress=False)
+    assert_same_ends(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize("architecture", ["shared-bottom", "auxiliary", {"name": "auxiliary", "align": "classic"}])
+def test_what_is_rehearsed_is_the_run_but_for_what_is_trained_before(copied: Path, architecture: Any) -> None:
+    config = based(architecture=architecture)
+    rehearsed = runs.rehearse(Plan(config), RunFolder(copied)).model.state_dict()
+    shapes = {name: tensor.shape for name, tensor in started(config, copied).state_dict().items()}
+    assert {name: tensor.shape for name, tensor in rehearsed.items() if ".bank." not in name} == {
+        name: shape for name, shape in shapes.items() if ".bank." not in name
+    }
+
+
+@pytest.mark.parametrize("go_on", [run, resume])
+def test_nothing_is_rehearsed_once_pretraining_is_done(
+    copied: Path, go_on: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, no_reports: None
+) -> None:
+    monkeypatch.setattr(runs, "rehearse", die)
+    RunFolder(copied).write_config(check(BASE))
+    go_on(*([BASE] if go_on is run else []), copied, progress=False)
+    assert RunFolder(copied).finished
+
+
+def test_the_stand_in_looks_at_samples_until_one_has_a_class(tmp_path: Path) -> None:
+    plan = Plan(check({"tasks": ["digit"], "training": {"batch_size": 1}}))
+    (task,) = plan.data.tasks
+    assert isinstance(plan.data.train, Split)
+    assert isinstance(task, Classification)
+    plan.data.train.targets["digit"][:5] = task.ignore_index
+    stand_in = Untrained(tmp_path / "model.safetensors", plan, torch.nn.Linear(1, 1))
+    ((x, targets),) = stand_in.samples(task)
+    assert torch.equal(x, plan.data.train.x[4:6])
+    assert torch.equal(targets["digit"], plan.data.train.targets["digit"][4:6])
 
 
 def test_a_run_that_diverged_in_its_pretraining_is_no_finished_one(tmp_path: Path, no_reports: None) -> None:
@@ -313,8 +409,9 @@ def test_there_may_be_a_run_before_the_run_before(tmp_path: Path, epochs: list[A
 
 
 def source_of(config: Mapping[str, Any], folder: Path) -> Any:
-    before = pretrain(config, RunFolder(folder), progress=False)
-    encoder = runs._encoder(config, load_data(config), before)
+    plan = Plan(config)
+    before = pretrain(plan, RunFolder(folder), progress=False)
+    encoder = runs._encoder(config, plan.data, before)
     return runs._source(before, encoder)
 
 
@@ -460,6 +557,32 @@ def test_a_frozen_encoder_is_bit_for_bit_what_it_started_as(
     assert not any(torch.equal(end[name], tensor) for name, tensor in start.items() if name.startswith("heads."))
 
 
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        *(name for name in ARCHITECTURES if name != "auxiliary"),
+        *({"name": "auxiliary", "weights": weights} for weights in ("own", "shared")),
+    ],
+    ids=str,
+)
+def test_every_architecture_leaves_a_frozen_encoder_as_it_is(architecture: Any) -> None:
+    optimizer = {"name": "sgd", "lr": 0.1, "weight_decay": 0.1}
+    changes = {"architecture": architecture, "encoder": NORMED, "tasks": ["digit", "parity"], "optimizer": optimizer}
+    config = check({**changes, "freeze": True, "training": {"epochs": 2, "accelerator": "cpu"}})
+    data = load_data(config)
+    trainer = make_trainer(config, data, None, progress=False)
+    train, validation, _ = data.loaders(500)
+    trainer.set_up(train)
+    start = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    end = trainer.fit(train, validation).model.state_dict()
+    frozen = {name for name in start if ".network." in name}
+    assert {name.rpartition(".")[2] for name in frozen} >= {"weight", "bias", "running_mean"}
+    assert all(torch.equal(end[name], start[name]) for name in frozen)
+    assert not torch.equal(end["heads.digit.weight"], start["heads.digit.weight"])
+    others = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert not any(other.startswith(("encoder", "trunk")) for other in others)
+
+
 def test_an_encoder_that_is_not_frozen_moves(whole: Path) -> None:
     assert not equal(encoder_in(whole / "model.safetensors"), encoder_in(whole / "pretraining" / "model.safetensors"))
 
@@ -469,6 +592,29 @@ def test_freezing_freezes_the_whole_encoder_and_its_stem_and_nothing_else() -> N
     assert isinstance(model.encoder, Frozen)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == {name for name, _ in model.named_parameters() if name.startswith("heads.")}
+
+
+def test_a_run_may_start_from_the_encoder_of_a_run_that_froze_it(
+    whole: Path, copied: Path, tmp_path: Path, no_reports: None
+) -> None:
+    run(based(freeze=True), copied, progress=False)
+    config = based(pretraining=None, pretrained=str(copied / "model.safetensors"))
+    model = started(config, tmp_path / "next")
+    assert equal(part(model.state_dict(), "encoder."), encoder_in(whole / "pretraining" / "model.safetensors"))
+
+
+@pytest.mark.parametrize("freeze", [False, True], ids=["trained", "frozen"])
+def test_a_run_may_start_from_an_earlier_encoder_with_its_stem(tmp_path: Path, freeze: bool) -> None:
+    pytest.importorskip("pandas")
+    rows = [f"{i % 7},{'abc'[i % 3]},{i % 5}" for i in range(80)]
+    (tmp_path / "table.csv").write_text("\n".join(["size,kind,price", *rows]))
+    table = {"name": "table", "path": str(tmp_path / "table.csv"), "targets": {"price": "regression"}}
+    config = check({"data": {**table, "encoding": "embedding"}, "encoder": "mlp", "freeze": freeze})
+    earlier = started(config, tmp_path).state_dict()
+    write_tensors(tmp_path / "model.safetensors", earlier, {})
+    later = started({**config, "seed": 1, "pretrained": str(tmp_path / "model.safetensors")}, tmp_path).state_dict()
+    assert any("stem" in name for name in later)
+    assert equal(part(later, "encoder."), part(earlier, "encoder."))
 
 
 def test_a_run_that_is_interrupted_in_pretraining_says_how_to_go_on(

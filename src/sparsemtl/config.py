@@ -197,8 +197,13 @@ def _with_name(key: str, value: Any) -> Any:
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
-    """What differs between two configurations: "training.epochs is 2 there and 3 here"."""
-    there, here = dict(_leaves(before)), dict(_leaves(after))
+    """What differs between two configurations: "training.epochs is 2 there and 3 here".
+
+    Args:
+        before: one that was complete when it was written. A key that there was not yet stands at its default.
+        after: a complete one.
+    """
+    there, here = dict(_leaves(_completed(before))), dict(_leaves(after))
     for place in dict.fromkeys([*there, *here]):
         if place not in here:
             yield f"{place} is {_shown(there[place])} there and missing here"
@@ -206,6 +211,14 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator
             yield f"{place} is missing there and {_shown(here[place])} here"
         elif there[place] != here[place]:
             yield f"{place} is {_shown(there[place])} there and {_shown(here[place])} here"
+
+
+def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A configuration with every default, or as it stands if it is not valid any more."""
+    try:
+        return check(config)
+    except ConfigError:
+        return config
 
 
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from sparsemtl.backbones.stages import stages_of
 from sparsemtl.backbones.stemmed import DESCRIPTIONS
 
 
@@ -14,7 +15,8 @@ class Frozen(nn.Module):
     """A network as it is: its weights get no gradient, and dropout and norms stay in eval mode.
 
     Args:
-        network: any module; it is not copied. What it tells of its features (`out_features`, `stride`) is told on.
+        network: any module; it is not copied. What it tells of its features (`out_features`, `stride`) and its stages
+            is told on.
 
     Example:
         >>> frozen = Frozen(nn.Linear(3, 2)).train()
@@ -34,6 +36,14 @@ class Frozen(nn.Module):
         """Stay in eval mode."""
         super().train(False)
         return self
+
+    def stages(self) -> dict[str, nn.Module]:
+        """The stages of the network, each as frozen as the whole, also if it is put into another module.
+
+        Raises:
+            ParameterError: if the network does not tell where it can be cut.
+        """
+        return {name: Frozen(stage) for name, stage in stages_of(self.network).items()}
 
     def forward(self, x: Any) -> Any:
         """What the network gives."""

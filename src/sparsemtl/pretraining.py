@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import abc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from sparsemtl.architectures import Source
-from sparsemtl.data import TaskData
-from sparsemtl.errors import CheckpointError
+from sparsemtl.batches import Loader
+from sparsemtl.errors import CheckpointError, SparseMTLError
 from sparsemtl.files import read_tensors
+from sparsemtl.plan import Plan
 from sparsemtl.tasks import Classification
 
 
 @dataclass(frozen=True)
-class Pretrained:
-    """A network that was trained before a run.
+class Earlier(abc.ABC):
+    """The network of the run before a run.
 
     Attributes:
-        file: its weights.
-        config: the complete configuration that it was trained by.
-        data: what it was trained on.
+        file: where its weights lie once it is trained.
+        plan: what it is trained by.
     """
 
     file: Path
-    config: Mapping[str, Any]
-    data: TaskData
+    plan: Plan
+
+    @abc.abstractmethod
+    def weights(self) -> Mapping[str, Tensor]:
+        """Its weights and buffers by name."""
+
+    @abc.abstractmethod
+    def samples(self, task: Classification) -> Loader:
+        """Samples that it is trained on, if that is the task that it is trained for."""
 
     def start(self, encoder: nn.Module) -> None:
         """Give an encoder the network's weights.
@@ -39,26 +48,25 @@ class Pretrained:
         self._load(encoder, "encoder.", "the encoder")
 
     def source(self, heads: Mapping[str, nn.Module]) -> Source | None:
-        """What the network was trained for, if that is one classification.
+        """What the network is trained for, if that is one classification.
 
         Args:
             heads: task -> a head such as the network has; its weights are loaded.
 
         Raises:
-            CheckpointError: if the file has no such head.
+            CheckpointError: if the network has no such head.
         """
-        (task, *others) = self.data.tasks
+        (task, *others) = self.plan.data.tasks
         if others or not isinstance(task, Classification):
             return None
         head = heads[task.name]
         self._load(head, f"heads.{task.name}.", f"the head of task {task.name!r}")
-        train = self.data.train[task.name] if isinstance(self.data.train, Mapping) else self.data.train
-        return Source(task, head, train.loader(2 * self.config["training"]["batch_size"]))
+        return Source(task, head, self.samples(task))
 
     def _load(self, module: nn.Module, prefix: str, what: str) -> None:
         """Give a module the weights whose names begin so."""
-        tensors, _ = read_tensors(self.file)
-        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        weights = self.weights()
+        own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
         if not own:
             raise CheckpointError(
                 f"{self.file} has no weights {prefix}*, from which {what} starts. "
@@ -68,3 +76,54 @@ class Pretrained:
             module.load_state_dict(own)
         except RuntimeError as error:
             raise CheckpointError(f"{self.file}: {what} does not fit this run's: {error}") from None
+
+
+@dataclass(frozen=True)
+class Pretrained(Earlier):
+    """The network, trained."""
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Those in the file."""
+        return read_tensors(self.file)[0]
+
+    def samples(self, task: Classification) -> Loader:
+        """All of them."""
+        return _samples(self.plan, task)
+
+
+@dataclass(frozen=True)
+class Untrained(Earlier):
+    """What stands in for the network until it is trained, to see what would go wrong with it.
+
+    Attributes:
+        network: one such as it will be, with weights that nothing trained.
+    """
+
+    network: nn.Module
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Those of the network as it is."""
+        return self.network.state_dict()
+
+    def samples(self, task: Classification) -> Loader:
+        """The first batch with a sample that has a class."""
+        batches = _samples(self.plan, task)
+        labelled = (batch for batch in batches if task.labelled(task.labels(batch[1])).any())
+        return list(islice(labelled, 1))
+
+
+def _samples(plan: Plan, task: Classification) -> Loader:
+    """A plan's training samples of a task, in order."""
+    train = plan.data.train
+    split = train[task.name] if isinstance(train, Mapping) else train
+    return split.loader(2 * plan.config["training"]["batch_size"])
+
+
+@contextmanager
+def named_pretraining() -> Iterator[None]:
+    """Say of an error that it was made in the run before."""
+    try:
+        yield
+    except SparseMTLError as error:
+        error.args = (f"pretraining: {error}",)
+        raise

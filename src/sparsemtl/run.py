@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,16 @@ from sparsemtl.architectures import ARCHITECTURES, Source
 from sparsemtl.backbones import ENCODERS, load_torchvision
 from sparsemtl.backbones.stemmed import Stemmed
 from sparsemtl.balancing import BALANCERS
-from sparsemtl.config import before_of, check, data_of, differences
-from sparsemtl.data import DATASETS, TaskData
-from sparsemtl.errors import CheckpointError, ConfigError, SparseMTLError, unknown_name
+from sparsemtl.batches import Loaders
+from sparsemtl.config import check, differences
+from sparsemtl.data import TaskData
+from sparsemtl.errors import CheckpointError, ConfigError
 from sparsemtl.frozen import Frozen
 from sparsemtl.heads import HEADS
 from sparsemtl.models import MultiTaskModel, stride_of, width_of
 from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
-from sparsemtl.pretraining import Pretrained
+from sparsemtl.plan import Plan
+from sparsemtl.pretraining import Earlier, Pretrained, Untrained, named_pretraining
 from sparsemtl.randomness import seed_everything
 from sparsemtl.schema import TRAINER_KEYS
 from sparsemtl.sharing import SHARING, Sharing
@@ -47,20 +49,25 @@ def run(config: Mapping[str, Any], folder: str | Path, *, resume: bool = False, 
         ConfigError: if the configuration is not valid.
         CheckpointError: if the folder holds a run and `resume` is not asked for.
     """
-    complete = check(config)
-    _check_start_is_kept(complete)
-    place = RunFolder(folder)
+    plan, place = Plan(check(config)), RunFolder(folder)
     if not resume:
         _check_free(place)
-    data = load_data(complete)
-    before = pretrain(complete, place, progress=progress)
-    trainer = make_trainer(complete, data, place.path, before=before, progress=progress)
-    training = complete["training"]
-    train, validation, test = data.loaders(training["batch_size"], drop_last=training["drop_last"])
+    return _run(plan, place, resume=resume, progress=progress)
+
+
+def _run(plan: Plan, place: RunFolder, *, resume: bool, progress: bool) -> Results:
+    before = pretrain(plan, place, progress=progress)
+    trainer = make_trainer(plan.config, plan.data, place.path, before=before, progress=progress)
+    train, validation, test = _loaders(plan)
     trainer.fit(train, validation, resume=resume and place.last.exists())
     results = trainer.test(test)
     _report(place)
     return results
+
+
+def _loaders(plan: Plan) -> tuple[Loaders, Loaders, Loaders]:
+    training = plan.config["training"]
+    return plan.data.loaders(training["batch_size"], drop_last=training["drop_last"])
 
 
 def resume(folder: str | Path, *, progress: bool = True) -> Results:
@@ -97,68 +104,61 @@ def _check_free(place: RunFolder) -> None:
 
 
 def load_data(config: Mapping[str, Any]) -> TaskData:
-    """The data set of a complete configuration, with its tasks chosen, weighted and given their primary metrics.
-
-    What a configuration says of tasks that it does not train is left alone: methods of a study may train fewer. Tasks
-    that are for pretraining are not chosen by default.
-    """
-    section = data_of(config)
-    data = DATASETS.build(section.pop("name"), **section)
-    for key in ("tasks", "weights", "primary", "heads"):
-        _check_tasks(key, config[key] or (), data)
-    chosen = _trained_here(config, data) if config["tasks"] is None else config["tasks"]
-    if chosen is not None:
-        data = data.only(chosen)
-    for task in data.tasks:
-        task.weight = float(config["weights"].get(task.name, task.weight))
-        task.primary = config["primary"].get(task.name)
-    return data
+    """The data set of a complete configuration, with the tasks that it trains, see `Plan.data`."""
+    return Plan(config).data
 
 
-def _trained_here(config: Mapping[str, Any], data: TaskData) -> list[str] | None:
-    """The tasks that the run before does not train, if there is one and it leaves any."""
-    before = before_of(config)
-    if before is None:
-        return None
-    return [task.name for task in data.tasks if task.name not in (before["tasks"] or ())] or None
-
-
-def pretrain(config: Mapping[str, Any], place: RunFolder, *, progress: bool = True) -> Pretrained | None:
+def pretrain(plan: Plan, place: RunFolder, *, progress: bool = True) -> Pretrained | None:
     """Make the run before a run, or go on with it, if the configuration asks for one and it is not finished.
 
     Args:
-        config: the complete configuration.
-        place: the folder of the run itself.
+        plan: the plan of the run itself.
+        place: its folder.
         progress: show a live bar.
 
     Raises:
         CheckpointError: if the folder of the run before holds one of another configuration.
-        SparseMTLError: whatever the run before raises, named as its.
+        SparseMTLError: whatever `rehearse` raises, or the run before, named as its.
     """
-    before = before_of(config)
-    if before is None:
+    if plan.before is None:
         return None
-    earlier = place.before(before)
-    if earlier.config.exists() and (wrong := next(differences(earlier.read_config(), before), None)):
+    earlier = place.before(plan.before.config)
+    if earlier.config.exists() and (wrong := next(differences(earlier.read_config(), plan.before.config), None)):
         raise CheckpointError(
             f"{earlier.path} holds a run of another configuration: {wrong}. Use another --out, or delete that folder."
         )
-    make_sharing(config)  # a mistake there shall not come up only afterwards
-    try:
-        if not earlier.finished:
-            place.write_config(config)  # so that a run killed in its pretraining can be resumed
-            run(before, earlier.path, resume=True, progress=progress)
-        return Pretrained(earlier.model, before, load_data(before))
-    except SparseMTLError as error:
-        error.args = (f"pretraining: {error}",)
-        raise
+    if not earlier.finished:
+        rehearse(plan, place)
+        place.write_config(plan.config)  # so that a run killed in its pretraining can be resumed
+        with named_pretraining():
+            _run(plan.before, earlier, resume=True, progress=progress)
+    return Pretrained(earlier.model, plan.before)
 
 
-def _check_tasks(key: str, names: Iterable[str], data: TaskData) -> None:
-    known = [task.name for task in data.tasks]
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"{key}: {unknown_name('task', name, known)}")
+def rehearse(plan: Plan, place: RunFolder) -> Trainer:
+    """Set up all of a run, and of the run before it, but train and write nothing.
+
+    So a mistake comes up before pretraining that would come up only after it.
+
+    Args:
+        plan: the run's plan.
+        place: its folder, for messages.
+
+    Returns:
+        the run's trainer as it would begin, but that nothing was trained before.
+
+    Raises:
+        SparseMTLError: whatever is raised when the run begins; what the run before raises is named as its.
+    """
+    before, data = None, plan.data
+    if plan.before is not None:
+        earlier = place.before(plan.before.config)
+        with named_pretraining():
+            before = Untrained(earlier.model, plan.before, rehearse(plan.before, earlier).model)
+    trainer = make_trainer(plan.config, data, None, before=before, progress=False)
+    train, *_ = _loaders(plan)
+    trainer.set_up(train)
+    return trainer
 
 
 def make_trainer(
@@ -166,10 +166,15 @@ def make_trainer(
     data: TaskData,
     folder: Path | None,
     *,
-    before: Pretrained | None = None,
+    before: Earlier | None = None,
     progress: bool = True,
 ) -> Trainer:
-    """Model and trainer of a complete configuration; seeds the generators, so that the weights follow the seed."""
+    """Model and trainer of a complete configuration; seeds the generators, so that the weights follow the seed.
+
+    Raises:
+        ConfigError: if the configuration asks for what cannot be made, or would lose the weights that it starts from.
+    """
+    _check_start_is_kept(config)
     seed_everything(config["seed"])
     network = _encoder(config, data, before)
     model = _model(config, data, network, before)
@@ -193,21 +198,21 @@ def make_trainer(
     )
 
 
-def _encoder(config: Mapping[str, Any], data: TaskData, before: Pretrained | None) -> nn.Module:
+def _encoder(config: Mapping[str, Any], data: TaskData, before: Earlier | None) -> nn.Module:
     """The encoder, behind the data's stem if they have one, with the weights that it starts from."""
     section = dict(config["encoder"])
     stem = data.stem() if data.stem is not None else None
     shape = data.input_shape if stem is None else (width_of(stem),)
     encoder = ENCODERS.build(section.pop("name"), shape, **section)
-    if config["pretrained"] is not None:
-        load_torchvision(encoder, config["pretrained"])
     whole = encoder if stem is None else Stemmed(stem, encoder)
+    if config["pretrained"] is not None:
+        load_torchvision(whole, config["pretrained"])
     if before is not None:
         before.start(whole)
     return Frozen(whole) if config["freeze"] else whole
 
 
-def _model(config: Mapping[str, Any], data: TaskData, encoder: nn.Module, before: Pretrained | None) -> MultiTaskModel:
+def _model(config: Mapping[str, Any], data: TaskData, encoder: nn.Module, before: Earlier | None) -> MultiTaskModel:
     """The architecture; one that takes `labels` gets those of the training data, one that takes `source` what the
     encoder was trained for."""
     section = dict(config["architecture"])
@@ -229,12 +234,13 @@ def _check_start_is_kept(config: Mapping[str, Any]) -> None:
         )
 
 
-def _source(before: Pretrained | None, encoder: nn.Module) -> Source | None:
+def _source(before: Earlier | None, encoder: nn.Module) -> Source | None:
     """What the encoder was trained for, if that is known."""
     if before is None:
         return None
-    heads = {task.name: task.head(width_of(encoder), stride_of(encoder)) for task in before.data.tasks}
-    return before.source({**heads, **_heads(before.config["heads"], before.data, encoder)})
+    data, sections = before.plan.data, before.plan.config["heads"]
+    heads = {task.name: task.head(width_of(encoder), stride_of(encoder)) for task in data.tasks}
+    return before.source({**heads, **_heads(sections, data, encoder)})
 
 
 def make_sharing(config: Mapping[str, Any]) -> Sharing:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sparsemtl.backbones import SegNet, load_torchvision, resnet18, resnet50
+from sparsemtl.architectures import SharedBottom
+from sparsemtl.backbones import MLP, SegNet, load_torchvision, resnet18, resnet50
+from sparsemtl.backbones.stemmed import Stemmed
 from sparsemtl.errors import CheckpointError, ParameterError
+from sparsemtl.frozen import Frozen
 from sparsemtl.heads import DeepLabV3Head, FCNHead
+from sparsemtl.tasks import Classification
 
 
 def published(width: int = 4) -> dict[str, Tensor]:
@@ -153,6 +158,43 @@ def test_another_networks_head_is_refused() -> None:
 def test_a_classifier_has_no_dense_head() -> None:
     with pytest.raises(CheckpointError, match=r"missing, 'conv1.weight', 'bn1.weight'"):
         load_torchvision(FCNHead(32, 5, 8), published())
+
+
+OURS = {
+    "resnet": small,
+    "segnet": lambda: SegNet(width=2),
+    "an encoder behind a stem": lambda: Stemmed(torch.nn.Linear(3, 4), MLP((4,), hidden=[5])),
+    "an encoder with a part called network": lambda: Frozen(MLP((4,), hidden=[5])),
+}
+
+
+@pytest.mark.parametrize("freeze", [False, True], ids=["trained", "frozen"])
+@pytest.mark.parametrize("make", OURS.values(), ids=OURS)
+def test_the_encoder_of_an_earlier_run_is_loaded_whole(make: Callable[[], torch.nn.Module], freeze: bool) -> None:
+    earlier, model = make(), make()
+    for tensor in earlier.state_dict().values():
+        tensor.copy_(torch.rand_like(tensor, dtype=torch.float32) * 9)
+    encoder = Frozen(earlier) if freeze else earlier
+    run = SharedBottom(encoder, [Classification("kind", 3)])
+    load_torchvision(model, run.state_dict())
+    loaded = model.state_dict()
+    assert loaded.keys() == earlier.state_dict().keys()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in earlier.state_dict().items())
+
+
+def test_a_part_of_the_decoder_of_an_earlier_run_is_not_enough() -> None:
+    state = {f"encoder.{name}": tensor for name, tensor in SegNet(width=2).state_dict().items()}
+    del state["encoder.decoder.0.0.weight"]
+    with pytest.raises(CheckpointError, match=r"'decoder\.0\.0\.weight' missing, nothing unexpected"):
+        load_torchvision(SegNet(width=2), state)
+
+
+def test_a_part_that_is_to_stay_fresh_does_so_whatever_the_file_has() -> None:
+    earlier, model = SegNet(width=2), SegNet(width=2)
+    decoder = {name: tensor.clone() for name, tensor in model.decoder.state_dict().items()}
+    load_torchvision(model, {f"encoder.{name}": t for name, t in earlier.state_dict().items()}, fresh="decoder")
+    assert all(torch.equal(tensor, decoder[name]) for name, tensor in model.decoder.state_dict().items())
+    assert torch.equal(model.features[0].weight, earlier.features[0].weight)  # type: ignore[arg-type]
 
 
 def test_a_part_that_stays_fresh_must_be_there() -> None:

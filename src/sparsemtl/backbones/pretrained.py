@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from sparsemtl.errors import CheckpointError, ParameterError
 from sparsemtl.files import read_tensors
 
+PREFIXES = ("", "backbone.", "encoder.", "encoder.network.")
+"""What the names of an encoder's parameters begin with: in a classifier, in a segmentation network, in the model of a
+run, and in that of a run that froze it."""
+
 
 def load_torchvision(
     model: nn.Module, source: str | Path | Mapping[str, Tensor], *, fresh: str | Sequence[str] = ()
@@ -20,8 +24,11 @@ def load_torchvision(
 
     A backbone takes a classifier's network without its last layers (`fc.*`, `classifier.*`, of which a VGG takes as
     many as it has), or a segmentation network's `backbone.*`; a head (`DeepLabV3Head`, `FCNHead`) takes a segmentation
-    network's `classifier.*`. What torchvision has no counterpart of, such as the decoder of `SegNet`, stays as it is.
-    A backbone also takes its own part (`encoder.*`) of the model that a run of sparsemtl wrote.
+    network's `classifier.*`. An encoder also takes the whole encoder of the model that a run of sparsemtl wrote,
+    whether it was frozen there or not.
+
+    What torchvision has no counterpart of stays as it is if the file has nothing of it: a `SegNet` takes its encoder
+    from a `vgg16_bn`, and keeps its own decoder, which is yet to be trained.
 
     Files from before PyTorch 0.4.1 do not count batches (`num_batches_tracked`); the model's own counts then
     stay.
@@ -50,8 +57,9 @@ def load_torchvision(
             "itself: a mapping from parameter names to tensors, not a checkpoint that holds one under a key."
         )
     own = model.state_dict()
-    kept = _kept(model, own, fresh)
-    state = {name: tensor for name, tensor in _part(given, model, own).items() if name not in kept}
+    part = _part(given, model, own)
+    kept = _kept(model, own, part, fresh)
+    state = {name: tensor for name, tensor in part.items() if name not in kept}
     counts = {n: t for n, t in own.items() if n.endswith("num_batches_tracked") and n not in state}
     state = {**kept, **counts, **state}
     _check(state, own, where)
@@ -60,21 +68,23 @@ def load_torchvision(
 
 def _part(given: Mapping[str, Tensor], model: nn.Module, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The entries that are about the model, by the model's names."""
-    parts = {name.partition(".")[0] for name in own}
-    if parts != {"classifier"}:  # which a head is
-        given = {name.removeprefix("backbone.").removeprefix("encoder."): tensor for name, tensor in given.items()}
-    others = [*({"backbone", "classifier", "aux_classifier", "fc", "heads"} - parts)]
-    others += getattr(model, "left_out_of_torchvision", ())
-    return {name: tensor for name, tensor in given.items() if not any(_within(name, part) for part in others)}
+    parts = [{n.removeprefix(prefix): t for n, t in given.items() if n.startswith(prefix)} for prefix in PREFIXES]
+    part = max(parts, key=lambda part: len(own.keys() & part.keys()))
+    others = {"backbone", "classifier", "aux_classifier", "fc"} - {name.partition(".")[0] for name in own}
+    others.update(getattr(model, "left_out_of_torchvision", ()))
+    return {name: tensor for name, tensor in part.items() if not any(_within(name, other) for other in others)}
 
 
-def _kept(model: nn.Module, own: Mapping[str, Tensor], fresh: str | Sequence[str]) -> dict[str, Tensor]:
-    """The model's entries that stay as they are."""
+def _kept(
+    model: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tensor], fresh: str | Sequence[str]
+) -> dict[str, Tensor]:
+    """The model's entries that stay as they are: `fresh` ones, and what neither torchvision nor the file has."""
     parts = [fresh] if isinstance(fresh, str) else list(fresh)
     for part in parts:
         if not any(_within(name, part) for name in own):
             raise ParameterError(f"fresh: {type(model).__name__} has no module or parameter {part!r}.")
-    parts += getattr(model, "not_in_torchvision", ())
+    absent = getattr(model, "not_in_torchvision", ())
+    parts += [part for part in absent if not any(_within(name, part) for name in given)]
     return {name: tensor for name, tensor in own.items() if any(_within(name, part) for part in parts)}
 
 

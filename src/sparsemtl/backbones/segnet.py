@@ -41,7 +41,7 @@ class SegNet(nn.Module):
     """
 
     not_in_torchvision = ("decoder",)
-    """Parts that `load_torchvision` leaves as they are."""
+    """Parts that `load_torchvision` leaves as they are if a file lacks them."""
 
     @validated
     def __init__(self, input_shape: Sequence[int] = (3, 128, 256), *, width: Count = 64) -> None:

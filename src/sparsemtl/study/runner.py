@@ -6,7 +6,7 @@ import csv
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing, contextmanager
 from multiprocessing import active_children, get_context
@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 import torch
 
 from sparsemtl.config import before_of, differences
+from sparsemtl.data import TaskData
 from sparsemtl.errors import ConfigError, NonFiniteLossError, SparseMTLError
 from sparsemtl.files import read_json, replacing, write_json, write_text
-from sparsemtl.run import make_sharing, run
+from sparsemtl.plan import Plan
+from sparsemtl.run import make_sharing, rehearse, run
 from sparsemtl.study.grid import Study, StudyRun, value_text
 from sparsemtl.study.results import Results, read_results
 from sparsemtl.training.folder import RunFolder
@@ -43,17 +45,14 @@ def run_study(study: Study, out: str | Path, *, jobs: int = 1, progress: bool = 
     Raises:
         ConfigError: if a run's folder holds a run of another configuration, or a warm-up lasts too long; nothing is
             changed then.
+        SparseMTLError: whatever `rehearse` raises of the first run of a method; nothing is changed then either.
     """
     out = Path(out)
-    todo = [one for one in study.runs if not _done(one, out)]
-    for one in todo:
-        with _naming(one):
-            make_sharing(one.config)  # a mistake in the last run shall not come up only then
+    todo = [Job(one.name, one.config, out / "runs" / one.name) for one in study.runs if not _done(one, out)]
+    _look_ahead(todo)
     _record(study, out)
-    for name, failure in _execute(_before(todo, out), jobs, progress, what="runs before them").items():
-        raise NonFiniteLossError(f"{name}, from which runs are to start: {failure}")
-    jobs_left = [Job(one.name, one.config, out / "runs" / one.name) for one in todo]
-    failures = _execute(jobs_left, jobs, progress, skipped=len(study.runs) - len(todo))
+    _pretrain(todo, jobs, progress)
+    failures = _execute(todo, jobs, progress, skipped=len(study.runs) - len(todo))
     write_results(study, out)
     if len(failures) < len(study.runs):
         _write_tables(study, out)
@@ -68,12 +67,37 @@ class Job(NamedTuple):
     folder: Path
 
 
-def _before(todo: list[StudyRun], out: Path) -> list[Job]:
+def _look_ahead(todo: Sequence[Job]) -> None:
+    """Find mistakes that would come up only in the last run, or after pretraining.
+
+    Of the runs whose pretraining is still to be done, the first of every method is rehearsed.
+    """
+    first: dict[str, Job] = {}
+    for one in todo:
+        with _naming(one):
+            make_sharing(one.config)
+        if _before([one]):
+            first.setdefault(one.config["label"], one)
+    built: dict[str, TaskData] = {}
+    for one in first.values():
+        with _naming(one):
+            rehearse(Plan(one.config, built), RunFolder(one.folder))
+
+
+def _pretrain(todo: Sequence[Job], jobs: int, progress: bool) -> None:
+    """Make the runs before these, and those before them first, so that no two processes make the same."""
+    if before := _before(todo):
+        _pretrain(before, jobs, progress)
+        for name, failure in _execute(_before(todo), jobs, progress, what="runs before them").items():
+            raise NonFiniteLossError(f"{name}, from which runs are to start: {failure}")
+
+
+def _before(todo: Sequence[Job]) -> list[Job]:
     """The runs before these that are not finished; one serves all runs that ask for the same."""
     found: dict[Path, Job] = {}
     for one in todo:
         if (config := before_of(one.config)) is not None:
-            folder = RunFolder(out / "runs" / one.name).before(config)
+            folder = RunFolder(one.folder).before(config)
             if not folder.finished:
                 found[folder.path] = Job(f"pretraining/{folder.path.name}", config, folder.path)
     return list(found.values())
@@ -104,7 +128,7 @@ def _record(study: Study, out: Path) -> None:
     write_json(out / "study.json", about)
 
 
-def _execute(todo: list[Job], jobs: int, progress: bool, *, what: str = "runs", skipped: int = 0) -> dict[str, str]:
+def _execute(todo: Sequence[Job], jobs: int, progress: bool, *, what: str = "runs", skipped: int = 0) -> dict[str, str]:
     """Run what is to do and tell of it; returns run -> why it has no result."""
     from rich.console import Console
     from rich.progress import (
@@ -138,7 +162,7 @@ def _execute(todo: list[Job], jobs: int, progress: bool, *, what: str = "runs", 
     return failures
 
 
-def _finished(todo: list[Job], jobs: int) -> Generator[tuple[Job, str | None], None, None]:
+def _finished(todo: Sequence[Job], jobs: int) -> Generator[tuple[Job, str | None], None, None]:
     """Run them, and yield each when it has ended, with what its result failed by."""
     if jobs == 1:
         for one in todo:
@@ -147,7 +171,7 @@ def _finished(todo: list[Job], jobs: int) -> Generator[tuple[Job, str | None], N
         yield from _in_processes(todo, min(jobs, len(todo)))
 
 
-def _in_processes(todo: list[Job], jobs: int) -> Iterator[tuple[Job, str | None]]:
+def _in_processes(todo: Sequence[Job], jobs: int) -> Iterator[tuple[Job, str | None]]:
     threads = max(1, torch.get_num_threads() // jobs)
     others = set(active_children())
     start = (threads, warnings.formatwarning)
@@ -191,7 +215,7 @@ def _run_one(one: Job) -> str | None:
 
 
 @contextmanager
-def _naming(one: StudyRun | Job) -> Iterator[None]:
+def _naming(one: Job) -> Iterator[None]:
     """Say in which run an error was made."""
     try:
         yield

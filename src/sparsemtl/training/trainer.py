@@ -191,7 +191,7 @@ class Trainer:
         self.selection = self._select_anew()
         self.views = self.sharing
         bars = Progress(self.epochs, show=self.progress)  # before seeding: importing rich draws random numbers
-        self._set_up(train)
+        self.set_up(train)
         randomness = Randomness(loader_generators(train) + loader_generators(validation))
         meter = Meter()
         start: dict[str, Any] = {}
@@ -268,7 +268,15 @@ class Trainer:
 
     # ---- set-up ----------------------------------------------------------------------------------------------
 
-    def _set_up(self, train: Loaders) -> None:
+    def set_up(self, train: Loaders) -> None:
+        """Seed, and make all that training needs: `fit` begins so, and mistakes come up without it as well.
+
+        Args:
+            train: as for `fit`.
+
+        Raises:
+            ParameterError: if the accelerator, the optimizer or anything else cannot be had so.
+        """
         from lightning_fabric import Fabric
 
         if self.seed is not None:
