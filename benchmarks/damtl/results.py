@@ -3,77 +3,257 @@
 sparsemtl study benchmarks/damtl/learning-rates.yaml --jobs 2 --out RUNS/learning-rates
 sparsemtl study benchmarks/damtl/comparison.yaml --jobs 2 --out RUNS/overlap
 sparsemtl study benchmarks/damtl/comparison.yaml data.overlap=0 --jobs 2 --out RUNS/no-overlap
+for study in readings sparsity unknown-classes; do
+    sparsemtl study benchmarks/damtl/$study.yaml --jobs 2 --out RUNS/$study
+done
 python benchmarks/damtl/results.py RUNS --out benchmarks/results/damtl
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-SIZE = "data.samples_per_class"
-STUDIES = {"overlap": "Three classes in common", "no-overlap": "No class in common"}
+from sparsemtl.yaml_text import read_yaml
 
-
-def of_study(folder: Path) -> pd.DataFrame:
-    """A study's test accuracies and times: method, size, seed, task, value."""
-    frame = pd.read_csv(folder / "results.csv")
-    accuracy = frame[(frame["split"] == "test") & (frame["metric"] == "accuracy")]
-    times = frame[frame["metric"] == "seconds"].assign(task="seconds")
-    return pd.concat([accuracy, times])[["method", SIZE, "seed", "task", "value"]]
+SIZE = "samples a class"
+STUDIES = {"overlap": "three classes in common", "no-overlap": "no class in common"}
+COLUMNS = ["task1", "task2", "mean", "gain", "seconds"]
 
 
-def table(frame: pd.DataFrame, size: float) -> str:
-    """A Markdown table of one size, a row a method: accuracy of every task, their mean and the gain, in %, and time."""
-    rows = frame[frame[SIZE] == size]
-    wide = rows.pivot_table(index=["method", "seed"], columns="task", values="value", sort=False)
-    tasks = sorted(set(wide.columns) - {"seconds"})
-    wide[tasks] *= 100
-    wide["mean"] = wide[tasks].mean(axis=1)
-    wide["gain"] = wide["mean"] - wide["mean"].xs("single-task", level="method").reindex(wide.index, level="seed")
-    shown = [*tasks, "mean", "gain", "seconds"]
-    methods = wide.groupby(level="method", sort=False)[shown]
-    mean, std = methods.mean(), methods.std()
-    lines = [f"| | {' | '.join([*shown[:-1], 'training s'])} |", "| :--- |" + " ---: |" * len(shown)]
-    for method in mean.index:
-        cells = [f"{mean.at[method, c]:.1f} ± {std.at[method, c]:.1f}" for c in shown]
-        lines.append(f"| {method!s} | {' | '.join(cells)} |")
+# ---- what the runs say ---------------------------------------------------------------------------------------
+
+
+def read_study(folder: Path) -> pd.DataFrame:
+    """One row a run: what it was asked for, its test accuracies in %, what its masks keep in %, its seconds."""
+    rows = []
+    about = json.loads((folder / "study.json").read_text())
+    for path in folder.glob("runs/*/summary.json"):
+        summary, config = json.loads(path.read_text()), read_yaml(path.parent / "config.yaml")
+        if summary["status"] != "finished":
+            continue
+        density = summary["sharing"].get("density", {})
+        rows.append(
+            {
+                "method": config["label"],
+                SIZE: config["data"]["samples_per_class"],
+                "overlap": config["data"]["overlap"],
+                "lambda": config["sharing"].get("lambda"),
+                "seed": config["seed"],
+                **{name: 100 * task["test"]["accuracy"] for name, task in summary["tasks"].items()},
+                "kept": 100 * sum(density.values()) / len(density) if density else 100.0,
+                "seconds": summary["seconds"],
+                "before": seconds_before(folder, config),
+                "folder": path.parent,
+            }
+        )
+    frame = pd.DataFrame(rows).assign(mean=lambda rows: rows[["task1", "task2"]].mean(axis=1))
+    keys = [SIZE, "overlap", "seed"]
+    base = frame[frame["method"] == about["baseline"]].groupby(keys)["mean"].mean()
+    frame["gain"] = frame["mean"] - pd.MultiIndex.from_frame(frame[keys]).map(base).to_numpy()
+    return frame.sort_values(
+        ["method", "seed"], key=lambda c: c.map(about["methods"].index) if c.name == "method" else c
+    )
+
+
+def seconds_before(study: Path, config: dict) -> float:
+    """What the run before took, 0 if there is none."""
+    if config["pretraining"] is None:
+        return 0.0
+    (before,) = study.glob(f"pretraining/seed-{config['seed']}-*/summary.json")
+    return json.loads(before.read_text())["seconds"]
+
+
+def validation_curves(frame: pd.DataFrame) -> pd.DataFrame:
+    """Validation accuracy in %, mean over the tasks and the seeds: epoch x method."""
+    parts = []
+    for method, folder in zip(frame["method"], frame["folder"], strict=True):
+        rows = pd.read_csv(folder / "metrics.csv")
+        rows = rows[(rows["split"] == "validation") & (rows["metric"] == "accuracy")]
+        parts.append(rows.assign(method=method)[["epoch", "method", "value"]])
+    return 100 * pd.concat(parts).pivot_table(index="epoch", columns="method", values="value", sort=False)
+
+
+# ---- tables --------------------------------------------------------------------------------------------------
+
+
+def table(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> str:
+    """A Markdown table: mean ± standard deviation over the seeds, a row a setting."""
+    groups = frame.groupby(list(by), sort=False, dropna=False)[list(columns)]
+    mean, std = groups.mean(), groups.std()
+    lines = [f"| {' | '.join([*by, *columns])} |", "|" + " :--- |" * len(by) + " ---: |" * len(columns)]
+    for setting in mean.index:
+        names = setting if isinstance(setting, tuple) else (setting,)
+        cells = [f"{mean.at[setting, c]:.1f} ± {std.at[setting, c]:.1f}" for c in columns]
+        lines.append(f"| {' | '.join(map(str, [*names, *cells]))} |")
     return "\n".join(lines)
 
 
-def curves(frame: pd.DataFrame, path: Path, title: str) -> None:
-    """Mean accuracy over both tasks against the samples a class."""
-    tasks = frame[frame["task"] != "seconds"]
-    mean = tasks.groupby(["method", SIZE], sort=False)["value"].mean().unstack()
-    figure, axes = plt.subplots(figsize=(8, 5))
+def gains(frame: pd.DataFrame) -> str:
+    """A Markdown table of the gain against single-task training, a row a method, a column a size."""
+    groups = frame.groupby(["method", SIZE], sort=False)["gain"]
+    mean, std = groups.mean().unstack(), groups.std().unstack()
+    lines = [
+        f"| method | {' | '.join(f'{size} {SIZE}' for size in mean.columns)} |",
+        "| :--- |" + " ---: |" * mean.shape[1],
+    ]
+    for method in mean.index:
+        cells = [f"{mean.at[method, size]:+.1f} ± {std.at[method, size]:.1f}" for size in mean.columns]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def chosen_rates(folder: Path) -> str:
+    """A Markdown table of the validation accuracy at every learning rate, the best one in bold."""
+    rows = pd.read_csv(folder / "results.csv")
+    rows = rows[(rows["split"] == "validation") & (rows["metric"] == "accuracy")]
+    mean = 100 * rows.pivot_table(index="method", columns="optimizer.lr", values="value", sort=False)
+    mean = mean[sorted(mean.columns)]
+    lines = [f"| method | {' | '.join(f'{rate:g}' for rate in mean.columns)} |", "| :--- |" + " ---: |" * mean.shape[1]]
     for method, row in mean.iterrows():
-        axes.plot(row.index, 100 * row, marker="o", label=str(method))
-    axes.set(xlabel="training samples a class", ylabel="test accuracy, %, mean of the tasks", title=title)
-    axes.legend(fontsize=7, ncols=2)
+        cells = [f"**{value:.1f}**" if rate == row.idxmax() else f"{value:.1f}" for rate, value in row.items()]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+# ---- figures -------------------------------------------------------------------------------------------------
+
+
+def looks(methods: Sequence[str], frame: pd.DataFrame) -> dict[str, dict[str, object]]:
+    """Method -> colour and line: broken for those from scratch, drawn through for those from the big network."""
+    scratch = set(frame[frame["before"] == 0]["method"])
+    marks = cycle("osD^vP*X<>")
+    return {
+        method: {
+            "color": plt.get_cmap("tab20")(index % 20),
+            "linestyle": "--" if method in scratch else "-",
+            "marker": next(marks),
+        }
+        for index, method in enumerate(methods)
+    }
+
+
+def panels(studies: dict[str, pd.DataFrame]) -> tuple[Figure, dict[str, Axes]]:
+    """A panel for every study, side by side, of one height."""
+    figure, axes = plt.subplots(1, len(studies), figsize=(5 * len(studies) + 2.5, 5), sharey=True, squeeze=False)
+    named = dict(zip(studies, axes[0], strict=True))
+    for study, panel in named.items():
+        panel.set_title(STUDIES[study])
+        panel.grid(alpha=0.3)
+    return figure, named
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure, with its legend beside it."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close(figure)
+
+
+def draw_sizes(studies: dict[str, pd.DataFrame], path: Path) -> None:
+    """Test accuracy against the samples a class."""
+    figure, axes = panels(studies)
+    for study, frame in studies.items():
+        mean = frame.groupby(["method", SIZE], sort=False)["mean"].mean().unstack()
+        for method, look in looks(list(mean.index), frame).items():
+            axes[study].plot(mean.columns, mean.loc[method], label=method, markersize=5, **look)
+        axes[study].set(xlabel=f"training {SIZE}", xscale="log", ylabel="test accuracy, %, mean of the tasks")
+        axes[study].set_xticks(list(mean.columns), [str(size) for size in mean.columns], minor=False)
+        axes[study].minorticks_off()
+    save(figure, path)
+
+
+def draw_epochs(studies: dict[str, pd.DataFrame], path: Path, size: int) -> None:
+    """Validation accuracy over the epochs, at one size."""
+    figure, axes = panels(studies)
+    for study, frame in studies.items():
+        curves = validation_curves(frame[frame[SIZE] == size])
+        for method, look in looks(list(dict.fromkeys(frame["method"])), frame).items():
+            axes[study].plot(curves.index, curves[method], label=method, **look | {"marker": ""})
+        axes[study].set(xlabel=f"epoch ({size} {SIZE})", ylabel="validation accuracy, %, mean of the tasks")
+    save(figure, path)
+
+
+def draw_times(frame: pd.DataFrame, path: Path, size: int) -> None:
+    """Seconds of training of every method at one size, and of the auxiliary network's before it."""
+    mean = frame[frame[SIZE] == size].groupby("method", sort=False)[["seconds", "before"]].mean()[::-1]
+    figure, axes = plt.subplots(figsize=(8, 5))
+    axes.barh(list(mean.index), mean["seconds"], label="training")
+    axes.barh(
+        list(mean.index), mean["before"], left=mean["seconds"], color="lightgrey", label="the auxiliary network's, once"
+    )
+    axes.set(xlabel=f"seconds, {size} {SIZE}, two runs side by side on two cores")
+    axes.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
+def draw_sparsity(frame: pd.DataFrame, path: Path) -> None:
+    """Test accuracy against the share of the weights that a task reads."""
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    groups = frame.groupby(["method", "lambda"], sort=False)[["kept", "mean"]]
+    mean, std = groups.mean(), groups.std()
+    for method in dict.fromkeys(frame["method"]):
+        points, bars = mean.loc[method].sort_index(), std.loc[method].sort_index()
+        axes.errorbar(
+            points["kept"], points["mean"], xerr=bars["kept"], yerr=bars["mean"], marker="o", capsize=2, label=method
+        )
+        for strength, point in points.iterrows():
+            axes.annotate(
+                f"λ = {strength:g}", (point["kept"], point["mean"]), (4, 5), textcoords="offset points", fontsize=8
+            )
+    axes.set(xlabel="convolution weights that a task reads, %", ylabel="test accuracy, %, mean of the tasks")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+# ---- all of it -----------------------------------------------------------------------------------------------
+
+
 def main() -> None:
-    """Write `tables.md`, and a figure of every study that has several sizes."""
+    """Write `tables.md` and the figures of the studies that are there."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("runs", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    there = {path.parent.name: path.parent for path in sorted(options.runs.glob("*/results.csv"))}
     sections = []
-    for study, title in STUDIES.items():
-        if not (options.runs / study / "results.csv").exists():
-            continue
-        frame = of_study(options.runs / study)
-        sizes = sorted(frame[SIZE].unique())
-        sections += [f"## {title}, {size:g} samples a class\n\n{table(frame, size)}\n" for size in sizes]
-        if len(sizes) > 1:
-            curves(frame, options.out / f"{study}.png", title)
+    studies = {name: read_study(there[name]) for name in STUDIES if name in there}
+    for name, frame in studies.items():
+        sections += [f"## Gain against single-task training, {STUDIES[name]}\n\n{gains(frame)}\n"]
+        for size, part in frame.groupby(SIZE):
+            sections += [f"## {STUDIES[name].capitalize()}, {size} {SIZE}\n\n{table(part, ['method'], COLUMNS)}\n"]
+    if studies:
+        draw_sizes(studies, options.out / "samples.png")
+        draw_epochs(studies, options.out / "epochs.png", size=20)
+        draw_times(next(iter(studies.values())), options.out / "times.png", size=20)
+    if "readings" in there:
+        for overlap, part in read_study(there["readings"]).groupby("overlap", sort=False):
+            sections += [f"## Readings, {overlap} classes in common\n\n{table(part, ['method'], COLUMNS)}\n"]
+    if "unknown-classes" in there:
+        frame = read_study(there["unknown-classes"])
+        sections += [f"## An auxiliary task without the classes\n\n{table(frame, ['method'], COLUMNS)}\n"]
+    if "sparsity" in there:
+        frame = read_study(there["sparsity"])
+        sections += [f"## Sparsity\n\n{table(frame, ['method', 'lambda'], ['kept', 'task1', 'task2', 'mean'])}\n"]
+        draw_sparsity(frame, options.out / "sparsity.png")
+    if "learning-rates" in there:
+        sections += [f"## Validation accuracy by learning rate\n\n{chosen_rates(there['learning-rates'])}\n"]
     (options.out / "tables.md").write_text("\n".join(sections), encoding="utf-8")
 
 

@@ -66,8 +66,8 @@ _RUN: Keys = {
         dict[str, Any] | None,
         None,
         "What to change in this configuration to make a run before it, from whose encoder this one starts: a shared "
-        "bottom that trains the task `auxiliary`, unless it says otherwise. Tasks that it trains on the same data set are "
-        "left out here.",
+        "bottom that trains the task `auxiliary`, unless it says otherwise. Tasks that it trains on the same data set "
+        "are left out here.",
     ),
     "primary": (dict[str, str], {}, "Task -> the metric by which it is judged; by default the first of its kind's."),
     "heads": (
