@@ -237,15 +237,16 @@ def _cut(encoder: nn.Module, connected: Mapping[str, nn.Module]) -> tuple[nn.Mod
     Raises:
         ParameterError: if there are none before it.
     """
-    stages = list(stages_of(encoder).values())
+    stages = stages_of(encoder)
     layers = set(connected.values())
-    first = next((i for i, stage in enumerate(stages) if not layers.isdisjoint(stage.modules())), len(stages))
+    first = next((i for i, stage in enumerate(stages.values()) if not layers.isdisjoint(stage.modules())), len(stages))
     if first == 0:
         raise ParameterError(
-            f"the encoder (stages {', '.join(stages_of(encoder))}) has nothing before its first fully connected layer that "
-            "tasks could share. Use `weights: own`, or name in `layers` those that every task shall have for itself."
+            f"the encoder, of stages {', '.join(stages)}, has nothing before its first fully connected layer that tasks "
+            "could share. Use `weights: own`, or name in `layers` those that every task shall have for itself."
         )
-    return nn.Sequential(*stages[:first]), nn.Sequential(*stages[first:])
+    parts = list(stages.values())
+    return nn.Sequential(*parts[:first]), nn.Sequential(*parts[first:])
 
 
 @torch.no_grad()
