@@ -38,8 +38,16 @@ class CheckpointError(SparseMTLError, ValueError):
     """A run folder or a checkpoint cannot be used as asked."""
 
 
-class NonFiniteLossError(SparseMTLError, ArithmeticError):
+class TrainingError(SparseMTLError):
+    """Training came to nothing by its own settings. A study leaves such a run out and goes on."""
+
+
+class NonFiniteLossError(TrainingError, ArithmeticError):
     """A task's loss became NaN or infinite."""
+
+
+class EmptyMaskError(TrainingError, MaskError):
+    """A mask that is learned has nothing left of a layer."""
 
 
 class MissingExtraError(SparseMTLError, ImportError):

@@ -13,7 +13,7 @@ from torch import Tensor
 import sparsemtl as sm
 from sparsemtl.backbones import CNN
 from sparsemtl.data import TensorLoader
-from sparsemtl.errors import MaskError
+from sparsemtl.errors import EmptyMaskError
 from sparsemtl.files import read_tree
 from sparsemtl.sharing import SoftMaskSharing
 
@@ -91,7 +91,7 @@ def test_a_layer_of_which_a_task_reads_nothing_any_more_is_named() -> None:
         sharing.soft[task][name].flatten()[1:] = 0
         sharing.begin_epoch(1, loader())
         sharing.soft[task][name].zero_()
-    with pytest.raises(MaskError, match=f"'{task}' over '{name}' has nothing left before epoch 2"):
+    with pytest.raises(EmptyMaskError, match=f"'{task}' over '{name}' has nothing left before epoch 2"):
         sharing.begin_epoch(1, loader())
 
 

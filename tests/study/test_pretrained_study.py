@@ -14,7 +14,7 @@ from test_run import rows_without_times
 from test_runner import start_worker_without_reports, study_of
 
 from sparsemtl.config import before_of
-from sparsemtl.errors import ConfigError, NonFiniteLossError, SparseMTLError
+from sparsemtl.errors import ConfigError, TrainingError, SparseMTLError
 from sparsemtl.run import resume, run
 from sparsemtl.study import runner
 from sparsemtl.study.grid import Study
@@ -192,7 +192,7 @@ def test_a_pretraining_that_diverges_ends_the_study_before_its_runs(
     methods = {"good": {}, "bad": {"pretraining": {"optimizer": {"lr": 1e30}}}}
     for _ in range(2):
         with pytest.raises(
-            NonFiniteLossError,
+            TrainingError,
             match=r"^pretraining/seed-0-\w{10}, from which runs are to start: the loss of task 'auxiliary' is nan",
         ):
             run_study(study(tmp_path, methods=methods, seeds=[0]), tmp_path / "out", progress=False)

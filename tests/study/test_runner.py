@@ -196,6 +196,14 @@ def test_a_run_that_diverges_is_left_out_and_the_study_goes_on(tmp_path: Path, t
     assert "a, lr 0.001" in (tmp_path / "out" / "tables.md").read_text(encoding="utf-8")
 
 
+def test_a_run_whose_masks_become_empty_is_left_out_likewise(tmp_path: Path, tiny: Any, no_reports: None) -> None:
+    methods = {"all gone": {"sharing": {"name": "soft-masks", "lambda": 1e6}}, "whole": {"sharing": "soft-masks"}}
+    failures = run_study(study_of(tmp_path, base=tiny, methods=methods, seeds=[0]), tmp_path / "out", progress=False)
+    assert list(failures) == ["all-gone_seed-0"]
+    assert "has nothing left before epoch 2" in failures["all-gone_seed-0"]
+    assert {row["run"] for row in rows(tmp_path / "out")} == {"whole_seed-0"}
+
+
 def test_a_study_of_which_every_run_diverges_has_no_tables(tmp_path: Path, tiny: Any, no_reports: None) -> None:
     study = study_of(tmp_path, base=tiny, methods={"a": {"optimizer": {"lr": 1e30}}}, seeds=[0, 1])
     assert list(run_study(study, tmp_path / "out", progress=False)) == ["a_seed-0", "a_seed-1"]

@@ -242,8 +242,8 @@ def _cut(encoder: nn.Module, connected: Mapping[str, nn.Module]) -> tuple[nn.Mod
     first = next((i for i, stage in enumerate(stages.values()) if not layers.isdisjoint(stage.modules())), len(stages))
     if first == 0:
         raise ParameterError(
-            f"the encoder, of stages {', '.join(stages)}, has nothing before its first fully connected layer that tasks "
-            "could share. Use `weights: own`, or name in `layers` those that every task shall have for itself."
+            f"the encoder, of stages {', '.join(stages)}, has nothing before its first fully connected layer that "
+            "tasks could share. Use `weights: own`, or name in `layers` those that every task shall have for itself."
         )
     parts = list(stages.values())
     return nn.Sequential(*parts[:first]), nn.Sequential(*parts[first:])

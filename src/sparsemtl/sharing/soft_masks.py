@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparsemtl.batches import Loaders
-from sparsemtl.errors import MaskError, ParameterError
+from sparsemtl.errors import EmptyMaskError, ParameterError
 from sparsemtl.masks import TaskMasks
 from sparsemtl.models import MultiTaskModel
 from sparsemtl.parameters import NonNegative, validated
@@ -96,12 +96,12 @@ class SoftMaskSharing(Sharing):
         """See that every task still reads something of every layer.
 
         Raises:
-            MaskError: if a task's mask of a layer is zero everywhere: the task cannot tell inputs apart.
+            EmptyMaskError: if a task's mask of a layer is zero everywhere: the task cannot tell inputs apart.
         """
         for task, masks in self.soft.items():
             for name, psi in masks.items():
                 if not bool((psi > 0).any()):
-                    raise MaskError(
+                    raise EmptyMaskError(
                         f"the soft mask of task {task!r} over {name!r} has nothing left before epoch {epoch + 1}: "
                         f"every entry is zero. Lower `lambda` ({self.strength:g}), the learning rate or the epochs."
                     )

@@ -17,7 +17,7 @@ import torch
 
 from sparsemtl.config import before_of, differences
 from sparsemtl.data import TaskData
-from sparsemtl.errors import ConfigError, NonFiniteLossError, SparseMTLError
+from sparsemtl.errors import ConfigError, SparseMTLError, TrainingError
 from sparsemtl.files import read_json, replacing, write_json, write_text
 from sparsemtl.plan import Plan
 from sparsemtl.run import make_sharing, rehearse, run
@@ -30,8 +30,8 @@ from sparsemtl.yaml_text import dump_yaml, read_yaml
 def run_study(study: Study, out: str | Path, *, jobs: int = 1, progress: bool = True) -> dict[str, str]:
     """Run all runs of a study and write `results.csv`, tables and the report.
 
-    A run whose loss becomes NaN or infinite is left out of the tables and the study goes on; any other error ends it,
-    and so does such a loss in pretraining.
+    A run whose training comes to nothing (`TrainingError`: an infinite loss, an empty mask) is left out of the tables
+    and the study goes on; any other error ends it, and so does such a one in pretraining.
 
     Args:
         study: the study.
@@ -89,7 +89,7 @@ def _pretrain(todo: Sequence[Job], jobs: int, progress: bool) -> None:
     if before := _before(todo):
         _pretrain(before, jobs, progress)
         for name, failure in _execute(_before(todo), jobs, progress, what="runs before them").items():
-            raise NonFiniteLossError(f"{name}, from which runs are to start: {failure}")
+            raise TrainingError(f"{name}, from which runs are to start: {failure}")
 
 
 def _before(todo: Sequence[Job]) -> list[Job]:
@@ -209,7 +209,7 @@ def _run_one(one: Job) -> str | None:
     try:
         with _naming(one):
             run(one.config, one.folder, resume=True, progress=False)
-    except NonFiniteLossError as error:
+    except TrainingError as error:
         return str(error)
     return None
 
@@ -219,7 +219,7 @@ def _naming(one: Job) -> Iterator[None]:
     """Say in which run an error was made."""
     try:
         yield
-    except NonFiniteLossError:
+    except TrainingError:
         raise
     except SparseMTLError as error:
         error.args = (f"{error} (in run {one.name} of the study)",)
