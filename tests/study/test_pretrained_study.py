@@ -14,7 +14,7 @@ from test_run import rows_without_times
 from test_runner import start_worker_without_reports, study_of
 
 from sparsemtl.config import before_of
-from sparsemtl.errors import ConfigError, TrainingError, SparseMTLError
+from sparsemtl.errors import ConfigError, SparseMTLError, TrainingError
 from sparsemtl.run import resume, run
 from sparsemtl.study import runner
 from sparsemtl.study.grid import Study

@@ -197,7 +197,8 @@ def test_a_run_that_diverges_is_left_out_and_the_study_goes_on(tmp_path: Path, t
 
 
 def test_a_run_whose_masks_become_empty_is_left_out_likewise(tmp_path: Path, tiny: Any, no_reports: None) -> None:
-    methods = {"all gone": {"sharing": {"name": "soft-masks", "lambda": 1e6}}, "whole": {"sharing": "soft-masks"}}
+    masks = {"name": "soft-masks", "linear": True}
+    methods = {"all gone": {"sharing": {**masks, "lambda": 1e6}}, "whole": {"sharing": masks}}
     failures = run_study(study_of(tmp_path, base=tiny, methods=methods, seeds=[0]), tmp_path / "out", progress=False)
     assert list(failures) == ["all-gone_seed-0"]
     assert "has nothing left before epoch 2" in failures["all-gone_seed-0"]
