@@ -119,7 +119,8 @@ def chosen_rates(folder: Path) -> str:
     mean = mean[sorted(mean.columns)]
     lines = [f"| method | {' | '.join(f'{rate:g}' for rate in mean.columns)} |", "| :--- |" + " ---: |" * mean.shape[1]]
     for method, row in mean.iterrows():
-        cells = [f"**{value:.1f}**" if rate == row.idxmax() else f"{value:.1f}" for rate, value in row.items()]
+        shown = {rate: "–" if pd.isna(value) else f"{value:.1f}" for rate, value in row.items()}
+        cells = [f"**{text}**" if rate == row.idxmax() else text for rate, text in shown.items()]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
