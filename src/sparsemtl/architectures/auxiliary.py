@@ -26,7 +26,7 @@ Weights = Literal["own", "shared", "frozen"]
 
 
 class Auxiliary(MultiTaskModel):
-    """Every task starts from a big network of many classes and is aligned to it (DAMTL; Feng & Chen 2021).
+    """Every task starts from a big network of many classes and is aligned to it (DAMTL; Feng & Chen, arXiv 2201.02305).
 
     The encoder is the auxiliary network, trained. Every task gets a copy of its fully connected layers, and a last
     layer made of its rows for the task's classes. With `sharing: soft-masks` every task has a non-negative mask over
