@@ -20,7 +20,7 @@ from sparsemtl.sharing.sharing import Sharing, Statistics, Update
 
 
 class SoftMaskSharing(Sharing):
-    """Learned non-negative masks over the shared convolutions, with l1 (DAMTL; Feng & Chen, arXiv 2201.02305, Eq. 1, 4).
+    """Learned non-negative masks over the shared convolutions, with l1 (DAMTL, arXiv 2201.02305, Eq. 1 and 4).
 
     Task t computes with psi_t * W, element by element, where W is what all tasks train and psi_t >= 0 is its own. After
     every step that a task took part in, its masks take the proximal step of lambda |psi|_1 on psi >= 0:
