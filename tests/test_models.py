@@ -73,6 +73,11 @@ def test_a_model_needs_a_task() -> None:
         SharedBottom(nn.Linear(2, 2), [])
 
 
+def test_what_is_no_task_is_refused() -> None:
+    with pytest.raises(ParameterError, match=r"expected tasks, such as sm\.Classification\('name', 10\), got 'kind'"):
+        SharedBottom(nn.Identity(), ["kind"])  # type: ignore[list-item]
+
+
 def test_task_names_differ() -> None:
     with pytest.raises(ParameterError, match=r"task names must differ, \['a', 'b'\] occur more than once"):
         SharedBottom(nn.Linear(2, 2), [Regression(name) for name in "bacab"])

@@ -71,6 +71,7 @@ def before_of(
     if changes is None:
         return None
     base = {key: value for key, value in complete.items() if key not in _NOT_BEFORE} | {"data": data_of(complete)}
+    base["training"] = {key: value for key, value in complete["training"].items() if key not in _NOT_BEFORE_IN_TRAINING}
     inside = {inner: origin for place, origin in (origins or {}).items() if (inner := _inside(place))}
     before = check(merge(base, {"tasks": [AUXILIARY], **changes}), where=f"`pretraining` in {where}", origins=inside)
     if before["freeze"]:
@@ -89,6 +90,8 @@ def data_of(complete: Mapping[str, Any]) -> dict[str, Any]:
 
 _NOT_BEFORE = ("name", "label", "architecture", "sharing", "balancing", "freeze", "pretraining")
 """What a run has for itself, and the run before it does not take over."""
+_NOT_BEFORE_IN_TRAINING = ("choose_after",)
+"""Likewise in `training`: how long a method of sharing takes."""
 
 
 def _inside(place: str) -> str:

@@ -23,6 +23,8 @@ class MultiTaskModel(nn.Module, abc.ABC):
     def __init__(self, tasks: Sequence[Task]) -> None:
         super().__init__()
         tasks = list(tasks)
+        if (other := next((task for task in tasks if not isinstance(task, Task)), None)) is not None:
+            raise ParameterError(f"expected tasks, such as sm.Classification('name', 10), got {other!r}.")
         names = [task.name for task in tasks]
         if not names:
             raise ParameterError("a multi-task model needs at least one task.")

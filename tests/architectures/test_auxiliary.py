@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import sparsemtl as sm
 from sparsemtl.architectures.readings import FeatureReading
 from sparsemtl.data import TensorLoader
-from sparsemtl.errors import ParameterError
-from sparsemtl.files import read_tree
+from sparsemtl.errors import LabelError, ParameterError
+from sparsemtl.files import read_tensors, read_tree
 from sparsemtl.frozen import Frozen
 from sparsemtl.training.loggers import read_rows
 
@@ -483,6 +483,29 @@ def test_a_network_of_one_task_is_the_masked_model_without_the_auxiliary_network
         assert sum(t.numel() for t in small.state_dict().values()) <= sum(
             p.numel() for module in inference for p in module.parameters()
         )
+
+
+def test_classes_of_another_batch_are_refused() -> None:
+    network = shaken(model()).train()
+    network(images())
+    with pytest.raises(LabelError, match=r"task 'pets': expected the classes of the \d+ samples it saw, got 3"):
+        network.penalty("pets", torch.tensor([0, 1, 2]))
+    with pytest.raises(ParameterError, match="unknown task 'pet'"):
+        network.penalty("pet", labels()["pets"])
+
+
+@each_weights
+def test_a_run_folder_has_what_a_tasks_network_needs_and_no_more(weights: Any, tmp_path: Path) -> None:
+    network = shaken(model(weights=weights, align="feature"))
+    sharing = sm.SoftMaskSharing(init="uniform", lambda_=0.05)
+    trainer = quiet(network, sharing=sharing, epochs=2, folder=tmp_path).fit(loader(), loader(8))
+    for task in NAMES:
+        tensors, _ = read_tensors(tmp_path / "networks" / f"{task}.safetensors")
+        assert {name.partition(".")[0] for name in tensors} <= {"trunk", "encoders", "heads"}
+        assert all(name.startswith("trunk.") or name.split(".")[1] == task for name in tensors)
+        with torch.no_grad():
+            alone = torch.func.functional_call(network, tensors, (images(),), {"tasks": (task,)})[task]
+        assert torch.equal(trainer.predict(images())[task], alone)
 
 
 class Killed(Exception):

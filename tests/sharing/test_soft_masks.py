@@ -14,7 +14,7 @@ import sparsemtl as sm
 from sparsemtl.backbones import CNN
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import EmptyMaskError
-from sparsemtl.files import read_tree
+from sparsemtl.files import read_tensors, read_tree
 from sparsemtl.sharing import SoftMaskSharing
 
 
@@ -89,10 +89,31 @@ def test_a_layer_of_which_a_task_reads_nothing_any_more_is_named() -> None:
     task, name = NAMES[-1], list(sharing.soft[NAMES[-1]])[-1]
     with torch.no_grad():
         sharing.soft[task][name].flatten()[1:] = 0
-        sharing.begin_epoch(1, loader())
+        sharing.end_epoch(1)
         sharing.soft[task][name].zero_()
-    with pytest.raises(EmptyMaskError, match=f"'{task}' over '{name}' has nothing left before epoch 2"):
-        sharing.begin_epoch(1, loader())
+    with pytest.raises(EmptyMaskError, match=f"'{task}' over '{name}' has nothing left after epoch 2"):
+        sharing.end_epoch(1)
+
+
+def test_a_run_whose_masks_become_empty_ends_in_that_epoch_though_it_is_the_last() -> None:
+    with pytest.raises(EmptyMaskError, match="has nothing left after epoch 1: every entry is zero"):
+        sm.Trainer(model(), sharing=soft(lambda_=1e6), epochs=1, progress=False).fit(loader(), loader())
+
+
+@pytest.mark.parametrize("granularity", ["weight", "filter"])
+def test_a_run_folder_has_every_tasks_network_as_it_computes(granularity: Any, tmp_path: Path) -> None:
+    network, x = model(), batch_of(5).x
+    sharing = soft(init="uniform", granularity=granularity)
+    trainer = sm.Trainer(network, sharing=sharing, epochs=2, folder=tmp_path, progress=False).fit(loader(), loader())
+    for task in NAMES:
+        tensors, about = read_tensors(tmp_path / "networks" / f"{task}.safetensors")
+        assert about["task"] == task
+        assert not any(name.startswith(f"heads.{other}.") for name in tensors for other in NAMES if other != task)
+        with torch.no_grad():
+            alone = torch.func.functional_call(network, tensors, (x,), {"tasks": (task,)})[task]
+        assert torch.equal(trainer.predict(x)[task], alone)
+        for name, psi in sharing.soft[task].items():
+            assert torch.equal(tensors[name], (psi * network.get_parameter(name)).detach())
 
 
 def test_filters_have_a_number_each_and_their_masks_cover_whole_filters() -> None:

@@ -201,7 +201,7 @@ def test_a_run_whose_masks_become_empty_is_left_out_likewise(tmp_path: Path, tin
     methods = {"all gone": {"sharing": {**masks, "lambda": 1e6}}, "whole": {"sharing": masks}}
     failures = run_study(study_of(tmp_path, base=tiny, methods=methods, seeds=[0]), tmp_path / "out", progress=False)
     assert list(failures) == ["all-gone_seed-0"]
-    assert "has nothing left before epoch 2" in failures["all-gone_seed-0"]
+    assert "has nothing left after epoch 1" in failures["all-gone_seed-0"]
     assert {row["run"] for row in rows(tmp_path / "out")} == {"whole_seed-0"}
 
 

@@ -15,7 +15,7 @@ from sparsemtl.architectures.readings import Align, Alignable, make_reading
 from sparsemtl.architectures.reference import LAST, Reference, Source, Tap, tapped
 from sparsemtl.architectures.streams import largest_parts
 from sparsemtl.backbones.stages import stages_of
-from sparsemtl.errors import ParameterError, unknown_name
+from sparsemtl.errors import LabelError, ParameterError, unknown_name
 from sparsemtl.frozen import Frozen
 from sparsemtl.heads.linear import LinearHead
 from sparsemtl.models import MultiTaskModel, heads_for
@@ -142,11 +142,21 @@ class Auxiliary(MultiTaskModel):
         Args:
             task: the task.
             target: its classes of the batch (B,).
+
+        Returns:
+            a scalar; None if nothing is aligned, or the task has seen no batch in training since it was last asked.
+
+        Raises:
+            LabelError: if there are not as many classes as the batch has samples.
         """
+        self.check_task(task)
         if self.reading is None or task not in self._taken:
             return None
         x, taps = self._taken.pop(task)
         same = self._counterparts(task)
+        samples = len(next(iter(taps.values())).features)
+        if len(target) != samples:
+            raise LabelError(f"task {task!r}: expected the classes of the {samples} samples it saw, got {len(target)}.")
         if same is not None:
             taps[LAST] = taps[LAST].columns(same.own)
         classes = target.where(self.tasks[task].labelled(target), -1)

@@ -3,7 +3,7 @@
 The training step asks a sharing method seven things and knows nothing else about it: how the tasks take turns
 (`update`), the task's sub-network (`view`), what its gradient may touch (`gradient_mask`), what a step may move
 (`active`), an extra term of its loss (`penalty`) or of the whole (`regularizer`), and what to do after a step
-(`after_step`). Before every epoch `begin_epoch` may change any of the answers.
+(`after_step`). Before every epoch `begin_epoch` may change any of the answers; after it `end_epoch` may object.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class Sharing(abc.ABC):
     by_task: tuple[str, ...] = ("norms", "masks")
     #: True if every task is given the epoch that is best for it, though it shares weights with others.
     chosen_apart: bool = False
+    #: True if a task may read other values than the model's, which masks and statistics do not tell.
+    scales: bool = False
 
     def __init__(self, *, update: Update | None, bn: Statistics) -> None:
         self._update = update
@@ -91,6 +93,13 @@ class Sharing(abc.ABC):
 
     def begin_epoch(self, epoch: int, loaders: Loaders) -> None:
         """Renew what the method renews, before the epoch (counted from 0). May read the training data."""
+
+    def end_epoch(self, epoch: int) -> None:
+        """Look at what the epoch (counted from 0) has made, before it is validated.
+
+        Raises:
+            TrainingError: if nothing good can come of it.
+        """
 
     def settled(self, epoch: int) -> bool:
         """True if the model of this epoch is what the method promises; a warm-up's is not and is never chosen."""

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparsemtl.batches import Loaders
 from sparsemtl.errors import EmptyMaskError, ParameterError
 from sparsemtl.masks import TaskMasks
 from sparsemtl.models import MultiTaskModel
@@ -38,9 +37,27 @@ class SoftMaskSharing(Sharing):
         - There the weights under the masks are each task's own copy of an auxiliary network's, which is what
           `architecture: auxiliary` gives; on any other architecture all tasks share them.
         - Masks are trained by the run's optimizer, without weight decay.
+
+    Example:
+        >>> tasks = [Classification("shape", 2), Classification("colour", 3)]
+        >>> model = SharedBottom(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 8)), tasks)
+        >>> sharing, x, labels = SoftMaskSharing(lambda_=0.1), torch.rand(6, 1, 4, 4), torch.tensor([0, 1] * 3)
+        >>> _ = model(x)  # heads learn their widths
+        >>> sharing.attach(model)
+        >>> optimizer = torch.optim.Adam([*model.parameters(), *sharing.parameters()])
+        >>> for name, task in model.tasks.items():
+        ...     with sharing.view(name):
+        ...         loss = task.loss(model(x, [name])[name], labels)
+        ...     optimizer.zero_grad()
+        ...     loss.backward()
+        ...     _ = optimizer.step()
+        ...     sharing.after_step(optimizer)
+        >>> sharing.soft["shape"]["encoder.0.weight"].shape
+        torch.Size([4, 1, 3, 3])
     """
 
     by_task = ("norms", "soft")
+    scales = True
 
     @validated
     def __init__(
@@ -71,10 +88,11 @@ class SoftMaskSharing(Sharing):
         coverable = {**model.shared_parameters(), **model.copied_parameters()}
         covered = {name: p for name, p in coverable.items() if p.ndim in dimensions}
         if not covered:
+            layers = "convolution or linear layer" if self.linear else "convolution"
+            hint = "" if self.linear else " `linear=True` takes linear layers as well."
             raise ParameterError(
-                f"{type(self).__name__} finds nothing to mask: {type(model).__name__} shares "
-                f"{len(coverable)} parameters, none of them of a convolution. `linear=True` takes "
-                "linear layers as well."
+                f"{type(self).__name__} finds nothing to mask: of what tasks of {type(model).__name__} share, or have "
+                f"copies of, no weight is that of a {layers} ({len(coverable)} parameters).{hint}"
             )
         users = model.users()
         self.soft = {
@@ -92,7 +110,7 @@ class SoftMaskSharing(Sharing):
         for masks in self.soft.values():
             yield from masks.values()
 
-    def begin_epoch(self, epoch: int, loaders: Loaders) -> None:
+    def end_epoch(self, epoch: int) -> None:
         """See that every task still reads something of every layer.
 
         Raises:
@@ -102,7 +120,7 @@ class SoftMaskSharing(Sharing):
             for name, psi in masks.items():
                 if not bool((psi > 0).any()):
                     raise EmptyMaskError(
-                        f"the soft mask of task {task!r} over {name!r} has nothing left before epoch {epoch + 1}: "
+                        f"the soft mask of task {task!r} over {name!r} has nothing left after epoch {epoch + 1}: "
                         f"every entry is zero. Lower `lambda` ({self.strength:g}), the learning rate or the epochs."
                     )
 

@@ -45,7 +45,7 @@ class RunFolder:
         return self.path / "checkpoints" / f"{name}.safetensors"
 
     def network(self, task: str) -> Path:
-        """Weights of a task's own network, where tasks that share weights were chosen apart."""
+        """Weights of a task's own network, where `model`, `masks` and `norms` do not tell them."""
         return self.path / "networks" / f"{task}.safetensors"
 
     def before(self, config: Mapping[str, Any]) -> RunFolder:

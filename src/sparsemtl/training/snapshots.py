@@ -70,8 +70,19 @@ def _restore(state: Mapping[str, Any], model: MultiTaskModel, sharing: Sharing) 
     sharing.load_state_dict(state["sharing"])
 
 
+def task_network(model: MultiTaskModel, sharing: Sharing, task: str) -> Network:
+    """Every tensor that the task's output needs, as the task sees it."""
+    modules = {**model.shared_modules(), **model.unmasked_modules(), **model.task_modules(task)}
+    prefixes = tuple(f"{name}." for name in modules)
+    return {name: tensor for name, tensor in _seen(model, sharing, task).items() if name.startswith(prefixes)}
+
+
 def _network(state: Mapping[str, Any], model: MultiTaskModel, sharing: Sharing, task: str) -> Network:
-    """Every tensor of the model as the task sees it."""
+    """Every tensor of the model as the task sees it in a state."""
     _restore(state, model, sharing)
+    return _seen(model, sharing, task)
+
+
+def _seen(model: MultiTaskModel, sharing: Sharing, task: str) -> Network:
     with sharing.view(task):
         return {name: None if tensor is None else tensor.detach().clone() for name, tensor in seen(model).items()}

@@ -31,7 +31,7 @@ from sparsemtl.shadow import as_seen
 from sparsemtl.sharing import DenseSharing, Sharing
 from sparsemtl.training.checkpoint import Randomness, Stateful, restore, snapshot
 from sparsemtl.training.engine import Backend, Engine
-from sparsemtl.training.evaluation import Networks, Results, Views, evaluate, group_outputs, sample_predictions
+from sparsemtl.training.evaluation import Network, Networks, Results, Views, evaluate, group_outputs, sample_predictions
 from sparsemtl.training.figures import Meter, measure_rows, result_rows, run_rows
 from sparsemtl.training.folder import RunFolder
 from sparsemtl.training.heads import materialize_heads
@@ -39,7 +39,7 @@ from sparsemtl.training.loggers import CSVLogger, Logger, loggers_of
 from sparsemtl.training.mixing import Mix, epoch_batches, loader_generators, steps_in_epoch, undrawn
 from sparsemtl.training.progress import Progress
 from sparsemtl.training.selection import Monitor, Selection, primary_of
-from sparsemtl.training.snapshots import Snapshots
+from sparsemtl.training.snapshots import Snapshots, task_network
 from sparsemtl.training.summary import described, summarize
 
 if TYPE_CHECKING:
@@ -380,6 +380,7 @@ class Trainer:
     ) -> None:
         """Validate, choose, schedule, log, save."""
         epoch, step = self.position.epoch, self.position.step
+        self.sharing.end_epoch(epoch)
         self.balancer.end_epoch()
         for task in self.model.tasks:
             if task not in meter.losses:
@@ -464,7 +465,7 @@ class Trainer:
         self.validation = self._evaluate(validation)
         if self.folder is not None:
             write_tensors(self.folder.model, self.model.state_dict(), {"model": type(self.model).__name__})
-            for task, network in networks.items():
+            for task, network in (networks or self._scaled_networks()).items():
                 tensors = {name: tensor for name, tensor in network.items() if tensor is not None}
                 write_tensors(self.folder.network(task), tensors, {"model": type(self.model).__name__, "task": task})
             if self.masks is not None:
@@ -472,6 +473,10 @@ class Trainer:
             if self.sharing.norms is not None:
                 self.folder.save(self.folder.norms, self.sharing.norms.state_dict())
             self._write_summary("trained", {})
+
+    def _scaled_networks(self) -> dict[str, Network]:
+        """Every task's own network, if that is not what the model's weights, the masks and the statistics tell."""
+        return {task: task_network(self.model, self.sharing, task) for task in self.model.tasks if self.sharing.scales}
 
     def _write_summary(self, status: str, test: Results) -> None:
         if self.folder is None:
