@@ -20,7 +20,8 @@ IDS = {
 
 def save(path: Path, brightness: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((12, 16, 3), brightness, np.uint8)).save(path, quality=100)
+    image = Image.fromarray(np.full((12, 16, 3), brightness, np.uint8))
+    image.save(path, quality=100, comment=path.as_posix())  # so that no two files are equal
 
 
 def lay_classes(folder: Path, names: Sequence[str], image: str, count: int = 8) -> None:

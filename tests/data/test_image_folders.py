@@ -528,3 +528,36 @@ def test_networks_learn_from_folders_of_different_classes(tmp_path: Path) -> Non
     model = sm.SharedBottom(CNN(data.input_shape, widths=[4]), data.tasks)
     results = sm.Trainer(model, epochs=1, progress=False, accelerator="cpu").fit(train, validation).test(test)
     assert set(results) == {"birds", "garden"}
+
+
+def held_out(data: TaskData, task: str) -> set[int]:
+    return {*numbers(data, "validation", task), *numbers(data, "test", task)}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_task_learns_from_what_another_is_validated_or_tested_on(tmp_path: Path, seed: int) -> None:
+    """Small folders sorted out of a big one: an image of a number is one file, wherever it lies."""
+    lay(tmp_path / "birds", COUNTS)
+    lay(tmp_path / "rest", {"jay": 5, "tit": 5}, first=20)
+    lay(tmp_path / "all", {"crow": 4, "robin": 6, "wren": 10, "owl": 20})
+    data = build(tmp_path, tasks={"birds": "birds", "rest": "rest"}, auxiliary="all", seed=seed)
+    tasks = ("birds", "rest", "auxiliary")
+    alone = {t: build(tmp_path, tasks={t: "all" if t == "auxiliary" else t}, seed=seed) for t in tasks}
+    for task in tasks:
+        others = set().union(*(held_out(data, other) for other in tasks if other != task))
+        before = numbers(alone[task], "train", task)
+        kept = [number for number in before if number not in others]
+        assert numbers(data, "train", task) == kept
+        assert held_out(data, task) == held_out(alone[task], task)
+        note = f"{len(before) - len(kept)} training images are left out: another task is validated or tested on the"
+        assert (note in " ".join(data.notes)) == (len(kept) < len(before))
+    assert held_out(data, "birds") & set(numbers(alone["auxiliary"], "train", "auxiliary"))
+
+
+def test_a_class_of_which_another_task_is_tested_on_all_training_images_is_named(tmp_path: Path) -> None:
+    lay(tmp_path / "all" / "train", {"crow": 1, "wren": 4})
+    lay(tmp_path / "all" / "test", {"crow": 2, "wren": 2}, first=10)
+    lay(tmp_path / "birds" / "train", {"crow": 2, "wren": 2}, first=20)
+    lay(tmp_path / "birds" / "test", {"crow": 1, "wren": 1})
+    with pytest.raises(DataError, match="auxiliary: class 'crow' has no sample in the training split"):
+        build(tmp_path, tasks={"birds": "birds"}, auxiliary="all")

@@ -44,7 +44,8 @@ def image_folders(
     A task's folder holds a folder for each of its classes, or the folders `train`, `val` (or `validation`) and `test`,
     each of which holds folders of classes. Without `val`, validation images are held out of the training images;
     without `test`, the images of `val` are the test images. Tasks may have other classes, and some or all in common.
-    Photographs are turned as their EXIF orientation says.
+    Photographs are turned as their EXIF orientation says. A file that a task is validated or tested on trains no other
+    task that has the same one, byte for byte, as when some of a big folder's images were sorted into small ones.
 
         birds/wren/0001.jpg, ...                      or birds/train/wren/0001.jpg, ...
         birds/robin/one.png, ...                      and birds/test/wren/0091.jpg, ...

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -14,9 +14,10 @@ from torch import Tensor
 from sparsemtl.data.base import Samples, TaskData
 from sparsemtl.data.lazy import LazySplit, Sample
 from sparsemtl.data.objects.cache import PictureCache
-from sparsemtl.data.objects.listing import Listing
-from sparsemtl.data.objects.parts import Division
+from sparsemtl.data.objects.listing import TEST, TRAIN, VALIDATION, Listing
+from sparsemtl.data.objects.parts import Division, check_parts
 from sparsemtl.data.objects.source import ClassPictures, Form
+from sparsemtl.data.objects.twins import twins
 from sparsemtl.data.options import resolve_root
 from sparsemtl.data.pictures import Size
 from sparsemtl.errors import DataError
@@ -91,34 +92,85 @@ class Reading:
         return found
 
 
+@dataclass(frozen=True)
+class Divided:
+    """The images of a task and which part each belongs to.
+
+    Attributes:
+        listing: the images.
+        whole: the same, read when they are asked for.
+        rows: rows of training, validation and test images.
+        notes: what is to be said of them.
+    """
+
+    listing: Listing
+    whole: LazySplit
+    rows: list[Tensor]
+    notes: list[str]
+
+    @classmethod
+    def of(cls, listing: Listing, reading: Reading) -> Divided:
+        """The usable images of a listing, divided as the reading says."""
+        source = reading.source(listing)
+        broken = reading.broken(source)
+        usable = torch.ones(len(listing), dtype=torch.bool)
+        usable[broken] = False
+        rows = reading.division.divide(listing, usable.nonzero().squeeze(1))
+        whole = LazySplit.of(source, workers=reading.workers, memory=reading.memory)
+        notes = [reading.division.note(listing)]
+        if broken:
+            first = source.where(broken[0])
+            notes.append(
+                f"{len(broken)} of {len(listing)} images cannot be decoded and are left out, the first is {first}"
+            )
+        return cls(listing, whole, rows, notes)
+
+    def part(self, part: int) -> Samples:
+        """The images of a part."""
+        return self.whole.select(self.rows[part])
+
+    def held_out(self) -> list[str]:
+        """Files of the validation and test images."""
+        return [self.listing.paths[row] for part in (VALIDATION, TEST) for row in self.rows[part].tolist()]
+
+    def without(self, files: Collection[str]) -> Divided:
+        """The same, but that no file among these trains."""
+        train = [row for row in self.rows[TRAIN].tolist() if self.listing.paths[row] not in files]
+        gone = len(self.rows[TRAIN]) - len(train)
+        if not gone:
+            return self
+        rows = [torch.tensor(train, dtype=torch.long), *self.rows[VALIDATION:]]
+        check_parts(self.listing, rows)
+        note = f"{gone} training images are left out: another task is validated or tested on the same ones"
+        return replace(self, rows=rows, notes=[*self.notes, note])
+
+
 def one_task(name: str, listing: Listing, reading: Reading, notes: Sequence[str] = ()) -> TaskData:
     """A data set of one task and one split for all."""
-    (train, validation, test), own = _divided(listing, reading)
-    return TaskData(name, (Classification(listing.name, listing.classes),), train, validation, test, (*own, *notes))
+    divided = Divided.of(listing, reading)
+    train, validation, test = map(divided.part, range(3))
+    task = Classification(listing.name, listing.classes)
+    return TaskData(name, (task,), train, validation, test, (*divided.notes, *notes))
 
 
 def several_tasks(name: str, listings: Sequence[Listing], reading: Reading, notes: Sequence[str] = ()) -> TaskData:
-    """A data set in which every task has images of its own."""
-    divided = {listing.name: _divided(listing, reading) for listing in listings}
-    train, validation, test = ({task: parts[part] for task, (parts, _) in divided.items()} for part in range(3))
+    """A data set in which every task has images of its own, and none learns from what another is tested on."""
+    divided = _kept_apart({listing.name: Divided.of(listing, reading) for listing in listings})
+    train, validation, test = ({task: own.part(part) for task, own in divided.items()} for part in range(3))
     tasks = tuple(Classification(listing.name, listing.classes) for listing in listings)
-    own = _joined({task: made for task, (_, made) in divided.items()})
+    own = _joined({task: own.notes for task, own in divided.items()})
     return TaskData(name, tasks, train, validation, test, (*own, *notes))
 
 
-def _divided(listing: Listing, reading: Reading) -> tuple[list[Samples], list[str]]:
-    """Training, validation and test images of a task, and what is to be said of them."""
-    source = reading.source(listing)
-    broken = reading.broken(source)
-    usable = torch.ones(len(listing), dtype=torch.bool)
-    usable[broken] = False
-    rows = reading.division.divide(listing, usable.nonzero().squeeze(1))
-    whole = LazySplit.of(source, workers=reading.workers, memory=reading.memory)
-    notes = [reading.division.note(listing)]
-    if broken:
-        first = source.where(broken[0])
-        notes.append(f"{len(broken)} of {len(listing)} images cannot be decoded and are left out, the first is {first}")
-    return [whole.select(part) for part in rows], notes
+def _kept_apart(divided: Mapping[str, Divided]) -> dict[str, Divided]:
+    """The same without training images that are, byte for byte, validation or test images of another task."""
+    same = twins({task: own.listing.paths for task, own in divided.items()})
+    held_out = {task: {same[path] for path in own.held_out() if path in same} for task, own in divided.items()}
+    apart = {}
+    for task, own in divided.items():
+        of_others = {key for other, keys in held_out.items() if other != task for key in keys}
+        apart[task] = own.without({path for path in own.listing.paths if path in same and same[path] in of_others})
+    return apart
 
 
 def _joined(notes: Mapping[str, Sequence[str]]) -> list[str]:
