@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import nn
 
 import sparsemtl as sm
 from sparsemtl.data import LazySplit, Split, TaskData
-from sparsemtl.data.lazy import LazyLoader, Sample
+from sparsemtl.data.lazy import AHEAD, LazyLoader, Sample
 from sparsemtl.errors import DataError, LabelWarning, ParameterError
 from sparsemtl.tasks import Classification, Regression
 
@@ -144,6 +145,42 @@ def test_an_error_comes_as_it_was_raised_wherever_the_sample_is_decoded(workers:
     with pytest.raises(DataError) as caught:
         passes(lazy(Numbered(9, bad=4), workers=workers).loader(3))
     assert str(caught.value) == "4.png is not a whole image."
+
+
+class Meeting(Numbered):
+    """Samples that two threads must ask for at once."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.both = threading.Barrier(2)
+
+    def sample(self, row: int, targets: Sequence[str]) -> Sample:
+        if threading.current_thread() is not threading.main_thread():
+            self.both.wait(timeout=10)
+        return super().sample(row, targets)
+
+
+def test_workers_decode_at_once_and_in_this_process() -> None:
+    source = Meeting(12)
+    assert numbers(lazy(source, workers=2).loader(3)) == list(range(12))
+    assert sorted(source.decoded[1:]) == list(range(12))  # the first one told the size
+
+
+def test_workers_decode_the_next_batches_and_no_more() -> None:
+    source = Numbered(1000)
+    batches = iter(lazy(source, workers=2).loader(1))
+    next(batches)
+    batches.close()  # waits for those at work
+    assert 1 < len(source.decoded) <= 1 + 1 + 2 * AHEAD
+
+
+def test_a_pass_leaves_no_thread_behind() -> None:
+    before = threading.active_count()
+    split = lazy(Numbered(9, bad=8), workers=2)
+    next(iter(split.loader(3)))
+    with pytest.raises(DataError):
+        passes(split.loader(3))
+    assert threading.active_count() == before
 
 
 def test_images_of_different_sizes_are_refused_by_name() -> None:

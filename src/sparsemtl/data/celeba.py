@@ -74,7 +74,7 @@ def celeba(
         root: folder under which data sets lie; SPARSEMTL_DATA, or ./data, by default.
         attributes: `groups`, FSMTL's 8 tasks of 2 to 9 attributes; `one` task of all 40; or `each` attribute a task.
         size: pixels of the shorter side, or height and width; 64 gives 78x64, as FSMTL has it.
-        workers: processes that decode; 0 decodes in the training process; by default one a processor, at most 4.
+        workers: threads that decode; 0 decodes in the training thread; by default one a processor, at most 4.
         memory: gigabytes a split may take in memory, in which case it is decoded once.
 
     Raises:

@@ -1,32 +1,40 @@
 """Samples that are decoded when a batch asks for them: data sets that memory does not hold.
 
 A `Source` decodes one sample; `LazySplit` is some of its samples with the same seam as `Split`, and gives them to
-worker processes. Nothing in here is random but the order of a pass, which is drawn from torch's global generator just
-as `TensorLoader` draws it: the same seed gives the same batches wherever the samples lie, with any number of workers,
-and a resumed run goes on bit for bit.
+workers. These are threads: to read and to decode a file leaves Python to the others meanwhile, while a process would
+have to start, with torch, in every pass. Nothing in here is random but the order of a pass, which is drawn from torch's
+global generator just as `TensorLoader` draws it: the same seed gives the same batches wherever the samples lie, with
+any number of workers, and a resumed run goes on bit for bit.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from itertools import islice
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.data import DataLoader, Dataset
 
 from sparsemtl.data.base import BatchLoader, Split, gather
-from sparsemtl.errors import DataError, LabelWarning, SparseMTLError
+from sparsemtl.errors import DataError, LabelWarning
 from sparsemtl.parameters import Count, validated
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 GIGABYTE = 1e9
 MOST_WORKERS = 4
-"""Worker processes of a loader, where nobody says how many."""
+"""Threads that decode for a loader, where nobody says how many."""
+AHEAD = 2
+"""Batches a thread that are decoded before they are asked for."""
 
 
 class Sample(NamedTuple):
@@ -44,7 +52,7 @@ class Sample(NamedTuple):
 
 
 class Source(Protocol):
-    """Where samples are decoded. Worker processes get copies of it, so it pickles, and keeps no file open."""
+    """Where samples are decoded. Threads share it, so to decode changes nothing in it, and it keeps no file open."""
 
     @property
     def targets(self) -> Sequence[str]:
@@ -72,7 +80,7 @@ class LazySplit:
         source: decodes them.
         rows: which of the source's samples, shape (N,).
         targets: the targets that batches have.
-        workers: worker processes that decode; 0 decodes in this one; by default one a processor, at most four.
+        workers: threads that decode; 0 decodes in the one that asks; by default one a processor, at most four.
         memory: gigabytes in which decoded samples may be kept, images as bytes. Samples that fit are decoded once.
     """
 
@@ -129,6 +137,28 @@ class LazySplit:
         ((x, targets),) = self.loader(len(self))
         return Split(x, targets)
 
+    def decode(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, str]]:
+        """One batch: inputs, target -> labels, and the remarks of its samples, see `Sample`.
+
+        Args:
+            rows: indices of its samples.
+
+        Raises:
+            DataError: if a sample cannot be decoded, or images differ in size.
+        """
+        numbers = self.rows[rows].tolist()
+        samples = [self.source.sample(number, self.targets) for number in numbers]
+        for number, sample in zip(numbers, samples, strict=True):
+            if sample.x.shape != samples[0].x.shape:
+                first, other = self.source.where(numbers[0]), self.source.where(number)
+                raise DataError(
+                    f"images of a batch must have one size: {first} has {_size(samples[0].x)} pixels, "
+                    f"{other} {_size(sample.x)}. Set `size` to a height and a width."
+                )
+        targets = {name: torch.stack([sample.targets[name] for sample in samples]) for name in self.targets}
+        remarks = {kind: text for sample in reversed(samples) for kind, text in sample.remarks.items()}
+        return torch.stack([sample.x for sample in samples]), targets, remarks
+
     def tell(self, remarks: dict[str, str]) -> None:
         """Warn of what nobody was told yet."""
         for kind, remark in remarks.items():
@@ -175,18 +205,8 @@ class LazyLoader(BatchLoader):
 
     def _decoded(self, order: Sequence[Tensor]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         kept = self.split.kept
-        batches: DataLoader[Any] = DataLoader(
-            _Decoding(self.split),
-            batch_size=None,
-            sampler=[batch.tolist() for batch in order],  # what is an index to it is a batch to us
-            num_workers=_processes(self.split.workers),
-            collate_fn=_as_it_is,
-            generator=torch.Generator(),  # else it would draw from the global one
-        )
-        for rows, batch in zip(order, batches, strict=True):
-            if isinstance(batch, SparseMTLError):
-                raise batch
-            x, targets, remarks = batch
+        batches = _ahead(self.split.decode, order, _threads(self.split.workers))
+        for rows, (x, targets, remarks) in zip(order, batches, strict=True):
             self.split.tell(remarks)
             if kept is not None:
                 kept.put(rows, (x, targets))
@@ -226,38 +246,24 @@ def as_floats(x: Tensor) -> Tensor:
     return x.float().div_(255) if x.dtype == torch.uint8 else x
 
 
-class _Decoding(Dataset[Any]):
-    """Batches of a split by the samples' indices."""
-
-    def __init__(self, split: LazySplit) -> None:
-        self.source, self.rows, self.targets = split.source, split.rows, split.targets
-
-    def __getitem__(self, batch: list[int]) -> Any:
-        """One batch (x, targets, remarks), or the error: raised in a worker, it would come back as a traceback."""
-        rows = self.rows[batch].tolist()
-        try:
-            return self._stacked(rows, [self.source.sample(row, self.targets) for row in rows])
-        except SparseMTLError as error:
-            return error
-
-    def _stacked(self, rows: Sequence[int], samples: Sequence[Sample]) -> tuple[Tensor, dict[str, Tensor], Any]:
-        first = samples[0]
-        for row, sample in zip(rows, samples, strict=True):
-            if sample.x.shape != first.x.shape:
-                raise DataError(
-                    f"images of a batch must have one size: {self.source.where(rows[0])} has {_size(first.x)} pixels, "
-                    f"{self.source.where(row)} {_size(sample.x)}. Set `size` to a height and a width."
-                )
-        targets = {name: torch.stack([sample.targets[name] for sample in samples]) for name in self.targets}
-        remarks = {kind: text for sample in reversed(samples) for kind, text in sample.remarks.items()}
-        return torch.stack([sample.x for sample in samples]), targets, remarks
+def _ahead(work: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator[R]:
+    """What `work` makes of the items, in their order; threads make the next ones meanwhile."""
+    if threads == 0:
+        yield from map(work, items)
+        return
+    pool = ThreadPoolExecutor(threads, "decoding")
+    try:
+        rest = iter(items)
+        coming = deque(pool.submit(work, item) for item in islice(rest, AHEAD * threads))
+        while coming:
+            value = coming.popleft().result()
+            coming.extend(pool.submit(work, item) for item in islice(rest, 1))
+            yield value
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _processes(workers: int | None) -> int:
+def _threads(workers: int | None) -> int:
     if workers is not None:
         return workers
     return min(MOST_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -36,7 +36,7 @@ class Stack:
         return f"{self.path}, {self.variable} number {self.rows[row] + 1}"
 
     def read(self, row: int) -> Array:
-        """One array as MATLAB has it; the file is opened anew, as no two processes can share an open one."""
+        """One array as MATLAB has it; the file is opened anew, as threads do not share an open one."""
         with _opened(self.path) as file:
             try:
                 return np.asarray(_variable(file, self.variable, self.path)[self.rows[row]]).T  # HDF5 reverses the axes

@@ -78,7 +78,7 @@ def celebamask_hq(
             70 % training, 15 % validation, 15 % test.
         size: height and width in pixels, or the shorter side's.
         seed: of the split `random`.
-        workers: processes that decode; 0 decodes in the training process; by default one a processor, at most 4.
+        workers: threads that decode; 0 decodes in the training thread; by default one a processor, at most 4.
         memory: gigabytes a split may take in memory, in which case it is decoded once.
 
     Raises:

@@ -60,7 +60,7 @@ def cityscapes(
         size: height and width in pixels, or the shorter side's; by default as the files have it.
         validation: share of the official training images held out, in (0, 1).
         seed: of what is held out.
-        workers: processes that decode; 0 decodes in the training process; by default one a processor, at most 4.
+        workers: threads that decode; 0 decodes in the training thread; by default one a processor, at most 4.
         memory: gigabytes a split may take in memory, in which case it is decoded once.
 
     Raises:

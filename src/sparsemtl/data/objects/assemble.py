@@ -26,7 +26,7 @@ from sparsemtl.tasks import Classification
 FOLDER = "pictures"
 """Folder under the root in which decoded images are kept."""
 BATCH = 64
-"""Images that a process tries to decode at once."""
+"""Images that a thread tries to decode at once."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Reading:
         skip_broken: leave out images that cannot be decoded, counted in the notes; else they are an error when they
             are met.
         cache: keep decoded images on disk, in `pictures` under `root`: a byte a pixel and channel.
-        workers: processes that decode; 0 decodes in the training process; by default one a processor, at most 4.
+        workers: threads that decode; 0 decodes in the training thread; by default one a processor, at most 4.
         memory: gigabytes a split may take in memory, in which case it is read once.
         seed: of the split.
     """
