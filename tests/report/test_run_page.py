@@ -167,6 +167,13 @@ def test_pools_stand_with_their_tasks_sparsity_and_the_correlations(tmp_path):
     assert "Correlation of the labels" not in Page(write_report(folder).read_text()).text
 
 
+def test_of_a_run_that_was_interrupted_it_is_said_how_to_go_on(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.safetensors").touch()
+    with pytest.raises(CheckpointError, match=f"has not ended.* Go on with `sparsemtl resume {tmp_path}`"):
+        write_report(tmp_path)
+
+
 def test_a_stopped_run_says_so(tmp_path, page):
     folder = make_run(tmp_path / "run", tasks=["digit", "ink"], epochs=4)
     change_summary(folder, status="stopped")

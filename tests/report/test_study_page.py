@@ -96,6 +96,42 @@ def test_the_tasks_that_lose_are_named(copy):
     assert "It loses on 1 task of 2: ink (−" in text
 
 
+def test_tasks_that_not_all_methods_have_are_left_out_of_the_lead_and_said_below_the_table(copy):
+    edit_results(copy, lambda rows: rows[(rows["method"] == "stl") | (rows["task"] != "ink")])
+    text = Page(write_report(copy).read_text()).text
+    assert "% on average over the 1 task that all methods have" in text
+    assert "Tasks that not all methods have are left out of rank, Δm %: ink." in text
+    assert "common tasks" in text
+    assert "all tasks Δm" not in text
+
+
+def test_a_task_that_the_winner_does_not_have_is_not_counted_where_it_loses(copy):
+    def spoil(rows):
+        rows.loc[(rows["method"] != "stl") & (rows["metric"] == "accuracy"), "value"] = 0.01
+        return rows[(rows["method"] == "stl") | (rows["task"] != "ink")]
+
+    edit_results(copy, spoil)
+    assert "It loses on 1 task of 1: digit (−" in Page(write_report(copy).read_text()).text
+
+
+def test_without_a_common_task_the_lead_says_so(copy):
+    edit_results(copy, lambda rows: rows[(rows["method"] == "stl") == (rows["task"] == "ink")])
+    text = Page(write_report(copy).read_text()).text
+    assert "There is no task that all methods have, so that nothing is compared over tasks." in text
+    assert "Nothing to compare with yet" not in text
+
+
+def test_a_task_that_only_the_baseline_has_is_not_drawn_over_a_wide_grid(copy):
+    def wide(rows):
+        keep = rows["sharing.keep"].map({0.1: 0.1, 0.5: 100.0})
+        return rows.assign(**{"sharing.keep": keep})[(rows["method"] == "stl") | (rows["task"] != "ink")]
+
+    edit_results(copy, wide)
+    html = write_report(copy).read_text()
+    assert "digit over sharing.keep" in html
+    assert "ink over sharing.keep" not in html
+
+
 def test_only_runs_with_a_report_are_linked(folder, page):
     links = [value for tag, name, value in page.attributes if (tag, name) == ("a", "href")]
     assert links == ["runs/stl-none-0/report.html"]
@@ -170,5 +206,5 @@ def test_a_metric_that_is_missing_somewhere_is_an_en_dash(copy, page):
 
 def test_what_must_be_there_is_named_when_it_is_not(copy):
     (copy / "results.csv").unlink()
-    with pytest.raises(CheckpointError, match=r"results\.csv does not exist"):
+    with pytest.raises(CheckpointError, match=r"results\.csv does not exist\. .* the same `sparsemtl study` command"):
         write_report(copy)

@@ -205,11 +205,65 @@ def test_values_that_look_equal_are_both_best():
     assert [shown[label].cells[0].best for label in shown] == [False, True, True]
 
 
-def test_a_missing_metric_is_an_en_dash_that_ranks_and_averages_ignore():
+def test_a_missing_figure_is_an_en_dash_that_ranks_ignore():
     rows = frame()
-    shown = primary_table(results(rows[~((rows.method == "mtl") & (rows.task == "ink"))]))
+    rows.loc[(rows.method == "mtl") & (rows.task == "ink"), "value"] = NAN
+    shown = primary_table(results(rows))
     assert texts(shown, "mtl") == ["0.8900", "–", "3.00", "–"]
     assert texts(shown, "fisher, keep 0.1")[2] == "1.00"
+
+
+def of_one_metric() -> pd.DataFrame:
+    """Ink as an accuracy: a study whose table has an average."""
+    return frame().assign(metric="accuracy", higher_is_better=True)
+
+
+def lacking(rows: pd.DataFrame, *pairs: tuple[str, str]) -> pd.DataFrame:
+    """The results without the tasks of these methods."""
+    return rows[[pair not in pairs for pair in zip(rows.method, rows.task, strict=True)]]
+
+
+@pytest.mark.parametrize("without", [("mtl", "ink"), ("fisher", "ink"), ("stl", "ink")])
+def test_means_over_tasks_are_of_the_tasks_that_all_methods_have(without):
+    part = primary_table(results(lacking(of_one_metric(), without)))
+    alone = primary_table(results(of_one_metric().query("task == 'digit'")))
+    for column in (RANK, DELTA):
+        pd.testing.assert_series_equal(part.figures.mean[column], alone.figures.mean[column])
+        pd.testing.assert_series_equal(part.figures.std[column], alone.figures.std[column])
+    assert part.figures.mean[AVERAGE].tolist() == part.figures.mean["digit"].tolist()
+    assert part.note == "Tasks that not all methods have are left out of average, rank, Δm %: ink."
+    assert alone.note == primary_table(results()).note == ""
+
+
+def test_a_task_of_the_baseline_alone_is_left_out_where_the_others_share_two():
+    more = pd.concat([frame(), frame().query("task == 'ink' and method == 'stl'").assign(task="depth")])
+    found, expected = gains(results(more)), gains(results())
+    assert list(results(more).common) == ["digit", "ink"]
+    pd.testing.assert_frame_equal(found.mean.drop(columns="depth"), expected.mean)
+    assert found.mean["depth"].isna().all()
+
+
+def test_methods_without_a_common_task_have_dashes_and_a_sentence():
+    shown = primary_table(results(lacking(of_one_metric(), ("stl", "ink"), ("mtl", "digit"), ("fisher", "digit"))))
+    assert texts(shown, "mtl") == ["–", "0.1550", "–", "–", "–"]
+    assert shown.note == "There is no task that all methods have: no average, rank, Δm %."
+
+
+def test_without_a_mean_over_tasks_nothing_is_said_of_what_it_leaves_out():
+    rows = lacking(frame(), ("mtl", "ink")).query("method != 'fisher'")
+    shown = primary_table(results(rows, baseline=None))
+    assert RANK in shown.higher
+    assert shown.note != ""
+    assert primary_table(results(rows.query("method == 'mtl'"))).note == ""
+
+
+def test_the_note_stands_below_the_table_and_the_csv_names_the_tasks_of_every_figure():
+    shown = primary_table(results(lacking(of_one_metric(), ("mtl", "ink"))))
+    assert to_markdown(shown).endswith(f"|\n\n{shown.note}\n")
+    found = {row["column"]: row["tasks"] for row in csv.DictReader(io.StringIO(to_csv([shown])))}
+    assert found == {"digit": "digit", "ink": "ink", AVERAGE: "digit", RANK: "digit", DELTA: "digit"}
+    whole = csv.DictReader(io.StringIO(to_csv([primary_table(results(of_one_metric()))])))
+    assert {row["tasks"] for row in whole if row["column"] == AVERAGE} == {"digit, ink"}
 
 
 def test_values_that_are_not_finite_count_as_missing():
@@ -244,6 +298,12 @@ def test_every_metric_has_a_table_of_the_tasks_that_have_it():
         "accuracy": ["digit"],
         "mse": ["ink"],
     }
+
+
+def test_the_table_of_primary_metrics_is_not_there_again_among_those_of_all_metrics():
+    loss = of_one_metric().assign(metric="loss", higher_is_better=False)
+    found = results(pd.concat([of_one_metric(), loss]))
+    assert [primary_table(found).title, *metric_tables(found)] == ["accuracy", "loss"]
 
 
 def test_a_task_is_judged_by_its_first_metric_that_is_no_loss_unless_told_otherwise():

@@ -20,7 +20,7 @@ def write_report(path: str | Path) -> Path:
         Where the page is.
 
     Raises:
-        CheckpointError: if the folder is neither, or a file in it is damaged; it names the file.
+        CheckpointError: if the folder is neither, the run has not ended, or a file is damaged; it names the file.
         MissingExtraError: if what draws reports is not installed.
     """
     folder = Path(path)
@@ -35,11 +35,16 @@ def write_report(path: str | Path) -> Path:
         raise missing_extra(str(error.name), "report", "A report") from None
     from sparsemtl.report.run_page import run_page
     from sparsemtl.report.study_page import study_page
+    from sparsemtl.training.folder import RunFolder
 
     if (folder / "study.json").is_file():
         page = study_page(folder)
     elif (folder / "summary.json").is_file():
         page = run_page(folder)
+    elif RunFolder(folder).begun:
+        raise CheckpointError(
+            f"the run in {folder} has not ended (summary.json is missing). Go on with `sparsemtl resume {folder}`."
+        )
     else:
         raise CheckpointError(
             f"{folder} is neither a run that has ended (summary.json is missing) nor a study (study.json is missing)."

@@ -22,7 +22,7 @@ def gain_charts(best: Results, colours: Mapping[str, int]) -> list[Chart]:
     columns = [DELTA, *best.primary] if len(best.primary) > 1 else list(best.primary)
     return [
         Chart(
-            "all tasks" if column == DELTA else column,
+            _whole(best) if column == DELTA else column,
             "Δm, %" if column == DELTA else f"gain in {best.primary[column]}, %",
             gain_chart(
                 [
@@ -40,7 +40,8 @@ def gain_charts(best: Results, colours: Mapping[str, int]) -> list[Chart]:
 def key_charts(results: Results, best: Results, key: str, colours: Mapping[str, int]) -> list[Chart]:
     """Test figures over a numeric key of the grid: Δm, then every task; empty without two numbers.
 
-    Where the grid has other keys, they stand where validation chose them. A method without it is a level.
+    Where the grid has other keys, they stand where validation chose them. A method without it is a level. What no
+    method with the key has figures of is left out.
     """
     column = results.settings[key]
     if not pd.api.types.is_numeric_dtype(column) or column.dtype == bool or column.nunique() < 2:
@@ -50,11 +51,12 @@ def key_charts(results: Results, best: Results, key: str, colours: Mapping[str, 
     slices = _slices(results, best, key)
     values = sorted(column.dropna().unique().tolist())
     axis = _axis(key, values)
-    panels = [("all tasks", "Δm % ↑", delta, DELTA)] if delta.mean[DELTA].notna().any() else []
+    panels = [(_whole(results), "Δm % ↑", delta, DELTA)]
     panels += [(task, _unit(results, task), tasks, task) for task in results.primary]
     return [
         Chart(title, unit, _key_chart(figures, task, axis, slices, colours, results.baseline))
         for title, unit, figures, task in panels
+        if any(figures.mean[task].reindex(places.dropna().index).notna().any() for places in slices.values())
     ]
 
 
@@ -119,6 +121,11 @@ def learning_curves(study: StudyFolder, best: Results, colours: Mapping[str, int
             svg = line_chart(lines, label=f"validation {metric} of {task} over epochs")
             charts.append(Chart(task, _unit(best, task), svg))
     return charts
+
+
+def _whole(results: Results) -> str:
+    """The tasks that Δm is the mean over."""
+    return "all tasks" if len(results.common) == len(results.tasks) else "common tasks"
 
 
 def _unit(results: Results, task: str) -> str:

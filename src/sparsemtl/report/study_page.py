@@ -80,7 +80,7 @@ def study_page(path: Path) -> str:
         lead=_lead(best, main),
         facts=list(_facts(study)),
         main=main,
-        others=[table for table in metric_tables(best).values() if table.metrics != main.metrics],
+        others=list(metric_tables(best).values()),
         grid=primary_table(results) if len(results.settings) > len(best.settings) else None,
         gains=gain_charts(best, colours),
         keys={key: charts for key in results.grid if (charts := key_charts(results, best, key, colours))},
@@ -97,27 +97,36 @@ def _lead(best: Results, main: Table) -> str:
     figures = gains(best)
     delta = figures.mean[DELTA].dropna()
     if delta.empty:
-        return _lead_by_rank(main)
+        return _lead_by_rank(best, main)
     winner = str(delta.idxmax())
     mean, deviation = float(delta.max()), float(figures.std[DELTA][winner])
+    over = f"on average {_over(best)}"
     amount = signed(f"{mean:+.2f}") + ("" if math.isnan(deviation) else f" ± {deviation:.2f}") + " %"
     unsure = ", which is within one standard deviation of no change" if abs(mean) < deviation else ""
-    tasks = figures.mean.loc[winner].drop(DELTA)
+    tasks = figures.mean.loc[winner].drop(DELTA).dropna()
     lost = [f"{task} ({signed(f'{change:+.2f}')} %)" for task, change in tasks.items() if change < 0]
     if mean > 0:
-        first = f"{winner} gains most over single-task training: {amount} on average over tasks{unsure}."
+        first = f"{winner} gains most over single-task training: {amount} {over}{unsure}."
     else:
-        first = f"No method beats single-task training on average; the closest is {winner} with {amount}{unsure}."
+        first = f"No method beats single-task training {over}; the closest is {winner} with {amount}{unsure}."
     if not lost:
         return f"{first} It loses on no task."
     return f"{first} It loses on {plural(len(lost), 'task')} of {len(tasks)}: {listing(lost)}."
 
 
-def _lead_by_rank(main: Table) -> str:
+def _lead_by_rank(best: Results, main: Table) -> str:
+    if not best.common:
+        return "There is no task that all methods have, so that nothing is compared over tasks."
     if RANK not in main.higher or main.figures.mean[RANK].isna().all():
         return "Nothing to compare with yet."
     rank = main.figures.mean[RANK]
-    return f"{rank.idxmin()} ranks best: {rank.min():.2f} on average over tasks."
+    return f"{rank.idxmin()} ranks best: {rank.min():.2f} on average {_over(best)}."
+
+
+def _over(best: Results) -> str:
+    """What a mean over tasks is taken over."""
+    whole = len(best.common) == len(best.tasks)
+    return "over tasks" if whole else f"over the {plural(len(best.common), 'task')} that all methods have"
 
 
 def _facts(study: StudyFolder) -> Iterator[tuple[str, str]]:

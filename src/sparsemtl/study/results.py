@@ -35,7 +35,9 @@ def read_results(path: str | Path) -> pd.DataFrame:
             path, keep_default_na=False, na_values=[""], dtype={"run": str, "method": str, "task": str}
         )
     except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist.") from None
+        raise CheckpointError(
+            f"{path} does not exist. A study writes it at its end; the same `sparsemtl study` command goes on with it."
+        ) from None
     except ValueError as error:  # pandas' own parser errors are ValueErrors
         raise CheckpointError(f"{path} is not a table of results: {error}.") from None
     return frame
@@ -100,6 +102,12 @@ class Results:
         """The tasks, in the order of the rows."""
         return tuple(self.primary)
 
+    @property
+    def common(self) -> tuple[str, ...]:
+        """The tasks of which every setting has rows: what a mean over tasks is taken of, to be of the same for all."""
+        count = self.frame.groupby("task")["setting"].nunique()
+        return tuple(task for task in self.tasks if count.get(task) == len(self.settings))
+
     def higher_is_better(self, task: str, metric: str) -> bool:
         """Direction of a task's metric.
 
@@ -113,9 +121,12 @@ class Results:
         return str(said.iloc[0]).lower() in ("true", "1", "1.0")
 
     def only(self, settings: Iterable[str]) -> Results:
-        """The results of these settings."""
+        """The results of these settings, and of the tasks that one of them has."""
         chosen = list(settings)
-        return replace(self, frame=self.frame[self.frame["setting"].isin(chosen)], settings=self.settings.loc[chosen])
+        frame = self.frame[self.frame["setting"].isin(chosen)]
+        there = set(frame["task"])
+        primary = {task: metric for task, metric in self.primary.items() if task in there}
+        return replace(self, frame=frame, settings=self.settings.loc[chosen], primary=primary)
 
 
 @dataclass(frozen=True)
@@ -188,12 +199,13 @@ def chosen(results: Results) -> Results:
 
 
 def gains(results: Results, split: str = "test") -> Spread:
-    """Change of every task's primary metric against single-task training, in %, and Δm, the mean over tasks.
+    """Change of every task's primary metric against single-task training, in %, and Δm, their mean.
 
     100 * (M - M_STL) / |M_STL|, turned so that positive is better. Taken per seed where the baseline has a
-    run of every seed of the setting, else from the means, without deviation. The baseline's own row is
-    missing, as is everything where the study has no baseline. A baseline with several settings is the one
-    chosen on validation.
+    run of every seed of the setting, else from the means, without deviation. Δm is over the tasks in
+    `Results.common`; where a gain of one of them is missing, so is Δm. The baseline's own row is missing, as
+    is everything where the study has no baseline. A baseline with several settings is the one chosen on
+    validation.
     """
     pandas = _pandas()
     values = per_seed(results, results.primary, split)
@@ -212,7 +224,7 @@ def gains(results: Results, split: str = "test") -> Spread:
     columns = list(results.primary)
     frame = pandas.concat(parts, names=["setting", "seed"]) if parts else values.iloc[:0]
     frame = frame.reindex(columns=columns)
-    frame[DELTA] = frame[columns].mean(axis=1, skipna=False)
+    frame[DELTA] = frame[list(results.common)].mean(axis=1, skipna=False)
     return spread(frame, results.settings)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import signal
 import threading
 import warnings
@@ -211,6 +212,8 @@ def _run_one(one: Job) -> str | None:
             run(one.config, one.folder, resume=True, progress=False)
     except TrainingError as error:
         return str(error)
+    finally:
+        gc.collect()  # models refer to themselves, and with them a run's data would stay until Python looks for cycles
     return None
 
 

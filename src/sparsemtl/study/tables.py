@@ -83,15 +83,19 @@ class Table:
         metrics: task -> its metric, one column each.
         higher: column -> whether higher is better, for every column that is shown: the tasks, then as far as
             they apply `average` (where all tasks have one metric), `rank` (mean over the tasks) and `Δm %`.
+        over: column -> the tasks that it is the mean over, for the last three: those that all settings have.
         figures: mean, deviation and seeds; one row a setting, one column each of `higher`.
         methods: setting -> method.
+        note: which tasks the means over tasks leave out, "" if there is none.
     """
 
     title: str
     metrics: Mapping[str, str]
     higher: Mapping[str, bool]
+    over: Mapping[str, tuple[str, ...]]
     figures: Spread
     methods: Mapping[str, str]
+    note: str
 
     def numbers(self) -> pd.DataFrame:
         """All figures; columns are pairs of the column and `mean`, `std` or `n`."""
@@ -138,22 +142,25 @@ def table(results: Results, metrics: Mapping[str, str], *, title: str, split: st
         split: whose figures it shows.
     """
     higher = {task: results.higher_is_better(task, metric) for task, metric in metrics.items()}
+    common = tuple(task for task in metrics if task in results.common)
+    over = {}
     values = per_seed(results, metrics, split)
     if len(metrics) > 1 and len(set(metrics.values())) == 1:
-        values[AVERAGE] = values.mean(axis=1, skipna=False)
-        higher[AVERAGE] = next(iter(higher.values()))
+        values[AVERAGE] = values[list(common)].mean(axis=1, skipna=False)
+        higher[AVERAGE], over[AVERAGE] = next(iter(higher.values())), common
     figures = spread(values, results.settings)
     mean, std, n = figures.mean, figures.std, figures.n
     methods = results.settings["method"]
     if (methods != results.baseline).sum() > 1:
-        mean[RANK] = ranks(results, mean, {task: higher[task] for task in metrics}).mean(axis=1)
-        std[RANK], n[RANK], higher[RANK] = math.nan, 0, False
+        mean[RANK] = ranks(results, mean, {task: higher[task] for task in common}).mean(axis=1)
+        std[RANK], n[RANK], higher[RANK], over[RANK] = math.nan, 0, False, common
     if (methods == results.baseline).any():
         delta = gains(results, split)
         for shown, given in ((mean, delta.mean), (std, delta.std), (n, delta.n)):
             shown[DELTA] = given[DELTA]
-        higher[DELTA] = True
-    return Table(title, dict(metrics), higher, figures, dict(zip(methods.index, methods, strict=True)))
+        higher[DELTA], over[DELTA] = True, results.common
+    named = dict(zip(methods.index, methods, strict=True))
+    return Table(title, dict(metrics), higher, over, figures, named, _note(results, over))
 
 
 def primary_table(results: Results, split: str = "test") -> Table:
@@ -163,26 +170,32 @@ def primary_table(results: Results, split: str = "test") -> Table:
 
 
 def metric_tables(results: Results, split: str = "test") -> dict[str, Table]:
-    """Metric -> table of the tasks that have it."""
+    """Metric -> table of the tasks that have it, but for the one that `primary_table` shows already."""
     frame = results.frame[(results.frame["split"] == split) & (results.frame["task"] != "")]
-    return {
-        str(metric): table(
-            results, {str(t): str(metric) for t in rows["task"].unique()}, title=str(metric), split=split
-        )
+    having = {
+        str(metric): {str(task): str(metric) for task in rows["task"].unique()}
         for metric, rows in frame.groupby("metric", sort=False)
+    }
+    return {
+        metric: table(results, metrics, title=metric, split=split)
+        for metric, metrics in having.items()
+        if metrics != results.primary
     }
 
 
 def to_markdown(table: Table) -> str:
-    """The table in Markdown."""
+    """The table in Markdown, and its note below."""
     heads = ["method", *(f"{name} {unit}" for name, unit in table.headers()), "seeds"]
     lines = [_line(heads), "| :--- |" + " ---: |" * (len(heads) - 1)]
     lines += [_line([row.label, *(cell.markdown() for cell in row.cells), str(row.seeds)]) for row in table.rows()]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *(["", table.note] if table.note else [])]) + "\n"
 
 
 def to_csv(tables: Iterable[Table]) -> str:
-    """Tables as CSV text, a row per table, setting and column, with mean, std, n and whether it is best."""
+    """Tables as CSV text, a row per table, setting and column, with mean, std, n and whether it is best.
+
+    `tasks` are those that the figure is of: one, or all that a mean over tasks is taken of.
+    """
     import pandas as pd
 
     records = [
@@ -191,6 +204,7 @@ def to_csv(tables: Iterable[Table]) -> str:
             "setting": row.label,
             "method": row.method,
             "column": column,
+            "tasks": ", ".join(table.over.get(column, (column,))),
             "metric": table.metrics.get(column, ""),
             "higher_is_better": higher,
             "mean": cell.value,
@@ -209,6 +223,15 @@ def decimals(values: Iterable[float]) -> int:
     """Digits after the point that show typical values of a column with four significant ones; 0 to 6."""
     sizes = sorted(abs(value) for value in values if value and math.isfinite(value))
     return min(max(3 - math.floor(math.log10(sizes[len(sizes) // 2])), 0), 6) if sizes else 3
+
+
+def _note(results: Results, over: Mapping[str, tuple[str, ...]]) -> str:
+    left = [task for task in results.tasks if task not in results.common]
+    if not left or not over:
+        return ""
+    if not results.common:
+        return f"There is no task that all methods have: no {', '.join(over)}."
+    return f"Tasks that not all methods have are left out of {', '.join(over)}: {', '.join(left)}."
 
 
 def _best(mean: pd.Series[float], digits: int, higher: bool) -> set[str]:
