@@ -255,13 +255,13 @@ def _rows(study: Study, one: StudyRun, summary: dict[str, Any]) -> Iterator[list
 def results_of(study: Study, out: str | Path) -> Results:
     """The results of a study's finished runs, in the study's order."""
     folders = (RunFolder(Path(out) / "runs" / one.name) for one in study.runs)
-    first = next((folder for folder in folders if folder.finished), None)
-    tasks = read_json(first.summary)["tasks"] if first else {}
+    summaries = [read_json(folder.summary) for folder in folders if folder.finished]
+    primary = {task: entry["primary"] for summary in summaries for task, entry in summary["tasks"].items()}
     return Results.of(
         read_results(Path(out) / "results.csv"),
         baseline=study.baseline,
         methods=study.methods,
-        primary={task: entry["primary"] for task, entry in tasks.items()},
+        primary=primary,
     )
 
 
