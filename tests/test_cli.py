@@ -20,11 +20,13 @@ from typer.main import get_command
 
 from sparsemtl import __version__
 from sparsemtl.cli import _plain_keys, _registries, app, main
-from sparsemtl.config import check
+from sparsemtl.config import check, override
 from sparsemtl.errors import MaskWarning
 from sparsemtl.parameters import Count, describe, parameters_of, validated
+from sparsemtl.registry import Registry
 from sparsemtl.schema import SECTIONS, in_yaml_words, json_schema
 from sparsemtl.sharing import SHARING, DenseSharing
+from sparsemtl.study import grid
 from sparsemtl.training import Trainer
 from sparsemtl.yaml_text import dump_yaml
 
@@ -122,23 +124,50 @@ def test_list_of_something_unknown_names_the_nearest(sparsemtl: Shell) -> None:
     outcome = sparsemtl("list", "method")
     assert outcome.code == 1
     assert outcome.error.startswith(
-        "ConfigError: unknown list 'method'. Did you mean 'methods'? Known: architectures, "
+        "ConfigError: unknown list 'method'. Did you mean 'methods'? Known: architecture, architectures, "
     )
     assert "Did you mean 'fisher'?" in sparsemtl("list", "methods", "fishr").error
     assert "unknown list 'trainin'. Did you mean 'training'?" in sparsemtl("list", "trainin").error
+    assert "unknown list 'pretrainin'. Did you mean 'pretraining'?" in sparsemtl("list", "pretrainin").error
     assert "unknown run key 'freze'. Did you mean 'freeze'?" in sparsemtl("list", "run", "freze").error
 
 
-@pytest.mark.parametrize("what", ["run", "training"])
+@pytest.mark.parametrize("what", ["run", "training", "study"])
 def test_keys_that_no_registry_gives_are_explained_with_default_and_values(sparsemtl: Shell, what: str) -> None:
     text = one_line(sparsemtl("list", what).out)
     for key, (hint, default, about) in _plain_keys()[what].items():
-        assert one_line(f"{key}: {default if isinstance(default, str) else json.dumps(default)} ") in text
+        shown = "required" if default is ... else default if isinstance(default, str) else json.dumps(default)
+        assert one_line(f"{key}: {shown} ") in text
         assert one_line(f"{in_yaml_words(describe(hint))} {about or ''}") in text
 
 
 def test_every_key_of_a_configuration_can_be_listed() -> None:
     assert {*_plain_keys()["run"], "training", *SECTIONS} == set(check({}))
+
+
+def test_every_key_of_a_study_can_be_listed() -> None:
+    assert tuple(_plain_keys()["study"]) == grid.KEYS
+
+
+@pytest.mark.parametrize(("section", "registry"), [(section, registry) for section, (registry, _) in SECTIONS.items()])
+def test_a_section_of_a_file_lists_what_can_stand_in_it(
+    sparsemtl: Shell, section: str, registry: Registry[Any]
+) -> None:
+    what = next(what for what, other in _registries().items() if other is registry)
+    assert sparsemtl("list", section) == sparsemtl("list", what)
+    name = next(iter(registry))
+    assert sparsemtl("list", section, name) == sparsemtl("list", what, name)
+
+
+@pytest.mark.parametrize(
+    ("key", "of"), [("pretraining", "run"), ("freeze", "run"), ("epochs", "training"), ("seeds", "study")]
+)
+def test_a_key_of_a_file_is_explained(sparsemtl: Shell, key: str, of: str) -> None:
+    outcome = sparsemtl("list", key)
+    assert outcome.code == 0
+    assert outcome.out.strip().startswith(f"{key}: ")
+    assert outcome == sparsemtl("list", of, key)
+    assert f"'{key}' is a {of} key, not a list that has 'x'" in sparsemtl("list", key, "x").error
 
 
 def test_one_key_is_explained_alone(sparsemtl: Shell) -> None:
@@ -243,6 +272,14 @@ def test_a_quiet_run_tells_its_results_only(sparsemtl: Shell, tiny_file: Path, n
     outcome = sparsemtl("run", tiny_file, "--out", "here", "--quiet")
     assert (outcome.code, outcome.error) == (0, "")
     assert outcome.out.splitlines()[-1] == "Results: here"
+
+
+def test_the_help_says_what_becomes_of_a_mapping_and_it_does(sparsemtl: Shell) -> None:
+    text = one_line(sparsemtl("run", "--help").out)
+    assert "data.tasks={a: [3, 5]} adds or changes `a`, data.tasks={} changes nothing." in text
+    base = {"data": {"name": "label-subsets", "tasks": {"a": [1, 2], "b": [3, 4]}}}
+    assert override(base, ["data.tasks={}"]) == base
+    assert override(base, ["data.tasks={a: [3, 5]}"])["data"]["tasks"] == {"a": [3, 5], "b": [3, 4]}
 
 
 def test_overrides_of_the_command_line_are_what_is_run(

@@ -37,7 +37,8 @@ Overrides = Annotated[
     typer.Argument(
         metavar="section.key=value",
         help="Changes of the file, as in sharing.keep=0.5 or sharing=random; a section that gets another name starts "
-        "from that one's defaults.",
+        "from that one's defaults. A mapping goes into the file's key by key: "
+        "data.tasks={a: [3, 5]} adds or changes `a`, data.tasks={} changes nothing.",
         show_default=False,
     ),
 ]
@@ -163,8 +164,9 @@ def list_members(
         str | None,
         typer.Argument(
             metavar="WHAT",
-            help="run, training, tasks, datasets, encoders, heads, architectures, methods, criteria, balancers, "
-            "optimizers or schedulers; left out, an overview.",
+            help="run, training, study, tasks, datasets, encoders, heads, architectures, methods, criteria, balancers, "
+            "optimizers or schedulers; or a word of a file: a section (sharing) or a key (pretraining); left out, an "
+            "overview.",
             show_default=False,
         ),
     ] = None,
@@ -174,19 +176,25 @@ def list_members(
     ] = None,
 ) -> None:
     """Show what a configuration can say, with parameters, defaults and sources."""
+    from sparsemtl.schema import SECTIONS
     from sparsemtl.terminal import explained_keys, member, members, overview, show
 
     plain, registries = _plain_keys(), _registries()
     if what is None:
         show(overview(plain, registries))
-    elif what in plain:
+        return
+    found = {**{section: registry for section, (registry, _) in SECTIONS.items()}, **registries}
+    owner = next((of for of, keys in plain.items() if what in keys), None)
+    if what in plain:
         show(explained_keys(what, plain[what], name))
-    elif what not in registries:
-        raise ConfigError(unknown_name("list", what, [*plain, *registries]))
-    elif name is None:
-        show(members(registries[what]))
+    elif what in found:
+        show(members(found[what]) if name is None else member(found[what], name))
+    elif owner is None:
+        raise ConfigError(unknown_name("list", what, {*plain, *found, *plain["run"]}))
+    elif name is not None:
+        raise ConfigError(f"{what!r} is a {owner} key, not a list that has {name!r}. Say `sparsemtl list {what}`.")
     else:
-        show(member(registries[what], name))
+        show(explained_keys(owner, plain[owner], what))
 
 
 @app.command()
@@ -252,10 +260,29 @@ def _stopping(folder: Path) -> Iterator[None]:
 
 
 def _plain_keys() -> dict[str, Keys]:
-    """What can be listed that is no registry: the keys of a run that are no section, and those of `training`."""
+    """What can be listed that is no registry: the keys of a run that are no section, of `training` and of a study."""
     from sparsemtl.schema import run_keys, training_keys
 
-    return {"run": run_keys(), "training": training_keys()}
+    return {"run": run_keys(), "training": training_keys(), "study": _study_keys()}
+
+
+def _study_keys() -> Keys:
+    """The keys of a study's file."""
+    from sparsemtl.parameters import Natural
+
+    return {
+        "name": (str | None, None, "The study's name; the file's by default."),
+        "base": (str | dict[str, Any], {}, "What all runs have in common: a run's keys and sections, or its file."),
+        "methods": (
+            dict[str, dict[str, Any] | None],
+            ...,
+            "Method -> its changes of the base, its own `grid` among them.",
+        ),
+        "seeds": (list[Natural], [0, 1, 2], "Seeds that every method runs with."),
+        "grid": (dict[str, list[Any]], {}, "Key, as in sharing.keep -> the values that every method runs with."),
+        "baseline": (str | None, None, "The method to measure gains against; by default `stl`, if there is one."),
+        "notes": (str | list[str], [], "What must be said beside the figures."),
+    }
 
 
 def _registries() -> dict[str, Registry[Any]]:

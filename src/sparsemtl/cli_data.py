@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,30 +47,99 @@ def list_datasets(data_root: Root = None) -> None:
 
 @app.command()
 def check(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A data set, as `sparsemtl list datasets` names it.")],
-    options: Annotated[
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|FILE",
+            help="A data set, as `sparsemtl list datasets` names it; or the YAML file of a run or a study, whose data, "
+            "and those of the runs before, are checked.",
+        ),
+    ],
+    changes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="key=value", help="Its parameters, as in layout=mat.", show_default=False),
+        typer.Argument(
+            metavar="key=value",
+            help="The data set's parameters, as in layout=mat or tasks.birds=photos/birds; of a file, changes as "
+            "`sparsemtl run` takes them.",
+            show_default=False,
+        ),
     ] = None,
     data_root: Root = None,
     every: Annotated[bool, typer.Option("--read", help="Decode every sample, which may take long.")] = False,
 ) -> None:
     """Say what there is of a data set, what is missing and how to get it. Ends with 1 if it cannot be read."""
-    from sparsemtl.config import assignment
+    if Path(what).suffix in (".yaml", ".yml"):
+        sections = sections_in(Path(what), changes or [])
+    else:
+        sections = {"": {**_parameters(changes or []), "name": what}}
+    failed = 0
+    for number, (title, section) in enumerate(sections.items()):
+        if title:
+            typer.echo(("\n" if number else "") + f"{title}:")
+        failed += not _check_section(section, data_root, every)
+    if failed:
+        raise typer.Exit(1)
+
+
+def sections_in(path: Path, changes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The different sections `data` of a run or a study, and of the runs before, by where they stand.
+
+    Sections that differ in their seed alone read the same files, and count once.
+
+    Raises:
+        ConfigError: if the file or a change of it is not valid.
+    """
+    from sparsemtl import config
+    from sparsemtl.study.grid import read_study
+    from sparsemtl.yaml_text import read_yaml
+
+    content = read_yaml(path)
+    if "methods" in content:
+        runs = {f"{run.name}: ": run.config for run in read_study(path, changes).runs}
+    else:
+        origins = config.origins_of(path, changes)
+        runs = {"": config.check(config.override(content, changes), where=str(path), origins=origins)}
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for name, run in runs.items():
+        for title, part in ((f"{name}data", run), (f"{name}pretraining.data", config.before_of(run))):
+            if part is not None:
+                section = config.data_of(part)
+                found.setdefault(json.dumps({**section, "seed": None}, sort_keys=True), (title, section))
+    return dict(found.values())
+
+
+def _parameters(assignments: Sequence[str]) -> dict[str, Any]:
+    """A data set's parameters out of `key=value`."""
+    from sparsemtl.config import assignment, together
+
+    return together(map(assignment, assignments))
+
+
+def _check_section(section: Mapping[str, Any], data_root: Path | None, every: bool) -> bool:
+    """Say what there is of the data of a section, and tell whether it can be read.
+
+    Raises:
+        ConfigError: if the section is not valid.
+    """
+    from sparsemtl import config
     from sparsemtl.data.check import inspect, read
 
-    inspection = inspect(name, data_root)
+    name = section["name"]
+    inspection = inspect(name, section.get("root") or data_root)
     for line in inspection_lines(inspection):
         typer.echo(line)
-    if inspection.state not in ("there", "needs no files"):
-        raise typer.Exit(1)
-    if inspection.layout is None or (inspection.state == "needs no files" and not options):
-        return
-    reading = read(name, {"root": str(inspection.root), **dict(map(assignment, options or []))}, every=every)
+    if inspection.state in ("absent", "in part"):
+        return False
+    if inspection.state == "needs no files" and len(section) == 1:
+        return True
+    complete = config.data_of(config.check({"data": dict(section)}, where=f"`sparsemtl data check {name}`"))
+    options = {key: value for key, value in complete.items() if key != "name"}
+    if "root" in options:
+        options["root"] = str(inspection.root)
+    reading = read(name, options, every=every)
     for line in reading_lines(reading):
         typer.echo(line)
-    if reading.problem or reading.errors:
-        raise typer.Exit(1)
+    return not (reading.problem or reading.errors)
 
 
 def inspection_lines(inspection: Inspection) -> Iterator[str]:
@@ -79,8 +149,9 @@ def inspection_lines(inspection: Inspection) -> Iterator[str]:
         return
     if inspection.layout.remark:
         yield f"{inspection.name}: {inspection.layout.remark}"
-    if not inspection.alternatives:
+    if inspection.state == "needs no files":
         yield f"{inspection.name} needs no files."
+    if not inspection.alternatives:
         return
     yield f"{inspection.name} under {inspection.root.absolute()}: {inspection.state}."
     if len(inspection.alternatives) > 1:

@@ -72,10 +72,17 @@ def overview(plain: Mapping[str, Keys], registries: Mapping[str, Registry[Any]])
     table = _table("WHAT", "section", "members or keys")
     table.columns[1].no_wrap = True
     for what, keys in plain.items():
-        table.add_row(what, "(top level)" if what == "run" else what, ", ".join(keys))
+        table.add_row(what, _NO_SECTION.get(what, what), ", ".join(keys))
     for what, registry in registries.items():
         table.add_row(what, sections.get(id(registry), ""), ", ".join(registry))
-    return Group(table, "`sparsemtl list WHAT` shows parameters and sources, `sparsemtl list WHAT NAME` explains one.")
+    return Group(
+        table,
+        "`sparsemtl list WHAT` shows parameters and sources, `sparsemtl list WHAT NAME` explains one. WHAT may also be "
+        "a section or a key.",
+    )
+
+
+_NO_SECTION = {"run": "(top level)", "study": "(of a study)"}
 
 
 def members(registry: Registry[Any]) -> Table:

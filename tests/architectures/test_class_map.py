@@ -28,8 +28,28 @@ def test_classes_are_found_by_their_names_in_any_order(order: list[int], size: i
     assert found([EVERYTHING[i] for i in chosen], EVERYTHING) == chosen
 
 
-def test_classes_without_names_are_the_same_by_their_numbers() -> None:
-    assert found(3, 5) == [0, 1, 2]
+def test_classes_without_names_are_the_same_by_their_numbers_if_there_are_as_many() -> None:
+    assert found(5, 5) == [0, 1, 2, 3, 4]
+    assert found(3, ["0", "2", "1"]) == [0, 2, 1]
+
+
+@pytest.mark.parametrize("auxiliary", [6, ["0", "1", "2", "3"], ["0", "cat"], 2])
+def test_numbers_of_some_classes_only_are_no_names(auxiliary: int | list[str]) -> None:
+    count = auxiliary if isinstance(auxiliary, int) else len(auxiliary)
+    message = (
+        rf"task 'small': its 3 classes have numbers for names, so that 0, 1, 2 may be any of the {count} of "
+        r"the auxiliary task 'all': 0, .*\. Give the classes their names, or say .* in `class_map`, as in .small: .0"
+    )
+    with pytest.raises(ParameterError, match=message):
+        found(3, auxiliary)
+    with pytest.raises(ParameterError, match=r"so that 1 may"):
+        found(3, auxiliary, {0: 1, "2": None})
+    assert found(3, auxiliary, {0: 1, 1: 0, "2": None}) == [1, 0, -1]
+
+
+def test_numbers_that_are_given_as_names_are_names() -> None:
+    assert found(["3", "5"], 10) == [3, 5]
+    assert found(["0", "1"], 10) == [0, 1]
 
 
 @pytest.mark.parametrize("name", ["polar_bear", "POLAR BEAR", " Polar--Bear ", "polar.bear"])
@@ -53,11 +73,19 @@ def test_a_name_that_may_be_two_classes_is_refused() -> None:
 
 def test_a_class_that_is_missing_is_named_with_the_nearest_one_and_the_way_out() -> None:
     message = (
-        r"task 'small': the auxiliary task 'all' lacks its class 'cats'\. unknown class 'cats'\. Did you mean 'cat'\?"
-        r" .*`class_map`, as in \{small: \{cats: \.\.\.\}\}, with null"
+        r"^task 'small': the auxiliary task 'all' lacks its class 'cats' \(perhaps 'cat'\)\. Known: cat, Polar bear, "
+        r"sea-lion, car, dog\. Say which classes these are in `class_map`, as in \{small: \{cats: \.\.\.\}\}, with "
+        r"null for one that has no counterpart\.$"
     )
     with pytest.raises(ParameterError, match=message):
         found(["cats", "dog"], EVERYTHING)
+
+
+def test_all_classes_that_are_missing_are_named_at_once_and_near_names_only_where_there_are_any() -> None:
+    with pytest.raises(ParameterError, match=r"lacks its classes 'owl', 'Dogs' \(perhaps 'dog'\), 'worm'\. Known"):
+        found(["owl", "cat", "Dogs", "worm"], ["crow", "cat", "dog"])
+    with pytest.raises(ParameterError, match=r"lacks its class 'CAT' \(perhaps 'cat' or 'Cat'\)\."):
+        found(["CAT", "dog"], ["cat", "Cat", "dog"])
 
 
 @pytest.mark.parametrize("given", [{"a": "dog", "b": None}, {0: 4, 1: None}, {"a": 4, 1: None}, {0: "dog", "b": None}])
@@ -140,7 +168,7 @@ def test_a_task_that_is_mapped_to_null_has_no_counterparts_whatever_its_classes_
     assert set(classes_in_common(tasks(), source(), given, ())) == {"zoo"}
     strange = {"strange": Classification("strange", ["unheard of", "nowhere"])}
     assert classes_in_common(strange, source(), {"strange": None}, ()) == {}
-    with pytest.raises(ParameterError, match="lacks its class 'unheard of'"):
+    with pytest.raises(ParameterError, match="lacks its classes 'unheard of', 'nowhere'"):
         classes_in_common(strange, source(), {}, ())
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from reference_toys import CLASSES, LAYERS, encoder, images, reference
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from sparsemtl import Classification, Source
+from sparsemtl import Classification, Regression, Source
 from sparsemtl.architectures.reference import Reference, Tap, tapped
 from sparsemtl.errors import ParameterError
 from sparsemtl.heads.linear import LinearHead
@@ -34,6 +36,26 @@ def test_a_source_knows_the_last_layer_if_that_is_linear() -> None:
 def test_a_source_whose_head_has_not_learned_its_width_is_refused() -> None:
     with pytest.raises(ParameterError, match=r"the head of task 'all' has not learned its width yet"):
         Source(Classification("all", 3), Classification("all", 3).head())
+
+
+@pytest.mark.parametrize("outputs", [2, 4])
+def test_a_source_whose_linear_head_has_other_outputs_than_classes_is_refused(outputs: int) -> None:
+    task = Classification("all", 3)
+    with pytest.raises(ParameterError, match=f"the head of task 'all' has {outputs} outputs, and the task 3 classes"):
+        Source(task, nn.Linear(16, outputs))
+    assert Source(task, nn.Sequential(nn.Linear(16, outputs))).last is None
+
+
+@pytest.mark.parametrize("task", ["all", None, Regression("all")])
+def test_a_source_whose_task_is_no_classification_is_refused(task: Any) -> None:
+    with pytest.raises(ParameterError, match=r"a source needs its task, such as sm\.Classification"):
+        Source(task, nn.Linear(16, 3))
+
+
+def test_a_source_whose_head_is_no_module_is_refused() -> None:
+    head: Any = torch.zeros(2)
+    with pytest.raises(ParameterError, match="the head of task 'all': expected a module, got a Tensor"):
+        Source(Classification("all", 2), head)
 
 
 def test_taps_tell_what_layers_read_have_and_give() -> None:

@@ -15,6 +15,7 @@ from sparsemtl.errors import CheckpointError, ParameterError
 from sparsemtl.frozen import Frozen
 from sparsemtl.heads import DeepLabV3Head, FCNHead
 from sparsemtl.tasks import Classification
+from sparsemtl.training.folder import RunFolder
 
 
 def published(width: int = 4) -> dict[str, Tensor]:
@@ -96,6 +97,33 @@ def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
         load_torchvision(small(), text)
     with pytest.raises(CheckpointError, match=r"absent.pth does not exist"):
         load_torchvision(small(), tmp_path / "absent.pth")
+
+
+@pytest.mark.parametrize(
+    "content", [b"epoch,loss\n1,0.5\n", b"", b"\x80\x02", b"(", b"cab\n", b"PK\x03\x04 short", b"0", b"}"]
+)
+@pytest.mark.parametrize("name", ["metrics.csv", "weights.pth"])
+def test_bytes_of_whatever_else_are_no_weights(name: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{name} is not a file of tensors that torch\.save wrote"):
+        load_torchvision(small(), path)
+
+
+def test_a_folder_of_a_run_is_told_from_its_weights(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"is a folder; it has no model\.safetensors, as the folder of a run has"):
+        load_torchvision(small(), tmp_path)
+    weights = RunFolder(tmp_path).model
+    save_file(published(), weights)
+    with pytest.raises(CheckpointError, match=f"{tmp_path} is a folder; its weights are {weights}"):
+        load_torchvision(small(), tmp_path)
+
+
+def test_a_checkpoint_of_a_run_is_told_from_its_weights(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.save(folder.last, {"model": published(), "epoch": 3})
+    with pytest.raises(CheckpointError, match=rf"{folder.last} is a checkpoint.*its model is in {folder.model.name} "):
+        load_torchvision(small(), folder.last)
 
 
 class Trap:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from sparsemtl.data import DATASETS, TaskData
 from sparsemtl.data.check import inspect, read
 from sparsemtl.data.layout import Expected, Layout, Package, laid_out, layout_of, look
 from sparsemtl.errors import ConfigError
+from sparsemtl.yaml_text import dump_yaml
 
 Lay = Callable[[Path], Path]
 LAID: dict[str, Lay] = {
@@ -189,6 +191,87 @@ def test_a_table_of_ones_own_is_read_where_it_is_named(tmp_path: Path) -> None:
     assert (code, "Tasks: kind (classification, 3)." in output) == (0, True)
     code, output = run("check", "table", f"path={tmp_path}/mine.csv", "targets={kint: classification}")
     assert (code, "unknown column 'kint'. Did you mean 'kind'?" in output) == (1, True)
+
+
+def lay_birds(root: Path) -> None:
+    for name in ("wren", "robin"):
+        for number in range(6):
+            save(root / f"birds/{name}/{number}.png", np.full((8, 8, 3), 40 * number + len(name), np.uint8))
+
+
+@pytest.mark.parametrize(("name", "key"), [("image-folders", "tasks"), ("table", "path")])
+def test_files_of_ones_own_are_not_said_to_be_none_and_must_be_named(
+    name: str, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert inspect(name).state == "files of your own"
+    with pytest.raises(ConfigError, match=rf"`sparsemtl data check {name}` is not valid:\n  data\.{key}: .* required"):
+        cli_data.check(name)
+    output = capsys.readouterr().out
+    assert "of your own" in output
+    assert "needs no files" not in output
+
+
+def test_folders_of_ones_own_are_named_by_dotted_keys(tmp_path: Path) -> None:
+    lay_birds(tmp_path)
+    code, output = run(
+        "check", "image-folders", "tasks.mine=birds", "size=8", "workers=0", "--data-root", str(tmp_path)
+    )
+    assert (code, "Tasks: mine (classification, 2)." in output) == (0, True), output
+    code, output = run("check", "image-folders", f"tasks.mine={tmp_path}/bird")
+    assert (code, "It cannot be read. " in output, "needs no files" in output) == (1, True, False)
+
+
+def configuration(folder: Path, **changes: Any) -> Path:
+    data = {"name": "image-folders", "root": str(folder), "tasks": {"mine": "birds"}, "size": 8, "workers": 0}
+    path = folder / "mine.yaml"
+    path.write_text(dump_yaml({"data": data, **changes}), encoding="utf-8")
+    return path
+
+
+def test_the_data_of_a_run_and_of_the_run_before_are_checked(tmp_path: Path) -> None:
+    lay_birds(tmp_path)
+    before = {"tasks": ["digit"], "data": {"name": "digits"}}
+    code, output = run("check", str(configuration(tmp_path, pretraining=before)))
+    assert code == 0, output
+    mine, digits = output.split("\npretraining.data:\n")
+    assert mine.startswith("data:\nimage-folders: ")
+    assert "Tasks: mine (classification, 2)." in mine
+    assert "digits needs no files." in digits
+    assert "It can be read: " in digits
+
+
+def test_data_that_two_runs_have_in_common_are_checked_once(tmp_path: Path) -> None:
+    lay_birds(tmp_path)
+    path = configuration(tmp_path, pretraining={"tasks": ["mine"], "seed": 3})
+    assert list(cli_data.sections_in(path, [])) == ["data"]
+    assert list(cli_data.sections_in(path, ["pretraining.data.size=16"])) == ["data", "pretraining.data"]
+
+
+def test_the_file_of_a_run_is_changed_as_by_run(tmp_path: Path) -> None:
+    lay_birds(tmp_path)
+    code, output = run("check", str(configuration(tmp_path)), "data.tasks.other=nowhere")
+    assert (code, "nowhere is no folder" in output) == (1, True)
+    with pytest.raises(ConfigError, match=r"mine\.yaml is not valid:\n  data\.sise \(command line\): unknown"):
+        run("check", str(configuration(tmp_path)), "data.sise=8")
+    with pytest.raises(ConfigError, match=r"absent\.yaml"):
+        run("check", str(tmp_path / "absent.yaml"))
+
+
+def test_different_data_of_the_runs_of_a_study_are_checked_whatever_its_seeds(tmp_path: Path) -> None:
+    lay_birds(tmp_path)
+    base = {"data": {"name": "image-folders", "tasks": {"mine": "birds"}, "workers": 0, "size": 8}}
+    source = {"name": "digits", "task": "digit"}
+    drawn = {"name": "label-subsets", "source": source, "classes": 3, "overlap": 1, "test_per_class": 2, "seed": None}
+    methods = {"one": {}, "other": {"data": drawn}, "third": {"data": {"tasks": {"mine": "bird"}}}}
+    path = tmp_path / "study.yaml"
+    path.write_text(dump_yaml({"base": base, "methods": methods, "seeds": [5, 6]}), encoding="utf-8")
+    sections = cli_data.sections_in(path, [])
+    assert list(sections) == ["one_seed-5: data", "other_seed-5: data", "third_seed-5: data"]
+    assert sections["other_seed-5: data"]["seed"] == 5
+    code, output = run("check", str(path), "--data-root", str(tmp_path))
+    assert code == 1
+    assert output.count("It can be read: ") == 2
+    assert output.count("It cannot be read. ") == 1
 
 
 def test_the_list_shows_what_is_there(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from sparsemtl.tasks import Classification, Task
 
 ClassMap = Mapping[str, Any]
 """Class of the task -> class of the auxiliary task, or None for one that has no counterpart; names or indices."""
+
+NEAR = 0.75
+"""How alike a name must be to be thought of, in [0, 1]: two words that have most of their letters in common."""
 
 
 class Counterparts(nn.Module):
@@ -81,6 +85,8 @@ def counterparts(task: Classification, auxiliary: Classification, given: ClassMa
     """Find every class of a task among those of the auxiliary task.
 
     Classes are matched by name, and where no name is the same, by names that differ in case, blanks and signs only.
+    The numbers of classes without names count as names if the auxiliary task has as many classes: otherwise the task
+    may have numbered some of them anew.
 
     Args:
         task: the task.
@@ -91,22 +97,62 @@ def counterparts(task: Classification, auxiliary: Classification, given: ClassMa
         ParameterError: if a class has no counterpart and `given` does not say so, or `given` names what is not there.
     """
     chosen = {task.class_names[_index(task, one)]: other for one, other in (given or {}).items()}
-    found = [_found(name, task, auxiliary, chosen) for name in task.class_names]
+    found = [
+        _chosen(chosen[name], auxiliary) if name in chosen else _same(name, task, auxiliary)
+        for name in task.class_names
+    ]
+    missing = [name for name, index in zip(task.class_names, found, strict=True) if index is None]
+    if missing:
+        raise ParameterError(_lacking(missing, task, auxiliary))
     return Counterparts(torch.tensor(found))
 
 
-def _found(name: str, task: Classification, auxiliary: Classification, chosen: Mapping[str, Any]) -> int:
-    if name in chosen:
-        return -1 if chosen[name] is None else _index(auxiliary, chosen[name])
+def _chosen(other: Any, auxiliary: Classification) -> int:
+    """The index of the class that was given."""
+    return -1 if other is None else _index(auxiliary, other)
+
+
+def _same(name: str, task: Classification, auxiliary: Classification) -> int | None:
+    """The index of the one auxiliary class of the same name."""
+    if _numbered_anew(task, auxiliary):
+        return None
     for same in (str, _plain):
         matches = [i for i, other in enumerate(auxiliary.class_names) if same(other) == same(name)]
         if len(matches) == 1:
             return matches[0]
-    raise ParameterError(
-        f"task {task.name!r}: the auxiliary task {auxiliary.name!r} lacks its class {name!r}. "
-        f"{unknown_name('class', name, auxiliary.class_names)} Say which class it is in `class_map`, as in "
-        f"{{{task.name}: {{{name}: ...}}}}, with null for one that has no counterpart."
+    return None
+
+
+def _numbered_anew(task: Classification, auxiliary: Classification) -> bool:
+    """True if the task's class 0 need not be the auxiliary task's."""
+    return task.numbered and task.classes != auxiliary.classes
+
+
+def _lacking(missing: Sequence[str], task: Classification, auxiliary: Classification) -> str:
+    """Say of which classes the counterpart is not known, and how to tell it."""
+    known = ", ".join(auxiliary.class_names)
+    if _numbered_anew(task, auxiliary):
+        why = (
+            f"its {task.classes} classes have numbers for names, so that {', '.join(missing)} may be any of the "
+            f"{auxiliary.classes} of the auxiliary task {auxiliary.name!r}: {known}. Give the classes their names, or "
+            "say"
+        )
+    else:
+        listed = ", ".join(f"{name!r}{_hint(name, auxiliary)}" for name in missing)
+        classes = "class" if len(missing) == 1 else "classes"
+        why = f"the auxiliary task {auxiliary.name!r} lacks its {classes} {listed}. Known: {known}. Say"
+    return (
+        f"task {task.name!r}: {why} which classes these are in `class_map`, as in "
+        f"{{{task.name}: {{{missing[0]}: ...}}}}, with null for one that has no counterpart."
     )
+
+
+def _hint(name: str, auxiliary: Classification) -> str:
+    """The auxiliary classes of nearly that name: all of them, if they differ in case, blanks and signs only."""
+    plain = {other: _plain(other) for other in auxiliary.class_names}
+    close = get_close_matches(_plain(name), plain.values(), n=1, cutoff=NEAR)
+    near = [repr(other) for other in plain if plain[other] in close]
+    return f" (perhaps {' or '.join(near)})" if near else ""
 
 
 def _index(task: Classification, one: Any) -> int:

@@ -32,7 +32,8 @@ class Source:
         samples: its training samples, with which the reading `classic` compares.
 
     Raises:
-        ParameterError: if the head still waits for its width.
+        ParameterError: if the task is no classification, or the head is no module, still waits for its width, or is a
+            linear layer of other outputs than the task has classes.
     """
 
     task: Classification
@@ -40,10 +41,23 @@ class Source:
     samples: Loader | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.task, Classification):
+            raise ParameterError(
+                f"a source needs its task, such as sm.Classification('all', ['cat', 'dog']), got {self.task!r}."
+            )
+        if not isinstance(self.head, nn.Module):
+            raise ParameterError(
+                f"the head of task {self.task.name!r}: expected a module, got a {type(self.head).__name__}."
+            )
         if any(isinstance(parameter, UninitializedParameter) for parameter in self.head.parameters()):
             raise ParameterError(
                 f"the head of task {self.task.name!r} has not learned its width yet, let alone its weights: run the "
                 "auxiliary network on a batch, or train it, before it is a source."
+            )
+        if self.last is not None and self.last.out_features != self.task.classes:
+            raise ParameterError(
+                f"the head of task {self.task.name!r} has {self.last.out_features} outputs, and the task "
+                f"{self.task.classes} classes. Give the head that was trained for this task."
             )
 
     @property

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from sparsemtl.files import read_tensors
 PREFIXES = ("", "backbone.", "encoder.", "encoder.network.")
 """What the names of an encoder's parameters begin with: in a classifier, in a segmentation network, in the model of a
 run, and in that of a run that froze it."""
+
+MODEL = "model.safetensors"
+"""The file in the folder of a run that holds the weights of its model."""
 
 
 def load_torchvision(
@@ -93,18 +96,39 @@ def _within(name: str, part: str) -> bool:
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
+    if path.is_dir():
+        _refuse_folder(path)
     if path.suffix == ".safetensors":
-        return read_tensors(path)[0]
+        tensors, header = read_tensors(path)
+        if "tree" in header:
+            _refuse_checkpoint(path)
+        return tensors
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"{path} is not a file of tensors that torch.save wrote: {reason}") from None
+    except Exception as error:  # unpickling the bytes of any other file may raise anything
+        raise CheckpointError(f"{path} is not a file of tensors that torch.save wrote: {_first_line(error)}") from None
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict.")
     return content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0]
+
+
+def _refuse_folder(path: Path) -> NoReturn:
+    weights = path / MODEL
+    hint = f"its weights are {weights}" if weights.is_file() else f"it has no {MODEL}, as the folder of a run has"
+    raise CheckpointError(f"{path} is a folder; {hint}.")
+
+
+def _refuse_checkpoint(path: Path) -> NoReturn:
+    raise CheckpointError(
+        f"{path} is a checkpoint, from which a run goes on; its model is in {MODEL} in the run's folder, once the run "
+        "has ended."
+    )
 
 
 def _check(state: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str) -> None:

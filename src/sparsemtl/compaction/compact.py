@@ -54,7 +54,8 @@ def compact(
 
     Returns:
         a plain module in eval mode. It maps a batch to the outputs of `task`, or of a model of one network to what
-            that gives; for several tasks to a dict, task -> outputs.
+            that gives; for several tasks to a dict, task -> outputs. `torch.save` writes it, and
+            `torch.load(..., weights_only=False)` reads it where sparsemtl is installed.
 
     Raises:
         CompactionError: if torch.fx cannot trace the model, naming the part.

@@ -26,6 +26,7 @@ def tidy(network: Network) -> None:
     Raises:
         CompactionError: if it writes into tensors that others are views of.
     """
+    _drop_annotations(network)
     _drop_identities(network)
     without_writing(network)
     _functions_to_layers(network)
@@ -45,6 +46,12 @@ def _only_computes(node: fx.Node) -> bool:
         checks = "assert" in getattr(node.target, "__name__", "")
         return home.split(".")[0] in ("torch", "operator", "_operator", "builtins", "math") and not checks
     return node.op in ("call_module", "call_method", "get_attr")
+
+
+def _drop_annotations(network: Network) -> None:
+    """Take away the types that a user's forward names: they may be strings, or of modules that are not there later."""
+    for node in network.graph.nodes:
+        node.type = None
 
 
 def _drop_identities(network: Network) -> None:

@@ -45,6 +45,7 @@ def traced(model: nn.Module, whole: Collection[str] = ()) -> Network:
     model.eval()
     _plain_weights(model)
     if isinstance(model, fx.GraphModule):
+        model.graph._tracer_cls = _Tracer  # what is pickled is traced anew, and only ours knows our functions
         return Network.of(model, model.graph, prefix="", name=_name(model), whole=whole)
     return _trace(model, whole, prefix="", name=_name(model))
 
@@ -96,11 +97,13 @@ def _trace(root: nn.Module, whole: Collection[str], *, prefix: str, name: str) -
 class _Tracer(fx.Tracer):
     """Looks into every module but torch's own, those named and our `Select`; knows where it is.
 
+    A compacted network that was pickled is traced anew when it is loaded, by `_Tracer()` under this very name.
+
     Args:
         whole: names of modules not to look into.
     """
 
-    def __init__(self, whole: set[str]) -> None:
+    def __init__(self, whole: Collection[str] = ()) -> None:
         super().__init__(autowrap_functions=CALLS)
         self.whole = whole
         self.inside: list[str] = []

@@ -15,8 +15,9 @@ from sparsemtl.data.layout import Found, Layout, Package, layout_of, look
 from sparsemtl.data.lazy import LazySplit
 from sparsemtl.data.options import resolve_root
 from sparsemtl.errors import SparseMTLError
+from sparsemtl.parameters import parameters_of
 
-State = Literal["needs no files", "there", "in part", "absent"]
+State = Literal["needs no files", "files of your own", "there", "in part", "absent"]
 
 
 @dataclass(frozen=True)
@@ -28,18 +29,20 @@ class Inspection:
         root: where it was looked for.
         layout: what it needs; None if its module does not say.
         alternatives: for every alternative of the layout the packages with what there is of them.
+        required: its parameters that have no default, such as those that name files of the user's own.
     """
 
     name: str
     root: Path
     layout: Layout | None
     alternatives: tuple[tuple[tuple[Package, list[Found]], ...], ...]
+    required: tuple[str, ...] = ()
 
     @property
     def state(self) -> State:
         """The best that can be said of any alternative."""
         if not self.alternatives:
-            return "needs no files"
+            return "files of your own" if self.required else "needs no files"
         if any(all(complete(found) for _, found in packages) for packages in self.alternatives):
             return "there"
         return "in part" if self.size else "absent"
@@ -80,7 +83,8 @@ def inspect(name: str, root: str | Path | None = None) -> Inspection:
     layout = layout_of(DATASETS[name])
     alternatives = layout.alternatives if layout else ()
     found = tuple(tuple((package, look(package, place)) for package in packages) for packages in alternatives)
-    return Inspection(name, place, layout, found)
+    required = tuple(parameter.name for parameter in parameters_of(DATASETS[name]) if parameter.required)
+    return Inspection(name, place, layout, found, required)
 
 
 def complete(found: list[Found]) -> bool:

@@ -26,6 +26,10 @@ class Classification(Task):
         ignore_index: the label of a sample that has none; NaN says the same where labels are floats.
         label_smoothing: in [0, 1).
 
+    Attributes:
+        class_names: names of the classes; their numbers, if no names were given.
+        numbered: no names were given.
+
     Labels have shape (B,) and lie in 0 .. classes - 1; outputs are logits (B, classes).
     """
 
@@ -43,6 +47,7 @@ class Classification(Task):
         metrics: Mapping[str, Metric] | None = None,
     ) -> None:
         super().__init__(name, weight=weight, target=target, loss=loss, metrics=metrics)
+        self.numbered = isinstance(classes, int)
         self.class_names = [str(c) for c in (range(classes) if isinstance(classes, int) else classes)]
         if len(self.class_names) < 2:
             raise ParameterError(f"task {name!r}: a classification needs at least 2 classes, got {classes!r}.")
