@@ -30,7 +30,7 @@ def auxiliary_model(align: str, count: int, *, remember: float = 512.0) -> sm.Au
     torch.manual_seed(0)
     encoder = vgg5(SHAPE, width=32, fc=[512, 512], norm=False)
     everything = sm.Classification("auxiliary", 50)
-    tasks = [sm.Classification(f"task{index}", CLASSES) for index in range(count)]
+    tasks = [sm.Classification(f"task{index}", [str(number) for number in range(CLASSES)]) for index in range(count)]
     source = sm.Source(everything, everything.head(encoder.out_features))
     return sm.Auxiliary(encoder, tasks, source=source, align=align, remember=remember)
 

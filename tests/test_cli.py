@@ -26,7 +26,6 @@ from sparsemtl.parameters import Count, describe, parameters_of, validated
 from sparsemtl.registry import Registry
 from sparsemtl.schema import SECTIONS, in_yaml_words, json_schema
 from sparsemtl.sharing import SHARING, DenseSharing
-from sparsemtl.study import grid
 from sparsemtl.training import Trainer
 from sparsemtl.yaml_text import dump_yaml
 
@@ -143,10 +142,6 @@ def test_keys_that_no_registry_gives_are_explained_with_default_and_values(spars
 
 def test_every_key_of_a_configuration_can_be_listed() -> None:
     assert {*_plain_keys()["run"], "training", *SECTIONS} == set(check({}))
-
-
-def test_every_key_of_a_study_can_be_listed() -> None:
-    assert tuple(_plain_keys()["study"]) == grid.KEYS
 
 
 @pytest.mark.parametrize(("section", "registry"), [(section, registry) for section, (registry, _) in SECTIONS.items()])

@@ -262,27 +262,9 @@ def _stopping(folder: Path) -> Iterator[None]:
 def _plain_keys() -> dict[str, Keys]:
     """What can be listed that is no registry: the keys of a run that are no section, of `training` and of a study."""
     from sparsemtl.schema import run_keys, training_keys
+    from sparsemtl.study.grid import KEYS
 
-    return {"run": run_keys(), "training": training_keys(), "study": _study_keys()}
-
-
-def _study_keys() -> Keys:
-    """The keys of a study's file."""
-    from sparsemtl.parameters import Natural
-
-    return {
-        "name": (str | None, None, "The study's name; the file's by default."),
-        "base": (str | dict[str, Any], {}, "What all runs have in common: a run's keys and sections, or its file."),
-        "methods": (
-            dict[str, dict[str, Any] | None],
-            ...,
-            "Method -> its changes of the base, its own `grid` among them.",
-        ),
-        "seeds": (list[Natural], [0, 1, 2], "Seeds that every method runs with."),
-        "grid": (dict[str, list[Any]], {}, "Key, as in sharing.keep -> the values that every method runs with."),
-        "baseline": (str | None, None, "The method to measure gains against; by default `stl`, if there is one."),
-        "notes": (str | list[str], [], "What must be said beside the figures."),
-    }
+    return {"run": run_keys(), "training": training_keys(), "study": KEYS}
 
 
 def _registries() -> dict[str, Registry[Any]]:

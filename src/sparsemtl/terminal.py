@@ -55,6 +55,8 @@ def show_study(table: StudyTable) -> None:
     drawn.columns[0].min_width = max(len(word) for row in table.rows() for word in row.label.split())
     console.width = max(console.width, console.measure(drawn, options=console.options.update_width(10_000)).minimum)
     console.print(drawn)
+    if table.note:
+        console.print(table.note)
 
 
 def _figure(cell: Cell) -> str:

@@ -442,10 +442,12 @@ def test_the_loss_that_is_told_is_the_tasks_own(tmp_path: Path) -> None:
     assert shown == pytest.approx(discrepancies, rel=1e-4)
 
 
-@pytest.mark.parametrize("granularity", ["weight", "filter"])
+@pytest.mark.parametrize(("granularity", "strength"), [("weight", 2.0), ("filter", 0.7)])
 @each_weights
-def test_masks_are_never_negative_and_zero_exactly_where_the_proximal_step_says(weights: Any, granularity: Any) -> None:
-    rate, strength, weight = 0.05, 2.0, 0.8
+def test_masks_are_never_negative_and_zero_exactly_where_the_proximal_step_says(
+    weights: Any, granularity: Any, strength: float
+) -> None:
+    rate, weight = 0.05, 0.8
     network = shaken(model(weights=weights, chosen=tasks(pets=weight, wheels=weight)))
     sharing = sm.SoftMaskSharing(init="uniform", lambda_=strength, granularity=granularity)
     zeros = []

@@ -50,7 +50,8 @@ class Auxiliary(MultiTaskModel):
         kernel: `linear` compares the classes' means, `rbf` their distributions by five Gaussian kernels.
         strength: factor of the alignment beside the task's loss, the paper's lambda_2.
         class_map: task -> class -> auxiliary class, null for one that has no counterpart, or for a task none of whose
-            classes has; by default the class of the same name.
+            classes has; by default the class of the same name. Classes that have only numbers must be mapped, unless
+            the auxiliary task has as many.
         layers: names of the encoder's fully connected layers; by default all its linear layers.
         bank: samples of every auxiliary class that `classic` compares with if the kernel is `rbf`; with `linear` it
             compares with the mean over all.

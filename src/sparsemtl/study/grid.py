@@ -12,10 +12,20 @@ from typing import Any
 
 from sparsemtl.config import assignment, check, merge, override, together
 from sparsemtl.errors import ConfigError, unknown_name
-from sparsemtl.schema import SECTIONS
+from sparsemtl.parameters import Natural
+from sparsemtl.schema import SECTIONS, Keys
 from sparsemtl.yaml_text import read_yaml
 
-KEYS = ("name", "base", "methods", "seeds", "grid", "baseline", "notes")
+KEYS: Keys = {
+    "name": (str | None, None, "The study's name; the file's by default."),
+    "base": (str | dict[str, Any], {}, "What all runs have in common: a run's keys and sections, or its file."),
+    "methods": (dict[str, dict[str, Any] | None], ..., "Method -> its changes of the base, its own `grid` among them."),
+    "seeds": (list[Natural], [0, 1, 2], "Seeds that every method runs with."),
+    "grid": (dict[str, list[Any]], {}, "Key, as in sharing.keep -> the values that every method runs with."),
+    "baseline": (str | None, None, "The method to measure gains against; by default `stl`, if there is one."),
+    "notes": (str | list[str], [], "What must be said beside the figures."),
+}
+"""The keys of a study's file."""
 OWN = {"seed": "the study's `seeds` say it", "label": "it is the method's name"}
 """Keys of a run that a method cannot set, and why."""
 
