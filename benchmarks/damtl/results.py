@@ -100,7 +100,7 @@ def table(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> str
 def gains(frame: pd.DataFrame) -> str:
     """A Markdown table of the gain against single-task training, a row a method, a column a size."""
     groups = frame.groupby(["method", SIZE], sort=False)["gain"]
-    mean, std = groups.mean().unstack(), groups.std().unstack()
+    mean, std = (spread.unstack().sort_index(axis=1) for spread in (groups.mean(), groups.std()))
     lines = [
         f"| method | {' | '.join(f'{size} {SIZE}' for size in mean.columns)} |",
         "| :--- |" + " ---: |" * mean.shape[1],
@@ -165,7 +165,7 @@ def draw_sizes(studies: dict[str, pd.DataFrame], path: Path) -> None:
     """Test accuracy against the samples a class."""
     figure, axes = panels(studies)
     for study, frame in studies.items():
-        mean = frame.groupby(["method", SIZE], sort=False)["mean"].mean().unstack()
+        mean = frame.groupby(["method", SIZE], sort=False)["mean"].mean().unstack().sort_index(axis=1)
         for method, look in looks(list(mean.index), frame).items():
             axes[study].plot(mean.columns, mean.loc[method], label=method, markersize=5, **look)
         axes[study].set(xlabel=f"training {SIZE}", xscale="log", ylabel="test accuracy, %, mean of the tasks")
@@ -242,7 +242,7 @@ def main() -> None:
     if studies:
         draw_sizes(studies, options.out / "samples.png")
         draw_epochs(studies, options.out / "epochs.png", size=20)
-        draw_times(next(iter(studies.values())), options.out / "times.png", size=20)
+        draw_times(list(studies.values())[-1], options.out / "times.png", size=20)
     if "readings" in there:
         for overlap, part in read_study(there["readings"]).groupby("overlap", sort=False):
             sections += [f"## Readings, {overlap} classes in common\n\n{table(part, ['method'], COLUMNS)}\n"]
