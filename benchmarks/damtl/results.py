@@ -65,11 +65,11 @@ def read_study(folder: Path) -> pd.DataFrame:
 
 
 def seconds_before(study: Path, config: dict) -> float:
-    """What the run before took, 0 if there is none."""
+    """What the run before took, 0 if there is none; where a seed has several, as for several overlaps, their mean."""
     if config["pretraining"] is None:
         return 0.0
-    (before,) = study.glob(f"pretraining/seed-{config['seed']}-*/summary.json")
-    return json.loads(before.read_text())["seconds"]
+    summaries = study.glob(f"pretraining/seed-{config['seed']}-*/summary.json")
+    return float(pd.Series([json.loads(summary.read_text())["seconds"] for summary in summaries]).mean())
 
 
 def validation_curves(frame: pd.DataFrame) -> pd.DataFrame:
@@ -210,7 +210,7 @@ def draw_sparsity(frame: pd.DataFrame, path: Path) -> None:
         axes.errorbar(
             points["kept"], points["mean"], xerr=bars["kept"], yerr=bars["mean"], marker="o", capsize=2, label=method
         )
-        for strength, point in points.iterrows():
+        for strength, point in points[points["kept"] < 99].iterrows():
             axes.annotate(
                 f"λ = {strength:g}", (point["kept"], point["mean"]), (4, 5), textcoords="offset points", fontsize=8
             )
@@ -250,7 +250,7 @@ def main() -> None:
         frame = read_study(there["unknown-classes"])
         sections += [f"## An auxiliary task without the classes\n\n{table(frame, ['method'], COLUMNS)}\n"]
     if "sparsity" in there:
-        frame = read_study(there["sparsity"])
+        frame = read_study(there["sparsity"]).sort_values("lambda", kind="stable")
         sections += [f"## Sparsity\n\n{table(frame, ['method', 'lambda'], ['kept', 'task1', 'task2', 'mean'])}\n"]
         draw_sparsity(frame, options.out / "sparsity.png")
     if "learning-rates" in there:
