@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from sparsemtl.balancing import Balancer, as_balancer
 from sparsemtl.batches import Group, Loader, Loaders, check_loaders, per_task
 from sparsemtl.errors import CheckpointError, LabelWarning, ParameterError
-from sparsemtl.files import write_json, write_tensors
+from sparsemtl.files import write_json
 from sparsemtl.masks import TaskMasks
 from sparsemtl.models import MultiTaskModel
 from sparsemtl.modes import evaluating
@@ -30,8 +30,9 @@ from sparsemtl.randomness import seed_everything
 from sparsemtl.shadow import as_seen
 from sparsemtl.sharing import DenseSharing, Sharing
 from sparsemtl.training.checkpoint import Randomness, Stateful, restore, snapshot
+from sparsemtl.training.chosen import write_chosen
 from sparsemtl.training.engine import Backend, Engine
-from sparsemtl.training.evaluation import Network, Networks, Results, Views, evaluate, group_outputs, sample_predictions
+from sparsemtl.training.evaluation import Networks, Results, Views, evaluate, group_outputs, sample_predictions
 from sparsemtl.training.figures import Meter, measure_rows, result_rows, run_rows
 from sparsemtl.training.folder import RunFolder
 from sparsemtl.training.heads import materialize_heads
@@ -39,7 +40,7 @@ from sparsemtl.training.loggers import CSVLogger, Logger, loggers_of
 from sparsemtl.training.mixing import Mix, epoch_batches, loader_generators, steps_in_epoch, undrawn
 from sparsemtl.training.progress import Progress
 from sparsemtl.training.selection import Monitor, Selection, primary_of
-from sparsemtl.training.snapshots import Snapshots, task_network
+from sparsemtl.training.snapshots import Snapshots
 from sparsemtl.training.summary import described, summarize
 
 if TYPE_CHECKING:
@@ -464,19 +465,8 @@ class Trainer:
         self.model.eval()
         self.validation = self._evaluate(validation)
         if self.folder is not None:
-            write_tensors(self.folder.model, self.model.state_dict(), {"model": type(self.model).__name__})
-            for task, network in (networks or self._scaled_networks()).items():
-                tensors = {name: tensor for name, tensor in network.items() if tensor is not None}
-                write_tensors(self.folder.network(task), tensors, {"model": type(self.model).__name__, "task": task})
-            if self.masks is not None:
-                self.masks.save(self.folder.masks)
-            if self.sharing.norms is not None:
-                self.folder.save(self.folder.norms, self.sharing.norms.state_dict())
+            write_chosen(self.folder, self.model, self.sharing, networks)
             self._write_summary("trained", {})
-
-    def _scaled_networks(self) -> dict[str, Network]:
-        """Every task's own network, if that is not what the model's weights, the masks and the statistics tell."""
-        return {task: task_network(self.model, self.sharing, task) for task in self.model.tasks if self.sharing.scales}
 
     def _write_summary(self, status: str, test: Results) -> None:
         if self.folder is None:
