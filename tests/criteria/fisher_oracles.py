@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from sparsemtl.likelihoods import Bernoulli, Categorical, Gaussian
@@ -151,16 +152,26 @@ def add(total: Scores, weight: float, gradients: Mapping[str, Tensor], power: st
         total[name] = total.get(name, torch.zeros_like(g)) + weight * (g.square() if power == "square" else g.abs())
 
 
-def assert_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], relative: float | None = None) -> None:
-    """Compare scores: 1e-10 in float64 and 1e-6 in float32 of the largest score that the parameter could have."""
+def assert_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], relative: float = 1e-10) -> None:
+    """Compare scores, relative to the largest score of their parameter or 1e-4 of the largest of all."""
     assert list(found) == list(expected)
     largest = max(float(score.max()) for score in expected.values())
     for name, score in expected.items():
         assert found[name].shape == score.shape, name
-        tolerance = relative or (1e-10 if score.dtype == torch.float64 else 1e-6)
         scale = max(float(score.max()), 1e-4 * largest)
-        error = float((found[name] - score).abs().max()) / scale
-        assert error <= tolerance, f"{name}: relative error {error:.1e}"
+        error = float((found[name].to(score.dtype) - score).abs().max()) / scale
+        assert error <= relative, f"{name}: relative error {error:.1e}"
+
+
+def rounding(model: nn.Module, dtype: torch.dtype = torch.float32) -> float:
+    """Relative error that rounding may leave in a gradient: 10 √n u (Higham & Mary 2019, 10 for near certainty).
+
+    n counts the summands of a path through the network and back: fan-in and fan-out of every weight, and the
+    numbers that a norm averages.
+    """
+    sizes = [parameter.shape for parameter in model.parameters()]
+    summands = sum(s.numel() // s[0] + s.numel() // s[1] if len(s) > 1 else 2 * s.numel() for s in sizes)
+    return 10 * math.sqrt(summands) * torch.finfo(dtype).eps / 2
 
 
 def spy_on_draws(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:

@@ -11,11 +11,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sparsemtl.data.options import resolve_root
+from sparsemtl.data.scenes.arithmetic import sqrt
 from sparsemtl.data.scenes.rendering import Rendering, render
 from sparsemtl.errors import CheckpointError, DataError
 from sparsemtl.files import read_tensors, write_tensors
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same seed and index give another image, or files hold something else: old files then rest."""
 PIECE = 512
 """Images that are held in full at once while rendering."""
@@ -98,6 +99,6 @@ def unpacked(package: dict[str, Tensor]) -> Rendering:
         package["image"].float() / 255,
         package["segmentation"].long(),
         package["depth"],
-        normals / (x * x + y * y + z * z).sqrt().unsqueeze(1),
+        normals / sqrt(x * x + y * y + z * z).unsqueeze(1),
         package["scene"].long(),
     )

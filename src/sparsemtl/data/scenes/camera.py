@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sparsemtl.data.scenes.arithmetic import sqrt
 from sparsemtl.data.scenes.rooms import Camera, Rooms
 
 
@@ -63,9 +64,9 @@ def expose(rooms: Rooms, middle: Tensor, corner: Tensor, grain: Tensor) -> Tenso
     lower = corner[..., 1:, :-1] + corner[..., 1:, 1:]
     exposure, noise, focal = (f[:, None, None, None] for f in (*rooms.sensor, rooms.camera.focal))
     light = (0.5 * middle + 0.125 * (upper + lower)) * exposure * _falloff(focal, *middle.shape[2:])
-    light = (light + noise * grain * (light + 0.02).sqrt()).clamp_(min=0)
+    light = (light + noise * grain * sqrt(light + 0.02)).clamp_(min=0)
     light = light * (1 + light / 4) / (1 + light)
-    return (light.sqrt().clamp_(max=1) * 255).round_() / 255
+    return (sqrt(light).clamp_(max=1) * 255).round_() / 255
 
 
 def _falloff(focal: Tensor, height: int, width: int) -> Tensor:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from sparsemtl.data.scenes.arithmetic import sqrt
 from sparsemtl.data.scenes.draws import Draws
 from sparsemtl.data.scenes.rooms import (
     ABSENT,
@@ -77,7 +78,7 @@ def _cosine_and_sine(half_tangent: Tensor) -> Tensor:
 
 def _unit(vector: Tensor) -> Tensor:
     x, y, z = vector.unbind(-1)
-    return vector / (x * x + y * y + z * z).sqrt().unsqueeze(-1)
+    return vector / sqrt(x * x + y * y + z * z).unsqueeze(-1)
 
 
 def _cross(a: Tensor, b: Tensor) -> Tensor:

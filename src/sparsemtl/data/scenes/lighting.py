@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sparsemtl.data.scenes.arithmetic import sqrt
 from sparsemtl.data.scenes.rooms import WINDOW, Materials, Rooms, Window
 from sparsemtl.data.scenes.tracing import Hits, blocked, dot, pick
 
@@ -34,7 +35,7 @@ def radiance(rooms: Rooms, direction: Tensor, hits: Hits, aside: Tensor, pixel: 
         aside: where on the lights each ray looks for light, in units of their spread, in [-1, 1], (3, R).
         pixel: distance between pixels in units of the image's longer side: patterns finer than that fade.
     """
-    length = dot(direction, direction).sqrt()
+    length = sqrt(dot(direction, direction))
     gaze = direction / length.unsqueeze(1)
     looks = pick(_looks(rooms.materials), hits.surface)
     blur = hits.depth * length * (pixel / rooms.camera.focal.unsqueeze(1)) / (0.05 + dot(gaze, hits.normal).abs())
@@ -93,13 +94,13 @@ def _light(rooms: Rooms, gaze: Tensor, hits: Hits, aside: Tensor) -> tuple[Tenso
         if not power.any():
             continue
         way = position + spread * aside - above
-        distance = dot(way, way).sqrt()
+        distance = sqrt(dot(way, way))
         towards = way / distance.unsqueeze(1)
         sent = (1 - dot(axis, axis) - dot(towards, axis)).clamp_(min=0)
         arriving = sent * (1 - blocked(rooms, above, way)) / (distance * distance + 0.3)
         irradiance = arriving * dot(towards, hits.normal).clamp_(min=0)
         half = towards - gaze
-        sharp = dot(half, hits.normal).clamp_(min=0) / dot(half, half).sqrt()
+        sharp = dot(half, hits.normal).clamp_(min=0) / sqrt(dot(half, half))
         for _ in range(5):
             sharp = sharp * sharp
         diffuse += power * irradiance.unsqueeze(1)

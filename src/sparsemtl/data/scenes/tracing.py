@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sparsemtl.data.scenes.arithmetic import sqrt
 from sparsemtl.data.scenes.rooms import OBJECT, SLOTS, WALL, WINDOW, Rooms, Solids
 
 FAR = 1e12
@@ -101,7 +102,7 @@ def round_spans(rounds: Solids, origin: Tensor, direction: Tensor) -> tuple[Tens
     middle = x * way_x + y * way_y + ball * (z * way_z)
     outside = x * x + y * y + ball * (z * z) - radius * radius
     inside = middle * middle - square * outside
-    root, missed = inside.clamp(min=0).sqrt_(), inside.neg_().clamp_(min=0).mul_(FAR)
+    root, missed = sqrt(inside.clamp(min=0)), inside.neg_().clamp_(min=0).mul_(FAR)
     start, end = (middle - root + missed) / square, (middle + root) / square
     low, high = _slab(z, way_z, half_height)
     return torch.maximum(start, low).clamp_(min=0), torch.minimum(end, high)
@@ -169,7 +170,7 @@ def _side(own: Tensor, way: Tensor, fit: Tensor, out: Tensor, rounded: Tensor, b
     """
     fits = own.abs() * fit * (out.unsqueeze(1) * own * way < 0)
     across = own * torch.stack([rounded, rounded, ball], 1)
-    length = dot(across, across).sqrt() + NUDGE
+    length = sqrt(dot(across, across)) + NUDGE
     on_round = length * fit[:, 0] * (dot(across, way) < GRAZING)
     on_side = torch.maximum(fits[:, 0], fits[:, 1]) * (1 - rounded) + on_round * rounded
     flat = (fits[:, 2] > on_side).float()
