@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from sparsemtl.errors import ParameterError
 from sparsemtl.masks import TaskMasks
 
 
@@ -79,7 +80,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
         masks: what every task keeps.
         model: the model whose parameters the masks name.
 
-    Learning-rate schedulers, gradient scalers and `state_dict` see the wrapped optimizer's groups and state.
+    Learning-rate schedulers, gradient scalers and `state_dict` see the wrapped optimizer's groups and state. A copy
+    (`copy.deepcopy`, pickle) holds a copy of the model as well: copy both at once, as `deepcopy((model, optimizer))`.
 
     Example:
         >>> optimizer = MaskedOptimizer(torch.optim.AdamW(model.parameters()), masks, model)  # doctest: +SKIP
@@ -87,10 +89,28 @@ class MaskedOptimizer(torch.optim.Optimizer):
         >>> optimizer.step(task="digit")   # moves what this task keeps, and the rest of the model  # doctest: +SKIP
     """
 
+    #: Gradient scalers must unscale before the step: a fused optimizer inside does not see a scale set on this one.
+    _step_supports_amp_scaling = False
+
     def __init__(self, optimizer: torch.optim.Optimizer, masks: TaskMasks, model: nn.Module) -> None:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ParameterError(
+                "MaskedOptimizer: `optimizer` must be a torch optimizer, such as "
+                f"torch.optim.AdamW(model.parameters()), got {optimizer!r}."
+            )
         self.optimizer = optimizer
         self._model = model
         self.masks = masks
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state without what is made from the rest, and without `step`, which schedulers wrap in the instance."""
+        made = ("step", "_parameters", "_holds", "_memory")
+        return {name: value for name, value in self.__dict__.items() if name not in made}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state as it is: torch's own method expects an optimizer with groups and hooks of its own."""
+        self.__dict__.update(state)
+        self.masks = state["_masks"]
 
     @property
     def masks(self) -> TaskMasks:
@@ -113,6 +133,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
             self._holds[tasks] = Hold(self._parameters, self._masks.union(tasks), self._memory)
         with self._holds[tasks]:
             return self.optimizer.step(closure) if closure is not None else self.optimizer.step()
+
+    step.hooked = True  # type: ignore[attr-defined]  # torch shall not wrap it to call hooks: those are the inner step's
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients."""
@@ -137,6 +159,22 @@ class MaskedOptimizer(torch.optim.Optimizer):
     def register_step_post_hook(self, hook: Any) -> RemovableHandle:
         """Call a hook after every step of the wrapped optimizer, before weights are put back."""
         return self.optimizer.register_step_post_hook(hook)
+
+    def register_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
+        """Call a hook before the wrapped optimizer gives its state."""
+        return self.optimizer.register_state_dict_pre_hook(hook, prepend)
+
+    def register_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
+        """Call a hook after the wrapped optimizer gave its state."""
+        return self.optimizer.register_state_dict_post_hook(hook, prepend)
+
+    def register_load_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
+        """Call a hook before the wrapped optimizer loads a state."""
+        return self.optimizer.register_load_state_dict_pre_hook(hook, prepend)
+
+    def register_load_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
+        """Call a hook after the wrapped optimizer loaded a state."""
+        return self.optimizer.register_load_state_dict_post_hook(hook, prepend)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]

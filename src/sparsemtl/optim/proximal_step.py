@@ -70,6 +70,10 @@ class ProximalStep:
         self._calls = 0
         self._told: set[str] = set()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the parts, which belong to parameters: a copy finds those of its own."""
+        return {**self.__dict__, "_grouping": None, "_splits": {}}
+
     @torch.no_grad()
     def __call__(self, optimizer: Optimizer, parameters: Parameters) -> None:
         """Shrink those of the parameters that the penalty covers and that have a gradient, so took part in the step.
