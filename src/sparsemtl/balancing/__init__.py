@@ -6,6 +6,7 @@ from typing import Any
 
 from sparsemtl.balancing import gradients, losses
 from sparsemtl.balancing.balancer import Balancer
+from sparsemtl.balancing.dwa import DynamicWeights, dwa
 from sparsemtl.balancing.famo import Famo, famo
 from sparsemtl.balancing.gradients import GradientBalancer
 from sparsemtl.balancing.losses import LossBalancer
@@ -19,7 +20,7 @@ BALANCERS: Registry[Balancer] = Registry(
         "sum": losses.total,
         "constant": losses.constant,
         "uncertainty": losses.uncertainty,
-        "dwa": losses.dwa,
+        "dwa": dwa,
         "random": losses.random_weights,
         "geometric-mean": losses.geometric,
         "imtl-l": losses.imtl_l,
@@ -51,10 +52,12 @@ def as_balancer(balancing: Balancer | str | Any) -> Balancer:
     if isinstance(balancing, str):
         return BALANCERS.build(balancing)
     from torchjd.aggregation import Aggregator
-    from torchjd.scalarization import FAMO, Constant, Mean, Scalarizer, Sum
+    from torchjd.scalarization import DWA, FAMO, Constant, Mean, Scalarizer, Sum
 
     if isinstance(balancing, FAMO):
         return Famo(lambda tasks: balancing)
+    if isinstance(balancing, DWA):
+        return DynamicWeights(lambda tasks: balancing)
     if isinstance(balancing, Scalarizer):
         return LossBalancer(
             lambda tasks: balancing,

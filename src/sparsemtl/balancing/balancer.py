@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sparsemtl.balancing.nash import remake_problem
 from sparsemtl.batches import to_device
 
 
@@ -30,20 +33,36 @@ class Balancer(abc.ABC):
         """Get ready for this many tasks."""
 
     @abc.abstractmethod
-    def weights(self, losses: Tensor) -> Tensor:
+    def weights(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
         """Factor of every task's loss in the update, shape (T,): the slope of the combined loss in each.
 
         Args:
             losses: the tasks' losses times their own weights, detached, shape (T,). A task without a label in this
                 batch enters with its last loss.
+            present: (T,), True for tasks with a label in this batch; None is all. Nothing that belongs to another task
+                alone changes, and its parameters get no gradient.
         """
 
-    def aggregate(self, rows: Tensor) -> Tensor:
-        """One gradient out of the tasks' gradients: (T, P) -> (P,)."""
+    def aggregate(self, rows: Tensor, present: Tensor | None = None) -> Tensor:
+        """Combine the tasks' gradients into one: (T, P) -> (P,).
+
+        Args:
+            rows: a gradient per task; zero for a task without one.
+            present: (T,), True for tasks that have one; None is all. What is remembered of another task stays.
+        """
         raise NotImplementedError(f"{type(self).__name__} combines losses.")
 
-    def look_back(self, losses: Tensor) -> None:
-        """Learn from the losses of the same batch after the step, shape (T,)."""
+    def look_back(self, losses: Tensor, present: Tensor | None = None) -> None:
+        """Read the losses of the same batch after the step, shape (T,); `present` as in `weights`."""
+
+    def held(self, present: Tensor, optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
+        """Context of a step of the optimizer in which nothing moves that belongs to tasks without a label.
+
+        Args:
+            present: (T,), True for tasks with a label in this step.
+            optimizer: what takes the step; its memory of them stays as well.
+        """
+        return nullcontext()
 
     def end_epoch(self) -> None:
         """Close the books of an epoch."""
@@ -103,12 +122,15 @@ class TorchJD(Balancer):
             part = self.module.get_submodule(path)
             for name, value in memory.items():
                 setattr(part, name, self._unpacked(value))
+        remake_problem(self.module)
 
     def _packed(self, value: Any) -> Any:
         """A value in the form in which checkpoints hold it."""
         if isinstance(value, Tensor):
             away = value.device.type == "cpu" != self._device.type  # some keep their history on the CPU always
             return {"tensor": value.detach().clone(), "away": away}
+        if isinstance(value, np.ndarray):
+            return {"array": torch.tensor(value)}
         if isinstance(value, torch.dtype):
             return {"dtype": str(value)}
         if isinstance(value, torch.device):
@@ -121,6 +143,8 @@ class TorchJD(Balancer):
         match value:
             case {"tensor": tensor, "away": away}:
                 return tensor.clone() if away else tensor.clone().to(self._device)
+            case {"array": tensor}:
+                return tensor.cpu().numpy().copy()
             case {"dtype": name}:
                 return DTYPES[name]
             case {"device": _}:
@@ -131,7 +155,7 @@ class TorchJD(Balancer):
 
 
 DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)}
-PLAIN = (Tensor, list, tuple, int, float, str, bool, type(None), torch.dtype, torch.device)
+PLAIN = (Tensor, np.ndarray, list, tuple, int, float, str, bool, type(None), torch.dtype, torch.device)
 
 
 def _memory(part: nn.Module) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sparsemtl.balancing.absent import aggregate
 from sparsemtl.balancing.balancer import TorchJD
 from sparsemtl.parameters import Count, Positive, Share
 
@@ -30,14 +31,14 @@ class GradientBalancer(TorchJD):
     def __init__(self, make: Callable[[int], Aggregator]) -> None:
         super().__init__(make)
 
-    def weights(self, losses: Tensor) -> Tensor:
+    def weights(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
         """One for every task: the aggregator does the rest."""
         return torch.ones_like(losses)
 
-    def aggregate(self, rows: Tensor) -> Tensor:
-        """Aggregate (T, P) into (P,)."""
-        combined: Tensor = self.module(rows)
-        return combined
+    def aggregate(self, rows: Tensor, present: Tensor | None = None) -> Tensor:
+        """Aggregate (T, P) into (P,); see `absent` for tasks that are not present."""
+        everybody = torch.ones(len(rows), dtype=torch.bool)
+        return aggregate(self.module, rows, everybody if present is None else present)
 
 
 def mgda(*, epsilon: Positive = 1e-6, max_iters: Count = 1000) -> GradientBalancer:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,13 +31,28 @@ class LossBalancer(TorchJD):
         self.constant = constant
         self._trained = trained
 
-    def weights(self, losses: Tensor) -> Tensor:
+    def weights(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
         """Slopes of the scalarizer at these losses; its own parameters get their gradients."""
+        absent = torch.zeros(len(losses), dtype=torch.bool) if present is None else ~present
         leaf = losses.detach().requires_grad_()
+        before = {p: None if p.grad is None else p.grad.clone() for p in self._per_task(len(losses))}
         with torch.enable_grad():
             value = self.module(leaf)
         value.backward()
+        for p, earlier in before.items():
+            if p.grad is not None:
+                p.grad[absent] = 0.0 if earlier is None else earlier[absent]
         return leaf.grad if leaf.grad is not None else torch.zeros_like(losses)
+
+    def _per_task(self, tasks: int) -> list[nn.Parameter]:
+        """The scalarizer's parameters of shape (T,)."""
+        return [p for p in self.module.parameters() if p.shape == (tasks,)]
+
+    @contextmanager
+    def held(self, present: Tensor, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        """Leave what the scalarizer has learned of tasks without a label, and the optimizer's memory of it."""
+        with held_entries(self._per_task(len(present)) if self._trained else [], ~present, optimizer):
+            yield
 
     def end_epoch(self) -> None:
         """Roll the history on, for scalarizers that keep one by epoch."""
@@ -47,6 +63,30 @@ class LossBalancer(TorchJD):
     def parameters(self) -> Iterable[nn.Parameter]:
         """The scalarizer's, if they are trained."""
         return self.module.parameters() if self._trained else ()
+
+
+@contextmanager
+def held_entries(
+    parameters: Iterable[nn.Parameter], entries: Tensor, optimizer: torch.optim.Optimizer
+) -> Iterator[None]:
+    """Put back entries of parameters afterwards, and those of what an optimizer remembers of them entry by entry.
+
+    Args:
+        parameters: tensors of one shape.
+        entries: bool, of that shape; True where nothing may move.
+        optimizer: what may move them inside.
+    """
+    before = [(t, t.detach().clone()) for p in parameters for t in (p, *_moments(p, optimizer))]
+    yield
+    with torch.no_grad():
+        for tensor, value in before:
+            tensor[entries] = value[entries]
+
+
+def _moments(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """What an optimizer remembers of every entry of a parameter."""
+    state = optimizer.state.get(parameter, {}).values()
+    return [value for value in state if isinstance(value, Tensor) and value.shape == parameter.shape]
 
 
 def _vector(name: str, weights: list[float] | None, tasks: int) -> Tensor:
@@ -83,13 +123,6 @@ def uncertainty() -> LossBalancer:
     from torchjd.scalarization import UW
 
     return LossBalancer(UW, trained=True)
-
-
-def dwa(*, temperature: Positive = 2.0) -> LossBalancer:
-    """Dynamic weight average: tasks whose loss falls slowly weigh more (Liu et al. 2019)."""
-    from torchjd.scalarization import DWA
-
-    return LossBalancer(lambda tasks: DWA(temperature))
 
 
 def random_weights() -> LossBalancer:

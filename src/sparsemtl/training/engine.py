@@ -7,7 +7,7 @@ the tasks' order, then one step.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from math import isfinite
@@ -210,7 +210,8 @@ class Engine:
     def _weights(self, losses: Mapping[str, Tensor], where: str) -> dict[str, float]:
         """The balancer's weight of every task."""
         self._last_losses.update({task: float(loss.detach()) for task, loss in losses.items()})
-        row = self.balancer.weights(self._row({})).tolist()
+        present = self._flags(losses) if losses else None
+        row = self.balancer.weights(self._row({}), present).tolist()
         for task, weight in zip(self.tasks, row, strict=True):
             _check_finite(weight, f"the balancer's weight of task {task!r}", where)
         return dict(zip(self.tasks, row, strict=True))
@@ -221,6 +222,11 @@ class Engine:
         fallback = sum(last.values()) / len(last) if last else 1.0
         row = [losses.get(task, last.get(task, fallback)) for task in self.tasks]
         return torch.tensor(row, device=self.backend.device)
+
+    def _flags(self, present: Iterable[str]) -> Tensor:
+        """Which of the tasks are present, (T,)."""
+        names = set(present)
+        return torch.tensor([task in names for task in self.tasks], device=self.backend.device)
 
     # ---- backward ------------------------------------------------------------------------------------------
 
@@ -258,9 +264,10 @@ class Engine:
 
     def _aggregate(self) -> None:
         """Put the balancer's combination of the rows into the shared weights' gradients."""
-        rows = torch.stack([self._rows[task] for task in self.tasks if task in self._rows])
+        like = next(iter(self._rows.values()))
+        rows = torch.stack([self._rows.get(task, torch.zeros_like(like)) for task in self.tasks])
         exact = torch.promote_types(rows.dtype, torch.float32)  # decompositions know no half precision
-        combined = self.balancer.aggregate(rows.to(exact))
+        combined = self.balancer.aggregate(rows.to(exact), self._flags(self._rows))
         sizes = [p.numel() for p in self._shared.values()]
         for p, part in zip(self._shared.values(), torch.split(combined, sizes), strict=True):
             p.grad = part.view_as(p).to(p.dtype)
@@ -275,7 +282,7 @@ class Engine:
         stepped: list[bool] = []
         watch = self._inner.register_step_post_hook(lambda *_: stepped.append(True))
         try:
-            with self._held(tasks):
+            with self._held(tasks), self._balancer_held(tasks):
                 self.optimizer.step()
         finally:
             watch.remove()
@@ -292,10 +299,16 @@ class Engine:
             hold = self._holds[tasks] = Hold(self._parameters, active, self._memory)
         return hold
 
+    def _balancer_held(self, tasks: tuple[str, ...]) -> AbstractContextManager[None]:
+        """Holds what the balancer has learned of other tasks."""
+        missing = len(tasks) < len(self.tasks)
+        return self.balancer.held(self._flags(tasks), self._inner) if missing else nullcontext()
+
     def _look_back(self, groups: Sequence[_Ready], where: str) -> None:
         with torch.no_grad():
             losses = self._losses_of_all(groups, StepResult(), f"{where}, looking back".lstrip(", "))
-        self.balancer.look_back(self._row({task: float(loss) for task, loss in losses.items()}))
+        row = self._row({task: float(loss) for task, loss in losses.items()})
+        self.balancer.look_back(row, self._flags(losses))
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beyond model, optimizer, sharing and balancer."""
