@@ -96,7 +96,7 @@ WRONG = [
     ({"data": {"root": 3}}, "data.root: expected a string or Path or null, got 3."),
     ({"optimizer": {"lr": float("nan")}}, "optimizer.lr: expected a float in (0, inf), got NaN."),
     ({"training": 3}, "training: expected a mapping of batch_size, drop_last, epochs, "),
-    ({"training": None}, "accelerator, precision, checkpoint_every, tensorboard, got null."),
+    ({"training": None}, "accelerator, precision, threads, checkpoint_every, tensorboard, got null."),
     ({"training": {"epoch": 3}}, "training.epoch: unknown key 'epoch'. Did you mean 'epochs'? Known: accelerator, "),
     ({"training": {"epochs": 0}}, "training.epochs: expected an int in [1, inf), got 0."),
     ({"training": {"patience": 0}}, "training.patience: expected an int in [1, inf) or null, got 0."),

@@ -66,6 +66,10 @@ class MaskWarning(SparseMTLWarning):
     """A mask was kept as it was, or leaves a layer empty."""
 
 
+class ReproducibilityWarning(SparseMTLWarning):
+    """Figures may differ in their last bits from those that the same configuration gave before."""
+
+
 class LabelWarning(SparseMTLWarning):
     """A task sees no labelled sample."""
 

@@ -20,6 +20,7 @@ from sparsemtl.data import TaskData
 from sparsemtl.errors import CheckpointError, ConfigError
 from sparsemtl.frozen import Frozen
 from sparsemtl.heads import HEADS
+from sparsemtl.machine import use_threads
 from sparsemtl.models import MultiTaskModel, stride_of, width_of
 from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
 from sparsemtl.plan import Plan
@@ -56,6 +57,11 @@ def run(config: Mapping[str, Any], folder: str | Path, *, resume: bool = False, 
 
 
 def _run(plan: Plan, place: RunFolder, *, resume: bool, progress: bool) -> Results:
+    with use_threads(plan.config["training"]["threads"]):  # from the first number of the data to the last of the test
+        return _run_all(plan, place, resume=resume, progress=progress)
+
+
+def _run_all(plan: Plan, place: RunFolder, *, resume: bool, progress: bool) -> Results:
     before = pretrain(plan, place, progress=progress)
     trainer = make_trainer(plan.config, plan.data, place.path, before=before, progress=progress)
     train, validation, test = _loaders(plan)

@@ -42,6 +42,7 @@ TRAINER_KEYS = (
     "restart_every",
     "accelerator",
     "precision",
+    "threads",
     "checkpoint_every",
     "tensorboard",
 )
@@ -80,6 +81,15 @@ _LOADERS: Keys = {
     "batch_size": (Count, 64, "Samples a batch; of every task, where each has its own data."),
     "drop_last": (bool, False, "Leave out a last training batch that is not full."),
 }
+_THREADS: Keys = {
+    "threads": (
+        Count,
+        1,
+        "Threads within an operation on the CPU, whatever else runs there: figures are the same bit for bit only with "
+        "the same number. More make large networks faster.",
+    ),
+}
+"""A trainer made in Python leaves torch's number as it is; a configuration says it, so that it decides the figures."""
 _STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
 
 
@@ -91,7 +101,7 @@ def run_keys() -> Keys:
 def training_keys() -> Keys:
     """The keys of the section `training`."""
     trainer = member_keys(Trainer)
-    return {**_LOADERS, **{key: trainer[key] for key in TRAINER_KEYS}}
+    return {**_LOADERS, **{key: trainer[key] for key in TRAINER_KEYS}, **_THREADS}
 
 
 def member_keys(member: Callable[..., Any]) -> Keys:

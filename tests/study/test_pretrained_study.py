@@ -15,6 +15,7 @@ from test_runner import start_worker_without_reports, study_of
 
 from sparsemtl.config import before_of
 from sparsemtl.errors import ConfigError, SparseMTLError, TrainingError
+from sparsemtl.machine import use_threads
 from sparsemtl.run import resume, run
 from sparsemtl.study import runner
 from sparsemtl.study.grid import Study
@@ -307,7 +308,7 @@ def test_jobs_side_by_side_share_it_too(
     methods: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_reports: None
 ) -> None:
     monkeypatch.setattr(runner, "_start_worker", start_worker_without_reports)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     for jobs in (1, 2):
-        assert run_study(study(tmp_path, methods=methods), tmp_path / f"{jobs}", jobs=jobs, progress=False) == {}
+        with use_threads(3 - jobs):
+            assert run_study(study(tmp_path, methods=methods), tmp_path / f"{jobs}", jobs=jobs, progress=False) == {}
     assert_same_models(tmp_path / "1", tmp_path / "2")

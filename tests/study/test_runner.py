@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import sparsemtl.report
 from sparsemtl.errors import ConfigError
+from sparsemtl.machine import use_threads
 from sparsemtl.study import runner
 from sparsemtl.study.grid import Study, read_study
 from sparsemtl.study.results import Results
@@ -285,9 +285,9 @@ def test_jobs_side_by_side_end_in_the_same_results(
     study_file: Path, finished_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_reports: None
 ) -> None:
     monkeypatch.setattr(runner, "_start_worker", start_worker_without_reports)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     study = read_study(study_file, ["grid.optimizer.lr=[1e-3, 1e30]", "seeds=[0]"])
-    failures = run_study(study, tmp_path / "out", jobs=2, progress=False)
+    with use_threads(3):
+        failures = run_study(study, tmp_path / "out", jobs=2, progress=False)
     assert sorted(failures) == sorted(run.name for run in study.runs if run.values["optimizer.lr"] == 1e30)
     found = [
         {key: row[key] for key in ("method", "sharing.keep", "task", "metric", "value")}

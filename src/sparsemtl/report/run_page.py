@@ -149,7 +149,8 @@ def _environment(run: RunFolder) -> str:
     """Versions and machine in one line."""
     about = run.environment
     parts = [f"{name} {version}" for name, version in about.get("versions", {}).items() if version]
-    parts += [f"{name} {about[name]}" for name in ("device", "threads", "platform") if about.get(name) is not None]
+    machine = ("device", "processor", "threads", "platform")
+    parts += [f"{name} {about[name]}" for name in machine if about.get(name) is not None]
     return ", ".join(parts)
 
 

@@ -14,8 +14,6 @@ from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from sparsemtl.config import before_of, differences
 from sparsemtl.data import TaskData
 from sparsemtl.errors import ConfigError, SparseMTLError, TrainingError
@@ -37,7 +35,8 @@ def run_study(study: Study, out: str | Path, *, jobs: int = 1, progress: bool = 
     Args:
         study: the study.
         out: its folder.
-        jobs: runs at a time, each in a process of its own with its part of the threads.
+        jobs: runs at a time, each in a process of its own; results do not depend on it, as each run has the threads
+            that `training.threads` says.
         progress: show a bar over the runs.
 
     Returns:
@@ -173,9 +172,8 @@ def _finished(todo: Sequence[Job], jobs: int) -> Generator[tuple[Job, str | None
 
 
 def _in_processes(todo: Sequence[Job], jobs: int) -> Iterator[tuple[Job, str | None]]:
-    threads = max(1, torch.get_num_threads() // jobs)
     others = set(active_children())
-    start = (threads, warnings.formatwarning)
+    start = (warnings.formatwarning,)
     with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_start_worker, initargs=start) as pool:
         with _ignored_interrupts():  # the processes inherit it: they end when this one says so, not by Ctrl-C
             pending = {pool.submit(_run_one, one): one for one in todo}
@@ -189,8 +187,7 @@ def _in_processes(todo: Sequence[Job], jobs: int) -> Iterator[tuple[Job, str | N
             raise
 
 
-def _start_worker(threads: int, formatwarning: Callable[..., str]) -> None:
-    torch.set_num_threads(threads)
+def _start_worker(formatwarning: Callable[..., str]) -> None:
     warnings.formatwarning = formatwarning
 
 

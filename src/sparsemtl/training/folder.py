@@ -89,8 +89,8 @@ class RunFolder:
         config: dict[str, Any] = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         return config
 
-    def write_environment(self, *, device: str, seed: int | None) -> None:
-        """Write what the run runs on."""
+    def write_environment(self, machine: Mapping[str, str], *, seed: int | None) -> None:
+        """Write what the run runs on: packages, platform, `machine` and torch's present number of threads."""
         packages = (
             "sparsemtl",
             "torch",
@@ -108,7 +108,7 @@ class RunFolder:
                     **{name: _version(name) for name in packages},
                 },
                 "platform": platform.platform(),
-                "device": device,
+                **machine,
                 "threads": torch.get_num_threads(),
                 "seed": seed,
             },

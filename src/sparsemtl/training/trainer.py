@@ -19,8 +19,9 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from sparsemtl.balancing import Balancer, as_balancer
 from sparsemtl.batches import Group, Loader, Loaders, check_loaders, per_task
-from sparsemtl.errors import CheckpointError, LabelWarning, ParameterError
+from sparsemtl.errors import CheckpointError, LabelWarning, ParameterError, ReproducibilityWarning
 from sparsemtl.files import write_json
+from sparsemtl.machine import machine, machine_changes, with_own_threads
 from sparsemtl.masks import TaskMasks
 from sparsemtl.models import MultiTaskModel
 from sparsemtl.modes import evaluating
@@ -80,6 +81,8 @@ class Trainer:
         restart_every: forget the optimizer's moments every so many epochs, as codes do that make a new optimizer.
         accelerator: as Lightning Fabric names it: `auto`, `cpu`, `cuda`, `mps`.
         precision: as Lightning Fabric names it.
+        threads: threads within an operation on the CPU; figures are the same bit for bit only with the same number.
+            None leaves torch's as it is; a resumed run then takes that of the run before it stopped.
         folder: run folder; nothing is written if None.
         checkpoint_every: also write a checkpoint every so many batches, for long epochs.
         tensorboard: log for TensorBoard as well.
@@ -114,6 +117,7 @@ class Trainer:
         restart_every: Count | None = None,
         accelerator: str = "auto",
         precision: Precision = "32-true",
+        threads: Count | None = None,
         folder: str | Path | None = None,
         checkpoint_every: Count | None = None,
         tensorboard: bool = False,
@@ -136,6 +140,7 @@ class Trainer:
         self.restart_every = restart_every
         self.accelerator = accelerator
         self.precision = precision
+        self.threads: int | None = threads
         self.folder = RunFolder(folder) if folder is not None else None
         self.checkpoint_every = checkpoint_every
         self.tensorboard = tensorboard
@@ -170,6 +175,7 @@ class Trainer:
 
     # ---- public ----------------------------------------------------------------------------------------------
 
+    @with_own_threads
     def fit(self, train: Loaders, validation: Loaders, *, resume: bool = False) -> Trainer:
         """Train; afterwards the model, masks and norms are those of the best validation epoch.
 
@@ -223,6 +229,7 @@ class Trainer:
         self._put_best_back(validation)
         return self
 
+    @with_own_threads
     def test(self, loaders: Loaders) -> Results:
         """Evaluate the chosen model on test data, which only reports.
 
@@ -243,6 +250,7 @@ class Trainer:
             self._write_summary("finished", results)
         return results
 
+    @with_own_threads
     @torch.no_grad()
     def predict(self, x: Any, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Outputs of the tasks (all by default) for one input, each by its own network, in eval mode."""
@@ -269,6 +277,7 @@ class Trainer:
 
     # ---- set-up ----------------------------------------------------------------------------------------------
 
+    @with_own_threads
     def set_up(self, train: Loaders) -> None:
         """Seed, and make all that training needs: `fit` begins so, and mistakes come up without it as well.
 
@@ -302,7 +311,11 @@ class Trainer:
         self._ready = True
         if self.folder is not None:
             self.folder.write_config(self.config)
-            self.folder.write_environment(device=str(self.device), seed=self.seed)
+            self._write_environment()
+
+    def _write_environment(self) -> None:
+        if self.folder is not None:
+            self.folder.write_environment(machine(self.device) | {"device": str(self.device)}, seed=self.seed)
 
     def _optimizer(self) -> Optimizer:
         """The optimizer of the model's parameters, some at other rates, and of the method's and the balancer's."""
@@ -440,7 +453,13 @@ class Trainer:
     def _save(self, randomness: Randomness, start: Mapping[str, Any], meter: Meter) -> None:
         if self.folder is None:
             return
-        progress = {**asdict(self.position), "start": dict(start), "logged_until": self._logged_until}
+        progress = {
+            **asdict(self.position),
+            "start": dict(start),
+            "logged_until": self._logged_until,
+            "threads": torch.get_num_threads(),
+            "machine": machine(self.device),
+        }
         self.folder.save(self.folder.last, snapshot(self.model, self._parts(randomness, meter), progress))
 
     def _resume(self, randomness: Randomness, meter: Meter) -> dict[str, Any]:
@@ -452,8 +471,31 @@ class Trainer:
         progress = restore(state, self.model, self._parts(randomness, meter), str(self.folder.last))
         start: dict[str, Any] = progress.pop("start")
         self._logged_until = progress.pop("logged_until")
+        self._compute_as_before(progress.pop("threads", None), progress.pop("machine", {}))
         self.position = Position(**progress)
         return start
+
+    def _compute_as_before(self, threads: int | None, there: Mapping[str, str]) -> None:
+        """Take the number of threads of the run before it stopped, and warn of what else differs.
+
+        Args:
+            threads: the number, where the checkpoint has it.
+            there: the machine that made the checkpoint, as `machine` gives it.
+        """
+        if self.threads is None and threads is not None:
+            self.threads = threads
+            torch.set_num_threads(threads)
+            self._write_environment()
+        changed = machine_changes(there, machine(self.device))
+        if threads is not None and threads != torch.get_num_threads():
+            changed.append(f"threads {threads} there and {torch.get_num_threads()} here")
+        if changed:
+            warnings.warn(
+                f"the run goes on otherwise than it began: {'; '.join(changed)}. "
+                "Its figures may differ in their last bits from those of an uninterrupted run.",
+                ReproducibilityWarning,
+                stacklevel=4,
+            )
 
     def _put_best_back(self, validation: Loaders) -> None:
         for part in self.selection.parts:
