@@ -189,7 +189,7 @@ def test_a_list_shows_every_member_with_sentence_source_parameters_and_defaults(
 def test_a_source_is_the_paper_that_the_docstring_names(sparsemtl: Shell) -> None:
     text = one_line(sparsemtl("list", "methods").out)
     assert re.search(
-        r"fisher FS and EFS: [^.]*training\. Source: Sun et al\., FSMTL, AAAI 2024 parameter default", text
+        r"fisher FS and EFS: [^.]*training\. Source: Zhang et al\., FSMTL, AAAI 2024 parameter default", text
     )
     assert "Dynamic weight average: tasks whose loss falls slowly weigh more. Source: Liu et al. 2019" in one_line(
         sparsemtl("list", "balancers").out

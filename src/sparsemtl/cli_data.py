@@ -38,6 +38,7 @@ def list_datasets(data_root: Root = None) -> None:
     from sparsemtl.terminal import show
 
     table = Table("data set", "files", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
     table.add_column("on disk", justify="right")
     for name in DATASETS:
         inspection = inspect(name, data_root)

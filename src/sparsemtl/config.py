@@ -19,6 +19,7 @@ from sparsemtl.data.image_folders import AUXILIARY
 from sparsemtl.errors import ConfigError, unknown_name
 from sparsemtl.parameters import describe
 from sparsemtl.schema import SECTIONS, Keys, in_yaml_words, member_keys, run_keys, schema_model, training_keys
+from sparsemtl.tasks.options import check_options
 from sparsemtl.yaml_text import line_numbers, parse_yaml
 
 Place = tuple[str, ...]
@@ -50,8 +51,20 @@ def check(
         wrong = dict.fromkeys(_explain(issue, given, origins or {}) for issue in error.errors())
         raise ConfigError("\n".join([f"{where} is not valid:", *(f"  {line}" for line in wrong)])) from None
     complete: dict[str, Any] = checked.model_dump(mode="json")
+    if wrong_options := list(_wrong_options(complete["task_options"], origins or {})):
+        raise ConfigError("\n".join([f"{where} is not valid:", *(f"  {line}" for line in wrong_options)]))
     before_of(complete, where=where, origins=origins)
     return complete
+
+
+def _wrong_options(task_options: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[str]:
+    """Yield a line for every task with an option that no kind of task has; the rest shows with the data set."""
+    for task, options in task_options.items():
+        if problem := check_options(options):
+            place = f"task_options.{task}"
+            near = (origin for key, origin in origins.items() if f"{key}.".startswith(f"{place}."))
+            origin = next((f" ({found})" for found in near), "")
+            yield f"{place}{origin}: {problem}"
 
 
 def before_of(

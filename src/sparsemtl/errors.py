@@ -54,6 +54,10 @@ class MissingExtraError(SparseMTLError, ImportError):
     """An optional dependency is needed and not installed."""
 
 
+class DependencyError(SparseMTLError, ImportError):
+    """An installed package cannot be imported, because it does not fit another one."""
+
+
 class SparseMTLWarning(UserWarning):
     """Base of every warning of sparsemtl."""
 

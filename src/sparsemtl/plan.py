@@ -13,6 +13,7 @@ from sparsemtl.config import before_of, data_of
 from sparsemtl.data import DATASETS, TaskData
 from sparsemtl.errors import ConfigError, unknown_name
 from sparsemtl.tasks import Task
+from sparsemtl.tasks.options import with_options
 
 WHICH_DATA = ("name", "root", "path", "source")
 """What in the section `data` says which data set it is; all else says how much of it, and in which form."""
@@ -45,10 +46,10 @@ class Plan:
         Tasks that the run before trains on the same data set are not chosen by default.
 
         Raises:
-            ConfigError: if the configuration names a task that the data set lacks.
+            ConfigError: if the configuration names a task that the data set lacks, or an option that a task lacks.
         """
         whole = self._whole()
-        for key in ("tasks", "weights", "primary", "heads"):
+        for key in ("tasks", "weights", "task_options", "primary", "heads"):
             _check_tasks(key, self.config[key] or (), whole)
         chosen = self._chosen(whole)
         data = whole if chosen is None else whole.only(chosen)
@@ -78,8 +79,8 @@ class Plan:
         return self.before.config["tasks"] or () if same else ()
 
     def _judged(self, task: Task) -> Task:
-        """The task with the configuration's weight and primary metric."""
-        own = copy(task)
+        """The task with the configuration's options, weight and primary metric."""
+        own = copy(with_options(task, self.config["task_options"].get(task.name, {})))
         own.weight = float(self.config["weights"].get(task.name, task.weight))
         own.primary = self.config["primary"].get(task.name)
         return own

@@ -70,6 +70,12 @@ _RUN: Keys = {
         "bottom that trains the task `auxiliary`, unless it says otherwise. Tasks that it trains on the same data set "
         "are left out here.",
     ),
+    "task_options": (
+        dict[str, dict[str, Any]],
+        {},
+        "Task -> options of its kind, in place of the data set's: criterion, scale, label_smoothing, class_weights, "
+        "metrics (names, the primary one first). `sparsemtl list tasks` shows what each kind has.",
+    ),
     "primary": (dict[str, str], {}, "Task -> the metric by which it is judged; by default the first of its kind's."),
     "heads": (
         dict[str, str | dict[str, Any]],

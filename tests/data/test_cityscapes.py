@@ -155,6 +155,11 @@ def test_maximum_roaming_reads_each_category_against_all_else(tmp_path: Path) ->
     scattered = torch.zeros(2, 8, 16, 24).scatter_(1, classes[:, None].long() + 1, 1)[:, 1:]  # as its code does it
     assert torch.equal(one_hot, scattered.to(torch.uint8))
     assert all(bool(task.labelled(task.labels(targets)).all()) for task in data.tasks)
+    blank = torch.stack([torch.ones(2, 16, 24), torch.zeros(2, 16, 24)], 1)
+    for task in data.tasks[:7]:
+        metrics = task.metrics()
+        task.update(metrics, blank, targets[task.name])
+        assert float(metrics["miou"].compute()) == 0, "nothing of the category is found"
     with pytest.raises(ParameterError, match="has 7 categories; leave `classes` at 7"):
         city(tmp_path, reading="maximum-roaming", classes=19)
 

@@ -7,8 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
+from sparsemtl.report.maps import COLOURS, MAPS, UNKNOWN, class_colour
 from sparsemtl.report.pictures import LIMIT, Answer, galleries
 
 DIGIT = {"kind": "Classification", "classes": ["zero", "one", "two"]}
@@ -109,6 +111,19 @@ def gallery_of(kind, classes, target, prediction):
     (gallery,) = galleries(samples, {"t": {"kind": kind, "classes": classes}})
     (answer,) = gallery.samples[0].maps
     return gallery, pixels_of(answer.truth), pixels_of(answer.said)
+
+
+def test_the_classes_of_any_data_set_have_colours_of_their_own():
+    colours = [class_colour(index) for index in range(COLOURS)]
+    assert len(set(colours)) == COLOURS
+    unknown = torch.full((3,), UNKNOWN)
+    forty = torch.tensor([to_rgb(colour) for colour in colours[:40]])
+    assert torch.pdist(forty).min() > 0.09, "40 classes can be told apart"
+    assert (forty - unknown).norm(dim=1).min() > 0.15
+    target = torch.arange(40).view(5, 8)
+    truth, said = MAPS["Segmentation"](target, target.flip(0), 40)
+    assert len(truth.flatten(1).T.unique(dim=0)) == 40
+    assert torch.equal(said.flip(1), truth)
 
 
 def test_label_maps_have_a_colour_a_class_and_grey_for_the_unknown():

@@ -36,10 +36,25 @@ def test_metrics_of_two_classes_are_scikit_learn_s_of_the_second(scale: float) -
     found = measured(2, output, target)
     chance, truth, said = output.softmax(1)[:, 1].numpy(), target.numpy(), output.argmax(1).numpy()
     assert found["f1"] == pytest.approx(reference.f1_score(truth, said), abs=1e-6)
+    assert found["precision"] == pytest.approx(reference.precision_score(truth, said), abs=1e-6)
+    assert found["recall"] == pytest.approx(reference.recall_score(truth, said), abs=1e-6)
     assert found["f1_macro"] == pytest.approx(reference.f1_score(truth, said, average="macro"), abs=1e-6)
     assert found["auroc"] == pytest.approx(reference.roc_auc_score(truth, chance), abs=1e-6)
     assert found["average_precision"] == pytest.approx(reference.average_precision_score(truth, chance), abs=1e-6)
     assert found["accuracy"] == pytest.approx(reference.accuracy_score(truth, said), abs=1e-6)
+
+
+@pytest.mark.parametrize("present", [6, 4])
+@pytest.mark.parametrize("classes", [2, 6])
+def test_macro_metrics_are_scikit_learn_s_means_over_the_classes_that_occur(classes: int, present: int) -> None:
+    output, target = sample(classes, 8.0)
+    target = target % present
+    output[:, present:] = -9.0
+    found = measured(classes, output, target)
+    truth, said = target.numpy(), output.argmax(1).numpy()
+    for name in ("precision", "recall", "f1"):
+        expected = getattr(reference, f"{name}_score")(truth, said, average="macro", zero_division=0)
+        assert found[f"{name}_macro"] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("classes", [2, 5])

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import jaccard_score
 from torch import Tensor, nn
 
-from sparsemtl import Depth, Normals, Segmentation, SharedBottom
+from sparsemtl import Classification, Depth, Normals, Segmentation, SharedBottom
 from sparsemtl.errors import LabelError, LikelihoodWarning, ParameterError
 from sparsemtl.likelihoods import PixelCategorical, PixelDirection, PixelGaussian
 from sparsemtl.tasks import DenseTask
@@ -43,7 +44,9 @@ def normal_labels() -> Tensor:
 KINDS: dict[str, tuple[DenseTask, Callable[[], Tensor], float]] = {
     "segmentation": (Segmentation("t", CLASSES), segmentation_labels, 255),
     "smoothed segmentation": (Segmentation("t", CLASSES, label_smoothing=0.1), segmentation_labels, 255),
+    "weighted segmentation": (Segmentation("t", CLASSES, class_weights=[1, 0.5, 3]), segmentation_labels, 255),
     "depth": (Depth("t"), depth_labels, 0),
+    "scaled depth": (Depth("t", scale="image"), depth_labels, 0),
     "squared depth": (Depth("t", criterion="mse"), depth_labels, 0),
     "normals": (Normals("t"), normal_labels, 0),
 }
@@ -302,3 +305,67 @@ def test_estimators_that_maps_cannot_have_are_replaced_by_draws(estimator: str, 
         for name, scores in found[task].items():
             assert torch.equal(scores, drawn[task][name])
             assert bool(scores.any())
+
+
+# Options
+
+
+def test_the_iou_of_one_category_leaves_out_all_else() -> None:
+    """Against scikit-learn's Jaccard index of the category; a prediction without it gets 0."""
+    task = Segmentation("car", ["other", "car"], background=0)
+    target = (torch.rand(SAMPLES, HEIGHT, WIDTH, generator=generator()) < 0.3).long()
+    target[0, 0] = 255
+    output = outputs(task).detach()
+    known = target != 255
+    for logits in (output, torch.stack([torch.ones_like(output[:, 0]), torch.zeros_like(output[:, 0])], 1)):
+        metrics = task.metrics()
+        for part, labels in zip(logits.split(2), target.split(2), strict=True):
+            task.update(metrics, part, labels)
+        expected = jaccard_score(target[known], logits.argmax(1)[known])
+        assert float(metrics["miou"].compute()) == pytest.approx(expected, abs=1e-6)
+    assert expected == 0
+    with pytest.raises(ParameterError, match=r"`background` must be one of the classes 0 \.\. 1, got 2"):
+        Segmentation("car", 2, background=2)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("task", [Classification, Segmentation])
+def test_weighted_classes_are_torchs_weighted_mean(task: type[Classification | Segmentation], smoothing: float) -> None:
+    weights = [0.5, 2.0, 0.0]
+    made = task("t", CLASSES, class_weights=weights, label_smoothing=smoothing, ignore_index=255)
+    output = outputs(Segmentation("t", CLASSES))
+    target = segmentation_labels()
+    if task is Classification:
+        output, target = output.movedim(1, -1).flatten(0, 2), target.flatten()
+    expected = F.cross_entropy(
+        output, target, output.new_tensor(weights), ignore_index=255, label_smoothing=smoothing, reduction="mean"
+    )
+    torch.testing.assert_close(made.loss(output, target), expected)
+    nothing = made.loss(output, torch.full_like(target, 255))
+    assert nothing == 0
+    assert not torch.autograd.grad(nothing, output)[0].any()
+
+
+@pytest.mark.parametrize(
+    "weights", [[1.0, 1.0], [1, -1, 1], [1, float("nan"), 1], [1, float("inf"), 1], [0, 0, 0], "abc"]
+)
+def test_class_weights_are_one_per_class(weights: object) -> None:
+    for kind in (Classification, Segmentation):
+        with pytest.raises(ParameterError, match="class_weights"):
+            kind("t", 3, class_weights=weights)
+
+
+def test_depth_over_the_largest_of_its_image() -> None:
+    labels, output = depth_labels(), outputs(Depth("t"))
+    largest = labels.flatten(1).amax(1).view(-1, 1, 1)
+    scaled = Depth("t", criterion="mse", scale="image")
+    torch.testing.assert_close(scaled.loss(output, labels), Depth("t", criterion="mse").loss(output, labels / largest))
+    assert torch.equal(scaled.labels(scaled.labels(labels)), scaled.labels(labels))
+    unknown = labels.clone()
+    unknown[0] = 0
+    assert scaled.labelled(scaled.labels(unknown)).tolist() == [False, *[True] * (SAMPLES - 1)]
+    metrics = scaled.metrics()
+    scaled.update(metrics, output.detach(), 7 * labels)
+    known = labels > 0
+    error = (output.detach()[:, 0] - labels / largest)[known].abs().mean()
+    assert float(metrics["abs_err"].compute()) == pytest.approx(float(error), rel=1e-6)

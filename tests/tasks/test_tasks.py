@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import precision_score, recall_score
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAccuracy
@@ -39,6 +40,7 @@ KINDS: dict[str, tuple[Task, Tensor, float]] = {
     "classification of floats": (Classification("t", 3), classes().double(), NAN),
     "classification ignoring 255": (Classification("t", 3, ignore_index=255), classes().to(torch.uint8), 255),
     "smoothed classification": (Classification("t", 3, label_smoothing=0.2), classes(), -100),
+    "weighted classification": (Classification("t", 3, class_weights=[1, 0.5, 3]), classes(), -100),
     "multi-label": (MultiLabel("t", 3), yes_or_no(), NAN),
     "regression": (Regression("t"), values(1)[:, 0], NAN),
     "squared error": (Regression("t", 2), values(2), NAN),
@@ -46,6 +48,13 @@ KINDS: dict[str, tuple[Task, Tensor, float]] = {
     "Huber's error": (Regression("t", 2, criterion="huber"), values(2), NAN),
     "a loss of one's own": (Classification("t", 3, loss=F.cross_entropy), classes(), -100),
     "a regression loss of one's own": (Regression("t", 2, loss=F.mse_loss), values(2), NAN),
+}
+OF_CLASSES = {
+    "accuracy": True,
+    "f1_macro": True,
+    "precision_macro": True,
+    "recall_macro": True,
+    "calibration_error": False,
 }
 each_kind = pytest.mark.parametrize("kind", KINDS)
 quickly = settings(deadline=None, max_examples=25)
@@ -210,6 +219,10 @@ def test_multi_label_metrics_count_known_entries_alone(unknown: Tensor) -> None:
     accuracy, f1 = counted_by_hand(output, target)
     assert float(found["accuracy"]) == pytest.approx(accuracy, abs=1e-6)
     assert float(found["f1_macro"]) == pytest.approx(f1, abs=1e-6)
+    for name, reference in (("precision_macro", precision_score), ("recall_macro", recall_score)):
+        columns = [(y[~y.isnan()], o[~y.isnan()] > 0) for y, o in zip(target.T, output.T, strict=True)]
+        scores = [reference(truth, said, zero_division=0) for truth, said in columns if len(truth)]
+        assert float(found[name]) == pytest.approx(sum(scores) / len(scores), abs=1e-6)
 
 
 def test_a_label_that_is_never_known_does_not_count_as_wrong() -> None:
@@ -284,21 +297,22 @@ def test_a_metric_must_say_which_way_is_better() -> None:
 @pytest.mark.parametrize(
     ("task", "expected"),
     [
-        (Classification("t", 3), {"accuracy": True, "f1_macro": True, "calibration_error": False}),
+        (Classification("t", 3), OF_CLASSES),
         (
             Classification("t", 2),
             {
-                "accuracy": True,
-                "f1_macro": True,
-                "calibration_error": False,
+                **OF_CLASSES,
                 "f1": True,
+                "precision": True,
+                "recall": True,
                 "auroc": True,
                 "average_precision": True,
             },
         ),
-        (MultiLabel("t", 3), {"accuracy": True, "f1_macro": True}),
+        (MultiLabel("t", 3), dict.fromkeys(["accuracy", "f1_macro", "precision_macro", "recall_macro"], True)),
         (Regression("t"), {"r2": True, "mse": False, "rmse": False, "mae": False}),
         (Regression("t", metrics={"mse": MeanSquaredError(), "r": MulticlassAccuracy(2)}), {"mse": False, "r": True}),
+        (Regression("t", metrics=["mae", "r2", "mae"]), {"mae": False, "r2": True}),
     ],
 )
 def test_metrics_say_which_way_is_better_and_the_primary_one_is_first(task: Task, expected: dict[str, bool]) -> None:

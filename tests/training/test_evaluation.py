@@ -234,7 +234,14 @@ def test_a_task_without_a_label_is_undefined_and_said_so() -> None:
     loader = TensorLoader(x, {**targets, "a": torch.full((40,), -100)}, batch_size=8)
     with pytest.warns(LabelWarning, match="task 'a' has no labelled sample in this split"):
         found = evaluated(model, loader)
-    assert set(found["a"]) == {"loss", "accuracy", "f1_macro", "calibration_error"}
+    assert set(found["a"]) == {
+        "loss",
+        "accuracy",
+        "f1_macro",
+        "precision_macro",
+        "recall_macro",
+        "calibration_error",
+    }
     assert all(math.isnan(value) for value in found["a"].values())
     assert all(math.isfinite(value) for value in found["b"].values())
 

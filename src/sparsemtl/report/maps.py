@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,9 @@ from torch import Tensor
 
 UNKNOWN = 0.55
 """Grey of pixels without a label."""
+
+COLOURS = 256
+"""Classes with a colour of their own; more begin again."""
 
 Pair = tuple[Tensor, Tensor]
 """The true map and the predicted one as colours, (3, H, W) in [0, 1]."""
@@ -64,6 +68,19 @@ def _masked(colours: Tensor, known: Tensor) -> Tensor:
     return torch.where(known[..., None], colours, UNKNOWN).movedim(-1, 0)
 
 
+@functools.cache
 def _palette() -> Tensor:
-    spread: Any = colormaps["tab20"].colors  # type: ignore[attr-defined]
-    return torch.tensor([*spread[::2], *spread[1::2]])
+    """Return `COLOURS` colours (COLOURS, 3) in [0, 1], no two alike and none like the grey of the unknown.
+
+    They are those of matplotlib's `tab20` without its greys, and then each time the one of a grid of colours that is
+    farthest from all before it, so that a few classes have the most different ones.
+    """
+    named: Any = colormaps["tab20"].colors  # type: ignore[attr-defined]
+    chosen = [torch.tensor(colour) for colour in [*named[::2], *named[1::2]] if max(colour) - min(colour) > 0.02]
+    levels = torch.linspace(0, 1, 10)
+    grid = torch.cartesian_prod(levels, levels, levels)
+    apart = torch.cdist(grid, torch.stack([*chosen, torch.full((3,), UNKNOWN)])).amin(1)
+    while len(chosen) < COLOURS:
+        chosen.append(grid[apart.argmax()])
+        apart = apart.minimum((grid - chosen[-1]).norm(dim=1))
+    return torch.stack(chosen)

@@ -14,7 +14,7 @@ from sparsemtl.sharing.subnetwork import Semantics
 
 
 class FisherSharing(MaskedSharing):
-    """FS and EFS: masks by diagonal Fisher information, renewed while training (Sun et al., FSMTL, AAAI 2024).
+    """FS and EFS: masks by diagonal Fisher information, renewed while training (Zhang et al., FSMTL, AAAI 2024).
 
     Training begins dense. From epoch `warmup` on, every `update_every` epochs, each task estimates the Fisher
     information of the dense shared weights (Eq. 9 or 10) and keeps the largest (Eq. 11); in between it trains its

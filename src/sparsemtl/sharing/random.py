@@ -15,7 +15,7 @@ from sparsemtl.sharing.subnetwork import Semantics
 
 
 class RandomSharing(MaskedSharing):
-    """RS: every task keeps a random subset of the shared weights (Sun et al., FSMTL, AAAI 2024, Table 1).
+    """RS: every task keeps a random subset of the shared weights (Zhang et al., FSMTL, AAAI 2024, Table 1).
 
     Same number of weights, same training as Fisher sharing, but masks drawn at random, independently for each task.
 

@@ -7,12 +7,30 @@ from torchmetrics.classification import (
     BinaryAUROC,
     BinaryAveragePrecision,
     BinaryF1Score,
+    BinaryPrecision,
+    BinaryRecall,
     MulticlassCalibrationError,
 )
 
 
 class SecondClassF1(BinaryF1Score):
     """F1 of the second of two classes, the positive one."""
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Add logits (N, 2) and class indices (N,)."""
+        super().update(output.argmax(1), target)
+
+
+class SecondClassPrecision(BinaryPrecision):
+    """Precision of the second of two classes, the positive one; 0 where it is never predicted."""
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Add logits (N, 2) and class indices (N,)."""
+        super().update(output.argmax(1), target)
+
+
+class SecondClassRecall(BinaryRecall):
+    """Recall of the second of two classes, the positive one; 0 where no sample has it."""
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add logits (N, 2) and class indices (N,)."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from sparsemtl.errors import LabelError, ParameterError
 from sparsemtl.likelihoods import Categorical
 from sparsemtl.parameters import NonNegative, Share, validated
+from sparsemtl.tasks.cross_entropy import check_class_weights, cross_entropy
 from sparsemtl.tasks.task import Loss, Task
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class Classification(Task):
         classes: number of classes (at least 2), or their names.
         ignore_index: the label of a sample that has none; NaN says the same where labels are floats.
         label_smoothing: in [0, 1).
+        class_weights: factor of every class in the loss, at least 0, which is the mean weighted by them.
 
     Attributes:
         class_names: names of the classes; their numbers, if no names were given.
@@ -41,18 +42,21 @@ class Classification(Task):
         *,
         ignore_index: int = -100,
         label_smoothing: Share = 0.0,
+        class_weights: Sequence[float] | None = None,
         weight: NonNegative = 1.0,
         target: str | None = None,
         loss: Loss | None = None,
-        metrics: Mapping[str, Metric] | None = None,
+        metrics: Mapping[str, Metric] | Sequence[str] | None = None,
     ) -> None:
         super().__init__(name, weight=weight, target=target, loss=loss, metrics=metrics)
         self.numbered = isinstance(classes, int)
         self.class_names = [str(c) for c in (range(classes) if isinstance(classes, int) else classes)]
         if len(self.class_names) < 2:
             raise ParameterError(f"task {name!r}: a classification needs at least 2 classes, got {classes!r}.")
+        check_class_weights(name, class_weights, len(self.class_names))
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
+        self.class_weights = class_weights
 
     @property
     def classes(self) -> int:
@@ -100,28 +104,40 @@ class Classification(Task):
 
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy."""
-        total = F.cross_entropy(
+        return cross_entropy(
             output,
             target,
+            self.labelled(target),
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
-            reduction="sum",
+            class_weights=self.class_weights,
         )
-        return total / self.labelled(target).sum().clamp(min=1)
 
     def default_metrics(self) -> dict[str, Metric]:
-        """Accuracy (micro), macro F1 and calibration error; of two classes also what the second, positive one has."""
-        from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+        """Accuracy (micro), macro F1, precision and recall, and calibration error.
+
+        Of two classes also F1, precision, recall, AUROC and average precision of the second, positive one.
+        """
+        from torchmetrics.classification import (
+            MulticlassAccuracy,
+            MulticlassF1Score,
+            MulticlassPrecision,
+            MulticlassRecall,
+        )
 
         from sparsemtl.tasks import class_metrics as own
 
         metrics: dict[str, Metric] = {
             "accuracy": MulticlassAccuracy(self.classes, average="micro", validate_args=False),
             "f1_macro": MulticlassF1Score(self.classes, average="macro", validate_args=False),
+            "precision_macro": MulticlassPrecision(self.classes, average="macro", validate_args=False),
+            "recall_macro": MulticlassRecall(self.classes, average="macro", validate_args=False),
             "calibration_error": own.CalibrationError(self.classes, validate_args=False),
         }
         if self.classes == 2:
             metrics["f1"] = own.SecondClassF1(validate_args=False)
+            metrics["precision"] = own.SecondClassPrecision(validate_args=False)
+            metrics["recall"] = own.SecondClassRecall(validate_args=False)
             metrics["auroc"] = own.SecondClassAUROC(validate_args=False)
             metrics["average_precision"] = own.SecondClassAveragePrecision(validate_args=False)
         return metrics

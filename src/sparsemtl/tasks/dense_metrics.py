@@ -42,13 +42,26 @@ class ConfusionMetric(Metric):
 
 
 class MeanIoU(ConfusionMetric):
-    """Mean over the classes of intersection over union; classes in neither labels nor predictions are left out."""
+    """Mean over the classes of intersection over union; classes in neither labels nor predictions are left out.
+
+    Args:
+        classes: number of classes.
+        ignore_index: the label of pixels that do not count.
+        background: class that is left out of the mean; its pixels count in the unions of the others.
+    """
+
+    def __init__(self, classes: int, *, ignore_index: int, background: int | None = None) -> None:
+        super().__init__(classes, ignore_index=ignore_index)
+        self.background = background
 
     def compute(self) -> Tensor:
         """In [0, 1]."""
         both = self.confusion.diagonal().double()
         either = self.confusion.sum(0) + self.confusion.sum(1) - both
-        return (both / either)[either > 0].mean().float()
+        counted = either > 0
+        if self.background is not None:
+            counted[self.background] = False
+        return (both / either)[counted].mean().float()
 
 
 class PixelAccuracy(ConfusionMetric):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -27,6 +27,8 @@ class Depth(DenseTask):
     Args:
         name: the task's name.
         criterion: `l1` (mean absolute) or `mse` (mean squared) error.
+        scale: `image` divides the depths of an image by its largest known one, as Less is More does; `none` leaves them
+            in the data's unit. Loss and metrics are in what it gives.
 
     Labels have shape (B, H, W) or (B, 1, H, W), outputs (B, 1, H, W), both in any unit, or inverse depth; a label of 0
     or less is unknown. Metrics, over the known pixels of the whole split: `abs_err`, `rel_err`, `rmse`, and
@@ -41,13 +43,15 @@ class Depth(DenseTask):
         name: str,
         *,
         criterion: Literal["l1", "mse"] = "l1",
+        scale: Literal["none", "image"] = "none",
         weight: NonNegative = 1.0,
         target: str | None = None,
         loss: Loss | None = None,
-        metrics: Mapping[str, Metric] | None = None,
+        metrics: Mapping[str, Metric] | Sequence[str] | None = None,
     ) -> None:
         super().__init__(name, weight=weight, target=target, loss=loss, metrics=metrics)
         self.criterion = criterion
+        self.scale = scale
 
     @property
     def likelihood(self) -> PixelGaussian:
@@ -72,9 +76,10 @@ class Depth(DenseTask):
             )
 
     def cast(self, target: Tensor) -> Tensor:
-        """Floating labels (B, 1, H, W)."""
+        """Floating labels (B, 1, H, W), scaled; to cast them again changes nothing."""
         target = target if target.is_floating_point() else target.float()
-        return target.unsqueeze(1) if target.ndim == 3 else target
+        target = target.unsqueeze(1) if target.ndim == 3 else target
+        return target if self.scale == "none" else target / _largest(target)
 
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Mean error of the known pixels."""
@@ -96,3 +101,9 @@ class Depth(DenseTask):
     def predict(self, output: Tensor) -> Tensor:
         """Depth (B, 1, H, W)."""
         return output
+
+
+def _largest(target: Tensor) -> Tensor:
+    """Return the largest depth of every image, (B, 1, 1, 1); 1 where none is known."""
+    largest = target.amax((1, 2, 3), keepdim=True)
+    return torch.where(largest > 0, largest, 1)

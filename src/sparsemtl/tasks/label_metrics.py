@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics.classification import MultilabelAccuracy, MultilabelF1Score
+from torchmetrics.classification import (
+    MultilabelAccuracy,
+    MultilabelF1Score,
+    MultilabelPrecision,
+    MultilabelRecall,
+)
 from torchmetrics.utilities import dim_zero_cat
 
 UNKNOWN = -1
@@ -27,6 +32,22 @@ class KnownLabelF1(MultilabelF1Score):
         return super().compute()[_seen(self)].mean()
 
 
-def _seen(metric: MultilabelAccuracy | MultilabelF1Score) -> Tensor:
+class KnownLabelPrecision(MultilabelPrecision):
+    """Precision of every label, averaged over the labels that were known at least once."""
+
+    def compute(self) -> Tensor:
+        """Mean precision, a scalar."""
+        return super().compute()[_seen(self)].mean()
+
+
+class KnownLabelRecall(MultilabelRecall):
+    """Recall of every label, averaged over the labels that were known at least once."""
+
+    def compute(self) -> Tensor:
+        """Mean recall, a scalar."""
+        return super().compute()[_seen(self)].mean()
+
+
+def _seen(metric: MultilabelAccuracy | MultilabelF1Score | MultilabelPrecision | MultilabelRecall) -> Tensor:
     counts = (metric.tp, metric.fp, metric.tn, metric.fn)
     return torch.stack([dim_zero_cat(count) for count in counts]).any(0)

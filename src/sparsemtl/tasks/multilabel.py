@@ -41,7 +41,7 @@ class MultiLabel(Task):
         weight: NonNegative = 1.0,
         target: str | None = None,
         loss: Loss | None = None,
-        metrics: Mapping[str, Metric] | None = None,
+        metrics: Mapping[str, Metric] | Sequence[str] | None = None,
     ) -> None:
         super().__init__(name, weight=weight, target=target, loss=loss, metrics=metrics)
         self.label_names = [str(c) for c in (range(labels) if isinstance(labels, int) else labels)]
@@ -88,13 +88,15 @@ class MultiLabel(Task):
         return torch.where(known, terms, 0.0).sum() / known.sum().clamp(min=1)
 
     def default_metrics(self) -> dict[str, Metric]:
-        """Accuracy and macro F1, means over the labels that are known of at least one sample."""
-        from sparsemtl.tasks.label_metrics import UNKNOWN, KnownLabelAccuracy, KnownLabelF1
+        """Accuracy, F1, precision and recall, means over the labels that are known of at least one sample."""
+        from sparsemtl.tasks import label_metrics as own
 
-        options: dict[str, Any] = {"average": "none", "ignore_index": UNKNOWN, "validate_args": False}
+        options: dict[str, Any] = {"average": "none", "ignore_index": own.UNKNOWN, "validate_args": False}
         return {
-            "accuracy": KnownLabelAccuracy(self.outputs, **options),
-            "f1_macro": KnownLabelF1(self.outputs, **options),
+            "accuracy": own.KnownLabelAccuracy(self.outputs, **options),
+            "f1_macro": own.KnownLabelF1(self.outputs, **options),
+            "precision_macro": own.KnownLabelPrecision(self.outputs, **options),
+            "recall_macro": own.KnownLabelRecall(self.outputs, **options),
         }
 
     def update(self, metrics: Mapping[str, Metric], output: Tensor, target: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -40,7 +40,7 @@ class Regression(Task):
         weight: NonNegative = 1.0,
         target: str | None = None,
         loss: Loss | None = None,
-        metrics: Mapping[str, Metric] | None = None,
+        metrics: Mapping[str, Metric] | Sequence[str] | None = None,
     ) -> None:
         super().__init__(name, weight=weight, target=target, loss=loss, metrics=metrics)
         self.dims = dims

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from sparsemtl.errors import LabelError, ParameterError
 from sparsemtl.likelihoods import PixelCategorical
-from sparsemtl.parameters import NonNegative, Share, validated
+from sparsemtl.parameters import Natural, NonNegative, Share, validated
+from sparsemtl.tasks.cross_entropy import check_class_weights, cross_entropy
 from sparsemtl.tasks.dense import DenseTask
 from sparsemtl.tasks.task import Loss
 
@@ -26,6 +26,8 @@ class Segmentation(DenseTask):
         classes: number of classes (at least 2), or their names.
         ignore_index: the label of pixels that have none.
         label_smoothing: in [0, 1).
+        class_weights: factor of every class in the loss, at least 0, which is the mean weighted by them.
+        background: index of a class that `miou` leaves out, such as "all else" beside one category.
 
     Labels have shape (B, H, W) and lie in 0 .. classes - 1; outputs are logits (B, classes, H, W). The loss is the
     mean cross-entropy of all known pixels of a batch. Metrics: `miou` and `pixel_accuracy` from one confusion matrix
@@ -40,10 +42,12 @@ class Segmentation(DenseTask):
         *,
         ignore_index: int = 255,
         label_smoothing: Share = 0.0,
+        class_weights: Sequence[float] | None = None,
+        background: Natural | None = None,
         weight: NonNegative = 1.0,
         target: str | None = None,
         loss: Loss | None = None,
-        metrics: Mapping[str, Metric] | None = None,
+        metrics: Mapping[str, Metric] | Sequence[str] | None = None,
     ) -> None:
         super().__init__(name, weight=weight, target=target, loss=loss, metrics=metrics)
         self.class_names = [str(c) for c in (range(classes) if isinstance(classes, int) else classes)]
@@ -51,8 +55,16 @@ class Segmentation(DenseTask):
             raise ParameterError(f"task {name!r}: a segmentation needs at least 2 classes, got {classes!r}.")
         if 0 <= ignore_index < len(self.class_names):
             raise ParameterError(f"task {name!r}: ignore_index={ignore_index} is one of the classes.")
+        if background is not None and background >= len(self.class_names):
+            raise ParameterError(
+                f"task {name!r}: `background` must be one of the classes 0 .. {len(self.class_names) - 1}, "
+                f"got {background}."
+            )
+        check_class_weights(name, class_weights, len(self.class_names))
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
+        self.class_weights = class_weights
+        self.background = background
 
     @property
     def outputs(self) -> int:
@@ -88,21 +100,21 @@ class Segmentation(DenseTask):
 
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy, mean over the known pixels."""
-        total = F.cross_entropy(
+        return cross_entropy(
             output,
             target,
+            self.known(target),
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
-            reduction="sum",
+            class_weights=self.class_weights,
         )
-        return total / self.known(target).sum().clamp(min=1)
 
     def default_metrics(self) -> dict[str, Metric]:
         """Mean IoU, pixel accuracy, and the IoU of Less is More."""
         from sparsemtl.tasks.dense_metrics import IoULessIsMore, MeanIoU, PixelAccuracy
 
         return {
-            "miou": MeanIoU(self.outputs, ignore_index=self.ignore_index),
+            "miou": MeanIoU(self.outputs, ignore_index=self.ignore_index, background=self.background),
             "pixel_accuracy": PixelAccuracy(self.outputs, ignore_index=self.ignore_index),
             "iou_less_is_more": IoULessIsMore(ignore_index=self.ignore_index),
         }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import abc
 import re
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from sparsemtl.errors import LabelError, ParameterError, unknown_name
 from sparsemtl.heads.linear import LazyLinearHead, LinearHead
 from sparsemtl.likelihoods import Likelihood
 from sparsemtl.parameters import NonNegative
+from sparsemtl.tasks.torchmetrics_import import import_torchmetrics
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -30,9 +31,17 @@ class Task(abc.ABC):
         weight: factor of this task's loss, at least 0.
         target: key of this task's labels in a batch's targets; the task's name by default.
         loss: replaces the kind's own loss. It gets the labelled samples only and returns their mean.
-        metrics: name -> torchmetrics metric, replaces the kind's own. The first is the primary one, by which
-            models are chosen; every metric must say `higher_is_better`.
+        metrics: names of the kind's own metrics to measure, or name -> torchmetrics metric, which replaces them. The
+            first is the primary one, by which models are chosen; every metric must say `higher_is_better`.
     """
+
+    _arguments: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Keep the arguments, from which `with_parameters` makes the task anew."""
+        task = super().__new__(cls)
+        task._arguments = (args, kwargs)
+        return task
 
     def __init__(
         self,
@@ -41,7 +50,7 @@ class Task(abc.ABC):
         weight: NonNegative = 1.0,
         target: str | None = None,
         loss: Loss | None = None,
-        metrics: Mapping[str, Metric] | None = None,
+        metrics: Mapping[str, Metric] | Sequence[str] | None = None,
     ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name):
             raise ParameterError(f"A task's name has letters, digits, '_' and '-' only, got {name!r}.")
@@ -54,7 +63,7 @@ class Task(abc.ABC):
         self.weight = float(weight)
         self.target = target or name
         self._loss = loss
-        self._metrics = dict(metrics) if metrics else None
+        self._metrics = _chosen_metrics(name, metrics)
         #: Name of the metric by which models are chosen; the first one if None.
         self.primary: str | None = None
 
@@ -158,10 +167,20 @@ class Task(abc.ABC):
             )
 
     def metrics(self) -> dict[str, Metric]:
-        """Fresh metrics by name, the primary one first."""
+        """Fresh metrics by name, the primary one first.
+
+        Raises:
+            DependencyError: if torchmetrics cannot be imported.
+            ParameterError: if a metric lacks its direction, or `primary` is none of them.
+        """
         from copy import deepcopy
 
-        metrics = deepcopy(self._metrics) if self._metrics else self.default_metrics()
+        import_torchmetrics()
+        if isinstance(self._metrics, dict):
+            metrics = deepcopy(self._metrics)
+        else:
+            metrics = self.default_metrics()
+            metrics = {metric: self._own_metric(metric, metrics) for metric in self._metrics or metrics}
         for name, metric in metrics.items():
             if metric.higher_is_better is None:
                 raise ParameterError(
@@ -173,6 +192,21 @@ class Task(abc.ABC):
             raise ParameterError(f"task {self.name!r}: {unknown_name('metric', self.primary, metrics)}")
         return {self.primary: metrics.pop(self.primary), **metrics}
 
+    def _own_metric(self, name: str, metrics: Mapping[str, Metric]) -> Metric:
+        if name not in metrics:
+            raise ParameterError(f"task {self.name!r}: {unknown_name('metric', name, metrics)}")
+        return metrics[name]
+
+    def with_parameters(self, **parameters: Any) -> Task:
+        """Return the task as its class makes it with some keyword parameters changed.
+
+        Raises:
+            ParameterError: if the class does not take such a value.
+        """
+        args, kwargs = self._arguments
+        changed: Task = type(self)(*args, **{**kwargs, **parameters})
+        return changed
+
     def update(self, metrics: Mapping[str, Metric], output: Tensor, target: Tensor) -> None:
         """Add a batch to metrics; unlabelled samples are left out."""
         label = self.labels(target)
@@ -180,6 +214,19 @@ class Task(abc.ABC):
         if bool(known.any()):
             for metric in metrics.values():
                 metric.update(output[known].float(), label[known])
+
+
+def _chosen_metrics(
+    task: str, metrics: Mapping[str, Metric] | Sequence[str] | None
+) -> dict[str, Metric] | list[str] | None:
+    if not metrics or isinstance(metrics, Mapping):
+        return dict(metrics) if metrics else None
+    if isinstance(metrics, str) or not all(isinstance(name, str) for name in metrics):
+        raise ParameterError(
+            f"task {task!r}: `metrics` must be a list of names of metrics, or a mapping of names to torchmetrics "
+            f"metrics, got {metrics!r}."
+        )
+    return list(dict.fromkeys(metrics))
 
 
 def in_one_dtype(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

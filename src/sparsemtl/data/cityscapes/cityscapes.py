@@ -56,7 +56,7 @@ def cityscapes(
         layout: which files to read.
         classes: 7 categories or 19 classes; labels that the official evaluation leaves out are unknown in both.
         reading: `segmentation`, or `maximum-roaming` as Pascal et al. (2021) and FSMTL have it: 7 maps of one category
-            against all else, unknown pixels among the latter.
+            against all else, unknown pixels among the latter; `miou` of a map is the IoU of its category.
         size: height and width in pixels, or the shorter side's; by default as the files have it.
         validation: share of the official training images held out, in (0, 1).
         seed: of what is held out.
@@ -117,5 +117,5 @@ def _tasks(part: Part, reading: Reading) -> tuple[Task, ...]:
     if reading == "segmentation":
         tasks: list[Task] = [Segmentation(part.classes.target, names)]
     else:
-        tasks = [Segmentation(name, ["other", name]) for name in names]
+        tasks = [Segmentation(name, ["other", name], background=0) for name in names]
     return (*tasks, Depth(part.depth.target)) if part.depth else tuple(tasks)

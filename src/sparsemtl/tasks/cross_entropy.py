@@ -1,0 +1,57 @@
+"""Cross-entropy over known labels, with weights of classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparsemtl.errors import ParameterError
+
+
+def cross_entropy(
+    output: Tensor,
+    target: Tensor,
+    known: Tensor,
+    *,
+    ignore_index: int,
+    label_smoothing: float,
+    class_weights: Sequence[float] | None,
+) -> Tensor:
+    """Return the mean cross-entropy over the known labels, a scalar; zero, with zero gradient, if none is known.
+
+    With weights w it is the sum of w_y times the cross-entropy over the sum of w_y, y being the class of the label.
+
+    Args:
+        output: logits, (B, C) or (B, C, H, W).
+        target: class indices, (B,) or (B, H, W).
+        known: which labels count, a bool per label.
+        ignore_index: label of all others.
+        label_smoothing: share of the label that is spread over all classes, in [0, 1).
+        class_weights: C numbers of at least 0; None weighs all classes alike.
+    """
+    weights = None if class_weights is None else output.new_tensor(class_weights)
+    total = F.cross_entropy(
+        output, target, weights, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="sum"
+    )
+    count = known.sum() if weights is None else weights[target[known]].sum()
+    return total / torch.where(count > 0, count, 1)
+
+
+def check_class_weights(task: str, class_weights: Sequence[float] | None, classes: int) -> None:
+    """Check that there is a finite weight of at least 0 for every class, and not only zeros.
+
+    Raises:
+        ParameterError: if there is not.
+    """
+    if class_weights is None:
+        return
+    numbers = [w for w in class_weights if isinstance(w, (int, float)) and not isinstance(w, bool)]
+    if not (len(numbers) == len(class_weights) == classes and all(0 <= w < math.inf for w in numbers) and any(numbers)):
+        raise ParameterError(
+            f"task {task!r}: `class_weights` must be {classes} finite numbers of at least 0, one per class and not all "
+            f"zero, got {list(class_weights)!r}."
+        )
