@@ -18,7 +18,7 @@ from sparsemtl.compaction import compact, latency, macs, parameter_count
 from sparsemtl.criteria import choose_masks, fisher_information, fisher_masks
 from sparsemtl.masks import TaskMasks
 from sparsemtl.models import MultiTaskModel
-from sparsemtl.norms import TaskNorms
+from sparsemtl.norms import TaskNorms, recompute_norms
 from sparsemtl.optim import MaskedOptimizer
 from sparsemtl.sharing import (
     DenseSharing,
@@ -75,4 +75,5 @@ __all__ = [
     "latency",
     "macs",
     "parameter_count",
+    "recompute_norms",
 ]

@@ -8,6 +8,7 @@ the tasks that read it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,3 +109,27 @@ def evaluation_groups(loaders: Loaders, tasks: Mapping[str, Task]) -> Iterator[G
     else:
         for batch in loaders:
             yield as_group(batch, tasks)
+
+
+def loader_generators(loaders: Loaders) -> list[torch.Generator]:
+    """The random generators that loaders draw their order from, where they have their own."""
+    found: list[torch.Generator] = []
+    for loader in loaders.values() if isinstance(loaders, Mapping) else [loaders]:
+        batch_sampler = getattr(loader, "batch_sampler", None)
+        inner = getattr(batch_sampler, "sampler", None)
+        for holder in (loader, getattr(loader, "sampler", None), batch_sampler, inner):
+            generator = getattr(holder, "generator", None)
+            if isinstance(generator, torch.Generator) and not any(generator is other for other in found):
+                found.append(generator)
+    return found
+
+
+@contextmanager
+def undrawn(loaders: Loaders) -> Iterator[None]:
+    """Whatever is read from the loaders inside, their own generators go on afterwards as if nothing had been."""
+    states = [(generator, generator.get_state()) for generator in loader_generators(loaders)]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)

@@ -42,8 +42,16 @@ class TrainingError(SparseMTLError):
     """Training came to nothing by its own settings. A study leaves such a run out and goes on."""
 
 
-class NonFiniteLossError(TrainingError, ArithmeticError):
+class NonFiniteError(TrainingError, ArithmeticError):
+    """A loss, a gradient or a weight became NaN or infinite."""
+
+
+class NonFiniteLossError(NonFiniteError):
     """A task's loss became NaN or infinite."""
+
+
+class SelectionError(TrainingError):
+    """No epoch of a run can be chosen: what chooses it is undefined on validation data."""
 
 
 class EmptyMaskError(TrainingError, MaskError):
@@ -76,6 +84,10 @@ class ReproducibilityWarning(SparseMTLWarning):
 
 class LabelWarning(SparseMTLWarning):
     """A task sees no labelled sample."""
+
+
+class MetricWarning(SparseMTLWarning):
+    """A metric is undefined: NaN or infinite."""
 
 
 def unknown_name(kind: str, found: str, known: Iterable[str]) -> str:

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from sparsemtl.errors import MaskError, unknown_name
-from sparsemtl.masks import unwrapped
+from sparsemtl.batch_averages import STATISTICS, BatchAverages
+from sparsemtl.batches import Group, Loaders, evaluation_groups, groups_for, per_task, to_device, undrawn
+from sparsemtl.errors import MaskError, ParameterError, unknown_name
+from sparsemtl.masks import TaskMasks, unwrapped
 from sparsemtl.models import MultiTaskModel
-from sparsemtl.modes import evaluating
+from sparsemtl.modes import training
+from sparsemtl.randomness import preserved
 from sparsemtl.shadow import shadowed
+from sparsemtl.tasks import Task
 
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+BATCHES = 100
+"""Batches over which statistics are averaged by default."""
+
+View = Callable[[str], AbstractContextManager[Any]]
+"""Task -> context in which the model is the task's network."""
 
 
 class TaskNorms:
@@ -79,11 +89,20 @@ def _shapes(sets: Mapping[str, Mapping[str, Tensor]]) -> dict[str, tuple[int, ..
 
 def shared_norms(model: MultiTaskModel) -> dict[str, _NormBase]:
     """The norms that keep running statistics in modules that tasks share, masked or not, by name."""
+    return norms_in({**model.shared_modules(), **model.unmasked_modules()})
+
+
+def norms_in(modules: Mapping[str, nn.Module]) -> dict[str, _NormBase]:
+    """The norms that keep running statistics in modules, by name.
+
+    Args:
+        modules: name in the model -> module.
+    """
     return {
-        f"{prefix}.{name}" if name else prefix: module
-        for prefix, shared in {**model.shared_modules(), **model.unmasked_modules()}.items()
-        for name, module in shared.named_modules()
-        if isinstance(module, _NormBase) and module.track_running_stats
+        f"{prefix}.{name}" if name else prefix: norm
+        for prefix, module in modules.items()
+        for name, norm in module.named_modules()
+        if isinstance(norm, _NormBase) and norm.track_running_stats
     }
 
 
@@ -113,21 +132,109 @@ def recalibrated(model: MultiTaskModel, inputs: Iterable[Any], task: str) -> Ite
         inputs: what the encoder reads, batch by batch.
         task: the task to run the model for.
     """
-    fresh = {name: torch.zeros_like(tensor) for name, tensor in statistics_of(model).items()}
-    if not fresh:
+    averages = BatchAverages(shared_norms(model))
+    if statistics_of(model):
+        for x in inputs:
+            averages.add(model, partial(model, x, tasks=(task,)))
+    with shadowed(model, averages.tensors()):
         yield
+
+
+def recompute_norms(
+    model: MultiTaskModel,
+    loaders: Loaders,
+    norms: TaskNorms | None = None,
+    *,
+    masks: TaskMasks | None = None,
+    view: View | None = None,
+    batches: int = BATCHES,
+    module: nn.Module | None = None,
+) -> None:
+    """Replace the running statistics of batch norms by averages over training batches with the present weights.
+
+    Running averages are of past weights. After few steps, or a step that made weights zero, they are not those of the
+    network that is evaluated. Every task's batches pass through the task's network, and every batch counts the same.
+    Left out are batches without a label of the task, as in training, and those with a single value per channel. Norms
+    that stay in eval mode while training, or have a momentum of 0, keep their statistics. The random generators and
+    the order of the loaders' data are not disturbed.
+
+    Args:
+        model: the model.
+        loaders: training data, as for `Trainer.fit`.
+        norms: the tasks' sets of statistics, which are filled; the model's own, over all tasks, if None.
+        masks: masks, where a task computes with mask * weight.
+        view: in place of `masks`, task -> context in which the model is the task's network, such as `Sharing.view`.
+        batches: batches per task, at most.
+        module: what is called in place of the model, such as Lightning Fabric's wrapper of it.
+
+    Raises:
+        ParameterError: if `batches` is below 1.
+
+    Example:
+        >>> norms = TaskNorms(model)                                            # doctest: +SKIP
+        >>> recompute_norms(model, loader, norms, masks=masks)                  # doctest: +SKIP
+        >>> with masks.applied(model, "digit"), norms.applied(model, "digit"):  # doctest: +SKIP
+        ...     outputs = model.eval()(x)
+    """
+    if batches < 1:
+        raise ParameterError(f"`batches` must be at least 1, got {batches}.")
+    shared, own = _live_norms(model)
+    if not shared and not any(own.values()):
         return
-    norms = list(shared_norms(model).values())
-    momenta = [norm.momentum for norm in norms]
-    with shadowed(model, fresh):
-        with evaluating(model), torch.no_grad():
-            try:
-                for norm in norms:
-                    norm.momentum = None  # a cumulative average: every batch counts the same
-                    norm.train()
-                for x in inputs:
-                    model(x, tasks=(task,))
-            finally:
-                for norm, momentum in zip(norms, momenta, strict=True):
-                    norm.momentum = momentum
-        yield
+    if view is None:
+        view = _plain if masks is None else partial(masks.applied, model)
+    if norms is None:
+        everything = BatchAverages(dict(chain(shared.items(), *(part.items() for part in own.values()))))
+        averages = dict.fromkeys(model.tasks, everything)
+    else:
+        averages = {task: BatchAverages({**shared, **own[task]}) for task in model.tasks}
+    with preserved(), undrawn(loaders):
+        for task, x in _batches(model, loaders, batches):
+            with view(task):
+                averages[task].add(model, partial(module or model, x, tasks=(task,)))
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    with torch.no_grad():
+        for task in model.tasks:
+            sets = buffers if norms is None else {**buffers, **norms[task]}
+            for name, tensor in averages[task].tensors().items():
+                sets[name].copy_(tensor)
+
+
+def _plain(task: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def _live_norms(model: MultiTaskModel) -> tuple[dict[str, _NormBase], dict[str, dict[str, _NormBase]]]:
+    """The norms whose running statistics training moves: those of shared modules, and task -> its own."""
+    with training(model):
+        shared = _moving(shared_norms(model))
+        own = {task: _moving(norms_in(model.task_modules(task))) for task in model.tasks}
+    return shared, own
+
+
+def _moving(norms: Mapping[str, _NormBase]) -> dict[str, _NormBase]:
+    return {name: norm for name, norm in norms.items() if norm.training and norm.momentum != 0}
+
+
+def _batches(model: MultiTaskModel, loaders: Loaders, batches: int) -> Iterator[tuple[str, Any]]:
+    """Yield (task, input) of the first batches with a label of the task, from one pass over the loaders."""
+    device = next(model.parameters()).device
+    passes: list[tuple[tuple[str, ...], Iterator[Group]]]
+    if per_task(loaders):
+        passes = [((name,), groups_for(loaders, task)) for name, task in model.tasks.items()]
+    else:
+        passes = [(tuple(model.tasks), evaluation_groups(loaders, model.tasks))]
+    for names, groups in passes:
+        left = dict.fromkeys(names, batches)
+        for group in groups:
+            labelled = [name for name in names if left[name] and _has_label(model.tasks[name], group)]
+            x = to_device(group.x, device)
+            for name in labelled:
+                left[name] -= 1
+                yield name, x
+            if not any(left.values()):
+                break
+
+
+def _has_label(task: Task, group: Group) -> bool:
+    return bool(task.labelled(task.labels(group.targets)).any())

@@ -40,6 +40,7 @@ TRAINER_KEYS = (
     "choose_after",
     "patience",
     "restart_every",
+    "norm_batches",
     "accelerator",
     "precision",
     "threads",

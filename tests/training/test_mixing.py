@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler
 from training_toys import loader, own_loaders, table, tasks
 
-from sparsemtl.batches import Group
+from sparsemtl.batches import Group, loader_generators, undrawn
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import LabelError
-from sparsemtl.training.mixing import Mix, epoch_batches, loader_generators, steps_in_epoch, undrawn
+from sparsemtl.training.mixing import Mix, epoch_batches, steps_in_epoch
 
 TASKS = {task.name: task for task in tasks("ab")}
 MIXES: tuple[Mix, ...] = ("longest", "shortest", "proportional")

@@ -434,17 +434,6 @@ def test_a_schedule_steps_once_an_epoch(tmp_path: Path) -> None:
     assert rates == pytest.approx([0.1, 0.05, 0.025])
 
 
-def test_a_schedule_on_plateaus_sees_the_validation_score() -> None:
-    plateau = partial(
-        torch.optim.lr_scheduler.ReduceLROnPlateau, mode="max", patience=0, factor=0.5, threshold_mode="abs"
-    )
-    model = shared(a=0.0, b=0.0)  # never moves
-    trainer = quiet(model, optimizer=partial(SGD, lr=0.8), scheduler=plateau, epochs=4)
-    trainer.fit(loader(), held_out())
-    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.8 / 8)
-    assert trainer.scheduler.best == pytest.approx(trainer.selection.value(trainer.validation))
-
-
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true", "bf16-true"])
 @pytest.mark.parametrize("sharing", [sm.DenseSharing(), sm.RandomSharing(keep=0.5)])
 def test_it_trains_in_other_precisions(precision: Precision, sharing: sm.Sharing) -> None:
@@ -454,7 +443,7 @@ def test_it_trains_in_other_precisions(precision: Precision, sharing: sm.Sharing
     trainer.fit(loader(80, batch_size=16), held_out())
     dtype = {"bf16-mixed": torch.float32, "64-true": torch.float64, "bf16-true": torch.bfloat16}[precision]
     assert {p.dtype for p in model.parameters()} == {dtype}
-    first = trainer.selection.best["all"][0]
+    first = trainer.selection.best["all"].merit.value
     assert math.isfinite(first)
     assert trainer.test(loader(40, seed=3))["b"]["loss"] < 4.0
 
@@ -474,7 +463,7 @@ def test_a_checkpoint_holds_what_half_precision_has_learned(tmp_path: Path, monk
 def test_balancers_work_in_mixed_precision(balancing: str) -> None:
     trainer = quiet(shared("abc", norm=True), balancing=balancing, precision="bf16-mixed", epochs=2)
     trainer.fit(loader(), held_out())
-    assert math.isfinite(trainer.selection.best["all"][0])
+    assert math.isfinite(trainer.selection.best["all"].merit.value)
 
 
 # What is refused

@@ -18,10 +18,15 @@ from torch import Tensor, nn
 
 from sparsemtl.balancing.balancer import Balancer
 from sparsemtl.batches import Group
-from sparsemtl.errors import NonFiniteLossError, ParameterError
+from sparsemtl.errors import NonFiniteError, NonFiniteLossError, ParameterError
 from sparsemtl.models import MultiTaskModel
 from sparsemtl.optim.masked import Hold
 from sparsemtl.sharing.sharing import Sharing, Update
+from sparsemtl.training.finite import check_gradient, check_rows, named_parameters
+
+MAX_SKIPPED = 100
+"""Steps that a gradient scaler may leave out one after another. Each halves its scale, so that a gradient which does
+not fit into half precision does after a few dozen of them; one that still does not is not finite at any scale."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +38,14 @@ class Backend:
         backward: called with a scalar, and `retain_graph`.
         clip: called before an optimizer step.
         device: where batches go.
+        scaled: a gradient scaler leaves out steps whose gradient is not finite, and lowers its scale.
     """
 
     module: nn.Module
     backward: Callable[..., None]
     clip: Callable[[], Any] | None
     device: torch.device
+    scaled: bool = False
 
 
 @dataclass
@@ -98,6 +105,9 @@ class Engine:
         self._rows: dict[str, Tensor] = {}
         self._holds: dict[tuple[str, ...], Hold] = {}
         self._memory: dict[str, Tensor] = {}
+        self.trained = named_parameters(model, sharing=sharing.parameters(), balancer=balancer.parameters())
+        self._skipped = 0
+        self._where = ""
 
     def step(self, batches: Sequence[Sequence[Group]], where: str = "") -> StepResult:
         """Train on one batch, or on several whose gradients accumulate.
@@ -109,7 +119,10 @@ class Engine:
         Raises:
             NonFiniteLossError: if a task's loss, or the weight that the balancer gives it, is NaN or infinite; before
                 the step that it belongs to. With `alternate`, tasks before it in turn have taken theirs.
+            NonFiniteError: if the gradient is, likewise; where a gradient scaler leaves such steps out, after
+                `MAX_SKIPPED` of them.
         """
+        self._where = where
         ready = [self._prepare(groups) for groups in batches]
         result = StepResult(samples=sum(group.count for groups in ready for group in groups))
         if self.update == "alternate":
@@ -267,7 +280,11 @@ class Engine:
         like = next(iter(self._rows.values()))
         rows = torch.stack([self._rows.get(task, torch.zeros_like(like)) for task in self.tasks])
         exact = torch.promote_types(rows.dtype, torch.float32)  # decompositions know no half precision
-        combined = self.balancer.aggregate(rows.to(exact), self._flags(self._rows))
+        if not self.backend.scaled:
+            check_rows(self._rows, self._where)
+        finite = bool(rows.isfinite().all())  # otherwise the gradient scaler is to see it, and no decomposition
+        exactly = rows.to(exact)
+        combined = self.balancer.aggregate(exactly, self._flags(self._rows)) if finite else exactly.sum(0)
         sizes = [p.numel() for p in self._shared.values()]
         for p, part in zip(self._shared.values(), torch.split(combined, sizes), strict=True):
             p.grad = part.view_as(p).to(p.dtype)
@@ -277,6 +294,8 @@ class Engine:
     def _move(self, tasks: tuple[str, ...]) -> None:
         if (term := self.sharing.regularizer()) is not None:
             self.backend.backward(term)
+        if not self.backend.scaled:
+            check_gradient(self.trained, tasks, self._where)
         if self.backend.clip is not None:
             self.backend.clip()
         stepped: list[bool] = []
@@ -288,6 +307,16 @@ class Engine:
             watch.remove()
         if stepped:  # in half precision a step that would overflow is left out
             self.sharing.after_step(self._inner)
+        self._count_skipped(bool(stepped))
+
+    def _count_skipped(self, stepped: bool) -> None:
+        self._skipped = 0 if stepped else self._skipped + 1
+        if self._skipped >= MAX_SKIPPED:
+            raise NonFiniteError(
+                f"the gradient was NaN or infinite in {self._skipped} steps one after another"
+                f"{', until ' + self._where if self._where else ''}, at ever smaller loss scales. None of them was "
+                "taken. Check the inputs and the losses for NaN, or train with another `precision`."
+            )
 
     def _held(self, tasks: tuple[str, ...]) -> AbstractContextManager[None]:
         """Holds what a step for these tasks may not move."""

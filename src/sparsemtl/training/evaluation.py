@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemtl.batches import Group, Loaders, evaluation_groups, per_task
-from sparsemtl.errors import LabelWarning
+from sparsemtl.errors import LabelWarning, MetricWarning
 from sparsemtl.modes import evaluating
 from sparsemtl.shadow import shadowed
 from sparsemtl.tasks import Task
@@ -62,35 +63,72 @@ def evaluate(
 ) -> Results:
     """Compute every task's mean loss over its labels in the whole split, and its metrics.
 
-    A task without a labelled sample gets NaN everywhere, a metric of too few samples gets NaN, each with a warning.
+    What is undefined is NaN, with a warning: everything of a task without a labelled sample, or with a labelled sample
+    for which its network computes NaN or infinity, which is no prediction; and a metric that cannot be computed.
     """
     metrics = {name: {m: metric.to(device) for m, metric in task.metrics().items()} for name, task in tasks.items()}
     totals = dict.fromkeys(tasks, 0.0)
     counts = dict.fromkeys(tasks, 0)
+    samples = dict.fromkeys(tasks, 0)
+    broken: dict[str, list[int]] = {name: [] for name in tasks}
     for name, output, target in outputs_of(module, tasks, views, loaders, device):
         task = tasks[name]
-        count = int(task.known(task.labels(target)).sum())
+        label = task.labels(target)
+        count = int(task.known(label).sum())
         if count:
-            totals[name] += float(task.loss(output, target)) * count
-            counts[name] += count
-            task.update(metrics[name], output, target)
+            loss = float(task.loss(output, target))
+            broken[name] += [samples[name] + i for i in _broken(output, task.labelled(label), loss)]
+            if not broken[name]:
+                totals[name] += loss * count
+                counts[name] += count
+                task.update(metrics[name], output, target)
+        samples[name] += len(label)
     results: Results = {}
     for name in tasks:
-        if counts[name]:
+        if counts[name] and not broken[name]:
             results[name] = {"loss": totals[name] / counts[name]}
             results[name] |= {m: _computed(name, m, metric) for m, metric in metrics[name].items()}
         else:
-            warnings.warn(f"task {name!r} has no labelled sample in this split.", LabelWarning, stacklevel=2)
+            _warn_of_nothing(name, broken[name], samples[name])
             results[name] = dict.fromkeys(["loss", *metrics[name]], float("nan"))
     return results
 
 
+def _broken(output: Tensor, labelled: Tensor, loss: float) -> list[int]:
+    """Positions in a batch of the labelled samples whose output is no prediction: it has NaN or infinity.
+
+    Minus infinity is one where the loss bears it: logits of classes that a model excludes.
+    """
+    finite = output.isfinite()
+    if bool(finite.all()):
+        return []
+    wrong = output.isnan() | (output == math.inf) if math.isfinite(loss) else ~finite
+    rows = wrong.flatten(1).any(1) if wrong.ndim > 1 else wrong
+    return (rows & labelled.to(rows.device)).nonzero().flatten().tolist()
+
+
+def _warn_of_nothing(task: str, broken: Sequence[int], samples: int) -> None:
+    if not broken:
+        warnings.warn(f"task {task!r} has no labelled sample in this split.", LabelWarning, stacklevel=3)
+        return
+    warnings.warn(
+        f"task {task!r}: the network computes NaN or infinity for {len(broken)} of {samples} samples of this split, "
+        f"the first of them sample {broken[0]} (counted from 0). The task's loss and metrics are undefined. Check the "
+        "inputs for NaN.",
+        MetricWarning,
+        stacklevel=3,
+    )
+
+
 def _computed(task: str, name: str, metric: Metric) -> float:
     try:
-        return float(metric.compute())
+        value = float(metric.compute())
     except ValueError as error:
         warnings.warn(f"task {task!r}: {name!r} is undefined on this split: {error}", LabelWarning, stacklevel=3)
         return float("nan")
+    if math.isnan(value):
+        warnings.warn(f"task {task!r}: {name!r} is undefined on this split: it is NaN.", MetricWarning, stacklevel=3)
+    return value
 
 
 @torch.no_grad()

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch.nn.parameter import UninitializedParameter
 
-from sparsemtl.batches import Loaders, as_group
+from sparsemtl.batches import Loaders, as_group, undrawn
 from sparsemtl.models import MultiTaskModel
 from sparsemtl.modes import evaluating
 from sparsemtl.randomness import preserved
-from sparsemtl.training.mixing import undrawn
 
 
 def materialize_heads(model: MultiTaskModel, train: Loaders) -> None:

@@ -13,7 +13,6 @@ what training draws meanwhile, and a resumed run finds it again without training
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from itertools import count
 from typing import Any, Literal
 
@@ -96,27 +95,3 @@ def _proportional(loaders: Mapping[str, Loader], tasks: Mapping[str, Task]) -> I
     for position in torch.randperm(len(owners)).tolist():
         task = owners[position]
         yield [as_group(next(streams[task]), tasks, owner=task)]
-
-
-def loader_generators(loaders: Loaders) -> list[torch.Generator]:
-    """The random generators that loaders draw their order from, where they have their own."""
-    found: list[torch.Generator] = []
-    for loader in loaders.values() if isinstance(loaders, Mapping) else [loaders]:
-        batch_sampler = getattr(loader, "batch_sampler", None)
-        inner = getattr(batch_sampler, "sampler", None)
-        for holder in (loader, getattr(loader, "sampler", None), batch_sampler, inner):
-            generator = getattr(holder, "generator", None)
-            if isinstance(generator, torch.Generator) and not any(generator is other for other in found):
-                found.append(generator)
-    return found
-
-
-@contextmanager
-def undrawn(loaders: Loaders) -> Iterator[None]:
-    """Whatever is read from the loaders inside, their own generators go on afterwards as if nothing had been."""
-    states = [(generator, generator.get_state()) for generator in loader_generators(loaders)]
-    try:
-        yield
-    finally:
-        for generator, state in states:
-            generator.set_state(state)

@@ -1,91 +1,152 @@
-"""Which epoch's model is kept: validation chooses, test data only reports."""
+"""Model selection: which epoch's model is kept. Validation data choose, test data only report."""
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
-from sparsemtl.errors import ParameterError
+from sparsemtl.errors import MetricWarning, SelectionError
 from sparsemtl.models import MultiTaskModel
-from sparsemtl.tasks import Task
 from sparsemtl.training.evaluation import Results
+from sparsemtl.training.monitors import Merit, Monitor, valuation_of
 
-Monitor = Literal["score", "loss"]
-"""`score`: mean over the tasks of their primary validation metric (times -1 where lower is better); `loss`: minus
-the weighted mean of the validation losses."""
+
+@dataclass(frozen=True)
+class Best:
+    """The best epoch so far.
+
+    Attributes:
+        merit: its value, and the tasks that the value covers.
+        epoch: counted from 0.
+    """
+
+    merit: Merit
+    epoch: int
 
 
 class Selection:
-    """Remembers the best epoch, of the whole model or of every task apart.
+    """The best epoch so far, of the whole model or of every task on its own.
+
+    A metric that is undefined (NaN or infinite) enters no comparison. Its task is left out of the epoch's mean, with
+    a warning; an epoch that covers more tasks beats one that covers fewer, and values are compared over the same tasks
+    only (`Merit.beats`). An epoch of which nothing is defined is never chosen.
 
     Args:
-        model: whose tasks are chosen for.
+        model: the model, by whose tasks it is chosen.
         monitor: what is maximised.
-        apart: choose for every task apart, although they share weights; tasks that share none always are.
-        after: epochs at the start of which none is chosen.
+        apart: choose for every task on its own, although tasks share weights; tasks that share none always are.
+        after: number of epochs at the start that cannot be chosen.
 
     Raises:
-        ParameterError: if the monitor is not a validation score.
+        ParameterError: if the monitor is no score of validation data.
     """
 
     def __init__(
         self, model: MultiTaskModel, monitor: Monitor = "score", *, apart: bool = False, after: int = 0
     ) -> None:
-        if monitor not in ("score", "loss"):
-            extra = " Test data only reports; it never chooses a model." if "test" in str(monitor) else ""
-            raise ParameterError(f"`monitor` must be 'score' or 'loss', on validation data, got {monitor!r}.{extra}")
-        self.monitor = monitor
+        self._valuation = valuation_of(monitor, model.tasks)
+        self.monitor = monitor if isinstance(monitor, str) else getattr(monitor, "__name__", type(monitor).__name__)
         self.after = after
         self.parts: dict[str, tuple[str, ...]] = (
             {task: (task,) for task in model.tasks}
             if len(model.tasks) > 1 and (apart or model.independent)
             else {"all": tuple(model.tasks)}
         )
-        self._tasks = model.tasks
-        self._directions = {name: primary_of(task) for name, task in model.tasks.items()}
-        self.best: dict[str, tuple[float, int]] = {}
+        self.best: dict[str, Best] = {}
+        #: (task, metric) -> the epochs, counted from 1, that could be chosen and in which the metric was undefined.
+        self.undefined: dict[tuple[str, str], list[int]] = {}
 
     def update(self, epoch: int, validation: Results) -> list[str]:
-        """Take an epoch's validation results in; returns the parts that it made better."""
+        """Take in an epoch's validation results, and return the parts that became better.
+
+        Raises:
+            SelectionError: if neither a loss nor a metric of a part is defined, and no epoch of it was chosen before.
+        """
         improved: list[str] = []
-        for part, tasks in self.parts.items() if epoch >= self.after else ():
-            value = self.value(validation, tasks)
-            if part not in self.best or value > self.best[part][0]:
-                self.best[part] = (value, epoch)
+        if epoch < self.after:
+            return improved
+        self._valuation.observe(epoch, validation)
+        for part, tasks in self.parts.items():
+            merit = self._valuation.merit(validation, tasks)
+            if merit is None or merit.tasks != tasks:
+                self._note_undefined(epoch, validation, tasks)
+            best = self.best.get(part)
+            if merit is None:
+                if best is None and not any(math.isfinite(validation[task]["loss"]) for task in tasks):
+                    raise SelectionError(self._nothing_left(part, f"in epoch {epoch + 1}"))
+            elif merit.beats(best.merit if best else None):
+                self.best[part] = Best(merit, epoch)
                 improved.append(part)
         return improved
 
-    def value(self, validation: Results, tasks: tuple[str, ...] | None = None) -> float:
-        """What is maximised; minus infinity if a metric is undefined."""
-        chosen = tuple(self._tasks) if tasks is None else tasks
-        total = sum(self._of_task(validation[task], task) for task in chosen) / len(chosen)
-        return total if total == total else float("-inf")
+    def _note_undefined(self, epoch: int, validation: Results, tasks: tuple[str, ...]) -> None:
+        for key in self._valuation.undefined(validation, tasks):
+            epochs = self.undefined.setdefault(key, [])
+            if epoch not in epochs:  # the epoch before, counted from 1, is not there: a new stretch, warned of once
+                warnings.warn(
+                    f"epoch {epoch + 1}: {key[1]!r} of task {key[0]!r} is undefined on validation data. The task does "
+                    "not count where this epoch is compared with others; epochs in which it counts are preferred.",
+                    MetricWarning,
+                    stacklevel=4,
+                )
+            epochs.append(epoch + 1)
 
-    def _of_task(self, results: Mapping[str, float], task: str) -> float:
-        if self.monitor == "loss":
-            return -results["loss"] * self._tasks[task].weight
-        metric, higher = self._directions[task]
-        return results[metric] if higher else -results[metric]
+    def check(self) -> None:
+        """Raise if a part has no best epoch.
+
+        Raises:
+            SelectionError: naming the tasks, metrics and epochs that were undefined.
+        """
+        for part in self.parts:
+            if part not in self.best:
+                raise SelectionError(self._nothing_left(part, "in any epoch that could be chosen"))
+
+    def _nothing_left(self, part: str, when: str) -> str:
+        tasks = self.parts[part]
+        named = [
+            f"{metric!r} of task {task!r} (epoch {', '.join(map(str, epochs))})"
+            for (task, metric), epochs in self.undefined.items()
+            if task in tasks or task == ", ".join(tasks)
+        ]
+        return (
+            f"no model can be chosen: nothing that chooses it is defined on validation data {when}. Undefined: "
+            f"{'; '.join(named) or 'nothing was validated'}. Check the validation inputs for NaN and that every task "
+            "has labels there, or choose by another metric (`primary`) or `monitor`."
+        )
 
     def best_epoch(self, task: str) -> int | None:
-        """The epoch, counted from 1, whose model the task is reported with."""
+        """Return the epoch, counted from 1, whose model the task is reported with."""
         part = task if task in self.parts else "all"
-        return self.best[part][1] + 1 if part in self.best else None
+        return self.best[part].epoch + 1 if part in self.best else None
 
     def stale(self, epoch: int) -> int:
-        """Epochs since anything became better."""
-        return epoch - max((best for _, best in self.best.values()), default=epoch)
+        """Return the number of epochs since any part became better."""
+        return epoch - max((best.epoch for best in self.best.values()), default=epoch)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the rule in words, the references, and what was undefined, for the run's summary."""
+        undefined = [{"task": t, "metric": m, "epochs": epochs} for (t, m), epochs in self.undefined.items()]
+        return {"rule": self._valuation.words, **self._valuation.state_dict(), "undefined": undefined}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs."""
-        return {"best": dict(self.best)}
+        """Return everything that a resumed run needs."""
+        return {
+            "best": {
+                part: {"value": best.merit.value, "tasks": list(best.merit.tasks), "epoch": best.epoch}
+                for part, best in self.best.items()
+            },
+            "undefined": [[task, metric, list(epochs)] for (task, metric), epochs in self.undefined.items()],
+            "monitor": self._valuation.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put it back."""
-        self.best = {part: (value, epoch) for part, (value, epoch) in state["best"].items()}
-
-
-def primary_of(task: Task) -> tuple[str, bool]:
-    """A task's primary metric, and whether higher is better."""
-    name, metric = next(iter(task.metrics().items()))
-    return name, bool(metric.higher_is_better)
+        """Restore the state."""
+        self.best = {
+            part: Best(Merit(best["value"], tuple(best["tasks"])), best["epoch"])
+            for part, best in state["best"].items()
+        }
+        self.undefined = {(task, metric): list(epochs) for task, metric, epochs in state["undefined"]}
+        self._valuation.load_state_dict(state["monitor"])

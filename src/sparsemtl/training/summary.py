@@ -37,6 +37,7 @@ def summarize(
         "seed": config.get("seed"),
         "epochs": epochs,
         "monitor": selection.monitor,
+        "selection": selection.summary(),
         "seconds": seconds,
         "notes": list(notes),
         "axes": {axis: _name(config.get(axis)) for axis in axes},

@@ -18,13 +18,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from sparsemtl.balancing import Balancer, as_balancer
-from sparsemtl.batches import Group, Loader, Loaders, check_loaders, per_task
+from sparsemtl.batches import Group, Loader, Loaders, check_loaders, loader_generators, per_task, undrawn
 from sparsemtl.errors import CheckpointError, LabelWarning, ParameterError, ReproducibilityWarning
 from sparsemtl.files import write_json
 from sparsemtl.machine import machine, machine_changes, with_own_threads
 from sparsemtl.masks import TaskMasks
 from sparsemtl.models import MultiTaskModel
 from sparsemtl.modes import evaluating
+from sparsemtl.norms import BATCHES, recompute_norms
 from sparsemtl.optim import OPTIMIZERS
 from sparsemtl.parameters import Count, Natural, Positive, validated
 from sparsemtl.randomness import seed_everything
@@ -35,12 +36,15 @@ from sparsemtl.training.chosen import write_chosen
 from sparsemtl.training.engine import Backend, Engine
 from sparsemtl.training.evaluation import Networks, Results, Views, evaluate, group_outputs, sample_predictions
 from sparsemtl.training.figures import Meter, measure_rows, result_rows, run_rows
+from sparsemtl.training.finite import check_weights
 from sparsemtl.training.folder import RunFolder
 from sparsemtl.training.heads import materialize_heads
 from sparsemtl.training.loggers import CSVLogger, Logger, loggers_of
-from sparsemtl.training.mixing import Mix, epoch_batches, loader_generators, steps_in_epoch, undrawn
+from sparsemtl.training.mixing import Mix, epoch_batches, steps_in_epoch
+from sparsemtl.training.monitors import Monitor, primary_of
+from sparsemtl.training.plateau import Plateau
 from sparsemtl.training.progress import Progress
-from sparsemtl.training.selection import Monitor, Selection, primary_of
+from sparsemtl.training.selection import Selection
 from sparsemtl.training.snapshots import Snapshots
 from sparsemtl.training.summary import described, summarize
 
@@ -75,10 +79,14 @@ class Trainer:
         accumulate: batches whose gradients make one step.
         clip_norm: largest norm of a step's gradient.
         mix: how loaders of single tasks make an epoch, see `training.mixing`.
-        monitor: what chooses the model, on validation data: `score` or `loss`.
+        monitor: what chooses the model, on validation data: `score` (the mean relative change of the tasks' primary
+            metrics), `loss`, or a function of the results that returns a number, larger is better.
         choose_after: epochs at the start of which none is chosen, for a penalty that takes time to make weights zero.
         patience: stop after so many epochs without a better model.
         restart_every: forget the optimizer's moments every so many epochs, as codes do that make a new optimizer.
+        norm_batches: training batches per task over which batch-norm statistics are recomputed with the present
+            weights, before every validation; 0 keeps running averages. By default 100 where every task has statistics
+            of its own, and 0 where they are shared.
         accelerator: as Lightning Fabric names it: `auto`, `cpu`, `cuda`, `mps`.
         precision: as Lightning Fabric names it.
         threads: threads within an operation on the CPU; figures are the same bit for bit only with the same number.
@@ -115,6 +123,7 @@ class Trainer:
         choose_after: Natural = 0,
         patience: Count | None = None,
         restart_every: Count | None = None,
+        norm_batches: Natural | None = None,
         accelerator: str = "auto",
         precision: Precision = "32-true",
         threads: Count | None = None,
@@ -138,6 +147,7 @@ class Trainer:
         self.mix: Mix = mix
         self.patience = patience
         self.restart_every = restart_every
+        self.norm_batches = norm_batches
         self.accelerator = accelerator
         self.precision = precision
         self.threads: int | None = threads
@@ -187,7 +197,8 @@ class Trainer:
             resume: go on from the folder's last checkpoint; the end is bit for bit that of an uninterrupted run.
 
         Raises:
-            NonFiniteLossError: if a loss becomes NaN or infinite; the last checkpoint stays.
+            NonFiniteError: if a loss, a gradient or a weight becomes NaN or infinite; the last checkpoint stays.
+            SelectionError: if nothing that chooses the model is defined on the validation data.
             CheckpointError: if there is nothing to resume, or it was made by another run.
             LabelError: if a loader gives no batch, or labels do not fit their task.
         """
@@ -225,6 +236,8 @@ class Trainer:
                     self.model.begin_epoch(epoch)
                     start = randomness.state_dict()
                 self._train_epoch(train, randomness, start, meter, bars)
+                self._check_weights()
+                self._recompute_norms(train)
                 self._close_epoch(validation, randomness, meter, loggers, bars)
         self._put_best_back(validation)
         return self
@@ -305,7 +318,11 @@ class Trainer:
         self.optimizer = self._optimizer()
         self.scheduler = self._make_scheduler(self.optimizer) if self._make_scheduler else None
         stepped: Any = self.fabric.setup_optimizers(self.optimizer)
-        backend = Backend(self.module, self.fabric.backward, self._clip(stepped), self.device)
+        self._plateau: Plateau | None = None
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self._plateau = Plateau(self.scheduler, self._monitor, self.model.tasks)
+        scaled = getattr(self.fabric.strategy.precision, "scaler", None) is not None
+        backend = Backend(self.module, self.fabric.backward, self._clip(stepped), self.device, scaled)
         update = self.sharing.update_for(own_data=per_task(train))
         self.engine = Engine(self.model, self.sharing, self.balancer, stepped, update, backend)
         self._ready = True
@@ -335,7 +352,8 @@ class Trainer:
     def _clip(self, optimizer: Any) -> Callable[[], Any] | None:
         if self.clip_norm is None:
             return None
-        return partial(self.fabric.clip_gradients, self.module, optimizer, max_norm=self.clip_norm)
+        clip = partial(self.fabric.clip_gradients, self.module, optimizer, max_norm=self.clip_norm)
+        return partial(clip, error_if_nonfinite=False)  # the engine, or the gradient scaler, has looked before
 
     # ---- one epoch -------------------------------------------------------------------------------------------
 
@@ -414,8 +432,8 @@ class Trainer:
         ]
         for logger in loggers:
             logger.log(rows)
-        if isinstance(self.scheduler, ReduceLROnPlateau):
-            self.scheduler.step(self.selection.value(results))
+        if self._plateau is not None:
+            self._plateau.step(epoch, results)
         elif self.scheduler is not None:
             self.scheduler.step()
         self.position.epoch += 1
@@ -426,6 +444,18 @@ class Trainer:
         primary = {task: primary_of(self.model.tasks[task])[0] for task in self.model.tasks}
         whole = {name: value for task, name, value in measures if not task}
         bars.end_epoch(epoch, results, primary, whole, better=bool(improved))
+
+    def _check_weights(self) -> None:
+        """Raise before a model with weights that are not finite is validated, chosen or saved."""
+        kept = f"; {self.folder.last} holds the run before that" if self.folder is not None else ""
+        check_weights(self.engine.trained, f"after step {self.position.step}{kept}")
+
+    def _recompute_norms(self, train: Loaders) -> None:
+        """Give the networks that are validated, chosen and saved the batch-norm statistics of their weights."""
+        default = BATCHES if self.sharing.bn == "per_task" else 0
+        if batches := default if self.norm_batches is None else self.norm_batches:
+            view, norms = self.sharing.view, self.sharing.norms
+            recompute_norms(self.model, train, norms, view=view, batches=batches, module=self.module)
 
     def _evaluate(self, loaders: Loaders) -> Results:
         return evaluate(self.module, self.model.tasks, self.views, loaders, self.device)
@@ -448,11 +478,16 @@ class Trainer:
             "randomness": randomness,
             "precision": self.fabric.strategy.precision,  # in half precision it scales the losses
         }
-        return parts | ({"scheduler": self.scheduler} if self.scheduler is not None else {})
+        if self.scheduler is not None:
+            parts["scheduler"] = self.scheduler
+        if self._plateau is not None:
+            parts["plateau"] = self._plateau
+        return parts
 
     def _save(self, randomness: Randomness, start: Mapping[str, Any], meter: Meter) -> None:
         if self.folder is None:
             return
+        self._check_weights()
         progress = {
             **asdict(self.position),
             "start": dict(start),
@@ -498,9 +533,7 @@ class Trainer:
             )
 
     def _put_best_back(self, validation: Loaders) -> None:
-        for part in self.selection.parts:
-            if part not in self.selection.best:
-                raise CheckpointError(f"no epoch of {part!r} was chosen; validation gave no result.")
+        self.selection.check()
         networks = self.snapshots.put_back(list(self.selection.parts), self.model, self.sharing)
         if networks:
             self.views = Networks(self.model, networks)

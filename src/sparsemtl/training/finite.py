@@ -1,0 +1,101 @@
+"""Checks that gradients and weights are finite, before a step is taken or a checkpoint is replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sparsemtl.errors import NonFiniteError
+from sparsemtl.models import MultiTaskModel
+
+
+def named_parameters(model: MultiTaskModel, **extra: Iterable[nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Return everything that a run trains, by name.
+
+    Args:
+        model: the model.
+        extra: name of an owner -> parameters of its own, numbered in messages.
+    """
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for owner, parameters in extra.items():
+        named.update({f"{owner} parameter {i}": p for i, p in enumerate(parameters)})
+    return named
+
+
+def check_gradient(parameters: Mapping[str, nn.Parameter], tasks: Sequence[str], where: str = "") -> None:
+    """Raise if a step's gradient is not finite.
+
+    Costs one norm over all gradients, which is finite only if every entry is.
+
+    Args:
+        parameters: what the step moves, by name.
+        tasks: the tasks whose gradient it is.
+        where: the place in the run, for the message.
+
+    Raises:
+        NonFiniteError: naming tasks and parameters.
+    """
+    gradients = {name: _values(p.grad) for name, p in parameters.items() if p.grad is not None}
+    if not gradients or bool(_norm(gradients.values()).isfinite()):
+        return
+    wrong = [name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())]
+    what = "is NaN or infinite" if wrong else "is so large that its norm overflows"
+    raise NonFiniteError(
+        f"the gradient of {_listed('task', tasks)} {what}{' at ' + where if where else ''}, in "
+        f"{_listed('parameter', wrong or list(gradients))}. The step was not taken. A smaller learning rate often "
+        "helps; a loss that divides, or takes a root or logarithm, near zero has such gradients although it is finite."
+    )
+
+
+def check_rows(rows: Mapping[str, Tensor], where: str = "") -> None:
+    """Raise if a task's gradient is not finite, before the tasks' gradients are combined.
+
+    Args:
+        rows: task -> its gradient with respect to the shared weights, as one vector.
+        where: the place in the run, for the message.
+
+    Raises:
+        NonFiniteError: naming the tasks.
+    """
+    wrong = [task for task, row in rows.items() if not bool(row.isfinite().all())]
+    if wrong:
+        raise NonFiniteError(
+            f"the gradient of {_listed('task', wrong)} with respect to the shared weights is NaN or infinite"
+            f"{' at ' + where if where else ''}. The step was not taken. A smaller learning rate often helps."
+        )
+
+
+@torch.no_grad()
+def check_weights(parameters: Mapping[str, nn.Parameter], when: str) -> None:
+    """Raise if a weight is not finite.
+
+    Args:
+        parameters: what is trained, by name.
+        when: the moment, and what is kept, for the message.
+
+    Raises:
+        NonFiniteError: naming the parameters.
+    """
+    wrong = [name for name, p in parameters.items() if not bool(p.isfinite().all())]
+    if wrong:
+        raise NonFiniteError(f"{_listed('parameter', wrong)}: NaN or infinite {when}. A smaller learning rate helps.")
+
+
+def _values(gradient: Tensor) -> Tensor:
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+def _norm(tensors: Iterable[Tensor]) -> Tensor:
+    """2-norm over all tensors, from one fused call over all of them."""
+    norms: tuple[Tensor, ...] = torch._foreach_norm(list(tensors))
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return total
+
+
+def _listed(kind: str, names: Sequence[str], count: int = 3) -> str:
+    """Return "task 'a'" or "tasks 'a', 'b', 'c' and 4 others"."""
+    shown = ", ".join(repr(name) for name in names[:count])
+    more = f" and {len(names) - count} others" if len(names) > count else ""
+    return f"{kind}{'s' if len(names) != 1 else ''} {shown}{more}"
