@@ -76,7 +76,7 @@ def step(optimizer: Optimizer, epochs: int, *, every: Count = 30, factor: Positi
 
 def plateau(optimizer: Optimizer, epochs: int, *, patience: Natural = 5, factor: Share = 0.1) -> ReduceLROnPlateau:
     """Times `factor` after `patience` epochs without a better validation score."""
-    return ReduceLROnPlateau(optimizer, "max", patience=patience, factor=factor, threshold_mode="abs")
+    return ReduceLROnPlateau(optimizer, "max", patience=patience, factor=factor, threshold=0.0, threshold_mode="abs")
 
 
 OPTIMIZERS: Registry[Optimizer] = Registry("optimizer", {"adam": adam, "adamw": adamw, "sgd": sgd})
