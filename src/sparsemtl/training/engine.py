@@ -307,7 +307,8 @@ class Engine:
             watch.remove()
         if stepped:  # in half precision a step that would overflow is left out
             self.sharing.after_step(self._inner)
-        self._count_skipped(bool(stepped))
+        if self.backend.scaled:
+            self._count_skipped(bool(stepped))
 
     def _count_skipped(self, stepped: bool) -> None:
         self._skipped = 0 if stepped else self._skipped + 1
