@@ -206,15 +206,7 @@ def configurable(target: Callable[..., Any]) -> Iterator[tuple[str, inspect.Para
     parameters = inspect.signature(target).parameters
     for name, parameter in parameters.items():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-            yield name.removesuffix("_"), parameter, _writable(hints.get(name, Any))
-
-
-def _writable(hint: Any) -> Any:
-    """An annotation without the functions that only Python can give: `Literal["a"] | Callable[...]` is `"a"`."""
-    if get_origin(hint) not in (Union, types.UnionType):
-        return hint
-    options = tuple(option for option in get_args(hint) if get_origin(option) is not Callable)
-    return Union[options] if options else hint  # noqa: UP007 - of a tuple
+            yield name.removesuffix("_"), parameter, hints.get(name, Any)
 
 
 def documented(target: Callable[..., Any]) -> dict[str, str]:

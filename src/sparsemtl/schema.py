@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import types
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -108,7 +109,14 @@ def run_keys() -> Keys:
 def training_keys() -> Keys:
     """The keys of the section `training`."""
     trainer = member_keys(Trainer)
-    return {**_LOADERS, **{key: trainer[key] for key in TRAINER_KEYS}, **_THREADS}
+    return {**_LOADERS, **{key: _writable(*trainer[key]) for key in TRAINER_KEYS}, **_THREADS}
+
+
+def _writable(hint: Any, default: Any, about: str | None) -> tuple[Any, Any, str | None]:
+    """A key without the functions that only Python can give: `Literal["a"] | Callable[...]` is `Literal["a"]`."""
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = Union[tuple(option for option in get_args(hint) if get_origin(option) is not Callable)]  # noqa: UP007
+    return hint, default, about
 
 
 def member_keys(member: Callable[..., Any]) -> Keys:

@@ -92,9 +92,11 @@ def test_finite_gradients_pass_sparse_ones_and_missing_ones_too() -> None:
         check_gradient(dict(embedding.named_parameters()), ("a",))
 
 
-def test_a_norm_that_overflows_is_said_to() -> None:
-    with pytest.raises(NonFiniteError, match="so large that its norm overflows"):
-        check_gradient(parameters(w=[3e38, 3e38]), ("a",))
+def test_a_norm_that_overflows_is_no_gradient_that_is_not_finite_but_cannot_be_clipped() -> None:
+    check_gradient(parameters(w=[3e38, 3e38]), ("a",))
+    trainer = quiet(treacherous(3e37), clip_norm=1.0, epochs=1)
+    with pytest.raises(NonFiniteError, match="so large at epoch 1, batch 1, step 1 that its norm overflows and cannot"):
+        trainer.fit(loader(), held_out())
 
 
 @pytest.mark.parametrize("update", ["joint", "average", "alternate"])

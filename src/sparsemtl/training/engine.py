@@ -22,7 +22,7 @@ from sparsemtl.errors import NonFiniteError, NonFiniteLossError, ParameterError
 from sparsemtl.models import MultiTaskModel
 from sparsemtl.optim.masked import Hold
 from sparsemtl.sharing.sharing import Sharing, Update
-from sparsemtl.training.finite import check_gradient, check_rows, named_parameters
+from sparsemtl.training.finite import check_gradient, check_norm, check_rows, named_parameters
 
 MAX_SKIPPED = 100
 """Steps that a gradient scaler may leave out one after another. Each halves its scale, so that a gradient which does
@@ -36,7 +36,7 @@ class Backend:
     Attributes:
         module: what is called in place of the model.
         backward: called with a scalar, and `retain_graph`.
-        clip: called before an optimizer step.
+        clip: called before an optimizer step; may return the gradient's norm, to be checked.
         device: where batches go.
         scaled: a gradient scaler leaves out steps whose gradient is not finite, and lowers its scale.
     """
@@ -297,7 +297,9 @@ class Engine:
         if not self.backend.scaled:
             check_gradient(self.trained, tasks, self._where)
         if self.backend.clip is not None:
-            self.backend.clip()
+            norm = self.backend.clip()
+            if isinstance(norm, Tensor) and not self.backend.scaled:
+                check_norm(norm, tasks, self._where)
         stepped: list[bool] = []
         watch = self._inner.register_step_post_hook(lambda *_: stepped.append(True))
         try:

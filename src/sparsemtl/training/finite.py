@@ -27,7 +27,7 @@ def named_parameters(model: MultiTaskModel, **extra: Iterable[nn.Parameter]) -> 
 def check_gradient(parameters: Mapping[str, nn.Parameter], tasks: Sequence[str], where: str = "") -> None:
     """Raise if a step's gradient is not finite.
 
-    Costs one norm over all gradients, which is finite only if every entry is.
+    Costs one norm over all gradients: if that is finite, so is every entry.
 
     Args:
         parameters: what the step moves, by name.
@@ -41,12 +41,25 @@ def check_gradient(parameters: Mapping[str, nn.Parameter], tasks: Sequence[str],
     if not gradients or bool(_norm(gradients.values()).isfinite()):
         return
     wrong = [name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())]
-    what = "is NaN or infinite" if wrong else "is so large that its norm overflows"
-    raise NonFiniteError(
-        f"the gradient of {_listed('task', tasks)} {what}{' at ' + where if where else ''}, in "
-        f"{_listed('parameter', wrong or list(gradients))}. The step was not taken. A smaller learning rate often "
-        "helps; a loss that divides, or takes a root or logarithm, near zero has such gradients although it is finite."
-    )
+    if wrong:  # otherwise only the norm overflows
+        raise NonFiniteError(
+            f"the gradient of {_listed('task', tasks)} is NaN or infinite{_at(where)}, in "
+            f"{_listed('parameter', wrong)}. The step was not taken. A smaller learning rate often helps; a loss that "
+            "divides, or takes a root or logarithm, near zero has such gradients although it is finite."
+        )
+
+
+def check_norm(norm: Tensor, tasks: Sequence[str], where: str = "") -> None:
+    """Raise if a norm that gradients were divided by overflowed, which makes all of them zero.
+
+    Raises:
+        NonFiniteError: naming the tasks.
+    """
+    if not bool(norm.isfinite()):
+        raise NonFiniteError(
+            f"the gradient of {_listed('task', tasks)} is so large{_at(where)} that its norm overflows and cannot be "
+            "clipped. The step was not taken. A smaller learning rate often helps."
+        )
 
 
 def check_rows(rows: Mapping[str, Tensor], where: str = "") -> None:
@@ -63,7 +76,7 @@ def check_rows(rows: Mapping[str, Tensor], where: str = "") -> None:
     if wrong:
         raise NonFiniteError(
             f"the gradient of {_listed('task', wrong)} with respect to the shared weights is NaN or infinite"
-            f"{' at ' + where if where else ''}. The step was not taken. A smaller learning rate often helps."
+            f"{_at(where)}. The step was not taken. A smaller learning rate often helps."
         )
 
 
@@ -92,6 +105,10 @@ def _norm(tensors: Iterable[Tensor]) -> Tensor:
     norms: tuple[Tensor, ...] = torch._foreach_norm(list(tensors))
     total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     return total
+
+
+def _at(where: str) -> str:
+    return f" at {where}" if where else ""
 
 
 def _listed(kind: str, names: Sequence[str], count: int = 3) -> str:
