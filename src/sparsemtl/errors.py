@@ -58,6 +58,10 @@ class EmptyMaskError(TrainingError, MaskError):
     """A mask that is learned has nothing left of a layer."""
 
 
+class NonFiniteScoreError(NonFiniteError, MaskError):
+    """A score that ranks weights is NaN."""
+
+
 class MissingExtraError(SparseMTLError, ImportError):
     """An optional dependency is needed and not installed."""
 

@@ -237,3 +237,18 @@ def test_a_damaged_file_is_named(tmp_path, damage, message):
     with pytest.raises(CheckpointError, match=message):
         write_report(folder)
     assert not (folder / "report.html").exists()
+
+
+def test_the_page_says_by_which_rule_the_epoch_was_chosen(tmp_path):
+    folder = make_run(tmp_path / "run")
+    change_summary(
+        folder,
+        selection={
+            "rule": "mean over the tasks",
+            "references": {"digit": {"metric": "accuracy", "value": 0.51234, "scale": 0.51234, "epoch": 2}},
+            "undefined": [{"task": "ink", "metric": "r2", "epochs": [3, 4]}],
+        },
+    )
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert "Chosen by the mean over the tasks. References R: digit accuracy 0.5123 (epoch 2)." in text
+    assert "Undefined, and left out: r2 of ink in epoch 3, 4." in text

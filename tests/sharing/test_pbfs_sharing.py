@@ -13,7 +13,7 @@ from torch import Tensor
 
 import sparsemtl as sm
 from sparsemtl.data import TensorLoader
-from sparsemtl.errors import ParameterError
+from sparsemtl.errors import NonFiniteScoreError, ParameterError
 from sparsemtl.models import maskable_parameters
 from sparsemtl.sharing import PBFSSharing
 from sparsemtl.sharing.schedule import Ramp, cubic
@@ -197,3 +197,11 @@ def sm_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ParameterError, match=message):
         attached(**options)
+
+
+def test_scores_that_are_undefined_rank_nothing() -> None:
+    sharing = attached(warmup=0, reach_at=2)
+    with torch.no_grad():
+        next(iter(sharing.model.shared_parameters().values())).view(-1)[3] = torch.nan
+    with pytest.raises(NonFiniteScoreError, match=r"parameter 'encoder.0.weight': 1 scores are NaN. Did training"):
+        sharing.begin_epoch(0, [()] * 4)

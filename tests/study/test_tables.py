@@ -169,6 +169,27 @@ def test_a_setting_without_a_task_is_not_chosen_and_the_first_of_equal_ones_is()
     assert chosen(results(rows)).settings.index[-1] == "fisher, keep 0.1"
 
 
+def test_a_setting_with_an_undefined_figure_of_a_seed_is_neither_chosen_nor_marked_best():
+    rows = frame()
+    lost = (rows["sharing.keep"] == 0.5) & (rows.task == "ink") & (rows.seed == 1)
+    rows.loc[lost, "value"] = NAN  # its mean over the other seed would win
+    assert chosen(results(rows)).settings.index[-1] == "fisher, keep 0.1"
+    rows.loc[lost & (rows.split == "test"), "value"] = math.inf
+    marked = {label: row.cells[1] for label, row in rows_of(primary_table(results(rows))).items()}
+    assert marked["fisher, keep 0.5"].note == "n=1"
+    assert not marked["fisher, keep 0.5"].best
+
+
+def test_a_reference_of_zero_does_not_take_a_task_out_of_the_choice():
+    rows = frame()
+    validation = (rows.split == "validation") & rows.method.eq("fisher")
+    rows.loc[validation & (rows.task == "digit"), "value"] = 0.5
+    ink = validation & (rows.task == "ink")
+    rows.loc[ink & (rows["sharing.keep"] == 0.1), "value"] = 0.1
+    rows.loc[ink & (rows["sharing.keep"] == 0.5), "value"] = -0.1  # lower is better
+    assert chosen(results(rows)).settings.index[-1] == "fisher, keep 0.5"
+
+
 def test_choosing_without_validation_figures_is_refused():
     rows = frame()
     with pytest.raises(ParameterError, match="'fisher' has 2 settings and no validation figures"):

@@ -47,7 +47,7 @@ def test_a_kill_leaves_a_whole_checkpoint(runs: Path, moment: str) -> None:
     assert json.loads((runs / "codes.json").read_text())[moment] == [-signal.SIGKILL, 0]
     left = runs / f"{moment}.killed"
     last = read_tree(left / "checkpoints" / "last.safetensors")
-    assert last["format"] == "sparsemtl-checkpoint-1"
+    assert last["format"] == "sparsemtl-checkpoint-2"
     for path in left.rglob("*.safetensors"):
         read_tensors(path)
     if (left / "summary.json").exists():

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sparsemtl.errors import MaskError, ParameterError
+from sparsemtl.errors import MaskError, NonFiniteScoreError, ParameterError
 
 Scope = Literal["global", "layer"]
 Units = Mapping[str, Sequence[str]]
@@ -34,7 +34,7 @@ def select(
         parameter name -> bool tensor.
 
     Raises:
-        MaskError: if a score is NaN.
+        NonFiniteScoreError: if a score is NaN; a study leaves such a run out and goes on.
         ParameterError: if there is nothing to select from, or `keep` is out of range or too small for the floor.
     """
     if not scores:
@@ -43,7 +43,8 @@ def select(
         raise ParameterError(f"`keep` must be in (0, 1], got {keep}.")
     for name, score in scores.items():
         if bool(score.isnan().any()):
-            raise MaskError(f"parameter {name!r}: {int(score.isnan().sum())} scores are NaN. Did training diverge?")
+            wrong = int(score.isnan().sum())
+            raise NonFiniteScoreError(f"parameter {name!r}: {wrong} scores are NaN. Did training diverge?")
     if scope == "layer":
         return {
             name: top_k(s.flatten(), max(budget(s.numel(), keep), min_per_layer)).view(s.shape)

@@ -68,6 +68,7 @@ def run_page(path: Path) -> str:
         kept=dict(zip(view.tasks, view.counts, strict=True)) if view else {},
         environment=_environment(run),
         lead=_lead(run),
+        selection=_selection(run),
         sharing_lead=_sharing_lead(view) if view else "",
         facts=list(_facts(run, view)),
         figures={task: _figures(about) for task, about in run.tasks.items()},
@@ -104,6 +105,21 @@ def _lead(run: RunFolder) -> str:
         if (value := _primary(about, split)) is not None
     ]
     return f"On {split} data: {scores(values)}." if values else "No task has been evaluated."
+
+
+def _selection(run: RunFolder) -> str:
+    """By which rule the epoch was chosen, against which references, and what was undefined; empty if nobody says."""
+    about = run.summary.get("selection", {})
+    if not about.get("rule"):
+        return ""
+    parts = [f"Chosen by the {about['rule']}."]
+    if references := about.get("references"):
+        named = (f"{t} {r['metric']} {r['value']:.4g} (epoch {r['epoch']})" for t, r in references.items())
+        parts.append(f"References R: {', '.join(named)}.")
+    for gap in about.get("undefined", ()):
+        epochs = ", ".join(map(str, gap["epochs"]))
+        parts.append(f"Undefined, and left out: {gap['metric']} of {gap['task']} in epoch {epochs}.")
+    return " ".join(parts)
 
 
 def _sharing_lead(view: SharingView) -> str:

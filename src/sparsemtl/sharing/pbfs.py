@@ -15,7 +15,7 @@ from sparsemtl.criteria import CRITERIA
 from sparsemtl.criteria.criterion import Scores
 from sparsemtl.criteria.recalibrated import Recalibrated
 from sparsemtl.criteria.select import top_k
-from sparsemtl.errors import ParameterError, unknown_name
+from sparsemtl.errors import NonFiniteScoreError, ParameterError, unknown_name
 from sparsemtl.masks import TaskMasks
 from sparsemtl.models import MultiTaskModel
 from sparsemtl.parameters import Count, Natural, validated
@@ -157,6 +157,7 @@ class PBFSSharing(SubnetworkSharing):
         due = cubic(self._ramp.way)
         for (task, name), (initial, target) in self._plan.items():
             alive = masks[task][name]
+            _check_scores(scores[task][name], task, name)
             kept = self._count(alive.numel(), initial + (target - initial) * due)
             masks[task][name] = _best(scores[task][name], alive, kept)
         self.masks = TaskMasks(masks, model=self.masks.model, method=self.masks.method)
@@ -204,6 +205,13 @@ class PBFSSharing(SubnetworkSharing):
         self._ramp.load_state_dict(state["progress"])
         self._since = int(state["progress"]["since"])
         self._scores = {task: dict(scores) for task, scores in state["scores"].items()}
+
+
+def _check_scores(scores: Tensor, task: str, name: str) -> None:
+    if bool(scores.isnan().any()):
+        raise NonFiniteScoreError(
+            f"task {task!r}, parameter {name!r}: {int(scores.isnan().sum())} scores are NaN. Did training diverge?"
+        )
 
 
 def _best(scores: Tensor, alive: Tensor, count: int) -> Tensor:

@@ -178,21 +178,23 @@ def chosen(results: Results) -> Results:
     Raises:
         ParameterError: if a method has several settings and no validation figures.
     """
-    figures = spread(per_seed(results, results.primary, "validation"), results.settings).mean
+    figures = spread(per_seed(results, results.primary, "validation"), results.settings)
     sign = _signs(results)
     winners = []
     for method, group in results.settings.groupby("method", sort=False):
         winner = group.index[0]
         if len(group) > 1:
-            own = figures.loc[group.index].dropna(axis=1, how="all")
+            own = figures.mean.loc[group.index].dropna(axis=1, how="all")
             if own.empty:
                 raise ParameterError(
                     f"method {method!r} has {len(group)} settings and no validation figures to choose among "
                     "them; test figures only report."
                 )
             reference = own.mean()
-            merit = sign[own.columns] * (own - reference) / reference.abs().where(reference != 0)
-            whole = merit.mean(axis=1, skipna=False)
+            scale = reference.abs().where(reference != 0, own.abs().mean())
+            merit = sign[own.columns] * (own - reference) / scale.where(scale != 0, 1.0)
+            seeds = figures.n.loc[group.index, own.columns]
+            whole = merit.mean(axis=1, skipna=False).where((seeds == seeds.max()).all(axis=1))
             winner = (merit.mean(axis=1) if whole.isna().all() else whole).fillna(-math.inf).idxmax()
         winners.append(winner)
     return results.only(label for label in results.settings.index if label in winners)

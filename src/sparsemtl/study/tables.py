@@ -33,7 +33,7 @@ class Cell:
         text: the mean as it is shown, an en dash if it is missing.
         deviation: the standard deviation as it is shown, "" with fewer than two seeds.
         note: "n=2" where fewer seeds have the figure than have the row, else "".
-        best: whether no other row shows a better value.
+        best: whether no other row shows a better value; never of fewer seeds than another row has.
     """
 
     value: float
@@ -115,7 +115,7 @@ class Table:
         """The rows, in order."""
         mean, std, n = self.figures.mean, self.figures.std, self.figures.n
         digits = {column: 2 if column in (RANK, DELTA) else decimals(mean[column]) for column in self.higher}
-        best = {column: _best(mean[column], digits[column], up) for column, up in self.higher.items()}
+        best = {column: _best(self._whole(column), digits[column], up) for column, up in self.higher.items()}
         for label in mean.index:
             seeds = int(n.loc[label].max())
             cells = (
@@ -130,6 +130,11 @@ class Table:
                 for column in self.higher
             )
             yield Row(label, self.methods[label], seeds, tuple(cells))
+
+    def _whole(self, column: str) -> pd.Series[float]:
+        """Means of a column where no seed is missing that another row has; else NaN."""
+        n = self.figures.n[list(self.over.get(column, (column,)))]
+        return self.figures.mean[column].where((n == n.max()).all(axis=1))
 
 
 def table(results: Results, metrics: Mapping[str, str], *, title: str, split: str = "test") -> Table:

@@ -11,7 +11,7 @@ from torch import nn
 from sparsemtl.errors import CheckpointError
 from sparsemtl.randomness import random_state, restore_random_state
 
-FORMAT = "sparsemtl-checkpoint-1"
+FORMAT = "sparsemtl-checkpoint-2"
 
 
 class Stateful(Protocol):

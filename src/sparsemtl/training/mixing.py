@@ -13,7 +13,7 @@ what training draws meanwhile, and a resumed run finds it again without training
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import count
+from itertools import count, islice
 from typing import Any, Literal
 
 import torch
@@ -22,6 +22,7 @@ from sparsemtl.batches import Group, Loader, Loaders, as_group
 from sparsemtl.errors import LabelError
 from sparsemtl.randomness import preserved, seed_everything
 from sparsemtl.tasks import Task
+from sparsemtl.training.checkpoint import Stateful
 
 Mix = Literal["longest", "shortest", "proportional"]
 
@@ -95,3 +96,28 @@ def _proportional(loaders: Mapping[str, Loader], tasks: Mapping[str, Task]) -> I
     for position in torch.randperm(len(owners)).tolist():
         task = owners[position]
         yield [as_group(next(streams[task]), tasks, owner=task)]
+
+
+def remaining_batches(
+    loaders: Loaders, tasks: Mapping[str, Task], mix: Mix, done: int, randomness: Stateful, start: Mapping[str, Any]
+) -> Iterator[list[Group]]:
+    """Yield the epoch's batches that are still to come, in the order that the epoch began with.
+
+    Args:
+        loaders: the training data.
+        tasks: the model's tasks.
+        mix: how loaders of single tasks make an epoch.
+        done: batches of the epoch that were trained on before the run stopped.
+        randomness: the random generators.
+        start: their state at the beginning of the epoch; not needed if nothing is done.
+    """
+    if not done:
+        yield from epoch_batches(loaders, tasks, mix)
+        return
+    now = randomness.state_dict()
+    randomness.load_state_dict(start)
+    batches = epoch_batches(loaders, tasks, mix)
+    for _ in islice(batches, done):
+        pass
+    randomness.load_state_dict(now)
+    yield from batches

@@ -194,7 +194,7 @@ class OwnFunction(_Stateless):
     def __init__(self, function: Callable[[Results], float]) -> None:
         self._function = function
         self.name = getattr(function, "__name__", type(function).__name__)
-        self.words = f"the function `{self.name}` of the validation results, higher is better"
+        self.words = f"function `{self.name}` of the validation results, higher is better"
 
     def merit(self, results: Results, tasks: Sequence[str]) -> Merit | None:
         """Return the function's value for the tasks' results; None if it is not finite."""

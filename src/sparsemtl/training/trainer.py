@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -38,9 +38,10 @@ from sparsemtl.training.evaluation import Networks, Results, Views, evaluate, gr
 from sparsemtl.training.figures import Meter, measure_rows, result_rows, run_rows
 from sparsemtl.training.finite import check_weights
 from sparsemtl.training.folder import RunFolder
+from sparsemtl.training.groups import make_optimizer
 from sparsemtl.training.heads import materialize_heads
 from sparsemtl.training.loggers import CSVLogger, Logger, loggers_of
-from sparsemtl.training.mixing import Mix, epoch_batches, steps_in_epoch
+from sparsemtl.training.mixing import Mix, remaining_batches, steps_in_epoch
 from sparsemtl.training.monitors import Monitor, primary_of
 from sparsemtl.training.plateau import Plateau
 from sparsemtl.training.progress import Progress
@@ -315,7 +316,8 @@ class Trainer:
         self.module = self.fabric.setup_module(self.model)
         self.sharing.attach(self.model)
         self.balancer.attach(len(self.model.tasks), self.device)
-        self.optimizer = self._optimizer()
+        extra = [*self.sharing.parameters(), *self.balancer.parameters()]
+        self.optimizer = make_optimizer(self._make_optimizer, self.model, extra)
         self.scheduler = self._make_scheduler(self.optimizer) if self._make_scheduler else None
         stepped: Any = self.fabric.setup_optimizers(self.optimizer)
         self._plateau: Plateau | None = None
@@ -334,21 +336,6 @@ class Trainer:
         if self.folder is not None:
             self.folder.write_environment(machine(self.device) | {"device": str(self.device)}, seed=self.seed)
 
-    def _optimizer(self) -> Optimizer:
-        """The optimizer of the model's parameters, some at other rates, and of the method's and the balancer's."""
-        factors = self.model.lr_factors
-        named = dict(self.model.named_parameters())
-        groups: list[dict[str, Any]] = [{"params": [p for name, p in named.items() if name not in factors]}]
-        for factor in dict.fromkeys(factors.values()):
-            chosen = [named[name] for name, value in factors.items() if value == factor]
-            groups.append({"params": chosen, "lr_factor": factor})
-        if extra := [*self.sharing.parameters(), *self.balancer.parameters()]:
-            groups.append({"params": extra, "weight_decay": 0.0})
-        optimizer = self._make_optimizer(groups)
-        for group in optimizer.param_groups:
-            group["lr"] *= group.pop("lr_factor", 1.0)
-        return optimizer
-
     def _clip(self, optimizer: Any) -> Callable[[], Any] | None:
         if self.clip_norm is None:
             return None
@@ -362,7 +349,7 @@ class Trainer:
     ) -> None:
         self.model.train()
         bars.begin_epoch(self.position.epoch, steps_in_epoch(train, self.mix))
-        batches = self._batches(train, randomness, start)
+        batches = remaining_batches(train, self.model.tasks, self.mix, self.position.batch, randomness, start)
         began = time.perf_counter()
         seen = meter.samples
         while window := list(islice(batches, self.accumulate)):
@@ -380,20 +367,6 @@ class Trainer:
             if self._checkpoint_due(before):
                 self._save(randomness, start, meter)
         self.position.seconds += time.perf_counter() - began
-
-    def _batches(self, train: Loaders, randomness: Randomness, start: Mapping[str, Any]) -> Iterator[list[Group]]:
-        """The epoch's batches that are still to come, in the order that the epoch began with."""
-        done = self.position.batch
-        if not done:
-            yield from epoch_batches(train, self.model.tasks, self.mix)
-            return
-        now = randomness.state_dict()
-        randomness.load_state_dict(start)
-        batches = epoch_batches(train, self.model.tasks, self.mix)
-        for _ in islice(batches, done):
-            pass
-        randomness.load_state_dict(now)
-        yield from batches
 
     def _select_anew(self) -> Selection:
         return Selection(self.model, self._monitor, apart=self.sharing.chosen_apart, after=self._choose_after)
