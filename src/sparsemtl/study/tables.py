@@ -133,7 +133,8 @@ class Table:
 
     def _whole(self, column: str) -> pd.Series[float]:
         """Means of a column where no seed is missing that another row has; else NaN."""
-        n = self.figures.n[list(self.over.get(column, (column,)))]
+        tasks = self.over.get(column, (column,))
+        n = self.figures.n[[task for task in tasks if task in self.metrics]]  # a table of one metric lacks some tasks
         return self.figures.mean[column].where((n == n.max()).all(axis=1))
 
 
