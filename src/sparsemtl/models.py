@@ -6,6 +6,7 @@ import abc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sparsemtl.errors import ParameterError, unknown_name
@@ -141,6 +142,12 @@ def maskable_parameters(model: nn.Module, *, mask_all: bool = False) -> dict[str
     """
     shared = model.shared_parameters() if isinstance(model, MultiTaskModel) else dict(model.named_parameters())
     return {name: p for name, p in shared.items() if mask_all or p.ndim >= 2}
+
+
+def placement(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
+    """Return the device and the dtype in which a model reads floating-point inputs: those of its first weight."""
+    weight = next((p for p in model.parameters() if p.is_floating_point()), None)
+    return (torch.device("cpu"), None) if weight is None else (weight.device, weight.dtype)
 
 
 def heads_for(
