@@ -17,8 +17,8 @@ def map_tensors(function: Callable[[Tensor], Any], nest: Any, other: Callable[[A
 
     Args:
         function: called with every tensor.
-        nest: a tensor; a mapping of any kind (a `BatchEncoding` too), tuple, named tuple, list or dataclass of nests; or
-            any other object.
+        nest: a tensor; a mapping of any kind (a `BatchEncoding` too), tuple, named tuple, list or dataclass of nests;
+            or any other object.
         other: called with every other object, such as a number or a graph; by default it stays as it is.
     """
 

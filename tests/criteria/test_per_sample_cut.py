@@ -12,7 +12,7 @@ import torch
 from fisher_oracles import add, assert_close, gradient
 from small_networks import Runs
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.nn.utils.rnn import pack_sequence
 
 import sparsemtl as sm
 from sparsemtl.criteria import FisherInformation

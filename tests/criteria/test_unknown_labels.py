@@ -176,7 +176,7 @@ def test_nothing_depends_on_what_the_network_says_where_the_label_is_unknown(
 ) -> None:
     """A head that answers something else there, with another slope, gives the same scores for the encoder."""
     model, x = model_for(kind)
-    labels, known = partly(kind, KINDS[kind].unknown[0])
+    labels, _ = partly(kind, KINDS[kind].unknown[0])
     given = scores(model, x, labels, estimator=estimator, power=power, path="loop")
     where = model.tasks["t"].known_outputs(model.tasks["t"].labels(labels), model(x)["t"])
     head = model.heads["t"]

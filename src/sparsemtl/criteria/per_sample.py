@@ -50,8 +50,8 @@ def per_sample(
         sums: what to add.
         path: `auto` takes for every parameter the fastest way that is right; `hooks` insists on the fast one,
             `functional` is torch.func's vmap, `loop` one autograd backward per sample.
-        select: cuts a sample out of a batch, (x, i) -> sample i as a batch of one. By default it is row i of every tensor
-            whose first axis has the batch's length; everything else is shared by all samples.
+        select: cuts a sample out of a batch, (x, i) -> sample i as a batch of one. By default it is row i of every
+            tensor whose first axis has the batch's length; everything else is shared by all samples.
 
     Raises:
         ParameterError: if a batch norm takes its statistics from the batch, in which no sample stands alone; later, if

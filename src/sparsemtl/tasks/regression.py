@@ -29,8 +29,8 @@ class Regression(Task):
     Labels have shape (B,) if dims is 1, or (B, dims); NaN is unknown. The loss and the metrics are
     means over all known values (R² a mean over the values' own).
 
-    A loss of your own sees NaN where some values of a sample are unknown; a metric of your own gets only the samples all
-    of whose values are known.
+    A loss of your own sees NaN where some values of a sample are unknown; a metric of your own gets only the samples
+    all of whose values are known.
     """
 
     @validated
