@@ -108,7 +108,7 @@ def _all(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
 def _sources(module: nn.Module, name: str) -> list[str]:
     """Names of the parameters that a module's weight is computed from; none if it is a parameter, or not there."""
     if parametrize.is_parametrized(module, name):
-        originals: nn.Module = module.parametrizations[name]  # type: ignore[union-attr, assignment, index, operator]
+        originals: nn.Module = module.parametrizations[name]  # type: ignore[assignment, index]
         return [f"parametrizations.{name}.{original}" for original in originals._parameters]
     if name in module._parameters:
         return []

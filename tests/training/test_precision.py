@@ -16,6 +16,8 @@ from sparsemtl.criteria.channels import channel_units
 from sparsemtl.norms import statistics_of
 from sparsemtl.sharing import SHARING
 
+pytestmark = pytest.mark.filterwarnings("ignore::sparsemtl.errors.LikelihoodWarning")
+
 PRECISIONS = ["32-true", "64-true", "bf16-true", "bf16-mixed", "16-mixed"]
 DTYPES = {"32-true": torch.float32, "64-true": torch.float64, "bf16-true": torch.bfloat16}
 SETTINGS: dict[str, list[dict[str, Any]]] = {

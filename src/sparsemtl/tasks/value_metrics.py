@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,9 +47,13 @@ class KnownR2(KnownValues, Metric):
         super().__init__(**options)
         self.columns = nn.ModuleList(R2Score() for _ in range(dims))
 
+    @property
+    def _scores(self) -> list[R2Score]:
+        return cast("list[R2Score]", list(self.columns))
+
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add values and labels (N, D)."""
-        for column, metric in enumerate(self.columns):
+        for column, metric in enumerate(self._scores):
             known = ~target[:, column].isnan()
             if bool(known.any()):
                 metric.update(output[known, column], target[known, column])
@@ -60,7 +64,7 @@ class KnownR2(KnownValues, Metric):
         Raises:
             ValueError: if no value has two known labels.
         """
-        scores = [metric.compute() for metric in self.columns if int(metric.total) >= 2]
+        scores = [metric.compute() for metric in self._scores if int(cast("Tensor", metric.total)) >= 2]
         if not scores:
             raise ValueError("Needs at least two samples to calculate r2 score.")
         return torch.stack(scores).mean()
@@ -68,5 +72,5 @@ class KnownR2(KnownValues, Metric):
     def reset(self) -> None:
         """Forget all values."""
         super().reset()
-        for metric in self.columns:
+        for metric in self._scores:
             metric.reset()
