@@ -17,7 +17,7 @@ from sparsemtl.architectures import (
 from sparsemtl.compaction import compact, latency, macs, parameter_count
 from sparsemtl.criteria import choose_masks, fisher_information, fisher_masks
 from sparsemtl.masks import TaskMasks
-from sparsemtl.models import MultiTaskModel
+from sparsemtl.models import MultiTaskModel, left_out_parameters, maskable_parameters
 from sparsemtl.norms import TaskNorms, recompute_norms
 from sparsemtl.optim import MaskedOptimizer
 from sparsemtl.sharing import (
@@ -73,7 +73,9 @@ __all__ = [
     "fisher_information",
     "fisher_masks",
     "latency",
+    "left_out_parameters",
     "macs",
+    "maskable_parameters",
     "parameter_count",
     "recompute_norms",
 ]

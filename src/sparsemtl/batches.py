@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from sparsemtl.errors import LabelError, unknown_name
+from sparsemtl.nests import to_device, to_dtype
 from sparsemtl.tasks import Task
 
 Loader = Iterable[Any]
@@ -30,7 +30,7 @@ class Group:
     """One input and the tasks that read it.
 
     Attributes:
-        x: the encoder's input, a tensor or any nest of tensors.
+        x: the encoder's input, a tensor, any nest of tensors, or an object with a `to(device)` of its own.
         targets: target -> labels.
         tasks: names of the tasks.
     """
@@ -39,14 +39,10 @@ class Group:
     targets: Mapping[str, Tensor]
     tasks: tuple[str, ...]
 
-    def to(self, device: torch.device | str) -> Group:
-        """The same group on another device."""
-        return Group(to_device(self.x, device), to_device(dict(self.targets), device), self.tasks)
-
-
-def to_device(nest: Any, device: torch.device | str) -> Any:
-    """Move every tensor of a nest of dicts, lists and tuples."""
-    return tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=True), nest)
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Group:
+        """Return the same group on another device, floating-point inputs in a dtype; labels keep theirs."""
+        x = self.x if dtype is None else to_dtype(self.x, dtype)
+        return Group(to_device(x, device), to_device(dict(self.targets), device), self.tasks)
 
 
 def per_task(loaders: Loaders) -> bool:

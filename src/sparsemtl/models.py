@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import abc
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sparsemtl.errors import ParameterError, unknown_name
+from sparsemtl.roles import left_out, refuse_computed, weight_ids
 from sparsemtl.tasks import Task
+
+logger = logging.getLogger(__name__)
 
 
 class MultiTaskModel(nn.Module, abc.ABC):
@@ -133,14 +138,55 @@ def _parameters_in(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
 
 
 def maskable_parameters(model: nn.Module, *, mask_all: bool = False) -> dict[str, nn.Parameter]:
-    """The shared weights that masks cover by default: tensors of two or more dimensions.
+    """Return the shared parameters that masks cover, by name: by default the weights of layers.
+
+    These are the weights of linear and bilinear layers, convolutions, embeddings, recurrent layers and attention's
+    projections. A module of your own names its weights in an attribute, such as `maskable_weights = ("kernel",)` in the
+    class. Biases, norms, gains, class tokens and maps of positions are left out, whatever their shape; `left_out` lists
+    them.
 
     Args:
         model: a `MultiTaskModel`, or any module, all of whose parameters then count as shared.
-        mask_all: also take biases and the scales and shifts of norms.
+        mask_all: take all shared parameters.
+
+    Raises:
+        ParameterError: if a shared layer computes its weight from other parameters (weight norm), unless `mask_all`.
     """
     shared = model.shared_parameters() if isinstance(model, MultiTaskModel) else dict(model.named_parameters())
-    return {name: p for name, p in shared.items() if mask_all or p.ndim >= 2}
+    if mask_all:
+        return shared
+    refuse_computed(_shared_modules(model))
+    weights = weight_ids(model)
+    return {name: p for name, p in shared.items() if id(p) in weights}
+
+
+def left_out_parameters(model: nn.Module) -> dict[str, str]:
+    """Return the shared parameters that masks do not cover by default, name -> why."""
+    return left_out(_shared_modules(model))
+
+
+def check_maskable(model: nn.Module) -> None:
+    """Raise unless masks can be put on the shared layers, and log what of a user's own modules they leave out.
+
+    Raises:
+        ParameterError: if a shared layer computes its weight from other parameters.
+    """
+    modules = _shared_modules(model)
+    refuse_computed(modules)
+    for name, why in left_out(modules).items():
+        shape = model.get_parameter(name).shape
+        if len(shape) > 1 and 1 not in shape and "maskable_weights" in why:
+            logger.warning("%r of shape %s is not masked: it is %s.", name, tuple(shape), why)
+
+
+def _shared_modules(model: nn.Module) -> dict[str, nn.Module]:
+    return model.shared_modules() if isinstance(model, MultiTaskModel) else {"": model}
+
+
+def placement(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
+    """Return the device and the dtype in which a model reads floating-point inputs: those of its first weight."""
+    weight = next((p for p in model.parameters() if p.is_floating_point()), None)
+    return (torch.device("cpu"), None) if weight is None else (weight.device, weight.dtype)
 
 
 def heads_for(

@@ -209,6 +209,37 @@ NETWORKS: dict[str, Network] = {
     "time first, as many times as samples, second": Network(time_first(1), (SAMPLES, 3), hooks=False),
     "time first, as many times as samples, last": Network(time_first(-1), (SAMPLES, 3), hooks=False),
     "time first, as many times as samples, sum": Network(time_first("sum"), (SAMPLES, 3), hooks=False),
+    "time first, a single time": Network(time_first("sum"), (1, 3), hooks=False),
+    "positions looked up once per batch": Network(
+        lambda: Runs(
+            lambda m, x: m.mix(m.words(x) + m.places(torch.arange(x.shape[1]).unsqueeze(0))).relu().mean(1),
+            words=nn.Embedding(5, 4),
+            places=nn.Embedding(4, 4),
+            mix=nn.Linear(4, 4),
+        ),
+        WORDS,
+        hooks=False,
+    ),
+    "as many positions as samples": Network(
+        lambda: Runs(
+            lambda m, x: m.mix(m.words(x) + m.places(torch.arange(x.shape[1]))).relu().mean(1),
+            words=nn.Embedding(5, 4),
+            places=nn.Embedding(SAMPLES, 4),
+            mix=nn.Linear(4, 4),
+        ),
+        WORDS,
+        hooks=False,
+    ),
+    "learned query": Network(
+        lambda: Runs(
+            lambda m, x: (m.query(m.token).expand(len(x), -1, -1) @ m.key(x).transpose(1, 2)).softmax(-1) @ x,
+            token=nn.Parameter(torch.rand(1, 2, 3)),
+            query=nn.Linear(3, 3),
+            key=nn.Linear(3, 3),
+        ),
+        (4, 3),
+        hooks=False,
+    ),
     "time first, fewer times than samples": Network(time_first("sum"), (SAMPLES - 1, 3), hooks=False),
     "resnet": Network(lambda: resnet18((3, 16, 16), stem="cifar", width=4), (3, 16, 16)),
 }

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemtl.architectures.reference import Reference
-from sparsemtl.batches import Loader, to_device
+from sparsemtl.batches import Loader
 from sparsemtl.errors import ParameterError
+from sparsemtl.nests import to_device
 from sparsemtl.tasks import Classification
 
 

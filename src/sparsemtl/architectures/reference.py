@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
-from torch.utils._pytree import tree_map_only
 
 from sparsemtl.batches import Loader
 from sparsemtl.errors import ParameterError
 from sparsemtl.frozen import without_parameters
 from sparsemtl.heads.linear import LinearHead, pooled
+from sparsemtl.nests import to_dtype
 from sparsemtl.tasks import Classification
 
 LAST = ""
@@ -135,7 +135,7 @@ class Reference(nn.Module):
     def forward(self, x: Any) -> dict[str, Tensor]:
         """What every fully connected layer gives, name -> (B, width); the last one's name is `LAST`."""
         dtype = next(self.buffers()).dtype  # in mixed precision x is in half
-        x = tree_map_only(Tensor, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, x)
+        x = to_dtype(x, dtype)
         with tapped({name: self.encoder.get_submodule(name) for name in self.layers}) as taps:
             features = self.encoder(x)
         outputs = {name: tap.output for name, tap in taps.items()}

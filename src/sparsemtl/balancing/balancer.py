@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemtl.balancing.nash import remake_problem
-from sparsemtl.batches import to_device
+from sparsemtl.nests import to_device
 
 
 class Balancer(abc.ABC):

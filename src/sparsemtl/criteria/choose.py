@@ -15,7 +15,7 @@ from sparsemtl.criteria.fisher import FisherInformation
 from sparsemtl.criteria.select import Scope, select, select_channels
 from sparsemtl.errors import MaskError, MaskWarning
 from sparsemtl.masks import TaskMasks
-from sparsemtl.models import MultiTaskModel
+from sparsemtl.models import MultiTaskModel, check_maskable, placement
 from sparsemtl.randomness import preserved
 
 Granularity = Literal["weight", "channel"]
@@ -48,8 +48,11 @@ def choose_masks(
 
     Raises:
         MaskError: if a score is NaN, or all of a task's are zero and there is no previous mask.
-        ParameterError: if `keep` is out of range or too small for the floor, or the model shares no weights.
+        ParameterError: if `keep` is out of range or too small for the floor, the model shares no weights, or a shared
+            layer computes its weight from other parameters.
     """
+    if previous is None:
+        check_maskable(model)
     with preserved():
         scores = criterion.scores(model, loaders, list(model.tasks.values()))
         units = _units(model, loaders) if granularity == "channel" else {}
@@ -113,5 +116,5 @@ def _units(model: MultiTaskModel, loaders: Loaders) -> dict[str, tuple[str, ...]
     name = next(iter(model.tasks))
     loader: Loader = loaders[name] if isinstance(loaders, Mapping) else loaders
     owner = name if isinstance(loaders, Mapping) else None
-    group = as_group(next(iter(loader)), model.tasks, owner).to(next(model.parameters()).device)
+    group = as_group(next(iter(loader)), model.tasks, owner).to(*placement(model))
     return channel_units(model, group.x, group.tasks)

@@ -12,17 +12,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_map_only
 
 from sparsemtl.batches import Loader, Loaders, check_loaders, evaluation_groups, per_task
 from sparsemtl.criteria.criterion import Criterion, Scores
 from sparsemtl.criteria.per_sample import Path, per_sample
+from sparsemtl.criteria.per_sample_cut import Select
 from sparsemtl.criteria.per_sample_powers import BatchPowers, GradientPowers, wide
 from sparsemtl.criteria.per_sample_sums import Power, PowerSum
 from sparsemtl.criteria.undisturbed import undisturbed
 from sparsemtl.errors import LabelError, LikelihoodWarning, ParameterError
 from sparsemtl.masks import unwrapped
-from sparsemtl.models import MultiTaskModel, maskable_parameters
+from sparsemtl.models import MultiTaskModel, maskable_parameters, placement
+from sparsemtl.nests import map_tensors
 from sparsemtl.parameters import Count, Natural, Positive, validated
 from sparsemtl.tasks import Task
 
@@ -32,7 +33,9 @@ Estimator = Literal["fs", "efs", "true", "sample", "batch"]
 class FisherInformation(Criterion):
     """The diagonal of the Fisher information (FSMTL, AAAI 2024), exact for every sample.
 
-    With g(y) = d log p(y | x) / d weight, a weight's score is the mean over labelled samples of
+    With g(y) = d log p(y | x) / d weight, a weight's score is the mean over labelled samples of one of the terms below.
+    log p(y | x) is the sum over those labels of the sample (pixels, columns) that are known in the data: an unknown one
+    adds exactly nothing, whatever the estimator, and a sample of which any label is known counts as one.
 
     - `fs`: g(y)^2 at the predicted label y = argmax p (Eq. 10);
     - `efs`: sum_y p(y | x) g(y)^2 over all labels (Eq. 9), as costly as there are classes or label columns;
@@ -50,9 +53,13 @@ class FisherInformation(Criterion):
         mask_all: also score biases and norms.
         chunk_mb: megabytes of per-sample gradients and copies of inputs that exist at a time. More is not faster.
         path: how gradients are taken, see `per_sample`. The result is the same.
+        select: cuts a sample out of a batch, (x, i) -> sample i as a batch of one, for inputs that do not hold their
+            samples along the first axis of tensors (sequences time first, graphs with a list of edges). Without it such
+            samples are differentiated inside their batch, which is slower and gives the same.
 
     All tasks of a shared loader are scored in one pass: a forward a batch, and a backward for each task and label.
-    The model runs in eval mode and in its parameters' own precision, autocast or not.
+    The model runs in eval mode and in its parameters' own precision, autocast or not; floating-point inputs are cast to
+    it.
 
     Differences from the paper:
         - A Gaussian's predicted label is its mean, where g is zero: for regression `fs` is replaced by `efs`, with
@@ -75,6 +82,7 @@ class FisherInformation(Criterion):
         mask_all: bool = False,
         chunk_mb: Positive = 8,
         path: Path = "auto",
+        select: Select | None = None,
     ) -> None:
         self.estimator = estimator
         self.power = power
@@ -84,6 +92,7 @@ class FisherInformation(Criterion):
         self.mask_all = mask_all
         self.chunk_mb = chunk_mb
         self.path = path
+        self.select = select
         self._replaced: set[Task] = set()
 
     def reseeded(self, seed: int) -> FisherInformation:
@@ -117,14 +126,14 @@ class FisherInformation(Criterion):
         powers = self._powers(model, parameters, [mean.task.name for mean in means])
         for mean in means:
             mean.totals = powers.zeros()
-        device = next(iter(parameters.values()), torch.empty(0)).device
+        device, dtype = placement(model)
         batches = 0
         for group in evaluation_groups(loaders, {mean.task.name: mean.task for mean in means}):
             batches += 1
-            group = group.to(device)
+            group = group.to(device, dtype)
             active = [mean for mean in means if mean.take(group.targets)]
             if active:
-                x = tree_map_only(Tensor, Tensor.detach, group.x)
+                x = map_tensors(Tensor.detach, group.x)
                 outputs = powers.forward(x, tuple(mean.task.name for mean in active))
                 for mean in active:
                     for cotangent in self._cotangents(mean, outputs[mean.task.name]):
@@ -138,7 +147,7 @@ class FisherInformation(Criterion):
         sums = PowerSum(self.power, int(self.chunk_mb * 2**20))
         if self.estimator == "batch":
             return BatchPowers(model, parameters, sums)
-        return per_sample(model, parameters, tasks, sums, self.path)
+        return per_sample(model, parameters, tasks, sums, self.path, self.select)
 
     def _estimator_for(self, task: Task) -> Estimator:
         """The estimator that says something about the task, at a price that can be paid."""
@@ -160,11 +169,11 @@ class FisherInformation(Criterion):
         """Gradients at a task's output whose powers, gone back to the weights, add up to the batch's estimate."""
         if len(output) != len(mean.counts):
             raise LabelError(f"task {mean.task.name!r}: {len(output)} outputs but {len(mean.counts)} labels.")
-        counts = mean.counts.view(-1, *[1] * (output.ndim - 1))
+        known = mean.known(output)
         for weight, direction in self._terms(mean, output.to(wide(output.dtype))):
             factor = weight.sqrt() if self.power == "square" else weight
             cotangent = direction * factor.view(-1, *[1] * (output.ndim - 1))
-            yield torch.where(counts, cotangent, 0.0).to(output.dtype)
+            yield torch.where(known, cotangent, 0.0).to(output.dtype)
 
     def _terms(self, mean: _Mean, output: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Weights (B,) of powers, and what they weigh: gradients at the output (B, ...)."""
@@ -223,6 +232,11 @@ class _Mean:
         n = int(self.counts.sum())
         self.seen += n
         return n > 0
+
+    def known(self, output: Tensor) -> Tensor:
+        """Which outputs (B, ...) count: those of known labels, of samples that count. Broadcasts to the outputs."""
+        counts = self.counts.view(-1, *[1] * (output.ndim - 1))
+        return counts & self.task.known_outputs(self.label, output)
 
     def scores(self) -> dict[str, Tensor]:
         """Parameter name -> mean."""

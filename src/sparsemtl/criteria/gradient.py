@@ -14,7 +14,7 @@ from sparsemtl.criteria.per_sample_sums import PowerSum
 from sparsemtl.criteria.undisturbed import undisturbed
 from sparsemtl.errors import LabelError
 from sparsemtl.masks import unwrapped
-from sparsemtl.models import maskable_parameters
+from sparsemtl.models import maskable_parameters, placement
 from sparsemtl.parameters import Count, validated
 from sparsemtl.tasks import Task
 
@@ -49,24 +49,33 @@ class Gradient(Criterion):
         self, model: nn.Module, loaders: Loaders, task: Task, parameters: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         total = {name: torch.zeros_like(p, dtype=wide(p.dtype)) for name, p in parameters.items()}
-        device = next(iter(parameters.values()), torch.empty(0)).device
-        seen = 0
+        device, dtype = placement(model)
+        seen, labels = 0, 0.0
         for group in groups_for(loaders, task):
-            group = group.to(device)
-            counts = task.labelled(task.labels(group.targets))
+            group = group.to(device, dtype)
+            target = task.labels(group.targets)
+            counts = task.labelled(target)
             if self.samples is not None:
                 counts &= counts.cumsum(0) <= self.samples - seen
             n = int(counts.sum())
             if n:
+                share = _known_share(task, target[counts])  # the loss is a mean over known labels, not over samples
                 for name, gradient in _gradients(model, parameters, task, group, counts).items():
-                    total[name] += n * gradient
+                    total[name] += share * gradient
+                labels += share
             seen += n
             if seen == self.samples:
                 break
         if not seen:
             raise LabelError(f"task {task.name!r} has no labelled sample to take gradients on.")
         factors = parameters if self.times_weight else dict.fromkeys(parameters, 1.0)
-        return {name: (total[name] / seen * factors[name]).abs().detach() for name in total}
+        return {name: (total[name] / labels * factors[name]).abs().detach() for name in total}
+
+
+def _known_share(task: Task, target: Tensor) -> float:
+    """Number of known labels, in labels of one whole sample: the number of samples where everything is known."""
+    known = task.known(target)
+    return int(known.sum()) / known[0].numel()
 
 
 def _gradients(
@@ -74,7 +83,8 @@ def _gradients(
 ) -> dict[str, Tensor]:
     """Gradient of the mean loss of the samples that count, for the parameters that it depends on."""
     batch = BatchPowers(model, parameters, PowerSum("abs", 0))
-    output = batch.forward(group.x, (task.name,))[task.name].requires_grad_()
+    found = batch.forward(group.x, (task.name,))[task.name]
+    output = found.to(wide(found.dtype)).requires_grad_()
     loss = task.loss(output[counts], task.labels(group.targets)[counts])
     (cotangent,) = torch.autograd.grad(loss, output)
-    return batch.gradients({task.name: cotangent})
+    return batch.gradients({task.name: cotangent.to(found.dtype)})

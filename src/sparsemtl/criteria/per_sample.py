@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sparsemtl.criteria.per_sample_cut import Select
 from sparsemtl.criteria.per_sample_functional import FunctionalPowers
 from sparsemtl.criteria.per_sample_hooks import HookedPowers, hookable, zeros_for
 from sparsemtl.criteria.per_sample_powers import BatchPowers, GradientPowers, Totals
@@ -38,6 +39,7 @@ def per_sample(
     tasks: Iterable[str],
     sums: PowerSum,
     path: Path = "auto",
+    select: Select | None = None,
 ) -> GradientPowers:
     """Choose how to sum powers of per-sample gradients.
 
@@ -47,10 +49,13 @@ def per_sample(
         tasks: all tasks that will be asked for.
         sums: what to add.
         path: `auto` takes for every parameter the fastest way that is right; `hooks` insists on the fast one,
-            `functional` is torch.func's vmap, `loop` one autograd backward a sample.
+            `functional` is torch.func's vmap, `loop` one autograd backward per sample.
+        select: cuts a sample out of a batch, (x, i) -> sample i as a batch of one. By default it is row i of every
+            tensor whose first axis has the batch's length; everything else is shared by all samples.
 
     Raises:
-        ParameterError: if a batch norm takes its statistics from the batch, in which no sample stands alone.
+        ParameterError: if a batch norm takes its statistics from the batch, in which no sample stands alone; later, if
+            `select` gives something other than the sample, or a path that is insisted on cannot be right.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
@@ -59,8 +64,8 @@ def per_sample(
                 "and none has a gradient of its own. Use estimator='batch', or track_running_stats=True."
             )
     if path in ("functional", "loop"):
-        return FunctionalPowers(model, parameters, sums, vectorised=path == "functional", strict=True)
-    return CheckedPowers(model, parameters, tuple(tasks), sums, strict=path == "hooks")
+        return FunctionalPowers(model, parameters, sums, vectorised=path == "functional", strict=True, select=select)
+    return CheckedPowers(model, parameters, tuple(tasks), sums, strict=path == "hooks", select=select)
 
 
 class CheckedPowers(GradientPowers):
@@ -72,6 +77,7 @@ class CheckedPowers(GradientPowers):
         tasks: all tasks that will be asked for.
         sums: as in `GradientPowers`.
         strict: raise instead of taking the general way.
+        select: as in `FunctionalPowers`.
     """
 
     def __init__(
@@ -82,28 +88,32 @@ class CheckedPowers(GradientPowers):
         sums: PowerSum,
         *,
         strict: bool = False,
+        select: Select | None = None,
     ) -> None:
         super().__init__(model, parameters, sums)
         self.tasks = tasks
         self.strict = strict
+        self.select = select
         self.hooked = HookedPowers(model, hookable(model, parameters), sums)
         self.general: FunctionalPowers | None = None
         self._leave([name for name in parameters if name not in self.hooked.parameters])
-        self._checked = False
+        self._checked = 0
 
     def zeros(self) -> dict[str, Tensor]:
         """Totals of nothing, laid out as the rules like them."""
         return zeros_for(self.model, self.parameters)
 
     def forward(self, x: Any, tasks: tuple[str, ...]) -> dict[str, Tensor]:
-        """Run the model; the first batch is also checked, which costs about two training steps."""
-        if not self._checked:
-            self._leave(self._wrong(x))
-            self._checked = True
+        """Run the model; the first batch of several samples is also checked, which costs about two training steps."""
         outputs = self.hooked.forward(x, tasks)
+        rows = min(len(next(iter(outputs.values()))), 2)
+        if rows > self._checked:  # a single row may be the first of anything: two samples are checked again
+            self._leave(self._wrong(x))
+            self._checked = rows
+            outputs = self.hooked.forward(x, tasks)
         self._leave(self.hooked.broken)
         if self.general is not None:
-            self.general.read(x)
+            self.general.read(x, outputs)
         return outputs
 
     def add(self, cotangents: Mapping[str, Tensor], totals: Totals) -> None:
@@ -126,7 +136,7 @@ class CheckedPowers(GradientPowers):
         logger.info("general path for %s", ", ".join(names))
         self.hooked.drop(names)
         chosen = {name: p for name, p in self.parameters.items() if name not in self.hooked.parameters}
-        self.general = FunctionalPowers(self.model, chosen, self.sums)
+        self.general = FunctionalPowers(self.model, chosen, self.sums, select=self.select)
 
     def _wrong(self, x: Any) -> list[str]:
         """Parameters whose gradient on the first sample is not autograd's."""

@@ -1,20 +1,30 @@
-"""Per-sample gradients of any architecture: one backward a sample, vectorised by torch.func where that works."""
+"""Per-sample gradients of any architecture: one backward per sample, vectorised by torch.func where that works.
+
+A sample is cut out of the batch and run alone. Every cut is checked: the model must give the row of output that the
+sample has inside the batch. Where it does not, the gradients are those of the batch's rows, one backward of the whole
+batch per sample: slower, and right however the input holds its samples.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
+from sparsemtl.criteria.per_sample_cut import CutError, Select, check_rows, cut, leading_axes
 from sparsemtl.criteria.per_sample_powers import BatchPowers, GradientPowers, Totals
 from sparsemtl.criteria.per_sample_sums import PowerSum
+from sparsemtl.errors import ParameterError
+from sparsemtl.nests import map_tensors, tensors_in
 from sparsemtl.shadow import shadowed
 
 logger = logging.getLogger(__name__)
+
+Chunks = Iterator[tuple[slice, dict[str, Tensor]]]
+"""Samples, and by parameter name their gradients (n, *shape)."""
 
 
 class FunctionalPowers(GradientPowers):
@@ -26,7 +36,8 @@ class FunctionalPowers(GradientPowers):
         sums: its `chunk` bounds the bytes of the gradients that exist at a time.
         vectorised: samples of a chunk at once by `vmap`; else, and from the first architecture that `vmap` refuses,
             one after the other.
-        strict: raise where `vmap` refuses.
+        strict: raise where `vmap` refuses, or samples cannot be cut out of the batch.
+        select: cuts a sample out of a batch; by default rows of all tensors whose first axis has the batch's length.
     """
 
     def __init__(
@@ -37,76 +48,141 @@ class FunctionalPowers(GradientPowers):
         *,
         vectorised: bool = True,
         strict: bool = False,
+        select: Select | None = None,
     ) -> None:
         super().__init__(model, parameters, sums)
-        self.vectorised = vectorised
+        self.vectorised = vectorised and select is None
         self.strict = strict
+        self.select = select
         self._single = BatchPowers(model, parameters, sums)
+        self._whole = BatchPowers(model, parameters, sums)
+        self._cuts = True
         self._x: Any = None
+        self._outputs: Mapping[str, Tensor] = {}
 
     def forward(self, x: Any, tasks: tuple[str, ...]) -> dict[str, Tensor]:
         """Run the model without a graph."""
-        self.read(x)
         with torch.no_grad(), shadowed(self.model, self.twins):
             outputs: dict[str, Tensor] = self.model(x, tasks=tasks)
+        self.read(x, outputs)
         return outputs
 
-    def read(self, x: Any) -> None:
+    def read(self, x: Any, outputs: Mapping[str, Tensor]) -> None:
         """Take a batch whose outputs are known."""
-        self._x = x
+        self._x, self._outputs = x, outputs
+        if not self._cuts:
+            self._whole.forward(x, tuple(outputs))
 
     def add(self, cotangents: Mapping[str, Tensor], totals: Totals) -> None:
         """Add the samples' powers, chunk by chunk."""
+        done = 0
+        try:
+            for part, gradients in self._chunks(cotangents) if self._cuts else ():
+                for name, gradient in gradients.items():
+                    self.sums.gradients(totals[name], gradient)
+                done = part.stop
+        except CutError as error:
+            self._refuse(error)
+        if not self._cuts:
+            self._add_rows(cotangents, totals, done)
+
+    def _refuse(self, error: CutError) -> None:
+        """Leave off cutting, from the present batch on, or raise."""
+        if self.select is not None:
+            raise ParameterError(
+                f"`select(x, i)` does not give sample i of the batch, for the model's output is another than in the "
+                f"batch. {error} It must return an input of the model that holds this sample alone."
+            ) from error
+        if self.strict:
+            raise ParameterError(
+                f"samples cannot be cut out of the batch along the first axis of its tensors. {error} "
+                "Pass `select`, a function (x, i) -> sample i as a batch of one, or use path='auto'."
+            ) from error
+        logger.warning(
+            "%s: samples cannot be cut out of the batch along the first axis of its tensors (%s). Their gradients are "
+            "taken inside the batch, which is slower; `select=` tells how to cut.",
+            type(self.model).__name__,
+            error,
+        )
+        self._cuts = False
+        self._whole.forward(self._x, tuple(self._outputs))
+
+    def _add_rows(self, cotangents: Mapping[str, Tensor], totals: Totals, start: int) -> None:
+        """Add the powers of samples from `start` on, each by a backward of the whole batch."""
+        for n in range(start, len(next(iter(cotangents.values())))):
+            alone = {task: torch.zeros_like(cotangent) for task, cotangent in cotangents.items()}
+            for task, cotangent in cotangents.items():
+                alone[task][n] = cotangent[n]
+            if any(bool(cotangent.any()) for cotangent in alone.values()):
+                self._whole.add(alone, totals)
+
+    def _chunks(self, cotangents: Mapping[str, Tensor]) -> Chunks:
+        """Yield the gradients of a batch, checked.
+
+        Raises:
+            CutError: before the first samples that were cut out wrongly.
+        """
         batch = len(next(iter(cotangents.values())))
         size = sum(p.numel() * p.element_size() for p in self.parameters.values())
         count = max(1, min(batch, self.sums.chunk // max(size, 1))) if self.vectorised else 1
         for start in range(0, batch, count):
             part = slice(start, min(start + count, batch))
-            x = _samples(self._x, part, batch)
-            for name, gradients in self._gradients(x, {t: c[part] for t, c in cotangents.items()}).items():
-                self.sums.gradients(totals[name], gradients)
-
-    def _gradients(self, x: Any, cotangents: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Parameter name -> gradients (n, *shape) of n samples."""
-        if self.vectorised:
-            try:
-                return self._vectorised(x, cotangents)
-            except Exception as refusal:  # what vmap cannot do it says in many ways
-                if self.strict:
+            own = {task: cotangent[part] for task, cotangent in cotangents.items()}
+            if self.vectorised:
+                try:
+                    gradients, outputs = self._vectorised(part, own, batch)
+                except CutError:
                     raise
-                logger.info("vmap refuses %s, sample by sample instead: %s", type(self.model).__name__, refusal)
-                self.vectorised = False
-        batch = len(next(iter(cotangents.values())))
-        single = [self._one(x, cotangents, n, batch) for n in range(batch)]
-        return {name: torch.stack([gradients[name] for gradients in single]) for name in self.parameters}
+                except Exception as refusal:  # what vmap cannot do it says in many ways
+                    if self.strict:
+                        raise
+                    logger.info("vmap refuses %s, sample by sample instead: %s", type(self.model).__name__, refusal)
+                    self.vectorised = False
+                else:
+                    check_rows(outputs, self._outputs, part)
+                    yield part, gradients
+                    continue
+            for n in range(part.start, part.stop):
+                yield slice(n, n + 1), self._one(n, batch, cotangents)
 
-    def _one(self, x: Any, cotangents: Mapping[str, Tensor], n: int, batch: int) -> dict[str, Tensor]:
+    def _one(self, n: int, batch: int, cotangents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gradients (1, *shape) of a single sample."""
         part = slice(n, n + 1)
-        self._single.forward(_samples(x, part, batch), tuple(cotangents))
+        try:
+            x = cut(self._x, part, batch) if self.select is None else self.select(self._x, n)
+            outputs = self._single.forward(x, tuple(cotangents))
+        except Exception as error:
+            if self.strict:
+                raise
+            raise CutError(f"Sample {n} alone ends in {type(error).__name__}: {error}") from error
+        check_rows(outputs, self._outputs, part)
         found = self._single.gradients({task: c[part] for task, c in cotangents.items()})
-        return {name: found.get(name, torch.zeros_like(p)) for name, p in self.twins.items() if name in self.parameters}
+        return {name: found.get(name, torch.zeros_like(p))[None] for name, p in self._single.leaves.items()}
 
-    def _vectorised(self, x: Any, cotangents: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        batch = len(next(iter(cotangents.values())))
-        leaves, form = tree_flatten(x)
-        axes = tuple(0 if _batched(leaf, batch) else None for leaf in leaves)
+    def _vectorised(
+        self, part: slice, cotangents: Mapping[str, Tensor], batch: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Gradients and outputs of samples, all at once."""
+        axes = leading_axes(self._x, batch)  # of the whole batch: a shared tensor may be as long as a part of it
+        x = cut(self._x, part, batch)
+        leaves = tensors_in(x)
         wanted = {name: self.twins[name] for name in self.parameters}
 
-        def value(parameters: dict[str, Tensor], cotangents: dict[str, Tensor], *leaves: Any) -> Tensor:
-            one = [leaf if axis is None else leaf.unsqueeze(0) for leaf, axis in zip(leaves, axes, strict=True)]
+        def value(
+            parameters: dict[str, Tensor], cotangents: dict[str, Tensor], *leaves: Tensor
+        ) -> tuple[Tensor, dict[str, Tensor]]:
+            rows = iter(leaf if axis is None else leaf.unsqueeze(0) for leaf, axis in zip(leaves, axes, strict=True))
             with shadowed(self.model, {**self.twins, **parameters}):
-                outputs = self.model(tree_unflatten(one, form), tasks=tuple(cotangents))
-            return torch.stack([(outputs[task].squeeze(0) * c).sum() for task, c in cotangents.items()]).sum()
+                outputs = self.model(map_tensors(lambda _: next(rows), x), tasks=tuple(cotangents))
+            single = {task: _row(task, outputs[task]) for task in cotangents}
+            return torch.stack([(single[task] * c).sum() for task, c in cotangents.items()]).sum(), single
 
-        gradients = torch.func.vmap(torch.func.grad(value), in_dims=(None, 0, *axes))
-        result: dict[str, Tensor] = gradients(wanted, dict(cotangents), *leaves)
+        gradients = torch.func.vmap(torch.func.grad(value, has_aux=True), in_dims=(None, 0, *axes))
+        result: tuple[dict[str, Tensor], dict[str, Tensor]] = gradients(wanted, dict(cotangents), *leaves)
         return result
 
 
-def _batched(leaf: Any, batch: int) -> bool:
-    return isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == batch
-
-
-def _samples(x: Any, part: slice, batch: int) -> Any:
-    """Some samples of an input; tensors without the batch's length belong to all of them."""
-    return tree_map_only(Tensor, lambda leaf: leaf[part] if _batched(leaf, batch) else leaf, x)
+def _row(task: str, output: Tensor) -> Tensor:
+    if output.shape[:1] != (1,):
+        raise CutError(f"task {task!r}: shape {tuple(output.shape)} for one sample.")
+    return output.squeeze(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +14,37 @@ from sparsemtl.criteria.per_sample_powers import GradientPowers, Totals, wide
 from sparsemtl.criteria.per_sample_rules import Rule, rule_for
 from sparsemtl.criteria.per_sample_sums import PowerSum
 from sparsemtl.shadow import shadowed
+
+
+@dataclass
+class _Backward:
+    """What the hooks on the outputs of layers read and write.
+
+    It must not hold the outputs of the model: a hook whose state holds the graph on which the hook itself hangs is in a
+    cycle through autograd, which the garbage collector cannot see, and would never be freed.
+
+    Attributes:
+        sums: what to add.
+        broken: parameters for which hooks are wrong on this batch.
+        totals: what to add to.
+        alone: the sample outside of which all cotangents are zero, if there is only one.
+    """
+
+    sums: PowerSum
+    broken: set[str] = field(default_factory=set)
+    totals: Totals = field(default_factory=dict)
+    alone: int | None = None
+
+    def add(self, names: dict[str, str], layer: nn.Module, rule: Rule, x: Tensor, dy: Tensor) -> None:
+        """Add one layer's gradients, where its first axis is the batch."""
+        if not self.broken.isdisjoint(names.values()):
+            return
+        if self.alone is not None and dy.count_nonzero() != dy[self.alone].count_nonzero():
+            self.broken.update(names.values())
+            return
+        totals = {own: self.totals[name] for own, name in names.items() if name in self.totals}
+        if totals:
+            rule.add(layer, x, dy.detach(), totals, self.sums)
 
 
 class HookedPowers(GradientPowers):
@@ -30,14 +62,17 @@ class HookedPowers(GradientPowers):
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor], sums: PowerSum) -> None:
         super().__init__(model, parameters, sums)
-        self.broken: set[str] = set()
         self.called: set[str] = set()
+        self._backward = _Backward(sums)
         self._anchor = torch.zeros((), requires_grad=True)
         self._outputs: dict[str, Tensor] = {}
-        self._totals: Totals = {}
-        self._alone: int | None = None
         self._inputs: dict[nn.Module, Tensor] = {}
         self._versions: dict[nn.Module, int] = {}
+
+    @property
+    def broken(self) -> set[str]:
+        """Parameters for which hooks are wrong on the present batch."""
+        return self._backward.broken
 
     def drop(self, names: Iterable[str]) -> None:
         """Leave parameters to other means."""
@@ -49,7 +84,8 @@ class HookedPowers(GradientPowers):
 
         `broken` then names the parameters that they are wrong for on this batch, `called` those whose layer ran.
         """
-        self._outputs, self._inputs, self._versions, self.broken, self.called = {}, {}, {}, set(), set()
+        self._outputs, self._inputs, self._versions, self.called = {}, {}, {}, set()
+        self._backward = _Backward(self.sums)
         layers = _layers(self.model, self.parameters)
         handles = [
             layer.register_forward_hook(functools.partial(self._keep, names), prepend=True, with_kwargs=True)
@@ -90,22 +126,15 @@ class HookedPowers(GradientPowers):
         x = x.detach()
         self._inputs[layer] = x
         self._versions[layer] = x._version
-        output.register_hook(functools.partial(self._add, names, layer, rule, x))
+        output.register_hook(functools.partial(self._backward.add, names, layer, rule, x))
         result: Tensor = output
         return result
-
-    def _add(self, names: dict[str, str], layer: nn.Module, rule: Rule, x: Tensor, dy: Tensor) -> None:
-        if self._alone is not None and dy.count_nonzero() != dy[self._alone].count_nonzero():
-            self.broken.update(names.values())
-        totals = {own: self._totals[name] for own, name in names.items() if name in self._totals}
-        if totals and self.broken.isdisjoint(names.values()):
-            rule.add(layer, x, dy.detach(), totals, self.sums)
 
     def add(self, cotangents: Mapping[str, Tensor], totals: Totals) -> None:
         """Go back once through the graph of activations."""
         reached = [task for task in cotangents if self._outputs[task].requires_grad]
         if reached:
-            self._totals = totals
+            self._backward.totals = totals
             torch.autograd.backward(
                 [self._outputs[task] for task in reached],
                 [cotangents[task] for task in reached],
@@ -121,11 +150,11 @@ class HookedPowers(GradientPowers):
             cotangents: as in `add`.
             totals: what to add to; parameters that it lacks are only looked at.
         """
-        self._alone = sample
+        self._backward.alone = sample
         try:
             self.add(cotangents, totals)
         finally:
-            self._alone = None
+            self._backward.alone = None
 
 
 class _Anchored(torch.autograd.Function):

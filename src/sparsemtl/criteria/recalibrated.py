@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
 
 from sparsemtl.batches import Loaders, groups_for, per_task
 from sparsemtl.criteria.criterion import Criterion, Scores
-from sparsemtl.models import MultiTaskModel
+from sparsemtl.models import MultiTaskModel, placement
 from sparsemtl.norms import recalibrated
 from sparsemtl.tasks import Task
 
@@ -40,14 +40,10 @@ class Recalibrated(Criterion):
         return scores
 
     def _inputs(self, model: nn.Module, loaders: Loaders, task: Task) -> Iterator[Any]:
-        device = next(model.parameters()).device
+        device, dtype = placement(model)
         seen = 0
         for group in groups_for(loaders, task):
-            yield group.to(device).x
-            seen += _length(group.targets.values())
+            yield group.to(device, dtype).x
+            seen += len(task.labels(group.targets))
             if seen >= self.samples:
                 return
-
-
-def _length(targets: Iterable[Any]) -> int:
-    return max((len(target) for target in targets), default=0)

@@ -38,7 +38,10 @@ def select(
         ParameterError: if there is nothing to select from, or `keep` is out of range or too small for the floor.
     """
     if not scores:
-        raise ParameterError("nothing to select from: the model shares no weights, or no channels, that masks cover.")
+        raise ParameterError(
+            "nothing to select from: the model shares no weights, or no channels, that masks cover. A module of your "
+            "own names its weights in `maskable_weights`."
+        )
     if not 0 < keep <= 1:
         raise ParameterError(f"`keep` must be in (0, 1], got {keep}.")
     for name, score in scores.items():

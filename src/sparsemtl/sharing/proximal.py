@@ -15,6 +15,7 @@ from sparsemtl.models import MultiTaskModel
 from sparsemtl.optim.penalties import Penalty
 from sparsemtl.optim.proximal_step import ProximalStep, ProxLR
 from sparsemtl.optim.sparsity import layer_sparsity
+from sparsemtl.roles import refuse_computed, weight_ids
 from sparsemtl.sharing.schedule import Ramp, cubic
 from sparsemtl.sharing.sharing import Sharing, Statistics, Update
 
@@ -69,11 +70,13 @@ class ProximalSharing(Sharing):
         """Find the weights that the penalty covers.
 
         Raises:
-            ParameterError: if there is none.
+            ParameterError: if there is none, or a layer computes such a weight from other parameters.
         """
         super().attach(model)
         shared = model.shared_parameters()
-        self._weights = {name: p for name, p in shared.items() if self.shrink.penalty.covers(p)}
+        refuse_computed(model.shared_modules(), self.shrink.penalty.covers)
+        weights = weight_ids(model)
+        self._weights = {n: p for n, p in shared.items() if id(p) in weights and self.shrink.penalty.covers(p)}
         if not self._weights:
             raise ParameterError(
                 f"{type(self).__name__} finds nothing to make sparse: {type(model).__name__} shares {len(shared)} "

@@ -14,6 +14,7 @@ from sparsemtl.errors import EmptyMaskError, ParameterError
 from sparsemtl.masks import TaskMasks
 from sparsemtl.models import MultiTaskModel
 from sparsemtl.parameters import NonNegative, validated
+from sparsemtl.roles import refuse_computed, weight_ids
 from sparsemtl.shadow import shadowed
 from sparsemtl.sharing.sharing import Sharing, Statistics, Update
 
@@ -81,12 +82,15 @@ class SoftMaskSharing(Sharing):
         """Make every task's masks.
 
         Raises:
-            ParameterError: if the model shares nothing to mask.
+            ParameterError: if the model shares nothing to mask, or a layer computes its weight from other parameters.
         """
         super().attach(model)
         dimensions = (2, 4) if self.linear else (4,)
         coverable = {**model.shared_parameters(), **model.copied_parameters()}
-        covered = {name: p for name, p in coverable.items() if p.ndim in dimensions}
+        modules = {**model.shared_modules(), **model.copied_modules()}
+        refuse_computed(modules, lambda weight: weight.ndim in dimensions)
+        weights = weight_ids(model)
+        covered = {name: p for name, p in coverable.items() if id(p) in weights and p.ndim in dimensions}
         if not covered:
             layers = "convolution or linear layer" if self.linear else "convolution"
             hint = "" if self.linear else " `linear=True` takes linear layers as well."

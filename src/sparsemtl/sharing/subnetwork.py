@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from sparsemtl.errors import MaskError
 from sparsemtl.masks import Mask, TaskMasks
-from sparsemtl.models import MultiTaskModel, maskable_parameters
+from sparsemtl.models import MultiTaskModel, check_maskable, maskable_parameters
 from sparsemtl.sharing.sharing import Sharing, Statistics, Update
 
 Semantics = Literal["forward", "gradient"]
@@ -50,13 +50,15 @@ class SubnetworkSharing(Sharing):
 
         Raises:
             MaskError: if the model shares no weights.
+            ParameterError: if a shared layer computes its weight from other parameters.
         """
         super().attach(model)
+        check_maskable(model)
         parameters = maskable_parameters(model, mask_all=self.mask_all)
         if not parameters:
             raise MaskError(
                 f"{type(self).__name__} masks the weights that tasks share, and {type(model).__name__} shares none. "
-                "Use DenseSharing with it."
+                "Use DenseSharing with it; a module of your own names its weights in `maskable_weights`."
             )
         header = {"model": type(model).__name__, "method": type(self).__name__}
         self.masks = TaskMasks.ones(parameters, model.tasks, **header)

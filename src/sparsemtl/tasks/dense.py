@@ -25,6 +25,10 @@ class DenseTask(Task):
         """Samples with at least one known pixel."""
         return self.known(target).flatten(1).any(1)
 
+    def known_outputs(self, target: Tensor, output: Tensor) -> Tensor:
+        """All channels of the known pixels: bool, shape (B, 1, H, W)."""
+        return self.known(target).unsqueeze(1)
+
     def head(self, features: int | None = None, stride: int | None = None) -> nn.Module:
         """A fully convolutional head that brings feature maps up to the input's size.
 

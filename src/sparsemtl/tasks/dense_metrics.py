@@ -115,11 +115,11 @@ class IoULessIsMore(MeanMetric):
         self.ignore_index = ignore_index
 
     def terms(self, output: Tensor, target: Tensor) -> Tensor:
-        """One of each image."""
+        """One of each image with a known pixel."""
         valid = (target != self.ignore_index).flatten(1)
         right = (output.argmax(1) == target).flatten(1) & valid
         pixels, hits = valid.sum(1), right.sum(1)  # a wrong pixel is one class's FP and another's FN
-        return hits / (2 * pixels - hits)
+        return (hits / (2 * pixels - hits))[pixels > 0]
 
 
 class MaskedDepth(MeanMetric):

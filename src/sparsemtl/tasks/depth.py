@@ -13,7 +13,7 @@ from sparsemtl.errors import LabelError
 from sparsemtl.likelihoods import PixelGaussian
 from sparsemtl.parameters import NonNegative, validated
 from sparsemtl.tasks.dense import DenseTask
-from sparsemtl.tasks.task import Loss, in_one_dtype
+from sparsemtl.tasks.task import Loss, known_pairs
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -84,7 +84,7 @@ class Depth(DenseTask):
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Mean error of the known pixels."""
         known = target > 0
-        terms = ERRORS[self.criterion](*in_one_dtype(output, target), reduction="none")
+        terms = ERRORS[self.criterion](*known_pairs(output, target, known), reduction="none")
         return torch.where(known, terms, 0.0).sum() / known.sum().clamp(min=1)
 
     def default_metrics(self) -> dict[str, Metric]:

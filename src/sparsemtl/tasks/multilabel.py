@@ -12,7 +12,7 @@ from torch import Tensor
 from sparsemtl.errors import LabelError, ParameterError
 from sparsemtl.likelihoods import Bernoulli
 from sparsemtl.parameters import NonNegative, validated
-from sparsemtl.tasks.task import Loss, Task, in_one_dtype
+from sparsemtl.tasks.task import Loss, Task, known_pairs
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -83,7 +83,7 @@ class MultiLabel(Task):
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Binary cross-entropy, mean over all known labels."""
         known = ~target.isnan()
-        output, target = in_one_dtype(output, target.nan_to_num(0.0))
+        output, target = known_pairs(output, target, known)
         terms = F.binary_cross_entropy_with_logits(output, target, reduction="none")
         return torch.where(known, terms, 0.0).sum() / known.sum().clamp(min=1)
 

@@ -12,7 +12,7 @@ from sparsemtl.errors import LabelError
 from sparsemtl.likelihoods import PixelDirection
 from sparsemtl.parameters import NonNegative, validated
 from sparsemtl.tasks.dense import DenseTask
-from sparsemtl.tasks.task import Loss, in_one_dtype
+from sparsemtl.tasks.task import Loss, known_pairs
 from sparsemtl.vectors import cosine, squared_length, unit
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Normals(DenseTask):
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """1 - cosine, mean over the known pixels."""
         known = self.known(target)
-        terms = 1 - cosine(*in_one_dtype(output, target))
+        terms = 1 - cosine(*known_pairs(output, target, known.unsqueeze(1)))
         return torch.where(known, terms, 0.0).sum() / known.sum().clamp(min=1)
 
     def default_metrics(self) -> dict[str, Metric]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from sparsemtl.errors import LabelError
 from sparsemtl.likelihoods import Gaussian
 from sparsemtl.parameters import Count, NonNegative, validated
-from sparsemtl.tasks.task import Loss, Task, in_one_dtype
+from sparsemtl.tasks.task import Loss, Task, known_pairs
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -26,8 +26,11 @@ class Regression(Task):
         dims: number of values per sample.
         criterion: `mse` (mean squared), `l1` (mean absolute) or `huber` (with delta 1) error.
 
-    Labels have shape (B,) if dims is 1, or (B, dims); NaN is unknown. The loss is the mean over all known values;
-    metrics count samples all of whose values are known.
+    Labels have shape (B,) if dims is 1, or (B, dims); NaN is unknown. The loss and the metrics are
+    means over all known values (R² a mean over the values' own).
+
+    A loss of your own sees NaN where some values of a sample are unknown; a metric of your own gets only the samples
+    all of whose values are known.
     """
 
     @validated
@@ -82,28 +85,32 @@ class Regression(Task):
         """Mean error over all known values."""
         known = ~target.isnan()
         functions: dict[str, Any] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
-        output, target = in_one_dtype(output, target.nan_to_num(0.0))
+        output, target = known_pairs(output, target, known)
         terms = functions[self.criterion](output, target, reduction="none")
         return torch.where(known, terms, 0.0).sum() / known.sum().clamp(min=1)
 
     def default_metrics(self) -> dict[str, Metric]:
         """R² (mean over the values, so that tasks of any scale compare), MSE, its root and MAE."""
-        from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
+        from sparsemtl.tasks.value_metrics import KnownAbsoluteError, KnownR2, KnownSquaredError
 
         return {
-            "r2": R2Score(multioutput="uniform_average"),
-            "mse": MeanSquaredError(),
-            "rmse": MeanSquaredError(squared=False),
-            "mae": MeanAbsoluteError(),
+            "r2": KnownR2(self.dims),
+            "mse": KnownSquaredError(),
+            "rmse": KnownSquaredError(squared=False),
+            "mae": KnownAbsoluteError(),
         }
 
     def update(self, metrics: Mapping[str, Metric], output: Tensor, target: Tensor) -> None:
-        """Add the fully labelled samples of a batch to metrics."""
+        """Add a batch's known values to metrics; to a user's own metrics, its fully labelled samples."""
+        from sparsemtl.tasks.value_metrics import KnownValues
+
         label = self.labels(target)
-        known = ~label.isnan().any(1)
-        if bool(known.any()):
-            for metric in metrics.values():
-                metric.update(output[known].float().squeeze(1), label[known].float().squeeze(1))
+        some, whole = self.labelled(label), ~label.isnan().any(1)
+        for metric in metrics.values():
+            known = some if isinstance(metric, KnownValues) else whole
+            if bool(known.any()):
+                values = output[known].float(), label[known].float()
+                metric.update(*values if isinstance(metric, KnownValues) else (v.squeeze(1) for v in values))
 
     def predict(self, output: Tensor) -> Tensor:
         """Values (B, dims)."""

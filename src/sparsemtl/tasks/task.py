@@ -88,6 +88,11 @@ class Task(abc.ABC):
         """Which labels a loss is the mean of: samples, or the known ones of a sample's values or pixels."""
         return self.labelled(target)
 
+    def known_outputs(self, target: Tensor, output: Tensor) -> Tensor:
+        """Which outputs a known label speaks of: bool, broadcasts to the outputs (B, ...)."""
+        known = self.known(target)
+        return known.view(*known.shape, *[1] * (output.ndim - known.ndim))
+
     @abc.abstractmethod
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """The kind's own loss: mean over the labelled samples, zero if there is none."""
@@ -227,6 +232,18 @@ def _chosen_metrics(
             f"metrics, got {metrics!r}."
         )
     return list(dict.fromkeys(metrics))
+
+
+def known_pairs(output: Tensor, target: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Bring outputs and labels to one dtype, both zero where the label is unknown, so that nothing reaches the loss.
+
+    Args:
+        output: (B, ...).
+        target: labels of the same shape.
+        known: bool, broadcasts to both.
+    """
+    output, target = in_one_dtype(output, target)
+    return torch.where(known, output, 0.0), torch.where(known, target, 0.0)
 
 
 def in_one_dtype(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -174,8 +174,9 @@ def sample_predictions(
         if key not in samples and isinstance(group.x, Tensor):
             with evaluating(module):
                 outputs = group_outputs(module, views, group.to(device))
+            first_axis = all(len(output) == len(group.x) for output in outputs.values())
             samples[key] = {
-                "x": group.x[:count].cpu(),
+                "x": group.x[:count].cpu() if first_axis else torch.empty(0),  # no samples can be cut out to look at
                 "tasks": {
                     name: {
                         "target": tasks[name].labels(group.targets)[:count].cpu(),

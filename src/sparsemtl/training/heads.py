@@ -8,7 +8,7 @@ import torch
 from torch.nn.parameter import UninitializedParameter
 
 from sparsemtl.batches import Loaders, as_group, undrawn
-from sparsemtl.models import MultiTaskModel
+from sparsemtl.models import MultiTaskModel, placement
 from sparsemtl.modes import evaluating
 from sparsemtl.randomness import preserved
 
@@ -21,4 +21,5 @@ def materialize_heads(model: MultiTaskModel, train: Loaders) -> None:
         for task in model.tasks:
             loader = train[task] if isinstance(train, Mapping) else train
             owner = task if isinstance(train, Mapping) else None
-            model(as_group(next(iter(loader)), model.tasks, owner).x, tasks=(task,))
+            group = as_group(next(iter(loader)), model.tasks, owner).to(*placement(model))
+            model(group.x, tasks=(task,))

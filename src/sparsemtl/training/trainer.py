@@ -209,6 +209,8 @@ class Trainer:
         self.position, self._logged_until = Position(), 0
         self.selection = self._select_anew()
         self.views = self.sharing
+        from sparsemtl.training.precision import default_dtype
+
         bars = Progress(self.epochs, show=self.progress)  # before seeding: importing rich draws random numbers
         self.set_up(train)
         randomness = Randomness(loader_generators(train) + loader_generators(validation))
@@ -232,9 +234,10 @@ class Trainer:
                     meter = Meter()
                     if self.restart_every is not None and epoch % self.restart_every == 0:
                         self.optimizer.state.clear()
-                    with undrawn(train):
-                        self.sharing.begin_epoch(epoch, train)
-                    self.model.begin_epoch(epoch)
+                    with default_dtype(self.fabric.strategy.precision):
+                        with undrawn(train):
+                            self.sharing.begin_epoch(epoch, train)
+                        self.model.begin_epoch(epoch)
                     start = randomness.state_dict()
                 self._train_epoch(train, randomness, start, meter, bars)
                 self._check_weights()
@@ -303,10 +306,12 @@ class Trainer:
         """
         from lightning_fabric import Fabric
 
+        from sparsemtl.training.precision import fabric_options
+
         if self.seed is not None:
             seed_everything(self.seed)
         try:
-            self.fabric: Fabric = Fabric(accelerator=self.accelerator, devices=1, precision=self.precision)
+            self.fabric: Fabric = Fabric(accelerator=self.accelerator, devices=1, **fabric_options(self.precision))
         except (ValueError, RuntimeError) as error:
             raise ParameterError(
                 f"accelerator={self.accelerator!r} with precision={self.precision!r} cannot be had here: {error}"
