@@ -26,7 +26,8 @@ def check_answer(answer: bool, expected: bool) -> None:
     """Raise a ParameterError unless a question about sizes has the answer that it had on the example."""
     if answer != expected:
         raise ParameterError(
-            f"this network was compacted for inputs of other sizes: the model asks about them and takes another way. {_AGAIN}"
+            "this network was compacted for inputs of other sizes: the model asks about them and takes another way. "
+            f"{_AGAIN}"
         )
 
 
@@ -40,7 +41,17 @@ def check_sizes(value: Any, axis: int, sizes: list[int]) -> None:
     """Raise a ParameterError unless the tensors of an input have the sizes on an axis that they had in the example."""
     found = [tensor.shape[axis] for tensor in tensors(value) if tensor.ndim > axis]
     if found != list(sizes):
-        raise ParameterError(f"this network was compacted for inputs of size {sizes} on axis {axis}, got {found}. {_AGAIN}")
+        raise ParameterError(
+            f"this network was compacted for inputs of size {sizes} on axis {axis}, got {found}. {_AGAIN}"
+        )
+
+
+def check_no_grad() -> None:
+    """Raise a ParameterError if gradients are recorded."""
+    if torch.is_grad_enabled():
+        raise ParameterError(
+            "the model gives other outputs where gradients are recorded; run this network under torch.no_grad()."
+        )
 
 
 def created(name: str, *args: Any, **kwargs: Any) -> Tensor:

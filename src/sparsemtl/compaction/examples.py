@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from sparsemtl.compaction.structures import mapped, tensors
 from sparsemtl.errors import ParameterError
@@ -84,7 +84,8 @@ class Inputs:
     def call(self, module: nn.Module) -> Any:
         """What a module gives for copies of the tensors, into which it may write."""
         own = self.mapped(Tensor.clone)
-        return module(*own.args, **own.kwargs)
+        run = module.forward if isinstance(module, fx.GraphModule) else module  # which prints the errors of its calls
+        return run(*own.args, **own.kwargs)
 
     def to(self, *, dtype: torch.dtype | None, device: torch.device) -> Inputs:
         """The same elsewhere, floating point numbers in another type."""
@@ -114,14 +115,14 @@ def _names_arguments(example: Mapping[Any, Any], module: nn.Module) -> bool:
     return bool(example) and all(name in parameters for name in example)
 
 
-def random_like(inputs: Inputs, seed: int, *, samples: int | None = None, stretched: int | None = None) -> Inputs:
+def random_like(inputs: Inputs, seed: int, *, samples: int | None = None, stretched: Collection[int] = ()) -> Inputs:
     """Random inputs of an example's kind: its shapes and types, numbers in its range.
 
     Args:
         inputs: the example.
         seed: of the numbers.
         samples: length of the first axis, if all tensors have it in common; the example's by default.
-        stretched: an axis to make twice as long, in every tensor that has it.
+        stretched: axes to make twice as long, in every tensor that has them.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -129,8 +130,9 @@ def random_like(inputs: Inputs, seed: int, *, samples: int | None = None, stretc
         shape = list(tensor.shape)
         if samples is not None and shape and inputs.samples() is not None:
             shape[0] = samples
-        if stretched is not None and stretched < len(shape):
-            shape[stretched] *= 2
+        for axis in stretched:
+            if axis < len(shape):
+                shape[axis] *= 2
         return tensor if tensor.is_complex() else Like.of(tensor).drawn(generator, shape).to(tensor.device)
 
     return inputs.mapped(draw)

@@ -23,7 +23,9 @@ _OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 _VIEWS = (nn.ChannelShuffle, nn.Flatten, nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle, nn.Unflatten)
 _SIZES = ("size", "dim", "shape", "ndim", "device", "dtype")
-_FRESH = frozenset("amax amin cat flip interpolate max_pool2d mean normalize pow softmax sum".split())
+_FRESH = frozenset(
+    ["amax", "amin", "cat", "flip", "interpolate", "max_pool2d", "mean", "normalize", "pow", "softmax", "sum"]
+)
 _ALIASES = frozenset(["contiguous", "detach"])
 
 

@@ -23,6 +23,8 @@ SMALL = range(1, 65)
 """Sizes of which all are tried, the usual ones before: layers behind may fit one size alone."""
 LAYERS = 6
 """Layers, the first ones, whose shapes are tried."""
+FEW = 5
+"""Shapes of each layer that are tried before those of another."""
 
 
 def inferred(module: nn.Module) -> tuple[Inputs | None, str]:
@@ -88,14 +90,11 @@ def _filled(shape: _Shape, module: nn.Module, generator: torch.Generator) -> Ten
 
 
 def _shapes(module: nn.Module) -> Iterator[_Shape]:
-    """Shapes of inputs that the first layers suggest, those of the very first layer first."""
-    found: dict[_Shape, None] = {}
-    layers = (layer for layer in _in_order(module) if next(_read_by(layer), None) is not None)
-    for layer in itertools.islice(layers, LAYERS):
-        for shape in _read_by(layer):
-            if shape not in found:
-                found[shape] = None
-                yield shape
+    """Shapes of inputs to try: a few of each of the first layers, then usual images, then all of each layer."""
+    layers = list(itertools.islice((each for each in _in_order(module) if any(_read_by(each))), LAYERS))
+    few = itertools.chain.from_iterable(itertools.islice(_read_by(layer), FEW) for layer in layers)
+    images = (_Shape((BATCH, channels, side, side)) for channels in (3, 1) for side in SIDES[:4])
+    yield from dict.fromkeys([*few, *images, *itertools.chain.from_iterable(map(_read_by, layers))])
 
 
 def _in_order(module: nn.Module) -> Iterator[nn.Module]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsemtl.compaction.checks import check_sizes
+from sparsemtl.compaction.checks import check_no_grad, check_sizes
 from sparsemtl.compaction.compacted import CompactedModule, attach, built
 from sparsemtl.compaction.constants import absorb_constants
 from sparsemtl.compaction.cost import macs_of_call, parameter_count
@@ -28,11 +28,11 @@ from sparsemtl.compaction.report import CompactionReport
 from sparsemtl.compaction.rewrite import cut
 from sparsemtl.compaction.rules import rules_for
 from sparsemtl.compaction.rules.shapes import settle_sizes
+from sparsemtl.compaction.structures import tensors
 from sparsemtl.compaction.survey import Survey
 from sparsemtl.compaction.tidy import drop_unread, tidy
 from sparsemtl.compaction.trace import Root, traced
 from sparsemtl.compaction.verification import Comparison, DifferentOutputsError, Verification, device_of
-from sparsemtl.compaction.structures import tensors
 from sparsemtl.errors import CompactionError, CompactionWarning, ParameterError
 
 
@@ -80,10 +80,10 @@ def _finished(
             precision.restore(small)
             comparison.run(small, torch.float32)
         except DifferentOutputsError as error:
-            layer = _first_difference(model, inputs)
+            layer = _first_difference(model, inputs, error.inputs)
             where = f" The first layer with other outputs is {layer!r}." if layer else ""
             raise CompactionError(f"{model.name}: {error}{where}") from None
-        _refuse_other_sizes(small, inputs.named(model.module), tuple(comparison.fixed))
+        _refuse_others(small, inputs.named(model.module), comparison)
         verification = comparison.result()
     if verification.reason:
         warnings.warn(
@@ -95,10 +95,13 @@ def _finished(
     return verification
 
 
-def _refuse_other_sizes(small: CompactedModule, arguments: Mapping[str, Any], axes: tuple[int, ...]) -> None:
-    """Let a network that is right for the example's size on some axes alone check it."""
+def _refuse_others(small: CompactedModule, arguments: Mapping[str, Any], comparison: Comparison) -> None:
+    """Let a network refuse what it was found not to be right for: other sizes, or gradients."""
+    if comparison.without_gradients:
+        with small.graph.inserting_before(next(iter(small.graph.nodes))):
+            small.graph.call_function(check_no_grad)
     for node in [node for node in small.graph.nodes if node.op == "placeholder"]:
-        for axis in axes:
+        for axis in comparison.fixed:
             sizes = [tensor.shape[axis] for tensor in tensors(arguments[str(node.target)]) if tensor.ndim > axis]
             with small.graph.inserting_after(node):
                 small.graph.call_function(check_sizes, (node, axis, sizes))
@@ -168,12 +171,12 @@ def _shrink(network: Network, survey: Survey) -> None:
     cut(network, rules, needs(rules))
 
 
-def _first_difference(model: Root, inputs: Inputs) -> str:
+def _first_difference(model: Root, inputs: Inputs, wrong: Inputs) -> str:
     """The name of the first layer with other outputs in the graph than in the model, "" if there is none."""
     again = replace(model, module=copied(model.module).double())
     network = _traced(again, copied(model.module).double(), inputs)
     graph = built(network, network.graph)
-    double = inputs.to(dtype=torch.float64, device=device_of(model.module))
+    double = wrong.to(dtype=torch.float64, device=device_of(model.module))
     return first_difference(copied(model.module).double(), graph, double, model.prefix)
 
 

@@ -21,12 +21,14 @@ from sparsemtl.compaction.numbers import Lazy, Recorded, number, plain
 from sparsemtl.compaction.structures import leaves, mapped, parts, tensors
 from sparsemtl.errors import CompactionError
 
-_ANSWERED = frozenset(
-    "is_floating_point is_complex is_contiguous is_signed is_inference is_conj is_neg is_pinned is_shared is_same_size "
-    "stride storage_offset element_size get_device layout is_cuda is_cpu is_mps is_xpu is_meta is_leaf is_sparse "
-    "is_sparse_csr is_quantized is_nested is_mkldnn requires_grad retains_grad grad_fn names has_names _version output_nr "
-    "itemsize nbytes can_cast result_type promote_types __repr__ __format__ __str__".split()
+_QUESTIONS = (
+    "is_floating_point is_complex is_contiguous is_signed is_inference is_conj is_neg is_pinned is_shared "
+    "is_same_size stride storage_offset element_size get_device layout is_cuda is_cpu is_mps is_xpu "
+    "is_meta is_leaf is_sparse is_sparse_csr is_quantized is_nested is_mkldnn requires_grad retains_grad "
+    "grad_fn names has_names _version output_nr itemsize nbytes can_cast result_type promote_types "
+    "__repr__ __format__ __str__"
 )
+_ANSWERED = frozenset(_QUESTIONS.split())
 """Questions that have nothing to do with values or channels: the answer is all there is to them."""
 _RANKS = frozenset(["dim", "ndim", "ndimension"])
 _SWAPPED: dict[str, Callable[..., Any]] = {
@@ -69,6 +71,7 @@ class Recorder(TorchFunctionMode):
         self._types: dict[torch.dtype, Lazy] = {}
         self._devices: dict[int, Lazy] = {}
         self._sizes: dict[tuple[int, int], Lazy] = {}
+        self._shares: dict[int, tuple[Lazy, Any, int]] = {}
         self._alive: list[object] = []  # an id names an object only as long as it lives
         self._inputs: list[Tensor] = []
         self._guards: dict[tuple[fx.Node, Any, Any], bool] = {}
@@ -143,8 +146,9 @@ class Recorder(TorchFunctionMode):
 
     def length(self, value: Any) -> Any:
         """What `len` gives, known to be a size."""
-        known = isinstance(value, Tensor) and value.ndim and not self._busy and self._knows((value,), {})
-        return self._sized(value, len(value), 0) if known else len(value)
+        if self._busy or not isinstance(value, Tensor) or not self._knows((value,), {}):
+            return len(value)
+        return self._sized(value, self._run(len, (value,), {}), 0)
 
     def _run(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Call a function on plain numbers; nothing is written down meanwhile."""
@@ -170,10 +174,13 @@ class Recorder(TorchFunctionMode):
         """Let a value, and all tensors in it, stand for a node."""
         if isinstance(value, Tensor):
             self._nodes[id(value)] = node
+            self._shares.pop(id(value), None)
             self._alive.append(value)
             return
         for function, key, part in parts(value):
             self._register(part, functools.cache(functools.partial(self._part, function, node, key)))
+            if isinstance(value, tuple) and isinstance(part, Tensor):
+                self._shares[id(part)] = (node, key, len(value))
 
     def _part(self, function: Callable[..., Any], whole: Lazy, key: Any) -> fx.Node:
         return self.graph.call_function(function, (whole(), key))
@@ -201,6 +208,8 @@ class Recorder(TorchFunctionMode):
         if isinstance(value, slice):
             return slice(*map(self._argument, (value.start, value.stop, value.step)))
         if isinstance(value, (tuple, list)):
+            if (whole := self._all_of(value)) is not None:
+                return whole()
             inside = [self._argument(each) for each in value]
             if hasattr(value, "_fields"):
                 return type(value)(*inside)
@@ -210,6 +219,14 @@ class Recorder(TorchFunctionMode):
         if isinstance(value, _HELD):
             return value
         raise CompactionError(f"a graph cannot hold {type(value).__name__} objects, which it takes or gives")
+
+    def _all_of(self, values: Any) -> Lazy | None:
+        """What gave a list of tensors, if they are all that it gave: the next time there may be more or fewer."""
+        found = [self._shares.get(id(each)) for each in values]
+        first = found[0] if found else None
+        if first is None or found != [(first[0], index, first[2]) for index in range(first[2])]:
+            return None
+        return first[0]
 
     def _node_of(self, tensor: Tensor) -> fx.Node:
         if id(tensor) not in self._nodes:
@@ -241,7 +258,9 @@ class Recorder(TorchFunctionMode):
             self._ranks_matter = True
             return value
         if name in ("numel", "nelement"):
-            return number(value, self, functools.cache(lambda: self.graph.call_method("numel", (self._node_of(args[0]),))))
+            return number(
+                value, self, functools.cache(lambda: self.graph.call_method("numel", (self._node_of(args[0]),)))
+            )
         if name == "__len__" and self._depends(args):
             self.guard(self._sized(args[0], value, 0), operator.eq, value)
             return value
@@ -264,7 +283,9 @@ class Recorder(TorchFunctionMode):
         if not self._depends(tensor) and id(tensor) in self._names:
             like = f"_like_{len(self.likes)}"
             self.likes[like] = self._names[id(tensor)]
-            ask = functools.cache(lambda: self.graph.call_function(getattr, (self.graph.create_node("get_attr", like), name)))
+            ask = functools.cache(
+                lambda: self.graph.call_function(getattr, (self.graph.create_node("get_attr", like), name))
+            )
         else:
             ask = functools.cache(lambda: self.graph.call_function(getattr, (self._node_of(tensor), name)))
         if isinstance(value, torch.device):

@@ -31,7 +31,9 @@ def _is_record(value: Any) -> bool:
     """Whether a value is an object of a user's that is there for its attributes."""
     home = type(value).__module__
     library = home == "builtins" or home.split(".")[0] in ("torch", "sparsemtl", "numpy")
-    return hasattr(value, "__dict__") and not library and not isinstance(value, (type, nn.Module)) and not callable(value)
+    return (
+        hasattr(value, "__dict__") and not library and not isinstance(value, (type, nn.Module)) and not callable(value)
+    )
 
 
 def leaves(value: Any) -> Iterator[Any]:

@@ -51,7 +51,9 @@ class Survey:
 
 def _layers(network: Network) -> list[tuple[str, nn.Module]]:
     nodes = [node for node in network.graph.nodes if node.op == "call_module"]
-    return [(str(node.target), network.modules[node.target]) for node in nodes if is_reported(network.modules[node.target])]
+    return [
+        (str(node.target), network.modules[node.target]) for node in nodes if is_reported(network.modules[node.target])
+    ]
 
 
 _WIDTHS = (("in_channels", "out_channels"), ("in_features", "out_features"), ("input_size", "hidden_size"))

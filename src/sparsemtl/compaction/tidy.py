@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from sparsemtl.compaction.in_place import without_writing
 from sparsemtl.compaction.calls import argument, operand, operation
+from sparsemtl.compaction.in_place import without_writing
 from sparsemtl.compaction.network import Network
 from sparsemtl.compaction.ops import DROPOUTS, IDENTITIES, torch_class
 

@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from sparsemtl.architectures.gates import mixed
 from sparsemtl.backbones.segnet import unpooled
 from sparsemtl.backbones.shapes import check_sides
-from sparsemtl.compaction.checks import check_answer, check_axes, check_sizes, check_value, created
+from sparsemtl.compaction.checks import check_answer, check_axes, check_no_grad, check_sizes, check_value, created
 from sparsemtl.compaction.examples import Inputs
 from sparsemtl.compaction.network import Network
 from sparsemtl.compaction.plain import fold_weights
@@ -27,7 +27,8 @@ from sparsemtl.errors import CompactionError, unknown_name
 from sparsemtl.heads.linear import pooled
 from sparsemtl.models import MultiTaskModel
 
-CALLS = (pooled, unpooled, mixed, check_sides, check_axes, check_answer, check_value, created)
+_CHECKS = (check_sides, check_axes, check_answer, check_no_grad, check_sizes, check_value)
+CALLS = (pooled, unpooled, mixed, created, *_CHECKS)
 """Functions that stay one node each."""
 
 
@@ -117,7 +118,7 @@ def _recorded(root: Root, ran: nn.Module, inputs: Inputs) -> fx.Graph:
 
 def _symbolic(root: Root) -> fx.Graph:
     """The graph of what a module does with stand-ins for tensors."""
-    tracer = _Tracer(f"{root.prefix}{each}" for each in root.whole)
+    tracer = _Tracer((f"{root.prefix}{each}" for each in root.whole), strict=True)
     try:
         graph = tracer.trace(root.module, concrete_args=_fixed(type(root.module).forward))
     except Exception as error:
@@ -150,11 +151,15 @@ class _Tracer(fx.Tracer):
 
     Args:
         whole: names of modules not to look into.
+        strict: refuse to tell the class of a stand-in.
     """
 
-    def __init__(self, whole: Iterable[str] = ()) -> None:
+    proxy_buffer_attributes = True
+
+    def __init__(self, whole: Iterable[str] = (), *, strict: bool = False) -> None:
         super().__init__(autowrap_functions=CALLS)
         self.whole = frozenset(whole)
+        self.strict = strict
         self.inside: list[str] = []
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -180,8 +185,8 @@ class _Proxy(fx.Proxy):
 
     @property
     def __class__(self) -> type:
-        caller = sys._getframe(1).f_globals.get("__name__", "")
-        if caller.startswith("torch."):
+        caller = str(sys._getframe(1).f_globals.get("__name__", ""))
+        if caller.startswith("torch.") or not getattr(object.__getattribute__(self, "tracer"), "strict", False):
             return _Proxy
         raise CompactionError(
             "Python asks of what class a tensor is. Compact with an example of the inputs (`example_inputs=...`)"

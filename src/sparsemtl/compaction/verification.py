@@ -60,15 +60,24 @@ class _Case:
 
     Attributes:
         inputs: the inputs.
-        stretched: the axis that is longer than the example's, None if none is.
+        stretched: the axes that are longer than the example's.
     """
 
     inputs: Inputs
-    stretched: int | None = None
+    stretched: tuple[int, ...] = ()
 
 
 class DifferentOutputsError(CompactionError):
-    """The compacted network does not give the model's outputs."""
+    """The compacted network does not give the model's outputs.
+
+    Args:
+        message: what differs.
+        inputs: where.
+    """
+
+    def __init__(self, message: str, inputs: Inputs) -> None:
+        super().__init__(message)
+        self.inputs = inputs
 
 
 class Comparison:
@@ -80,6 +89,7 @@ class Comparison:
 
     Attributes:
         fixed: axes of the inputs on which the networks are right for the example's size alone.
+        without_gradients: whether the model gives these outputs under `torch.no_grad()` alone.
     """
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
@@ -90,6 +100,7 @@ class Comparison:
         self._ran = 0
         self._exact: Any = None
         self._random = False
+        self.without_gradients = False
 
     def run(self, small: nn.Module, dtype: torch.dtype) -> None:
         """Compare in one precision, double precision first.
@@ -102,14 +113,21 @@ class Comparison:
         expected = _outputs(model, example)
         if isinstance(expected, Exception):
             return
-        again = _outputs(model, example, seed=1)
-        self._random |= isinstance(again, Exception) or difference(expected, again) != 0
+        if self._exact is None:
+            with torch.enable_grad():
+                recorded = _outputs(model, example)
+            again = _outputs(model, example, seed=1)
+            self._random = isinstance(again, Exception) or difference(expected, again) != 0
+            differs = isinstance(recorded, Exception) or difference(expected, recorded) > LIMITS[dtype]
+            self.without_gradients = differs and not self._random
         if self._random:
             return
         limit = max(LIMITS[dtype], ROUNDING * self._rounding(expected))
         self._exact = expected
-        for case in _cases(example, few=dtype is torch.float32):
-            self._compare(model, small, case, dtype, limit)
+        self._compare(model, small, _Case(example), dtype, limit)
+        if dtype is torch.float64 or not self._errors.get(torch.float64):
+            for case in _cases(example):
+                self._compare(model, small, case, dtype, limit)
 
     def _rounding(self, outputs: Any) -> float:
         """How far the model is from itself in double precision."""
@@ -120,15 +138,28 @@ class Comparison:
         error = _error(model, small, case)
         if error is None:
             return
-        if isinstance(error, ParameterError):
+        if isinstance(error, Exception) and not isinstance(error, ParameterError):
+            if not case.stretched:
+                raise DifferentOutputsError(
+                    f"the compacted network cannot be run on inputs of shape {case.inputs.shapes()}, which the model "
+                    f"takes: {error}. A loop over the samples of a batch is right for their number alone.",
+                    case.inputs,
+                ) from error
+            self.fixed |= dict.fromkeys(case.stretched)
+        elif isinstance(error, ParameterError):
             self._refused[case.inputs.shapes()] = None
         elif error <= limit:
             self._errors[dtype] = max(error, self._errors.get(dtype, 0.0))
             self._ran += 1
-        elif case.stretched is not None:
-            self.fixed[case.stretched] = None
+        elif case.stretched:
+            self.fixed |= dict.fromkeys(case.stretched)
         else:
-            raise _differs(error, dtype, case.inputs)
+            raise DifferentOutputsError(
+                f"the compacted network does not give the model's outputs: they differ by {error:.2g} of their spread "
+                f"in {str(dtype).removeprefix('torch.')} on inputs of shape {case.inputs.shapes()}. The model does "
+                "something that its graph cannot hold.",
+                case.inputs,
+            )
 
     def result(self) -> Verification:
         """What was found."""
@@ -136,7 +167,8 @@ class Comparison:
             return Verification(reason="the model's outputs are not the same from one run to the next")
         if not self._errors:
             return Verification(reason="the model runs neither in double nor in single precision")
-        notes = [f"only inputs of the example's size on axis {axis}" for axis in self.fixed]
+        notes = ["only under torch.no_grad()"] if self.without_gradients else []
+        notes += [f"only inputs of the example's size on axis {axis}" for axis in self.fixed]
         notes += [f"inputs of shape {shapes} are refused, which the model takes" for shapes in self._refused]
         kinds = self._ran - len(self._errors)
         return Verification(
@@ -147,31 +179,25 @@ class Comparison:
         )
 
 
-def _cases(example: Inputs, *, few: bool) -> Iterator[_Case]:
-    """The example, random inputs of its kind, and those of other sizes."""
-    yield _Case(example)
-    yield _Case(random_like(example, seed=1))
-    if few:
-        return
-    if example.samples() is not None:
-        yield from (_Case(random_like(example, seed=2, samples=count)) for count in BATCHES)
-    for axis in range(1, max((t.ndim for t in example.tensors()), default=0)):
-        yield _Case(random_like(example, seed=3, samples=1, stretched=axis), axis)
+def _cases(example: Inputs) -> Iterator[_Case]:
+    """Random inputs of the example's kind: other numbers of samples, other sizes."""
+    yield from (_Case(random_like(example, seed=1, samples=count)) for count in BATCHES)
+    axes = max((t.ndim for t in example.tensors()), default=0)
+    together = [tuple(range(2, axes))] if axes > 3 else [(axis,) for axis in range(1, axes)]
+    yield from (_Case(random_like(example, seed=2, samples=1, stretched=each), each) for each in together)
 
 
-def _error(model: nn.Module, small: nn.Module, case: _Case) -> float | ParameterError | None:
-    """How far outputs are apart; None if the model does not take such inputs."""
+def _error(model: nn.Module, small: nn.Module, case: _Case) -> float | Exception | None:
+    """How far outputs are apart, or why there are none; None if the model does not take such inputs."""
     expected = _outputs(model, case.inputs)
     if isinstance(expected, Exception):
         return None
     found = _outputs(small, case.inputs)
-    if isinstance(found, ParameterError):
-        return found
-    return float("inf") if isinstance(found, Exception) else difference(expected, found)
+    return found if isinstance(found, Exception) else difference(expected, found)
 
 
 def difference(expected: Any, found: Any) -> float:
-    """The largest difference of outputs of one structure, as a fraction of the spread of each; inf if they do not fit."""
+    """The largest difference of outputs, as a fraction of the spread of each; inf if their structures differ."""
     pairs = list(leaves(expected)), list(leaves(found))
     if len(pairs[0]) != len(pairs[1]):
         return float("inf")
@@ -215,14 +241,6 @@ def _outputs(model: nn.Module, inputs: Inputs, seed: int = 0) -> Any:
             return snapshot(inputs.call(model))
         except Exception as error:  # the model does not take inputs of this size, or the network is wrong
             return error
-
-
-def _differs(error: float, dtype: torch.dtype, inputs: Inputs) -> DifferentOutputsError:
-    return DifferentOutputsError(
-        f"the compacted network does not give the model's outputs: they differ by {error:.2g} of their spread in "
-        f"{str(dtype).removeprefix('torch.')} on inputs of shape {inputs.shapes()}. The model does something that "
-        "its graph cannot hold."
-    )
 
 
 def snapshot(output: Any) -> Any:

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx
 
-from sparsemtl.compaction.channels import Constants, Layout, Need
 from sparsemtl.compaction.calls import argument
+from sparsemtl.compaction.channels import Constants, Layout, Need
 from sparsemtl.compaction.rules.rule import Editor, Rule, Site, kept
 
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx
 
-from sparsemtl.compaction.channels import Constants, Layout, Need
 from sparsemtl.compaction.calls import operand
+from sparsemtl.compaction.channels import Constants, Layout, Need
 from sparsemtl.compaction.rules.rule import Editor, Rule, Site, kept
 from sparsemtl.compaction.select import Select
 
