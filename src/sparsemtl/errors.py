@@ -86,6 +86,10 @@ class ReproducibilityWarning(SparseMTLWarning):
     """Figures may differ in their last bits from those that the same configuration gave before."""
 
 
+class CompactionWarning(SparseMTLWarning):
+    """A network was compacted and its outputs were not compared with the model's."""
+
+
 class LabelWarning(SparseMTLWarning):
     """A task sees no labelled sample."""
 

@@ -140,7 +140,7 @@ class MTAL(MultiTaskModel):
         for name, ties in self._ties():
             for kind in ("weight", "bias"):
                 stacked = self._stacked(name, kind)
-                if isinstance(stacked, fx.Proxy):
+                if fx._symbolic_trace.is_fx_symbolic_tracing():
                     raise ParameterError("MTAL mixes kernels out of a graph's sight; take `separated()` in its place")
                 if stacked is not None:
                     for task, tensor in zip(self.tasks, ties(stacked).unbind(), strict=True):

@@ -7,6 +7,18 @@ to its producers (`liveness`), and nobody's channels are cut (`rewrite`).
 """
 
 from sparsemtl.compaction.compact import compact
+from sparsemtl.compaction.compacted import CompactedModule
 from sparsemtl.compaction.cost import latency, macs, parameter_count
+from sparsemtl.compaction.report import CompactionReport, LayerReport
+from sparsemtl.compaction.verification import Verification
 
-__all__ = ["compact", "latency", "macs", "parameter_count"]
+__all__ = [
+    "CompactedModule",
+    "CompactionReport",
+    "LayerReport",
+    "Verification",
+    "compact",
+    "latency",
+    "macs",
+    "parameter_count",
+]

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from sparsemtl.compaction.constants import absorb_constants
-from sparsemtl.compaction.folding import fold_norms
-from sparsemtl.compaction.inputs import check_inputs
-from sparsemtl.compaction.liveness import needs
-from sparsemtl.compaction.network import Network
-from sparsemtl.compaction.rewrite import cut
-from sparsemtl.compaction.rules import rules_for
-from sparsemtl.compaction.tidy import tidy
-from sparsemtl.compaction.trace import traced, traced_tasks
+from sparsemtl.compaction.compacted import CompactedModule
+from sparsemtl.compaction.pipeline import compact_root
+from sparsemtl.compaction.plain import copied
+from sparsemtl.compaction.trace import root_of
 from sparsemtl.errors import ParameterError
 from sparsemtl.masks import TaskMasks, unwrapped
 from sparsemtl.models import MultiTaskModel
@@ -29,11 +24,12 @@ def compact(
     model: nn.Module,
     masks: TaskMasks | None = None,
     *,
+    example_inputs: Any = None,
     task: str | None = None,
     tasks: Iterable[str] | None = None,
     norms: TaskNorms | None = None,
     whole: Collection[str] = (),
-) -> fx.GraphModule:
+) -> CompactedModule:
     """Make a network smaller by the channels that are zero, constant or that no later layer reads.
 
     Outputs are those of the model in eval mode, but for rounding. Batch norms become part of the layers before them.
@@ -42,10 +38,17 @@ def compact(
     reads a channel. What is not understood (attention, convolutions with groups other than depthwise ones, a user's
     own functions) stays as it is and keeps all that it reads.
 
+    The model runs on an example, so that code that asks of what class or shape a tensor is takes the way that it
+    takes then. Outputs before and after are compared in double and single precision: on the example, on random inputs
+    in its range, with other numbers of samples and other sizes where the model takes them.
+
     Args:
         model: a `MultiTaskModel`, or any module that torch.fx can trace. It is not changed. Inputs are taken for
             batches: (B, channels, H, W) if the first layer is a convolution on images.
         masks: which weights each task keeps; the result is the network of `task`.
+        example_inputs: a batch that the model reads: the only argument, a tuple of all, or a dict from their names;
+            of a `MultiTaskModel` its only argument. If it is None, one is made from the widths of the first layers
+            where that can be; otherwise a `CompactionWarning` says that nothing was verified.
         task: the only task that the result computes; of a module without heads, the task whose masks to put on it.
         tasks: the tasks that it computes, all by default. Only without masks: each has a network of its own under them.
         norms: batch norm statistics for each task; those of `task` are taken. Statistics of the batch itself
@@ -54,11 +57,13 @@ def compact(
 
     Returns:
         a plain module in eval mode. It maps a batch to the outputs of `task`, or of a model of one network to what
-            that gives; for several tasks to a dict, task -> outputs. `torch.save` writes it, and
-            `torch.load(..., weights_only=False)` reads it where sparsemtl is installed.
+            that gives; for several tasks to a dict, task -> outputs. Its attribute `report`, a `CompactionReport`,
+            says for every layer what was removed and why not more, and how far the outputs are from the model's.
+            `torch.save` writes the module, and `torch.load(..., weights_only=False)` reads it where sparsemtl is
+            installed.
 
     Raises:
-        CompactionError: if torch.fx cannot trace the model, naming the part.
+        CompactionError: if no graph can hold what the model does, naming the part; if the outputs are not the model's.
         MaskError: if the masks do not fit the model.
         ParameterError: if the arguments do not go together.
 
@@ -68,29 +73,20 @@ def compact(
         >>> small = sm.compact(layers)
         >>> sm.parameter_count(layers), sm.parameter_count(small)
         (58, 16)
+        >>> small.report.layer("0").outputs
+        (8, 2)
     """
     model = unwrapped(model)
     tasks = tasks if tasks is None or isinstance(tasks, str) else tuple(tasks)
     _check_arguments(model, masks, task, tasks, norms)
-    own = copy.deepcopy(model)
+    own = copied(model)
     if task is not None:
         _put(own, _task_tensors(own, masks, norms, task))
+    chosen = None
     if isinstance(own, MultiTaskModel):
         chosen = (task,) if task is not None else own.chosen(tasks)
-        network = traced_tasks(own, chosen, alone=task is not None, whole=whole)
-    else:
-        network = traced(own, whole)
-    return _compacted(network)
-
-
-def _compacted(network: Network) -> fx.GraphModule:
-    tidy(network)
-    check_inputs(network)
-    fold_norms(network, rules_for(network))
-    rules = rules_for(network)
-    absorb_constants(rules)
-    cut(network, rules, needs(rules))
-    return network.built()
+    root = root_of(own, chosen, alone=task is not None, whole=whole)
+    return compact_root(root, example_inputs, single=chosen is not None)
 
 
 def _check_arguments(

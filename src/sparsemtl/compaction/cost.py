@@ -30,6 +30,11 @@ def macs(module: nn.Module, x: Any) -> int:
         >>> sm.macs(nn.Conv2d(3, 8, kernel_size=3, padding=1), torch.rand(1, 3, 10, 10))
         21600
     """
+    return macs_of_call(module, x)
+
+
+def macs_of_call(module: nn.Module, *args: Any, **kwargs: Any) -> int:
+    """Multiply-adds of a call with any arguments."""
     counts: list[int] = []
 
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -40,7 +45,7 @@ def macs(module: nn.Module, x: Any) -> int:
     ]
     try:
         with _inferring(module):
-            module(x)
+            module(*args, **kwargs)
     finally:
         for hook in hooks:
             hook.remove()

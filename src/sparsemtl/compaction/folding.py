@@ -8,7 +8,8 @@ from typing import Any
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from sparsemtl.compaction.network import Network, operand
+from sparsemtl.compaction.calls import operand
+from sparsemtl.compaction.network import Network
 from sparsemtl.compaction.ops import CONVOLUTIONS, NORMS, torch_class
 from sparsemtl.compaction.rules import Rule
 from sparsemtl.compaction.rules.scaling import affine_of

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from sparsemtl.compaction.network import Network, operand
+from sparsemtl.compaction.calls import argument, named_position, operand, operation
+from sparsemtl.compaction.network import Network
 from sparsemtl.compaction.ops import is_elementwise, torch_class
 from sparsemtl.errors import CompactionError
 
@@ -22,8 +23,10 @@ _OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 _VIEWS = (nn.ChannelShuffle, nn.Flatten, nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle, nn.Unflatten)
 _SIZES = ("size", "dim", "shape", "ndim", "device", "dtype")
-_FRESH_METHODS = ("amax", "amin", "flip", "mean", "pow", "softmax", "sum")
-_FRESH_FUNCTIONS = (torch.cat, torch.mean, torch.sum, F.interpolate, F.max_pool2d, F.softmax)
+_FRESH = frozenset(
+    ["amax", "amin", "cat", "flip", "interpolate", "max_pool2d", "mean", "normalize", "pow", "softmax", "sum"]
+)
+_ALIASES = frozenset(["contiguous", "detach"])
 
 
 def without_writing(network: Network) -> None:
@@ -44,12 +47,18 @@ def _writes(network: Network, node: fx.Node) -> bool:
     module = network.module(node)
     if module is not None:
         return getattr(module, "inplace", False) is True
-    if "out" in node.kwargs:
+    if node.kwargs.get("out") is not None:
         return True
     if node.op == "call_function":
         named = _is_torchs(node) and getattr(node.target, "__name__", "").endswith("_")
-        return node.target in _OPERATORS or node.kwargs.get("inplace", False) is True or named
+        return node.target in _OPERATORS or named or _asked_in_place(node)
     return node.op == "call_method" and str(node.target).endswith("_") and not str(node.target).endswith("__")
+
+
+def _asked_in_place(node: fx.Node) -> bool:
+    """Whether a function was called with `inplace=True`, with or without the name."""
+    position = named_position(node.target, "inplace") if callable(node.target) and len(node.args) > 1 else None
+    return argument(node, len(node.args) if position is None else position, "inplace", False) is True
 
 
 def _is_torchs(node: fx.Node) -> bool:
@@ -69,7 +78,7 @@ def _is_number(node: fx.Node) -> bool:
 def _redirect(network: Network, node: fx.Node) -> None:
     """Let those that read the written tensor after it was written read the result."""
     written = operand(node)
-    if written is None or "out" in node.kwargs:
+    if written is None or node.kwargs.get("out") is not None:
         raise _refused(network, node)
     order = {other: place for place, other in enumerate(network.graph.nodes)}
     later = {user for user in written.users if order[user] > order[node]}
@@ -94,13 +103,12 @@ def _fresh(network: Network, node: fx.Node) -> bool:
     module = network.module(node)
     if module is not None:
         return torch_class(module).__module__.startswith("torch.nn.") and not isinstance(module, _VIEWS)
-    if node.op == "call_method":
-        copies = is_elementwise(node, None) and node.target not in ("contiguous", "detach")
-        return copies or node.target in (*_SIZES, *_FRESH_METHODS)
     if node.op == "call_function" and node.target is getattr:
         return node.args[1] in _SIZES
-    functions = (*_OPERATORS, *_FRESH_FUNCTIONS)
-    return node.op == "call_function" and (is_elementwise(node, None) or node.target in functions)
+    name = operation(node)
+    if name in _ALIASES:
+        return False
+    return is_elementwise(node, None) or name in _FRESH or (node.op == "call_method" and name in _SIZES)
 
 
 def _make_plain(network: Network, node: fx.Node) -> None:
@@ -108,8 +116,11 @@ def _make_plain(network: Network, node: fx.Node) -> None:
     module = network.module(node)
     if module is not None:
         module.inplace = False  # type: ignore[assignment]
-    elif node.kwargs.get("inplace", False) is True:
-        node.kwargs = {**node.kwargs, "inplace": False}
+    elif node.op == "call_function" and _asked_in_place(node):
+        position = named_position(node.target, "inplace") if callable(node.target) else None
+        given = position is not None and len(node.args) > position
+        node.args = (*node.args[:position], False, *node.args[position + 1 :]) if given and position else node.args
+        node.kwargs = node.kwargs if given else {**node.kwargs, "inplace": False}
     elif node.target in _OPERATORS:
         node.target = _OPERATORS[node.target]
     else:

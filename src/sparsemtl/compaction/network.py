@@ -70,21 +70,3 @@ class Network:
                 yield from module.parameters()
             elif tensor is not None:
                 yield tensor
-
-    def built(self) -> fx.GraphModule:
-        """The network as a module in eval mode."""
-        self.graph.lint()
-        named = {node.target for node in self.graph.nodes if node.op in ("call_module", "get_attr")}
-        parts = {name: part for name, part in {**self.modules, **self.tensors}.items() if name in named}
-        return fx.GraphModule(parts, self.graph, f"Compact{self.name}").eval()
-
-
-def operand(node: fx.Node) -> fx.Node | None:
-    """A node's first argument, if it is another node."""
-    first = node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("x"))
-    return first if isinstance(first, fx.Node) else None
-
-
-def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
-    """An argument of a call, wherever it was given."""
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)

@@ -1,39 +1,24 @@
-"""Operations that graphs name in several ways: as functions of torch, of operator, as methods, in place."""
+"""Which layers and operations of torch are of one kind."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
-from typing import Any
-
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from sparsemtl.backbones.activations import PLAIN_ACTIVATIONS
+from sparsemtl.compaction.calls import operation
 
 ACTIVATIONS: tuple[type[nn.Module], ...] = (*PLAIN_ACTIVATIONS, nn.Threshold)
 """Layers without parameters that map every number for itself."""
 
-_FUNCTIONAL = (
+_ACTIVATIONS = (
     "celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish relu relu6 selu silu sigmoid "
     "softplus softshrink softsign tanh tanhshrink threshold"
 )
-_METHODS = "abs clamp clone contiguous detach exp neg relu sigmoid square tanh"
+_UNARY = "abs clamp clone contiguous detach exp neg square"
 _BINARY = "add sub mul div maximum minimum"
-_OPERATORS = "add sub mul truediv neg abs"
 
-ELEMENTWISE_METHODS = frozenset(f"{_METHODS} {_BINARY}".split())
-"""Methods of tensors that map numbers at one place to a number at that place."""
-
-ELEMENTWISE: frozenset[Callable[..., Any]] = frozenset(
-    [
-        *(getattr(F, name) for name in _FUNCTIONAL.split()),
-        *(getattr(torch, name) for name in ELEMENTWISE_METHODS if hasattr(torch, name)),
-        *(getattr(operator, name) for name in _OPERATORS.split()),
-    ]
-)
-"""Functions that do."""
+ELEMENTWISE = frozenset(f"{_ACTIVATIONS} {_UNARY} {_BINARY}".split())
+"""Operations that map numbers at one place to a number at that place."""
 
 IDENTITIES: tuple[type[nn.Module], ...] = (
     nn.AlphaDropout,
@@ -46,10 +31,8 @@ IDENTITIES: tuple[type[nn.Module], ...] = (
 )
 """Layers that give back what they read in eval mode."""
 
-DROPOUTS: frozenset[Callable[..., Any]] = frozenset(
-    [F.alpha_dropout, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.feature_alpha_dropout]
-)
-"""Functions that do if they are called with `training=False`."""
+DROPOUTS = frozenset(["alpha_dropout", "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_alpha_dropout"])
+"""Operations that do if they are called with `training=False`."""
 
 CONVOLUTIONS: dict[type[nn.Module], int] = {
     nn.Conv1d: 3,
@@ -79,8 +62,4 @@ def torch_class(module: nn.Module | None) -> type[nn.Module]:
 
 def is_elementwise(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether a node maps numbers at one place to a number at that place."""
-    if node.op == "call_module":
-        return torch_class(module) in ACTIVATIONS
-    if node.op == "call_method":
-        return node.target in ELEMENTWISE_METHODS
-    return node.op == "call_function" and node.target in ELEMENTWISE
+    return torch_class(module) in ACTIVATIONS if node.op == "call_module" else operation(node) in ELEMENTWISE

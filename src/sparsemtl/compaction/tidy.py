@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from sparsemtl.compaction.calls import argument, operand, operation
 from sparsemtl.compaction.in_place import without_writing
-from sparsemtl.compaction.network import Network, argument, operand
+from sparsemtl.compaction.network import Network
 from sparsemtl.compaction.ops import DROPOUTS, IDENTITIES, torch_class
 
 _CONVOLUTION = (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1))
-_LAYERS: dict[Any, type[nn.Module]] = {
-    F.linear: nn.Linear,
-    F.conv1d: nn.Conv1d,
-    F.conv2d: nn.Conv2d,
-    F.conv3d: nn.Conv3d,
+_LAYERS: dict[str, type[nn.Module]] = {
+    "linear": nn.Linear,
+    "conv1d": nn.Conv1d,
+    "conv2d": nn.Conv2d,
+    "conv3d": nn.Conv3d,
 }
 
 
@@ -66,13 +66,13 @@ def _is_identity(network: Network, node: fx.Node) -> bool:
     module = network.module(node)
     if module is not None:
         return torch_class(module) in IDENTITIES and not module.training
-    return node.op == "call_function" and node.target in DROPOUTS and argument(node, 2, "training", True) is False
+    return operation(node) in DROPOUTS and argument(node, 2, "training", True) is False
 
 
 def _functions_to_layers(network: Network) -> None:
     """Turn `F.linear(x, self.weight)` and its like into calls of layers that own the weights."""
     for node in list(network.graph.nodes):
-        source, kind = operand(node), _LAYERS.get(node.target) if node.op == "call_function" else None
+        source, kind = operand(node), _LAYERS.get(operation(node))
         layer = _layer(network, node, kind) if source is not None and kind is not None else None
         if layer is not None:
             name = _name_for(network, node)

@@ -4,65 +4,127 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Collection
+import sys
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 
 from sparsemtl.architectures.gates import mixed
 from sparsemtl.backbones.segnet import unpooled
 from sparsemtl.backbones.shapes import check_sides
-from sparsemtl.compaction.checks import check_axes
+from sparsemtl.compaction.checks import check_answer, check_axes, check_no_grad, check_sizes, check_value, created
+from sparsemtl.compaction.examples import Inputs
 from sparsemtl.compaction.network import Network
+from sparsemtl.compaction.plain import fold_weights
+from sparsemtl.compaction.recording import Recorder
 from sparsemtl.compaction.select import Select
+from sparsemtl.compaction.watching import watched
 from sparsemtl.errors import CompactionError, unknown_name
 from sparsemtl.heads.linear import pooled
 from sparsemtl.models import MultiTaskModel
 
-CALLS = (pooled, unpooled, mixed, check_sides, check_axes)
+_CHECKS = (check_sides, check_axes, check_answer, check_no_grad, check_sizes, check_value)
+CALLS = (pooled, unpooled, mixed, created, *_CHECKS)
 """Functions that stay one node each."""
 
 
-def traced(model: nn.Module, whole: Collection[str] = ()) -> Network:
-    """The graph of a module in eval mode.
+def root_of(model: nn.Module, tasks: tuple[str, ...] | None, *, alone: bool, whole: Collection[str]) -> Root:
+    """What to trace of a model, in eval mode.
 
     Args:
-        model: what to trace. It is changed, and shares its weights with the result.
+        model: the model; the result shares its modules.
+        tasks: of a multi-task model, the tasks to compute; None for any other module.
+        alone: give the output of the only task itself in place of a dict.
         whole: names of modules that are not looked into.
 
     Raises:
-        CompactionError: if torch.fx cannot follow what a module does, saying which.
+        CompactionError: if no graph could be right for the model.
     """
     _check(model, whole)
+    if tasks is not None:
+        assert isinstance(model, MultiTaskModel)
+        return Root(_Tasks(model, tasks, alone).eval(), _name(model), "network.", frozenset(whole))
     if model._forward_hooks or model._forward_pre_hooks or "forward" in vars(model):
         raise CompactionError(
             f"{type(model).__name__} has hooks, or a forward of its own beside its class's, that a graph would miss. "
             "Remove them, or put the module inside another one."
         )
-    model.eval()
-    _plain_weights(model)
-    if isinstance(model, fx.GraphModule):
-        model.graph._tracer_cls = _Tracer  # what is pickled is traced anew, and only ours knows our functions
-        return Network.of(model, model.graph, prefix="", name=_name(model), whole=whole)
-    return _trace(model, whole, prefix="", name=_name(model))
+    return Root(model.eval(), _name(model), "", frozenset(whole))
 
 
-def traced_tasks(model: MultiTaskModel, tasks: tuple[str, ...], *, alone: bool, whole: Collection[str]) -> Network:
-    """The graph of a multi-task model that computes some of its tasks.
+@dataclass(frozen=True)
+class Root:
+    """A module to trace.
+
+    Attributes:
+        module: the module, in eval mode.
+        name: of the user's class.
+        prefix: what names of the user's modules begin with in it.
+        whole: names of modules that are not looked into, without the prefix.
+    """
+
+    module: nn.Module
+    name: str
+    prefix: str
+    whole: frozenset[str]
+
+
+def traced(root: Root, ran: nn.Module | None = None, inputs: Inputs | None = None) -> Network:
+    """The graph of a module.
 
     Args:
-        model: see `traced`.
-        tasks: names of the tasks.
-        alone: give the output of the only task itself in place of a dict.
-        whole: see `traced`.
+        root: the module. Weights that it computes are replaced by their values; the result shares all others.
+        ran: a copy of the module, in the precision to run it in; it is changed. Only with inputs.
+        inputs: what to run it on; without them torch.fx's stand-ins take their place, of which Python can ask little.
+
+    Raises:
+        CompactionError: if the module does what no graph can hold, naming the part.
     """
-    _check(model, whole)
-    root = _Tasks(model, tasks, alone).eval()
-    _plain_weights(root)
-    return _trace(root, whole, prefix="network.", name=_name(model))
+    fold_weights(root.module)
+    if isinstance(root.module, fx.GraphModule):
+        root.module.graph._tracer_cls = _Tracer  # what is pickled is traced anew, and only ours knows our functions
+        graph = root.module.graph
+    elif inputs is None or ran is None:
+        graph = _symbolic(root)
+    else:
+        fold_weights(ran)
+        graph = _recorded(root, ran, inputs)
+    return Network.of(root.module, graph, prefix=root.prefix, name=root.name, whole=root.whole)
+
+
+def _recorded(root: Root, ran: nn.Module, inputs: Inputs) -> fx.Graph:
+    """The graph of what a module does with real tensors."""
+    tracer = _Tracer(f"{root.prefix}{each}" for each in root.whole)
+    recorder = Recorder(ran, tracer.is_leaf_module)
+    inputs = inputs.mapped(Tensor.clone)  # the model may write into them
+    arguments = inputs.named(ran)
+    try:
+        with watched(recorder, ran, CALLS):
+            recorder.begin(arguments)
+            recorder.finish(type(ran).forward(ran, *inputs.args, **inputs.kwargs))
+    except Exception as error:
+        raise _untraceable(root, recorder.inside, error) from error
+    for name, tensor in recorder.constants.items():
+        root.module.register_buffer(name, tensor)
+    for name, of in recorder.likes.items():
+        root.module.register_buffer(name, operator.attrgetter(of)(root.module).detach().new_empty(0))
+    recorder.graph._tracer_cls = _Tracer
+    return recorder.graph
+
+
+def _symbolic(root: Root) -> fx.Graph:
+    """The graph of what a module does with stand-ins for tensors."""
+    tracer = _Tracer((f"{root.prefix}{each}" for each in root.whole), strict=True)
+    try:
+        graph = tracer.trace(root.module, concrete_args=_fixed(type(root.module).forward))
+    except Exception as error:
+        raise _untraceable(root, tracer.inside, error) from error
+    _forget_fixed(graph)
+    return graph
 
 
 class _Tasks(nn.Module):
@@ -82,18 +144,6 @@ def _name(model: nn.Module) -> str:
     return type(model).__name__.removeprefix("Compact")
 
 
-def _trace(root: nn.Module, whole: Collection[str], *, prefix: str, name: str) -> Network:
-    tracer = _Tracer({f"{prefix}{each}" for each in whole})
-    try:
-        graph = tracer.trace(root, concrete_args=_fixed(type(root).forward))
-    except Exception as error:
-        inside = tracer.inside[-1] if tracer.inside else ""
-        where = f"{inside.removeprefix(prefix)!r} ({type(root.get_submodule(inside)).__name__})"
-        raise _untraceable(where if inside else f"the model ({name})", error) from error
-    _forget_fixed(graph)
-    return Network.of(root, graph, prefix=prefix, name=name, whole=whole)
-
-
 class _Tracer(fx.Tracer):
     """Looks into every module but torch's own, those named and our `Select`; knows where it is.
 
@@ -101,11 +151,15 @@ class _Tracer(fx.Tracer):
 
     Args:
         whole: names of modules not to look into.
+        strict: refuse to tell the class of a stand-in.
     """
 
-    def __init__(self, whole: Collection[str] = ()) -> None:
+    proxy_buffer_attributes = True
+
+    def __init__(self, whole: Iterable[str] = (), *, strict: bool = False) -> None:
         super().__init__(autowrap_functions=CALLS)
-        self.whole = whole
+        self.whole = frozenset(whole)
+        self.strict = strict
         self.inside: list[str] = []
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -124,7 +178,19 @@ class _Tracer(fx.Tracer):
 
 
 class _Proxy(fx.Proxy):
-    """Stands for a tensor; knows `x += y` from `x = x + y`, which torch.fx takes for the same."""
+    """Stands for a tensor; knows `x += y` from `x = x + y`, which torch.fx takes for the same.
+
+    Of its class it says nothing: whoever asks whether it is a Tensor would take a branch by the wrong answer.
+    """
+
+    @property
+    def __class__(self) -> type:
+        caller = str(sys._getframe(1).f_globals.get("__name__", ""))
+        if caller.startswith("torch.") or not getattr(object.__getattribute__(self, "tracer"), "strict", False):
+            return _Proxy
+        raise CompactionError(
+            "Python asks of what class a tensor is. Compact with an example of the inputs (`example_inputs=...`)"
+        )
 
     def __iadd__(self, other: Any) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
@@ -175,20 +241,6 @@ def _readers(node: fx.Node) -> list[fx.Node]:
     return list(found)[1:]
 
 
-def _plain_weights(model: nn.Module) -> None:
-    """Put the values of parametrized weights in place of their parametrizations.
-
-    torch's own function for that changes the module's class, which copies of the module have in common.
-    """
-    for module in list(model.modules()):
-        if parametrize.is_parametrized(module):
-            values = {name: getattr(module, name).detach() for name in module._modules["parametrizations"]}  # type: ignore[union-attr]
-            module.__class__ = parametrize.type_before_parametrizations(module)
-            del module._modules["parametrizations"]
-            for name, value in values.items():
-                module.register_parameter(name, nn.Parameter(value))
-
-
 def _check(model: nn.Module, whole: Collection[str]) -> None:
     """Raise on what no graph could be right for, and on names of modules that are not there."""
     for name, module in model.named_modules():
@@ -203,7 +255,11 @@ def _check(model: nn.Module, whole: Collection[str]) -> None:
             raise CompactionError(f"whole: {unknown_name('module', name, known)}")
 
 
-def _untraceable(where: str, error: Exception) -> CompactionError:
+def _untraceable(root: Root, inside: list[str], error: Exception) -> CompactionError:
+    """Name the innermost part that was running."""
+    name = inside[-1] if inside else ""
+    part = type(root.module.get_submodule(name)).__name__
+    where = f"{name.removeprefix(root.prefix)!r} ({part})" if name else f"the model ({root.name})"
     return CompactionError(
         f"torch.fx cannot trace {where}: {error}. A graph cannot hold Python that looks at the values or the shape of "
         "a tensor. Put that code into a function under `torch.fx.wrap`, or name the module in `whole`, which keeps "

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+from sparsemtl.compaction.calls import operand, operation
 from sparsemtl.compaction.channels import Constants, Layout, Need
-from sparsemtl.compaction.network import operand
 from sparsemtl.compaction.rules.rule import Editor, Rule, Site, kept
 
 Passing = Callable[..., Constants]
@@ -27,6 +27,8 @@ class Channelwise(Rule):
         layout: see `Rule`.
         passing: what becomes of constants.
     """
+
+    passes_on = True
 
     def __init__(self, node: fx.Node, inputs: Sequence[fx.Node], layout: Layout, passing: Passing) -> None:
         super().__init__(node, inputs, layout)
@@ -54,6 +56,21 @@ class Channelwise(Rule):
         return out.carried
 
 
+class Product(Channelwise):
+    """Two tensors multiplied, of which a gate may be one: where either is zero so is the product.
+
+    The other factor is taken to be finite there, as a gate's is.
+    """
+
+    def constants(self, *inputs: Constants | None) -> Constants | None:
+        """Constants of both, and zeros of one."""
+        assert self.layout.channels is not None
+        found = [each or Constants.none(self.layout.channels) for each in inputs]
+        computed = self.passing(*found)
+        zero = torch.stack([each.known & (each.value == 0) for each in found]).any(0)
+        return Constants(computed.known | zero, torch.where(zero, 0, computed.value))
+
+
 def preserved(constants: Constants) -> Constants:
     """Every constant stays what it is."""
     return constants
@@ -79,8 +96,9 @@ def elementwise(site: Site) -> Rule | None:
     (layout,) = layouts
     if len(inputs) > 1 and not layout.whole:
         return None
-    copies = site.node.target in ("clone", "contiguous", "detach")
-    return Channelwise(site.node, inputs, layout, preserved if copies else partial(_computed, site, inputs, scalars))
+    copies = operation(site.node) in ("clone", "contiguous", "detach")
+    kind = Product if operation(site.node) == "mul" and len(inputs) == 2 else Channelwise
+    return kind(site.node, inputs, layout, preserved if copies else partial(_computed, site, inputs, scalars))
 
 
 def _computed(site: Site, inputs: Sequence[fx.Node], scalars: dict[fx.Node, Tensor], *found: Constants) -> Constants:

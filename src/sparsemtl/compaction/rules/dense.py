@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from sparsemtl.compaction.calls import operand
 from sparsemtl.compaction.channels import Constants, Layout, Need
-from sparsemtl.compaction.network import operand
 from sparsemtl.compaction.ops import CONVOLUTIONS, torch_class
 from sparsemtl.compaction.rules.rule import Editor, Rule, Site, kept
 from sparsemtl.compaction.select import Select

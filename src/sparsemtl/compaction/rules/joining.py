@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx
 
+from sparsemtl.compaction.calls import argument
 from sparsemtl.compaction.channels import Constants, Layout, Need
-from sparsemtl.compaction.network import argument
 from sparsemtl.compaction.rules.rule import Editor, Rule, Site, kept
 
 
@@ -22,6 +22,8 @@ class Concatenation(Rule):
         layout: see `Rule`.
         widths: channels of each.
     """
+
+    passes_on = True
 
     def __init__(self, node: fx.Node, inputs: Sequence[fx.Node], layout: Layout, widths: Sequence[int]) -> None:
         super().__init__(node, inputs, layout)
@@ -56,8 +58,9 @@ class Concatenation(Rule):
 def concatenation(site: Site) -> Rule | None:
     """The rule of `torch.cat` along the channels."""
     inputs = argument(site.node, 0, "tensors", ())
-    axis = argument(site.node, 1, "dim", site.node.kwargs.get("axis", 0))
-    if not isinstance(axis, int) or not all(isinstance(node, fx.Node) for node in inputs):
+    axis = argument(site.node, 1, "dim", 0)
+    listed = isinstance(inputs, (tuple, list)) and bool(inputs) and all(isinstance(node, fx.Node) for node in inputs)
+    if not isinstance(axis, int) or not listed:
         return None
     layouts = [site.layouts[node] for node in inputs]
     first = layouts[0]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import fx, nn
 
+from sparsemtl.compaction.calls import operation
 from sparsemtl.compaction.channels import Layout
 from sparsemtl.compaction.inputs import axes_of_input
 from sparsemtl.compaction.network import Network
 from sparsemtl.compaction.ops import CONVOLUTIONS, NORMS, is_elementwise, torch_class
-from sparsemtl.compaction.rules import spatial
+from sparsemtl.compaction.rules import shapes, spatial
 from sparsemtl.compaction.rules.channelwise import elementwise
 from sparsemtl.compaction.rules.dense import convolution, linear
 from sparsemtl.compaction.rules.joining import concatenation
@@ -50,9 +50,9 @@ def _maker(site: Site) -> Maker | None:
         return elementwise
     if node.op == "call_module":
         return _LAYERS.get(torch_class(site.module))
-    if node.op == "call_method":
-        return _METHODS.get(str(node.target))
-    return _FUNCTIONS.get(node.target) if node.op == "call_function" and callable(node.target) else None
+    if node.op == "call_function" and node.target in _FUNCTIONS:
+        return _FUNCTIONS[node.target]  # type: ignore[index]
+    return _OPERATIONS.get(operation(node))
 
 
 def _convolution(site: Site) -> Rule | None:
@@ -63,13 +63,16 @@ _LAYERS: dict[type[nn.Module], Maker] = {
     **dict.fromkeys(CONVOLUTIONS, _convolution),
     **dict.fromkeys(NORMS, batch_norm),
     **spatial.LAYERS,
+    nn.Flatten: shapes.flatten,
     nn.Linear: linear,
     Select: selection,
 }
-_FUNCTIONS: dict[Callable[..., Any], Maker] = {
-    **spatial.FUNCTIONS,
-    torch.cat: concatenation,
-    torch.concat: concatenation,
-    getattr: attribute,
+_FUNCTIONS: dict[Callable[..., Any], Maker] = {**spatial.FUNCTIONS, getattr: attribute}
+_OPERATIONS: dict[str, Maker] = {
+    **spatial.OPERATIONS,
+    **shapes.OPERATIONS,
+    "cat": concatenation,
+    "dim": dimensions,
+    "ndimension": dimensions,
+    "size": size,
 }
-_METHODS: dict[str, Maker] = {**spatial.METHODS, "dim": dimensions, "size": size}

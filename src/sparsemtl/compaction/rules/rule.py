@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
+from typing import ClassVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -24,6 +25,9 @@ class Rule:
         inputs: the tensors with channels that it reads, in order.
         layout: of its output.
     """
+
+    passes_on: ClassVar[bool] = False
+    """Whether channels of the output are channels of the inputs."""
 
     def __init__(self, node: fx.Node, inputs: Sequence[fx.Node], layout: Layout | None = None) -> None:
         self.node = node

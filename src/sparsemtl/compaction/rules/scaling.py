@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from sparsemtl.compaction.calls import operand
 from sparsemtl.compaction.channels import Constants, Layout, Need
-from sparsemtl.compaction.network import operand
 from sparsemtl.compaction.ops import CONVOLUTIONS, NORMS, torch_class
 from sparsemtl.compaction.rules.rule import Editor, Rule, Site
 
@@ -23,6 +23,8 @@ class PerChannel(Rule):
         layout: see `Rule`.
         layer: the module.
     """
+
+    passes_on = True
 
     def __init__(self, node: fx.Node, source: fx.Node, layout: Layout, layer: Any) -> None:
         super().__init__(node, [source], layout)

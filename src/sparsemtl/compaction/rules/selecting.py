@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx
 
+from sparsemtl.compaction.calls import operand
 from sparsemtl.compaction.channels import Constants, Layout, Need
-from sparsemtl.compaction.network import operand
 from sparsemtl.compaction.rules.rule import Editor, Rule, Site, kept
 from sparsemtl.compaction.select import Select
 
@@ -24,6 +24,8 @@ class Selection(Rule):
         layer: the module.
         channels: input channels.
     """
+
+    passes_on = True
 
     def __init__(self, node: fx.Node, source: fx.Node, layout: Layout, layer: Select, channels: int) -> None:
         super().__init__(node, [source], layout)

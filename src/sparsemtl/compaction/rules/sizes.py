@@ -6,8 +6,8 @@ import operator
 
 from torch import fx
 
+from sparsemtl.compaction.calls import argument, operand
 from sparsemtl.compaction.channels import Layout, Need
-from sparsemtl.compaction.network import argument, operand
 from sparsemtl.compaction.rules.rule import Rule, Site
 
 HARMLESS = ("device", "dim", "dtype", "ndim")

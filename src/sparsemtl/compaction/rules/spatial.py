@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from sparsemtl.backbones.segnet import unpooled
+from sparsemtl.compaction.calls import argument, operand, operation
 from sparsemtl.compaction.channels import Layout
-from sparsemtl.compaction.network import argument, operand
 from sparsemtl.compaction.ops import torch_class
 from sparsemtl.compaction.rules.channelwise import Channelwise, Passing, alike, lost, preserved, zeros
 from sparsemtl.compaction.rules.rule import Maker, Rule, Site
@@ -50,13 +47,20 @@ def spatial(passing: Passing, *, least: int = 3) -> Maker:
     def make(site: Site) -> Rule | None:
         source = operand(site.node)
         layout = site.layouts.get(source, Layout()) if source is not None else Layout()
-        return alike(site, passing) if _is_map(layout, least) else None
+        return alike(site, passing) if is_map(layout, least) else None
 
     return make
 
 
-def _is_map(layout: Layout, least: int = 3) -> bool:
+def is_map(layout: Layout, least: int = 3) -> bool:
+    """Whether a tensor has channels on axis 1, one entry each, and positions behind them."""
     return layout.rank is not None and layout.rank >= least and layout.axis == 1 and layout.whole
+
+
+def max_pooling(site: Site) -> Rule | None:
+    """A function that gives maxima, and not their places as well."""
+    position = 2 if operation(site.node).startswith("adaptive") else 6
+    return None if argument(site.node, position, "return_indices", False) else spatial(preserved)(site)
 
 
 def average_pooling(site: Site) -> Rule | None:
@@ -71,7 +75,7 @@ def unpooling(site: Site) -> Rule | None:
     args = site.node.args[:2]
     inputs = [arg for arg in args if isinstance(arg, fx.Node)]
     layouts = {site.layouts[node] for node in inputs}
-    if len(inputs) != 2 or len(layouts) != 1 or not _is_map(next(iter(layouts))):
+    if len(inputs) != 2 or len(layouts) != 1 or not is_map(next(iter(layouts))):
         return None
     return Channelwise(site.node, inputs, site.layouts[inputs[0]], zeros)
 
@@ -100,7 +104,7 @@ def _reduction(site: Site, passing: Passing) -> Rule | None:
     layout = site.layouts[source] if source is not None else Layout()
     given = argument(site.node, 1, "dim", None)
     axes = (given,) if isinstance(given, int) else given
-    if source is None or not _is_map(layout) or not axes or not all(isinstance(axis, int) for axis in axes):
+    if source is None or not is_map(layout) or not axes or not all(isinstance(axis, int) for axis in axes):
         return None
     assert layout.rank is not None
     places = {axis % layout.rank for axis in axes}
@@ -116,65 +120,9 @@ def pooling_of_head(site: Site) -> Rule | None:
     layout = site.layouts[source]
     if layout.rank == 2:
         return Channelwise(site.node, [source], layout, preserved)
-    if _is_map(layout):
+    if is_map(layout):
         return Channelwise(site.node, [source], replace(layout, rank=2), preserved)
     return Rule(site.node, [source], Layout(rank=2))
-
-
-def flatten(site: Site) -> Rule | None:
-    """Positions side by side: behind every channel's first, or on an axis of their own."""
-    layer: Any = site.module
-    start = argument(site.node, 1, "start_dim", 0) if layer is None else layer.start_dim
-    end = argument(site.node, 2, "end_dim", -1) if layer is None else layer.end_dim
-    return _flattened(site, start) if end == -1 and isinstance(start, int) and start > 0 else None
-
-
-def reshape(site: Site) -> Rule | None:
-    """`x.view(x.shape[0], -1)` and `x.view(x.size(0), -1)`, which flatten; no other shape is understood."""
-    source, shape = operand(site.node), _shape(site.node)
-    if source is None or len(shape) != 2 or shape[1] != -1 or not _is_batch(shape[0], source):
-        return None
-    return _flattened(site, 1)
-
-
-def _shape(node: fx.Node) -> Sequence[Any]:
-    """A shape that a method was given, as numbers or as one tuple."""
-    given = node.args[1:]
-    return given[0] if len(given) == 1 and isinstance(given[0], tuple | list) else given
-
-
-def _is_batch(size: object, source: fx.Node) -> bool:
-    """Whether a number in the graph is the length of a tensor's first axis."""
-    if not isinstance(size, fx.Node):
-        return False
-    if size.op == "call_method" and size.target == "size":
-        return size.args == (source, 0)
-    shape = size.args[0] if size.target is operator.getitem and size.args[1] == 0 else None
-    if not isinstance(shape, fx.Node):
-        return False
-    return shape.args == (source, "shape") or (shape.target == "size" and shape.args == (source,))
-
-
-def _flattened(site: Site, start: int) -> Rule | None:
-    source = operand(site.node)
-    if source is None:
-        return None
-    layout = site.layouts[source]
-    if layout.channels is None:
-        return Rule(site.node, [source], Layout(rank=start + 1))
-    if layout.rank is None or layout.axis > start or (not layout.whole and layout.rank != start + 1):
-        return None
-    spread = None if start == layout.axis and layout.rank > start + 1 else layout.spread
-    return Channelwise(site.node, [source], replace(layout, rank=start + 1, spread=spread), preserved)
-
-
-def expand(site: Site) -> Rule | None:
-    """`x.expand(-1, -1, height, width)`: the channels stay as many."""
-    source, shape = operand(site.node), _shape(site.node)
-    layout = site.layouts[source] if source is not None else Layout()
-    if source is None or not _is_map(layout) or len(shape) != layout.rank or shape[layout.axis] != -1:
-        return None
-    return Channelwise(site.node, [source], layout, preserved)
 
 
 def zero_padding(site: Site) -> Rule | None:
@@ -194,44 +142,21 @@ LAYERS: dict[type[nn.Module], Maker] = {
     **dict.fromkeys(MAXIMA, spatial(preserved)),
     **dict.fromkeys((nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d), unpooling),
     nn.ZeroPad2d: spatial(zeros),
-    nn.Flatten: flatten,
 }
 """Class of a layer -> rule."""
 
-_PRESERVING_FUNCTIONS = (
-    F.adaptive_avg_pool1d,
-    F.adaptive_avg_pool2d,
-    F.adaptive_avg_pool3d,
-    F.adaptive_max_pool1d,
-    F.adaptive_max_pool2d,
-    F.adaptive_max_pool3d,
-    F.interpolate,
-    F.max_pool1d,
-    F.max_pool2d,
-    F.max_pool3d,
-)
+_MEANS = ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "interpolate")
+_MAXIMA = tuple(f"{kind}max_pool{axes}d" for kind in ("", "adaptive_") for axes in (1, 2, 3))
 
-FUNCTIONS: dict[Callable[..., Any], Maker] = {
-    **dict.fromkeys(_PRESERVING_FUNCTIONS, spatial(preserved)),
-    **dict.fromkeys((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d), spatial(zeros)),
-    **dict.fromkeys((torch.mean, torch.amax, torch.amin), mean),
-    operator.getitem: item,
-    pooled: pooling_of_head,
-    unpooled: unpooling,
-    torch.flatten: flatten,
-    torch.sum: total,
-    F.pad: zero_padding,
-}
-"""Function -> rule."""
+FUNCTIONS: dict[Callable[..., Any], Maker] = {pooled: pooling_of_head, unpooled: unpooling}
+"""Function of this package -> rule."""
 
-METHODS: dict[str, Maker] = {
-    "amax": mean,
-    "amin": mean,
-    "expand": expand,
-    "flatten": flatten,
-    "mean": mean,
-    "reshape": reshape,
+OPERATIONS: dict[str, Maker] = {
+    **dict.fromkeys(_MEANS, spatial(preserved)),
+    **dict.fromkeys(_MAXIMA, max_pooling),
+    **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), spatial(zeros)),
+    **dict.fromkeys(("mean", "amax", "amin"), mean),
+    "pad": zero_padding,
     "sum": total,
-    "view": reshape,
 }
-"""Method of a tensor -> rule."""
+"""Operation of torch -> rule."""

@@ -1,0 +1,167 @@
+"""What a network can be run on: a user's example, and others of its kind."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from sparsemtl.compaction.structures import mapped, tensors
+from sparsemtl.errors import ParameterError
+
+MOST = 8
+"""Samples of a user's example that are run at most."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Arguments of one call of a module.
+
+    Attributes:
+        args: those without a name.
+        kwargs: those with one.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, example: Any, module: nn.Module, *, single: bool) -> Inputs:
+        """Read `example_inputs`.
+
+        Args:
+            example: a tuple of all arguments, a mapping from their names, or the only argument.
+            module: the module that will be called.
+            single: whether the module has one argument, whatever the example is.
+
+        Raises:
+            ParameterError: if the module cannot be called so.
+        """
+        if isinstance(example, Inputs):
+            return example
+        if isinstance(example, tuple) and (not single or len(example) == 1) and not hasattr(example, "_fields"):
+            inputs = cls(example)
+        elif isinstance(example, Mapping) and not single and _names_arguments(example, module):
+            inputs = cls((), dict(example))
+        else:
+            inputs = cls((example,))
+        inputs.named(module)
+        return inputs
+
+    def named(self, module: nn.Module) -> dict[str, Any]:
+        """Name of each argument -> its value, in the order of the module's forward."""
+        signature = inspect.signature(type(module).forward)
+        try:
+            bound = signature.bind(module, *self.args, **self.kwargs).arguments
+        except TypeError as error:
+            raise ParameterError(
+                f"`example_inputs` does not fit {type(module).__name__}.forward: {error}. Give the only argument, a "
+                "tuple of all, or a dict from their names."
+            ) from None
+        named: dict[str, Any] = {}
+        for name, value in list(bound.items())[1:]:
+            kind = signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                named |= {f"{name}_{index}": each for index, each in enumerate(value)}
+            elif kind is inspect.Parameter.VAR_KEYWORD:
+                named |= value
+            else:
+                named[name] = value
+        return named
+
+    def mapped(self, function: Any) -> Inputs:
+        """The same with every tensor, and every description of one, replaced."""
+
+        def each(value: Any) -> Any:
+            return function(value) if isinstance(value, (Tensor, Like)) else value
+
+        return Inputs(mapped(each, self.args), mapped(each, dict(self.kwargs)))
+
+    def call(self, module: nn.Module) -> Any:
+        """What a module gives for copies of the tensors, into which it may write."""
+        own = self.mapped(Tensor.clone)
+        run = module.forward if isinstance(module, fx.GraphModule) else module  # which prints the errors of its calls
+        return run(*own.args, **own.kwargs)
+
+    def to(self, *, dtype: torch.dtype | None, device: torch.device) -> Inputs:
+        """The same elsewhere, floating point numbers in another type."""
+        return self.mapped(lambda t: t.detach().to(device, dtype if t.is_floating_point() else None))
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors in the arguments."""
+        return tensors((self.args, dict(self.kwargs)))
+
+    def samples(self) -> int | None:
+        """Length of the first axis if all tensors that have axes have it in common, None otherwise."""
+        lengths = {t.shape[0] for t in self.tensors() if t.ndim}
+        return lengths.pop() if len(lengths) == 1 else None
+
+    def first(self, samples: int) -> Inputs:
+        """Only the first samples, if all tensors have the batch on the first axis."""
+        own = self.samples()
+        return self if own is None or own <= samples else self.mapped(lambda t: t[:samples] if t.ndim else t)
+
+    def shapes(self) -> str:
+        """The shapes in words."""
+        return ", ".join(str(tuple(t.shape)) for t in self.tensors())
+
+
+def _names_arguments(example: Mapping[Any, Any], module: nn.Module) -> bool:
+    parameters = inspect.signature(type(module).forward).parameters
+    return bool(example) and all(name in parameters for name in example)
+
+
+def random_like(inputs: Inputs, seed: int, *, samples: int | None = None, stretched: Collection[int] = ()) -> Inputs:
+    """Random inputs of an example's kind: its shapes and types, numbers in its range.
+
+    Args:
+        inputs: the example.
+        seed: of the numbers.
+        samples: length of the first axis, if all tensors have it in common; the example's by default.
+        stretched: axes to make twice as long, in every tensor that has them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(tensor: Tensor) -> Tensor:
+        shape = list(tensor.shape)
+        if samples is not None and shape and inputs.samples() is not None:
+            shape[0] = samples
+        for axis in stretched:
+            if axis < len(shape):
+                shape[axis] *= 2
+        return tensor if tensor.is_complex() else Like.of(tensor).drawn(generator, shape).to(tensor.device)
+
+    return inputs.mapped(draw)
+
+
+@dataclass(frozen=True)
+class Like:
+    """What is remembered of a tensor of an example: its shape, its type, its range."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Like:
+        """Describe a tensor."""
+        numbers = tensor[tensor.isfinite()].double() if tensor.numel() and not tensor.is_complex() else torch.zeros(1)
+        low, high = (float(numbers.min()), float(numbers.max())) if len(numbers) else (0.0, 0.0)
+        return cls(tuple(tensor.shape), tensor.dtype, low, high)
+
+    def drawn(self, generator: torch.Generator, shape: Sequence[int] | None = None) -> Tensor:
+        """A random tensor like it, of this or another shape."""
+        size = self.shape if shape is None else tuple(shape)
+        if self.dtype == torch.bool:
+            return torch.rand(size, generator=generator) < (1 if self.low else 0.5 * self.high)
+        if not self.dtype.is_floating_point:
+            return torch.randint(int(self.low), int(self.high) + 1, size, generator=generator).to(self.dtype)
+        if self.low == self.high:  # zeros or ones stand for any numbers
+            return torch.randn(size, generator=generator, dtype=torch.float64).to(self.dtype)
+        numbers = torch.rand(size, generator=generator, dtype=torch.float64)
+        return (self.low + (self.high - self.low) * numbers).to(self.dtype)

@@ -1,0 +1,189 @@
+"""The steps of compaction, from a module of our own to the network that takes its place."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparsemtl.compaction.checks import check_no_grad, check_sizes
+from sparsemtl.compaction.compacted import CompactedModule, attach, built
+from sparsemtl.compaction.constants import absorb_constants
+from sparsemtl.compaction.cost import macs_of_call, parameter_count
+from sparsemtl.compaction.examples import MOST, Inputs, Like
+from sparsemtl.compaction.folding import fold_norms
+from sparsemtl.compaction.inference import inferred
+from sparsemtl.compaction.inputs import check_inputs
+from sparsemtl.compaction.liveness import needs
+from sparsemtl.compaction.locating import first_difference
+from sparsemtl.compaction.network import Network
+from sparsemtl.compaction.plain import copied
+from sparsemtl.compaction.precision import Precision
+from sparsemtl.compaction.report import CompactionReport
+from sparsemtl.compaction.rewrite import cut
+from sparsemtl.compaction.rules import rules_for
+from sparsemtl.compaction.rules.shapes import settle_sizes
+from sparsemtl.compaction.structures import tensors
+from sparsemtl.compaction.survey import Survey
+from sparsemtl.compaction.tidy import drop_unread, tidy
+from sparsemtl.compaction.trace import Root, traced
+from sparsemtl.compaction.verification import Comparison, DifferentOutputsError, Verification, device_of
+from sparsemtl.errors import CompactionError, CompactionWarning, ParameterError
+
+
+def compact_root(root: Root, example: Any, *, single: bool) -> CompactedModule:
+    """Compact a module and compare the outputs.
+
+    Args:
+        root: the module; the result shares what it keeps of it.
+        example: `example_inputs` of `compact`.
+        single: whether the module has one argument, whatever the example is.
+    """
+    model, precision = replace(root, module=copied(root.module)), Precision(root.module, root.prefix)
+    inputs, missing = _inputs(model.module, example, single=single)
+    ran = _in_double(model.module, inputs)
+    if ran is not None or inputs is None:
+        root.module.double()
+    network = _traced(root, ran or copied(model.module), inputs)
+    survey = Survey(network)
+    parameters = parameter_count(model.module)
+    macs = None if inputs is None else _macs(built(network, copy.deepcopy(network.graph)), inputs)
+    _shrink(network, survey)
+    small = built(network, network.graph)
+    verification = _finished(small, model, precision, inputs, missing)
+    report = CompactionReport(
+        layers=survey.layers(network),
+        parameters=(parameters, parameter_count(small)),
+        macs=None if macs is None or inputs is None else (macs, _macs(small, inputs)),
+        verification=verification,
+        example=None if inputs is None else inputs.mapped(Like.of),
+    )
+    return attach(small, report)
+
+
+def _finished(
+    small: CompactedModule, model: Root, precision: Precision, inputs: Inputs | None, missing: str
+) -> Verification:
+    """Bring a network from double precision into the model's, and verify it in both."""
+    if inputs is None:
+        precision.restore(small)
+        verification = Verification(reason=missing)
+    else:
+        comparison = Comparison(model.module, inputs)
+        try:
+            comparison.run(small, torch.float64)
+            precision.restore(small)
+            comparison.run(small, torch.float32)
+        except DifferentOutputsError as error:
+            layer = _first_difference(model, inputs, error.inputs)
+            where = f" The first layer with other outputs is {layer!r}." if layer else ""
+            raise CompactionError(f"{model.name}: {error}{where}") from None
+        _refuse_others(small, inputs.named(model.module), comparison)
+        verification = comparison.result()
+    if verification.reason:
+        warnings.warn(
+            f"{model.name}: nothing was verified, since {verification.reason}. Compact it with a batch that it reads "
+            "(`example_inputs=...`).",
+            CompactionWarning,
+            stacklevel=5,
+        )
+    return verification
+
+
+def _refuse_others(small: CompactedModule, arguments: Mapping[str, Any], comparison: Comparison) -> None:
+    """Let a network refuse what it was found not to be right for: other sizes, or gradients."""
+    if comparison.without_gradients:
+        with small.graph.inserting_before(next(iter(small.graph.nodes))):
+            small.graph.call_function(check_no_grad)
+    for node in [node for node in small.graph.nodes if node.op == "placeholder"]:
+        for axis in comparison.fixed:
+            sizes = [tensor.shape[axis] for tensor in tensors(arguments[str(node.target)]) if tensor.ndim > axis]
+            with small.graph.inserting_after(node):
+                small.graph.call_function(check_sizes, (node, axis, sizes))
+    small.recompile()
+
+
+def _inputs(model: nn.Module, example: Any, *, single: bool) -> tuple[Inputs | None, str]:
+    """The example, or one that is inferred; why there is none."""
+    known = getattr(model, "report", None)
+    if example is None and isinstance(known, CompactionReport) and known.example is not None:
+        generator = torch.Generator().manual_seed(0)
+        example = known.example.mapped(lambda like: like.drawn(generator))
+    if example is None:
+        return inferred(model)
+    given = Inputs.of(example, model, single=single)
+    own = next((p for p in model.parameters() if p.is_floating_point()), None)
+    given = given.to(dtype=None if own is None else own.dtype, device=device_of(model))
+    first = given.first(MOST)
+    error = _error(model, first)
+    if error is not None and first is not given:
+        first, error = given, _error(model, given)
+    if error is not None:
+        raise ParameterError(
+            f"`example_inputs`: {type(model).__name__} cannot be run on inputs of shape {given.shapes()}: {error}"
+        ) from error
+    return first, ""
+
+
+def _error(model: nn.Module, inputs: Inputs) -> Exception | None:
+    """What a model raises on inputs, None if it runs."""
+    try:
+        inputs.call(model)
+    except Exception as error:
+        return error
+    return None
+
+
+def _in_double(model: nn.Module, inputs: Inputs | None) -> nn.Module | None:
+    """A copy of a model in double precision, None if it does not run in it."""
+    if inputs is None or device_of(model).type == "mps":
+        return None
+    double = copied(model).double()
+    return double if _error(double, inputs.to(dtype=torch.float64, device=device_of(model))) is None else None
+
+
+def _traced(root: Root, ran: nn.Module, inputs: Inputs | None) -> Network:
+    """The graph of a module in its plain form.
+
+    It is recorded in double precision where the module runs in it: a type that the module asks for then differs from
+    one that it names.
+    """
+    like = next((p for p in ran.parameters() if p.is_floating_point()), None)
+    same = None if inputs is None else inputs.to(dtype=None if like is None else like.dtype, device=device_of(ran))
+    network = traced(root, ran, same)
+    tidy(network)
+    return network
+
+
+def _shrink(network: Network, survey: Survey) -> None:
+    check_inputs(network)
+    settle_sizes(network, rules_for(network))
+    drop_unread(network)
+    fold_norms(network, rules_for(network))
+    rules = rules_for(network)
+    survey.explain(network, rules)
+    absorb_constants(rules)
+    cut(network, rules, needs(rules))
+
+
+def _first_difference(model: Root, inputs: Inputs, wrong: Inputs) -> str:
+    """The name of the first layer with other outputs in the graph than in the model, "" if there is none."""
+    again = replace(model, module=copied(model.module).double())
+    network = _traced(again, copied(model.module).double(), inputs)
+    graph = built(network, network.graph)
+    double = wrong.to(dtype=torch.float64, device=device_of(model.module))
+    return first_difference(copied(model.module).double(), graph, double, model.prefix)
+
+
+def _macs(module: nn.Module, inputs: Inputs) -> int:
+    """Multiply-adds of one sample, or of the example if no sample can be run alone."""
+    like = next((p for p in module.parameters() if p.is_floating_point()), None)
+    same = inputs.to(dtype=None if like is None else like.dtype, device=device_of(module))
+    alone = same.first(1)
+    case = same if _error(module, alone) is not None else alone
+    return macs_of_call(module, *case.args, **case.kwargs)

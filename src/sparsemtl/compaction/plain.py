@@ -1,0 +1,63 @@
+"""Copies of a user's model, and weights that a model computes before it runs in the place of plain ones.
+
+torch has four ways to compute a weight: `torch.nn.utils.prune` and the older `weight_norm` and `spectral_norm` do it
+in a hook before the forward pass, `torch.nn.utils.parametrize` when the weight is read.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def copied(model: Module) -> Module:
+    """A deep copy; also of a model that has tensors with a history, which `copy.deepcopy` refuses.
+
+    A pruned layer has such a weight once it has run in training.
+    """
+    memo: dict[int, object] = {}
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(model, memo)
+
+
+@torch.no_grad()
+def fold_weights(model: nn.Module) -> None:
+    """Put the values of weights that are computed in place of what computes them. The model must be in eval mode."""
+    for module in list(model.modules()):
+        _fold_parametrizations(module)
+        _fold_hooks(module)
+
+
+def _fold_parametrizations(module: nn.Module) -> None:
+    """torch's own function for that changes the module's class, which copies of the module have in common."""
+    if not parametrize.is_parametrized(module):
+        return
+    computed = module._modules["parametrizations"]
+    values = {name: getattr(module, name).detach() for name in computed}  # type: ignore[union-attr]
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module._modules["parametrizations"]
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value))
+
+
+def _fold_hooks(module: nn.Module) -> None:
+    """Let torch remove its own hooks, the last first: what it computes, an earlier one may read."""
+    for hook in reversed(list(module._forward_pre_hooks.values())):
+        if isinstance(hook, BasePruningMethod):
+            prune.remove(module, hook._tensor_name)
+        elif isinstance(hook, WeightNorm):
+            remove_weight_norm(module, hook.name)
+        elif isinstance(hook, SpectralNorm):
+            remove_spectral_norm(module, hook.name)

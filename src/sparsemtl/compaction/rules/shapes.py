@@ -1,0 +1,198 @@
+"""Views that give channels other axes beside them: flattening, axes of length one, expansion."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, fx
+
+from sparsemtl.compaction.calls import argument, operand, operation, shape_argument
+from sparsemtl.compaction.channels import Layout, Need
+from sparsemtl.compaction.checks import check_answer
+from sparsemtl.compaction.network import Network
+from sparsemtl.compaction.rules.channelwise import Channelwise, preserved
+from sparsemtl.compaction.rules.rule import Editor, Maker, Rule, Site
+from sparsemtl.compaction.rules.spatial import is_map, item
+
+_RESHAPES = ("reshape", "view")
+
+
+def flatten(site: Site) -> Rule | None:
+    """Positions side by side: behind every channel's first, or on an axis of their own."""
+    layer: Any = site.module
+    start = argument(site.node, 1, "start_dim", 0) if layer is None else layer.start_dim
+    end = argument(site.node, 2, "end_dim", -1) if layer is None else layer.end_dim
+    return _flattened(site, start) if end == -1 and isinstance(start, int) and start > 0 else None
+
+
+def reshape(site: Site) -> Rule | None:
+    """`x.view(batch, -1)`, which flattens, and `x.view(batch, channels, 1, 1)`; no other shape is understood."""
+    source, shape = operand(site.node), shape_argument(site.node)
+    if source is None or len(shape) < 2:
+        return None
+    if len(shape) == 2 and shape[1] == -1:
+        return _flattened(site, 1) if _is_batch(shape[0], source, site.layouts) else None
+    layout = site.layouts[source]
+    if not layout.whole or layout.rank is None or layout.axis != 1 or any(size != 1 for size in shape[2:]):
+        return None
+    # as many entries as channels and samples: further axes of the tensor have length one
+    counted = isinstance(shape[1], int) and shape[1] == layout.channels
+    first = shape[0] == -1 or _is_batch(shape[0], source, site.layouts)
+    return Reshape(site.node, [source], replace(layout, rank=len(shape)), preserved) if counted and first else None
+
+
+class Reshape(Channelwise):
+    """A view whose shape has the number of channels in it."""
+
+    def rewrite(self, out: Need | None, present: Sequence[Tensor | None], editor: Editor) -> Tensor | None:
+        """Write the number of channels that are left."""
+        mask = super().rewrite(out, present, editor)
+        if mask is not None:
+            source, (batch, _, *ones) = self.node.args[0], shape_argument(self.node)
+            self.node.args, self.node.kwargs = (source, (batch, int(mask.sum()), *ones)), {}
+        return mask
+
+
+def settle_sizes(network: Network, rules: Mapping[fx.Node, Rule]) -> None:
+    """Write the number of channels of a tensor into shapes that ask for it, and guards about it off.
+
+    The number is known, and so nothing need be kept for the sake of a question about it.
+    """
+    layouts = {node: rule.layout for node, rule in rules.items()}
+    for node in list(network.graph.nodes):
+        source = operand(node)
+        if source is not None and operation(node) in (*_RESHAPES, "expand") and source in layouts:
+            channels = layouts[source].channels
+            own = -1 if operation(node) == "expand" else channels  # -1 of an expansion is what there is
+            shape = [own if _counts(size, channels, layouts) else size for size in shape_argument(node)]
+            node.args, node.kwargs = (source, tuple(shape)), {}
+        elif node.target is check_answer:
+            asked = node.args[0]
+            numbers = asked.all_input_nodes if isinstance(asked, fx.Node) else []
+            if all(_counts(each, _channels_of(each, layouts), layouts) for each in numbers):
+                network.graph.erase_node(node)
+
+
+def _channels_of(size: fx.Node, layouts: Mapping[fx.Node, Layout]) -> int | None:
+    tensor, _ = asked_size(size)
+    return layouts[tensor].channels if tensor in layouts else None
+
+
+def _counts(size: object, channels: int | None, layouts: Mapping[fx.Node, Layout]) -> bool:
+    """Whether a number in the graph is the number of channels of a tensor, and this many."""
+    if not isinstance(size, fx.Node) or channels is None:
+        return False
+    tensor, axis = asked_size(size)
+    layout = layouts.get(tensor, Layout()) if tensor is not None else Layout()
+    at_channels = layout.rank is not None and isinstance(axis, int) and axis % layout.rank == layout.axis
+    return at_channels and layout.whole and layout.channels == channels
+
+
+def asked_size(size: fx.Node) -> tuple[fx.Node | None, object]:
+    """The tensor and the axis whose size a node is; (None, None) if it is none."""
+    if size.op == "call_method" and size.target == "size":
+        return operand(size), argument(size, 1, "dim", None)
+    shape = size.args[0] if size.target is operator.getitem else None
+    if not isinstance(shape, fx.Node):
+        return None, None
+    whole = shape.op == "call_method" and shape.target == "size" and argument(shape, 1, "dim", None) is None
+    if whole or (shape.target is getattr and shape.args[1] == "shape"):
+        return operand(shape), size.args[1]
+    return None, None
+
+
+def _is_batch(size: object, source: fx.Node, layouts: Mapping[fx.Node, Layout]) -> bool:
+    """Whether a number in the graph is the length of a tensor's first axis, or of one that it was computed from."""
+    tensor, axis = asked_size(size) if isinstance(size, fx.Node) else (None, None)
+    if tensor is None or axis != 0:
+        return False
+    waiting, seen = [source], {source}
+    while waiting:
+        node = waiting.pop()
+        if node is tensor:
+            return True
+        # what channels are known of keeps its samples apart; an expansion may have more of them
+        if layouts.get(node, Layout()).channels is not None and operation(node) != "expand":
+            new = [each for each in node.all_input_nodes if each not in seen]
+            seen.update(new)
+            waiting += new
+    return False
+
+
+def _flattened(site: Site, start: int) -> Rule | None:
+    source = operand(site.node)
+    if source is None:
+        return None
+    layout = site.layouts[source]
+    if layout.channels is None:
+        return Rule(site.node, [source], Layout(rank=start + 1))
+    if layout.rank is None or layout.axis > start or (not layout.whole and layout.rank != start + 1):
+        return None
+    spread = None if start == layout.axis and layout.rank > start + 1 else layout.spread
+    return Channelwise(site.node, [source], replace(layout, rank=start + 1, spread=spread), preserved)
+
+
+def expand(site: Site) -> Rule | None:
+    """`x.expand(-1, -1, height, width)`: the channels stay as many."""
+    source, shape = operand(site.node), shape_argument(site.node)
+    layout = site.layouts[source] if source is not None else Layout()
+    if source is None or not is_map(layout) or len(shape) != layout.rank:
+        return None
+    return Channelwise(site.node, [source], layout, preserved) if shape[layout.axis] == -1 else None
+
+
+def expand_as(site: Site) -> Rule | None:
+    """`x.expand_as(y)` with as many channels as `y` has."""
+    source, other = operand(site.node), argument(site.node, 1, "other", None)
+    if source is None or not isinstance(other, fx.Node) or source is other:
+        return None
+    layout = site.layouts[source]
+    fits = is_map(layout) and site.layouts[other] == layout
+    return Channelwise(site.node, [source, other], layout, lambda first, _: first) if fits else None
+
+
+def unsqueeze(site: Site) -> Rule | None:
+    """One more axis, behind the channels."""
+    source, axis = operand(site.node), argument(site.node, 1, "dim", None)
+    layout = site.layouts[source] if source is not None else Layout()
+    if not isinstance(axis, int) or layout.rank is None:
+        return None
+    return _longer(site, 1) if axis % (layout.rank + 1) == layout.rank else None
+
+
+def getitem(site: Site) -> Rule | None:
+    """`x[:, :, None, None]` and `x[..., None]`, or one of the outputs of a layer with several."""
+    source = operand(site.node)
+    index = site.node.args[1] if len(site.node.args) > 1 else None
+    layout = site.layouts[source] if source is not None else Layout()
+    if not isinstance(index, tuple) or layout.rank is None:
+        return item(site)
+    behind = list(index)
+    axes = 0
+    while behind and (behind[0] is Ellipsis or behind[0] == slice(None)):
+        axes = layout.rank if behind[0] is Ellipsis else axes + 1
+        behind.pop(0)
+    return _longer(site, len(behind)) if axes == layout.rank and all(each is None for each in behind) else None
+
+
+def _longer(site: Site, more: int) -> Rule | None:
+    """Some axes of length one at the end."""
+    source = operand(site.node)
+    layout = site.layouts[source] if source is not None else Layout()
+    if source is None or not layout.whole or layout.rank is None or layout.axis != 1:
+        return None
+    return Channelwise(site.node, [source], replace(layout, rank=layout.rank + more), preserved)
+
+
+OPERATIONS: dict[str, Maker] = {
+    **dict.fromkeys(_RESHAPES, reshape),
+    "expand": expand,
+    "expand_as": expand_as,
+    "flatten": flatten,
+    "getitem": getitem,
+    "unsqueeze": unsqueeze,
+}
+"""Operation of torch -> rule."""

@@ -1,0 +1,248 @@
+"""The outputs of a network before and after it was compacted, compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsemtl.compaction.examples import Inputs, random_like
+from sparsemtl.compaction.plain import copied
+from sparsemtl.compaction.structures import leaves, mapped
+from sparsemtl.errors import CompactionError, ParameterError
+
+LIMITS = {torch.float64: 1e-8, torch.float32: 1e-3}
+"""Precision -> largest difference, as a fraction of the outputs' spread."""
+ROUNDING = 20
+"""In single precision, the difference may also be as many times that of the model from itself in double precision."""
+BATCHES = (1, 3)
+"""Numbers of samples that are run beside the example's."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far the outputs of a compacted network are from the model's.
+
+    Attributes:
+        float64: largest difference in double precision, as a fraction of the spread of the output (its standard
+            deviation, or its largest absolute value if that is more); None if it was not measured.
+        float32: the same in single precision.
+        inputs: what was run: the example's shapes and how many inputs of its kind.
+        reason: why nothing was verified, "" if it was.
+        only: inputs that the compacted network is right for or takes, where they are fewer than the model takes.
+    """
+
+    float64: float | None = None
+    float32: float | None = None
+    inputs: str = ""
+    reason: str = ""
+    only: str = ""
+
+    @property
+    def verified(self) -> bool:
+        """Whether outputs were compared."""
+        return not self.reason
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"not verified: {self.reason}"
+        found = [f"{error:.1e} in {name}" for name, error in vars(self).items() if isinstance(error, float)]
+        only = f"; {self.only}" if self.only else ""
+        return f"outputs differ by at most {' and '.join(found)} of their spread, on {self.inputs}{only}"
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Inputs to run.
+
+    Attributes:
+        inputs: the inputs.
+        stretched: the axes that are longer than the example's.
+    """
+
+    inputs: Inputs
+    stretched: tuple[int, ...] = ()
+
+
+class DifferentOutputsError(CompactionError):
+    """The compacted network does not give the model's outputs.
+
+    Args:
+        message: what differs.
+        inputs: where.
+    """
+
+    def __init__(self, message: str, inputs: Inputs) -> None:
+        super().__init__(message)
+        self.inputs = inputs
+
+
+class Comparison:
+    """Outputs of a model and of networks that take its place, compared in one precision after the other.
+
+    Args:
+        model: the model, in eval mode.
+        inputs: an example that the model runs on.
+
+    Attributes:
+        fixed: axes of the inputs on which the networks are right for the example's size alone.
+        without_gradients: whether the model gives these outputs under `torch.no_grad()` alone.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        self.model, self.inputs = model, inputs
+        self.fixed: dict[int, None] = {}
+        self._errors: dict[torch.dtype, float] = {}
+        self._refused: dict[str, None] = {}
+        self._ran = 0
+        self._exact: Any = None
+        self._random = False
+        self.without_gradients = False
+
+    def run(self, small: nn.Module, dtype: torch.dtype) -> None:
+        """Compare in one precision, double precision first.
+
+        Raises:
+            DifferentOutputsError: if outputs differ.
+        """
+        model, small = _cast(self.model, dtype), _cast(small, dtype)
+        example = self.inputs.to(dtype=dtype, device=device_of(model))
+        expected = _outputs(model, example)
+        if isinstance(expected, Exception):
+            return
+        if self._exact is None:
+            with torch.enable_grad():
+                recorded = _outputs(model, example)
+            again = _outputs(model, example, seed=1)
+            self._random = isinstance(again, Exception) or difference(expected, again) != 0
+            differs = isinstance(recorded, Exception) or difference(expected, recorded) > LIMITS[dtype]
+            self.without_gradients = differs and not self._random
+        if self._random:
+            return
+        limit = max(LIMITS[dtype], ROUNDING * self._rounding(expected))
+        self._exact = expected
+        self._compare(model, small, _Case(example), dtype, limit)
+        if dtype is torch.float64 or not self._errors.get(torch.float64):
+            for case in _cases(example):
+                self._compare(model, small, case, dtype, limit)
+
+    def _rounding(self, outputs: Any) -> float:
+        """How far the model is from itself in double precision."""
+        error = 0.0 if self._exact is None else difference(self._exact, outputs)
+        return error if error < 1 else 0.0
+
+    def _compare(self, model: nn.Module, small: nn.Module, case: _Case, dtype: torch.dtype, limit: float) -> None:
+        error = _error(model, small, case)
+        if error is None:
+            return
+        if isinstance(error, Exception) and not isinstance(error, ParameterError):
+            if not case.stretched:
+                raise DifferentOutputsError(
+                    f"the compacted network cannot be run on inputs of shape {case.inputs.shapes()}, which the model "
+                    f"takes: {error}. A loop over the samples of a batch is right for their number alone.",
+                    case.inputs,
+                ) from error
+            self.fixed |= dict.fromkeys(case.stretched)
+        elif isinstance(error, ParameterError):
+            self._refused[case.inputs.shapes()] = None
+        elif error <= limit:
+            self._errors[dtype] = max(error, self._errors.get(dtype, 0.0))
+            self._ran += 1
+        elif case.stretched:
+            self.fixed |= dict.fromkeys(case.stretched)
+        else:
+            raise DifferentOutputsError(
+                f"the compacted network does not give the model's outputs: they differ by {error:.2g} of their spread "
+                f"in {str(dtype).removeprefix('torch.')} on inputs of shape {case.inputs.shapes()}. The model does "
+                "something that its graph cannot hold.",
+                case.inputs,
+            )
+
+    def result(self) -> Verification:
+        """What was found."""
+        if self._random:
+            return Verification(reason="the model's outputs are not the same from one run to the next")
+        if not self._errors:
+            return Verification(reason="the model runs neither in double nor in single precision")
+        notes = ["only under torch.no_grad()"] if self.without_gradients else []
+        notes += [f"only inputs of the example's size on axis {axis}" for axis in self.fixed]
+        notes += [f"inputs of shape {shapes} are refused, which the model takes" for shapes in self._refused]
+        kinds = self._ran - len(self._errors)
+        return Verification(
+            self._errors.get(torch.float64),
+            self._errors.get(torch.float32),
+            f"an input of shape {self.inputs.shapes()} and {kinds} of its kind",
+            only="; ".join(notes),
+        )
+
+
+def _cases(example: Inputs) -> Iterator[_Case]:
+    """Random inputs of the example's kind: other numbers of samples, other sizes."""
+    yield from (_Case(random_like(example, seed=1, samples=count)) for count in BATCHES)
+    axes = max((t.ndim for t in example.tensors()), default=0)
+    together = [tuple(range(2, axes))] if axes > 3 else [(axis,) for axis in range(1, axes)]
+    yield from (_Case(random_like(example, seed=2, samples=1, stretched=each), each) for each in together)
+
+
+def _error(model: nn.Module, small: nn.Module, case: _Case) -> float | Exception | None:
+    """How far outputs are apart, or why there are none; None if the model does not take such inputs."""
+    expected = _outputs(model, case.inputs)
+    if isinstance(expected, Exception):
+        return None
+    found = _outputs(small, case.inputs)
+    return found if isinstance(found, Exception) else difference(expected, found)
+
+
+def difference(expected: Any, found: Any) -> float:
+    """The largest difference of outputs, as a fraction of the spread of each; inf if their structures differ."""
+    pairs = list(leaves(expected)), list(leaves(found))
+    if len(pairs[0]) != len(pairs[1]):
+        return float("inf")
+    return max((_difference(one, other) for one, other in zip(*pairs, strict=True)), default=0.0)
+
+
+def _difference(expected: Any, found: Any) -> float:
+    if not isinstance(expected, Tensor) or not isinstance(found, Tensor):
+        return 0.0 if type(expected) is type(found) and expected == found else float("inf")
+    if expected.shape != found.shape:
+        return float("inf")
+    one, other = expected.detach().cpu(), found.detach().cpu()
+    wide = torch.complex128 if one.is_complex() or other.is_complex() else torch.float64
+    one, other = one.to(wide), other.to(wide)
+    finite = one.isfinite() & other.isfinite()
+    if not torch.equal(one[~finite].nan_to_num(7.0), other[~finite].nan_to_num(7.0)):
+        return float("inf")
+    one, other = one[finite], other[finite]
+    if torch.equal(one, other):
+        return 0.0
+    spread = max(float(one.abs().max()), float(one.std()) if len(one) > 1 else 0.0)
+    return float((one - other).abs().max()) / (spread or 1.0)
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    device = device_of(model)
+    return copied(model).to(device="cpu" if device.type == "mps" else device, dtype=dtype)  # mps has no doubles
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's first tensor is."""
+    return next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+
+
+def _outputs(model: nn.Module, inputs: Inputs, seed: int = 0) -> Any:
+    """What a network gives, or the error that it raises; always with the same random numbers."""
+    device = device_of(model)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        try:
+            return snapshot(inputs.call(model))
+        except Exception as error:  # the model does not take inputs of this size, or the network is wrong
+            return error
+
+
+def snapshot(output: Any) -> Any:
+    """An output whose tensors nobody can change any more."""
+    return mapped(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, output)

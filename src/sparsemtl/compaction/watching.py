@@ -1,0 +1,96 @@
+"""What is put in the place of Python's and torch's own while a module is recorded, and taken away afterwards."""
+
+from __future__ import annotations
+
+import builtins
+import functools
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import _symbolic_trace as tracing
+
+from sparsemtl.compaction.recording import Recorder
+
+_MISSING = object()
+
+
+@contextmanager
+def watched(recorder: Recorder, root: nn.Module, calls: Collection[Callable[..., Any]]) -> Iterator[None]:
+    """Let a recorder see the calls of modules, of functions that stay one node, and of `len`.
+
+    Args:
+        recorder: the recorder.
+        root: the module that will run.
+        calls: functions that stay one node, beside those under `torch.fx.wrap`.
+    """
+    call = nn.Module.__call__
+
+    @functools.wraps(call)
+    def module_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return recorder.call_module(call, module, args, kwargs)
+
+    with ExitStack() as stack:
+        for names in _globals_of(root):
+            for name, value in list(names.items()):
+                if callable(value) and any(value is each for each in calls):
+                    stack.enter_context(_replaced(names, name, _as_node(recorder, value)))
+            if "len" not in names:
+                stack.enter_context(_replaced(names, "len", recorder.length))
+        for (_, name), names in list(tracing._wrapped_fns_to_patch.items()):
+            function = names.get(name, getattr(builtins, name, None))
+            if function is not None and not hasattr(function, "_stays_one_node"):
+                stack.enter_context(_replaced(names, name, _as_node(recorder, function)))
+        stack.enter_context(_attribute(nn.Module, "__call__", module_call))
+        stack.enter_context(_attribute(torch, "finfo", _limits(torch.finfo)))
+        stack.enter_context(_attribute(tracing, "_is_fx_tracing_flag", True))
+        stack.enter_context(recorder)
+        yield
+
+
+def _globals_of(root: nn.Module) -> list[dict[str, Any]]:
+    """The globals that the code of the user's modules reads."""
+    found: dict[int, dict[str, Any]] = {}
+    for module in root.modules():
+        names = getattr(type(module).forward, "__globals__", {})
+        if not str(names.get("__name__", "torch.")).startswith("torch."):
+            found[id(names)] = names
+    return list(found.values())
+
+
+def _as_node(recorder: Recorder, function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return recorder.call_function(function, args, kwargs)
+
+    call._stays_one_node = True  # type: ignore[attr-defined]
+    return call
+
+
+def _limits(finfo: Any) -> Callable[..., Any]:
+    """`torch.finfo` whose numbers are those of single precision for double: the graph is run in both."""
+    return lambda kind=None: finfo(torch.float32 if kind in (None, torch.float64) else kind)
+
+
+@contextmanager
+def _replaced(names: dict[str, Any], name: str, value: Any) -> Iterator[None]:
+    before = names.get(name, _MISSING)
+    names[name] = value
+    try:
+        yield
+    finally:
+        if before is _MISSING:
+            del names[name]
+        else:
+            names[name] = before
+
+
+@contextmanager
+def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)

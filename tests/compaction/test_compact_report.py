@@ -1,0 +1,191 @@
+"""What compaction says of every layer, and how it verifies its result."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from compaction_toys import alive, compacted, zeroed
+from torch import Tensor, nn
+
+import sparsemtl as sm
+from sparsemtl.compaction.rules.dense import Dense
+from sparsemtl.errors import CompactionError, CompactionWarning, ParameterError
+
+IMAGES = torch.randn(3, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def convolutions(*between: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    model = alive(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *between, nn.Conv2d(8, 4, 1)))
+    with torch.no_grad():
+        model[-1].weight[:, 5:] = 0
+    return model
+
+
+def test_channels_parameters_and_multiply_adds_are_those_of_the_layers() -> None:
+    model = convolutions(nn.BatchNorm2d(8), nn.ReLU())
+    small = compacted(model, IMAGES, example_inputs=IMAGES)
+    report = small.report
+    assert [(each.name, each.inputs, each.outputs, each.change) for each in report.layers] == [
+        ("0", (3, 3), (8, 5), "smaller"),
+        ("1", (8, 0), (8, 0), "removed"),
+        ("3", (8, 5), (4, 4), "smaller"),
+    ]
+    assert report.layer("1").why == "part of the layer before it"
+    assert report.parameters == (sm.parameter_count(model), sm.parameter_count(small))
+    assert report.macs == (sm.macs(model, IMAGES[:1]), sm.macs(small, IMAGES[:1]))
+    assert 0 <= report.verification.float64 < 1e-12
+    assert 0 <= report.verification.float32 < 1e-5
+
+
+def test_the_report_can_be_printed() -> None:
+    text = str(sm.compact(convolutions(nn.GroupNorm(2, 8))).report)
+    assert "'1' (GroupNorm)" in text
+    assert "parameters: 276 -> " in text
+    assert "outputs differ by at most" in text
+
+
+REASONS = {
+    "group norm": (nn.GroupNorm(2, 8), r"'1' \(GroupNorm\)"),
+    "softmax": (nn.Softmax(1), r"'1' \(Softmax\)"),
+    "groups": (nn.Conv2d(8, 8, 3, padding=1, groups=2), r"'1' \(Conv2d\)"),
+}
+
+
+@pytest.mark.parametrize("kind", REASONS)
+def test_the_reader_in_the_way_is_named(kind: str) -> None:
+    between, named = REASONS[kind]
+    report = compacted(convolutions(between, nn.ReLU()), IMAGES).report
+    assert report.layer("0").change == "whole"
+    with pytest.raises(AssertionError, match=named):
+        raise AssertionError(report.layer("0").why)
+
+
+def test_layers_that_stay_whole_say_why() -> None:
+    model = convolutions(nn.Conv2d(8, 8, 3, padding=1, groups=2))
+    assert compacted(model, IMAGES).report.layer("1").why == "a convolution of 2 groups"
+    hooked = convolutions(nn.ReLU())
+    hooked[0].register_forward_hook(lambda module, inputs, output: output * 2)
+    assert compacted(hooked, IMAGES).report.layer("0").why == "has hooks"
+    assert compacted(convolutions(nn.ReLU()), IMAGES, whole=["0"]).report.layer("0").why == "named in `whole`"
+    tied = convolutions(nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1))
+    tied[4].weight = tied[2].weight
+    assert compacted(tied, IMAGES).report.layer("2").why == "its weights are read more than once"
+
+
+def test_attention_is_reported() -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.attention = nn.Linear(6, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+            self.last = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.last(self.attention(x, x, x, need_weights=False)[0])
+
+    x = torch.randn(2, 5, 6, dtype=torch.float64)
+    report = compacted(zeroed(alive(Attending()), "inputs", 0.5), x, example_inputs=x).report
+    assert "MultiheadAttention" in report.layer("attention").why
+    assert "attention" in report.layer("first").why
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation, in the ways that it is written."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.way = way
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+        flat = way in ("view", "indexed", "unsqueezed")
+        self.squeeze, self.excite = (
+            (nn.Linear(8, 4), nn.Linear(4, 8)) if flat else (nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1))
+        )
+        with torch.no_grad():
+            self.first.weight[:3] = 0
+            self.first.bias[:3] = 0
+
+    def gate(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.excite(self.squeeze(x).relu()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        b, c, _, _ = x.size()
+        pooled = F.adaptive_avg_pool2d(x, 1)
+        if self.way == "view":
+            x = x * self.gate(pooled.view(b, c)).view(b, c, 1, 1).expand_as(x)
+        elif self.way == "indexed":
+            x = x * self.gate(pooled.flatten(1))[:, :, None, None]
+        elif self.way == "unsqueezed":
+            x = self.gate(x.mean((2, 3))).unsqueeze(-1).unsqueeze(-1) * x
+        else:
+            x = x.mul(self.gate(x.mean(dim=[2, 3], keepdim=True)))
+        return self.last(x)
+
+
+@pytest.mark.parametrize("way", ["view", "indexed", "unsqueezed", "convolutions"])
+def test_a_zero_channel_times_its_gate_is_gone(way: str) -> None:
+    small = compacted(alive(Gated(way)), IMAGES)
+    outputs = {layer.name: layer.outputs for layer in small.report.layers}
+    assert outputs == {"first": (8, 5), "squeeze": (4, 4), "excite": (8, 5), "last": (4, 4)}
+
+
+def test_what_was_loaded_has_its_report_and_is_verified_again() -> None:
+    small = sm.compact(convolutions(nn.ReLU()), example_inputs=IMAGES)
+    again = sm.compact(small)
+    assert again.report.verification.verified
+    assert [like.shape for like in again.report.example.args] == [tuple(IMAGES.shape)]
+
+
+def test_a_wrong_rule_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = Dense._columns
+
+    def wrong(self: Dense, out: object) -> Tensor:
+        found = columns(self, out)  # type: ignore[arg-type]
+        found[found.nonzero().flatten()[:1]] = False
+        return found
+
+    monkeypatch.setattr(Dense, "_columns", wrong)
+    with pytest.raises(CompactionError, match="differ by"):
+        sm.compact(convolutions(nn.ReLU()))
+
+
+def test_the_first_layer_that_differs_is_named() -> None:
+    class Hidden(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch._C._from_dlpack(torch.utils.dlpack.to_dlpack(x.detach()))
+
+    model = alive(nn.Sequential(nn.Linear(4, 5), Hidden(), nn.Linear(5, 3), nn.Linear(3, 2)))
+    with pytest.raises(CompactionError, match="first layer with other outputs is '2'"):
+        sm.compact(model, example_inputs=torch.randn(3, 4))
+
+
+def test_random_outputs_are_not_verified() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) + torch.randn_like(x[:, :1])
+
+    with pytest.warns(CompactionWarning, match="not the same from one run to the next"):
+        small = sm.compact(Noisy())
+    assert not small.report.verification.verified
+
+
+def test_an_example_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ParameterError, match="cannot be run on inputs of shape"):
+        sm.compact(convolutions(nn.ReLU()), example_inputs=torch.randn(2, 4, 8, 8))
+    with pytest.raises(ParameterError, match="does not fit"):
+        sm.compact(convolutions(nn.ReLU()), example_inputs=(IMAGES, IMAGES))
+
+
+def test_the_example_and_the_model_stay_as_they_are() -> None:
+    model, x = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2)), torch.randn(3, 4)
+    before = x.clone()
+    sm.compact(model, example_inputs=x)
+    assert torch.equal(x, before)
+    assert nn.Module.__call__ is nn.Module._wrapped_call_impl
