@@ -15,9 +15,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from sparsemtl import comparison
+from sparsemtl.comparison import plain, shown
 from sparsemtl.data.image_folders import AUXILIARY
 from sparsemtl.errors import ConfigError, unknown_name
-from sparsemtl.parameters import describe
+from sparsemtl.parameters import beyond_limits, describe
 from sparsemtl.schema import SECTIONS, Keys, in_yaml_words, member_keys, run_keys, schema_model, training_keys
 from sparsemtl.tasks.options import check_options
 from sparsemtl.yaml_text import line_numbers, parse_yaml
@@ -43,16 +45,17 @@ def check(
         ConfigError: naming each wrong place, what was expected there and the nearest valid name.
     """
     if not isinstance(config, Mapping):
-        raise ConfigError(f"{where}: expected a mapping of sections, got {_shown(config)}.")
-    given = {key: _with_name(key, value) for key, value in _plain(config).items()}
+        raise ConfigError(f"{where}: expected a mapping of sections, got {shown(config)}.")
+    given = {key: _with_name(key, value) for key, value in plain(config).items()}
     try:
         checked = schema_model().model_validate_json(json.dumps(given))
     except ValidationError as error:
         wrong = dict.fromkeys(_explain(issue, given, origins or {}) for issue in error.errors())
         raise ConfigError("\n".join([f"{where} is not valid:", *(f"  {line}" for line in wrong)])) from None
     complete: dict[str, Any] = checked.model_dump(mode="json")
-    if wrong_options := list(_wrong_options(complete["task_options"], origins or {})):
-        raise ConfigError("\n".join([f"{where} is not valid:", *(f"  {line}" for line in wrong_options)]))
+    found = [*_wrong_options(complete["task_options"], origins or {}), *_beyond_limits(complete, origins or {})]
+    if wrong := dict.fromkeys(found):
+        raise ConfigError("\n".join([f"{where} is not valid:", *(f"  {line}" for line in wrong)]))
     before_of(complete, where=where, origins=origins)
     return complete
 
@@ -111,17 +114,6 @@ def _inside(place: str) -> str:
     """A place in `pretraining` as it is called there, "" for any other."""
     section, _, inner = place.partition(".")
     return inner if section == "pretraining" else ""
-
-
-def _plain(value: Any) -> Any:
-    """The value in JSON's types: a configuration made in Python is checked as a file would be."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return value.item() if hasattr(value, "item") else str(value)
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,14 +211,7 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator
         before: one that was complete when it was written. A key that there was not yet stands at its default.
         after: a complete one.
     """
-    there, here = dict(_leaves(_completed(before))), dict(_leaves(after))
-    for place in dict.fromkeys([*there, *here]):
-        if place not in here:
-            yield f"{place} is {_shown(there[place])} there and missing here"
-        elif place not in there:
-            yield f"{place} is missing there and {_shown(here[place])} here"
-        elif there[place] != here[place]:
-            yield f"{place} is {_shown(there[place])} there and {_shown(here[place])} here"
+    return comparison.differences(_completed(before), after)
 
 
 def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -235,14 +220,6 @@ def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
         return check(config)
     except ConfigError:
         return config
-
-
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def origins_of(path: str | Path, overrides: Sequence[str]) -> dict[str, str]:
@@ -265,6 +242,23 @@ def _explain(issue: Mapping[str, Any], config: Mapping[str, Any], origins: Mappi
     return f"{name}{origin}: {_problem(issue, place, config)}"
 
 
+def _beyond_limits(complete: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[str]:
+    """The values of a checked configuration that no computer can work with, in words."""
+    tops: dict[Place, Any] = {(key,): complete[key] for key in run_keys()}
+    inner: dict[Place, Any] = {
+        (section, key): value
+        for section in (*SECTIONS, "training")
+        for key, value in (complete[section] or {}).items()
+        if key != "name" or section == "training"
+    }
+    for place, value in (tops | inner).items():
+        hint = _keys_beside(place, complete)[place[-1]][0]
+        if problem := beyond_limits(value, hint):
+            name = ".".join(place)
+            origin = f" ({origins[name]})" if name in origins else ""
+            yield f"{name}{origin}: expected {in_yaml_words(describe(hint))}, got {shown(value)}.{problem}"
+
+
 def _place(issue: Mapping[str, Any], config: Mapping[str, Any]) -> Place:
     """Section and key of an issue. Pydantic also names the member of a union that it tried, and parts of a value."""
     section, *rest = map(str, issue["loc"])
@@ -284,19 +278,21 @@ def _problem(issue: Mapping[str, Any], place: Place, config: Mapping[str, Any]) 
             return f"expected the `name` of one of {', '.join(registry)}."
         return unknown_name(registry.kind, found, registry)
     if len(place) == 1 and section in SECTIONS:
-        return f"expected a name, or a mapping of `name` and parameters, got {_shown(config[section])}."
+        return f"expected a name, or a mapping of `name` and parameters, got {shown(config[section])}."
     if place == ("training",):
-        return f"expected a mapping of {', '.join(training_keys())}, got {_shown(config[section])}."
+        return f"expected a mapping of {', '.join(training_keys())}, got {shown(config[section])}."
     expected = in_yaml_words(describe(_keys_beside(place, config)[key][0]))
     if kind == "missing":
         return f"this key is required: {expected}."
     found = config[section][key] if len(place) > 1 else config[key]
     if not _TYPE_OR_RANGE.fullmatch(kind):  # an annotation that only pydantic can put into words
-        return f"{issue['msg'][:1].lower()}{issue['msg'][1:]}, got {_shown(found)}."
-    return f"expected {expected}, got {_shown(found)}."
+        return f"{issue['msg'][:1].lower()}{issue['msg'][1:]}, got {shown(found)}."
+    return f"expected {expected}, got {shown(found)}."
 
 
-_TYPE_OR_RANGE = re.compile(r"\w+_(type|parsing|from_float)|(greater|less)_than\w*|literal_error|is_instance_of")
+_TYPE_OR_RANGE = re.compile(
+    r"\w+_(type|parsing|from_float)|(greater|less)_than\w*|literal_error|is_instance_of|finite_number"
+)
 
 
 def _unknown_key(place: Place, config: Mapping[str, Any]) -> str:
@@ -318,7 +314,3 @@ def _keys_beside(place: Place, config: Mapping[str, Any]) -> Keys:
     if place[0] == "training":
         return training_keys()
     return member_keys(SECTIONS[place[0]][0][config[place[0]]["name"]])
-
-
-def _shown(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)

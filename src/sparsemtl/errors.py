@@ -38,6 +38,10 @@ class CheckpointError(SparseMTLError, ValueError):
     """A run folder or a checkpoint cannot be used as asked."""
 
 
+class StorageError(SparseMTLError, OSError):
+    """A file cannot be written."""
+
+
 class TrainingError(SparseMTLError):
     """Training came to nothing by its own settings. A study leaves such a run out and goes on."""
 
@@ -88,6 +92,10 @@ class ReproducibilityWarning(SparseMTLWarning):
 
 class CompactionWarning(SparseMTLWarning):
     """A network was compacted and its outputs were not compared with the model's."""
+
+
+class RecordWarning(SparseMTLWarning):
+    """A part of a run folder's record is damaged, or not protected against another writer."""
 
 
 class LabelWarning(SparseMTLWarning):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,16 @@ from sparsemtl.balancing import BALANCERS
 from sparsemtl.batches import Loaders
 from sparsemtl.config import check, differences
 from sparsemtl.data import TaskData
-from sparsemtl.errors import CheckpointError, ConfigError
+from sparsemtl.errors import CheckpointError, ConfigError, SparseMTLError
 from sparsemtl.frozen import Frozen
 from sparsemtl.heads import HEADS
+from sparsemtl.locks import locked, refuse_foreign
 from sparsemtl.machine import use_threads
 from sparsemtl.models import MultiTaskModel, stride_of, width_of
 from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
 from sparsemtl.plan import Plan
 from sparsemtl.pretraining import Earlier, Pretrained, Untrained, named_pretraining
+from sparsemtl.processes import refuse_distributed
 from sparsemtl.randomness import seed_everything
 from sparsemtl.schema import TRAINER_KEYS
 from sparsemtl.sharing import SHARING, Sharing
@@ -48,20 +52,27 @@ def run(config: Mapping[str, Any], folder: str | Path, *, resume: bool = False, 
 
     Raises:
         ConfigError: if the configuration is not valid.
-        CheckpointError: if the folder holds a run and `resume` is not asked for.
+        CheckpointError: if the folder holds a run and `resume` is not asked for, or files of others, or if another
+            process writes there.
+        ParameterError: if the environment announces several processes.
     """
+    refuse_distributed()
     plan, place = Plan(check(config)), RunFolder(folder)
-    if not resume:
-        _check_free(place)
     return _run(plan, place, resume=resume, progress=progress)
 
 
 def _run(plan: Plan, place: RunFolder, *, resume: bool, progress: bool) -> Results:
-    with use_threads(plan.config["training"]["threads"]):  # from the first number of the data to the last of the test
-        return _run_all(plan, place, resume=resume, progress=progress)
+    if not resume:
+        _check_free(place)
+    elif not place.begun:
+        refuse_foreign(place.path)
+    with locked(place.path), use_threads(plan.config["training"]["threads"]):  # from the data's first number on
+        if not resume:
+            _check_free(place)  # again: another process may have begun and ended a run meanwhile
+        return _train(plan, place, resume=resume, progress=progress)
 
 
-def _run_all(plan: Plan, place: RunFolder, *, resume: bool, progress: bool) -> Results:
+def _train(plan: Plan, place: RunFolder, *, resume: bool, progress: bool) -> Results:
     before = pretrain(plan, place, progress=progress)
     trainer = make_trainer(plan.config, plan.data, place.path, before=before, progress=progress)
     train, validation, test = _loaders(plan)
@@ -80,8 +91,11 @@ def resume(folder: str | Path, *, progress: bool = True) -> Results:
     """Go on with the run in a folder.
 
     Raises:
-        CheckpointError: if the folder is no run folder, or the run is finished or never began.
+        CheckpointError: if the folder is no run folder, or the run is finished or never began, or its configuration
+            has changed, or if another process writes there.
+        ParameterError: if the environment announces several processes.
     """
+    refuse_distributed()
     place = RunFolder(folder)
     if (place.path / "study.json").exists():
         raise CheckpointError(f"{place.path} is a study; the same `sparsemtl study` command goes on with it.")
@@ -107,6 +121,9 @@ def _check_free(place: RunFolder) -> None:
             f"{place.path} holds a run that stopped. Go on with `sparsemtl resume {place.path}`, "
             "use another --out, or delete it."
         )
+    if (place.path / "study.json").exists():
+        raise CheckpointError(f"{place.path} is a study; a run needs a folder of its own. Use another --out.")
+    refuse_foreign(place.path)
 
 
 def load_data(config: Mapping[str, Any]) -> TaskData:
@@ -182,8 +199,9 @@ def make_trainer(
     """
     _check_start_is_kept(config)
     seed_everything(config["seed"])
-    network = _encoder(config, data, before)
-    model = _model(config, data, network, before)
+    with _memory_errors():
+        network = _encoder(config, data, before)
+        model = _model(config, data, network, before)
     balancing = dict(config["balancing"])
     training = config["training"]
     optimizer = dict(config["optimizer"])
@@ -202,6 +220,27 @@ def make_trainer(
         progress=progress,
         **{key: training[key] for key in TRAINER_KEYS},
     )
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Say of a network that memory does not hold what to make smaller."""
+    try:
+        yield
+    except MemoryError:
+        problem = "memory is used up"
+    except RuntimeError as error:
+        if isinstance(error, SparseMTLError) or not _NO_MEMORY.search(str(error)):
+            raise
+        problem = str(error).split("\n")[0]
+    else:
+        return
+    raise ConfigError(
+        f"the network does not fit into memory: {problem}. Make the widths of `encoder` and `architecture` smaller."
+    )
+
+
+_NO_MEMORY = re.compile(r"allocate memory|out of memory|calculation overflowed|[Ii]nvalid size|too large")
 
 
 def _encoder(config: Mapping[str, Any], data: TaskData, before: Earlier | None) -> nn.Module:
