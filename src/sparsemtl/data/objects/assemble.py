@@ -43,9 +43,9 @@ class Reading:
         skip_broken: leave out images that cannot be decoded, counted in the notes; else they are an error when they
             are met.
         deduplicate: leave out training images that any task is validated or tested on, and validation images that the
-            same task is tested on, counted in the notes. `similar`: of equal pixels, or a copy that was saved anew or resized;
-            `exact`: of equal pixels, whatever the file; `none`: keep them all. To find them, all images are decoded
-            once.
+            same task is tested on, counted in the notes. `similar`: of equal pixels, or a copy that was saved anew or
+            resized; `exact`: of equal pixels, whatever the file; `none`: keep them all. To find them, all images are
+            decoded once.
         cache: keep decoded images on disk, in `pictures` under `root`: a byte a pixel and channel.
         workers: threads that decode; 0 decodes in the training thread; by default one a processor, at most 4.
         memory: gigabytes a split may take in memory, in which case it is read once.

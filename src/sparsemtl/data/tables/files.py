@@ -112,7 +112,8 @@ def _there(name: str, root: str | Path | None) -> Path:
 
 
 def _of_folder(folder: Path) -> tuple[Path, ...]:
-    found = {role: sorted(path for path in folder.glob(f"{role}.*") if path.is_file()) for role in ROLES}
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    found = {role: [path for path in files if path.name.partition(".")[0].lower() == role] for role in ROLES}
     for role, paths in found.items():
         if len(paths) > 1:
             raise DataError(f"{folder} has {paths[0].name} and {paths[1].name}; one file is to be {role}.")

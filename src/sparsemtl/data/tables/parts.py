@@ -99,7 +99,8 @@ class Division:
         start = 0
         for chunk in Rows([file], (), (self.column,)):
             codes, names = chunk.texts[self.column]
-            known = np.array([*(ROLES.index(name) if name in ROLES else 255 for name in names), 255], np.uint8)
+            roles = [name.lower() for name in names]
+            known = np.array([*(ROLES.index(name) if name in ROLES else 255 for name in roles), 255], np.uint8)
             parts = known[codes]
             if (parts == 255).any():
                 row = int((parts == 255).argmax())
