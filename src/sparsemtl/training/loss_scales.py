@@ -34,6 +34,6 @@ def unlike_scales(losses: Mapping[str, float], weights: Mapping[str, float], tas
     remedy = "bring its labels to mean 0 and standard deviation 1 (`scale: standard` in a table's targets), " * scaled
     return (
         f"losses of unlike scale in the first epoch: {weighted[high]:.3g} of {high}, {weighted[low]:.3g} of {low}. The "
-        f"shared weights learn mostly {high}: {remedy}give the tasks a `weight`, or choose a balancer that weights them, "
-        "such as uncertainty."
+        f"shared weights learn mostly {high}: {remedy}give the tasks a `weight`, or choose a balancer that weights "
+        "them, such as uncertainty."
     )

@@ -38,6 +38,7 @@ from sparsemtl.training.figures import Meter, measure_rows, result_rows, run_row
 from sparsemtl.training.folder import RunFolder
 from sparsemtl.training.heads import materialize_heads
 from sparsemtl.training.loggers import CSVLogger, Logger, loggers_of
+from sparsemtl.training.loss_scales import LossScaleWarning, unlike_scales
 from sparsemtl.training.mixing import Mix, epoch_batches, loader_generators, steps_in_epoch, undrawn
 from sparsemtl.training.progress import Progress
 from sparsemtl.training.selection import Monitor, Selection, primary_of
@@ -194,7 +195,7 @@ class Trainer:
         check_loaders(train, self.model.tasks)
         check_loaders(validation, self.model.tasks)
         self._chose = [*_each(train), *_each(validation)]
-        self.position, self._logged_until = Position(), 0
+        self.position, self._logged_until, self._scales = Position(), 0, ""
         self.selection = self._select_anew()
         self.views = self.sharing
         bars = Progress(self.epochs, show=self.progress)  # before seeding: importing rich draws random numbers
@@ -399,6 +400,8 @@ class Trainer:
         for task in self.model.tasks:
             if task not in meter.losses:
                 warnings.warn(f"task {task!r} had no labelled sample in epoch {epoch + 1}.", LabelWarning, stacklevel=3)
+        if epoch == 0:
+            self._compare_scales(meter)
         results = self._evaluate(validation)
         improved = self.selection.update(epoch, results) if self.sharing.settled(epoch) else []
         for part in improved:
@@ -427,6 +430,14 @@ class Trainer:
         whole = {name: value for task, name, value in measures if not task}
         bars.end_epoch(epoch, results, primary, whole, better=bool(improved))
 
+    def _compare_scales(self, meter: Meter) -> None:
+        """Warn once, and note beside the figures, if one loss is so large that it trains the shared weights alone."""
+        if not (self.balancer.constant and self.engine.update != "alternate" and self.model.shared_parameters()):
+            return
+        self._scales = unlike_scales(meter.losses, meter.weights, self.model.tasks)
+        if self._scales:
+            warnings.warn(self._scales, LossScaleWarning, stacklevel=4)
+
     def _evaluate(self, loaders: Loaders) -> Results:
         return evaluate(self.module, self.model.tasks, self.views, loaders, self.device)
 
@@ -436,6 +447,7 @@ class Trainer:
     # ---- checkpoints -----------------------------------------------------------------------------------------
 
     _logged_until: int = 0
+    _scales: str = ""
 
     def _parts(self, randomness: Randomness, meter: Meter) -> dict[str, Stateful]:
         parts: dict[str, Stateful] = {
@@ -457,6 +469,7 @@ class Trainer:
             **asdict(self.position),
             "start": dict(start),
             "logged_until": self._logged_until,
+            "scales": self._scales,
             "threads": torch.get_num_threads(),
             "machine": machine(self.device),
         }
@@ -471,6 +484,7 @@ class Trainer:
         progress = restore(state, self.model, self._parts(randomness, meter), str(self.folder.last))
         start: dict[str, Any] = progress.pop("start")
         self._logged_until = progress.pop("logged_until")
+        self._scales = progress.pop("scales", "")
         self._compute_as_before(progress.pop("threads", None), progress.pop("machine", {}))
         self.position = Position(**progress)
         return start
@@ -524,7 +538,7 @@ class Trainer:
             seconds=self.position.seconds,
             validation=self.validation,
             test=test,
-            notes=self.notes,
+            notes=(*self.notes, *filter(None, [self._scales])),
         )
         write_json(self.folder.summary, summary)
 

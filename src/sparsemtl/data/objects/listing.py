@@ -50,8 +50,8 @@ Folders = Mapping[str, Sequence[str]]
 def class_folders(folder: Path) -> dict[str, list[str]]:
     """Images in the folders of a folder, by the folders' names, both in alphabetical order.
 
-    Hidden folders, what macOS adds to archives, and files that no image has the name of, are passed over. A class's images
-    may lie in a folder `images` of its own, as in Tiny-ImageNet.
+    Hidden folders, what macOS adds to archives, and files that no image has the name of, are passed over. A class's
+    images may lie in a folder `images` of its own, as in Tiny-ImageNet.
 
     Raises:
         DataError: if there is no such folder, or none in it.
