@@ -40,7 +40,7 @@ def test_images_of_a_class_may_lie_in_a_folder_of_their_own(tmp_path: Path, inne
 
 def test_the_folder_of_tiny_imagenet_is_named_with_its_data_set(tmp_path: Path) -> None:
     lay_tiny_imagenet(tmp_path)
-    with pytest.raises(DataError, match="holds images without folders of classes.*data set `tiny-imagenet`"):
+    with pytest.raises(DataError, match=r"holds images without folders of classes.*data set `tiny-imagenet`"):
         build(tmp_path, "tiny-imagenet-200")
     assert len(classes(build(tmp_path, "tiny-imagenet-200/train"))) == 4
 
@@ -77,7 +77,7 @@ def test_capitals_make_no_difference_to_the_parts_of_a_table(tmp_path: Path) -> 
     [
         (100, ()),
         (99, ("not the whole data set: 99 images (officially 100)",)),
-        (101, ("more than the official data set has: 101 images (officially 100)",)),
+        (101, ("more than the official data set: 101 images (officially 100)",)),
     ],
 )
 def test_more_is_not_called_less(found: int, notes: tuple[str, ...]) -> None:

@@ -26,7 +26,7 @@ def fit(scale: float, folder: Path, balancing: str = "mean") -> list[str]:
     loader = TensorLoader(x, targets, batch_size=16)
     model = sm.SharedBottom(MLP([4], hidden=[8]), list(TASKS.values()))
     balancer = BALANCERS.build(balancing)
-    trainer = sm.Trainer(model, balancer=balancer, epochs=2, folder=folder, accelerator="cpu", progress=False)
+    trainer = sm.Trainer(model, balancing=balancer, epochs=2, folder=folder, accelerator="cpu", progress=False)
     trainer.fit(loader, loader)
     trainer.test(loader)
     notes: list[str] = json.loads((folder / "summary.json").read_text())["notes"]
