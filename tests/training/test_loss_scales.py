@@ -28,7 +28,7 @@ def fit(scale: float, folder: Path, balancing: str = "mean") -> list[str]:
     balancer = BALANCERS.build(balancing)
     trainer = sm.Trainer(model, balancing=balancer, epochs=2, folder=folder, accelerator="cpu", progress=False)
     trainer.fit(loader, loader)
-    trainer.test(loader)
+    trainer.test(TensorLoader(x, targets, batch_size=16))
     notes: list[str] = json.loads((folder / "summary.json").read_text())["notes"]
     return notes
 
