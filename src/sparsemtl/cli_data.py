@@ -166,8 +166,9 @@ def inspection_lines(inspection: Inspection) -> Iterator[str]:
 def package_lines(package: Package, found: list[Found]) -> Iterator[str]:
     """One package: its files, and, if any is missing, how to get it."""
     yield package.title
+    width = max(22, *(len(standing(part)) for part in found))
     for part in found:
-        yield f"  {standing(part):<24}{part.expected.about}: {' or '.join(part.expected.patterns)}"
+        yield f"  {standing(part):<{width}}  {part.expected.about}: {' or '.join(part.expected.patterns)}"
     if any(standing_short(part) for part in found):
         yield f"  source:   {package.source}"
         yield f"  licence:  {package.licence}"

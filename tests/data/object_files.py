@@ -18,35 +18,39 @@ IDS = {
 }
 
 
-def save(path: Path, brightness: int) -> None:
+def save(path: Path, brightness: int, width: int = 16) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(np.full((12, 16, 3), brightness, np.uint8))
-    image.save(path, quality=100, comment=path.as_posix())  # so that no two files are equal
+    Image.fromarray(np.full((12, width, 3), brightness, np.uint8)).save(path, quality=100)
 
 
-def lay_classes(folder: Path, names: Sequence[str], image: str, count: int = 8) -> None:
-    """Class folders; an image is as bright as ten times its class's place, plus its number, plus `DARKEST`."""
+def lay_classes(folder: Path, names: Sequence[str], image: str, count: int = 8, width: int = 16) -> None:
+    """Class folders; an image is as bright as ten times its class's place, plus its number, plus `DARKEST`.
+
+    Folders of one width have the same pictures.
+    """
     for place, name in enumerate(names):
         for number in range(1, count + 1):
-            save(folder / name / image.format(place=place + 1, number=number), DARKEST + 10 * place + number)
+            save(folder / name / image.format(place=place + 1, number=number), DARKEST + 10 * place + number, width)
 
 
 def lay_office_31(root: Path) -> None:
-    for domain in ("amazon", "dslr", "webcam"):
-        lay_classes(root / "office31" / domain / "images", ["back_pack", "bike", "mug"], "frame_{number:04}.jpg")
+    for width, domain in enumerate(("amazon", "dslr", "webcam"), start=14):
+        folder = root / "office31" / domain / "images"
+        lay_classes(folder, ["back_pack", "bike", "mug"], "frame_{number:04}.jpg", width=width)
 
 
 def lay_office_caltech(root: Path) -> None:
-    for domain in ("amazon", "dslr", "webcam"):
-        lay_classes(root / "office_caltech_10" / domain, ["back_pack", "bike", "mug"], "frame_{number:04}.jpg")
+    for width, domain in enumerate(("amazon", "dslr", "webcam"), start=17):
+        folder = root / "office_caltech_10" / domain
+        lay_classes(folder, ["back_pack", "bike", "mug"], "frame_{number:04}.jpg", width=width)
     names = ["041.coffee-mug", "224.touring-bike", "backpack"]
     lay_classes(root / "office_caltech_10" / "caltech", names, "{place:03}_{number:04}.jpg")
 
 
 def lay_office_home(root: Path) -> None:
-    for domain in ("Art", "Clipart", "Product", "Real World"):
+    for width, domain in enumerate(("Art", "Clipart", "Product", "Real World"), start=14):
         folder = root / "OfficeHomeDataset_10072016" / domain
-        lay_classes(folder, ["Alarm_Clock", "Backpack", "Mug"], "{number:05}.jpg")
+        lay_classes(folder, ["Alarm_Clock", "Backpack", "Mug"], "{number:05}.jpg", width=width)
 
 
 def lay_caltech_101(root: Path) -> None:
@@ -71,7 +75,7 @@ def lay_tiny_imagenet(root: Path) -> None:
         (place / "train" / wnid / f"{wnid}_boxes.txt").write_text("no image")
         for image in range(2):
             name = f"val_{2 * number + image}.JPEG"
-            save(place / "val" / "images" / name, DARKEST + 20 * number + image)
+            save(place / "val" / "images" / name, DARKEST + 20 * number + image, 20)
             lines.append(f"{name}\t{wnid}\t0\t32\t44\t62")
     (place / "val" / "val_annotations.txt").write_text("\n".join(sorted(lines, reverse=True)) + "\n")
     (place / "wnids.txt").write_text("\n".join(IDS) + "\n")
@@ -95,8 +99,8 @@ SMALL_OBJECTS: dict[str, dict[str, Any]] = {name: {"size": 8, "workers": 0} for 
 def lay_folders(root: Path) -> None:
     """Two tasks' folders and a big one."""
     lay_classes(root / "photos" / "birds", ["crow", "wren"], "{number}.png", 8)
-    lay_classes(root / "photos" / "garden", ["lily", "rose", "wren"], "{number}.jpg", 8)
-    lay_classes(root / "photos" / "everything", ["crow", "lily", "rose", "wren"], "{number}.jpg", 10)
+    lay_classes(root / "photos" / "garden", ["lily", "rose", "wren"], "{number}.jpg", 8, 14)
+    lay_classes(root / "photos" / "everything", ["crow", "lily", "rose", "wren"], "{number}.jpg", 10, 18)
 
 
 FOLDERS = {"birds": "photos/birds", "garden": "photos/garden"}

@@ -16,7 +16,7 @@ from table_files import write
 from torch import Tensor
 
 from sparsemtl.data import DATASETS, Split, TaskData
-from sparsemtl.data.tables import csv_file, files, kept
+from sparsemtl.data.tables import kept, reading
 from sparsemtl.data.tables.coded import CodedSplit
 from sparsemtl.data.tables.csv_file import CSVFile
 from sparsemtl.data.tables.tabulate import UnseenCategoryWarning
@@ -147,9 +147,8 @@ def test_a_table_read_in_chunks_is_the_table_read_at_once(
     customers: Path, monkeypatch: pytest.MonkeyPatch, cells: int
 ) -> None:
     whole = loaded(table(customers))
-    monkeypatch.setattr(csv_file, "CELLS", cells)
-    monkeypatch.setattr(files, "CELLS", cells)
-    assert len(list(CSVFile(customers).chunks(["age"], ["city"]))) >= 3
+    monkeypatch.setattr(reading, "CELLS", cells)
+    assert len(list(reading.chunks(CSVFile(customers), ["age"], ["city"]))) >= 3
     for one, other in zip(whole, loaded(table(customers)), strict=True):
         assert torch.allclose(one.x, other.x, atol=1e-6)
         assert torch.equal(one.targets["bought"], other.targets["bought"])
@@ -164,7 +163,7 @@ def test_a_table_kept_on_disk_is_the_one_in_memory_and_is_coded_once(
 
     first = on_disk()
     assert same(first, table(customers))
-    monkeypatch.setattr(CSVFile, "_frames", lambda *_: pytest.fail("the file is read again"))
+    monkeypatch.setattr(CSVFile, "frames", lambda *_: pytest.fail("the file is read again"))
     again = on_disk(encoding="embedding")
     assert torch.equal(part(again).coded, part(first).coded)
     assert again.notes == first.notes
@@ -229,7 +228,7 @@ def test_shares_divide_the_rows_and_the_seed_decides_which(customers: Path) -> N
     rows = [part(data, name).rows for name in PARTS]
     assert [len(each) for each in rows] == [30, 18, 12]
     assert torch.equal(torch.cat(rows).sort().values, torch.arange(60))
-    assert data.notes[0] == "50 % training, 30 % validation, 20 % test at random (seed 7)"
+    assert data.notes[0] == "50 % training, 30 % validation, 20 % test at random (seed 7), of every class"
     assert not torch.equal(rows[0], part(table(customers, split=[0.5, 0.3, 0.2], seed=8)).rows)
 
 
@@ -250,7 +249,7 @@ def test_without_a_validation_file_some_training_rows_are_held_out(tmp_path: Pat
     data = table(tmp_path, split=[0.6, 0.2, 0.2], seed=2)
     assert [len(part(data, name)) for name in PARTS] == [30, 10, 9]
     assert part(data, "test").rows.tolist() == list(range(40, 49))
-    assert data.notes[0] == "validation: 25 % of the training file's rows at random (seed 2)"
+    assert data.notes[0] == "validation: 25 % of the training file's rows at random (seed 2), of every class"
 
 
 def test_a_column_can_say_what_a_row_belongs_to(tmp_path: Path) -> None:

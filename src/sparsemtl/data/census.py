@@ -12,9 +12,9 @@ from sparsemtl.data.layout import Expected, Layout, Package, laid_out
 from sparsemtl.data.options import checked, resolve_root
 from sparsemtl.data.splitting import partition
 from sparsemtl.data.tables.columns import Columns
-from sparsemtl.data.tables.csv_file import CSVFile, Dialect
+from sparsemtl.data.tables.csv_file import CSVFile
 from sparsemtl.data.tables.parts import Parts, assigned, random_note
-from sparsemtl.data.tables.reading import Chunk
+from sparsemtl.data.tables.reading import Chunk, Dialect, chunks
 from sparsemtl.data.tables.survey import TRAIN
 from sparsemtl.data.tables.tabulate import Encoding, tabulate
 from sparsemtl.data.tables.targets import Classes, Equals
@@ -138,11 +138,11 @@ def census_income(*, root: str | Path | None = None, encoding: Encoding = "one-h
     train, test = _find(place, TRAIN_FILE), _find(place, TEST_FILE)
     if test is None:
         raise absent("census-income", place, [f"{TEST_FILE}.gz"])
-    chunks = {part: _read(path) for part, path in (("training", train), ("test", test)) if path is not None}
-    counts = {part: sum(map(len, of)) for part, of in chunks.items()}
+    rows = {part: _read(path) for part, path in (("training", train), ("test", test)) if path is not None}
+    counts = {part: sum(map(len, of)) for part, of in rows.items()}
     parts = _divide(counts.get("training", 0), counts["test"], seed)
     return tabulate(
-        [chunk for of in chunks.values() for chunk in of],
+        [chunk for of in rows.values() for chunk in of],
         parts.of_rows,
         COLUMNS,
         TARGETS,
@@ -155,10 +155,10 @@ def _find(place: Path, name: str) -> Path | None:
 
 
 def _read(path: Path) -> list[Chunk]:
-    chunks = list(CSVFile(path, _DIALECT).chunks(COLUMNS.numbers, (*COLUMNS.categories, INCOME, MARITAL)))
-    if not chunks:
+    rows = list(chunks(CSVFile(path, _DIALECT), COLUMNS.numbers, (*COLUMNS.categories, INCOME, MARITAL)))
+    if not rows:
         raise DataError(f"{path} has no rows.")
-    return chunks
+    return rows
 
 
 def _divide(train: int, test: int, seed: int) -> Parts:

@@ -96,14 +96,17 @@ def held_out(train: Samples, validation: float, *, seed: int) -> tuple[Samples, 
 
 
 def counted(found: Mapping[str, int], official: Mapping[str, int]) -> tuple[str, ...]:
-    """Say beside every figure that there are not as many images as officially.
+    """Say beside every figure that there are fewer images than officially, or more.
 
     Args:
         found: part of the data set -> number of its images.
         official: the same for the official distribution.
     """
-    odd = [f"{found[part]:,} {part} (officially {official[part]:,})" for part in found if found[part] != official[part]]
-    return (f"not the whole data set: {', '.join(odd)}",) if odd else ()
+    said = {part: f"{count:,} {part} (officially {official[part]:,})" for part, count in found.items()}
+    fewer = [said[part] for part, count in found.items() if count < official[part]]
+    more = [said[part] for part, count in found.items() if count > official[part]]
+    kinds = {"not the whole data set": fewer, "more than the official data set": more}
+    return tuple(f"{kind}: {', '.join(parts)}" for kind, parts in kinds.items() if parts)
 
 
 def _names(folder: Path) -> set[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from sparsemtl.data.base import TaskData
 from sparsemtl.data.layout import Layout, laid_out
 from sparsemtl.data.objects.assemble import Reading, several_tasks
+from sparsemtl.data.objects.leaks import Deduplicate
 from sparsemtl.data.objects.listing import list_folder
 from sparsemtl.data.options import ROOT_VARIABLE, ProperFraction, checked, resolve_root
 from sparsemtl.data.pictures import Size
@@ -34,6 +35,7 @@ def image_folders(
     grey: bool = False,
     split: Sequence[ProperFraction] = (0.7, 0.15, 0.15),
     skip_broken: bool = False,
+    deduplicate: Deduplicate = "similar",
     cache: bool = True,
     workers: Natural | None = None,
     memory: NonNegative = 1.0,
@@ -44,8 +46,8 @@ def image_folders(
     A task's folder holds a folder for each of its classes, or the folders `train`, `val` (or `validation`) and `test`,
     each of which holds folders of classes. Without `val`, validation images are held out of the training images;
     without `test`, the images of `val` are the test images. Tasks may have other classes, and some or all in common.
-    Photographs are turned as their EXIF orientation says. A file that a task is validated or tested on trains no other
-    task that has the same one, byte for byte, as when some of a big folder's images were sorted into small ones.
+    Photographs are turned as their EXIF orientation says. A picture that a task is validated or tested on trains no
+    task, this one or another, as when some of a big folder's images were sorted into small ones (`deduplicate`).
 
         birds/wren/0001.jpg, ...                      or birds/train/wren/0001.jpg, ...
         birds/robin/one.png, ...                      and birds/test/wren/0091.jpg, ...
@@ -67,7 +69,7 @@ def image_folders(
     named = {**tasks, **({AUXILIARY: auxiliary} if auxiliary is not None else {})}
     folders = {task: find_folder(folder, root) for task, folder in named.items()}
     _check_apart(folders)
-    reading = Reading(root, size, grey, split, skip_broken, cache, workers, memory, seed)
+    reading = Reading(root, size, grey, split, skip_broken, deduplicate, cache, workers, memory, seed)
     return several_tasks("image-folders", [list_folder(*folder) for folder in folders.items()], reading)
 
 

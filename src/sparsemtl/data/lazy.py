@@ -205,7 +205,7 @@ class LazyLoader(BatchLoader):
 
     def _decoded(self, order: Sequence[Tensor]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         kept = self.split.kept
-        batches = _ahead(self.split.decode, order, _threads(self.split.workers))
+        batches = _ahead(self.split.decode, order, decoding_threads(self.split.workers))
         for rows, (x, targets, remarks) in zip(order, batches, strict=True):
             self.split.tell(remarks)
             if kept is not None:
@@ -263,7 +263,8 @@ def _ahead(work: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator
         pool.shutdown(cancel_futures=True)
 
 
-def _threads(workers: int | None) -> int:
+def decoding_threads(workers: int | None) -> int:
+    """Return the number of threads that decode: `workers`, or one a processor, at most `MOST_WORKERS`."""
     if workers is not None:
         return workers
     return min(MOST_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -13,8 +13,9 @@ from sparsemtl.data.layout import Expected, Layout, Package, laid_out
 from sparsemtl.data.options import ProperFraction, checked, resolve_root
 from sparsemtl.data.splitting import partition
 from sparsemtl.data.tables.columns import Columns
-from sparsemtl.data.tables.csv_file import CSVFile, Dialect, as_chunk
+from sparsemtl.data.tables.csv_file import CSVFile
 from sparsemtl.data.tables.parts import assigned, random_note
+from sparsemtl.data.tables.reading import Dialect, as_chunk
 from sparsemtl.data.tables.tabulate import Encoding, tabulate
 from sparsemtl.data.tables.targets import Above, Value
 from sparsemtl.errors import DataError
@@ -124,7 +125,7 @@ def movielens(
     shares = ((1 - validation) * TRAINING, validation * TRAINING, 1 - TRAINING)
     categories = (*CATEGORIES, *((USER, FILM) if identities else ()))
     return tabulate(
-        [as_chunk(frame, (*NUMBERS, "rating", "age"), categories, path=place / names[0])],
+        [as_chunk(frame, (*NUMBERS, "rating", "age"), categories, CSVFile(place / names[0]))],
         assigned(count, partition(count, shares, seed=seed)),
         Columns(NUMBERS, categories),
         TARGETS,

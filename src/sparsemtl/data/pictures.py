@@ -68,10 +68,15 @@ def _turned(image: Image) -> Image:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except SyntaxError:  # what Pillow raises of EXIF data that are none
         return image
-    return image if turn is None else image.transpose(getattr(_pillow("turning images").Transpose, turn))
+    return image if turn is None else image.transpose(getattr(load_pillow("turning images").Transpose, turn))
 
 
-def _pillow(purpose: str) -> Any:
+def load_pillow(purpose: str) -> Any:
+    """Import Pillow's `Image`.
+
+    Raises:
+        MissingExtraError: if it is not installed.
+    """
     try:
         from PIL import Image
     except ImportError:
@@ -80,7 +85,7 @@ def _pillow(purpose: str) -> Any:
 
 
 def _opened(path: Path) -> Image:
-    pillow = _pillow(f"reading {path}")
+    pillow = load_pillow(f"reading {path}")
     try:
         with pillow.open(path) as image:
             image.load()
@@ -188,7 +193,7 @@ def target_size(size: int | tuple[int, int] | None, height: int, width: int) -> 
 def bilinear(image: Array, size: tuple[int, int]) -> Tensor:
     """An image (H, W, 3) as a tensor (3, *size) of the same type, bytes or floats."""
     if image.shape[:2] != size and image.dtype == np.uint8:
-        pillow = _pillow("resizing images of bytes")
+        pillow = load_pillow("resizing images of bytes")
         image = np.array(pillow.fromarray(image).resize(size[::-1], pillow.Resampling.BILINEAR))
     x = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
     if tuple(x.shape[1:]) == size:

@@ -32,13 +32,83 @@ def partition(count: int, shares: Sequence[float], *, seed: int) -> list[Tensor]
         ParameterError: if the shares do not add up to 1, or one is not above 0.
         DataError: if there are too few samples for a part to get one.
     """
-    if any(share <= 0 for share in shares) or not math.isclose(sum(shares), 1, abs_tol=1e-9):
-        raise ParameterError(f"the parts of a split must be above 0 and add up to 1, got {list(shares)}.")
+    _check_shares(shares)
     ends = [round(count * reached) for reached in accumulate(shares)]
     parts = list(shuffled(count, seed).tensor_split(ends[:-1]))
     if any(len(part) == 0 for part in parts):
         raise DataError(f"{count} samples are too few to be split {list(shares)}.")
     return parts
+
+
+def by_class(labels: Tensor, shares: Sequence[float], *, seed: int) -> list[Tensor]:
+    """Cut samples into parts in which every class has its share, and the whole its own, as nearly as numbers allow.
+
+    Args:
+        labels: class of every sample, shape (N,).
+        shares: fraction of every part, each above 0; they add up to 1. The first part gets at least one sample of
+            every class.
+        seed: of the order.
+
+    Returns:
+        Indices of every part's samples, ascending: disjoint, together all of them.
+
+    Raises:
+        ParameterError: if the shares do not add up to 1, or one is not above 0.
+
+    Example:
+        >>> [rows.tolist() for rows in by_class(torch.tensor([0, 1, 0, 1, 0, 0]), [0.5, 0.5], seed=0)]
+        [[0, 2, 3], [1, 4, 5]]
+    """
+    return by_classes([labels], shares, seed=seed)
+
+
+def by_classes(labels: Sequence[Tensor], shares: Sequence[float], *, seed: int) -> list[Tensor]:
+    """Cut samples that have a class for each of several tasks, as `by_class` does for one.
+
+    The samples are sorted by their classes, those of the task with the fewest first, and shuffled where all classes are
+    the same; in this order every one goes to the part that is furthest behind its share.
+
+    Args:
+        labels: class of every sample by task, shape (N,) each; one below 0 is none.
+        shares, seed: as in `by_class`. The first part gets at least one sample of every class of every task.
+
+    Returns:
+        Indices of every part's samples, ascending: disjoint, together all of them.
+
+    Raises:
+        ParameterError: if the shares do not add up to 1, or one is not above 0.
+    """
+    _check_shares(shares)
+    order = shuffled(len(labels[0]), seed)
+    for of_task in sorted(labels, key=lambda of_task: len(of_task.unique()), reverse=True):
+        order = order[of_task[order].argsort(stable=True)]
+    parts = _dealt(len(order), shares)
+    for of_task in labels:
+        for label in of_task.unique():
+            own = (of_task[order] == label).nonzero().squeeze(1)
+            if label >= 0 and bool((parts[own] > 0).all()):
+                parts[own[0]] = 0
+    return [order[parts == part].sort().values for part in range(len(shares))]
+
+
+PERIOD = 10_000
+"""Samples after which parts are dealt out in the same turns again."""
+
+
+def _dealt(count: int, shares: Sequence[float]) -> Tensor:
+    """The part that every one of `count` samples goes to, shape (count,)."""
+    given, dealt = [0] * len(shares), []
+    for number in range(1, min(count, PERIOD) + 1):
+        behind = [round(share * number - got, 9) for share, got in zip(shares, given, strict=True)]
+        part = behind.index(max(behind))
+        given[part] += 1
+        dealt.append(part)
+    return torch.tensor(dealt).repeat(math.ceil(count / PERIOD))[:count]
+
+
+def _check_shares(shares: Sequence[float]) -> None:
+    if any(share <= 0 for share in shares) or not math.isclose(sum(shares), 1, abs_tol=1e-9):
+        raise ParameterError(f"the parts of a split must be above 0 and add up to 1, got {list(shares)}.")
 
 
 def hold_out(count: int, validation: float, *, seed: int, train_size: int | None = None) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,9 @@ from sparsemtl.data.layout import Expected, Layout, Package, laid_out
 from sparsemtl.data.options import checked, resolve_root
 from sparsemtl.data.splitting import partition
 from sparsemtl.data.tables.columns import Columns
-from sparsemtl.data.tables.csv_file import CSVFile, Dialect
+from sparsemtl.data.tables.csv_file import CSVFile
 from sparsemtl.data.tables.parts import assigned, random_note
+from sparsemtl.data.tables.reading import Dialect, chunks
 from sparsemtl.data.tables.tabulate import Encoding, tabulate
 from sparsemtl.data.tables.targets import Value
 from sparsemtl.parameters import Natural
@@ -79,10 +80,10 @@ def student(
     if not path.is_file():
         raise absent("student", place, [NAMES[subject]])
     grades = [grade.column for grade in GRADES]
-    chunks = list(CSVFile(path, Dialect(separator=";")).chunks([*NUMBERS, *grades], CATEGORIES))
-    count = sum(map(len, chunks))
+    rows = list(chunks(CSVFile(path, Dialect(separator=";")), [*NUMBERS, *grades], CATEGORIES))
+    count = sum(map(len, rows))
     return tabulate(
-        chunks,
+        rows,
         assigned(count, partition(count, SHARES, seed=seed)),
         Columns(NUMBERS, CATEGORIES),
         GRADES,

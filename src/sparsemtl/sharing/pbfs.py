@@ -26,7 +26,7 @@ from sparsemtl.sharing.subnetwork import Semantics, SubnetworkSharing
 
 Sparsity = Annotated[float, Interval(ge=0, le=1)]
 Sparsities = Sparsity | Mapping[str, Sparsity]
-"""One for all, or by task, or by task and shared module: `{income: 0.7, married/pools.0: 0.5}`."""
+"""One for all, or by task, or by task and shared module: `{income: 0.7, married/levels.0.pools.pool1: 0.5}`."""
 
 
 class PBFSSharing(SubnetworkSharing):
@@ -40,7 +40,7 @@ class PBFSSharing(SubnetworkSharing):
 
     Args:
         target_sparsity: fraction of every kernel that a task drops in the end, in [0, 1]; one for all, or by task, or
-            by task and shared module, `{income: 0.7, married/pools.0: 0.5}`.
+            by task and shared module, `{income: 0.7, married/levels.0.pools.pool1: 0.5}`.
         initial_sparsity: fraction dropped at the end of the warm-up, likewise; 0.1 less than the target by default,
             the window that the paper sweeps with.
         warmup: dense epochs at the start.

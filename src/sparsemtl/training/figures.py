@@ -30,6 +30,11 @@ class Meter:
         """Mean training loss of every task that had a label."""
         return {task: total / count for task, (total, count) in self._losses.items()}
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """The balancer's last weights."""
+        return dict(self._weights)
+
     def rows(self, epoch: int, step: int) -> Iterator[Row]:
         """Training losses, and the balancer's last weights."""
         for task, loss in self.losses.items():

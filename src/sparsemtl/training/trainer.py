@@ -43,6 +43,7 @@ from sparsemtl.training.folder import RunFolder
 from sparsemtl.training.groups import make_optimizer
 from sparsemtl.training.heads import materialize_heads
 from sparsemtl.training.loggers import CSVLogger, Logger, loggers_of
+from sparsemtl.training.loss_scales import LossScaleWarning, unlike_scales
 from sparsemtl.training.mixing import Mix, remaining_batches, steps_in_epoch
 from sparsemtl.training.monitors import Monitor, primary_of
 from sparsemtl.training.plateau import Plateau
@@ -231,7 +232,7 @@ class Trainer:
 
     def _fit(self, train: Loaders, validation: Loaders, *, resume: bool) -> None:
         self._chose = [*_each(train), *_each(validation)]
-        self.position, self._logged_until = Position(), 0
+        self.position, self._logged_until, self._scales = Position(), 0, ""
         self.selection = self._select_anew()
         self.views = self.sharing
         from sparsemtl.training.precision import default_dtype
@@ -437,6 +438,8 @@ class Trainer:
         for task in self.model.tasks:
             if task not in meter.losses:
                 warnings.warn(f"task {task!r} had no labelled sample in epoch {epoch + 1}.", LabelWarning, stacklevel=3)
+        if epoch == 0:
+            self._compare_scales(meter)
         results = self._evaluate(validation)
         improved = self.selection.update(epoch, results) if self.sharing.settled(epoch) else []
         for part in improved:
@@ -477,6 +480,14 @@ class Trainer:
             view, norms = self.sharing.view, self.sharing.norms
             recompute_norms(self.model, train, norms, view=view, batches=batches, module=self.module)
 
+    def _compare_scales(self, meter: Meter) -> None:
+        """Warn once, and note beside the figures, if one loss is so large that it trains the shared weights alone."""
+        if not (self.balancer.constant and self.engine.update != "alternate" and self.model.shared_parameters()):
+            return
+        self._scales = unlike_scales(meter.losses, meter.weights, self.model.tasks)
+        if self._scales:
+            warnings.warn(self._scales, LossScaleWarning, stacklevel=4)
+
     def _evaluate(self, loaders: Loaders) -> Results:
         return evaluate(self.module, self.model.tasks, self.views, loaders, self.device)
 
@@ -486,6 +497,7 @@ class Trainer:
     # ---- checkpoints -----------------------------------------------------------------------------------------
 
     _logged_until: int = 0
+    _scales: str = ""
 
     def _parts(self, randomness: Randomness, meter: Meter) -> dict[str, Stateful]:
         parts: dict[str, Stateful] = {
@@ -512,6 +524,7 @@ class Trainer:
             **asdict(self.position),
             "start": dict(start),
             "logged_until": self._logged_until,
+            "scales": self._scales,
             "threads": torch.get_num_threads(),
             "machine": machine(self.device),
         }
@@ -535,6 +548,7 @@ class Trainer:
                 randomness.load_state_dict(start)  # now, not when the epoch needs it
             randomness.load_state_dict(now)
         self._logged_until = progress.pop("logged_until")
+        self._scales = progress.pop("scales", "")
         self._compute_as_before(progress.pop("threads", None), progress.pop("machine", {}))
         self.position = Position(**progress)
         return start
@@ -585,7 +599,7 @@ class Trainer:
             seconds=self.position.seconds,
             validation=self.validation,
             test=test,
-            notes=self.notes,
+            notes=(*self.notes, *filter(None, [self._scales])),
         )
         write_json(self.folder.summary, summary)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -14,10 +14,10 @@ from torch import Tensor
 from sparsemtl.data.base import Samples, TaskData
 from sparsemtl.data.lazy import LazySplit, Sample
 from sparsemtl.data.objects.cache import PictureCache
-from sparsemtl.data.objects.listing import TEST, TRAIN, VALIDATION, Listing
+from sparsemtl.data.objects.leaks import Deduplicate, Leak, Pictures, find_leaks, leak_notes
+from sparsemtl.data.objects.listing import TEST, Listing
 from sparsemtl.data.objects.parts import Division, check_parts
 from sparsemtl.data.objects.source import ClassPictures, Form
-from sparsemtl.data.objects.twins import twins
 from sparsemtl.data.options import resolve_root
 from sparsemtl.data.pictures import Size
 from sparsemtl.errors import DataError
@@ -42,6 +42,10 @@ class Reading:
             their own and the validation images none, the first two say what is held out of the training images.
         skip_broken: leave out images that cannot be decoded, counted in the notes; else they are an error when they
             are met.
+        deduplicate: leave out training images that any task is validated or tested on, and validation images that the
+            same task is tested on, counted in the notes. `similar`: of equal pixels, or a copy that was saved anew or
+            resized; `exact`: of equal pixels, whatever the file; `none`: keep them all. To find them, all images are
+            decoded once.
         cache: keep decoded images on disk, in `pictures` under `root`: a byte a pixel and channel.
         workers: threads that decode; 0 decodes in the training thread; by default one a processor, at most 4.
         memory: gigabytes a split may take in memory, in which case it is read once.
@@ -53,6 +57,7 @@ class Reading:
     grey: bool
     split: Sequence[float]
     skip_broken: bool
+    deduplicate: Deduplicate
     cache: bool
     workers: int | None
     memory: float
@@ -98,12 +103,14 @@ class Divided:
 
     Attributes:
         listing: the images.
+        source: where they are decoded.
         whole: the same, read when they are asked for.
         rows: rows of training, validation and test images.
         notes: what is to be said of them.
     """
 
     listing: Listing
+    source: ClassPictures
     whole: LazySplit
     rows: list[Tensor]
     notes: list[str]
@@ -123,31 +130,36 @@ class Divided:
             notes.append(
                 f"{len(broken)} of {len(listing)} images cannot be decoded and are left out, the first is {first}"
             )
-        return cls(listing, whole, rows, notes)
+        return cls(listing, source, whole, rows, notes)
 
     def part(self, part: int) -> Samples:
         """The images of a part."""
         return self.whole.select(self.rows[part])
 
-    def held_out(self) -> list[str]:
-        """Files of the validation and test images."""
-        return [self.listing.paths[row] for part in (VALIDATION, TEST) for row in self.rows[part].tolist()]
+    def pictures(self, reading: Reading) -> Pictures:
+        """What the images are compared by with those of other parts and tasks."""
+        return Pictures(self.source, self.source.prints(reading.workers), self.rows)
 
-    def without(self, files: Collection[str]) -> Divided:
-        """The same, but that no file among these trains."""
-        train = [row for row in self.rows[TRAIN].tolist() if self.listing.paths[row] not in files]
-        gone = len(self.rows[TRAIN]) - len(train)
-        if not gone:
+    def without(self, leaks: Sequence[Leak], notes: Sequence[str]) -> Divided:
+        """The same without some training and validation images.
+
+        Raises:
+            DataError: if a part has no image left, or a class none in training.
+        """
+        gone = torch.tensor([leak.row for leak in leaks], dtype=torch.long)
+        if not len(gone):
             return self
-        rows = [torch.tensor(train, dtype=torch.long), *self.rows[VALIDATION:]]
-        check_parts(self.listing, rows)
-        note = f"{gone} training images are left out: another task is validated or tested on the same ones"
-        return replace(self, rows=rows, notes=[*self.notes, note])
+        rows = [of_part[~torch.isin(of_part, gone)] for of_part in self.rows[:TEST]]
+        try:
+            check_parts(self.listing, [*rows, self.rows[TEST]])
+        except DataError as error:
+            raise DataError(f"{error} {notes[0]}. `deduplicate: none` keeps them.") from None
+        return replace(self, rows=[*rows, self.rows[TEST]], notes=[*self.notes, *notes])
 
 
 def one_task(name: str, listing: Listing, reading: Reading, notes: Sequence[str] = ()) -> TaskData:
     """A data set of one task and one split for all."""
-    divided = Divided.of(listing, reading)
+    divided = _kept_apart({listing.name: Divided.of(listing, reading)}, reading)[listing.name]
     train, validation, test = map(divided.part, range(3))
     task = Classification(listing.name, listing.classes)
     return TaskData(name, (task,), train, validation, test, (*divided.notes, *notes))
@@ -155,22 +167,20 @@ def one_task(name: str, listing: Listing, reading: Reading, notes: Sequence[str]
 
 def several_tasks(name: str, listings: Sequence[Listing], reading: Reading, notes: Sequence[str] = ()) -> TaskData:
     """A data set in which every task has images of its own, and none learns from what another is tested on."""
-    divided = _kept_apart({listing.name: Divided.of(listing, reading) for listing in listings})
+    divided = _kept_apart({listing.name: Divided.of(listing, reading) for listing in listings}, reading)
     train, validation, test = ({task: own.part(part) for task, own in divided.items()} for part in range(3))
     tasks = tuple(Classification(listing.name, listing.classes) for listing in listings)
     own = _joined({task: own.notes for task, own in divided.items()})
     return TaskData(name, tasks, train, validation, test, (*own, *notes))
 
 
-def _kept_apart(divided: Mapping[str, Divided]) -> dict[str, Divided]:
-    """The same without training images that are, byte for byte, validation or test images of another task."""
-    same = twins({task: own.listing.paths for task, own in divided.items()})
-    held_out = {task: {same[path] for path in own.held_out() if path in same} for task, own in divided.items()}
-    apart = {}
-    for task, own in divided.items():
-        of_others = {key for other, keys in held_out.items() if other != task for key in keys}
-        apart[task] = own.without({path for path in own.listing.paths if path in same and same[path] in of_others})
-    return apart
+def _kept_apart(divided: Mapping[str, Divided], reading: Reading) -> dict[str, Divided]:
+    """The same without training images that any task is held out on, and validation images that test the same."""
+    if reading.deduplicate == "none":
+        return dict(divided)
+    pictures = {task: own.pictures(reading) for task, own in divided.items()}
+    leaks = find_leaks(pictures, reading.deduplicate)
+    return {task: own.without(leaks[task], leak_notes(leaks[task], pictures, task)) for task, own in divided.items()}
 
 
 def _joined(notes: Mapping[str, Sequence[str]]) -> list[str]:

@@ -6,13 +6,18 @@ import hashlib
 import json
 import os
 import struct
+import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from sparsemtl.data.pictures import Array
 from sparsemtl.errors import CheckpointError, DataError
-from sparsemtl.files import read_json, write_json
+from sparsemtl.files import read_json, replacing, write_json
 
 FORMAT = 2
 """Raised whenever the same files and options give other bytes: old ones then rest."""
@@ -31,10 +36,12 @@ class PictureCache:
     Attributes:
         path: the file.
         size: bytes of one image.
+        prints: the file of what the images are recognised by, whatever they were decoded to.
     """
 
     path: Path
     size: int
+    prints: Path | None = None
 
     @classmethod
     def of(cls, folder: Path, paths: Sequence[str], options: str, size: int) -> PictureCache:
@@ -43,10 +50,10 @@ class PictureCache:
         Raises:
             DataError: if a file is absent.
         """
-        code = hashlib.sha256(json.dumps([FORMAT, options]).encode())
-        for path in paths:
-            code.update(f"{path}\0{_state(path)}\n".encode())
-        return cls(folder / f"{code.hexdigest()[:24]}.pictures", size)
+        files = "".join(f"{path}\0{_state(path)}\n" for path in paths)
+        return cls(
+            folder / f"{_code([FORMAT, options], files)}.pictures", size, folder / f"{_code([FORMAT], files)}.npz"
+        )
 
     def read(self, row: int) -> bytearray | None:
         """An image's bytes, if they are there."""
@@ -96,6 +103,29 @@ class PictureCache:
         except OSError as error:
             raise self._unwritable(error) from None
 
+    def read_prints(self, count: int) -> tuple[Array, ...] | None:
+        """Arrays of `count` rows that the images are recognised by, if they are there."""
+        try:
+            with np.load(self.prints or "", allow_pickle=False) as file:
+                arrays = tuple(file[name] for name in file.files)
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
+            return None
+        return arrays if all(len(array) == count for array in arrays) else None
+
+    def write_prints(self, *arrays: Array) -> None:
+        """Keep what the images are recognised by.
+
+        Raises:
+            DataError: if the file cannot be written.
+        """
+        if self.prints is None:
+            return
+        try:
+            with replacing(self.prints) as path, path.open("wb") as file:
+                np.savez(file, *arrays)
+        except OSError as error:
+            raise self._unwritable(error) from None
+
     @property
     def _broken(self) -> Path:
         return self.path.with_suffix(".broken.json")
@@ -105,6 +135,10 @@ class PictureCache:
             f"decoded images cannot be kept in {self.path.parent}: {error}. Let `root` or SPARSEMTL_DATA name a folder "
             "that can be written, or set `cache` to false."
         )
+
+
+def _code(options: list[Any], files: str) -> str:
+    return hashlib.sha256(f"{json.dumps(options)}{files}".encode()).hexdigest()[:24]
 
 
 def _state(path: str) -> str:

@@ -10,6 +10,7 @@ from sparsemtl.data.base import TaskData
 from sparsemtl.data.folders import absent, counted
 from sparsemtl.data.layout import Expected, Layout, Package, laid_out
 from sparsemtl.data.objects.assemble import Reading, one_task
+from sparsemtl.data.objects.leaks import Deduplicate
 from sparsemtl.data.objects.listing import chosen, class_folders, listing
 from sparsemtl.data.options import ProperFraction, checked
 from sparsemtl.data.pictures import Size
@@ -101,6 +102,7 @@ def caltech_101(
     grey: bool = False,
     split: Sequence[ProperFraction] = (0.7, 0.15, 0.15),
     skip_broken: bool = False,
+    deduplicate: Deduplicate = "similar",
     cache: bool = True,
     workers: Natural | None = None,
     memory: NonNegative = 1.0,
@@ -122,7 +124,7 @@ def caltech_101(
         DataError: if files are absent, or an image cannot be decoded.
         ParameterError: if there is no such class.
     """
-    reading = Reading(root, size, grey, split, skip_broken, cache, workers, memory, seed)
+    reading = Reading(root, size, grey, split, skip_broken, deduplicate, cache, workers, memory, seed)
     return CALTECH_101.read(reading, classes, clutter)
 
 
@@ -148,6 +150,7 @@ def caltech_256(
     grey: bool = False,
     split: Sequence[ProperFraction] = (0.7, 0.15, 0.15),
     skip_broken: bool = False,
+    deduplicate: Deduplicate = "similar",
     cache: bool = True,
     workers: Natural | None = None,
     memory: NonNegative = 1.0,
@@ -170,5 +173,5 @@ def caltech_256(
         DataError: if files are absent, or an image cannot be decoded.
         ParameterError: if there is no such class.
     """
-    reading = Reading(root, size, grey, split, skip_broken, cache, workers, memory, seed)
+    reading = Reading(root, size, grey, split, skip_broken, deduplicate, cache, workers, memory, seed)
     return CALTECH_256.read(reading, classes, clutter)

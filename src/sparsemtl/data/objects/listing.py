@@ -14,6 +14,8 @@ from sparsemtl.errors import DataError, ParameterError, unknown_name
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm")
 """Endings of images' names, in small letters; other files are none of ours."""
+INNER = "images"
+"""Name, in small letters, of the folder that may lie between a class's folder and its images."""
 TRAIN, VALIDATION, TEST = range(3)
 ROLES = {"train": TRAIN, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION, "test": TEST}
 """Names of folders that hold a part each."""
@@ -48,15 +50,28 @@ Folders = Mapping[str, Sequence[str]]
 def class_folders(folder: Path) -> dict[str, list[str]]:
     """Images in the folders of a folder, by the folders' names, both in alphabetical order.
 
-    Hidden folders, and files that no image has the name of, are passed over.
+    Hidden folders, what macOS adds to archives, and files that no image has the name of, are passed over. A class's
+    images may lie in a folder `images` of its own, as in Tiny-ImageNet.
 
     Raises:
         DataError: if there is no such folder, or none in it.
     """
-    folders = [name for name in _entries(folder) if not name.startswith(".") and (folder / name).is_dir()]
+    folders = _folders(folder)
     if not folders:
         raise DataError(f"{folder.absolute()} has no folders; expected one for each class, named as the class.")
-    return {name: images_of(folder / name) for name in folders}
+    return {name: images_of(folder / name) or _inner_images(folder / name) for name in folders}
+
+
+def _inner_images(folder: Path) -> list[str]:
+    """Images of the one folder `images` in a class's folder; none if there are others."""
+    inside = _folders(folder)
+    return images_of(folder / inside[0]) if [name.lower() for name in inside] == [INNER] else []
+
+
+def _folders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, in alphabetical order, without hidden ones and those of archives from macOS."""
+    names = [name for name in _entries(folder) if not name.startswith(".") and name != "__MACOSX"]
+    return [name for name in names if (folder / name).is_dir()]
 
 
 def images_of(folder: Path) -> list[str]:
@@ -128,19 +143,27 @@ def listing_of_parts(name: str, parts: Mapping[int, Folders], where: str) -> Lis
 def list_folder(name: str, folder: Path) -> Listing:
     """List a folder of class folders, or of the folders train, val (or validation) and test that hold such.
 
+    Capitals make no difference to the names of these three.
+
     Where there is train and val and no test, as in ImageNet, the images of val are the test images.
 
     Raises:
         DataError: if it is neither, or a class has no image.
     """
     where = str(folder.absolute())
-    inside = [entry for entry in _entries(folder) if not entry.startswith(".") and (folder / entry).is_dir()]
-    if not {"train"} < set(inside) <= set(ROLES):
+    inside = _folders(folder)
+    if not {"train"} < {entry.lower() for entry in inside} <= set(ROLES):
         return listing(name, class_folders(folder), where)
-    roles = [ROLES[entry] for entry in inside]
+    roles = [ROLES[entry.lower()] for entry in inside]
     if len(set(roles)) < len(roles):
-        raise DataError(f"{where} has {', '.join(inside)}, several of which hold validation images.")
+        raise DataError(f"{where} has {', '.join(inside)}, several of which hold the same part.")
     parts = {role: class_folders(folder / entry) for role, entry in zip(roles, inside, strict=True)}
+    for role, entry in zip(roles, inside, strict=True):
+        if [label.lower() for label in parts[role]] == [INNER] and role != TRAIN:
+            raise DataError(
+                f"{folder / entry} holds images without folders of classes. Sort them into a folder for each class; "
+                "Tiny-ImageNet's own folder is the data set `tiny-imagenet`."
+            )
     if TEST not in parts:
         parts[TEST] = parts.pop(VALIDATION)
     return listing_of_parts(name, parts, where)

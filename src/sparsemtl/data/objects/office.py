@@ -11,6 +11,7 @@ from sparsemtl.data.base import TaskData
 from sparsemtl.data.folders import absent, counted
 from sparsemtl.data.layout import Expected, Layout, Package, laid_out
 from sparsemtl.data.objects.assemble import Reading, several_tasks
+from sparsemtl.data.objects.leaks import Deduplicate
 from sparsemtl.data.objects.listing import Listing, chosen, class_folders, listing
 from sparsemtl.data.options import ProperFraction, checked
 from sparsemtl.data.pictures import Size
@@ -199,6 +200,7 @@ def office_31(
     grey: bool = False,
     split: Sequence[ProperFraction] = (0.7, 0.15, 0.15),
     skip_broken: bool = False,
+    deduplicate: Deduplicate = "similar",
     cache: bool = True,
     workers: Natural | None = None,
     memory: NonNegative = 1.0,
@@ -222,7 +224,7 @@ def office_31(
         DataError: if files are absent, or an image cannot be decoded.
         ParameterError: if there is no such domain or class.
     """
-    reading = Reading(root, size, grey, split, skip_broken, cache, workers, memory, seed)
+    reading = Reading(root, size, grey, split, skip_broken, deduplicate, cache, workers, memory, seed)
     return OFFICE_31.read(reading, domains, classes)
 
 
@@ -251,6 +253,7 @@ def office_caltech(
     grey: bool = False,
     split: Sequence[ProperFraction] = (0.7, 0.15, 0.15),
     skip_broken: bool = False,
+    deduplicate: Deduplicate = "similar",
     cache: bool = True,
     workers: Natural | None = None,
     memory: NonNegative = 1.0,
@@ -275,7 +278,7 @@ def office_caltech(
         DataError: if files are absent, or an image cannot be decoded.
         ParameterError: if there is no such domain or class.
     """
-    reading = Reading(root, size, grey, split, skip_broken, cache, workers, memory, seed)
+    reading = Reading(root, size, grey, split, skip_broken, deduplicate, cache, workers, memory, seed)
     return OFFICE_CALTECH.read(reading, domains, classes)
 
 
@@ -302,6 +305,7 @@ def office_home(
     grey: bool = False,
     split: Sequence[ProperFraction] = (0.7, 0.15, 0.15),
     skip_broken: bool = False,
+    deduplicate: Deduplicate = "similar",
     cache: bool = True,
     workers: Natural | None = None,
     memory: NonNegative = 1.0,
@@ -326,5 +330,5 @@ def office_home(
         DataError: if files are absent, or an image cannot be decoded.
         ParameterError: if there is no such domain or class.
     """
-    reading = Reading(root, size, grey, split, skip_broken, cache, workers, memory, seed)
+    reading = Reading(root, size, grey, split, skip_broken, deduplicate, cache, workers, memory, seed)
     return OFFICE_HOME.read(reading, domains, classes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,54 +9,10 @@ import torch
 from torch import Tensor
 
 from sparsemtl.data.objects.listing import TEST, TRAIN, VALIDATION, Listing
+from sparsemtl.data.splitting import by_class
 from sparsemtl.errors import DataError, ParameterError
 
 NAMES = ("training", "validation", "test")
-
-
-def by_class(labels: Tensor, shares: Sequence[float], *, seed: int) -> list[Tensor]:
-    """Cut samples into parts in which every class has its share, and the whole its own, as nearly as numbers allow.
-
-    The samples come class by class, shuffled in each, and every one goes to the part that is furthest behind its share.
-
-    Args:
-        labels: class of every sample, shape (N,).
-        shares: fraction of every part, each above 0; they add up to 1. The first part gets at least one sample of
-            every class.
-        seed: of the order.
-
-    Returns:
-        Indices of every part's samples, ascending: disjoint, together all of them.
-
-    Raises:
-        ParameterError: if the shares do not add up to 1, or one is not above 0.
-
-    Example:
-        >>> [rows.tolist() for rows in by_class(torch.tensor([0, 1, 0, 1, 0, 0]), [0.5, 0.5], seed=0)]
-        [[0, 2, 3], [1, 4, 5]]
-    """
-    if any(share <= 0 for share in shares) or not math.isclose(sum(shares), 1, abs_tol=1e-9):
-        raise ParameterError(f"the parts of a split must be above 0 and add up to 1, got {list(shares)}.")
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=generator)
-    order = order[labels[order].argsort(stable=True)]
-    parts = _dealt(len(labels), shares)
-    for label in labels.unique():
-        own = (labels[order] == label).nonzero().squeeze(1)
-        if bool((parts[own] > 0).all()):
-            parts[own[0]] = 0
-    return [order[parts == part].sort().values for part in range(len(shares))]
-
-
-def _dealt(count: int, shares: Sequence[float]) -> Tensor:
-    """The part that every one of `count` samples goes to, shape (count,)."""
-    given, dealt = [0] * len(shares), []
-    for number in range(1, count + 1):
-        behind = [round(share * number - got, 9) for share, got in zip(shares, given, strict=True)]
-        part = behind.index(max(behind))
-        given[part] += 1
-        dealt.append(part)
-    return torch.tensor(dealt)
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from sparsemtl.data.lazy import Sample
+from sparsemtl.data.lazy import Sample, decoding_threads
 from sparsemtl.data.objects.cache import PictureCache
+from sparsemtl.data.objects.likeness import Print, Prints
 from sparsemtl.data.objects.listing import Listing
-from sparsemtl.data.pictures import Size, as_size, bilinear, read_picture
-from sparsemtl.errors import ParameterError
+from sparsemtl.data.pictures import Array, Size, as_size, bilinear, read_picture
+from sparsemtl.errors import DataError, ParameterError
 
 LUMA = (19595, 38470, 7471)
 """Weights of red, green and blue in a grey image, in 65536ths: ITU-R 601, as Pillow has them."""
@@ -60,13 +62,25 @@ class Form:
         Raises:
             DataError: naming the file, if it is absent or damaged.
         """
-        image = read_picture(path, rgb=True, upright=True)
+        return self.apply(read_upright(path))
+
+    def apply(self, image: Array) -> Tensor:
+        """Bytes (channels, height, width) of an upright image (H, W, 3)."""
         if self.crop:
             side = min(image.shape[:2])
             top, left = ((length - side) // 2 for length in image.shape[:2])
             image = image[top : top + side, left : left + side]
         x = bilinear(image, (self.height, self.width))
         return grey(x) if self.grey else x
+
+
+def read_upright(path: str | Path) -> Array:
+    """An image (H, W, 3) of bytes, upright as a viewer would show the file.
+
+    Raises:
+        DataError: naming the file, if it is absent or damaged.
+    """
+    return read_picture(Path(path), rgb=True, upright=True)
 
 
 def grey(colours: Tensor) -> Tensor:
@@ -119,7 +133,35 @@ class ClassPictures:
         """
         if self.cache is not None and (kept := self.cache.read(row)) is not None:
             return torch.frombuffer(kept, dtype=torch.uint8).view(self.form.shape)
-        x = self.form.decode(Path(self.where(row)))
+        return self._formed(row, read_upright(self.where(row)))
+
+    def prints(self, workers: int | None) -> Prints:
+        """What all images are recognised by, from where it is kept; else every image is decoded, also for training.
+
+        Args:
+            workers: threads that decode.
+        """
+        if self.cache is not None and (kept := self.cache.read_prints(len(self))) is not None:
+            return Prints(*kept)
+        with ThreadPoolExecutor(max(1, decoding_threads(workers))) as threads:
+            prints = Prints.of(threads.map(self._print, range(len(self))))
+        if self.cache is not None:
+            self.cache.write_prints(prints.digests, prints.small)
+        return prints
+
+    def _print(self, row: int) -> Print | None:
+        """What an image is recognised by; None if it cannot be decoded."""
+        try:
+            image = read_upright(self.where(row))
+        except DataError:
+            return None
+        if self.cache is not None and self.cache.read(row) is None:
+            self._formed(row, image)
+        return Print.of(image)
+
+    def _formed(self, row: int, image: Array) -> Tensor:
+        """An image as it is learned from, kept if images are."""
+        x = self.form.apply(image)
         if self.cache is not None:
             self.cache.write(row, x.contiguous().numpy().tobytes())
         return x

@@ -10,6 +10,7 @@ from sparsemtl.data.base import TaskData
 from sparsemtl.data.folders import absent, counted, listed
 from sparsemtl.data.layout import Expected, Layout, Package, laid_out
 from sparsemtl.data.objects.assemble import Reading, one_task
+from sparsemtl.data.objects.leaks import Deduplicate
 from sparsemtl.data.objects.listing import TEST, TRAIN, chosen, images_of, listing_of_parts
 from sparsemtl.data.options import ProperFraction, checked
 from sparsemtl.data.pictures import Size
@@ -45,6 +46,7 @@ def tiny_imagenet(
     grey: bool = False,
     validation: ProperFraction = 0.1,
     skip_broken: bool = False,
+    deduplicate: Deduplicate = "similar",
     cache: bool = True,
     workers: Natural | None = None,
     memory: NonNegative = 1.0,
@@ -74,7 +76,9 @@ def tiny_imagenet(
         DataError: if files are absent or do not fit each other, or an image cannot be decoded.
         ParameterError: if there is no such class.
     """
-    reading = Reading(root, size, grey, (1 - validation, validation), skip_broken, cache, workers, memory, seed)
+    reading = Reading(
+        root, size, grey, (1 - validation, validation), skip_broken, deduplicate, cache, workers, memory, seed
+    )
     place = reading.place / FOLDER
     lacking = [name for name in (IDS, WORDS, ANNOTATIONS, "train", "val/images") if not (place / name).exists()]
     if lacking:

@@ -4,46 +4,44 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import csv
 import gzip
 import lzma
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from io import TextIOWrapper
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import numpy as np
-
-from sparsemtl.data.tables.reading import CELLS, Chunk, Looks, Seen, Spot, Texts, check_names
-from sparsemtl.errors import DataError, ParameterError, missing_extra, unknown_name
+from sparsemtl.data.tables import reading
+from sparsemtl.data.tables.formats import load_pandas
+from sparsemtl.data.tables.reading import COMMAS, Dialect, check_names, check_title
+from sparsemtl.errors import DataError, ParameterError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MISSING_VALUES = ("", "NA", "N/A", "NaN", "nan", "null")
-"""Texts that stand for a missing value, where nobody says others."""
 SEPARATORS = (",", ";", "\t", "|")
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """How a text file writes a table.
-
-    Attributes:
-        separator: what stands between two values, one character.
-        decimal: what stands before a number's fraction.
-        text_encoding: of the characters, as Python names it.
-        missing_values: texts that stand for a missing value.
-        header: names of the columns, where the file does not begin with them.
-    """
-
-    separator: str = ","
-    decimal: str = "."
-    text_encoding: str = "utf-8"
-    missing_values: tuple[str, ...] = MISSING_VALUES
-    header: tuple[str, ...] | None = None
+MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""Byte order marks with which a file says its encoding; that of UTF-16 begins that of UTF-32, which comes first."""
+FOREIGN = {
+    b"PK\x03\x04": "a ZIP archive or Excel file",
+    b"PAR1": "a Parquet file",
+    b"\xd0\xcf\x11\xe0": "an old Excel file",
+}
+"""First bytes of files that are no text."""
+FIRST_ROWS = 20
+"""Rows among which a title is told from a header."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +54,15 @@ class CSVFile:
     """
 
     path: Path
-    dialect: Dialect = Dialect()
+    dialect: Dialect = COMMAS
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns: the first line, or the dialect's.
 
         Raises:
-            DataError: if the file is absent or empty, a name stands twice, or there is one column but more separators.
+            DataError: if the file is absent or empty, a title stands above the header, a name stands twice, or there is
+                one column but more separators.
         """
         names = self.dialect.header or self._first_line()
         check_names(self.path, names)
@@ -75,78 +74,86 @@ class CSVFile:
             )
         return names
 
-    def look(self, texts: Collection[str]) -> Looks:
-        """Read all rows once, to see what there is."""
-        seen = {name: Seen() for name in self.columns}
-        rows = 0
-        for frame in self._frames({name: "str" for name in self.columns if name in texts}):
-            for name in self.columns:
-                _look_at(frame[name], rows, seen[name])
-            rows += len(frame)
-        return Looks(rows, seen)
+    def with_dialect(self, dialect: Dialect) -> CSVFile:
+        """Give the same file, written in another way."""
+        return replace(self, dialect=dialect)
 
-    def chunks(self, numbers: Sequence[str], texts: Sequence[str]) -> Iterator[Chunk]:
-        """Read these columns of all rows."""
-        for name in (*numbers, *texts):
-            if name not in self.columns:
-                raise DataError(f"{self.path}: {unknown_name('column', name, self.columns)}")
-        first = 0
-        try:
-            for frame in self._frames({**dict.fromkeys(texts, "str"), **dict.fromkeys(numbers, "float64")}):
-                yield as_chunk(frame, numbers, texts, path=self.path, first=first)
-                first += len(frame)
-        except ValueError as error:
-            self._check_numbers(numbers, texts)
-            raise DataError(f"{self.path} cannot be read: {error}.") from None
-
-    def whole(self) -> pd.DataFrame:
-        """All rows at once, every column as text."""
-        frame: pd.DataFrame = _pandas().concat(list(self._frames(dict.fromkeys(self.columns, "str"))))
-        return frame
-
-    def _check_numbers(self, numbers: Sequence[str], texts: Sequence[str]) -> None:
-        """Raise for a text among numbers, which pandas refuses without saying where it stands."""
-        seen = self.look(texts).seen
-        for name in numbers:
-            if (spot := seen[name].text) is not None:
-                raise DataError(
-                    f"{self.path}, row {spot.row + 1}: column {name!r} holds numbers, and here {spot.value!r}."
-                )
-
-    def _first_line(self) -> tuple[str, ...]:
-        with self._explained():
-            line = _pandas().read_csv(self.path, header=None, nrows=1, dtype=str, keep_default_na=False, **self._how())
-            return tuple(str(name) for name in line.iloc[0])
-        raise AssertionError  # `_explained` raises whatever it stops
-
-    def _frames(self, dtypes: Mapping[str, str]) -> Iterator[pd.DataFrame]:
-        """Frames of rows; every column is read, for only then rows that are too long are told."""
-        with self._explained():
-            yield from _pandas().read_csv(
-                self.path,
+    def frames(
+        self, columns: Sequence[str], texts: Collection[str], numbers: Collection[str]
+    ) -> Iterator[pd.DataFrame]:
+        """Read rows in pieces; every column is read, for only then rows that are too long are told."""
+        unused = [name for name in self.columns if name not in columns]
+        types = {**dict.fromkeys([*unused, *texts], "str"), **dict.fromkeys(numbers, "float64")}
+        with self._explained(), self._source() as source:
+            yield from load_pandas().read_csv(
+                source,
                 names=list(self.columns),
                 header=0 if self.dialect.header is None else None,
                 index_col=False,
-                dtype=dict(dtypes),
+                dtype=types,
                 na_values=list(self.dialect.missing_values),
                 keep_default_na=False,
                 low_memory=False,  # else pieces of a chunk would be of different kinds
-                chunksize=max(1, CELLS // len(self.columns)),
+                chunksize=max(1, reading.CELLS // len(self.columns)),
                 **self._how(),
             )
+
+    def whole(self) -> pd.DataFrame:
+        """All rows at once, every column as text."""
+        frame: pd.DataFrame = load_pandas().concat(list(self.frames(self.columns, self.columns, ())))
+        return frame
+
+    def _first_line(self) -> tuple[str, ...]:
+        with self._explained():
+            with opened(self.path) as file, TextIOWrapper(file, self._encoding, newline="") as text:
+                lines = islice(text, self.dialect.skip_rows, None)
+                rows = csv.reader(lines, delimiter=self.dialect.separator, skipinitialspace=True)
+                check_title(self.path, list(islice((row for row in rows if row), FIRST_ROWS)), self.dialect.skip_rows)
+            with self._source() as source:
+                how = {"header": None, "nrows": 1, "dtype": "str", "keep_default_na": False, **self._how()}
+                line = load_pandas().read_csv(source, **how)
+            return tuple(str(name) for name in line.iloc[0])
+        raise AssertionError  # `_explained` raises whatever it stops
 
     def _how(self) -> dict[str, Any]:
         return {
             "sep": self.dialect.separator,
-            "decimal": self.dialect.decimal,
-            "encoding": self.dialect.text_encoding,
+            "decimal": self.dialect.numbers.decimal,
+            "encoding": self._encoding,
             "skipinitialspace": True,
+            "skiprows": self.dialect.skip_rows,
         }
+
+    @cached_property
+    def _encoding(self) -> str:
+        """The encoding that a byte order mark says, or else the dialect's."""
+        with opened(self.path) as file:
+            start = file.read(64)
+        foreign = next((what for mark, what in FOREIGN.items() if start.startswith(mark)), None)
+        if foreign is not None:
+            raise DataError(f"{self.path} is {foreign}, not text. Give it the ending of its format, or save it as CSV.")
+        marked = next((name for mark, name in MARKS.items() if start.startswith(mark)), None)
+        if marked is not None:
+            return marked
+        named = self.dialect.text_encoding
+        if b"\0" in start and not named.lower().startswith(("utf-16", "utf-32", "utf16", "utf32")):
+            guess = "utf-16-be" if start.startswith(b"\0") else "utf-16-le"
+            raise DataError(f"{self.path} has null bytes, as no {named} text has. Try `text_encoding: {guess}`.")
+        return "utf-8-sig" if start.startswith(codecs.BOM_UTF8) and named.lower() in ("utf-8", "utf8") else named
+
+    @contextmanager
+    def _source(self) -> Iterator[Any]:
+        """What pandas reads: the path, or the one table in a ZIP archive."""
+        if self.path.suffix != ".zip":
+            yield self.path
+            return
+        with opened(self.path) as file:
+            yield file
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
         """Put what pandas raises into words."""
-        errors = _pandas().errors
+        errors = load_pandas().errors
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", errors.ParserWarning)
@@ -158,59 +165,64 @@ class CSVFile:
         except (errors.ParserError, errors.ParserWarning) as error:
             raise DataError(
                 f"{self.path} has rows of different lengths: {str(error).strip().rstrip('.')}. Is "
-                f"{self.dialect.separator!r} what separates its values? Set `separator`."
+                f"{self.dialect.separator!r} what separates its values? Set `separator`; or `skip_rows`, if lines "
+                "stand above the header."
             ) from None
         except UnicodeError:
-            raise DataError(_undecodable(self.path, self.dialect.text_encoding)) from None
+            raise DataError(_undecodable(self.path, self._encoding)) from None
         except LookupError as error:
             if "encoding" not in str(error):
                 raise
             raise ParameterError(f"{error}; `text_encoding` is a name that Python knows, as utf-8.") from None
-        except (OSError, EOFError, lzma.LZMAError) as error:
+        except csv.Error as error:
+            raise DataError(f"{self.path} cannot be read: {error}. Set `separator` to one character.") from None
+        except (OSError, EOFError, lzma.LZMAError, zipfile.BadZipFile) as error:
             raise DataError(f"{self.path} cannot be read: {error}.") from None
 
 
-def as_chunk(frame: pd.DataFrame, numbers: Sequence[str], texts: Sequence[str], *, path: Path, first: int = 0) -> Chunk:
-    """Columns of a frame as a chunk."""
-    return Chunk(
-        path,
-        first,
-        {name: frame[name].to_numpy(np.float64) for name in numbers},
-        {name: _texts(frame[name]) for name in texts},
-    )
+def zipped_table(path: Path) -> str:
+    """Name of the one file of a ZIP archive, beside what macOS and others add.
+
+    Raises:
+        DataError: if there is none, or several, or the archive is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if not name.endswith("/") and not _is_extra(name)]
+    except FileNotFoundError:
+        raise DataError(f"{path.absolute()} does not exist.") from None
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from None
+    if len(names) != 1:
+        raise DataError(
+            f"{path} holds {', '.join(names[:5]) or 'no file'}; expected one table. Unpack it, and name the file or "
+            "the files in `path`."
+        )
+    return names[0]
 
 
-def _texts(column: pd.Series[Any]) -> Texts:
-    """Each text once; not by pandas' dtype `category`, to which 01 and 1 are the same."""
-    codes, names = _pandas().factorize(column)
-    return Texts(np.asarray(codes), tuple(map(str, names)))
+def _is_extra(name: str) -> bool:
+    parts = Path(name).parts
+    return parts[0] == "__MACOSX" or parts[-1].startswith(".") or parts[-1] in ("Thumbs.db", "desktop.ini")
 
 
-def _look_at(column: pd.Series[Any], first: int, seen: Seen) -> None:
-    """Note the first number and the first text of a column that pandas has given a type."""
-    pandas = _pandas()
-    if pandas.api.types.is_bool_dtype(column) or not pandas.api.types.is_numeric_dtype(column):
-        texts = pandas.Series(column.unique()).dropna()
-        is_number = pandas.to_numeric(texts.astype(str), errors="coerce").notna()
-        if is_number.any():
-            seen.number = seen.number or _spot(column, column.isin(texts[is_number]), first)
-        if not is_number.all():
-            seen.text = seen.text or _spot(column, column.isin(texts[~is_number]), first)
-    elif seen.number is None and column.notna().any():
-        seen.number = _spot(column, column.notna(), first)
-
-
-def _spot(column: pd.Series[Any], there: pd.Series[bool], first: int) -> Spot:
-    row = int(np.argmax(there.to_numpy()))
-    return Spot(first + row, str(column.iloc[row]))
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for its bytes, unpacked by the ending of its name."""
+    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive, archive.open(zipped_table(path)) as member:
+            yield member
+        return
+    with openers.get(path.suffix, open)(path, "rb") as file:
+        yield file
 
 
 def _undecodable(path: Path, text_encoding: str) -> str:
     """Say which byte of a file is not text, by reading it again."""
-    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
     decoder = codecs.getincrementaldecoder(text_encoding)()
     offset = 0
-    with openers.get(path.suffix, open)(path, "rb") as file:
+    with opened(path) as file:
         for number, line in enumerate(file, start=1):
             try:
                 decoder.decode(line)
@@ -221,11 +233,3 @@ def _undecodable(path: Path, text_encoding: str) -> str:
                 )
             offset += len(line)
     return f"{path} is not {text_encoding}. Set `text_encoding` to that of the file, as latin-1 or cp1252."
-
-
-def _pandas() -> Any:
-    try:
-        import pandas
-    except ImportError:
-        raise missing_extra("pandas", "tables", "a table") from None
-    return pandas

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sparsemtl.data.options import ROOT_VARIABLE, resolve_root
+from sparsemtl.data.tables import reading
 from sparsemtl.data.tables.columns import Columns
-from sparsemtl.data.tables.csv_file import CSVFile, Dialect
+from sparsemtl.data.tables.csv_file import CSVFile, zipped_table
+from sparsemtl.data.tables.excel import ExcelFile
 from sparsemtl.data.tables.parquet import ParquetFile
-from sparsemtl.data.tables.reading import CELLS, Chunk, Looks, TableFile
+from sparsemtl.data.tables.reading import Chunk, Dialect, TableFile, chunks
 from sparsemtl.data.tables.targets import Target
 from sparsemtl.errors import DataError, ParameterError
 
 ROLES = ("train", "validation", "test")
 """What a folder's files, and the values of a split column, are called."""
-TABS, PARQUET = (".tsv", ".tab"), (".parquet", ".pq")
+TABS, PARQUET, EXCEL = (".tsv", ".tab"), (".parquet", ".pq"), (".xlsx", ".xlsm")
+FOREIGN = (".xls", ".xlsb", ".ods", ".numbers", ".json", ".jsonl", ".feather", ".arrow", ".orc", ".h5", ".sav", ".dta")
+"""Endings of tables in formats that are not read here."""
 
 
 def find_files(path: str | Sequence[str], root: str | Path | None) -> tuple[Path, ...]:
@@ -41,23 +45,23 @@ def find_files(path: str | Sequence[str], root: str | Path | None) -> tuple[Path
 
 
 def open_table(path: Path, dialect: Dialect, separator: str | None) -> TableFile:
-    """A file's table, by the ending of its name: Parquet, or text; tabs or commas separate where nothing is said."""
-    if path.suffix in PARQUET:
-        return ParquetFile(path, dialect.missing_values)
-    usual = "\t" if any(suffix in TABS for suffix in path.suffixes) else ","
-    return CSVFile(path, replace(dialect, separator=separator or usual))
+    """A file's table, by the ending of its name: Parquet, Excel, or text.
 
-
-def look_at(file: TableFile, texts: Collection[str]) -> Looks:
-    """Read a file once, to see what there is.
+    Tabs or commas separate the values of a text where nothing is said.
 
     Raises:
-        DataError: if it has no row.
+        DataError: if the ending is that of another format, or an archive holds more than one table.
     """
-    look = file.look(texts)
-    if look.rows == 0:
-        raise DataError(f"{file.path} has no rows.")
-    return look
+    suffix = path.suffix.lower()
+    if suffix in PARQUET:
+        return ParquetFile(path, dialect)
+    if suffix in EXCEL:
+        return ExcelFile(path, dialect)
+    inner = Path(zipped_table(path)) if suffix == ".zip" else path
+    if inner.suffix.lower() in FOREIGN or (inner != path and inner.suffix.lower() in (*PARQUET, *EXCEL)):
+        raise DataError(f"{path}: {inner.name} cannot be read. Save it as CSV, .parquet or .xlsx, not in an archive.")
+    usual = "\t" if any(ending.lower() in TABS for ending in inner.suffixes) else ","
+    return CSVFile(path, replace(dialect, separator=separator or usual))
 
 
 @dataclass
@@ -82,7 +86,7 @@ class Rows:
         """The columns of inputs and targets in `count` rows."""
         numbers = [*columns.numbers, *(target.column for target in targets if target.numeric)]
         texts = [*columns.categories, *(target.column for target in targets if not target.numeric)]
-        few = count * (len(numbers) + len(texts)) <= CELLS
+        few = count * (len(numbers) + len(texts)) <= reading.CELLS
         return cls(files, tuple(dict.fromkeys(numbers)), tuple(dict.fromkeys(texts)), few)
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -93,7 +97,7 @@ class Rows:
 
     def _read(self) -> Iterator[Chunk]:
         for file in self.files:
-            yield from file.chunks(self.numbers, self.texts)
+            yield from chunks(file, self.numbers, self.texts)
 
 
 def _there(name: str, root: str | Path | None) -> Path:
@@ -108,7 +112,8 @@ def _there(name: str, root: str | Path | None) -> Path:
 
 
 def _of_folder(folder: Path) -> tuple[Path, ...]:
-    found = {role: sorted(path for path in folder.glob(f"{role}.*") if path.is_file()) for role in ROLES}
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    found = {role: [path for path in files if path.name.partition(".")[0].lower() == role] for role in ROLES}
     for role, paths in found.items():
         if len(paths) > 1:
             raise DataError(f"{folder} has {paths[0].name} and {paths[1].name}; one file is to be {role}.")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from sparsemtl.data.tables.reading import CELLS, Array, Chunk, Looks, Seen, Spot, Texts, check_names
+from sparsemtl.data.tables import reading
+from sparsemtl.data.tables.formats import load_pandas
+from sparsemtl.data.tables.reading import COMMAS, Dialect, check_names
 from sparsemtl.errors import DataError, missing_extra
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,11 @@ class ParquetFile:
 
     Attributes:
         path: the file.
-        missing_values: texts that stand for a missing value, beside the file's own nulls.
+        dialect: how texts stand for missing values, numbers and dates.
     """
 
     path: Path
-    missing_values: tuple[str, ...] = ()
+    dialect: Dialect = COMMAS
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
@@ -34,52 +37,46 @@ class ParquetFile:
         check_names(self.path, names)
         return names
 
-    def look(self, texts: Collection[str]) -> Looks:
-        """See what there is: a Parquet file says the kind of every column."""
-        seen = {field.name: self._kind(field) for field in self._schema}
-        with self._opened() as file:
-            return Looks(file.metadata.num_rows, seen)
+    def with_dialect(self, dialect: Dialect) -> ParquetFile:
+        """Give the same file, written in another way."""
+        return replace(self, dialect=dialect)
 
-    def chunks(self, numbers: Sequence[str], texts: Sequence[str]) -> Iterator[Chunk]:
-        """Read these columns of all rows."""
-        first = 0
-        columns = [*numbers, *texts]
+    def frames(
+        self, columns: Sequence[str], texts: Collection[str], numbers: Collection[str]
+    ) -> Iterator[pd.DataFrame]:
+        """Read rows in pieces; numbers stay numbers though they are wanted as texts."""
+        readable = [name for name in columns if self._readable(name)]
         with self._opened() as file:
-            for batch in file.iter_batches(max(1, CELLS // len(columns)), columns=columns):
-                yield Chunk(
-                    self.path,
-                    first,
-                    {name: _numbers(batch.column(name)) for name in numbers},
-                    {name: self._texts(batch.column(name)) for name in texts},
-                )
-                first += len(batch)
+            for batch in file.iter_batches(max(1, reading.CELLS // len(columns)), columns=readable):
+                series = {name: self._series(batch.column(name), text=name in texts) for name in readable}
+                yield load_pandas().DataFrame(series)
+
+    def _series(self, column: Any, *, text: bool) -> pd.Series[Any]:
+        """A column without types of Arrow's own; whole numbers that are wanted as texts keep all their digits."""
+        pyarrow = _pyarrow()
+        types = pyarrow.types
+        if types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if types.is_integer(column.type) and text:
+            column = column.cast(pyarrow.string())
+        if types.is_decimal(column.type):
+            column = column.cast(pyarrow.float64(), safe=False)
+        series: pd.Series[Any] = column.to_pandas(date_as_object=False)
+        if series.dtype == object or series.dtype == "str":
+            return series.mask(series.isin(self.dialect.missing_values))
+        return series
+
+    def _readable(self, name: str) -> bool:
+        """Whether a column holds numbers, texts or times rather than lists and such."""
+        types, kind = _pyarrow().types, self._schema.field(name).type
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        return not (types.is_nested(kind) or types.is_null(kind) or types.is_binary(kind))
 
     @cached_property
     def _schema(self) -> Any:
         with self._opened() as file:
             return file.schema_arrow
         raise AssertionError  # `_opened` raises whatever it stops
-
-    def _kind(self, field: Any) -> Seen:
-        types = _pyarrow().types
-        kind = field.type.value_type if types.is_dictionary(field.type) else field.type
-        spot = Spot(0, str(field.type))
-        if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind):
-            return Seen(number=spot)
-        if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or types.is_boolean(kind):
-            return Seen(text=spot)
-        return Seen()
-
-    def _texts(self, column: Any) -> Texts:
-        """Texts of a column; what is a missing value here is one there."""
-        pyarrow = _pyarrow()
-        if pyarrow.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
-        coded = column.cast(pyarrow.string()).dictionary_encode()
-        codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-        names = tuple(coded.dictionary.to_pylist())
-        missing = [code for code, name in enumerate(names) if name in self.missing_values]
-        return Texts(np.where(np.isin(codes, missing), -1, codes), names)
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
@@ -91,14 +88,6 @@ class ParquetFile:
             raise DataError(f"{self.path.absolute()} does not exist.") from None
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{self.path} is no whole Parquet file: {str(error).rstrip('.')}.") from None
-
-
-def _numbers(column: Any) -> Array:
-    pyarrow = _pyarrow()
-    if pyarrow.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    numbers: Array = column.cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False)
-    return numbers
 
 
 def _pyarrow() -> Any:

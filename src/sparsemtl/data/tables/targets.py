@@ -55,6 +55,20 @@ class Target(abc.ABC):
             DataError: if a label is none of the task's, with its row and column.
         """
 
+    @property
+    def classifies(self) -> bool:
+        """True if its labels are classes."""
+        return True
+
+    def stratum(self, chunk: Chunk, seen: dict[str, int]) -> Array:
+        """Class of some rows before anything is known of training (N,), int64; `UNLABELLED` where there is none.
+
+        Args:
+            chunk: the rows.
+            seen: number of every class that earlier rows had; new ones are added.
+        """
+        return self.labels(chunk)
+
     def fitted(self, found: Survey) -> Target:
         """The target with all that it takes from the training rows.
 
@@ -96,6 +110,12 @@ class Classes(Target):
         """With the classes that training has, unless they are given."""
         super().fitted(found)
         return self if self.classes else replace(self, classes=tuple(in_order(found.texts[self.column].counts)))
+
+    def stratum(self, chunk: Chunk, seen: dict[str, int]) -> Array:
+        """The numbers of the classes, in the order in which they come."""
+        codes, names = chunk.texts[self.column]
+        numbers: Array = np.array([*(seen.setdefault(name, len(seen)) for name in names), UNLABELLED], np.int64)[codes]
+        return numbers
 
     def task(self) -> Task:
         """A classification."""
@@ -220,6 +240,11 @@ class Value(Target):
     def numeric(self) -> bool:
         """It must be a number."""
         return True
+
+    @property
+    def classifies(self) -> bool:
+        """It is a regression."""
+        return False
 
     @property
     def dtype(self) -> type[np.generic]:

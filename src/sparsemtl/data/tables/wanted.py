@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from sparsemtl.data.tables.reading import whole_number
 from sparsemtl.data.tables.targets import Above, Classes, Equals, Scale, Target, Value
 from sparsemtl.errors import ParameterError, unknown_name
 from sparsemtl.parameters import NonNegative, Positive, Share, describe, fits
@@ -79,8 +80,8 @@ def _classes(name: str, column: str, own: Mapping[str, Any], **options: Any) -> 
     if "above" in options:
         return Above(name, column, limit=float(options["above"]), options=own)
     if "equals" in options:
-        return Equals(name, column, value=str(options["equals"]), options=own)
-    classes = tuple(map(str, options.get("classes", ())))
+        return Equals(name, column, value=whole_number(str(options["equals"])), options=own)
+    classes = tuple(whole_number(str(name)) for name in options.get("classes", ()))
     if len(set(classes)) < len(classes) or len(classes) == 1:
         raise ParameterError(f"targets.{name}: `classes` must be at least two different ones, got {list(classes)}.")
     return Classes(name, column, classes=classes, options=own)

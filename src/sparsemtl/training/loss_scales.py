@@ -1,0 +1,39 @@
+"""Losses of unlike scale: under constant weights the largest trains the shared weights nearly alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sparsemtl.errors import SparseMTLWarning
+from sparsemtl.tasks import Regression, Task
+
+MOST_UNLIKE = 20.0
+"""Ratio of the largest loss to the smallest, in the mean of the first epoch, from which it is named."""
+
+
+class LossScaleWarning(SparseMTLWarning):
+    """The tasks' losses differ in scale so much that one of them trains the shared weights nearly alone."""
+
+
+def unlike_scales(losses: Mapping[str, float], weights: Mapping[str, float], tasks: Mapping[str, Task]) -> str:
+    """Say that losses are of unlike scale, and what to do; "" if they are not.
+
+    Args:
+        losses: task -> mean training loss of the first epoch, without the task's own weight.
+        weights: task -> the balancer's constant weight; 1 for a task that is not named.
+        tasks: the tasks, whose own weights count as well.
+    """
+    weighted = {t: loss * tasks[t].weight * weights.get(t, 1.0) for t, loss in losses.items() if loss > 0}
+    weighted = {task: loss for task, loss in weighted.items() if loss > 0}
+    if len(weighted) < 2:
+        return ""
+    low, high = min(weighted, key=weighted.__getitem__), max(weighted, key=weighted.__getitem__)
+    if weighted[high] <= MOST_UNLIKE * weighted[low]:
+        return ""
+    scaled = isinstance(tasks[high], Regression)
+    remedy = "bring its labels to mean 0 and standard deviation 1 (`scale: standard` in a table's targets), " * scaled
+    return (
+        f"losses of unlike scale in the first epoch: {weighted[high]:.3g} of {high}, {weighted[low]:.3g} of {low}. The "
+        f"shared weights learn mostly {high}: {remedy}give the tasks a `weight`, or choose a balancer that weights "
+        "them, such as uncertainty."
+    )
