@@ -93,7 +93,7 @@ def test_runs_that_were_not_measured_leave_gaps_and_studies_of_such_runs_no_colu
     partly = results({**RUNS, ("lasso", 1): {"cost": None}})
     cell = rows_of(with_costs(primary_table(partly), partly))["lasso"].cells[-1]
     assert cell.note == "n=1"
-    none = results(dict.fromkeys(RUNS, {}))
+    none = results({run: {} for run in RUNS})
     assert cost_table(none) is None
     assert "weights" not in with_costs(primary_table(none), none).higher
 
@@ -107,7 +107,12 @@ def test_markdown_and_csv_have_the_costs() -> None:
 
 @pytest.mark.parametrize(
     ("values", "expected"),
-    [([3.0, 9_999.0], (1.0, "")), ([12_000.0], (1e-3, "k")), ([1e7, 1.0], (1e-6, "M")), ([math.nan, 2e10], (1e-9, "G"))],
+    [
+        ([3.0, 9_999.0], (1.0, "")),
+        ([12_000.0], (1e-3, "k")),
+        ([1e7, 1.0], (1e-6, "M")),
+        ([math.nan, 2e10], (1e-9, "G")),
+    ],
 )
 def test_units_suit_the_largest_value(values: list[float], expected: tuple[float, str]) -> None:
     assert to_units(values) == expected
