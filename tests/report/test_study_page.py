@@ -100,7 +100,7 @@ def test_the_lead_says_what_the_winner_costs_beside_the_baseline(folder, html):
     winner = primary_table(chosen(results)).figures.mean["Δm %"].idxmax()
     keep = float(winner.removeprefix("fisher, keep "))
     part = f"{100 * keep:.0f}\N{NO-BREAK SPACE}%"
-    assert f"its networks need {part} of the multiply-adds of single-task training, {part} of the weights" in html
+    assert f"its networks need {part} of the multiply-adds of single-task training and {part} of the weights" in html
 
 
 def test_a_study_of_runs_that_were_not_measured_has_no_cost(copy):
