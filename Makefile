@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test slow lint types docs clean
 
 demo: $(READY)
-	$(BIN)/sparsemtl study examples/digits-study.yaml --out runs/demo
+	$(BIN)/sparsemtl study examples/rooms-study.yaml --jobs 2 --out runs/demo
 	@echo "Open runs/demo/report.html"
 
 test: $(READY)

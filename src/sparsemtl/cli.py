@@ -126,6 +126,7 @@ def study(
     quiet: Quiet = False,
 ) -> None:
     """Run a grid of methods, settings and seeds; finished runs are skipped. Ends in tables and a report."""
+    from sparsemtl.study.costs import with_costs
     from sparsemtl.study.grid import read_study
     from sparsemtl.study.runner import results_of, run_study
     from sparsemtl.study.tables import primary_table
@@ -140,7 +141,8 @@ def study(
         _say("Stopped. The same command goes on where it was.")
         raise typer.Exit(INTERRUPTED) from None
     if len(failures) < len(grid.runs):
-        show_study(primary_table(results_of(grid, folder)))
+        results = results_of(grid, folder)
+        show_study(with_costs(primary_table(results), results))
         typer.echo(f"Tables: {folder / 'tables.md'}\nReport: {folder / 'report.html'}")
     for name, failure in failures.items():
         typer.secho(f"No result of {name}: {failure}", err=True, fg=typer.colors.RED)

@@ -47,6 +47,7 @@ TRAINER_KEYS = (
     "threads",
     "checkpoint_every",
     "tensorboard",
+    "measure_cost",
 )
 """What the section `training` hands to the trainer."""
 

@@ -13,6 +13,7 @@ import torch
 
 from sparsemtl.files import write_json, write_tree
 from sparsemtl.masks import TaskMasks
+from sparsemtl.study.costs import SPLIT, cost_rows
 
 KINDS = {
     "digit": ("Classification", "accuracy", True),
@@ -101,7 +102,7 @@ def make_run(
         path / "environment.json",
         {"versions": versions, "device": "cpu", "threads": 2, "seed": seed, "platform": "Linux"},
     )
-    write_json(path / "summary.json", _summary(path.name, tasks, method, seed, epochs, skill, masks, notes, rng))
+    write_json(path / "summary.json", _summary(path.name, tasks, method, keep, seed, epochs, skill, masks, notes, rng))
     return path
 
 
@@ -124,7 +125,7 @@ def _metric_rows(tasks, epochs, skill, rng, sparse):
         yield epoch, 20 * epoch, "run", "", "samples_per_second", 8000 + 100 * rng.normal()
 
 
-def _summary(name, tasks, method, seed, epochs, skill, masks, notes, rng):
+def _summary(name, tasks, method, keep, seed, epochs, skill, masks, notes, rng):
     figures = {}
     for task in tasks:
         kind, primary, higher = KINDS[task]
@@ -138,6 +139,7 @@ def _summary(name, tasks, method, seed, epochs, skill, masks, notes, rng):
             "validation": shown,
             "test": {**shown, primary: score(task, 1.0, skill, rng.normal(0, 0.008))},
         }
+    cost = _cost(tasks, method, keep)
     sharing = {task: masks.density(task) for task in tasks} if masks is not None else dict.fromkeys(tasks, 1.0)
     return {
         "name": name,
@@ -151,14 +153,31 @@ def _summary(name, tasks, method, seed, epochs, skill, masks, notes, rng):
         "axes": {
             "data": "digits",
             "encoder": "cnn",
-            "architecture": "shared_bottom",
+            "architecture": "single-task" if method == "stl" else "shared-bottom",
             "sharing": method,
             "balancing": "mean",
         },
         "parameters": {"total": 54321, "shared": 50000},
         "tasks": figures,
+        "cost": cost,
         "sharing": {"density": sharing},
     }
+
+
+def _cost(tasks, method, keep):
+    """Cost of a network per task, or of one for all where there are no masks; compaction leaves the part `keep`."""
+
+    def figures(part):
+        return {"macs": round(1e7 * part), "encoder_macs": round(9e6 * part), "weights": round(5e4 * part)}
+
+    groups = [[task] for task in tasks] if keep is not None or method == "stl" else [list(tasks)]
+    whole, small = {**figures(1.0), "milliseconds": 4.0}, {**figures(keep or 1.0), "milliseconds": 2.5}
+    networks = [{"tasks": group, "uncompacted": whole, "compacted": small, "failure": ""} for group in groups]
+    total = {
+        part: {key: sum(network[part][key] for network in networks) for key in whole}
+        for part in ("uncompacted", "compacted")
+    }
+    return {"batch_size": 16, "threads": 1, "device": "cpu", "networks": networks, **total}
 
 
 def make_study(
@@ -209,3 +228,5 @@ def _result_rows(run: Path, name: str, method: str, keep: float | None, seed: in
                 what = {"split": split, "task": task, "metric": metric}
                 yield {**head, **what, "higher_is_better": about["directions"][metric], "value": value}
     yield {**head, "split": "run", "metric": "seconds", "value": summary["seconds"]}
+    for metric, value in cost_rows(summary):
+        yield {**head, "split": SPLIT, "metric": metric, "value": value}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -66,8 +67,34 @@ def test_every_task_stands_with_its_validation_and_test_figures(folder, page):
             assert any(f"{value:.{digits}f}" in page.text for digits in (4, 5))
 
 
+def test_the_page_opens_with_the_cost(page):
+    blank = "\N{NO-BREAK SPACE}"
+    lead = (
+        f"Compacted, the 4 networks together need 12.0{blank}M multiply-adds per sample (30{blank}% of the uncompacted "
+        f"40.0{blank}M) and 60.0{blank}k weights (30{blank}%)."
+    )
+    assert " ".join(lead.split()) in page.text
+    assert "median of a batch of 16 samples on 1 thread (cpu)" in page.text
+
+
+def test_a_network_that_was_not_compacted_is_named_with_the_reason(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    cost = json.loads((copy / "summary.json").read_text())["cost"]
+    cost["networks"][1]["failure"] = "cannot follow <Strange>."
+    change_summary(copy, cost=cost)
+    text = Page(write_report(copy).read_text()).text
+    assert "Not compacted : even. cannot follow <Strange>." in text
+
+
+def test_a_run_that_was_not_measured_has_no_cost(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    change_summary(copy, cost=None)
+    assert Page(write_report(copy).read_text()).sections[0] == "Results"
+
+
 def test_every_section_is_there(page):
     assert page.sections == [
+        "What all tasks cost",
         "Results",
         "Learning curves",
         "What the tasks share",
@@ -103,6 +130,7 @@ def test_what_is_missing_is_left_out(tmp_path, name):
         "samples.safetensors": {"Samples and answers"},
     }
     everything = {
+        "What all tasks cost",
         "Results",
         "Learning curves",
         "What the tasks share",
@@ -117,7 +145,7 @@ def test_a_summary_alone_makes_a_page(tmp_path):
     folder = make_run(tmp_path / "run", tasks=["digit", "ink"], epochs=4)
     for name in OPTIONAL:
         (folder / name).unlink()
-    assert Page(write_report(folder).read_text()).sections == ["Results"]
+    assert Page(write_report(folder).read_text()).sections == ["What all tasks cost", "Results"]
 
 
 def test_one_dense_task_makes_a_page(tmp_path):

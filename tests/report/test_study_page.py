@@ -54,6 +54,7 @@ def test_ids_are_unique(page):
 
 def test_every_section_is_there(page):
     assert page.sections == [
+        "Quality against cost",
         "Results on test data",
         "Gain or loss against single-task training",
         "Results over sharing.keep",
@@ -81,6 +82,40 @@ def test_the_table_shows_the_settings_that_validation_chose_and_marks_the_best(f
 def test_the_lead_names_who_gains_most_over_single_task_training(page):
     assert "gains most over single-task training: +" in page.text
     assert "fisher, keep" in page.text
+
+
+def test_the_page_opens_with_quality_against_cost(html, page):
+    labels = [value for tag, name, value in page.attributes if (tag, name) == ("svg", "aria-label")]
+    assert labels[:3] == [
+        "mean change over tasks against multiply-adds",
+        "digit: quality against multiply-adds",
+        "ink: quality against multiply-adds",
+    ]
+    assert html.index("mean change over tasks against multiply-adds") < html.index("<table")
+    assert "multiply-adds per sample, millions" in page.text
+
+
+def test_the_lead_says_what_the_winner_costs_beside_the_baseline(folder, html):
+    results = Results.of(read_results(folder / "results.csv"), baseline="stl")
+    winner = primary_table(chosen(results)).figures.mean["Δm %"].idxmax()
+    keep = float(winner.removeprefix("fisher, keep "))
+    part = f"{100 * keep:.0f}\N{NO-BREAK SPACE}%"
+    assert f"its networks need {part} of the multiply-adds of single-task training and {part} of the weights" in html
+
+
+def test_a_study_of_runs_that_were_not_measured_has_no_cost(copy):
+    edit_results(copy, lambda rows: rows[rows["split"] != "cost"])
+    page = Page(write_report(copy).read_text())
+    assert page.sections[0] == "Results on test data"
+    assert "multiply-adds" not in page.text
+
+
+def test_another_baseline_is_called_by_its_name(copy):
+    about = json.loads((copy / "study.json").read_text())
+    (copy / "study.json").write_text(json.dumps({**about, "baseline": "mtl"}))
+    page = Page(write_report(copy).read_text())
+    assert "Gain or loss against mtl" in page.sections
+    assert "single-task training" not in page.text
 
 
 def test_the_tasks_that_lose_are_named(copy):

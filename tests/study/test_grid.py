@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsemtl.config import check
+from sparsemtl.data.base import Split
 from sparsemtl.errors import ConfigError
+from sparsemtl.plan import Plan
+from sparsemtl.run import rehearse
 from sparsemtl.study.grid import Study, read_study, value_text
+from sparsemtl.training.folder import RunFolder
 from sparsemtl.yaml_text import dump_yaml
 
 ROOT = Path(__file__).parent.parent.parent
@@ -237,5 +242,29 @@ def test_keys_that_end_alike_are_named_in_full(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*study*.yaml")), ids=lambda path: path.name)
 def test_the_examples_unfold(path: Path) -> None:
     study = read_study(path)
-    assert study.baseline == "stl"
+    assert study.baseline in study.methods
     assert len(study.runs) % len({run.seed for run in study.runs}) == 0
+
+
+def test_the_demo_can_be_set_up_and_gives_every_seed_images_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSEMTL_DATA", str(tmp_path))
+    small = ["data.train_size=16", "data.validation_size=2", "data.test_size=2"]
+    study = read_study(ROOT / "examples" / "rooms-study.yaml", small)
+    assert len(set(study.methods)) == 3
+    assert {run.seed for run in study.runs} == {0, 1, 2}
+    assert all(run.config["optimizer"] == study.runs[0].config["optimizer"] for run in study.runs)
+    plans = {run.method: Plan(run.config) for run in study.runs if run.seed == 0}
+    for plan in plans.values():
+        rehearse(plan, RunFolder(tmp_path / "run"))
+    other = next(Plan(run.config) for run in study.runs if run.seed == 1)
+    dense, narrow, elsewhere = (images_of(plan) for plan in (plans["dense"], plans["narrow"], other))
+    assert torch.equal(dense, narrow)
+    assert not torch.equal(dense, elsewhere)
+
+
+def images_of(plan: Plan) -> torch.Tensor:
+    split = plan.data.train
+    assert isinstance(split, Split)
+    return split.x

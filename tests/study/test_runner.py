@@ -21,6 +21,7 @@ import sparsemtl.report
 from sparsemtl.errors import ConfigError
 from sparsemtl.machine import use_threads
 from sparsemtl.study import runner
+from sparsemtl.study.costs import cost_rows
 from sparsemtl.study.grid import Study, read_study
 from sparsemtl.study.results import Results
 from sparsemtl.study.runner import Job, results_of, run_study
@@ -62,8 +63,9 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def figures(folder: Path) -> list[dict[str, str]]:
-    """The rows of a study, without the time that runs took."""
-    return [row for row in rows(folder) if row["metric"] != "seconds"]
+    """The rows of a study, without times."""
+    times = ("seconds", "milliseconds", "uncompacted_milliseconds")
+    return [row for row in rows(folder) if row["metric"] not in times]
 
 
 def files(folder: Path) -> dict[Path, bytes]:
@@ -79,6 +81,9 @@ def test_the_results_are_the_figures_of_the_runs_summaries(study_file: Path, fin
             for split in ("validation", "test"):
                 for metric, value in entry[split].items():
                     expected.append([*head, split, task, metric, str(entry["directions"][metric]), str(value)])
+        for metric, value in cost_rows(summary):
+            if "milliseconds" not in metric:
+                expected.append([*head, "cost", "", metric, "False", str(value)])
     assert [list(row.values()) for row in figures(finished_study)] == expected
 
 
@@ -90,8 +95,9 @@ def test_every_run_is_that_of_its_own_configuration(study_file: Path, finished_s
 def test_the_tables_have_one_section_a_metric_with_every_setting(finished_study: Path) -> None:
     sections = (finished_study / "tables.md").read_text(encoding="utf-8").split("\n## ")
     names = [section.splitlines()[0] for section in sections[1:]]
-    assert names == ["primary metrics", *dict.fromkeys(row["metric"] for row in figures(finished_study))]
-    for section in sections[1:]:
+    scored = dict.fromkeys(row["metric"] for row in figures(finished_study) if row["split"] != "cost")
+    assert names == ["primary metrics", *scored, "cost"]
+    for section in sections[1:-1]:
         settings = [line.split("|")[1].strip() for line in section.splitlines() if line.startswith("|")][2:]
         assert settings == ["stl", "random, keep 0.3", "random, keep 0.6"]
         assert "rank ↓" in section

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -30,18 +31,28 @@ def macs(module: nn.Module, x: Any) -> int:
         >>> sm.macs(nn.Conv2d(3, 8, kernel_size=3, padding=1), torch.rand(1, 3, 10, 10))
         21600
     """
-    return macs_of_call(module, x)
+    return sum(macs_by_layer(module, x).values())
 
 
-def macs_of_call(module: nn.Module, *args: Any, **kwargs: Any) -> int:
-    """Multiply-adds of a call with any arguments."""
-    counts: list[int] = []
+def macs_by_layer(module: nn.Module, *args: Any, **kwargs: Any) -> dict[str, int]:
+    """Count `macs` layer by layer.
 
-    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        counts.append(_macs_of(layer, inputs[0], output))
+    Args:
+        module: as for `macs`.
+        args, kwargs: arguments of its forward pass.
+
+    Returns:
+        name of every convolution and linear layer that ran -> its multiply-adds, over all its calls.
+    """
+    counts: dict[str, int] = {}
+
+    def count(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        counts[name] = counts.get(name, 0) + _macs_of(layer, inputs[0], output)
 
     hooks = [
-        layer.register_forward_hook(count) for layer in module.modules() if isinstance(layer, (_ConvNd, nn.Linear))
+        layer.register_forward_hook(partial(count, name))
+        for name, layer in module.named_modules()
+        if isinstance(layer, (_ConvNd, nn.Linear))
     ]
     try:
         with _inferring(module):
@@ -49,7 +60,7 @@ def macs_of_call(module: nn.Module, *args: Any, **kwargs: Any) -> int:
     finally:
         for hook in hooks:
             hook.remove()
-    return sum(counts)
+    return counts
 
 
 def _macs_of(layer: nn.Module, x: Tensor, output: Tensor) -> int:

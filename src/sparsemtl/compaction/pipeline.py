@@ -14,7 +14,7 @@ from torch import nn
 from sparsemtl.compaction.checks import check_no_grad, check_sizes
 from sparsemtl.compaction.compacted import CompactedModule, attach, built
 from sparsemtl.compaction.constants import absorb_constants
-from sparsemtl.compaction.cost import macs_of_call, parameter_count
+from sparsemtl.compaction.cost import macs_by_layer, parameter_count
 from sparsemtl.compaction.examples import MOST, Inputs, Like
 from sparsemtl.compaction.folding import fold_norms
 from sparsemtl.compaction.inference import inferred
@@ -186,4 +186,4 @@ def _macs(module: nn.Module, inputs: Inputs) -> int:
     same = inputs.to(dtype=None if like is None else like.dtype, device=device_of(module))
     alone = same.first(1)
     case = same if _error(module, alone) is not None else alone
-    return macs_of_call(module, *case.args, **case.kwargs)
+    return sum(macs_by_layer(module, *case.args, **case.kwargs).values())

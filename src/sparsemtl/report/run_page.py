@@ -12,6 +12,7 @@ from sparsemtl.report.folders import RunFolder
 from sparsemtl.report.measures import measured
 from sparsemtl.report.page import render
 from sparsemtl.report.pictures import galleries
+from sparsemtl.report.run_cost import cost_view
 from sparsemtl.report.sharing import SharingView, sharing_view
 from sparsemtl.report.words import arrow, duration, percent, plural, scores
 
@@ -69,6 +70,7 @@ def run_page(path: Path) -> str:
         environment=_environment(run),
         lead=_lead(run),
         selection=_selection(run),
+        cost=cost_view(run.summary),
         sharing_lead=_sharing_lead(view) if view else "",
         facts=list(_facts(run, view)),
         figures={task: _figures(about) for task, about in run.tasks.items()},

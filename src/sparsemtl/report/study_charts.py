@@ -13,8 +13,14 @@ from sparsemtl.report.words import arrow
 from sparsemtl.study.results import DELTA, Results, Spread, gains, per_seed, spread
 
 
-def gain_charts(best: Results, colours: Mapping[str, int]) -> list[Chart]:
-    """Change against single-task training: the mean over tasks, then every task; empty without a baseline."""
+def gain_charts(best: Results, colours: Mapping[str, int], baseline: str) -> list[Chart]:
+    """Change against the baseline: the mean over tasks, then every task; empty without one.
+
+    Args:
+        best: one setting per method.
+        colours: method -> number of its colour.
+        baseline: what the baseline is called.
+    """
     figures = gains(best)
     there = figures.mean.notna().any(axis=1)
     mean, std = figures.mean[there], figures.std[there]
@@ -29,7 +35,7 @@ def gain_charts(best: Results, colours: Mapping[str, int]) -> list[Chart]:
                     Gain(label, colour, m, s)
                     for (label, colour), m, s in zip(who, mean[column], std[column], strict=True)
                 ],
-                label=f"change of {column} against single-task training",
+                label=f"change of {column} against {baseline}",
             ),
         )
         for column in columns

@@ -13,14 +13,17 @@ import pandas as pd
 from sparsemtl.report.folders import RunFolder, StudyFolder
 from sparsemtl.report.page import render
 from sparsemtl.report.study_charts import gain_charts, key_charts, learning_curves
-from sparsemtl.report.words import duration, listing, plural, signed
-from sparsemtl.study.results import DELTA, Results, chosen, gains, per_seed, plain, run_level
-from sparsemtl.study.tables import RANK, Table, metric_tables, primary_table
+from sparsemtl.report.study_lead import baseline_name, lead
+from sparsemtl.report.tradeoff import tradeoff
+from sparsemtl.report.words import duration
+from sparsemtl.study.costs import cost_table, with_costs
+from sparsemtl.study.results import Results, chosen, per_seed, plain, run_level
+from sparsemtl.study.tables import metric_tables, primary_table
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a method costs.
+class TrainingCost:
+    """What training a method costs.
 
     Attributes:
         label: the setting.
@@ -70,19 +73,22 @@ def study_page(path: Path) -> str:
     """
     study = StudyFolder.read(path)
     results, best = study.results, chosen(study.results)
-    main = primary_table(best)
+    main, baseline = with_costs(primary_table(best), best), baseline_name(study)
     colours = {method: i for i, method in enumerate(results.settings["method"].unique())}
     return render(
         "study.html",
         study=study,
         title=study.about["name"],
         colours=colours,
-        lead=_lead(best, main),
+        lead=lead(best, main, baseline),
+        baseline_name=baseline,
+        tradeoff=tradeoff(best, colours),
+        networks=cost_table(best),
         facts=list(_facts(study)),
         main=main,
         others=list(metric_tables(best).values()),
-        grid=primary_table(results) if len(results.settings) > len(best.settings) else None,
-        gains=gain_charts(best, colours),
+        grid=with_costs(primary_table(results), results) if len(results.settings) > len(best.settings) else None,
+        gains=gain_charts(best, colours, baseline),
         keys={key: charts for key in results.grid if (charts := key_charts(results, best, key, colours))},
         levels=_without_grid(best),
         picks={row.label: colours[row.method] for row in main.rows()},
@@ -90,43 +96,6 @@ def study_page(path: Path) -> str:
         costs=_costs(study, best),
         runs=list(_run_rows(study)),
     )
-
-
-def _lead(best: Results, main: Table) -> str:
-    """The result in two sentences: who gains most over single-task training, and on which tasks it loses."""
-    figures = gains(best)
-    delta = figures.mean[DELTA].dropna()
-    if delta.empty:
-        return _lead_by_rank(best, main)
-    winner = str(delta.idxmax())
-    mean, deviation = float(delta.max()), float(figures.std[DELTA][winner])
-    over = f"on average {_over(best)}"
-    amount = signed(f"{mean:+.2f}") + ("" if math.isnan(deviation) else f" ± {deviation:.2f}") + " %"
-    unsure = ", which is within one standard deviation of no change" if abs(mean) < deviation else ""
-    tasks = figures.mean.loc[winner].drop(DELTA).dropna()
-    lost = [f"{task} ({signed(f'{change:+.2f}')} %)" for task, change in tasks.items() if change < 0]
-    if mean > 0:
-        first = f"{winner} gains most over single-task training: {amount} {over}{unsure}."
-    else:
-        first = f"No method beats single-task training {over}; the closest is {winner} with {amount}{unsure}."
-    if not lost:
-        return f"{first} It loses on no task."
-    return f"{first} It loses on {plural(len(lost), 'task')} of {len(tasks)}: {listing(lost)}."
-
-
-def _lead_by_rank(best: Results, main: Table) -> str:
-    if not best.common:
-        return "There is no task that all methods have, so that nothing is compared over tasks."
-    if RANK not in main.higher or main.figures.mean[RANK].isna().all():
-        return "Nothing to compare with yet."
-    rank = main.figures.mean[RANK]
-    return f"{rank.idxmin()} ranks best: {rank.min():.2f} on average {_over(best)}."
-
-
-def _over(best: Results) -> str:
-    """What a mean over tasks is taken over."""
-    whole = len(best.common) == len(best.tasks)
-    return "over tasks" if whole else f"over the {plural(len(best.common), 'task')} that all methods have"
 
 
 def _facts(study: StudyFolder) -> Iterator[tuple[str, str]]:
@@ -153,12 +122,12 @@ def _without_grid(results: Results) -> set[str]:
     return {str(m) for m in settings.loc[settings[list(results.grid)].isna().all(axis=1), "method"]}
 
 
-def _costs(study: StudyFolder, best: Results) -> list[Cost]:
+def _costs(study: StudyFolder, best: Results) -> list[TrainingCost]:
     seconds = run_level(best, "seconds")
     mean, std = seconds.mean["seconds"], seconds.std["seconds"]
     lengths = (mean / mean.max()).fillna(0.0)
     return [
-        Cost(str(label), str(method), _time(m, s), float(length), _density(study, best, str(label)))
+        TrainingCost(str(label), str(method), _time(m, s), float(length), _density(study, best, str(label)))
         for (label, method), m, s, length in zip(best.settings["method"].items(), mean, std, lengths, strict=True)
     ]
 

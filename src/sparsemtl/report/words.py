@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from sparsemtl.study.tables import MISSING, decimals
+from sparsemtl.study.tables import MISSING, decimals, to_units
 
 
 def number(value: float | None) -> str:
@@ -15,6 +15,14 @@ def number(value: float | None) -> str:
     if value and abs(value) < 1e-4:
         return f"{value:.2e}"
     return f"{value:,.{decimals([value])}f}"
+
+
+def count(value: float) -> str:
+    """A large count with three significant digits: "157 k", "8.75 M"; the blank does not break."""
+    factor, symbol = to_units([value])
+    if not symbol:
+        return f"{value:,.0f}"
+    return f"{value * factor:,.{decimals([value * factor], significant=3)}f}\N{NO-BREAK SPACE}{symbol}"
 
 
 def percent(fraction: float) -> str:

@@ -23,6 +23,7 @@ from sparsemtl.locks import locked, refuse_foreign
 from sparsemtl.plan import Plan
 from sparsemtl.processes import end_with_parent, refuse_distributed
 from sparsemtl.run import make_sharing, rehearse, run
+from sparsemtl.study.costs import SPLIT, cost_rows
 from sparsemtl.study.grid import Study, StudyRun, value_text
 from sparsemtl.study.results import Results, read_results
 from sparsemtl.training.folder import RunFolder
@@ -280,6 +281,8 @@ def _rows(study: Study, one: StudyRun, summary: dict[str, Any]) -> Iterator[list
             for metric, value in entry[split].items():
                 yield [*head, split, task, metric, entry["directions"][metric], "" if value is None else value]
     yield [*head, "run", "", "seconds", False, summary["seconds"]]
+    for metric, value in cost_rows(summary):
+        yield [*head, SPLIT, "", metric, False, value]
 
 
 def results_of(study: Study, out: str | Path) -> Results:
@@ -297,10 +300,13 @@ def results_of(study: Study, out: str | Path) -> Results:
 
 def _write_tables(study: Study, out: Path) -> None:
     from sparsemtl.report import write_report
+    from sparsemtl.study.costs import cost_table, with_costs
     from sparsemtl.study.tables import metric_tables, primary_table, to_csv, to_markdown
 
     results = results_of(study, out)
-    tables = [primary_table(results), *metric_tables(results).values()]
+    tables = [with_costs(primary_table(results), results), *metric_tables(results).values()]
+    if (costs := cost_table(results)) is not None:
+        tables.append(costs)
     sections = [f"## {table.title}\n\n{to_markdown(table)}" for table in tables]
     write_text(out / "tables.md", "\n".join([f"# {study.name}\n", *sections]))
     write_text(out / "tables.csv", to_csv(tables))

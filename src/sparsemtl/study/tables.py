@@ -12,7 +12,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sparsemtl.study.results import DELTA, Results, Spread, gains, per_seed, ranks, spread
@@ -82,20 +82,23 @@ class Table:
         title: the metric, or "primary metrics".
         metrics: task -> its metric, one column each.
         higher: column -> whether higher is better, for every column that is shown: the tasks, then as far as
-            they apply `average` (where all tasks have one metric), `rank` (mean over the tasks) and `Δm %`.
+            they apply `average` (where all tasks have one metric), `rank` (mean over the tasks), `Δm %` and the
+            columns of `study.costs`. None: no value is marked as the best one.
         over: column -> the tasks that it is the mean over, for the last three: those that all settings have.
         figures: mean, deviation and seeds; one row a setting, one column each of `higher`.
         methods: setting -> method.
-        note: which tasks the means over tasks leave out, "" if there is none.
+        note: which tasks the means over tasks leave out, and what costs are of; "" if there is nothing to say.
+        units: column -> unit of its figures, for columns that are no task's.
     """
 
     title: str
     metrics: Mapping[str, str]
-    higher: Mapping[str, bool]
+    higher: Mapping[str, bool | None]
     over: Mapping[str, tuple[str, ...]]
     figures: Spread
     methods: Mapping[str, str]
     note: str
+    units: Mapping[str, str] = field(default_factory=dict)
 
     def numbers(self) -> pd.DataFrame:
         """All figures; columns are pairs of the column and `mean`, `std` or `n`."""
@@ -108,21 +111,24 @@ class Table:
         """Name of every column, and what it measures with an arrow to where better is."""
         mixed = len(set(self.metrics.values())) > 1
         for column, higher in self.higher.items():
-            metric = f"{self.metrics[column]} " if mixed and column in self.metrics else ""
-            yield column, metric + ("↑" if higher else "↓")
+            metric = self.metrics[column] if mixed and column in self.metrics else self.units.get(column, "")
+            yield column, " ".join(part for part in (metric, {True: "↑", False: "↓", None: ""}[higher]) if part)
 
     def rows(self) -> Iterator[Row]:
         """The rows, in order."""
-        mean, std, n = self.figures.mean, self.figures.std, self.figures.n
-        digits = {column: 2 if column in (RANK, DELTA) else decimals(mean[column]) for column in self.higher}
-        best = {column: _best(self._whole(column), digits[column], up) for column, up in self.higher.items()}
+        mean, n = self.figures.mean, self.figures.n
+        digits = {column: self._digits(column) for column in self.higher}
+        best = {
+            column: set() if up is None else _best(self._whole(column), digits[column], up)
+            for column, up in self.higher.items()
+        }
         for label in mean.index:
             seeds = int(n.loc[label].max())
             cells = (
                 _cell(
                     column,
                     float(mean.loc[label, column]),
-                    float(std.loc[label, column]),
+                    self._deviation(label, column),
                     digits[column],
                     f"n={n.loc[label, column]}" if column != RANK and n.loc[label, column] < seeds else "",
                     label in best[column],
@@ -137,6 +143,16 @@ class Table:
         n = self.figures.n[[task for task in tasks if task in self.metrics]]  # a table of one metric lacks some tasks
         return self.figures.mean[column].where((n == n.max()).all(axis=1))
 
+    def _deviation(self, label: str, column: str) -> float:
+        """Standard deviation to show; a cost that every seed has alike is shown without one."""
+        value = float(self.figures.std[column][label])
+        return math.nan if column in self.units and value == 0 else value
+
+    def _digits(self, column: str) -> int:
+        if column in (RANK, DELTA):
+            return 2
+        return decimals(self.figures.mean[column], significant=3 if column in self.units else 4)
+
 
 def table(results: Results, metrics: Mapping[str, str], *, title: str, split: str = "test") -> Table:
     """Settings against tasks by one metric a task.
@@ -147,7 +163,7 @@ def table(results: Results, metrics: Mapping[str, str], *, title: str, split: st
         title: what the table is called.
         split: whose figures it shows.
     """
-    higher = {task: results.higher_is_better(task, metric) for task, metric in metrics.items()}
+    higher: dict[str, bool | None] = {task: results.higher_is_better(task, m) for task, m in metrics.items()}
     common = tuple(task for task in metrics if task in results.common)
     over = {}
     values = per_seed(results, metrics, split)
@@ -158,7 +174,7 @@ def table(results: Results, metrics: Mapping[str, str], *, title: str, split: st
     mean, std, n = figures.mean, figures.std, figures.n
     methods = results.settings["method"]
     if (methods != results.baseline).sum() > 1:
-        mean[RANK] = ranks(results, mean, {task: higher[task] for task in common}).mean(axis=1)
+        mean[RANK] = ranks(results, mean, {task: bool(higher[task]) for task in common}).mean(axis=1)
         std[RANK], n[RANK], higher[RANK], over[RANK] = math.nan, 0, False, common
     if (methods == results.baseline).any():
         delta = gains(results, split)
@@ -211,7 +227,7 @@ def to_csv(tables: Iterable[Table]) -> str:
             "method": row.method,
             "column": column,
             "tasks": ", ".join(table.over.get(column, (column,))),
-            "metric": table.metrics.get(column, ""),
+            "metric": table.metrics.get(column, table.units.get(column, "")),
             "higher_is_better": higher,
             "mean": cell.value,
             "std": table.figures.std.loc[row.label, column],
@@ -225,10 +241,18 @@ def to_csv(tables: Iterable[Table]) -> str:
     return pd.DataFrame(records).to_csv(index=False)
 
 
-def decimals(values: Iterable[float]) -> int:
-    """Digits after the point that show typical values of a column with four significant ones; 0 to 6."""
+def decimals(values: Iterable[float], *, significant: int = 4) -> int:
+    """Digits after the point that show typical values of a column with so many significant ones; 0 to 6."""
     sizes = sorted(abs(value) for value in values if value and math.isfinite(value))
-    return min(max(3 - math.floor(math.log10(sizes[len(sizes) // 2])), 0), 6) if sizes else 3
+    typical = sizes[len(sizes) // 2] if sizes else 1.0
+    return min(max(significant - 1 - math.floor(math.log10(typical)), 0), 6)
+
+
+def to_units(values: Iterable[float]) -> tuple[float, str]:
+    """Factor and symbol that make the largest value of a column short to write: 1e-6 and "M" for millions."""
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    steps = ((1e10, 1e-9, "G"), (1e7, 1e-6, "M"), (1e4, 1e-3, "k"))
+    return next(((factor, symbol) for least, factor, symbol in steps if largest >= least), (1.0, ""))
 
 
 def _note(results: Results, over: Mapping[str, tuple[str, ...]]) -> str:

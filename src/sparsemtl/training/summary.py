@@ -9,6 +9,7 @@ from sparsemtl.balancing import Balancer
 from sparsemtl.models import MultiTaskModel
 from sparsemtl.sharing.sharing import Sharing
 from sparsemtl.tasks import Task
+from sparsemtl.training.costs import RunCost
 from sparsemtl.training.evaluation import Results
 from sparsemtl.training.selection import Selection
 
@@ -26,6 +27,7 @@ def summarize(
     validation: Results,
     test: Results,
     notes: Sequence[str] = (),
+    cost: RunCost | None = None,
 ) -> dict[str, Any]:
     """Put a run's outcome together; see the keys."""
     axes = ("data", "encoder", "architecture", "sharing", "balancing")
@@ -50,6 +52,7 @@ def summarize(
             task: _task(model.tasks[task], selection, validation.get(task, {}), test.get(task, {}))
             for task in model.tasks
         },
+        "cost": None if cost is None else cost.record(),
         "architecture": model.outcome(),
         "sharing": sharing.outcome(),
     }

@@ -35,6 +35,7 @@ from sparsemtl.shadow import as_seen
 from sparsemtl.sharing import DenseSharing, Sharing
 from sparsemtl.training.checkpoint import Randomness, Stateful, check_progress, restore, snapshot
 from sparsemtl.training.chosen import write_chosen
+from sparsemtl.training.costs import RunCost, Trained, measure_costs
 from sparsemtl.training.engine import Backend, Engine
 from sparsemtl.training.evaluation import Networks, Results, Views, evaluate, group_outputs, sample_predictions
 from sparsemtl.training.figures import Meter, measure_rows, result_rows, run_rows
@@ -112,6 +113,7 @@ class Trainer:
         folder: run folder; nothing is written if None.
         checkpoint_every: also write a checkpoint every so many batches, for long epochs.
         tensorboard: log for TensorBoard as well.
+        measure_cost: compact every task's network after the test, and measure what it costs.
         progress: show a live bar, or lines where there is no terminal.
         name: the run's name in reports.
         config: the configuration to record in the run folder; described from the objects by default.
@@ -148,6 +150,7 @@ class Trainer:
         folder: str | Path | None = None,
         checkpoint_every: Count | None = None,
         tensorboard: bool = False,
+        measure_cost: bool = True,
         progress: bool = True,
         name: str | None = None,
         config: Mapping[str, Any] | None = None,
@@ -172,6 +175,7 @@ class Trainer:
         self.folder = RunFolder(folder) if folder is not None else None
         self.checkpoint_every = checkpoint_every
         self.tensorboard = tensorboard
+        self.measure_cost = measure_cost
         self.progress = progress
         self.name = name or (self.folder.path.name if self.folder else type(model).__name__)
         training = {"epochs": epochs, "accumulate": accumulate, "precision": precision}
@@ -308,10 +312,11 @@ class Trainer:
             step = self.position.step
             rows = result_rows(self.position.epoch, step, "test", results)
             samples = sample_predictions(self.module, self.model.tasks, self.views, loaders, self.device)
+            cost = self._measured(loaders)
             with self._writing():
                 CSVLogger(self.folder.metrics, resume_at=step).log(rows)
                 self.folder.save(self.folder.samples, samples)
-                self._write_summary("finished", results)
+                self._write_summary("finished", results, cost)
         return results
 
     @with_own_threads
@@ -585,7 +590,12 @@ class Trainer:
             write_chosen(self.folder, self.model, self.sharing, networks)
             self._write_summary("trained", {})
 
-    def _write_summary(self, status: str, test: Results) -> None:
+    def _measured(self, loaders: Loaders) -> RunCost | None:
+        if not self.measure_cost:
+            return None
+        return measure_costs(Trained(self.model, self.network, self.views.one_network), loaders)
+
+    def _write_summary(self, status: str, test: Results, cost: RunCost | None = None) -> None:
         if self.folder is None:
             return
         summary = summarize(
@@ -600,6 +610,7 @@ class Trainer:
             validation=self.validation,
             test=test,
             notes=(*self.notes, *filter(None, [self._scales])),
+            cost=cost,
         )
         write_json(self.folder.summary, summary)
 

@@ -10,6 +10,7 @@ from sparsemtl.data.options import checked
 from sparsemtl.data.scenes.cache import Part, rendered
 from sparsemtl.data.scenes.rendering import SCENES
 from sparsemtl.data.scenes.rooms import CLASSES
+from sparsemtl.errors import ParameterError
 from sparsemtl.parameters import Count, Natural
 from sparsemtl.tasks import Classification, Depth, Normals, Segmentation
 
@@ -25,7 +26,7 @@ def rendered_scenes(
     test_size: Count = 1000,
     height: Count = 64,
     width: Count = 64,
-    seed: Natural = 0,
+    seed: Natural | None = 0,
 ) -> TaskData:
     """Scenes: rendered rooms with exact labels, made on the spot (this project).
 
@@ -41,8 +42,13 @@ def rendered_scenes(
         test_size: number of test images.
         height: rows of pixels.
         width: columns of pixels.
-        seed: of the whole set.
+        seed: of the whole set. In a configuration null is the run's seed: each seed of a study has images of its own.
+
+    Raises:
+        ParameterError: if `seed` is None outside of a run.
     """
+    if seed is None:
+        raise ParameterError("seed: None stands for a run's seed, and this is no run. Give a number.")
 
     def part(name: Part, count: int) -> Split:
         images = rendered(name, count, height=height, width=width, seed=seed, root=root)

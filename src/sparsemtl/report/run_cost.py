@@ -1,0 +1,88 @@
+"""Cost of a run's networks, as its report opens with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sparsemtl.report.words import count, number, percent
+from sparsemtl.study.costs import ENCODER_MACS, LATENCY, MACS, WEIGHTS
+
+FIGURES = {
+    MACS: "multiply-adds per sample",
+    ENCODER_MACS: "of them in the encoder",
+    WEIGHTS: "weights",
+    LATENCY: "milliseconds per batch",
+}
+
+
+@dataclass(frozen=True)
+class CostFigure:
+    """One figure before and after compaction.
+
+    Attributes:
+        name: what is counted.
+        compacted: the figure after compaction, in words.
+        uncompacted: the figure before it, in words.
+        part: compacted / uncompacted; 1 where there is nothing to compact.
+    """
+
+    name: str
+    compacted: str
+    uncompacted: str
+    part: float
+
+
+@dataclass(frozen=True)
+class CostView:
+    """Cost of a run.
+
+    Attributes:
+        lead: the cost in one sentence.
+        figures: figures of all tasks together.
+        networks: the tasks of a network -> its figures; empty where one network serves all tasks.
+        failures: the tasks of a network that could not be compacted -> why.
+        how: how the latency was measured.
+    """
+
+    lead: str
+    figures: list[CostFigure]
+    networks: Mapping[str, list[CostFigure]]
+    failures: Mapping[str, str]
+    how: str
+
+
+def cost_view(summary: Mapping[str, Any]) -> CostView | None:
+    """Prepare the cost in `summary.json` for the page; None if the run was not measured."""
+    cost = summary.get("cost")
+    if not cost:
+        return None
+    networks = cost["networks"]
+    names = [", ".join(network["tasks"]) for network in networks]
+    figures = _figures(cost)
+    macs, _, weights, _ = figures
+    whose = "the network of all tasks needs" if len(networks) == 1 else f"the {len(networks)} networks together need"
+    threads = "1 thread" if cost["threads"] == 1 else f"{cost['threads']} threads"
+    return CostView(
+        lead=f"Compacted, {whose} {macs.compacted} multiply-adds per sample ({percent(macs.part)} of the uncompacted "
+        f"{macs.uncompacted}) and {weights.compacted} weights ({percent(weights.part)}).",
+        figures=figures,
+        networks=dict(zip(names, map(_figures, networks), strict=True)) if len(networks) > 1 else {},
+        failures={name: n["failure"] for name, n in zip(names, networks, strict=True) if n["failure"]},
+        how=f"Milliseconds: median of a batch of {cost['batch_size']} samples on {threads} ({cost['device']}), "
+        "measured at the end of the run on the machine that trained it, possibly beside other work.",
+    )
+
+
+def _figures(cost: Mapping[str, Any]) -> list[CostFigure]:
+    before, after = cost["uncompacted"], cost["compacted"]
+    return [
+        CostFigure(
+            name,
+            number(after[key]) if key == LATENCY else count(after[key]),
+            number(before[key]) if key == LATENCY else count(before[key]),
+            after[key] / before[key] if before[key] else 1.0,
+        )
+        for key, name in FIGURES.items()
+    ]

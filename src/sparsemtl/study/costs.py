@@ -1,0 +1,137 @@
+"""Cost of a study's methods: what the compacted networks of all tasks together need, beside the uncompacted ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from sparsemtl.study.results import Results, Spread, run_level
+from sparsemtl.study.tables import Table, to_units
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SPLIT = "cost"
+"""Rows of `results.csv` that hold a cost have this in the column `split`."""
+MACS, ENCODER_MACS, WEIGHTS, LATENCY = "macs", "encoder_macs", "weights", "milliseconds"
+NETWORKS, BATCH_SIZE, THREADS, FAILURES = "networks", "batch_size", "threads", "not_compacted"
+UNCOMPACTED = "uncompacted_"
+"""Prefix of the figures of the uncompacted networks."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of costs.
+
+    Attributes:
+        title: its heading.
+        unit: what is counted.
+        metric: the figure in the results.
+        contest: whether the lowest value is marked as the best one. A time that was measured beside other work is not.
+    """
+
+    title: str
+    unit: str
+    metric: str
+    contest: bool = True
+
+
+BRIEF = (
+    Column("multiply-adds", "per sample", MACS),
+    Column("weights", "", WEIGHTS),
+    Column("latency", "ms", LATENCY, contest=False),
+)
+"""Columns beside the tasks' figures."""
+FULL = (
+    Column("networks", "", NETWORKS, contest=False),
+    Column("multiply-adds", "per sample", MACS),
+    Column("of the encoder", "per sample", ENCODER_MACS),
+    Column("uncompacted", "per sample", f"{UNCOMPACTED}{MACS}", contest=False),
+    Column("weights", "", WEIGHTS),
+    Column("uncompacted weights", "", f"{UNCOMPACTED}{WEIGHTS}", contest=False),
+    Column("latency", "ms", LATENCY, contest=False),
+    Column("uncompacted latency", "ms", f"{UNCOMPACTED}{LATENCY}", contest=False),
+)
+"""Columns of the table of costs."""
+
+
+def cost_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield (metric, value) of a run's cost, as `results.csv` keeps it; nothing if the run was not measured."""
+    cost = summary.get("cost")
+    if not cost:
+        return
+    for prefix, part in (("", cost["compacted"]), (UNCOMPACTED, cost["uncompacted"])):
+        for metric in (MACS, ENCODER_MACS, WEIGHTS, LATENCY):
+            yield f"{prefix}{metric}", part[metric]
+    yield NETWORKS, len(cost["networks"])
+    yield FAILURES, sum(bool(network["failure"]) for network in cost["networks"])
+    yield BATCH_SIZE, cost["batch_size"]
+    yield THREADS, cost["threads"]
+
+
+def with_costs(table: Table, results: Results) -> Table:
+    """The table with the columns of `BRIEF`; the same table if no run was measured."""
+    columns = [column for column in BRIEF if column.title not in table.higher]
+    return _added(table, results, columns) if measured(results) else table
+
+
+def cost_table(results: Results) -> Table | None:
+    """Settings against the columns of `FULL`; None if no run was measured."""
+    if not measured(results):
+        return None
+    empty = results.settings[[]]
+    methods = results.settings["method"]
+    named = dict(zip(methods.index, methods, strict=True))
+    nothing = Table("cost", {}, {}, {}, Spread(empty.copy(), empty.copy(), empty.copy()), named, "")
+    return _added(nothing, results, FULL)
+
+
+def measured(results: Results) -> bool:
+    """Tell whether a run of the study was measured."""
+    return bool((results.frame["metric"][results.frame["split"] == SPLIT] == MACS).any())
+
+
+def cost_note(results: Results) -> str:
+    """Say what the figures of cost are of."""
+    size, threads = (_range(results, metric) for metric in (BATCH_SIZE, THREADS))
+    note = (
+        "Cost: of the compacted networks that together compute every task once; multiply-adds are those of "
+        f"convolutions and linear layers. Latency: median of one batch of {size} samples on "
+        f"{threads} {'thread' if threads == '1' else 'threads'}, measured at the end of each run on the machine that "
+        "trained it, possibly beside other work."
+    )
+    failures = _figures(results, FAILURES)
+    return note + (
+        f" Networks that could not be compacted are counted as they are: {int(failures.sum())} (the run's report says "
+        "why)."
+        if failures.sum()
+        else ""
+    )
+
+
+def _added(table: Table, results: Results, columns: tuple[Column, ...] | list[Column]) -> Table:
+    mean, std, n = (part.copy() for part in (table.figures.mean, table.figures.std, table.figures.n))
+    higher, units = dict(table.higher), dict(table.units)
+    for column in columns:
+        figures = run_level(results, column.metric)
+        factor, symbol = (1.0, "") if column.unit == "ms" else to_units(figures.mean[column.metric])
+        mean[column.title] = figures.mean[column.metric] * factor
+        std[column.title] = figures.std[column.metric] * factor
+        n[column.title] = figures.n[column.metric]
+        higher[column.title] = False if column.contest else None
+        units[column.title] = " ".join(part for part in (symbol, column.unit) if part)
+    note = " ".join(part for part in (table.note, cost_note(results)) if part)
+    return replace(table, higher=higher, units=units, figures=Spread(mean, std, n), note=note)
+
+
+def _figures(results: Results, metric: str) -> pd.Series[float]:
+    frame = results.frame
+    values: pd.Series[float] = frame["value"][(frame["split"] == SPLIT) & (frame["metric"] == metric)].dropna()
+    return values
+
+
+def _range(results: Results, metric: str) -> str:
+    values = _figures(results, metric)
+    low, high = int(values.min()), int(values.max())
+    return str(low) if low == high else f"{low} to {high}"
