@@ -75,12 +75,14 @@ class ProximalStep:
         return {**self.__dict__, "_grouping": None, "_splits": {}}
 
     @torch.no_grad()
-    def __call__(self, optimizer: Optimizer, parameters: Parameters) -> None:
+    def __call__(self, optimizer: Optimizer, parameters: Parameters, factor: float = 1.0) -> None:
         """Shrink those of the parameters that the penalty covers and that have a gradient, so took part in the step.
 
         Args:
             optimizer: whose step was just taken.
             parameters: some of its parameters; with their names, a warning can name them.
+            factor: what the step weighs the penalty with, beside its strength: the factor that the gradient step put on
+                the objective.
 
         Raises:
             ParameterError: if the optimizer does not hold one of them.
@@ -91,6 +93,7 @@ class ProximalStep:
         survivors: dict[str, Tensor] = {}
         scratch = Reused()
         for name, parameter, step in self._taken(optimizer, parameters):
+            step = step._replace(size=step.size * factor)
             if step.size * self.penalty.strength > _NOTHING:
                 survivors[name] = self._shrink(parameter, step, scratch)
         self._look(survivors)

@@ -22,9 +22,12 @@ from sparsemtl.sharing.sharing import Sharing, Statistics, Update
 class ProximalSharing(Sharing):
     """Every task uses all shared weights; a penalty's proximal step after each step of the optimizer zeroes groups.
 
-    A method gives the penalty; everything else is here. With `target_sparsity` the strength is not given but found:
-    at each step it is what kills as many groups as the schedule asks for by then, s (1 - (1 - t)^3) of all on the way
-    to the target s, t going from 0 to 1 between `start` and `reach_at` (Zhu & Gupta 2017), and s from then on.
+    A method gives the penalty; everything else is here. The objective is B(L_1, ..., L_T) + strength * penalty, B being
+    what the balancer makes of the losses: their mean with `mean`, their sum with `sum`.
+
+    With `target_sparsity` the strength is not given but found: at each step it is what kills as many groups as the
+    schedule asks for by then, s (1 - (1 - t)^3) of all on the way to the target s, t going from 0 to 1 between `start`
+    and `reach_at` (Zhu & Gupta 2017), and s from then on.
 
     Args:
         adaptive: take the step in the metric of Adam's second moment (Deleu & Bengio 2021); otherwise the plain one.
@@ -102,7 +105,7 @@ class ProximalSharing(Sharing):
             return
         if self.target_sparsity is not None:
             self._steer(optimizer)
-        self.shrink(optimizer, self._weights)
+        self.shrink(optimizer, self._weights, self.step_weights.regularizer)
 
     def _steer(self, optimizer: Optimizer) -> None:
         """Set the strength that leaves as many groups zero as the schedule asks for now."""
@@ -110,6 +113,7 @@ class ProximalSharing(Sharing):
         dead = round(self.scheduled_sparsity() * len(critical))
         mortal = int(critical.isfinite().sum())
         strength = float(critical.kthvalue(min(dead, mortal)).values) if dead and mortal else 0.0
+        strength /= self.step_weights.regularizer
         self.shrink.penalty = replace(self.shrink.penalty, strength=strength * (1 + 1e-6))  # equality dies, rounded too
 
     def scheduled_sparsity(self) -> float:

@@ -325,8 +325,9 @@ class Trainer:
         for factor in dict.fromkeys(factors.values()):
             chosen = [named[name] for name, value in factors.items() if value == factor]
             groups.append({"params": chosen, "lr_factor": factor})
-        if extra := [*self.sharing.parameters(), *self.balancer.parameters()]:
-            groups.append({"params": extra, "weight_decay": 0.0})
+        for extra, lr in (([*self.sharing.parameters()], self.sharing.lr), ([*self.balancer.parameters()], None)):
+            if extra:
+                groups.append({"params": extra, "weight_decay": 0.0} | ({} if lr is None else {"lr": lr}))
         optimizer = self._make_optimizer(groups)
         for group in optimizer.param_groups:
             group["lr"] *= group.pop("lr_factor", 1.0)
