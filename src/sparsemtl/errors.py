@@ -42,6 +42,14 @@ class TrainingError(SparseMTLError):
     """Training came to nothing by its own settings. A study leaves such a run out and goes on."""
 
 
+class ForwardError(SparseMTLError, RuntimeError):
+    """A module of the model, or a task's loss, cannot compute with what it is given; torch's own error is the cause."""
+
+    def at(self, where: str) -> ForwardError:
+        """The same error with the place in a run; raise it from this one's cause."""
+        return ForwardError(f"{where}: {self}")
+
+
 class NonFiniteLossError(TrainingError, ArithmeticError):
     """A task's loss became NaN or infinite."""
 

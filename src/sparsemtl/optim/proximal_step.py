@@ -69,6 +69,8 @@ class ProximalStep:
         self._splits: dict[Tensor, tuple[Part, ...]] = {}
         self._calls = 0
         self._told: set[str] = set()
+        #: What to do where nothing of a weight is left, for who sets the strength; None: lower it.
+        self.remedy: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the parts, which belong to parameters: a copy finds those of its own."""
@@ -207,11 +209,13 @@ class ProximalStep:
                 self._told.add(name)
                 warnings.warn(
                     f"{name!r}: every group (granularity {self.penalty.grouping.name}) is zero, which cuts the "
-                    f"network here. Lower the strength {self.penalty.strength:g} of {type(self.penalty).__name__}, or "
-                    "keep some with keep_min=1.",
+                    f"network here. {self.remedy or self._lower()}, or keep some with keep_min=1.",
                     MaskWarning,
                     stacklevel=4,
                 )
+
+    def _lower(self) -> str:
+        return f"Lower the strength {self.penalty.strength:g} of {type(self.penalty).__name__}"
 
 
 def _cut(read: list[tuple[Tensor, _Step]]) -> list[tuple[Tensor, _Step]]:

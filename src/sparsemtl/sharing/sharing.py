@@ -96,11 +96,13 @@ class Sharing(abc.ABC):
         """True if all tasks read the same weights and statistics, so that one forward serves them all."""
         return self.norms is None
 
-    def update_for(self, *, own_data: bool) -> Update:
+    def update_for(self, *, own_data: bool, constant: bool = True) -> Update:
         """How a batch becomes updates.
 
         Args:
             own_data: every task has data of its own.
+            constant: the balancer's weights are constant. Others combine the tasks of a step, so that tasks take no
+                turns unless it is asked for.
 
         Raises:
             ParameterError: if `joint` is asked for and the tasks do not read one network.
@@ -114,10 +116,15 @@ class Sharing(abc.ABC):
             return self._update
         if own_data:
             return "average"
-        return "joint" if self.one_network and not self.model.independent else "alternate"
+        if self.one_network and not (constant and self.model.independent):
+            return "joint"
+        return "alternate" if constant else "average"
 
     def begin_epoch(self, epoch: int, loaders: Loaders) -> None:
         """Renew what the method renews, before the epoch (counted from 0). May read the training data."""
+
+    def end_training(self) -> None:
+        """Look at the model that was chosen, and warn if it is not what the method is for."""
 
     def end_epoch(self, epoch: int) -> None:
         """Look at what the epoch (counted from 0) has made, before it is validated.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sparsemtl.balancing.balancer import Balancer
 from sparsemtl.batches import Group
-from sparsemtl.errors import NonFiniteLossError, ParameterError
+from sparsemtl.errors import ForwardError, NonFiniteLossError, ParameterError
 from sparsemtl.models import MultiTaskModel
 from sparsemtl.optim.masked import Hold
 from sparsemtl.sharing.sharing import Sharing, StepWeights, Update
@@ -92,7 +92,8 @@ class Engine:
         self.backend = backend
         self._inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         self._parameters = dict(model.named_parameters())
-        self._shared = {**model.shared_parameters(), **model.unmasked_parameters()}
+        together = {**model.shared_parameters(), **model.unmasked_parameters()}
+        self._shared = {name: p for name, p in together.items() if p.requires_grad}
         self._by_rows = balancer.combines_gradients and bool(self._shared)
         self._last_losses: dict[str, float] = {}
         self._rows: dict[str, Tensor] = {}
@@ -195,7 +196,10 @@ class Engine:
     def _losses(self, group: Group, tasks: tuple[str, ...], result: StepResult, where: str) -> dict[str, Tensor]:
         """One forward pass; losses and the model's terms times the tasks' own weights, plus the sharing method's."""
         with self.sharing.view(tasks[0]):
-            outputs = self.backend.module(group.x, tasks=tasks)
+            try:
+                outputs = self.backend.module(group.x, tasks=tasks)
+            except ForwardError as error:
+                raise error.at(where or "training") from error.__cause__
         losses = {}
         for name in tasks:
             task = self.tasks[name]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch.nn.parameter import UninitializedParameter
 
-from sparsemtl.batches import Loaders, as_group
+from sparsemtl.batches import Loaders, as_group, first_batch
 from sparsemtl.models import MultiTaskModel
 from sparsemtl.modes import evaluating
 from sparsemtl.randomness import preserved
@@ -22,4 +22,4 @@ def materialize_heads(model: MultiTaskModel, train: Loaders) -> None:
         for task in model.tasks:
             loader = train[task] if isinstance(train, Mapping) else train
             owner = task if isinstance(train, Mapping) else None
-            model(as_group(next(iter(loader)), model.tasks, owner).x, tasks=(task,))
+            model(as_group(first_batch(loader, owner), model.tasks, owner).x, tasks=(task,))

@@ -30,6 +30,7 @@ from sparsemtl.parameters import Count, Natural, Positive, validated
 from sparsemtl.randomness import seed_everything
 from sparsemtl.shadow import as_seen
 from sparsemtl.sharing import DenseSharing, Sharing
+from sparsemtl.training.arguments import check_made, check_maker, check_model, check_sharing
 from sparsemtl.training.checkpoint import Randomness, Stateful, restore, snapshot
 from sparsemtl.training.chosen import write_chosen
 from sparsemtl.training.engine import Backend, Engine
@@ -37,6 +38,7 @@ from sparsemtl.training.evaluation import Networks, Results, Views, evaluate, gr
 from sparsemtl.training.figures import Meter, measure_rows, result_rows, run_rows
 from sparsemtl.training.folder import RunFolder
 from sparsemtl.training.heads import materialize_heads
+from sparsemtl.training.last_batch import check_last_batches
 from sparsemtl.training.loggers import CSVLogger, Logger, loggers_of
 from sparsemtl.training.mixing import Mix, epoch_batches, loader_generators, steps_in_epoch, undrawn
 from sparsemtl.training.progress import Progress
@@ -126,8 +128,12 @@ class Trainer:
         config: Mapping[str, Any] | None = None,
         notes: Sequence[str] = (),
     ) -> None:
+        check_model(model)
+        check_maker("optimizer", optimizer, Optimizer)
+        check_maker("scheduler", scheduler, (LRScheduler, ReduceLROnPlateau))
+        check_sharing(sharing)
         self.model = model
-        self.sharing = sharing or DenseSharing()
+        self.sharing = DenseSharing() if sharing is None else sharing
         self.balancer = as_balancer(balancing)
         self._make_optimizer = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
         self._make_scheduler = scheduler
@@ -299,6 +305,7 @@ class Trainer:
             ) from error
         self.device = self.fabric.device
         materialize_heads(self.model, train)
+        check_last_batches(self.model, train)
         self.module = self.fabric.setup_module(self.model)
         self.sharing.attach(self.model)
         self.balancer.attach(len(self.model.tasks), self.device)
@@ -306,7 +313,7 @@ class Trainer:
         self.scheduler = self._make_scheduler(self.optimizer) if self._make_scheduler else None
         stepped: Any = self.fabric.setup_optimizers(self.optimizer)
         backend = Backend(self.module, self.fabric.backward, self._clip(stepped), self.device)
-        update = self.sharing.update_for(own_data=per_task(train))
+        update = self.sharing.update_for(own_data=per_task(train), constant=self.balancer.constant)
         self.engine = Engine(self.model, self.sharing, self.balancer, stepped, update, backend)
         self._ready = True
         if self.folder is not None:
@@ -329,6 +336,7 @@ class Trainer:
             if extra:
                 groups.append({"params": extra, "weight_decay": 0.0} | ({} if lr is None else {"lr": lr}))
         optimizer = self._make_optimizer(groups)
+        check_made("optimizer", optimizer, Optimizer)
         for group in optimizer.param_groups:
             group["lr"] *= group.pop("lr_factor", 1.0)
         return optimizer
@@ -505,6 +513,7 @@ class Trainer:
         networks = self.snapshots.put_back(list(self.selection.parts), self.model, self.sharing)
         if networks:
             self.views = Networks(self.model, networks)
+        self.sharing.end_training()
         self.model.eval()
         self.validation = self._evaluate(validation)
         if self.folder is not None:
