@@ -78,7 +78,7 @@ def _form(tensor: Tensor) -> str:
 
 def _sentence(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
-    text = f"{text!r} is missing" if isinstance(error, KeyError) else text
+    text = f"{text} is missing" if isinstance(error, KeyError) else text
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 

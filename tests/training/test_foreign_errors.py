@@ -104,7 +104,7 @@ def test_inputs_of_a_wrong_kind_are_named(change: Callable[[Tensor], Tensor], me
     places: list[tuple[str, Callable[[], Any]]] = [
         (r"^epoch 1, batch 1, step 1: tasks 'a', 'b': ", lambda: quiet(model, epochs=1).fit(wrong, good)),
         (r"^evaluation, batch 1: tasks 'a', 'b': ", lambda: quiet(model, epochs=1).fit(good, wrong)),
-        ("", lambda: sm.fisher_masks(model, wrong, keep=0.5)),
+        ("", lambda: sm.fisher_masks(model, wrong, keep=0.5, estimator="efs")),
         (r"^tasks 'a', 'b': ", lambda: model(wrong[0][0])),
         (r"^task 'b': ", lambda: model(wrong[0][0], tasks=["b"])),
         (r"^tasks 'a', 'b': ", lambda: quiet(shared(), epochs=1).fit(good, good).predict(wrong[0][0])),
@@ -263,7 +263,9 @@ def test_a_frozen_encoder_trains_its_heads_under_any_balancer(balancing: str, ow
     assert trainer.engine.update != "alternate" or trainer.balancer.constant
 
 
-@pytest.mark.parametrize("sharing", [lambda: sm.FisherSharing(keep=0.5, warmup=1), lambda: sm.RandomSharing(keep=0.5)])
+@pytest.mark.parametrize(
+    "sharing", [lambda: sm.FisherSharing(keep=0.5, estimator="efs"), lambda: sm.RandomSharing(keep=0.5)]
+)
 def test_networks_of_the_tasks_own_take_a_loss_weighting(sharing: Callable[[], sm.Sharing]) -> None:
     trainer = quiet(shared(), sharing=sharing(), balancing="uncertainty", epochs=2).fit(loader(), loader())
     assert trainer.engine.update == "average"
