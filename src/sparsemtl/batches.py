@@ -89,6 +89,20 @@ def as_group(batch: Any, tasks: Mapping[str, Task], owner: str | None = None) ->
     return Group(x, targets, tuple(tasks) if owner is None else (owner,))
 
 
+EMPTY = "the {whose} gave no batch. Every epoch reads it anew: an iterator is no loader; does `drop_last` leave any?"
+
+
+def first_batch(loader: Loader, owner: str | None = None) -> Any:
+    """The first batch of a loader.
+
+    Raises:
+        LabelError: if there is none.
+    """
+    for batch in loader:
+        return batch
+    raise LabelError(EMPTY.format(whose="training loader" if owner is None else f"loader of task {owner!r}"))
+
+
 def groups_for(loaders: Loaders, task: Task) -> Iterator[Group]:
     """One pass over the data of a task."""
     loader = loaders[task.name] if isinstance(loaders, Mapping) else loaders

@@ -50,6 +50,14 @@ class NonFiniteError(TrainingError, ArithmeticError):
     """A loss, a gradient or a weight became NaN or infinite."""
 
 
+class ForwardError(SparseMTLError, RuntimeError):
+    """A module of the model, or a task's loss, cannot compute with what it is given; torch's own error is the cause."""
+
+    def at(self, where: str) -> ForwardError:
+        """The same error with the place in a run; raise it from this one's cause."""
+        return ForwardError(f"{where}: {self}")
+
+
 class NonFiniteLossError(NonFiniteError):
     """A task's loss became NaN or infinite."""
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemtl.errors import ParameterError, unknown_name
+from sparsemtl.forward_errors import PLAIN, explain
 from sparsemtl.roles import left_out, refuse_computed, weight_ids
 from sparsemtl.tasks import Task
 
@@ -37,6 +38,20 @@ class MultiTaskModel(nn.Module, abc.ABC):
         if doubled:
             raise ParameterError(f"task names must differ, {doubled} occur more than once.")
         self.tasks: dict[str, Task] = {task.name: task for task in tasks}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model; an error of a module inside it is raised in words, from the original.
+
+        Raises:
+            ForwardError: if a module cannot compute with what it is given.
+        """
+        try:
+            return super().__call__(*args, **kwargs)
+        except PLAIN as error:
+            if type(error) not in PLAIN or torch.compiler.is_compiling():
+                raise
+            asked = kwargs.get("tasks", args[1] if len(args) > 1 else None)
+            raise explain(self, error, self.tasks if asked is None else asked) from error
 
     @abc.abstractmethod
     def forward(self, x: Any, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:

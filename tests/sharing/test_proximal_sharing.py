@@ -12,7 +12,7 @@ from sharing_toys import NAMES, OPTIMIZERS, assert_same, engine_of, loader, para
 from torch import Tensor, nn
 
 import sparsemtl as sm
-from sparsemtl.errors import ConfigError, ParameterError
+from sparsemtl.errors import ConfigError, MaskWarning, ParameterError
 from sparsemtl.optim import GroupLasso, GroupMCP, Penalty, ProximalStep, group_sparsity
 from sparsemtl.sharing import SHARING, ProximalSharing
 from sparsemtl.training.engine import Engine
@@ -204,3 +204,30 @@ def test_lambda_is_called_lambda_in_configurations(method: str) -> None:
 def test_a_model_without_convolutions_is_told_of_linear_layers() -> None:
     with pytest.raises(ParameterError, match=r"GroupLassoSharing finds nothing to make sparse.*`linear=True`"):
         sm.GroupLassoSharing().attach(sm.SharedBottom(nn.Linear(2, 3), tasks()))
+
+
+def fitted(sharing: Any, optimizer: Any, epochs: int = 1) -> sm.Trainer:
+    trainer = sm.Trainer(network(), sharing=sharing, optimizer=optimizer, epochs=epochs, progress=False)
+    return trainer.fit(loader(), loader())
+
+
+@every_method
+def test_a_strength_that_zeroes_nothing_is_told_at_the_end(method: str) -> None:
+    def sgd(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=0.01)
+
+    with pytest.warns(MaskWarning, match=r"none is zero in the chosen model.*`target_sparsity` and `reach_at`"):
+        fitted(SHARING.build(method, **{"lambda": 1e-7}), sgd)
+
+
+@every_method
+@pytest.mark.parametrize("options", [{"lambda": 0.0}, {"target_sparsity": 0.3, "reach_at": 1}])
+def test_what_is_dense_on_purpose_or_sparse_is_not_warned_of(method: str, options: dict[str, Any]) -> None:
+    fitted(SHARING.build(method, **options, keep_min=1), "adam", epochs=2)
+
+
+def test_a_target_that_empties_a_layer_is_not_answered_with_a_strength() -> None:
+    sharing = sm.GroupLassoSharing(target_sparsity=0.95, reach_at=1)
+    with pytest.warns(MaskWarning, match=r"Lower `target_sparsity` \(0\.95\), or keep some with keep_min=1") as caught:
+        run_with(sharing)
+    assert not any("strength" in str(warning.message) for warning in caught)

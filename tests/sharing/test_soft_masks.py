@@ -52,7 +52,7 @@ def test_a_mask_becomes_zero_exactly_where_its_gradient_step_ends_below_the_thre
     sharing = soft(lambda_=strength, init="uniform", update="average")
     network = sm.SharedBottom(model().encoder, tasks(kind=2.0))
     torch.manual_seed(1)
-    engine = engine_of(network, sharing, optimizer=lambda p: torch.optim.SGD(p, lr=rate))
+    engine = engine_of(network, sharing, optimizer=lambda p: torch.optim.SGD(p, lr=rate), balancing="sum")
     before = {task: flat(sharing, task).clone() for task in NAMES}
     group = batch_of(16)
     engine.step([[group]])

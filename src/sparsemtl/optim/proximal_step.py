@@ -69,18 +69,22 @@ class ProximalStep:
         self._splits: dict[Tensor, tuple[Part, ...]] = {}
         self._calls = 0
         self._told: set[str] = set()
+        #: What to do where nothing of a weight is left, for who sets the strength; None: lower it.
+        self.remedy: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the parts, which belong to parameters: a copy finds those of its own."""
         return {**self.__dict__, "_grouping": None, "_splits": {}}
 
     @torch.no_grad()
-    def __call__(self, optimizer: Optimizer, parameters: Parameters) -> None:
+    def __call__(self, optimizer: Optimizer, parameters: Parameters, factor: float = 1.0) -> None:
         """Shrink those of the parameters that the penalty covers and that have a gradient, so took part in the step.
 
         Args:
             optimizer: whose step was just taken.
             parameters: some of its parameters; with their names, a warning can name them.
+            factor: what the step weighs the penalty with, beside its strength: the factor that the gradient step put on
+                the objective.
 
         Raises:
             ParameterError: if the optimizer does not hold one of them.
@@ -91,6 +95,7 @@ class ProximalStep:
         survivors: dict[str, Tensor] = {}
         scratch = Reused()
         for name, parameter, step in self._taken(optimizer, parameters):
+            step = step._replace(size=step.size * factor)
             if step.size * self.penalty.strength > _NOTHING:
                 survivors[name] = self._shrink(parameter, step, scratch)
         self._look(survivors)
@@ -204,11 +209,13 @@ class ProximalStep:
                 self._told.add(name)
                 warnings.warn(
                     f"{name!r}: every group (granularity {self.penalty.grouping.name}) is zero, which cuts the "
-                    f"network here. Lower the strength {self.penalty.strength:g} of {type(self.penalty).__name__}, or "
-                    "keep some with keep_min=1.",
+                    f"network here. {self.remedy or self._lower()}, or keep some with keep_min=1.",
                     MaskWarning,
                     stacklevel=4,
                 )
+
+    def _lower(self) -> str:
+        return f"Lower the strength {self.penalty.strength:g} of {type(self.penalty).__name__}"
 
 
 def _cut(read: list[tuple[Tensor, _Step]]) -> list[tuple[Tensor, _Step]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,11 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparsemtl.batches import Loaders
-from sparsemtl.errors import ParameterError
+from sparsemtl.errors import MaskWarning, ParameterError
 from sparsemtl.models import MultiTaskModel
 from sparsemtl.optim.penalties import Penalty
 from sparsemtl.optim.proximal_step import ProximalStep, ProxLR
-from sparsemtl.optim.sparsity import layer_sparsity
+from sparsemtl.optim.sparsity import layer_sparsity, total_sparsity
 from sparsemtl.roles import refuse_computed, weight_ids
 from sparsemtl.sharing.schedule import Ramp, cubic
 from sparsemtl.sharing.sharing import Sharing, Statistics, Update
@@ -23,9 +24,12 @@ from sparsemtl.sharing.sharing import Sharing, Statistics, Update
 class ProximalSharing(Sharing):
     """Every task uses all shared weights; a penalty's proximal step after each step of the optimizer zeroes groups.
 
-    A method gives the penalty; everything else is here. With `target_sparsity` the strength is not given but found:
-    at each step it is what kills as many groups as the schedule asks for by then, s (1 - (1 - t)^3) of all on the way
-    to the target s, t going from 0 to 1 between `start` and `reach_at` (Zhu & Gupta 2017), and s from then on.
+    A method gives the penalty; everything else is here. The objective is B(L_1, ..., L_T) + strength * penalty, B being
+    what the balancer makes of the losses: their mean with `mean`, their sum with `sum`.
+
+    With `target_sparsity` the strength is not given but found: at each step it is what kills as many groups as the
+    schedule asks for by then, s (1 - (1 - t)^3) of all on the way to the target s, t going from 0 to 1 between `start`
+    and `reach_at` (Zhu & Gupta 2017), and s from then on.
 
     Args:
         adaptive: take the step in the metric of Adam's second moment (Deleu & Bengio 2021); otherwise the plain one.
@@ -63,6 +67,8 @@ class ProximalSharing(Sharing):
         self.reach_at = reach_at
         self.penalty_in_loss = penalty_in_loss
         self.shrink = ProximalStep(penalty, adaptive=adaptive, prox_lr=prox_lr)
+        if target_sparsity is not None:
+            self.shrink.remedy = f"Lower `target_sparsity` ({target_sparsity:g})"
         self._weights: dict[str, nn.Parameter] = {}
         self._ramp = Ramp(start, reach_at)
 
@@ -105,7 +111,7 @@ class ProximalSharing(Sharing):
             return
         if self.target_sparsity is not None:
             self._steer(optimizer)
-        self.shrink(optimizer, self._weights)
+        self.shrink(optimizer, self._weights, self.step_weights.regularizer)
 
     def _steer(self, optimizer: Optimizer) -> None:
         """Set the strength that leaves as many groups zero as the schedule asks for now."""
@@ -113,7 +119,21 @@ class ProximalSharing(Sharing):
         dead = round(self.scheduled_sparsity() * len(critical))
         mortal = int(critical.isfinite().sum())
         strength = float(critical.kthvalue(min(dead, mortal)).values) if dead and mortal else 0.0
+        strength /= self.step_weights.regularizer
         self.shrink.penalty = replace(self.shrink.penalty, strength=strength * (1 + 1e-6))  # equality dies, rounded too
+
+    def end_training(self) -> None:
+        """Warn if the penalty has left no group at zero."""
+        strength = self.shrink.penalty.strength
+        total = total_sparsity(self._weights, self.shrink.penalty.grouping)
+        if strength > 0 and not total.zero_groups:
+            warnings.warn(
+                f"{type(self).__name__}: of {total.groups} groups (granularity {total.granularity}), none is zero in "
+                f"the chosen model. `lambda` ({strength:g}) is too weak for these steps. Set `target_sparsity` and "
+                "`reach_at`, which find the strength, or raise `lambda`; without Adam it must be larger by far.",
+                MaskWarning,
+                stacklevel=2,
+            )
 
     def scheduled_sparsity(self) -> float:
         """The sparsity asked for at this step, in [0, target_sparsity]."""

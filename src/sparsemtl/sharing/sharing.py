@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -30,6 +31,25 @@ Statistics = Literal["shared", "per_task", "batch"]
 """Batch norm statistics: one set for all, a set a task, or the batch's own in training and evaluation."""
 
 
+@dataclass(frozen=True)
+class StepWeights:
+    """Factors of the terms of the objective in one optimizer step, as its gradient has them.
+
+    Attributes:
+        losses: task -> the balancer's factor of its loss, without the task's own weight; the mean over accumulated
+            batches, in which a batch without a label of the task counts as 0. 1 for tasks that are not named.
+        regularizer: factor of terms that are on no task's account. 1 where a step is for all tasks; where tasks take
+            turns, every step has its part of the term, so that a round has as much of it as a step for all.
+    """
+
+    losses: Mapping[str, float] = field(default_factory=dict)
+    regularizer: float = 1.0
+
+    def of(self, task: str) -> float:
+        """The factor of a task's loss."""
+        return self.losses.get(task, 1.0)
+
+
 class Sharing(abc.ABC):
     """Which shared weights each task reads and trains.
 
@@ -47,6 +67,11 @@ class Sharing(abc.ABC):
     chosen_apart: bool = False
     #: True if a task may read other values than the model's, which masks and statistics do not tell.
     scales: bool = False
+    #: Learning rate of `parameters`; None is the optimizer's.
+    lr: float | None = None
+    #: What the step under way weighs; the training step sets it before `after_step`, and so does a loop of one's own
+    #: that weighs losses.
+    step_weights: StepWeights = StepWeights()
 
     def __init__(self, *, update: Update | None, bn: Statistics) -> None:
         self._update = update
@@ -71,11 +96,13 @@ class Sharing(abc.ABC):
         """True if all tasks read the same weights and statistics, so that one forward serves them all."""
         return self.norms is None
 
-    def update_for(self, *, own_data: bool) -> Update:
+    def update_for(self, *, own_data: bool, constant: bool = True) -> Update:
         """How a batch becomes updates.
 
         Args:
             own_data: every task has data of its own.
+            constant: the balancer's weights are constant. Others combine the tasks of a step, so that tasks take no
+                turns unless it is asked for.
 
         Raises:
             ParameterError: if `joint` is asked for and the tasks do not read one network.
@@ -89,10 +116,15 @@ class Sharing(abc.ABC):
             return self._update
         if own_data:
             return "average"
-        return "joint" if self.one_network and not self.model.independent else "alternate"
+        if self.one_network and not (constant and self.model.independent):
+            return "joint"
+        return "alternate" if constant else "average"
 
     def begin_epoch(self, epoch: int, loaders: Loaders) -> None:
         """Renew what the method renews, before the epoch (counted from 0). May read the training data."""
+
+    def end_training(self) -> None:
+        """Look at the model that was chosen, and warn if it is not what the method is for."""
 
     def end_epoch(self, epoch: int) -> None:
         """Look at what the epoch (counted from 0) has made, before it is validated.
@@ -132,7 +164,11 @@ class Sharing(abc.ABC):
         return None
 
     def after_step(self, optimizer: Optimizer) -> None:
-        """Act on the weights after a step that the optimizer took, as a proximal method does."""
+        """Act on the weights after a step that the optimizer took, as a proximal method does.
+
+        A proximal step of a term must weigh it as the gradient step weighed the loss that it stands beside: see
+        `step_weights`.
+        """
 
     def measures(self) -> Iterator[tuple[str, str, float]]:
         """What to log after an epoch: (task or "", name, value)."""

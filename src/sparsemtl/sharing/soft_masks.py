@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from sparsemtl.errors import EmptyMaskError, ParameterError
 from sparsemtl.masks import TaskMasks
 from sparsemtl.models import MultiTaskModel
-from sparsemtl.parameters import NonNegative, validated
+from sparsemtl.parameters import NonNegative, Positive, validated
 from sparsemtl.roles import refuse_computed, weight_ids
 from sparsemtl.shadow import shadowed
 from sparsemtl.sharing.sharing import Sharing, Statistics, Update
@@ -22,15 +22,18 @@ from sparsemtl.sharing.sharing import Sharing, Statistics, Update
 class SoftMaskSharing(Sharing):
     """Learned non-negative masks over the shared convolutions, with l1 (DAMTL, arXiv 2201.02305, Eq. 1 and 4).
 
-    Task t computes with psi_t * W, element by element, where W is what all tasks train and psi_t >= 0 is its own. After
-    every step that a task took part in, its masks take the proximal step of lambda |psi|_1 on psi >= 0:
-    psi = max(0, psi - lr * weight of the task * lambda). What becomes zero is not read by the task.
+    Task t computes with psi_t * W, element by element, where W is what all tasks train and psi_t >= 0 is its own. The
+    objective is sum_t c_t w_t (L_t + lambda |psi_t|_1), w_t being the task's own weight and c_t that of the balancer:
+    Eq. 5 with `balancing: sum`, where c_t = 1, and 1 / T of it with `mean`. After every step that a task took part in,
+    its masks take the proximal step of their term: psi = max(0, psi - lr * c_t * w_t * lambda). What becomes zero is
+    not read by the task.
 
     Args:
         lambda_: strength of l1, in a configuration `lambda`. The paper: 0.9, with a step of 0.01 and a weight of 0.01.
         granularity: a number for every `weight`, as in Eq. 1, or for every `filter` (output channel).
         init: masks to start from: `uniform` in [0, 1), as in the paper, or `ones`, the network as it is.
         linear: mask linear layers as well.
+        mask_lr: learning rate of the masks, which a scheduler changes like the other; None is the optimizer's.
         update: how a batch becomes updates; see `Update`.
         bn: batch norm statistics; one set a task by default.
 
@@ -68,6 +71,7 @@ class SoftMaskSharing(Sharing):
         granularity: Literal["weight", "filter"] = "weight",
         init: Literal["uniform", "ones"] = "ones",
         linear: bool = False,
+        mask_lr: Positive | None = None,
         update: Update | None = None,
         bn: Statistics = "per_task",
     ) -> None:
@@ -76,6 +80,7 @@ class SoftMaskSharing(Sharing):
         self.granularity = granularity
         self.init = init
         self.linear = linear
+        self.lr = mask_lr
         self.soft: dict[str, dict[str, nn.Parameter]] = {}
 
     def attach(self, model: MultiTaskModel) -> None:
@@ -147,7 +152,7 @@ class SoftMaskSharing(Sharing):
         """The proximal step of the tasks that took part."""
         rates = {p: float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
         for task, masks in self.soft.items():
-            scale = self.model.tasks[task].weight * self.strength
+            scale = self.step_weights.of(task) * self.model.tasks[task].weight * self.strength
             for psi in masks.values():
                 if psi.grad is not None:
                     psi.sub_(rates[psi] * scale).clamp_(min=0)

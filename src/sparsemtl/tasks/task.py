@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemtl.errors import LabelError, ParameterError, unknown_name
+from sparsemtl.forward_errors import PLAIN, explain_loss
 from sparsemtl.heads.linear import LazyLinearHead, LinearHead
 from sparsemtl.likelihoods import Likelihood
 from sparsemtl.parameters import NonNegative
@@ -59,6 +60,8 @@ class Task(abc.ABC):
                 f"A task cannot be named {name!r}: the torch module that holds the heads has an attribute of that "
                 f"name. Choose another; target={name!r} keeps the labels' key."
             )
+        _check_loss(name, loss)
+        _check_metrics(name, metrics)
         self.name = name
         self.weight = float(weight)
         self.target = target or name
@@ -158,7 +161,17 @@ class Task(abc.ABC):
         known = self.labelled(label)
         if not bool(known.any()):
             return output[:0].sum()
-        loss = self._loss(output[known], label[known])
+        output, label = output[known], label[known]
+        try:
+            loss = self._loss(output, label)
+        except PLAIN as error:
+            if type(error) not in PLAIN:
+                raise
+            raise explain_loss(self.name, error, output, label) from error
+        if not isinstance(loss, Tensor):
+            raise ParameterError(
+                f"task {self.name!r}: its loss must return a tensor, got {type(loss).__name__}. Is it an instance?"
+            )
         if loss.ndim:
             raise ParameterError(f"task {self.name!r}: its loss must be one number, got shape {tuple(loss.shape)}.")
         return loss
@@ -226,7 +239,8 @@ def _chosen_metrics(
 ) -> dict[str, Metric] | list[str] | None:
     if not metrics or isinstance(metrics, Mapping):
         return dict(metrics) if metrics else None
-    if isinstance(metrics, str) or not all(isinstance(name, str) for name in metrics):
+    named = isinstance(metrics, Sequence) and not isinstance(metrics, str)
+    if not named or not all(isinstance(name, str) for name in metrics):
         raise ParameterError(
             f"task {task!r}: `metrics` must be a list of names of metrics, or a mapping of names to torchmetrics "
             f"metrics, got {metrics!r}."
@@ -244,6 +258,31 @@ def known_pairs(output: Tensor, target: Tensor, known: Tensor) -> tuple[Tensor, 
     """
     output, target = in_one_dtype(output, target)
     return torch.where(known, output, 0.0), torch.where(known, target, 0.0)
+
+
+def _check_loss(task: str, loss: object) -> None:
+    if isinstance(loss, type):
+        raise ParameterError(
+            f"task {task!r}: `loss` is the class {loss.__name__}; pass an instance, {loss.__name__}()."
+        )
+    if loss is not None and not callable(loss):
+        raise ParameterError(
+            f"task {task!r}: `loss` must be a function (outputs, labels) -> scalar, got {type(loss).__name__}."
+        )
+
+
+def _check_metrics(task: str, metrics: object) -> None:
+    if not isinstance(metrics, Mapping):
+        return  # names of metrics, which are checked where they are taken
+    for name, metric in metrics.items():
+        if isinstance(metric, type):
+            raise ParameterError(
+                f"task {task!r}: metric {name!r} is the class {metric.__name__}; pass an instance of it."
+            )
+        if not all(hasattr(metric, part) for part in ("update", "compute", "higher_is_better")):
+            raise ParameterError(
+                f"task {task!r}: metric {name!r} must be a torchmetrics metric, got {type(metric).__name__}."
+            )
 
 
 def in_one_dtype(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

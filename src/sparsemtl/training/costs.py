@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from sparsemtl.batches import Group, Loaders, as_group, groups_for, per_task
+from sparsemtl.batches import Group, Loaders, as_group, groups_for, per_task, undrawn
 from sparsemtl.compaction import compact
 from sparsemtl.compaction.cost import latency, macs_by_layer, parameter_count
 from sparsemtl.errors import SparseMTLError
 from sparsemtl.models import MultiTaskModel
-from sparsemtl.training.mixing import undrawn
 
 BATCH_SIZE = 16
 """Samples of the batch that is timed, at most: a loader may give fewer."""

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from sparsemtl.balancing.balancer import Balancer
 from sparsemtl.batches import Group
-from sparsemtl.errors import NonFiniteError, NonFiniteLossError, ParameterError
+from sparsemtl.errors import ForwardError, NonFiniteError, NonFiniteLossError, ParameterError
 from sparsemtl.models import MultiTaskModel
 from sparsemtl.optim.masked import Hold
-from sparsemtl.sharing.sharing import Sharing, Update
+from sparsemtl.sharing.sharing import Sharing, StepWeights, Update
 from sparsemtl.training.finite import check_gradient, check_norm, check_rows, named_parameters
 
 MAX_SKIPPED = 100
@@ -99,10 +99,12 @@ class Engine:
         self.backend = backend
         self._inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         self._parameters = dict(model.named_parameters())
-        self._shared = {**model.shared_parameters(), **model.unmasked_parameters()}
+        together = {**model.shared_parameters(), **model.unmasked_parameters()}
+        self._shared = {name: p for name, p in together.items() if p.requires_grad}
         self._by_rows = balancer.combines_gradients and bool(self._shared)
         self._last_losses: dict[str, float] = {}
         self._rows: dict[str, Tensor] = {}
+        self._factors: Counter[str] = Counter()
         self._holds: dict[tuple[str, ...], Hold] = {}
         self._memory: dict[str, Tensor] = {}
         self.trained = named_parameters(model, sharing=sharing.parameters(), balancer=balancer.parameters())
@@ -154,25 +156,27 @@ class Engine:
             if not mine:
                 continue
             self.optimizer.zero_grad()
+            self._factors = Counter()
             for ready in mine:
                 loss = self._losses(ready.group, (task,), result, where)[task]
-                self._backward(_times({task: loss}, result.weights, len(batches)))
-            self._move((task,))
+                self._backward(self._weighed({task: loss}, result.weights, len(batches)))
+            self._move((task,), part=scale / len(weights))
 
     # ---- a step for all tasks ------------------------------------------------------------------------------
 
     def _combine(self, batches: Sequence[Sequence[_Ready]], result: StepResult, where: str) -> None:
         self.optimizer.zero_grad()
         self._rows = {}
+        self._factors = Counter()
         for groups in batches:
             if self.balancer.constant and self.update == "average":
                 result.weights = self._weights({}, where)
                 for group, tasks in self._passes(groups):
                     losses = self._losses(group, tasks, result, where)
-                    self._backward(_times(losses, result.weights, len(batches)))
+                    self._backward(self._weighed(losses, result.weights, len(batches)))
             elif losses := self._losses_of_all(groups, result, where):
                 result.weights = self._weights(losses, where)
-                self._backward(_times(losses, result.weights, len(batches)))
+                self._backward(self._weighed(losses, result.weights, len(batches)))
         present = tuple(t for t in self.tasks if t in result.losses)
         if not present:
             return
@@ -205,7 +209,10 @@ class Engine:
     def _losses(self, group: Group, tasks: tuple[str, ...], result: StepResult, where: str) -> dict[str, Tensor]:
         """One forward pass; losses and the model's terms times the tasks' own weights, plus the sharing method's."""
         with self.sharing.view(tasks[0]):
-            outputs = self.backend.module(group.x, tasks=tasks)
+            try:
+                outputs = self.backend.module(group.x, tasks=tasks)
+            except ForwardError as error:
+                raise error.at(where or "training") from error.__cause__
         losses = {}
         for name in tasks:
             task = self.tasks[name]
@@ -235,6 +242,12 @@ class Engine:
         fallback = sum(last.values()) / len(last) if last else 1.0
         row = [losses.get(task, last.get(task, fallback)) for task in self.tasks]
         return torch.tensor(row, device=self.backend.device)
+
+    def _weighed(self, losses: Mapping[str, Tensor], weights: Mapping[str, float], parts: int) -> dict[str, Tensor]:
+        """The losses times their weights, for one of some batches that make a step."""
+        factors = {task: weights[task] / parts for task in losses}
+        self._factors.update(factors)
+        return {task: loss * factors[task] for task, loss in losses.items()}
 
     def _flags(self, present: Iterable[str]) -> Tensor:
         """Which of the tasks are present, (T,)."""
@@ -291,9 +304,11 @@ class Engine:
 
     # ---- update --------------------------------------------------------------------------------------------
 
-    def _move(self, tasks: tuple[str, ...]) -> None:
+    def _move(self, tasks: tuple[str, ...], part: float = 1.0) -> None:
+        """Take the step for some tasks, with a part of the term that is on no task's account."""
+        self.sharing.step_weights = StepWeights(dict(self._factors), part)
         if (term := self.sharing.regularizer()) is not None:
-            self.backend.backward(term)
+            self.backend.backward(term * part)
         if not self.backend.scaled:
             check_gradient(self.trained, tasks, self._where)
         if self.backend.clip is not None:
@@ -356,10 +371,6 @@ class _Ready:
     group: Group
     labelled: tuple[str, ...]
     count: int
-
-
-def _times(losses: Mapping[str, Tensor], weights: Mapping[str, float], parts: int) -> dict[str, Tensor]:
-    return {task: loss * (weights[task] / parts) for task, loss in losses.items()}
 
 
 def _or_zeros(parameter: nn.Parameter) -> Tensor:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from sparsemtl.batches import Group, Loaders, evaluation_groups, per_task
-from sparsemtl.errors import LabelWarning, MetricWarning
+from sparsemtl.batches import EMPTY, Group, Loaders, evaluation_groups, per_task
+from sparsemtl.errors import ForwardError, LabelError, LabelWarning, MetricWarning
 from sparsemtl.modes import evaluating
 from sparsemtl.shadow import shadowed
 from sparsemtl.tasks import Task
@@ -136,11 +136,18 @@ def outputs_of(
     module: nn.Module, tasks: Mapping[str, Task], views: Views, loaders: Loaders, device: torch.device
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Yield (task, output, labels) batch by batch, in eval mode."""
-    for group in evaluation_groups(loaders, tasks):
+    number = 0
+    for number, group in enumerate(evaluation_groups(loaders, tasks), start=1):
         with evaluating(module):
             on_device = group.to(device)
-            for name, output in group_outputs(module, views, on_device).items():
+            try:
+                outputs = group_outputs(module, views, on_device)
+            except ForwardError as error:
+                raise error.at(f"evaluation, batch {number}") from error.__cause__
+            for name, output in outputs.items():
                 yield name, output, on_device.targets[tasks[name].target]
+    if not number:
+        raise LabelError(EMPTY.format(whose="loader to evaluate on"))
 
 
 def group_outputs(module: nn.Module, views: Views, group: Group) -> dict[str, Tensor]:

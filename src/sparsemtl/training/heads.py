@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch.nn.parameter import UninitializedParameter
 
-from sparsemtl.batches import Loaders, as_group, undrawn
+from sparsemtl.batches import Loaders, as_group, first_batch, undrawn
 from sparsemtl.models import MultiTaskModel, placement
 from sparsemtl.modes import evaluating
 from sparsemtl.randomness import preserved
@@ -21,5 +21,5 @@ def materialize_heads(model: MultiTaskModel, train: Loaders) -> None:
         for task in model.tasks:
             loader = train[task] if isinstance(train, Mapping) else train
             owner = task if isinstance(train, Mapping) else None
-            group = as_group(next(iter(loader)), model.tasks, owner).to(*placement(model))
+            group = as_group(first_batch(loader, owner), model.tasks, owner).to(*placement(model))
             model(group.x, tasks=(task,))

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from sparsemtl.batches import Group, Loader, Loaders, as_group
+from sparsemtl.batches import EMPTY, Group, Loader, Loaders, as_group
 from sparsemtl.errors import LabelError
 from sparsemtl.randomness import preserved, seed_everything
 from sparsemtl.tasks import Task
@@ -65,7 +65,7 @@ def epoch_batches(loaders: Loaders, tasks: Mapping[str, Task], mix: Mix) -> Iter
             empty = False
             yield [as_group(batch, tasks)]
         if empty:
-            raise LabelError("the training loader gave no batch. Every epoch reads it anew: an iterator is no loader.")
+            raise LabelError(EMPTY.format(whose="training loader"))
     elif mix == "proportional":
         yield from _proportional(loaders, tasks)
     else:
@@ -74,20 +74,22 @@ def epoch_batches(loaders: Loaders, tasks: Mapping[str, Task], mix: Mix) -> Iter
             yield [as_group(next(stream), tasks, owner=task) for task, stream in streams.items()]
 
 
-def _endless(loader: Loader, seed: int) -> Iterator[Any]:
+def _endless(task: str, loader: Loader, seed: int) -> Iterator[Any]:
     """Pass after pass, each of which draws its order from a seed of its own."""
     for number in count():
         with preserved():
             seed_everything(seed + number)
             batches = iter(loader)
-            first = next(batches)
+            first = next(batches, None)
+            if first is None:
+                raise LabelError(EMPTY.format(whose=f"loader of task {task!r}"))
         yield first
         yield from batches
 
 
 def _streams(loaders: Mapping[str, Loader], tasks: Mapping[str, Task]) -> dict[str, Iterator[Any]]:
     seeds = torch.randint(2**31, (len(tasks),)).tolist()
-    return {task: _endless(loaders[task], seed) for task, seed in zip(tasks, seeds, strict=True)}
+    return {task: _endless(task, loaders[task], seed) for task, seed in zip(tasks, seeds, strict=True)}
 
 
 def _proportional(loaders: Mapping[str, Loader], tasks: Mapping[str, Task]) -> Iterator[list[Group]]:

@@ -33,6 +33,7 @@ from sparsemtl.processes import refuse_distributed
 from sparsemtl.randomness import seed_everything
 from sparsemtl.shadow import as_seen
 from sparsemtl.sharing import DenseSharing, Sharing
+from sparsemtl.training.arguments import check_maker, check_model, check_sharing
 from sparsemtl.training.checkpoint import Randomness, Stateful, check_progress, restore, snapshot
 from sparsemtl.training.chosen import write_chosen
 from sparsemtl.training.costs import RunCost, Trained, measure_costs
@@ -43,6 +44,7 @@ from sparsemtl.training.finite import check_weights
 from sparsemtl.training.folder import RunFolder
 from sparsemtl.training.groups import make_optimizer
 from sparsemtl.training.heads import materialize_heads
+from sparsemtl.training.last_batch import check_last_batches
 from sparsemtl.training.loggers import CSVLogger, Logger, loggers_of
 from sparsemtl.training.loss_scales import LossScaleWarning, unlike_scales
 from sparsemtl.training.mixing import Mix, remaining_batches, steps_in_epoch
@@ -156,8 +158,12 @@ class Trainer:
         config: Mapping[str, Any] | None = None,
         notes: Sequence[str] = (),
     ) -> None:
+        check_model(model)
+        check_maker("optimizer", optimizer, Optimizer)
+        check_maker("scheduler", scheduler, (LRScheduler, ReduceLROnPlateau))
+        check_sharing(sharing)
         self.model = model
-        self.sharing = sharing or DenseSharing()
+        self.sharing = DenseSharing() if sharing is None else sharing
         self.balancer = as_balancer(balancing)
         self._make_optimizer = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
         self._make_scheduler = scheduler
@@ -370,10 +376,11 @@ class Trainer:
             ) from error
         self.device = self.fabric.device
         materialize_heads(self.model, train)
+        check_last_batches(self.model, train)
         self.module = self.fabric.setup_module(self.model)
         self.sharing.attach(self.model)
         self.balancer.attach(len(self.model.tasks), self.device)
-        extra = [*self.sharing.parameters(), *self.balancer.parameters()]
+        extra = ((self.sharing.parameters(), self.sharing.lr), (self.balancer.parameters(), None))
         self.optimizer = make_optimizer(self._make_optimizer, self.model, extra)
         self.scheduler = self._make_scheduler(self.optimizer) if self._make_scheduler else None
         stepped: Any = self.fabric.setup_optimizers(self.optimizer)
@@ -382,7 +389,7 @@ class Trainer:
             self._plateau = Plateau(self.scheduler, self._monitor, self.model.tasks)
         scaled = getattr(self.fabric.strategy.precision, "scaler", None) is not None
         backend = Backend(self.module, self.fabric.backward, self._clip(stepped), self.device, scaled)
-        update = self.sharing.update_for(own_data=per_task(train))
+        update = self.sharing.update_for(own_data=per_task(train), constant=self.balancer.constant)
         self.engine = Engine(self.model, self.sharing, self.balancer, stepped, update, backend)
         self._settings = run_settings(
             self.config, self.optimizer, {name.lstrip("_"): getattr(self, name) for name in RECORDED}
@@ -584,6 +591,7 @@ class Trainer:
         networks = self.snapshots.put_back(list(self.selection.parts), self.model, self.sharing)
         if networks:
             self.views = Networks(self.model, networks)
+        self.sharing.end_training()
         self.model.eval()
         self.validation = self._evaluate(validation)
         if self.folder is not None:

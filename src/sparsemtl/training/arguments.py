@@ -1,0 +1,66 @@
+"""What a trainer is made of, checked at the door: an instance where one is due, a function where that is due."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from sparsemtl.errors import ParameterError
+from sparsemtl.models import MultiTaskModel
+from sparsemtl.sharing import Sharing
+
+
+def check_model(model: object) -> None:
+    """Raise unless this is a multi-task model itself."""
+    if isinstance(model, MultiTaskModel):
+        return
+    found = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+    inner = next((part for part in _wrapped(model) if isinstance(part, MultiTaskModel)), None)
+    if inner is not None:
+        advice = (
+            f"It wraps a {type(inner).__name__}: pass that itself. Masks and statistics of tasks are put into the "
+            "model at every step, which a compiled or replicated copy would not see."
+        )
+    elif isinstance(model, nn.Module):
+        advice = "For one that tasks share, wrap it with its tasks: `sm.SharedBottom(encoder, tasks)`."
+    else:
+        advice = "Make one, such as `sm.SharedBottom(encoder, tasks)`."
+    raise ParameterError(f"Trainer: `model` must be a MultiTaskModel, got {found}. {advice}")
+
+
+def check_sharing(sharing: object) -> None:
+    """Raise unless this is a sharing method, or None."""
+    if sharing is not None and not isinstance(sharing, Sharing):
+        raise ParameterError(
+            f"Trainer: `sharing` must be a sharing method, such as `sm.FisherSharing(keep=0.3)`, got {_shown(sharing)}."
+        )
+
+
+def check_maker(name: str, maker: object, kind: type | tuple[type, ...]) -> None:
+    """Raise unless this is a function that makes an optimizer or a scheduler, a name, or None."""
+    if isinstance(maker, kind):
+        raise ParameterError(
+            f"Trainer: `{name}` must be a function that makes one, got the {type(maker).__name__} itself. It is made "
+            f"when heads have their widths: pass `lambda {_ARGUMENT[name]}: ...` that returns it."
+        )
+    if maker is not None and not isinstance(maker, str) and not callable(maker):
+        raise ParameterError(f"Trainer: `{name}` must be a function that makes one, got {_shown(maker)}.")
+
+
+def check_made(name: str, made: object, kind: type) -> None:
+    """Raise unless a function has made what it was to make."""
+    if not isinstance(made, kind):
+        raise ParameterError(f"Trainer: `{name}` returned {_shown(made)}, expected a torch {name}.")
+
+
+_ARGUMENT = {"optimizer": "parameters", "scheduler": "optimizer"}
+
+
+def _wrapped(model: object) -> list[Any]:
+    """What torch.compile, DataParallel and their kin hold."""
+    return [getattr(model, name, None) for name in ("_orig_mod", "module", "_forward_module")]
+
+
+def _shown(value: object) -> str:
+    return f"the class {value.__name__}: pass an instance" if isinstance(value, type) else repr(value)

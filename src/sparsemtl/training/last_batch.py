@@ -1,0 +1,76 @@
+"""The last batch of an epoch may have a single sample, with which some batch norms cannot be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map_only
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+
+from sparsemtl.batches import Loaders, as_group, to_device, undrawn
+from sparsemtl.data.base import BatchLoader
+from sparsemtl.errors import ForwardError
+from sparsemtl.models import MultiTaskModel
+from sparsemtl.randomness import preserved
+
+
+def check_last_batches(model: MultiTaskModel, train: Loaders) -> None:
+    """Try the model on one sample if a loader is going to end with one, and not only after an epoch.
+
+    Raises:
+        ForwardError: if a batch norm cannot be trained with it.
+    """
+    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return
+    loaders: list[tuple[str | None, Any]] = [*train.items()] if isinstance(train, Mapping) else [(None, train)]
+    for owner, loader in loaders:
+        if _last_size(loader) == 1:
+            with preserved(), undrawn(train):
+                x = as_group(_single(loader), model.tasks, owner).x
+            _try(model, x, tuple(model.tasks) if owner is None else (owner,))
+
+
+def _last_size(loader: Any) -> int | None:
+    """Samples in the last batch of an epoch; None if that is not known."""
+    if isinstance(loader, DataLoader):
+        sampler = loader.batch_sampler
+        if type(sampler) is not BatchSampler or sampler.drop_last or isinstance(loader.dataset, IterableDataset):
+            return None
+        return _rest(len(sampler.sampler), sampler.batch_size)  # type: ignore[arg-type]
+    if isinstance(loader, BatchLoader) and not loader.drop_last:
+        return _rest(loader.dataset_size, loader.batch_size)
+    return None
+
+
+def _rest(count: int, size: int) -> int:
+    return count % size or min(count, size)
+
+
+def _single(loader: Any) -> Any:
+    """A batch of one sample."""
+    if isinstance(loader, DataLoader):
+        return loader.collate_fn([loader.dataset[next(iter(loader.sampler))]])
+    return tree_map_only(Tensor, lambda tensor: tensor[:1], next(iter(loader)))
+
+
+def _try(model: MultiTaskModel, x: Any, tasks: tuple[str, ...]) -> None:
+    """Run the model in train mode, and leave its buffers and mode as they were."""
+    modes = {module: module.training for module in model.modules()}
+    buffers = {buffer: buffer.clone() for buffer in model.buffers()}
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        with preserved(), torch.no_grad():
+            model.train()
+            model(to_device(x, device), tasks=tasks)
+    except ForwardError as error:
+        raise error.at("the last batch of an epoch, which has one sample") from error.__cause__
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        with torch.no_grad():
+            for buffer, value in buffers.items():
+                buffer.copy_(value)
