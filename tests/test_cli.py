@@ -53,7 +53,7 @@ def sparsemtl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     monkeypatch.setenv("TERMINAL_WIDTH", "100")
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     monkeypatch.setenv("SPARSEMTL_DATA", "unset")
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
 
     def command(*words: object) -> Outcome:
         capsys.readouterr()
@@ -65,7 +65,8 @@ def sparsemtl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         return Outcome(code if isinstance(code, int) else 0, out, error)
 
     yield command
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -332,7 +333,9 @@ def test_every_mistake_is_one_message(sparsemtl: Shell, tmp_path: Path, words: l
     assert outcome.error.count("\n") == 1
 
 
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_run_that_is_interrupted_says_how_to_go_on_and_goes_on(
+    sent: signal.Signals,
     sparsemtl: Shell,
     tiny_file: Path,
     finished_run: Path,
@@ -344,13 +347,13 @@ def test_a_run_that_is_interrupted_says_how_to_go_on_and_goes_on(
 
     def interrupted(self: Trainer, *given: Any) -> None:
         if self.position.epoch == 1:
-            os.kill(os.getpid(), signal.SIGTERM)  # which a batch system sends, and which ends like Ctrl-C
+            os.kill(os.getpid(), sent)  # as Ctrl-C, a batch system, a terminal that hangs up
         train_epoch(self, *given)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_train_epoch", interrupted)
         outcome = sparsemtl("run", tiny_file, "-q")
-    assert outcome == Outcome(130, "", f"Stopped. Go on with `sparsemtl resume {Path('runs') / 'tiny'}`.\n")
+    assert outcome == Outcome(128 + sent, "", f"Stopped. Go on with `sparsemtl resume {Path('runs') / 'tiny'}`.\n")
     assert sparsemtl("resume", "runs/tiny", "-q").code == 0
     assert (tmp_path / "runs/tiny/model.safetensors").read_bytes() == (finished_run / "model.safetensors").read_bytes()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import math
 import os
@@ -20,11 +21,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import sparsemtl
-from sparsemtl.errors import CheckpointError
+from sparsemtl.errors import CheckpointError, StorageError
 from sparsemtl.files import (
     module_state,
     read_json,
@@ -424,6 +426,103 @@ def test_what_a_killed_process_left_beside_the_file_does_not_stop_the_next_one(k
     assert read_tree(folder / "file") == {"text": "newest"}
 
 
+class Full(NamedTuple):
+    """What the system says of a disk that is full, and what we make of it."""
+
+    number: int
+    words: str
+
+
+@pytest.mark.parametrize(
+    "full",
+    [
+        Full(errno.ENOSPC, "no space is left on the disk"),
+        Full(errno.EFBIG, "the file would be larger than the system allows"),
+        Full(errno.EDQUOT, "the disk quota is used up"),
+    ],
+)
+def test_a_full_disk_is_named_with_the_file_and_the_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: Full
+) -> None:
+    path = tmp_path / "last.safetensors"
+    write_tree(path, "old")
+
+    def no_space(*given: Any, **options: Any) -> None:
+        raise SafetensorError(
+            f"Error while serializing: I/O error: {os.strerror(full.number)} (os error {full.number})"
+        )
+
+    monkeypatch.setattr("sparsemtl.files.save_file", no_space)
+    with pytest.raises(
+        StorageError, match=rf"{path} cannot be written: {full.words}.* It needs 4,000 bytes; .* free in"
+    ):
+        write_tree(path, torch.ones(1000))
+    assert read_tree(path) == "old"
+    assert os.listdir(tmp_path) == ["last.safetensors"]
+
+
+LIMITED = """
+import resource, sys, torch
+from sparsemtl import files
+from sparsemtl.errors import StorageError
+from sparsemtl.training.loggers import CSVLogger, Row
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+logger = CSVLogger(folder / "metrics.csv")
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+for write in (
+    lambda: files.write_tree(folder / "tree", torch.ones(3000)),
+    lambda: files.write_text(folder / "text", "x" * 3000),
+    lambda: files.write_json(folder / "json", "x" * 3000),
+    lambda: logger.log([Row(1, 1, "train", "a", "loss", 1.0)] * 100),
+):
+    try:
+        write()
+    except StorageError as error:
+        print(error)
+"""
+
+
+def test_whatever_is_written_beyond_a_real_limit_is_refused_in_our_words(tmp_path: Path) -> None:
+    pytest.importorskip("resource")
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [Path(line.split()[0]).name for line in lines] == ["tree", "text", "json", "metrics.csv"]
+    assert all("larger than the system allows" in line and "bytes" in line for line in lines)
+    assert os.listdir(tmp_path) == ["metrics.csv"]
+
+
+def test_the_folder_is_synchronised_after_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    replace, fsync = os.replace, os.fsync
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("rename"), replace(*names)))
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (done.append("folder" if os.path.isdir(f"/proc/self/fd/{fd}") else "file"), fsync(fd))
+    )
+    write_text(tmp_path / "a.txt", "a")
+    assert done == ["file", "rename", "folder"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_the_umask_decides_who_may_read_a_file(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_text(tmp_path / "text", "a")
+        write_tree(tmp_path / "tree", torch.ones(2))
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~umask}
+
+
+def test_masks_take_one_bit_per_weight(tmp_path: Path) -> None:
+    mask = torch.rand(100, 1000) < 0.3
+    write_tree(tmp_path / "tree", {"masks": {"a": mask}})
+    assert (tmp_path / "tree").stat().st_size < mask.numel() / 8 + 1000
+    assert_same(read_tree(tmp_path / "tree"), {"masks": {"a": mask}})
+
+
 # ---- files that cannot be trusted --------------------------------------------------------------------------------
 
 TREE = {"epoch": 3, "weights": torch.arange(4.0), "names": ["a", (True, None)]}
@@ -460,6 +559,25 @@ def test_a_bit_that_flips_in_any_byte_is_noticed(tree_file: Path) -> None:
         refusal = read_or_refusal(tree_file)
         assert isinstance(refusal, CheckpointError), f"byte {position}"
         assert str(tree_file) in str(refusal)
+
+
+def test_a_bit_that_flips_in_any_byte_of_a_file_of_tensors_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    write_tensors(path, {"w": torch.arange(4.0), "n": torch.tensor(3)}, {"model": "SharedBottom"})
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        for bit in range(8):
+            damaged = bytearray(whole)
+            damaged[position] ^= 1 << bit
+            path.write_bytes(damaged)
+            with pytest.raises(CheckpointError, match=str(path)):
+                read_tensors(path)
+
+
+def test_a_file_that_must_be_ours_has_a_checksum(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "plain")
+    with pytest.raises(CheckpointError, match="was not written by sparsemtl"):
+        read_tensors(tmp_path / "plain", own=True)
 
 
 def test_data_that_changed_on_disk_is_told_from_a_file_of_another_kind(tree_file: Path) -> None:

@@ -9,9 +9,9 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -137,8 +137,8 @@ def study(
     try:
         failures = run_study(grid, folder, jobs=jobs, progress=not quiet)
     except KeyboardInterrupt:
-        typer.echo("Stopped. The same command goes on where it was.", err=True)
-        raise typer.Exit(130) from None
+        _say("Stopped. The same command goes on where it was.")
+        raise typer.Exit(INTERRUPTED) from None
     if len(failures) < len(grid.runs):
         show_study(primary_table(results_of(grid, folder)))
         typer.echo(f"Tables: {folder / 'tables.md'}\nReport: {folder / 'report.html'}")
@@ -218,15 +218,55 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot write "±" shows "?"
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems end a job as Ctrl-C does
+    received = handle_signals()
     try:
         app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED and received:
+            _leave(128 + received[0])
+        raise
     except SparseMTLError as error:
         typer.secho(f"{type(error).__name__}: {error}", err=True, fg=typer.colors.RED)
         raise SystemExit(1) from None
     except OSError as error:
+        if received:  # the terminal that hung up cannot be written to
+            _leave(128 + received[0])
         typer.secho(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True, fg=typer.colors.RED)
         raise SystemExit(1) from None
+
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
+
+
+def handle_signals() -> list[int]:
+    """Let the signals that end a job end it as Ctrl-C does; a signal that is ignored, as under nohup, stays so.
+
+    Returns:
+        the numbers of the signals that came, filled as they come.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
+    return received
+
+
+def _leave(status: int) -> NoReturn:
+    """End with this status, also where the terminal is gone and what is left to print cannot be."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    raise SystemExit(status)
 
 
 _format_any_warning = warnings.formatwarning
@@ -255,8 +295,14 @@ def _stopping(folder: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         resumable = RunFolder(folder).begun
-        typer.echo(f"Stopped. Go on with `sparsemtl resume {folder}`." if resumable else "Stopped.", err=True)
-        raise typer.Exit(130) from None
+        _say(f"Stopped. Go on with `sparsemtl resume {folder}`." if resumable else "Stopped.")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _say(message: str) -> None:
+    """Print to standard error, or nowhere if the terminal is gone."""
+    with suppress(OSError):
+        typer.echo(message, err=True)
 
 
 def _plain_keys() -> dict[str, Keys]:

@@ -15,6 +15,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from sparsemtl import comparison
+from sparsemtl.comparison import plain, shown
 from sparsemtl.data.image_folders import AUXILIARY
 from sparsemtl.errors import ConfigError, unknown_name
 from sparsemtl.parameters import describe
@@ -43,8 +45,8 @@ def check(
         ConfigError: naming each wrong place, what was expected there and the nearest valid name.
     """
     if not isinstance(config, Mapping):
-        raise ConfigError(f"{where}: expected a mapping of sections, got {_shown(config)}.")
-    given = {key: _with_name(key, value) for key, value in _plain(config).items()}
+        raise ConfigError(f"{where}: expected a mapping of sections, got {shown(config)}.")
+    given = {key: _with_name(key, value) for key, value in plain(config).items()}
     try:
         checked = schema_model().model_validate_json(json.dumps(given))
     except ValidationError as error:
@@ -111,17 +113,6 @@ def _inside(place: str) -> str:
     """A place in `pretraining` as it is called there, "" for any other."""
     section, _, inner = place.partition(".")
     return inner if section == "pretraining" else ""
-
-
-def _plain(value: Any) -> Any:
-    """The value in JSON's types: a configuration made in Python is checked as a file would be."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return value.item() if hasattr(value, "item") else str(value)
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,14 +210,7 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator
         before: one that was complete when it was written. A key that there was not yet stands at its default.
         after: a complete one.
     """
-    there, here = dict(_leaves(_completed(before))), dict(_leaves(after))
-    for place in dict.fromkeys([*there, *here]):
-        if place not in here:
-            yield f"{place} is {_shown(there[place])} there and missing here"
-        elif place not in there:
-            yield f"{place} is missing there and {_shown(here[place])} here"
-        elif there[place] != here[place]:
-            yield f"{place} is {_shown(there[place])} there and {_shown(here[place])} here"
+    return comparison.differences(_completed(before), after)
 
 
 def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -235,14 +219,6 @@ def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
         return check(config)
     except ConfigError:
         return config
-
-
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def origins_of(path: str | Path, overrides: Sequence[str]) -> dict[str, str]:
@@ -284,16 +260,16 @@ def _problem(issue: Mapping[str, Any], place: Place, config: Mapping[str, Any]) 
             return f"expected the `name` of one of {', '.join(registry)}."
         return unknown_name(registry.kind, found, registry)
     if len(place) == 1 and section in SECTIONS:
-        return f"expected a name, or a mapping of `name` and parameters, got {_shown(config[section])}."
+        return f"expected a name, or a mapping of `name` and parameters, got {shown(config[section])}."
     if place == ("training",):
-        return f"expected a mapping of {', '.join(training_keys())}, got {_shown(config[section])}."
+        return f"expected a mapping of {', '.join(training_keys())}, got {shown(config[section])}."
     expected = in_yaml_words(describe(_keys_beside(place, config)[key][0]))
     if kind == "missing":
         return f"this key is required: {expected}."
     found = config[section][key] if len(place) > 1 else config[key]
     if not _TYPE_OR_RANGE.fullmatch(kind):  # an annotation that only pydantic can put into words
-        return f"{issue['msg'][:1].lower()}{issue['msg'][1:]}, got {_shown(found)}."
-    return f"expected {expected}, got {_shown(found)}."
+        return f"{issue['msg'][:1].lower()}{issue['msg'][1:]}, got {shown(found)}."
+    return f"expected {expected}, got {shown(found)}."
 
 
 _TYPE_OR_RANGE = re.compile(r"\w+_(type|parsing|from_float)|(greater|less)_than\w*|literal_error|is_instance_of")
@@ -318,7 +294,3 @@ def _keys_beside(place: Place, config: Mapping[str, Any]) -> Keys:
     if place[0] == "training":
         return training_keys()
     return member_keys(SECTIONS[place[0]][0][config[place[0]]["name"]])
-
-
-def _shown(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)

@@ -38,6 +38,10 @@ class CheckpointError(SparseMTLError, ValueError):
     """A run folder or a checkpoint cannot be used as asked."""
 
 
+class StorageError(SparseMTLError, OSError):
+    """A file cannot be written."""
+
+
 class TrainingError(SparseMTLError):
     """Training came to nothing by its own settings. A study leaves such a run out and goes on."""
 
@@ -72,6 +76,10 @@ class MaskWarning(SparseMTLWarning):
 
 class ReproducibilityWarning(SparseMTLWarning):
     """Figures may differ in their last bits from those that the same configuration gave before."""
+
+
+class RecordWarning(SparseMTLWarning):
+    """A part of a run folder's record is damaged, or not protected against another writer."""
 
 
 class LabelWarning(SparseMTLWarning):

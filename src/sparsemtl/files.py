@@ -1,14 +1,15 @@
 """Files that are either whole or not there: written aside, then renamed. Nothing is ever unpickled.
 
 `write_tree` stores any nest of dicts, lists, numbers, strings and tensors as one safetensors file, the skeleton as
-JSON in its header: optimizers, schedulers and random states fit in.
+JSON in its header: optimizers, schedulers and random states fit in. Bool tensors take one bit per entry.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
+import re
+import secrets
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from sparsemtl.bits import pack, unpack
+from sparsemtl.disk import storage_errors, sync_folder
 from sparsemtl.errors import CheckpointError
 
 OWN = "sparsemtl"
@@ -27,30 +30,40 @@ OWN = "sparsemtl"
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, size: int | None = None) -> Iterator[Path]:
     """Give a temporary path beside `path`; when the context ends well, it takes the place of `path` at once.
 
     A process killed inside, or while renaming, leaves either the old file or the new one, whole.
+
+    Args:
+        path: the file.
+        size: bytes that will be written, for the message if there is no space for them.
+
+    Raises:
+        StorageError: if there is no space for the file, naming the space that is needed and free.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    os.close(handle)
-    aside = Path(name)
-    try:
-        yield aside
-        with aside.open("rb+") as file:
-            os.fsync(file.fileno())
-        aside.chmod(0o644)
-        os.replace(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)
+    aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    with storage_errors(target, size):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # the umask decides who may read it
+        mode = aside.stat().st_mode & 0o777
+        try:
+            yield aside
+            with aside.open("rb+") as file:
+                os.fsync(file.fileno())
+            aside.chmod(mode)  # safetensors puts another file in its place
+            os.replace(aside, target)
+            sync_folder(target.parent)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file whole."""
-    with replacing(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+    content = text.encode()
+    with replacing(path, len(content)) as aside:
+        aside.write_bytes(content)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -68,7 +81,7 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist.") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}.") from None
 
 
@@ -83,13 +96,26 @@ def _without_nan(value: Any) -> Any:
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
     """Write named tensors and a header of strings to a safetensors file, whole, with a checksum over both."""
     distinct = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with replacing(path) as aside:
+    size = sum(tensor.nbytes for tensor in distinct.values())
+    with replacing(path, size) as aside:
         own = {"checksum": _checksum(distinct, header), "header": dict(header)}
-        save_file(distinct, aside, metadata={OWN: json.dumps(own)})
+        try:
+            save_file(distinct, aside, metadata={OWN: json.dumps(own)})
+        except SafetensorError as error:
+            if found := _SYSTEM_ERROR.search(str(error)):  # Rust's name for what Python raises as an OSError
+                raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
+            raise
 
 
-def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the tensors and the header of a safetensors file; one of another library's has no checksum to compare.
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+def read_tensors(path: str | Path, *, own: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors and the header of a safetensors file.
+
+    Args:
+        path: the file.
+        own: refuse a file of another library, which has no checksum to compare.
 
     Raises:
         CheckpointError: if the file is missing or damaged.
@@ -100,19 +126,27 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         metadata = _metadata(content)
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist.") from None
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # for a header of dtypes that torch lacks, safetensors raises what it happens to
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}.") from None
-    if OWN not in metadata:
+    if OWN not in metadata and not any(map(_looks_like_own, metadata.values())):
+        if own:
+            raise CheckpointError(f"{path} was not written by sparsemtl, or is damaged: it has no checksum.")
         return tensors, metadata
     try:
-        own = json.loads(metadata[OWN])
-        header: dict[str, str] = own["header"]
-        whole = own["checksum"] == _checksum(tensors, header)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        about = json.loads(metadata[OWN])
+        header: dict[str, str] = about["header"]
+        whole = about["checksum"] == _checksum(tensors, header)
+        whole = whole and all(isinstance(value, str) for value in header.values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:
         raise CheckpointError(f"{path} is damaged: its checksum does not fit its content. Use another copy of it.")
     return tensors, header
+
+
+def _looks_like_own(value: str) -> bool:
+    """Whether metadata are ours although their key is another: one flipped bit would make our file a stranger's."""
+    return value.startswith('{"checksum": ')
 
 
 def _metadata(content: bytes) -> dict[str, str]:
@@ -149,13 +183,16 @@ def read_tree(path: str | Path) -> Any:
         raise CheckpointError(f"{path} holds tensors but no checkpoint.")
     try:
         return _decode(json.loads(header["tree"]), tensors)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path} is not a checkpoint of sparsemtl: {error!r} in its header 'tree'.") from None
 
 
 def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         key = f"t{len(tensors)}"
+        if value.dtype == torch.bool:
+            tensors[key] = pack(value.detach())
+            return {"mask": [key, list(value.shape)]}
         tensors[key] = value
         return {"tensor": key}
     if isinstance(value, Mapping):
@@ -173,6 +210,9 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     ((kind, content),) = value.items()
     if kind == "tensor":
         return tensors[content]
+    if kind == "mask":
+        key, shape = content
+        return unpack(tensors[key], torch.Size(shape))
     if kind == "dict":
         return {_decode(key, tensors): _decode(item, tensors) for key, item in content}
     items = [_decode(item, tensors) for item in content]

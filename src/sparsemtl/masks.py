@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sparsemtl.bits import pack, unpack
 from sparsemtl.errors import MaskError, unknown_name
 from sparsemtl.files import read_tensors, write_tensors
 from sparsemtl.shadow import refuse_compiled, shadowed
@@ -304,28 +305,6 @@ def _unpacked(path: str | Path, packed: Mapping[str, Tensor], task: str, name: s
         return unpack(packed[f"{task}/{name}"], shape)
     except MaskError as error:
         raise MaskError(f"{where}: {error}") from None
-
-
-def pack(mask: Tensor) -> Tensor:
-    """Pack a bool tensor into bytes, eight weights each, first weight in the highest bit."""
-    bits = mask.flatten().to(torch.uint8).cpu()
-    bits = torch.nn.functional.pad(bits, (0, -len(bits) % 8)).view(-1, 8)
-    return (bits << torch.arange(7, -1, -1, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
-
-
-def unpack(packed: Tensor, shape: torch.Size) -> Tensor:
-    """Undo `pack`.
-
-    Raises:
-        MaskError: if the number of bytes does not fit the shape.
-    """
-    size = -(-shape.numel() // 8)
-    if packed.dtype != torch.uint8 or packed.shape != (size,):
-        raise MaskError(
-            f"a packed mask of shape {tuple(shape)} has {size} bytes, got {tuple(packed.shape)} of {packed.dtype}."
-        )
-    bits = (packed[:, None] >> torch.arange(7, -1, -1, dtype=torch.uint8)) & 1
-    return bits.flatten()[: shape.numel()].bool().view(shape)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

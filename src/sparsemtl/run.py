@@ -20,11 +20,13 @@ from sparsemtl.data import TaskData
 from sparsemtl.errors import CheckpointError, ConfigError
 from sparsemtl.frozen import Frozen
 from sparsemtl.heads import HEADS
+from sparsemtl.locks import locked, refuse_foreign
 from sparsemtl.machine import use_threads
 from sparsemtl.models import MultiTaskModel, stride_of, width_of
 from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
 from sparsemtl.plan import Plan
 from sparsemtl.pretraining import Earlier, Pretrained, Untrained, named_pretraining
+from sparsemtl.processes import refuse_distributed
 from sparsemtl.randomness import seed_everything
 from sparsemtl.schema import TRAINER_KEYS
 from sparsemtl.sharing import SHARING, Sharing
@@ -48,20 +50,27 @@ def run(config: Mapping[str, Any], folder: str | Path, *, resume: bool = False, 
 
     Raises:
         ConfigError: if the configuration is not valid.
-        CheckpointError: if the folder holds a run and `resume` is not asked for.
+        CheckpointError: if the folder holds a run and `resume` is not asked for, or files of others, or if another
+            process writes there.
+        ParameterError: if the environment announces several processes.
     """
+    refuse_distributed()
     plan, place = Plan(check(config)), RunFolder(folder)
-    if not resume:
-        _check_free(place)
     return _run(plan, place, resume=resume, progress=progress)
 
 
 def _run(plan: Plan, place: RunFolder, *, resume: bool, progress: bool) -> Results:
-    with use_threads(plan.config["training"]["threads"]):  # from the first number of the data to the last of the test
-        return _run_all(plan, place, resume=resume, progress=progress)
+    if not resume:
+        _check_free(place)
+    elif not place.begun:
+        refuse_foreign(place.path)
+    with locked(place.path), use_threads(plan.config["training"]["threads"]):  # from the data's first number on
+        if not resume:
+            _check_free(place)  # again: another process may have begun and ended a run meanwhile
+        return _train(plan, place, resume=resume, progress=progress)
 
 
-def _run_all(plan: Plan, place: RunFolder, *, resume: bool, progress: bool) -> Results:
+def _train(plan: Plan, place: RunFolder, *, resume: bool, progress: bool) -> Results:
     before = pretrain(plan, place, progress=progress)
     trainer = make_trainer(plan.config, plan.data, place.path, before=before, progress=progress)
     train, validation, test = _loaders(plan)
@@ -80,8 +89,11 @@ def resume(folder: str | Path, *, progress: bool = True) -> Results:
     """Go on with the run in a folder.
 
     Raises:
-        CheckpointError: if the folder is no run folder, or the run is finished or never began.
+        CheckpointError: if the folder is no run folder, or the run is finished or never began, or its configuration
+            has changed, or if another process writes there.
+        ParameterError: if the environment announces several processes.
     """
+    refuse_distributed()
     place = RunFolder(folder)
     if (place.path / "study.json").exists():
         raise CheckpointError(f"{place.path} is a study; the same `sparsemtl study` command goes on with it.")
@@ -107,6 +119,9 @@ def _check_free(place: RunFolder) -> None:
             f"{place.path} holds a run that stopped. Go on with `sparsemtl resume {place.path}`, "
             "use another --out, or delete it."
         )
+    if (place.path / "study.json").exists():
+        raise CheckpointError(f"{place.path} is a study; a run needs a folder of its own. Use another --out.")
+    refuse_foreign(place.path)
 
 
 def load_data(config: Mapping[str, Any]) -> TaskData:

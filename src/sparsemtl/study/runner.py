@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -16,9 +17,11 @@ from typing import Any, NamedTuple
 
 from sparsemtl.config import before_of, differences
 from sparsemtl.data import TaskData
-from sparsemtl.errors import ConfigError, SparseMTLError, TrainingError
+from sparsemtl.errors import CheckpointError, ConfigError, SparseMTLError, TrainingError
 from sparsemtl.files import read_json, replacing, write_json, write_text
+from sparsemtl.locks import locked, refuse_foreign
 from sparsemtl.plan import Plan
+from sparsemtl.processes import end_with_parent, refuse_distributed
 from sparsemtl.run import make_sharing, rehearse, run
 from sparsemtl.study.grid import Study, StudyRun, value_text
 from sparsemtl.study.results import Results, read_results
@@ -43,13 +46,27 @@ def run_study(study: Study, out: str | Path, *, jobs: int = 1, progress: bool = 
         run -> why it has no result, for the runs that were left out.
 
     Raises:
+        CheckpointError: if the folder holds something else, or another process writes there.
         ConfigError: if a run's folder holds a run of another configuration, or a warm-up lasts too long; nothing is
             changed then.
         SparseMTLError: whatever `rehearse` raises of the first run of a method; nothing is changed then either.
     """
     out = Path(out)
-    todo = [Job(one.name, one.config, out / "runs" / one.name) for one in study.runs if not _done(one, out)]
-    _look_ahead(todo)
+    refuse_distributed()
+    _check_free(out)
+    _look_ahead(_todo(study, out))  # before the folder is made
+    with locked(out):
+        return _run_study(study, out, jobs=jobs, progress=progress)
+
+
+def _check_free(out: Path) -> None:
+    if (out / "config.yaml").exists() and not (out / "study.json").exists():
+        raise CheckpointError(f"{out} holds a run, or something else with a config.yaml. Use another --out.")
+    refuse_foreign(out)
+
+
+def _run_study(study: Study, out: Path, *, jobs: int, progress: bool) -> dict[str, str]:
+    todo = _todo(study, out)
     _record(study, out)
     _pretrain(todo, jobs, progress)
     failures = _execute(todo, jobs, progress, skipped=len(study.runs) - len(todo))
@@ -65,6 +82,11 @@ class Job(NamedTuple):
     name: str
     config: Mapping[str, Any]
     folder: Path
+
+
+def _todo(study: Study, out: Path) -> list[Job]:
+    """The runs that are not finished."""
+    return [Job(one.name, one.config, out / "runs" / one.name) for one in study.runs if not _done(one, out)]
 
 
 def _look_ahead(todo: Sequence[Job]) -> None:
@@ -180,6 +202,11 @@ def _in_processes(todo: Sequence[Job], jobs: int) -> Iterator[tuple[Job, str | N
         try:
             for future in as_completed(pending):
                 yield pending[future], future.result()
+        except BrokenProcessPool:
+            raise SparseMTLError(
+                "a process that trained runs was killed, perhaps for want of memory. The same command goes on where it "
+                "was; fewer --jobs need less."
+            ) from None
         except BaseException:
             for worker in set(active_children()) - others:
                 worker.terminate()
@@ -188,6 +215,7 @@ def _in_processes(todo: Sequence[Job], jobs: int) -> Iterator[tuple[Job, str | N
 
 
 def _start_worker(formatwarning: Callable[..., str]) -> None:
+    end_with_parent()
     warnings.formatwarning = formatwarning
 
 
@@ -196,11 +224,16 @@ def _ignored_interrupts() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # signals reach the main thread only
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _OF_A_TERMINAL}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_OF_A_TERMINAL = [signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+"""Signals that a terminal sends to all its processes at once."""
 
 
 def _run_one(one: Job) -> str | None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from sparsemtl.errors import CheckpointError
 from sparsemtl.randomness import random_state, restore_random_state
+from sparsemtl.training.settings import check_settings
+from sparsemtl.training.structure import check_optimizer, check_state, check_tensors, reading
 
 FORMAT = "sparsemtl-checkpoint-1"
 
@@ -61,15 +65,28 @@ def snapshot(model: nn.Module, parts: Mapping[str, Stateful], progress: Mapping[
     }
 
 
-def restore(state: Mapping[str, Any], model: nn.Module, parts: Mapping[str, Stateful], where: str) -> dict[str, Any]:
+def restore(
+    state: Mapping[str, Any],
+    model: nn.Module,
+    parts: Mapping[str, Stateful],
+    where: str,
+    *,
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Put a snapshot back; returns its progress.
 
+    Args:
+        state: the snapshot, with the `settings` that its run was begun with if any are given here.
+        model: the model.
+        parts: all other parts of the run, as they are before its first step.
+        where: the file, for messages.
+        settings: those of the run that is to go on.
+
     Raises:
-        CheckpointError: if it is no checkpoint, or one of another model, method, optimizer or schedule.
+        CheckpointError: if it is no checkpoint, or a damaged one, or one of another model, method, optimizer, schedule
+            or of other settings.
     """
-    found = state.get("format") if isinstance(state, Mapping) else None
-    if found != FORMAT:
-        raise CheckpointError(f"{where} is not a checkpoint of this version: format {found!r}.")
+    _check_form(state, where)
     check_fingerprint(state["fingerprint"], model, where)
     there, here = state["kinds"], kinds(parts)
     for name in [*there, *here]:
@@ -78,11 +95,52 @@ def restore(state: Mapping[str, Any], model: nn.Module, parts: Mapping[str, Stat
                 f"{where} was made by another run: its {name} is {there.get(name, 'absent')} there and "
                 f"{here.get(name, 'absent')} here."
             )
+    if settings is not None:
+        check_settings(state.get("settings"), settings, where)
+    check_tensors(state["model"], model.state_dict(), where, "the model")
+    for name, part in parts.items():
+        own = f"{where}: parts.{name}"
+        if name not in state["parts"]:
+            raise CheckpointError(f"{own} is missing.")
+        with reading(where, f"the state of its {name}"):
+            if isinstance(part, Optimizer):
+                check_optimizer(state["parts"][name], part, own)
+            else:
+                check_state(state["parts"][name], part.state_dict(), own)
     model.load_state_dict(state["model"])
     for name, part in parts.items():
-        part.load_state_dict(state["parts"][name])
+        with reading(where, f"the state of its {name}"):
+            part.load_state_dict(state["parts"][name])
     progress: dict[str, Any] = state["progress"]
     return progress
+
+
+def _check_form(state: Any, where: str) -> None:
+    found = state.get("format") if isinstance(state, Mapping) else None
+    if found != FORMAT:
+        raise CheckpointError(f"{where} is not a checkpoint of this version: format {found!r}.")
+    for key in ("fingerprint", "model", "kinds", "parts", "progress"):
+        if not isinstance(state.get(key), Mapping):
+            raise CheckpointError(f"{where} is not a whole checkpoint: {key!r} is missing, or no mapping.")
+
+
+def check_progress(progress: Mapping[str, Any], where: str) -> None:
+    """Check where a run was when its checkpoint was written.
+
+    Raises:
+        CheckpointError: naming the number that cannot be.
+    """
+    numbers = ("epoch", "batch", "step", "logged_until", "seconds")
+    for name in numbers:
+        value: Any = progress.get(name)
+        whole = isinstance(value, int) or (name == "seconds" and isinstance(value, float) and isfinite(value))
+        if not whole or isinstance(value, bool) or value < 0:
+            raise CheckpointError(f"{where}: progress.{name}: expected a number of at least 0, found {value!r}.")
+    threads = progress.get("threads", 1)
+    known = {*numbers, "start", "threads", "machine"} >= set(progress)
+    mappings = isinstance(progress.get("start"), Mapping) and isinstance(progress.get("machine", {}), Mapping)
+    if not known or not mappings or isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise CheckpointError(f"{where}: progress does not say where the run was.")
 
 
 class Randomness:

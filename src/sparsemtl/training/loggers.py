@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from sparsemtl.errors import missing_extra
+from sparsemtl.disk import storage_errors
+from sparsemtl.errors import RecordWarning, missing_extra
 from sparsemtl.files import replacing
 from sparsemtl.training.folder import RunFolder
 
@@ -39,6 +41,9 @@ class Logger(Protocol):
 class CSVLogger:
     """Appends rows to a CSV file, whole rows at a time.
 
+    Where the file is damaged, a copy is kept beside it as `<name>.damaged`, and the run goes on with the rows that can
+    be read: a good checkpoint is worth more than its curves.
+
     Args:
         path: the file.
         resume_at: keep rows up to this step and drop later ones, and those of a test, which the resumed run will write
@@ -47,18 +52,34 @@ class CSVLogger:
 
     def __init__(self, path: Path, *, resume_at: int | None = None) -> None:
         self.path = path
-        rows = read_rows(path) if resume_at is not None and path.exists() else []
+        rows = self._earlier_rows() if resume_at is not None and path.exists() else []
         with replacing(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
             writer.writerows(row for row in rows if row.step <= (resume_at or 0) and row.split != "test")
 
+    def _earlier_rows(self) -> list[Row]:
+        content = self.path.read_bytes()
+        rows, damaged = parse_rows(content)
+        if damaged:
+            aside = self.path.with_name(f"{self.path.name}.damaged")
+            with replacing(aside, len(content)) as copy:
+                copy.write_bytes(content)
+            warnings.warn(
+                f"{self.path} is damaged: {damaged} of its lines cannot be read, the other {len(rows)} are kept. "
+                f"{aside.name} beside it is a copy of what it was.",
+                RecordWarning,
+                stacklevel=4,
+            )
+        return rows
+
     def log(self, rows: Iterable[Row]) -> None:
         """Append rows in one write."""
         lines = io.StringIO(newline="")
         csv.writer(lines).writerows([*row[:-1], float(row.value)] for row in rows)
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            file.write(lines.getvalue())
+        content = lines.getvalue()
+        with storage_errors(self.path, len(content)), self.path.open("a", newline="", encoding="utf-8") as file:
+            file.write(content)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -79,20 +100,45 @@ def loggers_of(folder: RunFolder | None, *, tensorboard: bool, resume_at: int | 
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read a metrics file; a last line that a kill cut short is left out."""
-    with path.open(newline="", encoding="utf-8") as file:
-        text = file.read()
+    """Read a metrics file; a last line that a kill cut short, and lines that are no rows, are left out."""
+    return parse_rows(path.read_bytes())[0]
+
+
+def parse_rows(content: bytes) -> tuple[list[Row], int]:
+    """Return the rows of a metrics file, and the number of whole lines that are none."""
+    text = content.decode("utf-8", errors="replace").replace("\0", "\ufffd")
     whole = text[: text.rfind("\n") + 1]
-    lines = list(csv.reader(io.StringIO(whole, newline="")))[1:]
-    rows = []
-    for line in lines:
-        if len(line) == len(COLUMNS):
-            epoch, step, split, task, metric, value = line
-            try:
-                rows.append(Row(int(epoch), int(step), split, task, metric, float(value)))
-            except ValueError:
-                continue
-    return rows
+    rows: list[Row] = []
+    damaged = 0
+    lines = csv.reader(io.StringIO(whole, newline=""))
+    for number, line in enumerate(_readable(lines)):
+        row = _row(line)
+        if row is not None:
+            rows.append(row)
+        elif number or tuple(line) != COLUMNS:
+            damaged += 1
+    return rows, damaged
+
+
+def _readable(lines: Iterator[list[str]]) -> Iterator[list[str]]:
+    """The lines of a CSV file; one that is none is empty."""
+    while True:
+        try:
+            yield next(lines)
+        except StopIteration:
+            return
+        except csv.Error:
+            yield []
+
+
+def _row(line: list[str]) -> Row | None:
+    if len(line) != len(COLUMNS) or any("\ufffd" in text for text in line):
+        return None
+    epoch, step, split, task, metric, value = line
+    try:
+        return Row(int(epoch), int(step), split, task, metric, float(value))
+    except ValueError:
+        return None
 
 
 class TensorBoardLogger:

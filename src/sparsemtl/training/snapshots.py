@@ -12,6 +12,7 @@ from sparsemtl.shadow import seen
 from sparsemtl.sharing.sharing import Sharing
 from sparsemtl.training.evaluation import Network
 from sparsemtl.training.folder import RunFolder
+from sparsemtl.training.structure import check_state, check_tensors, reading
 
 
 class Snapshots:
@@ -45,7 +46,14 @@ class Snapshots:
             task -> its own network, if tasks that share weights were chosen apart.
         """
         states = {part: self._load(part) for part in parts}
-        if list(parts) == ["all"]:
+        for part, state in states.items():
+            _check(state, model, sharing, self._where(part))
+        with reading(self._where(parts[0]), "the best model of this run"):
+            return self._put_back(states, model, sharing)
+
+    def _put_back(self, states: Mapping[str, Any], model: MultiTaskModel, sharing: Sharing) -> dict[str, Network]:
+        parts = list(states)
+        if parts == ["all"]:
             _restore(states["all"], model, sharing)
             return {}
         networks = {} if model.independent else {task: _network(states[task], model, sharing, task) for task in parts}
@@ -57,12 +65,23 @@ class Snapshots:
         sharing.put_back({task: state["sharing"] for task, state in states.items()})
         return networks
 
+    def _where(self, part: str) -> str:
+        return "memory" if self._folder is None else str(self._folder.best(part))
+
     def _load(self, part: str) -> Any:
         if self._folder is not None:
             return self._folder.load(self._folder.best(part))
         if part not in self._memory:
             raise CheckpointError(f"no snapshot of {part!r} was kept.")
         return self._memory[part]
+
+
+def _check(state: Any, model: MultiTaskModel, sharing: Sharing, where: str) -> None:
+    """Refuse what is no snapshot of this run."""
+    check_state(state, {"model": {}, "sharing": {}}, where)
+    check_tensors(state["model"], model.state_dict(), where, "the model")
+    with reading(where, "the state of its sharing"):
+        check_state(state["sharing"], sharing.state_dict(), f"{where}: sharing")
 
 
 def _restore(state: Mapping[str, Any], model: MultiTaskModel, sharing: Sharing) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -21,16 +21,18 @@ from sparsemtl.balancing import Balancer, as_balancer
 from sparsemtl.batches import Group, Loader, Loaders, check_loaders, per_task
 from sparsemtl.errors import CheckpointError, LabelWarning, ParameterError, ReproducibilityWarning
 from sparsemtl.files import write_json
+from sparsemtl.locks import locked, refuse_foreign
 from sparsemtl.machine import machine, machine_changes, with_own_threads
 from sparsemtl.masks import TaskMasks
 from sparsemtl.models import MultiTaskModel
 from sparsemtl.modes import evaluating
 from sparsemtl.optim import OPTIMIZERS
 from sparsemtl.parameters import Count, Natural, Positive, validated
+from sparsemtl.processes import refuse_distributed
 from sparsemtl.randomness import seed_everything
 from sparsemtl.shadow import as_seen
 from sparsemtl.sharing import DenseSharing, Sharing
-from sparsemtl.training.checkpoint import Randomness, Stateful, restore, snapshot
+from sparsemtl.training.checkpoint import Randomness, Stateful, check_progress, restore, snapshot
 from sparsemtl.training.chosen import write_chosen
 from sparsemtl.training.engine import Backend, Engine
 from sparsemtl.training.evaluation import Networks, Results, Views, evaluate, group_outputs, sample_predictions
@@ -41,7 +43,9 @@ from sparsemtl.training.loggers import CSVLogger, Logger, loggers_of
 from sparsemtl.training.mixing import Mix, epoch_batches, loader_generators, steps_in_epoch, undrawn
 from sparsemtl.training.progress import Progress
 from sparsemtl.training.selection import Monitor, Selection, primary_of
+from sparsemtl.training.settings import run_settings
 from sparsemtl.training.snapshots import Snapshots
+from sparsemtl.training.structure import check_state, reading
 from sparsemtl.training.summary import described, summarize
 
 if TYPE_CHECKING:
@@ -49,6 +53,8 @@ if TYPE_CHECKING:
 
 Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true"]
 Scheduler = LRScheduler | ReduceLROnPlateau
+RECORDED = ("seed", "accumulate", "clip_norm", "mix", "restart_every", "precision", "_monitor", "_choose_after")
+"""Settings of a trainer that the numbers of a run depend on: they may not change when it is resumed."""
 
 
 @dataclass
@@ -188,11 +194,20 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: if a loss becomes NaN or infinite; the last checkpoint stays.
-            CheckpointError: if there is nothing to resume, or it was made by another run.
+            CheckpointError: if there is nothing to resume, or it was made by another run, or with other settings; if
+                the folder holds files of others, or another process writes there.
             LabelError: if a loader gives no batch, or labels do not fit their task.
+            ParameterError: if the environment announces several processes.
+            StorageError: if a file cannot be written.
         """
+        refuse_distributed()
         check_loaders(train, self.model.tasks)
         check_loaders(validation, self.model.tasks)
+        with self._writing(anew=not resume):
+            self._fit(train, validation, resume=resume)
+        return self
+
+    def _fit(self, train: Loaders, validation: Loaders, *, resume: bool) -> None:
         self._chose = [*_each(train), *_each(validation)]
         self.position, self._logged_until = Position(), 0
         self.selection = self._select_anew()
@@ -204,7 +219,9 @@ class Trainer:
         start: dict[str, Any] = {}
         if resume:
             start = self._resume(randomness, meter)
+            self._record()  # once it is known to be the same run's
         else:
+            self._record()
             self._save(randomness, start, meter)  # so that a run killed in its first epoch can be resumed
             if self.folder is not None:
                 self.folder.summary.unlink(missing_ok=True)  # that of an earlier run, which this one replaces
@@ -227,7 +244,24 @@ class Trainer:
                 self._train_epoch(train, randomness, start, meter, bars)
                 self._close_epoch(validation, randomness, meter, loggers, bars)
         self._put_best_back(validation)
-        return self
+
+    def _writing(self, *, anew: bool = False) -> AbstractContextManager[None]:
+        """Hold the lock of the run folder inside the context.
+
+        Args:
+            anew: a run begins; the folder must be empty or ours.
+        """
+        if self.folder is None:
+            return nullcontext()
+        if anew:
+            refuse_foreign(self.folder.path)
+        return locked(self.folder.path)
+
+    def _record(self) -> None:
+        """Write what the run is made with, and what it runs on."""
+        if self.folder is not None:
+            self.folder.write_config(self.config)
+            self.folder.write_environment(machine(self.device) | {"device": str(self.device)}, seed=self.seed)
 
     @with_own_threads
     def test(self, loaders: Loaders) -> Results:
@@ -244,10 +278,12 @@ class Trainer:
         results = self._evaluate(loaders)
         if self.folder is not None:
             step = self.position.step
-            CSVLogger(self.folder.metrics, resume_at=step).log(result_rows(self.position.epoch, step, "test", results))
+            rows = result_rows(self.position.epoch, step, "test", results)
             samples = sample_predictions(self.module, self.model.tasks, self.views, loaders, self.device)
-            self.folder.save(self.folder.samples, samples)
-            self._write_summary("finished", results)
+            with self._writing():
+                CSVLogger(self.folder.metrics, resume_at=step).log(rows)
+                self.folder.save(self.folder.samples, samples)
+                self._write_summary("finished", results)
         return results
 
     @with_own_threads
@@ -308,14 +344,10 @@ class Trainer:
         backend = Backend(self.module, self.fabric.backward, self._clip(stepped), self.device)
         update = self.sharing.update_for(own_data=per_task(train))
         self.engine = Engine(self.model, self.sharing, self.balancer, stepped, update, backend)
+        self._settings = run_settings(
+            self.config, self.optimizer, {name.lstrip("_"): getattr(self, name) for name in RECORDED}
+        )
         self._ready = True
-        if self.folder is not None:
-            self.folder.write_config(self.config)
-            self._write_environment()
-
-    def _write_environment(self) -> None:
-        if self.folder is not None:
-            self.folder.write_environment(machine(self.device) | {"device": str(self.device)}, seed=self.seed)
 
     def _optimizer(self) -> Optimizer:
         """The optimizer of the model's parameters, some at other rates, and of the method's and the balancer's."""
@@ -460,7 +492,8 @@ class Trainer:
             "threads": torch.get_num_threads(),
             "machine": machine(self.device),
         }
-        self.folder.save(self.folder.last, snapshot(self.model, self._parts(randomness, meter), progress))
+        state = snapshot(self.model, self._parts(randomness, meter), progress)
+        self.folder.save(self.folder.last, {**state, "settings": self._settings})
 
     def _resume(self, randomness: Randomness, meter: Meter) -> dict[str, Any]:
         """Put the last checkpoint back; returns the generators' state at the beginning of its epoch."""
@@ -468,8 +501,16 @@ class Trainer:
             where = self.folder.path if self.folder else "a trainer without a folder"
             raise CheckpointError(f"{where} has no checkpoint to resume from.")
         state = self.folder.load(self.folder.last)
-        progress = restore(state, self.model, self._parts(randomness, meter), str(self.folder.last))
+        parts, where = self._parts(randomness, meter), str(self.folder.last)
+        progress = dict(restore(state, self.model, parts, where, settings=self._settings))
+        check_progress(progress, where)
         start: dict[str, Any] = progress.pop("start")
+        if progress["batch"]:
+            now = randomness.state_dict()
+            check_state(start, now, f"{where}: progress.start")
+            with reading(where, "the state in which its epoch began"):
+                randomness.load_state_dict(start)  # now, not when the epoch needs it
+            randomness.load_state_dict(now)
         self._logged_until = progress.pop("logged_until")
         self._compute_as_before(progress.pop("threads", None), progress.pop("machine", {}))
         self.position = Position(**progress)
@@ -485,7 +526,6 @@ class Trainer:
         if self.threads is None and threads is not None:
             self.threads = threads
             torch.set_num_threads(threads)
-            self._write_environment()
         changed = machine_changes(there, machine(self.device))
         if threads is not None and threads != torch.get_num_threads():
             changed.append(f"threads {threads} there and {torch.get_num_threads()} here")

@@ -1,0 +1,44 @@
+"""Differences between two nests of plain values, such as configurations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what differs between two mappings: "training.epochs is 2 there and 3 here"."""
+    before, after = dict(leaves(there)), dict(leaves(here))
+    for place in dict.fromkeys([*before, *after]):
+        if place not in after:
+            yield f"{place} is {shown(before[place])} there and missing here"
+        elif place not in before:
+            yield f"{place} is missing there and {shown(after[place])} here"
+        elif before[place] != after[place]:
+            yield f"{place} is {shown(before[place])} there and {shown(after[place])} here"
+
+
+def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted place, value) of everything in a nest of mappings that is no mapping, or an empty one."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def shown(value: Any) -> str:
+    """Return a value as messages show it."""
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def plain(value: Any) -> Any:
+    """Return a value in JSON's types: mappings with text as keys, lists, numbers, text; anything else as its text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return value.item() if getattr(value, "ndim", None) == 0 else str(value)  # NumPy's numbers, and torch's

@@ -1,0 +1,41 @@
+"""Processes: workers that end with their parent, and launchers of several processes that are not supported yet."""
+
+from __future__ import annotations
+
+import os
+import threading
+from multiprocessing import parent_process
+
+from sparsemtl.errors import ParameterError
+
+_WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+"""Environment variables in which torchrun and MPI's launchers give the number of processes."""
+
+
+def refuse_distributed() -> None:
+    """Refuse to train as one of several processes, each of which would train the whole model.
+
+    Raises:
+        ParameterError: naming the variable of the environment that announces more than one process.
+    """
+    for name in _WORLD_SIZES:
+        value = os.environ.get(name, "").strip()
+        if value.isdecimal() and int(value) > 1:
+            raise ParameterError(
+                f"{name}={value} in the environment announces {value} processes, and each would train the whole model. "
+                "A run uses one process: start it without torchrun or mpirun. For runs side by side use "
+                "`sparsemtl study --jobs N`."
+            )
+
+
+def end_with_parent() -> None:
+    """End this process, a worker of `multiprocessing`, as soon as its parent has ended, however that ended."""
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="ends-with-parent", daemon=True).start()

@@ -1,0 +1,164 @@
+"""What is read from a checkpoint, checked where it is read: states have the form that this run's own have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sparsemtl.errors import CheckpointError, SparseMTLError
+
+
+@contextmanager
+def reading(where: str, what: str = "the state of this run") -> Iterator[None]:
+    """Raise whatever a wrong state leads its part to inside the context as a `CheckpointError`.
+
+    Args:
+        where: the file.
+        what: what it should hold.
+    """
+    try:
+        yield
+    except SparseMTLError:
+        raise
+    except Exception as error:  # a crafted state may lead any part to raise anything
+        problem = f"{type(error).__name__}: {error}".split("\n")[0].rstrip(".")
+        raise CheckpointError(f"{where} does not hold {what}: {problem}. Use another copy of it.") from error
+
+
+def check_tensors(found: Any, own: Mapping[str, Tensor], where: str, what: str) -> None:
+    """Check that weights read from a file can take the place of a module's.
+
+    Args:
+        found: what the file holds, by name.
+        own: the module's tensors.
+        where: the file.
+        what: whose tensors they are, such as "the model".
+
+    Raises:
+        CheckpointError: naming the tensor that is missing, too many, of another type or shape, or not finite.
+    """
+    if not isinstance(found, Mapping):
+        raise CheckpointError(f"{where}: expected the tensors of {what} by name, found {_kind(found)}.")
+    for name in [*own, *found]:
+        if name not in found or name not in own:
+            state = "missing" if name not in found else "unexpected"
+            raise CheckpointError(f"{where}: {name!r} of {what} is {state}. Was it written for another model?")
+        check_tensor(found[name], own[name], f"{where}: {name!r} of {what}")
+
+
+def check_tensor(found: Any, own: Tensor, where: str) -> None:
+    """Check that a tensor read from a file can take the place of `own`.
+
+    Raises:
+        CheckpointError: if it is of another kind of number or another shape, or not finite where `own` is.
+    """
+    if not isinstance(found, Tensor) or found.layout != torch.strided or found.is_meta or found.is_quantized:
+        raise CheckpointError(f"{where}: expected a dense tensor, found {_kind(found)}.")
+    if found.shape != own.shape:
+        raise CheckpointError(f"{where} has shape {tuple(found.shape)} there and {tuple(own.shape)} here.")
+    if _numbers(found) != _numbers(own):
+        raise CheckpointError(f"{where} holds {_numbers(found)} ({found.dtype}), expected {_numbers(own)}.")
+    if own.is_floating_point() and bool(own.isfinite().all()) and not bool(found.isfinite().all()):
+        raise CheckpointError(f"{where} holds NaN or infinity. Weights are finite; use another copy of it.")
+
+
+def _numbers(tensor: Tensor) -> str:
+    if tensor.dtype == torch.bool:
+        return "truth values"
+    if tensor.is_complex():
+        return "complex numbers"
+    return "floats" if tensor.is_floating_point() else "whole numbers"
+
+
+def check_state(found: Any, own: Any, where: str) -> None:
+    """Check that a part's state has the form of the part's own state before its first step.
+
+    What the own state has is there, of the same kind; where the own state has None, nothing, or an empty collection,
+    anything may have come since.
+
+    Args:
+        found: the state in the file.
+        own: what the part's `state_dict` returns here.
+        where: the file and the place in it, for messages.
+
+    Raises:
+        CheckpointError: naming the place, what was expected and what was found.
+    """
+    if own is None:
+        return
+    value: Any
+    if isinstance(own, Tensor):
+        if not isinstance(found, Tensor) or found.dtype != own.dtype or found.ndim != own.ndim:
+            raise CheckpointError(f"{where}: expected {_kind(own)}, found {_kind(found)}.")
+        return
+    if not _is_of(found, _family(own)):
+        raise CheckpointError(f"{where}: expected {_kind(own)}, found {_kind(found)}.")
+    if isinstance(own, Mapping):
+        for key, value in own.items():
+            if key not in found:
+                raise CheckpointError(f"{where}: {key!r} is missing.")
+            check_state(found[key], value, f"{where}.{key}")
+    elif isinstance(own, (list, tuple)) and len(own) == len(found):
+        for number, (value, item) in enumerate(zip(found, own, strict=True)):
+            check_state(value, item, f"{where}[{number}]")
+
+
+def _is_of(value: Any, types: tuple[type, ...]) -> bool:
+    return isinstance(value, types) and not (isinstance(value, bool) and bool not in types)
+
+
+def _family(own: Any) -> tuple[type, ...]:
+    """The types that may stand where a value of this kind stands."""
+    if isinstance(own, Mapping):
+        return (Mapping,)
+    if isinstance(own, (list, tuple)):
+        return (list, tuple)
+    if isinstance(own, bool):
+        return (bool,)
+    return (int, float) if isinstance(own, (int, float)) else (type(own),)
+
+
+def check_optimizer(found: Any, optimizer: Optimizer, where: str) -> None:
+    """Check an optimizer's state: groups and hyper-parameters as here, and moments that fit their parameters.
+
+    Raises:
+        CheckpointError: naming the place that does not fit.
+    """
+    own = optimizer.state_dict()
+    check_state(found, {"state": {}, "param_groups": []}, where)
+    groups = found["param_groups"]
+    if len(groups) != len(own["param_groups"]):
+        raise CheckpointError(f"{where} has {len(groups)} groups of parameters there, {len(own['param_groups'])} here.")
+    for number, (group, here) in enumerate(zip(groups, own["param_groups"], strict=True)):
+        check_state(group, here, f"{where}.param_groups[{number}]")
+        if list(group["params"]) != list(here["params"]):
+            raise CheckpointError(f"{where}.param_groups[{number}] is about other parameters than here.")
+    parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
+    names = [{str(name) for name in entry} for entry in found["state"].values() if isinstance(entry, Mapping)]
+    if names and (odd := sorted(set().union(*names) - names[0].intersection(*names))):
+        raise CheckpointError(f"{where}.state: {odd[0]!r} is there for some parameters and missing for others.")
+    for index, entry in found["state"].items():
+        if index not in parameters or not isinstance(entry, Mapping):
+            raise CheckpointError(f"{where}.state: expected one mapping per parameter by number, found {index!r}.")
+        for name, value in entry.items():
+            place = f"{where}.state[{index}].{name}"
+            if isinstance(value, Tensor):
+                if value.ndim and value.shape != parameters[index].shape:
+                    raise CheckpointError(f"{place} has shape {tuple(value.shape)}, its parameter another one.")
+                if not value.is_floating_point() or not bool(value.isfinite().all()):
+                    raise CheckpointError(f"{place}: expected finite floats, found {_kind(value)}.")
+            elif value is not None and not isinstance(value, (bool, int, float)):
+                raise CheckpointError(f"{place}: expected a tensor or a number, found {_kind(value)}.")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of {value.dtype} and shape {tuple(value.shape)}"
+    if isinstance(value, (bool, int, float, str)):
+        return f"{type(value).__name__} {value!r}"[:80]
+    return "nothing" if value is None else f"a {type(value).__name__}"
