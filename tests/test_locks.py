@@ -295,7 +295,12 @@ def running(pid: int) -> bool:
         return False
 
 
-def test_the_mark_says_who_wrote(tmp_path: Path) -> None:
+def test_the_mark_says_who_writes_and_goes_where_nothing_was_written(tmp_path: Path) -> None:
+    with locked(tmp_path / "new"):
+        mark = json.loads((tmp_path / "new" / ".sparsemtl.json").read_text())
+        assert (mark["pid"], mark["host"]) == (os.getpid(), socket.gethostname())
     take(tmp_path)
-    mark = json.loads((tmp_path / ".sparsemtl.json").read_text())
-    assert (mark["pid"], mark["host"]) == (os.getpid(), socket.gethostname())
+    assert list(tmp_path.iterdir()) == []
+    with locked(tmp_path / "new"):
+        write_text(tmp_path / "new" / "config.yaml", "seed: 0")
+    assert (tmp_path / "new" / ".sparsemtl.json").exists()

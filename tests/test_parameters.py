@@ -72,6 +72,11 @@ class MyPruner(Pruner):
             "'mode' parameter of Pruner must be one of 'forward', 'gradient'. Got 'sideways' instead.",
         ),
         ({"steps": 0}, "'steps' parameter of Pruner must be an int in [1, inf) or None. Got 0 instead."),
+        (
+            {"steps": 2**31},
+            "'steps' parameter of Pruner must be an int in [1, inf) or None. Got 2147483648 instead. "
+            "Such numbers are below 2^31.",
+        ),
         ({"steps": 2.0}, "'steps' parameter of Pruner must be an int in [1, inf) or None. Got 2.0 instead."),
         ({"widths": 8}, "'widths' parameter of Pruner must be a sequence of ints. Got 8 instead."),
         ({"widths": "84"}, "'widths' parameter of Pruner must be a sequence of ints. Got '84' instead."),

@@ -108,6 +108,84 @@ def test_what_is_no_yaml_is_refused_with_its_place(text: str, message: str) -> N
         parse_yaml(text, "x")
 
 
+READ_DIFFERENTLY = {
+    "010": "10",
+    "08": "8",
+    "-07": "-7",
+    "1:30": "one plain number",
+    "1:30.5": "one plain number",
+    "1_000": "1000",
+    "0.5_0": "0.50",
+    "0b101": "5",
+    "0o17": "15",
+    "-0x1F": "-31",
+    "0x1_0": "16",
+    **dict.fromkeys(("yes", "Yes", "YES", "on", "On", "ON"), "true"),
+    **dict.fromkeys(("no", "No", "NO", "off", "Off", "OFF"), "false"),
+}
+"""Plain text that YAML 1.1 and 1.2 read differently -> what to write."""
+
+
+@pytest.mark.parametrize("text", READ_DIFFERENTLY)
+def test_what_two_versions_of_yaml_read_differently_is_refused_with_what_to_write(text: str) -> None:
+    message = rf"^x, line 2, column 4: not valid YAML: {text} is read differently .*; write {READ_DIFFERENTLY[text]}"
+    for document in (f"\na: {text}", f"\na: [{text}]".replace("a: [", "a: ["), f"\n - {text}"):
+        with pytest.raises(ConfigError, match=message.replace("column 4", r"column \d")):
+            parse_yaml(document, "x")
+    with pytest.raises(ConfigError, match="is read differently"):
+        parse_yaml(f"{text}: 1", "x")
+    assert parse_yaml(f"a: '{text}'", "x") == {"a": text}
+    assert parse_yaml(dump_yaml({text: text}), "x") == {text: text}
+
+
+@pytest.mark.parametrize(("text", "value"), [("0x1F", 31), ("-.5", -0.5), ("y", "y"), ("2020-01-31", "2020-01-31")])
+def test_what_both_versions_of_yaml_read_alike_is_read(text: str, value: object) -> None:
+    assert parse_yaml(text, "x") == value
+
+
+def aliases(first: str, one: str, levels: int = 14) -> str:
+    """Ten uses of an anchor with ten uses of an anchor, and so on: 10^14 values in less than a kilobyte."""
+    lines = [f"a0: &a0 {first}"]
+    lines += [f"a{i}: &a{i} {one % ','.join([f'*a{i - 1}'] * 10)}" for i in range(1, levels)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (aliases("[x]", "[%s]"), "anchors and aliases stand for more than 100,000 values"),
+        (aliases("{x: 1}", "{<<: [%s]}"), "anchors and aliases stand for more than 100,000 values"),
+        ("a: &a [*a]", "line 1, column 4: not valid YAML: an anchor that holds itself"),
+        ("a: &a {b: *a}", "an anchor that holds itself"),
+        ("[" * 5000, "nested more than 50 deep"),
+        ("a: " + "{a: " * 5000, "nested more than 50 deep"),
+        ("- " * 5000, "nested more than 50 deep"),
+        ("!!bool x", "a value does not fit its tag"),
+        ('!!int ""', "a value does not fit its tag"),
+        ("!!timestamp x", "a value does not fit its tag"),
+        ("a: !!binary aGk=", "could not determine a constructor"),
+        ("a: !!set {b}", "could not determine a constructor"),
+        ("true: 1", "the key 'true' is no text"),
+        ("~: 1", "the key '~' is no text"),
+        ("1: 2\n'1': 3", "'1' stands twice"),
+        ('"\\ud800"', "half of a surrogate pair"),
+        ("9" * 5000, "Exceeds the limit"),
+    ],
+)
+def test_what_would_hang_or_break_a_reader_is_refused_at_once(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    assert len(text) < 25_000
+    for read in (lambda: parse_yaml(text, "x"), lambda: read_yaml(path)):
+        with pytest.raises(ConfigError, match=message):
+            read()
+
+
+def test_a_file_that_begins_with_a_mark_of_its_encoding_is_read(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_bytes(b"\xef\xbb\xbfa: 1")
+    assert read_yaml(tmp_path / "x.yaml") == {"a": 1}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

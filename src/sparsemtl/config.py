@@ -19,7 +19,7 @@ from sparsemtl import comparison
 from sparsemtl.comparison import plain, shown
 from sparsemtl.data.image_folders import AUXILIARY
 from sparsemtl.errors import ConfigError, unknown_name
-from sparsemtl.parameters import describe
+from sparsemtl.parameters import beyond_limits, describe
 from sparsemtl.schema import SECTIONS, Keys, in_yaml_words, member_keys, run_keys, schema_model, training_keys
 from sparsemtl.tasks.options import check_options
 from sparsemtl.yaml_text import line_numbers, parse_yaml
@@ -53,8 +53,9 @@ def check(
         wrong = dict.fromkeys(_explain(issue, given, origins or {}) for issue in error.errors())
         raise ConfigError("\n".join([f"{where} is not valid:", *(f"  {line}" for line in wrong)])) from None
     complete: dict[str, Any] = checked.model_dump(mode="json")
-    if wrong_options := list(_wrong_options(complete["task_options"], origins or {})):
-        raise ConfigError("\n".join([f"{where} is not valid:", *(f"  {line}" for line in wrong_options)]))
+    if unfit := [*_wrong_options(complete["task_options"], origins or {}), *_beyond_limits(complete, origins or {})]:
+        raise ConfigError("
+".join([f"{where} is not valid:", *(f"  {line}" for line in dict.fromkeys(unfit))]))
     before_of(complete, where=where, origins=origins)
     return complete
 
@@ -241,6 +242,23 @@ def _explain(issue: Mapping[str, Any], config: Mapping[str, Any], origins: Mappi
     return f"{name}{origin}: {_problem(issue, place, config)}"
 
 
+def _beyond_limits(complete: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[str]:
+    """The values of a checked configuration that no computer can work with, in words."""
+    tops = {(key,): complete[key] for key in run_keys()}
+    inner = {
+        (section, key): value
+        for section in (*SECTIONS, "training")
+        for key, value in (complete[section] or {}).items()
+        if key != "name" or section == "training"
+    }
+    for place, value in {**tops, **inner}.items():
+        hint = _keys_beside(place, complete)[place[-1]][0]
+        if problem := beyond_limits(value, hint):
+            name = ".".join(place)
+            origin = f" ({origins[name]})" if name in origins else ""
+            yield f"{name}{origin}: expected {in_yaml_words(describe(hint))}, got {shown(value)}.{problem}"
+
+
 def _place(issue: Mapping[str, Any], config: Mapping[str, Any]) -> Place:
     """Section and key of an issue. Pydantic also names the member of a union that it tried, and parts of a value."""
     section, *rest = map(str, issue["loc"])
@@ -272,7 +290,9 @@ def _problem(issue: Mapping[str, Any], place: Place, config: Mapping[str, Any]) 
     return f"expected {expected}, got {shown(found)}."
 
 
-_TYPE_OR_RANGE = re.compile(r"\w+_(type|parsing|from_float)|(greater|less)_than\w*|literal_error|is_instance_of")
+_TYPE_OR_RANGE = re.compile(
+    r"\w+_(type|parsing|from_float)|(greater|less)_than\w*|literal_error|is_instance_of|finite_number"
+)
 
 
 def _unknown_key(place: Place, config: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ def locked(folder: str | Path) -> Iterator[None]:
     if nested:
         yield
         return
+    before = {entry.name for entry in path.iterdir()} if path.is_dir() else None
     Path(folder).mkdir(parents=True, exist_ok=True)
     with _file_lock(path, Path(folder)):
         _held[path] = _Holder(thread)
@@ -76,6 +77,24 @@ def locked(folder: str | Path) -> Iterator[None]:
             yield
         finally:
             _held.pop(path, None)
+            if before is None or MARK not in before:
+                _leave_no_trace(path, before)
+
+
+def _leave_no_trace(path: Path, before: set[str] | None) -> None:
+    """Remove lock and mark where nothing else was written: a run that cannot begin leaves a folder as it was.
+
+    Args:
+        path: the folder.
+        before: names of what was in it, None if it was not there.
+    """
+    if {entry.name for entry in path.iterdir()} - {LOCK, MARK} != (before or set()) - {LOCK}:
+        return
+    with suppress(OSError):  # Windows removes no file that is open
+        for name in (MARK, LOCK):
+            (path / name).unlink(missing_ok=True)
+        if before is None:
+            path.rmdir()
 
 
 @contextmanager
@@ -152,7 +171,8 @@ def refuse_foreign(folder: Path) -> None:
     """
     if not folder.is_dir() or is_ours(folder):
         return
-    found = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    entries = (entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    found = sorted(entry.name for entry in entries if not (entry.is_dir() and is_ours(entry)))
     if found:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         raise CheckpointError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,9 +50,12 @@ def validated(init: Callable[P, R]) -> Callable[P, R]:
         hints = _hints(init)
         owner = type(args[0]).__name__
         for name, value in bound.arguments.items():
-            if name in hints and not fits(value, hints[name]):
+            if name not in hints:
+                continue
+            limit = beyond_limits(value, hints[name]) if fits(value, hints[name]) else ""
+            if limit or not fits(value, hints[name]):
                 raise ParameterError(
-                    f"The {name!r} parameter of {owner} must be {describe(hints[name])}. Got {value!r} instead."
+                    f"The {name!r} parameter of {owner} must be {describe(hints[name])}. Got {value!r} instead.{limit}"
                 )
         return init(*args, **kwargs)
 
@@ -115,6 +119,27 @@ def _satisfies(value: Any, bound: Any) -> bool:
         case Le(le=limit):
             return bool(value <= limit)
     return True
+
+
+def beyond_limits(value: object, hint: Any) -> str:
+    """Return a sentence about the computer's limit that a value exceeds, "" if it exceeds none.
+
+    Numbers are finite, sizes (`Count`) below 2^31, other whole numbers below 2^63, with which PyTorch counts.
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return next((beyond_limits(value, option) for option in arguments if fits(value, option)), "")
+    if origin in (Sequence, list) and isinstance(value, (list, tuple)):
+        return next(filter(None, (beyond_limits(item, arguments[0]) for item in value)), "")
+    if origin in (Mapping, dict) and isinstance(value, Mapping):
+        return next(filter(None, (beyond_limits(item, arguments[1]) for item in value.values())), "")
+    base, bounds = (arguments[0], list(_bounds(list(arguments[1:])))) if origin is Annotated else (hint, [])
+    if base is float and isinstance(value, float) and not math.isfinite(value):
+        return " Numbers are finite."
+    if base is int and isinstance(value, int):
+        power = 31 if Ge(1) in bounds else 63
+        return f" Such numbers are below 2^{power}." if value >= 2**power else ""
+    return ""
 
 
 def describe(hint: Any) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from sparsemtl.balancing import BALANCERS
 from sparsemtl.batches import Loaders
 from sparsemtl.config import check, differences
 from sparsemtl.data import TaskData
-from sparsemtl.errors import CheckpointError, ConfigError
+from sparsemtl.errors import CheckpointError, ConfigError, SparseMTLError
 from sparsemtl.frozen import Frozen
 from sparsemtl.heads import HEADS
 from sparsemtl.locks import locked, refuse_foreign
@@ -197,8 +199,9 @@ def make_trainer(
     """
     _check_start_is_kept(config)
     seed_everything(config["seed"])
-    network = _encoder(config, data, before)
-    model = _model(config, data, network, before)
+    with _memory_errors():
+        network = _encoder(config, data, before)
+        model = _model(config, data, network, before)
     balancing = dict(config["balancing"])
     training = config["training"]
     optimizer = dict(config["optimizer"])
@@ -217,6 +220,27 @@ def make_trainer(
         progress=progress,
         **{key: training[key] for key in TRAINER_KEYS},
     )
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Say of a network that memory does not hold what to make smaller."""
+    try:
+        yield
+    except MemoryError:
+        problem = "memory is used up"
+    except RuntimeError as error:
+        if isinstance(error, SparseMTLError) or not _NO_MEMORY.search(str(error)):
+            raise
+        problem = str(error).split("\n")[0]
+    else:
+        return
+    raise ConfigError(
+        f"the network does not fit into memory: {problem}. Make the widths of `encoder` and `architecture` smaller."
+    )
+
+
+_NO_MEMORY = re.compile(r"allocate memory|out of memory|calculation overflowed|[Ii]nvalid size|too large")
 
 
 def _encoder(config: Mapping[str, Any], data: TaskData, before: Earlier | None) -> nn.Module:

@@ -96,7 +96,7 @@ _THREADS: Keys = {
     ),
 }
 """A trainer made in Python leaves torch's number as it is; a configuration says it, so that it decides the figures."""
-_STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+_STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
 def run_keys() -> Keys:

@@ -1,13 +1,15 @@
 """YAML as people write configurations: `1e-3` is a number, no key stands twice, and a mistake has its line.
 
-PyYAML follows YAML 1.1, in which `1e-3` is text and of two equal keys the last one wins silently. What is written here
-is read here as it was; text that looks like a number is quoted.
+PyYAML follows YAML 1.1, in which `1e-3` is text, `010` is 8, `1:30` is 90 and `no` is false; YAML 1.2 reads them
+otherwise. Numbers with an exponent are numbers here; what else the two versions read differently is refused, with what
+to write instead. What is written here is read here as it was; text that looks like a number is quoted.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +17,127 @@ import yaml
 
 from sparsemtl.errors import ConfigError
 
+DEEPEST = 50
+"""Nesting beyond which a configuration is refused: no section needs it, and readers recurse."""
+MOST_NODES = 100_000
+"""Values beyond which a configuration is refused, every use of an anchor counted: a few can stand for billions."""
+
+_AMBIGUOUS = "!ambiguous"
+_TWO_READINGS = re.compile(
+    r"""[-+]?0\d[\d_]*                                          # 010: 8 or 10
+    |[-+]?0o[0-7_]+|[-+]?0b[01_]+|[-+]0x[\da-fA-F_]+          # octal, binary, a hexadecimal number with a sign
+    |0x[\da-fA-F]*_[\da-fA-F_]*                               # 0x1_0
+    |[-+]?\d[\d_]*(:[0-5]?\d)+(\.[\d_]*)?                     # 1:30: 90 or text
+    |[-+]?(?=[\d._]*_)\d[\d_]*(\.[\d_]*)?([eE][-+]?\d+)? # 1_000: 1000 or text
+    |yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF""",
+    re.VERBOSE,
+)
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe subset with the two repairs."""
+    """YAML's safe subset of plain values, as far as both versions of YAML agree on it."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Refuse what is nested too deeply, while it is read."""
+        self._depth += 1
+        if self._depth > DEEPEST:
+            raise yaml.constructor.ConstructorError(None, None, f"nested more than {DEEPEST} deep", self.get_mark())
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Refuse a key that stands twice."""
+        """Refuse a key that stands twice, and one that is neither text nor a whole number."""
         seen: set[str] = set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
-                seen.add(key.value)
+            if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
+                value = self.construct_object(key)
+                if isinstance(value, bool) or not isinstance(value, (str, int)):
+                    raise _error(f"the key {key.value!r} is no text; write it in quotes", key)
+                if str(value) in seen:
+                    raise _error(f"{key.value!r} stands twice", key)
+                seen.add(str(value))
         return super().construct_mapping(node, deep)
+
+    def construct_text(self, node: yaml.ScalarNode) -> str:
+        """Refuse text that no file can hold."""
+        text = self.construct_scalar(node)
+        if not isinstance(text, str) or any("\ud800" <= character <= "\udfff" for character in text):
+            raise _error("text with half of a surrogate pair", node)
+        return text
+
+    def construct_date(self, node: yaml.ScalarNode) -> str:
+        """Return a date as the text that it is, once it is known to be one."""
+        self.construct_yaml_timestamp(node)
+        return self.construct_text(node)
+
+    def refuse_ambiguous(self, node: yaml.ScalarNode) -> None:
+        """Refuse what YAML 1.1 and 1.2 read differently."""
+        raise _error(
+            f"{node.value} is read differently by YAML 1.1 and 1.2; write {_meant(node.value)}, or '{node.value}' in "
+            "quotes if it is text",
+            node,
+        )
 
 
 class _Dumper(yaml.SafeDumper):
     """Its counterpart."""
 
 
+_MERGE = "tag:yaml.org,2002:merge"
+_KNOWN = ("null", "bool", "int", "float", "seq", "map")
+
+
+def _error(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+def _meant(text: str) -> str:
+    """What to write for a value of two readings: its plain number, true or false."""
+    lowered = text.lower()
+    if lowered in ("yes", "on"):
+        return "true"
+    if lowered in ("no", "off"):
+        return "false"
+    digits = lowered.replace("_", "")
+    if ":" in digits:
+        return "one plain number, such as the seconds"
+    sign = "-" if digits.startswith("-") else ""
+    bare = digits.lstrip("+-")
+    for prefix, base in (("0x", 16), ("0o", 8), ("0b", 2)):
+        if bare.startswith(prefix):
+            return f"{sign}{int(bare[2:], base)}" if bare[2:] else "a number"
+    return f"{sign}{int(bare)}" if bare.isdecimal() else f"{sign}{bare}"
+
+
+def _constructors() -> dict[str | None, Any]:
+    """How values of every tag are made; tags of sets, bytes and Python's objects have no place in a configuration."""
+    known = {f"tag:yaml.org,2002:{kind}": None for kind in _KNOWN}
+    kept = {tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag is None or tag in known}
+    return kept | {
+        "tag:yaml.org,2002:str": _Loader.construct_text,
+        "tag:yaml.org,2002:timestamp": _Loader.construct_date,
+        _AMBIGUOUS: _Loader.refuse_ambiguous,
+    }
+
+
+def _add_first(side: Any, tag: str, pattern: re.Pattern[str], first: str) -> None:
+    """Resolve plain scalars by a pattern before all others."""
+    whole = re.compile(f"(?:{pattern.pattern})$", pattern.flags)
+    side.add_implicit_resolver(tag, whole, list(first))
+    for character in first:
+        resolvers = side.yaml_implicit_resolvers[character]
+        resolvers.insert(0, resolvers.pop())
+
+
 for _side in (_Loader, _Dumper):
     _side.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$|[-+]\.\d+$"), list("-+.0123456789")
     )
+    _add_first(_side, _AMBIGUOUS, _TWO_READINGS, "-+0123456789yYnNoO")
+_Loader.yaml_constructors = _constructors()
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -48,17 +148,62 @@ def parse_yaml(text: str, where: str) -> Any:
         where: what it is, for messages: a file's name, an override.
 
     Raises:
-        ConfigError: naming the line and column that are not YAML, or the key that stands twice.
+        ConfigError: naming the line and column that are not YAML, or the key that stands twice, or what two versions
+            of YAML read differently; if it is nested too deeply, in itself, or stands for too much.
     """
+    with _yaml_errors(where):
+        loader = _Loader(text)
+        try:
+            node = _compose(loader)
+            return None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
+
+
+def _compose(loader: _Loader) -> yaml.Node | None:
+    """The nodes of the one document, once they are known to be few."""
+    node: yaml.Node | None = loader.get_single_node()
+    if node is not None and _size(node, {}) > MOST_NODES:
+        raise _error(f"anchors and aliases stand for more than {MOST_NODES:,} values", node)
+    return node
+
+
+def _size(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Number of values that a node stands for, those of its aliases included.
+
+    Args:
+        node: the node.
+        sizes: id of a node -> its size, 0 while it is being counted.
+    """
+    if id(node) in sizes:
+        if not sizes[id(node)]:
+            raise _error("an anchor that holds itself", node)
+        return sizes[id(node)]
+    sizes[id(node)] = 0
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.SequenceNode):
+        children = node.value
+    elif isinstance(node, yaml.MappingNode):
+        children = [part for pair in node.value for part in pair]
+    sizes[id(node)] = 1 + sum(_size(child, sizes) for child in children)
+    return sizes[id(node)]
+
+
+@contextmanager
+def _yaml_errors(where: str) -> Iterator[None]:
     try:
-        return yaml.load(text, _Loader)
+        yield
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         context = f" {error.context}" if error.context else ""
         raise ConfigError(f"{where}{place}: not valid YAML{context}: {error.problem}.") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: not valid YAML: nested more than {DEEPEST} deep.") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{where}: not valid YAML: {error}.") from None
+    except (KeyError, IndexError, TypeError, AttributeError) as error:  # PyYAML, of `!!bool x` or `!!int ""`
+        raise ConfigError(f"{where}: not valid YAML: a value does not fit its tag ({error!r}).") from None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -82,7 +227,12 @@ def dump_yaml(value: Mapping[str, Any]) -> str:
 
 def line_numbers(path: str | Path) -> dict[str, int]:
     """Dotted place -> line, for every key of a mapping that `read_yaml` reads: {"data": 3, "data.name": 3}."""
-    return dict(_lines(yaml.compose(_text(Path(path)), _Loader), ""))
+    with _yaml_errors(str(path)):
+        loader = _Loader(_text(Path(path)))
+        try:
+            return dict(_lines(_compose(loader), ""))
+        finally:
+            loader.dispose()
 
 
 def _lines(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, int]]:
@@ -94,7 +244,7 @@ def _lines(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, int]]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark of its encoding
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist.") from None
     except IsADirectoryError:
