@@ -244,14 +244,14 @@ def _explain(issue: Mapping[str, Any], config: Mapping[str, Any], origins: Mappi
 
 def _beyond_limits(complete: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[str]:
     """The values of a checked configuration that no computer can work with, in words."""
-    tops = {(key,): complete[key] for key in run_keys()}
-    inner = {
+    tops: dict[Place, Any] = {(key,): complete[key] for key in run_keys()}
+    inner: dict[Place, Any] = {
         (section, key): value
         for section in (*SECTIONS, "training")
         for key, value in (complete[section] or {}).items()
         if key != "name" or section == "training"
     }
-    for place, value in {**tops, **inner}.items():
+    for place, value in (tops | inner).items():
         hint = _keys_beside(place, complete)[place[-1]][0]
         if problem := beyond_limits(value, hint):
             name = ".".join(place)
