@@ -54,8 +54,7 @@ def check(
         raise ConfigError("\n".join([f"{where} is not valid:", *(f"  {line}" for line in wrong)])) from None
     complete: dict[str, Any] = checked.model_dump(mode="json")
     if unfit := [*_wrong_options(complete["task_options"], origins or {}), *_beyond_limits(complete, origins or {})]:
-        raise ConfigError("
-".join([f"{where} is not valid:", *(f"  {line}" for line in dict.fromkeys(unfit))]))
+        raise ConfigError("\n".join([f"{where} is not valid:", *(f"  {line}" for line in dict.fromkeys(unfit))]))
     before_of(complete, where=where, origins=origins)
     return complete
 
