@@ -228,9 +228,6 @@ LOSSES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: sm.Regression("b", metrics=(1,)),
         r"`metrics` must be a list of names.*or a mapping.*got \(1,\)",
     ),
-        lambda: sm.Regression("b", metrics=(1,)),
-        r"`metrics` must be a list of names.*or a mapping.*got \(1,\)",
-    ),
     "a metric class": (
         lambda: sm.Regression("b", metrics={"mse": torchmetrics.MeanSquaredError}),
         "metric 'mse' is the class MeanSquaredError; pass an instance",
