@@ -5,7 +5,7 @@ They are the keyword parameters of the kind of task, but those that the data dec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sparsemtl.errors import ConfigError, SparseMTLError, unknown_name
@@ -17,7 +17,7 @@ NO_OPTIONS = ("weight", "target", "ignore_index", "background", "loss")
 """
 
 
-def options_of(kind: type[Task]) -> dict[str, Any]:
+def options_of(kind: Callable[..., Task]) -> dict[str, Any]:
     """Return the options of a kind of task, name -> annotation."""
     return {name: hint for name, _, hint in configurable(kind) if name not in NO_OPTIONS}
 

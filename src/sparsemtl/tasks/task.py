@@ -237,10 +237,12 @@ class Task(abc.ABC):
 def _chosen_metrics(
     task: str, metrics: Mapping[str, Metric] | Sequence[str] | None
 ) -> dict[str, Metric] | list[str] | None:
-    if not metrics or isinstance(metrics, Mapping):
-        return dict(metrics) if metrics else None
-    named = isinstance(metrics, Sequence) and not isinstance(metrics, str)
-    if not named or not all(isinstance(name, str) for name in metrics):
+    if not metrics:
+        return None
+    if isinstance(metrics, Mapping):
+        return dict(metrics)
+    listed = isinstance(metrics, Sequence) and not isinstance(metrics, str)
+    if not listed or not all(isinstance(name, str) for name in metrics):
         raise ParameterError(
             f"task {task!r}: `metrics` must be a list of names of metrics, or a mapping of names to torchmetrics "
             f"metrics, got {metrics!r}."
