@@ -64,7 +64,7 @@ class KnownR2(KnownValues, Metric):
         Raises:
             ValueError: if no value has two known labels.
         """
-        scores = [metric.compute() for metric in self._scores if int(cast("Tensor", metric.total)) >= 2]
+        scores = [metric.compute() for metric in self._scores if int(metric.total) >= 2]
         if not scores:
             raise ValueError("Needs at least two samples to calculate r2 score.")
         return torch.stack(scores).mean()
