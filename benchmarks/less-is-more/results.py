@@ -115,7 +115,7 @@ def backbone_costs(folders: Sequence[Path], batch: int = 16) -> pd.DataFrame:
         model = make_trainer(config, data, None, progress=False).model
         model.load_state_dict(read_tensors(folder / "model.safetensors")[0])
         dense = model.eval().encoder
-        small = sm.compact(dense)
+        small = sm.compact(dense, example_inputs=x)
         with torch.no_grad():
             error = float((small(x) - dense(x)).abs().max() / dense(x).std().clamp(min=1e-12))
         times = {"dense": [], "small": []}

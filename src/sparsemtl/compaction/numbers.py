@@ -95,7 +95,7 @@ class Recorded:
         return value
 
 
-def _compared(one: Recorded, compare: Callable[[Any, Any], bool], other: object) -> Any:
+def _compared(one: Recorded, compare: Callable[[Any, Any], bool], other: object) -> bool:
     if not isinstance(other, (int, float)):
         return NotImplemented
     one.guards.guard(one, compare, other)
@@ -130,13 +130,13 @@ for _name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "pow"):
     setattr(Recorded, f"__r{_name}__", _arithmetic(_function, swapped=True))
 
 
-class RecordedInt(Recorded, int):
+class RecordedInt(Recorded, int):  # type: ignore[misc]  # rounds to a number that knows its node
     """A whole number computed from sizes."""
 
     __hash__ = Recorded.__hash__
 
 
-class RecordedFloat(Recorded, float):
+class RecordedFloat(Recorded, float):  # type: ignore[misc]
     """A fraction computed from sizes."""
 
     __hash__ = Recorded.__hash__

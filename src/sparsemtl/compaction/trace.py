@@ -183,7 +183,7 @@ class _Proxy(fx.Proxy):
     Of its class it says nothing: whoever asks whether it is a Tensor would take a branch by the wrong answer.
     """
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> type:
         caller = str(sys._getframe(1).f_globals.get("__name__", ""))
         if caller.startswith("torch.") or not getattr(object.__getattribute__(self, "tracer"), "strict", False):

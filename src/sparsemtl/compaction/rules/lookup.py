@@ -51,7 +51,7 @@ def _maker(site: Site) -> Maker | None:
     if node.op == "call_module":
         return _LAYERS.get(torch_class(site.module))
     if node.op == "call_function" and node.target in _FUNCTIONS:
-        return _FUNCTIONS[node.target]  # type: ignore[index]
+        return _FUNCTIONS[node.target]
     return _OPERATIONS.get(operation(node))
 
 

@@ -78,7 +78,7 @@ def settle_sizes(network: Network, rules: Mapping[fx.Node, Rule]) -> None:
 
 def _channels_of(size: fx.Node, layouts: Mapping[fx.Node, Layout]) -> int | None:
     tensor, _ = asked_size(size)
-    return layouts[tensor].channels if tensor in layouts else None
+    return layouts.get(tensor, Layout()).channels if tensor is not None else None
 
 
 def _counts(size: object, channels: int | None, layouts: Mapping[fx.Node, Layout]) -> bool:
