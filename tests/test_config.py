@@ -96,7 +96,7 @@ WRONG = [
     ({"data": {"root": 3}}, "data.root: expected a string or Path or null, got 3."),
     ({"optimizer": {"lr": float("nan")}}, "optimizer.lr: expected a float in (0, inf), got NaN."),
     ({"training": 3}, "training: expected a mapping of batch_size, drop_last, epochs, "),
-    ({"training": None}, "accelerator, precision, threads, checkpoint_every, tensorboard, got null."),
+    ({"training": None}, "training: expected a mapping of batch_size, drop_last, epochs, "),
     ({"training": {"epoch": 3}}, "training.epoch: unknown key 'epoch'. Did you mean 'epochs'? Known: accelerator, "),
     ({"seed": 2**70}, "seed: expected an int in [0, inf), got 1180591620717411303424. Such numbers are below 2^63."),
     ({"encoder": {"name": "mlp", "hidden": [8, 2**31]}}, "got [8, 2147483648]. Such numbers are below 2^31."),
