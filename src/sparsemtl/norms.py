@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from sparsemtl.batch_averages import STATISTICS, BatchAverages
-from sparsemtl.batches import Group, Loaders, evaluation_groups, groups_for, per_task, to_device, undrawn
+from sparsemtl.batches import Group, Loaders, evaluation_groups, groups_for, per_task, undrawn
 from sparsemtl.errors import MaskError, ParameterError, unknown_name
 from sparsemtl.masks import TaskMasks, unwrapped
 from sparsemtl.models import MultiTaskModel
 from sparsemtl.modes import training
+from sparsemtl.nests import to_device
 from sparsemtl.randomness import preserved
 from sparsemtl.shadow import shadowed
 from sparsemtl.tasks import Task

@@ -99,7 +99,7 @@ def _compared(one: Recorded, compare: Callable[[Any, Any], bool], other: object)
     if not isinstance(other, (int, float)):
         return NotImplemented
     one.guards.guard(one, compare, other)
-    return compare(plain(one), plain(other))
+    return bool(compare(plain(one), plain(other)))
 
 
 def _later(guards: Guards, function: Callable[..., Any], *args: Any) -> Lazy:

@@ -11,10 +11,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
-from sparsemtl.batches import Loaders, as_group, to_device, undrawn
+from sparsemtl.batches import Loaders, as_group, undrawn
 from sparsemtl.data.base import BatchLoader
 from sparsemtl.errors import ForwardError
 from sparsemtl.models import MultiTaskModel
+from sparsemtl.nests import to_device
 from sparsemtl.randomness import preserved
 
 
