@@ -131,6 +131,7 @@ def test_inputs_that_cannot_be_cut_are_measured_whole() -> None:
     x, targets = labelled(0)
     cost = measured(sm.SharedBottom(Nested(), TASKS), [({"image": x}, targets)])
     assert cost.batch_size == 20
+    assert not cost.networks[0].failure
     assert cost.uncompacted.macs == first(8) + second(8) + sum(HEADS.values())
 
 

@@ -137,7 +137,9 @@ def measure_costs(trained: Trained, loaders: Loaders) -> RunCost | None:
     groups = list(examples) if trained.together else [(task,) for tasks in examples for task in tasks]
     example_of = {task: example for tasks, example in examples.items() for task in tasks}
     networks = tuple(_network_cost(trained.network(tasks[0]), tasks, example_of[tasks[0]]) for tasks in groups)
-    weights = _shared_weights(trained) if trained.together and len(networks) > 1 else None
+    weights = (
+        _shared_weights(trained, next(iter(examples.values()))) if trained.together and len(networks) > 1 else None
+    )
     return RunCost(
         batch_size=max(example.size for example in examples.values()),
         threads=torch.get_num_threads(),
@@ -177,7 +179,7 @@ def _example(group: Group, model: MultiTaskModel) -> Example:
 
 def _network_cost(network: MultiTaskModel, tasks: tuple[str, ...], example: Example) -> NetworkCost:
     plain = _Outputs(network, tasks)
-    small, failure = _compacted(network, tasks)
+    small, failure = _compacted(network, tasks, example)
     modules = [plain] if small is None else [plain, small]
     times = _milliseconds(modules, example.x)
     uncompacted = _cost(plain, example, _weights(network, tasks), times[0])
@@ -185,10 +187,12 @@ def _network_cost(network: MultiTaskModel, tasks: tuple[str, ...], example: Exam
     return NetworkCost(tasks, uncompacted, compacted, failure)
 
 
-def _compacted(network: MultiTaskModel, tasks: tuple[str, ...]) -> tuple[nn.Module | None, str]:
+def _compacted(network: MultiTaskModel, tasks: tuple[str, ...], example: Example) -> tuple[nn.Module | None, str]:
     """The compacted network, or None and the reason. No error here may cost a run its results."""
     try:
-        return (compact(network, task=tasks[0]) if len(tasks) == 1 else compact(network, tasks=tasks)), ""
+        if len(tasks) == 1:
+            return compact(network, example_inputs=(example.x,), task=tasks[0]), ""
+        return compact(network, example_inputs=(example.x,), tasks=tasks), ""
     except SparseMTLError as error:
         return None, str(error)
     except Exception as error:
@@ -218,11 +222,11 @@ def _weights(network: MultiTaskModel, tasks: Sequence[str]) -> int:
     return sum(p.numel() for name, p in network.named_parameters() if users.get(name, wanted) & wanted)
 
 
-def _shared_weights(trained: Trained) -> tuple[int, int]:
+def _shared_weights(trained: Trained, example: Example) -> tuple[int, int]:
     """Parameters of the one network of all tasks, uncompacted and compacted."""
     tasks = tuple(trained.model.tasks)
     network = trained.network(tasks[0])
-    small, _ = _compacted(network, tasks)
+    small, _ = _compacted(network, tasks, example)
     whole = _weights(network, tasks)
     return whole, whole if small is None else parameter_count(small)
 
