@@ -104,15 +104,21 @@ def test_inputs_of_a_wrong_kind_are_named(change: Callable[[Tensor], Tensor], me
     places: list[tuple[str, Callable[[], Any]]] = [
         (r"^epoch 1, batch 1, step 1: tasks 'a', 'b': ", lambda: quiet(model, epochs=1).fit(wrong, good)),
         (r"^evaluation, batch 1: tasks 'a', 'b': ", lambda: quiet(model, epochs=1).fit(good, wrong)),
-        ("", lambda: sm.fisher_masks(model, wrong, keep=0.5, estimator="efs")),
         (r"^tasks 'a', 'b': ", lambda: model(wrong[0][0])),
         (r"^task 'b': ", lambda: model(wrong[0][0], tasks=["b"])),
         (r"^tasks 'a', 'b': ", lambda: quiet(shared(), epochs=1).fit(good, good).predict(wrong[0][0])),
     ]
     for place, call in places:
-        with pytest.raises(ForwardError, match=f"{place}.*{message}" if place.startswith("^") else message) as error:
+        with pytest.raises(ForwardError, match=f"{place}.*{message}") as error:
             call()
         assert type(error.value.__cause__) is RuntimeError
+
+
+def test_a_criterion_names_inputs_of_a_wrong_width_too() -> None:
+    wrong = [(x[:, 1:], targets) for x, targets in loader(8)]
+    with pytest.raises(ForwardError, match=WRONG["width"][1]) as error:
+        sm.fisher_masks(shared(), wrong, keep=0.5, estimator="efs")
+    assert type(error.value.__cause__) is RuntimeError
 
 
 def test_an_error_of_the_model_s_own_is_kept_as_the_cause() -> None:
