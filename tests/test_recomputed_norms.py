@@ -234,6 +234,7 @@ METHODS: dict[str, tuple[Callable[[], sm.MultiTaskModel], Callable[[], sm.Sharin
 }
 
 
+@pytest.mark.filterwarnings("ignore:GroupLassoSharing:sparsemtl.errors.MaskWarning")  # these runs are too short
 @pytest.mark.parametrize("make", [loader, own_loaders])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_network_that_is_kept_has_the_statistics_of_its_weights(
@@ -256,6 +257,7 @@ def test_running_averages_are_not_those_statistics() -> None:
         assert_averages(trainer.network(task), inputs(loaders, task), task, equal=False)
 
 
+@pytest.mark.filterwarnings("ignore:GroupLassoSharing:sparsemtl.errors.MaskWarning")  # these runs are too short
 @pytest.mark.parametrize("method", METHODS)
 def test_training_itself_is_the_same_with_and_without(method: str) -> None:
     ends = []

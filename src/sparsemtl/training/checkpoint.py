@@ -137,7 +137,8 @@ def check_progress(progress: Mapping[str, Any], where: str) -> None:
         if not whole or isinstance(value, bool) or value < 0:
             raise CheckpointError(f"{where}: progress.{name}: expected a number of at least 0, found {value!r}.")
     threads = progress.get("threads", 1)
-    known = {*numbers, "start", "threads", "machine"} >= set(progress)
+    known = {*numbers, "start", "scales", "threads", "machine"} >= set(progress)
+    known = known and isinstance(progress.get("scales", ""), str)
     mappings = isinstance(progress.get("start"), Mapping) and isinstance(progress.get("machine", {}), Mapping)
     if not known or not mappings or isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise CheckpointError(f"{where}: progress does not say where the run was.")
