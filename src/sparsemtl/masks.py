@@ -248,7 +248,7 @@ class TaskMasks(Mapping[str, Mask]):
             CheckpointError: if the file is missing or not a whole safetensors file.
             MaskError: if it is not a mask file, is damaged, or does not fit the model.
         """
-        packed, header = read_tensors(path)
+        packed, header = read_tensors(path, own=True)
         if header.get("format") != FORMAT:
             raise MaskError(f"{path} is not a mask file: expected format {FORMAT!r}, found {header.get('format')!r}.")
         tasks, shapes = _layout(path, header)

@@ -17,6 +17,7 @@ from sparsemtl.errors import CheckpointError, SparseMTLError
 from sparsemtl.files import read_tensors
 from sparsemtl.plan import Plan
 from sparsemtl.tasks import Classification
+from sparsemtl.tensor_checks import check_tensor
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,9 @@ class Earlier(abc.ABC):
                 f"{self.file} has no weights {prefix}*, from which {what} starts. "
                 "The run before needs an architecture with one encoder for all its tasks, such as shared-bottom."
             )
+        for name, tensor in module.state_dict().items():
+            if name in own and own[name].shape == tensor.shape:
+                check_tensor(own[name], tensor, f"{self.file}: {prefix}{name}")
         try:
             module.load_state_dict(own)
         except RuntimeError as error:
@@ -84,7 +88,7 @@ class Pretrained(Earlier):
 
     def weights(self) -> Mapping[str, Tensor]:
         """Those in the file."""
-        return read_tensors(self.file)[0]
+        return read_tensors(self.file, own=True)[0]
 
     def samples(self, task: Classification) -> Loader:
         """All of them."""

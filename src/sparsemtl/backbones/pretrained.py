@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparsemtl.errors import CheckpointError, ParameterError
 from sparsemtl.files import read_tensors
+from sparsemtl.tensor_checks import check_tensor
 
 PREFIXES = ("", "backbone.", "encoder.", "encoder.network.")
 """What the names of an encoder's parameters begin with: in a classifier, in a segmentation network, in the model of a
@@ -44,7 +45,8 @@ def load_torchvision(
             which has another shape for another number of classes.
 
     Raises:
-        CheckpointError: if the file cannot be read, or names or shapes differ from the model's.
+        CheckpointError: if the file cannot be read, or names, shapes or kinds of numbers differ from the model's, or
+            weights are not finite.
         ParameterError: if the model has nothing that `fresh` names.
 
     Example:
@@ -53,6 +55,8 @@ def load_torchvision(
     """
     where = "the state dict" if isinstance(source, Mapping) else str(source)
     given = source if isinstance(source, Mapping) else _read(Path(source))
+    if odd := [name for name in given if not isinstance(name, str)]:
+        raise CheckpointError(f"{where}: expected names of parameters, found {odd[0]!r}. Is it a state dict?")
     wrong = [name for name, value in given.items() if not isinstance(value, Tensor)]
     if wrong:
         raise CheckpointError(
@@ -146,6 +150,7 @@ def _check(state: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str) -
                 "torchvision's networks have stem='imagenet', width=64 and 3 input channels, VGG's fc=[4096, 4096] and "
                 "positions=7, heads 21 classes; `fresh` names what to leave out."
             )
+        check_tensor(state[name], tensor, f"{where}: {name!r}")
 
 
 def _listed(names: list[str]) -> str:

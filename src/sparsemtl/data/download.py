@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ class ZipArchive:
                 for name in names:
                     with replacing(folder / name) as aside:
                         aside.write_bytes(content.read(f"{self.inside}/{name}"))
-        except (zipfile.BadZipFile, KeyError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, KeyError) as error:
             raise DataError(f"{self.address} is not the archive that it was: {error}.") from None
         finally:
             archive.unlink()

@@ -15,6 +15,8 @@ from sparsemtl.errors import DataError
 
 DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 """Third byte of the magic number -> type of the numbers."""
+DENSEST = 1100
+"""Bytes that a byte of gzip can stand for at most (1032), and a little more."""
 
 
 def read_idx(path: Path, *, ndim: int) -> Tensor:
@@ -30,30 +32,34 @@ def read_idx(path: Path, *, ndim: int) -> Tensor:
     Raises:
         DataError: naming the file, if it is not gzip, of another format, short or long.
     """
-    content = _content(path)
-    magic = content[:4]
-    if len(content) < 4 * (1 + ndim) or magic[:2] != b"\0\0" or magic[2] not in DTYPES or magic[3] != ndim:
+    begin = 4 * (1 + ndim)
+    head = _content(path, begin)
+    magic = head[:4]
+    if len(head) < begin or magic[:2] != b"\0\0" or magic[2] not in DTYPES or magic[3] != ndim:
         raise DataError(
             f"{path} is not an idx file of {ndim} dimensions: it starts with 0x{magic.hex()}, "
             f"expected 0x000008{ndim:02x} for bytes."
         )
     dtype = np.dtype(DTYPES[magic[2]])
-    sizes = np.frombuffer(content, ">u4", count=ndim, offset=4).tolist()
-    announced, found = prod(sizes) * dtype.itemsize, len(content) - 4 * (1 + ndim)
+    sizes = np.frombuffer(head, ">u4", count=ndim, offset=4).tolist()
+    announced = prod(sizes) * dtype.itemsize
+    most = min(announced, path.stat().st_size * DENSEST)
+    content = _content(path, begin + most + 1)  # no more than that, whatever a file unpacks to
+    found = len(content) - begin
     if found != announced:
         raise DataError(
             f"{path} is {'short' if found < announced else 'too long'}: its header announces "
-            f"{' x '.join(map(str, sizes))} numbers in {announced} bytes, {found} bytes follow."
+            f"{' x '.join(map(str, sizes))} numbers in {announced} bytes, {found if found < announced else 'more'} "
+            "bytes follow."
         )
-    numbers = np.frombuffer(content, dtype, offset=4 * (1 + ndim)).reshape(sizes)
+    numbers = np.frombuffer(content, dtype, offset=begin).reshape(sizes)
     return torch.from_numpy(numbers.astype(dtype.newbyteorder("=")))
 
 
-def _content(path: Path) -> bytes:
-    content = path.read_bytes()
-    if path.suffix != ".gz":
-        return content
+def _content(path: Path, size: int) -> bytes:
+    """The first bytes of a file, unpacked."""
     try:
-        return gzip.decompress(content)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            return file.read(size)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path} is not a whole gzip file: {error}. Remove it and get it again.") from None

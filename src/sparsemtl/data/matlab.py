@@ -38,9 +38,10 @@ class Stack:
     def read(self, row: int) -> Array:
         """One array as MATLAB has it; the file is opened anew, as threads do not share an open one."""
         with _opened(self.path) as file:
+            variable = _variable(file, self.variable, self.path)
             try:
-                return np.asarray(_variable(file, self.variable, self.path)[self.rows[row]]).T  # HDF5 reverses the axes
-            except OSError as error:
+                return np.asarray(variable[self.rows[row]]).T  # HDF5 reverses the axes
+            except Exception as error:  # h5py raises whatever a damaged file leads HDF5 to
                 raise DataError(f"{self.where(row)} cannot be read: {error}. Get the file again.") from None
 
 
@@ -71,9 +72,17 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _variable(file: Any, name: str, path: Path) -> Any:
-    if name not in file:
-        raise DataError(f"{path} has no variable {name!r}, only {', '.join(sorted(file))}.")
-    return file[name]
+    try:
+        known = sorted(file)
+        found = file[name] if name in known else None
+        shape = getattr(found, "shape", None)
+    except Exception as error:  # h5py raises whatever a damaged file leads HDF5 to
+        raise DataError(f"{path}, {name}: cannot be read: {error}. Get the file again.") from None
+    if name not in known:
+        raise DataError(f"{path} has no variable {name!r}, only {', '.join(known)}.")
+    if not shape:
+        raise DataError(f"{path}: {name!r} is no stack of arrays. Get the file again.")
+    return found
 
 
 def whole_numbers(path: Path, variable: str) -> list[int]:
@@ -95,5 +104,8 @@ def whole_numbers(path: Path, variable: str) -> list[int]:
         raise DataError(f"{path} is not a whole MATLAB file of version 5: {error}.") from None
     if variable not in content:
         raise DataError(f"{path} has no variable {variable!r}, only {', '.join(sorted(content))}.")
-    numbers: list[int] = np.asarray(content[variable]).reshape(-1).astype(int).tolist()
+    found = np.asarray(content[variable])
+    if found.dtype.kind not in "buif" or not np.isfinite(found).all():
+        raise DataError(f"{path}: {variable!r} holds no whole numbers.")
+    numbers: list[int] = found.reshape(-1).astype(int).tolist()
     return numbers

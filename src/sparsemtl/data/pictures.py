@@ -93,7 +93,7 @@ def _opened(path: Path) -> Image:
             return opened
     except FileNotFoundError:
         raise DataError(f"{path} does not exist.") from None
-    except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:  # SyntaxError: of a broken PNG
+    except Exception as error:  # Pillow raises whatever a damaged file leads it to
         raise DataError(f"{path} is not a whole image: {error}. Get it again.") from None
 
 
@@ -107,7 +107,7 @@ def read_array(path: Path) -> Array:
         array = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist.") from None
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # NumPy parses the header as Python, and raises what its tokenizer does
         raise DataError(f"{path} is not a whole .npy file of numbers: {error}. Get it again.") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "buif":
         raise DataError(f"{path} holds no array of numbers.")

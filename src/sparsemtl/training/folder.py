@@ -68,7 +68,10 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """The run ended and its summary is written."""
-        return self.summary.exists() and read_json(self.summary).get("status") == "finished"
+        summary = read_json(self.summary) if self.summary.exists() else {}
+        if not isinstance(summary, dict):
+            raise CheckpointError(f"{self.summary} is not a summary that sparsemtl wrote. Delete it to go on.")
+        return summary.get("status") == "finished"
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the exact configuration."""
@@ -81,13 +84,13 @@ class RunFolder:
 
         Raises:
             CheckpointError: if the folder has none.
+            ConfigError: if it is damaged.
         """
-        import yaml
+        from sparsemtl.yaml_text import read_yaml
 
         if not self.config.exists():
             raise CheckpointError(f"{self.path} is not a run folder: it has no config.yaml.")
-        config: dict[str, Any] = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        return config
+        return read_yaml(self.config)
 
     def write_environment(self, machine: Mapping[str, str], *, seed: int | None) -> None:
         """Write what the run runs on: packages, platform, `machine` and torch's present number of threads."""

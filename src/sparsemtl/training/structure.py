@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from sparsemtl.errors import CheckpointError, SparseMTLError
+from sparsemtl.tensor_checks import check_tensor, kind_of
 
 
 @contextmanager
@@ -43,36 +43,12 @@ def check_tensors(found: Any, own: Mapping[str, Tensor], where: str, what: str) 
         CheckpointError: naming the tensor that is missing, too many, of another type or shape, or not finite.
     """
     if not isinstance(found, Mapping):
-        raise CheckpointError(f"{where}: expected the tensors of {what} by name, found {_kind(found)}.")
+        raise CheckpointError(f"{where}: expected the tensors of {what} by name, found {kind_of(found)}.")
     for name in [*own, *found]:
         if name not in found or name not in own:
             state = "missing" if name not in found else "unexpected"
             raise CheckpointError(f"{where}: {name!r} of {what} is {state}. Was it written for another model?")
         check_tensor(found[name], own[name], f"{where}: {name!r} of {what}")
-
-
-def check_tensor(found: Any, own: Tensor, where: str) -> None:
-    """Check that a tensor read from a file can take the place of `own`.
-
-    Raises:
-        CheckpointError: if it is of another kind of number or another shape, or not finite where `own` is.
-    """
-    if not isinstance(found, Tensor) or found.layout != torch.strided or found.is_meta or found.is_quantized:
-        raise CheckpointError(f"{where}: expected a dense tensor, found {_kind(found)}.")
-    if found.shape != own.shape:
-        raise CheckpointError(f"{where} has shape {tuple(found.shape)} there and {tuple(own.shape)} here.")
-    if _numbers(found) != _numbers(own):
-        raise CheckpointError(f"{where} holds {_numbers(found)} ({found.dtype}), expected {_numbers(own)}.")
-    if own.is_floating_point() and bool(own.isfinite().all()) and not bool(found.isfinite().all()):
-        raise CheckpointError(f"{where} holds NaN or infinity. Weights are finite; use another copy of it.")
-
-
-def _numbers(tensor: Tensor) -> str:
-    if tensor.dtype == torch.bool:
-        return "truth values"
-    if tensor.is_complex():
-        return "complex numbers"
-    return "floats" if tensor.is_floating_point() else "whole numbers"
 
 
 def check_state(found: Any, own: Any, where: str) -> None:
@@ -94,10 +70,10 @@ def check_state(found: Any, own: Any, where: str) -> None:
     value: Any
     if isinstance(own, Tensor):
         if not isinstance(found, Tensor) or found.dtype != own.dtype or found.ndim != own.ndim:
-            raise CheckpointError(f"{where}: expected {_kind(own)}, found {_kind(found)}.")
+            raise CheckpointError(f"{where}: expected {kind_of(own)}, found {kind_of(found)}.")
         return
     if not _is_of(found, _family(own)):
-        raise CheckpointError(f"{where}: expected {_kind(own)}, found {_kind(found)}.")
+        raise CheckpointError(f"{where}: expected {kind_of(own)}, found {kind_of(found)}.")
     if isinstance(own, Mapping):
         for key, value in own.items():
             if key not in found:
@@ -151,14 +127,6 @@ def check_optimizer(found: Any, optimizer: Optimizer, where: str) -> None:
                 if value.ndim and value.shape != parameters[index].shape:
                     raise CheckpointError(f"{place} has shape {tuple(value.shape)}, its parameter another one.")
                 if not value.is_floating_point() or not bool(value.isfinite().all()):
-                    raise CheckpointError(f"{place}: expected finite floats, found {_kind(value)}.")
+                    raise CheckpointError(f"{place}: expected finite floats, found {kind_of(value)}.")
             elif value is not None and not isinstance(value, (bool, int, float)):
-                raise CheckpointError(f"{place}: expected a tensor or a number, found {_kind(value)}.")
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor of {value.dtype} and shape {tuple(value.shape)}"
-    if isinstance(value, (bool, int, float, str)):
-        return f"{type(value).__name__} {value!r}"[:80]
-    return "nothing" if value is None else f"a {type(value).__name__}"
+                raise CheckpointError(f"{place}: expected a tensor or a number, found {kind_of(value)}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,10 +96,11 @@ def chosen(folders: Folders, wanted: Iterable[str] | None, where: str) -> dict[s
     if wanted is None:
         return dict(folders)
     names = [str(name) for name in wanted]
+    counts = Counter(names)
     for name in names:
         if name not in folders:
             raise ParameterError(f"{where}: {unknown_name('class', name, folders)}")
-        if names.count(name) > 1:
+        if counts[name] > 1:
             raise ParameterError(f"{where}: class {name!r} is named twice.")
     return {name: folders[name] for name in names}
 

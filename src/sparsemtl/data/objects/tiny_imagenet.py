@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -100,8 +101,8 @@ def _words(path: Path) -> dict[str, str]:
 def _names(ids: Sequence[str], words: Mapping[str, str]) -> dict[str, str]:
     """Id of a class -> its name, which no other class has."""
     names = {wnid: words.get(wnid) or wnid for wnid in ids}
-    taken = list(names.values())
-    return {wnid: name if taken.count(name) == 1 else wnid for wnid, name in names.items()}
+    taken = Counter(names.values())
+    return {wnid: name if taken[name] == 1 else wnid for wnid, name in names.items()}
 
 
 def _tested(place: Path, names: Mapping[str, str]) -> dict[str, list[str]]:

@@ -106,9 +106,10 @@ def check_named(file: TableFile, wanted: Wanted) -> None:
         "split_column": wanted.beside,
         "dates": wanted.dates,
     }
+    known = set(file.columns)
     for place, names in places.items():
         for name in names:
-            if name not in file.columns:
+            if name not in known:
                 raise ParameterError(f"{place}: {file.path}: {unknown_name('column', name, file.columns)}")
             both = {named.setdefault(name, place), place}
             if len(both) > 1 and not (both == {"targets", "dates"} and wanted.targets[name]):

@@ -82,7 +82,8 @@ class CSVFile:
         self, columns: Sequence[str], texts: Collection[str], numbers: Collection[str]
     ) -> Iterator[pd.DataFrame]:
         """Read rows in pieces; every column is read, for only then rows that are too long are told."""
-        unused = [name for name in self.columns if name not in columns]
+        wanted = set(columns)
+        unused = [name for name in self.columns if name not in wanted]
         types = {**dict.fromkeys([*unused, *texts], "str"), **dict.fromkeys(numbers, "float64")}
         with self._explained(), self._source() as source:
             yield from load_pandas().read_csv(

@@ -109,7 +109,7 @@ def _mapped(folder: Path) -> Table | None:
             tuple(about["remarks"]),
             tuple(about["unseen"]),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except Exception:  # of damaged files NumPy also raises what Python's tokenizer does; the table is then made anew
         return None
 
 

@@ -46,6 +46,7 @@ class ParquetFile:
     ) -> Iterator[pd.DataFrame]:
         """Read rows in pieces; numbers stay numbers though they are wanted as texts."""
         readable = [name for name in columns if self._readable(name)]
+        texts = set(texts)
         with self._opened() as file:
             for batch in file.iter_batches(max(1, reading.CELLS // len(columns)), columns=readable):
                 series = {name: self._series(batch.column(name), text=name in texts) for name in readable}

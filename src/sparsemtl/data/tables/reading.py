@@ -186,14 +186,15 @@ def whole_number(text: str) -> str:
 
 def check_names(path: Path, names: Sequence[str]) -> None:
     """Raise if two columns have one name, or a column has none."""
+    first: dict[str, int] = {}
     for place, name in enumerate(names, start=1):
         if not name.strip():
             raise DataError(
                 f"{path}: column {place} of {len(names)} has no name. Name it, or save the table without its index. If "
                 "lines stand above the header, say how many by `skip_rows`."
             )
-        if names.index(name) + 1 < place:
-            raise DataError(f"{path}: columns {names.index(name) + 1} and {place} are both named {name!r}.")
+        if first.setdefault(name, place) < place:
+            raise DataError(f"{path}: columns {first[name]} and {place} are both named {name!r}.")
 
 
 def check_title(path: Path, rows: Sequence[Sequence[str]], skipped: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -41,9 +42,9 @@ def wanted_targets(targets: Mapping[str, Any]) -> tuple[Target, ...]:
     if not isinstance(targets, Mapping) or not targets:
         raise ParameterError(f"targets: expected a mapping of columns to kinds, got {targets!r}.")
     made = [_target(str(key), said) for key, said in targets.items()]
-    names = [target.name for target in made]
+    counts = Counter(target.name for target in made)
     for target in made:
-        if names.count(target.name) > 1:
+        if counts[target.name] > 1:
             raise ParameterError(f"targets: two tasks would be named {target.name!r}. Name one, and say its `column`.")
     return tuple(made)
 
