@@ -47,10 +47,12 @@ def read_idx(path: Path, *, ndim: int) -> Tensor:
     content = _content(path, begin + most + 1)  # no more than that, whatever a file unpacks to
     found = len(content) - begin
     if found != announced:
+        follow = f"{found}"
+        if found > announced:
+            follow = f"at least {found}" if path.suffix == ".gz" else f"{path.stat().st_size - begin}"
         raise DataError(
             f"{path} is {'short' if found < announced else 'too long'}: its header announces "
-            f"{' x '.join(map(str, sizes))} numbers in {announced} bytes, {found if found < announced else 'more'} "
-            "bytes follow."
+            f"{' x '.join(map(str, sizes))} numbers in {announced} bytes, {follow} bytes follow."
         )
     numbers = np.frombuffer(content, dtype, offset=begin).reshape(sizes)
     return torch.from_numpy(numbers.astype(dtype.newbyteorder("=")))
