@@ -123,6 +123,8 @@ KEPT: dict[str, Function] = {
     "parts": lambda m, x: torch.cat(x.split(3, dim=1), dim=1),
     "samples": lambda m, x: torch.stack(x.unbind(), 0),
     "channels": lambda m, x: torch.cat(x.unbind(1), 1).view(x.shape),
+    "only part": lambda m, x: torch.relu(x.chunk(1, 1)[0]),
+    "both halves as arguments": lambda m, x: torch.maximum(*x.chunk(2, 1)).repeat(1, 2, 1, 1),
     "swapped halves": lambda m, x: torch.cat(x.chunk(2, 1)[::-1], 1),
     "length one": lambda m, x: F.normalize(x, dim=1),
     "divided by a norm": lambda m, x: x / torch.norm(x),

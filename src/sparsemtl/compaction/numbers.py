@@ -97,7 +97,7 @@ class Recorded:
 
 def _compared(one: Recorded, compare: Callable[[Any, Any], bool], other: object) -> bool:
     if not isinstance(other, (int, float)):
-        return NotImplemented
+        return NotImplemented  # type: ignore[no-any-return]
     one.guards.guard(one, compare, other)
     return bool(compare(plain(one), plain(other)))
 

@@ -160,7 +160,8 @@ class Recorder(TorchFunctionMode):
 
     def _write(self, value: Any, kind: str, target: Any, args: Any, kwargs: Any) -> None:
         """Put a call into the graph; what it gave stands for it from now on."""
-        node = self.graph.create_node(kind, target, self._argument(tuple(args)), self._argument(dict(kwargs)))
+        given = tuple(self._argument(each) for each in args)
+        node = self.graph.create_node(kind, target, given, self._argument(dict(kwargs)))
         self._register(value, functools.partial(_same, node))
 
     def _check_weights(self, module: nn.Module) -> None:
