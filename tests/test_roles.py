@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -129,7 +130,7 @@ def test_nothing_but_own_parameters_is_an_error_that_says_how_to_name_them() -> 
 def test_no_method_touches_gains_and_maps_of_positions(method: str) -> None:
     torch.manual_seed(0)
     model = sm.SharedBottom(Gained(), tasks)
-    options = {"lambda": 10.0} if method in ("group-lasso", "group-mcp", "l1") else {}
+    options: dict[str, Any] = {"lambda": 10.0, "keep_min": 1} if method in ("group-lasso", "group-mcp", "l1") else {}
     if method == "fisher":
         options = {"estimator": "efs"}
     sharing = SHARING.build(method, **options)

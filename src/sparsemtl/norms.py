@@ -16,9 +16,8 @@ from sparsemtl.batch_averages import STATISTICS, BatchAverages
 from sparsemtl.batches import Group, Loaders, evaluation_groups, groups_for, per_task, undrawn
 from sparsemtl.errors import MaskError, ParameterError, unknown_name
 from sparsemtl.masks import TaskMasks, unwrapped
-from sparsemtl.models import MultiTaskModel
+from sparsemtl.models import MultiTaskModel, placement
 from sparsemtl.modes import training
-from sparsemtl.nests import to_device
 from sparsemtl.randomness import preserved
 from sparsemtl.shadow import shadowed
 from sparsemtl.tasks import Task
@@ -219,7 +218,7 @@ def _moving(norms: Mapping[str, _NormBase]) -> dict[str, _NormBase]:
 
 def _batches(model: MultiTaskModel, loaders: Loaders, batches: int) -> Iterator[tuple[str, Any]]:
     """Yield (task, input) of the first batches with a label of the task, from one pass over the loaders."""
-    device = next(model.parameters()).device
+    device, dtype = placement(model)
     passes: list[tuple[tuple[str, ...], Iterator[Group]]]
     if per_task(loaders):
         passes = [((name,), groups_for(loaders, task)) for name, task in model.tasks.items()]
@@ -229,7 +228,7 @@ def _batches(model: MultiTaskModel, loaders: Loaders, batches: int) -> Iterator[
         left = dict.fromkeys(names, batches)
         for group in groups:
             labelled = [name for name in names if left[name] and _has_label(model.tasks[name], group)]
-            x = to_device(group.x, device)
+            x = group.to(device, dtype).x
             for name in labelled:
                 left[name] -= 1
                 yield name, x

@@ -232,13 +232,18 @@ def test_a_label_that_is_never_known_does_not_count_as_wrong() -> None:
     assert float(found["accuracy"]) == 1
 
 
-def test_regression_metrics_leave_out_partially_known_samples() -> None:
-    task = Regression("t", 2)
+def test_a_users_own_regression_metric_gets_whole_samples_alone() -> None:
+    """It does not know NaN; the task's own metrics count every known value."""
+    from torchmetrics.regression import MeanSquaredError
+
+    task = Regression("t", 2, metrics={"mse": MeanSquaredError()})
     output, target = outputs(task).detach(), values(2)
     partly = target.clone()
     partly[1, 0] = partly[4, 1] = NAN
     rows = [0, 2, 3, 5, 6]
     assert measured(task, output, partly) == measured(task, output[rows], target[rows])
+    own = measured(Regression("t", 2), output, partly)["mse"]
+    assert float(own) == pytest.approx(float((output - partly)[~partly.isnan()].square().mean()))
 
 
 # ---- a task's own loss, head, metrics and target -----------------------------------------------------------------

@@ -24,6 +24,8 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "fisher": [{"warmup": 0}, {"warmup": 0, "granularity": "channel", "estimator": "efs"}],
     "pbfs": [{"warmup": 0, "criterion": criterion} for criterion in ("magnitude", "fisher", "gradient")],
     "group-lasso": [{"target_sparsity": 0.3, "reach_at": 1}],
+    "group-mcp": [{"target_sparsity": 0.3, "reach_at": 1}],
+    "l1": [{"target_sparsity": 0.3, "reach_at": 1}],
 }
 CASES = [(name, options) for name in SHARING for options in SETTINGS.get(name, [{}])]
 

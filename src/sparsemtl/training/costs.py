@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from sparsemtl.batches import Group, Loaders, as_group, groups_for, per_task, undrawn
 from sparsemtl.compaction import compact
 from sparsemtl.compaction.cost import latency, macs_by_layer, parameter_count
 from sparsemtl.errors import SparseMTLError
-from sparsemtl.models import MultiTaskModel
+from sparsemtl.models import MultiTaskModel, placement
 
 BATCH_SIZE = 16
 """Samples of the batch that is timed, at most: a loader may give fewer."""
@@ -169,12 +168,7 @@ def _example(group: Group, model: MultiTaskModel) -> Example:
     x, size = group.x, len(next(iter(group.targets.values())))
     if isinstance(x, Tensor) and len(x) == size:
         x, size = x[:BATCH_SIZE], min(size, BATCH_SIZE)
-    weight = next(model.parameters())
-
-    def like_weight(tensor: Tensor) -> Tensor:
-        return tensor.to(weight.device, weight.dtype if tensor.is_floating_point() else tensor.dtype)
-
-    return Example(tree_map_only(Tensor, like_weight, x), size)
+    return Example(Group(x, {}, group.tasks).to(*placement(model)).x, size)
 
 
 def _network_cost(network: MultiTaskModel, tasks: tuple[str, ...], example: Example) -> NetworkCost:

@@ -14,8 +14,8 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 from sparsemtl.batches import Loaders, as_group, undrawn
 from sparsemtl.data.base import BatchLoader
 from sparsemtl.errors import ForwardError
-from sparsemtl.models import MultiTaskModel
-from sparsemtl.nests import to_device
+from sparsemtl.models import MultiTaskModel, placement
+from sparsemtl.nests import to_device, to_dtype
 from sparsemtl.randomness import preserved
 
 
@@ -62,7 +62,8 @@ def _try(model: MultiTaskModel, x: Any, tasks: tuple[str, ...]) -> None:
     """Run the model in train mode, and leave its buffers and mode as they were."""
     modes = {module: module.training for module in model.modules()}
     buffers = {buffer: buffer.clone() for buffer in model.buffers()}
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device, dtype = placement(model)
+    x = x if dtype is None else to_dtype(x, dtype)
     try:
         with preserved(), torch.no_grad():
             model.train()

@@ -601,7 +601,10 @@ class Trainer:
     def _measured(self, loaders: Loaders) -> RunCost | None:
         if not self.measure_cost:
             return None
-        return measure_costs(Trained(self.model, self.network, self.views.one_network), loaders)
+        from sparsemtl.training.precision import default_dtype
+
+        with default_dtype(self.fabric.strategy.precision):
+            return measure_costs(Trained(self.model, self.network, self.views.one_network), loaders)
 
     def _write_summary(self, status: str, test: Results, cost: RunCost | None = None) -> None:
         if self.folder is None:
