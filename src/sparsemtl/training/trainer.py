@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,10 +18,10 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from sparsemtl.balancing import Balancer, as_balancer
 from sparsemtl.batches import Group, Loader, Loaders, check_loaders, loader_generators, per_task, undrawn
-from sparsemtl.errors import CheckpointError, LabelWarning, ParameterError, ReproducibilityWarning
+from sparsemtl.errors import LabelWarning, ParameterError
 from sparsemtl.files import write_json
 from sparsemtl.locks import locked, refuse_foreign
-from sparsemtl.machine import machine, machine_changes, with_own_threads
+from sparsemtl.machine import machine, with_own_threads
 from sparsemtl.masks import TaskMasks
 from sparsemtl.models import MultiTaskModel
 from sparsemtl.modes import evaluating
@@ -34,7 +33,7 @@ from sparsemtl.randomness import seed_everything
 from sparsemtl.shadow import as_seen
 from sparsemtl.sharing import DenseSharing, Sharing
 from sparsemtl.training.arguments import check_maker, check_model, check_sharing
-from sparsemtl.training.checkpoint import Randomness, Stateful, check_progress, restore, snapshot
+from sparsemtl.training.checkpoint import Randomness, Stateful
 from sparsemtl.training.chosen import write_chosen
 from sparsemtl.training.costs import RunCost, Trained, measure_costs
 from sparsemtl.training.engine import Backend, Engine
@@ -51,10 +50,10 @@ from sparsemtl.training.mixing import Mix, remaining_batches, steps_in_epoch
 from sparsemtl.training.monitors import Monitor, primary_of
 from sparsemtl.training.plateau import Plateau
 from sparsemtl.training.progress import Progress
+from sparsemtl.training.resuming import Checkpoints, Position
 from sparsemtl.training.selection import Selection
 from sparsemtl.training.settings import run_settings
 from sparsemtl.training.snapshots import Snapshots
-from sparsemtl.training.structure import check_state, reading
 from sparsemtl.training.summary import described, summarize
 
 if TYPE_CHECKING:
@@ -74,16 +73,6 @@ RECORDED = (
     "_choose_after",
 )
 """Settings of a trainer that the numbers of a run depend on: they may not change when it is resumed."""
-
-
-@dataclass
-class Position:
-    """Where a run is: finished epochs, batches done in the epoch, optimizer steps in all, seconds so far."""
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    seconds: float = 0.0
 
 
 class Trainer:
@@ -242,7 +231,7 @@ class Trainer:
 
     def _fit(self, train: Loaders, validation: Loaders, *, resume: bool) -> None:
         self._chose = [*_each(train), *_each(validation)]
-        self.position, self._logged_until, self._scales = Position(), 0, ""
+        self.position = Position()
         self.selection = self._select_anew()
         self.views = self.sharing
         from sparsemtl.training.precision import default_dtype
@@ -251,17 +240,17 @@ class Trainer:
         self.set_up(train)
         randomness = Randomness(loader_generators(train) + loader_generators(validation))
         meter = Meter()
-        start: dict[str, Any] = {}
+        checkpoints = self._checkpoints(randomness, meter)
         if resume:
-            start = self._resume(randomness, meter)
+            self.position, self.threads = checkpoints.resume(self.threads)
             self._record()  # once it is known to be the same run's
         else:
             self._record()
-            self._save(randomness, start, meter)  # so that a run killed in its first epoch can be resumed
+            self._save(checkpoints)  # so that a run killed in its first epoch can be resumed
             if self.folder is not None:
                 self.folder.summary.unlink(missing_ok=True)  # that of an earlier run, which this one replaces
         with ExitStack() as stack:
-            resume_at = self._logged_until if resume else None
+            resume_at = self.position.logged_until if resume else None
             loggers = loggers_of(self.folder, tensorboard=self.tensorboard, resume_at=resume_at)
             for logger in loggers:
                 stack.callback(logger.close)
@@ -269,18 +258,18 @@ class Trainer:
             while self.position.epoch < self.epochs and not self._stale():
                 epoch = self.position.epoch
                 if not self.position.batch:
-                    meter = Meter()
+                    checkpoints.parts["meter"] = meter = Meter()
                     if self.restart_every is not None and epoch % self.restart_every == 0:
                         self.optimizer.state.clear()
                     with default_dtype(self.fabric.strategy.precision):
                         with undrawn(train):
                             self.sharing.begin_epoch(epoch, train)
                         self.model.begin_epoch(epoch)
-                    start = randomness.state_dict()
-                self._train_epoch(train, randomness, start, meter, bars)
+                    checkpoints.start = randomness.state_dict()
+                self._train_epoch(train, checkpoints, meter, bars)
                 self._check_weights()
                 self._recompute_norms(train)
-                self._close_epoch(validation, randomness, meter, loggers, bars)
+                self._close_epoch(validation, checkpoints, meter, loggers, bars)
         self._put_best_back(validation)
 
     def _writing(self, *, anew: bool = False) -> AbstractContextManager[None]:
@@ -404,12 +393,11 @@ class Trainer:
 
     # ---- one epoch -------------------------------------------------------------------------------------------
 
-    def _train_epoch(
-        self, train: Loaders, randomness: Randomness, start: Mapping[str, Any], meter: Meter, bars: Progress
-    ) -> None:
+    def _train_epoch(self, train: Loaders, checkpoints: Checkpoints, meter: Meter, bars: Progress) -> None:
         self.model.train()
         bars.begin_epoch(self.position.epoch, steps_in_epoch(train, self.mix))
-        batches = remaining_batches(train, self.model.tasks, self.mix, self.position.batch, randomness, start)
+        random, start = checkpoints.randomness, checkpoints.start
+        batches = remaining_batches(train, self.model.tasks, self.mix, self.position.batch, random, start)
         began = time.perf_counter()
         seen = meter.samples
         while window := list(islice(batches, self.accumulate)):
@@ -425,7 +413,7 @@ class Trainer:
                 (meter.samples - seen) / max(time.perf_counter() - began, 1e-9),
             )
             if self._checkpoint_due(before):
-                self._save(randomness, start, meter)
+                self._save(checkpoints)
         self.position.seconds += time.perf_counter() - began
 
     def _select_anew(self) -> Selection:
@@ -438,7 +426,7 @@ class Trainer:
     def _close_epoch(
         self,
         validation: Loaders,
-        randomness: Randomness,
+        checkpoints: Checkpoints,
         meter: Meter,
         loggers: Sequence[Logger],
         bars: Progress,
@@ -473,9 +461,8 @@ class Trainer:
             self.scheduler.step()
         self.position.epoch += 1
         self.position.batch = 0
-        self._logged_until = step
-        if self.folder is not None:
-            self._save(randomness, {}, meter)
+        self.position.logged_until = step
+        self._save(checkpoints)
         primary = {task: primary_of(self.model.tasks[task])[0] for task in self.model.tasks}
         whole = {name: value for task, name, value in measures if not task}
         bars.end_epoch(epoch, results, primary, whole, better=bool(improved))
@@ -496,9 +483,9 @@ class Trainer:
         """Warn once, and note beside the figures, if one loss is so large that it trains the shared weights alone."""
         if not (self.balancer.constant and self.engine.update != "alternate" and self.model.shared_parameters()):
             return
-        self._scales = unlike_scales(meter.losses, meter.weights, self.model.tasks)
-        if self._scales:
-            warnings.warn(self._scales, LossScaleWarning, stacklevel=4)
+        self.position.scales = unlike_scales(meter.losses, meter.weights, self.model.tasks)
+        if self.position.scales:
+            warnings.warn(self.position.scales, LossScaleWarning, stacklevel=4)
 
     def _evaluate(self, loaders: Loaders) -> Results:
         return evaluate(self.module, self.model.tasks, self.views, loaders, self.device)
@@ -508,10 +495,7 @@ class Trainer:
 
     # ---- checkpoints -----------------------------------------------------------------------------------------
 
-    _logged_until: int = 0
-    _scales: str = ""
-
-    def _parts(self, randomness: Randomness, meter: Meter) -> dict[str, Stateful]:
+    def _checkpoints(self, randomness: Randomness, meter: Meter) -> Checkpoints:
         parts: dict[str, Stateful] = {
             "optimizer": self.optimizer,
             "sharing": self.sharing,
@@ -526,65 +510,12 @@ class Trainer:
             parts["scheduler"] = self.scheduler
         if self._plateau is not None:
             parts["plateau"] = self._plateau
-        return parts
+        return Checkpoints(self.folder, self.model, parts, randomness, self._settings, self.device)
 
-    def _save(self, randomness: Randomness, start: Mapping[str, Any], meter: Meter) -> None:
-        if self.folder is None:
-            return
-        self._check_weights()
-        progress = {
-            **asdict(self.position),
-            "start": dict(start),
-            "logged_until": self._logged_until,
-            "scales": self._scales,
-            "threads": torch.get_num_threads(),
-            "machine": machine(self.device),
-        }
-        state = snapshot(self.model, self._parts(randomness, meter), progress)
-        self.folder.save(self.folder.last, {**state, "settings": self._settings})
-
-    def _resume(self, randomness: Randomness, meter: Meter) -> dict[str, Any]:
-        """Put the last checkpoint back; returns the generators' state at the beginning of its epoch."""
-        if self.folder is None or not self.folder.last.exists():
-            where = self.folder.path if self.folder else "a trainer without a folder"
-            raise CheckpointError(f"{where} has no checkpoint to resume from.")
-        state = self.folder.load(self.folder.last)
-        parts, where = self._parts(randomness, meter), str(self.folder.last)
-        progress = dict(restore(state, self.model, parts, where, settings=self._settings))
-        check_progress(progress, where)
-        start: dict[str, Any] = progress.pop("start")
-        if progress["batch"]:
-            now = randomness.state_dict()
-            check_state(start, now, f"{where}: progress.start")
-            with reading(where, "the state in which its epoch began"):
-                randomness.load_state_dict(start)  # now, not when the epoch needs it
-            randomness.load_state_dict(now)
-        self._logged_until = progress.pop("logged_until")
-        self._scales = progress.pop("scales", "")
-        self._compute_as_before(progress.pop("threads", None), progress.pop("machine", {}))
-        self.position = Position(**progress)
-        return start
-
-    def _compute_as_before(self, threads: int | None, there: Mapping[str, str]) -> None:
-        """Take the number of threads of the run before it stopped, and warn of what else differs.
-
-        Args:
-            threads: the number, where the checkpoint has it.
-            there: the machine that made the checkpoint, as `machine` gives it.
-        """
-        if self.threads is None and threads is not None:
-            self.threads = threads
-            torch.set_num_threads(threads)
-        changed = machine_changes(there, machine(self.device))
-        if threads is not None and threads != torch.get_num_threads():
-            changed.append(f"threads {threads} there and {torch.get_num_threads()} here")
-        if changed:
-            warnings.warn(
-                f"the run goes on otherwise than it began: {'; '.join(changed)}. "
-                "Its figures may differ in their last bits from those of an uninterrupted run.",
-                ReproducibilityWarning,
-                stacklevel=4,
-            )
+    def _save(self, checkpoints: Checkpoints) -> None:
+        if self.folder is not None:
+            self._check_weights()
+            checkpoints.save(self.position)
 
     def _put_best_back(self, validation: Loaders) -> None:
         self.selection.check()
@@ -620,7 +551,7 @@ class Trainer:
             seconds=self.position.seconds,
             validation=self.validation,
             test=test,
-            notes=(*self.notes, *filter(None, [self._scales])),
+            notes=(*self.notes, *filter(None, [self.position.scales])),
             cost=cost,
         )
         write_json(self.folder.summary, summary)

@@ -1,0 +1,123 @@
+"""Checkpoints of a run: where it stands, saved with everything that it needs to go on, and taken up again."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from sparsemtl.errors import CheckpointError, ReproducibilityWarning
+from sparsemtl.machine import machine, machine_changes
+from sparsemtl.models import MultiTaskModel
+from sparsemtl.training.checkpoint import Randomness, Stateful, check_progress, restore, snapshot
+from sparsemtl.training.folder import RunFolder
+from sparsemtl.training.structure import check_state, reading
+
+
+@dataclass
+class Position:
+    """Where a run is.
+
+    Attributes:
+        epoch: finished epochs.
+        batch: batches done in the epoch under way.
+        step: optimizer steps in all.
+        seconds: time spent in training steps.
+        logged_until: step up to which figures are logged.
+        scales: note on losses of unlike scale, "" if there is none.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    logged_until: int = 0
+    scales: str = ""
+
+
+@dataclass
+class Checkpoints:
+    """Saves a run in its folder and takes it up again.
+
+    Args:
+        folder: the run folder; nothing is saved if None.
+        model: the model.
+        parts: everything else that has a state; an entry may be replaced while the run goes on.
+        randomness: state of the generators, also among the parts.
+        settings: what the run is made with; it goes on under the same settings only.
+        device: where it computes.
+    """
+
+    folder: RunFolder | None
+    model: MultiTaskModel
+    parts: dict[str, Stateful]
+    randomness: Randomness
+    settings: Mapping[str, Any]
+    device: torch.device
+    start: dict[str, Any] = field(default_factory=dict)
+    """State of the generators at the beginning of the epoch under way."""
+
+    def save(self, position: Position) -> None:
+        """Write a checkpoint whole."""
+        if self.folder is None:
+            return
+        progress = {
+            **asdict(position),
+            "start": dict(self.start) if position.batch else {},
+            "threads": torch.get_num_threads(),
+            "machine": machine(self.device),
+        }
+        state = snapshot(self.model, self.parts, progress)
+        self.folder.save(self.folder.last, {**state, "settings": self.settings})
+
+    def resume(self, own_threads: int | None) -> tuple[Position, int | None]:
+        """Put the last checkpoint back.
+
+        Args:
+            own_threads: the number of threads that the run is told to use; None takes that of the checkpoint.
+
+        Returns:
+            where the run was, and the number of threads that it uses.
+
+        Raises:
+            CheckpointError: if there is none, or it is damaged or of another run.
+        """
+        if self.folder is None or not self.folder.last.exists():
+            where = self.folder.path if self.folder else "a trainer without a folder"
+            raise CheckpointError(f"{where} has no checkpoint to resume from.")
+        where = str(self.folder.last)
+        state = self.folder.load(self.folder.last)
+        progress = dict(restore(state, self.model, self.parts, where, settings=self.settings))
+        check_progress(progress, where)
+        self.start = progress.pop("start")
+        if progress["batch"]:
+            self._check_start(where)
+        threads, there = progress.pop("threads", None), progress.pop("machine", {})
+        if own_threads is None and threads is not None:
+            torch.set_num_threads(threads)
+        self._warn_of_changes(threads, there)
+        return Position(**progress), threads if own_threads is None else own_threads
+
+    def _check_start(self, where: str) -> None:
+        """Raise now, not when the epoch needs it, if the generators cannot be put back to the epoch's beginning."""
+        now = self.randomness.state_dict()
+        check_state(self.start, now, f"{where}: progress.start")
+        with reading(where, "the state in which its epoch began"):
+            self.randomness.load_state_dict(self.start)
+        self.randomness.load_state_dict(now)
+
+    def _warn_of_changes(self, threads: int | None, there: Mapping[str, str]) -> None:
+        """Warn if the run goes on with another number of threads, or on another machine, than it began."""
+        changed = machine_changes(there, machine(self.device))
+        if threads is not None and threads != torch.get_num_threads():
+            changed.append(f"threads {threads} there and {torch.get_num_threads()} here")
+        if changed:
+            warnings.warn(
+                f"the run goes on otherwise than it began: {'; '.join(changed)}. "
+                "Its figures may differ in their last bits from those of an uninterrupted run.",
+                ReproducibilityWarning,
+                stacklevel=5,
+            )
