@@ -70,7 +70,7 @@ def changed(tree: Any, place: tuple[Any, ...], value: Any, *, drop: bool) -> Any
 
 
 @pytest.mark.parametrize(
-    ("name", "most"), [("last", 30), ("best", 30), pytest.param("last", 10_000, marks=pytest.mark.slow)]
+    ("name", "most"), [("last", 25), ("best", 25), pytest.param("last", 10_000, marks=pytest.mark.slow)]
 )
 def test_a_crafted_checkpoint_with_a_right_checksum_is_refused_or_taken_and_never_a_foreign_error(
     tmp_path: Path, name: str, most: int
@@ -89,7 +89,9 @@ def test_a_crafted_checkpoint_with_a_right_checksum_is_refused_or_taken_and_neve
         write_tree(tmp_path / "copy" / file, changed(copy.deepcopy(tree), place, value, drop=drop))
         state = torch.get_rng_state()
         try:
-            trainer(tmp_path / "copy").fit(loader(), loader(), resume=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                trainer(tmp_path / "copy").fit(loader(), loader(), resume=True)
         except SparseMTLError:
             refused += 1
         torch.set_rng_state(state)

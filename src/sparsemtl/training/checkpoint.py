@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from sparsemtl.comparison import plain
 from sparsemtl.errors import CheckpointError
 from sparsemtl.randomness import random_state, restore_random_state
 from sparsemtl.training.settings import check_settings
@@ -87,8 +88,8 @@ def restore(
             or of other settings.
     """
     _check_form(state, where)
-    check_fingerprint(state["fingerprint"], model, where)
-    there, here = state["kinds"], kinds(parts)
+    check_fingerprint(plain(state["fingerprint"]), model, where)
+    there, here = plain(state["kinds"]), kinds(parts)
     for name in [*there, *here]:
         if there.get(name) != here.get(name):
             raise CheckpointError(

@@ -23,6 +23,7 @@ from sparsemtl.models import MultiTaskModel
 from sparsemtl.optim.masked import Hold
 from sparsemtl.sharing.sharing import Sharing, StepWeights, Update
 from sparsemtl.training.finite import check_gradient, check_norm, check_rows, named_parameters
+from sparsemtl.training.structure import check_state
 
 MAX_SKIPPED = 100
 """Steps that a gradient scaler may leave out one after another. Each halves its scale, so that a gradient which does
@@ -363,6 +364,7 @@ class Engine:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put it back."""
+        check_state(state["last_losses"], dict.fromkeys(state["last_losses"], 0.0), "engine.last_losses")
         self._last_losses = dict(state["last_losses"])
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from sparsemtl.training.engine import StepResult
 from sparsemtl.training.evaluation import Results
 from sparsemtl.training.loggers import Row
+from sparsemtl.training.structure import check_state
 
 
 class Meter:
@@ -48,6 +49,8 @@ class Meter:
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Put it back."""
+        check_state(state["losses"], dict.fromkeys(state["losses"], (0.0, 1)), "meter.losses")  # type: ignore[call-overload]
+        check_state(state["weights"], dict.fromkeys(state["weights"], 0.0), "meter.weights")  # type: ignore[call-overload]
         self._losses = {task: (t, c) for task, (t, c) in state["losses"].items()}  # type: ignore[attr-defined]
         self._weights = dict(state["weights"])  # type: ignore[call-overload]
         self.samples = int(state["samples"])  # type: ignore[call-overload]

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 from sparsemtl.errors import ParameterError
 from sparsemtl.tasks import Task
 from sparsemtl.training.evaluation import Results
+from sparsemtl.training.structure import check_state
 
 Monitor = Literal["score", "loss"] | Callable[[Results], float]
 """`score`: see `RelativeChange`; `loss`: see `WeightedLoss`; or a function of the validation results (task -> metric ->
@@ -146,6 +147,10 @@ class RelativeChange:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the references."""
+        for task, reference in state["references"].items():
+            check_state(reference, {"metric": "", "value": 0.0, "scale": None, "epoch": 0}, f"references.{task}")
+            if reference["scale"] is not None:
+                check_state(reference["scale"], 0.0, f"references.{task}.scale")
         self.references = {task: Reference(**reference) for task, reference in state["references"].items()}
 
 

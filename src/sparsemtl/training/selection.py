@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sparsemtl.errors import MetricWarning, SelectionError
+from sparsemtl.errors import CheckpointError, MetricWarning, SelectionError
 from sparsemtl.models import MultiTaskModel
 from sparsemtl.training.evaluation import Results
 from sparsemtl.training.monitors import Merit, Monitor, valuation_of
+from sparsemtl.training.structure import check_state
 
 
 @dataclass(frozen=True)
@@ -144,9 +145,20 @@ class Selection:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state."""
+        for part, best in state["best"].items():
+            check_state(best, {"value": 0.0, "tasks": [], "epoch": 0}, f"selection.best.{part}")
+            if (
+                part not in self.parts
+                or not set(best["tasks"]) <= set(self.parts[part])
+                or not math.isfinite(best["value"])
+            ):
+                raise CheckpointError(f"selection.best.{part} is no value of an epoch of this run.")
+            if not isinstance(best["epoch"], int) or best["epoch"] < 0:
+                raise CheckpointError(f"selection.best.{part}.epoch: expected a whole number, found {best['epoch']!r}.")
         self.best = {
             part: Best(Merit(best["value"], tuple(best["tasks"])), best["epoch"])
             for part, best in state["best"].items()
         }
+        check_state(state["undefined"], [["", "", [0]]] * len(state["undefined"]), "selection.undefined")
         self.undefined = {(task, metric): list(epochs) for task, metric, epochs in state["undefined"]}
         self._valuation.load_state_dict(state["monitor"])

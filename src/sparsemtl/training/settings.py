@@ -79,7 +79,7 @@ def _differences(found: Mapping[str, Any], settings: Mapping[str, Any]) -> Itera
     config = settings["config"]
     if config.get("scheduler") is None:
         free = (*_FREE, *_LENGTH)
-    there, here = dict(leaves(found)), dict(leaves(settings))
+    there, here = dict(leaves(plain(found))), dict(leaves(settings))
     same_version = found.get("version") == settings["version"]
     for place in dict.fromkeys([*here, *there]):
         if place in free or place == "version" or (place not in there and not same_version):

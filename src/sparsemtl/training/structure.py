@@ -23,7 +23,9 @@ def reading(where: str, what: str = "the state of this run") -> Iterator[None]:
     """
     try:
         yield
-    except SparseMTLError:
+    except SparseMTLError as error:
+        if where not in str(error):
+            error.args = (f"{where}: {error}",)
         raise
     except Exception as error:  # a crafted state may lead any part to raise anything
         problem = f"{type(error).__name__}: {error}".split("\n")[0].rstrip(".")
