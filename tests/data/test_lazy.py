@@ -282,7 +282,7 @@ class Dying:
 def trainer(folder: Path) -> sm.Trainer:
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.2))
-    model = sm.SharedBottom(encoder, [Classification("class", 3), Regression("value")])
+    model = sm.SharedBottom(encoder, [Classification("class", 3), Regression("value", weight=0.01)])
     return sm.Trainer(model, epochs=3, folder=folder, checkpoint_every=2, progress=False, accelerator="cpu")
 
 

@@ -133,7 +133,7 @@ def test_no_input_is_left(good: Path) -> None:
 
 def test_what_is_refused_among_numbers_may_be_said_to_be_missing_or_a_category(tmp_path: Path) -> None:
     path = text(tmp_path / "mixed.csv", [*ROWS, "abc,Oslo,no,3"])
-    with pytest.raises(DataError, match="add it to `missing_values`; if the column holds categories, add 'age' to"):
+    with pytest.raises(DataError, match="add it to `missing_values`; if it holds categories, add 'age' to"):
         table(path)
     assert table(path, missing_values=["abc"], missing="mean").input_shape == (1 + 2,)
     with pytest.warns(UnseenCategoryWarning, match="column 'age'"):
