@@ -120,7 +120,7 @@ def test_a_run_resumed_with_another_number_of_threads_says_so(killed: Path) -> N
 def test_a_run_resumed_on_another_machine_says_so(killed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = machine(torch.device("cpu"))
     elsewhere = here | {"processor": "Another 9000", "torch": "9.0"}
-    monkeypatch.setattr("sparsemtl.training.trainer.machine", lambda device: elsewhere)
+    monkeypatch.setattr("sparsemtl.training.resuming.machine", lambda device: elsewhere)
     words = f"processor {here['processor']} there and Another 9000 here; torch {here['torch']} there and 9.0 here"
     with pytest.warns(ReproducibilityWarning) as caught:
         trainer(killed).fit(*loaders(), resume=True)
