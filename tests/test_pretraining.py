@@ -24,6 +24,7 @@ from sparsemtl.data import Split
 from sparsemtl.errors import CheckpointError, ConfigError, NonFiniteLossError, ParameterError, SparseMTLError
 from sparsemtl.files import read_json, read_tensors, read_tree, write_tensors
 from sparsemtl.frozen import Frozen
+from sparsemtl.locks import locked
 from sparsemtl.plan import Plan
 from sparsemtl.pretraining import Pretrained, Untrained
 from sparsemtl.run import load_data, make_trainer, pretrain, resume, run
@@ -373,7 +374,8 @@ def test_nothing_is_rehearsed_once_pretraining_is_done(
     copied: Path, go_on: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, no_reports: None
 ) -> None:
     monkeypatch.setattr(runs, "rehearse", die)
-    RunFolder(copied).write_config(check(BASE))
+    with locked(copied):
+        RunFolder(copied).write_config(check(BASE))
     go_on(*([BASE] if go_on is run else []), copied, progress=False)
     assert RunFolder(copied).finished
 

@@ -152,8 +152,8 @@ def pretrain(plan: Plan, place: RunFolder, *, progress: bool = True) -> Pretrain
         )
     if not earlier.finished:
         rehearse(plan, place)
-        place.write_config(plan.config)  # so that a run killed in its pretraining can be resumed
-        with named_pretraining():
+        with locked(place.path), named_pretraining():
+            place.write_config(plan.config)  # so that a run killed in its pretraining can be resumed
             _run(plan.before, earlier, resume=True, progress=progress)
     return Pretrained(earlier.model, plan.before)
 
