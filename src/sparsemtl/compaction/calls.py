@@ -11,7 +11,15 @@ from typing import Any
 
 from torch import fx
 
-_HOMES = ("torch", "torch.nn.functional", "torch.functional", "torch._tensor", "torch._C._nn", "_operator")
+_HOMES = (
+    "torch",
+    "torch._C._special",
+    "torch.nn.functional",
+    "torch.functional",
+    "torch._tensor",
+    "torch._C._nn",
+    "_operator",
+)
 """Modules of functions whose names say what they do."""
 
 _SYNONYMS = {
@@ -26,7 +34,9 @@ _SYNONYMS = {
     "isub": "sub",
     "itruediv": "div",
     "multiply": "mul",
+    "ipow": "pow",
     "negative": "neg",
+    "pos": "positive",
     "special_expit": "sigmoid",
     "subtract": "sub",
     "true_divide": "div",

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from sparsemtl.compaction.calls import argument, named_position, operand, operation
 from sparsemtl.compaction.network import Network
 from sparsemtl.compaction.ops import is_elementwise, torch_class
+from sparsemtl.compaction.reasons import described
 from sparsemtl.errors import CompactionError
 
 _OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -20,12 +21,17 @@ _OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.isub: operator.sub,
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
+    operator.ipow: operator.pow,
 }
 _VIEWS = (nn.ChannelShuffle, nn.Flatten, nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle, nn.Unflatten)
 _SIZES = ("size", "dim", "shape", "ndim", "device", "dtype")
-_FRESH = frozenset(
-    ["amax", "amin", "cat", "flip", "interpolate", "max_pool2d", "mean", "normalize", "pow", "softmax", "sum"]
+_NEW = (
+    "all amax amin any argmax argmin cat empty_like eq flip full_like ge gt interpolate isfinite isinf isnan le "
+    "logical_and logical_not logical_or lt masked_fill matmul max_pool2d mean ne new_empty new_full new_ones "
+    "new_zeros normalize ones_like softmax std sum tril triu var where zeros_like"
 )
+_FRESH = frozenset(_NEW.split())
+"""Operations that make a tensor of memory of its own, beside those on elements."""
 _ALIASES = frozenset(["contiguous", "detach"])
 
 
@@ -130,7 +136,7 @@ def _make_plain(network: Network, node: fx.Node) -> None:
 def _plain_target(network: Network, node: fx.Node) -> Any:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     plain = name.removesuffix("_")
-    if node.op == "call_method" and hasattr(Tensor, plain):
+    if node.op == "call_method" and callable(getattr(Tensor, plain, None)):
         return plain
     for owner in (torch, F):
         if node.op == "call_function" and hasattr(owner, plain):
@@ -140,6 +146,6 @@ def _plain_target(network: Network, node: fx.Node) -> Any:
 
 def _refused(network: Network, node: fx.Node) -> CompactionError:
     return CompactionError(
-        f"{network.name}: {node.format_node()} writes in place into a tensor that another one may be a view of, or "
-        "that it does not make. Use the operation that gives a new tensor (inplace=False, `x = x + y`)."
+        f"{network.name}: {described(node, network)} writes in place into a tensor that another one may be a view of, "
+        "or that it does not make. Use the operation that gives a new tensor (inplace=False, `x = x + y`)."
     )

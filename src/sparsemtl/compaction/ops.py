@@ -14,8 +14,11 @@ _ACTIVATIONS = (
     "celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish relu relu6 selu silu sigmoid "
     "softplus softshrink softsign tanh tanhshrink threshold"
 )
-_UNARY = "abs clamp clone contiguous detach exp neg square"
-_BINARY = "add sub mul div maximum minimum"
+_UNARY = (
+    "abs ceil clamp clamp_max clamp_min clone contiguous cos detach erf exp expm1 floor log log1p neg "
+    "reciprocal round rsqrt sign sin sqrt square"
+)
+_BINARY = "add sub rsub mul div pow maximum minimum"
 
 ELEMENTWISE = frozenset(f"{_ACTIVATIONS} {_UNARY} {_BINARY}".split())
 """Operations that map numbers at one place to a number at that place."""
@@ -30,6 +33,9 @@ IDENTITIES: tuple[type[nn.Module], ...] = (
     nn.Identity,
 )
 """Layers that give back what they read in eval mode."""
+
+UNCHANGED = frozenset(["positive", "requires_grad"])
+"""Operations that return what they read, where no gradient is recorded."""
 
 DROPOUTS = frozenset(["alpha_dropout", "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_alpha_dropout"])
 """Operations that do if they are called with `training=False`."""

@@ -181,9 +181,18 @@ def _first_difference(model: Root, inputs: Inputs, wrong: Inputs) -> str:
 
 
 def _macs(module: nn.Module, inputs: Inputs) -> int:
-    """Multiply-adds of one sample, or of the example if no sample can be run alone."""
+    """Multiply-adds of one sample, or of the example if no sample can be run alone.
+
+    Raises:
+        CompactionError: if the module cannot be run on the example either.
+    """
     like = next((p for p in module.parameters() if p.is_floating_point()), None)
     same = inputs.to(dtype=None if like is None else like.dtype, device=device_of(module))
     alone = same.first(1)
     case = same if _error(module, alone) is not None else alone
+    if case is same and (error := _error(module, same)) is not None:
+        raise CompactionError(
+            f"{type(module).__name__.removeprefix('Compact')}: its graph cannot be run on inputs of shape "
+            f"{inputs.shapes()}, which the model takes: {error}."
+        ) from error
     return sum(macs_by_layer(module, *case.args, **case.kwargs).values())

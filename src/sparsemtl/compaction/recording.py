@@ -31,6 +31,10 @@ _QUESTIONS = (
 _ANSWERED = frozenset(_QUESTIONS.split())
 """Questions that have nothing to do with values or channels: the answer is all there is to them."""
 _RANKS = frozenset(["dim", "ndim", "ndimension"])
+_SPECIAL = {
+    getattr(Tensor, name): name for name in ("__pow__", "__ipow__", "__itruediv__", "__pos__", "__neg__", "__abs__")
+}
+"""Special methods of tensors that torch gives another name."""
 _SWAPPED: dict[str, Callable[..., Any]] = {
     "__rsub__": operator.sub,
     "__rdiv__": operator.truediv,
@@ -115,8 +119,12 @@ class Recorder(TorchFunctionMode):
         if name in ("dtype", "device") and args:
             return self._kind(name, args[0], value)
         if name in ("__setitem__", "__set__"):
-            raise CompactionError("it writes into a tensor in place (`x[...] = y`); torch.where and torch.cat do not")
+            raise CompactionError(
+                "it writes into a part of a tensor (`x[...] = y`), which is not followed. Make a new tensor instead, "
+                "with torch.where, torch.cat or torch.stack"
+            )
         if tensors(value) or (value is None and name.startswith("_assert")):
+            value = _renamed(value, args, kwargs)
             self._write(value, *_form(func, name, args, kwargs))
             return value
         return self._answer(name, args, kwargs, value)
@@ -310,9 +318,18 @@ def _same(node: fx.Node) -> fx.Node:
     return node
 
 
+def _renamed(value: Any, args: Any, kwargs: Any) -> Any:
+    """Another tensor of the same memory where a call returns its argument, as `x.to(x.dtype)` does.
+
+    In another precision the two may differ.
+    """
+    given = isinstance(value, Tensor) and any(value is each for each in tensors((args, kwargs)))
+    return value.view_as(value) if given else value
+
+
 def _name_of(func: Any) -> str:
     """The name of a function or method, or of the attribute that is read."""
-    name = getattr(func, "__name__", "")
+    name = _SPECIAL.get(func) or getattr(func, "__name__", "")
     return str(func.__self__.__name__) if name == "__get__" else str(name)
 
 

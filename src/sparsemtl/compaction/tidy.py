@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from sparsemtl.compaction.calls import argument, operand, operation
 from sparsemtl.compaction.in_place import without_writing
 from sparsemtl.compaction.network import Network
-from sparsemtl.compaction.ops import DROPOUTS, IDENTITIES, torch_class
+from sparsemtl.compaction.ops import DROPOUTS, IDENTITIES, UNCHANGED, torch_class
 
 _CONVOLUTION = (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1))
 _LAYERS: dict[str, type[nn.Module]] = {
@@ -66,6 +66,8 @@ def _is_identity(network: Network, node: fx.Node) -> bool:
     module = network.module(node)
     if module is not None:
         return torch_class(module) in IDENTITIES and not module.training
+    if operation(node) in UNCHANGED:
+        return True
     return operation(node) in DROPOUTS and argument(node, 2, "training", True) is False
 
 

@@ -33,15 +33,24 @@ def reshape(site: Site) -> Rule | None:
     source, shape = operand(site.node), shape_argument(site.node)
     if source is None or len(shape) < 2:
         return None
+    layout, first = site.layouts[source], _is_batch(shape[0], source, site.layouts)
     if len(shape) == 2 and shape[1] == -1:
-        return _flattened(site, 1) if _is_batch(shape[0], source, site.layouts) else None
-    layout = site.layouts[source]
+        return _flattened(site, 1) if first else None
+    counted = isinstance(shape[1], int) and shape[1] == layout.channels
+    if len(shape) == 3 and shape[2] == -1 and counted and layout.rank is not None and layout.rank > 2:
+        return _rows(site, layout) if first else None
     if not layout.whole or layout.rank is None or layout.axis != 1 or any(size != 1 for size in shape[2:]):
         return None
     # as many entries as channels and samples: further axes of the tensor have length one
-    counted = isinstance(shape[1], int) and shape[1] == layout.channels
-    first = shape[0] == -1 or _is_batch(shape[0], source, site.layouts)
+    counted = counted or (shape[1] == -1 and layout.rank == 2 and first)
+    first = first or (shape[0] == -1 and shape[1] != -1)
     return Reshape(site.node, [source], replace(layout, rank=len(shape)), preserved) if counted and first else None
+
+
+def _rows(site: Site, layout: Layout) -> Rule | None:
+    """`x.view(batch, channels, -1)`: positions on an axis of their own."""
+    fits = layout.whole and layout.axis == 1
+    return Reshape(site.node, [site.node.all_input_nodes[0]], replace(layout, rank=3), preserved) if fits else None
 
 
 class Reshape(Channelwise):
@@ -51,8 +60,9 @@ class Reshape(Channelwise):
         """Write the number of channels that are left."""
         mask = super().rewrite(out, present, editor)
         if mask is not None:
-            source, (batch, _, *ones) = self.node.args[0], shape_argument(self.node)
-            self.node.args, self.node.kwargs = (source, (batch, int(mask.sum()), *ones)), {}
+            source, (batch, channels, *others) = self.node.args[0], shape_argument(self.node)
+            left = channels if channels == -1 else int(mask.sum())
+            self.node.args, self.node.kwargs = (source, (batch, left, *others)), {}
         return mask
 
 

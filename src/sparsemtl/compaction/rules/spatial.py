@@ -36,6 +36,17 @@ PRESERVING = (
 """Layers that keep a constant channel constant and give tensors with as many axes as they read."""
 
 
+PADS = {
+    nn.ConstantPad1d: 1,
+    nn.ConstantPad2d: 2,
+    nn.ConstantPad3d: 3,
+    nn.ZeroPad1d: 1,
+    nn.ZeroPad2d: 2,
+    nn.ZeroPad3d: 3,
+}
+"""Class -> axes that it pads."""
+
+
 def spatial(passing: Passing, *, least: int = 3) -> Maker:
     """An operation on the axes behind the channels, which stay as many.
 
@@ -66,7 +77,9 @@ def max_pooling(site: Site) -> Rule | None:
 def average_pooling(site: Site) -> Rule | None:
     """Padding counts as zeros, so that only zero stays constant, if there is any."""
     layer: Any = site.module
-    padded = layer.padding not in (0, (0,), (0, 0), (0, 0, 0)) or getattr(layer, "divisor_override", None) is not None
+    padding = argument(site.node, 3, "padding", 0) if layer is None else layer.padding
+    divisor = argument(site.node, 6, "divisor_override", None) if layer is None else vars(layer).get("divisor_override")
+    padded = padding not in (0, (0,), (0, 0), (0, 0, 0), [0], [0, 0], [0, 0, 0]) or divisor is not None
     return spatial(zeros if padded else preserved)(site)
 
 
@@ -125,6 +138,12 @@ def pooling_of_head(site: Site) -> Rule | None:
     return Rule(site.node, [source], Layout(rank=2))
 
 
+def padding_layer(site: Site) -> Rule | None:
+    """Padding of axes behind the channels with one value."""
+    layer: Any = site.module
+    return spatial(zeros if layer.value == 0 else lost, least=2 + PADS[torch_class(layer)])(site)  # type: ignore[index]
+
+
 def zero_padding(site: Site) -> Rule | None:
     """`F.pad` of axes behind the channels, with zeros."""
     pads, mode, value = (
@@ -141,7 +160,7 @@ LAYERS: dict[type[nn.Module], Maker] = {
     **dict.fromkeys(AVERAGES, average_pooling),
     **dict.fromkeys(MAXIMA, spatial(preserved)),
     **dict.fromkeys((nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d), unpooling),
-    nn.ZeroPad2d: spatial(zeros),
+    **dict.fromkeys(PADS, padding_layer),
 }
 """Class of a layer -> rule."""
 
@@ -154,7 +173,7 @@ FUNCTIONS: dict[Callable[..., Any], Maker] = {pooled: pooling_of_head, unpooled:
 OPERATIONS: dict[str, Maker] = {
     **dict.fromkeys(_MEANS, spatial(preserved)),
     **dict.fromkeys(_MAXIMA, max_pooling),
-    **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), spatial(zeros)),
+    **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), average_pooling),
     **dict.fromkeys(("mean", "amax", "amin"), mean),
     "pad": zero_padding,
     "sum": total,
