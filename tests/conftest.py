@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,12 @@ def pytest_configure() -> None:
     """Threads of two workers that wait for each other's cores make small tests ten times as slow."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
     torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Leave modules and the ten thousand tests out of later garbage collections, which would look at all of them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ BASE: dict[str, Any] = {
     "data": SUBSETS,
     "encoder": {"name": "mlp", "hidden": [8, 6]},
     "optimizer": {"name": "sgd", "lr": 0.1},
-    "training": {"epochs": 2, "batch_size": 16, "accelerator": "cpu"},
+    "training": {"epochs": 2, "batch_size": 16, "accelerator": "cpu", "measure_cost": False},
     "pretraining": {"training": {"batch_size": 64}, "optimizer": {"lr": 0.5}},
 }
 """Pretraining at a rate so large that its last epoch is not its best."""

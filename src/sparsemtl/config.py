@@ -244,19 +244,13 @@ def _explain(issue: Mapping[str, Any], config: Mapping[str, Any], origins: Mappi
 
 def _beyond_limits(complete: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[str]:
     """The values of a checked configuration that no computer can work with, in words."""
-    tops: dict[Place, Any] = {(key,): complete[key] for key in run_keys()}
-    inner: dict[Place, Any] = {
-        (section, key): value
-        for section in (*SECTIONS, "training")
-        for key, value in (complete[section] or {}).items()
-        if key != "name" or section == "training"
-    }
-    for place, value in (tops | inner).items():
-        hint = _keys_beside(place, complete)[place[-1]][0]
-        if problem := beyond_limits(value, hint):
-            name = ".".join(place)
-            origin = f" ({origins[name]})" if name in origins else ""
-            yield f"{name}{origin}: expected {in_yaml_words(describe(hint))}, got {shown(value)}.{problem}"
+    for section in ((), *((name,) for name in (*SECTIONS, "training"))):
+        values = complete[section[0]] if section else complete
+        for key, (hint, *_) in _keys_beside((*section, ""), complete).items() if values else ():
+            if key in values and (problem := beyond_limits(values[key], hint)):
+                name = ".".join((*section, key))
+                origin = f" ({origins[name]})" if name in origins else ""
+                yield f"{name}{origin}: expected {in_yaml_words(describe(hint))}, got {shown(values[key])}.{problem}"
 
 
 def _place(issue: Mapping[str, Any], config: Mapping[str, Any]) -> Place:
