@@ -174,6 +174,15 @@ def test_a_copy_without_hidden_files_is_known_by_its_record(tmp_path: Path) -> N
     refuse_foreign(tmp_path)
 
 
+def test_a_folder_of_which_only_the_pretraining_began_is_known(tmp_path: Path) -> None:
+    trainer(tmp_path / "pretraining").fit(*loaders())
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    refuse_foreign(tmp_path)
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(CheckpointError, match=r"config\.yaml"):
+        refuse_foreign(tmp_path)
+
+
 # ---- settings ----------------------------------------------------------------------------------------------------
 
 
