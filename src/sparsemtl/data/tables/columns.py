@@ -139,7 +139,7 @@ def _is_number(name: str, files: Sequence[TableFile], looks: Sequence[Looks], wa
     if found.number is not None:
         raise DataError(
             f"{found.in_text}: column {name!r} holds numbers, as in {found.in_number}, and here {found.text!r}. If "
-            f"that stands for a missing value, add it to `missing_values`; if the column holds categories, add {name!r} to "
+            f"that stands for a missing value, add it to `missing_values`; if it holds categories, add {name!r} to "
             "`categorical`."
         )
     if found.too_many:
