@@ -24,6 +24,7 @@ from sparsemtl.locks import LOCK, locked, refuse_foreign
 from sparsemtl.run import resume, run
 from sparsemtl.study.grid import read_study
 from sparsemtl.study.runner import run_study
+from sparsemtl.training.folder import RunFolder
 from sparsemtl.yaml_text import dump_yaml
 
 HOLDER = """
@@ -70,6 +71,14 @@ def test_a_second_process_is_refused_until_the_first_one_ends_and_killing_it_is_
             with pytest.raises(CheckpointError, match=in_use):
                 write()
     assert run(tiny, folder, progress=False)
+
+
+def test_a_run_that_still_goes_on_is_not_said_to_have_stopped(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    RunFolder(tmp_path).save(RunFolder(tmp_path).last, {})
+    with held_elsewhere(tmp_path), pytest.raises(CheckpointError, match="is in use"):
+        run(tiny, tmp_path, progress=False)
+    with pytest.raises(CheckpointError, match="holds a run that stopped"):
+        run(tiny, tmp_path, progress=False)
 
 
 def test_the_holder_on_another_machine_is_named_with_it(tmp_path: Path) -> None:
