@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sparsemtl import Classification, Regression, Task
+from sparsemtl import Classification, Regression, SharedBottom, Task, fisher_masks
 from sparsemtl.batches import (
     Group,
     as_group,
@@ -129,3 +129,13 @@ def test_loaders_fit_the_tasks() -> None:
         check_loaders({"b": []}, tasks())
     with pytest.raises(LabelError, match=r"loaders: unknown task 'digt'\. Did you mean 'digit'\?"):
         check_loaders({"digt": []}, {"digit": Classification("digit", 2)})
+
+
+@pytest.mark.parametrize("nothing", [None, 5])
+def test_what_is_no_loader_is_named(nothing: Any) -> None:
+    with pytest.raises(LabelError, match=f"a loader yields batches.*got {nothing}"):
+        check_loaders(nothing, tasks())
+    with pytest.raises(LabelError, match=f"the loader of task 'a' yields batches.*got {nothing}"):
+        check_loaders({**apart(), "a": nothing}, tasks())
+    with pytest.raises(LabelError, match=f"a loader yields batches.*got {nothing}"):
+        fisher_masks(SharedBottom(nn.Linear(3, 2), list(tasks().values())), nothing)

@@ -24,6 +24,7 @@ from sparsemtl.locks import LOCK, locked, refuse_foreign
 from sparsemtl.run import resume, run
 from sparsemtl.study.grid import read_study
 from sparsemtl.study.runner import run_study
+from sparsemtl.training.folder import RunFolder
 from sparsemtl.yaml_text import dump_yaml
 
 HOLDER = """
@@ -70,6 +71,14 @@ def test_a_second_process_is_refused_until_the_first_one_ends_and_killing_it_is_
             with pytest.raises(CheckpointError, match=in_use):
                 write()
     assert run(tiny, folder, progress=False)
+
+
+def test_a_run_that_still_goes_on_is_not_said_to_have_stopped(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    RunFolder(tmp_path).save(RunFolder(tmp_path).last, {})
+    with held_elsewhere(tmp_path), pytest.raises(CheckpointError, match="is in use"):
+        run(tiny, tmp_path, progress=False)
+    with pytest.raises(CheckpointError, match="holds a run that stopped"):
+        run(tiny, tmp_path, progress=False)
 
 
 def test_the_holder_on_another_machine_is_named_with_it(tmp_path: Path) -> None:
@@ -172,6 +181,15 @@ def test_a_copy_without_hidden_files_is_known_by_its_record(tmp_path: Path) -> N
     for path in (tmp_path / LOCK, tmp_path / ".sparsemtl.json"):
         path.unlink()
     refuse_foreign(tmp_path)
+
+
+def test_a_folder_of_which_only_the_pretraining_began_is_known(tmp_path: Path) -> None:
+    trainer(tmp_path / "pretraining").fit(*loaders())
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    refuse_foreign(tmp_path)
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(CheckpointError, match=r"config\.yaml"):
+        refuse_foreign(tmp_path)
 
 
 # ---- settings ----------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def per_task(loaders: Loaders) -> bool:
 
 
 def check_loaders(loaders: Loaders, tasks: Mapping[str, Task]) -> None:
-    """Raise if a dict of loaders lacks a task or names one that does not exist."""
+    """Raise if a loader cannot be read, or a dict of loaders lacks a task or names one that does not exist."""
     if isinstance(loaders, Mapping):
         for name in loaders:
             if name not in tasks:
@@ -59,6 +59,15 @@ def check_loaders(loaders: Loaders, tasks: Mapping[str, Task]) -> None:
         missing = [name for name in tasks if name not in loaders]
         if missing:
             raise LabelError(f"loaders: task {missing[0]!r} has no loader; found {sorted(loaders)}.")
+    check_readable(loaders)
+
+
+def check_readable(loaders: Loaders) -> None:
+    """Raise if something that is no loader stands in the place of one."""
+    for name, loader in loaders.items() if isinstance(loaders, Mapping) else [(None, loaders)]:
+        if not (hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")):
+            what = "a loader" if name is None else f"the loader of task {name!r}"
+            raise LabelError(f"{what} yields batches, as a DataLoader or a list of them does, got {loader!r}.")
 
 
 def as_group(batch: Any, tasks: Mapping[str, Task], owner: str | None = None) -> Group:

@@ -154,11 +154,21 @@ def remove_parts(folder: Path) -> None:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a run or a study has written into a folder: its mark says so, or where a copy lacks that, its record."""
+    """Whether a run or a study has written into a folder: its mark says so, or where a copy lacks that, its record.
+
+    A run that was killed in its pretraining may have no record yet but that of the pretraining run.
+    """
     if "sparsemtl" in _json(folder / MARK):
         return True
+    if {"pretraining"} <= _visible(folder) <= {"config.yaml", "pretraining"}:
+        return is_ours(folder / "pretraining")
     versions = _json(folder / "environment.json").get("versions")
     return (isinstance(versions, dict) and "sparsemtl" in versions) or "baseline" in _json(folder / "study.json")
+
+
+def _visible(folder: Path) -> set[str]:
+    """Return the names in a folder but hidden ones; none if there is no folder."""
+    return {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")} if folder.is_dir() else set()
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -171,8 +181,7 @@ def refuse_foreign(folder: Path) -> None:
     """
     if not folder.is_dir() or is_ours(folder):
         return
-    entries = (entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    found = sorted(entry.name for entry in entries if not (entry.is_dir() and is_ours(entry)))
+    found = sorted(name for name in _visible(folder) if not is_ours(folder / name))
     if found:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         raise CheckpointError(

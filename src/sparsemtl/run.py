@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,8 @@ def _check_free(place: RunFolder) -> None:
     if place.finished:
         raise CheckpointError(f"{place.path} holds a finished run. Use another --out, or delete it.")
     if place.last.exists() or place.summary.exists():
+        with suppress(OSError), locked(place.path):  # raises if that run has not stopped yet
+            pass
         raise CheckpointError(
             f"{place.path} holds a run that stopped. Go on with `sparsemtl resume {place.path}`, "
             "use another --out, or delete it."

@@ -18,6 +18,7 @@ import sparsemtl as sm
 from sparsemtl.balancing import BALANCERS, as_balancer
 from sparsemtl.balancing.absent import PerTask, per_task_attributes
 from sparsemtl.training.engine import Backend, Engine
+from sparsemtl.training.structure import check_state
 
 Make = Callable[[Sequence[int]], Any]
 
@@ -359,3 +360,20 @@ def test_a_user_s_aggregator_with_memory_of_its_own_keeps_its_rows() -> None:
     balancer.aggregate(rows[1], torch.tensor([True, False, True]))
     torch.testing.assert_close(balancer.module.mean[1], rows[0][1] / 4)
     assert isinstance(balancer.module, nn.Module)
+
+
+@pytest.mark.parametrize("name", [*BALANCERS])
+def test_a_state_after_steps_is_taken_for_one_of_a_run_that_starts(name: str) -> None:
+    """A checkpoint is refused whose parts have another form than the run's own before its first step."""
+    balancer = made(name, 3)
+    engine = engine_of(model_of("abc"), balancer)
+    for seed, missing in enumerate(["a", "", "c"]):
+        engine.step([batch_of("abc", seed, missing=missing)])
+    twin = made(name, 3)
+    twin.attach(3, CPU)
+    check_state(balancer.state_dict(), twin.state_dict(), "the balancer")
+    twin.load_state_dict(balancer.state_dict())
+    torch.manual_seed(0)
+    expected = balancer.weights(torch.ones(3))
+    torch.manual_seed(0)
+    assert torch.equal(twin.weights(torch.ones(3)), expected)

@@ -189,3 +189,55 @@ def test_the_example_and_the_model_stay_as_they_are() -> None:
     sm.compact(model, example_inputs=x)
     assert torch.equal(x, before)
     assert nn.Module.__call__ is nn.Module._wrapped_call_impl
+
+
+def test_layers_of_unknown_width_are_not_reported_as_removed() -> None:
+    class Text(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(11, 8)
+            self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1)
+            self.last = nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.encoder(self.embedding(x)).mean(1))
+
+    tokens = torch.randint(0, 11, (2, 5), generator=torch.Generator().manual_seed(0))
+    report = sm.compact(Text().eval(), example_inputs=tokens).report
+    assert [each.change for each in report.layers] == ["whole"] * 3
+    assert report.layer("embedding").outputs == (8, 8)
+
+
+def random_network(draw: object) -> nn.Module:
+    class Random(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(draw(self.first(x)))
+
+    return Random().eval()
+
+
+DRAWN = {
+    "number": lambda x: x * float(torch.rand(())),
+    "branch": lambda x: x * torch.rand(()) if torch.rand(()) < 2 else x,
+    "order": lambda x: x[:, torch.randperm(8)],
+}
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+def test_random_numbers_that_a_graph_would_fix_are_refused(kind: str) -> None:
+    with pytest.raises(CompactionError, match="random"):
+        sm.compact(random_network(DRAWN[kind]), example_inputs=torch.ones(3, 4))
+
+
+def test_random_outputs_are_not_verified_and_leave_the_random_state_as_it_was() -> None:
+    model = random_network(lambda x: F.dropout(x, 0.5, training=True))
+    x, state = torch.ones(3, 4), torch.get_rng_state()
+    with pytest.warns(CompactionWarning, match="not the same from one run to the next.$") as warned:
+        small = sm.compact(model, example_inputs=x)
+    assert warned[0].filename == __file__
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not small.report.verification.verified

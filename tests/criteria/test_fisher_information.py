@@ -31,7 +31,7 @@ from sparsemtl.criteria import Criterion, FisherInformation, Gradient, fisher_in
 from sparsemtl.criteria.per_sample_powers import BatchPowers
 from sparsemtl.criteria.per_sample_sums import PowerSum
 from sparsemtl.criteria.select import select
-from sparsemtl.errors import LabelError, LikelihoodWarning, ParameterError
+from sparsemtl.errors import LabelError, LikelihoodWarning, NonFiniteScoreError, ParameterError
 from sparsemtl.models import maskable_parameters
 from sparsemtl.tasks import Task
 
@@ -746,3 +746,14 @@ def test_a_model_of_one_task_needs_no_name() -> None:
     found, truth = fisher_information(model, batches), score(model, batches)
     assert all(torch.equal(found[name], truth[name]) for name in truth)
     assert select(found, 0.5)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("kind", ["softmax", "multi-label"])
+def test_a_network_that_diverged_is_named_whatever_the_estimator(kind: str, estimator: Any) -> None:
+    task = KINDS[kind]()
+    model = model_of(task)
+    nn.init.constant_(model.get_parameter("encoder.4.weight"), float("nan"))
+    batch = (torch.ones(4, 1, 3, 3, dtype=torch.float64), {"t": labels_of(task, 4)})
+    with pytest.raises(NonFiniteScoreError, match="Did training diverge"):
+        fisher_masks(model, [batch], estimator=estimator)

@@ -161,6 +161,12 @@ def inputs() -> dict[str, Callable[[], Input]]:
             lambda x, i: (a[i : i + 1], 1),
             False,
         ),
+        "a lookup without an axis": lambda: Input(
+            Runs(lambda m, x: m.a(x).tanh() * m.kind(torch.tensor(1)), a=nn.Linear(3, 4), kind=nn.Embedding(2, 4)),
+            a,
+            lambda x, i: x[i : i + 1],
+            True,
+        ),
         "an object": lambda: Input(
             Runs(lambda m, x: m.a(m.a(x.a).tanh()), a=nn.Linear(3, 3)),
             Opaque(a),
@@ -268,6 +274,19 @@ def test_masks_take_the_cut_as_well() -> None:
     model, given = made("sequences, time first")
     cut = sm.fisher_masks(model, [(given.x, {"t": KIND})], keep=0.5, select=given.sample)
     assert cut == sm.fisher_masks(model, [(given.x, {"t": KIND})], keep=0.5)
+
+
+@pytest.mark.parametrize("name", ["graphs with a list of edges", "sequences, time first"])
+@pytest.mark.parametrize("own_cut", [False, True])
+def test_the_sharing_method_chooses_the_same_masks(name: str, own_cut: bool) -> None:
+    model, given = made(name)
+    loader = [(given.x, {"t": KIND})]
+    sharing = sm.FisherSharing(keep=0.5, warmup=0)
+    if own_cut:
+        sharing.information.select = given.sample
+    sharing.attach(model)
+    sharing.begin_epoch(0, loader)
+    assert sharing.masks == sm.fisher_masks(model, loader, keep=0.5)
 
 
 def test_every_first_batch_of_one_is_followed_by_a_check_of_two() -> None:

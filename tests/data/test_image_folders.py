@@ -205,6 +205,26 @@ def test_images_of_any_colours_become_three_channels_or_one(tmp_path: Path, mode
     assert Form.of(4, grey=True).decode(path).shape == (1, 4, 4)
 
 
+@pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
+def test_images_of_16_bits_have_the_brightness_of_8(tmp_path: Path, ending: str) -> None:
+    values = np.arange(256).reshape(16, 16)
+    Image.fromarray(values.astype(np.uint8)).save(tmp_path / "eight.png")
+    deep = tmp_path / f"sixteen.{ending}"
+    if ending == "pgm":
+        deep.write_bytes(b"P5 16 16 65535\n" + (values * 257).astype(">u2").tobytes())
+    else:
+        Image.fromarray((values * 257).astype(np.uint16)).save(deep)
+    form = Form.of(16, grey=False)
+    assert torch.equal(form.decode(deep), form.decode(tmp_path / "eight.png"))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_an_image_whose_range_is_unknown_is_named(tmp_path: Path, dtype: Any) -> None:
+    Image.fromarray(np.arange(16).reshape(4, 4).astype(dtype)).save(tmp_path / "deep.tif")
+    with pytest.raises(DataError, match=r"deep\.tif holds .* of 32 bits, whose range is unknown"):
+        Form.of(4, grey=False).decode(tmp_path / "deep.tif")
+
+
 @pytest.mark.parametrize("size", [None, [3], [3, 0], [3, 4, 5]])
 def test_a_size_must_be_a_number_or_two(tmp_path: Path, size: Any) -> None:
     lay(tmp_path / "birds", COUNTS)

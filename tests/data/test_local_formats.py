@@ -7,6 +7,7 @@ import io
 import random
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,47 @@ def test_a_mark_that_may_be_either_is_said_to_be_either(tmp_path: Path) -> None:
         table(path, separator=";")
 
 
+@pytest.mark.parametrize("decimal", [".", ","])
+def test_the_mark_that_was_named_stays_first_in_the_remedy(tmp_path: Path, decimal: str) -> None:
+    other = {".": ",", ",": "."}[decimal]
+    path = lay(tmp_path, "groups.csv", [f"{1 + n}{other}{100 + n}" for n in range(60)], ";")
+    with pytest.raises(DataError, match=f'Set `thousands: "{other}"`|Set `decimal: ","` or `thousands: ","`') as raised:
+        table(path, separator=";", decimal=decimal)
+    assert decimal == "." or "Set `thousands" in str(raised.value)
+
+
+def test_only_what_a_form_changes_is_in_the_remedy(tmp_path: Path) -> None:
+    path = lay(tmp_path, "whole.csv", [f"${1 + n % 9}" for n in range(60)])
+    with pytest.raises(DataError, match=r"look like numbers\. Set `units: \[\"\$\"\]`\. "):
+        table(path)
+    plain = lay(tmp_path, "plain.csv", [str(price) for price in PRICES])
+    with pytest.raises(DataError, match=r"If it holds numbers, learn it by `kind: regression`\.$"):
+        table(plain, {"v": "classification"})
+
+
+def test_amounts_in_parentheses_are_negative(tmp_path: Path) -> None:
+    texts = [f"(${grouped(price, '.', ',')})" if n % 3 else f"${price}" for n, price in enumerate(PRICES)]
+    path = lay(tmp_path, "accounts.csv", texts, ";")
+    with pytest.raises(DataError, match=r"look like numbers\. Set `thousands: \",\"` and `units: \[\"\$\"\]`"):
+        table(path, separator=";")
+    plain = lay(tmp_path, "plain.csv", [str(-price if n % 3 else price) for n, price in enumerate(PRICES)])
+    read = table(path, separator=";", thousands=",", units=["$"])
+    assert torch.equal(column(read), column(table(plain)))
+
+
+def test_a_file_of_semicolons_and_decimal_commas_is_told_its_separator(tmp_path: Path) -> None:
+    texts = [str(price).replace(".", ",") for price in PRICES]
+    path = lay(tmp_path, "german.csv", texts, ";")
+    with pytest.raises(DataError, match=r"single column, 'v;n;y', where ',' separates\. Set `separator: \";\"`"):
+        table(path)
+    titled = tmp_path / "titled.csv"
+    titled.write_text(f"Umsatz\n{path.read_text()}")
+    with pytest.raises(DataError, match=r"Set `separator: \";\"`"):
+        table(titled)
+    with pytest.raises(DataError, match=r"'Umsatz'.*set `skip_rows: 1`"):
+        table(titled, separator=";")
+
+
 def test_a_column_with_some_plain_numbers_gets_the_same_remedy(tmp_path: Path) -> None:
     path = lay(
         tmp_path, "mixed.csv", [grouped(value, ".", ",") if value > 999 else str(value) for value in PRICES], ";"
@@ -166,6 +208,26 @@ def test_dates_are_days_and_refused_before_they_are_named(tmp_path: Path, form: 
     expected = column(table(numbers))
     assert torch.equal(column(table(path, dates=["v"])), expected)
     assert torch.equal(column(table(path, dates={"v": form})), expected)
+
+
+def test_dates_without_marks_are_read_in_one_way(tmp_path: Path) -> None:
+    path = lay(tmp_path, "days.csv", [day.strftime("%Y%m%d") for day in DAYS])
+    marked = lay(tmp_path, "marked.csv", [day.isoformat() for day in DAYS])
+    assert torch.equal(column(table(path, dates=["v"])), column(table(marked, dates=["v"])))
+
+
+@pytest.mark.parametrize(
+    ("dates", "message"),
+    [
+        ("v", "dates: expected a list of columns"),
+        ({"v": 3}, r"dates\.v: expected a format of strptime.*got 3"),
+        ({"v": "%Q"}, r"dates\.v: expected a format of strptime.*'%Q'"),
+    ],
+)
+def test_what_is_no_format_of_dates_is_refused(tmp_path: Path, dates: Any, message: str) -> None:
+    path = lay(tmp_path, "days.csv", [day.isoformat() for day in DAYS])
+    with pytest.raises(ParameterError, match=message):
+        table(path, dates=dates)
 
 
 def test_the_time_of_a_day_is_a_fraction_of_it(tmp_path: Path) -> None:
@@ -298,6 +360,28 @@ def test_one_and_one_point_zero_are_one_class_and_one_category(tmp_path: Path) -
     assert asked.train.labels["y"][:6].tolist() == [1, 1, 0, 0, -100, 0]
 
 
+def test_one_and_one_comma_zero_are_one_class_where_a_comma_stands_before_the_fraction(tmp_path: Path) -> None:
+    path = lay(tmp_path, "commas.csv", [("1", "1,0", "0", "0,00")[n % 4] for n in range(60)], ";")
+    target = {"v": "classification"}
+    (task,) = table(path, target, separator=";", decimal=",", drop=["y"]).tasks
+    assert isinstance(task, Classification)
+    assert list(task.class_names) == ["0", "1"]
+    (task,) = table(path, target, separator=";", drop=["y"]).tasks
+    assert isinstance(task, Classification)
+    assert task.classes == 4
+
+
+@pytest.mark.parametrize("mark", ["?", "-", "None", "unknown"])
+def test_a_class_that_may_be_a_missing_label_is_named_in_the_notes(tmp_path: Path, mark: str) -> None:
+    path = lay(tmp_path, "marks.csv", [("yes", "no", mark)[n % 3] for n in range(60)])
+    target = {"v": "classification"}
+    assert any(f"v: {mark!r} counts as a class" in note for note in table(path, target, drop=["y"]).notes)
+    known = table(path, target, drop=["y"], missing_values=[mark])
+    assert not any("counts as a class" in note for note in known.notes)
+    signs = lay(tmp_path, "signs.csv", ["+-"[n % 2] for n in range(60)])
+    assert not any("counts as a class" in note for note in table(signs, target, drop=["y"]).notes)
+
+
 def test_whole_numbers_of_parquet_keep_their_digits_as_categories(tmp_path: Path) -> None:
     pandas = pytest.importorskip("pandas")
     pytest.importorskip("pyarrow")
@@ -396,6 +480,23 @@ def test_a_damaged_excel_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.xlsx").write_bytes(buffer.getvalue())
     with pytest.raises(DataError, match=r"bad\.xlsx is no whole Excel file"):
         table(tmp_path / "bad.xlsx")
+
+
+@pytest.mark.parametrize("ending", [".csv.gz", ".csv.zip", ".xlsx"])
+def test_a_flipped_bit_of_a_packed_table_is_named_or_changes_nothing(tmp_path: Path, ending: str) -> None:
+    path = lay(tmp_path, "plain.csv", [str(price) for price in PRICES])
+    expected, packed = column(table(path)), tmp_path / f"packed{ending}"
+    if ending == ".xlsx":
+        pytest.importorskip(EXCEL)
+    frame = pytest.importorskip("pandas").read_csv(path)
+    frame.to_excel(packed, index=False) if ending == ".xlsx" else frame.to_csv(packed, index=False)
+    content, draws = packed.read_bytes(), random.Random(0)
+    for bit in draws.sample(range(8 * len(content)), 40):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        packed.write_bytes(damaged)
+        with suppress(DataError, ParameterError):
+            assert torch.equal(column(table(packed)), expected)
 
 
 @pytest.mark.parametrize(

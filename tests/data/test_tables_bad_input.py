@@ -40,7 +40,7 @@ def good(tmp_path: Path) -> Path:
         ("", r"bad\.csv is empty\."),
         (HEADER + "\n", r"bad\.csv has no rows\."),
         ("\n".join([HEADER, *ROWS[:2]]), r"bad\.csv: 2 samples are too few to be split \[0\.7, 0\.15, 0\.15\]"),
-        ("\n".join([HEADER, *ROWS]).replace(",", ";"), r"single column, 'age;city;bought;price'.*`separator: ';'`"),
+        ("\n".join([HEADER, *ROWS]).replace(",", ";"), r"single column, 'age;city;bought;price'.*`separator: \";\"`"),
         ("\n".join([HEADER.replace("city", "age"), *ROWS]), r"columns 1 and 2 are both named 'age'"),
         ("\n".join([HEADER.replace("city", ""), *ROWS]), r"column 2 of 4 has no name"),
         (
@@ -53,6 +53,10 @@ def good(tmp_path: Path) -> Path:
             r"row 31: column 'age' holds numbers, as in .*bad\.csv, row 1",
         ),
         ("\n".join([HEADER, *ROWS, "inf,Oslo,no,3"]), r"row 31: column 'age' holds inf, which is not finite"),
+        (
+            "\n".join([HEADER, *ROWS, "1,Oslo,no,1e39"]),
+            r"row 31: column 'price' holds 1e\+39, which is beyond the range",
+        ),
         (
             "\n".join([HEADER, *ROWS, "1,Oslo,no,dear"]),
             r"row 31: the target 'price' must hold numbers, and here is 'd",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import UserDict
 from typing import Any
 
 import pytest
@@ -111,6 +112,13 @@ def test_inputs_may_be_nests_and_labels_bare() -> None:
     assert last["table"].tolist() == [3, 4]
     assert [t.tolist() for t in last["pair"]] == [[13, 14], [23, 24]]
     assert labels.tolist() == [33, 34]
+
+
+def test_a_mapping_that_is_no_dict_keeps_its_class() -> None:
+    words: Any = UserDict(ids=torch.arange(5), mask=torch.arange(5) + 10)  # as transformers.BatchEncoding is
+    (x, labels), _ = TensorLoader(words, torch.arange(5), batch_size=3)
+    assert type(x) is UserDict
+    assert (x["ids"].tolist(), x["mask"].tolist(), labels.tolist()) == ([0, 1, 2], [10, 11, 12], [0, 1, 2])
 
 
 def test_lengths_must_agree() -> None:

@@ -250,9 +250,14 @@ def damage_summary(folder):
     (folder / "summary.json").write_text("{}")
 
 
+def damage_a_task(folder):
+    change_summary(folder, tasks=dict.fromkeys(("digit", "ink"), {}))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (damage_a_task, r"summary\.json, or a file beside it, is not as sparsemtl wrote it"),
         (damage_metrics, r"metrics\.csv: the column 'split' is missing"),
         (damage_masks, r"masks\.safetensors is not a mask file"),
         (damage_samples, r"samples\.safetensors is not a whole safetensors file"),

@@ -240,8 +240,13 @@ def test_values_that_are_lists_or_sections_have_columns_too(tmp_path: Path, tiny
 
 
 def test_progress_is_told_on_the_error_stream_one_line_a_run(
-    study_file: Path, copied_study: Path, no_reports: None, capsys: pytest.CaptureFixture[str]
+    study_file: Path,
+    copied_study: Path,
+    no_reports: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
     run_study(read_study(study_file, ["seeds=[0, 3]"]), copied_study)
     out, error = capsys.readouterr()
     assert out == ""

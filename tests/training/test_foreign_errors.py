@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from training_toys import WIDTH, loader, own_loaders, quiet, shared, state_of, table
 
 import sparsemtl as sm
+from sparsemtl.data.base import BatchLoader
 from sparsemtl.errors import ForwardError, LabelError, ParameterError, SparseMTLError
 from sparsemtl.training.heads import materialize_heads
 
@@ -55,6 +57,37 @@ def test_dropping_it_trains(train: Any) -> None:
 
 def test_without_batch_norm_a_batch_of_one_is_as_good_as_any() -> None:
     quiet(shared(), epochs=1).fit(loader(17), loader(8))
+
+
+class TimeFirst(BatchLoader):
+    """Sequences of four steps, (4, samples, width)."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count, batch_size=8, shuffle=True, drop_last=False, generator=None)
+        self.x = torch.randn(4, count, WIDTH)
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((self.x[:, rows], {"b": rows.float()}) for rows in self.order())
+
+
+@pytest.mark.parametrize(("count", "fits"), [(16, True), (17, False)])
+def test_the_last_sample_is_found_on_whatever_axis_samples_are(count: int, fits: bool) -> None:
+    """A norm over a sequence's first state: one row of a batch, and one for each sample."""
+
+    class First(nn.Module):
+        out_features = WIDTH
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x[0])
+
+    trainer = quiet(sm.SharedBottom(First(), [sm.Regression("b")]), epochs=1)
+    with nullcontext() if fits else pytest.raises(ForwardError, match="the last batch of an epoch"):
+        trainer.fit(TimeFirst(count), TimeFirst(8))
+    assert fits == (trainer.position.step > 0)
 
 
 def test_trying_a_batch_of_one_disturbs_nothing() -> None:
@@ -213,6 +246,7 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
         {"scheduler": torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.ones(1)]), 1)},
         "`scheduler` must be a function that makes one, got the StepLR itself",
     ),
+    "a scheduler's name": ({"scheduler": "cosine"}, r"pass `lambda optimizer: sm.optim.SCHEDULERS\['cosine'\]"),
 }
 
 

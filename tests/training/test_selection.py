@@ -134,15 +134,40 @@ def test_a_gain_of_one_task_is_not_outweighed_by_the_unit_of_another() -> None:
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=8))
 def test_a_reference_of_zero_is_scaled_by_the_first_value_that_is_not(values: list[int]) -> None:
     values = [0, *values]
-    valuation = RelativeChange({"b": tasks("b")[0]})
+    valuation = RelativeChange({"b": error_task()})
     scale = next((abs(v) for v in values if v), None)
     for epoch, value in enumerate(values):
-        found = {"b": {"loss": 1.0, "r2": float(value)}}
+        found = {"b": {"loss": 1.0, "mae": -float(value)}}
         valuation.observe(epoch, found)
         merit = valuation.merit(found, ("b",))
         assert merit is not None
         assert merit.value == pytest.approx(value / scale if scale and value else 0.0)
     assert valuation.references["b"].scale == scale
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-10, 1, exclude_max=True), min_size=1, max_size=8))
+def test_r2_changes_as_the_variance_that_is_left_unexplained(values: list[float]) -> None:
+    """As a task whose metric is 1 - R², lower is better."""
+    explained = RelativeChange({"b": tasks("b")[0]})
+    left = RelativeChange({"b": error_task()})
+    for epoch, value in enumerate(values):
+        for valuation, metric, number in ((explained, "r2", value), (left, "mae", 1 - value)):
+            valuation.observe(epoch, {"b": {"loss": 1.0, metric: number}})
+        merits = (
+            explained.merit({"b": {"loss": 1.0, "r2": value}}, ("b",)),
+            left.merit({"b": {"loss": 1.0, "mae": 1 - value}}, ("b",)),
+        )
+        assert merits[0] is not None
+        assert merits[1] is not None
+        assert merits[0].value == pytest.approx(merits[1].value, rel=1e-9, abs=1e-11)
+
+
+def test_a_first_r2_close_to_zero_does_not_decide_alone() -> None:
+    selection = Selection(TOGETHER)
+    selection.update(0, results(0.80, 0.001))
+    selection.update(1, results(0.90, 0.600))
+    assert selection.update(2, results(0.40, 0.605)) == []  # half of the accuracy is worth more than 0.005 of R²
 
 
 def test_the_reference_is_of_the_first_epoch_that_can_be_chosen() -> None:

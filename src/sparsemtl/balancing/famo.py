@@ -22,33 +22,28 @@ class Famo(LossBalancer):
 
     looks_back = True
 
+    def attach(self, tasks: int, device: torch.device) -> None:
+        """Make the module with the optimizer that TorchJD makes at the first update, so that states have one form."""
+        super().attach(tasks, device)
+        module = self.module
+        module._optimizer = torch.optim.Adam([module._w], lr=module.lr, weight_decay=module.weight_decay)
+
     def look_back(self, losses: Tensor, present: Tensor | None = None) -> None:
         """Move the weights by how far every loss fell; those of tasks without a label stay."""
         if present is None or bool(present.all()):
             self.module.update(losses)
         elif bool(present.any()):
-            self._begin()
             with held_entries([self.module._w], ~present, self.module._optimizer):
                 self.module.update(losses)
 
-    def _begin(self) -> None:
-        """Make the optimizer that TorchJD makes at the first update."""
-        module = self.module
-        if module._optimizer is None:
-            module._optimizer = torch.optim.Adam([module._w], lr=module.lr, weight_decay=module.weight_decay)
-
     def state_dict(self) -> dict[str, Any]:
         """With the moments of the optimizer that moves the weights."""
-        optimizer = self.module._optimizer
-        return {**super().state_dict(), "optimizer": deepcopy(optimizer.state_dict()) if optimizer else None}
+        return {**super().state_dict(), "optimizer": deepcopy(self.module._optimizer.state_dict())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put them back."""
         super().load_state_dict(state)
-        if state["optimizer"] is not None:
-            self.module._optimizer = None
-            self._begin()
-            self.module._optimizer.load_state_dict(state["optimizer"])
+        self.module._optimizer.load_state_dict(state["optimizer"])
 
 
 def famo(*, lr: Positive = 0.025, weight_decay: NonNegative = 1e-3) -> Famo:

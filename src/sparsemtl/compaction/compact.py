@@ -20,6 +20,7 @@ from sparsemtl.norms import TaskNorms
 
 @torch.inference_mode(False)
 @torch.no_grad()
+@torch.random.fork_rng(devices=[])
 def compact(
     model: nn.Module,
     masks: TaskMasks | None = None,

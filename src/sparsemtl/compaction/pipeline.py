@@ -86,11 +86,11 @@ def _finished(
         _refuse_others(small, inputs.named(model.module), comparison)
         verification = comparison.result()
     if verification.reason:
+        remedy = "" if inputs else " Compact it with a batch that it reads (`example_inputs=...`)."
         warnings.warn(
-            f"{model.name}: nothing was verified, since {verification.reason}. Compact it with a batch that it reads "
-            "(`example_inputs=...`).",
+            f"{model.name}: nothing was verified, since {verification.reason}.{remedy}",
             CompactionWarning,
-            stacklevel=5,
+            stacklevel=7,
         )
     return verification
 

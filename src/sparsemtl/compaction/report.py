@@ -15,9 +15,10 @@ class LayerReport:
     Attributes:
         name: its name in the model, or that of the function that it is.
         kind: its class.
-        inputs: channels that it read and reads; (n, 0) if it was removed.
+        inputs: channels that it read and reads; (n, 0) if it was removed, (0, 0) if they are not known.
         outputs: channels that it gave and gives.
         why: why no more was removed where something is in the way; "" if every channel left counts.
+        removed: whether the compacted network has no such layer.
     """
 
     name: str
@@ -25,11 +26,12 @@ class LayerReport:
     inputs: tuple[int, int]
     outputs: tuple[int, int]
     why: str = ""
+    removed: bool = False
 
     @property
     def change(self) -> str:
         """`removed`, `smaller` or `whole`."""
-        if self.inputs[1] == self.outputs[1] == 0:
+        if self.removed:
             return "removed"
         return "whole" if self.inputs[0] == self.inputs[1] and self.outputs[0] == self.outputs[1] else "smaller"
 
@@ -74,6 +76,8 @@ class CompactionReport:
 
 def _change(channels: tuple[int, int]) -> str:
     before, after = channels
+    if before == after == 0:
+        return ""
     return str(before) if before == after else f"{before} -> {after}"
 
 

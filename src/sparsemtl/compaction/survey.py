@@ -41,12 +41,12 @@ class Survey:
     def layers(self, network: Network) -> tuple[LayerReport, ...]:
         """What became of every layer of a network that was cut."""
         after = {name: channels_of(module) for name, module in _layers(network)}
-        return tuple(self._layer(name, after.get(name, (0, 0))) for name in self.before)
+        return tuple(self._layer(name, after.get(name)) for name in self.before)
 
-    def _layer(self, name: str, after: Channels) -> LayerReport:
+    def _layer(self, name: str, after: Channels | None) -> LayerReport:
         kind, before = self.before[name]
-        inputs, outputs = zip(before, after, strict=True)
-        return LayerReport(name, kind, inputs, outputs, self.why[name])
+        inputs, outputs = zip(before, after or (0, 0), strict=True)
+        return LayerReport(name, kind, inputs, outputs, self.why[name], removed=after is None)
 
 
 def _layers(network: Network) -> list[tuple[str, nn.Module]]:
@@ -56,7 +56,12 @@ def _layers(network: Network) -> list[tuple[str, nn.Module]]:
     ]
 
 
-_WIDTHS = (("in_channels", "out_channels"), ("in_features", "out_features"), ("input_size", "hidden_size"))
+_WIDTHS = (
+    ("in_channels", "out_channels"),
+    ("in_features", "out_features"),
+    ("input_size", "hidden_size"),
+    ("num_embeddings", "embedding_dim"),
+)
 _WIDTH = ("num_features", "num_channels", "embed_dim", "num_parameters", "d_model")
 
 

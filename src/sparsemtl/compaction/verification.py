@@ -121,6 +121,7 @@ class Comparison:
             differs = isinstance(recorded, Exception) or difference(expected, recorded) > LIMITS[dtype]
             self.without_gradients = differs and not self._random
         if self._random:
+            self._check_random(small, example)
             return
         limit = max(LIMITS[dtype], ROUNDING * self._rounding(expected))
         self._exact = expected
@@ -128,6 +129,17 @@ class Comparison:
         if dtype is torch.float64 or not self._errors.get(torch.float64):
             for case in _cases(example):
                 self._compare(model, small, case, dtype, limit)
+
+    def _check_random(self, small: nn.Module, example: Inputs) -> None:
+        """Raise if the model draws numbers and the network has none to draw."""
+        outputs = [_outputs(small, example, seed) for seed in range(4)]
+        fixed = all(not isinstance(each, Exception) and difference(outputs[0], each) == 0 for each in outputs)
+        if fixed:
+            raise DifferentOutputsError(
+                "the model's outputs are random and those of its graph are not: Python reads a number that was drawn, "
+                "or it was drawn apart from the inputs, and the graph would hold the one of the example.",
+                example,
+            )
 
     def _rounding(self, outputs: Any) -> float:
         """How far the model is from itself in double precision."""

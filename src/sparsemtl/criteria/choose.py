@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from sparsemtl.batches import Loader, Loaders, as_group
+from sparsemtl.batches import Loader, Loaders, as_group, check_readable
 from sparsemtl.criteria.channels import channel_units
 from sparsemtl.criteria.criterion import Criterion
 from sparsemtl.criteria.fisher import FisherInformation
@@ -53,6 +53,8 @@ def choose_masks(
     """
     if previous is None:
         check_maskable(model)
+    if criterion.reads_data or granularity == "channel":
+        check_readable(loaders)
     with preserved():
         scores = criterion.scores(model, loaders, list(model.tasks.values()))
         units = _units(model, loaders) if granularity == "channel" else {}

@@ -20,7 +20,7 @@ from sparsemtl.criteria.per_sample_cut import Select
 from sparsemtl.criteria.per_sample_powers import BatchPowers, GradientPowers, wide
 from sparsemtl.criteria.per_sample_sums import Power, PowerSum
 from sparsemtl.criteria.undisturbed import undisturbed
-from sparsemtl.errors import LabelError, LikelihoodWarning, ParameterError
+from sparsemtl.errors import LabelError, LikelihoodWarning, NonFiniteScoreError, ParameterError
 from sparsemtl.masks import unwrapped
 from sparsemtl.models import MultiTaskModel, maskable_parameters, placement
 from sparsemtl.nests import map_tensors
@@ -170,7 +170,8 @@ class FisherInformation(Criterion):
         if len(output) != len(mean.counts):
             raise LabelError(f"task {mean.task.name!r}: {len(output)} outputs but {len(mean.counts)} labels.")
         known = mean.known(output)
-        for weight, direction in self._terms(mean, output.to(wide(output.dtype))):
+        alone = torch.where(known, output, 0.0).to(wide(output.dtype))  # labels cannot be drawn from NaN
+        for weight, direction in self._terms(mean, alone):
             factor = weight.sqrt() if self.power == "square" else weight
             cotangent = direction * factor.view(-1, *[1] * (output.ndim - 1))
             yield torch.where(known, cotangent, 0.0).to(output.dtype)
@@ -184,6 +185,7 @@ class FisherInformation(Criterion):
         elif mean.estimator == "efs":
             yield from likelihood.expected(output)
         elif mean.estimator == "sample":
+            _check_outputs(mean.task, output)
             for _ in range(self.draws):
                 yield one / self.draws, likelihood.sampled_score(output, mean.generator)
         elif mean.estimator == "true":
@@ -191,6 +193,16 @@ class FisherInformation(Criterion):
         else:  # n times the power of the mean over n samples
             n = mean.counts.sum() if self.power == "square" else 1
             yield one / n, likelihood.score(output, mean.label)
+
+
+def _check_outputs(task: Task, output: Tensor) -> None:
+    """Raise unless labels can be drawn; scores of the other estimators show by themselves that training diverged."""
+    wrong = int((output.isnan() | (output == torch.inf)).sum())
+    if wrong:
+        raise NonFiniteScoreError(
+            f"task {task.name!r}: {wrong} of {output.numel()} outputs are NaN or infinite, so that no label can be "
+            "drawn. Did training diverge?"
+        )
 
 
 @dataclass

@@ -173,7 +173,7 @@ class _Anchored(torch.autograd.Function):
 
 
 def _matching(x: Any, output: Any) -> bool:
-    return isinstance(x, Tensor) and isinstance(output, Tensor) and output.ndim > 0 and len(x) == len(output)
+    return isinstance(x, Tensor) and isinstance(output, Tensor) and x.shape[:1] == output.shape[:1] != ()
 
 
 def _layers(model: nn.Module, names: Iterable[str]) -> dict[nn.Module, dict[str, str]]:

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sparsemtl.errors import DataError, ParameterError, unknown_name
+from sparsemtl.nests import map_tensors, tensors_in
 from sparsemtl.parameters import Count, validated
 from sparsemtl.tasks import Task
 
@@ -109,11 +109,11 @@ class TensorLoader(BatchLoader):
 
 def gather(nest: Any, rows: Tensor) -> Any:
     """The samples `rows` of every tensor of a nest, copied."""
-    return tree_map_only(Tensor, lambda tensor: tensor[rows.to(tensor.device)], nest)
+    return map_tensors(lambda tensor: tensor[rows.to(tensor.device)], nest)
 
 
 def _common_length(x: Any, targets: Mapping[str, Tensor] | Tensor) -> int:
-    inputs = {len(leaf) for leaf in tree_leaves(x) if isinstance(leaf, Tensor)}
+    inputs = {len(tensor) for tensor in tensors_in(x)}
     if len(inputs) != 1:
         raise DataError(f"inputs must be tensors of one length, found lengths {sorted(inputs)}.")
     (length,) = inputs

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -56,7 +56,23 @@ def read_picture(path: Path, *, rgb: bool, upright: bool = False) -> Array:
         MissingExtraError: if Pillow is not installed.
     """
     image = _turned(_opened(path)) if upright else _opened(path)
-    return np.array(image.convert("RGB") if rgb else image)
+    return np.array(_in_bytes(image, path).convert("RGB") if rgb else image)
+
+
+def _in_bytes(image: Image, path: Path) -> Image:
+    """Return an image of bytes; Pillow itself would make 255 of all greater values.
+
+    Raises:
+        DataError: naming the file, if its numbers are no brightness.
+    """
+    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")  # from 0 to 65535
+    if deep:
+        bright = np.rint(np.asarray(image).astype(np.float64) / 257).astype(np.uint8)
+        return cast("Image", load_pillow(f"reading {path}").fromarray(bright))
+    if image.mode in ("I", "F"):
+        kind = "whole numbers" if image.mode == "I" else "floats"
+        raise DataError(f"{path} holds {kind} of 32 bits, whose range is unknown. Save it with 8 or 16 bits a channel.")
+    return image
 
 
 def _turned(image: Image) -> Image:

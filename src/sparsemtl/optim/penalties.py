@@ -24,7 +24,8 @@ from sparsemtl.registry import Registry
 class Penalty(abc.ABC):
     """strength * sum over groups g of sqrt(n_g) * size of g, where n_g is the number of the group's weights.
 
-    It covers weights of four axes (convolutions, 1x1 too), and leaves the rest alone.
+    It covers tensors of four axes (weights of convolutions, 1x1 too), and leaves the rest alone. Gains and maps of
+    positions may have four axes as well: pass `sm.maskable_parameters(model)`, which holds weights of layers alone.
 
     Args:
         strength: the papers' lambda.

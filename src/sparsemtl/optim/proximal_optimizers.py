@@ -88,7 +88,8 @@ class ProximalAdamW(_Proximal, torch.optim.AdamW):
 
     Args:
         params: parameters, named parameters or parameter groups. A group may have its own `penalty` (None: none),
-            `adaptive` and `prox_lr`.
+            `adaptive` and `prox_lr`. The penalty belongs to `sm.maskable_parameters(model).values()`: gains and maps of
+            positions may have as many axes as a weight.
         lr, betas, eps, weight_decay, amsgrad: as in `torch.optim.AdamW`; eps is the reference code's by default.
         penalty: what makes weights sparse; None is AdamW. To change it later, put another into the groups.
         adaptive: take the proximal step in Adam's metric, not the plain one. With the plain one, the usual strengths
@@ -133,7 +134,7 @@ class ProximalSGD(_Proximal, torch.optim.SGD):
     """SGD, then the proximal map of a penalty on the convolutions.
 
     Args:
-        params: parameters, named parameters or parameter groups. A group may have its own `penalty` (None: none).
+        params: as in `ProximalAdamW`.
         lr, momentum, dampening, weight_decay, nesterov: as in `torch.optim.SGD`.
         penalty: what makes weights sparse; None is SGD. To change it later, put another into the groups.
         options: the other options of `torch.optim.SGD`.

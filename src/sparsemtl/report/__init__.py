@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sparsemtl.errors import CheckpointError, missing_extra
@@ -40,7 +42,8 @@ def write_report(path: str | Path) -> Path:
     if (folder / "study.json").is_file():
         page = study_page(folder)
     elif (folder / "summary.json").is_file():
-        page = run_page(folder)
+        with _damage_named(folder):
+            page = run_page(folder)
     elif RunFolder(folder).begun:
         raise CheckpointError(
             f"the run in {folder} has not ended (summary.json is missing). Go on with `sparsemtl resume {folder}`."
@@ -52,3 +55,17 @@ def write_report(path: str | Path) -> Path:
     target = folder / "report.html"
     write_text(target, page)
     return target
+
+
+@contextmanager
+def _damage_named(folder: Path) -> Iterator[None]:
+    """Raise what a damaged or edited record of a run leads the page to as a CheckpointError."""
+    from jinja2 import UndefinedError
+
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, UndefinedError) as error:
+        raise CheckpointError(
+            f"{folder / 'summary.json'}, or a file beside it, is not as sparsemtl wrote it: {error!r}. Use another copy "
+            "of the folder."
+        ) from error

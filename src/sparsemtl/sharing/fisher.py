@@ -32,6 +32,11 @@ class FisherSharing(MaskedSharing):
         target_density, reach_at, semantics, update, strict, bn, scope, granularity, min_per_layer, mask_all: see
             `MaskedSharing`.
 
+    Attributes:
+        information: the criterion. For inputs whose samples are not on the first axis of tensors (graphs, sequences
+            time first), its `select` may be set to a function that cuts a sample out, as in `FisherInformation`; the
+            scores are the same without it, but slower to compute.
+
     Differences from the paper:
         - Warm-up length, sample number and renewal interval are in an appendix that is not public; the defaults are
           one epoch, 1024 samples and every epoch.

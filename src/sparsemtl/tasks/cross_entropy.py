@@ -33,6 +33,7 @@ def cross_entropy(
         label_smoothing: share of the label that is spread over all classes, in [0, 1).
         class_weights: C numbers of at least 0; None weighs all classes alike.
     """
+    output = torch.where(known.unsqueeze(1), output, 0.0)  # NaN times a gradient of zero would still be NaN
     weights = None if class_weights is None else output.new_tensor(class_weights)
     total = F.cross_entropy(
         output, target, weights, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="sum"

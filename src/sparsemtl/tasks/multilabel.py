@@ -106,6 +106,7 @@ class MultiLabel(Task):
         label = self.labels(target)
         known = self.labelled(label)
         if bool(known.any()):
+            output = torch.where(label.isnan(), 0.0, output)  # a metric may look for NaN among all outputs
             for metric in metrics.values():
                 metric.update(output[known].float().sigmoid(), label[known].nan_to_num(UNKNOWN).long())
 

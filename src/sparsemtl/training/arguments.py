@@ -38,11 +38,16 @@ def check_sharing(sharing: object) -> None:
 
 
 def check_maker(name: str, maker: object, kind: type | tuple[type, ...]) -> None:
-    """Raise unless this is a function that makes an optimizer or a scheduler, a name, or None."""
+    """Raise unless this is a function that makes an optimizer or a scheduler, the name of an optimizer, or None."""
     if isinstance(maker, kind):
         raise ParameterError(
             f"Trainer: `{name}` must be a function that makes one, got the {type(maker).__name__} itself. It is made "
             f"when heads have their widths: pass `lambda {_ARGUMENT[name]}: ...` that returns it."
+        )
+    if name == "scheduler" and isinstance(maker, str):
+        raise ParameterError(
+            f"Trainer: `scheduler` must be a function that makes one, got {maker!r}. A name does not say over how many "
+            f"epochs: pass `lambda optimizer: sm.optim.SCHEDULERS[{maker!r}](optimizer, epochs)`."
         )
     if maker is not None and not isinstance(maker, str) and not callable(maker):
         raise ParameterError(f"Trainer: `{name}` must be a function that makes one, got {_shown(maker)}.")

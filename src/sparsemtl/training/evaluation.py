@@ -77,7 +77,7 @@ def evaluate(
         count = int(task.known(label).sum())
         if count:
             loss = float(task.loss(output, target))
-            broken[name] += [samples[name] + i for i in _broken(output, task.labelled(label), loss)]
+            broken[name] += [samples[name] + i for i in _broken(output, task.known_outputs(label, output), loss)]
             if not broken[name]:
                 totals[name] += loss * count
                 counts[name] += count
@@ -94,17 +94,23 @@ def evaluate(
     return results
 
 
-def _broken(output: Tensor, labelled: Tensor, loss: float) -> list[int]:
-    """Positions in a batch of the labelled samples whose output is no prediction: it has NaN or infinity.
+def _broken(output: Tensor, known: Tensor, loss: float) -> list[int]:
+    """Return the positions in a batch of the samples with NaN or infinity among the outputs of known labels.
 
-    Minus infinity is one where the loss bears it: logits of classes that a model excludes.
+    Minus infinity is a prediction where the loss bears it: logits of classes that a model excludes.
+
+    Args:
+        output: (B, ...).
+        known: which outputs a known label speaks of, broadcasts to `output`.
+        loss: of the batch.
     """
     finite = output.isfinite()
     if bool(finite.all()):
         return []
     wrong = output.isnan() | (output == math.inf) if math.isfinite(loss) else ~finite
+    wrong = wrong & known.to(wrong.device)
     rows = wrong.flatten(1).any(1) if wrong.ndim > 1 else wrong
-    return (rows & labelled.to(rows.device)).nonzero().flatten().tolist()
+    return rows.nonzero().flatten().tolist()
 
 
 def _warn_of_nothing(task: str, broken: Sequence[int], samples: int) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_map_only
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from sparsemtl.batches import Loaders, as_group, undrawn
@@ -52,10 +51,12 @@ def _rest(count: int, size: int) -> int:
 
 
 def _single(loader: Any) -> Any:
-    """A batch of one sample."""
+    """Return a batch of one sample, as the loader itself makes it: no axis of a tensor need be that of the samples."""
     if isinstance(loader, DataLoader):
         return loader.collate_fn([loader.dataset[next(iter(loader.sampler))]])
-    return tree_map_only(Tensor, lambda tensor: tensor[:1], next(iter(loader)))
+    single = copy.copy(loader)
+    single.dataset_size, single.batch_size, single.shuffle = 1, 1, False
+    return next(iter(single))
 
 
 def _try(model: MultiTaskModel, x: Any, tasks: tuple[str, ...]) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from sparsemtl.errors import ParameterError
 from sparsemtl.tasks import Task
 from sparsemtl.training.evaluation import Results
 from sparsemtl.training.structure import check_state
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 Monitor = Literal["score", "loss"] | Callable[[Results], float]
 """`score`: see `RelativeChange`; `loss`: see `WeightedLoss`; or a function of the validation results (task -> metric ->
@@ -78,7 +81,7 @@ class Reference:
     Attributes:
         metric: its name.
         value: R.
-        scale: |R|, or the first other |value| that is not 0 if R is 0; None as long as all values were 0.
+        scale: what changes are divided by, positive; None as long as it would have been 0 (see `RelativeChange`).
         epoch: of R, counted from 1.
     """
 
@@ -92,8 +95,10 @@ class RelativeChange:
     """`score`: the mean over the tasks of s (M - R) / |R|, the form of Maninis et al.'s Delta_m (CVPR 2019).
 
     M is the task's primary metric in the epoch, R its value in the first epoch observed in which it is defined, and
-    s = 1 where higher is better, -1 where lower is. No unit enters: metres and millimetres choose the same epoch. If
-    R = 0, the scale |R| is replaced by the first |M| that is not 0; until then the change is 0.
+    s = 1 where higher is better, -1 where lower is. No unit enters: metres and millimetres choose the same epoch.
+    For R² and explained variance the scale is 1 - R in place of |R|: the relative change of the variance that is left
+    unexplained. Their R is often close to 0 after an epoch, and a task divided by it would decide alone. If the scale
+    of R is 0, that of the first M where it is not takes its place; until then the change is 0.
 
     Args:
         tasks: task name -> task.
@@ -101,11 +106,13 @@ class RelativeChange:
 
     words = (
         "mean over the tasks of the relative change s (M - R) / |R| of the primary validation metric M, with R its "
-        "value in the first epoch that could be chosen, s = 1 where higher is better and -1 where lower is"
+        "value in the first epoch that could be chosen, s = 1 where higher is better and -1 where lower is; for R² the "
+        "scale is 1 - R"
     )
 
     def __init__(self, tasks: Mapping[str, Task]) -> None:
         self._primary = {name: primary_of(task) for name, task in tasks.items()}
+        self._origins = {name: _origin(next(iter(task.metrics().values()))) for name, task in tasks.items()}
         self.references: dict[str, Reference] = {}
 
     def observe(self, epoch: int, results: Results) -> None:
@@ -115,10 +122,11 @@ class RelativeChange:
             if not math.isfinite(value):
                 continue
             known = self.references.get(task)
+            scale = abs(value - self._origins[task]) or None
             if known is None:
-                self.references[task] = Reference(metric, value, abs(value) or None, epoch + 1)
+                self.references[task] = Reference(metric, value, scale, epoch + 1)
             elif known.scale is None:
-                self.references[task] = Reference(metric, known.value, abs(value) or None, known.epoch)
+                self.references[task] = Reference(metric, known.value, scale, known.epoch)
 
     def merit(self, results: Results, tasks: Sequence[str]) -> Merit | None:
         """Return the mean relative change over the tasks whose metric is defined."""
@@ -241,6 +249,15 @@ def primary_of(task: Task) -> tuple[str, bool]:
     """Return a task's primary metric, and whether higher is better."""
     name, metric = next(iter(task.metrics().items()))
     return name, bool(metric.higher_is_better)
+
+
+def _origin(metric: Metric) -> float:
+    """Return the value from which a metric's scale is measured: 0, or 1 where 0 is the skill of a constant."""
+    from torchmetrics.regression import ExplainedVariance, R2Score
+
+    from sparsemtl.tasks.value_metrics import KnownR2
+
+    return 1.0 if isinstance(metric, (ExplainedVariance, KnownR2, R2Score)) else 0.0
 
 
 def _without_last_digits(value: float) -> float:

@@ -141,7 +141,7 @@ def pooling_of_head(site: Site) -> Rule | None:
 def padding_layer(site: Site) -> Rule | None:
     """Padding of axes behind the channels with one value."""
     layer: Any = site.module
-    return spatial(zeros if layer.value == 0 else lost, least=2 + PADS[torch_class(layer)])(site)  # type: ignore[index]
+    return spatial(zeros if layer.value == 0 else lost, least=2 + PADS[torch_class(layer)])(site)
 
 
 def zero_padding(site: Site) -> Rule | None:

@@ -19,7 +19,7 @@ from sparsemtl.data.pictures import Array
 from sparsemtl.errors import CheckpointError, DataError
 from sparsemtl.files import read_json, replacing, write_json
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the same files and options give other bytes: old ones then rest."""
 _HEADER = struct.Struct("<II")
 """What stands before every image: its checksum, and a number that no empty place has."""

@@ -6,9 +6,12 @@ import bz2
 import codecs
 import csv
 import gzip
+import json
 import lzma
 import warnings
 import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -40,8 +43,12 @@ FOREIGN = {
     b"\xd0\xcf\x11\xe0": "an old Excel file",
 }
 """First bytes of files that are no text."""
+DAMAGED = (OSError, EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, RuntimeError)
+"""What Python's archives raise where they are damaged; the last, where they are encrypted or of an unknown kind."""
 FIRST_ROWS = 20
-"""Rows among which a title is told from a header."""
+"""Rows by which a separator and a title are recognised."""
+FIRST_LINES = 10 * FIRST_ROWS
+"""Lines that are read for them; a quoted value may fill several."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +68,11 @@ class CSVFile:
         """Names of the columns: the first line, or the dialect's.
 
         Raises:
-            DataError: if the file is absent or empty, a title stands above the header, a name stands twice, or there is
-                one column but more separators.
+            DataError: if the file is absent or empty, a title stands above the header, a name stands twice, or another
+                separator divides its rows.
         """
         names = self.dialect.header or self._first_line()
         check_names(self.path, names)
-        other = next((mark for mark in SEPARATORS if len(names) == 1 and mark in names[0]), None)
-        if other is not None:
-            raise DataError(
-                f"{self.path} has a single column, {names[0][:60]!r}, where {self.dialect.separator!r} separates. "
-                f"Set `separator: {other!r}`."
-            )
         return names
 
     def with_dialect(self, dialect: Dialect) -> CSVFile:
@@ -107,13 +108,14 @@ class CSVFile:
     def _first_line(self) -> tuple[str, ...]:
         with self._explained():
             with opened(self.path) as file, TextIOWrapper(file, self._encoding, newline="") as text:
-                lines = islice(text, self.dialect.skip_rows, None)
-                rows = csv.reader(lines, delimiter=self.dialect.separator, skipinitialspace=True)
-                check_title(self.path, list(islice((row for row in rows if row), FIRST_ROWS)), self.dialect.skip_rows)
+                lines = list(islice(text, self.dialect.skip_rows, self.dialect.skip_rows + FIRST_LINES))
+                first = _first_rows(lines, self.dialect.separator)
+                check_separator(self.path, lines, self.dialect.separator)
+                check_title(self.path, first, self.dialect.skip_rows)
             with self._source() as source:
                 how = {"header": None, "nrows": 1, "dtype": "str", "keep_default_na": False, **self._how()}
                 line = load_pandas().read_csv(source, **how)
-            return tuple(str(name) for name in line.iloc[0])
+            return tuple(str(name).strip() for name in line.iloc[0])
         raise AssertionError  # `_explained` raises whatever it stops
 
     def _how(self) -> dict[str, Any]:
@@ -177,8 +179,39 @@ class CSVFile:
             raise ParameterError(f"{error}; `text_encoding` is a name that Python knows, as utf-8.") from None
         except csv.Error as error:
             raise DataError(f"{self.path} cannot be read: {error}. Set `separator` to one character.") from None
-        except (OSError, EOFError, lzma.LZMAError, zipfile.BadZipFile) as error:
+        except DAMAGED as error:
             raise DataError(f"{self.path} cannot be read: {error}.") from None
+
+
+def check_separator(path: Path, lines: Sequence[str], separator: str) -> None:
+    """Raise if the first row is a single value, and another separator divides the rows into more.
+
+    Rows of which every one has a decimal comma have two values each where commas separate.
+
+    Raises:
+        DataError: naming the other separator.
+    """
+    first = _first_rows(lines, separator)
+    if not first or len(first[0]) > 1:
+        return
+    usual = {mark: _usual_length(_first_rows(lines, mark)) for mark in (separator, *SEPARATORS)}
+    other = max(SEPARATORS, key=lambda mark: usual[mark])
+    if usual[other] > max(1, usual[separator]):
+        raise DataError(
+            f"{path} has a single column, {first[0][0][:60]!r}, where {separator!r} separates. Set `separator: "
+            f"{json.dumps(other)}`."
+        )
+
+
+def _first_rows(lines: Sequence[str], separator: str) -> list[list[str]]:
+    rows = csv.reader(lines, delimiter=separator, skipinitialspace=True)
+    return list(islice((row for row in rows if row), FIRST_ROWS))
+
+
+def _usual_length(rows: Sequence[Sequence[str]]) -> int:
+    """Return the number of values that most rows have, 0 if there is none."""
+    lengths = Counter(len(row) for row in rows)
+    return max(lengths, key=lambda length: lengths[length], default=0)
 
 
 def zipped_table(path: Path) -> str:
@@ -192,7 +225,7 @@ def zipped_table(path: Path) -> str:
             names = [name for name in archive.namelist() if not name.endswith("/") and not _is_extra(name)]
     except FileNotFoundError:
         raise DataError(f"{path.absolute()} does not exist.") from None
-    except (OSError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise DataError(f"{path} cannot be read: {error}.") from None
     if len(names) != 1:
         raise DataError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -72,9 +71,9 @@ class ExcelFile:
                 sheet = pandas.read_excel(book, sheet_name=self._name(book.sheet_names), na_values=[""], **how)
         except FileNotFoundError:
             raise DataError(f"{self.path.absolute()} does not exist.") from None
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            if isinstance(error, ParameterError):
-                raise
+        except ParameterError:
+            raise
+        except Exception as error:  # openpyxl raises whatever a damaged file leads it to
             raise DataError(f"{self.path} is no whole Excel file: {error}.") from None
         cells: pd.DataFrame = sheet.dropna(how="all").dropna(axis=1, how="all")
         return cells

@@ -21,14 +21,13 @@ _DAYS = ("%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%Y/%m/%d", "%d-%m-%Y", "%m-%d-%Y",
 _SHORT = ("%d.%m.%y", "%d/%m/%y", "%m/%d/%y")
 _NAMED = ("%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%d-%b-%Y", "%d-%b-%y", "%d. %B %Y")
 _TIMES = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
-DATE_FORMATS = (ISO, *(day + time for day in (*_DAYS, *_SHORT) for time in _TIMES), *_NAMED, "%Y%m%d")
+DATE_FORMATS = (ISO, *(day + time for day in (*_DAYS, *_SHORT) for time in _TIMES), *_NAMED)
 """Formats that are tried where a date column's own is not given, as `strptime` writes them."""
 _CURRENCIES = "USD|EUR|GBP|CHF|JPY|INR|CNY|SEK|NOK|DKK|PLN|CZK|BRL|CAD|AUD|US\\$|CA\\$|A\\$|R\\$|Rs\\.?|kr\\.?|zł"
 _MEASURES = "kg|mg|g|lbs?|cm|mm|km|m|ft|in|ml|l|°C|°F|kWh|km/h|mph|ms|h|min|s"
 _UNIT = rf"[$€£¥₹₽₩₺₴₪₫฿₦₱¢%‰°]|{_CURRENCIES}"
 _WITH_UNIT = re.compile(
-    rf"(?P<sign>[+\-−]?)\s*(?P<before>{_UNIT})?\s*(?P<number>[+\-−]?[\d.,'’_\s]*\d[\d.,'’_\s]*?)\s*"
-    rf"(?P<after>{_UNIT}|{_MEASURES})?"
+    rf"[+\-−(]?\s*(?P<before>{_UNIT})?\s*[+\-−]?[\d.,'’_\s]*\d[\d.,'’_\s]*?\s*(?P<after>{_UNIT}|{_MEASURES})?\)?"
 )
 _DATE = re.compile(
     r"(\d{4}([-/.])\d{1,2}\2\d{1,2}|\d{1,2}([-/.])\d{1,2}\3(\d{4}|\d{2})|\d{1,2}\.?[ -][A-Za-zÀ-ž]{3,9}\.?[ -]\d{2,4}"
@@ -61,9 +60,12 @@ class NumberFormat:
         """Numbers that texts stand for, float64; NaN where a text stands for none, or is missing.
 
         Groups that are not of three digits (two, in front of the last, as in India) are no number: `12,5` is not 125.
+        A number in parentheses is negative, as accountants write it, where there are groups or units.
         """
         pandas = load_pandas()
         bare = texts.astype("str").str.replace("−", "-").str.strip()
+        if not self.plain:
+            bare = bare.str.replace(r"^\(\s*([^-+()]+?)\s*\)$", r"-\1", regex=True)
         for unit in self.units:
             bare = bare.str.replace(rf"^([+-]?)\s*{re.escape(unit)}\s*|\s*{re.escape(unit)}$", r"\1", regex=True)
         bare = bare.where(bare.str.fullmatch(self._pattern, na=False))
@@ -114,7 +116,10 @@ def remedy(column: str, texts: Iterable[str], used: NumberFormat) -> str:
     if not _most(list(matches), known):
         return ""
     units = sorted({unit for match in matches.values() for unit in match.group("before", "after") if unit})
-    fitting = [way for way in LOCAL if _fits(way, units, list(matches))]
+    if _fits(used, used.units, list(matches)):
+        return ""
+    ways = sorted(LOCAL, key=lambda way: way.decimal != used.decimal == ",")  # a decimal comma was named: it stays
+    fitting = [way for way in ways if _fits(way, units, list(matches))]
     options = [said for way in fitting if (said := _options(way, units, used))]
     if not options:
         return ""
@@ -130,8 +135,9 @@ def _fits(way: NumberFormat, units: Sequence[str], texts: Sequence[str]) -> bool
 
 
 def _ambiguous(fitting: Sequence[NumberFormat]) -> bool:
-    """Whether the same mark may group thousands or stand before a fraction, as in 1,250."""
-    return NumberFormat(",") in fitting and NumberFormat(".", ",") in fitting
+    """Whether the same mark may group thousands or stand before a fraction, as in 1,250; not if there is no mark."""
+    plain = {way.decimal for way in fitting if way.thousands is None}
+    return len(plain) == 1 and any(way.thousands in plain for way in fitting)
 
 
 def _options(way: NumberFormat, units: Sequence[str], used: NumberFormat) -> str:
@@ -168,6 +174,18 @@ def parse_dates(texts: pd.Series[Any], form: str) -> pd.Series[Any]:
     """Days since 1970-01-01 UTC, with fractions for times, float64; NaN where a text is no date of this form."""
     pandas = load_pandas()
     return days(pandas.to_datetime(texts.astype("str").str.strip(), format=form, errors="coerce", utc=True))
+
+
+def wrong_date_format(form: object) -> str:
+    """Return why pandas can read no date by a format, "" if it can."""
+    pandas = load_pandas()
+    try:
+        if not isinstance(form, str):
+            return "" if form is None else ", which is no text"
+        pandas.to_datetime(pandas.Series(["2000-01-01"]), format=form, errors="coerce")
+    except ValueError as error:
+        return f": {error}"
+    return ""
 
 
 def days(times: pd.Series[Any]) -> pd.Series[Any]:

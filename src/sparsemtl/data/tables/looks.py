@@ -121,7 +121,7 @@ def _look_at(column: pd.Series[Any], first: int, seen: Seen, file: TableFile, *,
         seen.known += int(is_text.sum())
         for name in names[~is_number]:
             if len(seen.texts) < MOST_SEEN:
-                seen.texts.setdefault(whole_number(name.strip()))
+                seen.texts.setdefault(whole_number(name.strip(), file.dialect.numbers.decimal))
 
 
 def _narrow(column: pd.Series[Any], names: pd.Series[Any], first: int, seen: Seen, file: TableFile) -> None:

@@ -31,9 +31,9 @@ Array = npt.NDArray[Any]
 
 CELLS = 5_000_000
 """Values that are read at a time."""
-MISSING_VALUES = ("", "NA", "N/A", "NaN", "nan", "null")
+MISSING_VALUES = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NULL", "null")
 """Texts that stand for a missing value, where nobody says others."""
-_WHOLE = re.compile(r"([+-]?\d+)\.0+")
+_WHOLE = re.compile(r"([+-]?\d+)([.,])0+")
 """A whole number with a fraction of zeros, as a column of numbers gets when one of them is missing."""
 
 
@@ -174,14 +174,19 @@ def as_chunk(
         file.path,
         first,
         {name: _numbers(frame[name], file, first) for name in numbers},
-        {name: _texts(frame[name], file.dialect.missing_values) for name in texts},
+        {name: _texts(frame[name], file.dialect) for name in texts},
     )
 
 
-def whole_number(text: str) -> str:
-    """A text as it names a category: `1.0` is `1`, as numbers of a column in which one is missing are written."""
+def whole_number(text: str, decimal: str = ".") -> str:
+    """A text as it names a category: `1.0` is `1`, as numbers of a column in which one is missing are written.
+
+    Args:
+        text: the text.
+        decimal: what stands before a number's fraction in the file; a point always does.
+    """
     match = _WHOLE.fullmatch(text)
-    return match[1] if match else text
+    return match[1] if match and match[2] in (".", decimal) else text
 
 
 def check_names(path: Path, names: Sequence[str]) -> None:
@@ -246,11 +251,11 @@ def _numbers(column: pd.Series[Any], file: TableFile, first: int) -> Array:
     return numbers
 
 
-def _texts(column: pd.Series[Any], missing_values: Sequence[str]) -> Texts:
+def _texts(column: pd.Series[Any], dialect: Dialect) -> Texts:
     """Each text once; not by pandas' dtype `category`, to which 01 and 1 are the same."""
     codes, found = load_pandas().factorize(column)
-    named = [whole_number(str(name).strip()) for name in found]
-    names = tuple(dict.fromkeys(name for name in named if name not in missing_values))
+    named = [whole_number(str(name).strip(), dialect.numbers.decimal) for name in found]
+    names = tuple(dict.fromkeys(name for name in named if name not in dialect.missing_values))
     places = {name: place for place, name in enumerate(names)}
     return Texts(np.array([*(places.get(name, -1) for name in named), -1])[codes], names)
 

@@ -166,7 +166,9 @@ def placed(chunks: Iterable[Chunk]) -> Iterator[tuple[int, Chunk]]:
 
 
 def _check_finite(chunk: Chunk, name: str) -> None:
-    infinite = np.isinf(chunk.numbers[name])
-    if infinite.any():
-        row = int(infinite.argmax())
-        raise DataError(f"{chunk.where(row)}: column {name!r} holds {chunk.numbers[name][row]}, which is not finite.")
+    numbers = chunk.numbers[name]
+    beyond = np.abs(numbers) > np.finfo(np.float32).max
+    if beyond.any():
+        row = int(beyond.argmax())
+        why = "is not finite" if np.isinf(numbers[row]) else "is beyond the range of single precision"
+        raise DataError(f"{chunk.where(row)}: column {name!r} holds {numbers[row]}, which {why}.")

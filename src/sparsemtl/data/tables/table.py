@@ -16,7 +16,7 @@ from sparsemtl.data.options import ProperFraction, checked, resolve_root
 from sparsemtl.data.tables.columns import Columns, Wanted, check_named, find_columns
 from sparsemtl.data.tables.encoding import Missing
 from sparsemtl.data.tables.files import Rows, find_files, open_table
-from sparsemtl.data.tables.formats import Decimal, NumberFormat, Thousands
+from sparsemtl.data.tables.formats import Decimal, NumberFormat, Thousands, wrong_date_format
 from sparsemtl.data.tables.kept import digest, kept
 from sparsemtl.data.tables.looks import Looks, date_format, look
 from sparsemtl.data.tables.parts import Division
@@ -115,10 +115,12 @@ def table(
         ParameterError: if a column is named that is not there, or an argument does not do.
         MissingExtraError: if pandas, or pyarrow for Parquet, or openpyxl for Excel, is not installed.
     """
+    if separator is not None and (len(separator) != 1 or separator in '"\r\n'):
+        raise ParameterError(f"separator: expected one character, other than a quotation mark; got {separator!r}.")
     asked = wanted_targets(targets)
     dialect = Dialect(
         numbers=_number_format(decimal, thousands, units),
-        dates=dict(dates) if isinstance(dates, Mapping) else dict.fromkeys(dates),
+        dates=_dates(dates),
         text_encoding=text_encoding,
         missing_values=tuple(missing_values),
         skip_rows=skip_rows,
@@ -214,6 +216,22 @@ def _number_format(decimal: Decimal, thousands: Thousands | None, units: Sequenc
         if not isinstance(unit, str) or not unit.strip() or any(mark.isdecimal() for mark in unit):
             raise ParameterError(f"units: expected texts without digits, such as $ and %; got {unit!r}.")
     return NumberFormat(decimal, thousands, tuple(sorted((unit.strip() for unit in units), key=len, reverse=True)))
+
+
+def _dates(dates: Sequence[str] | Mapping[str, str]) -> dict[str, str | None]:
+    """Return column -> format of its dates, None where it is to be found.
+
+    Raises:
+        ParameterError: if a column or a format is none.
+    """
+    if isinstance(dates, str):
+        raise ParameterError(f"dates: expected a list of columns, or a mapping of columns to formats; got {dates!r}.")
+    if not isinstance(dates, Mapping):
+        return dict.fromkeys(dates)
+    for name, form in dates.items():
+        if wrong := wrong_date_format(form):
+            raise ParameterError(f'dates.{name}: expected a format of strptime, as "%d.%m.%Y"; got {form!r}{wrong}.')
+    return dict(dates)
 
 
 def _columns(targets: Sequence[Target]) -> dict[str, bool]:

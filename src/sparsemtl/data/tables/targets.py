@@ -17,6 +17,8 @@ from sparsemtl.tasks import Classification, Regression, Task
 
 UNLABELLED = -100
 """The class of a row that has no label."""
+MARKS = frozenset({"?", "-", "--", ".", "none", "missing", "unknown", "n.a."})
+"""Names, in small letters, that stand for a missing value in many a table, and for a class in others."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,14 @@ class Classes(Target):
         """With the classes that training has, unless they are given."""
         super().fitted(found)
         return self if self.classes else replace(self, classes=tuple(in_order(found.texts[self.column].counts)))
+
+    def note(self) -> str:
+        """Classes whose names often stand for a missing value."""
+        marks = [name for name in self.classes if name.lower() in MARKS and not (name == "-" and "+" in self.classes)]
+        if not marks:
+            return ""
+        named = ", ".join(map(repr, marks))
+        return f"{self.name}: {named} counts as a class. If it stands for a missing label, add it to `missing_values`"
 
     def stratum(self, chunk: Chunk, seen: dict[str, int]) -> Array:
         """The numbers of the classes, in the order in which they come."""
