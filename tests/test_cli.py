@@ -333,7 +333,16 @@ def test_every_mistake_is_one_message(sparsemtl: Shell, tmp_path: Path, words: l
     assert outcome.error.count("\n") == 1
 
 
+@pytest.fixture
+def heeded(sent: signal.Signals) -> Iterator[None]:
+    """Heed the signal although the test runner ignores it, as under nohup or in a script's background."""
+    before = signal.signal(sent, signal.default_int_handler)
+    yield
+    signal.signal(sent, before)
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.usefixtures("heeded")
 def test_a_run_that_is_interrupted_says_how_to_go_on_and_goes_on(
     sent: signal.Signals,
     sparsemtl: Shell,

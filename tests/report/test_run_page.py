@@ -251,7 +251,7 @@ def damage_summary(folder):
 
 
 def damage_a_task(folder):
-    change_summary(folder, tasks=dict.fromkeys(("digit", "ink"), {}))
+    change_summary(folder, tasks={"digit": {}, "ink": {}})
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,6 @@ def _damage_named(folder: Path) -> Iterator[None]:
         yield
     except (LookupError, TypeError, AttributeError, UndefinedError) as error:
         raise CheckpointError(
-            f"{folder / 'summary.json'}, or a file beside it, is not as sparsemtl wrote it: {error!r}. Use another copy "
-            "of the folder."
+            f"{folder / 'summary.json'}, or a file beside it, is not as sparsemtl wrote it: {error!r}. Use another "
+            "copy of the folder."
         ) from error
