@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pandas as pd
@@ -101,6 +102,18 @@ def test_the_lead_says_what_the_winner_costs_beside_the_baseline(folder, html):
     keep = float(winner.removeprefix("fisher, keep "))
     part = f"{100 * keep:.0f}\N{NO-BREAK SPACE}%"
     assert f"its networks need {part} of the multiply-adds of single-task training and {part} of the weights" in html
+
+
+def test_a_method_as_good_as_the_baseline_is_named_with_its_cost_first(copy):
+    def alike(rows):
+        rows = rows[rows["method"].isin(["stl", "fisher"])].copy()
+        rows.loc[rows["split"] == "test", "value"] = 0.5
+        return rows
+
+    edit_results(copy, alike)
+    page = Page(write_report(copy).read_text())
+    words = r"keeps the quality of single-task training within one standard deviation \(.+\) and, compacted, needs \d"
+    assert re.search(words, page.text)
 
 
 def test_a_study_of_runs_that_were_not_measured_has_no_cost(copy):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 from sparsemtl.report.folders import StudyFolder
 from sparsemtl.report.words import listing, percent, plural, signed
@@ -21,7 +20,9 @@ def baseline_name(study: StudyFolder) -> str:
 
 
 def lead(best: Results, main: Table, baseline: str) -> str:
-    """Say which method gains most over the baseline, on which tasks it loses, and what it costs.
+    """Say which method does best beside the baseline, on which tasks it loses, and what it costs.
+
+    A method that costs less and is as good as the baseline within one standard deviation is named with its cost first.
 
     Args:
         best: one setting per method.
@@ -34,39 +35,50 @@ def lead(best: Results, main: Table, baseline: str) -> str:
         return _lead_by_rank(best, main)
     winner = str(delta.idxmax())
     mean, deviation = float(delta.max()), float(figures.std[DELTA][winner])
-    over = f"on average {_over(best)}"
-    unsure = ", which is within one standard deviation of no change" if abs(mean) < deviation else ""
+    unsure, change = abs(mean) <= deviation, f"{_change(mean, deviation)} on average {_over(best)}"
+    parts = _parts_of_cost(best, winner)
+    needs = (
+        f"{percent(parts[0])} of the multiply-adds of {baseline} and {percent(parts[1])} of the weights"
+        if parts
+        else ""
+    )
+    beaten = f"No method beats {baseline} on average {_over(best)}"
+    within = ", which is within one standard deviation of no change" if unsure else ""
+    if unsure and parts and parts[0] < 1:
+        kept = f"{winner} keeps the quality of {baseline} within one standard deviation ({change})"
+        sentences = [f"{kept} and, compacted, needs {needs}."]
+        sentences += [f"{beaten}."] if mean <= 0 else []
+        return " ".join([*sentences, _losses(best, winner)])
+    if mean > 0:
+        first = f"{winner} gains most over {baseline}: {change}{within}."
+    else:
+        first = f"{beaten}; the closest is {winner} with {_change(mean, deviation)}{within}."
+    return " ".join([first, _losses(best, winner), *([f"Compacted, its networks need {needs}."] if parts else [])])
+
+
+def _losses(best: Results, winner: str) -> str:
+    """The tasks on which a method is worse than the baseline."""
+    figures = gains(best)
     changes = {task: (float(figures.mean[task][winner]), float(figures.std[task][winner])) for task in best.tasks}
     tasks = {task: change for task, change in changes.items() if not math.isnan(change[0])}
     lost = [f"{task} ({_change(*change)})" for task, change in tasks.items() if change[0] < 0]
-    if mean > 0:
-        first = f"{winner} gains most over {baseline}: {_change(mean, deviation)} {over}{unsure}."
-    else:
-        first = f"No method beats {baseline} {over}; the closest is {winner} with {_change(mean, deviation)}{unsure}."
-    second = (
+    return (
         f"It loses on {plural(len(lost), 'task')} of {len(tasks)}: {listing(lost)}." if lost else "It loses on no task."
     )
-    return " ".join([first, second, *_cost(best, winner, baseline)])
 
 
-def _cost(best: Results, winner: str, baseline: str) -> Iterator[str]:
-    """What the winner's compacted networks need, as a part of what the baseline's need.
+def _parts_of_cost(best: Results, winner: str) -> tuple[float, float] | None:
+    """Multiply-adds and weights of the winner's compacted networks, as fractions of the baseline's; None if unknown.
 
     Times of different runs are not compared: other work on the machine may have met one of them alone.
     """
     own = best.settings.index[best.settings["method"] == best.baseline]
     if not measured(best) or own.empty:
-        return
-    parts = {}
-    for metric, what in ((MACS, "multiply-adds"), (WEIGHTS, "weights")):
-        mean = run_level(best, metric).mean[metric]
-        if not (mean[winner] > 0 and mean[own[0]] > 0):
-            return
-        parts[what] = percent(float(mean[winner] / mean[own[0]]))
-    yield (
-        f"Compacted, its networks need {parts['multiply-adds']} of the multiply-adds of {baseline} and "
-        f"{parts['weights']} of the weights."
-    )
+        return None
+    macs, weights = (run_level(best, metric).mean[metric] for metric in (MACS, WEIGHTS))
+    if not all(mean[setting] > 0 for mean in (macs, weights) for setting in (winner, own[0])):
+        return None
+    return float(macs[winner] / macs[own[0]]), float(weights[winner] / weights[own[0]])
 
 
 def _change(mean: float, deviation: float) -> str:
