@@ -291,6 +291,7 @@ def test_once_settled_it_stays_settled(method: str) -> None:
     assert settled[-1]
 
 
+@pytest.mark.filterwarnings("ignore:.*none is zero in the chosen model")  # penalties have no time to act in two epochs
 @every_method
 @pytest.mark.parametrize("data", ["shared", "own"])
 def test_the_trainer_runs_it_on_data_of_both_kinds(method: str, data: str, tmp_path: Path) -> None:
