@@ -95,7 +95,7 @@ def _error(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
 
 
 def _meant(text: str) -> str:
-    """What to write for a value of two readings: its plain number, true or false."""
+    """Return what to write for a value of two readings: its plain number, true or false."""
     lowered = text.lower()
     if lowered in ("yes", "on"):
         return "true"

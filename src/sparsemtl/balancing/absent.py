@@ -212,7 +212,7 @@ class StateKey:
 
 
 def _memories(module: nn.Module) -> list[Memory]:
-    """What an aggregator's parts remember of tasks."""
+    """Return what an aggregator's parts remember of tasks."""
     from torchjd.aggregation import NashMTL
 
     found: list[Memory] = [*_entries(module)]

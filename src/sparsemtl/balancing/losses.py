@@ -84,7 +84,7 @@ def held_entries(
 
 
 def _moments(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """What an optimizer remembers of every entry of a parameter."""
+    """Return what an optimizer remembers of every entry of a parameter."""
     state = optimizer.state.get(parameter, {}).values()
     return [value for value in state if isinstance(value, Tensor) and value.shape == parameter.shape]
 

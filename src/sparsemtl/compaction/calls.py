@@ -87,7 +87,7 @@ def shape_argument(node: fx.Node) -> Sequence[Any]:
 
 
 def named_position(target: Callable[..., Any], name: str) -> int | None:
-    """Where a function takes an argument without its name, None if it has no such argument or does not tell."""
+    """Return where a function takes an argument without its name, None if it has no such argument or does not tell."""
     try:
         names = list(inspect.signature(target).parameters)
     except (TypeError, ValueError):

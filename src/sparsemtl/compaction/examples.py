@@ -82,7 +82,7 @@ class Inputs:
         return Inputs(mapped(each, self.args), mapped(each, dict(self.kwargs)))
 
     def call(self, module: nn.Module) -> Any:
-        """What a module gives for copies of the tensors, into which it may write."""
+        """Return what a module gives for copies of the tensors, into which it may write."""
         own = self.mapped(Tensor.clone)
         run = module.forward if isinstance(module, fx.GraphModule) else module  # which prints the errors of its calls
         return run(*own.args, **own.kwargs)

@@ -62,7 +62,7 @@ def _writes(network: Network, node: fx.Node) -> bool:
 
 
 def _asked_in_place(node: fx.Node) -> bool:
-    """Whether a function was called with `inplace=True`, with or without the name."""
+    """Return whether a function was called with `inplace=True`, with or without the name."""
     position = named_position(node.target, "inplace") if callable(node.target) and len(node.args) > 1 else None
     return argument(node, len(node.args) if position is None else position, "inplace", False) is True
 

@@ -58,7 +58,7 @@ def _short(error: Exception) -> str:
 
 
 def _required(module: nn.Module) -> int | None:
-    """How many arguments a module's forward must have, None if it is called in another way."""
+    """Return how many arguments a module's forward must have, None if it is called in another way."""
     parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]

@@ -131,7 +131,7 @@ def _inputs(model: nn.Module, example: Any, *, single: bool) -> tuple[Inputs | N
 
 
 def _error(model: nn.Module, inputs: Inputs) -> Exception | None:
-    """What a model raises on inputs, None if it runs."""
+    """Return what a model raises on inputs, None if it runs."""
     try:
         inputs.call(model)
     except Exception as error:

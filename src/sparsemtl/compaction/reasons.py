@@ -23,7 +23,7 @@ def reason_for(node: fx.Node, network: Network, rules: Mapping[fx.Node, Rule], f
 
 
 def _own_reason(node: fx.Node, network: Network, rule: Rule, free: Collection[nn.Module]) -> str:
-    """What is in the way of changing a layer itself."""
+    """Return what is in the way of changing a layer itself."""
     module = network.module(node)
     if module is None:
         return ""
@@ -71,5 +71,5 @@ def described(node: fx.Node, network: Network) -> str:
 
 
 def is_reported(module: nn.Module) -> bool:
-    """Whether a layer has channels of its own, or weights that a report should mention."""
+    """Return whether a layer has channels of its own, or weights that a report should mention."""
     return not isinstance(module, Select) and next(module.parameters(), None) is not None

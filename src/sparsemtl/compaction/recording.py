@@ -153,7 +153,7 @@ class Recorder(TorchFunctionMode):
         return value
 
     def length(self, value: Any) -> Any:
-        """What `len` gives, known to be a size."""
+        """Return what `len` gives, known to be a size."""
         if self._busy or not isinstance(value, Tensor) or not self._knows((value,), {}):
             return len(value)
         return self._sized(value, self._run(len, (value,), {}), 0)
@@ -195,7 +195,7 @@ class Recorder(TorchFunctionMode):
         return self.graph.call_function(function, (whole(), key))
 
     def _knows(self, args: Any, kwargs: Any) -> bool:
-        """Whether a call reads anything that is recorded, or that the module owns."""
+        """Return whether a call reads anything that is recorded, or that the module owns."""
         return any(self._is_known(leaf) for leaf in leaves((args, kwargs)))
 
     def _is_known(self, value: Any) -> bool:
@@ -205,7 +205,7 @@ class Recorder(TorchFunctionMode):
         return isinstance(value, Recorded) or any(id(value) in each for each in known)
 
     def _argument(self, value: Any) -> Any:
-        """What a graph has in the place of a value."""
+        """Return what a graph has in the place of a value."""
         if isinstance(value, Tensor):
             return self._node_of(value)
         if isinstance(value, Recorded):
@@ -247,7 +247,7 @@ class Recorder(TorchFunctionMode):
         return self._nodes[id(tensor)]()
 
     def _depends(self, value: Any) -> bool:
-        """Whether a value was computed from the inputs."""
+        """Return whether a value was computed from the inputs."""
         waiting = [self._node_of(t) for t in tensors(value) if id(t) in self._nodes]
         seen = set(waiting)
         while waiting:
@@ -262,7 +262,7 @@ class Recorder(TorchFunctionMode):
     # ---- questions -------------------------------------------------------------------------------------------------
 
     def _answer(self, name: str, args: Any, kwargs: Any, value: Any) -> Any:
-        """What a call that gives no tensor gives."""
+        """Return what a call that gives no tensor gives."""
         if name in _RANKS:
             self._ranks_matter = True
             return value

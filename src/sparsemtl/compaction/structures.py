@@ -28,7 +28,7 @@ def _is_ours(value: Any) -> bool:
 
 
 def _is_record(value: Any) -> bool:
-    """Whether a value is an object of a user's that is there for its attributes."""
+    """Return whether a value is an object of a user's that is there for its attributes."""
     home = type(value).__module__
     library = home == "builtins" or home.split(".")[0] in ("torch", "sparsemtl", "numpy")
     return (

@@ -39,7 +39,7 @@ class Survey:
         self.why |= dict.fromkeys((name for name in self.before if name not in left), "part of the layer before it")
 
     def layers(self, network: Network) -> tuple[LayerReport, ...]:
-        """What became of every layer of a network that was cut."""
+        """Return what became of every layer of a network that was cut."""
         after = {name: channels_of(module) for name, module in _layers(network)}
         return tuple(self._layer(name, after.get(name)) for name in self.before)
 

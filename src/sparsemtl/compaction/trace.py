@@ -33,7 +33,7 @@ CALLS = (pooled, unpooled, mixed, created, *_CHECKS)
 
 
 def root_of(model: nn.Module, tasks: tuple[str, ...] | None, *, alone: bool, whole: Collection[str]) -> Root:
-    """What to trace of a model, in eval mode.
+    """Return what to trace of a model, in eval mode.
 
     Args:
         model: the model; the result shares its modules.

@@ -43,7 +43,7 @@ class Verification:
 
     @property
     def verified(self) -> bool:
-        """Whether outputs were compared."""
+        """Return whether outputs were compared."""
         return not self.reason
 
     def __str__(self) -> str:
@@ -142,7 +142,7 @@ class Comparison:
             )
 
     def _rounding(self, outputs: Any) -> float:
-        """How far the model is from itself in double precision."""
+        """Return how far the model is from itself in double precision."""
         error = 0.0 if self._exact is None else difference(self._exact, outputs)
         return error if error < 1 else 0.0
 
@@ -174,7 +174,7 @@ class Comparison:
             )
 
     def result(self) -> Verification:
-        """What was found."""
+        """Return what was found."""
         if self._random:
             return Verification(reason="the model's outputs are not the same from one run to the next")
         if not self._errors:
@@ -200,7 +200,7 @@ def _cases(example: Inputs) -> Iterator[_Case]:
 
 
 def _error(model: nn.Module, small: nn.Module, case: _Case) -> float | Exception | None:
-    """How far outputs are apart, or why there are none; None if the model does not take such inputs."""
+    """Return how far outputs are apart, or why there are none; None if the model does not take such inputs."""
     expected = _outputs(model, case.inputs)
     if isinstance(expected, Exception):
         return None
@@ -240,12 +240,12 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model's first tensor is."""
+    """Return where a model's first tensor is."""
     return next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
 
 
 def _outputs(model: nn.Module, inputs: Inputs, seed: int = 0) -> Any:
-    """What a network gives, or the error that it raises; always with the same random numbers."""
+    """Return what a network gives, or the error that it raises; always with the same random numbers."""
     device = device_of(model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed is slow where there is no GPU

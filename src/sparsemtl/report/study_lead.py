@@ -95,6 +95,6 @@ def _lead_by_rank(best: Results, main: Table) -> str:
 
 
 def _over(best: Results) -> str:
-    """What a mean over tasks is taken over."""
+    """Return what a mean over tasks is taken over."""
     whole = len(best.common) == len(best.tasks)
     return "over tasks" if whole else f"over the {plural(len(best.common), 'task')} that all methods have"

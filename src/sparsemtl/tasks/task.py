@@ -92,7 +92,7 @@ class Task(abc.ABC):
         return self.labelled(target)
 
     def known_outputs(self, target: Tensor, output: Tensor) -> Tensor:
-        """Which outputs a known label speaks of: bool, broadcasts to the outputs (B, ...)."""
+        """Return which outputs a known label speaks of: bool, broadcasts to the outputs (B, ...)."""
         known = self.known(target)
         return known.view(*known.shape, *[1] * (output.ndim - known.ndim))
 

@@ -63,7 +63,7 @@ _ARGUMENT = {"optimizer": "parameters", "scheduler": "optimizer"}
 
 
 def _wrapped(model: object) -> list[Any]:
-    """What torch.compile, DataParallel and their kin hold."""
+    """Return what torch.compile, DataParallel and their kin hold."""
     return [getattr(model, name, None) for name in ("_orig_mod", "module", "_forward_module")]
 
 

@@ -251,7 +251,7 @@ class Engine:
         return {task: loss * factors[task] for task, loss in losses.items()}
 
     def _flags(self, present: Iterable[str]) -> Tensor:
-        """Which of the tasks are present, (T,)."""
+        """Return which of the tasks are present, (T,)."""
         names = set(present)
         return torch.tensor([task in names for task in self.tasks], device=self.backend.device)
 

@@ -92,7 +92,7 @@ def _channels_of(size: fx.Node, layouts: Mapping[fx.Node, Layout]) -> int | None
 
 
 def _counts(size: object, channels: int | None, layouts: Mapping[fx.Node, Layout]) -> bool:
-    """Whether a number in the graph is the number of channels of a tensor, and this many."""
+    """Return whether a number in the graph is the number of channels of a tensor, and this many."""
     if not isinstance(size, fx.Node) or channels is None:
         return False
     tensor, axis = asked_size(size)

@@ -64,7 +64,7 @@ def spatial(passing: Passing, *, least: int = 3) -> Maker:
 
 
 def is_map(layout: Layout, least: int = 3) -> bool:
-    """Whether a tensor has channels on axis 1, one entry each, and positions behind them."""
+    """Return whether a tensor has channels on axis 1, one entry each, and positions behind them."""
     return layout.rank is not None and layout.rank >= least and layout.axis == 1 and layout.whole
 
 

@@ -137,7 +137,7 @@ class Divided:
         return self.whole.select(self.rows[part])
 
     def pictures(self, reading: Reading) -> Pictures:
-        """What the images are compared by with those of other parts and tasks."""
+        """Return what the images are compared by with those of other parts and tasks."""
         return Pictures(self.source, self.source.prints(reading.workers), self.rows)
 
     def without(self, leaks: Sequence[Leak], notes: Sequence[str]) -> Divided:

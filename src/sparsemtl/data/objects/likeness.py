@@ -85,7 +85,7 @@ class Prints:
         return len(self.digests)
 
     def keys(self) -> list[bytes | None]:
-        """What pictures of equal pixels have in common; None where a picture cannot be decoded."""
+        """Return what pictures of equal pixels have in common; None where a picture cannot be decoded."""
         return [bytes(digest) if digest.any() else None for digest in self.digests]
 
 

@@ -150,7 +150,7 @@ class ClassPictures:
         return prints
 
     def _print(self, row: int) -> Print | None:
-        """What an image is recognised by; None if it cannot be decoded."""
+        """Return what an image is recognised by; None if it cannot be decoded."""
         try:
             image = read_upright(self.where(row))
         except DataError:

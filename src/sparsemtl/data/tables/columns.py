@@ -189,7 +189,7 @@ class _Found:
 
     @property
     def too_many(self) -> bool:
-        """Whether nearly every row has a text of its own; more than are held are `most_categories`' matter."""
+        """Return whether nearly every row has a text of its own; more than are held are `most_categories`' matter."""
         return FEW < len(self.texts) < MOST_SEEN and len(self.texts) > MOST_DIFFERENT * self.known
 
 

@@ -146,7 +146,7 @@ class CSVFile:
 
     @contextmanager
     def _source(self) -> Iterator[Any]:
-        """What pandas reads: the path, or the one table in a ZIP archive."""
+        """Return what pandas reads: the path, or the one table in a ZIP archive."""
         if self.path.suffix != ".zip":
             yield self.path
             return

@@ -152,7 +152,7 @@ def _quoted(text: str) -> str:
 
 
 def _most(some: Sequence[str], known: Sequence[str]) -> bool:
-    """Whether nearly all texts are among some, of which there are at least two."""
+    """Return whether nearly all texts are among some, of which there are at least two."""
     return len(some) >= 2 and len(known) - len(some) <= max(1, len(known) // 10)
 
 

@@ -68,7 +68,7 @@ class ParquetFile:
         return series
 
     def _readable(self, name: str) -> bool:
-        """Whether a column holds numbers, texts or times rather than lists and such."""
+        """Return whether a column holds numbers, texts or times rather than lists and such."""
         types, kind = _pyarrow().types, self._schema.field(name).type
         kind = kind.value_type if types.is_dictionary(kind) else kind
         return not (types.is_nested(kind) or types.is_null(kind) or types.is_binary(kind))

@@ -113,7 +113,7 @@ class TableFile(Protocol):
 
     @property
     def dialect(self) -> Dialect:
-        """How it is written."""
+        """Return how it is written."""
 
     @property
     def columns(self) -> tuple[str, ...]:
