@@ -17,7 +17,7 @@ import torch
 import sparsemtl as sm
 from sparsemtl.backbones import vgg5
 from sparsemtl.balancing import as_balancer
-from sparsemtl.batches import Group
+from sparsemtl.tasks.batches import Group
 from sparsemtl.training.engine import Backend, Engine
 
 SHAPE = (3, 64, 64)

@@ -22,10 +22,10 @@ from sparsemtl import Classification, DenseSharing, RandomSharing
 from sparsemtl.architectures import ARCHITECTURES
 from sparsemtl.backbones import MLP
 from sparsemtl.balancing import as_balancer
-from sparsemtl.batches import Group
 from sparsemtl.heads import MLPHead
-from sparsemtl.models import MultiTaskModel
+from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.sharing import Sharing
+from sparsemtl.tasks.batches import Group
 from sparsemtl.training.engine import Backend, Engine
 
 BATCH, COLUMNS, CODES = 1024, 40, 12

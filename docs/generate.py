@@ -21,8 +21,8 @@ from sparsemtl.criteria import CRITERIA
 from sparsemtl.data import DATASETS
 from sparsemtl.heads import HEADS
 from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
-from sparsemtl.parameters import parameters_of
-from sparsemtl.registry import Registry
+from sparsemtl.registry.parameters import parameters_of
+from sparsemtl.registry.registry import Registry
 from sparsemtl.sharing import SHARING
 from sparsemtl.tasks import TASKS
 

@@ -46,7 +46,7 @@ def tiny() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of `tiny`."""
-    from sparsemtl.run import run
+    from sparsemtl.runs.run import run
 
     folder = tmp_path_factory.mktemp("finished") / "run"
     run({**TINY, "sharing": {"name": "random", "keep": 0.5}}, folder, progress=False)
@@ -68,7 +68,7 @@ def finished_study(study_file: Path) -> Path:
     from sparsemtl.study.runner import run_study
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparsemtl.run._report", lambda place: None)  # one of the study is enough
+        patch.setattr("sparsemtl.runs.run._report", lambda place: None)  # one of the study is enough
         run_study(read_study(study_file), study_file.parent / "out", progress=False)
     return study_file.parent / "out"
 

@@ -22,7 +22,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sparsemtl.yaml_text import read_yaml
+from sparsemtl.storage.yaml_text import read_yaml
 
 SIZE = "samples a class"
 STUDIES = {"overlap": "three classes in common", "no-overlap": "no class in common"}

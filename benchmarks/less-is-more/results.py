@@ -19,10 +19,10 @@ import torch
 from matplotlib.axes import Axes
 
 import sparsemtl as sm
-from sparsemtl.config import check, merge
-from sparsemtl.files import read_tensors
-from sparsemtl.run import load_data, make_trainer
-from sparsemtl.yaml_text import read_yaml
+from sparsemtl.runs.config import check, merge
+from sparsemtl.runs.run import load_data, make_trainer
+from sparsemtl.storage.files import read_tensors
+from sparsemtl.storage.yaml_text import read_yaml
 
 MEASURES = {"segmentation": ("miou", 1), "depth": ("abs_err", -1), "normals": ("cosine", 1)}
 """Task -> its metric, and which way is better."""

@@ -16,9 +16,9 @@ from sparsemtl.architectures import (
 )
 from sparsemtl.compaction import compact, latency, macs, parameter_count
 from sparsemtl.criteria import choose_masks, fisher_information, fisher_masks
-from sparsemtl.masks import TaskMasks
-from sparsemtl.models import MultiTaskModel, left_out_parameters, maskable_parameters
-from sparsemtl.norms import TaskNorms, recompute_norms
+from sparsemtl.networks.masks import TaskMasks
+from sparsemtl.networks.model import MultiTaskModel, left_out_parameters, maskable_parameters
+from sparsemtl.networks.norms import TaskNorms, recompute_norms
 from sparsemtl.optim import MaskedOptimizer
 from sparsemtl.sharing import (
     DenseSharing,

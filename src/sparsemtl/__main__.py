@@ -1,6 +1,6 @@
 """`python -m sparsemtl`: the command line."""
 
-from sparsemtl.cli import main
+from sparsemtl.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sparsemtl.architectures.reference import Reference
+from sparsemtl.architectures.damtl.reference import Reference
 from sparsemtl.heads.linear import LinearHead
 
 CLASSES = 4

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import sparsemtl as sm
-from sparsemtl.architectures.readings import FeatureReading
+from sparsemtl.architectures.damtl.alignment_loss import FeatureReading
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import LabelError, ParameterError
-from sparsemtl.files import read_tensors, read_tree
-from sparsemtl.frozen import Frozen
+from sparsemtl.networks.frozen import Frozen
+from sparsemtl.storage.files import read_tensors, read_tree
 from sparsemtl.training.loggers import read_rows
 
 WEIGHTS = ("own", "shared", "frozen")
@@ -241,7 +241,9 @@ def test_a_penalty_draws_what_the_task_trains_only(weights: Any, align: Any, ker
     penalty = penalties(network)["pets"]
     assert penalty.item() > 0
     penalty.backward()
-    trained = {name for name, p in network.named_parameters() if p.requires_grad and "pets" in network.users()[name]}
+    trained = {
+        name for name, p in network.named_parameters() if p.requires_grad and "pets" in network.parameter_tasks()[name]
+    }
     drawn = {name for name, gradient in gradients(network).items() if gradient.any()}
     assert drawn == trained
     assert any("encoders.pets" in name for name in drawn)
@@ -313,13 +315,13 @@ def test_outputs_are_the_same_whether_layers_are_looked_at_or_not() -> None:
 
 def test_the_measure_is_the_mean_discrepancy_of_an_epoch() -> None:
     network = shaken(model(strength=0.5))
-    assert list(network.measures()) == []
+    assert list(network.metrics()) == []
     pets = [penalties(network, images(seed=seed))["pets"].item() / 0.5 for seed in (1, 2)]
-    found = {task: value for task, name, value in network.measures() if name == "discrepancy"}
+    found = {task: value for task, name, value in network.metrics() if name == "discrepancy"}
     assert found.keys() == set(NAMES)
     assert found["pets"] == pytest.approx(sum(pets) / 2)
     network.begin_epoch(1)
-    assert list(network.measures()) == []
+    assert list(network.metrics()) == []
 
 
 @each_weights
@@ -330,7 +332,7 @@ def test_the_loss_of_a_task_reaches_another_only_through_weights_that_both_train
     assert penalty is not None
     penalty.backward()
     reached = {name for name, gradient in gradients(network).items() if gradient.any()}
-    theirs = {name for name, users in network.users().items() if "wheels" in users}
+    theirs = {name for name, users in network.parameter_tasks().items() if "wheels" in users}
     assert set(reached & theirs) == (set(network.shared_parameters()) if weights == "shared" else set())
     assert network.independent == (weights != "shared")
 
@@ -342,14 +344,14 @@ def test_parts_that_every_task_has_of_its_own_are_masked_like_shared_ones(weight
     masked = {task: set(soft) for task, soft in sharing.soft.items()}
     if weights == "own":
         assert masked == {task: {f"encoders.{task}.0.weight"} for task in NAMES}
-        assert set(network.copied_parameters()) == {
+        assert set(network.replicated_parameters()) == {
             f"encoders.{task}.{name}" for task in NAMES for name in ("0.weight", "0.bias", "1.weight", "1.bias")
         }
     else:
         assert masked["pets"] == masked["wheels"]
         assert len(masked["pets"]) == 1
         assert masked["pets"] < set(network.shared_parameters())
-        assert not network.copied_modules()
+        assert not network.replicated_modules()
 
 
 def test_training_tasks_together_is_training_them_apart_bit_for_bit() -> None:
@@ -579,7 +581,7 @@ def test_it_trains_in_mixed_precision(align: Any, kernel: Any) -> None:
     after = state_of(network)
     assert all(tensor.isfinite().all() for tensor in after.values())
     assert not torch.equal(after["encoders.pets.5.weight"], before["encoders.pets.5.weight"])
-    assert next(network.measures())[2] > 0
+    assert next(network.metrics())[2] > 0
 
 
 @each_weights

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sparsemtl import Classification, Regression, Source
-from sparsemtl.architectures.class_map import Counterparts, classes_in_common, counterparts
+from sparsemtl.architectures.damtl.class_map import ClassMapping, classes_in_common, counterparts
 from sparsemtl.errors import ParameterError
 
 EVERYTHING = ["cat", "Polar bear", "sea-lion", "car", "dog"]
@@ -118,13 +118,13 @@ def test_what_is_not_there_cannot_be_given(given: dict[Any, Any], message: str) 
 
 
 def test_the_classes_in_common_are_those_with_a_counterpart_in_the_tasks_order() -> None:
-    same = Counterparts(torch.tensor([4, -1, 0, -1, 2]))
+    same = ClassMapping(torch.tensor([4, -1, 0, -1, 2]))
     assert same.own.tolist() == [0, 2, 4]
     assert same.known.tolist() == [4, 0, 2]
 
 
 def test_counterparts_are_saved_with_a_model() -> None:
-    same, other = Counterparts(torch.tensor([4, -1, 0])), Counterparts(torch.tensor([1, -1, 2]))
+    same, other = ClassMapping(torch.tensor([4, -1, 0])), ClassMapping(torch.tensor([1, -1, 2]))
     other.load_state_dict(same.state_dict())
     assert other.theirs.tolist() == [4, -1, 0]
     assert other.known.tolist() == [4, 0]

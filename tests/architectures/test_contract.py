@@ -14,7 +14,7 @@ from sparsemtl import Classification, MultiLabel, MultiTaskModel, RandomSharing,
 from sparsemtl.architectures import ARCHITECTURES
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import ParameterError
-from sparsemtl.models import maskable_parameters
+from sparsemtl.networks.model import maskable_parameters
 
 MODELS: dict[str, dict[str, Any]] = {
     "shared-bottom": {},
@@ -80,7 +80,7 @@ def batch() -> Tensor:
 
 def trained(model: MultiTaskModel) -> dict[str, frozenset[str]]:
     """The users of the parameters that are trained."""
-    return {name: tasks for name, tasks in model.users().items() if model.get_parameter(name).requires_grad}
+    return {name: tasks for name, tasks in model.parameter_tasks().items() if model.get_parameter(name).requires_grad}
 
 
 def reached(model: MultiTaskModel, task: str) -> set[str]:
@@ -104,7 +104,7 @@ def test_every_registered_architecture_is_tested_here() -> None:
 @each_model
 def test_users_are_exactly_the_tasks_whose_output_a_parameter_reaches(name: str, stacked: bool) -> None:
     model = model_of(name, stacked=stacked)
-    users = model.users()
+    users = model.parameter_tasks()
     assert list(users) == [name for name, _ in model.named_parameters()]
     for task in model.tasks:
         assert read(model, task) == {name for name, its_tasks in users.items() if task in its_tasks}
@@ -145,18 +145,20 @@ def test_modules_of_which_every_task_has_a_copy_are_parts_of_its_own_modules(nam
     own = {
         id(part) for task in model.tasks for module in model.task_modules(task).values() for part in module.modules()
     }
-    for copied, module in model.copied_modules().items():
+    for copied, module in model.replicated_modules().items():
         assert model.get_submodule(copied) is module
         assert id(module) in own
-    found = {task: [n for n in model.copied_parameters() if n in model.task_parameters(task)] for task in model.tasks}
+    found = {
+        task: [n for n in model.replicated_parameters() if n in model.task_parameters(task)] for task in model.tasks
+    }
     assert len({len(names) for names in found.values()}) == 1
-    assert sum(map(len, found.values())) == len(model.copied_parameters())
+    assert sum(map(len, found.values())) == len(model.replicated_parameters())
 
 
 @each_model
 def test_shared_and_own_parameters_agree_with_their_users(name: str) -> None:
     model = model_of(name)
-    users = model.users()
+    users = model.parameter_tasks()
     assert all(len(users[name]) > 1 for name in {**model.shared_parameters(), **model.unmasked_parameters()})
     for task in model.tasks:
         assert all(users[name] == {task} for name in model.task_parameters(task))
@@ -173,7 +175,7 @@ def test_a_model_is_independent_if_no_parameter_that_is_trained_has_two_users(na
 @each_model
 def test_a_model_that_never_trained_has_no_terms_of_its_own_to_add_or_to_tell(name: str) -> None:
     model = model_of(name)
-    assert list(model.measures()) == []
+    assert list(model.metrics()) == []
     assert all(model.penalty(task, torch.zeros(8, dtype=torch.long)) is None for task in model.tasks)
 
 
@@ -262,7 +264,7 @@ def test_heads_of_ones_own_take_the_place_of_default_ones(name: str) -> None:
     with torch.no_grad():
         model(batch())
     assert model.task_parameters("ink").keys() >= {"heads.ink.weight"}
-    assert not any(name.startswith("heads.digit") for name in model.users())
+    assert not any(name.startswith("heads.digit") for name in model.parameter_tasks())
     output = model.eval()(batch())["digit"]
     assert torch.equal(output, 2 * head.read[:, :4])
 
@@ -286,7 +288,7 @@ def test_two_tasks_of_one_name_are_refused(name: str) -> None:
 def test_one_task_alone_is_a_model_as_well(name: str) -> None:
     model = ARCHITECTURES.build(name, encoder(), [Regression("a")], **NEEDED.get(name, {}))
     assert model(batch())["a"].shape == (8, 1)
-    assert set(model.users().values()) == {frozenset({"a"})}
+    assert set(model.parameter_tasks().values()) == {frozenset({"a"})}
 
 
 @each_model
@@ -339,7 +341,7 @@ def test_masked_weights_are_zeros_to_the_tasks_that_mask_them(name: str, stacked
         with masks.applied(model, task):
             output = model(batch(), tasks=[task])[task]
         assert torch.equal(output, zeroed(batch(), tasks=[task])[task])
-        used = any(task in model.users()[parameter] for parameter in parameters)
+        used = any(task in model.parameter_tasks()[parameter] for parameter in parameters)
         assert torch.equal(output, model(batch(), tasks=[task])[task]) != used
 
 

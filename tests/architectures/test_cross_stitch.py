@@ -115,7 +115,7 @@ def test_what_is_behind_the_last_stitch_is_the_tasks_own() -> None:
     torch.manual_seed(0)
     model = CrossStitch(stack(6, 5, 4), tasks(), {t.name: t.head(4) for t in tasks()}, after=["1"]).double()
     assert model.mixed == ("1",)
-    users = model.users()
+    users = model.parameter_tasks()
     assert users["encoders.b.0.weight"] == {"a", "b", "c"}
     assert users["encoders.b.2.weight"] == users["encoders.b.4.weight"] == {"b"}
     found = gradients(model, batch(), ["a"])

@@ -17,7 +17,7 @@ from sparsemtl.architectures import CGC, PLE, MMoE
 from sparsemtl.architectures.experts import copies, redrawn
 from sparsemtl.backbones import CNN, MLP, SegNet, resnet18
 from sparsemtl.errors import ParameterError
-from sparsemtl.models import maskable_parameters
+from sparsemtl.networks.model import maskable_parameters
 
 ALIKE: dict[str, Callable[[], nn.Module]] = {
     "one layer": lambda: stack(4),

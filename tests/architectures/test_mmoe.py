@@ -109,7 +109,7 @@ def test_a_stem_is_one_for_all_and_runs_once(name: str, as_function: bool) -> No
     assert model.stem.calls == 1
     assert model.levels[0].gates["a"].in_features == 3
     assert set(model.unmasked_modules()) == {"stem", *(["levels.0.shared_gate"] if name == "ple" else [])}
-    assert model.users()["stem.table.weight"] == {"a", "b", "c"}
+    assert model.parameter_tasks()["stem.table.weight"] == {"a", "b", "c"}
 
 
 def test_there_is_one_expert_at_least() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sparsemtl import Regression, TaskMasks
 from sparsemtl.architectures import CGC, PBFS
 from sparsemtl.errors import LabelError, ParameterError
-from sparsemtl.models import maskable_parameters
+from sparsemtl.networks.model import maskable_parameters
 
 PAIRS = [["a", "b"], ["a", "c"], ["b", "c"]]
 
@@ -93,7 +93,7 @@ def test_only_the_pools_of_the_named_tasks_are_run() -> None:
 def test_a_pool_is_shared_by_its_tasks_and_what_masks_are_put_on() -> None:
     model = PBFS(stack(4), tasks(), heads(), pools=PAIRS[:2])
     assert list(model.shared_modules()) == ["levels.0.pools.pool1", "levels.0.pools.pool2"]
-    assert model.users()["levels.0.pools.pool2.0.0.weight"] == {"a", "c"}
+    assert model.parameter_tasks()["levels.0.pools.pool2.0.0.weight"] == {"a", "c"}
     assert set(maskable_parameters(model)) == {"levels.0.pools.pool1.0.0.weight", "levels.0.pools.pool2.0.0.weight"}
 
 
@@ -116,7 +116,7 @@ def test_a_task_in_no_pool_is_alone() -> None:
     model = PBFS(stack(4), tasks(), heads(), pools=[["a", "b"]])
     assert model.levels[0].gates["c"].out_features == 1
     own = set(model.task_parameters("c"))
-    assert {name for name, users in model.users().items() if "c" in users} == own
+    assert {name for name, users in model.parameter_tasks().items() if "c" in users} == own
 
 
 def correlated() -> dict[str, Tensor]:
@@ -163,8 +163,8 @@ def test_the_summary_tells_the_pools_and_what_they_were_made_from() -> None:
     a = torch.randn(50, generator=generator)
     labels = {"a": a, "b": a + torch.randn(50, generator=generator), "c": torch.randn(50, generator=generator)}
     model = PBFS(nn.Linear(4, 3), [Regression(name) for name in names], labels=labels, alpha=0.01)
-    told = model.outcome()
+    told = model.summary()
     assert [pool["tasks"] for pool in told["pools"].values()] == [list(tasks) for tasks in model.pools]
     assert told["correlations"][0][1] == pytest.approx(float(torch.corrcoef(torch.stack([a, labels["b"]]))[0, 1]))
-    given = PBFS(nn.Linear(4, 3), [Regression(name) for name in names], pools=[names]).outcome()
+    given = PBFS(nn.Linear(4, 3), [Regression(name) for name in names], pools=[names]).summary()
     assert given == {"pools": {"pool1": {"tasks": names, "similarity": None}}, "correlations": None}

@@ -62,7 +62,7 @@ def test_through_it_a_task_trains_the_lower_experts_of_others_but_not_the_upper(
 
 def test_three_levels_train_the_gates_of_others_as_well() -> None:
     model = PLE(stack(6, 5, 4), tasks(), heads(), levels=3).double()
-    users = model.users()
+    users = model.parameter_tasks()
     assert users["levels.0.gates.b.weight"] == {"a", "b", "c"}
     assert users["levels.1.gates.b.weight"] == {"b"}
     assert users["levels.1.experts.b.0.0.weight"] == {"a", "b", "c"}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from sparsemtl import Classification, Regression, Source
-from sparsemtl.architectures.reference import Reference, Tap, tapped
+from sparsemtl.architectures.damtl.reference import Reference, Tap, tapped
 from sparsemtl.errors import ParameterError
 from sparsemtl.heads.linear import LinearHead
 

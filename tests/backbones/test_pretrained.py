@@ -12,10 +12,10 @@ from sparsemtl.architectures import SharedBottom
 from sparsemtl.backbones import MLP, SegNet, load_torchvision, resnet18, resnet50
 from sparsemtl.backbones.stemmed import Stemmed
 from sparsemtl.errors import CheckpointError, ParameterError
-from sparsemtl.frozen import Frozen
 from sparsemtl.heads import DeepLabV3Head, FCNHead
+from sparsemtl.networks.frozen import Frozen
+from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.tasks import Classification
-from sparsemtl.training.folder import RunFolder
 
 
 def published(width: int = 4) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import sparsemtl as sm
 from sparsemtl.backbones import CNN, MLP
 from sparsemtl.backbones.stemmed import Stemmed
 from sparsemtl.data.tables.embedding import ColumnEmbedding
-from sparsemtl.models import stride_of, width_of
+from sparsemtl.networks.model import stride_of, width_of
 
 
 def test_it_is_the_stem_and_then_the_body() -> None:

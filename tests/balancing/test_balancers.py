@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 import sparsemtl as sm
 from sparsemtl.balancing import BALANCERS, Balancer, GradientBalancer, LossBalancer, as_balancer
-from sparsemtl.batches import Group
 from sparsemtl.errors import ConfigError, ParameterError
-from sparsemtl.files import read_tree, write_tree
-from sparsemtl.parameters import configurable
+from sparsemtl.registry.parameters import configurable
 from sparsemtl.sharing.sharing import Update
+from sparsemtl.storage.files import read_tree, write_tree
+from sparsemtl.tasks.batches import Group
 from sparsemtl.training.engine import Backend, Engine
 
 CPU = torch.device("cpu")
@@ -203,7 +203,11 @@ def test_a_task_missing_in_a_batch_disturbs_nobody(name: str, update: Update, mi
 @pytest.mark.parametrize("name", BALANCERS)
 def test_masks_of_ones_change_nothing(name: str) -> None:
     states = []
-    for sharing in (sm.DenseSharing(), sm.RandomSharing(keep=1.0), sm.RandomSharing(keep=1.0, semantics="gradient")):
+    for sharing in (
+        sm.DenseSharing(),
+        sm.RandomSharing(keep=1.0),
+        sm.RandomSharing(keep=1.0, mask_applies_to="gradient"),
+    ):
         model = model_of("abc")
         engine = engine_of(model, made(name, 3), "average", sharing)
         sharing.begin_epoch(0, ())
@@ -215,10 +219,10 @@ def test_masks_of_ones_change_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BALANCERS)
-@pytest.mark.parametrize("semantics", ["forward", "gradient"])
-def test_masked_rows_from_passes_of_their_own_are_combined(name: str, semantics: Any) -> None:
+@pytest.mark.parametrize("mask_applies_to", ["forward", "gradient"])
+def test_masked_rows_from_passes_of_their_own_are_combined(name: str, mask_applies_to: Any) -> None:
     model = model_of("abc")
-    sharing = sm.RandomSharing(keep=0.4, semantics=semantics, seed=2)
+    sharing = sm.RandomSharing(keep=0.4, mask_applies_to=mask_applies_to, seed=2)
     engine = engine_of(model, made(name, 3), "average", sharing)
     sharing.begin_epoch(0, ())
     before = state_of(model)
@@ -312,8 +316,8 @@ def test_a_member_is_the_one_of_its_name_in_torchjd(name: str) -> None:
             combined.append(balancer.weights(losses))
             if balancer.combines_gradients:
                 combined.append(balancer.aggregate(torch.randn(3, 5)))
-            if balancer.looks_back:
-                balancer.look_back(losses * torch.tensor([0.5, 0.9, 0.7]))
+            if balancer.needs_post_step_losses:
+                balancer.observe_post_step_losses(losses * torch.tensor([0.5, 0.9, 0.7]))
             if step % 3 == 2:
                 balancer.end_epoch()
         found.append(combined)
@@ -467,7 +471,7 @@ def famo_weights(engine: Engine) -> Tensor:
 def test_famo_turns_to_the_loss_that_fell_less() -> None:
     balancer = attached("famo", 2)
     balancer.weights(torch.tensor([1.0, 1.0]))
-    balancer.look_back(torch.tensor([0.5, 0.9]))
+    balancer.observe_post_step_losses(torch.tensor([0.5, 0.9]))
     first, second = module_of(balancer)._w.tolist()
     assert second > first
 
@@ -558,12 +562,12 @@ def test_gradients_of_half_precision_are_combined_in_single(name: str) -> None:
     assert torch.equal(shared_gradient(model), expected)
 
 
-@pytest.mark.parametrize("semantics", ["forward", "gradient"])
-def test_the_sum_of_masked_rows_is_the_masked_sum(semantics: Any) -> None:
+@pytest.mark.parametrize("mask_applies_to", ["forward", "gradient"])
+def test_the_sum_of_masked_rows_is_the_masked_sum(mask_applies_to: Any) -> None:
     gradients = []
     for balancing in (aggregation.Sum(), "sum"):
         model = model_of("abc")
-        sharing = sm.RandomSharing(keep=0.3, semantics=semantics, seed=1)
+        sharing = sm.RandomSharing(keep=0.3, mask_applies_to=mask_applies_to, seed=1)
         engine = engine_of(model, as_balancer(balancing), "average", sharing)
         sharing.begin_epoch(0, ())
         engine.step([batch_of("abc")])
@@ -573,7 +577,7 @@ def test_the_sum_of_masked_rows_is_the_masked_sum(semantics: Any) -> None:
 
 def test_an_aggregator_reads_masked_rows() -> None:
     model = model_of("abc")
-    sharing = sm.RandomSharing(keep=0.3, semantics="gradient", seed=1, mask_all=True)
+    sharing = sm.RandomSharing(keep=0.3, mask_applies_to="gradient", seed=1, mask_all=True)
     engine = engine_of(model, made("mgda", 3), "average", sharing)
     sharing.begin_epoch(0, ())
     (group,) = batch_of("abc")

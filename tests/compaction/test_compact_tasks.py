@@ -16,7 +16,7 @@ from sparsemtl.architectures import ARCHITECTURES
 from sparsemtl.backbones import resnet18
 from sparsemtl.compaction import compact, macs, parameter_count
 from sparsemtl.errors import MaskError, ParameterError
-from sparsemtl.files import read_tensors, write_tensors
+from sparsemtl.storage.files import read_tensors, write_tensors
 
 TASKS = ("a", "b")
 IMAGES = torch.randn(3, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

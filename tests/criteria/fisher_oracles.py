@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from sparsemtl.likelihoods import Bernoulli, Categorical, Gaussian
-from sparsemtl.models import MultiTaskModel
+from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.tasks import Classification, MultiLabel, Task
+from sparsemtl.tasks.likelihoods import Bernoulli, Categorical, Gaussian
 
 Batch = tuple[Any, dict[str, Tensor]]
 Scores = dict[str, Tensor]

@@ -15,7 +15,7 @@ from sparsemtl.backbones import resnet18
 from sparsemtl.criteria import FisherInformation, Random, choose_masks, fisher_masks
 from sparsemtl.criteria.channels import channel_units
 from sparsemtl.criteria.select import budget
-from sparsemtl.models import maskable_parameters
+from sparsemtl.networks.model import maskable_parameters
 
 Maker = Callable[[], nn.Module]
 
@@ -246,7 +246,7 @@ def test_masks_of_channels_cover_the_same_parameters_as_the_masks_before(name: s
     sharing.attach(model)
     sharing.begin_epoch(0, batches)
     assert list(sharing.masks["t"]) == list(maskable_parameters(model, mask_all=True))
-    changed = {task: value for task, measure, value in sharing.measures() if measure == "changed"}
+    changed = {task: value for task, measure, value in sharing.metrics() if measure == "changed"}
     assert changed == {task: pytest.approx(1 - sharing.masks.density(task)) for task in ("t", "u")}
     assert all(0 < value < 1 for value in changed.values())
 

@@ -23,7 +23,7 @@ from sparsemtl.criteria import (
 )
 from sparsemtl.criteria.select import budget
 from sparsemtl.errors import LabelError, MaskError, MaskWarning, ParameterError
-from sparsemtl.models import maskable_parameters
+from sparsemtl.networks.model import maskable_parameters
 
 Batches = list[tuple[Tensor, dict[str, Tensor]]]
 CHOOSERS: dict[str, Criterion] = {

@@ -32,7 +32,7 @@ from sparsemtl.criteria.per_sample_powers import BatchPowers
 from sparsemtl.criteria.per_sample_sums import PowerSum
 from sparsemtl.criteria.select import select
 from sparsemtl.errors import LabelError, LikelihoodWarning, NonFiniteScoreError, ParameterError
-from sparsemtl.models import maskable_parameters
+from sparsemtl.networks.model import maskable_parameters
 from sparsemtl.tasks import Task
 
 POWERS = ["square", "abs"]

@@ -18,7 +18,7 @@ from sparsemtl.criteria import FisherInformation
 from sparsemtl.criteria.per_sample import per_sample
 from sparsemtl.criteria.per_sample_sums import FEW, PowerSum
 from sparsemtl.errors import ParameterError
-from sparsemtl.models import maskable_parameters
+from sparsemtl.networks.model import maskable_parameters
 
 POWERS = ["square", "abs"]
 FALLING_BACK = [name for name, network in NETWORKS.items() if not network.hooks]

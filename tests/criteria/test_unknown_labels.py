@@ -15,10 +15,10 @@ from torch import Tensor, nn
 import sparsemtl as sm
 from sparsemtl.criteria import FisherInformation, Gradient
 from sparsemtl.errors import LikelihoodWarning
-from sparsemtl.models import maskable_parameters
+from sparsemtl.networks.model import maskable_parameters
 from sparsemtl.tasks import Task
+from sparsemtl.tasks.vectors import unit
 from sparsemtl.training.evaluation import evaluate
-from sparsemtl.vectors import unit
 
 COUNT, SIDE = 4, 3
 NAN = float("nan")

@@ -9,12 +9,12 @@ import pytest
 from typer.testing import CliRunner
 from vision_files import depth, lay_celeba, lay_celebamask, lay_city_arrays, lay_cityscapes, lay_nyu_arrays, save
 
-from sparsemtl import cli_data
+from sparsemtl.cli import data as cli_data
 from sparsemtl.data import DATASETS, TaskData
 from sparsemtl.data.check import inspect, read
 from sparsemtl.data.layout import Expected, Layout, Package, laid_out, layout_of, look
 from sparsemtl.errors import ConfigError
-from sparsemtl.yaml_text import dump_yaml
+from sparsemtl.storage.yaml_text import dump_yaml
 
 Lay = Callable[[Path], Path]
 LAID: dict[str, Lay] = {

@@ -13,7 +13,7 @@ from torch import Tensor
 from sparsemtl.data import DATASETS, LazySplit, Split, TaskData
 from sparsemtl.data.tables.coded import CodedSplit
 from sparsemtl.errors import ConfigError, ParameterError
-from sparsemtl.parameters import configurable
+from sparsemtl.registry.parameters import configurable
 from sparsemtl.tasks import DenseTask, Task
 
 SMALL: dict[str, dict[str, Any]] = {

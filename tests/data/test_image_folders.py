@@ -17,18 +17,18 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import sparsemtl as sm
-from sparsemtl import cli_data
 from sparsemtl.backbones import CNN
+from sparsemtl.cli import data as cli_data
 from sparsemtl.data import DATASETS, LazySplit, TaskData
 from sparsemtl.data.objects import cache
 from sparsemtl.data.objects.cache import PictureCache
 from sparsemtl.data.objects.parts import by_class
 from sparsemtl.data.objects.source import Form
 from sparsemtl.errors import DataError, ParameterError
-from sparsemtl.run import run
+from sparsemtl.runs.run import run
+from sparsemtl.storage.run_folder import RunFolder
+from sparsemtl.storage.yaml_text import read_yaml
 from sparsemtl.tasks import Classification
-from sparsemtl.training.folder import RunFolder
-from sparsemtl.yaml_text import read_yaml
 
 PARTS = ("train", "validation", "test")
 COUNTS = {"crow": 4, "robin": 6, "wren": 10}

@@ -14,8 +14,8 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import sparsemtl as sm
-from sparsemtl import cli_data
 from sparsemtl.backbones import CNN
+from sparsemtl.cli import data as cli_data
 from sparsemtl.data import DATASETS, LazySplit, Split, TaskData
 from sparsemtl.data.lazy import Sample
 from sparsemtl.data.mnist import MNIST

@@ -9,7 +9,7 @@ import pytest
 from object_files import lay_classes, lay_tiny_imagenet
 from table_files import write
 
-from sparsemtl import cli_data
+from sparsemtl.cli import data as cli_data
 from sparsemtl.data import DATASETS, TaskData
 from sparsemtl.data.folders import counted
 from sparsemtl.data.layout import Expected, Found, Package

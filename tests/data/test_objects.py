@@ -12,7 +12,7 @@ import torch
 from object_files import DARKEST, OBJECTS, lay_caltech_101, lay_classes, lay_tiny_imagenet
 from typer.testing import CliRunner
 
-from sparsemtl import cli_data
+from sparsemtl.cli import data as cli_data
 from sparsemtl.data import DATASETS, LazySplit, TaskData
 from sparsemtl.data.base import Samples
 from sparsemtl.data.check import inspect

@@ -10,9 +10,9 @@ import pytest
 from table_files import lay_census, lay_movielens, lay_student, write
 from typer.testing import CliRunner
 
-from sparsemtl import cli_data
+from sparsemtl.cli import data as cli_data
 from sparsemtl.data.check import inspect
-from sparsemtl.run import run
+from sparsemtl.runs.run import run
 
 LAID: dict[str, Callable[[Path], object]] = {
     "census-income": lay_census,

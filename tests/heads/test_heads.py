@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sparsemtl.errors import ConfigError, ParameterError
 from sparsemtl.heads import HEADS, ClassificationHead, ConvolutionHead, DenseHead, FCNHead
 from sparsemtl.heads.linear import LinearHead
-from sparsemtl.parameters import parameters_of
+from sparsemtl.registry.parameters import parameters_of
 
 DENSE = ["convolution", "fcn", "deeplabv3"]
 every_dense_head = pytest.mark.parametrize("name", DENSE)

@@ -17,11 +17,11 @@ from torch.optim import lr_scheduler
 
 import sparsemtl as sm
 from sparsemtl.balancing import as_balancer
-from sparsemtl.batches import Group
 from sparsemtl.errors import MaskError
-from sparsemtl.optim import MaskedOptimizer, held_outside
-from sparsemtl.optim.masked import Hold
+from sparsemtl.optim import MaskedOptimizer, freeze_outside_mask
+from sparsemtl.optim.masked import FreezeOutsideMask
 from sparsemtl.sharing.sharing import Update
+from sparsemtl.tasks.batches import Group
 from sparsemtl.training.engine import Backend, Engine
 
 Make = Callable[[Iterable[Any]], torch.optim.Optimizer]
@@ -178,7 +178,7 @@ def test_any_number_is_held_bit_for_bit_and_any_is_let_through(
     mask = torch.tensor(kept)
     weight = nn.Parameter(torch.tensor(old).to(dtype))
     before, after = weight.detach().clone(), torch.tensor(new).to(dtype)
-    with held_outside({"w": weight}, {"w": mask}), torch.no_grad():
+    with freeze_outside_mask({"w": weight}, {"w": mask}), torch.no_grad():
         weight.copy_(after)
     assert same_bits(weight[~mask], before[~mask])
     assert same_bits(weight[mask], after[mask])
@@ -187,7 +187,7 @@ def test_any_number_is_held_bit_for_bit_and_any_is_let_through(
 def test_weights_are_held_in_any_memory_format() -> None:
     weight = nn.Parameter(torch.randn(3, 4, 2, 2).to(memory_format=torch.channels_last))
     mask, before = torch.rand(3, 4, 2, 2) < 0.5, weight.detach().clone()
-    with held_outside({"w": weight}, {"w": mask}), torch.no_grad():
+    with freeze_outside_mask({"w": weight}, {"w": mask}), torch.no_grad():
         weight += 1
     assert torch.equal(weight, torch.where(mask, before + 1, before))
     assert weight.is_contiguous(memory_format=torch.channels_last)
@@ -195,8 +195,8 @@ def test_weights_are_held_in_any_memory_format() -> None:
 
 def test_a_hold_serves_many_steps_and_shares_its_memory_with_others() -> None:
     weight, memory = nn.Parameter(torch.zeros(3)), {}
-    first = Hold({"w": weight}, {"w": torch.tensor([True, True, False])}, memory)
-    second = Hold({"w": weight}, {"w": torch.tensor([False, True, False])}, memory)
+    first = FreezeOutsideMask({"w": weight}, {"w": torch.tensor([True, True, False])}, memory)
+    second = FreezeOutsideMask({"w": weight}, {"w": torch.tensor([False, True, False])}, memory)
     for hold in (first, second, first, second, second):
         with hold, torch.no_grad():
             weight += 1
@@ -210,7 +210,7 @@ def test_weights_are_held_where_the_step_fails_half_way() -> None:
         weight.data += 1
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), held_outside({"w": weight}, {"w": torch.tensor([True, False])}):
+    with pytest.raises(ZeroDivisionError), freeze_outside_mask({"w": weight}, {"w": torch.tensor([True, False])}):
         step()
     assert weight.tolist() == [1.0, 0.0]
 
@@ -218,7 +218,7 @@ def test_weights_are_held_where_the_step_fails_half_way() -> None:
 def test_without_a_mask_everything_may_move() -> None:
     weight, other = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
     for active in (None, {"w": torch.tensor([False, False])}):
-        with held_outside({"w": weight, "v": other}, active), torch.no_grad():
+        with freeze_outside_mask({"w": weight, "v": other}, active), torch.no_grad():
             weight += 1
             other += 1
     assert weight.tolist() == [1.0, 1.0]

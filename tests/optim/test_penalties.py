@@ -27,7 +27,7 @@ from sparsemtl.optim import (
     total_sparsity,
 )
 from sparsemtl.optim.groups import dense, places
-from sparsemtl.parameters import parameters_of
+from sparsemtl.registry.parameters import parameters_of
 
 Indices = set[tuple[int, ...]]
 

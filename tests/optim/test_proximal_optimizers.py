@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 import sparsemtl as sm
 from sparsemtl.errors import MaskWarning, ParameterError
-from sparsemtl.files import read_tree, write_tree
 from sparsemtl.optim import (
     L1,
     GroupLasso,
@@ -33,6 +32,7 @@ from sparsemtl.optim import (
     group_sparsity,
 )
 from sparsemtl.optim.groups import Grouping
+from sparsemtl.storage.files import read_tree, write_tree
 
 Make = Callable[..., torch.optim.Optimizer]
 CONVOLUTIONS = ("0.weight", "3.weight")

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sparsemtl.files import write_json, write_tree
-from sparsemtl.masks import TaskMasks
+from sparsemtl.networks.masks import TaskMasks
+from sparsemtl.storage.files import write_json, write_tree
 from sparsemtl.study.costs import SPLIT, cost_rows
 
 KINDS = {

@@ -10,9 +10,9 @@ from reading import Page
 from synthetic import KINDS, make_run
 
 from sparsemtl.errors import CheckpointError
-from sparsemtl.files import write_tree
-from sparsemtl.masks import TaskMasks
+from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.report import write_report
+from sparsemtl.storage.files import write_tree
 
 OPTIONAL = ("metrics.csv", "masks.safetensors", "samples.safetensors", "config.yaml", "environment.json")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from synthetic import LAYERS, make_masks
 
-from sparsemtl.masks import TaskMasks
+from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.report.sharing import sharing_view
 
 MASKS = TaskMasks(

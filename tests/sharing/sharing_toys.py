@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 import sparsemtl as sm
 from sparsemtl.balancing import Balancer, as_balancer
-from sparsemtl.batches import Group, Loaders, per_task
 from sparsemtl.data import TensorLoader
-from sparsemtl.parameters import configurable
+from sparsemtl.registry.parameters import configurable
 from sparsemtl.sharing import SHARING, Sharing
 from sparsemtl.sharing.sharing import Update
+from sparsemtl.tasks.batches import Group, Loaders, per_task
 from sparsemtl.training.engine import Backend, Engine
 from sparsemtl.training.mixing import epoch_batches
 

@@ -104,8 +104,8 @@ def test_it_has_no_masks_and_holds_nothing() -> None:
     sharing = trained(sm.DenseSharing(), loader()).sharing
     assert sharing.masks is None
     assert sharing.active(NAMES) is None
-    assert sharing.settled(0)
-    assert list(sharing.measures()) == []
+    assert sharing.is_selectable(0)
+    assert list(sharing.metrics()) == []
     assert all(sharing.gradient_mask(task) is None and sharing.penalty(task) is None for task in NAMES)
 
 

@@ -48,7 +48,7 @@ def test_a_warm_up_is_dense_and_never_settled(warmup: int) -> None:
     engine = engine_of(model(), sharing)
     for epoch in range(5):
         run_epoch(engine, loader(), epoch)
-        assert sharing.settled(epoch) == (epoch >= warmup)
+        assert sharing.is_selectable(epoch) == (epoch >= warmup)
         assert sharing.masks.density() == (1.0 if epoch < warmup else pytest.approx(0.4, abs=0.01))
 
 
@@ -184,7 +184,7 @@ def test_a_task_without_information_keeps_its_mask_with_a_warning() -> None:
     with pytest.warns(MaskWarning, match="task 'marks': every score is zero; it keeps its mask") as caught:
         sharing.begin_epoch(1, loader(shuffle=False))
     assert len(caught) == 1
-    changed = {task: value for task, name, value in sharing.measures() if name == "changed"}
+    changed = {task: value for task, name, value in sharing.metrics() if name == "changed"}
     assert changed["marks"] == 0.0
     assert all(torch.equal(sharing.masks["marks"][name], mask) for name, mask in first["marks"].items())
     assert changed["kind"] > 0

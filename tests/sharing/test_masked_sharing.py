@@ -39,15 +39,15 @@ from sparsemtl.criteria.criterion import Criterion
 from sparsemtl.criteria.fisher import FisherInformation
 from sparsemtl.criteria.magnitude import Magnitude
 from sparsemtl.errors import ParameterError
-from sparsemtl.models import maskable_parameters
-from sparsemtl.norms import shared_norms
+from sparsemtl.networks.model import maskable_parameters
+from sparsemtl.networks.norms import shared_norms
 from sparsemtl.sharing import SHARING, MaskedSharing
 from sparsemtl.sharing.sharing import Update
 
 METHODS = [m for m, make in SHARING.items() if isinstance(make, type) and issubclass(make, MaskedSharing)]
 every_method = pytest.mark.parametrize("method", METHODS)
 every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
-both_semantics = pytest.mark.parametrize("semantics", ["forward", "gradient"])
+both_semantics = pytest.mark.parametrize("mask_applies_to", ["forward", "gradient"])
 both_modes = pytest.mark.parametrize("update", ["alternate", "average"])
 
 
@@ -98,9 +98,9 @@ def test_before_the_first_epoch_every_task_keeps_everything(method: str) -> None
 @every_optimizer
 @every_method
 def test_what_no_task_keeps_stands_still_between_renewals(
-    method: str, optimizer: str, update: Update, semantics: str
+    method: str, optimizer: str, update: Update, mask_applies_to: str
 ) -> None:
-    sharing = masked(method, update=update, semantics=semantics)
+    sharing = masked(method, update=update, mask_applies_to=mask_applies_to)
     engine = trained(build("dense", update=update), loader(), optimizer=optimizer, epochs=1)
     engine.sharing = sharing  # its optimizer remembers a dense epoch
     sharing.attach(engine.model)
@@ -118,8 +118,8 @@ def test_what_no_task_keeps_stands_still_between_renewals(
 @both_semantics
 @every_optimizer
 @every_method
-def test_a_step_for_one_task_moves_its_own_weights_only(method: str, optimizer: str, semantics: str) -> None:
-    sharing = masked(method, update="alternate", semantics=semantics)
+def test_a_step_for_one_task_moves_its_own_weights_only(method: str, optimizer: str, mask_applies_to: str) -> None:
+    sharing = masked(method, update="alternate", mask_applies_to=mask_applies_to)
     engine = engine_of(model(), sharing, optimizer=optimizer)
     run_epoch(engine, loader(), 0)
     states = watch_steps(engine)
@@ -181,7 +181,7 @@ def test_what_no_task_keeps_never_moves_across_a_checkpoint(optimizer: str, tmp_
 
 @every_method
 def test_the_gradient_of_a_view_is_zero_outside_of_the_mask_and_only_there(method: str) -> None:
-    sharing = attached(masked(method, semantics="forward"))
+    sharing = attached(masked(method, mask_applies_to="forward"))
     for name, task in sharing.model.tasks.items():
         sharing.model.zero_grad()
         batch = batch_of(1)
@@ -197,7 +197,7 @@ def test_the_gradient_of_a_view_is_zero_outside_of_the_mask_and_only_there(metho
 
 @every_method
 def test_with_gradient_semantics_all_tasks_run_the_dense_network(method: str) -> None:
-    engine = trained(masked(method, semantics="gradient"), loader())
+    engine = trained(masked(method, mask_applies_to="gradient"), loader())
     assert engine.update == "joint"
     for mode in (True, False):
         plain = engine.model.train(mode)(batch_of(2).x)
@@ -208,12 +208,12 @@ def test_with_gradient_semantics_all_tasks_run_the_dense_network(method: str) ->
 
 @both_semantics
 @every_method
-def test_a_views_output_is_that_of_the_network_that_its_mask_makes(method: str, semantics: str) -> None:
-    engine = trained(masked(method, semantics=semantics), loader())
+def test_a_views_output_is_that_of_the_network_that_its_mask_makes(method: str, mask_applies_to: str) -> None:
+    engine = trained(masked(method, mask_applies_to=mask_applies_to), loader())
     sharing, network = engine.sharing, engine.model.eval()
     for task in NAMES:
         copy = deepcopy(network)
-        if semantics == "forward":
+        if mask_applies_to == "forward":
             assert sharing.norms is not None
             copy.load_state_dict(copy.state_dict() | sharing.norms[task])
             with torch.no_grad():
@@ -230,11 +230,13 @@ def loss_of(task: sm.Task, output: Tensor, label: Tensor) -> Tensor:
     return -output.log_softmax(1).gather(1, label[:, None]).mean()
 
 
-def gradient_by_hand(network: sm.MultiTaskModel, masks: sm.TaskMasks, name: str, semantics: str) -> dict[str, Tensor]:
+def gradient_by_hand(
+    network: sm.MultiTaskModel, masks: sm.TaskMasks, name: str, mask_applies_to: str
+) -> dict[str, Tensor]:
     """S_t * dL_t/dw by functional differentiation: at the masked weights, or at the dense ones."""
     batch, weights = double(batch_of(6)), {n: p.detach() for n, p in network.named_parameters()}
     mask = {n: masks[name][n].double() if n in masks[name] else torch.ones_like(w) for n, w in weights.items()}
-    at = {n: w * mask[n] for n, w in weights.items()} if semantics == "forward" else weights
+    at = {n: w * mask[n] for n, w in weights.items()} if mask_applies_to == "forward" else weights
 
     def loss(values: dict[str, Tensor]) -> Tensor:
         output = functional_call(network, values, (batch.x,))[name]
@@ -248,19 +250,19 @@ WEIGHTS = {"mean": [1 / 3, 1 / 3, 1 / 3], "constant": [0.5, 2.0, 0.25]}
 
 @pytest.mark.parametrize("balancing", WEIGHTS)
 @pytest.mark.parametrize(
-    ("semantics", "update"), [("forward", "average"), ("gradient", "average"), ("gradient", "joint")]
+    ("mask_applies_to", "update"), [("forward", "average"), ("gradient", "average"), ("gradient", "joint")]
 )
 @every_method
 def test_the_shared_gradient_is_the_weighted_sum_of_the_tasks_masked_gradients(
-    method: str, semantics: str, update: Update, balancing: str
+    method: str, mask_applies_to: str, update: Update, balancing: str
 ) -> None:
     network = model(norm=False, kind=1.0, marks=3.0, side=0.5).double()
-    sharing = masked(method, semantics=semantics, update=update)
+    sharing = masked(method, mask_applies_to=mask_applies_to, update=update)
     balancer = constant(weights=WEIGHTS["constant"]) if balancing == "constant" else as_balancer("mean")
     engine = engine_of(network, sharing, balancing=balancer, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
     sharing.begin_epoch(0, [(double(batch_of(0)).x, double(batch_of(0)).targets)])
     engine.step([[double(batch_of(6))]])
-    rows = {name: gradient_by_hand(network, sharing.masks, name, semantics) for name in NAMES}
+    rows = {name: gradient_by_hand(network, sharing.masks, name, mask_applies_to) for name in NAMES}
     factors = [w * t.weight for w, t in zip(WEIGHTS[balancing], network.tasks.values(), strict=True)]
     for name, p in network.shared_parameters().items():
         expected = sum(factor * row[name] for factor, row in zip(factors, rows.values(), strict=True))
@@ -269,9 +271,9 @@ def test_the_shared_gradient_is_the_weighted_sum_of_the_tasks_masked_gradients(
 
 @both_semantics
 @every_method
-def test_in_turns_a_step_has_the_tasks_own_masked_gradient(method: str, semantics: str) -> None:
+def test_in_turns_a_step_has_the_tasks_own_masked_gradient(method: str, mask_applies_to: str) -> None:
     network = model(norm=False).double()
-    sharing = masked(method, semantics=semantics, update="alternate")
+    sharing = masked(method, mask_applies_to=mask_applies_to, update="alternate")
     engine = engine_of(network, sharing, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
     sharing.begin_epoch(0, [(double(batch_of(0)).x, double(batch_of(0)).targets)])
     gradients: list[dict[str, Tensor]] = []
@@ -280,23 +282,23 @@ def test_in_turns_a_step_has_the_tasks_own_masked_gradient(method: str, semantic
     )
     engine.step([[double(batch_of(6))]])
     for name, found in zip(NAMES, gradients, strict=True):
-        expected = gradient_by_hand(network, sharing.masks, name, semantics)
+        expected = gradient_by_hand(network, sharing.masks, name, mask_applies_to)
         for parameter, gradient in found.items():
             torch.testing.assert_close(gradient, expected[parameter], rtol=1e-9, atol=1e-14)
 
 
 @both_semantics
 @every_method
-def test_an_aggregator_gets_the_rows_masked(method: str, semantics: str) -> None:
+def test_an_aggregator_gets_the_rows_masked(method: str, mask_applies_to: str) -> None:
     """TorchJD's sum of the rows is the sum of the masked gradients."""
     from torchjd.aggregation import Sum
 
     network = model(norm=False).double()
-    sharing = masked(method, semantics=semantics, update="average")
+    sharing = masked(method, mask_applies_to=mask_applies_to, update="average")
     engine = engine_of(network, sharing, balancing=Sum(), optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
     sharing.begin_epoch(0, [(double(batch_of(0)).x, double(batch_of(0)).targets)])
     engine.step([[double(batch_of(6))]])
-    rows = [gradient_by_hand(network, sharing.masks, name, semantics) for name in NAMES]
+    rows = [gradient_by_hand(network, sharing.masks, name, mask_applies_to) for name in NAMES]
     for name, p in network.shared_parameters().items():
         torch.testing.assert_close(p.grad, sum(row[name] for row in rows), rtol=1e-9, atol=1e-14)
 
@@ -320,7 +322,7 @@ class Stub(MaskedSharing):
     def __init__(self, criterion: Criterion, **options: Any) -> None:
         defaults: dict[str, Any] = {
             "keep": 0.4,
-            "semantics": "forward",
+            "mask_applies_to": "forward",
             "update": None,
             "strict": True,
             "bn": None,
@@ -332,7 +334,7 @@ class Stub(MaskedSharing):
         super().__init__(**defaults | options)
         self.criterion = criterion
 
-    def renewal(self, epoch: int) -> Criterion | None:
+    def criterion_for(self, epoch: int) -> Criterion | None:
         return self.criterion
 
 
@@ -385,7 +387,7 @@ def test_renewals_change_masks_and_say_how_much() -> None:
     sharing.attach(model())
     sharing.begin_epoch(0, [])
     first = sharing.masks
-    assert {name: value for task, name, value in sharing.measures() if task == "kind"} == {
+    assert {name: value for task, name, value in sharing.metrics() if task == "kind"} == {
         "density": 0.5,
         "changed": 0.5,
     }
@@ -393,13 +395,13 @@ def test_renewals_change_masks_and_say_how_much() -> None:
         for name in first.shapes():
             sharing.model.get_parameter(name).copy_((~first["kind"][name]).float())
     sharing.begin_epoch(1, [])
-    assert [value for _, name, value in sharing.measures() if name == "changed"] == [1.0] * 3
+    assert [value for _, name, value in sharing.metrics() if name == "changed"] == [1.0] * 3
 
 
 @every_method
 def test_the_measured_overlap_is_the_mean_over_pairs_of_tasks(method: str) -> None:
     sharing = attached(masked(method))
-    measured = {(task, name): value for task, name, value in sharing.measures()}
+    measured = {(task, name): value for task, name, value in sharing.metrics()}
     kept = {task: set(sharing.masks.flat(task).nonzero().flatten().tolist()) for task in NAMES}
     pairs = [(kept[a], kept[b]) for a in NAMES for b in NAMES if a < b]
     assert measured["", "overlap"] == pytest.approx(sum(len(a & b) / len(a | b) for a, b in pairs) / 3)
@@ -412,7 +414,7 @@ def test_a_single_task_has_no_overlap_to_measure(method: str) -> None:
     torch.manual_seed(0)
     alone = sm.SharedBottom(nn.Linear(6, 5), tasks()[:1], {"kind": nn.Linear(5, 3)})
     sharing = attached(masked(method), alone)
-    assert {name for _, name, _ in sharing.measures()} <= {"density", "changed"}
+    assert {name for _, name, _ in sharing.metrics()} <= {"density", "changed"}
 
 
 @every_method
@@ -480,7 +482,7 @@ def test_a_target_density_is_reached_by_the_epoch_asked_for_on_the_documented_wa
     size = sharing.masks.size()
     assert found == [round((1 - (1 - target) * (1 - (1 - way) ** 3)) * size) / size for way in ways]
     assert found[4] == found[5] == round(target * size) / size
-    assert [sharing.settled(epoch) for epoch in range(6)] == [epoch >= 4 for epoch in range(6)]
+    assert [sharing.is_selectable(epoch) for epoch in range(6)] == [epoch >= 4 for epoch in range(6)]
 
 
 def test_random_masks_are_nested_while_the_density_falls() -> None:

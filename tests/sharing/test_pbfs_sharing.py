@@ -14,7 +14,7 @@ from torch import Tensor
 import sparsemtl as sm
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import NonFiniteScoreError, ParameterError
-from sparsemtl.models import maskable_parameters
+from sparsemtl.networks.model import maskable_parameters
 from sparsemtl.sharing import PBFSSharing
 from sparsemtl.sharing.schedule import Ramp, cubic
 from sparsemtl.training.loggers import read_rows
@@ -110,7 +110,7 @@ def test_sparsities_are_given_by_task_and_module() -> None:
     steps(sharing, epochs=2, per_epoch=1)
     found = {task: modules["encoder"] for task, modules in sharing.sparsities().items()}
     assert found == pytest.approx({"kind": 0.5, "side": 0.25, "marks": 0.0}, abs=0.02)
-    assert sharing.outcome()["sparsity"]["kind"] == sharing.sparsities()["kind"]
+    assert sharing.summary()["sparsity"]["kind"] == sharing.sparsities()["kind"]
 
 
 @pytest.mark.parametrize(("allow_empty", "kept"), [(False, 1), (True, 0)])
@@ -179,7 +179,7 @@ def test_predictions_are_those_of_the_tasks_own_networks(tmp_path: Path) -> None
 
 
 def sm_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from sparsemtl.files import read_tensors
+    from sparsemtl.storage.files import read_tensors
 
     return read_tensors(path)
 

@@ -54,12 +54,12 @@ def run_with(sharing: Any, *, epochs: int = 3, optimizer: str = "adam") -> tuple
         sharing.begin_epoch(epoch, data)
         for x, targets in data:
             engine.step([[sm_group(x, targets)]])
-        found.append(next(value for _, name, value in sharing.measures() if name.endswith("_sparsity")))
+        found.append(next(value for _, name, value in sharing.metrics() if name.endswith("_sparsity")))
     return engine, found
 
 
 def sm_group(x: Tensor, targets: dict[str, Tensor]) -> Any:
-    from sparsemtl.batches import Group
+    from sparsemtl.tasks.batches import Group
 
     return Group(x, targets, NAMES)
 
@@ -138,8 +138,8 @@ def test_the_target_is_reached_on_the_way_that_is_documented(method: str) -> Non
     assert found[1] == pytest.approx(0.6 * (1 - 0.5**3), abs=0.02)
     assert found[2] == pytest.approx(0.6, abs=0.02)
     assert isinstance(engine.sharing, ProximalSharing)
-    assert not [epoch for epoch in range(3) if sharing.settled(epoch)]
-    assert sharing.settled(3)
+    assert not [epoch for epoch in range(3) if sharing.is_selectable(epoch)]
+    assert sharing.is_selectable(3)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
@@ -163,7 +163,7 @@ def test_the_critical_strength_of_a_group_is_where_it_dies(penalty: Penalty, opt
 
 def test_the_summary_says_what_is_left_of_every_layer() -> None:
     engine, found = run("group-lasso", epochs=5, target_sparsity=0.5, reach_at=3)
-    outcome = engine.sharing.outcome()
+    outcome = engine.sharing.summary()
     assert outcome["granularity"] == "input-channel"
     assert outcome["group_sparsity"] == found[-1]
     assert {name: layer["all"] for name, layer in outcome["groups"].items()} == {
@@ -193,7 +193,7 @@ def test_what_cannot_be_is_refused(method: str, options: dict[str, Any], message
 
 @every_method
 def test_lambda_is_called_lambda_in_configurations(method: str) -> None:
-    from sparsemtl.config import check
+    from sparsemtl.runs.config import check
 
     complete = check({"sharing": {"name": method, "lambda": 0.25}})
     assert complete["sharing"]["lambda"] == 0.25

@@ -11,7 +11,7 @@ from sharing_toys import NAMES, encoder, loader, model, trained
 from torch import nn
 
 import sparsemtl as sm
-from sparsemtl.randomness import seed_everything
+from sparsemtl.networks.randomness import seed_everything
 from sparsemtl.training.engine import Engine
 
 
@@ -99,7 +99,7 @@ def test_masks_are_drawn_at_the_start_and_again_where_asked(every: int, changes:
     for epoch in range(7):
         sharing.begin_epoch(epoch, [])
         masks.append(sharing.masks)
-        assert sharing.settled(epoch)
+        assert sharing.is_selectable(epoch)
     assert [epoch for epoch, (before, after) in enumerate(pairwise(masks)) if before != after] == changes
 
 

@@ -42,13 +42,13 @@ from sharing_toys import (
 from torch import nn
 
 import sparsemtl as sm
-from sparsemtl.batches import Loaders
 from sparsemtl.errors import ConfigError, MaskError, ParameterError
-from sparsemtl.files import read_tree, write_tree
-from sparsemtl.parameters import configurable
-from sparsemtl.randomness import random_state
+from sparsemtl.networks.randomness import random_state
+from sparsemtl.registry.parameters import configurable
 from sparsemtl.sharing import SHARING, ProximalSharing, Sharing, SoftMaskSharing, SubnetworkSharing
 from sparsemtl.sharing.sharing import Update
+from sparsemtl.storage.files import read_tree, write_tree
+from sparsemtl.tasks.batches import Loaders
 from sparsemtl.training.engine import Engine
 
 every_method = pytest.mark.parametrize("method", SHARING)
@@ -262,7 +262,7 @@ def test_a_run_goes_on_from_its_state_bit_for_bit(method: str, options: dict[str
     parts = {"model": engine.model, "sharing": engine.sharing, "optimizer": engine.optimizer}
     state = {name: part.state_dict() for name, part in parts.items()}
     again = resumed(state, method, options, tmp_path / "state.safetensors")
-    assert list(again.sharing.measures()) == list(engine.sharing.measures())
+    assert list(again.sharing.metrics()) == list(engine.sharing.metrics())
     for one in (engine, again):
         torch.manual_seed(11)
         for epoch in (2, 3):
@@ -274,7 +274,7 @@ def test_a_run_goes_on_from_its_state_bit_for_bit(method: str, options: dict[str
 @every_variant
 def test_its_measures_are_finite_numbers_of_tasks_or_of_the_whole(method: str, options: dict[str, Any]) -> None:
     engine = trained_variant(method, options)
-    measures = list(engine.sharing.measures())
+    measures = list(engine.sharing.metrics())
     assert len({(task, name) for task, name, _ in measures}) == len(measures)
     for task, name, value in measures:
         assert task in ("", *NAMES)
@@ -286,7 +286,7 @@ def test_its_measures_are_finite_numbers_of_tasks_or_of_the_whole(method: str, o
 @every_method
 def test_once_settled_it_stays_settled(method: str) -> None:
     sharing = build(method)
-    settled = [sharing.settled(epoch) for epoch in range(50)]
+    settled = [sharing.is_selectable(epoch) for epoch in range(50)]
     assert settled == sorted(settled)
     assert settled[-1]
 
@@ -339,12 +339,14 @@ def everything(method: str, **options: Any) -> Sharing:
     return build(method, keep=1.0, warmup=1, resample_every=1, **options)
 
 
-@pytest.mark.parametrize("semantics", ["forward", "gradient"])
+@pytest.mark.parametrize("mask_applies_to", ["forward", "gradient"])
 @everywhere
 @every_mode
 @pytest.mark.parametrize("method", MASKED)
-def test_keeping_everything_is_dense_training_bit_for_bit(method: str, update: Update, bn: str, semantics: str) -> None:
-    sharing = everything(method, update=update, bn=bn, semantics=semantics)
+def test_keeping_everything_is_dense_training_bit_for_bit(
+    method: str, update: Update, bn: str, mask_applies_to: str
+) -> None:
+    sharing = everything(method, update=update, bn=bn, mask_applies_to=mask_applies_to)
     masked = trained(sharing, loader(), epochs=3, network=model(dropout=0.3))
     dense = trained(build("dense", update=update, bn=bn), loader(), epochs=3, network=model(dropout=0.3))
     assert_same(state_of(masked.model), state_of(dense.model))
@@ -367,10 +369,10 @@ def test_keeping_everything_is_dense_training_on_any_data_and_granularity(
     assert_same(sharing.state_dict()["norms"], dense.sharing.state_dict()["norms"])
 
 
-@pytest.mark.parametrize("method", [method for method in MASKED if takes(method, "semantics")])
+@pytest.mark.parametrize("method", [method for method in MASKED if takes(method, "mask_applies_to")])
 def test_keeping_everything_in_one_forward_is_dense_training_up_to_rounding(method: str) -> None:
     """The tasks go backward one by one here and all at once there, so sums round differently."""
-    sharing = everything(method, semantics="gradient", update="joint")
+    sharing = everything(method, mask_applies_to="gradient", update="joint")
     masked = trained(sharing, loader(), optimizer="sgd", network=model(norm=False))
     dense = trained(build("dense"), loader(), optimizer="sgd", network=model(norm=False))
     assert masked.update == dense.update == "joint"

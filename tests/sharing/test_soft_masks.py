@@ -14,8 +14,8 @@ import sparsemtl as sm
 from sparsemtl.backbones import CNN
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import EmptyMaskError
-from sparsemtl.files import read_tensors, read_tree
 from sparsemtl.sharing import SoftMaskSharing
+from sparsemtl.storage.files import read_tensors, read_tree
 
 
 def soft(**options: Any) -> SoftMaskSharing:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import sparsemtl as sm
 from sparsemtl.balancing import BALANCERS
-from sparsemtl.batches import Group
 from sparsemtl.sharing import SHARING, ProximalSharing, Sharing
 from sparsemtl.sharing.sharing import StepWeights, Update
+from sparsemtl.tasks.batches import Group
 from sparsemtl.training.engine import Engine
 
 RATE = 0.05
@@ -208,7 +208,7 @@ def test_a_target_is_reached_in_turns_too(method: str, balancing: str) -> None:
     engine = engine_of(network, sharing, optimizer=sgd(), update="alternate", balancing=balancing)
     for epoch in range(3):
         run_epoch(engine, loader(), epoch)
-    sparsity = next(value for _, name, value in sharing.measures() if name.endswith("_sparsity"))
+    sparsity = next(value for _, name, value in sharing.metrics() if name.endswith("_sparsity"))
     assert sparsity == pytest.approx(0.5, abs=0.03)
 
 

@@ -12,14 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsemtl.config import check
 from sparsemtl.data.base import Split
 from sparsemtl.errors import ConfigError
-from sparsemtl.plan import Plan
-from sparsemtl.run import rehearse
+from sparsemtl.runs.config import check
+from sparsemtl.runs.run import dry_run
+from sparsemtl.runs.spec import RunSpec
+from sparsemtl.storage.run_folder import RunFolder
+from sparsemtl.storage.yaml_text import dump_yaml
 from sparsemtl.study.grid import Study, read_study, value_text
-from sparsemtl.training.folder import RunFolder
-from sparsemtl.yaml_text import dump_yaml
 
 ROOT = Path(__file__).parent.parent.parent
 few = settings(max_examples=25, deadline=None)
@@ -255,16 +255,16 @@ def test_the_demo_can_be_set_up_and_gives_every_seed_images_of_its_own(
     assert len(set(study.methods)) == 3
     assert {run.seed for run in study.runs} == {0, 1, 2}
     assert all(run.config["optimizer"] == study.runs[0].config["optimizer"] for run in study.runs)
-    plans = {run.method: Plan(run.config) for run in study.runs if run.seed == 0}
+    plans = {run.method: RunSpec(run.config) for run in study.runs if run.seed == 0}
     for plan in plans.values():
-        rehearse(plan, RunFolder(tmp_path / "run"))
-    other = next(Plan(run.config) for run in study.runs if run.seed == 1)
+        dry_run(plan, RunFolder(tmp_path / "run"))
+    other = next(RunSpec(run.config) for run in study.runs if run.seed == 1)
     dense, narrow, elsewhere = (images_of(plan) for plan in (plans["dense"], plans["narrow"], other))
     assert torch.equal(dense, narrow)
     assert not torch.equal(dense, elsewhere)
 
 
-def images_of(plan: Plan) -> torch.Tensor:
+def images_of(plan: RunSpec) -> torch.Tensor:
     split = plan.data.train
     assert isinstance(split, Split)
     return split.x

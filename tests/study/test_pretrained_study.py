@@ -13,16 +13,16 @@ from test_pretraining import BASE, based, encoder_in
 from test_run import rows_without_times
 from test_runner import start_worker_without_reports, study_of
 
-from sparsemtl.config import before_of
 from sparsemtl.errors import ConfigError, SparseMTLError, TrainingError
-from sparsemtl.machine import use_threads
-from sparsemtl.run import resume, run
+from sparsemtl.runs.config import pretraining_config
+from sparsemtl.runs.run import resume, run
+from sparsemtl.storage.run_folder import RunFolder
+from sparsemtl.storage.yaml_text import dump_yaml, read_yaml
 from sparsemtl.study import runner
 from sparsemtl.study.grid import Study
 from sparsemtl.study.runner import run_study
 from sparsemtl.training import Trainer
-from sparsemtl.training.folder import RunFolder
-from sparsemtl.yaml_text import dump_yaml, read_yaml
+from sparsemtl.training.machine import use_threads
 
 NEW = ("freeze", "pretraining")
 """Keys that configurations once lacked."""
@@ -80,7 +80,7 @@ def files(folder: Path) -> dict[Path, bytes]:
 
 def test_runs_that_ask_for_the_same_share_one_run_before_them_for_every_seed(finished: Path) -> None:
     found = list(pretrainings(finished).values())
-    assert found == [before_of(based(seed=seed)) for seed in (0, 1)]
+    assert found == [pretraining_config(based(seed=seed)) for seed in (0, 1)]
     assert not list((finished / "runs").glob("*/pretraining"))
     for seed, folder in enumerate(sorted((finished / "pretraining").iterdir())):
         start = encoder_in(folder / "model.safetensors")
@@ -233,7 +233,7 @@ def test_a_mistake_in_a_method_comes_up_before_all_pretraining_and_changes_nothi
 def rehearsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the runs that are rehearsed."""
     names: list[str] = []
-    monkeypatch.setattr(runner, "rehearse", lambda plan, place: names.append(place.path.name))
+    monkeypatch.setattr(runner, "dry_run", lambda plan, place: names.append(place.path.name))
     return names
 
 

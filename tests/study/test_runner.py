@@ -19,15 +19,15 @@ import pytest
 
 import sparsemtl.report
 from sparsemtl.errors import ConfigError
-from sparsemtl.machine import use_threads
+from sparsemtl.storage.run_folder import RunFolder
+from sparsemtl.storage.yaml_text import dump_yaml, read_yaml
 from sparsemtl.study import runner
 from sparsemtl.study.costs import cost_rows
 from sparsemtl.study.grid import Study, read_study
 from sparsemtl.study.results import Results
 from sparsemtl.study.runner import Job, results_of, run_study
 from sparsemtl.training import Trainer
-from sparsemtl.training.folder import RunFolder
-from sparsemtl.yaml_text import dump_yaml, read_yaml
+from sparsemtl.training.machine import use_threads
 
 
 @pytest.fixture
@@ -319,7 +319,7 @@ def start_worker_without_reports(*given: Any) -> None:
 def test_an_interrupt_ends_all_jobs_at_once_and_without_a_traceback(tmp_path: Path, tiny: Any) -> None:
     tiny["training"] = {"epochs": 100_000, "batch_size": 16}
     study_of(tmp_path, base=tiny, methods={"a": {}}, seeds=[0, 1, 2])
-    command = [sys.executable, "-c", "from sparsemtl.cli import main; main()", "study", "some.yaml", "--jobs", "2"]
+    command = [sys.executable, "-c", "from sparsemtl.cli.main import main; main()", "study", "some.yaml", "--jobs", "2"]
     process = subprocess.Popen(
         command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from sparsemtl import Classification, Depth, Normals, Segmentation, SharedBottom
 from sparsemtl.errors import LabelError, LikelihoodWarning, ParameterError
-from sparsemtl.likelihoods import PixelCategorical, PixelDirection, PixelGaussian
 from sparsemtl.tasks import DenseTask
+from sparsemtl.tasks.likelihoods import PixelCategorical, PixelDirection, PixelGaussian
 
 SAMPLES, HEIGHT, WIDTH, CLASSES = 5, 4, 6, 3
 

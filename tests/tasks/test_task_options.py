@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from sparsemtl import Classification, Depth, Segmentation, Task
-from sparsemtl.config import check, merge, override
 from sparsemtl.errors import ConfigError
-from sparsemtl.plan import Plan
-from sparsemtl.run import resume, run
+from sparsemtl.runs.config import check, merge, override
+from sparsemtl.runs.run import resume, run
+from sparsemtl.runs.spec import RunSpec
+from sparsemtl.storage.yaml_text import read_yaml
 from sparsemtl.tasks import TASKS, Regression
 from sparsemtl.tasks.options import options_of, with_options
-from sparsemtl.yaml_text import read_yaml
 
 ROOMS = {
     "data": {"name": "scenes", "train_size": 4, "validation_size": 2, "test_size": 2, "height": 8, "width": 8},
@@ -27,7 +27,7 @@ ROOMS = {
 
 def tasks_of(config: dict[str, Any], tmp_path: Path) -> dict[str, Task]:
     complete = check(merge(config, {"data": {"root": str(tmp_path)}}))
-    return {task.name: task for task in Plan(complete).data.tasks}
+    return {task.name: task for task in RunSpec(complete).data.tasks}
 
 
 def test_options_reach_the_tasks(tmp_path: Path) -> None:

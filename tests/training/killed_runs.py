@@ -23,9 +23,9 @@ import torch
 from torch import nn
 
 import sparsemtl as sm
-from sparsemtl import files
 from sparsemtl.data import TensorLoader
-from sparsemtl.training.folder import RunFolder
+from sparsemtl.storage import files
+from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.training.loggers import CSVLogger
 
 

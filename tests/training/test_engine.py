@@ -15,9 +15,9 @@ from training_toys import apart, assert_same, moved, shared, state_of, table, ta
 
 import sparsemtl as sm
 from sparsemtl.balancing import as_balancer
-from sparsemtl.batches import Group
 from sparsemtl.errors import NonFiniteLossError, ParameterError
 from sparsemtl.sharing.sharing import Update
+from sparsemtl.tasks.batches import Group
 from sparsemtl.training.engine import Backend, Engine
 
 CPU = torch.device("cpu")
@@ -142,17 +142,17 @@ def masked_gradient(model: sm.MultiTaskModel, group: Group, task: str, masks: sm
     return {n: row * masks[task][n] if n in masks[task] else row for n, row in zip(leaves, rows, strict=True)}
 
 
-@pytest.mark.parametrize("semantics", ["forward", "gradient"])
+@pytest.mark.parametrize("mask_applies_to", ["forward", "gradient"])
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (0.5, 2.0)])
 def test_the_shared_gradient_is_the_weighted_sum_of_masked_gradients(
-    semantics: Any, weights: tuple[float, float]
+    mask_applies_to: Any, weights: tuple[float, float]
 ) -> None:
     model = shared(a=weights[0], b=weights[1]).double()
-    sharing = sm.RandomSharing(keep=0.4, semantics=semantics)
+    sharing = sm.RandomSharing(keep=0.4, mask_applies_to=mask_applies_to)
     engine = engine_of(model, "average", sharing=sharing, balancing="sum")
     sharing.begin_epoch(0, ())
     batch = batch_of(dtype=torch.float64)
-    rows = [masked_gradient(model, batch[0], task, sharing.masks, semantics == "forward") for task in "ab"]
+    rows = [masked_gradient(model, batch[0], task, sharing.masks, mask_applies_to == "forward") for task in "ab"]
     engine.step([batch])
     for name, parameter in model.shared_parameters().items():
         expected = weights[0] * rows[0][name] + weights[1] * rows[1][name]
@@ -163,7 +163,7 @@ def test_gradient_masks_work_in_one_forward_too() -> None:
     gradient = {}
     for update in ("joint", "average"):
         model = shared().double()
-        sharing = sm.RandomSharing(keep=0.4, semantics="gradient", update=update, seed=3)
+        sharing = sm.RandomSharing(keep=0.4, mask_applies_to="gradient", update=update, seed=3)
         engine = engine_of(model, update, sharing=sharing)
         sharing.begin_epoch(0, ())
         engine.step([batch_of(dtype=torch.float64)])

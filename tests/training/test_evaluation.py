@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from training_toys import apart, assert_same, own_loaders, shared, state_of, table
 
 import sparsemtl as sm
-from sparsemtl.batches import Loaders
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import LabelWarning
 from sparsemtl.sharing.sharing import Sharing
+from sparsemtl.tasks.batches import Loaders
 from sparsemtl.training.evaluation import Results, evaluate, outputs_of, sample_predictions
 
 CPU = torch.device("cpu")
@@ -142,7 +142,7 @@ def test_what_a_sample_knows_in_part_counts_label_by_label(batch_size: int) -> N
 def network_of(model: sm.MultiTaskModel, sharing: Sharing, task: str, x: Tensor) -> Tensor:
     """A task's output from weights multiplied by hand and statistics copied in by hand."""
     values = dict(model.state_dict())
-    if sharing.masks is not None and getattr(sharing, "semantics", "forward") == "forward":
+    if sharing.masks is not None and getattr(sharing, "mask_applies_to", "forward") == "forward":
         values |= {name: values[name] * mask for name, mask in sharing.masks[task].items()}
     if sharing.norms is not None:
         values |= sharing.norms.state_dict()[task]
@@ -155,7 +155,7 @@ METHODS = {
     "dense": lambda: sm.DenseSharing(),
     "norms apart": lambda: sm.DenseSharing(bn="per_task"),
     "masks": lambda: sm.RandomSharing(keep=0.3, seed=1),
-    "gradient masks": lambda: sm.RandomSharing(keep=0.3, seed=1, semantics="gradient"),
+    "gradient masks": lambda: sm.RandomSharing(keep=0.3, seed=1, mask_applies_to="gradient"),
 }
 
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from training_toys import assert_same, encoder, loader, quiet, shared, state_of, table
 
 import sparsemtl as sm
-from sparsemtl.batches import Group
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import NonFiniteError, SelectionError, TrainingError
+from sparsemtl.tasks.batches import Group
 from sparsemtl.training.engine import MAX_SKIPPED, Backend, Engine
 from sparsemtl.training.finite import check_gradient, check_weights
 

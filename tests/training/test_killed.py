@@ -17,7 +17,7 @@ import pytest
 from killed_runs import MOMENTS
 from test_resume import assert_same_end
 
-from sparsemtl.files import read_tensors, read_tree
+from sparsemtl.storage.files import read_tensors, read_tree
 from sparsemtl.training.loggers import read_rows
 
 fcntl = pytest.importorskip("fcntl", reason="processes are copied and signalled as POSIX has it")
@@ -123,7 +123,7 @@ def test_a_run_killed_again_and_again_goes_on(runs: Path, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_a_run_of_the_command_line_killed_from_outside_goes_on(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from sparsemtl.cli import main; main()"]
+    command = [sys.executable, "-c", "from sparsemtl.cli.main import main; main()"]
     config = tmp_path / "run.yaml"
     config.write_text(
         "data: digits\nencoder: {name: mlp, hidden: [32]}\nsharing: {name: fisher, keep: 0.5, samples: 64}\n"

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler
 from training_toys import loader, own_loaders, table, tasks
 
-from sparsemtl.batches import Group, loader_generators, undrawn
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import LabelError
+from sparsemtl.tasks.batches import Group, loader_generators, preserve_loader_state
 from sparsemtl.training.mixing import Mix, epoch_batches, steps_in_epoch
 
 TASKS = {task.name: task for task in tasks("ab")}
@@ -195,7 +195,7 @@ def test_reading_undrawn_leaves_the_order_to_come_alone() -> None:
         return torch.cat([x for x, _ in one])
 
     one, other = (TensorLoader(*table(), shuffle=True, generator=generator()) for _ in range(2))
-    with undrawn(one):
+    with preserve_loader_state(one):
         first = order(one)
     assert torch.equal(order(one), first)
     assert torch.equal(order(other), first)

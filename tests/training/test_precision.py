@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import sparsemtl as sm
 from sparsemtl.criteria import CRITERIA, FisherInformation
 from sparsemtl.criteria.channels import channel_units
-from sparsemtl.norms import statistics_of
+from sparsemtl.networks.norms import statistics_of
 from sparsemtl.sharing import SHARING
 
 pytestmark = pytest.mark.filterwarnings("ignore::sparsemtl.errors.LikelihoodWarning")
@@ -60,7 +60,7 @@ def data(dtype: torch.dtype = torch.float32) -> list[Any]:
 
 
 def trainer(model: sm.MultiTaskModel, precision: Any, sharing: sm.Sharing | None, folder: Path | None) -> sm.Trainer:
-    epochs = 2 if sharing is None or sharing.settled(1) else 3
+    epochs = 2 if sharing is None or sharing.is_selectable(1) else 3
     return sm.Trainer(
         model,
         sharing=sharing,

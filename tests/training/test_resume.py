@@ -10,7 +10,7 @@ from torch import nn
 
 import sparsemtl as sm
 from sparsemtl.data import TensorLoader
-from sparsemtl.files import read_tensors, read_tree
+from sparsemtl.storage.files import read_tensors, read_tree
 from sparsemtl.training.loggers import read_rows
 
 METHODS = {
@@ -22,7 +22,7 @@ METHODS = {
     "soft masks": lambda: sm.SoftMaskSharing(linear=True, lambda_=0.3, init="uniform"),
     "group lasso": lambda: sm.GroupLassoSharing(linear=True, target_sparsity=0.5, reach_at=2),
     "fisher": lambda: sm.FisherSharing(keep=0.5, estimator="true", samples=20),
-    "fisher gradient": lambda: sm.FisherSharing(keep=0.5, estimator="true", samples=20, semantics="gradient"),
+    "fisher gradient": lambda: sm.FisherSharing(keep=0.5, estimator="true", samples=20, mask_applies_to="gradient"),
 }
 
 

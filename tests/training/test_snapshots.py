@@ -10,8 +10,8 @@ from training_toys import apart, assert_same, moved, shared, state_of
 
 import sparsemtl as sm
 from sparsemtl.errors import CheckpointError
+from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.training.evaluation import Networks
-from sparsemtl.training.folder import RunFolder
 from sparsemtl.training.snapshots import Snapshots
 
 
@@ -85,11 +85,11 @@ def test_independent_tasks_come_back_from_epochs_of_their_own(snapshots: Snapsho
         assert torch.equal(tensor, {"a": first, "b": second}[name.split(".")[1]][name]), name
 
 
-@pytest.mark.parametrize("semantics", ["forward", "gradient"])
-def test_tasks_that_share_weights_come_back_with_a_network_each(snapshots: Snapshots, semantics: Any) -> None:
+@pytest.mark.parametrize("mask_applies_to", ["forward", "gradient"])
+def test_tasks_that_share_weights_come_back_with_a_network_each(snapshots: Snapshots, mask_applies_to: Any) -> None:
     """Each is what the task saw at its own epoch: weights, masks and statistics."""
     model, x = shared(norm=True), torch.randn(8, 6)
-    sharing = sm.RandomSharing(keep=0.5, resample_every=1, semantics=semantics)
+    sharing = sm.RandomSharing(keep=0.5, resample_every=1, mask_applies_to=mask_applies_to)
     attached(model, sharing)
     seen: dict[str, Tensor] = {}
     masks: dict[str, Any] = {}

@@ -19,7 +19,7 @@ from training_toys import apart, assert_same, encoder, loader, moved, own_loader
 import sparsemtl as sm
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import CheckpointError, LabelError, LabelWarning, NonFiniteLossError, ParameterError
-from sparsemtl.files import read_tensors, read_tree
+from sparsemtl.storage.files import read_tensors, read_tree
 from sparsemtl.training.evaluation import Results
 from sparsemtl.training.loggers import read_rows
 from sparsemtl.training.mixing import Mix
@@ -153,7 +153,7 @@ def test_single_tasks_train_apart_as_they_would_alone() -> None:
 
 def test_epochs_of_a_warm_up_are_never_chosen() -> None:
     class Warming(sm.DenseSharing):
-        def settled(self, epoch: int) -> bool:
+        def is_selectable(self, epoch: int) -> bool:
             return epoch >= 3
 
     trainer = quiet(sharing=Warming(), optimizer=partial(SGD, lr=1e-9), epochs=5, patience=1)
@@ -295,7 +295,7 @@ def test_heads_that_learn_their_width_do_not_disturb_the_order_of_the_data() -> 
 
 
 def test_choosing_masks_does_not_disturb_the_order_of_the_data() -> None:
-    gradient = {"semantics": "gradient", "update": "joint"}
+    gradient = {"mask_applies_to": "gradient", "update": "joint"}
     fisher, drawn = orders(shared(), sm.FisherSharing(keep=0.5, estimator="true", **gradient))
     dense, expected = orders(shared())
     batches = [x for x in fisher if len(x) == 8]

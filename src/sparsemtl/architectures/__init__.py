@@ -3,17 +3,17 @@
 from sparsemtl.architectures.auxiliary import Auxiliary
 from sparsemtl.architectures.cgc import CGC
 from sparsemtl.architectures.cross_stitch import CrossStitch
+from sparsemtl.architectures.damtl.reference import Source
 from sparsemtl.architectures.mmoe import MMoE
 from sparsemtl.architectures.mtal import MTAL
 from sparsemtl.architectures.nddr import NDDR
 from sparsemtl.architectures.pbfs import PBFS
 from sparsemtl.architectures.ple import PLE
 from sparsemtl.architectures.pools import Pools, build_pools, label_correlations
-from sparsemtl.architectures.reference import Source
 from sparsemtl.architectures.shared_bottom import SharedBottom
 from sparsemtl.architectures.single_task import SingleTask
-from sparsemtl.models import MultiTaskModel
-from sparsemtl.registry import Registry
+from sparsemtl.networks.model import MultiTaskModel
+from sparsemtl.registry.registry import Registry
 
 ARCHITECTURES: Registry[MultiTaskModel] = Registry(
     "architecture",

@@ -9,17 +9,17 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from sparsemtl.alignment import Kernel
-from sparsemtl.architectures.class_map import Counterparts, classes_in_common
-from sparsemtl.architectures.readings import Align, Alignable, make_reading
-from sparsemtl.architectures.reference import LAST, Reference, Source, Tap, tapped
+from sparsemtl.architectures.damtl.alignment import Kernel
+from sparsemtl.architectures.damtl.alignment_loss import Align, Alignable, make_reading
+from sparsemtl.architectures.damtl.class_map import ClassMapping, classes_in_common
+from sparsemtl.architectures.damtl.reference import LAST, Reference, Source, Tap, tapped
 from sparsemtl.architectures.streams import largest_parts
 from sparsemtl.backbones.stages import stages_of
 from sparsemtl.errors import LabelError, ParameterError, unknown_name
-from sparsemtl.frozen import Frozen
 from sparsemtl.heads.linear import LinearHead
-from sparsemtl.models import MultiTaskModel, heads_for
-from sparsemtl.parameters import Count, NonNegative, validated
+from sparsemtl.networks.frozen import Frozen
+from sparsemtl.networks.model import MultiTaskModel, heads_for
+from sparsemtl.registry.parameters import Count, NonNegative, validated
 from sparsemtl.tasks import Task
 
 Weights = Literal["own", "shared", "frozen"]
@@ -165,8 +165,8 @@ class Auxiliary(MultiTaskModel):
         self._mean(task).add(discrepancy.detach())
         return cast("Tensor", self.strength * discrepancy)
 
-    def _counterparts(self, task: str) -> Counterparts | None:
-        return cast("Counterparts", self.same[task]) if task in self.same else None
+    def _counterparts(self, task: str) -> ClassMapping | None:
+        return cast("ClassMapping", self.same[task]) if task in self.same else None
 
     def _mean(self, task: str) -> _Mean:
         return cast("_Mean", self.discrepancies[task])
@@ -176,13 +176,13 @@ class Auxiliary(MultiTaskModel):
         for task in self.tasks:
             self._mean(task).clear()
 
-    def measures(self) -> Iterator[tuple[str, str, float]]:
+    def metrics(self) -> Iterator[tuple[str, str, float]]:
         """Every task's mean discrepancy of the epoch, if it is aligned."""
         for task in self.tasks:
             if (mean := self._mean(task)).count:
                 yield task, "discrepancy", float(mean.total / mean.count)
 
-    def users(self) -> dict[str, frozenset[str]]:
+    def parameter_tasks(self) -> dict[str, frozenset[str]]:
         """The common part serves all tasks, everything else one."""
         everyone = frozenset(self.tasks)
         return {
@@ -194,7 +194,7 @@ class Auxiliary(MultiTaskModel):
         """The common part, if there is any."""
         return {} if isinstance(self.trunk, nn.Identity) else {"trunk": self.trunk}
 
-    def copied_modules(self) -> dict[str, nn.Module]:
+    def replicated_modules(self) -> dict[str, nn.Module]:
         """The tasks' encoders but for the fully connected layers, where each has its own."""
         if self.shared_modules():
             return {}
@@ -261,7 +261,7 @@ def _cut(encoder: nn.Module, connected: Mapping[str, nn.Module]) -> tuple[nn.Mod
 
 
 @torch.no_grad()
-def _rows_of(reference: Reference, same: Counterparts) -> LinearHead:
+def _rows_of(reference: Reference, same: ClassMapping) -> LinearHead:
     """A last layer of the auxiliary one's rows for a task's classes; a class without a counterpart starts afresh."""
     last: Any = reference.last
     head = LinearHead(last.in_features, len(same.theirs), bias=last.bias is not None)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sparsemtl.architectures.experts import Maker
 from sparsemtl.architectures.streams import Streams
 from sparsemtl.errors import ParameterError
-from sparsemtl.parameters import Fraction, Positive, validated
+from sparsemtl.registry.parameters import Fraction, Positive, validated
 from sparsemtl.tasks import Task
 
 

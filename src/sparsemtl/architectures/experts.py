@@ -43,7 +43,7 @@ def run_side_by_side(readings: Sequence[Reading]) -> tuple[list[Tensor], list[Te
     Experts that are stacks of equal linear layers and activations are run together: all that read one input as one
     product of matrices, later layers as one batched product. Other experts run one after the other, and so do those
     with hooks, which want to be called. Weights are read when this is called, so that masked ones that stand in for
-    them (`shadow.shadowed`) are those that count. Dropout drops other numbers than in one expert after the other.
+    them (see `swap_tensors`) are those that count. Dropout drops other numbers than in one expert after the other.
 
     Returns:
         every expert's features (B, ...) and every gate's logits (B, slots), in the order of the readings.

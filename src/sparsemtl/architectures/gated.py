@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparsemtl.architectures.experts import Maker, copies, vector_widths
 from sparsemtl.architectures.gates import SHARED, Demand, Level, PoolMerge
 from sparsemtl.backbones.stemmed import Stemmed
-from sparsemtl.models import MultiTaskModel, heads_for
+from sparsemtl.networks.model import MultiTaskModel, heads_for
 from sparsemtl.tasks import Task
 
 GATES = ("gates", "shared_gate")
@@ -105,7 +105,7 @@ class GatedExperts(MultiTaskModel, abc.ABC):
             parts |= {f"levels.{index}.{name}": part for name, part in level.parts(demand).items()}
         return {**parts, f"heads.{task}": self.heads[task]}
 
-    def users(self) -> dict[str, frozenset[str]]:
+    def parameter_tasks(self) -> dict[str, frozenset[str]]:
         """A pool serves its tasks; an expert of a task's own serves all below the top level, if there are pools."""
         tasks = {
             f"{prefix}.{name}": its_tasks

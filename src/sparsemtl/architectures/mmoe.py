@@ -8,7 +8,7 @@ from torch import nn
 
 from sparsemtl.architectures.experts import Maker
 from sparsemtl.architectures.gated import GatedExperts
-from sparsemtl.parameters import Count, validated
+from sparsemtl.registry.parameters import Count, validated
 from sparsemtl.tasks import Task
 
 

@@ -14,9 +14,9 @@ from torch import Tensor, fx, nn
 from sparsemtl.architectures.experts import Maker, copies
 from sparsemtl.architectures.single_task import SingleTask
 from sparsemtl.errors import ParameterError
-from sparsemtl.models import MultiTaskModel, check_owned, heads_for
-from sparsemtl.parameters import Fraction, Natural, validated
-from sparsemtl.shadow import shadowed
+from sparsemtl.networks.model import MultiTaskModel, check_owned, heads_for
+from sparsemtl.networks.swap import swap_tensors
+from sparsemtl.registry.parameters import Fraction, Natural, validated
 from sparsemtl.tasks import Task
 
 KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -116,7 +116,7 @@ class MTAL(MultiTaskModel):
         """Layer -> fraction of the tasks' kernels that are one with another task's."""
         return {name: float(ties.tied.float().mean()) for name, ties in self._ties()}
 
-    def outcome(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """The fraction of kernels tied, layer by layer."""
         return {"tied": self.tied}
 
@@ -129,7 +129,7 @@ class MTAL(MultiTaskModel):
         """
         chosen = self.chosen(tasks)
         own = x if isinstance(x, Mapping) and x.keys() == self.tasks.keys() else dict.fromkeys(self.tasks, x)
-        with shadowed(self, dict(self._mixed())):
+        with swap_tensors(self, dict(self._mixed())):
             return {task: self.heads[task](self.encoders[task](own[task])) for task in chosen}
 
     def _ties(self) -> Iterator[tuple[str, Ties]]:
@@ -159,7 +159,7 @@ class MTAL(MultiTaskModel):
             own.get_parameter(name).copy_(tensor)
         return SingleTask(own.encoders, list(own.tasks.values()), own.heads).train(self.training)  # type: ignore[arg-type]
 
-    def users(self) -> dict[str, frozenset[str]]:
+    def parameter_tasks(self) -> dict[str, frozenset[str]]:
         """Kernels and their weights serve all tasks, as any two may be paired; norms and heads serve one."""
         everyone = frozenset(self.tasks)
         common = {*self.shared_parameters(), *self.unmasked_parameters()}

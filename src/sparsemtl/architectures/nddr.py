@@ -16,7 +16,7 @@ from sparsemtl.architectures.experts import Maker
 from sparsemtl.architectures.streams import Streams
 from sparsemtl.backbones.stages import stages_of
 from sparsemtl.errors import ParameterError
-from sparsemtl.parameters import Fraction, Positive, validated
+from sparsemtl.registry.parameters import Fraction, Positive, validated
 from sparsemtl.tasks import Task
 
 

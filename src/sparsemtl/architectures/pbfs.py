@@ -13,7 +13,7 @@ from sparsemtl.architectures.gated import GatedExperts
 from sparsemtl.architectures.gates import PoolMerge
 from sparsemtl.architectures.pools import Pools, build_pools, given_pools, label_correlations
 from sparsemtl.errors import ParameterError
-from sparsemtl.parameters import Count, Natural, Positive, validated
+from sparsemtl.registry.parameters import Count, Natural, Positive, validated
 from sparsemtl.tasks import Task
 
 
@@ -86,7 +86,7 @@ class PBFS(GatedExperts):
         self.pools = found
         self.correlations = correlations
 
-    def outcome(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """The pools, and the correlations that they were made from."""
         found = zip(self.pools.members.items(), self.pools.factors, strict=True)
         return {

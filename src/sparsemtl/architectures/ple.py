@@ -11,7 +11,7 @@ from sparsemtl.architectures.gated import GatedExperts
 from sparsemtl.backbones.stages import stages_of
 from sparsemtl.backbones.stemmed import Stemmed
 from sparsemtl.errors import ParameterError
-from sparsemtl.parameters import Count, Natural, validated
+from sparsemtl.registry.parameters import Count, Natural, validated
 from sparsemtl.tasks import Task
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sparsemtl.models import MultiTaskModel, heads_for
+from sparsemtl.networks.model import MultiTaskModel, heads_for
 from sparsemtl.tasks import Task
 
 
@@ -40,7 +40,7 @@ class SharedBottom(MultiTaskModel):
         features = self.encoder(x)
         return {task: self.heads[task](features) for task in chosen}
 
-    def users(self) -> dict[str, frozenset[str]]:
+    def parameter_tasks(self) -> dict[str, frozenset[str]]:
         """The encoder serves all tasks, a head its own."""
         everyone = frozenset(self.tasks)
         users = {f"encoder.{name}": everyone for name, _ in self.encoder.named_parameters()}

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sparsemtl.errors import ParameterError
-from sparsemtl.models import MultiTaskModel, check_owned, heads_for
+from sparsemtl.networks.model import MultiTaskModel, check_owned, heads_for
 from sparsemtl.tasks import Task
 
 
@@ -56,7 +56,7 @@ class SingleTask(MultiTaskModel):
         """Every task's own network on the same input."""
         return {task: self.heads[task](self.encoders[task](x)) for task in self.chosen(tasks)}
 
-    def users(self) -> dict[str, frozenset[str]]:
+    def parameter_tasks(self) -> dict[str, frozenset[str]]:
         """Everything under a task's name is that task's."""
         return {name: frozenset({name.split(".")[1]}) for name, _ in self.named_parameters()}
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparsemtl.architectures.experts import Maker, copies
 from sparsemtl.backbones.stages import stages_of
 from sparsemtl.errors import ParameterError
-from sparsemtl.models import MultiTaskModel, check_owned, heads_for
+from sparsemtl.networks.model import MultiTaskModel, check_owned, heads_for
 from sparsemtl.tasks import Task
 
 Mixer = Callable[[int, nn.Module], nn.Module]
@@ -92,7 +92,7 @@ class Streams(MultiTaskModel, abc.ABC):
                     streams = {task: streams[task] for task in dict.fromkeys(chosen)}
         return {task: self.heads[task](streams[task]) for task in chosen}
 
-    def users(self) -> dict[str, frozenset[str]]:
+    def parameter_tasks(self) -> dict[str, frozenset[str]]:
         """Everything up to the last mixer serves all tasks, what is behind it one."""
         everyone = frozenset(self.tasks)
         common = {*self.shared_parameters(), *self.unmasked_parameters()}

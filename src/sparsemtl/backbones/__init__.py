@@ -13,7 +13,7 @@ from sparsemtl.backbones.pretrained import load_torchvision
 from sparsemtl.backbones.resnet import ResNet, resnet18, resnet34, resnet50, resnet50_d
 from sparsemtl.backbones.segnet import SegNet
 from sparsemtl.backbones.vgg import VGG, vgg5, vgg11, vgg13, vgg16
-from sparsemtl.registry import Registry
+from sparsemtl.registry.registry import Registry
 
 ENCODERS: Registry[nn.Module] = Registry(
     "encoder",

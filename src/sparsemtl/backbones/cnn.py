@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sparsemtl.backbones.shapes import check_widths, image_shape
 from sparsemtl.errors import ParameterError
-from sparsemtl.parameters import Count, validated
+from sparsemtl.registry.parameters import Count, validated
 
 
 class CNN(nn.Module):

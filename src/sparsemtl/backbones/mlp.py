@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparsemtl.backbones.shapes import check_widths
 from sparsemtl.errors import ParameterError
-from sparsemtl.parameters import Count, Share, validated
+from sparsemtl.registry.parameters import Count, Share, validated
 
 
 class MLP(nn.Module):

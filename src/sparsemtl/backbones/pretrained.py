@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsemtl.errors import CheckpointError, ParameterError
-from sparsemtl.files import read_tensors
-from sparsemtl.tensor_checks import check_tensor
+from sparsemtl.storage.files import read_tensors
+from sparsemtl.storage.tensor_checks import check_tensor
 
 PREFIXES = ("", "backbone.", "encoder.", "encoder.network.")
 """What the names of an encoder's parameters begin with: in a classifier, in a segmentation network, in the model of a

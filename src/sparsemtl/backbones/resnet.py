@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from sparsemtl.backbones.blocks import BasicBlock, Block, Bottleneck, Stem, stem_layers
 from sparsemtl.backbones.shapes import check_sides, check_widths, image_shape
 from sparsemtl.errors import ParameterError
-from sparsemtl.parameters import Count, validated
+from sparsemtl.registry.parameters import Count, validated
 
 fx.wrap("check_sides")  # a traced network goes on to check its images
 

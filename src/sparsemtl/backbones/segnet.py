@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sparsemtl.backbones.shapes import image_shape
 from sparsemtl.errors import ParameterError
-from sparsemtl.parameters import Count, validated
+from sparsemtl.registry.parameters import Count, validated
 
 DEPTHS = (2, 2, 3, 3, 3)
 """Convolutions before each pooling; the decoder has as many behind each unpooling."""

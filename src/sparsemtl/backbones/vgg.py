@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparsemtl.backbones.shapes import check_widths, image_shape
 from sparsemtl.errors import ParameterError
-from sparsemtl.parameters import Count, Share, validated
+from sparsemtl.registry.parameters import Count, Share, validated
 
 FACTORS = (1, 2, 4, 8, 8)
 """Channels of the five stages, as multiples of the first one's."""

@@ -11,7 +11,7 @@ from sparsemtl.balancing.famo import Famo, famo
 from sparsemtl.balancing.gradients import GradientBalancer
 from sparsemtl.balancing.losses import LossBalancer
 from sparsemtl.errors import ParameterError
-from sparsemtl.registry import Registry
+from sparsemtl.registry.registry import Registry
 
 BALANCERS: Registry[Balancer] = Registry(
     "balancer",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemtl.balancing.nash import remake_problem
-from sparsemtl.nests import to_device
+from sparsemtl.tasks.nests import to_device
 
 
 class Balancer(abc.ABC):
@@ -27,7 +27,7 @@ class Balancer(abc.ABC):
     #: Wants the rows of the tasks' gradients with respect to the shared weights.
     combines_gradients: bool = False
     #: Wants the losses of the same batch once more after the step.
-    looks_back: bool = False
+    needs_post_step_losses: bool = False
 
     def attach(self, tasks: int, device: torch.device) -> None:
         """Get ready for this many tasks."""
@@ -52,7 +52,7 @@ class Balancer(abc.ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} combines losses.")
 
-    def look_back(self, losses: Tensor, present: Tensor | None = None) -> None:
+    def observe_post_step_losses(self, losses: Tensor, present: Tensor | None = None) -> None:
         """Read the losses of the same batch after the step, shape (T,); `present` as in `weights`."""
 
     def held(self, present: Tensor, optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsemtl.balancing.losses import LossBalancer
-from sparsemtl.parameters import Positive
+from sparsemtl.registry.parameters import Positive
 
 if TYPE_CHECKING:
     from torchjd.scalarization import DWA

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsemtl.balancing.losses import LossBalancer, held_entries
-from sparsemtl.parameters import NonNegative, Positive
+from sparsemtl.registry.parameters import NonNegative, Positive
 
 
 class Famo(LossBalancer):
@@ -20,7 +20,7 @@ class Famo(LossBalancer):
         make: number of tasks -> a `torchjd.scalarization.FAMO`.
     """
 
-    looks_back = True
+    needs_post_step_losses = True
 
     def attach(self, tasks: int, device: torch.device) -> None:
         """Make the module with the optimizer that TorchJD makes at the first update, so that states have one form."""
@@ -28,7 +28,7 @@ class Famo(LossBalancer):
         module = self.module
         module._optimizer = torch.optim.Adam([module._w], lr=module.lr, weight_decay=module.weight_decay)
 
-    def look_back(self, losses: Tensor, present: Tensor | None = None) -> None:
+    def observe_post_step_losses(self, losses: Tensor, present: Tensor | None = None) -> None:
         """Move the weights by how far every loss fell; those of tasks without a label stay."""
         if present is None or bool(present.all()):
             self.module.update(losses)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparsemtl.balancing.absent import aggregate
 from sparsemtl.balancing.balancer import TorchJD
-from sparsemtl.parameters import Count, Positive, Share
+from sparsemtl.registry.parameters import Count, Positive, Share
 
 if TYPE_CHECKING:
     from torchjd.aggregation import Aggregator

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparsemtl.balancing.balancer import TorchJD
 from sparsemtl.errors import ParameterError
-from sparsemtl.parameters import NonNegative, Positive
+from sparsemtl.registry.parameters import NonNegative, Positive
 
 if TYPE_CHECKING:
     from torchjd.scalarization import Scalarizer

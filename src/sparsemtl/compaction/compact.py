@@ -13,9 +13,9 @@ from sparsemtl.compaction.pipeline import compact_root
 from sparsemtl.compaction.plain import copied
 from sparsemtl.compaction.trace import root_of
 from sparsemtl.errors import ParameterError
-from sparsemtl.masks import TaskMasks, unwrapped
-from sparsemtl.models import MultiTaskModel
-from sparsemtl.norms import TaskNorms
+from sparsemtl.networks.masks import TaskMasks, unwrapped
+from sparsemtl.networks.model import MultiTaskModel
+from sparsemtl.networks.norms import TaskNorms
 
 
 @torch.inference_mode(False)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from sparsemtl.errors import ParameterError
-from sparsemtl.modes import evaluating
+from sparsemtl.networks.modes import eval_mode
 
 
 def macs(module: nn.Module, x: Any) -> int:
@@ -108,7 +108,7 @@ def latency(module: nn.Module, x: Any, *, warmup: int = 5, repeats: int = 30) ->
 
 @contextmanager
 def _inferring(module: nn.Module) -> Iterator[None]:
-    with evaluating(module), torch.inference_mode():
+    with eval_mode(module), torch.inference_mode():
         yield
 
 

@@ -25,7 +25,7 @@ from sparsemtl.compaction.select import Select
 from sparsemtl.compaction.watching import watched
 from sparsemtl.errors import CompactionError, unknown_name
 from sparsemtl.heads.linear import pooled
-from sparsemtl.models import MultiTaskModel
+from sparsemtl.networks.model import MultiTaskModel
 
 _CHECKS = (check_sides, check_axes, check_answer, check_no_grad, check_sizes, check_value)
 CALLS = (pooled, unpooled, mixed, created, *_CHECKS)

@@ -7,7 +7,7 @@ from sparsemtl.criteria.gradient import Gradient
 from sparsemtl.criteria.magnitude import Magnitude
 from sparsemtl.criteria.random import Random
 from sparsemtl.criteria.select import select
-from sparsemtl.registry import Registry
+from sparsemtl.registry.registry import Registry
 
 CRITERIA: Registry[Criterion] = Registry(
     "criterion",

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from sparsemtl.criteria.undisturbed import undisturbed
-from sparsemtl.models import maskable_parameters
+from sparsemtl.criteria.model_state import preserve_model_state
+from sparsemtl.networks.model import maskable_parameters
 
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, getattr(nn, "RMSNorm", nn.LayerNorm))  # RMSNorm: torch 2.4
 
@@ -73,7 +73,7 @@ def _norms_behind(
     hooks = [layer.register_forward_hook(remember) for layer in layers]
     hooks += [m.register_forward_pre_hook(recognise, with_kwargs=True) for m in model.modules() if isinstance(m, NORMS)]
     try:
-        with undisturbed(model), torch.no_grad():
+        with preserve_model_state(model), torch.no_grad():
             model(x, tasks=tasks)
     finally:
         for hook in hooks:

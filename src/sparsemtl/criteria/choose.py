@@ -8,15 +8,15 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from sparsemtl.batches import Loader, Loaders, as_group, check_readable
 from sparsemtl.criteria.channels import channel_units
 from sparsemtl.criteria.criterion import Criterion
 from sparsemtl.criteria.fisher import FisherInformation
 from sparsemtl.criteria.select import Scope, select, select_channels
 from sparsemtl.errors import MaskError, MaskWarning
-from sparsemtl.masks import TaskMasks
-from sparsemtl.models import MultiTaskModel, check_maskable, placement
-from sparsemtl.randomness import preserved
+from sparsemtl.networks.masks import TaskMasks
+from sparsemtl.networks.model import MultiTaskModel, check_maskable, placement
+from sparsemtl.networks.randomness import fork_rng
+from sparsemtl.tasks.batches import Loader, Loaders, as_group, check_readable
 
 Granularity = Literal["weight", "channel"]
 
@@ -55,7 +55,7 @@ def choose_masks(
         check_maskable(model)
     if criterion.reads_data or granularity == "channel":
         check_readable(loaders)
-    with preserved():
+    with fork_rng():
         scores = criterion.scores(model, loaders, list(model.tasks.values()))
         units = _units(model, loaders) if granularity == "channel" else {}
     masks: dict[str, Mapping[str, Tensor]] = {}

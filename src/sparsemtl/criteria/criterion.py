@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from sparsemtl.batches import Loaders
 from sparsemtl.tasks import Task
+from sparsemtl.tasks.batches import Loaders
 
 Scores = dict[str, dict[str, Tensor]]
 """Task -> parameter name -> score of every weight, higher is kept."""

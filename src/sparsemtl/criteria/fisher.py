@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sparsemtl.batches import Loader, Loaders, check_loaders, evaluation_groups, per_task
 from sparsemtl.criteria.criterion import Criterion, Scores
+from sparsemtl.criteria.model_state import preserve_model_state
 from sparsemtl.criteria.per_sample import Path, per_sample
 from sparsemtl.criteria.per_sample_cut import Select
 from sparsemtl.criteria.per_sample_powers import BatchPowers, GradientPowers, wide
 from sparsemtl.criteria.per_sample_sums import Power, PowerSum
-from sparsemtl.criteria.undisturbed import undisturbed
 from sparsemtl.errors import LabelError, LikelihoodWarning, NonFiniteScoreError, ParameterError
-from sparsemtl.masks import unwrapped
-from sparsemtl.models import MultiTaskModel, maskable_parameters, placement
-from sparsemtl.nests import map_tensors
-from sparsemtl.parameters import Count, Natural, Positive, validated
+from sparsemtl.networks.masks import unwrapped
+from sparsemtl.networks.model import MultiTaskModel, maskable_parameters, placement
+from sparsemtl.registry.parameters import Count, Natural, Positive, validated
 from sparsemtl.tasks import Task
+from sparsemtl.tasks.batches import Loader, Loaders, check_loaders, evaluation_groups, per_task
+from sparsemtl.tasks.nests import map_tensors
 
 Estimator = Literal["fs", "efs", "true", "sample", "batch"]
 
@@ -114,7 +114,7 @@ class FisherInformation(Criterion):
         means = []
         for task in tasks:
             means.append(_Mean(task, self._estimator_for(task), self.samples, _generator(self.seed, task, model)))
-        with undisturbed(model):
+        with preserve_model_state(model):
             for together in [[mean] for mean in means] if per_task(loaders) else [means]:
                 self._estimate(model, parameters, _loaders_of(together, loaders), together)
         return {mean.task.name: mean.scores() for mean in means}

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from sparsemtl.batches import Group, Loaders, groups_for
 from sparsemtl.criteria.criterion import Criterion, Scores
+from sparsemtl.criteria.model_state import preserve_model_state
 from sparsemtl.criteria.per_sample_powers import BatchPowers, wide
 from sparsemtl.criteria.per_sample_sums import PowerSum
-from sparsemtl.criteria.undisturbed import undisturbed
 from sparsemtl.errors import LabelError
-from sparsemtl.masks import unwrapped
-from sparsemtl.models import maskable_parameters, placement
-from sparsemtl.parameters import Count, validated
+from sparsemtl.networks.masks import unwrapped
+from sparsemtl.networks.model import maskable_parameters, placement
+from sparsemtl.registry.parameters import Count, validated
 from sparsemtl.tasks import Task
+from sparsemtl.tasks.batches import Group, Loaders, groups_for
 
 
 class Gradient(Criterion):
@@ -42,7 +42,7 @@ class Gradient(Criterion):
         """
         model = unwrapped(model)
         parameters = maskable_parameters(model, mask_all=self.mask_all)
-        with undisturbed(model):
+        with preserve_model_state(model):
             return {task.name: self._of_task(model, loaders, task, parameters) for task in tasks}
 
     def _of_task(

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from sparsemtl.batches import Loaders
 from sparsemtl.criteria.criterion import Criterion, Scores
-from sparsemtl.models import maskable_parameters
-from sparsemtl.parameters import validated
+from sparsemtl.networks.model import maskable_parameters
+from sparsemtl.registry.parameters import validated
 from sparsemtl.tasks import Task
+from sparsemtl.tasks.batches import Loaders
 
 
 class Magnitude(Criterion):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsemtl.errors import ParameterError
-from sparsemtl.nests import map_tensors, tensors_in
+from sparsemtl.tasks.nests import map_tensors, tensors_in
 
 Select = Callable[[Any, int], Any]
 """Cuts sample i out of a batch: (x, i) -> an input for which the model's output has this one row."""

@@ -18,8 +18,8 @@ from sparsemtl.criteria.per_sample_cut import CutError, Select, check_rows, cut,
 from sparsemtl.criteria.per_sample_powers import BatchPowers, GradientPowers, Totals
 from sparsemtl.criteria.per_sample_sums import PowerSum
 from sparsemtl.errors import ParameterError
-from sparsemtl.nests import map_tensors, tensors_in
-from sparsemtl.shadow import shadowed
+from sparsemtl.networks.swap import swap_tensors
+from sparsemtl.tasks.nests import map_tensors, tensors_in
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class FunctionalPowers(GradientPowers):
 
     def forward(self, x: Any, tasks: tuple[str, ...]) -> dict[str, Tensor]:
         """Run the model without a graph."""
-        with torch.no_grad(), shadowed(self.model, self.twins):
+        with torch.no_grad(), swap_tensors(self.model, self.twins):
             outputs: dict[str, Tensor] = self.model(x, tasks=tasks)
         self.read(x, outputs)
         return outputs
@@ -172,7 +172,7 @@ class FunctionalPowers(GradientPowers):
             parameters: dict[str, Tensor], cotangents: dict[str, Tensor], *leaves: Tensor
         ) -> tuple[Tensor, dict[str, Tensor]]:
             rows = iter(leaf if axis is None else leaf.unsqueeze(0) for leaf, axis in zip(leaves, axes, strict=True))
-            with shadowed(self.model, {**self.twins, **parameters}):
+            with swap_tensors(self.model, {**self.twins, **parameters}):
                 outputs = self.model(map_tensors(lambda _: next(rows), x), tasks=tuple(cotangents))
             single = {task: _row(task, outputs[task]) for task in cotangents}
             return torch.stack([(single[task] * c).sum() for task, c in cotangents.items()]).sum(), single

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparsemtl.criteria.per_sample_powers import GradientPowers, Totals, wide
 from sparsemtl.criteria.per_sample_rules import Rule, rule_for
 from sparsemtl.criteria.per_sample_sums import PowerSum
-from sparsemtl.shadow import shadowed
+from sparsemtl.networks.swap import swap_tensors
 
 
 @dataclass
@@ -92,7 +92,7 @@ class HookedPowers(GradientPowers):
             for layer, names in layers.items()
         ]
         try:
-            with shadowed(self.model, self.twins):
+            with swap_tensors(self.model, self.twins):
                 self._outputs = self.model(x, tasks=tasks)
         finally:
             for handle in handles:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemtl.criteria.per_sample_sums import PowerSum
-from sparsemtl.shadow import shadowed
+from sparsemtl.networks.swap import swap_tensors
 
 Totals = Mapping[str, Tensor]
 """Parameter name -> sum so far, of the parameter's shape."""
@@ -63,7 +63,7 @@ class BatchPowers(GradientPowers):
     def forward(self, x: Any, tasks: tuple[str, ...]) -> dict[str, Tensor]:
         """Run the model and keep its graph until the next batch."""
         self._outputs = {}
-        with shadowed(self.model, {**self.twins, **self.leaves}):
+        with swap_tensors(self.model, {**self.twins, **self.leaves}):
             self._outputs = self.model(x, tasks=tasks)
         return {task: output.detach() for task, output in self._outputs.items()}
 

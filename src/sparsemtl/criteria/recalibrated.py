@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from sparsemtl.batches import Loaders, groups_for, per_task
 from sparsemtl.criteria.criterion import Criterion, Scores
-from sparsemtl.models import MultiTaskModel, placement
-from sparsemtl.norms import recalibrated
+from sparsemtl.networks.model import MultiTaskModel, placement
+from sparsemtl.networks.norms import recalibrated
 from sparsemtl.tasks import Task
+from sparsemtl.tasks.batches import Loaders, groups_for, per_task
 
 
 class Recalibrated(Criterion):

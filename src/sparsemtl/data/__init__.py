@@ -24,7 +24,7 @@ from sparsemtl.data.scenes.dataset import rendered_scenes
 from sparsemtl.data.student import student
 from sparsemtl.data.tables.table import table
 from sparsemtl.data.two_regressions import two_regressions
-from sparsemtl.registry import Registry
+from sparsemtl.registry.registry import Registry
 
 DATASETS: Registry[TaskData] = Registry(
     "data set",

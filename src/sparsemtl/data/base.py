@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsemtl.errors import DataError, ParameterError, unknown_name
-from sparsemtl.nests import map_tensors, tensors_in
-from sparsemtl.parameters import Count, validated
+from sparsemtl.registry.parameters import Count, validated
 from sparsemtl.tasks import Task
+from sparsemtl.tasks.nests import map_tensors, tensors_in
 
 
 class BatchLoader(abc.ABC):

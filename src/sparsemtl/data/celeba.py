@@ -16,7 +16,7 @@ from sparsemtl.data.maps import ImageSource, Values
 from sparsemtl.data.options import checked, resolve_root
 from sparsemtl.data.pictures import Size, as_size, colours
 from sparsemtl.errors import DataError
-from sparsemtl.parameters import Natural, NonNegative
+from sparsemtl.registry.parameters import Natural, NonNegative
 from sparsemtl.tasks import Classification, MultiLabel, Task
 
 FOLDER = "celeba"

@@ -19,7 +19,7 @@ from sparsemtl.data.tables.survey import TRAIN
 from sparsemtl.data.tables.tabulate import Encoding, tabulate
 from sparsemtl.data.tables.targets import Classes, Equals
 from sparsemtl.errors import DataError
-from sparsemtl.parameters import Natural
+from sparsemtl.registry.parameters import Natural
 
 FOLDER = "census-income"
 TRAIN_FILE, TEST_FILE = "census-income.data", "census-income.test"

@@ -15,7 +15,7 @@ from sparsemtl.data.layout import Found, Layout, Package, layout_of, look
 from sparsemtl.data.lazy import LazySplit
 from sparsemtl.data.options import resolve_root
 from sparsemtl.errors import SparseMTLError
-from sparsemtl.parameters import parameters_of
+from sparsemtl.registry.parameters import parameters_of
 
 State = Literal["needs no files", "files of your own", "there", "in part", "absent"]
 

@@ -12,7 +12,7 @@ from sparsemtl.data.layout import Layout, laid_out
 from sparsemtl.data.options import checked
 from sparsemtl.data.splitting import partition
 from sparsemtl.errors import missing_extra
-from sparsemtl.parameters import Natural, Share
+from sparsemtl.registry.parameters import Natural, Share
 from sparsemtl.tasks import Classification, MultiLabel, Regression, Task
 
 SHARES = (0.6, 0.2, 0.2)

@@ -18,7 +18,7 @@ from sparsemtl.data.layout import Layout, laid_out
 from sparsemtl.data.mnist import MNIST
 from sparsemtl.data.options import ProperFraction, checked
 from sparsemtl.errors import ParameterError
-from sparsemtl.parameters import Count, Natural
+from sparsemtl.registry.parameters import Count, Natural
 
 Source = Literal["mnist", "fashion-mnist", "kmnist", "emnist-letters"]
 SOURCES = {source.name: source for source in (MNIST, FASHION_MNIST, KMNIST, EMNIST_LETTERS)}

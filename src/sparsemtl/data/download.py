@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sparsemtl.errors import DataError
-from sparsemtl.files import replacing
+from sparsemtl.storage.files import replacing
 
 TIMEOUT = 60.0
 """Seconds without an answer after which a server counts as absent."""

@@ -10,7 +10,7 @@ from sparsemtl.data.download import ZipArchive
 from sparsemtl.data.labelled import LabelledImages
 from sparsemtl.data.layout import Layout, laid_out
 from sparsemtl.data.options import ProperFraction, checked
-from sparsemtl.parameters import Count, Natural
+from sparsemtl.registry.parameters import Count, Natural
 
 EMNIST_LETTERS = LabelledImages(
     name="emnist-letters",

@@ -13,7 +13,7 @@ from sparsemtl.data.objects.listing import list_folder
 from sparsemtl.data.options import ROOT_VARIABLE, ProperFraction, checked, resolve_root
 from sparsemtl.data.pictures import Size
 from sparsemtl.errors import DataError, ParameterError
-from sparsemtl.parameters import Natural, NonNegative
+from sparsemtl.registry.parameters import Natural, NonNegative
 
 AUXILIARY = "auxiliary"
 """Name of the auxiliary task."""

@@ -9,7 +9,7 @@ from sparsemtl.data.download import SeparateFiles
 from sparsemtl.data.labelled import LabelledImages
 from sparsemtl.data.layout import Layout, laid_out
 from sparsemtl.data.options import ProperFraction, checked
-from sparsemtl.parameters import Count, Natural
+from sparsemtl.registry.parameters import Count, Natural
 
 KMNIST = LabelledImages(
     name="kmnist",

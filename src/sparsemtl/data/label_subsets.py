@@ -21,7 +21,7 @@ from sparsemtl.data.subsets.draws import Draws, drawn_classes, named_classes
 from sparsemtl.data.subsets.pool import classes_of
 from sparsemtl.data.subsets.sources import join
 from sparsemtl.errors import ParameterError
-from sparsemtl.parameters import Count, Natural
+from sparsemtl.registry.parameters import Count, Natural
 from sparsemtl.tasks import Classification
 
 

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sparsemtl.data.base import BatchLoader, Split, gather
 from sparsemtl.errors import DataError, LabelWarning
-from sparsemtl.parameters import Count, validated
+from sparsemtl.registry.parameters import Count, validated
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -19,7 +19,7 @@ from sparsemtl.data.tables.reading import Dialect, as_chunk
 from sparsemtl.data.tables.tabulate import Encoding, tabulate
 from sparsemtl.data.tables.targets import Above, Value
 from sparsemtl.errors import DataError
-from sparsemtl.parameters import Natural
+from sparsemtl.registry.parameters import Natural
 
 if TYPE_CHECKING:
     import pandas as pd

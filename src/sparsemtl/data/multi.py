@@ -28,7 +28,7 @@ from sparsemtl.data.layout import Layout, laid_out
 from sparsemtl.data.mnist import MNIST
 from sparsemtl.data.options import ProperFraction, checked
 from sparsemtl.data.splitting import hold_out, in_proportion
-from sparsemtl.parameters import Count, Natural
+from sparsemtl.registry.parameters import Count, Natural
 from sparsemtl.tasks import Classification
 
 CANVAS = 36

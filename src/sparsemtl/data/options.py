@@ -12,7 +12,7 @@ from annotated_types import Interval
 
 from sparsemtl.data.base import TaskData
 from sparsemtl.errors import ParameterError
-from sparsemtl.parameters import configurable, describe, fits
+from sparsemtl.registry.parameters import configurable, describe, fits
 
 ROOT_VARIABLE = "SPARSEMTL_DATA"
 """Environment variable that names the root folder."""

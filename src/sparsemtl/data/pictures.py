@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsemtl.errors import DataError, ParameterError, missing_extra
-from sparsemtl.parameters import Count
+from sparsemtl.registry.parameters import Count
 
 if TYPE_CHECKING:
     from PIL.Image import Image

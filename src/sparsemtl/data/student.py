@@ -16,7 +16,7 @@ from sparsemtl.data.tables.parts import assigned, random_note
 from sparsemtl.data.tables.reading import Dialect, chunks
 from sparsemtl.data.tables.tabulate import Encoding, tabulate
 from sparsemtl.data.tables.targets import Value
-from sparsemtl.parameters import Natural
+from sparsemtl.registry.parameters import Natural
 
 Subject = Literal["math", "portuguese"]
 FOLDER = "student"

@@ -12,7 +12,7 @@ from torch import Tensor
 from sparsemtl.data.base import Split, TaskData
 from sparsemtl.data.layout import Layout, laid_out
 from sparsemtl.data.options import checked
-from sparsemtl.parameters import Count, Natural, NonNegative
+from sparsemtl.registry.parameters import Count, Natural, NonNegative
 from sparsemtl.tasks import Regression
 
 NAMES = ("first", "second")

@@ -14,7 +14,7 @@ from sparsemtl.heads.dense import DenseHead
 from sparsemtl.heads.fcn import FCNHead
 from sparsemtl.heads.linear import linear_head
 from sparsemtl.heads.mlp import MLPHead
-from sparsemtl.registry import Registry
+from sparsemtl.registry.registry import Registry
 
 HEADS: Registry[nn.Module] = Registry(
     "head",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from sparsemtl.heads.dense import need_map
-from sparsemtl.parameters import Count, Share, validated
+from sparsemtl.registry.parameters import Count, Share, validated
 
 
 class ClassificationHead(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparsemtl.errors import ParameterError
 from sparsemtl.heads.dense import DenseHead
-from sparsemtl.parameters import Count, Share, validated
+from sparsemtl.registry.parameters import Count, Share, validated
 
 
 class DeepLabV3Head(DenseHead):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from sparsemtl.heads.dense import DenseHead
-from sparsemtl.parameters import Count, Share, validated
+from sparsemtl.registry.parameters import Count, Share, validated
 
 
 class FCNHead(DenseHead):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparsemtl.backbones.shapes import check_widths
 from sparsemtl.heads.linear import pooled
-from sparsemtl.parameters import Count, validated
+from sparsemtl.registry.parameters import Count, validated
 
 
 class MLPHead(nn.Module):

@@ -10,13 +10,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, ReduceLROnPlateau, StepLR
 
 from sparsemtl.optim.groups import Grouping
-from sparsemtl.optim.masked import Hold, MaskedOptimizer, held_outside
+from sparsemtl.optim.masked import FreezeOutsideMask, MaskedOptimizer, freeze_outside_mask
 from sparsemtl.optim.penalties import L1, PENALTIES, GroupLasso, GroupMCP, Penalty
 from sparsemtl.optim.proximal_optimizers import ProximalAdamW, ProximalSGD
 from sparsemtl.optim.proximal_step import ProximalStep
 from sparsemtl.optim.sparsity import Sparsity, group_sparsity, layer_sparsity, parameter_sparsity, total_sparsity
-from sparsemtl.parameters import Count, Natural, NonNegative, Positive, Share
-from sparsemtl.registry import Registry
+from sparsemtl.registry.parameters import Count, Natural, NonNegative, Positive, Share
+from sparsemtl.registry.registry import Registry
 
 Parameters = Iterable[Any]
 
@@ -89,18 +89,18 @@ __all__ = [
     "OPTIMIZERS",
     "PENALTIES",
     "SCHEDULERS",
+    "FreezeOutsideMask",
     "GroupLasso",
     "GroupMCP",
     "Grouping",
-    "Hold",
     "MaskedOptimizer",
     "Penalty",
     "ProximalAdamW",
     "ProximalSGD",
     "ProximalStep",
     "Sparsity",
+    "freeze_outside_mask",
     "group_sparsity",
-    "held_outside",
     "layer_sparsity",
     "parameter_sparsity",
     "total_sparsity",

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sparsemtl.errors import ParameterError
-from sparsemtl.masks import TaskMasks
+from sparsemtl.networks.masks import TaskMasks
 
 
-class Hold:
+class FreezeOutsideMask:
     """Context in which whatever happens to the parameters, entries outside of a mask end as they were, bit for bit.
 
     It may be entered any number of times. Bits are put back by integer arithmetic, which is exact for NaN, infinities
@@ -59,9 +59,11 @@ class Hold:
         return moving
 
 
-def held_outside(parameters: Mapping[str, Tensor], active: Mapping[str, Tensor] | None) -> AbstractContextManager[None]:
-    """Hold what lies outside of `active` once; None lets everything move. See `Hold`."""
-    return nullcontext() if active is None else Hold(parameters, active)
+def freeze_outside_mask(
+    parameters: Mapping[str, Tensor], active: Mapping[str, Tensor] | None
+) -> AbstractContextManager[None]:
+    """Freeze once what lies outside of `active` once; None lets everything move. See `FreezeOutsideMask`."""
+    return nullcontext() if active is None else FreezeOutsideMask(parameters, active)
 
 
 def _bits(tensor: Tensor) -> Tensor:
@@ -121,7 +123,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
     def masks(self, masks: TaskMasks) -> None:
         self._parameters = masks.check(self._model)
         self._masks = masks
-        self._holds: dict[tuple[str, ...], Hold] = {}
+        self._holds: dict[tuple[str, ...], FreezeOutsideMask] = {}
         self._memory: dict[str, Tensor] = {}
 
     def step(  # type: ignore[override]
@@ -130,7 +132,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
         """Step, then put back what lies outside of the masks of `task` (one, several, or all by default)."""
         tasks = self._masks.tasks if task is None else (task,) if isinstance(task, str) else tuple(task)
         if tasks not in self._holds:
-            self._holds[tasks] = Hold(self._parameters, self._masks.union(tasks), self._memory)
+            self._holds[tasks] = FreezeOutsideMask(self._parameters, self._masks.union(tasks), self._memory)
         with self._holds[tasks]:
             return self.optimizer.step(closure) if closure is not None else self.optimizer.step()
 

@@ -16,8 +16,8 @@ from sparsemtl.errors import ParameterError
 from sparsemtl.optim import proximal
 from sparsemtl.optim.groups import GroupFunction, Grouping, GroupName, Parameters, dense, named
 from sparsemtl.optim.proximal import Scratch, fresh
-from sparsemtl.parameters import Natural, NonNegative, Positive, describe, fits
-from sparsemtl.registry import Registry
+from sparsemtl.registry.parameters import Natural, NonNegative, Positive, describe, fits
+from sparsemtl.registry.registry import Registry
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from sparsemtl.errors import MaskWarning, ParameterError
 from sparsemtl.optim.groups import Grouping, Parameters, Part, dense, laid_out_as, named, places
 from sparsemtl.optim.penalties import Penalty
 from sparsemtl.optim.proximal import CACHED, Reused, Scratch
-from sparsemtl.parameters import validated
+from sparsemtl.registry.parameters import validated
 
 ProxLR = Literal["lr", "step"]
 """The size of an adaptive proximal step, in the metric d = sqrt(v) + eps of Adam's second moment v: `lr` is the

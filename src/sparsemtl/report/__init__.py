@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sparsemtl.errors import CheckpointError, missing_extra
-from sparsemtl.files import write_text
+from sparsemtl.storage.files import write_text
 
 __all__ = ["write_report"]
 
@@ -37,7 +37,7 @@ def write_report(path: str | Path) -> Path:
         raise missing_extra(str(error.name), "report", "A report") from None
     from sparsemtl.report.run_page import run_page
     from sparsemtl.report.study_page import study_page
-    from sparsemtl.training.folder import RunFolder
+    from sparsemtl.storage.run_folder import RunFolder
 
     if (folder / "study.json").is_file():
         page = study_page(folder)

@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from sparsemtl.errors import CheckpointError, MaskError
-from sparsemtl.files import read_json, read_tree
-from sparsemtl.masks import TaskMasks
+from sparsemtl.networks.masks import TaskMasks
+from sparsemtl.storage.files import read_json, read_tree
 from sparsemtl.study.results import Results, read_results
 
 METRIC_COLUMNS = ("epoch", "step", "split", "task", "metric", "value")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sparsemtl.masks import TaskMasks
+from sparsemtl.networks.masks import TaskMasks
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Sharing methods: which shared weights each task reads and trains, and when that changes. One file a method."""
 
-from sparsemtl.registry import Registry
+from sparsemtl.registry.registry import Registry
 from sparsemtl.sharing.dense import DenseSharing
 from sparsemtl.sharing.fisher import FisherSharing
 from sparsemtl.sharing.group_lasso import GroupLassoSharing

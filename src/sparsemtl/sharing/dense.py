@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsemtl.parameters import validated
+from sparsemtl.registry.parameters import validated
 from sparsemtl.sharing.sharing import Sharing, Statistics, Update
 
 

@@ -7,7 +7,7 @@ from sparsemtl.criteria.criterion import Criterion
 from sparsemtl.criteria.fisher import Estimator, FisherInformation
 from sparsemtl.criteria.per_sample_sums import Power
 from sparsemtl.criteria.select import Scope
-from sparsemtl.parameters import Count, Fraction, Natural, validated
+from sparsemtl.registry.parameters import Count, Fraction, Natural, validated
 from sparsemtl.sharing.masked import MaskedSharing
 from sparsemtl.sharing.sharing import Statistics, Update
 from sparsemtl.sharing.subnetwork import Semantics
@@ -29,7 +29,7 @@ class FisherSharing(MaskedSharing):
         samples: training samples an estimate uses, all if None.
         warmup: dense epochs at the start.
         update_every: epochs between renewals; 0 chooses once.
-        target_density, reach_at, semantics, update, strict, bn, scope, granularity, min_per_layer, mask_all: see
+        target_density, reach_at, mask_applies_to, update, strict, bn, scope, granularity, min_per_layer, mask_all: see
             `MaskedSharing`.
 
     Attributes:
@@ -59,7 +59,7 @@ class FisherSharing(MaskedSharing):
         samples: Count | None = 1024,
         warmup: Natural = 1,
         update_every: Natural = 1,
-        semantics: Semantics = "forward",
+        mask_applies_to: Semantics = "forward",
         update: Update | None = None,
         strict: bool = True,
         bn: Statistics | None = None,
@@ -73,7 +73,7 @@ class FisherSharing(MaskedSharing):
             keep=keep,
             target_density=target_density,
             reach_at=reach_at,
-            semantics=semantics,
+            mask_applies_to=mask_applies_to,
             update=update,
             strict=strict,
             bn=bn,
@@ -88,7 +88,7 @@ class FisherSharing(MaskedSharing):
         self.information = FisherInformation(estimator=estimator, power=power, samples=samples, mask_all=self.mask_all)
         self.update_every = update_every
 
-    def renewal(self, epoch: int) -> Criterion | None:
+    def criterion_for(self, epoch: int) -> Criterion | None:
         """Fisher information after the warm-up, at every interval."""
         since = epoch - self.start
         due = since == 0 or (since > 0 and self.update_every > 0 and since % self.update_every == 0)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from sparsemtl.optim.penalties import GroupLasso
 from sparsemtl.optim.proximal_step import ProxLR
-from sparsemtl.parameters import Count, Natural, NonNegative, Share, validated
+from sparsemtl.registry.parameters import Count, Natural, NonNegative, Share, validated
 from sparsemtl.sharing.proximal import ProximalSharing
 from sparsemtl.sharing.sharing import Statistics, Update
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparsemtl.optim.penalties import GroupMCP
 from sparsemtl.optim.proximal_step import ProxLR
-from sparsemtl.parameters import Count, Natural, NonNegative, Positive, Share, validated
+from sparsemtl.registry.parameters import Count, Natural, NonNegative, Positive, Share, validated
 from sparsemtl.sharing.group_lasso import Groups
 from sparsemtl.sharing.proximal import ProximalSharing
 from sparsemtl.sharing.sharing import Statistics, Update

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparsemtl.optim.penalties import L1
 from sparsemtl.optim.proximal_step import ProxLR
-from sparsemtl.parameters import Count, Natural, NonNegative, Share, validated
+from sparsemtl.registry.parameters import Count, Natural, NonNegative, Share, validated
 from sparsemtl.sharing.proximal import ProximalSharing
 from sparsemtl.sharing.sharing import Statistics, Update
 

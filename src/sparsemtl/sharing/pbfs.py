@@ -10,19 +10,19 @@ from annotated_types import Interval
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sparsemtl.batches import Loaders
 from sparsemtl.criteria import CRITERIA
 from sparsemtl.criteria.criterion import Scores
 from sparsemtl.criteria.recalibrated import Recalibrated
 from sparsemtl.criteria.select import top_k
 from sparsemtl.errors import NonFiniteScoreError, ParameterError, unknown_name
-from sparsemtl.masks import TaskMasks
-from sparsemtl.models import MultiTaskModel
-from sparsemtl.parameters import Count, Natural, validated
-from sparsemtl.randomness import preserved
+from sparsemtl.networks.masks import TaskMasks
+from sparsemtl.networks.model import MultiTaskModel
+from sparsemtl.networks.randomness import fork_rng
+from sparsemtl.registry.parameters import Count, Natural, validated
 from sparsemtl.sharing.schedule import Ramp, cubic
 from sparsemtl.sharing.sharing import Statistics, Update
 from sparsemtl.sharing.subnetwork import Semantics, SubnetworkSharing
+from sparsemtl.tasks.batches import Loaders
 
 Sparsity = Annotated[float, Interval(ge=0, le=1)]
 Sparsities = Sparsity | Mapping[str, Sparsity]
@@ -49,7 +49,7 @@ class PBFSSharing(SubnetworkSharing):
         criterion: what ranks the weights: `magnitude` as in the paper; `fisher` and `gradient` are computed before
             every epoch.
         allow_empty: a sparsity of 1 drops whole kernels; otherwise every kernel keeps a weight.
-        semantics, update, strict, bn: see `SubnetworkSharing`.
+        mask_applies_to, update, strict, bn: see `SubnetworkSharing`.
 
     Differences from the paper:
         - How long the dense epochs last is not said; the default is one epoch.
@@ -70,12 +70,12 @@ class PBFSSharing(SubnetworkSharing):
         every: Count = 100,
         criterion: Literal["magnitude", "fisher", "gradient"] = "magnitude",
         allow_empty: bool = False,
-        semantics: Semantics = "forward",
+        mask_applies_to: Semantics = "forward",
         update: Update | None = "average",
         strict: bool = True,
         bn: Statistics | None = None,
     ) -> None:
-        super().__init__(semantics=semantics, update=update, strict=strict, bn=bn, mask_all=False)
+        super().__init__(mask_applies_to=mask_applies_to, update=update, strict=strict, bn=bn, mask_all=False)
         if reach_at <= warmup:
             raise ParameterError(f"`reach_at` must come after the warm-up of {warmup} epochs, got {reach_at}.")
         self.target_sparsity = _checked("target_sparsity", target_sparsity)
@@ -97,7 +97,7 @@ class PBFSSharing(SubnetworkSharing):
                 above the target.
         """
         super().attach(model)
-        users = model.users()
+        users = model.parameter_tasks()
         header = {"model": type(model).__name__, "method": type(self).__name__}
         parameters = {name: model.get_parameter(name) for name in self.masks.shapes()}
         self.masks = TaskMasks(
@@ -137,7 +137,7 @@ class PBFSSharing(SubnetworkSharing):
             self._scores = self._score(loaders)
         self._prune()
 
-    def settled(self, epoch: int) -> bool:
+    def is_selectable(self, epoch: int) -> bool:
         """After the warm-up."""
         return epoch >= self.warmup
 
@@ -165,7 +165,7 @@ class PBFSSharing(SubnetworkSharing):
     def _score(self, loaders: Loaders) -> Scores:
         """What ranks the weights now, on the dense network."""
         criterion = self.criterion if self.bn == "shared" else Recalibrated(self.criterion)
-        with preserved():
+        with fork_rng():
             return criterion.scores(self.model, loaders, list(self.model.tasks.values()))
 
     def _count(self, size: int, sparsity: float) -> int:
@@ -183,16 +183,16 @@ class PBFSSharing(SubnetworkSharing):
             found[task][module] = 1 - float(torch.cat(masks).double().mean())
         return found
 
-    def measures(self) -> Iterator[tuple[str, str, float]]:
+    def metrics(self) -> Iterator[tuple[str, str, float]]:
         """The tasks' densities and overlap, and the sparsity of everything that a task shares."""
-        yield from super().measures()
+        yield from super().metrics()
         for task in self.model.tasks:
             used = torch.cat([self.masks[task][name].flatten() for owner, name in self._plan if owner == task])
             yield task, "sparsity", 1 - float(used.double().mean())
 
-    def outcome(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Every task's density, and the sparsity of each module that it shares."""
-        return {**super().outcome(), "sparsity": self.sparsities()}
+        return {**super().summary(), "sparsity": self.sparsities()}
 
     def state_dict(self) -> dict[str, Any]:
         """With how far training has come, and the scores in use."""

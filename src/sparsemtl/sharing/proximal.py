@@ -10,15 +10,15 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparsemtl.batches import Loaders
 from sparsemtl.errors import MaskWarning, ParameterError
-from sparsemtl.models import MultiTaskModel
+from sparsemtl.networks.model import MultiTaskModel
+from sparsemtl.networks.roles import refuse_computed, weight_ids
 from sparsemtl.optim.penalties import Penalty
 from sparsemtl.optim.proximal_step import ProximalStep, ProxLR
 from sparsemtl.optim.sparsity import layer_sparsity, total_sparsity
-from sparsemtl.roles import refuse_computed, weight_ids
 from sparsemtl.sharing.schedule import Ramp, cubic
 from sparsemtl.sharing.sharing import Sharing, Statistics, Update
+from sparsemtl.tasks.batches import Loaders
 
 
 class ProximalSharing(Sharing):
@@ -94,7 +94,7 @@ class ProximalSharing(Sharing):
         """Learn how far training has come."""
         self._ramp.begin_epoch(epoch, loaders)
 
-    def settled(self, epoch: int) -> bool:
+    def is_selectable(self, epoch: int) -> bool:
         """When the target is reached; without one, after the dense epochs."""
         return epoch >= (self.start if self.reach_at is None else self.reach_at)
 
@@ -139,7 +139,7 @@ class ProximalSharing(Sharing):
         """The sparsity asked for at this step, in [0, target_sparsity]."""
         return (self.target_sparsity or 0.0) * cubic(self._ramp.way)
 
-    def measures(self) -> Iterator[tuple[str, str, float]]:
+    def metrics(self) -> Iterator[tuple[str, str, float]]:
         """Fraction of the groups that are zero, of the weights in them, and the strength."""
         layers = layer_sparsity(self._weights, self.shrink.penalty.grouping).values()
         first, *rest = layers
@@ -148,7 +148,7 @@ class ProximalSharing(Sharing):
         yield "", "parameter_sparsity", total.of_parameters
         yield "", "lambda", self.shrink.penalty.strength
 
-    def outcome(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """What is left of every layer."""
         layers = layer_sparsity(self._weights, self.shrink.penalty.grouping)
         first, *rest = layers.values()

@@ -8,7 +8,7 @@ from sparsemtl.criteria.choose import Granularity
 from sparsemtl.criteria.criterion import Criterion
 from sparsemtl.criteria.random import Random
 from sparsemtl.criteria.select import Scope
-from sparsemtl.parameters import Count, Fraction, Natural, validated
+from sparsemtl.registry.parameters import Count, Fraction, Natural, validated
 from sparsemtl.sharing.masked import MaskedSharing
 from sparsemtl.sharing.sharing import Statistics, Update
 from sparsemtl.sharing.subnetwork import Semantics
@@ -23,7 +23,7 @@ class RandomSharing(MaskedSharing):
         keep: fraction of the maskable weights that every task keeps, in (0, 1].
         seed: of the masks; the run's own seed by default, so that seeds of a study differ in their masks.
         resample_every: draw again every so many epochs; 0 keeps the first masks, as in the paper.
-        target_density, reach_at, semantics, update, strict, bn, scope, granularity, min_per_layer, mask_all: see
+        target_density, reach_at, mask_applies_to, update, strict, bn, scope, granularity, min_per_layer, mask_all: see
             `MaskedSharing`.
     """
 
@@ -36,7 +36,7 @@ class RandomSharing(MaskedSharing):
         reach_at: Count | None = None,
         seed: Natural | None = None,
         resample_every: Natural = 0,
-        semantics: Semantics = "forward",
+        mask_applies_to: Semantics = "forward",
         update: Update | None = None,
         strict: bool = True,
         bn: Statistics | None = None,
@@ -49,7 +49,7 @@ class RandomSharing(MaskedSharing):
             keep=keep,
             target_density=target_density,
             reach_at=reach_at,
-            semantics=semantics,
+            mask_applies_to=mask_applies_to,
             update=update,
             strict=strict,
             bn=bn,
@@ -61,7 +61,7 @@ class RandomSharing(MaskedSharing):
         self.seed = seed
         self.resample_every = resample_every
 
-    def renewal(self, epoch: int) -> Criterion | None:
+    def criterion_for(self, epoch: int) -> Criterion | None:
         """Random scores at the start, and again where asked; the same ones while the density falls."""
         drawn = epoch - epoch % self.resample_every if self.resample_every > 0 else 0
         if epoch != drawn and not self.falling(epoch):

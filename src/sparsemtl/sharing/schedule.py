@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sized
 
-from sparsemtl.batches import Loaders, per_task
+from sparsemtl.tasks.batches import Loaders, per_task
 
 
 def cubic(way: float) -> float:

@@ -17,11 +17,11 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparsemtl.batches import Loaders
 from sparsemtl.errors import ParameterError
-from sparsemtl.masks import Mask, TaskMasks
-from sparsemtl.models import MultiTaskModel
-from sparsemtl.norms import TaskNorms, batch_statistics
+from sparsemtl.networks.masks import Mask, TaskMasks
+from sparsemtl.networks.model import MultiTaskModel
+from sparsemtl.networks.norms import TaskNorms, batch_statistics
+from sparsemtl.tasks.batches import Loaders
 
 Update = Literal["joint", "average", "alternate"]
 """How a batch becomes updates: `joint`, one forward for all tasks and one step; `average`, a forward a task and one
@@ -133,7 +133,7 @@ class Sharing(abc.ABC):
             TrainingError: if nothing good can come of it.
         """
 
-    def settled(self, epoch: int) -> bool:
+    def is_selectable(self, epoch: int) -> bool:
         """True if the model of this epoch is what the method promises; a warm-up's is not and is never chosen."""
         return True
 
@@ -170,11 +170,11 @@ class Sharing(abc.ABC):
         `step_weights`.
         """
 
-    def measures(self) -> Iterator[tuple[str, str, float]]:
+    def metrics(self) -> Iterator[tuple[str, str, float]]:
         """What to log after an epoch: (task or "", name, value)."""
         return iter(())
 
-    def outcome(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """What the run's summary says of the method's result."""
         return {}
 

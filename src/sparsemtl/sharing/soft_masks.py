@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparsemtl.errors import EmptyMaskError, ParameterError
-from sparsemtl.masks import TaskMasks
-from sparsemtl.models import MultiTaskModel
-from sparsemtl.parameters import NonNegative, Positive, validated
-from sparsemtl.roles import refuse_computed, weight_ids
-from sparsemtl.shadow import shadowed
+from sparsemtl.networks.masks import TaskMasks
+from sparsemtl.networks.model import MultiTaskModel
+from sparsemtl.networks.roles import refuse_computed, weight_ids
+from sparsemtl.networks.swap import swap_tensors
+from sparsemtl.registry.parameters import NonNegative, Positive, validated
 from sparsemtl.sharing.sharing import Sharing, Statistics, Update
 
 
@@ -91,8 +91,8 @@ class SoftMaskSharing(Sharing):
         """
         super().attach(model)
         dimensions = (2, 4) if self.linear else (4,)
-        coverable = {**model.shared_parameters(), **model.copied_parameters()}
-        modules = {**model.shared_modules(), **model.copied_modules()}
+        coverable = {**model.shared_parameters(), **model.replicated_parameters()}
+        modules = {**model.shared_modules(), **model.replicated_modules()}
         refuse_computed(modules, lambda weight: weight.ndim in dimensions)
         weights = weight_ids(model)
         covered = {name: p for name, p in coverable.items() if id(p) in weights and p.ndim in dimensions}
@@ -103,7 +103,7 @@ class SoftMaskSharing(Sharing):
                 f"{type(self).__name__} finds nothing to mask: of what tasks of {type(model).__name__} share, or have "
                 f"copies of, no weight is that of a {layers} ({len(coverable)} parameters).{hint}"
             )
-        users = model.users()
+        users = model.parameter_tasks()
         self.soft = {
             task: {name: self._start(p) for name, p in covered.items() if task in users[name]} for task in model.tasks
         }
@@ -144,7 +144,7 @@ class SoftMaskSharing(Sharing):
         with ExitStack() as stack:
             stack.enter_context(super().view(task))
             weights = {name: psi * self.model.get_parameter(name) for name, psi in self.soft[task].items()}
-            stack.enter_context(shadowed(self.model, weights))
+            stack.enter_context(swap_tensors(self.model, weights))
             yield
 
     @torch.no_grad()
@@ -176,16 +176,16 @@ class SoftMaskSharing(Sharing):
             return torch.zeros_like(like, dtype=torch.bool)
         return (psi.detach() > 0).expand_as(like).clone()
 
-    def measures(self) -> Iterator[tuple[str, str, float]]:
+    def metrics(self) -> Iterator[tuple[str, str, float]]:
         """Every task's share of masks above zero, and their mean."""
         for task, masks in self.soft.items():
             flat = torch.cat([psi.detach().flatten() for psi in masks.values()])
             yield task, "density", float((flat > 0).double().mean())
             yield task, "mean_mask", float(flat.double().mean())
 
-    def outcome(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Every task's density."""
-        return {"density": {task: value for task, name, value in self.measures() if name == "density"}}
+        return {"density": {task: value for task, name, value in self.metrics() if name == "density"}}
 
     def state_dict(self) -> dict[str, Any]:
         """With the soft masks."""

@@ -7,8 +7,8 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 from sparsemtl.errors import MaskError
-from sparsemtl.masks import Mask, TaskMasks
-from sparsemtl.models import MultiTaskModel, check_maskable, maskable_parameters
+from sparsemtl.networks.masks import Mask, TaskMasks
+from sparsemtl.networks.model import MultiTaskModel, check_maskable, maskable_parameters
 from sparsemtl.sharing.sharing import Sharing, Statistics, Update
 
 Semantics = Literal["forward", "gradient"]
@@ -20,7 +20,7 @@ class SubnetworkSharing(Sharing):
     """Every task reads and trains the shared weights that its mask keeps; a method says which, and when.
 
     Args:
-        semantics: `forward` masks the weights that a task computes with (FSMTL, Eq. 3), `gradient` only its
+        mask_applies_to: `forward` masks the weights that a task computes with (FSMTL, Eq. 3), `gradient` only its
             gradient (Eq. 4).
         update: how a batch becomes updates; see `Update`.
         strict: a weight outside of the active masks does not move, whatever the optimizer.
@@ -33,14 +33,14 @@ class SubnetworkSharing(Sharing):
     def __init__(
         self,
         *,
-        semantics: Semantics,
+        mask_applies_to: Semantics,
         update: Update | None,
         strict: bool,
         bn: Statistics | None,
         mask_all: bool,
     ) -> None:
-        super().__init__(update=update, bn=bn or ("per_task" if semantics == "forward" else "shared"))
-        self.semantics = semantics
+        super().__init__(update=update, bn=bn or ("per_task" if mask_applies_to == "forward" else "shared"))
+        self.mask_applies_to = mask_applies_to
         self.strict = strict
         self.mask_all = mask_all
         self._unions: tuple[TaskMasks | None, dict[tuple[str, ...], Mask | None]] = (None, {})
@@ -66,18 +66,18 @@ class SubnetworkSharing(Sharing):
     @property
     def one_network(self) -> bool:
         """True for gradient masks on shared statistics."""
-        return self.semantics == "gradient" and super().one_network
+        return self.mask_applies_to == "gradient" and super().one_network
 
     @contextmanager
     def view(self, task: str) -> Iterator[None]:
         """The task's masked weights, if masks act on the forward, and its norms' statistics."""
-        masked = self.masks.applied(self.model, task) if self.semantics == "forward" else nullcontext()
+        masked = self.masks.applied(self.model, task) if self.mask_applies_to == "forward" else nullcontext()
         with masked, super().view(task):
             yield
 
     def gradient_mask(self, task: str) -> Mask | None:
         """The task's mask, if masks act on the gradient only."""
-        return self.masks[task] if self.semantics == "gradient" else None
+        return self.masks[task] if self.mask_applies_to == "gradient" else None
 
     def active(self, tasks: Sequence[str]) -> Mask | None:
         """The union of the tasks' masks, if strict; None where it is everything."""
@@ -92,7 +92,7 @@ class SubnetworkSharing(Sharing):
             unions[key] = None if all(bool(mask.all()) for mask in union.values()) else union
         return unions[key]
 
-    def measures(self) -> Iterator[tuple[str, str, float]]:
+    def metrics(self) -> Iterator[tuple[str, str, float]]:
         """Every task's density, and the tasks' mean overlap."""
         for task in self.masks:
             yield task, "density", self.masks.density(task)
@@ -101,6 +101,6 @@ class SubnetworkSharing(Sharing):
             others = len(jaccard) * (len(jaccard) - 1)
             yield "", "overlap", float(jaccard.sum() - jaccard.trace()) / others
 
-    def outcome(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Every task's density."""
         return {"density": {task: self.masks.density(task) for task in self.masks}}

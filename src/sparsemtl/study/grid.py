@@ -10,11 +10,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from sparsemtl.config import assignment, check, merge, override, together
 from sparsemtl.errors import ConfigError, unknown_name
-from sparsemtl.parameters import Natural
-from sparsemtl.schema import SECTIONS, Keys
-from sparsemtl.yaml_text import read_yaml
+from sparsemtl.registry.parameters import Natural
+from sparsemtl.runs.config import assignment, check, merge, override, together
+from sparsemtl.runs.schema import SECTIONS, Keys
+from sparsemtl.storage.yaml_text import read_yaml
 
 KEYS: Keys = {
     "name": (str | None, None, "The study's name; the file's by default."),

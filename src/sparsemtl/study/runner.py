@@ -15,19 +15,19 @@ from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparsemtl.config import before_of, differences
 from sparsemtl.data import TaskData
 from sparsemtl.errors import CheckpointError, ConfigError, SparseMTLError, TrainingError
-from sparsemtl.files import read_json, replacing, write_json, write_text
-from sparsemtl.locks import locked, refuse_foreign
-from sparsemtl.plan import Plan
-from sparsemtl.processes import end_with_parent, refuse_distributed
-from sparsemtl.run import make_sharing, rehearse, run
+from sparsemtl.runs.config import differences, pretraining_config
+from sparsemtl.runs.run import dry_run, make_sharing, run
+from sparsemtl.runs.spec import RunSpec
+from sparsemtl.storage.files import read_json, replacing, write_json, write_text
+from sparsemtl.storage.locks import locked, refuse_foreign
+from sparsemtl.storage.run_folder import RunFolder
+from sparsemtl.storage.yaml_text import dump_yaml, read_yaml
 from sparsemtl.study.costs import SPLIT, cost_rows
 from sparsemtl.study.grid import Study, StudyRun, value_text
 from sparsemtl.study.results import Results, read_results
-from sparsemtl.training.folder import RunFolder
-from sparsemtl.yaml_text import dump_yaml, read_yaml
+from sparsemtl.training.processes import end_with_parent, refuse_distributed
 
 
 def run_study(study: Study, out: str | Path, *, jobs: int = 1, progress: bool = True) -> dict[str, str]:
@@ -50,7 +50,7 @@ def run_study(study: Study, out: str | Path, *, jobs: int = 1, progress: bool = 
         CheckpointError: if the folder holds something else, or another process writes there.
         ConfigError: if a run's folder holds a run of another configuration, or a warm-up lasts too long; nothing is
             changed then.
-        SparseMTLError: whatever `rehearse` raises of the first run of a method; nothing is changed then either.
+        SparseMTLError: whatever `dry_run` raises of the first run of a method; nothing is changed then either.
     """
     out = Path(out)
     refuse_distributed()
@@ -104,7 +104,7 @@ def _look_ahead(todo: Sequence[Job]) -> None:
     built: dict[str, TaskData] = {}
     for one in first.values():
         with _naming(one):
-            rehearse(Plan(one.config, built), RunFolder(one.folder))
+            dry_run(RunSpec(one.config, built), RunFolder(one.folder))
 
 
 def _pretrain(todo: Sequence[Job], jobs: int, progress: bool) -> None:
@@ -119,7 +119,7 @@ def _before(todo: Sequence[Job]) -> list[Job]:
     """The runs before these that are not finished; one serves all runs that ask for the same."""
     found: dict[Path, Job] = {}
     for one in todo:
-        if (config := before_of(one.config)) is not None:
+        if (config := pretraining_config(one.config)) is not None:
             folder = RunFolder(one.folder).before(config)
             if not folder.finished:
                 found[folder.path] = Job(f"pretraining/{folder.path.name}", config, folder.path)

@@ -5,7 +5,7 @@ task (NaN, the ignore index; a map without a known pixel) adds exactly nothing t
 gradient or its metrics.
 """
 
-from sparsemtl.registry import Registry
+from sparsemtl.registry.registry import Registry
 from sparsemtl.tasks.classification import Classification
 from sparsemtl.tasks.dense import DenseTask
 from sparsemtl.tasks.depth import Depth

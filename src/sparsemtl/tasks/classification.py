@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from sparsemtl.errors import LabelError, ParameterError
-from sparsemtl.likelihoods import Categorical
-from sparsemtl.parameters import NonNegative, Share, validated
+from sparsemtl.registry.parameters import NonNegative, Share, validated
 from sparsemtl.tasks.cross_entropy import check_class_weights, cross_entropy
+from sparsemtl.tasks.likelihoods import Categorical
 from sparsemtl.tasks.task import Loss, Task
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from sparsemtl.vectors import cosine
+from sparsemtl.tasks.vectors import cosine
 
 
 class ConfusionMetric(Metric):

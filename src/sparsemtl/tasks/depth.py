@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsemtl.errors import LabelError
-from sparsemtl.likelihoods import PixelGaussian
-from sparsemtl.parameters import NonNegative, validated
+from sparsemtl.registry.parameters import NonNegative, validated
 from sparsemtl.tasks.dense import DenseTask
+from sparsemtl.tasks.likelihoods import PixelGaussian
 from sparsemtl.tasks.task import Loss, known_pairs
 
 if TYPE_CHECKING:

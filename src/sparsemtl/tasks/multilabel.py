@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsemtl.errors import LabelError, ParameterError
-from sparsemtl.likelihoods import Bernoulli
-from sparsemtl.parameters import NonNegative, validated
+from sparsemtl.registry.parameters import NonNegative, validated
+from sparsemtl.tasks.likelihoods import Bernoulli
 from sparsemtl.tasks.task import Loss, Task, known_pairs
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from sparsemtl.errors import LabelError
-from sparsemtl.likelihoods import PixelDirection
-from sparsemtl.parameters import NonNegative, validated
+from sparsemtl.registry.parameters import NonNegative, validated
 from sparsemtl.tasks.dense import DenseTask
+from sparsemtl.tasks.likelihoods import PixelDirection
 from sparsemtl.tasks.task import Loss, known_pairs
-from sparsemtl.vectors import cosine, squared_length, unit
+from sparsemtl.tasks.vectors import cosine, squared_length, unit
 
 if TYPE_CHECKING:
     from torchmetrics import Metric

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sparsemtl.errors import ConfigError, SparseMTLError, unknown_name
-from sparsemtl.parameters import configurable, describe, fits
+from sparsemtl.registry.parameters import configurable, describe, fits
 from sparsemtl.tasks import TASKS, Task
 
 NO_OPTIONS = ("weight", "target", "ignore_index", "background", "loss")

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsemtl.errors import LabelError
-from sparsemtl.likelihoods import Gaussian
-from sparsemtl.parameters import Count, NonNegative, validated
+from sparsemtl.registry.parameters import Count, NonNegative, validated
+from sparsemtl.tasks.likelihoods import Gaussian
 from sparsemtl.tasks.task import Loss, Task, known_pairs
 
 if TYPE_CHECKING:

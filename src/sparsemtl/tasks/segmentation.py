@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from sparsemtl.errors import LabelError, ParameterError
-from sparsemtl.likelihoods import PixelCategorical
-from sparsemtl.parameters import Natural, NonNegative, Share, validated
+from sparsemtl.registry.parameters import Natural, NonNegative, Share, validated
 from sparsemtl.tasks.cross_entropy import check_class_weights, cross_entropy
 from sparsemtl.tasks.dense import DenseTask
+from sparsemtl.tasks.likelihoods import PixelCategorical
 from sparsemtl.tasks.task import Loss
 
 if TYPE_CHECKING:

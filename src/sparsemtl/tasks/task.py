@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsemtl.errors import LabelError, ParameterError, unknown_name
-from sparsemtl.forward_errors import PLAIN, explain_loss
 from sparsemtl.heads.linear import LazyLinearHead, LinearHead
-from sparsemtl.likelihoods import Likelihood
-from sparsemtl.parameters import NonNegative
+from sparsemtl.registry.parameters import NonNegative
+from sparsemtl.tasks.forward_errors import PLAIN, explain_loss
+from sparsemtl.tasks.likelihoods import Likelihood
 from sparsemtl.tasks.torchmetrics_import import import_torchmetrics
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from sparsemtl.errors import ParameterError
-from sparsemtl.models import MultiTaskModel
+from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.sharing import Sharing
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from sparsemtl.comparison import plain
 from sparsemtl.errors import CheckpointError
-from sparsemtl.randomness import random_state, restore_random_state
+from sparsemtl.networks.randomness import random_state, restore_random_state
+from sparsemtl.storage.comparison import plain
 from sparsemtl.training.settings import check_settings
 from sparsemtl.training.structure import check_optimizer, check_state, check_tensors, reading
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsemtl.batches import Group, Loaders, as_group, groups_for, per_task, undrawn
 from sparsemtl.compaction import compact
 from sparsemtl.compaction.cost import latency, macs_by_layer, parameter_count
 from sparsemtl.errors import SparseMTLError
-from sparsemtl.models import MultiTaskModel, placement
+from sparsemtl.networks.model import MultiTaskModel, placement
+from sparsemtl.tasks.batches import Group, Loaders, as_group, groups_for, per_task, preserve_loader_state
 
 BATCH_SIZE = 16
 """Samples of the batch that is timed, at most: a loader may give fewer."""
@@ -100,7 +100,7 @@ class Trained:
     @property
     def together(self) -> bool:
         """True if one forward pass computes all tasks at a lower cost than one pass per task."""
-        return self.one_network and any(len(tasks) > 1 for tasks in self.model.users().values())
+        return self.one_network and any(len(tasks) > 1 for tasks in self.model.parameter_tasks().values())
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def measure_costs(trained: Trained, loaders: Loaders) -> RunCost | None:
 
 def _examples(loaders: Loaders, model: MultiTaskModel) -> dict[tuple[str, ...], Example]:
     """Tasks that read the same input -> the first batch of it; empty if a loader gives none."""
-    with undrawn(loaders), torch.random.fork_rng(devices=[]):
+    with preserve_loader_state(loaders), torch.random.fork_rng(devices=[]):
         if per_task(loaders):
             found = [next(groups_for(loaders, task), None) for task in model.tasks.values()]
         else:
@@ -212,7 +212,7 @@ def _milliseconds(modules: Sequence[nn.Module], x: Any) -> list[float]:
 
 def _weights(network: MultiTaskModel, tasks: Sequence[str]) -> int:
     """Number of parameters that one of the tasks uses."""
-    users, wanted = network.users(), frozenset(tasks)
+    users, wanted = network.parameter_tasks(), frozenset(tasks)
     return sum(p.numel() for name, p in network.named_parameters() if users.get(name, wanted) & wanted)
 
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from sparsemtl.balancing.balancer import Balancer
-from sparsemtl.batches import Group
 from sparsemtl.errors import ForwardError, NonFiniteError, NonFiniteLossError, ParameterError
-from sparsemtl.models import MultiTaskModel
-from sparsemtl.optim.masked import Hold
+from sparsemtl.networks.model import MultiTaskModel
+from sparsemtl.optim.masked import FreezeOutsideMask
 from sparsemtl.sharing.sharing import Sharing, StepWeights, Update
+from sparsemtl.tasks.batches import Group
 from sparsemtl.training.finite import check_gradient, check_norm, check_rows, named_parameters
 from sparsemtl.training.structure import check_state
 
@@ -106,7 +106,7 @@ class Engine:
         self._last_losses: dict[str, float] = {}
         self._rows: dict[str, Tensor] = {}
         self._factors: Counter[str] = Counter()
-        self._holds: dict[tuple[str, ...], Hold] = {}
+        self._holds: dict[tuple[str, ...], FreezeOutsideMask] = {}
         self._memory: dict[str, Tensor] = {}
         self.trained = named_parameters(model, sharing=sharing.parameters(), balancer=balancer.parameters())
         self._skipped = 0
@@ -187,7 +187,7 @@ class Engine:
             if p.grad is not None:
                 p.grad /= len(batches)
         self._move(present)
-        if self.balancer.looks_back:
+        if self.balancer.needs_post_step_losses:
             self._look_back(batches[-1], where)
 
     def _losses_of_all(self, groups: Sequence[_Ready], result: StepResult, where: str) -> dict[str, Tensor]:
@@ -344,7 +344,7 @@ class Engine:
             return nullcontext()
         hold = self._holds.get(tasks)
         if hold is None or hold.active is not active:
-            hold = self._holds[tasks] = Hold(self._parameters, active, self._memory)
+            hold = self._holds[tasks] = FreezeOutsideMask(self._parameters, active, self._memory)
         return hold
 
     def _balancer_held(self, tasks: tuple[str, ...]) -> AbstractContextManager[None]:
@@ -356,7 +356,7 @@ class Engine:
         with torch.no_grad():
             losses = self._losses_of_all(groups, StepResult(), f"{where}, looking back".lstrip(", "))
         row = self._row({task: float(loss) for task, loss in losses.items()})
-        self.balancer.look_back(row, self._flags(losses))
+        self.balancer.observe_post_step_losses(row, self._flags(losses))
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beyond model, optimizer, sharing and balancer."""

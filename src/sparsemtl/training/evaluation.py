@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from sparsemtl.batches import EMPTY, Group, Loaders, evaluation_groups, per_task
 from sparsemtl.errors import ForwardError, LabelError, LabelWarning, MetricWarning
-from sparsemtl.modes import evaluating
-from sparsemtl.shadow import shadowed
+from sparsemtl.networks.modes import eval_mode
+from sparsemtl.networks.swap import swap_tensors
 from sparsemtl.tasks import Task
+from sparsemtl.tasks.batches import EMPTY, Group, Loaders, evaluation_groups, per_task
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -55,7 +55,7 @@ class Networks:
 
     def view(self, task: str) -> AbstractContextManager[None]:
         """The model is the task's network inside."""
-        return shadowed(self._model, self._networks[task])
+        return swap_tensors(self._model, self._networks[task])
 
 
 def evaluate(
@@ -144,7 +144,7 @@ def outputs_of(
     """Yield (task, output, labels) batch by batch, in eval mode."""
     number = 0
     for number, group in enumerate(evaluation_groups(loaders, tasks), start=1):
-        with evaluating(module):
+        with eval_mode(module):
             on_device = group.to(device)
             try:
                 outputs = group_outputs(module, views, on_device)
@@ -185,7 +185,7 @@ def sample_predictions(
     for group in evaluation_groups(loaders, tasks):
         key = group.tasks[0] if per_task(loaders) else "all"
         if key not in samples and isinstance(group.x, Tensor):
-            with evaluating(module):
+            with eval_mode(module):
                 outputs = group_outputs(module, views, group.to(device))
             first_axis = all(len(output) == len(group.x) for output in outputs.values())
             samples[key] = {

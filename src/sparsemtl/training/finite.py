@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemtl.errors import NonFiniteError
-from sparsemtl.models import MultiTaskModel
+from sparsemtl.networks.model import MultiTaskModel
 
 
 def named_parameters(model: MultiTaskModel, **extra: Iterable[nn.Parameter]) -> dict[str, nn.Parameter]:

@@ -7,17 +7,17 @@ from collections.abc import Mapping
 import torch
 from torch.nn.parameter import UninitializedParameter
 
-from sparsemtl.batches import Loaders, as_group, first_batch, undrawn
-from sparsemtl.models import MultiTaskModel, placement
-from sparsemtl.modes import evaluating
-from sparsemtl.randomness import preserved
+from sparsemtl.networks.model import MultiTaskModel, placement
+from sparsemtl.networks.modes import eval_mode
+from sparsemtl.networks.randomness import fork_rng
+from sparsemtl.tasks.batches import Loaders, as_group, first_batch, preserve_loader_state
 
 
 def materialize_heads(model: MultiTaskModel, train: Loaders) -> None:
     """Run the model on a batch if a parameter has no shape yet; the order of the data is not disturbed."""
     if not any(isinstance(p, UninitializedParameter) for p in model.parameters()):
         return
-    with preserved(), undrawn(train), evaluating(model), torch.no_grad():
+    with fork_rng(), preserve_loader_state(train), eval_mode(model), torch.no_grad():
         for task in model.tasks:
             loader = train[task] if isinstance(train, Mapping) else train
             owner = task if isinstance(train, Mapping) else None

@@ -10,12 +10,12 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
-from sparsemtl.batches import Loaders, as_group, undrawn
 from sparsemtl.data.base import BatchLoader
 from sparsemtl.errors import ForwardError
-from sparsemtl.models import MultiTaskModel, placement
-from sparsemtl.nests import to_device, to_dtype
-from sparsemtl.randomness import preserved
+from sparsemtl.networks.model import MultiTaskModel, placement
+from sparsemtl.networks.randomness import fork_rng
+from sparsemtl.tasks.batches import Loaders, as_group, preserve_loader_state
+from sparsemtl.tasks.nests import to_device, to_dtype
 
 
 def check_last_batches(model: MultiTaskModel, train: Loaders) -> None:
@@ -29,7 +29,7 @@ def check_last_batches(model: MultiTaskModel, train: Loaders) -> None:
     loaders: list[tuple[str | None, Any]] = [*train.items()] if isinstance(train, Mapping) else [(None, train)]
     for owner, loader in loaders:
         if _last_size(loader) == 1:
-            with preserved(), undrawn(train):
+            with fork_rng(), preserve_loader_state(train):
                 x = as_group(_single(loader), model.tasks, owner).x
             _try(model, x, tuple(model.tasks) if owner is None else (owner,))
 
@@ -66,7 +66,7 @@ def _try(model: MultiTaskModel, x: Any, tasks: tuple[str, ...]) -> None:
     device, dtype = placement(model)
     x = x if dtype is None else to_dtype(x, dtype)
     try:
-        with preserved(), torch.no_grad():
+        with fork_rng(), torch.no_grad():
             model.train()
             model(to_device(x, device), tasks=tasks)
     except ForwardError as error:

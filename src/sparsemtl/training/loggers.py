@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from sparsemtl.disk import storage_errors
 from sparsemtl.errors import RecordWarning, missing_extra
-from sparsemtl.files import replacing
-from sparsemtl.training.folder import RunFolder
+from sparsemtl.storage.disk import storage_errors
+from sparsemtl.storage.files import replacing
+from sparsemtl.storage.run_folder import RunFolder
 
 COLUMNS = ("epoch", "step", "split", "task", "metric", "value")
 

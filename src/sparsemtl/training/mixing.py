@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 import torch
 
-from sparsemtl.batches import EMPTY, Group, Loader, Loaders, as_group
 from sparsemtl.errors import LabelError
-from sparsemtl.randomness import preserved, seed_everything
+from sparsemtl.networks.randomness import fork_rng, seed_everything
 from sparsemtl.tasks import Task
+from sparsemtl.tasks.batches import EMPTY, Group, Loader, Loaders, as_group
 from sparsemtl.training.checkpoint import Stateful
 
 Mix = Literal["longest", "shortest", "proportional"]
@@ -77,7 +77,7 @@ def epoch_batches(loaders: Loaders, tasks: Mapping[str, Task], mix: Mix) -> Iter
 def _endless(task: str, loader: Loader, seed: int) -> Iterator[Any]:
     """Pass after pass, each of which draws its order from a seed of its own."""
     for number in count():
-        with preserved():
+        with fork_rng():
             seed_everything(seed + number)
             batches = iter(loader)
             first = next(batches, None)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from sparsemtl.errors import CheckpointError, ReproducibilityWarning
-from sparsemtl.machine import machine, machine_changes
-from sparsemtl.models import MultiTaskModel
+from sparsemtl.networks.model import MultiTaskModel
+from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.training.checkpoint import Randomness, Stateful, check_progress, restore, snapshot
-from sparsemtl.training.folder import RunFolder
+from sparsemtl.training.machine import machine, machine_changes
 from sparsemtl.training.structure import check_state, reading
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsemtl.errors import CheckpointError, MetricWarning, SelectionError
-from sparsemtl.models import MultiTaskModel
+from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.training.evaluation import Results
 from sparsemtl.training.monitors import Merit, Monitor, valuation_of
 from sparsemtl.training.structure import check_state

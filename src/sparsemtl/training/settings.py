@@ -8,8 +8,8 @@ from typing import Any
 from torch.optim import Optimizer
 
 from sparsemtl._version import __version__
-from sparsemtl.comparison import leaves, plain, shown
 from sparsemtl.errors import CheckpointError
+from sparsemtl.storage.comparison import leaves, plain, shown
 
 _FREE = (
     "config.name",

@@ -7,11 +7,11 @@ from copy import deepcopy
 from typing import Any
 
 from sparsemtl.errors import CheckpointError
-from sparsemtl.models import MultiTaskModel
-from sparsemtl.shadow import seen
+from sparsemtl.networks.model import MultiTaskModel
+from sparsemtl.networks.swap import seen
 from sparsemtl.sharing.sharing import Sharing
+from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.training.evaluation import Network
-from sparsemtl.training.folder import RunFolder
 from sparsemtl.training.structure import check_state, check_tensors, reading
 
 

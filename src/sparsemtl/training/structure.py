@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sparsemtl.errors import CheckpointError, SparseMTLError
-from sparsemtl.tensor_checks import check_tensor, kind_of
+from sparsemtl.storage.tensor_checks import check_tensor, kind_of
 
 
 @contextmanager

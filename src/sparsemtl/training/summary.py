@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparsemtl.balancing import Balancer
-from sparsemtl.models import MultiTaskModel
+from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.sharing.sharing import Sharing
 from sparsemtl.tasks import Task
 from sparsemtl.training.costs import RunCost
@@ -53,8 +53,8 @@ def summarize(
             for task in model.tasks
         },
         "cost": None if cost is None else cost.record(),
-        "architecture": model.outcome(),
-        "sharing": sharing.outcome(),
+        "architecture": model.summary(),
+        "sharing": sharing.summary(),
     }
 
 

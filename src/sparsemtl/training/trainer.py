@@ -17,38 +17,46 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from sparsemtl.balancing import Balancer, as_balancer
-from sparsemtl.batches import Group, Loader, Loaders, check_loaders, loader_generators, per_task, undrawn
 from sparsemtl.errors import LabelWarning, ParameterError
-from sparsemtl.files import write_json
-from sparsemtl.locks import locked, refuse_foreign
-from sparsemtl.machine import machine, with_own_threads
-from sparsemtl.masks import TaskMasks
-from sparsemtl.models import MultiTaskModel
-from sparsemtl.modes import evaluating
-from sparsemtl.norms import BATCHES, recompute_norms
+from sparsemtl.networks.masks import TaskMasks
+from sparsemtl.networks.model import MultiTaskModel
+from sparsemtl.networks.modes import eval_mode
+from sparsemtl.networks.norms import BATCHES, recompute_norms
+from sparsemtl.networks.randomness import seed_everything
+from sparsemtl.networks.swap import materialize
 from sparsemtl.optim import OPTIMIZERS
-from sparsemtl.parameters import Count, Natural, Positive, validated
-from sparsemtl.processes import refuse_distributed
-from sparsemtl.randomness import seed_everything
-from sparsemtl.shadow import as_seen
+from sparsemtl.registry.parameters import Count, Natural, Positive, validated
 from sparsemtl.sharing import DenseSharing, Sharing
+from sparsemtl.storage.files import write_json
+from sparsemtl.storage.locks import locked, refuse_foreign
+from sparsemtl.storage.run_folder import RunFolder
+from sparsemtl.tasks.batches import (
+    Group,
+    Loader,
+    Loaders,
+    check_loaders,
+    loader_generators,
+    per_task,
+    preserve_loader_state,
+)
 from sparsemtl.training.arguments import check_maker, check_model, check_sharing
+from sparsemtl.training.best_model import save_best_model
 from sparsemtl.training.checkpoint import Randomness, Stateful
-from sparsemtl.training.chosen import write_chosen
 from sparsemtl.training.costs import RunCost, Trained, measure_costs
 from sparsemtl.training.engine import Backend, Engine
+from sparsemtl.training.epoch_averages import EpochAverages, measure_rows, result_rows, run_rows
 from sparsemtl.training.evaluation import Networks, Results, Views, evaluate, group_outputs, sample_predictions
-from sparsemtl.training.figures import Meter, measure_rows, result_rows, run_rows
 from sparsemtl.training.finite import check_weights
-from sparsemtl.training.folder import RunFolder
 from sparsemtl.training.groups import make_optimizer
 from sparsemtl.training.heads import materialize_heads
 from sparsemtl.training.last_batch import check_last_batches
 from sparsemtl.training.loggers import CSVLogger, Logger, loggers_of
 from sparsemtl.training.loss_scales import LossScaleWarning, unlike_scales
+from sparsemtl.training.machine import machine, with_own_threads
 from sparsemtl.training.mixing import Mix, remaining_batches, steps_in_epoch
 from sparsemtl.training.monitors import Monitor, primary_of
 from sparsemtl.training.plateau import Plateau
+from sparsemtl.training.processes import refuse_distributed
 from sparsemtl.training.progress import Progress
 from sparsemtl.training.resuming import Checkpoints, Position
 from sparsemtl.training.selection import Selection
@@ -189,7 +197,7 @@ class Trainer:
             raise ParameterError(
                 f"`choose_after` must leave an epoch to choose, got {choose_after} of {epochs} epochs."
             )
-        if not self.sharing.settled(epochs - 1):
+        if not self.sharing.is_selectable(epochs - 1):
             raise ParameterError(
                 f"{type(self.sharing).__name__} would still be warming up when the {epochs} epochs end. "
                 "Raise `epochs` or shorten the warm-up."
@@ -239,7 +247,7 @@ class Trainer:
         bars = Progress(self.epochs, show=self.progress)  # before seeding: importing rich draws random numbers
         self.set_up(train)
         randomness = Randomness(loader_generators(train) + loader_generators(validation))
-        meter = Meter()
+        meter = EpochAverages()
         checkpoints = self._checkpoints(randomness, meter)
         if resume:
             self.position, self.threads = checkpoints.resume(self.threads)
@@ -258,11 +266,11 @@ class Trainer:
             while self.position.epoch < self.epochs and not self._stale():
                 epoch = self.position.epoch
                 if not self.position.batch:
-                    checkpoints.parts["meter"] = meter = Meter()
+                    checkpoints.parts["meter"] = meter = EpochAverages()
                     if self.restart_every is not None and epoch % self.restart_every == 0:
                         self.optimizer.state.clear()
                     with default_dtype(self.fabric.strategy.precision):
-                        with undrawn(train):
+                        with preserve_loader_state(train):
                             self.sharing.begin_epoch(epoch, train)
                         self.model.begin_epoch(epoch)
                     checkpoints.start = randomness.state_dict()
@@ -323,7 +331,7 @@ class Trainer:
             self.model.check_task(name)
         if not self._ready:
             raise ParameterError("nothing was trained yet; call fit(train, validation) first.")
-        with evaluating(self.model):
+        with eval_mode(self.model):
             return group_outputs(self.module, self.views, Group(x, {}, names).to(self.device))
 
     def network(self, task: str) -> MultiTaskModel:
@@ -336,7 +344,7 @@ class Trainer:
         if not self._ready:
             raise ParameterError("nothing was trained yet; call fit(train, validation) first.")
         with self.views.view(task):
-            own = as_seen(self.model)
+            own = materialize(self.model)
         return cast("MultiTaskModel", own.eval())
 
     # ---- set-up ----------------------------------------------------------------------------------------------
@@ -393,7 +401,7 @@ class Trainer:
 
     # ---- one epoch -------------------------------------------------------------------------------------------
 
-    def _train_epoch(self, train: Loaders, checkpoints: Checkpoints, meter: Meter, bars: Progress) -> None:
+    def _train_epoch(self, train: Loaders, checkpoints: Checkpoints, meter: EpochAverages, bars: Progress) -> None:
         self.model.train()
         bars.begin_epoch(self.position.epoch, steps_in_epoch(train, self.mix))
         random, start = checkpoints.randomness, checkpoints.start
@@ -427,7 +435,7 @@ class Trainer:
         self,
         validation: Loaders,
         checkpoints: Checkpoints,
-        meter: Meter,
+        meter: EpochAverages,
         loggers: Sequence[Logger],
         bars: Progress,
     ) -> None:
@@ -441,12 +449,12 @@ class Trainer:
         if epoch == 0:
             self._compare_scales(meter)
         results = self._evaluate(validation)
-        improved = self.selection.update(epoch, results) if self.sharing.settled(epoch) else []
+        improved = self.selection.update(epoch, results) if self.sharing.is_selectable(epoch) else []
         for part in improved:
             self.snapshots.keep(part, self.model, self.sharing)
         figures = {"lr": float(self.optimizer.param_groups[0]["lr"]), "seconds": self.position.seconds}
         shown = epoch + 1  # people count from one
-        measures = [*self.sharing.measures(), *self.model.measures()]
+        measures = [*self.sharing.metrics(), *self.model.metrics()]
         rows = [
             *meter.rows(shown, step),
             *result_rows(shown, step, "validation", results),
@@ -479,7 +487,7 @@ class Trainer:
             view, norms = self.sharing.view, self.sharing.norms
             recompute_norms(self.model, train, norms, view=view, batches=batches, module=self.module)
 
-    def _compare_scales(self, meter: Meter) -> None:
+    def _compare_scales(self, meter: EpochAverages) -> None:
         """Warn once, and note beside the figures, if one loss is so large that it trains the shared weights alone."""
         if not (self.balancer.constant and self.engine.update != "alternate" and self.model.shared_parameters()):
             return
@@ -495,7 +503,7 @@ class Trainer:
 
     # ---- checkpoints -----------------------------------------------------------------------------------------
 
-    def _checkpoints(self, randomness: Randomness, meter: Meter) -> Checkpoints:
+    def _checkpoints(self, randomness: Randomness, meter: EpochAverages) -> Checkpoints:
         parts: dict[str, Stateful] = {
             "optimizer": self.optimizer,
             "sharing": self.sharing,
@@ -526,7 +534,7 @@ class Trainer:
         self.model.eval()
         self.validation = self._evaluate(validation)
         if self.folder is not None:
-            write_chosen(self.folder, self.model, self.sharing, networks)
+            save_best_model(self.folder, self.model, self.sharing, networks)
             self._write_summary("trained", {})
 
     def _measured(self, loaders: Loaders) -> RunCost | None:

@@ -20,7 +20,7 @@ from sparsemtl.data.maps import Field, ImageSource, Values
 from sparsemtl.data.options import checked, resolve_root
 from sparsemtl.data.pictures import Size, as_size, colours
 from sparsemtl.errors import DataError, ParameterError
-from sparsemtl.parameters import Natural, NonNegative
+from sparsemtl.registry.parameters import Natural, NonNegative
 from sparsemtl.tasks import Classification, Segmentation, Task
 
 FOLDER, IMAGES, MASKS = "CelebAMask-HQ", "CelebA-HQ-img", "CelebAMask-HQ-mask-anno"

@@ -14,7 +14,7 @@ from sparsemtl.data.maps import ImageSource, OneOfClasses
 from sparsemtl.data.options import ProperFraction, checked, resolve_root
 from sparsemtl.data.pictures import Size, as_size
 from sparsemtl.errors import DataError, ParameterError
-from sparsemtl.parameters import Natural, NonNegative
+from sparsemtl.registry.parameters import Natural, NonNegative
 from sparsemtl.tasks import Depth, Segmentation, Task
 
 OFFICIAL = {"training images": 2975, "test images": 500}

@@ -14,7 +14,7 @@ from sparsemtl.data.nyu.layouts import DEPTH, NORMALS, NYU_LAYOUTS, SEGMENTATION
 from sparsemtl.data.options import ProperFraction, checked, resolve_root
 from sparsemtl.data.pictures import Size, as_size
 from sparsemtl.errors import DataError
-from sparsemtl.parameters import Natural, NonNegative
+from sparsemtl.registry.parameters import Natural, NonNegative
 from sparsemtl.tasks import Depth, Normals, Segmentation, Task
 
 OFFICIAL = {"training images": 795, "test images": 654}

@@ -17,7 +17,7 @@ import numpy as np
 
 from sparsemtl.data.pictures import Array
 from sparsemtl.errors import CheckpointError, DataError
-from sparsemtl.files import read_json, replacing, write_json
+from sparsemtl.storage.files import read_json, replacing, write_json
 
 FORMAT = 3
 """Raised whenever the same files and options give other bytes: old ones then rest."""

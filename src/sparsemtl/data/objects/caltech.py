@@ -14,7 +14,7 @@ from sparsemtl.data.objects.leaks import Deduplicate
 from sparsemtl.data.objects.listing import chosen, class_folders, listing
 from sparsemtl.data.options import ProperFraction, checked
 from sparsemtl.data.pictures import Size
-from sparsemtl.parameters import Natural, NonNegative
+from sparsemtl.registry.parameters import Natural, NonNegative
 
 TASK = "object"
 

@@ -16,7 +16,7 @@ from sparsemtl.data.objects.listing import Listing, chosen, class_folders, listi
 from sparsemtl.data.options import ProperFraction, checked
 from sparsemtl.data.pictures import Size
 from sparsemtl.errors import DataError, ParameterError, unknown_name
-from sparsemtl.parameters import Natural, NonNegative
+from sparsemtl.registry.parameters import Natural, NonNegative
 
 Classes = Sequence[str] | Mapping[str, Sequence[str]] | None
 """Classes of all domains; or domain -> its classes; or None: all."""

@@ -16,7 +16,7 @@ from sparsemtl.data.objects.listing import TEST, TRAIN, chosen, images_of, listi
 from sparsemtl.data.options import ProperFraction, checked
 from sparsemtl.data.pictures import Size
 from sparsemtl.errors import DataError
-from sparsemtl.parameters import Natural, NonNegative
+from sparsemtl.registry.parameters import Natural, NonNegative
 
 FOLDER, TASK = "tiny-imagenet-200", "object"
 IDS, WORDS, ANNOTATIONS = "wnids.txt", "words.txt", "val/val_annotations.txt"

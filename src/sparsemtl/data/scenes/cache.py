@@ -14,7 +14,7 @@ from sparsemtl.data.options import resolve_root
 from sparsemtl.data.scenes.arithmetic import sqrt
 from sparsemtl.data.scenes.rendering import Rendering, render
 from sparsemtl.errors import CheckpointError, DataError
-from sparsemtl.files import read_tensors, write_tensors
+from sparsemtl.storage.files import read_tensors, write_tensors
 
 FORMAT = 2
 """Raised whenever the same seed and index give another image, or files hold something else: old files then rest."""

@@ -11,7 +11,7 @@ from sparsemtl.data.scenes.cache import Part, rendered
 from sparsemtl.data.scenes.rendering import SCENES
 from sparsemtl.data.scenes.rooms import CLASSES
 from sparsemtl.errors import ParameterError
-from sparsemtl.parameters import Count, Natural
+from sparsemtl.registry.parameters import Count, Natural
 from sparsemtl.tasks import Classification, Depth, Normals, Segmentation
 
 

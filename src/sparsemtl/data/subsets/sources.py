@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparsemtl.data.base import Part, Samples, TaskData
 from sparsemtl.data.subsets.pool import UNKNOWN, Pool, classes_of, in_memory_or_lazy, pool
 from sparsemtl.errors import ParameterError, unknown_name
-from sparsemtl.parameters import configurable
+from sparsemtl.registry.parameters import configurable
 from sparsemtl.tasks import Classification
 
 Asked = str | Mapping[str, Any]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sparsemtl.data.base import BatchLoader, Split
-from sparsemtl.parameters import Count, validated
+from sparsemtl.registry.parameters import Count, validated
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemtl.errors import ParameterError
-from sparsemtl.parameters import Count, Natural, validated
+from sparsemtl.registry.parameters import Count, Natural, validated
 
 WIDEST = 50
 """Width of an embedding at most, where nobody says it."""

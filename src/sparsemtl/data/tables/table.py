@@ -25,7 +25,7 @@ from sparsemtl.data.tables.tabulate import Allocate, Encoding, Table, UnseenCate
 from sparsemtl.data.tables.targets import Target
 from sparsemtl.data.tables.wanted import wanted_targets
 from sparsemtl.errors import ParameterError
-from sparsemtl.parameters import Count, Natural, NonNegative
+from sparsemtl.registry.parameters import Count, Natural, NonNegative
 
 SHOWN = 30
 """Columns that are named in a note."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from sparsemtl.data.tables.reading import whole_number
 from sparsemtl.data.tables.targets import Above, Classes, Equals, Scale, Target, Value
 from sparsemtl.errors import ParameterError, unknown_name
-from sparsemtl.parameters import NonNegative, Positive, Share, describe, fits
+from sparsemtl.registry.parameters import NonNegative, Positive, Share, describe, fits
 from sparsemtl.tasks import Regression
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -1,0 +1,228 @@
+"""The command line's part for data sets: `sparsemtl data check`, `sparsemtl data list`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from sparsemtl.data import TaskData
+    from sparsemtl.data.check import Inspection, Reading
+    from sparsemtl.data.layout import Found, Package
+
+MOST_ERRORS = 20
+"""Damaged samples that are named."""
+
+app = typer.Typer(
+    help="Data sets: what is there, what is missing, and how to get it.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Root = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Where data sets lie; $SPARSEMTL_DATA, or ./data, by default.")
+]
+
+
+@app.command("list")
+def list_datasets(data_root: Root = None) -> None:
+    """Show which data sets are there."""
+    from rich.table import Table
+
+    from sparsemtl.cli.terminal import show
+    from sparsemtl.data import DATASETS
+    from sparsemtl.data.check import inspect
+
+    table = Table("data set", "files", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
+    table.add_column("on disk", justify="right")
+    for name in DATASETS:
+        inspection = inspect(name, data_root)
+        table.add_row(name, inspection.state, amount(inspection.size) if inspection.size else "")
+    show(table)
+
+
+@app.command()
+def check(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|FILE",
+            help="A data set, as `sparsemtl list datasets` names it; or the YAML file of a run or a study, whose data, "
+            "and those of the runs before, are checked.",
+        ),
+    ],
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="key=value",
+            help="The data set's parameters, as in layout=mat or tasks.birds=photos/birds; of a file, changes as "
+            "`sparsemtl run` takes them.",
+            show_default=False,
+        ),
+    ] = None,
+    data_root: Root = None,
+    every: Annotated[bool, typer.Option("--read", help="Decode every sample, which may take long.")] = False,
+) -> None:
+    """Say what there is of a data set, what is missing and how to get it. Ends with 1 if it cannot be read."""
+    if Path(what).suffix in (".yaml", ".yml"):
+        sections = sections_in(Path(what), changes or [])
+    else:
+        sections = {"": {**_parameters(changes or []), "name": what}}
+    failed = 0
+    for number, (title, section) in enumerate(sections.items()):
+        if title:
+            typer.echo(("\n" if number else "") + f"{title}:")
+        failed += not _check_section(section, data_root, every)
+    if failed:
+        raise typer.Exit(1)
+
+
+def sections_in(path: Path, changes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The different sections `data` of a run or a study, and of the runs before, by where they stand.
+
+    Sections that differ in their seed alone read the same files, and count once.
+
+    Raises:
+        ConfigError: if the file or a change of it is not valid.
+    """
+    from sparsemtl.runs import config
+    from sparsemtl.storage.yaml_text import read_yaml
+    from sparsemtl.study.grid import read_study
+
+    content = read_yaml(path)
+    if "methods" in content:
+        runs = {f"{run.name}: ": run.config for run in read_study(path, changes).runs}
+    else:
+        origins = config.origins_of(path, changes)
+        runs = {"": config.check(config.override(content, changes), where=str(path), origins=origins)}
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for name, run in runs.items():
+        for title, part in ((f"{name}data", run), (f"{name}pretraining.data", config.pretraining_config(run))):
+            if part is not None:
+                section = config.data_of(part)
+                found.setdefault(json.dumps({**section, "seed": None}, sort_keys=True), (title, section))
+    return dict(found.values())
+
+
+def _parameters(assignments: Sequence[str]) -> dict[str, Any]:
+    """A data set's parameters out of `key=value`."""
+    from sparsemtl.runs.config import assignment, together
+
+    return together(map(assignment, assignments))
+
+
+def _check_section(section: Mapping[str, Any], data_root: Path | None, every: bool) -> bool:
+    """Say what there is of the data of a section, and tell whether it can be read.
+
+    Raises:
+        ConfigError: if the section is not valid.
+    """
+    from sparsemtl.data.check import inspect, read
+    from sparsemtl.runs import config
+
+    name = section["name"]
+    inspection = inspect(name, section.get("root") or data_root)
+    for line in inspection_lines(inspection):
+        typer.echo(line)
+    if inspection.state in ("absent", "in part"):
+        return False
+    if inspection.state == "needs no files" and len(section) == 1:
+        return True
+    complete = config.data_of(config.check({"data": dict(section)}, where=f"`sparsemtl data check {name}`"))
+    options = {key: value for key, value in complete.items() if key != "name"}
+    if "root" in options:
+        options["root"] = str(inspection.root)
+    reading = read(name, options, every=every)
+    for line in reading_lines(reading):
+        typer.echo(line)
+    return not (reading.problem or reading.errors)
+
+
+def inspection_lines(inspection: Inspection) -> Iterator[str]:
+    """What there is, what is missing and how to get it."""
+    if inspection.layout is None:
+        yield f"{inspection.name} does not say which files it needs."
+        return
+    if inspection.layout.remark:
+        yield f"{inspection.name}: {inspection.layout.remark}"
+    if inspection.state == "needs no files":
+        yield f"{inspection.name} needs no files."
+    if not inspection.alternatives:
+        return
+    yield f"{inspection.name} under {inspection.root.absolute()}: {inspection.state}."
+    if len(inspection.alternatives) > 1:
+        yield f"Any one of {len(inspection.alternatives)} layouts will do."
+    for packages in inspection.alternatives:
+        for package, found in packages:
+            yield ""
+            yield from package_lines(package, found)
+
+
+def package_lines(package: Package, found: list[Found]) -> Iterator[str]:
+    """One package: its files, and, if any is missing, how to get it."""
+    yield package.title
+    width = max(22, *(len(standing(part)) for part in found))
+    for part in found:
+        yield f"  {standing(part):<{width}}  {part.expected.about}: {' or '.join(part.expected.patterns)}"
+    if any(standing_short(part) for part in found):
+        yield f"  source:   {package.source}"
+        yield f"  licence:  {package.licence}"
+        yield f"  get it:   {package.get}"
+
+
+def standing(found: Found) -> str:
+    """How many files of a kind there are, how large they are, whether any is missing."""
+    expected = found.expected
+    if found.count == 0:
+        return "missing (optional)" if expected.optional else "MISSING"
+    of = f" of {expected.count:,}" if expected.count and expected.count != found.count else ""
+    return f"{found.count:,}{of}, {amount(found.size)}"
+
+
+def standing_short(found: Found) -> bool:
+    """True if files of a kind are missing, all or some."""
+    return found.count < (found.expected.count or 1)
+
+
+def reading_lines(reading: Reading) -> Iterator[str]:
+    """What came of reading it."""
+    yield ""
+    if reading.problem:
+        yield f"It cannot be read. {reading.problem}"
+    if reading.data is not None and not reading.problem:
+        yield from data_lines(reading.data)
+    if reading.samples:
+        yield f"{reading.samples:,} samples decoded, {len(reading.errors):,} of them damaged."
+    yield from (f"  {error}" for error in reading.errors[:MOST_ERRORS])
+    if len(reading.errors) > MOST_ERRORS:
+        yield f"  and {len(reading.errors) - MOST_ERRORS:,} more."
+    for count, first in reading.remarks.values():
+        yield f"{count:,} samples: {first}"
+
+
+def data_lines(data: TaskData) -> Iterator[str]:
+    """A data set's parts, inputs, tasks and notes."""
+    sizes = ", ".join(
+        f"{_size(part)} {title}"
+        for title, part in (("training", data.train), ("validation", data.validation), ("test", data.test))
+    )
+    yield f"It can be read: {sizes} samples of {'x'.join(map(str, data.input_shape))}."
+    yield f"Tasks: {', '.join(f'{task.name} ({type(task).__name__.lower()}, {task.outputs})' for task in data.tasks)}."
+    yield from data.notes
+
+
+def _size(part: Any) -> str:
+    return "/".join(f"{len(split):,}" for split in (part.values() if isinstance(part, Mapping) else [part]))
+
+
+def amount(size: int) -> str:
+    """Bytes in words: "1.2 GB"."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size} B"

@@ -1,0 +1,340 @@
+"""The command line: run, resume, study, report, list, data, schema."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from sparsemtl._version import __version__
+from sparsemtl.cli.data import app as data_app
+from sparsemtl.errors import ConfigError, SparseMTLError, SparseMTLWarning, unknown_name
+
+if TYPE_CHECKING:
+    from sparsemtl.registry.registry import Registry
+    from sparsemtl.runs.schema import Keys
+
+app = typer.Typer(
+    help="Sparse multi-task learning: learn what tasks should share inside one network, and what they should not.",
+    epilog="A first run: `sparsemtl run examples/digits.yaml`. What a configuration may say: `sparsemtl list`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(data_app, name="data")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="section.key=value",
+        help="Changes of the file, as in sharing.keep=0.5 or sharing=random; a section that gets another name starts "
+        "from that one's defaults. A mapping goes into the file's key by key: "
+        "data.tasks={a: [3, 5]} adds or changes `a`, data.tasks={} changes nothing.",
+        show_default=False,
+    ),
+]
+DataRoot = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Where data sets lie; $SPARSEMTL_DATA, or ./data, by default.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Out = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Where the results go; runs/<name of the file> by default.")
+]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sparsemtl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the command line as a whole."""
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A configuration, as in examples/digits.yaml.")],
+    overrides: Overrides = None,
+    out: Out = None,
+    data_root: DataRoot = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train one run, test it, and draw its report."""
+    from sparsemtl.cli.terminal import show_run
+    from sparsemtl.runs.config import check, origins_of, override
+    from sparsemtl.runs.run import run as run_config
+    from sparsemtl.storage.yaml_text import read_yaml
+
+    _use_data_root(data_root)
+    content = read_yaml(file)
+    if "methods" in content:
+        raise ConfigError(f"{file} is a study: it has `methods`. Run it with `sparsemtl study {file}`.")
+    folder = out or Path("runs") / file.stem
+    changes = overrides or []
+    config = check(override(content, changes), where=str(file), origins=origins_of(file, changes))
+    with _stopping(folder):
+        run_config(config, folder, progress=not quiet)
+    show_run(folder)
+
+
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a run that stopped.")],
+    data_root: DataRoot = None,
+    quiet: Quiet = False,
+) -> None:
+    """Go on with a run from its last checkpoint; it ends as if it had never stopped."""
+    from sparsemtl.cli.terminal import show_run
+    from sparsemtl.runs.run import resume as resume_run
+
+    _use_data_root(data_root)
+    with _stopping(folder):
+        resume_run(folder, progress=not quiet)
+    show_run(folder)
+
+
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A study, as in examples/digits-study.yaml.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="key=value",
+            help="Changes of the base of all runs, as in training.epochs=2, or of the study: seeds=[0,1], "
+            "baseline=stl, grid.sharing.keep=[0.3,0.5].",
+            show_default=False,
+        ),
+    ] = None,
+    out: Out = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=1, help="Runs at a time.")] = 1,
+    data_root: DataRoot = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run a grid of methods, settings and seeds; finished runs are skipped. Ends in tables and a report."""
+    from sparsemtl.cli.terminal import show_study
+    from sparsemtl.study.costs import with_costs
+    from sparsemtl.study.grid import read_study
+    from sparsemtl.study.runner import results_of, run_study
+    from sparsemtl.study.tables import primary_table
+
+    _use_data_root(data_root)
+    folder = out or Path("runs") / file.stem
+    grid = read_study(file, overrides or [])
+    try:
+        failures = run_study(grid, folder, jobs=jobs, progress=not quiet)
+    except KeyboardInterrupt:
+        _say("Stopped. The same command goes on where it was.")
+        raise typer.Exit(INTERRUPTED) from None
+    if len(failures) < len(grid.runs):
+        results = results_of(grid, folder)
+        show_study(with_costs(primary_table(results), results))
+        typer.echo(f"Tables: {folder / 'tables.md'}\nReport: {folder / 'report.html'}")
+    for name, failure in failures.items():
+        typer.secho(f"No result of {name}: {failure}", err=True, fg=typer.colors.RED)
+    if failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    path: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a run or of a study.")],
+) -> None:
+    """Draw a run or a study again as one HTML page."""
+    from sparsemtl.report import write_report
+
+    typer.echo(f"Report: {write_report(path)}")
+
+
+@app.command("list")
+def list_members(
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="WHAT",
+            help="run, training, study, tasks, datasets, encoders, heads, architectures, methods, criteria, balancers, "
+            "optimizers or schedulers; or a word of a file: a section (sharing) or a key (pretraining); left out, an "
+            "overview.",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="One of them, to see what its parameters mean.", show_default=False),
+    ] = None,
+) -> None:
+    """Show what a configuration can say, with parameters, defaults and sources."""
+    from sparsemtl.cli.terminal import explained_keys, member, members, overview, show
+    from sparsemtl.runs.schema import SECTIONS
+
+    plain, registries = _plain_keys(), _registries()
+    if what is None:
+        show(overview(plain, registries))
+        return
+    found = {**{section: registry for section, (registry, _) in SECTIONS.items()}, **registries}
+    owner = next((of for of, keys in plain.items() if what in keys), None)
+    if what in plain:
+        show(explained_keys(what, plain[what], name))
+    elif what in found:
+        show(members(found[what]) if name is None else member(found[what], name))
+    elif owner is None:
+        raise ConfigError(unknown_name("list", what, {*plain, *found, *plain["run"]}))
+    elif name is not None:
+        raise ConfigError(f"{what!r} is a {owner} key, not a list that has {name!r}. Say `sparsemtl list {what}`.")
+    else:
+        show(explained_keys(owner, plain[owner], what))
+
+
+@app.command()
+def schema(
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write to this file.")] = None,
+) -> None:
+    """Print the JSON schema of configurations, for editors."""
+    from sparsemtl.runs.schema import json_schema
+    from sparsemtl.storage.files import write_text
+
+    text = json.dumps(json_schema(), indent=2)
+    if out is None:
+        typer.echo(text)
+    else:
+        write_text(out, text + "\n")
+
+
+def main() -> None:
+    """Run the command line; expected errors are one message, without a traceback."""
+    warnings.formatwarning = format_warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot write "±" shows "?"
+    received = handle_signals()
+    try:
+        app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED and received:
+            _leave(128 + received[0])
+        raise
+    except SparseMTLError as error:
+        typer.secho(f"{type(error).__name__}: {error}", err=True, fg=typer.colors.RED)
+        raise SystemExit(1) from None
+    except OSError as error:
+        if received:  # the terminal that hung up cannot be written to
+            _leave(128 + received[0])
+        typer.secho(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True, fg=typer.colors.RED)
+        raise SystemExit(1) from None
+
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
+
+
+def handle_signals() -> list[int]:
+    """Let the signals that end a job end it as Ctrl-C does; a signal that is ignored, as under nohup, stays so.
+
+    Returns:
+        the numbers of the signals that came, filled as they come.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
+    return received
+
+
+def _leave(status: int) -> NoReturn:
+    """End with this status, also where the terminal is gone and what is left to print cannot be."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    raise SystemExit(status)
+
+
+_format_any_warning = warnings.formatwarning
+
+
+def format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of ours as one message, as errors are; others with their place."""
+    if issubclass(category, SparseMTLWarning):
+        return f"{category.__name__}: {message}\n"
+    return _format_any_warning(message, category, filename, lineno, line)
+
+
+def _use_data_root(root: Path | None) -> None:
+    if root is not None:
+        os.environ["SPARSEMTL_DATA"] = str(root)
+
+
+@contextmanager
+def _stopping(folder: Path) -> Iterator[None]:
+    """Say how to go on after Ctrl-C."""
+    from sparsemtl.storage.run_folder import RunFolder
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        resumable = RunFolder(folder).begun
+        _say(f"Stopped. Go on with `sparsemtl resume {folder}`." if resumable else "Stopped.")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _say(message: str) -> None:
+    """Print to standard error, or nowhere if the terminal is gone."""
+    with suppress(OSError):
+        typer.echo(message, err=True)
+
+
+def _plain_keys() -> dict[str, Keys]:
+    """What can be listed that is no registry: the keys of a run that are no section, of `training` and of a study."""
+    from sparsemtl.runs.schema import run_keys, training_keys
+    from sparsemtl.study.grid import KEYS
+
+    return {"run": run_keys(), "training": training_keys(), "study": KEYS}
+
+
+def _registries() -> dict[str, Registry[Any]]:
+    from sparsemtl.architectures import ARCHITECTURES
+    from sparsemtl.backbones import ENCODERS
+    from sparsemtl.balancing import BALANCERS
+    from sparsemtl.criteria import CRITERIA
+    from sparsemtl.data import DATASETS
+    from sparsemtl.heads import HEADS
+    from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
+    from sparsemtl.sharing import SHARING
+    from sparsemtl.tasks import TASKS
+
+    return {
+        "tasks": TASKS,
+        "datasets": DATASETS,
+        "encoders": ENCODERS,
+        "heads": HEADS,
+        "architectures": ARCHITECTURES,
+        "methods": SHARING,
+        "criteria": CRITERIA,
+        "balancers": BALANCERS,
+        "optimizers": OPTIMIZERS,
+        "schedulers": SCHEDULERS,
+    }

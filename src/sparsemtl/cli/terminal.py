@@ -1,0 +1,160 @@
+"""What the command line shows in tables: the outcome of a run or a study, and what there is to choose from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+
+from sparsemtl.errors import ConfigError, unknown_name
+from sparsemtl.registry.parameters import ParameterInfo, describe, parameters_of
+from sparsemtl.registry.registry import Registry
+from sparsemtl.runs.schema import SECTIONS, Keys, in_yaml_words
+from sparsemtl.storage.files import read_json
+from sparsemtl.storage.run_folder import RunFolder
+from sparsemtl.study.tables import MISSING, Cell
+from sparsemtl.study.tables import Table as StudyTable
+
+
+def show(what: RenderableType) -> None:
+    """Print to standard output, as wide as the terminal, in plain text where there is none."""
+    Console(highlight=False, markup=False).print(what)
+
+
+def show_run(folder: Path) -> None:
+    """Print every task's primary metric of a run, and where the rest is."""
+    place = RunFolder(folder)
+    table = Table("task", "metric", box=None, pad_edge=False)
+    for split in ("validation", "test"):
+        table.add_column(split, justify="right")
+    for task, entry in read_json(place.summary)["tasks"].items():
+        metric = entry["primary"]
+        values = (entry[split].get(metric) for split in ("validation", "test"))
+        table.add_row(task, metric, *(MISSING if value is None else f"{value:.4f}" for value in values))
+    show(table)
+    print(f"Report: {place.report}" if place.report.exists() else f"Results: {place.path}")
+
+
+def show_study(table: StudyTable) -> None:
+    """Print a table of a study; numbers are never broken, even where the terminal is too narrow for them."""
+    heads = [f"{name}\n{unit}" for name, unit in table.headers()]
+    lines = [[*map(_figure, row.cells), str(row.seeds)] for row in table.rows()]
+    drawn = Table("method", title=table.title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in zip([*heads, "seeds"], *lines, strict=True):
+        width = max(len(line) for text in column for line in text.split("\n"))
+        drawn.add_column(column[0], justify="right", no_wrap=True, min_width=width)
+    for row, line in zip(table.rows(), lines, strict=True):
+        drawn.add_row(row.label, *line)
+    console = Console(highlight=False, markup=False)
+    drawn.columns[0].min_width = max(len(word) for row in table.rows() for word in row.label.split())
+    console.width = max(console.width, console.measure(drawn, options=console.options.update_width(10_000)).minimum)
+    console.print(drawn)
+    if table.note:
+        console.print(table.note)
+
+
+def _figure(cell: Cell) -> str:
+    return "\n".join(part for part in (cell.text, cell.deviation and f"±{cell.deviation}", cell.note) if part)
+
+
+def overview(plain: Mapping[str, Keys], registries: Mapping[str, Registry[Any]]) -> RenderableType:
+    """What can be listed, and the section of a configuration in which it stands.
+
+    Args:
+        plain: name -> keys that no registry gives: those of a run that are no section, and of sections without members.
+        registries: name -> registry.
+    """
+    sections = {id(registry): section for section, (registry, _) in SECTIONS.items()}
+    table = _table("WHAT", "section", "members or keys")
+    table.columns[1].no_wrap = True
+    for what, keys in plain.items():
+        table.add_row(what, _NO_SECTION.get(what, what), ", ".join(keys))
+    for what, registry in registries.items():
+        table.add_row(what, sections.get(id(registry), ""), ", ".join(registry))
+    return Group(
+        table,
+        "`sparsemtl list WHAT` shows parameters and sources, `sparsemtl list WHAT NAME` explains one. WHAT may also be "
+        "a section or a key.",
+    )
+
+
+_NO_SECTION = {"run": "(top level)", "study": "(of a study)"}
+
+
+def members(registry: Registry[Any]) -> Table:
+    """All members of a registry with source, parameters and defaults."""
+    table = _table("name", "what it is")
+    for name in registry:
+        parameters = Table("parameter", "default", "values", box=None, pad_edge=False)
+        _fold(parameters)
+        for parameter in parameters_of(registry[name]):
+            parameters.add_row(parameter.name, _default(parameter), in_yaml_words(parameter.kind))
+        table.add_row(name, Group(*_about(registry, name), *([parameters] if parameters.row_count else [])))
+    return table
+
+
+def member(registry: Registry[Any], name: str) -> RenderableType:
+    """One member, with what its parameters mean: a list, which a narrow terminal takes as well."""
+    return Group(*_about(registry, name), *_explained(parameters_of(registry[name])))
+
+
+def explained_keys(what: str, keys: Keys, name: str | None = None) -> RenderableType:
+    """What keys mean that no registry gives.
+
+    Args:
+        what: what has the keys, for messages.
+        keys: the keys.
+        name: one of them, to see it alone.
+
+    Raises:
+        ConfigError: if it is none of them.
+    """
+    if name is not None and name not in keys:
+        raise ConfigError(unknown_name(f"{what} key", name, keys))
+    return Group(
+        *_explained(
+            ParameterInfo(key, describe(hint), None if default is ... else default, default is ..., about or "")
+            for key, (hint, default, about) in keys.items()
+            if name in (None, key)
+        )
+    )
+
+
+def _explained(parameters: Iterable[ParameterInfo]) -> Iterator[RenderableType]:
+    for parameter in parameters:
+        meaning = f"{in_yaml_words(parameter.kind)}\n{parameter.about}".rstrip()
+        yield f"\n{parameter.name}: {_default(parameter)}"
+        yield Padding(meaning, (0, 0, 0, 4))
+
+
+def _about(registry: Registry[Any], name: str) -> Iterator[str]:
+    yield registry.summary(name)
+    if source := registry.source(name):
+        yield f"Source: {source}"
+
+
+def _default(parameter: ParameterInfo) -> str:
+    """A default as YAML writes it."""
+    if parameter.required:
+        return "required"
+    default = parameter.default
+    return default if isinstance(default, str) else json.dumps(default, default=str)
+
+
+def _table(first: str, *others: str, title: str | None = None) -> Table:
+    table = Table(first, *others, show_lines=True, title=title)
+    _fold(table)
+    table.columns[0].no_wrap = True
+    return table
+
+
+def _fold(table: Table) -> None:
+    """Never cut a word off, however narrow the terminal."""
+    for column in table.columns:
+        column.overflow = "fold"

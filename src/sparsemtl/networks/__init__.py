@@ -1,0 +1,1 @@
+"""Multi-task models, masks, and what each task's network computes with."""

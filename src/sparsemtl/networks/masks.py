@@ -1,0 +1,318 @@
+"""TaskMasks: which weights of a shared network every task keeps.
+
+The currency between criteria, training, inspection, compaction and files: task -> parameter name -> bool tensor.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sparsemtl.errors import MaskError, unknown_name
+from sparsemtl.networks.swap import refuse_compiled, swap_tensors
+from sparsemtl.storage.bits import pack, unpack
+from sparsemtl.storage.files import read_tensors, write_tensors
+
+FORMAT = "sparsemtl-masks-1"
+
+Mask = Mapping[str, Tensor]
+"""Parameter name -> bool tensor of the parameter's shape; True is kept."""
+
+
+class TaskMasks(Mapping[str, Mask]):
+    """Boolean masks over the shared weights, one set a task; all tasks cover the same parameters.
+
+    Args:
+        masks: task -> parameter name -> bool tensor, True where the task keeps the weight.
+        model: name of the model class that they were made for, kept in the file's header.
+        method: what chose them, kept in the file's header.
+
+    Example:
+        >>> masks = TaskMasks({"a": {"w": torch.tensor([True, False])}, "b": {"w": torch.tensor([True, True])}})
+        >>> masks.density("a"), masks.density()
+        (0.5, 0.75)
+        >>> masks.overlap().jaccard.tolist()
+        [[1.0, 0.5], [0.5, 1.0]]
+    """
+
+    def __init__(self, masks: Mapping[str, Mask], *, model: str = "", method: str = "") -> None:
+        self._masks = {task: dict(mask) for task, mask in masks.items()}
+        self.model = model
+        self.method = method
+        self._factors: dict[tuple[str, str, torch.dtype, torch.device], Tensor] = {}
+        self._check()
+
+    def _check(self) -> None:
+        if not self._masks:
+            raise MaskError("masks need at least one task.")
+        first = next(iter(self._masks))
+        shapes = {name: mask.shape for name, mask in self._masks[first].items()}
+        if not shapes:
+            raise MaskError("masks need at least one parameter to cover.")
+        for task, mask in self._masks.items():
+            if {name: m.shape for name, m in mask.items()} != shapes:
+                raise MaskError(f"task {task!r} covers other parameters or shapes than task {first!r}.")
+            for name, m in mask.items():
+                if m.dtype != torch.bool:
+                    raise MaskError(f"task {task!r}, parameter {name!r}: a mask is bool, got {m.dtype}.")
+
+    @classmethod
+    def ones(cls, parameters: Mapping[str, Tensor], tasks: Iterable[str], **header: str) -> TaskMasks:
+        """Masks that keep everything: every task's network is the whole one."""
+        return cls(
+            {t: {n: torch.ones_like(p, dtype=torch.bool) for n, p in parameters.items()} for t in tasks},
+            **header,
+        )
+
+    # ---- reading -------------------------------------------------------------------------------------------
+
+    def __getitem__(self, task: str) -> Mask:
+        try:
+            return self._masks[task]
+        except KeyError:
+            raise MaskError(unknown_name("task", task, self._masks)) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._masks)
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TaskMasks) or list(self) != list(other) or self.shapes() != other.shapes():
+            return False
+        return all(torch.equal(m, other[t][n].to(m.device)) for t, mask in self.items() for n, m in mask.items())
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        densities = ", ".join(f"{task}: {self.density(task):.3f}" for task in self)
+        return f"TaskMasks({densities}; {len(self.shapes())} parameters, {self.size():,} weights)"
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks, in order."""
+        return tuple(self._masks)
+
+    def shapes(self) -> dict[str, torch.Size]:
+        """Parameter name -> shape."""
+        return {name: mask.shape for name, mask in next(iter(self._masks.values())).items()}
+
+    def size(self) -> int:
+        """Number of weights that the masks cover."""
+        return sum(shape.numel() for shape in self.shapes().values())
+
+    def flat(self, task: str) -> Tensor:
+        """A task's mask over all parameters, as one bool vector."""
+        return torch.cat([mask.flatten() for mask in self[task].values()])
+
+    def count(self, task: str) -> int:
+        """Number of weights that the task keeps."""
+        return sum(int(mask.sum()) for mask in self[task].values())
+
+    def density(self, task: str | None = None) -> float:
+        """Fraction of the covered weights that a task keeps; without a task, the mean over tasks."""
+        if task is not None:
+            return self.count(task) / self.size()
+        return sum(self.density(t) for t in self) / len(self)
+
+    def layer_density(self) -> dict[str, dict[str, float]]:
+        """Parameter name -> task -> fraction kept."""
+        return {n: {t: float(self[t][n].float().mean()) for t in self} for n in self.shapes()}
+
+    def overlap(self, parameters: Iterable[str] | None = None) -> Overlap:
+        """How much the tasks' networks have in common, over all parameters or the named ones."""
+        chosen = list(self.shapes()) if parameters is None else list(parameters)
+        both = torch.stack([self._in_common(name) for name in chosen]).sum(0)
+        counts = both.diagonal()
+        either = counts[:, None] + counts[None, :] - both
+        return Overlap(self.tasks, both / either.clamp(min=1), both / counts[:, None].clamp(min=1))
+
+    def _in_common(self, parameter: str) -> Tensor:
+        """How many weights of one parameter tasks keep in common, shape (T, T); one at a time, or it takes memory."""
+        if parameter not in self.shapes():
+            raise MaskError(unknown_name("parameter", parameter, self.shapes()))
+        kept = torch.stack([mask[parameter].flatten() for mask in self.values()]).double()
+        return kept @ kept.T
+
+    def changed(self, other: TaskMasks) -> dict[str, float]:
+        """Task -> fraction of the weights kept in `other` that are not kept here."""
+        gone = {task: int((other.flat(task) & ~self.flat(task)).sum()) for task in self}
+        return {task: count / max(other.count(task), 1) for task, count in gone.items()}
+
+    # ---- combining -----------------------------------------------------------------------------------------
+
+    def union(self, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Weights that at least one of the tasks (all by default) keeps."""
+        return self._reduce(torch.logical_or, False, tasks)
+
+    def intersection(self, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Weights that all of the tasks keep."""
+        return self._reduce(torch.logical_and, True, tasks)
+
+    def exclusive(self, task: str) -> dict[str, Tensor]:
+        """Weights that this task keeps and no other does."""
+        rest = self.union(other for other in self if other != task)
+        return {name: mask & ~rest[name] for name, mask in self[task].items()}
+
+    def _reduce(
+        self, operator: Callable[[Tensor, Tensor], Tensor], start: bool, tasks: Iterable[str] | None
+    ) -> dict[str, Tensor]:
+        first = next(iter(self.values()))
+        result = {name: torch.full_like(mask, start) for name, mask in first.items()}
+        for task in self if tasks is None else tasks:
+            result = {name: operator(mask, self[task][name]) for name, mask in result.items()}
+        return result
+
+    def to(self, device: torch.device | str) -> TaskMasks:
+        """The same masks on another device."""
+        moved = {task: {name: m.to(device) for name, m in mask.items()} for task, mask in self.items()}
+        return TaskMasks(moved, model=self.model, method=self.method)
+
+    # ---- using ---------------------------------------------------------------------------------------------
+
+    def applied(self, model: nn.Module, task: str) -> AbstractContextManager[None]:
+        """Inside the context, `model` is the task's sub-network: it reads mask * weight and gradients come masked.
+
+        The model's `state_dict`, deep copies, hooks and parameters stay those of the dense model, inside and
+        after. Works with any module whose parameters have the masks' names, `DataParallel` replicas excepted.
+        The weights are those at the moment of the call: apply anew after every optimizer step.
+
+        Raises:
+            MaskError: if a masked parameter is missing in the model or has another shape, or the model is compiled.
+        """
+        model = unwrapped(model)
+        refuse_compiled(model)
+        return swap_tensors(model, self.weights(model, task))
+
+    def weights(self, model: nn.Module, task: str) -> dict[str, Tensor]:
+        """Parameter name -> mask * parameter, for `torch.func.functional_call` and compiled models."""
+        mask = self[task]
+        return {name: p * self._factor(task, name, mask[name], p) for name, p in self.check(model).items()}
+
+    def _factor(self, task: str, name: str, mask: Tensor, like: Tensor) -> Tensor:
+        """The mask as numbers, kept: multiplying by bools would convert them at every step."""
+        key = (task, name, like.dtype, like.device)
+        if key not in self._factors:
+            with torch.inference_mode(False):  # one made for inference only could never train
+                self._factors[key] = mask.to(like.device, like.dtype)
+        return self._factors[key]
+
+    def check(self, model: nn.Module) -> dict[str, Tensor]:
+        """The model's parameters that the masks cover, by name.
+
+        Raises:
+            MaskError: if the masks do not fit the model.
+        """
+        known = dict(unwrapped(model).named_parameters(remove_duplicate=False))
+        found: dict[str, Tensor] = {}
+        for name, shape in self.shapes().items():
+            if name not in known:
+                raise MaskError(
+                    f"the masks cover {name!r}, which {type(unwrapped(model)).__name__} does not have. "
+                    f"They were made for {self.model or 'another model'}: {unknown_name('parameter', name, known)}"
+                )
+            if known[name].shape != shape:
+                raise MaskError(
+                    f"parameter {name!r}: the mask has shape {tuple(shape)}, the parameter "
+                    f"{tuple(known[name].shape)}. Was the mask saved for another model?"
+                )
+            found[name] = known[name]
+        return found
+
+    # ---- files ---------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write the masks to a safetensors file, one bit a weight, with a header that says what they are for."""
+        packed = {f"{task}/{name}": pack(m) for task, mask in self.items() for name, m in mask.items()}
+        header = {
+            "format": FORMAT,
+            "model": self.model,
+            "method": self.method,
+            "tasks": json.dumps(self.tasks),
+            "shapes": json.dumps({name: list(shape) for name, shape in self.shapes().items()}),
+        }
+        write_tensors(path, packed, header)
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module | None = None) -> TaskMasks:
+        """Read masks from a file; with a model, check that they fit it.
+
+        Raises:
+            CheckpointError: if the file is missing or not a whole safetensors file.
+            MaskError: if it is not a mask file, is damaged, or does not fit the model.
+        """
+        packed, header = read_tensors(path, own=True)
+        if header.get("format") != FORMAT:
+            raise MaskError(f"{path} is not a mask file: expected format {FORMAT!r}, found {header.get('format')!r}.")
+        tasks, shapes = _layout(path, header)
+        masks = cls(
+            {t: {n: _unpacked(path, packed, t, n, shape) for n, shape in shapes.items()} for t in tasks},
+            model=header.get("model", ""),
+            method=header.get("method", ""),
+        )
+        if model is not None:
+            masks.check(model)
+        return masks
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Pairwise overlap of the tasks' masks, matrices of shape (T, T).
+
+    Attributes:
+        tasks: names of rows and columns.
+        jaccard: |A and B| / |A or B|.
+        containment: |A and B| / |A|, the part of the row's weights that the column's task keeps as well.
+    """
+
+    tasks: tuple[str, ...]
+    jaccard: Tensor
+    containment: Tensor
+
+    def __str__(self) -> str:
+        width = max(7, *(len(task) for task in self.tasks))
+        head = " " * width + "".join(f"  {task:>{width}}" for task in self.tasks)
+        rows = [
+            f"{task:<{width}}" + "".join(f"  {value:>{width}.3f}" for value in row)
+            for task, row in zip(self.tasks, self.jaccard.tolist(), strict=True)
+        ]
+        return "\n".join([head, *rows])
+
+
+def _layout(path: str | Path, header: Mapping[str, str]) -> tuple[list[str], dict[str, torch.Size]]:
+    """The tasks and the parameters' shapes that a file's header names."""
+    try:
+        tasks = [str(task) for task in json.loads(header["tasks"])]
+        shapes = {str(name): torch.Size(shape) for name, shape in json.loads(header["shapes"]).items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise MaskError(f"{path} is damaged: its header does not list tasks and shapes ({error!r}).") from None
+    return tasks, shapes
+
+
+def _unpacked(path: str | Path, packed: Mapping[str, Tensor], task: str, name: str, shape: torch.Size) -> Tensor:
+    """One mask of a file."""
+    where = f"{path} is damaged: task {task!r}, parameter {name!r}"
+    if f"{task}/{name}" not in packed:
+        raise MaskError(f"{where} is missing.")
+    try:
+        return unpack(packed[f"{task}/{name}"], shape)
+    except MaskError as error:
+        raise MaskError(f"{where}: {error}") from None
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's own module inside wrappers of DistributedDataParallel and Lightning Fabric."""
+    while True:
+        inner = next((getattr(model, a) for a in ("_forward_module", "_original_module") if a in model._modules), None)
+        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if inner is None:
+            return model
+        model = inner

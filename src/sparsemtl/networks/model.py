@@ -1,0 +1,253 @@
+"""The contract of all architectures: which modules are there, and which tasks use which parameters."""
+
+from __future__ import annotations
+
+import abc
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsemtl.errors import ParameterError, unknown_name
+from sparsemtl.networks.roles import left_out, refuse_computed, weight_ids
+from sparsemtl.tasks import Task
+from sparsemtl.tasks.forward_errors import PLAIN, explain
+
+logger = logging.getLogger(__name__)
+
+
+class MultiTaskModel(nn.Module, abc.ABC):
+    """A network with an output for every task.
+
+    An architecture says in `parameter_tasks` which tasks use each parameter, in `shared_modules` where sharing methods
+    may put masks, and in `unmasked_modules` where they may not although tasks share it. Whether the tasks are
+    independent of each other and what is a task's own follow from them.
+    """
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        super().__init__()
+        tasks = list(tasks)
+        if (other := next((task for task in tasks if not isinstance(task, Task)), None)) is not None:
+            raise ParameterError(f"expected tasks, such as sm.Classification('name', 10), got {other!r}.")
+        names = [task.name for task in tasks]
+        if not names:
+            raise ParameterError("a multi-task model needs at least one task.")
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise ParameterError(f"task names must differ, {doubled} occur more than once.")
+        self.tasks: dict[str, Task] = {task.name: task for task in tasks}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model; an error of a module inside it is raised in words, from the original.
+
+        Raises:
+            ForwardError: if a module cannot compute with what it is given.
+        """
+        try:
+            return super().__call__(*args, **kwargs)
+        except PLAIN as error:
+            if type(error) not in PLAIN or torch.compiler.is_compiling():
+                raise
+            asked = kwargs.get("tasks", args[1] if len(args) > 1 else None)
+            raise explain(self, error, self.tasks if asked is None else asked) from error
+
+    @abc.abstractmethod
+    def forward(self, x: Any, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Compute the outputs of the named tasks (all by default), task -> output."""
+
+    @abc.abstractmethod
+    def parameter_tasks(self) -> dict[str, frozenset[str]]:
+        """Name of every parameter -> the tasks that use it."""
+
+    @abc.abstractmethod
+    def shared_modules(self) -> dict[str, nn.Module]:
+        """The modules that tasks share by design, by name: what masks and norm statistics a task are put on."""
+
+    def shared_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters of the shared modules, by name."""
+        return _parameters_in(self.shared_modules())
+
+    def unmasked_modules(self) -> dict[str, nn.Module]:
+        """Other modules that several tasks use, by name: what mixes the tasks' streams, or embeds their inputs."""
+        return {}
+
+    def unmasked_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters of the unmasked modules, by name."""
+        return _parameters_in(self.unmasked_modules())
+
+    def replicated_modules(self) -> dict[str, nn.Module]:
+        """Modules of which every task has a copy of its own, by name: soft masks are put on them as on shared ones."""
+        return {}
+
+    def replicated_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters of the copied modules, by name."""
+        return _parameters_in(self.replicated_modules())
+
+    def penalty(self, task: str, target: Tensor) -> Tensor | None:
+        """An extra term of the task's loss, on the batch that the model saw last in training; None is no term.
+
+        Args:
+            task: the task, which was among those that the batch was computed for.
+            target: its labels of the batch, as `task.labels` gives them.
+        """
+        return None
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Change what may change between epochs, such as which modules are tied; by default nothing does.
+
+        What is changed belongs into buffers, so that checkpoints have it; random numbers must not be drawn.
+
+        Args:
+            epoch: the epoch that begins, counted from 0.
+        """
+
+    def metrics(self) -> Iterator[tuple[str, str, float]]:
+        """What to log after an epoch: (task or "", name, value)."""
+        return iter(())
+
+    def summary(self) -> dict[str, Any]:
+        """What a run's summary says of the architecture, beside its name."""
+        return {}
+
+    @property
+    def lr_factors(self) -> dict[str, float]:
+        """Parameter name -> by what its learning rate is multiplied; 1 for those not named."""
+        return {}
+
+    @abc.abstractmethod
+    def task_modules(self, task: str) -> dict[str, nn.Module]:
+        """The modules that only this task uses, by name."""
+
+    def task_parameters(self, task: str) -> dict[str, nn.Parameter]:
+        """The parameters of the modules that only this task uses, by name."""
+        self.check_task(task)
+        return _parameters_in(self.task_modules(task))
+
+    @property
+    def independent(self) -> bool:
+        """True if nothing that is trained is used by two tasks: training them together is training them apart."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return all(len(tasks) == 1 for name, tasks in self.parameter_tasks().items() if name in trained)
+
+    def check_task(self, task: str) -> None:
+        """Raise if the model has no such task."""
+        if task not in self.tasks:
+            raise ParameterError(unknown_name("task", task, self.tasks))
+
+    def chosen(self, tasks: Iterable[str] | None) -> tuple[str, ...]:
+        """The named tasks, all by default; raise if the model lacks one."""
+        names = tuple(self.tasks if tasks is None else tasks)
+        for name in names:
+            self.check_task(name)
+        return names
+
+
+def _parameters_in(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    return {
+        f"{prefix}.{name}": parameter
+        for prefix, module in modules.items()
+        for name, parameter in module.named_parameters()
+    }
+
+
+def maskable_parameters(model: nn.Module, *, mask_all: bool = False) -> dict[str, nn.Parameter]:
+    """Return the shared parameters that masks cover, by name: by default the weights of layers.
+
+    These are the weights of linear and bilinear layers, convolutions, embeddings, recurrent layers and attention's
+    projections. A module of your own names its weights in an attribute, such as `maskable_weights = ("kernel",)` in the
+    class. Biases, norms, gains, class tokens and maps of positions are left out, whatever their shape; `left_out` lists
+    them.
+
+    Args:
+        model: a `MultiTaskModel`, or any module, all of whose parameters then count as shared.
+        mask_all: take all shared parameters.
+
+    Raises:
+        ParameterError: if a shared layer computes its weight from other parameters (weight norm), unless `mask_all`.
+    """
+    shared = model.shared_parameters() if isinstance(model, MultiTaskModel) else dict(model.named_parameters())
+    if mask_all:
+        return shared
+    refuse_computed(_shared_modules(model))
+    weights = weight_ids(model)
+    return {name: p for name, p in shared.items() if id(p) in weights}
+
+
+def left_out_parameters(model: nn.Module) -> dict[str, str]:
+    """Return the shared parameters that masks do not cover by default, name -> why."""
+    return left_out(_shared_modules(model))
+
+
+def check_maskable(model: nn.Module) -> None:
+    """Raise unless masks can be put on the shared layers, and log what of a user's own modules they leave out.
+
+    Raises:
+        ParameterError: if a shared layer computes its weight from other parameters.
+    """
+    modules = _shared_modules(model)
+    refuse_computed(modules)
+    for name, why in left_out(modules).items():
+        shape = model.get_parameter(name).shape
+        if len(shape) > 1 and 1 not in shape and "maskable_weights" in why:
+            logger.warning("%r of shape %s is not masked: it is %s.", name, tuple(shape), why)
+
+
+def _shared_modules(model: nn.Module) -> dict[str, nn.Module]:
+    return model.shared_modules() if isinstance(model, MultiTaskModel) else {"": model}
+
+
+def placement(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
+    """Return the device and the dtype in which a model reads floating-point inputs: those of its first weight."""
+    weight = next((p for p in model.parameters() if p.is_floating_point()), None)
+    return (torch.device("cpu"), None) if weight is None else (weight.device, weight.dtype)
+
+
+def heads_for(
+    tasks: Mapping[str, Task], heads: Mapping[str, nn.Module] | None, encoders: Mapping[str, nn.Module]
+) -> nn.ModuleDict:
+    """The heads given, and default ones for the other tasks.
+
+    Args:
+        heads: task -> module.
+        encoders: task -> what its head reads from.
+    """
+    given = dict(heads or {})
+    check_owned("heads", given, tasks)
+    return nn.ModuleDict(
+        {
+            name: given[name] if name in given else task.head(width_of(encoders[name]), stride_of(encoders[name]))
+            for name, task in tasks.items()
+        }
+    )
+
+
+def check_owned(what: str, modules: Mapping[str, nn.Module], tasks: Mapping[str, Task]) -> None:
+    """Raise unless the modules given a task are those of known tasks, and no two have a parameter in common."""
+    owners: dict[int, str] = {}
+    for name, module in modules.items():
+        if name not in tasks:
+            raise ParameterError(f"{what}: {unknown_name('task', name, tasks)}")
+        for parameter in module.parameters():
+            first = owners.setdefault(id(parameter), name)
+            if first != name:
+                raise ParameterError(
+                    f"{what}: tasks {first!r} and {name!r} were given the same parameters. Give each a module of its "
+                    "own (`copy.deepcopy`); what tasks share belongs into the encoder of a `SharedBottom`."
+                )
+
+
+def width_of(encoder: nn.Module) -> int | None:
+    """Width of an encoder's features, if it tells: `out_features` (ours) or `num_features` (timm's)."""
+    for attribute in ("out_features", "num_features"):
+        width = getattr(encoder, attribute, None)
+        if isinstance(width, int):
+            return width
+    return None
+
+
+def stride_of(encoder: nn.Module) -> int | None:
+    """Input pixels a side that one position of an encoder's maps covers, if it gives maps and tells (`stride`)."""
+    stride = getattr(encoder, "stride", None)
+    return stride if isinstance(stride, int) else None

@@ -1,0 +1,240 @@
+"""Batch norm statistics that belong to a task: sub-networks see other activations, so they need other averages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from sparsemtl.errors import MaskError, ParameterError, unknown_name
+from sparsemtl.networks.batch_averages import STATISTICS, BatchAverages
+from sparsemtl.networks.masks import TaskMasks, unwrapped
+from sparsemtl.networks.model import MultiTaskModel, placement
+from sparsemtl.networks.modes import train_mode
+from sparsemtl.networks.randomness import fork_rng
+from sparsemtl.networks.swap import swap_tensors
+from sparsemtl.tasks import Task
+from sparsemtl.tasks.batches import Group, Loaders, evaluation_groups, groups_for, per_task, preserve_loader_state
+
+BATCHES = 100
+"""Batches over which statistics are averaged by default."""
+
+View = Callable[[str], AbstractContextManager[Any]]
+"""Task -> context in which the model is the task's network."""
+
+
+class TaskNorms:
+    """Running statistics of the shared batch norms, one set a task; scale and shift stay shared.
+
+    Each task's set starts as a copy of the model's own.
+
+    Args:
+        model: a `MultiTaskModel`.
+
+    Example:
+        >>> norms = TaskNorms(model)                                            # doctest: +SKIP
+        >>> with masks.applied(model, "digit"), norms.applied(model, "digit"):  # doctest: +SKIP
+        ...     loss = tasks["digit"].loss(model(x)["digit"], y)
+    """
+
+    def __init__(self, model: MultiTaskModel) -> None:
+        own = statistics_of(model)
+        self._sets = {task: {name: tensor.clone() for name, tensor in own.items()} for task in model.tasks}
+
+    def __getitem__(self, task: str) -> dict[str, Tensor]:
+        if task not in self._sets:
+            raise MaskError(unknown_name("task", task, self._sets))
+        return self._sets[task]
+
+    def applied(self, model: nn.Module, task: str) -> AbstractContextManager[None]:
+        """Inside the context, the model's batch norms read and, in train mode, update the task's statistics."""
+        own = self[task]
+        if not own:
+            return nullcontext()
+        model = unwrapped(model)
+        device = next(model.parameters()).device
+        with torch.inference_mode(False):  # statistics made for inference only could never be updated
+            own.update({name: tensor.to(device) for name, tensor in own.items()})
+        return swap_tensors(model, own)
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Task -> buffer name -> statistics, copied."""
+        return {task: {name: t.detach().clone() for name, t in own.items()} for task, own in self._sets.items()}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Put back what `state_dict` gave.
+
+        Raises:
+            MaskError: if the state is of other tasks, or of a model with other norms.
+        """
+        expected, found = _shapes(self._sets), _shapes(state)
+        for name in [*expected, *found]:
+            if expected.get(name) != found.get(name):
+                raise MaskError(
+                    f"norm statistics {name}: the state has shape {found.get(name, 'absent')}, the model "
+                    f"{expected.get(name, 'absent')}. Were they saved for another model?"
+                )
+        self._sets = {task: {name: t.clone() for name, t in own.items()} for task, own in state.items()}
+
+
+def _shapes(sets: Mapping[str, Mapping[str, Tensor]]) -> dict[str, tuple[int, ...]]:
+    return {f"{task}/{name}": tuple(tensor.shape) for task, own in sets.items() for name, tensor in own.items()}
+
+
+def shared_norms(model: MultiTaskModel) -> dict[str, _NormBase]:
+    """The norms that keep running statistics in modules that tasks share, masked or not, by name."""
+    return norms_in({**model.shared_modules(), **model.unmasked_modules()})
+
+
+def norms_in(modules: Mapping[str, nn.Module]) -> dict[str, _NormBase]:
+    """The norms that keep running statistics in modules, by name.
+
+    Args:
+        modules: name in the model -> module.
+    """
+    return {
+        f"{prefix}.{name}" if name else prefix: norm
+        for prefix, module in modules.items()
+        for name, norm in module.named_modules()
+        if isinstance(norm, _NormBase) and norm.track_running_stats
+    }
+
+
+def statistics_of(model: MultiTaskModel) -> dict[str, Tensor]:
+    """The running statistics in the shared norms, by buffer name."""
+    return {
+        f"{name}.{kind}": tensor
+        for name, norm in shared_norms(model).items()
+        for kind in STATISTICS
+        if (tensor := norm._buffers[kind]) is not None
+    }
+
+
+def batch_statistics(model: MultiTaskModel) -> AbstractContextManager[None]:
+    """Inside the context, the shared norms use the batch's own statistics, in eval mode as well."""
+    return swap_tensors(model, dict.fromkeys(statistics_of(model)))
+
+
+@contextmanager
+def recalibrated(model: MultiTaskModel, inputs: Iterable[Any], task: str) -> Iterator[None]:
+    """Inside the context, the shared norms have the exact averages over `inputs` under the current weights.
+
+    A network trained as several sub-networks has no statistics of its dense self; a criterion that looks at
+    the dense network needs them.
+
+    Args:
+        inputs: what the encoder reads, batch by batch.
+        task: the task to run the model for.
+    """
+    averages = BatchAverages(shared_norms(model))
+    if statistics_of(model):
+        for x in inputs:
+            averages.add(model, partial(model, x, tasks=(task,)))
+    with swap_tensors(model, averages.tensors()):
+        yield
+
+
+def recompute_norms(
+    model: MultiTaskModel,
+    loaders: Loaders,
+    norms: TaskNorms | None = None,
+    *,
+    masks: TaskMasks | None = None,
+    view: View | None = None,
+    batches: int = BATCHES,
+    module: nn.Module | None = None,
+) -> None:
+    """Replace the running statistics of batch norms by averages over training batches with the present weights.
+
+    Running averages are of past weights. After few steps, or a step that made weights zero, they are not those of the
+    network that is evaluated. Every task's batches pass through the task's network, and every batch counts the same.
+    Left out are batches without a label of the task, as in training, and those with a single value per channel. Norms
+    that stay in eval mode while training, or have a momentum of 0, keep their statistics. The random generators and
+    the order of the loaders' data are not disturbed.
+
+    Args:
+        model: the model.
+        loaders: training data, as for `Trainer.fit`.
+        norms: the tasks' sets of statistics, which are filled; the model's own, over all tasks, if None.
+        masks: masks, where a task computes with mask * weight.
+        view: in place of `masks`, task -> context in which the model is the task's network, such as `Sharing.view`.
+        batches: batches per task, at most.
+        module: what is called in place of the model, such as Lightning Fabric's wrapper of it.
+
+    Raises:
+        ParameterError: if `batches` is below 1.
+
+    Example:
+        >>> norms = TaskNorms(model)                                            # doctest: +SKIP
+        >>> recompute_norms(model, loader, norms, masks=masks)                  # doctest: +SKIP
+        >>> with masks.applied(model, "digit"), norms.applied(model, "digit"):  # doctest: +SKIP
+        ...     outputs = model.eval()(x)
+    """
+    if batches < 1:
+        raise ParameterError(f"`batches` must be at least 1, got {batches}.")
+    shared, own = _live_norms(model)
+    if not shared and not any(own.values()):
+        return
+    if view is None:
+        view = _plain if masks is None else partial(masks.applied, model)
+    if norms is None:
+        everything = BatchAverages(dict(chain(shared.items(), *(part.items() for part in own.values()))))
+        averages = dict.fromkeys(model.tasks, everything)
+    else:
+        averages = {task: BatchAverages({**shared, **own[task]}) for task in model.tasks}
+    with fork_rng(), preserve_loader_state(loaders):
+        for task, x in _batches(model, loaders, batches):
+            with view(task):
+                averages[task].add(model, partial(module or model, x, tasks=(task,)))
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    with torch.no_grad():
+        for task in model.tasks:
+            sets = buffers if norms is None else {**buffers, **norms[task]}
+            for name, tensor in averages[task].tensors().items():
+                sets[name].copy_(tensor)
+
+
+def _plain(task: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def _live_norms(model: MultiTaskModel) -> tuple[dict[str, _NormBase], dict[str, dict[str, _NormBase]]]:
+    """The norms whose running statistics training moves: those of shared modules, and task -> its own."""
+    with train_mode(model):
+        shared = _moving(shared_norms(model))
+        own = {task: _moving(norms_in(model.task_modules(task))) for task in model.tasks}
+    return shared, own
+
+
+def _moving(norms: Mapping[str, _NormBase]) -> dict[str, _NormBase]:
+    return {name: norm for name, norm in norms.items() if norm.training and norm.momentum != 0}
+
+
+def _batches(model: MultiTaskModel, loaders: Loaders, batches: int) -> Iterator[tuple[str, Any]]:
+    """Yield (task, input) of the first batches with a label of the task, from one pass over the loaders."""
+    device, dtype = placement(model)
+    passes: list[tuple[tuple[str, ...], Iterator[Group]]]
+    if per_task(loaders):
+        passes = [((name,), groups_for(loaders, task)) for name, task in model.tasks.items()]
+    else:
+        passes = [(tuple(model.tasks), evaluation_groups(loaders, model.tasks))]
+    for names, groups in passes:
+        left = dict.fromkeys(names, batches)
+        for group in groups:
+            labelled = [name for name in names if left[name] and _has_label(model.tasks[name], group)]
+            x = group.to(device, dtype).x
+            for name in labelled:
+                left[name] -= 1
+                yield name, x
+            if not any(left.values()):
+                break
+
+
+def _has_label(task: Task, group: Group) -> bool:
+    return bool(task.labelled(task.labels(group.targets)).any())

@@ -1,0 +1,1 @@
+"""Registries of classes by name, and the constraints on their parameters."""

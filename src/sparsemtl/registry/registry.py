@@ -1,0 +1,79 @@
+"""Registries: a class put in its axis's registry is at once in the configuration, the command line and the docs."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+from sparsemtl.errors import ConfigError, SparseMTLError, unknown_name
+from sparsemtl.registry.parameters import configurable
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, Callable[..., T]], Generic[T]):
+    """The members of one axis by name.
+
+    Args:
+        kind: what a member is, as error messages call it ("sharing method").
+        members: name -> class, or function that builds one. Its keyword-only parameters are what a
+            configuration may set.
+    """
+
+    def __init__(self, kind: str, members: Mapping[str, Callable[..., T]]) -> None:
+        self.kind = kind
+        self._members = dict(members)
+
+    def __getitem__(self, name: str) -> Callable[..., T]:
+        try:
+            return self._members[name]
+        except KeyError:
+            raise ConfigError(unknown_name(self.kind, name, self._members)) from None
+
+    def __setitem__(self, name: str, member: Callable[..., T]) -> None:
+        """Add a member, as a package that extends sparsemtl does."""
+        self._members[name] = member
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._members
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def build(self, name: str, /, *given: Any, **parameters: Any) -> T:
+        """Make the member `name`: `given` comes from the library, `parameters` from the user.
+
+        Raises:
+            ConfigError: if the name or a parameter is unknown, or the member refuses a value.
+        """
+        member = self[name]
+        known = {parameter: spec.name for parameter, spec, _ in configurable(member)}
+        for parameter in parameters:
+            if parameter not in known:
+                raise ConfigError(f"{self.kind} {name!r}: {unknown_name('parameter', parameter, known)}")
+        try:
+            return member(*given, **{known[parameter]: value for parameter, value in parameters.items()})
+        except SparseMTLError:
+            raise
+        except ValueError as error:
+            raise ConfigError(f"{self.kind} {name!r}: {error}") from error
+
+    def summary(self, name: str) -> str:
+        """First paragraph of the member's docstring, without its source."""
+        return _SOURCE.sub("", self._about(name), count=1)
+
+    def source(self, name: str) -> str:
+        """Where the member comes from: what its docstring's first paragraph puts in brackets with a year, or ""."""
+        found = _SOURCE.search(self._about(name))
+        return found[1] if found else ""
+
+    def _about(self, name: str) -> str:
+        return " ".join((inspect.getdoc(self[name]) or "").partition("\n\n")[0].split())
+
+
+_SOURCE = re.compile(r" \(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")

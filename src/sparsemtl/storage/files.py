@@ -1,0 +1,224 @@
+"""Files that are either whole or not there: written aside, then renamed. Nothing is ever unpickled.
+
+`write_tree` stores any nest of dicts, lists, numbers, strings and tensors as one safetensors file, the skeleton as
+JSON in its header: optimizers, schedulers and random states fit in. Bool tensors take one bit per entry.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor
+
+from sparsemtl.errors import CheckpointError
+from sparsemtl.storage.bits import pack, unpack
+from sparsemtl.storage.disk import storage_errors, sync_folder
+
+OWN = "sparsemtl"
+"""The one key of our files' metadata: safetensors writes several in any order, and equal files should be equal."""
+
+
+@contextmanager
+def replacing(path: str | Path, size: int | None = None) -> Iterator[Path]:
+    """Give a temporary path beside `path`; when the context ends well, it takes the place of `path` at once.
+
+    A process killed inside, or while renaming, leaves either the old file or the new one, whole.
+
+    Args:
+        path: the file.
+        size: bytes that will be written, for the message if there is no space for them.
+
+    Raises:
+        StorageError: if there is no space for the file, naming the space that is needed and free.
+    """
+    target = Path(path)
+    aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    with storage_errors(target, size):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # the umask decides who may read it
+        mode = aside.stat().st_mode & 0o777
+        try:
+            yield aside
+            with aside.open("rb+") as file:
+                os.fsync(file.fileno())
+            aside.chmod(mode)  # safetensors puts another file in its place
+            os.replace(aside, target)
+            sync_folder(target.parent)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file whole."""
+    content = text.encode()
+    with replacing(path, len(content)) as aside:
+        aside.write_bytes(content)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a JSON file whole; NaN becomes null, which every reader understands."""
+    write_text(path, json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        CheckpointError: if it is missing or damaged.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist.") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}.") from None
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not (float("-inf") < value < float("inf")) else value
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    """Write named tensors and a header of strings to a safetensors file, whole, with a checksum over both."""
+    distinct = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    size = sum(tensor.nbytes for tensor in distinct.values())
+    with replacing(path, size) as aside:
+        own = {"checksum": _checksum(distinct, header), "header": dict(header)}
+        try:
+            save_file(distinct, aside, metadata={OWN: json.dumps(own)})
+        except SafetensorError as error:
+            if found := _SYSTEM_ERROR.search(str(error)):  # Rust's name for what Python raises as an OSError
+                raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
+            raise
+
+
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+def read_tensors(path: str | Path, *, own: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors and the header of a safetensors file.
+
+    Args:
+        path: the file.
+        own: refuse a file of another library, which has no checksum to compare.
+
+    Raises:
+        CheckpointError: if the file is missing or damaged.
+    """
+    try:
+        content = Path(path).read_bytes()  # at once: a run may put another file in its place meanwhile
+        tensors = load(content)
+        metadata = _metadata(content)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist.") from None
+    except Exception as error:  # for a header of dtypes that torch lacks, safetensors raises what it happens to
+        raise CheckpointError(f"{path} is not a whole safetensors file: {error}.") from None
+    if OWN not in metadata and not any(map(_looks_like_own, metadata.values())):
+        if own:
+            raise CheckpointError(f"{path} was not written by sparsemtl, or is damaged: it has no checksum.")
+        return tensors, metadata
+    try:
+        about = json.loads(metadata[OWN])
+        header: dict[str, str] = about["header"]
+        whole = about["checksum"] == _checksum(tensors, header)
+        whole = whole and all(isinstance(value, str) for value in header.values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise CheckpointError(f"{path} is damaged: its checksum does not fit its content. Use another copy of it.")
+    return tensors, header
+
+
+def _looks_like_own(value: str) -> bool:
+    """Whether metadata are ours although their key is another: one flipped bit would make our file a stranger's."""
+    return value.startswith('{"checksum": ')
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """The metadata in the header of a safetensors file, whose first eight bytes are the header's length."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    metadata: dict[str, str] = json.loads(content[8:end]).get("__metadata__", {})
+    return metadata
+
+
+def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    """CRC-32 over header, names, dtypes, shapes and bytes."""
+    crc = zlib.crc32(json.dumps(sorted(header.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
+
+
+def write_tree(path: str | Path, tree: Any) -> None:
+    """Write a nest of dicts, lists, tuples, None, bools, numbers, strings and tensors, whole."""
+    tensors: dict[str, Tensor] = {}
+    skeleton = json.dumps(_encode(tree, tensors))
+    write_tensors(path, tensors, {"tree": skeleton})
+
+
+def read_tree(path: str | Path) -> Any:
+    """Read what `write_tree` wrote.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged or of another kind.
+    """
+    tensors, header = read_tensors(path)
+    if "tree" not in header:
+        raise CheckpointError(f"{path} holds tensors but no checkpoint.")
+    try:
+        return _decode(json.loads(header["tree"]), tensors)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint of sparsemtl: {error!r} in its header 'tree'.") from None
+
+
+def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        key = f"t{len(tensors)}"
+        if value.dtype == torch.bool:
+            tensors[key] = pack(value.detach())
+            return {"mask": [key, list(value.shape)]}
+        tensors[key] = value
+        return {"tensor": key}
+    if isinstance(value, Mapping):
+        return {"dict": [[_encode(key, tensors), _encode(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return {type(value).__name__ if type(value) in (list, tuple) else "list": [_encode(v, tensors) for v in value]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise CheckpointError(f"a checkpoint holds tensors, numbers and text, not {type(value).__name__}.")
+
+
+def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "mask":
+        key, shape = content
+        return unpack(tensors[key], torch.Size(shape))
+    if kind == "dict":
+        return {_decode(key, tensors): _decode(item, tensors) for key, item in content}
+    items = [_decode(item, tensors) for item in content]
+    return {"list": list, "tuple": tuple}[kind](items)
+
+
+def module_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict as it stands now: copies that later steps do not change."""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}

@@ -1,0 +1,190 @@
+"""One writer per folder: a lock that ends with its process, and a mark by which our folders are known.
+
+The lock itself is `filelock`'s, which the operating system releases when the process ends, however it ends. Readers
+need no lock, because every file is replaced at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from sparsemtl.errors import CheckpointError, RecordWarning
+from sparsemtl.storage.disk import storage_errors
+from sparsemtl.storage.files import write_json
+
+LOCK = ".lock"
+MARK = ".sparsemtl.json"
+"""Written into every folder of ours: it names the last writer, and says that the files beside it are ours."""
+_UNLOCKED = "report.html"
+"""The one file of our folders that is written without the lock: a report may be drawn at any time."""
+_STALE = 3600.0
+"""Seconds after which the left-over of such a file is that of a killed writer."""
+
+
+@dataclass
+class _Holder:
+    """The thread of this process that holds a folder's lock, and how many times."""
+
+    thread: int
+    count: int = 0
+
+
+_held: dict[Path, _Holder] = {}
+_guard = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_held.clear)
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Hold the lock of a folder inside the context; make the folder, remove left-overs of killed writers.
+
+    The thread that holds a lock may take it again.
+
+    Raises:
+        CheckpointError: if another process or thread holds it, naming the folder and the holder.
+        StorageError: if the disk is full.
+    """
+    path = Path(folder).resolve()
+    thread = threading.get_ident()
+    with _guard:
+        holder = _held.get(path)
+        if holder is not None and holder.thread != thread:
+            raise CheckpointError(_in_use(Path(folder), "another thread of this process"))
+        nested = holder is not None
+    if nested:
+        yield
+        return
+    before = {entry.name for entry in path.iterdir()} if path.is_dir() else None
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with _file_lock(path, Path(folder)):
+        _held[path] = _Holder(thread)
+        try:
+            write_json(path / MARK, {"sparsemtl": 1, "pid": os.getpid(), "host": socket.gethostname()})
+            remove_parts(path)
+            yield
+        finally:
+            _held.pop(path, None)
+            if before is None or MARK not in before:
+                _leave_no_trace(path, before)
+
+
+def _leave_no_trace(path: Path, before: set[str] | None) -> None:
+    """Remove lock and mark where nothing else was written: a run that cannot begin leaves a folder as it was.
+
+    Args:
+        path: the folder.
+        before: names of what was in it, None if it was not there.
+    """
+    if {entry.name for entry in path.iterdir()} - {LOCK, MARK} != (before or set()) - {LOCK}:
+        return
+    with suppress(OSError):  # Windows removes no file that is open
+        for name in (MARK, LOCK):
+            (path / name).unlink(missing_ok=True)
+        if before is None:
+            path.rmdir()
+
+
+@contextmanager
+def _file_lock(path: Path, shown: Path) -> Iterator[None]:
+    lock = FileLock(path / LOCK)
+    try:
+        with storage_errors(path / LOCK):
+            lock.acquire(timeout=0)
+    except Timeout:
+        raise CheckpointError(_in_use(shown, _last_writer(path))) from None
+    except NotImplementedError:
+        warnings.warn(
+            f"the file system of {shown} has no locks. See to it that no second process writes there.",
+            RecordWarning,
+            stacklevel=4,
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _in_use(folder: Path, holder: str) -> str:
+    return f"{folder} is in use: {holder} writes there. Wait until that has ended, or use another folder."
+
+
+def _last_writer(path: Path) -> str:
+    """The process that holds a folder's lock, in words."""
+    mark = _json(path / MARK)
+    if "pid" not in mark:
+        return "another process"
+    here = mark.get("host") == socket.gethostname()
+    return f"process {mark['pid']}" + ("" if here else f" on {mark.get('host')}")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object, an empty one if there is none: to look at a folder raises nothing."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what writers that were killed have left in a folder, which nobody else writes meanwhile.
+
+    Only folders of one run are searched: `<folder>`, `checkpoints`, `networks`.
+    """
+    for place in (folder, folder / "checkpoints", folder / "networks"):
+        for part in (*place.glob(".*.part"), *place.glob(".tmp??????")):  # ours, and those of safetensors
+            try:
+                if not part.name.startswith(f".{_UNLOCKED}.") or time.time() - part.stat().st_mtime > _STALE:
+                    part.unlink()
+            except OSError:
+                continue
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a run or a study has written into a folder: its mark says so, or where a copy lacks that, its record.
+
+    A run that was killed in its pretraining may have no record yet but that of the pretraining run.
+    """
+    if "sparsemtl" in _json(folder / MARK):
+        return True
+    if {"pretraining"} <= _visible(folder) <= {"config.yaml", "pretraining"}:
+        return is_ours(folder / "pretraining")
+    versions = _json(folder / "environment.json").get("versions")
+    return (isinstance(versions, dict) and "sparsemtl" in versions) or "baseline" in _json(folder / "study.json")
+
+
+def _visible(folder: Path) -> set[str]:
+    """Return the names in a folder but hidden ones; none if there is no folder."""
+    return {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")} if folder.is_dir() else set()
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse a folder that holds files of others; one that is absent or empty, or ours, is fine.
+
+    Hidden files do not count: version control and desktops leave them.
+
+    Raises:
+        CheckpointError: naming the first file found.
+    """
+    if not folder.is_dir() or is_ours(folder):
+        return
+    found = sorted(name for name in _visible(folder) if not is_ours(folder / name))
+    if found:
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        raise CheckpointError(
+            f"{folder} holds {found[0]!r}{more}, which sparsemtl did not write there. Use an empty folder, or one that "
+            "does not exist yet."
+        )

@@ -1,0 +1,75 @@
+"""The figures of an epoch as rows for the loggers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from sparsemtl.training.engine import StepResult
+from sparsemtl.training.evaluation import Results
+from sparsemtl.training.loggers import Row
+from sparsemtl.training.structure import check_state
+
+
+class EpochAverages:
+    """Averages what the steps of an epoch tell."""
+
+    def __init__(self) -> None:
+        self._losses: dict[str, tuple[float, int]] = {}
+        self._weights: dict[str, float] = {}
+        self.samples = 0
+
+    def add(self, result: StepResult) -> None:
+        """Take a step in."""
+        for task, loss in result.losses.items():
+            total, count = self._losses.get(task, (0.0, 0))
+            self._losses[task] = (total + loss, count + 1)
+        self._weights = result.weights
+        self.samples += result.samples
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Mean training loss of every task that had a label."""
+        return {task: total / count for task, (total, count) in self._losses.items()}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The balancer's last weights."""
+        return dict(self._weights)
+
+    def rows(self, epoch: int, step: int) -> Iterator[Row]:
+        """Training losses, and the balancer's last weights."""
+        for task, loss in self.losses.items():
+            yield Row(epoch, step, "train", task, "loss", loss)
+        for task, weight in self._weights.items():
+            yield Row(epoch, step, "balancing", task, "weight", weight)
+
+    def state_dict(self) -> dict[str, object]:
+        """Everything that a resumed epoch needs."""
+        return {"losses": dict(self._losses), "weights": dict(self._weights), "samples": self.samples}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Put it back."""
+        check_state(state["losses"], dict.fromkeys(state["losses"], (0.0, 1)), "meter.losses")  # type: ignore[call-overload]
+        check_state(state["weights"], dict.fromkeys(state["weights"], 0.0), "meter.weights")  # type: ignore[call-overload]
+        self._losses = {task: (t, c) for task, (t, c) in state["losses"].items()}  # type: ignore[attr-defined]
+        self._weights = dict(state["weights"])  # type: ignore[call-overload]
+        self.samples = int(state["samples"])  # type: ignore[call-overload]
+
+
+def result_rows(epoch: int, step: int, split: str, results: Results) -> Iterator[Row]:
+    """Every task's metrics on a split."""
+    for task, metrics in results.items():
+        for metric, value in metrics.items():
+            yield Row(epoch, step, split, task, metric, value)
+
+
+def measure_rows(epoch: int, step: int, measures: Iterable[tuple[str, str, float]]) -> Iterator[Row]:
+    """What the sharing method measures."""
+    for task, name, value in measures:
+        yield Row(epoch, step, "sharing", task, name, value)
+
+
+def run_rows(epoch: int, step: int, figures: Mapping[str, float]) -> Iterator[Row]:
+    """Figures of the run as a whole."""
+    for name, value in figures.items():
+        yield Row(epoch, step, "run", "", name, value)

@@ -1,0 +1,135 @@
+"""Registries: a member is found by name, made with known parameters only, and configurable once it is added."""
+
+from __future__ import annotations
+
+import pytest
+
+from sparsemtl import DenseSharing, FisherSharing
+from sparsemtl.architectures import ARCHITECTURES
+from sparsemtl.backbones import ENCODERS
+from sparsemtl.balancing import BALANCERS
+from sparsemtl.data import DATASETS
+from sparsemtl.errors import ConfigError, ParameterError, missing_extra, unknown_name
+from sparsemtl.heads import HEADS
+from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
+from sparsemtl.registry.parameters import Count, parameters_of, validated
+from sparsemtl.registry.registry import Registry
+from sparsemtl.runs.config import check
+from sparsemtl.sharing import SHARING
+from sparsemtl.tasks import TASKS
+
+ALL = [ARCHITECTURES, BALANCERS, DATASETS, ENCODERS, HEADS, OPTIMIZERS, SCHEDULERS, SHARING, TASKS]
+MEMBERS = [pytest.param(registry, name, id=f"{registry.kind} {name}") for registry in ALL for name in registry]
+
+
+class Circle:
+    """A round shape, which
+    goes on.
+
+    More about it.
+    """
+
+    @validated
+    def __init__(self, centre: float, *, radius: Count = 1) -> None:
+        self.centre = centre
+        self.radius = radius
+
+
+class Square(Circle):
+    pass
+
+
+def shapes() -> Registry[Circle]:
+    return Registry("shape", {"circle": Circle})
+
+
+def test_a_member_is_made_from_what_is_given_and_the_users_parameters() -> None:
+    circle = shapes().build("circle", 2.0, radius=3)
+    assert (circle.centre, circle.radius) == (2.0, 3)
+    assert shapes().build("circle", 2.0).radius == 1
+
+
+@pytest.mark.parametrize("ask", [lambda r: r["cirkle"], lambda r: r.build("cirkle"), lambda r: r.summary("cirkle")])
+def test_an_unknown_name_is_answered_with_the_nearest(ask) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ConfigError) as caught:
+        ask(shapes())
+    assert str(caught.value) == "unknown shape 'cirkle'. Did you mean 'circle'? Known: circle."
+
+
+def test_an_unknown_parameter_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ConfigError) as caught:
+        shapes().build("circle", 2.0, radios=3)
+    assert str(caught.value) == "shape 'circle': unknown parameter 'radios'. Did you mean 'radius'? Known: radius."
+
+
+def test_what_the_library_gives_is_no_parameter_of_the_users() -> None:
+    with pytest.raises(ConfigError, match="shape 'circle': unknown parameter 'centre'"):
+        shapes().build("circle", centre=2.0)
+
+
+def test_a_parameter_out_of_range_is_the_members_own_error() -> None:
+    with pytest.raises(ParameterError, match=r"The 'radius' parameter of Circle must be an int in \[1, inf\)"):
+        shapes().build("circle", 2.0, radius=0)
+
+
+def test_a_member_added_at_run_time_is_there_like_any_other() -> None:
+    registry = shapes()
+    assert "square" not in registry
+    registry["square"] = Square
+    assert "square" in registry
+    assert list(registry) == ["circle", "square"]
+    assert len(registry) == 2
+    assert type(registry.build("square", 1.0, radius=2)) is Square
+    assert "square" not in shapes()
+
+
+def test_a_member_added_at_run_time_is_configurable_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mine(DenseSharing):
+        """Shares in my own way."""
+
+        @validated
+        def __init__(self, *, strength: Count = 2) -> None:
+            super().__init__()
+
+    monkeypatch.setattr(SHARING, "_members", dict(SHARING))
+    SHARING["mine"] = Mine
+    assert check({"sharing": "mine"})["sharing"] == {"name": "mine", "strength": 2}
+    assert check({"sharing": {"name": "mine", "strength": 5}})["sharing"]["strength"] == 5
+    with pytest.raises(ConfigError, match=r"'strenght'\. Did you mean 'strength'\?"):
+        check({"sharing": {"name": "mine", "strenght": 5}})
+
+
+def test_the_summary_is_the_first_paragraph_on_one_line() -> None:
+    assert shapes().summary("circle") == "A round shape, which goes on."
+
+
+@pytest.mark.parametrize(("registry", "name"), MEMBERS)
+def test_every_member_says_in_a_sentence_what_it_is_and_describes_its_parameters(
+    registry: Registry[object], name: str
+) -> None:
+    assert registry.summary(name).endswith((".", ")"))
+    assert all(parameter.kind for parameter in parameters_of(registry[name]))
+
+
+def test_members_are_found_by_the_names_of_their_axis() -> None:
+    assert SHARING["fisher"] is FisherSharing
+    assert "mean" in BALANCERS
+    assert "maen" not in BALANCERS
+
+
+@pytest.mark.parametrize(
+    ("found", "known", "message"),
+    [
+        ("digt", ["ink", "digit"], "unknown task 'digt'. Did you mean 'digit'? Known: digit, ink."),
+        ("depth", ["ink", "digit"], "unknown task 'depth'. Known: digit, ink."),
+        ("depth", [], "unknown task 'depth'. Known: none."),
+    ],
+)
+def test_a_wrong_name_is_worded_with_the_nearest_one_and_all(found: str, known: list[str], message: str) -> None:
+    assert unknown_name("task", found, known) == message
+
+
+def test_a_missing_package_is_named_with_the_extra_to_install() -> None:
+    error = missing_extra("pandas", "report", "a study's table")
+    assert isinstance(error, ImportError)
+    assert str(error) == "a study's table needs 'pandas': pip install 'sparsemtl[report]'."

@@ -1,0 +1,188 @@
+"""Three opinions about a value must agree: the configuration's, the constructor's and the editor's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from sparsemtl.runs.config import check
+from sparsemtl.errors import ConfigError
+from sparsemtl.registry.parameters import fits, parameters_of
+from sparsemtl.runs.schema import SECTIONS, TRAINER_KEYS, json_schema, member_keys, run_keys, schema_model, training_keys
+
+VALUES = [None, True, 0, 1, -1, 0.0, 0.5, 1.0, 1.5, -0.5, "1", "shared", [], {}]
+MEMBERS = [(section, name) for section, (registry, _) in SECTIONS.items() for name in registry]
+CHECKED_BY_TYPE = ("a sequence", "a list", "a mapping", "Path", "Callable", "Any")
+"""Annotations whose elements `fits` leaves to the constructor."""
+
+
+@pytest.fixture(scope="module")
+def sections() -> dict[str, TypeAdapter[Any]]:
+    """Section -> what checks it."""
+    fields = schema_model().model_fields
+    return {section: TypeAdapter(fields[section].rebuild_annotation()) for section in (*SECTIONS, "training")}
+
+
+@pytest.fixture(scope="module")
+def editor() -> dict[str, Any]:
+    return json_schema()
+
+
+def accepts(section: TypeAdapter[Any], value: Any) -> bool:
+    try:
+        section.validate_json(json.dumps(value))
+    except ValidationError:
+        return False
+    return True
+
+
+def complete_member(section: str, name: str) -> dict[str, Any]:
+    """A section with something for every required parameter."""
+    keys = member_keys(SECTIONS[section][0][name])
+    return {"name": name, **{key: something(hint) for key, (hint, default, _) in keys.items() if default is ...}}
+
+
+def something(hint: Any) -> Any:
+    """A value that fits an annotation."""
+    return next(value for value in ([1.0, 2.0], "a", {}) if accepts(TypeAdapter(hint, config={"strict": True}), value))
+
+
+@pytest.mark.parametrize(("section", "name"), MEMBERS)
+def test_a_configuration_takes_what_the_constructor_takes(sections: Any, section: str, name: str) -> None:
+    given = complete_member(section, name)
+    for parameter in parameters_of(SECTIONS[section][0][name]):
+        if any(word in parameter.kind for word in CHECKED_BY_TYPE):
+            continue
+        hint = member_keys(SECTIONS[section][0][name])[parameter.name][0]
+        for value in VALUES:
+            assert accepts(sections[section], {**given, parameter.name: value}) == fits(value, hint), (parameter, value)
+
+
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+def test_training_takes_what_the_trainer_takes(sections: Any, value: Any) -> None:
+    for key, (hint, _, _) in training_keys().items():
+        assert accepts(sections["training"], {key: value}) == fits(value, hint), key
+
+
+@pytest.mark.parametrize(("section", "name"), MEMBERS)
+def test_the_editor_agrees_about_every_parameter(
+    sections: Any, editor: dict[str, Any], section: str, name: str
+) -> None:
+    given = complete_member(section, name)
+    for key in [*member_keys(SECTIONS[section][0][name]), "unknown"]:
+        for value in [*VALUES, [1], [0], ["a"], {"a": 1}]:
+            tried = {**given, key: value}
+            assert valid(editor, {section: tried}, editor) == accepts(sections[section], tried), tried
+
+
+@pytest.mark.parametrize("value", [*VALUES, ["a"], [1], {"a": 1}, {"a": -1}, {"epochs": 2}, {"epoch": 2}], ids=repr)
+def test_the_editor_agrees_about_the_first_level(editor: dict[str, Any], value: Any) -> None:
+    for key in (*run_keys(), "training", "unknown", *SECTIONS):
+        assert valid(editor, {key: value}, editor) == passes({key: value}), (key, value)
+
+
+@pytest.mark.parametrize("value", [*VALUES, ["a"], {"a": 1}, {"epochs": 2}, {"epoch": 2}, {"name": "x"}], ids=repr)
+def test_the_editor_agrees_about_the_first_level_of_pretraining(editor: dict[str, Any], value: Any) -> None:
+    taken_over = [section for section, (_, default) in SECTIONS.items() if default is not None]
+    for key in (*run_keys(), "training", "unknown", *taken_over):
+        config = {"pretraining": {key: value}}
+        if not (key in SECTIONS and isinstance(value, dict) and value and "name" not in value):
+            assert valid(editor, config, editor) == passes(config), config
+
+
+def test_the_editor_takes_a_parameter_of_the_runs_own_section_in_pretraining(editor: dict[str, Any]) -> None:
+    config = {"optimizer": "sgd", "pretraining": {"optimizer": {"momentum": 0.5}}}
+    assert passes(config)
+    assert valid(editor, config, editor)
+
+
+@pytest.mark.parametrize(("section", "name"), MEMBERS)
+def test_the_editor_takes_a_bare_name_and_the_default_without_its_name(
+    editor: dict[str, Any], section: str, name: str
+) -> None:
+    bare, without = {section: name}, {section: {k: v for k, v in complete_member(section, name).items() if k != "name"}}
+    assert valid(editor, bare, editor) or not passes(bare)
+    if name == SECTIONS[section][1]:
+        assert valid(editor, without, editor)
+        assert passes(without)
+
+
+def passes(config: dict[str, Any]) -> bool:
+    try:
+        check(config)
+    except ConfigError:
+        return False
+    return True
+
+
+def test_the_editor_is_told_what_every_parameter_of_a_documented_class_means(editor: dict[str, Any]) -> None:
+    fisher = editor["$defs"]["sharing_fisher"]["properties"]
+    assert fisher["keep"]["description"].startswith("fraction of the maskable weights")
+    assert fisher["scope"]["description"].startswith("rank all weights together")  # from the base class
+    resnet = editor["$defs"]["encoder_resnet18"]["properties"]
+    assert resnet["width"]["description"].startswith("channels of the first stage")  # from the class it points to
+    assert editor["$defs"]["training"]["properties"]["patience"]["description"]
+    assert all(editor["properties"][key]["description"] for key in run_keys())
+
+
+def test_training_has_every_key_that_the_trainer_is_given() -> None:
+    assert set(training_keys()) == {"batch_size", "drop_last", *TRAINER_KEYS}
+
+
+def valid(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
+    return all(_holds(word, rule, schema, value, root) for word, rule in schema.items())
+
+
+def _holds(word: str, rule: Any, schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    match word:
+        case "$ref":
+            kind, name = rule.removeprefix("#/").split("/")
+            return valid(root[kind][name], value, root)
+        case "not":
+            return not valid(rule, value, root)
+        case "anyOf":
+            return any(valid(one, value, root) for one in rule)
+        case "oneOf":
+            return sum(valid(one, value, root) for one in rule) == 1
+        case "enum":
+            return any(value == one and type(value) is type(one) for one in rule)
+        case "const":
+            return bool(value == rule)
+        case "type":
+            return rule in types_of(value)
+        case "minimum":
+            return not number or value >= rule
+        case "maximum":
+            return not number or value <= rule
+        case "exclusiveMinimum":
+            return not number or value > rule
+        case "exclusiveMaximum":
+            return not number or value < rule
+        case "items":
+            return not isinstance(value, list) or all(valid(rule, item, root) for item in value)
+        case "required":
+            return not isinstance(value, dict) or set(rule) <= set(value)
+        case "properties":
+            return not isinstance(value, dict) or all(valid(rule[k], v, root) for k, v in value.items() if k in rule)
+        case "additionalProperties":
+            others = set(value) - set(schema.get("properties", {})) if isinstance(value, dict) else set()
+            return not others if rule is False else rule is True or all(valid(rule, value[k], root) for k in others)
+        case "$schema" | "$defs" | "title" | "description" | "default" | "discriminator" | "format":
+            return True
+    raise NotImplementedError(word)
+
+
+def types_of(value: Any) -> Iterator[str]:
+    if value is None:
+        yield "null"
+    elif isinstance(value, bool):
+        yield "boolean"
+    elif isinstance(value, (int, float)):
+        yield from ("integer", "number") if isinstance(value, int) else ("number",)
+    else:
+        yield {str: "string", list: "array", dict: "object"}[type(value)]
