@@ -25,7 +25,7 @@ def needs(rules: Mapping[fx.Node, Rule]) -> dict[fx.Node, Need | None]:
     }
     for node, rule in reversed(list(rules.items())):
         out = found[node]
-        found[node] = out = None if out is None else out.is_selectable()
+        found[node] = out = None if out is None else out.settled()
         asked = rule.needs(out, *(rules[source].layout for source in rule.inputs))
         for source, need in zip(rule.inputs, asked, strict=True):
             before = found[source]
