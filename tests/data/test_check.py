@@ -12,7 +12,7 @@ from vision_files import depth, lay_celeba, lay_celebamask, lay_city_arrays, lay
 from sparsemtl.cli import data as cli_data
 from sparsemtl.data import DATASETS, TaskData
 from sparsemtl.data.check import inspect, read
-from sparsemtl.data.layout import Expected, Layout, Package, laid_out, layout_of, look
+from sparsemtl.data.requirements import Expected, Package, required_files, requires_files, scan
 from sparsemtl.errors import ConfigError
 from sparsemtl.storage.yaml_text import dump_yaml
 
@@ -35,12 +35,12 @@ def package(*files: Expected) -> Package:
 
 
 def in_files() -> list[str]:
-    return [name for name in DATASETS if (layout := layout_of(DATASETS[name])) and layout.alternatives]
+    return [name for name in DATASETS if (layout := required_files(DATASETS[name])) and layout.alternatives]
 
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_every_data_set_says_which_files_it_needs(name: str) -> None:
-    layout = layout_of(DATASETS[name])
+    layout = required_files(DATASETS[name])
     assert layout is not None
     for packages in layout.alternatives:
         for part in packages:
@@ -59,7 +59,7 @@ def test_what_is_not_there_is_said_with_the_way_to_get_it(name: str, tmp_path: P
     assert inspect(name, tmp_path).state == "absent"
     code, output = run("check", name, "--data-root", str(tmp_path))
     assert code == 1
-    layout = layout_of(DATASETS[name])
+    layout = required_files(DATASETS[name])
     assert layout is not None
     for packages in layout.alternatives:
         for part in packages:
@@ -117,7 +117,7 @@ def test_numbers_and_sizes_are_those_of_the_files(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / "toys" / f"{number}.png").write_bytes(b"12345")
     (tmp_path / "toys" / "deep").mkdir()
-    found = look(
+    found = scan(
         package(
             Expected("images", ("toys/*.jpg", "toys/*.png"), 4),
             Expected("lists", ("toys/*.txt",), 1),
@@ -141,7 +141,7 @@ def test_a_data_set_that_a_package_adds_takes_part(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setitem(DATASETS._members, "toys", toys)
     assert run("check", "toys") == (0, "toys does not say which files it needs.\n")
-    laid_out(Layout(((package(Expected("bricks", ("toys/*.npy",))),),)))(toys)
+    requires_files((package(Expected("bricks", ("toys/*.npy",))),))(toys)
     code, output = run("check", "toys", "--data-root", str(tmp_path))
     assert code == 1
     assert "  MISSING                 bricks: toys/*.npy" in output

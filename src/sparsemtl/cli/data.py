@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from sparsemtl.data import TaskData
     from sparsemtl.data.check import Inspection, Reading
-    from sparsemtl.data.layout import Found, Package
+    from sparsemtl.data.requirements import Found, Package
 
 MOST_ERRORS = 20
 """Damaged samples that are named."""

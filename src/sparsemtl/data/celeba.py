@@ -10,11 +10,11 @@ import torch
 from sparsemtl.data.attributes import Attributes, read_attributes, text_lines
 from sparsemtl.data.base import TaskData
 from sparsemtl.data.folders import absent, complete, counted
-from sparsemtl.data.layout import Expected, Layout, Package, laid_out
 from sparsemtl.data.lazy import LazySplit
 from sparsemtl.data.maps import ImageSource, Values
 from sparsemtl.data.options import checked, resolve_root
 from sparsemtl.data.pictures import Size, as_size, colours
+from sparsemtl.data.requirements import Expected, Package, requires_files
 from sparsemtl.errors import DataError
 from sparsemtl.registry.parameters import Natural, NonNegative
 from sparsemtl.tasks import Classification, MultiLabel, Task
@@ -50,7 +50,7 @@ FILES = Package(
 )
 
 
-@laid_out(Layout(((FILES,),)))
+@requires_files((FILES,))
 @checked
 def celeba(
     *,

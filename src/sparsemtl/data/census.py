@@ -8,8 +8,8 @@ import numpy as np
 
 from sparsemtl.data.base import TaskData
 from sparsemtl.data.folders import absent, counted
-from sparsemtl.data.layout import Expected, Layout, Package, laid_out
 from sparsemtl.data.options import checked, resolve_root
+from sparsemtl.data.requirements import Expected, Package, requires_files
 from sparsemtl.data.splitting import partition
 from sparsemtl.data.tables.columns import Columns
 from sparsemtl.data.tables.csv_file import CSVFile
@@ -107,7 +107,7 @@ FILES = Package(
 )
 
 
-@laid_out(Layout(((FILES,),)))
+@requires_files((FILES,))
 @checked
 def census_income(*, root: str | Path | None = None, encoding: Encoding = "one-hot", seed: Natural = 0) -> TaskData:
     """Census-Income (KDD): who earns more than 50,000 dollars, and who was never married (Lane and Kohavi 2000).

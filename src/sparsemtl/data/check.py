@@ -1,6 +1,6 @@
 """What there is of a data set on disk, what is missing and how to get it, and whether it can be read.
 
-A data set's module says what it needs with `layout.laid_out`; nothing in here knows any data set.
+A data set's module says what it needs with `requires_files`; nothing in here knows any data set.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sparsemtl.data import DATASETS, TaskData
-from sparsemtl.data.layout import Found, Layout, Package, layout_of, look
 from sparsemtl.data.lazy import LazySplit
 from sparsemtl.data.options import resolve_root
+from sparsemtl.data.requirements import Found, Package, RequiredFiles, required_files, scan
 from sparsemtl.errors import SparseMTLError
 from sparsemtl.registry.parameters import parameters_of
 
@@ -34,7 +34,7 @@ class Inspection:
 
     name: str
     root: Path
-    layout: Layout | None
+    layout: RequiredFiles | None
     alternatives: tuple[tuple[tuple[Package, list[Found]], ...], ...]
     required: tuple[str, ...] = ()
 
@@ -80,9 +80,9 @@ def inspect(name: str, root: str | Path | None = None) -> Inspection:
         ConfigError: if there is no such data set.
     """
     place = resolve_root(root)
-    layout = layout_of(DATASETS[name])
+    layout = required_files(DATASETS[name])
     alternatives = layout.alternatives if layout else ()
-    found = tuple(tuple((package, look(package, place)) for package in packages) for packages in alternatives)
+    found = tuple(tuple((package, scan(package, place)) for package in packages) for packages in alternatives)
     required = tuple(parameter.name for parameter in parameters_of(DATASETS[name]) if parameter.required)
     return Inspection(name, place, layout, found, required)
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sparsemtl.data.base import Split, TaskData
-from sparsemtl.data.layout import Layout, laid_out
 from sparsemtl.data.options import checked
+from sparsemtl.data.requirements import requires_files
 from sparsemtl.data.splitting import partition
 from sparsemtl.errors import missing_extra
 from sparsemtl.registry.parameters import Natural, Share
@@ -21,7 +21,7 @@ SHAPES = {"loop": (0, 6, 8, 9), "bar": (4, 5, 7), "stem": (1, 4, 9)}
 """Attribute -> digits that have it: a closed loop, a straight horizontal or a straight vertical stroke."""
 
 
-@laid_out(Layout(remark="scikit-learn, in the extra `data`, brings the images along."))
+@requires_files(remark="scikit-learn, in the extra `data`, brings the images along.")
 @checked
 def digits(
     *,

@@ -14,9 +14,9 @@ from sparsemtl.data.emnist_letters import EMNIST_LETTERS
 from sparsemtl.data.fashion_mnist import FASHION_MNIST
 from sparsemtl.data.kmnist import KMNIST
 from sparsemtl.data.labelled import held_out_note, size_notes
-from sparsemtl.data.layout import Layout, laid_out
 from sparsemtl.data.mnist import MNIST
 from sparsemtl.data.options import ProperFraction, checked
+from sparsemtl.data.requirements import requires_files
 from sparsemtl.errors import ParameterError
 from sparsemtl.registry.parameters import Count, Natural
 
@@ -24,7 +24,7 @@ Source = Literal["mnist", "fashion-mnist", "kmnist", "emnist-letters"]
 SOURCES = {source.name: source for source in (MNIST, FASHION_MNIST, KMNIST, EMNIST_LETTERS)}
 
 
-@laid_out(Layout(((MNIST.package, KMNIST.package, EMNIST_LETTERS.package),), "Other parts can take their places."))
+@requires_files((MNIST.package, KMNIST.package, EMNIST_LETTERS.package), remark="Other parts can take their places.")
 @checked
 def dkl(
     *,

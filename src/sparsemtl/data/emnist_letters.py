@@ -8,8 +8,8 @@ from string import ascii_lowercase
 from sparsemtl.data.base import TaskData
 from sparsemtl.data.download import ZipArchive
 from sparsemtl.data.labelled import LabelledImages
-from sparsemtl.data.layout import Layout, laid_out
 from sparsemtl.data.options import ProperFraction, checked
+from sparsemtl.data.requirements import requires_files
 from sparsemtl.registry.parameters import Count, Natural
 
 EMNIST_LETTERS = LabelledImages(
@@ -34,7 +34,7 @@ EMNIST_LETTERS = LabelledImages(
 )
 
 
-@laid_out(Layout(((EMNIST_LETTERS.package,),)))
+@requires_files((EMNIST_LETTERS.package,))
 @checked
 def emnist_letters(
     *,

@@ -7,8 +7,8 @@ from pathlib import Path
 from sparsemtl.data.base import TaskData
 from sparsemtl.data.download import SeparateFiles
 from sparsemtl.data.labelled import LabelledImages
-from sparsemtl.data.layout import Layout, laid_out
 from sparsemtl.data.options import ProperFraction, checked
+from sparsemtl.data.requirements import requires_files
 from sparsemtl.registry.parameters import Count, Natural
 
 FASHION_MNIST = LabelledImages(
@@ -40,7 +40,7 @@ FASHION_MNIST = LabelledImages(
 )
 
 
-@laid_out(Layout(((FASHION_MNIST.package,),)))
+@requires_files((FASHION_MNIST.package,))
 @checked
 def fashion_mnist(
     *,

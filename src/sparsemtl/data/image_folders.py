@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sparsemtl.data.base import TaskData
-from sparsemtl.data.layout import Layout, laid_out
 from sparsemtl.data.objects.assemble import Reading, several_tasks
 from sparsemtl.data.objects.leaks import Deduplicate
 from sparsemtl.data.objects.listing import list_folder
 from sparsemtl.data.options import ROOT_VARIABLE, ProperFraction, checked, resolve_root
 from sparsemtl.data.pictures import Size
+from sparsemtl.data.requirements import requires_files
 from sparsemtl.errors import DataError, ParameterError
 from sparsemtl.registry.parameters import Natural, NonNegative
 
@@ -19,11 +19,9 @@ AUXILIARY = "auxiliary"
 """Name of the auxiliary task."""
 
 
-@laid_out(
-    Layout(
-        remark="folders of your own, which hold a folder of images for each class. `sparsemtl run` reads them by a "
-        "configuration such as examples/folders.yaml; Pillow comes with the extra `vision`."
-    )
+@requires_files(
+    remark="folders of your own, which hold a folder of images for each class. `sparsemtl run` reads them by a "
+    "configuration such as examples/folders.yaml; Pillow comes with the extra `vision`."
 )
 @checked
 def image_folders(

@@ -7,8 +7,8 @@ from pathlib import Path
 from sparsemtl.data.base import TaskData
 from sparsemtl.data.download import SeparateFiles
 from sparsemtl.data.labelled import LabelledImages
-from sparsemtl.data.layout import Layout, laid_out
 from sparsemtl.data.options import ProperFraction, checked
+from sparsemtl.data.requirements import requires_files
 from sparsemtl.registry.parameters import Count, Natural
 
 KMNIST = LabelledImages(
@@ -29,7 +29,7 @@ KMNIST = LabelledImages(
 )
 
 
-@laid_out(Layout(((KMNIST.package,),)))
+@requires_files((KMNIST.package,))
 @checked
 def kmnist(
     *,

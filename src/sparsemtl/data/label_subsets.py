@@ -14,9 +14,9 @@ import torch
 
 from sparsemtl.data.base import Samples, TaskData
 from sparsemtl.data.image_folders import AUXILIARY
-from sparsemtl.data.layout import Layout, laid_out
 from sparsemtl.data.objects.parts import check_every_class
 from sparsemtl.data.options import checked
+from sparsemtl.data.requirements import requires_files
 from sparsemtl.data.subsets.draws import Draws, drawn_classes, named_classes
 from sparsemtl.data.subsets.pool import classes_of
 from sparsemtl.data.subsets.sources import join
@@ -25,7 +25,7 @@ from sparsemtl.registry.parameters import Count, Natural
 from sparsemtl.tasks import Classification
 
 
-@laid_out(Layout(remark="it is cut out of other data sets, which say themselves what they need."))
+@requires_files(remark="it is cut out of other data sets, which say themselves what they need.")
 @checked
 def label_subsets(
     *,

@@ -10,8 +10,8 @@ from torch import Tensor
 from sparsemtl.data.base import Split, TaskData
 from sparsemtl.data.download import Origin
 from sparsemtl.data.idx import read_idx
-from sparsemtl.data.layout import Expected, Package
 from sparsemtl.data.options import ROOT_VARIABLE, resolve_root
+from sparsemtl.data.requirements import Expected, Package
 from sparsemtl.data.splitting import hold_out, shuffled
 from sparsemtl.errors import DataError
 from sparsemtl.tasks import Classification

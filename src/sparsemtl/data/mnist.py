@@ -7,8 +7,8 @@ from pathlib import Path
 from sparsemtl.data.base import TaskData
 from sparsemtl.data.download import SeparateFiles
 from sparsemtl.data.labelled import LabelledImages
-from sparsemtl.data.layout import Layout, laid_out
 from sparsemtl.data.options import ProperFraction, checked
+from sparsemtl.data.requirements import requires_files
 from sparsemtl.registry.parameters import Count, Natural
 
 MNIST = LabelledImages(
@@ -30,7 +30,7 @@ MNIST = LabelledImages(
 )
 
 
-@laid_out(Layout(((MNIST.package,),)))
+@requires_files((MNIST.package,))
 @checked
 def mnist(
     *,

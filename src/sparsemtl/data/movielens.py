@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from sparsemtl.data.base import TaskData
 from sparsemtl.data.download import ZipArchive
 from sparsemtl.data.folders import absent, counted
-from sparsemtl.data.layout import Expected, Layout, Package, laid_out
 from sparsemtl.data.options import ProperFraction, checked, resolve_root
+from sparsemtl.data.requirements import Expected, Package, requires_files
 from sparsemtl.data.splitting import partition
 from sparsemtl.data.tables.columns import Columns
 from sparsemtl.data.tables.csv_file import CSVFile
@@ -81,7 +81,7 @@ OF_RECBOLE = Package(
 )
 
 
-@laid_out(Layout(((FILES,), (OF_RECBOLE,))))
+@requires_files((FILES,), (OF_RECBOLE,))
 @checked
 def movielens(
     *,

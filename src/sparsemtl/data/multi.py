@@ -24,9 +24,9 @@ from torch import Tensor
 from sparsemtl.data.base import Split, TaskData
 from sparsemtl.data.fashion_mnist import FASHION_MNIST
 from sparsemtl.data.labelled import SIDE, LabelledImages, RawImages, held_out_note, scaled
-from sparsemtl.data.layout import Layout, laid_out
 from sparsemtl.data.mnist import MNIST
 from sparsemtl.data.options import ProperFraction, checked
+from sparsemtl.data.requirements import requires_files
 from sparsemtl.data.splitting import hold_out, in_proportion
 from sparsemtl.registry.parameters import Count, Natural
 from sparsemtl.tasks import Classification
@@ -37,7 +37,7 @@ OFFSET = CANVAS - SIDE
 """Rows and columns by which the second item lies below and to the right of the first."""
 
 
-@laid_out(Layout(((MNIST.package,),)))
+@requires_files((MNIST.package,))
 @checked
 def multi_mnist(
     *,
@@ -67,7 +67,7 @@ def multi_mnist(
     )
 
 
-@laid_out(Layout(((FASHION_MNIST.package,),)))
+@requires_files((FASHION_MNIST.package,))
 @checked
 def multi_fashion(
     *,
@@ -97,7 +97,7 @@ def multi_fashion(
     )
 
 
-@laid_out(Layout(((MNIST.package, FASHION_MNIST.package),)))
+@requires_files((MNIST.package, FASHION_MNIST.package))
 @checked
 def multi_fashion_mnist(
     *,

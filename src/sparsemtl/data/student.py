@@ -7,8 +7,8 @@ from typing import Literal
 
 from sparsemtl.data.base import TaskData
 from sparsemtl.data.folders import absent, counted
-from sparsemtl.data.layout import Expected, Layout, Package, laid_out
 from sparsemtl.data.options import checked, resolve_root
+from sparsemtl.data.requirements import Expected, Package, requires_files
 from sparsemtl.data.splitting import partition
 from sparsemtl.data.tables.columns import Columns
 from sparsemtl.data.tables.csv_file import CSVFile
@@ -47,7 +47,7 @@ FILES = Package(
 )
 
 
-@laid_out(Layout(((FILES,),)))
+@requires_files((FILES,))
 @checked
 def student(
     *,

@@ -10,8 +10,8 @@ from annotated_types import Interval
 from torch import Tensor
 
 from sparsemtl.data.base import Split, TaskData
-from sparsemtl.data.layout import Layout, laid_out
 from sparsemtl.data.options import checked
+from sparsemtl.data.requirements import requires_files
 from sparsemtl.registry.parameters import Count, Natural, NonNegative
 from sparsemtl.tasks import Regression
 
@@ -22,7 +22,7 @@ WAVES = 5
 """Sines that are added to each task's linear part, m."""
 
 
-@laid_out(Layout(remark="generated when it is asked for."))
+@requires_files(remark="generated when it is asked for.")
 @checked
 def two_regressions(
     *,

@@ -14,11 +14,11 @@ from sparsemtl.data.base import TaskData
 from sparsemtl.data.celebamask.masks import CLASSES, PartMasks
 from sparsemtl.data.celebamask.splits import LESS_IS_MORE, MAPPING, SPLITS, Split
 from sparsemtl.data.folders import absent, complete, counted
-from sparsemtl.data.layout import Expected, Layout, Package, laid_out
 from sparsemtl.data.lazy import LazySplit
 from sparsemtl.data.maps import Field, ImageSource, Values
 from sparsemtl.data.options import checked, resolve_root
 from sparsemtl.data.pictures import Size, as_size, colours
+from sparsemtl.data.requirements import Expected, Package, requires_files
 from sparsemtl.errors import DataError, ParameterError
 from sparsemtl.registry.parameters import Natural, NonNegative
 from sparsemtl.tasks import Classification, Segmentation, Task
@@ -45,7 +45,7 @@ FILES = Package(
 )
 
 
-@laid_out(Layout(((FILES,),)))
+@requires_files((FILES,))
 @checked
 def celebamask_hq(
     *,

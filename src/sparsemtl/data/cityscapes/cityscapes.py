@@ -8,11 +8,11 @@ from typing import Literal
 from sparsemtl.data.base import TaskData
 from sparsemtl.data.cityscapes.layouts import CITYSCAPES_LAYOUTS, FOLDER, CityscapesLayout, Part
 from sparsemtl.data.folders import absent, counted, held_out
-from sparsemtl.data.layout import Layout, laid_out
 from sparsemtl.data.lazy import LazySplit
 from sparsemtl.data.maps import ImageSource, OneOfClasses
 from sparsemtl.data.options import ProperFraction, checked, resolve_root
 from sparsemtl.data.pictures import Size, as_size
+from sparsemtl.data.requirements import requires_files
 from sparsemtl.errors import DataError, ParameterError
 from sparsemtl.registry.parameters import Natural, NonNegative
 from sparsemtl.tasks import Depth, Segmentation, Task
@@ -21,7 +21,7 @@ OFFICIAL = {"training images": 2975, "test images": 500}
 Reading = Literal["segmentation", "maximum-roaming"]
 
 
-@laid_out(Layout(tuple((kind.package,) for kind in CITYSCAPES_LAYOUTS.values())))
+@requires_files(*((kind.package,) for kind in CITYSCAPES_LAYOUTS.values()))
 @checked
 def cityscapes(
     *,

@@ -10,9 +10,9 @@ import numpy as np
 
 from sparsemtl.data.cityscapes.classes import arrays_table, official_table
 from sparsemtl.data.folders import complete, numbered
-from sparsemtl.data.layout import Expected, Package
 from sparsemtl.data.maps import ClassMap, DepthMap, LabelTable, as_stored
 from sparsemtl.data.pictures import Array, Files, colours, numbers
+from sparsemtl.data.requirements import Expected, Package
 from sparsemtl.errors import DataError
 
 FOLDER, IMAGES = "cityscapes", "leftImg8bit"

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsemtl.data.folders import complete, listed, numbered, suffix_of
-from sparsemtl.data.layout import Expected, Package
 from sparsemtl.data.maps import (
     ClassMap,
     DepthMap,
@@ -21,6 +20,7 @@ from sparsemtl.data.maps import (
 from sparsemtl.data.matlab import Stack, shape_of, whole_numbers
 from sparsemtl.data.nyu.classes import Classes, arrays_table, labelled_table, pictures_table
 from sparsemtl.data.pictures import Array, Files, colours, numbers
+from sparsemtl.data.requirements import Expected, Package
 from sparsemtl.errors import DataError, ParameterError
 
 SEGMENTATION, DEPTH, NORMALS = "segmentation", "depth", "normals"

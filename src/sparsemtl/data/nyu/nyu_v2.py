@@ -7,12 +7,12 @@ from typing import Literal
 
 from sparsemtl.data.base import Samples, TaskData
 from sparsemtl.data.folders import absent, counted, held_out
-from sparsemtl.data.layout import Layout, laid_out
 from sparsemtl.data.lazy import LazySplit
 from sparsemtl.data.nyu.classes import Classes
 from sparsemtl.data.nyu.layouts import DEPTH, NORMALS, NYU_LAYOUTS, SEGMENTATION, NyuLayout, Parts
 from sparsemtl.data.options import ProperFraction, checked, resolve_root
 from sparsemtl.data.pictures import Size, as_size
+from sparsemtl.data.requirements import requires_files
 from sparsemtl.errors import DataError
 from sparsemtl.registry.parameters import Natural, NonNegative
 from sparsemtl.tasks import Depth, Normals, Segmentation, Task
@@ -20,7 +20,7 @@ from sparsemtl.tasks import Depth, Normals, Segmentation, Task
 OFFICIAL = {"training images": 795, "test images": 654}
 
 
-@laid_out(Layout(tuple((kind.package,) for kind in NYU_LAYOUTS.values())))
+@requires_files(*((kind.package,) for kind in NYU_LAYOUTS.values()))
 @checked
 def nyu_v2(
     *,

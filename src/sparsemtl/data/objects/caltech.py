@@ -8,12 +8,12 @@ from pathlib import Path
 
 from sparsemtl.data.base import TaskData
 from sparsemtl.data.folders import absent, counted
-from sparsemtl.data.layout import Expected, Layout, Package, laid_out
 from sparsemtl.data.objects.assemble import Reading, one_task
 from sparsemtl.data.objects.leaks import Deduplicate
 from sparsemtl.data.objects.listing import chosen, class_folders, listing
 from sparsemtl.data.options import ProperFraction, checked
 from sparsemtl.data.pictures import Size
+from sparsemtl.data.requirements import Expected, Package, requires_files
 from sparsemtl.registry.parameters import Natural, NonNegative
 
 TASK = "object"
@@ -79,18 +79,14 @@ CALTECH_256 = Caltech(
 )
 
 
-@laid_out(
-    Layout(
-        (
-            (
-                CALTECH_101.package(
-                    source="https://data.caltech.edu/records/mzrjq-6wc02",
-                    get="unpack caltech-101.zip (137 MB, md5 3138e1922a9193bfa496528edbbc45d0) into the root, and "
-                    "101_ObjectCategories.tar.gz in it where it lies",
-                ),
-            ),
-        )
-    )
+@requires_files(
+    (
+        CALTECH_101.package(
+            source="https://data.caltech.edu/records/mzrjq-6wc02",
+            get="unpack caltech-101.zip (137 MB, md5 3138e1922a9193bfa496528edbbc45d0) into the root, and "
+            "101_ObjectCategories.tar.gz in it where it lies",
+        ),
+    ),
 )
 @checked
 def caltech_101(
@@ -128,17 +124,13 @@ def caltech_101(
     return CALTECH_101.read(reading, classes, clutter)
 
 
-@laid_out(
-    Layout(
-        (
-            (
-                CALTECH_256.package(
-                    source="https://data.caltech.edu/records/nyy15-4j048",
-                    get="unpack 256_ObjectCategories.tar (1.2 GB, md5 67b4f42ca05d46448c6bb8ecd2220f6d) into the root",
-                ),
-            ),
-        )
-    )
+@requires_files(
+    (
+        CALTECH_256.package(
+            source="https://data.caltech.edu/records/nyy15-4j048",
+            get="unpack 256_ObjectCategories.tar (1.2 GB, md5 67b4f42ca05d46448c6bb8ecd2220f6d) into the root",
+        ),
+    ),
 )
 @checked
 def caltech_256(

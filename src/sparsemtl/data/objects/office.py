@@ -9,12 +9,12 @@ from typing import Literal
 
 from sparsemtl.data.base import TaskData
 from sparsemtl.data.folders import absent, counted
-from sparsemtl.data.layout import Expected, Layout, Package, laid_out
 from sparsemtl.data.objects.assemble import Reading, several_tasks
 from sparsemtl.data.objects.leaks import Deduplicate
 from sparsemtl.data.objects.listing import Listing, chosen, class_folders, listing
 from sparsemtl.data.options import ProperFraction, checked
 from sparsemtl.data.pictures import Size
+from sparsemtl.data.requirements import Expected, Package, requires_files
 from sparsemtl.errors import DataError, ParameterError, unknown_name
 from sparsemtl.registry.parameters import Natural, NonNegative
 
@@ -177,18 +177,14 @@ OFFICE_HOME = Office(
 )
 
 
-@laid_out(
-    Layout(
-        (
-            (
-                OFFICE_31.package(
-                    source="https://faculty.cc.gatech.edu/~judy/domainadapt/",
-                    licence="we have found none; photographs of the authors' and of amazon.com",
-                    get="unpack domain_adaptation_images.tar.gz into office31 under the root",
-                ),
-            ),
-        )
-    )
+@requires_files(
+    (
+        OFFICE_31.package(
+            source="https://faculty.cc.gatech.edu/~judy/domainadapt/",
+            licence="we have found none; photographs of the authors' and of amazon.com",
+            get="unpack domain_adaptation_images.tar.gz into office31 under the root",
+        ),
+    ),
 )
 @checked
 def office_31(
@@ -228,20 +224,16 @@ def office_31(
     return OFFICE_31.read(reading, domains, classes)
 
 
-@laid_out(
-    Layout(
-        (
-            (
-                OFFICE_CALTECH.package(
-                    source="https://github.com/pykale/data/tree/main/image_data/office",
-                    licence="we have found none for Office-31's images; Caltech-256's are under CC BY 4.0",
-                    get="unpack amazon.zip, caltech.zip, dslr.zip and webcam.zip into office_caltech_10 under the root",
-                ),
-            ),
+@requires_files(
+    (
+        OFFICE_CALTECH.package(
+            source="https://github.com/pykale/data/tree/main/image_data/office",
+            licence="we have found none for Office-31's images; Caltech-256's are under CC BY 4.0",
+            get="unpack amazon.zip, caltech.zip, dslr.zip and webcam.zip into office_caltech_10 under the root",
         ),
-        "the images are those of Office-31 and of Caltech-256. The archives named here, which others have made, hold "
-        "all 31 classes of Office-31; only the 10 are read.",
-    )
+    ),
+    remark="the images are those of Office-31 and of Caltech-256. The archives named here, which others have made, hold "
+    "all 31 classes of Office-31; only the 10 are read.",
 )
 @checked
 def office_caltech(
@@ -282,18 +274,14 @@ def office_caltech(
     return OFFICE_CALTECH.read(reading, domains, classes)
 
 
-@laid_out(
-    Layout(
-        (
-            (
-                OFFICE_HOME.package(
-                    source="https://www.hemanthdv.org/officeHomeDataset.html",
-                    licence="non-commercial research and education only, by the page's Fair Use Notice",
-                    get="unpack OfficeHomeDataset_10072016.zip into the root",
-                ),
-            ),
-        )
-    )
+@requires_files(
+    (
+        OFFICE_HOME.package(
+            source="https://www.hemanthdv.org/officeHomeDataset.html",
+            licence="non-commercial research and education only, by the page's Fair Use Notice",
+            get="unpack OfficeHomeDataset_10072016.zip into the root",
+        ),
+    ),
 )
 @checked
 def office_home(

@@ -9,12 +9,12 @@ from pathlib import Path
 from sparsemtl.data.attributes import text_lines
 from sparsemtl.data.base import TaskData
 from sparsemtl.data.folders import absent, counted, listed
-from sparsemtl.data.layout import Expected, Layout, Package, laid_out
 from sparsemtl.data.objects.assemble import Reading, one_task
 from sparsemtl.data.objects.leaks import Deduplicate
 from sparsemtl.data.objects.listing import TEST, TRAIN, chosen, images_of, listing_of_parts
 from sparsemtl.data.options import ProperFraction, checked
 from sparsemtl.data.pictures import Size
+from sparsemtl.data.requirements import Expected, Package, requires_files
 from sparsemtl.errors import DataError
 from sparsemtl.registry.parameters import Natural, NonNegative
 
@@ -37,7 +37,7 @@ FILES = Package(
 )
 
 
-@laid_out(Layout(((FILES,),)))
+@requires_files((FILES,))
 @checked
 def tiny_imagenet(
     *,

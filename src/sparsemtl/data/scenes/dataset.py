@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparsemtl.data.base import Split, TaskData
-from sparsemtl.data.layout import Layout, laid_out
 from sparsemtl.data.options import checked
+from sparsemtl.data.requirements import requires_files
 from sparsemtl.data.scenes.cache import Part, rendered
 from sparsemtl.data.scenes.rendering import SCENES
 from sparsemtl.data.scenes.rooms import CLASSES
@@ -15,7 +15,7 @@ from sparsemtl.registry.parameters import Count, Natural
 from sparsemtl.tasks import Classification, Depth, Normals, Segmentation
 
 
-@laid_out(Layout(remark="the project renders the images itself and keeps them in scenes/ under the root."))
+@requires_files(remark="the project renders the images itself and keeps them in scenes/ under the root.")
 @checked
 def rendered_scenes(
     *,

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sparsemtl.data.base import TaskData
-from sparsemtl.data.layout import Layout, laid_out
 from sparsemtl.data.lazy import GIGABYTE
 from sparsemtl.data.options import ProperFraction, checked, resolve_root
+from sparsemtl.data.requirements import requires_files
 from sparsemtl.data.tables.columns import Columns, Wanted, check_named, find_columns
 from sparsemtl.data.tables.encoding import Missing
 from sparsemtl.data.tables.files import Rows, find_files, open_table
@@ -31,11 +31,9 @@ SHOWN = 30
 """Columns that are named in a note."""
 
 
-@laid_out(
-    Layout(
-        remark="a CSV, Parquet or Excel file of your own. `sparsemtl run` reads it by a configuration such as "
-        "examples/table.yaml; pandas, pyarrow for Parquet and openpyxl for Excel come with the extra `tables`."
-    )
+@requires_files(
+    remark="a CSV, Parquet or Excel file of your own. `sparsemtl run` reads it by a configuration such as "
+    "examples/table.yaml; pandas, pyarrow for Parquet and openpyxl for Excel come with the extra `tables`."
 )
 @checked
 def table(
