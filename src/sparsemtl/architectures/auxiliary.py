@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from sparsemtl.architectures.streams import largest_parts
 from sparsemtl.backbones.stages import stages_of
 from sparsemtl.errors import LabelError, ParameterError, unknown_name
 from sparsemtl.heads.linear import LinearHead
+from sparsemtl.networks.declarations import Figure
 from sparsemtl.networks.frozen import Frozen
 from sparsemtl.networks.model import MultiTaskModel, heads_for
 from sparsemtl.registry.parameters import Count, NonNegative, validated
@@ -75,6 +76,15 @@ class Auxiliary(MultiTaskModel):
         >>> bool(torch.allclose(model(x)["pets"], answers[:, [1, 0]])), model.penalty("pets", y).item()
         (True, 0.0)
     """
+
+    figures: ClassVar[tuple[Figure, ...]] = (
+        Figure(
+            "discrepancy",
+            "Discrepancy from the auxiliary network",
+            "per task, class by class over the aligned layers; mean over the epoch's batches, before its factor",
+            higher_is_better=False,
+        ),
+    )
 
     @validated
     def __init__(
@@ -177,7 +187,7 @@ class Auxiliary(MultiTaskModel):
             self._mean(task).clear()
 
     def metrics(self) -> Iterator[tuple[str, str, float]]:
-        """Every task's mean discrepancy of the epoch, if it is aligned."""
+        """Yield every task's mean discrepancy of the epoch, if it is aligned."""
         for task in self.tasks:
             if (mean := self._mean(task)).count:
                 yield task, "discrepancy", float(mean.total / mean.count)

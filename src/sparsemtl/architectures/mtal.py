@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from sparsemtl.architectures.experts import Maker, copies
 from sparsemtl.architectures.single_task import SingleTask
 from sparsemtl.errors import ParameterError
+from sparsemtl.networks.declarations import SummaryTable
 from sparsemtl.networks.model import MultiTaskModel, check_owned, heads_for
 from sparsemtl.networks.swap import swap_tensors
 from sparsemtl.registry.parameters import Fraction, Natural, validated
@@ -119,6 +120,13 @@ class MTAL(MultiTaskModel):
     def summary(self) -> dict[str, Any]:
         """The fraction of kernels tied, layer by layer."""
         return {"tied": self.tied}
+
+    def tables(self) -> tuple[SummaryTable, ...]:
+        """Return the fraction of tied kernels per layer."""
+        fraction = "tied kernels"
+        caption = "Fraction of the tasks' kernels that are replaced by a mean over similar kernels of several tasks."
+        rows = tuple(self.tied.items())
+        return (SummaryTable("Similar kernels", ("layer", fraction), rows, caption, fractions=(fraction,)),)
 
     def forward(self, x: Any, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Run the named tasks' networks with the kernels mixed.

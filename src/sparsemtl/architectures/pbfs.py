@@ -13,6 +13,7 @@ from sparsemtl.architectures.gated import GatedExperts
 from sparsemtl.architectures.gates import PoolMerge
 from sparsemtl.architectures.pools import Pools, build_pools, given_pools, label_correlations
 from sparsemtl.errors import ParameterError
+from sparsemtl.networks.declarations import SummaryTable
 from sparsemtl.registry.parameters import Count, Natural, Positive, validated
 from sparsemtl.tasks import Task
 
@@ -96,6 +97,25 @@ class PBFS(GatedExperts):
             },
             "correlations": None if self.correlations is None else self.correlations.tolist(),
         }
+
+    def tables(self) -> tuple[SummaryTable, ...]:
+        """Return the pools, and the correlations that they were made from."""
+        caption = (
+            "Pairs of tasks whose labels correlate alike share a pool of experts. Similarity is the mean over pairs."
+        )
+        found = zip(self.pools.members.items(), self.pools.factors, strict=True)
+        rows = tuple((name, factor if isfinite(factor) else None, ", ".join(tasks)) for (name, tasks), factor in found)
+        pools = SummaryTable("Pools of related tasks", ("pool", "similarity", "tasks"), rows, caption)
+        if self.correlations is None:
+            return (pools,)
+        names = tuple(self.tasks)
+        correlations = tuple((task, *row) for task, row in zip(names, self.correlations.tolist(), strict=True))
+        return (
+            pools,
+            SummaryTable(
+                "Correlation of the labels", ("task", *names), correlations, "On training data.", shaded=names
+            ),
+        )
 
 
 def _pools(

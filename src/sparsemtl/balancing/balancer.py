@@ -7,15 +7,16 @@ sees the model.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sparsemtl.balancing.nash import remake_problem
+from sparsemtl.networks.declarations import Figure, SummaryTable
 from sparsemtl.tasks.nests import to_device
 
 
@@ -28,6 +29,11 @@ class Balancer(abc.ABC):
     combines_gradients: bool = False
     #: Wants the losses of the same batch once more after the step.
     needs_post_step_losses: bool = False
+
+    figures: ClassVar[tuple[Figure, ...]] = (
+        Figure("weight", "Loss weights", "factor of each task's loss in the last step of the epoch"),
+    )
+    """Declarations of the names that are logged: `weight` for every balancer, and those that `metrics` yields."""
 
     def attach(self, tasks: int, device: torch.device) -> None:
         """Get ready for this many tasks."""
@@ -66,6 +72,14 @@ class Balancer(abc.ABC):
 
     def end_epoch(self) -> None:
         """Close the books of an epoch."""
+
+    def metrics(self) -> Iterator[tuple[int | None, str, float]]:
+        """Yield what is logged after an epoch: (row of the task, or None for all tasks together; name; value)."""
+        return iter(())
+
+    def tables(self) -> tuple[SummaryTable, ...]:
+        """Return tables of the balancer at the end of training, for the report."""
+        return ()
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """What the run's optimizer shall train along, without weight decay; `weights` leaves gradients on it."""

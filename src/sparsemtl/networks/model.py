@@ -5,12 +5,13 @@ from __future__ import annotations
 import abc
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from sparsemtl.errors import ParameterError, unknown_name
+from sparsemtl.networks.declarations import Figure, SummaryTable
 from sparsemtl.networks.roles import left_out, refuse_computed, weight_ids
 from sparsemtl.tasks import Task
 from sparsemtl.tasks.forward_errors import PLAIN, explain
@@ -25,6 +26,9 @@ class MultiTaskModel(nn.Module, abc.ABC):
     may put masks, and in `unmasked_modules` where they may not although tasks share it. Whether the tasks are
     independent of each other and what is a task's own follow from them.
     """
+
+    figures: ClassVar[tuple[Figure, ...]] = ()
+    """Declarations of the names that `metrics` yields."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         super().__init__()
@@ -110,6 +114,10 @@ class MultiTaskModel(nn.Module, abc.ABC):
     def summary(self) -> dict[str, Any]:
         """What a run's summary says of the architecture, beside its name."""
         return {}
+
+    def tables(self) -> tuple[SummaryTable, ...]:
+        """Return tables of the architecture at the end of training, for the report."""
+        return ()
 
     @property
     def lr_factors(self) -> dict[str, float]:
