@@ -17,7 +17,7 @@ from sparsemtl.data import TensorLoader
 from sparsemtl.errors import LabelError, ParameterError
 from sparsemtl.networks.frozen import Frozen
 from sparsemtl.storage.files import read_tensors, read_tree
-from sparsemtl.training.loggers import read_rows
+from sparsemtl.storage.metrics import read_metrics
 
 WEIGHTS = ("own", "shared", "frozen")
 NAMES = ("pets", "wheels")
@@ -437,10 +437,10 @@ def test_the_loss_that_is_told_is_the_tasks_own(tmp_path: Path) -> None:
     expected = {name: task.loss(outputs[name], labels()[name]).item() for name, task in network.tasks.items()}
     discrepancies = {name: slow(network, name) for name in NAMES}
     one_step(network, tmp_path)
-    rows = read_rows(tmp_path / "metrics.csv")
-    told = {row.task: row.value for row in rows if (row.split, row.metric) == ("train", "loss") and row.task}
+    rows = read_metrics(tmp_path / "metrics.csv")
+    told = {row.task: row.value for row in rows if (row.split, row.name) == ("train", "loss") and row.task}
     assert told == pytest.approx(expected, rel=1e-5)
-    shown = {row.task: row.value for row in rows if row.metric == "discrepancy"}
+    shown = {row.task: row.value for row in rows if row.name == "discrepancy"}
     assert shown == pytest.approx(discrepancies, rel=1e-4)
 
 
@@ -551,9 +551,9 @@ def test_a_resumed_run_ends_like_the_uninterrupted_one(
     whole, cut = (read_tree(tmp_path / name / "checkpoints" / "last.safetensors") for name in ("whole", "cut"))
     assert_same(whole["model"], cut["model"])
     assert_same(whole["parts"], cut["parts"])
-    figures = [[r for r in read_rows(tmp_path / n / "metrics.csv") if r.metric != "seconds"] for n in ("whole", "cut")]
+    figures = [[r for r in read_metrics(tmp_path / n / "metrics.csv") if r.name != "seconds"] for n in ("whole", "cut")]
     assert figures[0] == figures[1]
-    assert any(row.metric == "discrepancy" and row.value > 0 for row in figures[0])
+    assert any(row.name == "discrepancy" and row.value > 0 for row in figures[0])
 
 
 def assert_same(left: Any, right: Any) -> None:

@@ -11,8 +11,9 @@ from reading import Page
 from synthetic import make_run
 
 from sparsemtl.report import write_report
-from sparsemtl.report.folders import METRIC_COLUMNS, RunFolder
 from sparsemtl.report.measures import ALIGNMENT, MASKS, OTHERS, WEIGHTS, Section, measured
+from sparsemtl.storage.metrics import METRIC_COLUMNS
+from sparsemtl.storage.run_folder import RunFolder
 
 COLOURS = {"digit": 0, "ink": 1}
 Logged = tuple[str, str, str]
@@ -30,7 +31,7 @@ def run_of(tmp_path: Path, logged: Iterable[Logged], values: Iterable[float] = (
 
 
 def sections(folder: Path) -> list[Section]:
-    return list(measured(RunFolder.read(folder), COLOURS))
+    return list(measured(RunFolder(folder).read(), COLOURS))
 
 
 @pytest.mark.parametrize(

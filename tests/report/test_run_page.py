@@ -258,7 +258,7 @@ def damage_a_task(folder):
     ("damage", "message"),
     [
         (damage_a_task, r"summary\.json, or a file beside it, is not as sparsemtl wrote it"),
-        (damage_metrics, r"metrics\.csv: the column 'split' is missing"),
+        (damage_metrics, r"metrics\.csv: expected the columns epoch, step, split, .* found epoch, step\."),
         (damage_masks, r"masks\.safetensors is not a mask file"),
         (damage_samples, r"samples\.safetensors is not a whole safetensors file"),
         (damage_summary, r"summary\.json .*'tasks' is missing"),

@@ -10,9 +10,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsemtl.runs.config import pretraining_config, check, differences, merge, origins_of, override, together
 from sparsemtl.errors import ConfigError
 from sparsemtl.registry.parameters import parameters_of
+from sparsemtl.runs.config import check, differences, merge, origins_of, override, pretraining_config, together
 from sparsemtl.runs.schema import SECTIONS, run_keys, training_keys
 from sparsemtl.storage.yaml_text import read_yaml
 

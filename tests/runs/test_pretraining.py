@@ -14,24 +14,24 @@ from test_run import Killed, rows_without_times
 from torch import Tensor
 
 import sparsemtl as sm
-from sparsemtl.runs import run as runs
 from sparsemtl.architectures import ARCHITECTURES
 from sparsemtl.architectures.auxiliary import Auxiliary
 from sparsemtl.backbones import ENCODERS
 from sparsemtl.cli.main import _stopping
-from sparsemtl.runs.config import pretraining_config, check, merge
 from sparsemtl.data import Split
 from sparsemtl.errors import CheckpointError, ConfigError, NonFiniteLossError, ParameterError, SparseMTLError
-from sparsemtl.storage.files import read_json, read_tensors, read_tree, write_tensors
 from sparsemtl.networks.frozen import Frozen
-from sparsemtl.storage.locks import locked
-from sparsemtl.runs.spec import RunSpec
+from sparsemtl.runs import run as runs
+from sparsemtl.runs.config import check, merge, pretraining_config
 from sparsemtl.runs.pretraining import Pretrained, Untrained
 from sparsemtl.runs.run import load_data, make_trainer, pretrain, resume, run
-from sparsemtl.tasks import Classification
-from sparsemtl.training import Trainer
+from sparsemtl.runs.spec import RunSpec
+from sparsemtl.storage.files import read_json, read_tensors, read_tree, write_tensors
+from sparsemtl.storage.locks import locked
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.yaml_text import read_yaml
+from sparsemtl.tasks import Classification
+from sparsemtl.training import Trainer
 
 SUBSETS = {
     "name": "label-subsets",

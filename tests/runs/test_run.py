@@ -13,14 +13,14 @@ import torch
 
 from sparsemtl.architectures import build_pools, label_correlations
 from sparsemtl.backbones import MLP
-from sparsemtl.runs.config import check, merge
 from sparsemtl.data import TaskData
 from sparsemtl.errors import CheckpointError, ConfigError, MissingExtraError, ParameterError
-from sparsemtl.storage.files import read_tensors, read_tree
 from sparsemtl.networks.masks import TaskMasks
+from sparsemtl.runs.config import check, merge
 from sparsemtl.runs.run import load_data, make_trainer, resume, run
-from sparsemtl.training import Trainer
+from sparsemtl.storage.files import read_tensors, read_tree
 from sparsemtl.storage.yaml_text import read_yaml
+from sparsemtl.training import Trainer
 
 SPLITS = ("train", "validation", "test")
 

@@ -9,10 +9,18 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from sparsemtl.runs.config import check
 from sparsemtl.errors import ConfigError
 from sparsemtl.registry.parameters import fits, parameters_of
-from sparsemtl.runs.schema import SECTIONS, TRAINER_KEYS, json_schema, member_keys, run_keys, schema_model, training_keys
+from sparsemtl.runs.config import check
+from sparsemtl.runs.schema import (
+    SECTIONS,
+    TRAINER_KEYS,
+    json_schema,
+    member_keys,
+    run_keys,
+    schema_model,
+    training_keys,
+)
 
 VALUES = [None, True, 0, 1, -1, 0.0, 0.5, 1.0, 1.5, -0.5, "1", "shared", [], {}]
 MEMBERS = [(section, name) for section, (registry, _) in SECTIONS.items() for name in registry]

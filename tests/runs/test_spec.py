@@ -10,11 +10,11 @@ import pytest
 import torch
 from test_pretraining import BASE, based
 
+from sparsemtl.data import DATASETS
 from sparsemtl.runs import spec as plans
 from sparsemtl.runs.config import check, merge
-from sparsemtl.data import DATASETS
-from sparsemtl.runs.spec import RunSpec
 from sparsemtl.runs.run import run
+from sparsemtl.runs.spec import RunSpec
 
 NESTED = {"pretraining": {"tasks": ["task1"], "pretraining": {"optimizer": {"lr": 0.1}}}}
 OTHER = {"samples_per_class": 5}
@@ -55,7 +55,9 @@ def test_a_data_set_is_built_once_for_a_run_and_the_runs_before_it(
 def test_the_run_before_is_looked_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_reports: None) -> None:
     asked: list[Mapping[str, Any]] = []
     pretraining_config = plans.pretraining_config
-    monkeypatch.setattr(plans, "pretraining_config", lambda config: (asked.append(config), pretraining_config(config))[1])
+    monkeypatch.setattr(
+        plans, "pretraining_config", lambda config: (asked.append(config), pretraining_config(config))[1]
+    )
     config = based(training={"epochs": 1})
     run(config, tmp_path / "run", progress=False)
     assert asked == [config, pretraining_config(config)]

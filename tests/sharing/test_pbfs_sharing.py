@@ -17,7 +17,7 @@ from sparsemtl.errors import NonFiniteScoreError, ParameterError
 from sparsemtl.networks.model import maskable_parameters
 from sparsemtl.sharing import PBFSSharing
 from sparsemtl.sharing.schedule import Ramp, cubic
-from sparsemtl.training.loggers import read_rows
+from sparsemtl.storage.metrics import read_metrics
 
 
 def attached(**options: Any) -> PBFSSharing:
@@ -156,9 +156,9 @@ def test_every_task_ends_with_the_epoch_that_is_best_for_it(tmp_path: Path, in_f
     fitted = trainer(tmp_path)
     train, validation = splits()
     fitted.fit(train, validation)
-    rows = [row for row in read_rows(tmp_path / "metrics.csv") if row.split == "validation" and row.step > 6]
+    rows = [row for row in read_metrics(tmp_path / "metrics.csv") if row.split == "validation" and row.step > 6]
     for task, metric, best in (("a", "accuracy", max), ("b", "r2", max)):
-        logged = [row.value for row in rows if (row.task, row.metric) == (task, metric)]
+        logged = [row.value for row in rows if (row.task, row.name) == (task, metric)]
         assert fitted.validation[task][metric] == best(logged)
     assert fitted.selection.best_epoch("a") is not None
     if in_folder:

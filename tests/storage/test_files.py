@@ -465,7 +465,8 @@ LIMITED = """
 import resource, sys, torch
 from sparsemtl.storage import files
 from sparsemtl.errors import StorageError
-from sparsemtl.training.loggers import CSVLogger, Row
+from sparsemtl.storage.metrics import MetricRow
+from sparsemtl.training.loggers import CSVLogger
 from pathlib import Path
 
 folder = Path(sys.argv[1])
@@ -475,7 +476,7 @@ for write in (
     lambda: files.write_tree(folder / "tree", torch.ones(3000)),
     lambda: files.write_text(folder / "text", "x" * 3000),
     lambda: files.write_json(folder / "json", "x" * 3000),
-    lambda: logger.log([Row(1, 1, "train", "a", "loss", 1.0)] * 100),
+    lambda: logger.log([MetricRow(1, 1, "train", "a", "loss", 1.0)] * 100),
 ):
     try:
         write()

@@ -20,12 +20,14 @@ import pytest
 import sparsemtl.report
 from sparsemtl.errors import ConfigError
 from sparsemtl.storage.run_folder import RunFolder
+from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.storage.yaml_text import dump_yaml, read_yaml
 from sparsemtl.study import runner
 from sparsemtl.study.costs import cost_rows
 from sparsemtl.study.grid import Study, read_study
+from sparsemtl.study.record import study_results
 from sparsemtl.study.results import Results
-from sparsemtl.study.runner import Job, results_of, run_study
+from sparsemtl.study.runner import Job, run_study
 from sparsemtl.training import Trainer
 from sparsemtl.training.machine import use_threads
 
@@ -118,8 +120,8 @@ def test_the_study_and_its_report_are_left_in_the_folder(study_file: Path, finis
     assert "random, keep 0.6" in (finished_study / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_results_know_their_order_baseline_and_primary_metrics(study_file: Path, finished_study: Path) -> None:
-    results = results_of(read_study(study_file), finished_study)
+def test_the_results_know_their_order_baseline_and_primary_metrics(finished_study: Path) -> None:
+    results = study_results(StudyFolder(finished_study))
     assert isinstance(results, Results)
     assert list(results.settings.index) == ["stl", "random, keep 0.3", "random, keep 0.6"]
     assert results.baseline == "stl"

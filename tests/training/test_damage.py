@@ -26,7 +26,8 @@ from sparsemtl.data.pictures import read_array
 from sparsemtl.data.tables.reading import check_names
 from sparsemtl.errors import CheckpointError, DataError, RecordWarning, SparseMTLError
 from sparsemtl.storage.files import read_tree, write_tree
-from sparsemtl.training.loggers import CSVLogger, read_rows
+from sparsemtl.storage.metrics import read_metrics
+from sparsemtl.training.loggers import CSVLogger
 
 WRONG = ["x", -1, 1.5, True, None, [], {}, [1, "a"], {"a": 1}, torch.ones(2), torch.tensor([float("nan")])]
 """What stands in a field of a crafted file in place of what belongs there."""
@@ -113,7 +114,7 @@ def test_a_damaged_table_of_figures_is_kept_aside_and_the_run_goes_on(tmp_path: 
     path.write_bytes(content)
     with pytest.warns(RecordWarning, match="is damaged: 1 of its lines cannot be read, the other 2 are kept"):
         CSVLogger(path, resume_at=2)
-    assert [row.task for row in read_rows(path)] == ["a", "b"]
+    assert [row.task for row in read_metrics(path)] == ["a", "b"]
     assert (tmp_path / "metrics.csv.damaged").read_bytes() == content
 
 

@@ -18,7 +18,7 @@ from killed_runs import MOMENTS
 from test_resume import assert_same_end
 
 from sparsemtl.storage.files import read_tensors, read_tree
-from sparsemtl.training.loggers import read_rows
+from sparsemtl.storage.metrics import read_metrics
 
 fcntl = pytest.importorskip("fcntl", reason="processes are copied and signalled as POSIX has it")
 
@@ -131,7 +131,7 @@ def test_a_run_of_the_command_line_killed_from_outside_goes_on(tmp_path: Path) -
     )
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     subprocess.run([*command, "run", str(config), "--out", str(whole), "-q"], check=True, env=ENVIRONMENT)
-    total = read_rows(whole / "metrics.csv")[-1].step
+    total = read_metrics(whole / "metrics.csv")[-1].step
     kill_after(cut, total // 2, *command, "run", str(config), "--out", str(cut), "-q")
     subprocess.run([*command, "resume", str(cut), "-q"], check=True, env=ENVIRONMENT)
     assert_same_end(whole, cut)

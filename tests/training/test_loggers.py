@@ -10,14 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsemtl.errors import MissingExtraError
-from sparsemtl.training.loggers import COLUMNS, CSVLogger, Row, TensorBoardLogger, read_rows
+from sparsemtl.storage.metrics import METRIC_COLUMNS, MetricRow, read_metrics
+from sparsemtl.training.loggers import CSVLogger, TensorBoardLogger
 
 
-def rows(step: int, count: int = 3, split: str = "train") -> list[Row]:
-    return [Row(step // 10 + 1, step, split, "a", f"m{i}", step + i / 7) for i in range(count)]
+def rows(step: int, count: int = 3, split: str = "train") -> list[MetricRow]:
+    return [MetricRow(step // 10 + 1, step, split, "a", f"m{i}", step + i / 7) for i in range(count)]
 
 
-def logged(path: Path, steps: range) -> list[Row]:
+def logged(path: Path, steps: range) -> list[MetricRow]:
     """A file with rows of these steps."""
     logger = CSVLogger(path)
     for step in steps:
@@ -29,66 +30,68 @@ def test_the_file_has_a_header_and_a_line_a_figure(tmp_path: Path) -> None:
     logged(tmp_path / "metrics.csv", range(1, 3))
     with (tmp_path / "metrics.csv").open(newline="") as file:
         lines = list(csv.reader(file))
-    assert tuple(lines[0]) == COLUMNS
+    assert tuple(lines[0]) == METRIC_COLUMNS
     assert lines[1] == ["1", "1", "train", "a", "m0", "1.0"]
     assert len(lines) == 1 + 6
 
 
 text = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\x00"), max_size=8)
 figures = st.builds(
-    Row, st.integers(0, 9), st.integers(0, 99), text, text, text, st.floats(allow_nan=False) | st.integers(-9, 9)
+    MetricRow, st.integers(0, 9), st.integers(0, 99), text, text, text, st.floats(allow_nan=False) | st.integers(-9, 9)
 )
 
 
 @settings(deadline=None)
 @given(st.lists(figures, max_size=6))
-def test_what_is_logged_is_read_back_exactly(tmp_path_factory: pytest.TempPathFactory, expected: list[Row]) -> None:
+def test_what_is_logged_is_read_back_exactly(
+    tmp_path_factory: pytest.TempPathFactory, expected: list[MetricRow]
+) -> None:
     path = tmp_path_factory.mktemp("rows") / "metrics.csv"
     CSVLogger(path).log(expected)
-    assert read_rows(path) == expected
+    assert read_metrics(path) == expected
 
 
 def test_a_metrics_name_may_hold_a_comma_and_quotes(tmp_path: Path) -> None:
-    row = Row(1, 1, "validation", "a", 'top-1, "macro"', 0.5)
+    row = MetricRow(1, 1, "validation", "a", 'top-1, "macro"', 0.5)
     CSVLogger(tmp_path / "metrics.csv").log([row])
     CSVLogger(tmp_path / "metrics.csv", resume_at=1).log([row])
-    assert read_rows(tmp_path / "metrics.csv") == [row, row]
+    assert read_metrics(tmp_path / "metrics.csv") == [row, row]
 
 
 def test_undefined_figures_are_read_back(tmp_path: Path) -> None:
-    CSVLogger(tmp_path / "metrics.csv").log([Row(1, 1, "test", "a", "r2", math.nan)])
-    assert math.isnan(read_rows(tmp_path / "metrics.csv")[0].value)
+    CSVLogger(tmp_path / "metrics.csv").log([MetricRow(1, 1, "test", "a", "r2", math.nan)])
+    assert math.isnan(read_metrics(tmp_path / "metrics.csv")[0].value)
 
 
 def test_a_new_run_begins_a_new_file(tmp_path: Path) -> None:
     logged(tmp_path / "metrics.csv", range(5))
     CSVLogger(tmp_path / "metrics.csv")
-    assert read_rows(tmp_path / "metrics.csv") == []
+    assert read_metrics(tmp_path / "metrics.csv") == []
 
 
 @pytest.mark.parametrize("resume_at", [0, 1, 4, 9])
 def test_resuming_drops_what_came_later(tmp_path: Path, resume_at: int) -> None:
     before = logged(tmp_path / "metrics.csv", range(1, 6))
     CSVLogger(tmp_path / "metrics.csv", resume_at=resume_at)
-    assert read_rows(tmp_path / "metrics.csv") == [row for row in before if row.step <= resume_at]
+    assert read_metrics(tmp_path / "metrics.csv") == [row for row in before if row.step <= resume_at]
 
 
 def test_resuming_drops_figures_of_a_test_which_comes_last(tmp_path: Path) -> None:
     before = logged(tmp_path / "metrics.csv", range(1, 3))
     CSVLogger(tmp_path / "metrics.csv", resume_at=2).log(rows(2, split="test"))
     CSVLogger(tmp_path / "metrics.csv", resume_at=2)
-    assert read_rows(tmp_path / "metrics.csv") == before
+    assert read_metrics(tmp_path / "metrics.csv") == before
 
 
 def test_a_resumed_file_goes_on(tmp_path: Path) -> None:
     before = logged(tmp_path / "metrics.csv", range(1, 4))
     CSVLogger(tmp_path / "metrics.csv", resume_at=2).log(rows(3))
-    assert read_rows(tmp_path / "metrics.csv") == before
+    assert read_metrics(tmp_path / "metrics.csv") == before
 
 
 def test_resuming_without_a_file_begins_one(tmp_path: Path) -> None:
     CSVLogger(tmp_path / "new" / "metrics.csv", resume_at=3).log(rows(4))
-    assert read_rows(tmp_path / "new" / "metrics.csv") == rows(4)
+    assert read_metrics(tmp_path / "new" / "metrics.csv") == rows(4)
 
 
 @pytest.mark.parametrize("cut", range(1, 30))
@@ -96,12 +99,12 @@ def test_a_last_line_that_a_kill_cut_short_is_left_out(tmp_path: Path, cut: int)
     path = tmp_path / "metrics.csv"
     before = logged(path, range(1, 3))
     whole = path.read_bytes()
-    CSVLogger(path, resume_at=2).log([Row(1, 2, "train", "a", "loss", 0.123456789)])
+    CSVLogger(path, resume_at=2).log([MetricRow(1, 2, "train", "a", "loss", 0.123456789)])
     line = path.read_bytes()[len(whole) :]
     path.write_bytes(whole + line[: min(cut, len(line) - 1)])
-    assert read_rows(path) == before
+    assert read_metrics(path) == before
     CSVLogger(path, resume_at=2).log(rows(3))
-    assert read_rows(path) == [*before, *rows(3)]
+    assert read_metrics(path) == [*before, *rows(3)]
 
 
 def test_a_half_written_file_is_never_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +117,7 @@ def test_a_half_written_file_is_never_seen(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("os.replace", die)
     with pytest.raises(KeyboardInterrupt):
         CSVLogger(path, resume_at=2)
-    assert read_rows(path) == before
+    assert read_metrics(path) == before
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
 
 
@@ -130,7 +133,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def test_tensorboard_shows_a_curve_a_figure(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path)
     for step in (1, 2):
-        logger.log([Row(1, step, "train", "a", "loss", step / 2), Row(1, step, "run", "", "lr", 0.25)])
+        logger.log([MetricRow(1, step, "train", "a", "loss", step / 2), MetricRow(1, step, "run", "", "lr", 0.25)])
     logger.close()
     assert scalars(tmp_path) == {"a/train/loss": [(1, 0.5), (2, 1.0)], "run/lr": [(1, 0.25), (2, 0.25)]}
 
@@ -138,11 +141,11 @@ def test_tensorboard_shows_a_curve_a_figure(tmp_path: Path) -> None:
 def test_tensorboard_forgets_what_a_resumed_run_writes_again(tmp_path: Path) -> None:
     first = TensorBoardLogger(tmp_path)
     for step in range(1, 6):
-        first.log([Row(1, step, "train", "a", "loss", float(step))])
+        first.log([MetricRow(1, step, "train", "a", "loss", float(step))])
     first.close()
     second = TensorBoardLogger(tmp_path, resume_at=3)
     for step in (4, 5, 6):
-        second.log([Row(1, step, "train", "a", "loss", -float(step))])
+        second.log([MetricRow(1, step, "train", "a", "loss", -float(step))])
     second.close()
     assert scalars(tmp_path) == {"a/train/loss": [(1, 1), (2, 2), (3, 3), (4, -4), (5, -5), (6, -6)]}
 

@@ -11,7 +11,7 @@ from torch import nn
 import sparsemtl as sm
 from sparsemtl.data import TensorLoader
 from sparsemtl.storage.files import read_tensors, read_tree
-from sparsemtl.training.loggers import read_rows
+from sparsemtl.storage.metrics import read_metrics
 
 METHODS = {
     "dense": lambda: sm.DenseSharing(),
@@ -106,7 +106,7 @@ def assert_same_end(whole: Path, cut: Path) -> None:
     last, resumed = (read_tree(folder / "checkpoints" / "last.safetensors") for folder in (whole, cut))
     assert_same_tree(last["model"], resumed["model"])
     assert_same_tree(last["parts"], resumed["parts"])
-    rows = [[row for row in read_rows(f / "metrics.csv") if row.metric != "seconds"] for f in (whole, cut)]
+    rows = [[row for row in read_metrics(f / "metrics.csv") if row.name != "seconds"] for f in (whole, cut)]
     assert rows[0] == rows[1]
     if (whole / "masks.safetensors").exists():
         assert sm.TaskMasks.load(whole / "masks.safetensors") == sm.TaskMasks.load(cut / "masks.safetensors")

@@ -20,8 +20,8 @@ import sparsemtl as sm
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import CheckpointError, LabelError, LabelWarning, NonFiniteLossError, ParameterError
 from sparsemtl.storage.files import read_tensors, read_tree
+from sparsemtl.storage.metrics import read_metrics
 from sparsemtl.training.evaluation import Results
-from sparsemtl.training.loggers import read_rows
 from sparsemtl.training.mixing import Mix
 from sparsemtl.training.trainer import Precision
 
@@ -430,7 +430,7 @@ def test_an_architecture_s_own_learning_rates_are_followed_by_the_schedule() -> 
 def test_a_schedule_steps_once_an_epoch(tmp_path: Path) -> None:
     halving = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
     quiet(optimizer=partial(SGD, lr=0.1), scheduler=halving, epochs=3, folder=tmp_path).fit(loader(), held_out())
-    rates = [row.value for row in read_rows(tmp_path / "metrics.csv") if row.metric == "lr"]
+    rates = [row.value for row in read_metrics(tmp_path / "metrics.csv") if row.name == "lr"]
     assert rates == pytest.approx([0.1, 0.05, 0.025])
 
 
@@ -677,32 +677,32 @@ def test_the_folder_holds_everything_about_a_run(tmp_path: Path) -> None:
 
 def test_the_figures_of_every_epoch_are_logged(tmp_path: Path) -> None:
     trainer, results = finished(tmp_path, balancing="uncertainty")
-    rows = read_rows(tmp_path / "metrics.csv")
-    assert [row.step for row in rows if row.metric == "lr"] == [5, 10, 15]
+    rows = read_metrics(tmp_path / "metrics.csv")
+    assert [row.step for row in rows if row.name == "lr"] == [5, 10, 15]
     for split, metric in (("train", "loss"), ("validation", "loss"), ("balancing", "weight"), ("sharing", "density")):
-        found = [(row.epoch, row.task) for row in rows if (row.split, row.metric) == (split, metric)]
+        found = [(row.epoch, row.task) for row in rows if (row.split, row.name) == (split, metric)]
         assert found == [(epoch, task) for epoch in (1, 2, 3) for task in "abc"], split
-    tested = {(row.task, row.metric): row.value for row in rows if row.split == "test"}
+    tested = {(row.task, row.name): row.value for row in rows if row.split == "test"}
     assert tested == {(task, metric): value for task, metrics in results.items() for metric, value in metrics.items()}
     best = trainer.selection.best_epoch("b")
     assert trainer.validation["b"]["r2"] in [
-        row.value for row in rows if (row.epoch, row.split, row.task, row.metric) == (best, "validation", "b", "r2")
+        row.value for row in rows if (row.epoch, row.split, row.task, row.name) == (best, "validation", "b", "r2")
     ]
 
 
 def test_a_balancer_that_compares_epochs_is_told_when_one_ends(tmp_path: Path) -> None:
     quiet(balancing="dwa", epochs=3, folder=tmp_path).fit(loader(), held_out())
-    rows = [row for row in read_rows(tmp_path / "metrics.csv") if row.split == "balancing"]
+    rows = [row for row in read_metrics(tmp_path / "metrics.csv") if row.split == "balancing"]
     assert [row.value == 1.0 for row in rows] == [True] * 4 + [False] * 2
 
 
 def test_testing_twice_leaves_the_last_figures(tmp_path: Path) -> None:
     trainer, _ = finished(tmp_path)
-    before = len(read_rows(tmp_path / "metrics.csv"))
+    before = len(read_metrics(tmp_path / "metrics.csv"))
     again = trainer.test(held_out(seed=4))
-    rows = read_rows(tmp_path / "metrics.csv")
+    rows = read_metrics(tmp_path / "metrics.csv")
     assert len(rows) == before
-    assert [row.value for row in rows if (row.split, row.task, row.metric) == ("test", "b", "r2")] == [again["b"]["r2"]]
+    assert [row.value for row in rows if (row.split, row.task, row.name) == ("test", "b", "r2")] == [again["b"]["r2"]]
 
 
 def test_training_losses_are_means_over_the_epochs_steps(tmp_path: Path) -> None:
@@ -711,7 +711,7 @@ def test_training_losses_are_means_over_the_epochs_steps(tmp_path: Path) -> None
     x, targets = table()
     with torch.no_grad():
         outputs = model(x)
-    logged = {row.task: row.value for row in read_rows(tmp_path / "metrics.csv") if row.split == "train"}
+    logged = {row.task: row.value for row in read_metrics(tmp_path / "metrics.csv") if row.split == "train"}
     for name, task in model.tasks.items():
         assert logged[name] == pytest.approx(float(task.loss(outputs[name], targets[name])), rel=1e-5)
 

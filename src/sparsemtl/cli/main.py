@@ -127,9 +127,11 @@ def study(
 ) -> None:
     """Run a grid of methods, settings and seeds; finished runs are skipped. Ends in tables and a report."""
     from sparsemtl.cli.terminal import show_study
+    from sparsemtl.storage.study_folder import StudyFolder
     from sparsemtl.study.costs import with_costs
     from sparsemtl.study.grid import read_study
-    from sparsemtl.study.runner import results_of, run_study
+    from sparsemtl.study.record import study_results
+    from sparsemtl.study.runner import run_study
     from sparsemtl.study.tables import primary_table
 
     _use_data_root(data_root)
@@ -141,9 +143,10 @@ def study(
         _say("Stopped. The same command goes on where it was.")
         raise typer.Exit(INTERRUPTED) from None
     if len(failures) < len(grid.runs):
-        results = results_of(grid, folder)
+        place = StudyFolder(folder)
+        results = study_results(place)
         show_study(with_costs(primary_table(results), results))
-        typer.echo(f"Tables: {folder / 'tables.md'}\nReport: {folder / 'report.html'}")
+        typer.echo(f"Tables: {place.tables}\nReport: {place.report}")
     for name, failure in failures.items():
         typer.secho(f"No result of {name}: {failure}", err=True, fg=typer.colors.RED)
     if failures:

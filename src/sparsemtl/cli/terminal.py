@@ -16,7 +16,6 @@ from sparsemtl.errors import ConfigError, unknown_name
 from sparsemtl.registry.parameters import ParameterInfo, describe, parameters_of
 from sparsemtl.registry.registry import Registry
 from sparsemtl.runs.schema import SECTIONS, Keys, in_yaml_words
-from sparsemtl.storage.files import read_json
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.study.tables import MISSING, Cell
 from sparsemtl.study.tables import Table as StudyTable
@@ -33,7 +32,7 @@ def show_run(folder: Path) -> None:
     table = Table("task", "metric", box=None, pad_edge=False)
     for split in ("validation", "test"):
         table.add_column(split, justify="right")
-    for task, entry in read_json(place.summary)["tasks"].items():
+    for task, entry in place.read_summary()["tasks"].items():
         metric = entry["primary"]
         values = (entry[split].get(metric) for split in ("validation", "test"))
         table.add_row(task, metric, *(MISSING if value is None else f"{value:.4f}" for value in values))

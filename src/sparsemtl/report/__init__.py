@@ -38,13 +38,15 @@ def write_report(path: str | Path) -> Path:
     from sparsemtl.report.run_page import run_page
     from sparsemtl.report.study_page import study_page
     from sparsemtl.storage.run_folder import RunFolder
+    from sparsemtl.storage.study_folder import StudyFolder
 
-    if (folder / "study.json").is_file():
+    run, study = RunFolder(folder), StudyFolder(folder)
+    if study.exists:
         page = study_page(folder)
-    elif (folder / "summary.json").is_file():
+    elif run.ended:
         with _damage_named(folder):
             page = run_page(folder)
-    elif RunFolder(folder).begun:
+    elif run.begun:
         raise CheckpointError(
             f"the run in {folder} has not ended (summary.json is missing). Go on with `sparsemtl resume {folder}`."
         )
@@ -52,9 +54,8 @@ def write_report(path: str | Path) -> Path:
         raise CheckpointError(
             f"{folder} is neither a run that has ended (summary.json is missing) nor a study (study.json is missing)."
         )
-    target = folder / "report.html"
-    write_text(target, page)
-    return target
+    write_text(run.report, page)
+    return run.report
 
 
 @contextmanager

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-import pandas as pd
-
 from sparsemtl.report.charts import Chart, Line, line_chart
 from sparsemtl.report.drawing import NEUTRAL
-from sparsemtl.report.folders import RunFolder
+from sparsemtl.storage.run_folder import RunRecord
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class Section:
     by_task: bool
 
 
-def measured(run: RunFolder, colours: Mapping[str, int]) -> Iterator[Section]:
+def measured(run: RunRecord, colours: Mapping[str, int]) -> Iterator[Section]:
     """The sections of what changed from epoch to epoch, in the order of their subjects.
 
     Args:
@@ -93,9 +91,9 @@ def measured(run: RunFolder, colours: Mapping[str, int]) -> Iterator[Section]:
             yield Section(subject, [*by_task, *whole], bool(by_task))
 
 
-def _names(run: RunFolder, subject: Subject) -> list[str]:
+def _names(run: RunRecord, subject: Subject) -> list[str]:
     """Figures that are logged where the subject's are: the subject's own first, in its order."""
-    logged = run.metrics["metric"][run.metrics["split"] == subject.split].unique()
+    logged = dict.fromkeys(row.name for row in run.metrics if row.split == subject.split)
     return [*(name for name in subject.figures if name in logged), *(n for n in logged if n not in subject.figures)]
 
 
@@ -107,7 +105,7 @@ def _words(subject: Subject, name: str, unit: str) -> tuple[str, str]:
     return subject.figures.get(name, (name.replace("_", " "), unit))
 
 
-def _by_task(run: RunFolder, subject: Subject, name: str, colours: Mapping[str, int]) -> Chart | None:
+def _by_task(run: RunRecord, subject: Subject, name: str, colours: Mapping[str, int]) -> Chart | None:
     """A chart with a line for every task that the figure was logged of; None if there is nothing to see."""
     curves = {task: curve for task in colours if len(curve := run.curve(subject.split, task, name))}
     if not any(map(_moves, curves.values())):
@@ -117,7 +115,7 @@ def _by_task(run: RunFolder, subject: Subject, name: str, colours: Mapping[str, 
     return Chart(title, unit, line_chart(lines, label=f"{title} over epochs"))
 
 
-def _whole(run: RunFolder, subject: Subject, name: str) -> Chart | None:
+def _whole(run: RunRecord, subject: Subject, name: str) -> Chart | None:
     """A chart of a figure of the run as a whole; None if there is nothing to see."""
     curve = run.curve(subject.split, "", name)
     if not _moves(curve):
@@ -126,9 +124,12 @@ def _whole(run: RunFolder, subject: Subject, name: str) -> Chart | None:
     return Chart(title, unit, line_chart([_dotted(curve, NEUTRAL)], label=f"{title} of the run over epochs"))
 
 
-def _dotted(curve: pd.Series[float], colour: int) -> Line:
-    return Line(list(curve.index), list(curve), colour, dots=len(curve) < 30)
+def _dotted(curve: Mapping[int, float], colour: int) -> Line:
+    return Line(list(curve), list(curve.values()), colour, dots=len(curve) < 30)
 
 
-def _moves(curve: pd.Series[float]) -> bool:
-    return len(curve) > 1 and curve.max() - curve.min() > 1e-6 * max(1.0, abs(curve.max()))
+def _moves(curve: Mapping[int, float]) -> bool:
+    if len(curve) < 2:
+        return False
+    low, high = min(curve.values()), max(curve.values())
+    return high - low > 1e-6 * max(1.0, abs(high))

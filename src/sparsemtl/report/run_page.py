@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from sparsemtl.report.charts import Chart, Line, line_chart
-from sparsemtl.report.folders import RunFolder
+from sparsemtl.report.folders import masks_of
 from sparsemtl.report.measures import measured
 from sparsemtl.report.page import render
 from sparsemtl.report.pictures import galleries
 from sparsemtl.report.run_cost import cost_view
 from sparsemtl.report.sharing import SharingView, sharing_view
 from sparsemtl.report.words import arrow, duration, percent, plural, scores
+from sparsemtl.storage.run_folder import RunFolder, RunRecord
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,9 @@ def run_page(path: Path) -> str:
     Raises:
         CheckpointError: if `summary.json` is missing, or a file of the run is damaged.
     """
-    run = RunFolder.read(path)
+    run = RunFolder(path).read()
     colours = {task: i for i, task in enumerate(run.tasks)}
-    masks = run.masks()
+    masks = masks_of(run)
     view = sharing_view(masks) if masks else None
     return render(
         "run.html",
@@ -82,7 +84,7 @@ def run_page(path: Path) -> str:
         correlations=run.summary.get("architecture", {}).get("correlations"),
         pruned=run.summary.get("sharing", {}).get("sparsity", {}),
         granularity=str(run.summary.get("sharing", {}).get("granularity", "")).replace("-", " "),
-        galleries=galleries(run.samples(), run.tasks),
+        galleries=galleries(run.folder.read_samples(), run.tasks),
     )
 
 
@@ -98,7 +100,7 @@ def _figures(about: Mapping[str, Any]) -> list[Figure]:
     ]
 
 
-def _lead(run: RunFolder) -> str:
+def _lead(run: RunRecord) -> str:
     """The result in one sentence, by test data where there are any."""
     split = "test" if any(_primary(about, "test") is not None for about in run.tasks.values()) else "validation"
     values = [
@@ -109,7 +111,7 @@ def _lead(run: RunFolder) -> str:
     return f"On {split} data: {scores(values)}." if values else "No task has been evaluated."
 
 
-def _selection(run: RunFolder) -> str:
+def _selection(run: RunRecord) -> str:
     """By which rule the epoch was chosen, against which references, and what was undefined; empty if nobody says."""
     about = run.summary.get("selection", {})
     if not about.get("rule"):
@@ -141,7 +143,7 @@ def _primary(about: Mapping[str, Any], split: str) -> float | None:
     return value
 
 
-def _facts(run: RunFolder, view: SharingView | None) -> Iterator[tuple[str, str]]:
+def _facts(run: RunRecord, view: SharingView | None) -> Iterator[tuple[str, str]]:
     """Name and value of what a reader wants to know first."""
     summary = run.summary
     axes = summary.get("axes", {})
@@ -158,12 +160,12 @@ def _facts(run: RunFolder, view: SharingView | None) -> Iterator[tuple[str, str]
         yield "time", duration(summary["seconds"])
     speed = run.curve("run", "", "samples_per_second")
     if len(speed):
-        yield "speed", f"{plural(round(speed.median()), 'sample')}/s"
+        yield "speed", f"{plural(round(median(speed.values())), 'sample')}/s"
     if summary.get("seed") is not None:
         yield "seed", str(summary["seed"])
 
 
-def _environment(run: RunFolder) -> str:
+def _environment(run: RunRecord) -> str:
     """Versions and machine in one line."""
     about = run.environment
     parts = [f"{name} {version}" for name, version in about.get("versions", {}).items() if version]
@@ -172,7 +174,7 @@ def _environment(run: RunFolder) -> str:
     return ", ".join(parts)
 
 
-def _learning_curves(run: RunFolder, colours: Mapping[str, int]) -> dict[str, list[Chart]]:
+def _learning_curves(run: RunRecord, colours: Mapping[str, int]) -> dict[str, list[Chart]]:
     """Heading -> one chart a task."""
     parts = {
         "What each task is judged by": {task: about["primary"] for task, about in run.tasks.items()},
@@ -185,24 +187,24 @@ def _learning_curves(run: RunFolder, colours: Mapping[str, int]) -> dict[str, li
     return {heading: drawn for heading, drawn in charts.items() if drawn}
 
 
-def _curve(run: RunFolder, task: str, metric: str, colour: int) -> Chart | None:
+def _curve(run: RunRecord, task: str, metric: str, colour: int) -> Chart | None:
     about = run.tasks[task]
     train, validation = (run.curve(split, task, metric) for split in ("train", "validation"))
     lines = [
-        Line(list(curve.index), list(curve), colour, dashed=curve is train)
+        Line(list(curve), list(curve.values()), colour, dashed=curve is train)
         for curve in (train, validation)
         if len(curve)
     ]
     if not lines:
         return None
     epoch = about.get("best_epoch")
-    best = [(e, value, colour) for e, value in zip(validation.index, validation, strict=True) if e == epoch]
+    best = [(e, value, colour) for e, value in validation.items() if e == epoch]
     higher = about.get("directions", {}).get(metric, False if metric == "loss" else None)
     svg = line_chart(lines, marks=best, label=f"{metric} of {task} over epochs")
     return Chart(task, f"{metric}{arrow(higher)}", svg, colour)
 
 
-def _remains(run: RunFolder) -> list[LayerLeft]:
+def _remains(run: RunRecord) -> list[LayerLeft]:
     """What is left of every layer, for methods whose summary says so."""
     groups: Mapping[str, Mapping[str, int]] = run.summary.get("sharing", {}).get("groups", {})
     return [LayerLeft(name, counts["left"], counts["all"]) for name, counts in groups.items()]

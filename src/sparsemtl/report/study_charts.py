@@ -8,8 +8,8 @@ import pandas as pd
 from markupsafe import Markup
 
 from sparsemtl.report.charts import Axis, Chart, Gain, Line, gain_chart, line_chart
-from sparsemtl.report.folders import StudyFolder
 from sparsemtl.report.words import arrow
+from sparsemtl.study.record import StudyRecord
 from sparsemtl.study.results import DELTA, Results, Spread, gains, per_seed, spread
 
 
@@ -106,7 +106,7 @@ def _key_chart(
     return line_chart(lines, axis=axis, levels=levels, label=f"{column} over {axis.label}")
 
 
-def learning_curves(study: StudyFolder, best: Results, colours: Mapping[str, int]) -> list[Chart]:
+def learning_curves(study: StudyRecord, best: Results, colours: Mapping[str, int]) -> list[Chart]:
     """Validation curves of the tasks' primary metrics: a line a method, mean over seeds as far as all ran."""
     frame = best.frame.drop_duplicates("run")
     charts = []
@@ -114,7 +114,7 @@ def learning_curves(study: StudyFolder, best: Results, colours: Mapping[str, int
         lines = []
         for _, rows in frame.groupby("setting", sort=False):
             curves = [
-                curve
+                pd.Series(curve)
                 for name in rows["run"]
                 if name in study.runs and len(curve := study.runs[name].curve("validation", task, metric))
             ]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-from sparsemtl.report.folders import StudyFolder
 from sparsemtl.report.words import listing, percent, plural, signed
 from sparsemtl.study.costs import MACS, WEIGHTS, measured
+from sparsemtl.study.record import StudyRecord
 from sparsemtl.study.results import DELTA, Results, gains, run_level
 from sparsemtl.study.tables import RANK, Table
 
 
-def baseline_name(study: StudyFolder) -> str:
+def baseline_name(study: StudyRecord) -> str:
     """Return what the baseline is called in a sentence: "single-task training" where that is what it is."""
     frame, baseline = study.results.frame, study.results.baseline
     runs = frame.loc[frame["method"] == baseline, "run"].unique()

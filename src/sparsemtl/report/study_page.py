@@ -10,13 +10,14 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from sparsemtl.report.folders import RunFolder, StudyFolder
 from sparsemtl.report.page import render
 from sparsemtl.report.study_charts import gain_charts, key_charts, learning_curves
 from sparsemtl.report.study_lead import baseline_name, lead
 from sparsemtl.report.tradeoff import tradeoff
 from sparsemtl.report.words import duration
+from sparsemtl.storage.run_folder import RunRecord
 from sparsemtl.study.costs import cost_table, with_costs
+from sparsemtl.study.record import StudyRecord
 from sparsemtl.study.results import Results, chosen, per_seed, plain, run_level
 from sparsemtl.study.tables import metric_tables, primary_table
 
@@ -71,7 +72,7 @@ def study_page(path: Path) -> str:
     Raises:
         CheckpointError: if `study.json` or `results.csv` is missing, or a file is damaged.
     """
-    study = StudyFolder.read(path)
+    study = StudyRecord.read(path)
     results, best = study.results, chosen(study.results)
     main, baseline = with_costs(primary_table(best), best), baseline_name(study)
     colours = {method: i for i, method in enumerate(results.settings["method"].unique())}
@@ -98,7 +99,7 @@ def study_page(path: Path) -> str:
     )
 
 
-def _facts(study: StudyFolder) -> Iterator[tuple[str, str]]:
+def _facts(study: StudyRecord) -> Iterator[tuple[str, str]]:
     """Name and value of what a reader wants to know first."""
     axes: Mapping[str, str] = next((run.summary.get("axes", {}) for run in study.runs.values()), {})
     for axis in ("data", "encoder"):
@@ -122,7 +123,7 @@ def _without_grid(results: Results) -> set[str]:
     return {str(m) for m in settings.loc[settings[list(results.grid)].isna().all(axis=1), "method"]}
 
 
-def _costs(study: StudyFolder, best: Results) -> list[TrainingCost]:
+def _costs(study: StudyRecord, best: Results) -> list[TrainingCost]:
     seconds = run_level(best, "seconds")
     mean, std = seconds.mean["seconds"], seconds.std["seconds"]
     lengths = (mean / mean.max()).fillna(0.0)
@@ -138,7 +139,7 @@ def _time(mean: float, deviation: float) -> str:
     return duration(mean) + ("" if math.isnan(deviation) else f" ± {duration(deviation)}")
 
 
-def _density(study: StudyFolder, results: Results, setting: str) -> float | None:
+def _density(study: StudyRecord, results: Results, setting: str) -> float | None:
     names = results.frame.loc[results.frame["setting"] == setting, "run"].unique()
     densities = [
         density
@@ -149,7 +150,7 @@ def _density(study: StudyFolder, results: Results, setting: str) -> float | None
     return sum(densities) / len(densities) if densities else None
 
 
-def _run_rows(study: StudyFolder) -> Iterator[RunRow]:
+def _run_rows(study: StudyRecord) -> Iterator[RunRow]:
     results = study.results
     values = per_seed(results, results.primary, "test")
     for row in results.frame.drop_duplicates("run").to_dict("records"):
@@ -171,5 +172,6 @@ def _run_rows(study: StudyFolder) -> Iterator[RunRow]:
         yield RunRow(name, "", "", gaps, "", "not finished", None, (math.nan,) * len(results.primary))
 
 
-def _link(run: RunFolder) -> str:
-    return f"runs/{quote(run.path.name)}/report.html" if (run.path / "report.html").is_file() else ""
+def _link(run: RunRecord) -> str:
+    report = run.folder.report
+    return f"runs/{quote(run.folder.path.name)}/{report.name}" if report.is_file() else ""

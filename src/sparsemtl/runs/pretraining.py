@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import abc
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,8 +19,27 @@ from sparsemtl.tasks.batches import Loader
 from sparsemtl.errors import CheckpointError, SparseMTLError
 from sparsemtl.storage.files import read_tensors
 from sparsemtl.runs.spec import RunSpec
+from sparsemtl.storage.run_folder import RunFolder
+from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.tasks import Classification
 from sparsemtl.storage.tensor_checks import check_tensor
+
+
+def pretraining_folder(run: RunFolder, config: Mapping[str, Any]) -> RunFolder:
+    """Return the folder of a run's pretraining run.
+
+    Runs of a study with the same pretraining configuration and seed share one folder,
+    `<study>/pretraining/seed-<seed>-<hash>`; otherwise it is `<run>/pretraining`.
+
+    Args:
+        run: folder of the run.
+        config: complete configuration of the pretraining run.
+    """
+    study = StudyFolder.of_run(run)
+    if study is None:
+        return RunFolder(run.pretraining)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:10]
+    return RunFolder(study.pretraining / f"seed-{config['seed']}-{digest}")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from sparsemtl.training.machine import use_threads
 from sparsemtl.networks.model import MultiTaskModel, stride_of, width_of
 from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
 from sparsemtl.runs.spec import RunSpec
-from sparsemtl.runs.pretraining import Earlier, Pretrained, Untrained, named_pretraining
+from sparsemtl.runs.pretraining import Earlier, Pretrained, Untrained, named_pretraining, pretraining_folder
 from sparsemtl.training.processes import refuse_distributed
 from sparsemtl.networks.randomness import seed_everything
 from sparsemtl.runs.schema import TRAINER_KEYS
@@ -35,6 +35,7 @@ from sparsemtl.sharing import SHARING, Sharing
 from sparsemtl.training import Trainer
 from sparsemtl.training.evaluation import Results
 from sparsemtl.storage.run_folder import RunFolder
+from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.storage.yaml_text import read_yaml
 
 
@@ -97,7 +98,7 @@ def resume(folder: str | Path, *, progress: bool = True) -> Results:
     """
     refuse_distributed()
     place = RunFolder(folder)
-    if (place.path / "study.json").exists():
+    if StudyFolder(place.path).exists:
         raise CheckpointError(f"{place.path} is a study; the same `sparsemtl study` command goes on with it.")
     if not place.config.exists():
         raise CheckpointError(f"{place.path} is not a run folder: it has no config.yaml.")
@@ -123,7 +124,7 @@ def _check_free(place: RunFolder) -> None:
             f"{place.path} holds a run that stopped. Go on with `sparsemtl resume {place.path}`, "
             "use another --out, or delete it."
         )
-    if (place.path / "study.json").exists():
+    if StudyFolder(place.path).exists:
         raise CheckpointError(f"{place.path} is a study; a run needs a folder of its own. Use another --out.")
     refuse_foreign(place.path)
 
@@ -147,7 +148,7 @@ def pretrain(plan: RunSpec, place: RunFolder, *, progress: bool = True) -> Pretr
     """
     if plan.before is None:
         return None
-    earlier = place.before(plan.before.config)
+    earlier = pretraining_folder(place, plan.before.config)
     if earlier.config.exists() and (wrong := next(differences(earlier.read_config(), plan.before.config), None)):
         raise CheckpointError(
             f"{earlier.path} holds a run of another configuration: {wrong}. Use another --out, or delete that folder."
@@ -177,7 +178,7 @@ def dry_run(plan: RunSpec, place: RunFolder) -> Trainer:
     """
     before, data = None, plan.data
     if plan.before is not None:
-        earlier = place.before(plan.before.config)
+        earlier = pretraining_folder(place, plan.before.config)
         with named_pretraining():
             before = Untrained(earlier.model, plan.before, dry_run(plan.before, earlier).model)
     trainer = make_trainer(plan.config, data, None, before=before, progress=False)

@@ -23,14 +23,14 @@ from filelock import FileLock, Timeout
 from sparsemtl.errors import CheckpointError, RecordWarning
 from sparsemtl.storage.disk import storage_errors
 from sparsemtl.storage.files import write_json
+from sparsemtl.storage.run_folder import REPORT, RunFolder
+from sparsemtl.storage.study_folder import StudyFolder
 
 LOCK = ".lock"
 MARK = ".sparsemtl.json"
 """Written into every folder of ours: it names the last writer, and says that the files beside it are ours."""
-_UNLOCKED = "report.html"
-"""The one file of our folders that is written without the lock: a report may be drawn at any time."""
 _STALE = 3600.0
-"""Seconds after which the left-over of such a file is that of a killed writer."""
+"""Seconds after which a half-written report counts as left over: reports alone are written without the lock."""
 
 
 @dataclass
@@ -140,14 +140,11 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what writers that were killed have left in a folder, which nobody else writes meanwhile.
-
-    Only folders of one run are searched: `<folder>`, `checkpoints`, `networks`.
-    """
-    for place in (folder, folder / "checkpoints", folder / "networks"):
+    """Remove half-written files of killed writers from the folders of one run; the caller holds the lock."""
+    for place in RunFolder(folder).folders:
         for part in (*place.glob(".*.part"), *place.glob(".tmp??????")):  # ours, and those of safetensors
             try:
-                if not part.name.startswith(f".{_UNLOCKED}.") or time.time() - part.stat().st_mtime > _STALE:
+                if not part.name.startswith(f".{REPORT}.") or time.time() - part.stat().st_mtime > _STALE:
                     part.unlink()
             except OSError:
                 continue
@@ -160,10 +157,11 @@ def is_ours(folder: Path) -> bool:
     """
     if "sparsemtl" in _json(folder / MARK):
         return True
-    if {"pretraining"} <= _visible(folder) <= {"config.yaml", "pretraining"}:
-        return is_ours(folder / "pretraining")
-    versions = _json(folder / "environment.json").get("versions")
-    return (isinstance(versions, dict) and "sparsemtl" in versions) or "baseline" in _json(folder / "study.json")
+    run = RunFolder(folder)
+    if {run.pretraining.name} <= _visible(folder) <= {run.config.name, run.pretraining.name}:
+        return is_ours(run.pretraining)
+    versions = _json(run.environment).get("versions")
+    return (isinstance(versions, dict) and "sparsemtl" in versions) or "baseline" in _json(StudyFolder(folder).about)
 
 
 def _visible(folder: Path) -> set[str]:

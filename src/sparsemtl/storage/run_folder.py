@@ -1,24 +1,30 @@
-"""The run folder: where everything about a run lies, under which name."""
+"""The run folder: names of the files of a run, and how each is written and read."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
+import math
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 
 from sparsemtl.errors import CheckpointError
 from sparsemtl.storage.files import read_json, read_tree, write_json, write_text, write_tree
+from sparsemtl.storage.metrics import MetricRow, read_metrics
+from sparsemtl.storage.yaml_text import dump_yaml, read_yaml
+
+REPORT = "report.html"
+"""Name of the report in the folder of a run or a study."""
 
 
 class RunFolder:
-    """Paths and whole writes of a run folder.
+    """Paths, writers and readers of a run folder.
 
     Args:
         path: the folder; it is made when something is written.
@@ -34,10 +40,13 @@ class RunFolder:
         self.masks = self.path / "masks.safetensors"
         self.norms = self.path / "norms.safetensors"
         self.samples = self.path / "samples.safetensors"
-        self.report = self.path / "report.html"
+        self.report = self.path / REPORT
         self.last = self.path / "checkpoints" / "last.safetensors"
         self.tensorboard = self.path / "tensorboard"
         self.pretraining = self.path / "pretraining"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r})"
 
     def best(self, part: str) -> Path:
         """Checkpoint of the best epoch, of the whole model ("all") or of a task chosen apart."""
@@ -48,35 +57,31 @@ class RunFolder:
         """Weights of a task's own network, where `model`, `masks` and `norms` do not tell them."""
         return self.path / "networks" / f"{task}.safetensors"
 
-    def before(self, config: Mapping[str, Any]) -> RunFolder:
-        """Folder of the run before this one; in a study, one for all runs before which the same is run.
-
-        Args:
-            config: that run's complete configuration.
-        """
-        study = Path(os.path.abspath(self.path)).parent.parent
-        if not (study / "study.json").exists():
-            return RunFolder(self.pretraining)
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:10]
-        return RunFolder(study / "pretraining" / f"seed-{config['seed']}-{digest}")
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Folders that hold files of the run."""
+        return self.path, self.last.parent, self.network("").parent
 
     @property
     def begun(self) -> bool:
-        """There is something to go on from: a checkpoint, or the run before this one."""
+        """True if the run can be resumed: it has a checkpoint, or its pretraining began."""
         return self.last.exists() or self.pretraining.exists()
 
     @property
+    def ended(self) -> bool:
+        """True if the run has a summary: it finished, or it stopped early."""
+        return self.summary.is_file()
+
+    @property
     def finished(self) -> bool:
-        """The run ended and its summary is written."""
+        """True if the run finished and its summary is final."""
         summary = read_json(self.summary) if self.summary.exists() else {}
         if not isinstance(summary, dict):
             raise CheckpointError(f"{self.summary} is not a summary that sparsemtl wrote. Delete it to go on.")
         return summary.get("status") == "finished"
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write the exact configuration."""
-        from sparsemtl.storage.yaml_text import dump_yaml
-
+        """Write the complete configuration."""
         write_text(self.config, dump_yaml(config))
 
     def read_config(self) -> dict[str, Any]:
@@ -86,14 +91,58 @@ class RunFolder:
             CheckpointError: if the folder has none.
             ConfigError: if it is damaged.
         """
-        from sparsemtl.storage.yaml_text import read_yaml
-
         if not self.config.exists():
-            raise CheckpointError(f"{self.path} is not a run folder: it has no config.yaml.")
+            raise CheckpointError(f"{self.path} is not a run folder: it has no {self.config.name}.")
         return read_yaml(self.config)
 
+    def read_summary(self) -> dict[str, Any]:
+        """Read the summary.
+
+        Raises:
+            CheckpointError: if it is missing or damaged.
+        """
+        summary = read_json(self.summary)
+        if not isinstance(summary, dict) or "tasks" not in summary:
+            raise CheckpointError(f"{self.summary} is not a summary that sparsemtl wrote: 'tasks' is missing.")
+        return summary
+
+    def read_metrics(self) -> list[MetricRow]:
+        """Read the figures that were logged; none if there is no file.
+
+        Raises:
+            CheckpointError: if the file is no table of metrics.
+        """
+        return read_metrics(self.metrics) if self.metrics.is_file() else []
+
+    def read_environment(self) -> dict[str, Any]:
+        """Read versions and machine; empty if there is no file.
+
+        Raises:
+            CheckpointError: if the file is damaged.
+        """
+        environment = read_json(self.environment) if self.environment.is_file() else {}
+        return environment if isinstance(environment, dict) else {}
+
+    def read_samples(self) -> Mapping[str, Any]:
+        """Read the samples of the test: group -> inputs `x` and, per task, targets and predictions; empty without.
+
+        Raises:
+            CheckpointError: if the file is damaged.
+        """
+        samples: Mapping[str, Any] = read_tree(self.samples) if self.samples.is_file() else {}
+        return samples
+
+    def read(self) -> RunRecord:
+        """Read the record of a run that ended.
+
+        Raises:
+            CheckpointError: if the summary is missing, or a file is damaged.
+        """
+        config = self.config.read_text(encoding="utf-8") if self.config.is_file() else ""
+        return RunRecord(self, self.read_summary(), tuple(self.read_metrics()), config, self.read_environment())
+
     def write_environment(self, machine: Mapping[str, str], *, seed: int | None) -> None:
-        """Write what the run runs on: packages, platform, `machine` and torch's present number of threads."""
+        """Write the versions of packages, the platform, `machine` and torch's present number of threads."""
         packages = (
             "sparsemtl",
             "torch",
@@ -118,12 +167,53 @@ class RunFolder:
         )
 
     def save(self, path: Path, tree: Any) -> None:
-        """Write a checkpoint whole: a kill leaves the one before."""
+        """Write a checkpoint at once: a kill leaves the previous one or the new one."""
         write_tree(path, tree)
 
     def load(self, path: Path) -> Any:
         """Read a checkpoint."""
         return read_tree(path)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Record of a run that ended; made by `RunFolder.read`.
+
+    Attributes:
+        folder: the run folder.
+        summary: content of `summary.json`.
+        metrics: rows of `metrics.csv`; empty without it.
+        config: text of `config.yaml`; "" without it.
+        environment: content of `environment.json`; empty without it.
+    """
+
+    folder: RunFolder
+    summary: Mapping[str, Any]
+    metrics: tuple[MetricRow, ...]
+    config: str
+    environment: Mapping[str, Any]
+
+    @property
+    def tasks(self) -> Mapping[str, Mapping[str, Any]]:
+        """Task -> its entry in the summary, in order."""
+        tasks: Mapping[str, Mapping[str, Any]] = self.summary["tasks"]
+        return tasks
+
+    @property
+    def time(self) -> datetime:
+        """Time at which the run ended: its summary was written then."""
+        return datetime.fromtimestamp(self.folder.summary.stat().st_mtime)
+
+    def curve(self, split: str, task: str, name: str) -> dict[int, float]:
+        """Return a figure over time: epoch -> value.
+
+        Where an epoch has several values, it is their mean; values that are not finite are left out.
+        """
+        values: dict[int, list[float]] = {}
+        for row in self.metrics:
+            if (row.split, row.task, row.name) == (split, task, name) and math.isfinite(row.value):
+                values.setdefault(row.epoch, []).append(row.value)
+        return {epoch: fmean(values[epoch]) for epoch in sorted(values)}
 
 
 def _version(package: str) -> str | None:

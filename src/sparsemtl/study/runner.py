@@ -18,15 +18,17 @@ from typing import Any, NamedTuple
 from sparsemtl.data import TaskData
 from sparsemtl.errors import CheckpointError, ConfigError, SparseMTLError, TrainingError
 from sparsemtl.runs.config import differences, pretraining_config
+from sparsemtl.runs.pretraining import pretraining_folder
 from sparsemtl.runs.run import dry_run, make_sharing, run
 from sparsemtl.runs.spec import RunSpec
-from sparsemtl.storage.files import read_json, replacing, write_json, write_text
+from sparsemtl.storage.files import replacing, write_json, write_text
 from sparsemtl.storage.locks import locked, refuse_foreign
 from sparsemtl.storage.run_folder import RunFolder
+from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.storage.yaml_text import dump_yaml, read_yaml
 from sparsemtl.study.costs import SPLIT, cost_rows
 from sparsemtl.study.grid import Study, StudyRun, value_text
-from sparsemtl.study.results import Results, read_results
+from sparsemtl.study.record import study_results
 from sparsemtl.training.processes import end_with_parent, refuse_distributed
 
 
@@ -61,8 +63,8 @@ def run_study(study: Study, out: str | Path, *, jobs: int = 1, progress: bool = 
 
 
 def _check_free(out: Path) -> None:
-    if (out / "config.yaml").exists() and not (out / "study.json").exists():
-        raise CheckpointError(f"{out} holds a run, or something else with a config.yaml. Use another --out.")
+    if (config := RunFolder(out).config).exists() and not StudyFolder(out).exists:
+        raise CheckpointError(f"{out} holds a run, or something else with a {config.name}. Use another --out.")
     refuse_foreign(out)
 
 
@@ -87,7 +89,7 @@ class Job(NamedTuple):
 
 def _todo(study: Study, out: Path) -> list[Job]:
     """The runs that are not finished."""
-    return [Job(one.name, one.config, out / "runs" / one.name) for one in study.runs if not _done(one, out)]
+    return [Job(one.name, one.config, StudyFolder(out).run(one.name).path) for one in study.runs if not _done(one, out)]
 
 
 def _look_ahead(todo: Sequence[Job]) -> None:
@@ -120,14 +122,14 @@ def _before(todo: Sequence[Job]) -> list[Job]:
     found: dict[Path, Job] = {}
     for one in todo:
         if (config := pretraining_config(one.config)) is not None:
-            folder = RunFolder(one.folder).before(config)
+            folder = pretraining_folder(RunFolder(one.folder), config)
             if not folder.finished:
                 found[folder.path] = Job(f"pretraining/{folder.path.name}", config, folder.path)
     return list(found.values())
 
 
 def _done(one: StudyRun, out: Path) -> bool:
-    folder = RunFolder(out / "runs" / one.name)
+    folder = StudyFolder(out).run(one.name)
     if folder.config.exists():
         wrong = list(differences(read_yaml(folder.config), one.config))
         if wrong:
@@ -140,7 +142,7 @@ def _done(one: StudyRun, out: Path) -> bool:
 
 
 def _record(study: Study, out: Path) -> None:
-    write_text(out / "study.yaml", dump_yaml(study.source))
+    write_text(StudyFolder(out).config, dump_yaml(study.source))
     about = {
         "name": study.name,
         "baseline": study.baseline,
@@ -148,7 +150,7 @@ def _record(study: Study, out: Path) -> None:
         "grid": list(study.grid),
         "notes": list(study.notes),
     }
-    write_json(out / "study.json", about)
+    write_json(StudyFolder(out).about, about)
 
 
 def _execute(todo: Sequence[Job], jobs: int, progress: bool, *, what: str = "runs", skipped: int = 0) -> dict[str, str]:
@@ -262,16 +264,16 @@ def _naming(one: Job) -> Iterator[None]:
 
 def write_results(study: Study, out: Path) -> Path:
     """Gather the summaries of all finished runs into `results.csv`, a row per run, split, task and metric."""
-    path = out / "results.csv"
+    folder = StudyFolder(out)
     columns = ["run", "method", "seed", *study.grid, "split", "task", "metric", "higher_is_better", "value"]
-    with replacing(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+    with replacing(folder.results) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         for one in study.runs:
-            folder = RunFolder(out / "runs" / one.name)
-            if folder.finished:
-                writer.writerows(_rows(study, one, read_json(folder.summary)))
-    return path
+            run_folder = folder.run(one.name)
+            if run_folder.finished:
+                writer.writerows(_rows(study, one, run_folder.read_summary()))
+    return folder.results
 
 
 def _rows(study: Study, one: StudyRun, summary: dict[str, Any]) -> Iterator[list[Any]]:
@@ -285,29 +287,17 @@ def _rows(study: Study, one: StudyRun, summary: dict[str, Any]) -> Iterator[list
         yield [*head, SPLIT, "", metric, False, value]
 
 
-def results_of(study: Study, out: str | Path) -> Results:
-    """The results of a study's finished runs, in the study's order."""
-    folders = (RunFolder(Path(out) / "runs" / one.name) for one in study.runs)
-    summaries = [read_json(folder.summary) for folder in folders if folder.finished]
-    primary = {task: entry["primary"] for summary in summaries for task, entry in summary["tasks"].items()}
-    return Results.of(
-        read_results(Path(out) / "results.csv"),
-        baseline=study.baseline,
-        methods=study.methods,
-        primary=primary,
-    )
-
-
 def _write_tables(study: Study, out: Path) -> None:
     from sparsemtl.report import write_report
     from sparsemtl.study.costs import cost_table, with_costs
     from sparsemtl.study.tables import metric_tables, primary_table, to_csv, to_markdown
 
-    results = results_of(study, out)
+    folder = StudyFolder(out)
+    results = study_results(folder)
     tables = [with_costs(primary_table(results), results), *metric_tables(results).values()]
     if (costs := cost_table(results)) is not None:
         tables.append(costs)
     sections = [f"## {table.title}\n\n{to_markdown(table)}" for table in tables]
-    write_text(out / "tables.md", "\n".join([f"# {study.name}\n", *sections]))
-    write_text(out / "tables.csv", to_csv(tables))
+    write_text(folder.tables, "\n".join([f"# {study.name}\n", *sections]))
+    write_text(folder.table_figures, to_csv(tables))
     write_report(out)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from sparsemtl.storage.metrics import MetricRow
 from sparsemtl.training.engine import StepResult
 from sparsemtl.training.evaluation import Results
-from sparsemtl.training.loggers import Row
 from sparsemtl.training.structure import check_state
 
 
@@ -36,12 +36,12 @@ class EpochAverages:
         """The balancer's last weights."""
         return dict(self._weights)
 
-    def rows(self, epoch: int, step: int) -> Iterator[Row]:
+    def rows(self, epoch: int, step: int) -> Iterator[MetricRow]:
         """Training losses, and the balancer's last weights."""
         for task, loss in self.losses.items():
-            yield Row(epoch, step, "train", task, "loss", loss)
+            yield MetricRow(epoch, step, "train", task, "loss", loss)
         for task, weight in self._weights.items():
-            yield Row(epoch, step, "balancing", task, "weight", weight)
+            yield MetricRow(epoch, step, "balancing", task, "weight", weight)
 
     def state_dict(self) -> dict[str, object]:
         """Everything that a resumed epoch needs."""
@@ -56,20 +56,20 @@ class EpochAverages:
         self.samples = int(state["samples"])  # type: ignore[call-overload]
 
 
-def result_rows(epoch: int, step: int, split: str, results: Results) -> Iterator[Row]:
+def result_rows(epoch: int, step: int, split: str, results: Results) -> Iterator[MetricRow]:
     """Every task's metrics on a split."""
     for task, metrics in results.items():
         for metric, value in metrics.items():
-            yield Row(epoch, step, split, task, metric, value)
+            yield MetricRow(epoch, step, split, task, metric, value)
 
 
-def measure_rows(epoch: int, step: int, measures: Iterable[tuple[str, str, float]]) -> Iterator[Row]:
+def measure_rows(epoch: int, step: int, measures: Iterable[tuple[str, str, float]]) -> Iterator[MetricRow]:
     """What the sharing method measures."""
     for task, name, value in measures:
-        yield Row(epoch, step, "sharing", task, name, value)
+        yield MetricRow(epoch, step, "sharing", task, name, value)
 
 
-def run_rows(epoch: int, step: int, figures: Mapping[str, float]) -> Iterator[Row]:
+def run_rows(epoch: int, step: int, figures: Mapping[str, float]) -> Iterator[MetricRow]:
     """Figures of the run as a whole."""
     for name, value in figures.items():
-        yield Row(epoch, step, "run", "", name, value)
+        yield MetricRow(epoch, step, "run", "", name, value)

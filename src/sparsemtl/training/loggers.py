@@ -5,33 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from sparsemtl.errors import RecordWarning, missing_extra
 from sparsemtl.storage.disk import storage_errors
 from sparsemtl.storage.files import replacing
+from sparsemtl.storage.metrics import METRIC_COLUMNS, MetricRow, parse_metrics
 from sparsemtl.storage.run_folder import RunFolder
-
-COLUMNS = ("epoch", "step", "split", "task", "metric", "value")
-
-
-class Row(NamedTuple):
-    """One figure. `split` is train, validation, test, sharing, balancing or run; `task` is empty for the whole run."""
-
-    epoch: int
-    step: int
-    split: str
-    task: str
-    metric: str
-    value: float
 
 
 class Logger(Protocol):
     """Takes rows in."""
 
-    def log(self, rows: Iterable[Row]) -> None:
+    def log(self, rows: Iterable[MetricRow]) -> None:
         """Write rows."""
 
     def close(self) -> None:
@@ -55,12 +43,12 @@ class CSVLogger:
         rows = self._earlier_rows() if resume_at is not None and path.exists() else []
         with replacing(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(COLUMNS)
+            writer.writerow(METRIC_COLUMNS)
             writer.writerows(row for row in rows if row.step <= (resume_at or 0) and row.split != "test")
 
-    def _earlier_rows(self) -> list[Row]:
+    def _earlier_rows(self) -> list[MetricRow]:
         content = self.path.read_bytes()
-        rows, damaged = parse_rows(content)
+        rows, damaged = parse_metrics(content)
         if damaged:
             aside = self.path.with_name(f"{self.path.name}.damaged")
             with replacing(aside, len(content)) as copy:
@@ -73,7 +61,7 @@ class CSVLogger:
             )
         return rows
 
-    def log(self, rows: Iterable[Row]) -> None:
+    def log(self, rows: Iterable[MetricRow]) -> None:
         """Append rows in one write."""
         lines = io.StringIO(newline="")
         csv.writer(lines).writerows([*row[:-1], float(row.value)] for row in rows)
@@ -99,48 +87,6 @@ def loggers_of(folder: RunFolder | None, *, tensorboard: bool, resume_at: int | 
     return [*loggers, TensorBoardLogger(folder.tensorboard, resume_at=resume_at)] if tensorboard else loggers
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Read a metrics file; a last line that a kill cut short, and lines that are no rows, are left out."""
-    return parse_rows(path.read_bytes())[0]
-
-
-def parse_rows(content: bytes) -> tuple[list[Row], int]:
-    """Return the rows of a metrics file, and the number of whole lines that are none."""
-    text = content.decode("utf-8", errors="replace").replace("\0", "\ufffd")
-    whole = text[: text.rfind("\n") + 1]
-    rows: list[Row] = []
-    damaged = 0
-    lines = csv.reader(io.StringIO(whole, newline=""))
-    for number, line in enumerate(_readable(lines)):
-        row = _row(line)
-        if row is not None:
-            rows.append(row)
-        elif number or tuple(line) != COLUMNS:
-            damaged += 1
-    return rows, damaged
-
-
-def _readable(lines: Iterator[list[str]]) -> Iterator[list[str]]:
-    """The lines of a CSV file; one that is none is empty."""
-    while True:
-        try:
-            yield next(lines)
-        except StopIteration:
-            return
-        except csv.Error:
-            yield []
-
-
-def _row(line: list[str]) -> Row | None:
-    if len(line) != len(COLUMNS) or any("\ufffd" in text for text in line):
-        return None
-    epoch, step, split, task, metric, value = line
-    try:
-        return Row(int(epoch), int(step), split, task, metric, float(value))
-    except ValueError:
-        return None
-
-
 class TensorBoardLogger:
     """Writes scalars for TensorBoard, under task/split/metric.
 
@@ -157,10 +103,10 @@ class TensorBoardLogger:
         purge: Any = None if resume_at is None else resume_at + 1
         self._writer = SummaryWriter(str(folder), purge_step=purge)
 
-    def log(self, rows: Iterable[Row]) -> None:
+    def log(self, rows: Iterable[MetricRow]) -> None:
         """Write rows at their steps."""
         for row in rows:
-            tag = "/".join(part for part in (row.task, row.split, row.metric) if part)
+            tag = "/".join(part for part in (row.task, row.split, row.name) if part)
             self._writer.add_scalar(tag, row.value, row.step)
 
     def close(self) -> None:

@@ -1,0 +1,65 @@
+"""Record of a study: its results and the records of its runs, read from the study folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsemtl.storage.run_folder import RunRecord
+from sparsemtl.storage.study_folder import StudyFolder
+from sparsemtl.study.results import Results, read_results
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """Record of a study, finished or not; made by `StudyRecord.read`.
+
+    Attributes:
+        folder: the study folder.
+        about: content of `study.json`.
+        results: the results, in the order and with the baseline of `study.json`.
+        runs: name -> record of every run that ended, in the order of the results, then by name.
+        unfinished: names of the runs that began and did not end.
+        config: text of `study.yaml`; "" without it.
+    """
+
+    folder: StudyFolder
+    about: Mapping[str, Any]
+    results: Results
+    runs: Mapping[str, RunRecord]
+    unfinished: tuple[str, ...]
+    config: str
+
+    @classmethod
+    def read(cls, path: str | Path) -> StudyRecord:
+        """Read a study folder.
+
+        Raises:
+            CheckpointError: if `study.json` or `results.csv` is missing, or a file is damaged.
+        """
+        folder = StudyFolder(path)
+        results = study_results(folder)
+        place = {run: i for i, run in enumerate(results.frame["run"].unique())}
+        runs = sorted(folder.run_folders(), key=lambda run: place.get(run.path.name, len(place)))
+        return cls(
+            folder,
+            folder.read_about(),
+            results,
+            {run.path.name: run.read() for run in runs if run.ended},
+            tuple(run.path.name for run in runs if not run.ended),
+            folder.config.read_text(encoding="utf-8") if folder.config.is_file() else "",
+        )
+
+
+def study_results(folder: StudyFolder) -> Results:
+    """Read the results of a study's finished runs, with methods and baseline as `study.json` has them.
+
+    Raises:
+        CheckpointError: if `study.json` or `results.csv` is missing, or a file is damaged.
+    """
+    about, frame = folder.read_about(), read_results(folder.results)
+    runs = [run for name in frame["run"].unique() if (run := folder.run(str(name))).ended] if "run" in frame else []
+    primary = {task: entry["primary"] for run in runs for task, entry in run.read_summary()["tasks"].items()}
+    return Results.of(frame, baseline=about.get("baseline"), methods=about.get("methods", ()), primary=primary)
