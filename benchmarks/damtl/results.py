@@ -12,7 +12,6 @@ python benchmarks/damtl/results.py RUNS --out benchmarks/results/damtl
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
@@ -22,7 +21,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sparsemtl.storage.yaml_text import read_yaml
+from sparsemtl.storage.metrics import METRIC_COLUMNS
+from sparsemtl.storage.run_folder import RunFolder
+from sparsemtl.storage.study_folder import StudyFolder
 
 SIZE = "samples a class"
 STUDIES = {"overlap": "three classes in common", "no-overlap": "no class in common"}
@@ -35,11 +36,12 @@ COLUMNS = ["task1", "task2", "mean", "gain", "seconds"]
 def read_study(folder: Path) -> pd.DataFrame:
     """One row a run: what it was asked for, its test accuracies in %, what its masks keep in %, its seconds."""
     rows = []
-    about = json.loads((folder / "study.json").read_text())
-    for path in folder.glob("runs/*/summary.json"):
-        summary, config = json.loads(path.read_text()), read_yaml(path.parent / "config.yaml")
-        if summary["status"] != "finished":
+    study = StudyFolder(folder)
+    about = study.read_about()
+    for run in study.run_folders():
+        if not run.finished:
             continue
+        summary, config = run.read_summary(), run.read_config()
         density = summary["sharing"].get("density", {})
         rows.append(
             {
@@ -51,8 +53,8 @@ def read_study(folder: Path) -> pd.DataFrame:
                 **{name: 100 * task["test"]["accuracy"] for name, task in summary["tasks"].items()},
                 "kept": 100 * sum(density.values()) / len(density) if density else 100.0,
                 "seconds": summary["seconds"],
-                "before": seconds_before(folder, config),
-                "folder": path.parent,
+                "before": seconds_before(study, config),
+                "folder": run.path,
             }
         )
     frame = pd.DataFrame(rows).assign(mean=lambda rows: rows[["task1", "task2"]].mean(axis=1))
@@ -64,19 +66,19 @@ def read_study(folder: Path) -> pd.DataFrame:
     )
 
 
-def seconds_before(study: Path, config: dict) -> float:
+def seconds_before(study: StudyFolder, config: dict) -> float:
     """What the run before took, 0 if there is none; where a seed has several, as for several overlaps, their mean."""
     if config["pretraining"] is None:
         return 0.0
-    summaries = study.glob(f"pretraining/seed-{config['seed']}-*/summary.json")
-    return float(pd.Series([json.loads(summary.read_text())["seconds"] for summary in summaries]).mean())
+    folders = map(RunFolder, study.pretraining.glob(f"seed-{config['seed']}-*"))
+    return float(pd.Series([run.read_summary()["seconds"] for run in folders if run.ended]).mean())
 
 
 def validation_curves(frame: pd.DataFrame) -> pd.DataFrame:
     """Validation accuracy in %, mean over the tasks and the seeds: epoch x method."""
     parts = []
     for method, folder in zip(frame["method"], frame["folder"], strict=True):
-        rows = pd.read_csv(folder / "metrics.csv")
+        rows = pd.DataFrame(RunFolder(folder).read_metrics(), columns=METRIC_COLUMNS)
         rows = rows[(rows["split"] == "validation") & (rows["metric"] == "accuracy")]
         parts.append(rows.assign(method=method)[["epoch", "method", "value"]])
     return 100 * pd.concat(parts).pivot_table(index="epoch", columns="method", values="value", sort=False)
@@ -113,7 +115,7 @@ def gains(frame: pd.DataFrame) -> str:
 
 def chosen_rates(folder: Path) -> str:
     """A Markdown table of the validation accuracy at every learning rate, the best one in bold."""
-    rows = pd.read_csv(folder / "results.csv")
+    rows = pd.read_csv(StudyFolder(folder).results)
     rows = rows[(rows["split"] == "validation") & (rows["metric"] == "accuracy")]
     mean = 100 * rows.pivot_table(index="method", columns="optimizer.lr", values="value", sort=False)
     mean = mean[sorted(mean.columns)]
@@ -232,7 +234,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    there = {path.parent.name: path.parent for path in sorted(options.runs.glob("*/results.csv"))}
+    there = {path.name: path for path in sorted(options.runs.iterdir()) if StudyFolder(path).results.is_file()}
     sections = []
     studies = {name: read_study(there[name]) for name in STUDIES if name in there}
     for name, frame in studies.items():

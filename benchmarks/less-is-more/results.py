@@ -9,7 +9,6 @@ python benchmarks/less-is-more/results.py RUNS --out benchmarks/results
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -22,7 +21,8 @@ import sparsemtl as sm
 from sparsemtl.runs.config import check, merge
 from sparsemtl.runs.run import load_data, make_trainer
 from sparsemtl.storage.files import read_tensors
-from sparsemtl.storage.yaml_text import read_yaml
+from sparsemtl.storage.run_folder import RunFolder
+from sparsemtl.storage.study_folder import StudyFolder
 
 MEASURES = {"segmentation": ("miou", 1), "depth": ("abs_err", -1), "normals": ("cosine", 1)}
 """Task -> its metric, and which way is better."""
@@ -34,9 +34,10 @@ LETTERS = {"S": "segmentation", "D": "depth", "N": "normals"}
 def read_study(folder: Path) -> pd.DataFrame:
     """One row a run: what it was asked for, its test metrics, what is left of the backbone."""
     rows = []
-    for path in sorted(folder.glob("runs/*/summary.json")):
-        summary = json.loads(path.read_text())
-        config = read_yaml(path.parent / "config.yaml")
+    for run in StudyFolder(folder).run_folders():
+        if not run.ended:
+            continue
+        summary, config = run.read_summary(), run.read_config()
         sharing = summary.get("sharing", {})
         scores = {task: summary["tasks"][task]["test"][MEASURES[task][0]] for task in summary["tasks"]}
         chosen_by = {
@@ -54,7 +55,7 @@ def read_study(folder: Path) -> pd.DataFrame:
                 "groups": 100 * sharing.get("group_sparsity", 0.0),
                 "weights": 100 * sharing.get("parameter_sparsity", 0.0),
                 "seconds": summary["seconds"],
-                "folder": path.parent,
+                "folder": run.path,
             }
         )
     return pd.DataFrame(rows)
@@ -110,10 +111,10 @@ def backbone_costs(folders: Sequence[Path], batch: int = 16) -> pd.DataFrame:
     x = torch.rand(batch, 3, 64, 64)
     for folder in folders:
         small_data = {"data": {"train_size": 8, "validation_size": 8, "test_size": 8}}
-        config = check(merge(read_yaml(folder / "config.yaml"), small_data))
+        config = check(merge(RunFolder(folder).read_config(), small_data))
         data = load_data(config)
         model = make_trainer(config, data, None, progress=False).model
-        model.load_state_dict(read_tensors(folder / "model.safetensors")[0])
+        model.load_state_dict(read_tensors(RunFolder(folder).model)[0])
         dense = model.eval().encoder
         small = sm.compact(dense, example_inputs=x)
         with torch.no_grad():
@@ -200,7 +201,7 @@ def structured_or_not(groups: pd.DataFrame, singles: pd.DataFrame, dense: pd.Dat
 def channels_left(rows: pd.DataFrame, strengths: Sequence[float], path: Path) -> None:
     """The paper's Figure 3: input channels of every convolution before and after."""
     figure, axes = plt.subplots(figsize=(11, 3.4))
-    groups = [json.loads((folder / "summary.json").read_text())["sharing"]["groups"] for folder in rows["folder"]]
+    groups = [RunFolder(folder).read_summary()["sharing"]["groups"] for folder in rows["folder"]]
     names = list(groups[0])
     axes.bar(range(len(names)), [groups[0][name]["all"] for name in names], color="0.88", label="dense")
     for place, strength in enumerate(strengths):
@@ -267,7 +268,7 @@ def main() -> None:
     print(cost_table(rows[:-2] + asked, costs), "\n\n## Deviations\n")
     chosen = [("dense, as ours", dense), ("sparse, λ = 1e-4, as ours", lasso[lasso["lambda"] == 1e-4])]
     names = list(dict.fromkeys(deviations["method"]))
-    listed = json.loads((options.runs / "deviations" / "study.json").read_text())["methods"]
+    listed = StudyFolder(options.runs / "deviations").read_about()["methods"]
     print(table(chosen + [(n, deviations[deviations["method"] == n]) for n in listed if n in names], single))
     print("\n## At the learning rate that suits plain training\n")
     fast = [(f"plain training, learning rate {lr}", part) for (lr,), part in by(plain[plain["lr"] == 0.01], "lr")]

@@ -9,12 +9,14 @@ python benchmarks/pbfs/results.py RUNS --out benchmarks/results
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+
+from sparsemtl.storage.study_folder import StudyFolder
 
 SHOWN: dict[str, Mapping[str, tuple[str, ...]]] = {
     "census": {"income": ("f1_macro", "accuracy", "auroc"), "never-married": ("f1_macro", "accuracy", "auroc")},
@@ -78,8 +80,8 @@ def text(values: pd.Series, digits: int = 4) -> str:
 def chosen_sparsity(study: Path, shown: Mapping[str, tuple[str, ...]]) -> str:
     """The paper's Tables 3 and 5: the sparsity of every task's best network over all targets, chosen by validation."""
     runs = []
-    for path in sorted(study.glob("runs/pbfs*_target*/summary.json")):
-        summary = json.loads(path.read_text())
+    folders = [run for run in StudyFolder(study).run_folders() if fnmatch(run.path.name, "pbfs*_target*") and run.ended]
+    for summary in (run.read_summary() for run in folders):
         for task in shown:
             about = summary["tasks"][task]
             sign = 1 if about["directions"][about["primary"]] else -1
@@ -121,7 +123,7 @@ def main() -> None:
     pictures = options.out / "pbfs"
     pictures.mkdir(parents=True, exist_ok=True)
     for study, shown in SHOWN.items():
-        path = options.runs / study / "results.csv"
+        path = StudyFolder(options.runs / study).results
         if not path.is_file():
             continue
         frame = pd.read_csv(path, keep_default_na=False, na_values=[""])

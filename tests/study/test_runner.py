@@ -26,7 +26,7 @@ from sparsemtl.study import runner
 from sparsemtl.study.costs import cost_rows
 from sparsemtl.study.grid import Study, read_study
 from sparsemtl.study.record import study_results
-from sparsemtl.study.results import Results
+from sparsemtl.study.results import StudyResults
 from sparsemtl.study.runner import Job, run_study
 from sparsemtl.training import Trainer
 from sparsemtl.training.machine import use_threads
@@ -122,7 +122,7 @@ def test_the_study_and_its_report_are_left_in_the_folder(study_file: Path, finis
 
 def test_the_results_know_their_order_baseline_and_primary_metrics(finished_study: Path) -> None:
     results = study_results(StudyFolder(finished_study))
-    assert isinstance(results, Results)
+    assert isinstance(results, StudyResults)
     assert list(results.settings.index) == ["stl", "random, keep 0.3", "random, keep 0.6"]
     assert results.baseline == "stl"
     assert results.primary == {"digit": "accuracy", "parity": "accuracy", "shape": "accuracy", "slant": "r2"}

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from sparsemtl.study.costs import SPLIT, cost_rows, cost_table, with_costs
-from sparsemtl.study.results import Results
-from sparsemtl.study.tables import Row, Table, primary_table, to_csv, to_markdown, to_units
+from sparsemtl.study.results import StudyResults
+from sparsemtl.study.tables import StudyTable, TableRow, primary_table, to_csv, to_markdown, to_units
 
 
 def summary(macs: int, weights: int, milliseconds: float, *, failure: str = "", threads: int = 1) -> dict[str, object]:
@@ -28,7 +28,7 @@ RUNS = {
 }
 
 
-def results(runs: dict[tuple[str, int], dict[str, object]] = RUNS) -> Results:
+def results(runs: dict[tuple[str, int], dict[str, object]] = RUNS) -> StudyResults:
     rows = []
     for (method, seed), about in runs.items():
         head = {"run": f"{method}-{seed}", "method": method, "seed": seed}
@@ -37,10 +37,10 @@ def results(runs: dict[tuple[str, int], dict[str, object]] = RUNS) -> Results:
             rows.append({**head, **score})
         for metric, value in cost_rows(about):
             rows.append({**head, "split": SPLIT, "task": "", "metric": metric, "value": value})
-    return Results.of(pd.DataFrame(rows), baseline="dense", methods=["dense", "lasso"])
+    return StudyResults.of(pd.DataFrame(rows), baseline="dense", methods=["dense", "lasso"])
 
 
-def rows_of(table: Table) -> dict[str, Row]:
+def rows_of(table: StudyTable) -> dict[str, TableRow]:
     return {row.label: row for row in table.rows()}
 
 

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 
 from sparsemtl.errors import CheckpointError, ParameterError
-from sparsemtl.study.results import DELTA, Results, chosen, gains, read_results, run_level
+from sparsemtl.study.results import DELTA, StudyResults, chosen, gains, read_results, run_level
 from sparsemtl.study.tables import (
     AVERAGE,
     RANK,
-    Row,
-    Table,
+    StudyTable,
+    TableRow,
     decimals,
     metric_tables,
     primary_table,
@@ -67,8 +67,8 @@ def frame() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def results(changed: pd.DataFrame | None = None, baseline: str | None = "stl") -> Results:
-    return Results.of(frame() if changed is None else changed, baseline=baseline, methods=["stl", "mtl", "fisher"])
+def results(changed: pd.DataFrame | None = None, baseline: str | None = "stl") -> StudyResults:
+    return StudyResults.of(frame() if changed is None else changed, baseline=baseline, methods=["stl", "mtl", "fisher"])
 
 
 def without(method: str, task: str, seed: int) -> pd.DataFrame:
@@ -77,11 +77,11 @@ def without(method: str, task: str, seed: int) -> pd.DataFrame:
     return rows[~gone]
 
 
-def rows_of(shown: Table) -> dict[str, Row]:
+def rows_of(shown: StudyTable) -> dict[str, TableRow]:
     return {row.label: row for row in shown.rows()}
 
 
-def texts(shown: Table, label: str) -> list[str]:
+def texts(shown: StudyTable, label: str) -> list[str]:
     return [cell.text for cell in rows_of(shown)[label].cells]
 
 
@@ -330,8 +330,8 @@ def test_the_table_of_primary_metrics_is_not_there_again_among_those_of_all_metr
 def test_a_task_is_judged_by_its_first_metric_that_is_no_loss_unless_told_otherwise():
     loss, more = (frame().query("task == 'digit'").assign(metric=metric) for metric in ("loss", "f1"))
     rows = pd.concat([loss, frame(), more])
-    assert Results.of(rows).primary == {"digit": "accuracy", "ink": "mse"}
-    assert Results.of(rows, primary={"digit": "f1"}).primary == {"digit": "f1", "ink": "mse"}
+    assert StudyResults.of(rows).primary == {"digit": "accuracy", "ink": "mse"}
+    assert StudyResults.of(rows, primary={"digit": "f1"}).primary == {"digit": "f1", "ink": "mse"}
 
 
 def test_without_a_baseline_there_is_no_gain_and_everything_is_ranked():
@@ -389,9 +389,9 @@ def test_results_survive_their_file(tmp_path):
 
 def test_bad_results_are_refused_with_what_is_wrong(tmp_path):
     with pytest.raises(ParameterError, match="need the column 'split'"):
-        Results.of(frame().drop(columns="split"))
+        StudyResults.of(frame().drop(columns="split"))
     with pytest.raises(ParameterError, match=r"'mse' of task 'ink' .* more than once for 'mtl', seed 1"):
-        Results.of(pd.concat([frame(), frame().query("method == 'mtl' and task == 'ink' and seed == 1")]))
+        StudyResults.of(pd.concat([frame(), frame().query("method == 'mtl' and task == 'ink' and seed == 1")]))
     with pytest.raises(ParameterError, match="whether higher is better for 'mse' of task 'ink'"):
         primary_table(results(frame().assign(higher_is_better=[True if t == "digit" else None for t in frame().task])))
     with pytest.raises(CheckpointError, match="does not exist"):

@@ -17,8 +17,7 @@ from sparsemtl.registry.parameters import ParameterInfo, describe, parameters_of
 from sparsemtl.registry.registry import Registry
 from sparsemtl.runs.schema import SECTIONS, Keys, in_yaml_words
 from sparsemtl.storage.run_folder import RunFolder
-from sparsemtl.study.tables import MISSING, Cell
-from sparsemtl.study.tables import Table as StudyTable
+from sparsemtl.study.tables import MISSING, Cell, StudyTable
 
 
 def show(what: RenderableType) -> None:

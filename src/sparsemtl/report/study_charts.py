@@ -10,10 +10,10 @@ from markupsafe import Markup
 from sparsemtl.report.charts import Axis, Chart, Gain, Line, gain_chart, line_chart
 from sparsemtl.report.words import arrow
 from sparsemtl.study.record import StudyRecord
-from sparsemtl.study.results import DELTA, Results, Spread, gains, per_seed, spread
+from sparsemtl.study.results import DELTA, Spread, StudyResults, gains, per_seed, spread
 
 
-def gain_charts(best: Results, colours: Mapping[str, int], baseline: str) -> list[Chart]:
+def gain_charts(best: StudyResults, colours: Mapping[str, int], baseline: str) -> list[Chart]:
     """Change against the baseline: the mean over tasks, then every task; empty without one.
 
     Args:
@@ -43,7 +43,7 @@ def gain_charts(best: Results, colours: Mapping[str, int], baseline: str) -> lis
     ]
 
 
-def key_charts(results: Results, best: Results, key: str, colours: Mapping[str, int]) -> list[Chart]:
+def key_charts(results: StudyResults, best: StudyResults, key: str, colours: Mapping[str, int]) -> list[Chart]:
     """Test figures over a numeric key of the grid: Δm, then every task; empty without two numbers.
 
     Where the grid has other keys, they stand where validation chose them. A method without it is a level. What no
@@ -74,7 +74,7 @@ def _axis(key: str, values: list[float]) -> Axis:
     return Axis(key, ticks=values if len(values) < 10 else (), log=wide, floor=floor)
 
 
-def _slices(results: Results, best: Results, key: str) -> dict[str, pd.Series[float]]:
+def _slices(results: StudyResults, best: StudyResults, key: str) -> dict[str, pd.Series[float]]:
     """Method -> its settings' values of the key, all other keys as the chosen setting has them."""
     slices = {}
     for _, pick in best.settings.iterrows():
@@ -106,7 +106,7 @@ def _key_chart(
     return line_chart(lines, axis=axis, levels=levels, label=f"{column} over {axis.label}")
 
 
-def learning_curves(study: StudyRecord, best: Results, colours: Mapping[str, int]) -> list[Chart]:
+def learning_curves(study: StudyRecord, best: StudyResults, colours: Mapping[str, int]) -> list[Chart]:
     """Validation curves of the tasks' primary metrics: a line a method, mean over seeds as far as all ran."""
     frame = best.frame.drop_duplicates("run")
     charts = []
@@ -129,11 +129,11 @@ def learning_curves(study: StudyRecord, best: Results, colours: Mapping[str, int
     return charts
 
 
-def _whole(results: Results) -> str:
+def _whole(results: StudyResults) -> str:
     """The tasks that Δm is the mean over."""
     return "all tasks" if len(results.common) == len(results.tasks) else "common tasks"
 
 
-def _unit(results: Results, task: str) -> str:
+def _unit(results: StudyResults, task: str) -> str:
     metric = results.primary[task]
     return metric + arrow(results.higher_is_better(task, metric))

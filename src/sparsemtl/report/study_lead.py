@@ -7,8 +7,8 @@ import math
 from sparsemtl.report.words import listing, percent, plural, signed
 from sparsemtl.study.costs import MACS, WEIGHTS, measured
 from sparsemtl.study.record import StudyRecord
-from sparsemtl.study.results import DELTA, Results, gains, run_level
-from sparsemtl.study.tables import RANK, Table
+from sparsemtl.study.results import DELTA, StudyResults, gains, run_level
+from sparsemtl.study.tables import RANK, StudyTable
 
 
 def baseline_name(study: StudyRecord) -> str:
@@ -19,7 +19,7 @@ def baseline_name(study: StudyRecord) -> str:
     return "single-task training" if kinds == {"single-task"} else str(baseline)
 
 
-def lead(best: Results, main: Table, baseline: str) -> str:
+def lead(best: StudyResults, main: StudyTable, baseline: str) -> str:
     """Say which method does best beside the baseline, on which tasks it loses, and what it costs.
 
     A method that costs less and is as good as the baseline within one standard deviation is named with its cost first.
@@ -56,7 +56,7 @@ def lead(best: Results, main: Table, baseline: str) -> str:
     return " ".join([first, _losses(best, winner), *([f"Compacted, its networks need {needs}."] if parts else [])])
 
 
-def _losses(best: Results, winner: str) -> str:
+def _losses(best: StudyResults, winner: str) -> str:
     """The tasks on which a method is worse than the baseline."""
     figures = gains(best)
     changes = {task: (float(figures.mean[task][winner]), float(figures.std[task][winner])) for task in best.tasks}
@@ -67,7 +67,7 @@ def _losses(best: Results, winner: str) -> str:
     )
 
 
-def _parts_of_cost(best: Results, winner: str) -> tuple[float, float] | None:
+def _parts_of_cost(best: StudyResults, winner: str) -> tuple[float, float] | None:
     """Multiply-adds and weights of the winner's compacted networks, as fractions of the baseline's; None if unknown.
 
     Times of different runs are not compared: other work on the machine may have met one of them alone.
@@ -85,7 +85,7 @@ def _change(mean: float, deviation: float) -> str:
     return signed(f"{mean:+.2f}") + ("" if math.isnan(deviation) else f" ± {deviation:.2f}") + " %"
 
 
-def _lead_by_rank(best: Results, main: Table) -> str:
+def _lead_by_rank(best: StudyResults, main: StudyTable) -> str:
     if not best.common:
         return "There is no task that all methods have, so that nothing is compared over tasks."
     if RANK not in main.higher or main.figures.mean[RANK].isna().all():
@@ -94,7 +94,7 @@ def _lead_by_rank(best: Results, main: Table) -> str:
     return f"{rank.idxmin()} ranks best: {rank.min():.2f} on average {_over(best)}."
 
 
-def _over(best: Results) -> str:
+def _over(best: StudyResults) -> str:
     """Return what a mean over tasks is taken over."""
     whole = len(best.common) == len(best.tasks)
     return "over tasks" if whole else f"over the {plural(len(best.common), 'task')} that all methods have"

@@ -18,7 +18,7 @@ from sparsemtl.report.words import duration
 from sparsemtl.storage.run_folder import RunRecord
 from sparsemtl.study.costs import cost_table, with_costs
 from sparsemtl.study.record import StudyRecord
-from sparsemtl.study.results import Results, chosen, per_seed, plain, run_level
+from sparsemtl.study.results import StudyResults, chosen, per_seed, plain, run_level
 from sparsemtl.study.tables import metric_tables, primary_table
 
 
@@ -117,13 +117,13 @@ def _facts(study: StudyRecord) -> Iterator[tuple[str, str]]:
         yield "time of all runs", duration(sum(seconds))
 
 
-def _without_grid(results: Results) -> set[str]:
+def _without_grid(results: StudyResults) -> set[str]:
     """Methods that no key of the grid applies to."""
     settings = results.settings
     return {str(m) for m in settings.loc[settings[list(results.grid)].isna().all(axis=1), "method"]}
 
 
-def _costs(study: StudyRecord, best: Results) -> list[TrainingCost]:
+def _costs(study: StudyRecord, best: StudyResults) -> list[TrainingCost]:
     seconds = run_level(best, "seconds")
     mean, std = seconds.mean["seconds"], seconds.std["seconds"]
     lengths = (mean / mean.max()).fillna(0.0)
@@ -139,7 +139,7 @@ def _time(mean: float, deviation: float) -> str:
     return duration(mean) + ("" if math.isnan(deviation) else f" ± {duration(deviation)}")
 
 
-def _density(study: StudyRecord, results: Results, setting: str) -> float | None:
+def _density(study: StudyRecord, results: StudyResults, setting: str) -> float | None:
     names = results.frame.loc[results.frame["setting"] == setting, "run"].unique()
     densities = [
         density

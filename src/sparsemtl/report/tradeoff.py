@@ -16,7 +16,7 @@ from sparsemtl.report.charts import HEIGHT, WIDTH, Chart
 from sparsemtl.report.drawing import INK, MUTED, draw, series
 from sparsemtl.report.words import arrow, signed
 from sparsemtl.study.costs import MACS, measured
-from sparsemtl.study.results import DELTA, Results, Spread, gains, per_seed, run_level, spread
+from sparsemtl.study.results import DELTA, Spread, StudyResults, gains, per_seed, run_level, spread
 from sparsemtl.study.tables import to_units
 
 WIDE, TALL = 760, 320
@@ -57,7 +57,7 @@ class Tradeoff:
     tasks: list[Chart]
 
 
-def tradeoff(results: Results, colours: Mapping[str, int]) -> Tradeoff | None:
+def tradeoff(results: StudyResults, colours: Mapping[str, int]) -> Tradeoff | None:
     """Draw quality against multiply-adds; None if no run was measured.
 
     Quality is the change of each task's primary metric against the baseline. Without a baseline it is the metric.
@@ -85,7 +85,7 @@ def tradeoff(results: Results, colours: Mapping[str, int]) -> Tradeoff | None:
     return Tradeoff(_first(results, colours, cost, quality), tasks)
 
 
-def _first(results: Results, colours: Mapping[str, int], cost: Spread, quality: Spread) -> Chart | None:
+def _first(results: StudyResults, colours: Mapping[str, int], cost: Spread, quality: Spread) -> Chart | None:
     points = (
         _points(results, colours, cost, quality, DELTA) if DELTA in quality.mean and len(results.primary) > 1 else []
     )
@@ -96,11 +96,11 @@ def _first(results: Results, colours: Mapping[str, int], cost: Spread, quality: 
     return Chart("Mean over tasks", f"change against {results.baseline}, %", svg)
 
 
-def _has_baseline(results: Results) -> bool:
+def _has_baseline(results: StudyResults) -> bool:
     return bool((results.settings["method"] == results.baseline).any())
 
 
-def _quality(results: Results) -> Spread:
+def _quality(results: StudyResults) -> Spread:
     """Changes against the baseline, whose own are 0; figures themselves where there is none."""
     if not _has_baseline(results):
         return spread(per_seed(results, results.primary, "test"), results.settings)
@@ -111,7 +111,9 @@ def _quality(results: Results) -> Spread:
     return Spread(mean, change.std, change.n)
 
 
-def _points(results: Results, colours: Mapping[str, int], cost: Spread, quality: Spread, column: str) -> list[Point]:
+def _points(
+    results: StudyResults, colours: Mapping[str, int], cost: Spread, quality: Spread, column: str
+) -> list[Point]:
     figures = (cost.mean[MACS], cost.std[MACS], quality.mean[column], quality.std[column])
     rows = zip(results.settings["method"].items(), *figures, strict=True)  # all are in the order of the settings
     points = [Point(str(label), colours[str(method)], *values) for (label, method), *values in rows]

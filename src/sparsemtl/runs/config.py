@@ -15,14 +15,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sparsemtl.storage import comparison
-from sparsemtl.storage.comparison import plain, shown
 from sparsemtl.data.image_folders import AUXILIARY
 from sparsemtl.errors import ConfigError, unknown_name
 from sparsemtl.registry.parameters import beyond_limits, describe
 from sparsemtl.runs.schema import SECTIONS, Keys, in_yaml_words, member_keys, run_keys, schema_model, training_keys
-from sparsemtl.tasks.options import check_options
+from sparsemtl.storage import comparison
+from sparsemtl.storage.comparison import plain, shown
 from sparsemtl.storage.yaml_text import line_numbers, parse_yaml
+from sparsemtl.tasks.options import check_options
 
 Place = tuple[str, ...]
 """Where a value stands: ("sharing", "keep")."""

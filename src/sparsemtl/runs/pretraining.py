@@ -15,14 +15,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from sparsemtl.architectures import Source
-from sparsemtl.tasks.batches import Loader
 from sparsemtl.errors import CheckpointError, SparseMTLError
-from sparsemtl.storage.files import read_tensors
 from sparsemtl.runs.spec import RunSpec
+from sparsemtl.storage.files import read_tensors
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.study_folder import StudyFolder
-from sparsemtl.tasks import Classification
 from sparsemtl.storage.tensor_checks import check_tensor
+from sparsemtl.tasks import Classification
+from sparsemtl.tasks.batches import Loader
 
 
 def pretraining_folder(run: RunFolder, config: Mapping[str, Any]) -> RunFolder:

@@ -16,27 +16,27 @@ from sparsemtl.architectures import ARCHITECTURES, Source
 from sparsemtl.backbones import ENCODERS, load_torchvision
 from sparsemtl.backbones.stemmed import Stemmed
 from sparsemtl.balancing import BALANCERS
-from sparsemtl.tasks.batches import Loaders
-from sparsemtl.runs.config import check, differences
 from sparsemtl.data import TaskData
 from sparsemtl.errors import CheckpointError, ConfigError, SparseMTLError
-from sparsemtl.networks.frozen import Frozen
 from sparsemtl.heads import HEADS
-from sparsemtl.storage.locks import locked, refuse_foreign
-from sparsemtl.training.machine import use_threads
+from sparsemtl.networks.frozen import Frozen
 from sparsemtl.networks.model import MultiTaskModel, stride_of, width_of
-from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
-from sparsemtl.runs.spec import RunSpec
-from sparsemtl.runs.pretraining import Earlier, Pretrained, Untrained, named_pretraining, pretraining_folder
-from sparsemtl.training.processes import refuse_distributed
 from sparsemtl.networks.randomness import seed_everything
+from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
+from sparsemtl.runs.config import check, differences
+from sparsemtl.runs.pretraining import Earlier, Pretrained, Untrained, named_pretraining, pretraining_folder
 from sparsemtl.runs.schema import TRAINER_KEYS
+from sparsemtl.runs.spec import RunSpec
 from sparsemtl.sharing import SHARING, Sharing
-from sparsemtl.training import Trainer
-from sparsemtl.training.evaluation import Results
+from sparsemtl.storage.locks import locked, refuse_foreign
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.storage.yaml_text import read_yaml
+from sparsemtl.tasks.batches import Loaders
+from sparsemtl.training import Trainer
+from sparsemtl.training.evaluation import Results
+from sparsemtl.training.machine import use_threads
+from sparsemtl.training.processes import refuse_distributed
 
 
 def run(config: Mapping[str, Any], folder: str | Path, *, resume: bool = False, progress: bool = True) -> Results:

@@ -9,9 +9,9 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from sparsemtl.runs.config import pretraining_config, data_of
 from sparsemtl.data import DATASETS, TaskData
 from sparsemtl.errors import ConfigError, unknown_name
+from sparsemtl.runs.config import data_of, pretraining_config
 from sparsemtl.tasks import Task
 from sparsemtl.tasks.options import with_options
 

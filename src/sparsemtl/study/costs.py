@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sparsemtl.study.results import Results, Spread, run_level
-from sparsemtl.study.tables import Table, to_units
+from sparsemtl.study.results import Spread, StudyResults, run_level
+from sparsemtl.study.tables import StudyTable, to_units
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +21,7 @@ UNCOMPACTED = "uncompacted_"
 
 
 @dataclass(frozen=True)
-class Column:
+class CostColumn:
     """A column of costs.
 
     Attributes:
@@ -38,20 +38,20 @@ class Column:
 
 
 BRIEF = (
-    Column("multiply-adds", "per sample", MACS),
-    Column("weights", "", WEIGHTS),
-    Column("latency", "ms", LATENCY, contest=False),
+    CostColumn("multiply-adds", "per sample", MACS),
+    CostColumn("weights", "", WEIGHTS),
+    CostColumn("latency", "ms", LATENCY, contest=False),
 )
 """Columns beside the tasks' figures."""
 FULL = (
-    Column("networks", "", NETWORKS, contest=False),
-    Column("multiply-adds", "per sample", MACS),
-    Column("of the encoder", "per sample", ENCODER_MACS),
-    Column("uncompacted", "per sample", f"{UNCOMPACTED}{MACS}", contest=False),
-    Column("weights", "", WEIGHTS),
-    Column("uncompacted weights", "", f"{UNCOMPACTED}{WEIGHTS}", contest=False),
-    Column("latency", "ms", LATENCY, contest=False),
-    Column("uncompacted latency", "ms", f"{UNCOMPACTED}{LATENCY}", contest=False),
+    CostColumn("networks", "", NETWORKS, contest=False),
+    CostColumn("multiply-adds", "per sample", MACS),
+    CostColumn("of the encoder", "per sample", ENCODER_MACS),
+    CostColumn("uncompacted", "per sample", f"{UNCOMPACTED}{MACS}", contest=False),
+    CostColumn("weights", "", WEIGHTS),
+    CostColumn("uncompacted weights", "", f"{UNCOMPACTED}{WEIGHTS}", contest=False),
+    CostColumn("latency", "ms", LATENCY, contest=False),
+    CostColumn("uncompacted latency", "ms", f"{UNCOMPACTED}{LATENCY}", contest=False),
 )
 """Columns of the table of costs."""
 
@@ -70,29 +70,29 @@ def cost_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     yield THREADS, cost["threads"]
 
 
-def with_costs(table: Table, results: Results) -> Table:
+def with_costs(table: StudyTable, results: StudyResults) -> StudyTable:
     """The table with the columns of `BRIEF`; the same table if no run was measured."""
     columns = [column for column in BRIEF if column.title not in table.higher]
     return _added(table, results, columns) if measured(results) else table
 
 
-def cost_table(results: Results) -> Table | None:
+def cost_table(results: StudyResults) -> StudyTable | None:
     """Settings against the columns of `FULL`; None if no run was measured."""
     if not measured(results):
         return None
     empty = results.settings[[]]
     methods = results.settings["method"]
     named = dict(zip(methods.index, methods, strict=True))
-    nothing = Table("cost", {}, {}, {}, Spread(empty.copy(), empty.copy(), empty.copy()), named, "")
+    nothing = StudyTable("cost", {}, {}, {}, Spread(empty.copy(), empty.copy(), empty.copy()), named, "")
     return _added(nothing, results, FULL)
 
 
-def measured(results: Results) -> bool:
+def measured(results: StudyResults) -> bool:
     """Tell whether a run of the study was measured."""
     return bool((results.frame["metric"][results.frame["split"] == SPLIT] == MACS).any())
 
 
-def cost_note(results: Results) -> str:
+def cost_note(results: StudyResults) -> str:
     """Say what the figures of cost are of."""
     size, threads = (_range(results, metric) for metric in (BATCH_SIZE, THREADS))
     note = (
@@ -110,7 +110,7 @@ def cost_note(results: Results) -> str:
     )
 
 
-def _added(table: Table, results: Results, columns: tuple[Column, ...] | list[Column]) -> Table:
+def _added(table: StudyTable, results: StudyResults, columns: tuple[CostColumn, ...] | list[CostColumn]) -> StudyTable:
     mean, std, n = (part.copy() for part in (table.figures.mean, table.figures.std, table.figures.n))
     higher, units = dict(table.higher), dict(table.units)
     for column in columns:
@@ -125,13 +125,13 @@ def _added(table: Table, results: Results, columns: tuple[Column, ...] | list[Co
     return replace(table, higher=higher, units=units, figures=Spread(mean, std, n), note=note)
 
 
-def _figures(results: Results, metric: str) -> pd.Series[float]:
+def _figures(results: StudyResults, metric: str) -> pd.Series[float]:
     frame = results.frame
     values: pd.Series[float] = frame["value"][(frame["split"] == SPLIT) & (frame["metric"] == metric)].dropna()
     return values
 
 
-def _range(results: Results, metric: str) -> str:
+def _range(results: StudyResults, metric: str) -> str:
     values = _figures(results, metric)
     low, high = int(values.min()), int(values.max())
     return str(low) if low == high else f"{low} to {high}"

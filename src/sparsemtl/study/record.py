@@ -9,7 +9,7 @@ from typing import Any
 
 from sparsemtl.storage.run_folder import RunRecord
 from sparsemtl.storage.study_folder import StudyFolder
-from sparsemtl.study.results import Results, read_results
+from sparsemtl.study.results import StudyResults, read_results
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class StudyRecord:
 
     folder: StudyFolder
     about: Mapping[str, Any]
-    results: Results
+    results: StudyResults
     runs: Mapping[str, RunRecord]
     unfinished: tuple[str, ...]
     config: str
@@ -53,7 +53,7 @@ class StudyRecord:
         )
 
 
-def study_results(folder: StudyFolder) -> Results:
+def study_results(folder: StudyFolder) -> StudyResults:
     """Read the results of a study's finished runs, with methods and baseline as `study.json` has them.
 
     Raises:
@@ -62,4 +62,4 @@ def study_results(folder: StudyFolder) -> Results:
     about, frame = folder.read_about(), read_results(folder.results)
     runs = [run for name in frame["run"].unique() if (run := folder.run(str(name))).ended] if "run" in frame else []
     primary = {task: entry["primary"] for run in runs for task, entry in run.read_summary()["tasks"].items()}
-    return Results.of(frame, baseline=about.get("baseline"), methods=about.get("methods", ()), primary=primary)
+    return StudyResults.of(frame, baseline=about.get("baseline"), methods=about.get("methods", ()), primary=primary)

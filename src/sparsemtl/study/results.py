@@ -44,8 +44,8 @@ def read_results(path: str | Path) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class Results:
-    """Figures of a study, checked and in order. Make it with `Results.of`.
+class StudyResults:
+    """Figures of a study, checked and in order. Make it with `StudyResults.of`.
 
     Attributes:
         frame: the rows, with a column `setting` beside `COLUMNS` and the grid's; run-level rows have task "".
@@ -70,7 +70,7 @@ class Results:
         baseline: str | None = None,
         methods: Sequence[str] = (),
         primary: Mapping[str, str] | None = None,
-    ) -> Results:
+    ) -> StudyResults:
         """Check a frame of results and put it in order.
 
         Args:
@@ -120,7 +120,7 @@ class Results:
             raise ParameterError(f"results do not say whether higher is better for {metric!r} of task {task!r}.")
         return str(said.iloc[0]).lower() in ("true", "1", "1.0")
 
-    def only(self, settings: Iterable[str]) -> Results:
+    def only(self, settings: Iterable[str]) -> StudyResults:
         """The results of these settings, and of the tasks that one of them has."""
         chosen = list(settings)
         frame = self.frame[self.frame["setting"].isin(chosen)]
@@ -146,7 +146,7 @@ def spread(values: pd.DataFrame, settings: pd.DataFrame) -> Spread:
     return Spread(groups.mean().reindex(labels), groups.std().reindex(labels), n)
 
 
-def per_seed(results: Results, metrics: Mapping[str, str], split: str) -> pd.DataFrame:
+def per_seed(results: StudyResults, metrics: Mapping[str, str], split: str) -> pd.DataFrame:
     """Figures by (setting, seed), one column a task.
 
     Args:
@@ -159,7 +159,7 @@ def per_seed(results: Results, metrics: Mapping[str, str], split: str) -> pd.Dat
     return rows.pivot(index=["setting", "seed"], columns="task", values="value").reindex(columns=list(metrics))
 
 
-def run_level(results: Results, metric: str = "seconds") -> Spread:
+def run_level(results: StudyResults, metric: str = "seconds") -> Spread:
     """A figure of whole runs, such as their time, in the column `metric`."""
     frame = results.frame
     rows = frame[(frame["task"] == "") & (frame["metric"] == metric)]
@@ -167,7 +167,7 @@ def run_level(results: Results, metric: str = "seconds") -> Spread:
     return spread(values, results.settings)
 
 
-def chosen(results: Results) -> Results:
+def chosen(results: StudyResults) -> StudyResults:
     """The results of one setting a method: the one with the best validation figures.
 
     Settings of a method are compared by the mean over tasks of (M - R) / |R|, turned so that higher is
@@ -200,12 +200,12 @@ def chosen(results: Results) -> Results:
     return results.only(label for label in results.settings.index if label in winners)
 
 
-def gains(results: Results, split: str = "test") -> Spread:
+def gains(results: StudyResults, split: str = "test") -> Spread:
     """Change of every task's primary metric against single-task training, in %, and Δm, their mean.
 
     100 * (M - M_STL) / |M_STL|, turned so that positive is better. Taken per seed where the baseline has a
     run of every seed of the setting, else from the means, without deviation. Δm is over the tasks in
-    `Results.common`; where a gain of one of them is missing, so is Δm. The baseline's own row is missing, as
+    `StudyResults.common`; where a gain of one of them is missing, so is Δm. The baseline's own row is missing, as
     is everything where the study has no baseline. A baseline with several settings is the one chosen on
     validation.
     """
@@ -230,7 +230,7 @@ def gains(results: Results, split: str = "test") -> Spread:
     return spread(frame, results.settings)
 
 
-def ranks(results: Results, mean: pd.DataFrame, higher: Mapping[str, bool]) -> pd.DataFrame:
+def ranks(results: StudyResults, mean: pd.DataFrame, higher: Mapping[str, bool]) -> pd.DataFrame:
     """Rank of every setting in every column, 1 is best; ties share the average, baseline and gaps have none.
 
     Args:
@@ -246,12 +246,12 @@ def ranks(results: Results, mean: pd.DataFrame, higher: Mapping[str, bool]) -> p
     return frame
 
 
-def _reference(results: Results) -> str | None:
+def _reference(results: StudyResults) -> str | None:
     own = results.settings.index[results.settings["method"] == results.baseline]
     return None if own.empty else str(chosen(results.only(own)).settings.index[0])
 
 
-def _signs(results: Results) -> pd.Series[float]:
+def _signs(results: StudyResults) -> pd.Series[float]:
     signs = {task: 1.0 if results.higher_is_better(task, m) else -1.0 for task, m in results.primary.items()}
     series: pd.Series[float] = _pandas().Series(signs)
     return series

@@ -1,6 +1,6 @@
 """Tables as in the papers: methods against tasks, mean ± standard deviation over seeds, best values marked.
 
-    results = Results.of(read_results("runs/demo/results.csv"), baseline="stl")
+    results = StudyResults.of(read_results("runs/demo/results.csv"), baseline="stl")
     print(to_markdown(primary_table(chosen(results))))
 
 shows, for every method, test figures of the setting that was best on validation; leave `chosen` out for the
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sparsemtl.study.results import DELTA, Results, Spread, gains, per_seed, ranks, spread
+from sparsemtl.study.results import DELTA, Spread, StudyResults, gains, per_seed, ranks, spread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +58,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One setting's row.
 
     Attributes:
@@ -75,7 +75,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class StudyTable:
     """Settings against tasks.
 
     Attributes:
@@ -114,7 +114,7 @@ class Table:
             metric = self.metrics[column] if mixed and column in self.metrics else self.units.get(column, "")
             yield column, " ".join(part for part in (metric, {True: "↑", False: "↓", None: ""}[higher]) if part)
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[TableRow]:
         """The rows, in order."""
         mean, n = self.figures.mean, self.figures.n
         digits = {column: self._digits(column) for column in self.higher}
@@ -135,7 +135,7 @@ class Table:
                 )
                 for column in self.higher
             )
-            yield Row(label, self.methods[label], seeds, tuple(cells))
+            yield TableRow(label, self.methods[label], seeds, tuple(cells))
 
     def _whole(self, column: str) -> pd.Series[float]:
         """Means of a column where no seed is missing that another row has; else NaN."""
@@ -154,7 +154,7 @@ class Table:
         return decimals(self.figures.mean[column], significant=3 if column in self.units else 4)
 
 
-def table(results: Results, metrics: Mapping[str, str], *, title: str, split: str = "test") -> Table:
+def table(results: StudyResults, metrics: Mapping[str, str], *, title: str, split: str = "test") -> StudyTable:
     """Settings against tasks by one metric a task.
 
     Args:
@@ -182,16 +182,16 @@ def table(results: Results, metrics: Mapping[str, str], *, title: str, split: st
             shown[DELTA] = given[DELTA]
         higher[DELTA], over[DELTA] = True, results.common
     named = dict(zip(methods.index, methods, strict=True))
-    return Table(title, dict(metrics), higher, over, figures, named, _note(results, over))
+    return StudyTable(title, dict(metrics), higher, over, figures, named, _note(results, over))
 
 
-def primary_table(results: Results, split: str = "test") -> Table:
+def primary_table(results: StudyResults, split: str = "test") -> StudyTable:
     """Every task by its primary metric."""
     names = list(dict.fromkeys(results.primary.values()))
     return table(results, results.primary, title=names[0] if len(names) == 1 else "primary metrics", split=split)
 
 
-def metric_tables(results: Results, split: str = "test") -> dict[str, Table]:
+def metric_tables(results: StudyResults, split: str = "test") -> dict[str, StudyTable]:
     """Metric -> table of the tasks that have it, but for the one that `primary_table` shows already."""
     frame = results.frame[(results.frame["split"] == split) & (results.frame["task"] != "")]
     having = {
@@ -205,7 +205,7 @@ def metric_tables(results: Results, split: str = "test") -> dict[str, Table]:
     }
 
 
-def to_markdown(table: Table) -> str:
+def to_markdown(table: StudyTable) -> str:
     """The table in Markdown, and its note below."""
     heads = ["method", *(f"{name} {unit}" for name, unit in table.headers()), "seeds"]
     lines = [_line(heads), "| :--- |" + " ---: |" * (len(heads) - 1)]
@@ -213,7 +213,7 @@ def to_markdown(table: Table) -> str:
     return "\n".join([*lines, *(["", table.note] if table.note else [])]) + "\n"
 
 
-def to_csv(tables: Iterable[Table]) -> str:
+def to_csv(tables: Iterable[StudyTable]) -> str:
     """Tables as CSV text, a row per table, setting and column, with mean, std, n and whether it is best.
 
     `tasks` are those that the figure is of: one, or all that a mean over tasks is taken of.
@@ -255,7 +255,7 @@ def to_units(values: Iterable[float]) -> tuple[float, str]:
     return next(((factor, symbol) for least, factor, symbol in steps if largest >= least), (1.0, ""))
 
 
-def _note(results: Results, over: Mapping[str, tuple[str, ...]]) -> str:
+def _note(results: StudyResults, over: Mapping[str, tuple[str, ...]]) -> str:
     left = [task for task in results.tasks if task not in results.common]
     if not left or not over:
         return ""
