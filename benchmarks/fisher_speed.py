@@ -2,7 +2,7 @@
 
     python benchmarks/fisher_speed.py [--samples 1024] [--repeats 5] [--threads 2] [--only mlp]
 
-For T tasks on one network: the time of `FisherInformation().scores`, check of the first batch and all, divided by
+For T tasks on one network: the time of `Fisher().scores`, check of the first batch and all, divided by
 the time of forward and backward of the same batches. Peak memory is each process's own, over what it had before it
 built the network. The error is the largest difference to one autograd backward a sample, over the largest score of
 the tensor.
@@ -18,7 +18,7 @@ import torch
 from common import BATCH, Batch, arguments, batch, joint_pass, network, paired
 
 from sparsemtl import SharedBottom
-from sparsemtl.criteria import FisherInformation
+from sparsemtl.criteria import Fisher
 
 TARGETS = {("mlp", 3): 2.6, ("mlp", 8): 5.5, ("resnet18", 3): 4.0, ("resnet18", 8): 10.0}
 
@@ -37,14 +37,14 @@ def train(model: SharedBottom, data: list[Batch]) -> None:
 
 def fisher(model: SharedBottom, data: list[Batch]) -> None:
     """Scores of all tasks."""
-    FisherInformation(samples=None).scores(model, data, list(model.tasks.values()))
+    Fisher(samples=None).scores(model, data, list(model.tasks.values()))
 
 
 def error(name: str) -> float:
     """Largest relative difference to the loop over samples, on a few of them."""
     model, data = network(name, 1), batches(name, 1, 4)
     tasks = list(model.tasks.values())
-    fast, loop = (FisherInformation(path=path).scores(model, data, tasks)["task0"] for path in ("auto", "loop"))
+    fast, loop = (Fisher(path=path).scores(model, data, tasks)["task0"] for path in ("auto", "loop"))
     return max(float((fast[n] - loop[n]).abs().max() / loop[n].max()) for n in loop)
 
 

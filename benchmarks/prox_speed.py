@@ -21,8 +21,8 @@ STRENGTH = 1e-5
 STEPS: dict[str, tuple[Penalty, bool]] = {
     "group lasso, plain": (GroupLasso(strength=STRENGTH), False),
     "group lasso, adaptive": (GroupLasso(strength=STRENGTH), True),
-    "group lasso by outputs, adaptive": (GroupLasso(strength=STRENGTH, groups="output-channel"), True),
-    "group lasso by blocks, adaptive": (GroupLasso(strength=STRENGTH, groups="block"), True),
+    "group lasso by outputs, adaptive": (GroupLasso(strength=STRENGTH, granularity="output-channel"), True),
+    "group lasso by blocks, adaptive": (GroupLasso(strength=STRENGTH, granularity="block"), True),
     "l1, adaptive": (L1(strength=STRENGTH), True),
     "group MCP, plain": (GroupMCP(strength=STRENGTH), False),
     "group MCP, adaptive": (GroupMCP(strength=STRENGTH), True),

@@ -444,7 +444,7 @@ def test_the_loss_that_is_told_is_the_tasks_own(tmp_path: Path) -> None:
     assert shown == pytest.approx(discrepancies, rel=1e-4)
 
 
-@pytest.mark.parametrize(("granularity", "strength"), [("weight", 2.0), ("filter", 0.7)])
+@pytest.mark.parametrize(("granularity", "strength"), [("weight", 2.0), ("channel", 0.7)])
 @each_weights
 def test_masks_are_never_negative_and_zero_exactly_where_the_proximal_step_says(
     weights: Any, granularity: Any, strength: float

@@ -68,7 +68,10 @@ def test_layers_that_stay_whole_say_why() -> None:
     hooked = convolutions(nn.ReLU())
     hooked[0].register_forward_hook(lambda module, inputs, output: output * 2)
     assert compacted(hooked, IMAGES).report.layer("0").why == "has hooks"
-    assert compacted(convolutions(nn.ReLU()), IMAGES, whole=["0"]).report.layer("0").why == "named in `whole`"
+    assert (
+        compacted(convolutions(nn.ReLU()), IMAGES, leaf_modules=["0"]).report.layer("0").why
+        == "named in `leaf_modules`"
+    )
     tied = convolutions(nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1))
     tied[4].weight = tied[2].weight
     assert compacted(tied, IMAGES).report.layer("2").why == "its weights are read more than once"

@@ -69,7 +69,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "a graph with annotations": (lambda: fx.symbolic_trace(Annotated()), {}),
     "annotations that are strings": (Annotated, {}),
     "annotations that no file knows": (Typed, {}),
-    "a part that stays whole": (sequential, {"whole": ["2"]}),
+    "a part that stays whole": (sequential, {"leaf_modules": ["2"]}),
 }
 Restore = Callable[[nn.Module], nn.Module]
 

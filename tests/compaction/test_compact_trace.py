@@ -30,7 +30,7 @@ X = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_se
 
 
 def test_the_error_names_the_part_that_cannot_be_traced() -> None:
-    with pytest.raises(CompactionError, match=r"cannot trace '1\.1' \(Branching\).*`whole`"):
+    with pytest.raises(CompactionError, match=r"cannot trace '1\.1' \(Branching\).*`leaf_modules`"):
         compact(around(Branching()))
 
 
@@ -41,20 +41,20 @@ def test_a_model_that_cannot_be_traced_itself_is_named() -> None:
 
 def test_a_part_that_cannot_be_traced_can_stay_whole() -> None:
     model = zeroed(around(Branching()), "both", 0.4)
-    small = compacted(model, X, whole=["1.1"])
+    small = compacted(model, X, leaf_modules=["1.1"])
     assert small.get_submodule("1.1.layer").weight.shape == (4, 4)
     assert small.get_submodule("2").out_features < 6
 
 
 def test_a_layer_named_whole_keeps_its_weights() -> None:
     model = zeroed(around(nn.ReLU()), "both", 0.4)
-    small = compacted(model, X, whole=("2",))
+    small = compacted(model, X, leaf_modules=("2",))
     assert torch.equal(small.get_submodule("2").weight, model[2].weight)
 
 
 def test_a_name_of_no_module_is_refused() -> None:
     with pytest.raises(CompactionError, match=r"unknown module '1\.2'"):
-        compact(around(nn.ReLU()), whole=["1.2"])
+        compact(around(nn.ReLU()), leaf_modules=["1.2"])
 
 
 def test_a_module_that_does_not_know_its_shapes_is_refused() -> None:

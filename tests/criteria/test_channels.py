@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import sparsemtl as sm
 from sparsemtl.backbones import resnet18
-from sparsemtl.criteria import FisherInformation, Random, choose_masks, fisher_masks
+from sparsemtl.criteria import Fisher, Random, choose_masks, fisher_masks
 from sparsemtl.criteria.channels import channel_units
 from sparsemtl.criteria.select import budget
 from sparsemtl.networks.model import maskable_parameters
@@ -200,7 +200,7 @@ def test_exactly_the_asked_number_of_channels_is_kept(scope: Any, keep: float) -
     model = model_of(resnet18((3, 16, 16), stem="cifar", width=4), 32)
     x = torch.randn(4, 3, 16, 16)
     batches = [(x, {"t": torch.tensor([0, 1, 2, 0]), "u": torch.randn(4)})]
-    criterion = FisherInformation(estimator="true", mask_all=True)
+    criterion = Fisher(estimator="true", mask_all=True)
     masks = choose_masks(criterion, model, batches, keep=keep, scope=scope, granularity="channel", min_per_layer=1)
     units = channel_units(model, x)
     for task in masks:

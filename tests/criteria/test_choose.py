@@ -13,7 +13,7 @@ import sparsemtl as sm
 from sparsemtl.criteria import (
     CRITERIA,
     Criterion,
-    FisherInformation,
+    Fisher,
     Gradient,
     Magnitude,
     Random,
@@ -27,8 +27,8 @@ from sparsemtl.networks.model import maskable_parameters
 
 Batches = list[tuple[Tensor, dict[str, Tensor]]]
 CHOOSERS: dict[str, Criterion] = {
-    "fisher": FisherInformation(estimator="true"),
-    "drawn fisher": FisherInformation(estimator="sample", seed=3),
+    "fisher": Fisher(estimator="true"),
+    "drawn fisher": Fisher(estimator="sample", seed=3),
     "random": Random(seed=3),
     "magnitude": Magnitude(),
     "gradient": Gradient(),
@@ -82,8 +82,8 @@ def test_layer_scope_keeps_exactly_k_of_every_layer(name: str, keep: float) -> N
 @pytest.mark.parametrize("name", ["fisher", "sample", "random"])
 def test_the_same_seed_gives_the_same_masks(name: str, granularity: Any) -> None:
     makers = {
-        "fisher": lambda: FisherInformation(estimator="true", mask_all=True),
-        "sample": lambda: FisherInformation(estimator="sample", seed=4, mask_all=True),
+        "fisher": lambda: Fisher(estimator="true", mask_all=True),
+        "sample": lambda: Fisher(estimator="sample", seed=4, mask_all=True),
         "random": lambda: Random(seed=4, mask_all=True),
     }
     model, batches = model_and_data()
@@ -112,7 +112,7 @@ def test_fisher_masks_passes_on_how_to_estimate(keyword: str, granularity: Any) 
     }
     model, batches = model_and_data()
     masks = fisher_masks(model, batches, 0.3, granularity=granularity, **options)
-    criterion = FisherInformation(mask_all=granularity == "channel", **options)
+    criterion = Fisher(mask_all=granularity == "channel", **options)
     assert masks == choose_masks(criterion, model, batches, keep=0.3, granularity=granularity)
 
 

@@ -27,7 +27,7 @@ from small_networks import WORDS, Runs, settle_norms
 from torch import Tensor, nn
 
 import sparsemtl as sm
-from sparsemtl.criteria import Criterion, FisherInformation, Gradient, fisher_information, fisher_masks
+from sparsemtl.criteria import Criterion, Fisher, Gradient, fisher_information, fisher_masks
 from sparsemtl.criteria.per_sample_powers import BatchPowers
 from sparsemtl.criteria.per_sample_sums import PowerSum
 from sparsemtl.criteria.select import select
@@ -81,7 +81,7 @@ def score(model: sm.SharedBottom, loaders: Any, task: str = "t", **options: Any)
 
 
 def quiet_scores(model: sm.SharedBottom, loaders: Any, **options: Any) -> dict[str, dict[str, Tensor]]:
-    criterion = FisherInformation(**{"samples": None, **options})
+    criterion = Fisher(**{"samples": None, **options})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LikelihoodWarning)
         return criterion.scores(model, loaders, list(model.tasks.values()))
@@ -274,7 +274,7 @@ def test_drawn_labels_follow_the_seed_and_not_the_other_tasks() -> None:
     tasks = [sm.Classification("a", 4), sm.Classification("b", 4)]
     model, batches = model_of(*tasks), data_of(*tasks)
     one, same, other = (quiet_scores(model, batches, estimator="sample", seed=seed) for seed in (1, 1, 2))
-    alone = FisherInformation(estimator="sample", seed=1, samples=None).scores(model, batches, [tasks[1]])
+    alone = Fisher(estimator="sample", seed=1, samples=None).scores(model, batches, [tasks[1]])
     for name, s in one["b"].items():
         assert torch.equal(s, same["b"][name])
         assert torch.equal(s, alone["b"][name])
@@ -296,7 +296,7 @@ def test_regression_says_that_its_prediction_is_uninformative_and_takes_the_exac
     task = sm.Regression("t", 2)
     model, batches = model_of(task), data_of(task)
     with pytest.warns(LikelihoodWarning, match=r"task 't': a Gaussian has no slope.*using 'efs'"):
-        found = FisherInformation(estimator="fs", power=power).scores(model, batches, [task])["t"]
+        found = Fisher(estimator="fs", power=power).scores(model, batches, [task])["t"]
     exact = score(model, batches, estimator="efs", power=power)
     for name, s in found.items():
         assert torch.equal(s, exact[name])
@@ -307,13 +307,13 @@ def test_regression_says_that_its_prediction_is_uninformative_and_takes_the_exac
 def test_no_other_estimator_warns(estimator: str) -> None:
     task = sm.Regression("t", 2)
     model, batches = model_of(task), data_of(task)
-    FisherInformation(estimator=estimator).scores(model, batches, [task])
+    Fisher(estimator=estimator).scores(model, batches, [task])
 
 
 def test_one_criterion_warns_once_a_task() -> None:
     tasks = [sm.Regression("a"), sm.Classification("b", 2), sm.Regression("c")]
     model, batches = model_of(*tasks), data_of(*tasks)
-    criterion = FisherInformation()
+    criterion = Fisher()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(3):
@@ -348,8 +348,8 @@ def test_another_run_on_other_tasks_warns_again() -> None:
 def test_a_reseeded_criterion_differs_in_the_drawn_labels_alone() -> None:
     task = sm.Classification("t", 4)
     model, batches = model_of(task), data_of(task)
-    criterion = FisherInformation(estimator="sample", power="abs", samples=4, draws=2, seed=1, mask_all=True)
-    fresh = FisherInformation(estimator="sample", power="abs", samples=4, draws=2, seed=7, mask_all=True)
+    criterion = Fisher(estimator="sample", power="abs", samples=4, draws=2, seed=1, mask_all=True)
+    fresh = Fisher(estimator="sample", power="abs", samples=4, draws=2, seed=7, mask_all=True)
     found, expected = (c.scores(model, batches, [task])["t"] for c in (criterion.reseeded(7), fresh))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert criterion.seed == 1
@@ -559,7 +559,7 @@ def test_the_surroundings_do_not_matter(path: str, context: Callable[[], Any]) -
     assert all(torch.equal(found[name], s) for name, s in plain.items())
 
 
-@pytest.mark.parametrize("criterion", [FisherInformation(estimator="true"), Gradient()], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize("criterion", [Fisher(estimator="true"), Gradient()], ids=lambda c: type(c).__name__)
 def test_a_model_that_fabric_wrapped_is_scored_as_itself(criterion: Criterion) -> None:
     task = sm.Classification("t", 3)
     model, batches = model_of(task, dtype=torch.float32), data_of(task, dtype=torch.float32)
@@ -709,8 +709,8 @@ def test_a_model_without_shapes_is_an_error() -> None:
     ids=lambda options: next(iter(options)),
 )
 def test_options_out_of_range_are_named(options: dict[str, Any]) -> None:
-    with pytest.raises(ParameterError, match=f"The {next(iter(options))!r} parameter of FisherInformation must be"):
-        FisherInformation(**options)
+    with pytest.raises(ParameterError, match=f"The {next(iter(options))!r} parameter of Fisher must be"):
+        Fisher(**options)
 
 
 def test_fisher_information_of_one_task_is_the_criterions() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import sparsemtl as sm
-from sparsemtl.criteria import Criterion, FisherInformation, Gradient
+from sparsemtl.criteria import Criterion, Fisher, Gradient
 from sparsemtl.criteria.channels import channel_units
 
 USES: dict[str, Callable[[sm.SharedBottom, Any], object]] = {
@@ -22,10 +22,10 @@ USES: dict[str, Callable[[sm.SharedBottom, Any], object]] = {
 }
 CRITERIA: dict[str, Callable[[], Criterion]] = {
     "gradient": Gradient,
-    "loop": lambda: FisherInformation(path="loop"),
-    "functional": lambda: FisherInformation(path="functional"),
-    "batch": lambda: FisherInformation(estimator="batch"),
-    "exact": lambda: FisherInformation(estimator="efs"),
+    "loop": lambda: Fisher(path="loop"),
+    "functional": lambda: Fisher(path="functional"),
+    "batch": lambda: Fisher(estimator="batch"),
+    "exact": lambda: Fisher(estimator="efs"),
 }
 for name, make in CRITERIA.items():
     USES[name] = lambda model, loader, make=make: make().scores(model, loader, list(model.tasks.values()))  # type: ignore[misc]

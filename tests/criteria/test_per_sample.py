@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 import sparsemtl as sm
-from sparsemtl.criteria import FisherInformation
+from sparsemtl.criteria import Fisher
 from sparsemtl.criteria.per_sample import per_sample
 from sparsemtl.criteria.per_sample_sums import FEW, PowerSum
 from sparsemtl.errors import ParameterError
@@ -25,7 +25,7 @@ FALLING_BACK = [name for name, network in NETWORKS.items() if not network.hooks]
 
 
 def scores(model: sm.SharedBottom, batches: Any, **options: Any) -> dict[str, dict[str, Tensor]]:
-    criterion = FisherInformation(**{"estimator": "true", "mask_all": True, **options})
+    criterion = Fisher(**{"estimator": "true", "mask_all": True, **options})
     return criterion.scores(model, batches, list(model.tasks.values()))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 import sparsemtl as sm
-from sparsemtl.criteria import FisherInformation
+from sparsemtl.criteria import Fisher
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.model import maskable_parameters
 
@@ -206,7 +206,7 @@ def oracle(model: sm.SharedBottom, given: Input, power: str) -> dict[str, Tensor
 
 
 def scores(model: sm.SharedBottom, x: Any, **options: Any) -> dict[str, Tensor]:
-    criterion = FisherInformation(estimator="true", mask_all=True, **options)
+    criterion = Fisher(estimator="true", mask_all=True, **options)
     return criterion.scores(model, [(x, {"t": KIND})], list(model.tasks.values()))["t"]
 
 
@@ -252,7 +252,7 @@ def test_a_shared_tensor_as_long_as_a_part_of_the_batch_stays_shared() -> None:
     model = sm.SharedBottom(encoder, [sm.Classification("t", 3)], {"t": nn.Linear(3, 3)}).double()
     x, labels = (rand(5, 3), rand(2, 3)), torch.tensor([0, 2, 1, 1, 0])
     chunk_mb = 2 * 12 * 8 / 2**20
-    criterion = FisherInformation(estimator="true", mask_all=True, chunk_mb=chunk_mb, path="functional")
+    criterion = Fisher(estimator="true", mask_all=True, chunk_mb=chunk_mb, path="functional")
     found = criterion.scores(model, [(x, {"t": labels})], list(model.tasks.values()))["t"]
     names, truth = list(found), dict[str, Tensor]()
     for i, label in enumerate(labels):
@@ -295,7 +295,7 @@ def test_every_first_batch_of_one_is_followed_by_a_check_of_two() -> None:
     encoder = Runs(lambda m, x: m.a(x.transpose(0, 1)).tanh()[0], a=nn.Linear(3, 4))
     model = sm.SharedBottom(encoder, [sm.Classification("t", 3)], {"t": nn.Linear(4, 3)}).double()
     batches = [(rand(1, 1, 3), {"t": KIND[:1]}), (rand(3, 3, 3), {"t": KIND[:3]})]
-    criterion = FisherInformation(estimator="true", mask_all=True)
+    criterion = Fisher(estimator="true", mask_all=True)
     found = criterion.scores(model, batches, list(model.tasks.values()))["t"]
     truth: dict[str, Tensor] = {}
     for x, targets in batches:

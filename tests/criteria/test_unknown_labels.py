@@ -13,7 +13,7 @@ from small_networks import Runs
 from torch import Tensor, nn
 
 import sparsemtl as sm
-from sparsemtl.criteria import FisherInformation, Gradient
+from sparsemtl.criteria import Fisher, Gradient
 from sparsemtl.errors import LikelihoodWarning
 from sparsemtl.networks.model import maskable_parameters
 from sparsemtl.tasks import Task
@@ -82,7 +82,7 @@ def model_for(kind: str) -> tuple[sm.SharedBottom, Tensor]:
 def scores(model: sm.SharedBottom, x: Tensor, labels: Tensor, **options: Any) -> dict[str, Tensor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LikelihoodWarning)
-        criterion = FisherInformation(**options)
+        criterion = Fisher(**options)
         return criterion.scores(model, [(x, {"t": labels})], list(model.tasks.values()))["t"]
 
 

@@ -148,7 +148,7 @@ def test_the_value_is_the_sum_over_groups(kind: type[Any], grouping: Grouping, l
     weight = LAYOUTS[layout]().double()
     weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
     options = {"gamma": 2.0} if kind is GroupMCP else {}
-    penalty = kind(strength=0.6, groups=grouping.by, block=grouping.block, linear=True, **options)
+    penalty = kind(strength=0.6, granularity=grouping.by, block=grouping.block, linear=True, **options)
     expected = 0.0
     for group in slow_groups(weight, grouping):
         norm = math.sqrt(math.fsum(float(weight[place]) ** 2 for place in group))
@@ -188,10 +188,10 @@ def test_only_convolutions_are_covered_unless_linear_layers_are_asked_for() -> N
 
 def test_penalties_are_built_by_name_and_tell_their_parameters() -> None:
     assert set(PENALTIES) == {"group-lasso", "l1", "group-mcp"}
-    built = PENALTIES.build("group-lasso", strength=1e-3, groups="block", block=[2, 4])
-    assert built == GroupLasso(strength=1e-3, groups="block", block=(2, 4))
+    built = PENALTIES.build("group-lasso", strength=1e-3, granularity="block", block=[2, 4])
+    assert built == GroupLasso(strength=1e-3, granularity="block", block=(2, 4))
     told = {info.name: info for info in parameters_of(GroupMCP)}
-    assert set(told) == {"strength", "linear", "keep_min", "groups", "block", "gamma"}
+    assert set(told) == {"strength", "linear", "keep_min", "granularity", "block", "gamma"}
     assert told["strength"].required
     assert told["strength"].kind == "a float in [0, inf)"
     assert all(info.about and not info.about.startswith("see") for info in told.values())
@@ -212,8 +212,8 @@ def test_a_penalty_is_a_value() -> None:
         (lambda: L1(strength=math.nan), "Got nan"),
         (lambda: GroupMCP(strength=1.0, gamma=0.0), r"'gamma' .* must be a float in \(0, inf\). Got 0.0"),
         (lambda: L1(strength=1.0, keep_min=-1), "'keep_min'"),
-        (lambda: GroupLasso(strength=1.0, groups="input-chanel"), "Did you mean 'input-channel'"),
-        (lambda: GroupLasso(strength=1.0, groups="block", block=(0, 2)), "`block` must be two whole numbers"),
+        (lambda: GroupLasso(strength=1.0, granularity="input-chanel"), "Did you mean 'input-channel'"),
+        (lambda: GroupLasso(strength=1.0, granularity="block", block=(0, 2)), "`block` must be two whole numbers"),
         (lambda: GroupLasso(strength=1.0, block=(1, 2, 3)), "`block` must be two whole numbers"),
         (lambda: PENALTIES.build("group-lasso", strenght=1.0), "Did you mean 'strength'"),
     ],
@@ -234,7 +234,7 @@ def test_a_wrong_value_is_named(make: Callable[[], Penalty], message: str) -> No
 )
 def test_a_grouping_function_that_gives_no_numbers_is_refused(function: Callable[[Tensor], Any], message: str) -> None:
     with pytest.raises(ParameterError, match=message):
-        GroupLasso(strength=1.0, groups=function).value([torch.ones(2, 3, 1, 1)])
+        GroupLasso(strength=1.0, granularity=function).value([torch.ones(2, 3, 1, 1)])
 
 
 def test_sparsity_counts_zero_groups_and_the_weights_in_them() -> None:

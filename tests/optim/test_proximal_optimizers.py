@@ -226,7 +226,7 @@ def test_a_users_function_that_numbers_named_groups_does_what_the_name_does(by: 
     }
     results = []
     for groups in (by, numbers[by]):
-        model, penalty = network(), GroupLasso(strength=0.05 if by == "block" else 0.03, groups=groups)
+        model, penalty = network(), GroupLasso(strength=0.05 if by == "block" else 0.03, granularity=groups)
         train(model, ProximalAdamW(model.parameters(), lr=1e-2, penalty=penalty), 4)
         results.append(weights_of(model))
     assert group_sparsity(results[0], Grouping(by)) > 0
@@ -242,7 +242,7 @@ def test_a_users_function_is_called_once_a_weight() -> None:
         return torch.arange(weight.shape[1]).view(1, -1, 1, 1)
 
     model = network()
-    optimizer = ProximalAdamW(model.parameters(), penalty=GroupLasso(strength=1e-3, groups=channels))
+    optimizer = ProximalAdamW(model.parameters(), penalty=GroupLasso(strength=1e-3, granularity=channels))
     train(model, optimizer, 3)
     optimizer.param_groups[0]["penalty"] = replace(optimizer.param_groups[0]["penalty"], strength=2e-3)
     train(model, optimizer, 2)
@@ -326,7 +326,7 @@ def test_a_wrong_option_is_refused(make: Callable[[nn.Sequential], Any], message
 def make_adamw(model: nn.Module, **options: Any) -> ProximalAdamW:
     return ProximalAdamW(
         [{"params": model[0].parameters()}, {"params": model[3].parameters(), "penalty": L1(strength=0.01)}],
-        **{"lr": 1e-2, "penalty": GroupLasso(strength=0.03, groups="block", block=(2, 2)), **options},
+        **{"lr": 1e-2, "penalty": GroupLasso(strength=0.03, granularity="block", block=(2, 2)), **options},
     )
 
 
@@ -381,12 +381,12 @@ def test_a_users_function_stays_with_the_optimizer() -> None:
         return torch.arange(weight.shape[1]).view(1, -1, 1, 1)
 
     model = network()
-    optimizer = ProximalAdamW(model.parameters(), penalty=GroupLasso(strength=0.01, groups=channels))
+    optimizer = ProximalAdamW(model.parameters(), penalty=GroupLasso(strength=0.01, granularity=channels))
     train(model, optimizer, 1)
     state = torch.load(_saved(optimizer.state_dict()), weights_only=True)
-    other = ProximalAdamW(model.parameters(), penalty=GroupLasso(strength=0.5, groups=channels))
+    other = ProximalAdamW(model.parameters(), penalty=GroupLasso(strength=0.5, granularity=channels))
     other.load_state_dict(state)
-    assert other.param_groups[0]["penalty"] == GroupLasso(strength=0.01, groups=channels)
+    assert other.param_groups[0]["penalty"] == GroupLasso(strength=0.01, granularity=channels)
 
 
 def _saved(state: Any) -> io.BytesIO:
@@ -516,11 +516,11 @@ def test_fabric_steps_it_like_any_optimizer() -> None:
 PENALTIES_OF_ALL_KINDS = [
     L1(strength=0.6),
     GroupLasso(strength=0.4),
-    GroupLasso(strength=0.4, groups="output-channel"),
-    GroupLasso(strength=0.4, groups="block", block=(2, 3)),
+    GroupLasso(strength=0.4, granularity="output-channel"),
+    GroupLasso(strength=0.4, granularity="block", block=(2, 3)),
     GroupMCP(strength=0.3, gamma=1.5),
-    GroupMCP(strength=0.3, gamma=0.8, groups="output-channel"),
-    GroupMCP(strength=0.2, gamma=5.0, groups="block", block=(3, 2)),
+    GroupMCP(strength=0.3, gamma=0.8, granularity="output-channel"),
+    GroupMCP(strength=0.2, gamma=5.0, granularity="block", block=(3, 2)),
 ]
 
 
@@ -624,7 +624,7 @@ def test_some_of_the_parameters_may_be_shrunk_but_only_the_optimizers_own() -> N
 
 
 def test_another_penalty_takes_effect_from_the_next_step_on() -> None:
-    penalties = [GroupLasso(strength=0.1), GroupLasso(strength=0.2, groups="output-channel"), L1(strength=0.3)]
+    penalties = [GroupLasso(strength=0.1), GroupLasso(strength=0.2, granularity="output-channel"), L1(strength=0.3)]
     start = torch.randn(4, 5, 3, 3)
     lasting = ProximalStep(penalties[0])
     results = []

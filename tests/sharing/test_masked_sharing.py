@@ -36,7 +36,7 @@ import sparsemtl as sm
 from sparsemtl.balancing import as_balancer
 from sparsemtl.balancing.losses import constant
 from sparsemtl.criteria.criterion import Criterion
-from sparsemtl.criteria.fisher import FisherInformation
+from sparsemtl.criteria.fisher import Fisher
 from sparsemtl.criteria.magnitude import Magnitude
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.model import maskable_parameters
@@ -352,7 +352,7 @@ def recalibrated_copy(network: sm.MultiTaskModel, x: Tensor) -> sm.MultiTaskMode
 @pytest.mark.parametrize("bn", ["per_task", "batch"])
 @pytest.mark.parametrize("norm", [True, False])
 def test_masks_are_chosen_from_the_dense_network_with_statistics_of_its_own(norm: bool, bn: str) -> None:
-    criterion = FisherInformation(estimator="true")
+    criterion = Fisher(estimator="true")
     whole = loader(batch_size=24, shuffle=False)
     engine = trained(Stub(criterion, bn=bn), loader(), network=model(norm=norm))
     expected = sm.fisher_masks(recalibrated_copy(engine.model, whole.x), whole, 0.4, estimator="true")
@@ -362,7 +362,7 @@ def test_masks_are_chosen_from_the_dense_network_with_statistics_of_its_own(norm
 
 def test_with_shared_statistics_masks_are_chosen_with_the_models_own() -> None:
     whole = loader(batch_size=24, shuffle=False)
-    engine = trained(Stub(FisherInformation(estimator="true"), bn="shared"), loader())
+    engine = trained(Stub(Fisher(estimator="true"), bn="shared"), loader())
     expected = sm.fisher_masks(engine.model, whole, 0.4, estimator="true")
     assert expected != sm.fisher_masks(recalibrated_copy(engine.model, whole.x), whole, 0.4, estimator="true")
     engine.sharing.begin_epoch(2, whole)
@@ -371,7 +371,7 @@ def test_with_shared_statistics_masks_are_chosen_with_the_models_own() -> None:
 
 @pytest.mark.parametrize("norm", [True, False])
 def test_a_weight_dropped_at_one_renewal_can_come_back_at_the_next(norm: bool) -> None:
-    engine = engine_of(model(norm=norm), Stub(FisherInformation(estimator="true")), optimizer="adam")
+    engine = engine_of(model(norm=norm), Stub(Fisher(estimator="true")), optimizer="adam")
     torch.manual_seed(0)
     kept: list[Tensor] = []
     for epoch in range(4):

@@ -26,7 +26,7 @@ def flat(sharing: SoftMaskSharing, task: str) -> Tensor:
     return torch.cat([psi.detach().flatten() for psi in sharing.soft[task].values()])
 
 
-@pytest.mark.parametrize("granularity", ["weight", "filter"])
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_masks_are_never_negative_and_many_become_zero(granularity: Any, optimizer: str) -> None:
     sharing = soft(granularity=granularity, lambda_=1.0, init="uniform")
@@ -100,7 +100,7 @@ def test_a_run_whose_masks_become_empty_ends_in_that_epoch_though_it_is_the_last
         sm.Trainer(model(), sharing=soft(lambda_=1e6), epochs=1, progress=False).fit(loader(), loader())
 
 
-@pytest.mark.parametrize("granularity", ["weight", "filter"])
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
 def test_a_run_folder_has_every_tasks_network_as_it_computes(granularity: Any, tmp_path: Path) -> None:
     network, x = model(), batch_of(5).x
     sharing = soft(init="uniform", granularity=granularity)
@@ -119,7 +119,7 @@ def test_a_run_folder_has_every_tasks_network_as_it_computes(granularity: Any, t
 def test_filters_have_a_number_each_and_their_masks_cover_whole_filters() -> None:
     torch.manual_seed(0)
     encoder = CNN((3, 8, 8), widths=[4, 6])
-    sharing = SoftMaskSharing(granularity="filter", init="uniform")
+    sharing = SoftMaskSharing(granularity="channel", init="uniform")
     sharing.attach(sm.SharedBottom(encoder, [sm.Classification("a", 2), sm.Classification("b", 3)]))
     shapes = {name: tuple(psi.shape) for name, psi in sharing.soft["a"].items()}
     assert sorted(shapes.values()) == [(4, 1, 1, 1), (6, 1, 1, 1)]

@@ -290,7 +290,7 @@ def test_the_score_at_the_predicted_map_is_zero_where_the_likelihood_says_so(kin
 
 @pytest.mark.parametrize(("estimator", "warned"), [("fs", {"far", "up"}), ("efs", {"rooms", "far", "up"})])
 def test_estimators_that_maps_cannot_have_are_replaced_by_draws(estimator: str, warned: set[str]) -> None:
-    from sparsemtl.criteria import FisherInformation
+    from sparsemtl.criteria import Fisher
 
     torch.manual_seed(0)
     model = SharedBottom(Strided(), [Segmentation("rooms", CLASSES), Depth("far"), Normals("up")])
@@ -298,9 +298,9 @@ def test_estimators_that_maps_cannot_have_are_replaced_by_draws(estimator: str, 
     data = [(torch.rand(SAMPLES, 3, HEIGHT, WIDTH), targets)]
     tasks = list(model.tasks.values())
     with pytest.warns(LikelihoodWarning) as warnings:
-        found = FisherInformation(estimator=estimator).scores(model, data, tasks)  # type: ignore[arg-type]
+        found = Fisher(estimator=estimator).scores(model, data, tasks)  # type: ignore[arg-type]
     assert {name for name in model.tasks if any(f"'{name}'" in str(w.message) for w in warnings)} == warned
-    drawn = FisherInformation(estimator="sample").scores(model, data, tasks)
+    drawn = Fisher(estimator="sample").scores(model, data, tasks)
     for task in warned:
         for name, scores in found[task].items():
             assert torch.equal(scores, drawn[task][name])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import sparsemtl as sm
-from sparsemtl.criteria import CRITERIA, FisherInformation
+from sparsemtl.criteria import CRITERIA, Fisher
 from sparsemtl.criteria.channels import channel_units
 from sparsemtl.networks.norms import statistics_of
 from sparsemtl.sharing import SHARING
@@ -95,7 +95,7 @@ def test_every_criterion_reads_inputs_of_any_precision(name: str, dtype: torch.d
     model = sm.SharedBottom(nn.Sequential(*(m for m in encoder() if not isinstance(m, Positions))), tasks())
     model(data()[0][0])
     model.to(dtype)
-    criterion = FisherInformation(path="loop", estimator="efs") if name == "fisher, loop" else None
+    criterion = Fisher(path="loop", estimator="efs") if name == "fisher, loop" else None
     criterion = criterion or CRITERIA.build(name, **({"estimator": "efs"} if name == "fisher" else {}))
     scores = criterion.scores(model, data(given), list(model.tasks.values()))
     for score in scores["kind"].values():
@@ -108,8 +108,8 @@ def test_a_half_model_is_scored_as_the_same_weights_in_single_precision() -> Non
     model = sm.SharedBottom(nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, 5)), tasks())
     model(data()[0][0])
     model.bfloat16()
-    half = FisherInformation(estimator="efs").scores(model, data(), list(model.tasks.values()))
-    whole = FisherInformation(estimator="efs").scores(model.float(), data(), list(model.tasks.values()))
+    half = Fisher(estimator="efs").scores(model, data(), list(model.tasks.values()))
+    whole = Fisher(estimator="efs").scores(model.float(), data(), list(model.tasks.values()))
     for task, scores in whole.items():
         for name, score in scores.items():
             assert float((half[task][name] - score).abs().max()) <= 0.1 * float(score.max())

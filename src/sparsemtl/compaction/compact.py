@@ -29,7 +29,7 @@ def compact(
     task: str | None = None,
     tasks: Iterable[str] | None = None,
     norms: TaskNorms | None = None,
-    whole: Collection[str] = (),
+    leaf_modules: Collection[str] = (),
 ) -> CompactedModule:
     """Make a network smaller by the channels that are zero, constant or that no later layer reads.
 
@@ -54,7 +54,7 @@ def compact(
         tasks: the tasks that it computes, all by default. Only without masks: each has a network of its own under them.
         norms: batch norm statistics for each task; those of `task` are taken. Statistics of the batch itself
             (`bn="batch"`) belong to no network that stands alone.
-        whole: names of modules to keep as they are, for those that torch.fx cannot trace.
+        leaf_modules: names of modules to keep as they are, for those that torch.fx cannot trace.
 
     Returns:
         a plain module in eval mode. It maps a batch to the outputs of `task`, or of a model of one network to what
@@ -86,7 +86,7 @@ def compact(
     chosen = None
     if isinstance(own, MultiTaskModel):
         chosen = (task,) if task is not None else own.chosen(tasks)
-    root = root_of(own, chosen, alone=task is not None, whole=whole)
+    root = root_of(own, chosen, alone=task is not None, leaf_modules=leaf_modules)
     return compact_root(root, example_inputs, single=chosen is not None)
 
 

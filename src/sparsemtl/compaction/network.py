@@ -20,17 +20,17 @@ class Network:
         modules: those that the graph calls, by name.
         tensors: parameters and buffers that the graph reads itself, by name.
         name: of the class that was traced.
-        whole: names of modules that stay as they are.
+        leaf_modules: names of modules that stay as they are.
     """
 
     graph: fx.Graph
     modules: dict[str, nn.Module]
     tensors: dict[str, Any]
     name: str
-    whole: frozenset[str] = frozenset()
+    leaf_modules: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, root: nn.Module, graph: fx.Graph, *, prefix: str, name: str, whole: Collection[str]) -> Network:
+    def of(cls, root: nn.Module, graph: fx.Graph, *, prefix: str, name: str, leaf_modules: Collection[str]) -> Network:
         """Take what a graph names out of the module that it was traced from, and the prefix off the names."""
         modules: dict[str, nn.Module] = {}
         tensors: dict[str, Any] = {}
@@ -40,7 +40,7 @@ class Network:
                 value = operator.attrgetter(node.target)(root)
                 node.target = node.target.removeprefix(prefix)
                 found[node.target] = value
-        return cls(graph, modules, tensors, name, frozenset(whole))
+        return cls(graph, modules, tensors, name, frozenset(leaf_modules))
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The module that a node calls."""
@@ -57,7 +57,7 @@ class Network:
         return {
             module
             for name, module in self.modules.items()
-            if name not in self.whole
+            if name not in self.leaf_modules
             and not (module._forward_hooks or module._forward_pre_hooks)
             and all(uses[id(tensor)] == 1 for tensor in module.parameters())
         }

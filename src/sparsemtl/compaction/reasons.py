@@ -27,8 +27,8 @@ def _own_reason(node: fx.Node, network: Network, rule: Rule, free: Collection[nn
     module = network.module(node)
     if module is None:
         return ""
-    if node.target in network.whole:
-        return "named in `whole`"
+    if node.target in network.leaf_modules:
+        return "named in `leaf_modules`"
     if module._forward_hooks or module._forward_pre_hooks:
         return "has hooks"
     if module not in free:

@@ -32,28 +32,28 @@ CALLS = (pooled, unpooled, mixed, created, *_CHECKS)
 """Functions that stay one node each."""
 
 
-def root_of(model: nn.Module, tasks: tuple[str, ...] | None, *, alone: bool, whole: Collection[str]) -> Root:
+def root_of(model: nn.Module, tasks: tuple[str, ...] | None, *, alone: bool, leaf_modules: Collection[str]) -> Root:
     """Return what to trace of a model, in eval mode.
 
     Args:
         model: the model; the result shares its modules.
         tasks: of a multi-task model, the tasks to compute; None for any other module.
         alone: give the output of the only task itself in place of a dict.
-        whole: names of modules that are not looked into.
+        leaf_modules: names of modules that are not looked into.
 
     Raises:
         CompactionError: if no graph could be right for the model.
     """
-    _check(model, whole)
+    _check(model, leaf_modules)
     if tasks is not None:
         assert isinstance(model, MultiTaskModel)
-        return Root(_Tasks(model, tasks, alone).eval(), _name(model), "network.", frozenset(whole))
+        return Root(_Tasks(model, tasks, alone).eval(), _name(model), "network.", frozenset(leaf_modules))
     if model._forward_hooks or model._forward_pre_hooks or "forward" in vars(model):
         raise CompactionError(
             f"{type(model).__name__} has hooks, or a forward of its own beside its class's, that a graph would miss. "
             "Remove them, or put the module inside another one."
         )
-    return Root(model.eval(), _name(model), "", frozenset(whole))
+    return Root(model.eval(), _name(model), "", frozenset(leaf_modules))
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ class Root:
         module: the module, in eval mode.
         name: of the user's class.
         prefix: what names of the user's modules begin with in it.
-        whole: names of modules that are not looked into, without the prefix.
+        leaf_modules: names of modules that are not looked into, without the prefix.
     """
 
     module: nn.Module
     name: str
     prefix: str
-    whole: frozenset[str]
+    leaf_modules: frozenset[str]
 
 
 def traced(root: Root, ran: nn.Module | None = None, inputs: Inputs | None = None) -> Network:
@@ -93,12 +93,12 @@ def traced(root: Root, ran: nn.Module | None = None, inputs: Inputs | None = Non
     else:
         fold_weights(ran)
         graph = _recorded(root, ran, inputs)
-    return Network.of(root.module, graph, prefix=root.prefix, name=root.name, whole=root.whole)
+    return Network.of(root.module, graph, prefix=root.prefix, name=root.name, leaf_modules=root.leaf_modules)
 
 
 def _recorded(root: Root, ran: nn.Module, inputs: Inputs) -> fx.Graph:
     """The graph of what a module does with real tensors."""
-    tracer = _Tracer(f"{root.prefix}{each}" for each in root.whole)
+    tracer = _Tracer(f"{root.prefix}{each}" for each in root.leaf_modules)
     recorder = Recorder(ran, tracer.is_leaf_module)
     inputs = inputs.mapped(Tensor.clone)  # the model may write into them
     arguments = inputs.named(ran)
@@ -118,7 +118,7 @@ def _recorded(root: Root, ran: nn.Module, inputs: Inputs) -> fx.Graph:
 
 def _symbolic(root: Root) -> fx.Graph:
     """The graph of what a module does with stand-ins for tensors."""
-    tracer = _Tracer((f"{root.prefix}{each}" for each in root.whole), strict=True)
+    tracer = _Tracer((f"{root.prefix}{each}" for each in root.leaf_modules), strict=True)
     try:
         graph = tracer.trace(root.module, concrete_args=_fixed(type(root.module).forward))
     except Exception as error:
@@ -150,15 +150,15 @@ class _Tracer(fx.Tracer):
     A compacted network that was pickled is traced anew when it is loaded, by `_Tracer()` under this very name.
 
     Args:
-        whole: names of modules not to look into.
+        leaf_modules: names of modules not to look into.
         strict: refuse to tell the class of a stand-in.
     """
 
     proxy_buffer_attributes = True
 
-    def __init__(self, whole: Iterable[str] = (), *, strict: bool = False) -> None:
+    def __init__(self, leaf_modules: Iterable[str] = (), *, strict: bool = False) -> None:
         super().__init__(autowrap_functions=CALLS)
-        self.whole = frozenset(whole)
+        self.leaf_modules = frozenset(leaf_modules)
         self.strict = strict
         self.inside: list[str] = []
 
@@ -166,7 +166,7 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Select) or module_qualified_name in self.whole or _runs_torchs_code(m)
+        return isinstance(m, Select) or module_qualified_name in self.leaf_modules or _runs_torchs_code(m)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -241,7 +241,7 @@ def _readers(node: fx.Node) -> list[fx.Node]:
     return list(found)[1:]
 
 
-def _check(model: nn.Module, whole: Collection[str]) -> None:
+def _check(model: nn.Module, leaf_modules: Collection[str]) -> None:
     """Raise on what no graph could be right for, and on names of modules that are not there."""
     for name, module in model.named_modules():
         where = f"{name or 'the model'!r} ({type(module).__name__})"
@@ -250,9 +250,9 @@ def _check(model: nn.Module, whole: Collection[str]) -> None:
         if any(is_lazy(tensor) for tensor in [*module._parameters.values(), *module._buffers.values()]):
             raise CompactionError(f"{where} does not know its shapes yet. Run the model on one batch first.")
     known = dict(model.named_modules())
-    for name in whole:
+    for name in leaf_modules:
         if name not in known:
-            raise CompactionError(f"whole: {unknown_name('module', name, known)}")
+            raise CompactionError(f"leaf_modules: {unknown_name('module', name, known)}")
 
 
 def _untraceable(root: Root, inside: list[str], error: Exception) -> CompactionError:
@@ -262,6 +262,6 @@ def _untraceable(root: Root, inside: list[str], error: Exception) -> CompactionE
     where = f"{name.removeprefix(root.prefix)!r} ({part})" if name else f"the model ({root.name})"
     return CompactionError(
         f"torch.fx cannot trace {where}: {error}. A graph cannot hold Python that looks at the values or the shape of "
-        "a tensor. Put that code into a function under `torch.fx.wrap`, or name the module in `whole`, which keeps "
-        "it and all that it reads as they are."
+        "a tensor. Put that code into a function under `torch.fx.wrap`, or name the module in `leaf_modules`, which "
+        "keeps it and all that it reads as they are."
     )

@@ -2,7 +2,7 @@
 
 from sparsemtl.criteria.choose import choose_masks, fisher_masks
 from sparsemtl.criteria.criterion import Criterion
-from sparsemtl.criteria.fisher import FisherInformation, fisher_information
+from sparsemtl.criteria.fisher import Fisher, fisher_information
 from sparsemtl.criteria.gradient import Gradient
 from sparsemtl.criteria.magnitude import Magnitude
 from sparsemtl.criteria.random import Random
@@ -11,13 +11,13 @@ from sparsemtl.registry.registry import Registry
 
 CRITERIA: Registry[Criterion] = Registry(
     "criterion",
-    {"fisher": FisherInformation, "random": Random, "magnitude": Magnitude, "gradient": Gradient},
+    {"fisher": Fisher, "random": Random, "magnitude": Magnitude, "gradient": Gradient},
 )
 
 __all__ = [
     "CRITERIA",
     "Criterion",
-    "FisherInformation",
+    "Fisher",
     "Gradient",
     "Magnitude",
     "Random",

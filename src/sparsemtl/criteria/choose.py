@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparsemtl.criteria.channels import channel_units
 from sparsemtl.criteria.criterion import Criterion
-from sparsemtl.criteria.fisher import FisherInformation
+from sparsemtl.criteria.fisher import Fisher
 from sparsemtl.criteria.select import Scope, select, select_channels
 from sparsemtl.errors import MaskError, MaskWarning
 from sparsemtl.networks.masks import TaskMasks
@@ -88,7 +88,7 @@ def fisher_masks(
         scope: rank all weights together (`global`) or each layer's apart (`layer`).
         granularity: single weights, or whole output channels with their bias and norm.
         min_per_layer: weights, or channels, that every layer keeps at least.
-        estimation: how the information is estimated, as in `FisherInformation` (estimator, power, samples, ...).
+        estimation: how the information is estimated, as in `Fisher` (estimator, power, samples, ...).
 
     Example:
         >>> masks = fisher_masks(model, loader, keep=0.3)   # doctest: +SKIP
@@ -96,7 +96,7 @@ def fisher_masks(
     """
     options = {"mask_all": True, **estimation} if granularity == "channel" else estimation
     return choose_masks(
-        FisherInformation(**options),
+        Fisher(**options),
         model,
         loader,
         keep=keep,

@@ -30,7 +30,7 @@ from sparsemtl.tasks.nests import map_tensors
 Estimator = Literal["fs", "efs", "true", "sample", "batch"]
 
 
-class FisherInformation(Criterion):
+class Fisher(Criterion):
     """The diagonal of the Fisher information (FSMTL, AAAI 2024), exact for every sample.
 
     With g(y) = d log p(y | x) / d weight, a weight's score is the mean over labelled samples of one of the terms below.
@@ -95,7 +95,7 @@ class FisherInformation(Criterion):
         self.select = select
         self._replaced: set[Task] = set()
 
-    def reseeded(self, seed: int) -> FisherInformation:
+    def reseeded(self, seed: int) -> Fisher:
         """The same criterion that draws other labels; what it has warned of, it does not warn of again."""
         other = copy.copy(self)
         other.seed = seed
@@ -298,9 +298,9 @@ def fisher_information(
         model: the model; it is not changed.
         loader: yields (x, {target: labels}), or (x, labels) if they are this task's.
         task: the task's name; may be left out if the model has one task.
-        estimator: which labels, see `FisherInformation`.
+        estimator: which labels, see `Fisher`.
         samples: labelled samples to use, all by default.
-        options: the other parameters of `FisherInformation`.
+        options: the other parameters of `Fisher`.
 
     Returns:
         parameter name -> score of every weight, of the parameter's shape; at least 0.
@@ -323,6 +323,6 @@ def fisher_information(
             raise ParameterError(f"name a task, the model has {len(inner.tasks)}: {', '.join(inner.tasks)}.")
         task = next(iter(inner.tasks))
     inner.check_task(task)
-    criterion = FisherInformation(estimator=estimator, samples=samples, **options)
+    criterion = Fisher(estimator=estimator, samples=samples, **options)
     own = {task: loader}  # as a loader of the task's own it may give bare labels as well
     return criterion.scores(inner, own, [inner.tasks[task]])[task]

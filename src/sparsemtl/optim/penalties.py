@@ -127,13 +127,13 @@ class _Grouped(Penalty):
     """A penalty on the norms of groups.
 
     Args:
-        groups: `input-channel` W[:, c], `output-channel` W[n], `block`, or a function that gives every entry of a
+        granularity: `input-channel` W[:, c], `output-channel` W[n], `block`, or a function that gives every entry of a
             weight the number of its group, as whole numbers that broadcast to the weight's shape. It is called once
             for each weight.
         block: output by input channels of a `block`, with their whole kernels.
     """
 
-    groups: GroupName | GroupFunction = "input-channel"
+    granularity: GroupName | GroupFunction = "input-channel"
     block: Sequence[int] = (4, 4)
 
     def __post_init__(self) -> None:
@@ -144,7 +144,7 @@ class _Grouped(Penalty):
     @cached_property
     def grouping(self) -> Grouping:
         """See `Penalty`."""
-        return Grouping(self.groups, tuple(self.block), self.linear)
+        return Grouping(self.granularity, tuple(self.block), self.linear)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,7 @@ class GroupLasso(_Grouped):
     """Sum of the groups' norms: whole groups become zero (Yuan & Lin 2006; Less is More 2023, Eq. 3).
 
     Args:
-        groups, block: see `_Grouped`.
+        granularity, block: see `_Grouped`.
         strength, linear, keep_min: see `Penalty`.
 
     Differences from the paper's code: the penalty acts by its proximal map only, not by a term of the loss as well; a
@@ -187,7 +187,7 @@ class GroupMCP(_Grouped):
     Args:
         gamma: a group whose norm is above gamma * strength * sqrt(n_g) is not shrunk; towards infinity this is group
             lasso.
-        groups, block: see `_Grouped`.
+        granularity, block: see `_Grouped`.
         strength, linear, keep_min: see `Penalty`.
     """
 

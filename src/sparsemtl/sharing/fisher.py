@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparsemtl.criteria.choose import Granularity
 from sparsemtl.criteria.criterion import Criterion
-from sparsemtl.criteria.fisher import Estimator, FisherInformation
+from sparsemtl.criteria.fisher import Estimator, Fisher
 from sparsemtl.criteria.per_sample_sums import Power
 from sparsemtl.criteria.select import Scope
 from sparsemtl.registry.parameters import Count, Fraction, Natural, validated
@@ -34,7 +34,7 @@ class FisherSharing(MaskedSharing):
 
     Attributes:
         information: the criterion. For inputs whose samples are not on the first axis of tensors (graphs, sequences
-            time first), its `select` may be set to a function that cuts a sample out, as in `FisherInformation`; the
+            time first), its `select` may be set to a function that cuts a sample out, as in `Fisher`; the
             scores are the same without it, but slower to compute.
 
     Differences from the paper:
@@ -85,7 +85,7 @@ class FisherSharing(MaskedSharing):
         self.estimator = estimator
         self.power = power
         self.samples = samples
-        self.information = FisherInformation(estimator=estimator, power=power, samples=samples, mask_all=self.mask_all)
+        self.information = Fisher(estimator=estimator, power=power, samples=samples, mask_all=self.mask_all)
         self.update_every = update_every
 
     def criterion_for(self, epoch: int) -> Criterion | None:

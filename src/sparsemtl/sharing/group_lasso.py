@@ -10,7 +10,7 @@ from sparsemtl.registry.parameters import Count, Natural, NonNegative, Share, va
 from sparsemtl.sharing.proximal import ProximalSharing
 from sparsemtl.sharing.sharing import Statistics, Update
 
-Groups = Literal["input-channel", "output-channel", "block"]
+Granularity = Literal["input-channel", "output-channel", "block"]
 
 
 class GroupLassoSharing(ProximalSharing):
@@ -21,7 +21,8 @@ class GroupLassoSharing(ProximalSharing):
 
     Args:
         lambda_: strength of the penalty, in a configuration `lambda`. The paper: 1e-6 and 1e-5.
-        groups: what becomes zero together: `input-channel` W[:, c] as in the paper, `output-channel` W[n], or `block`.
+        granularity: what becomes zero together: `input-channel` W[:, c] as in the paper, `output-channel` W[n], or
+            `block`.
         keep_min: groups of every layer that always survive.
         linear: make linear layers sparse as well.
         adaptive, prox_lr, start, target_sparsity, reach_at, penalty_in_loss, update, bn: see
@@ -40,7 +41,7 @@ class GroupLassoSharing(ProximalSharing):
         self,
         *,
         lambda_: NonNegative = 1e-5,
-        groups: Groups = "input-channel",
+        granularity: Granularity = "input-channel",
         keep_min: Natural = 0,
         linear: bool = False,
         adaptive: bool = True,
@@ -53,7 +54,7 @@ class GroupLassoSharing(ProximalSharing):
         bn: Statistics = "shared",
     ) -> None:
         super().__init__(
-            GroupLasso(strength=lambda_, groups=groups, keep_min=keep_min, linear=linear),
+            GroupLasso(strength=lambda_, granularity=granularity, keep_min=keep_min, linear=linear),
             adaptive=adaptive,
             prox_lr=prox_lr,
             start=start,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sparsemtl.optim.penalties import GroupMCP
 from sparsemtl.optim.proximal_step import ProxLR
 from sparsemtl.registry.parameters import Count, Natural, NonNegative, Positive, Share, validated
-from sparsemtl.sharing.group_lasso import Groups
+from sparsemtl.sharing.group_lasso import Granularity
 from sparsemtl.sharing.proximal import ProximalSharing
 from sparsemtl.sharing.sharing import Statistics, Update
 
@@ -16,7 +16,7 @@ class GroupMCPSharing(ProximalSharing):
     Args:
         lambda_: strength of the penalty, in a configuration `lambda`.
         gamma: a group whose norm is above gamma * lambda * sqrt(n_g) is not shrunk.
-        groups: what becomes zero together: `input-channel` W[:, c], `output-channel` W[n], or `block`.
+        granularity: what becomes zero together: `input-channel` W[:, c], `output-channel` W[n], or `block`.
         keep_min: groups of every layer that always survive.
         linear: make linear layers sparse as well.
         adaptive, prox_lr, start, target_sparsity, reach_at, penalty_in_loss, update, bn: see
@@ -29,7 +29,7 @@ class GroupMCPSharing(ProximalSharing):
         *,
         lambda_: NonNegative = 1e-5,
         gamma: Positive = 3.0,
-        groups: Groups = "input-channel",
+        granularity: Granularity = "input-channel",
         keep_min: Natural = 0,
         linear: bool = False,
         adaptive: bool = True,
@@ -42,7 +42,7 @@ class GroupMCPSharing(ProximalSharing):
         bn: Statistics = "shared",
     ) -> None:
         super().__init__(
-            GroupMCP(strength=lambda_, gamma=gamma, groups=groups, keep_min=keep_min, linear=linear),
+            GroupMCP(strength=lambda_, gamma=gamma, granularity=granularity, keep_min=keep_min, linear=linear),
             adaptive=adaptive,
             prox_lr=prox_lr,
             start=start,

@@ -6,9 +6,9 @@ import abc
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from sparsemtl.criteria.batch_norm import with_recomputed_batch_norm
 from sparsemtl.criteria.choose import Granularity, choose_masks
 from sparsemtl.criteria.criterion import Criterion
-from sparsemtl.criteria.recalibrated import Recalibrated
 from sparsemtl.criteria.select import Scope
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.masks import TaskMasks
@@ -106,7 +106,7 @@ class MaskedSharing(SubnetworkSharing):
     def _choose(self, criterion: Criterion, loaders: Loaders, keep: float) -> TaskMasks:
         """Masks by the criterion on the dense network, whose norms are estimated afresh for it."""
         return choose_masks(
-            criterion if self.bn == "shared" else Recalibrated(criterion),
+            criterion if self.bn == "shared" else with_recomputed_batch_norm(criterion),
             self.model,
             loaders,
             keep=keep,

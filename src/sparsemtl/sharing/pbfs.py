@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sparsemtl.criteria import CRITERIA
+from sparsemtl.criteria.batch_norm import with_recomputed_batch_norm
 from sparsemtl.criteria.criterion import Scores
-from sparsemtl.criteria.recalibrated import Recalibrated
 from sparsemtl.criteria.select import top_k
 from sparsemtl.errors import NonFiniteScoreError, ParameterError, unknown_name
 from sparsemtl.networks.masks import TaskMasks
@@ -164,7 +164,7 @@ class PBFSSharing(SubnetworkSharing):
 
     def _score(self, loaders: Loaders) -> Scores:
         """What ranks the weights now, on the dense network."""
-        criterion = self.criterion if self.bn == "shared" else Recalibrated(self.criterion)
+        criterion = self.criterion if self.bn == "shared" else with_recomputed_batch_norm(self.criterion)
         with fork_rng():
             return criterion.scores(self.model, loaders, list(self.model.tasks.values()))
 

@@ -30,7 +30,7 @@ class SoftMaskSharing(Sharing):
 
     Args:
         lambda_: strength of l1, in a configuration `lambda`. The paper: 0.9, with a step of 0.01 and a weight of 0.01.
-        granularity: a number for every `weight`, as in Eq. 1, or for every `filter` (output channel).
+        granularity: a number for every `weight`, as in Eq. 1, or for every output `channel`.
         init: masks to start from: `uniform` in [0, 1), as in the paper, or `ones`, the network as it is.
         linear: mask linear layers as well.
         mask_lr: learning rate of the masks, which a scheduler changes like the other; None is the optimizer's.
@@ -68,7 +68,7 @@ class SoftMaskSharing(Sharing):
         self,
         *,
         lambda_: NonNegative = 1e-3,
-        granularity: Literal["weight", "filter"] = "weight",
+        granularity: Literal["weight", "channel"] = "weight",
         init: Literal["uniform", "ones"] = "ones",
         linear: bool = False,
         mask_lr: Positive | None = None,
@@ -110,7 +110,7 @@ class SoftMaskSharing(Sharing):
 
     def _start(self, weight: Tensor) -> nn.Parameter:
         like = weight.detach()
-        if self.granularity == "filter":
+        if self.granularity == "channel":
             like = like[(slice(None), *[slice(1)] * (weight.ndim - 1))]
         return nn.Parameter(torch.rand_like(like) if self.init == "uniform" else torch.ones_like(like))
 

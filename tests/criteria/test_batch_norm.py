@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import sparsemtl as sm
-from sparsemtl.criteria import Criterion, FisherInformation, Gradient, Random, fisher_masks
-from sparsemtl.criteria.recalibrated import Recalibrated
+from sparsemtl.criteria import Criterion, Fisher, Gradient, Random, fisher_masks
+from sparsemtl.criteria.batch_norm import with_recomputed_batch_norm
 from sparsemtl.errors import LabelError
 
 Batches = list[tuple[Tensor, dict[str, Tensor]]]
@@ -65,10 +65,10 @@ class Reading:
             yield batch
 
 
-@pytest.mark.parametrize("criterion", [FisherInformation(estimator="true"), Gradient()], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize("criterion", [Fisher(estimator="true"), Gradient()], ids=lambda c: type(c).__name__)
 def test_the_criterion_sees_the_exact_averages_over_the_data(criterion: Criterion) -> None:
     model, batches = model_of(nn.BatchNorm1d(6)), data(5, 5)
-    found = Recalibrated(criterion).scores(model, batches, TASKS)
+    found = with_recomputed_batch_norm(criterion).scores(model, batches, TASKS)
     expected = criterion.scores(settled(model, batches), batches, TASKS)
     plain = criterion.scores(model, batches, TASKS)
     for task in TASKS:
@@ -79,8 +79,8 @@ def test_the_criterion_sees_the_exact_averages_over_the_data(criterion: Criterio
 def test_tasks_with_data_of_their_own_have_statistics_of_their_own() -> None:
     model = model_of(nn.BatchNorm1d(6))
     own = {"kind": data(5, 5), "size": data(4, 4, shift=3.0)}
-    criterion = FisherInformation(estimator="true")
-    found = Recalibrated(criterion).scores(model, own, TASKS)
+    criterion = Fisher(estimator="true")
+    found = with_recomputed_batch_norm(criterion).scores(model, own, TASKS)
     assert list(found) == ["kind", "size"]
     for task in TASKS:
         expected = criterion.scores(settled(model, own[task.name]), own, [task])
@@ -89,8 +89,8 @@ def test_tasks_with_data_of_their_own_have_statistics_of_their_own() -> None:
 
 def test_statistics_come_from_no_more_samples_than_asked_for() -> None:
     model, batches = model_of(nn.BatchNorm1d(6)), data(5, 5, 5)
-    criterion = FisherInformation(estimator="true", samples=5)
-    found = Recalibrated(criterion, samples=6).scores(model, batches, TASKS)
+    criterion = Fisher(estimator="true", samples=5)
+    found = with_recomputed_batch_norm(criterion, samples=6).scores(model, batches, TASKS)
     expected = criterion.scores(settled(model, batches[:2]), batches, TASKS)
     assert_same(found["kind"], expected["kind"])
 
@@ -100,7 +100,7 @@ def test_the_model_is_as_before(training: bool) -> None:
     model = model_of(nn.BatchNorm1d(6), nn.Dropout(0.5)).train(training)
     model.encoder[1].momentum = 0.3
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    Recalibrated(FisherInformation(estimator="true")).scores(model, data(5, 5), TASKS)
+    with_recomputed_batch_norm(Fisher(estimator="true")).scores(model, data(5, 5), TASKS)
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
     assert all(module.training is training for module in model.modules())
     assert model.encoder[1].momentum == 0.3
@@ -115,22 +115,22 @@ def test_the_model_is_as_before_even_if_the_criterion_fails() -> None:
     model = model_of(nn.BatchNorm1d(6)).train()
     before = {name: t.clone() for name, t in model.state_dict().items()}
     with pytest.raises(LabelError):
-        Recalibrated(Failing()).scores(model, data(5), TASKS)
+        with_recomputed_batch_norm(Failing()).scores(model, data(5), TASKS)
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
     assert "running_mean" not in vars(model.encoder[1])
 
 
 def test_networks_without_batch_norm_are_scored_as_they_are() -> None:
     model, batches = model_of(nn.LayerNorm(6)), data(5)
-    criterion = FisherInformation(estimator="true")
-    found, expected = (c.scores(model, batches, TASKS) for c in (Recalibrated(criterion), criterion))
+    criterion = Fisher(estimator="true")
+    found, expected = (c.scores(model, batches, TASKS) for c in (with_recomputed_batch_norm(criterion), criterion))
     for task in TASKS:
         assert all(torch.equal(found[task.name][n], s) for n, s in expected[task.name].items())
 
 
 def test_a_criterion_that_reads_no_data_costs_no_data() -> None:
     model, loader = model_of(nn.BatchNorm1d(6)), Reading(data(5))
-    found = Recalibrated(Random(seed=3)).scores(model, loader, TASKS)
+    found = with_recomputed_batch_norm(Random(seed=3)).scores(model, loader, TASKS)
     assert loader.read == 0
     expected = Random(seed=3).scores(model, loader, TASKS)
     assert all(torch.equal(found["kind"][n], s) for n, s in expected["kind"].items())
@@ -139,7 +139,7 @@ def test_a_criterion_that_reads_no_data_costs_no_data() -> None:
 def test_any_module_is_passed_on() -> None:
     """A plain module has no tasks to run for; its norms are taken as they are."""
     plain = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6))
-    assert Recalibrated(Random()).scores(plain, [], [TASKS[0]])["kind"].keys() == {"0.weight"}
+    assert with_recomputed_batch_norm(Random()).scores(plain, [], [TASKS[0]])["kind"].keys() == {"0.weight"}
 
 
 def test_fisher_sharing_ranks_the_recalibrated_dense_network() -> None:

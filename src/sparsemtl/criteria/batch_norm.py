@@ -1,4 +1,4 @@
-"""A criterion that looks at the dense network, when only its sub-networks have been trained."""
+"""Scores of the dense network, when only its sub-networks have been trained."""
 
 from __future__ import annotations
 
@@ -14,18 +14,23 @@ from sparsemtl.tasks import Task
 from sparsemtl.tasks.batches import Loaders, groups_for, per_task
 
 
-class Recalibrated(Criterion):
-    """Another criterion, taken with batch norm statistics of the dense network.
+def with_recomputed_batch_norm(criterion: Criterion, *, samples: int = 1024) -> Criterion:
+    """Return a criterion that scores with batch-norm statistics of the dense network.
 
-    Per-task sub-networks have statistics of their own, and none of them is the dense network's. They are estimated
-    from the data before the criterion looks, and forgotten afterwards.
+    Per-task sub-networks have statistics of their own, and none of them is the dense network's. The returned criterion
+    estimates the dense network's statistics from the data before `criterion` scores, and drops them afterwards.
 
     Args:
-        criterion: what scores.
-        samples: samples to estimate the statistics from.
+        criterion: scores the weights.
+        samples: number of samples to estimate the statistics from.
     """
+    return _WithRecomputedBatchNorm(criterion, samples)
 
-    def __init__(self, criterion: Criterion, *, samples: int = 1024) -> None:
+
+class _WithRecomputedBatchNorm(Criterion):
+    """See `with_recomputed_batch_norm`."""
+
+    def __init__(self, criterion: Criterion, samples: int) -> None:
         self.criterion = criterion
         self.samples = samples
 
