@@ -33,9 +33,8 @@ def made(name: str, count: int) -> Balancer:
     return BALANCERS.build(name, **required)
 
 
-def module_of(balancer: Balancer) -> Any:
+def module_of(balancer: Any) -> Any:
     """The TorchJD module inside."""
-    assert isinstance(balancer, LossBalancer | GradientBalancer)
     return balancer.module
 
 
@@ -629,8 +628,7 @@ def test_a_scalarizer_is_accepted_as_it_is(scalarizer: scalarization.Scalarizer)
     balancer.attach(2, CPU)
     losses = torch.tensor([0.5, 2.0], requires_grad=True)
     (expected,) = torch.autograd.grad(scalarizer(losses), losses)
-    assert isinstance(balancer, LossBalancer)
-    assert balancer.module is scalarizer
+    assert module_of(balancer) is scalarizer
     torch.testing.assert_close(balancer.weights(losses.detach()), expected)
     assert not balancer.combines_gradients
 

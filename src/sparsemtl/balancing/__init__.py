@@ -1,4 +1,4 @@
-"""Balancers: the losses or gradients of T tasks into one update. TorchJD's by name, or any of its objects."""
+"""Balancers, which combine the losses or gradients of T tasks into one update: TorchJD's by name, or its objects."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ BALANCERS: Registry[Balancer] = Registry(
 
 
 def as_balancer(balancing: Balancer | str | Any) -> Balancer:
-    """A balancer from a name, one of ours, or any scalarizer or aggregator of TorchJD.
+    """Return the balancer of a name, or for a scalarizer or aggregator of TorchJD; a balancer is returned as it is.
 
     Raises:
         ConfigError: if the name is unknown.
-        ParameterError: if the object is something else.
+        ParameterError: if the object is of another kind.
     """
     if isinstance(balancing, Balancer):
         return balancing

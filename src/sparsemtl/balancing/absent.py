@@ -1,9 +1,9 @@
-"""Aggregation of the gradients of some tasks, while what an aggregator remembers of the others stays as it is.
+"""Aggregation of the gradients of some tasks, which leaves an aggregator's state of the other tasks unchanged.
 
-Every task keeps its row of the matrix of gradients. A task without a label has none to give, and a row of zeros is
-neutral for some aggregators only: the shortest vector in the convex hull of gradients (MGDA) would become zero. So the
-aggregator sees the rows at hand, with the part of its memory that belongs to them; afterwards every task has its
-memory at its place. An aggregator of a fixed number of rows, and a user's own, sees a row of zeros.
+The matrix of gradients has one row per task. A task without a label has no gradient, and a row of zeros is neutral for
+some aggregators only: for MGDA, the shortest vector in the convex hull of the gradients would become zero. Therefore
+the aggregator reads the rows of the present tasks only, with the part of its state that belongs to them; afterwards
+the state of all tasks is merged. An aggregator with a fixed number of rows, and a user's own, reads a row of zeros.
 """
 
 from __future__ import annotations
@@ -16,31 +16,29 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from sparsemtl.balancing.nash import Bargaining
-
-Fresh = Literal["zero", "mean"]
-"""What a task starts with that is seen for the first time when others are known: zero, or the mean of theirs."""
+from sparsemtl.balancing.nash import BargainingState
 
 
 @dataclass(frozen=True)
 class PerTask:
-    """An attribute of a part of an aggregator that has an entry per task.
+    """Description of an attribute of an aggregator that has one entry per task.
 
     Attributes:
-        axes: its axes of length T.
-        fresh: see `Fresh`.
-        simplex: its entries sum to 1; those of some tasks are scaled to it, and back.
-        secondary: it has an entry per task but the first.
+        axes: axes of length T.
+        fresh: entry of a task that is present for the first time when other tasks have entries already: zero, or the
+            mean of the other entries.
+        simplex: True if the entries sum to 1. Those of some tasks are then scaled to sum to 1, and scaled back.
+        secondary: True if the first task has no entry.
     """
 
     axes: tuple[int, ...] = (0,)
-    fresh: Fresh = "mean"
+    fresh: Literal["zero", "mean"] = "mean"
     simplex: bool = False
     secondary: bool = False
 
 
 def per_task_attributes() -> dict[type, dict[str, PerTask]]:
-    """Class of TorchJD -> its attributes that have an entry per task."""
+    """Return the attributes with one entry per task of each class of TorchJD that has such attributes."""
     from torchjd.aggregation import (
         ConstantWeighting,
         CRMOGMWeighting,
@@ -52,6 +50,7 @@ def per_task_attributes() -> dict[type, dict[str, PerTask]]:
         SDMGradWeighting,
     )
 
+    # TorchJD 0.18 offers `reset()` as the only public access to running averages, so these names are private ones.
     return {
         ConstantWeighting: {"weights": PerTask()},
         CRMOGMWeighting: {"_lambda": PerTask(), "_initial_weights": PerTask()},
@@ -64,111 +63,111 @@ def per_task_attributes() -> dict[type, dict[str, PerTask]]:
         GradDrop: {"leak": PerTask()},
         GradVacWeighting: {"_phi_t": PerTask(axes=(0, 1), fresh="zero")},
         MoDoWeighting: {"_lambda": PerTask(simplex=True)},
-        PCDWeighting: {"_sq_norm_ema": PerTask(), "_tau": PerTask(secondary=True)},
-        SDMGradWeighting: {"_w": PerTask(simplex=True), "_pref_vector": PerTask()},
+        PCDWeighting: {"_sq_norm_ema": PerTask(), "tau": PerTask(secondary=True)},
+        SDMGradWeighting: {"_w": PerTask(simplex=True), "pref_vector": PerTask()},
     }
 
 
 def aggregate(module: nn.Module, rows: Tensor, present: Tensor) -> Tensor:
-    """Combine the rows of the tasks at hand.
+    """Combine the gradients of the present tasks into one (P,).
 
     Args:
         module: an aggregator of TorchJD, (T, P) -> (P,).
-        rows: (T, P), the tasks' gradients; those of tasks that have none are not read.
-        present: (T,), which tasks have one.
+        rows: gradients (T, P), one row per task; rows of absent tasks are not read.
+        present: bool (T,), True for tasks that have a gradient.
     """
     present = present.to(rows.device)
     call: Callable[[Tensor], Tensor] = module
     if bool(present.all()) and not _has_gaps(module):
         return call(rows)
     rows = torch.where(present[:, None], rows, 0.0)
-    if not _leaves_out(module):
+    if not _takes_fewer_rows(module):
         return call(rows)
     needed = present.clone()
     if _has_primary(module):
-        needed[0] = True  # with a gradient of zero: the others are secondary to this task, not to each other
-    with restricted(module, needed, present):
+        needed[0] = True  # with a gradient of zero: the other tasks are secondary to this task, not to each other
+    with _restricted(module, needed, present):
         return call(rows[needed])
 
 
 @contextmanager
-def restricted(module: nn.Module, needed: Tensor, kept: Tensor) -> Iterator[None]:
-    """Inside, an aggregator remembers some tasks alone; afterwards, every task has its memory at its place.
+def _restricted(module: nn.Module, needed: Tensor, kept: Tensor) -> Iterator[None]:
+    """Restrict an aggregator's state to some tasks inside the context, and merge it with that of the others after it.
 
     Args:
         module: the aggregator.
-        needed: (T,), the tasks that it remembers inside.
-        kept: (T,), those of them that keep what it has learned of them inside.
+        needed: bool (T,), True for tasks in the state inside the context.
+        kept: bool (T,), True for the needed tasks whose entries are taken over from inside the context.
     """
-    memories = _memories(module)
-    befores = [memory.take(needed) for memory in memories]
+    states = _task_states(module)
+    befores = [state.restrict(needed) for state in states]
     try:
         yield
     except BaseException:
-        for memory, before in zip(memories, befores, strict=True):
-            memory.put(before)
+        for state, before in zip(states, befores, strict=True):
+            state.restore(before)
         raise
-    for memory, before in zip(memories, befores, strict=True):
-        memory.give_back(before, needed, kept)
+    for state, before in zip(states, befores, strict=True):
+        state.merge(before, needed, kept)
 
 
-class Memory(Protocol):
-    """What a part of an aggregator remembers of tasks."""
+class TaskState(Protocol):
+    """State per task of one part of an aggregator."""
 
-    def take(self, needed: Tensor) -> Any:
-        """Leave the memory of some tasks alone; return the whole."""
+    def restrict(self, needed: Tensor) -> Any:
+        """Leave the entries of the needed tasks only; return the full state."""
 
-    def give_back(self, before: Any, needed: Tensor, kept: Tensor) -> None:
-        """Make it whole again, with what is new of the tasks that keep it."""
+    def merge(self, before: Any, needed: Tensor, kept: Tensor) -> None:
+        """Set the full state `before`, with the current entries of the kept tasks."""
 
-    def put(self, before: Any) -> None:
-        """Put the whole back as it was."""
+    def restore(self, before: Any) -> None:
+        """Set the full state `before` without changes."""
 
 
 @dataclass(frozen=True)
-class Entries:
-    """An attribute of a part that has an entry per task."""
+class _AttributeState:
+    """State in an attribute that has one entry per task."""
 
     part: nn.Module
     name: str
     rule: PerTask
 
-    def take(self, needed: Tensor) -> Any:
-        """See `Memory`."""
+    def restrict(self, needed: Tensor) -> Any:
+        """Leave the entries of the needed tasks only; return all entries."""
         before = getattr(self.part, self.name)
         if isinstance(before, Tensor):
-            setattr(self.part, self.name, self._of(before, self._places(needed, before)))
+            setattr(self.part, self.name, self._entries(before, self._indices(needed, before)))
         return before
 
-    def give_back(self, before: Any, needed: Tensor, kept: Tensor) -> None:
-        """See `Memory`."""
+    def merge(self, before: Any, needed: Tensor, kept: Tensor) -> None:
+        """Set all entries `before`, with the current entries of the kept tasks."""
         found = getattr(self.part, self.name)
         if not isinstance(found, Tensor):
             return
         count = len(needed) - self.rule.secondary
         shape = [count if axis in self.rule.axes else size for axis, size in enumerate(found.shape)]
         fits = isinstance(before, Tensor) and list(before.shape) == shape and before.dtype == found.dtype
-        whole = before.clone() if fits else self._empty(found, shape)
-        inside, places = self._places(needed, found), self._places(kept, found)
+        merged = before.clone() if fits else self._empty(found, shape)
+        inside, indices = self._indices(needed, found), self._indices(kept, found)
         if self.rule.simplex:
-            found = found * whole[inside].sum()
-        chosen = torch.isin(inside, places).nonzero().flatten()
-        whole[_block(places, self.rule)] = found[_block(chosen, self.rule)]
-        self.put(whole)
+            found = found * merged[inside].sum()
+        chosen = torch.isin(inside, indices).nonzero().flatten()
+        merged[_block(indices, self.rule)] = found[_block(chosen, self.rule)]
+        self.restore(merged)
 
-    def put(self, before: Any) -> None:
-        """See `Memory`."""
+    def restore(self, before: Any) -> None:
+        """Set all entries."""
         setattr(self.part, self.name, before)
 
     def has_gaps(self) -> bool:
-        """True if a task has no entry yet."""
+        """Return True if a task has no entry yet."""
         value = getattr(self.part, self.name)
         return self.rule.fresh == "mean" and isinstance(value, Tensor) and bool(value.isnan().any())
 
-    def _of(self, whole: Tensor, places: Tensor) -> Tensor:
-        """The entries of some tasks; those of none yet are the mean of the others'."""
-        known = whole[~whole.isnan()] if self.rule.fresh == "mean" else whole
-        found = whole[_block(places, self.rule)]
+    def _entries(self, full: Tensor, indices: Tensor) -> Tensor:
+        """Return the entries of some tasks; a missing entry is the mean of the others'."""
+        known = full[~full.isnan()] if self.rule.fresh == "mean" else full
+        found = full[_block(indices, self.rule)]
         if self.rule.fresh == "mean" and len(known):
             found = torch.where(found.isnan(), known.mean(), found)
         if self.rule.simplex:
@@ -181,28 +180,28 @@ class Entries:
             return like.new_full(shape, 1.0 / shape[0])
         return like.new_full(shape, 0.0 if self.rule.fresh == "zero" else torch.nan)
 
-    def _places(self, tasks: Tensor, like: Tensor) -> Tensor:
+    def _indices(self, tasks: Tensor, like: Tensor) -> Tensor:
         return tasks[int(self.rule.secondary) :].nonzero().flatten().to(like.device)
 
 
 @dataclass(frozen=True)
-class StateKey:
-    """The number of rows that a part expects, alone or at the head of what it compares before it starts anew."""
+class _RowCount:
+    """Number of rows of the last call, alone or first in a tuple; a part with another number starts again."""
 
     part: Any
 
-    def take(self, needed: Tensor) -> Any:
-        """See `Memory`."""
+    def restrict(self, needed: Tensor) -> Any:
+        """Set the number of needed tasks; return the attribute's value before."""
         before = self.part._state_key
         self._set(int(needed.sum()))
         return before
 
-    def give_back(self, before: Any, needed: Tensor, kept: Tensor) -> None:
-        """See `Memory`."""
+    def merge(self, before: Any, needed: Tensor, kept: Tensor) -> None:
+        """Set the number of all tasks."""
         self._set(len(needed))
 
-    def put(self, before: Any) -> None:
-        """See `Memory`."""
+    def restore(self, before: Any) -> None:
+        """Set the attribute's value before."""
         self.part._state_key = before
 
     def _set(self, rows: int) -> None:
@@ -211,19 +210,19 @@ class StateKey:
             self.part._state_key = (rows, *key[1:]) if isinstance(key, tuple) else rows
 
 
-def _memories(module: nn.Module) -> list[Memory]:
-    """Return what an aggregator's parts remember of tasks."""
+def _task_states(module: nn.Module) -> list[TaskState]:
+    """Return the states per task of an aggregator's parts."""
     from torchjd.aggregation import NashMTL
 
-    found: list[Memory] = [*_entries(module)]
-    found += [StateKey(part) for part in module.modules() if hasattr(part, "_state_key")]
-    return found + [Bargaining(part) for part in module.modules() if isinstance(part, NashMTL)]
+    found: list[TaskState] = [*_attribute_states(module)]
+    found += [_RowCount(part) for part in module.modules() if hasattr(part, "_state_key")]
+    return found + [BargainingState(part) for part in module.modules() if isinstance(part, NashMTL)]
 
 
-def _entries(module: nn.Module) -> list[Entries]:
+def _attribute_states(module: nn.Module) -> list[_AttributeState]:
     known = per_task_attributes()
     return [
-        Entries(part, name, rule)
+        _AttributeState(part, name, rule)
         for part in module.modules()
         for kind, rules in known.items()
         if isinstance(part, kind)
@@ -232,18 +231,18 @@ def _entries(module: nn.Module) -> list[Entries]:
 
 
 def _has_gaps(module: nn.Module) -> bool:
-    return any(entries.has_gaps() for entries in _entries(module))
+    return any(state.has_gaps() for state in _attribute_states(module))
 
 
 def _has_primary(module: nn.Module) -> bool:
-    """True if the first task is another than the rest."""
+    """Return True if the aggregator treats the first task differently from the rest."""
     from torchjd.aggregation import PCDWeighting
 
     return any(isinstance(part, PCDWeighting) for part in module.modules())
 
 
-def _leaves_out(module: nn.Module) -> bool:
-    """True if rows of zeros are not neutral, and fewer rows are no harm."""
+def _takes_fewer_rows(module: nn.Module) -> bool:
+    """Return True if rows of zeros are not neutral, and the aggregator accepts fewer rows."""
     from torchjd.aggregation import (
         ConstantWeighting,
         KrumWeighting,
@@ -262,6 +261,6 @@ def _leaves_out(module: nn.Module) -> bool:
     return not foreign and not any(isinstance(part, (KrumWeighting, TrimmedMean)) for part in parts)
 
 
-def _block(places: Tensor, rule: PerTask) -> tuple[Tensor, ...]:
-    """The index of some tasks along all axes of tasks."""
-    return (places,) if len(rule.axes) == 1 else (places[:, None], places[None, :])
+def _block(indices: Tensor, rule: PerTask) -> tuple[Tensor, ...]:
+    """Return the index of some tasks along all axes of tasks."""
+    return (indices,) if len(rule.axes) == 1 else (indices[:, None], indices[None, :])

@@ -1,33 +1,31 @@
 """The contract of balancers: the losses or gradients of T tasks into one update.
 
-A training step gives a balancer one row of losses, and where it asks for them one row of gradients a task. It never
-sees the model.
+A training step gives a balancer one row of losses and, if the balancer combines gradients, one row of gradients per
+task. A balancer never reads the model.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsemtl.balancing.nash import remake_problem
+from sparsemtl.balancing.frozen_entries import frozen_entries
 from sparsemtl.networks.declarations import Figure, SummaryTable
-from sparsemtl.tasks.nests import to_device
 
 
 class Balancer(abc.ABC):
-    """Combines the tasks of a step."""
+    """Base of balancers: combines the tasks of a training step."""
 
-    #: The weights are known before the losses, so that every task can go backward as soon as it went forward.
+    #: True if the weights are known before the losses, so that each task can go backward right after its forward pass.
     constant: bool = False
-    #: Wants the rows of the tasks' gradients with respect to the shared weights.
+    #: True if the balancer combines the tasks' gradients with respect to the shared weights, one row per task.
     combines_gradients: bool = False
-    #: Wants the losses of the same batch once more after the step.
+    #: True if the balancer reads the losses of the same batch once more after the step.
     needs_post_step_losses: bool = False
 
     figures: ClassVar[tuple[Figure, ...]] = (
@@ -36,42 +34,52 @@ class Balancer(abc.ABC):
     """Declarations of the names that are logged: `weight` for every balancer, and those that `metrics` yields."""
 
     def attach(self, tasks: int, device: torch.device) -> None:
-        """Get ready for this many tasks."""
+        """Start a run with this number of tasks, with all tensors on this device."""
 
     @abc.abstractmethod
     def weights(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
-        """Factor of every task's loss in the update, shape (T,): the slope of the combined loss in each.
+        """Return the factor of every task's loss in the update, (T,): the slopes of the combined loss.
 
         Args:
-            losses: the tasks' losses times their own weights, detached, shape (T,). A task without a label in this
-                batch enters with its last loss.
-            present: (T,), True for tasks with a label in this batch; None is all. Nothing that belongs to another task
-                alone changes, and its parameters get no gradient.
+            losses: the tasks' losses times their own weights, detached, (T,). A task without a label in this batch
+                enters with its last loss.
+            present: bool (T,), True for tasks with a label in this batch; None if all have one. Parameters of the
+                balancer that belong to another task alone get no gradient.
         """
 
     def aggregate(self, rows: Tensor, present: Tensor | None = None) -> Tensor:
-        """Combine the tasks' gradients into one: (T, P) -> (P,).
+        """Combine the tasks' gradients (T, P) into one (P,).
 
         Args:
-            rows: a gradient per task; zero for a task without one.
-            present: (T,), True for tasks that have one; None is all. What is remembered of another task stays.
+            rows: one gradient per task; zero for a task without one.
+            present: bool (T,), True for tasks that have a gradient; None if all have one. The balancer's state of
+                other tasks does not change.
+
+        Raises:
+            NotImplementedError: if the balancer combines losses.
         """
         raise NotImplementedError(f"{type(self).__name__} combines losses.")
 
     def observe_post_step_losses(self, losses: Tensor, present: Tensor | None = None) -> None:
-        """Read the losses of the same batch after the step, shape (T,); `present` as in `weights`."""
+        """Read the losses of the same batch after the step, (T,); `present` as in `weights`."""
 
-    def held(self, present: Tensor, optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
-        """Context of a step of the optimizer in which nothing moves that belongs to tasks without a label.
+    def per_task_parameters(self, tasks: int) -> Iterable[nn.Parameter]:
+        """Return those of `parameters` that have one entry per task, (tasks,)."""
+        return ()
+
+    @contextmanager
+    def held(self, present: Tensor, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        """Leave the entries of tasks without a label unchanged in a step of the optimizer.
 
         Args:
-            present: (T,), True for tasks with a label in this step.
-            optimizer: what takes the step; its memory of them stays as well.
+            present: bool (T,), True for tasks with a label in this step.
+            optimizer: takes the step inside the context; its state of these entries does not change either.
         """
-        return nullcontext()
+        with frozen_entries(self.per_task_parameters(len(present)), ~present, optimizer):
+            yield
 
     def end_epoch(self) -> None:
-        """Close the books of an epoch."""
+        """Update averages that are kept per epoch."""
 
     def metrics(self) -> Iterator[tuple[int | None, str, float]]:
         """Yield what is logged after an epoch: (row of the task, or None for all tasks together; name; value)."""
@@ -82,98 +90,15 @@ class Balancer(abc.ABC):
         return ()
 
     def parameters(self) -> Iterable[nn.Parameter]:
-        """What the run's optimizer shall train along, without weight decay; `weights` leaves gradients on it."""
+        """Return the parameters that the run's optimizer trains, without weight decay; `weights` sets their gradients.
+
+        By default there are none.
+        """
         return ()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs."""
+        """Return everything that a resumed run needs, as a copy."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` gave, after `attach`."""
-
-
-class TorchJD(Balancer):
-    """State and device of a TorchJD module, which subclasses call.
-
-    Args:
-        make: number of tasks -> the module.
-    """
-
-    def __init__(self, make: Callable[[int], nn.Module]) -> None:
-        self._make = make
-        self._module: Any = None
-        self._device = torch.device("cpu")
-
-    @property
-    def module(self) -> Any:
-        """The TorchJD module; it exists once the number of tasks is known."""
-        if self._module is None:
-            raise RuntimeError("the balancer is not attached yet; call attach(tasks, device).")
-        return self._module
-
-    def attach(self, tasks: int, device: torch.device) -> None:
-        """Make the module, with the preference vectors that it holds in plain attributes, on the device."""
-        self._module = self._make(tasks).to(device)
-        self._device = device
-        for part in self._module.modules():
-            for name, value in _memory(part).items():
-                setattr(part, name, to_device(value, device))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Parameters, and what the module and its parts remember in buffers and plain attributes."""
-        return {
-            "parameters": {name: p.detach().clone() for name, p in self.module.named_parameters()},
-            "memory": {path: self._packed(_memory(part)) for path, part in self.module.named_modules()},
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put them back."""
-        with torch.no_grad():
-            for name, parameter in self.module.named_parameters():
-                parameter.copy_(state["parameters"][name])
-        for path, memory in state["memory"].items():
-            part = self.module.get_submodule(path)
-            for name, value in memory.items():
-                setattr(part, name, self._unpacked(value))
-        remake_problem(self.module)
-
-    def _packed(self, value: Any) -> Any:
-        """A value in the form in which checkpoints hold it."""
-        if isinstance(value, Tensor):
-            away = value.device.type == "cpu" != self._device.type  # some keep their history on the CPU always
-            return {"tensor": value.detach().clone(), "away": away}
-        if isinstance(value, np.ndarray):
-            return {"array": torch.tensor(value)}
-        if isinstance(value, torch.dtype):
-            return {"dtype": str(value)}
-        if isinstance(value, torch.device):
-            return {"device": str(value)}
-        if isinstance(value, Mapping):
-            return {name: self._packed(item) for name, item in value.items()}
-        return type(value)(map(self._packed, value)) if isinstance(value, (list, tuple)) else value
-
-    def _unpacked(self, value: Any) -> Any:
-        match value:
-            case {"tensor": tensor, "away": away}:
-                return tensor.clone() if away else tensor.clone().to(self._device)
-            case {"array": tensor}:
-                return tensor.cpu().numpy().copy()
-            case {"dtype": name}:
-                return DTYPES[name]
-            case {"device": _}:
-                return self._device
-            case list() | tuple():
-                return type(value)(map(self._unpacked, value))
-        return value
-
-
-DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)}
-PLAIN = (Tensor, np.ndarray, list, tuple, int, float, str, bool, type(None), torch.dtype, torch.device)
-
-
-def _memory(part: nn.Module) -> dict[str, Any]:
-    """What a module remembers beside its parameters: buffers, and attributes, where TorchJD keeps histories."""
-    internal = vars(nn.Module())
-    plain = {name: v for name, v in vars(part).items() if name not in internal and isinstance(v, PLAIN)}
-    return {**plain, **part._buffers}
+        """Restore the result of `state_dict`, after `attach`."""

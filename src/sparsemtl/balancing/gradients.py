@@ -1,47 +1,45 @@
-"""Balancing by gradients: TorchJD's aggregators on the rows of the tasks' (masked) shared gradients.
+"""Balancing by gradients: TorchJD's aggregators on the tasks' (masked) gradients of the shared weights.
 
-Heads get their own task's plain gradient, the shared weights the aggregate.
+Heads get the plain gradient of their own task, shared weights the aggregate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 import torch
 from torch import Tensor
+from typing_extensions import Doc
 
 from sparsemtl.balancing.absent import aggregate
-from sparsemtl.balancing.balancer import TorchJD
+from sparsemtl.balancing.torchjd_balancer import TorchJDBalancer
 from sparsemtl.registry.parameters import Count, Positive, Share
 
-if TYPE_CHECKING:
-    from torchjd.aggregation import Aggregator
 
-
-class GradientBalancer(TorchJD):
-    """An aggregator: one gradient out of T.
+class GradientBalancer(TorchJDBalancer):
+    """Combines T gradients into one by an aggregator.
 
     Args:
-        make: number of tasks -> a `torchjd.aggregation.Aggregator`.
+        make: function from the number of tasks to a `torchjd.aggregation.Aggregator`.
     """
 
     combines_gradients = True
 
-    def __init__(self, make: Callable[[int], Aggregator]) -> None:
-        super().__init__(make)
-
     def weights(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
-        """One for every task: the aggregator does the rest."""
+        """Return ones (T,): the aggregator weighs the gradients."""
         return torch.ones_like(losses)
 
     def aggregate(self, rows: Tensor, present: Tensor | None = None) -> Tensor:
-        """Aggregate (T, P) into (P,); see `absent` for tasks that are not present."""
+        """Combine gradients (T, P) into one (P,); see the module `absent` for tasks that are not present."""
         everybody = torch.ones(len(rows), dtype=torch.bool)
         return aggregate(self.module, rows, everybody if present is None else present)
 
 
-def mgda(*, epsilon: Positive = 1e-6, max_iters: Count = 1000) -> GradientBalancer:
+def mgda(
+    *,
+    epsilon: Annotated[Positive, Doc("step size of the Frank-Wolfe solver below which the solver stops.")] = 1e-6,
+    max_iters: Annotated[Count, Doc("largest number of iterations of the solver per training step.")] = 1000,
+) -> GradientBalancer:
     """Minimum-norm point of the gradients' convex hull (Désidéri 2012; Sener & Koltun 2018)."""
     from torchjd.aggregation import MGDA
 
@@ -49,21 +47,24 @@ def mgda(*, epsilon: Positive = 1e-6, max_iters: Count = 1000) -> GradientBalanc
 
 
 def pcgrad() -> GradientBalancer:
-    """Project conflicting gradients onto each other's normal planes (Yu et al. 2020)."""
+    """Projection of conflicting gradients onto each other's normal planes (Yu et al. 2020)."""
     from torchjd.aggregation import PCGrad
 
     return GradientBalancer(lambda tasks: PCGrad())
 
 
-def gradvac(*, beta: Share = 0.5) -> GradientBalancer:
-    """Gradient vaccine: set pairwise similarities to their running averages (Wang et al. 2021)."""
+def gradvac(
+    *,
+    beta: Annotated[Share, Doc("decay of the running averages of the gradients' cosine similarities.")] = 0.5,
+) -> GradientBalancer:
+    """Gradient vaccine: pairwise cosine similarities are set to their running averages (Wang et al. 2021)."""
     from torchjd.aggregation import GradVac
 
     return GradientBalancer(lambda tasks: GradVac(beta))
 
 
 def graddrop() -> GradientBalancer:
-    """Drop entries at random by the agreement of their signs (Chen et al. 2020)."""
+    """Gradient sign dropout: entries are dropped at random by the agreement of their signs (Chen et al. 2020)."""
     from torchjd.aggregation import GradDrop
 
     return GradientBalancer(lambda tasks: GradDrop())
@@ -77,7 +78,7 @@ def imtl_g() -> GradientBalancer:
 
 
 def aligned_mtl() -> GradientBalancer:
-    """Align the gradients' principal components (Senushkin et al. 2023)."""
+    """Alignment of the gradients' principal components (Senushkin et al. 2023)."""
     from torchjd.aggregation import AlignedMTL
 
     return GradientBalancer(lambda tasks: AlignedMTL())

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Doc
 
-from sparsemtl.balancing.balancer import TorchJD
+from sparsemtl.balancing.torchjd_balancer import TorchJDBalancer
 from sparsemtl.errors import ParameterError
 from sparsemtl.registry.parameters import NonNegative, Positive
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from torchjd.scalarization import Scalarizer
 
 
-class LossBalancer(TorchJD):
-    """A scalarizer: one number out of T losses, whose slopes are the weights of the tasks' gradients.
+class LossBalancer(TorchJDBalancer):
+    """Combines T losses into one by a scalarizer, whose slopes are the weights of the tasks' gradients.
 
     Args:
-        make: number of tasks -> a `torchjd.scalarization.Scalarizer`.
-        constant: the slopes do not depend on the losses.
-        trained: the scalarizer's parameters are trained by the run's optimizer.
+        make: function from the number of tasks to a `torchjd.scalarization.Scalarizer`.
+        constant: True if the slopes do not depend on the losses.
+        trained: True if the run's optimizer trains the scalarizer's parameters.
     """
 
     def __init__(self, make: Callable[[int], Scalarizer], *, constant: bool = False, trained: bool = False) -> None:
@@ -32,10 +32,11 @@ class LossBalancer(TorchJD):
         self._trained = trained
 
     def weights(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
-        """Slopes of the scalarizer at these losses; its own parameters get their gradients."""
+        """Return the slopes of the scalarizer at these losses; the scalarizer's parameters get their gradients."""
         absent = torch.zeros(len(losses), dtype=torch.bool) if present is None else ~present
         leaf = losses.detach().requires_grad_()
-        before = {p: None if p.grad is None else p.grad.clone() for p in self._per_task(len(losses))}
+        per_task = [p for p in self.module.parameters() if p.shape == losses.shape]
+        before = {p: None if p.grad is None else p.grad.clone() for p in per_task}
         with torch.enable_grad():
             value = self.module(leaf)
         value.backward()
@@ -44,49 +45,24 @@ class LossBalancer(TorchJD):
                 p.grad[absent] = 0.0 if earlier is None else earlier[absent]
         return leaf.grad if leaf.grad is not None else torch.zeros_like(losses)
 
-    def _per_task(self, tasks: int) -> list[nn.Parameter]:
-        """The scalarizer's parameters of shape (T,)."""
-        return [p for p in self.module.parameters() if p.shape == (tasks,)]
-
-    @contextmanager
-    def held(self, present: Tensor, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-        """Leave what the scalarizer has learned of tasks without a label, and the optimizer's memory of it."""
-        with held_entries(self._per_task(len(present)) if self._trained else [], ~present, optimizer):
-            yield
+    def per_task_parameters(self, tasks: int) -> Iterable[nn.Parameter]:
+        """Return the scalarizer's parameters of shape (T,), if they are trained."""
+        return [p for p in self.parameters() if p.shape == (tasks,)]
 
     def end_epoch(self) -> None:
-        """Roll the history on, for scalarizers that keep one by epoch."""
-        roll = getattr(self.module, "step", None)
-        if callable(roll):
-            roll()
+        """Update the averages of scalarizers that keep one per epoch."""
+        step = getattr(self.module, "step", None)
+        if callable(step):
+            step()
 
     def parameters(self) -> Iterable[nn.Parameter]:
-        """The scalarizer's, if they are trained."""
+        """Return the scalarizer's parameters, if they are trained."""
         return self.module.parameters() if self._trained else ()
 
 
-@contextmanager
-def held_entries(
-    parameters: Iterable[nn.Parameter], entries: Tensor, optimizer: torch.optim.Optimizer
-) -> Iterator[None]:
-    """Put back entries of parameters afterwards, and those of what an optimizer remembers of them entry by entry.
-
-    Args:
-        parameters: tensors of one shape.
-        entries: bool, of that shape; True where nothing may move.
-        optimizer: what may move them inside.
-    """
-    before = [(t, t.detach().clone()) for p in parameters for t in (p, *_moments(p, optimizer))]
-    yield
-    with torch.no_grad():
-        for tensor, value in before:
-            tensor[entries] = value[entries]
-
-
-def _moments(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """Return what an optimizer remembers of every entry of a parameter."""
-    state = optimizer.state.get(parameter, {}).values()
-    return [value for value in state if isinstance(value, Tensor) and value.shape == parameter.shape]
+_Weights = Annotated[
+    list[float] | None, Doc("preference for each task, in the tasks' order, one number per task; equal by default.")
+]
 
 
 def _vector(name: str, weights: list[float] | None, tasks: int) -> Tensor:
@@ -98,70 +74,86 @@ def _vector(name: str, weights: list[float] | None, tasks: int) -> Tensor:
 
 
 def mean() -> LossBalancer:
-    """Mean of the losses: plain multi-task learning."""
+    """Average the losses: plain multi-task learning."""
     from torchjd.scalarization import Mean
 
     return LossBalancer(lambda tasks: Mean(), constant=True)
 
 
 def total() -> LossBalancer:
-    """Sum of the losses: under SGD, the mean with T times the learning rate."""
+    """Add the losses: under SGD, this is the mean with T times the learning rate."""
     from torchjd.scalarization import Sum
 
     return LossBalancer(lambda tasks: Sum(), constant=True)
 
 
-def constant(*, weights: list[float]) -> LossBalancer:
-    """Weighted sum of the losses, one weight a task in the tasks' order."""
+def constant(
+    *, weights: Annotated[list[float], Doc("factor of each loss, in the tasks' order, one number per task.")]
+) -> LossBalancer:
+    """Add the losses with constant weights."""
     from torchjd.scalarization import Constant
 
     return LossBalancer(lambda tasks: Constant(_vector("constant", weights, tasks)), constant=True)
 
 
 def uncertainty() -> LossBalancer:
-    """Learned homoscedastic uncertainty: sum of exp(-s)L/2 + s/2 (Kendall et al. 2018)."""
+    """Learn a homoscedastic uncertainty s per task: sum of exp(-s)L/2 + s/2 (Kendall et al. 2018)."""
     from torchjd.scalarization import UW
 
     return LossBalancer(UW, trained=True)
 
 
 def random_weights() -> LossBalancer:
-    """Random loss weighting: softmax of normal draws at every step (Lin et al. 2021)."""
+    """Draw loss weights at every step: softmax of normal numbers (Lin et al. 2021)."""
     from torchjd.scalarization import Random
 
     return LossBalancer(lambda tasks: Random())
 
 
 def geometric() -> LossBalancer:
-    """Geometric mean of the losses (GLS, Chennupati et al. 2019)."""
+    """Take the geometric mean of the losses (GLS, Chennupati et al. 2019)."""
     from torchjd.scalarization import GeometricMean
 
     return LossBalancer(lambda tasks: GeometricMean())
 
 
 def imtl_l() -> LossBalancer:
-    """IMTL-L: learned scales that bring all losses to the same size (Liu et al. 2021)."""
+    """Learn scales that bring all losses to the same size: IMTL-L (Liu et al. 2021)."""
     from torchjd.scalarization import IMTLL
 
     return LossBalancer(IMTLL, trained=True)
 
 
-def stch(*, mu: Positive = 1.0, weights: list[float] | None = None) -> LossBalancer:
-    """Smooth Tchebycheff: a soft maximum of the weighted losses (Lin et al. 2024)."""
+def stch(
+    *,
+    mu: Annotated[Positive, Doc("smoothing; the smaller, the closer the combined loss is to the maximum.")] = 1.0,
+    weights: _Weights = None,
+) -> LossBalancer:
+    """Take a soft maximum of the weighted losses: smooth Tchebycheff (Lin et al. 2024)."""
     from torchjd.scalarization import STCH
 
     return LossBalancer(lambda tasks: STCH(mu, _vector("stch", weights, tasks) / (tasks if weights is None else 1)))
 
 
-def cosmos(*, alignment: NonNegative = 1.0, weights: list[float] | None = None) -> LossBalancer:
-    """COSMOS: weighted sum with a penalty on the angle between losses and preference (Ruchte & Grabocka 2021)."""
+def cosmos(
+    *,
+    alignment: Annotated[
+        NonNegative, Doc("factor of the cosine similarity between losses and preference; 0 is the weighted sum.")
+    ] = 1.0,
+    weights: _Weights = None,
+) -> LossBalancer:
+    """Add the weighted losses and penalize their angle to the preference: COSMOS (Ruchte & Grabocka 2021)."""
     from torchjd.scalarization import COSMOS
 
     return LossBalancer(lambda tasks: COSMOS(alignment, _vector("cosmos", weights, tasks)))
 
 
-def pbi(*, theta: NonNegative = 5.0, weights: list[float] | None = None) -> LossBalancer:
-    """Penalty-based boundary intersection along a preference (Zhang & Li 2007)."""
+def pbi(
+    *,
+    theta: Annotated[NonNegative, Doc("factor of the losses' distance from the line of the preference.")] = 5.0,
+    weights: _Weights = None,
+) -> LossBalancer:
+    """Follow a preference by penalty-based boundary intersection (Zhang & Li 2007)."""
     from torchjd.scalarization import PBI
 
     return LossBalancer(lambda tasks: PBI(theta, _vector("pbi", weights, tasks)))

@@ -1,4 +1,4 @@
-"""Nash-MTL with some of its tasks: its problem is made for a number of tasks, and so is its memory."""
+"""Nash-MTL on some of the tasks: its optimization problem and its state have a fixed number of tasks."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Bargaining:
-    """The bargaining of a `torchjd.aggregation.NashMTL`; see `absent.Memory`.
+class BargainingState:
+    """State of a `torchjd.aggregation.NashMTL`; see `absent.TaskState`.
 
     Attributes:
         part: the aggregator.
@@ -18,37 +18,37 @@ class Bargaining:
 
     part: Any
 
-    def take(self, needed: Tensor) -> Any:
-        """Bargain among some tasks alone, from what each had agreed to."""
-        whole, count = self.part.weighting, int(needed.sum())
-        if whole.step == 0:
-            whole._init_optim_problem()
-        own = type(whole)(
+    def restrict(self, needed: Tensor) -> Any:
+        """Replace the problem by one of the needed tasks, which starts at their last solution."""
+        full, count = self.part.weighting, int(needed.sum())
+        if full.step == 0:
+            full._init_optim_problem()
+        own = type(full)(
             n_tasks=count,
-            max_norm=whole.max_norm,
-            update_weights_every=whole.update_weights_every,
-            optim_niter=whole.optim_niter,
+            max_norm=full.max_norm,
+            update_weights_every=full.update_weights_every,
+            optim_niter=full.optim_niter,
         )
-        own.prvs_alpha, own.step = whole.prvs_alpha[needed.cpu().numpy()], whole.step
+        own.prvs_alpha, own.step = full.prvs_alpha[needed.cpu().numpy()], full.step
         own._init_optim_problem()
         self.part.weighting = own
-        return whole
+        return full
 
-    def give_back(self, before: Any, needed: Tensor, kept: Tensor) -> None:
-        """Bargain among all again; those that were absent stand by what they had agreed to."""
+    def merge(self, before: Any, needed: Tensor, kept: Tensor) -> None:
+        """Return to the problem of all tasks; absent tasks keep their last solution."""
         own = self.part.weighting
-        agreed = before.prvs_alpha.copy()
-        agreed[needed.cpu().numpy()] = own.prvs_alpha
-        before.prvs_alpha, before.step = agreed, own.step
-        self.put(before)
+        solution = before.prvs_alpha.copy()
+        solution[needed.cpu().numpy()] = own.prvs_alpha
+        before.prvs_alpha, before.step = solution, own.step
+        self.restore(before)
 
-    def put(self, before: Any) -> None:
-        """Bargain among all again, as before."""
+    def restore(self, before: Any) -> None:
+        """Return to the problem of all tasks as it was."""
         self.part.weighting = before
 
 
-def remake_problem(part: Any) -> None:
-    """Make the problem of a bargaining that goes on from a checkpoint: it is made at step 0 only."""
+def init_problem(part: Any) -> None:
+    """Initialize the problem of a `NashMTL` whose state was loaded; TorchJD does so at step 0 only."""
     from torchjd.aggregation import NashMTL
 
     if isinstance(part, NashMTL) and part.weighting.step > 0:

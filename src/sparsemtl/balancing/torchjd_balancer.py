@@ -1,0 +1,105 @@
+"""Base of balancers that call a TorchJD module: its device and its state."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparsemtl.balancing.balancer import Balancer
+from sparsemtl.balancing.nash import init_problem
+from sparsemtl.tasks.nests import to_device
+
+
+class TorchJDBalancer(Balancer, abc.ABC):
+    """Base of balancers that call one TorchJD module.
+
+    Args:
+        make: function from the number of tasks to the module.
+    """
+
+    def __init__(self, make: Callable[[int], nn.Module]) -> None:
+        self._make = make
+        self._module: Any = None
+        self._device = torch.device("cpu")
+
+    @property
+    def module(self) -> Any:
+        """TorchJD module; it exists once the number of tasks is known.
+
+        Raises:
+            RuntimeError: if the balancer is not attached yet.
+        """
+        if self._module is None:
+            raise RuntimeError("the balancer is not attached yet; call attach(tasks, device).")
+        return self._module
+
+    def attach(self, tasks: int, device: torch.device) -> None:
+        """Make the module on the device, with the preference vectors that it holds in plain attributes."""
+        self._module = self._make(tasks).to(device)
+        self._device = device
+        for part in self._module.modules():
+            for name, value in _state_of(part).items():
+                setattr(part, name, to_device(value, device))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the module's parameters, and the buffers and plain attributes of its parts."""
+        return {
+            "parameters": {name: p.detach().clone() for name, p in self.module.named_parameters()},
+            "state": {path: self._packed(_state_of(part)) for path, part in self.module.named_modules()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the result of `state_dict`."""
+        with torch.no_grad():
+            for name, parameter in self.module.named_parameters():
+                parameter.copy_(state["parameters"][name])
+        for path, values in state["state"].items():
+            part = self.module.get_submodule(path)
+            for name, value in values.items():
+                setattr(part, name, self._unpacked(value))
+        init_problem(self.module)
+
+    def _packed(self, value: Any) -> Any:
+        """Return a value in the form in which checkpoints hold it."""
+        if isinstance(value, Tensor):
+            on_cpu = value.device.type == "cpu" != self._device.type  # some aggregators keep their state on the CPU
+            return {"tensor": value.detach().clone(), "on_cpu": on_cpu}
+        if isinstance(value, np.ndarray):
+            return {"array": torch.tensor(value)}
+        if isinstance(value, torch.dtype):
+            return {"dtype": str(value)}
+        if isinstance(value, torch.device):
+            return {"device": str(value)}
+        if isinstance(value, Mapping):
+            return {name: self._packed(item) for name, item in value.items()}
+        return type(value)(map(self._packed, value)) if isinstance(value, (list, tuple)) else value
+
+    def _unpacked(self, value: Any) -> Any:
+        match value:
+            case {"tensor": tensor, "on_cpu": on_cpu}:
+                return tensor.clone() if on_cpu else tensor.clone().to(self._device)
+            case {"array": tensor}:
+                return tensor.cpu().numpy().copy()
+            case {"dtype": name}:
+                return _DTYPES[name]
+            case {"device": _}:
+                return self._device
+            case list() | tuple():
+                return type(value)(map(self._unpacked, value))
+        return value
+
+
+_DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)}
+_PLAIN = (Tensor, np.ndarray, list, tuple, int, float, str, bool, type(None), torch.dtype, torch.device)
+
+
+def _state_of(part: nn.Module) -> dict[str, Any]:
+    """Return a module's buffers, and its plain attributes, in which TorchJD keeps averages."""
+    internal = vars(nn.Module())
+    plain = {name: v for name, v in vars(part).items() if name not in internal and isinstance(v, _PLAIN)}
+    return {**plain, **part._buffers}
