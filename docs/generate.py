@@ -112,7 +112,8 @@ def _blocks(text: str) -> list[str]:
 def _table(member: Callable[..., Any]) -> str:
     """The parameters that a configuration may set."""
     rows = [
-        (f"`{p.name}`", p.kind, "required" if p.required else f"`{p.default}`", p.about) for p in parameters_of(member)
+        (f"`{p.name}`", p.kind, "required" if p.required else f"`{p.default}`", p.meaning)
+        for p in parameters_of(member).values()
     ]
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return (

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import sparsemtl as sm
 from sparsemtl.balancing import BALANCERS, Balancer, GradientBalancer, LossBalancer, as_balancer
 from sparsemtl.errors import ConfigError, ParameterError
-from sparsemtl.registry.parameters import configurable
+from sparsemtl.registry.parameters import parameters_of
 from sparsemtl.sharing.sharing import Update
 from sparsemtl.storage.files import read_tree, write_tree
 from sparsemtl.tasks.batches import Group
@@ -259,8 +259,8 @@ def test_attaching_takes_everything_to_the_device(name: str) -> None:
 @pytest.mark.parametrize("name", BALANCERS)
 def test_every_member_says_what_it_is_and_has_checked_parameters(name: str) -> None:
     assert BALANCERS.summary(name).endswith(".")
-    for parameter, _, hint in configurable(BALANCERS[name]):
-        assert hint is not Any, parameter
+    for parameter in parameters_of(BALANCERS[name]).values():
+        assert parameter.hint is not Any, parameter
 
 
 def test_a_balancer_must_be_attached_first() -> None:

@@ -21,7 +21,7 @@ from typer.main import get_command
 from sparsemtl import __version__
 from sparsemtl.cli.main import _plain_keys, _registries, app, main
 from sparsemtl.errors import MaskWarning
-from sparsemtl.registry.parameters import Count, describe, parameters_of, validated
+from sparsemtl.registry.parameters import Count, parameters_of, validated
 from sparsemtl.registry.registry import Registry
 from sparsemtl.runs.config import check, override
 from sparsemtl.runs.schema import SECTIONS, in_yaml_words, json_schema
@@ -135,10 +135,11 @@ def test_list_of_something_unknown_names_the_nearest(sparsemtl: Shell) -> None:
 @pytest.mark.parametrize("what", ["run", "training", "study"])
 def test_keys_that_no_registry_gives_are_explained_with_default_and_values(sparsemtl: Shell, what: str) -> None:
     text = one_line(sparsemtl("list", what).out)
-    for key, (hint, default, about) in _plain_keys()[what].items():
-        shown = "required" if default is ... else default if isinstance(default, str) else json.dumps(default)
+    for key, parameter in _plain_keys()[what].items():
+        default = parameter.default
+        shown = "required" if parameter.required else default if isinstance(default, str) else json.dumps(default)
         assert one_line(f"{key}: {shown} ") in text
-        assert one_line(f"{in_yaml_words(describe(hint))} {about or ''}") in text
+        assert one_line(f"{in_yaml_words(parameter.kind)} {parameter.meaning}") in text
 
 
 def test_every_key_of_a_configuration_can_be_listed() -> None:
@@ -178,7 +179,7 @@ def test_a_list_shows_every_member_with_sentence_source_parameters_and_defaults(
     for name in registry:
         assert one_line(f"{name} {registry.summary(name)[:20]}") in text
         assert one_line(registry.source(name)) in text
-        for parameter in parameters_of(registry[name]):
+        for parameter in parameters_of(registry[name]).values():
             default = parameter.default if isinstance(parameter.default, str) else json.dumps(parameter.default)
             shown = "required" if parameter.required else default
             if len(shown) < 24:

@@ -13,7 +13,7 @@ from torch import Tensor
 from sparsemtl.data import DATASETS, LazySplit, Split, TaskData
 from sparsemtl.data.tables.coded import CodedSplit
 from sparsemtl.errors import ConfigError, ParameterError
-from sparsemtl.registry.parameters import configurable
+from sparsemtl.registry.parameters import parameters_of
 from sparsemtl.tasks import DenseTask, Task
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -36,7 +36,7 @@ TABLES = ("census-income", "movielens-100k", "student", "two-regressions", "tabl
 
 def that_take(parameter: str) -> list[str]:
     """The data sets that have a parameter."""
-    return [name for name in DATASETS if parameter in {known for known, _, _ in configurable(DATASETS[name])}]
+    return [name for name in DATASETS if parameter in parameters_of(DATASETS[name])]
 
 
 def build(name: str, root: Path, **options: Any) -> TaskData:

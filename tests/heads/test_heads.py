@@ -129,7 +129,7 @@ def test_an_unknown_head_is_answered_with_the_nearest() -> None:
 @every_head
 def test_every_head_says_what_it_is_and_what_its_parameters_are(name: str) -> None:
     assert HEADS.summary(name).endswith((".", ")"))
-    assert all(parameter.about and parameter.kind for parameter in parameters_of(HEADS[name]))
+    assert all(parameter.meaning and parameter.kind for parameter in parameters_of(HEADS[name]).values())
 
 
 def test_a_classification_reads_the_strongest_of_every_four_positions() -> None:

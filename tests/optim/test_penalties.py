@@ -190,11 +190,11 @@ def test_penalties_are_built_by_name_and_tell_their_parameters() -> None:
     assert set(PENALTIES) == {"group-lasso", "l1", "group-mcp"}
     built = PENALTIES.build("group-lasso", strength=1e-3, granularity="block", block=[2, 4])
     assert built == GroupLasso(strength=1e-3, granularity="block", block=(2, 4))
-    told = {info.name: info for info in parameters_of(GroupMCP)}
+    told = parameters_of(GroupMCP)
     assert set(told) == {"strength", "linear", "keep_min", "granularity", "block", "gamma"}
     assert told["strength"].required
     assert told["strength"].kind == "a float in [0, inf)"
-    assert all(info.about and not info.about.startswith("see") for info in told.values())
+    assert all(info.meaning and not info.meaning.startswith("see") for info in told.values())
 
 
 def test_a_penalty_is_a_value() -> None:

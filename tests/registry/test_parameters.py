@@ -3,7 +3,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import numpy as np
 import pytest
@@ -11,19 +11,21 @@ import torch
 from annotated_types import Gt, Le, Lt
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typing_extensions import Doc, Unpack
 
 import sparsemtl as sm
 from sparsemtl.errors import ParameterError
+from sparsemtl.registry.checking import fits
+from sparsemtl.registry.describe import describe
 from sparsemtl.registry.parameters import (
     Count,
+    Default,
     Fraction,
     Natural,
     NonNegative,
-    ParameterInfo,
+    Parameter,
     Positive,
     Share,
-    describe,
-    fits,
     parameters_of,
     validated,
 )
@@ -64,7 +66,10 @@ class MyPruner(Pruner):
     [
         ({"keep": 1.5}, "'keep' parameter of Pruner must be a float in (0, 1]. Got 1.5 instead."),
         ({"keep": 0}, "'keep' parameter of Pruner must be a float in (0, 1]. Got 0 instead."),
-        ({"keep": math.nan}, "'keep' parameter of Pruner must be a float in (0, 1]. Got nan instead."),
+        (
+            {"keep": math.nan},
+            "'keep' parameter of Pruner must be a float in (0, 1]. Got nan instead. Numbers are finite.",
+        ),
         ({"keep": "much"}, "'keep' parameter of Pruner must be a float in (0, 1]. Got 'much' instead."),
         ({"keep": True}, "'keep' parameter of Pruner must be a float in (0, 1]. Got True instead."),
         (
@@ -80,6 +85,12 @@ class MyPruner(Pruner):
         ({"steps": 2.0}, "'steps' parameter of Pruner must be an int in [1, inf) or None. Got 2.0 instead."),
         ({"widths": 8}, "'widths' parameter of Pruner must be a sequence of ints. Got 8 instead."),
         ({"widths": "84"}, "'widths' parameter of Pruner must be a sequence of ints. Got '84' instead."),
+        ({"widths": [8, 2.5]}, "'widths' parameter of Pruner must be a sequence of ints. Got [8, 2.5] instead."),
+        (
+            {"widths": [8, 2**63]},
+            "'widths' parameter of Pruner must be a sequence of ints. Got [8, 9223372036854775808] instead. "
+            "Such numbers are below 2^63.",
+        ),
         ({"strict": 1}, "'strict' parameter of Pruner must be a bool. Got 1 instead."),
         ({"name": None}, "'name' parameter of Pruner must be a string. Got None instead."),
     ],
@@ -125,10 +136,10 @@ def test_a_checked_constructor_looks_like_the_plain_one() -> None:
 RANGES: dict[Any, Callable[[float], bool]] = {
     Fraction: lambda x: 0 < x <= 1,
     Share: lambda x: 0 <= x < 1,
-    Positive: lambda x: x > 0,
-    NonNegative: lambda x: x >= 0,
-    Count: lambda x: isinstance(x, int) and x >= 1,
-    Natural: lambda x: isinstance(x, int) and x >= 0,
+    Positive: lambda x: 0 < x < math.inf,
+    NonNegative: lambda x: 0 <= x < math.inf,
+    Count: lambda x: isinstance(x, int) and 1 <= x < 2**31,
+    Natural: lambda x: isinstance(x, int) and 0 <= x < 2**63,
     Annotated[float, Gt(-2), Lt(3)]: lambda x: -2 < x < 3,
 }
 numbers = st.one_of(st.floats(), st.integers(), st.sampled_from([0.0, -0.0, 1.0, 0, 1, 1 - 2**-53]))
@@ -147,6 +158,19 @@ def test_a_number_fits_where_it_lies_in_the_range(value: float, hint: Any) -> No
         (True, float, False),
         (True, int, False),
         (3.0, int, False),
+        (np.int64(3), int, True),
+        (np.int64(0), Count, False),
+        (np.bool_(True), int, False),
+        (np.array([1, 2]), Sequence[Count], True),
+        (np.array([1, 0]), Sequence[Count], False),
+        (torch.ones(2), Sequence[float], True),
+        (torch.nn.ModuleDict(), Mapping[str, torch.nn.Module], True),
+        ({"a": 1}, Mapping[str, int], True),
+        ({"a": 1.5}, Mapping[str, int], False),
+        ([("a", 1)], Mapping[str, int], False),
+        ((1,), list[int], False),
+        ([1], list[int], True),
+        ([1.5], list[int], False),
         (np.float64(0.5), Fraction, True),
         (True, bool, True),
         (0, bool, False),
@@ -175,7 +199,7 @@ def test_what_fits(value: object, hint: Any, expected: bool) -> None:
     assert fits(value, hint) is expected
 
 
-@pytest.mark.parametrize("hint", [Any, object, torch.nn.Module, Callable[[int], int], Mapping[str, int], list[int]])
+@pytest.mark.parametrize("hint", [Any, object, torch.nn.Module, Callable[[int], int], type[int], str | torch.nn.Module])
 def test_an_annotation_that_cannot_be_checked_passes_everything(hint: Any) -> None:
     assert fits(object(), hint)
 
@@ -221,14 +245,18 @@ def test_an_annotation_in_words(hint: Any, words: str) -> None:
     assert describe(hint) == words
 
 
+def told(target: Callable[..., Any]) -> list[tuple[str, str, Any]]:
+    return [(parameter.name, parameter.kind, parameter.default) for parameter in parameters_of(target).values()]
+
+
 def test_what_a_configuration_can_set_are_the_keywords() -> None:
-    assert parameters_of(Pruner) == [
-        ParameterInfo("mode", "one of 'forward', 'gradient'", "forward", False),
-        ParameterInfo("steps", "an int in [1, inf) or None", None, False),
-        ParameterInfo("widths", "a sequence of ints", (8, 4), False),
-        ParameterInfo("metrics", "any value", None, False),
-        ParameterInfo("strict", "a bool", True, False),
-        ParameterInfo("name", "a string", "pruner", False),
+    assert told(Pruner) == [
+        ("mode", "one of 'forward', 'gradient'", "forward"),
+        ("steps", "an int in [1, inf) or None", None),
+        ("widths", "a sequence of ints", (8, 4)),
+        ("metrics", "a mapping or None", None),
+        ("strict", "a bool", True),
+        ("name", "a string", "pruner"),
     ]
 
 
@@ -236,8 +264,57 @@ def test_a_function_is_described_like_a_class() -> None:
     def build(given: object, *, lr: Positive, decay: NonNegative = 0.0) -> None:
         """Never called."""
 
-    assert parameters_of(build) == [
-        ParameterInfo("lr", "a float in (0, inf)", None, True),
-        ParameterInfo("decay", "a float in [0, inf)", 0.0, False),
-    ]
+    assert told(build) == [("lr", "a float in (0, inf)", ...), ("decay", "a float in [0, inf)", 0.0)]
+    assert [parameter.required for parameter in parameters_of(build).values()] == [True, False]
     assert parameters_of(MyPruner) == parameters_of(Pruner)
+
+
+class Schedule(TypedDict, total=False):
+    reach_at: Annotated[Count, Doc("Epoch of the last change.")]
+    warmup: Annotated[Natural, Default(1), Doc("Dense epochs.")]
+    metrics: Annotated[Mapping[str, Metric] | None, Default(None), Doc("Metrics of torchmetrics.")]
+
+
+class Scheduled:
+    """A class that takes the keys of a `TypedDict` beside its own parameters."""
+
+    @validated
+    def __init__(self, *, lambda_: Annotated[Positive, Doc("Strength.")] = 2.0, **schedule: Unpack[Schedule]) -> None:
+        self.lambda_ = lambda_
+        self.schedule = schedule
+
+
+def test_a_parameter_has_the_meaning_that_stands_beside_it() -> None:
+    assert parameters_of(Scheduled) == {
+        "lambda": Parameter("lambda", Positive, 2.0, "Strength.", "lambda_"),
+        "reach_at": Parameter("reach_at", Count, ..., "Epoch of the last change.", "reach_at"),
+        "warmup": Parameter("warmup", Natural, 1, "Dense epochs.", "warmup"),
+        "metrics": Parameter("metrics", Mapping[str, Any] | None, None, "Metrics of torchmetrics.", "metrics"),
+    }
+    assert list(parameters_of(Schedule)) == ["reach_at", "warmup", "metrics"]
+
+
+def test_the_keys_of_a_typed_dict_are_checked_and_their_defaults_filled_in() -> None:
+    assert Scheduled(reach_at=3).schedule == {"reach_at": 3, "warmup": 1, "metrics": None}
+    assert Scheduled(reach_at=3, warmup=0, lambda_=1).schedule == {"reach_at": 3, "warmup": 0, "metrics": None}
+    with pytest.raises(ParameterError) as caught:
+        Scheduled(reach_at=3, warmup=-1)
+    assert str(caught.value) == "The 'warmup' parameter of Scheduled must be an int in [0, inf). Got -1 instead."
+
+
+def test_a_missing_or_unknown_key_of_a_typed_dict_is_pythons_own_error() -> None:
+    with pytest.raises(TypeError, match=r"Scheduled\(\) missing a required argument: 'reach_at'"):
+        Scheduled()  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"Scheduled\(\) got an unexpected keyword argument 'warmpu'"):
+        Scheduled(reach_at=3, warmpu=1)  # type: ignore[call-arg]
+
+
+def test_a_function_is_checked_under_its_own_name() -> None:
+    @validated
+    def build(given: object, *, lr: Positive) -> float:
+        """Return the learning rate."""
+        return lr
+
+    assert build(None, lr=0.5) == 0.5
+    with pytest.raises(ParameterError, match=r"^The 'lr' parameter of build must be a float in \(0, inf\)\. Got 0"):
+        build(None, lr=0)

@@ -108,7 +108,7 @@ def test_every_member_says_in_a_sentence_what_it_is_and_describes_its_parameters
     registry: Registry[object], name: str
 ) -> None:
     assert registry.summary(name).endswith((".", ")"))
-    assert all(parameter.kind for parameter in parameters_of(registry[name]))
+    assert all(parameter.kind for parameter in parameters_of(registry[name]).values())
 
 
 def test_members_are_found_by_the_names_of_their_axis() -> None:

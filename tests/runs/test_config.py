@@ -21,7 +21,7 @@ MEMBERS = [
     (section, name)
     for section, (registry, _) in SECTIONS.items()
     for name in registry
-    if not any(parameter.required for parameter in parameters_of(registry[name]))
+    if not any(parameter.required for parameter in parameters_of(registry[name]).values())
 ]
 few = settings(max_examples=50, deadline=None)
 
@@ -32,12 +32,12 @@ def test_nothing_at_all_is_a_configuration_of_defaults() -> None:
     assert {section: complete[section] and complete[section]["name"] for section in SECTIONS} == {
         section: default for section, (_, default) in SECTIONS.items()
     }
-    assert complete["training"] == {key: default for key, (_, default, _) in training_keys().items()}
+    assert complete["training"] == {key: parameter.default for key, parameter in training_keys().items()}
 
 
 @pytest.mark.parametrize(("section", "name"), MEMBERS)
 def test_a_bare_name_stands_for_the_constructors_defaults(section: str, name: str) -> None:
-    defaults = {parameter.name: parameter.default for parameter in parameters_of(SECTIONS[section][0][name])}
+    defaults = {key: parameter.default for key, parameter in parameters_of(SECTIONS[section][0][name]).items()}
     complete = check({section: name})
     assert complete == check({section: {"name": name}})
     assert complete[section] == plain({"name": name, **defaults})
@@ -94,15 +94,16 @@ WRONG = [
     ({"encoder": {"name": "mlp", "hidden": "88"}}, 'encoder.hidden: expected a sequence of ints in [1, inf), got "'),
     ({"balancing": "constant"}, "balancing.weights: this key is required: a list of floats."),
     ({"data": {"root": 3}}, "data.root: expected a string or Path or null, got 3."),
-    ({"optimizer": {"lr": float("nan")}}, "optimizer.lr: expected a float in (0, inf), got NaN."),
+    ({"optimizer": {"lr": float("nan")}}, "expected a float in (0, inf), got NaN. Numbers are finite."),
+    ({"optimizer": {"lr": float("inf")}}, "expected a float in (0, inf), got Infinity. Numbers are finite."),
+    ({"optimizer": {"name": "adam", "lr": float("nan")}}, "optimizer.lr: expected a float in (0, inf), got NaN."),
+    ({"optimizer": {"name": "adam", "lr": float("inf")}}, "optimizer.lr: expected a float in (0, inf), got Infinity."),
     ({"training": 3}, "training: expected a mapping of batch_size, drop_last, epochs, "),
     ({"training": None}, "training: expected a mapping of batch_size, drop_last, epochs, "),
     ({"training": {"epoch": 3}}, "training.epoch: unknown key 'epoch'. Did you mean 'epochs'? Known: accelerator, "),
     ({"seed": 2**70}, "seed: expected an int in [0, inf), got 1180591620717411303424. Such numbers are below 2^63."),
     ({"encoder": {"name": "mlp", "hidden": [8, 2**31]}}, "got [8, 2147483648]. Such numbers are below 2^31."),
     ({"weights": {"digit": float("inf")}}, "weights: expected a mapping to floats in [0, inf), got"),
-    ({"optimizer": {"name": "adam", "lr": float("nan")}}, "optimizer.lr: expected a float in (0, inf), got NaN."),
-    ({"optimizer": {"name": "adam", "lr": float("inf")}}, "optimizer.lr: expected a float in (0, inf), got Infinity."),
     ({"training": {"epochs": 0}}, "training.epochs: expected an int in [1, inf), got 0."),
     ({"training": {"patience": 0}}, "training.patience: expected an int in [1, inf) or null, got 0."),
     ({"training": {"monitor": "test"}}, "training.monitor: expected one of 'score', 'loss', got \"test\"."),

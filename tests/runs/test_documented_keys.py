@@ -25,8 +25,8 @@ def examples() -> Iterator[tuple[Registry[Any], str, str, str]]:
     """Every mapping in back quotes in what is said of a registered class's parameter."""
     for registry in REGISTRIES:
         for name in registry:
-            for parameter in parameters_of(registry[name]):
-                for text in re.findall(r"`(\{[^`]*\})`", parameter.about):
+            for parameter in parameters_of(registry[name]).values():
+                for text in re.findall(r"`(\{[^`]*\})`", parameter.meaning):
                     yield registry, name, parameter.name, text
 
 

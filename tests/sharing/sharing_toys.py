@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import sparsemtl as sm
 from sparsemtl.balancing import Balancer, as_balancer
 from sparsemtl.data import TensorLoader
-from sparsemtl.registry.parameters import configurable
+from sparsemtl.registry.parameters import parameters_of as keywords_of
 from sparsemtl.sharing import SHARING, Sharing
 from sparsemtl.sharing.sharing import Update
 from sparsemtl.tasks.batches import Group, Loaders, per_task
@@ -88,7 +88,7 @@ def batch_of(seed: int, tasks: tuple[str, ...] = NAMES) -> Group:
 
 
 def takes(method: str, parameter: str) -> bool:
-    return parameter in {name for name, _, _ in configurable(SHARING[method])}
+    return parameter in keywords_of(SHARING[method])
 
 
 def build(method: str, **options: Any) -> Sharing:

@@ -7,9 +7,7 @@ them, one at a time.
 from __future__ import annotations
 
 import functools
-import inspect
 import math
-import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 from copy import deepcopy
@@ -44,7 +42,7 @@ from torch import nn
 import sparsemtl as sm
 from sparsemtl.errors import ConfigError, MaskError, ParameterError
 from sparsemtl.networks.randomness import random_state
-from sparsemtl.registry.parameters import configurable
+from sparsemtl.registry.parameters import parameters_of as keywords_of
 from sparsemtl.sharing import SHARING, ProximalSharing, Sharing, SoftMaskSharing, SubnetworkSharing
 from sparsemtl.sharing.sharing import Update
 from sparsemtl.storage.files import read_tree, write_tree
@@ -68,8 +66,8 @@ def choices(hint: Any) -> list[Any]:
 def variants(method: str) -> Iterator[dict[str, Any]]:
     base = {"keep": 0.5} if takes(method, "keep") else {}
     yield base
-    for name, parameter, hint in configurable(SHARING[method]):
-        for value in choices(hint) if name != "linear" else ():  # the toy has no other layers
+    for name, parameter in keywords_of(SHARING[method]).items():
+        for value in choices(parameter.hint) if name != "linear" else ():  # the toy has no other layers
             if value != parameter.default:
                 yield base | {name: value}
 
@@ -101,19 +99,18 @@ def trained_variant(method: str, options: dict[str, Any]) -> Engine:
 
 
 @every_method
-def test_its_docstring_begins_with_a_sentence_and_names_every_parameter(method: str) -> None:
-    text = inspect.getdoc(SHARING[method]) or ""
+def test_its_docstring_begins_with_a_sentence_and_every_parameter_has_a_meaning(method: str) -> None:
     assert SHARING.summary(method).endswith(".")
-    for name, _, _ in configurable(SHARING[method]):
-        assert re.search(rf"\b{name}_?\b[\w, ]*:", text), name
+    for name, parameter in keywords_of(SHARING[method]).items():
+        assert parameter.meaning, name
 
 
 @every_method
 def test_values_out_of_range_are_refused_by_name(method: str) -> None:
     with pytest.raises(ConfigError, match="unknown parameter 'nonsense'"):
         SHARING.build(method, nonsense=1)
-    for name, _, hint in configurable(SHARING[method]):
-        if choices(hint):
+    for name, parameter in keywords_of(SHARING[method]).items():
+        if choices(parameter.hint):
             with pytest.raises(ParameterError, match=rf"'{name}' parameter of \w+ must be .* Got 'nonsense'"):
                 SHARING.build(method, **{name: "nonsense"})
 
@@ -129,8 +126,8 @@ def test_without_a_model_it_says_what_is_missing(method: str) -> None:
 def test_it_trains_the_way_asked_for_or_the_way_that_fits_the_data(method: str, options: dict[str, Any]) -> None:
     sharing = build(method, **options)
     sharing.attach(model())
-    default = next((p.default for name, p, _ in configurable(SHARING[method]) if name == "update"), None)
-    if asked := options.get("update", default):
+    keywords = keywords_of(SHARING[method])
+    if asked := options.get("update", keywords["update"].default if "update" in keywords else None):
         assert sharing.update_for(own_data=False) == sharing.update_for(own_data=True) == asked
     else:
         assert sharing.update_for(own_data=True) == "average"

@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from sparsemtl.errors import ConfigError, unknown_name
-from sparsemtl.registry.parameters import ParameterInfo, describe, parameters_of
+from sparsemtl.registry.parameters import Parameter, parameters_of
 from sparsemtl.registry.registry import Registry
 from sparsemtl.runs.schema import SECTIONS, Keys, in_yaml_words
 from sparsemtl.storage.run_folder import RunFolder
@@ -91,7 +91,7 @@ def members(registry: Registry[Any]) -> Table:
     for name in registry:
         parameters = Table("parameter", "default", "values", box=None, pad_edge=False)
         _fold(parameters)
-        for parameter in parameters_of(registry[name]):
+        for parameter in parameters_of(registry[name]).values():
             parameters.add_row(parameter.name, _default(parameter), in_yaml_words(parameter.kind))
         table.add_row(name, Group(*_about(registry, name), *([parameters] if parameters.row_count else [])))
     return table
@@ -99,7 +99,7 @@ def members(registry: Registry[Any]) -> Table:
 
 def member(registry: Registry[Any], name: str) -> RenderableType:
     """One member, with what its parameters mean: a list, which a narrow terminal takes as well."""
-    return Group(*_about(registry, name), *_explained(parameters_of(registry[name])))
+    return Group(*_about(registry, name), *_explained(parameters_of(registry[name]).values()))
 
 
 def explained_keys(what: str, keys: Keys, name: str | None = None) -> RenderableType:
@@ -115,18 +115,12 @@ def explained_keys(what: str, keys: Keys, name: str | None = None) -> Renderable
     """
     if name is not None and name not in keys:
         raise ConfigError(unknown_name(f"{what} key", name, keys))
-    return Group(
-        *_explained(
-            ParameterInfo(key, describe(hint), None if default is ... else default, default is ..., about or "")
-            for key, (hint, default, about) in keys.items()
-            if name in (None, key)
-        )
-    )
+    return Group(*_explained(parameter for key, parameter in keys.items() if name in (None, key)))
 
 
-def _explained(parameters: Iterable[ParameterInfo]) -> Iterator[RenderableType]:
+def _explained(parameters: Iterable[Parameter]) -> Iterator[RenderableType]:
     for parameter in parameters:
-        meaning = f"{in_yaml_words(parameter.kind)}\n{parameter.about}".rstrip()
+        meaning = f"{in_yaml_words(parameter.kind)}\n{parameter.meaning}".rstrip()
         yield f"\n{parameter.name}: {_default(parameter)}"
         yield Padding(meaning, (0, 0, 0, 4))
 
@@ -137,7 +131,7 @@ def _about(registry: Registry[Any], name: str) -> Iterator[str]:
         yield f"Source: {source}"
 
 
-def _default(parameter: ParameterInfo) -> str:
+def _default(parameter: Parameter) -> str:
     """A default as YAML writes it."""
     if parameter.required:
         return "required"

@@ -83,7 +83,7 @@ def inspect(name: str, root: str | Path | None = None) -> Inspection:
     layout = required_files(DATASETS[name])
     alternatives = layout.alternatives if layout else ()
     found = tuple(tuple((package, scan(package, place)) for package in packages) for packages in alternatives)
-    required = tuple(parameter.name for parameter in parameters_of(DATASETS[name]) if parameter.required)
+    required = tuple(name for name, parameter in parameters_of(DATASETS[name]).items() if parameter.required)
     return Inspection(name, place, layout, found, required)
 
 

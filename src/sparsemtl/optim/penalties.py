@@ -12,11 +12,11 @@ from typing import get_type_hints
 import torch
 from torch import Tensor
 
-from sparsemtl.errors import ParameterError
 from sparsemtl.optim import proximal
 from sparsemtl.optim.groups import GroupFunction, Grouping, GroupName, Parameters, dense, named
 from sparsemtl.optim.proximal import Scratch, fresh
-from sparsemtl.registry.parameters import Natural, NonNegative, Positive, describe, fits
+from sparsemtl.registry.checking import check_value
+from sparsemtl.registry.parameters import Natural, NonNegative, Positive
 from sparsemtl.registry.registry import Registry
 
 
@@ -40,11 +40,7 @@ class Penalty(abc.ABC):
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self), include_extras=True).items():
-            found, owner = getattr(self, name), type(self).__name__
-            if not fits(found, hint):
-                raise ParameterError(
-                    f"The {name!r} parameter of {owner} must be {describe(hint)}. Got {found!r} instead."
-                )
+            check_value(f"The {name!r} parameter of {type(self).__name__}", getattr(self, name), hint)
 
     @property
     @abc.abstractmethod

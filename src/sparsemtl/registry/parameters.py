@@ -1,264 +1,223 @@
-"""Constraints on parameters, written once in the annotations of a constructor.
+'''Parameters of constructors, documented where they stand.
 
-A constructor says `keep: Fraction = 0.3`; `validated` checks the value when it is called from Python, the
-configuration builds its schema from the same annotation, and `sparsemtl list` prints it.
-"""
+A constructor says the type, the constraint, the meaning and the default of a parameter in one place. Its check, the
+schema of configurations, `sparsemtl list` and the documentation read them there:
+
+    >>> class Prune:
+    ...     """Prune by magnitude."""
+    ...
+    ...     @validated
+    ...     def __init__(self, *, keep: Annotated[Fraction, Doc("Fraction of the weights to keep.")] = 0.3) -> None:
+    ...         self.keep = keep
+    >>> parameters_of(Prune)["keep"].kind
+    'a float in (0, 1]'
+    >>> Prune(keep=1.5)
+    Traceback (most recent call last):
+    sparsemtl.errors.ParameterError: The 'keep' parameter of Prune must be a float in (0, 1]. Got 1.5 instead.
+
+Parameters that several constructors have in common stand in a `TypedDict` (PEP 692), each with its `Default`; one
+without is required. `validated` fills the defaults in, so that the constructor finds every key:
+
+    >>> class ScheduleOptions(TypedDict, total=False):
+    ...     warmup: Annotated[Natural, Default(0), Doc("Dense epochs at the beginning.")]
+    >>> class PruneLater(Prune):
+    ...     """Prune by magnitude after some epochs."""
+    ...
+    ...     @validated
+    ...     def __init__(
+    ...         self,
+    ...         *,
+    ...         keep: Annotated[Fraction, Doc("Fraction of the weights to keep.")] = 0.3,
+    ...         **schedule: Unpack[ScheduleOptions],
+    ...     ) -> None:
+    ...         super().__init__(keep=keep)
+    ...         self.warmup = schedule["warmup"]
+    >>> PruneLater().warmup
+    0
+    >>> [(p.name, p.default, p.meaning) for p in parameters_of(PruneLater).values()]
+    [('keep', 0.3, 'Fraction of the weights to keep.'), ('warmup', 0, 'Dense epochs at the beginning.')]
+'''
 
 from __future__ import annotations
 
 import functools
 import inspect
-import math
-import re
+import sys
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import typing
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, Gt, Interval, Le, Lt
+import typing_extensions
+from annotated_types import Ge, Gt, Interval
+from typing_extensions import Doc, Unpack
 
-from sparsemtl.errors import ParameterError
+from sparsemtl.registry.checking import check_value
+from sparsemtl.registry.describe import describe
+from sparsemtl.registry.docstrings import documented
 
 Fraction = Annotated[float, Interval(gt=0, le=1)]
-"""A fraction in (0, 1]."""
+"""Fraction in (0, 1]."""
 Share = Annotated[float, Interval(ge=0, lt=1)]
-"""A fraction in [0, 1)."""
+"""Fraction in [0, 1)."""
 Count = Annotated[int, Ge(1)]
-"""A whole number of at least one."""
+"""Whole number of at least one."""
 Natural = Annotated[int, Ge(0)]
-"""A whole number of at least zero."""
+"""Whole number of at least zero."""
 Positive = Annotated[float, Gt(0)]
-"""A number above zero."""
+"""Number above zero."""
 NonNegative = Annotated[float, Ge(0)]
-"""A number of at least zero."""
+"""Number of at least zero."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def validated(init: Callable[P, R]) -> Callable[P, R]:
-    """Check the arguments of a constructor against the constraints in its annotations.
+@dataclass(frozen=True)
+class Default:
+    """Default of a key of a `TypedDict`, in the metadata of its annotation."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """Parameter that a configuration can set.
+
+    Attributes:
+        name: name in configurations. The Python keyword `lambda_` is `lambda` there.
+        hint: annotation with its constraints.
+        default: default value, `...` if the parameter is required.
+        meaning: text of its `Doc`.
+        keyword: name in Python.
+    """
+
+    name: str
+    hint: Any
+    default: Any = ...
+    meaning: str = ""
+    keyword: str = ""
+
+    @property
+    def required(self) -> bool:
+        """Absence of a default."""
+        return self.default is ...
+
+    @property
+    def kind(self) -> str:
+        """Type and range in words: "a float in (0, 1]"."""
+        return describe(self.hint)
+
+
+def parameters_of(target: Callable[..., Any]) -> dict[str, Parameter]:
+    """Return name -> parameter of a class, a function or a `TypedDict`, as far as a configuration can set them.
+
+    These are the keyword-only parameters. Positional ones (the model, the optimized parameters) are given by the
+    library.
+    """
+    old = documented(target)
+    return {
+        name: parameter if parameter.meaning else _parameter(parameter.keyword, parameter.hint, parameter.default, old)
+        for parameter in _keywords(target)
+        for name in [parameter.name]
+    }
+
+
+def validated(function: Callable[P, R]) -> Callable[P, R]:
+    """Check the arguments of a constructor or a function against its annotations at every call.
 
     Raises:
-        ParameterError: naming the class, the parameter, what was expected and what was found.
+        ParameterError: naming the class or function, the parameter, what was expected and what was found.
     """
-    signature = inspect.signature(init)
+    signature = inspect.signature(function)
+    method = function.__name__ == "__init__"
 
-    @functools.wraps(init)
+    @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         bound = signature.bind(*args, **kwargs)
-        hints = _hints(init)
-        owner = type(args[0]).__name__
+        owner = type(args[0]).__name__ if method else function.__name__
+        hints, options = _hints(function), _options(function)
         for name, value in bound.arguments.items():
-            if name not in hints:
-                continue
-            limit = beyond_limits(value, hints[name]) if fits(value, hints[name]) else ""
-            if limit or not fits(value, hints[name]):
-                raise ParameterError(
-                    f"The {name!r} parameter of {owner} must be {describe(hints[name])}. Got {value!r} instead.{limit}"
-                )
-        return init(*args, **kwargs)
+            if name in hints and not _is_unpack(hints[name]):
+                check_value(f"The {name!r} parameter of {owner}", value, hints[name])
+        if options is not None:
+            kwargs.update(_completed(kwargs, options, signature.parameters, owner))
+        return function(*args, **kwargs)
 
     return wrapper
 
 
+def _completed(
+    given: Mapping[str, Any], options: Mapping[str, Parameter], others: Mapping[str, Any], owner: str
+) -> dict[str, Any]:
+    """Return the values of all options: those given, after a check, and the defaults of the others."""
+    for name, value in given.items():
+        if name in options:
+            check_value(f"The {name!r} parameter of {owner}", value, options[name].hint)
+        elif name not in others:
+            raise TypeError(f"{owner}() got an unexpected keyword argument {name!r}")
+    for name, option in options.items():
+        if option.required and name not in given:
+            raise TypeError(f"{owner}() missing a required argument: {name!r}")
+    return {name: given.get(name, option.default) for name, option in options.items()}
+
+
 @functools.cache
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Annotations by parameter; one that names a type imported for type checkers only counts as Any."""
-    names = getattr(inspect.unwrap(function), "__globals__", {})
-    hints: dict[str, Any] = {}
-    for name, annotation in inspect.get_annotations(function).items():
-        probe = types.SimpleNamespace(__annotations__={name: annotation})
-        try:
-            hints.update(get_type_hints(probe, names, include_extras=True))
-        except NameError:
-            hints[name] = Any
-    return hints
+def _options(function: Callable[..., Any]) -> dict[str, Parameter] | None:
+    """Return keyword -> parameter of the `TypedDict` that a function takes, None if it takes none."""
+    unpacked = [hint for hint in _hints(function).values() if _is_unpack(hint)]
+    return {key.keyword: key for key in _keys(get_args(unpacked[0])[0])} if unpacked else None
 
 
-def fits(value: object, hint: Any) -> bool:
-    """Tell whether a value satisfies an annotation; annotations that cannot be checked at run time pass."""
-    origin = get_origin(hint)
-    if origin is Annotated:
-        base, *constraints = get_args(hint)
-        return fits(value, base) and all(_satisfies(value, bound) for bound in _bounds(constraints))
-    if origin is Literal:
-        return value in get_args(hint)
-    if origin in (Union, types.UnionType):
-        return any(fits(value, option) for option in get_args(hint))
-    if hint is None or hint is type(None):
-        return value is None
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (bool, str):
-        return isinstance(value, hint)
-    if origin is Sequence:
-        listed = hasattr(value, "__len__") and hasattr(value, "__getitem__")
-        return listed and not isinstance(value, (str, bytes, Mapping))
-    return True
-
-
-def _bounds(constraints: list[Any]) -> Iterator[Any]:
-    for constraint in constraints:
-        if isinstance(constraint, Interval):
-            yield from constraint
-        elif isinstance(constraint, (Gt, Ge, Lt, Le)):
-            yield constraint
-
-
-def _satisfies(value: Any, bound: Any) -> bool:
-    match bound:
-        case Gt(gt=limit):
-            return bool(value > limit)
-        case Ge(ge=limit):
-            return bool(value >= limit)
-        case Lt(lt=limit):
-            return bool(value < limit)
-        case Le(le=limit):
-            return bool(value <= limit)
-    return True
-
-
-def beyond_limits(value: object, hint: Any) -> str:
-    """Return a sentence about the computer's limit that a value exceeds, "" if it exceeds none.
-
-    Numbers are finite, sizes (`Count`) below 2^31, other whole numbers below 2^63, with which PyTorch counts.
-    """
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return next((beyond_limits(value, option) for option in arguments if fits(value, option)), "")
-    if origin in (Sequence, list) and isinstance(value, (list, tuple)):
-        return next(filter(None, (beyond_limits(item, arguments[0]) for item in value)), "")
-    if origin in (Mapping, dict) and isinstance(value, Mapping):
-        return next(filter(None, (beyond_limits(item, arguments[1]) for item in value.values())), "")
-    base, bounds = (arguments[0], list(_bounds(list(arguments[1:])))) if origin is Annotated else (hint, [])
-    if base is float and isinstance(value, float) and not math.isfinite(value):
-        return " Numbers are finite."
-    if base is int and isinstance(value, int):
-        power = 31 if Ge(1) in bounds else 63
-        return f" Such numbers are below 2^{power}." if value >= 2**power else ""
-    return ""
-
-
-def describe(hint: Any) -> str:
-    """Put an annotation into words: "a float in (0, 1]", "one of 'forward', 'gradient'"."""
-    origin = get_origin(hint)
-    if origin is Annotated:
-        base, *constraints = get_args(hint)
-        return f"{describe(base)} {_range(list(_bounds(constraints)))}".rstrip()
-    if origin is Literal:
-        return "one of " + ", ".join(repr(option) for option in get_args(hint))
-    if origin in (Union, types.UnionType):
-        return _either([describe(option) for option in get_args(hint)])
-    if hint is None or hint is type(None):
-        return "None"
-    if origin in (Sequence, list):
-        return _holding("a list" if origin is list else "a sequence", "of", get_args(hint)[0])
-    if origin in (Mapping, dict):
-        return _holding("a mapping", "to", get_args(hint)[1])
-    simple = {float: "a float", int: "an int", bool: "a bool", str: "a string", Any: "any value"}
-    return simple.get(hint) or str(getattr(hint, "__name__", str(hint).replace("typing.", "")))
-
-
-def _either(options: Sequence[str]) -> str:
-    """Join alternatives, with commas where one has alternatives of its own: "a list of ints or None, or None"."""
-    if any(" or " in option for option in options):
-        return f"{', '.join(options[:-1])}, or {options[-1]}"
-    return " or ".join(options)
-
-
-def _holding(container: str, preposition: str, hint: Any) -> str:
-    """A container with what it holds, if that is anything in particular."""
-    return container if hint is Any else f"{container} {preposition} {_several(hint)}"
-
-
-def _several(hint: Any) -> str:
-    """Turn what would be "an int in [1, inf)" into "ints in [1, inf)"."""
-    if get_origin(hint) in (Union, types.UnionType):
-        return _either([_several(option) for option in get_args(hint)])
-    if hint is None or hint is type(None):
-        return "None"
-    if get_origin(hint) is Literal:
-        return "any of" + describe(hint).removeprefix("one of")
-    noun, _, rest = describe(hint).removeprefix("a ").removeprefix("an ").partition(" ")
-    return f"{noun}s {rest}".rstrip()
-
-
-def _range(bounds: list[Any]) -> str:
-    if not bounds:
-        return ""
-    low = next((f"({b.gt}" if isinstance(b, Gt) else f"[{b.ge}" for b in bounds if isinstance(b, (Gt, Ge))), "(-inf")
-    high = next((f"{b.lt})" if isinstance(b, Lt) else f"{b.le}]" for b in bounds if isinstance(b, (Lt, Le))), "inf)")
-    return f"in {low}, {high}"
-
-
-@dataclass(frozen=True)
-class ParameterInfo:
-    """One parameter of a registered class, as `sparsemtl list` and the documentation show it."""
-
-    name: str
-    kind: str
-    default: Any
-    required: bool
-    about: str = ""
-
-
-def parameters_of(target: Callable[..., Any]) -> list[ParameterInfo]:
-    """List the parameters of a class or function that a configuration can set."""
-    about = documented(target)
-    return [
-        ParameterInfo(
-            name,
-            describe(hint),
-            None if parameter.default is inspect.Parameter.empty else parameter.default,
-            parameter.default is inspect.Parameter.empty,
-            about.get(name, ""),
-        )
-        for name, parameter, hint in configurable(target)
-    ]
-
-
-def configurable(target: Callable[..., Any]) -> Iterator[tuple[str, inspect.Parameter, Any]]:
-    """Yield (name, parameter, annotation) of every keyword that a configuration can set.
-
-    These are the keyword-only parameters; positional ones (the model, the optimized parameters) are given by the
-    library. What Python must spell `lambda_` is `lambda` here.
-    """
-    function = target.__init__ if inspect.isclass(target) else target
-    hints = _hints(function)
-    parameters = inspect.signature(target).parameters
-    for name, parameter in parameters.items():
+def _keywords(target: Callable[..., Any]) -> Iterator[Parameter]:
+    if typing_extensions.is_typeddict(target):
+        yield from _keys(target)
+        return
+    hints = _hints(target.__init__ if inspect.isclass(target) else target)
+    for name, parameter in inspect.signature(target).parameters.items():
+        hint = hints.get(name, Any)
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-            yield name.removesuffix("_"), parameter, hints.get(name, Any)
+            yield _parameter(name, hint, ... if parameter.default is parameter.empty else parameter.default)
+        elif _is_unpack(hint):
+            yield from _keys(get_args(hint)[0])
 
 
-def documented(target: Callable[..., Any]) -> dict[str, str]:
-    """Parameter -> what its docstring says; where it refers to a base class or another class, what that one says."""
-    owners = target.__mro__[::-1] if inspect.isclass(target) else (*_referred(target), target)
-    texts: dict[str, str] = {}
-    for owner in owners:
-        for names, lines in _ENTRY.findall(_arguments(inspect.cleandoc(owner.__doc__ or ""))):
-            text = " ".join(lines.split())
-            for name in (word.removesuffix("_") for word in names.split(", ")):
-                if not (name in texts and text.startswith("see `")):
-                    texts[name] = text
-    return texts
+def _keys(options: Any) -> Iterator[Parameter]:
+    """Yield the keys of a `TypedDict` as parameters."""
+    for name, hint in _hints(options).items():
+        yield _parameter(name, hint, ...)
 
 
-def _referred(function: Callable[..., Any]) -> Iterator[type]:
-    """The class of the function's module whose arguments are the function's: "Arguments are those of `ResNet`"."""
-    for name in re.findall(r"Arguments are those of `(\w+)`", function.__doc__ or ""):
-        owner = getattr(inspect.getmodule(function), name, None)
-        if inspect.isclass(owner):
-            yield owner
+def _parameter(keyword: str, hint: Any, default: Any, meanings: Mapping[str, str] | None = None) -> Parameter:
+    """Return a parameter with its `Default` and `Doc` taken out of the metadata of its annotation."""
+    name, meaning = keyword.removesuffix("_"), ""
+    if get_origin(hint) is Annotated:
+        base, *metadata = get_args(hint)
+        default = next((entry.value for entry in metadata if isinstance(entry, Default)), default)
+        meaning = next((entry.documentation for entry in metadata if isinstance(entry, Doc)), "")
+        constraints = [entry for entry in metadata if not isinstance(entry, (Default, Doc))]
+        hint = Annotated[(base, *constraints)] if constraints else base
+    return Parameter(name, hint, default, meaning or (meanings or {}).get(name, ""), keyword)
 
 
-_ENTRY = re.compile(r"^    (\w[\w, ]*): (.*(?:\n     .*)*)", re.MULTILINE)
-"""`name: text` or `one, other: text`, and its lines that are indented further."""
+def _is_unpack(hint: Any) -> bool:
+    return get_origin(hint) in (Unpack, getattr(typing, "Unpack", Unpack))
 
 
-def _arguments(doc: str) -> str:
-    """The section `Args:` of a docstring."""
-    return doc.partition("\nArgs:\n")[2].partition("\n\n")[0]
+@functools.cache
+def _hints(owner: Any) -> dict[str, Any]:
+    """Return name -> annotation of a function or a `TypedDict`."""
+    names = getattr(inspect.unwrap(owner), "__globals__", vars(sys.modules[owner.__module__]))
+    return {name: _evaluated(hint, names) for name, hint in inspect.get_annotations(owner).items()}
+
+
+def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:
+    """Return an annotation with Any in the place of types that are imported for type checkers only."""
+    unknown: dict[str, Any] = {}
+    while True:
+        probe = types.SimpleNamespace(__annotations__={"hint": annotation})
+        try:
+            return get_type_hints(probe, names, unknown, include_extras=True)["hint"]
+        except NameError as error:
+            unknown[str(error.name)] = Any

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from sparsemtl.errors import ConfigError, SparseMTLError, unknown_name
-from sparsemtl.registry.parameters import configurable
+from sparsemtl.registry.parameters import parameters_of
 
 T = TypeVar("T")
 
@@ -52,12 +52,12 @@ class Registry(Mapping[str, Callable[..., T]], Generic[T]):
             ConfigError: if the name or a parameter is unknown, or the member refuses a value.
         """
         member = self[name]
-        known = {parameter: spec.name for parameter, spec, _ in configurable(member)}
+        known = parameters_of(member)
         for parameter in parameters:
             if parameter not in known:
                 raise ConfigError(f"{self.kind} {name!r}: {unknown_name('parameter', parameter, known)}")
         try:
-            return member(*given, **{known[parameter]: value for parameter, value in parameters.items()})
+            return member(*given, **{known[name].keyword: value for name, value in parameters.items()})
         except SparseMTLError:
             raise
         except ValueError as error:

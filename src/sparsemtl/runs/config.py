@@ -17,8 +17,9 @@ from pydantic import ValidationError
 
 from sparsemtl.data.image_folders import AUXILIARY
 from sparsemtl.errors import ConfigError, unknown_name
-from sparsemtl.registry.parameters import beyond_limits, describe
-from sparsemtl.runs.schema import SECTIONS, Keys, in_yaml_words, member_keys, run_keys, schema_model, training_keys
+from sparsemtl.registry.checking import BEYOND_LIMIT, limit_of
+from sparsemtl.registry.parameters import parameters_of
+from sparsemtl.runs.schema import SECTIONS, Keys, in_yaml_words, run_keys, schema_model, training_keys
 from sparsemtl.storage import comparison
 from sparsemtl.storage.comparison import plain, shown
 from sparsemtl.storage.yaml_text import line_numbers, parse_yaml
@@ -50,12 +51,13 @@ def check(
     try:
         checked = schema_model().model_validate_json(json.dumps(given))
     except ValidationError as error:
-        wrong = dict.fromkeys(_explain(issue, given, origins or {}) for issue in error.errors())
+        wrong = dict.fromkeys(
+            _explain(place, issues, given, origins or {}) for place, issues in _by_place(error, given)
+        )
         raise ConfigError("\n".join([f"{where} is not valid:", *(f"  {line}" for line in wrong)])) from None
     complete: dict[str, Any] = checked.model_dump(mode="json")
-    found = [*_wrong_options(complete["task_options"], origins or {}), *_beyond_limits(complete, origins or {})]
-    if wrong := dict.fromkeys(found):
-        raise ConfigError("\n".join([f"{where} is not valid:", *(f"  {line}" for line in wrong)]))
+    if unknown := list(_wrong_options(complete["task_options"], origins or {})):
+        raise ConfigError("\n".join([f"{where} is not valid:", *(f"  {line}" for line in unknown)]))
     pretraining_config(complete, where=where, origins=origins)
     return complete
 
@@ -233,27 +235,27 @@ def origins_of(path: str | Path, overrides: Sequence[str]) -> dict[str, str]:
     return lines | dict.fromkeys(changed, "command line")
 
 
-def _explain(issue: Mapping[str, Any], config: Mapping[str, Any], origins: Mapping[str, str]) -> str:
-    """One wrong place: `sharing.keep (line 4): expected a float in (0, 1], got 2.`"""
-    place = _place(issue, config)
+Issue = Mapping[str, Any]
+"""Error of pydantic's."""
+
+
+def _by_place(error: ValidationError, config: Mapping[str, Any]) -> Iterable[tuple[Place, list[Issue]]]:
+    """Return the issues of an error by place. A union has one issue per alternative."""
+    found: dict[Place, list[Issue]] = {}
+    for issue in error.errors():
+        found.setdefault(_place(issue, config), []).append(issue)
+    return found.items()
+
+
+def _explain(place: Place, issues: Sequence[Issue], config: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    """Return the line of a wrong place: `sharing.keep (line 4): expected a float in (0, 1], got 2.`"""
     name = ".".join(place)
     near = [name, place[0], *(inner for inner in origins if inner.startswith(f"{name}."))]
     origin = next((f" ({origins[key]})" for key in near if key in origins), "")
-    return f"{name}{origin}: {_problem(issue, place, config)}"
+    return f"{name}{origin}: {_problem(issues, place, config)}"
 
 
-def _beyond_limits(complete: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[str]:
-    """The values of a checked configuration that no computer can work with, in words."""
-    for section in ((), *((name,) for name in (*SECTIONS, "training"))):
-        values = complete[section[0]] if section else complete
-        for key, (hint, *_) in _keys_beside((*section, ""), complete).items() if values else ():
-            if key in values and (problem := beyond_limits(values[key], hint)):
-                name = ".".join((*section, key))
-                origin = f" ({origins[name]})" if name in origins else ""
-                yield f"{name}{origin}: expected {in_yaml_words(describe(hint))}, got {shown(values[key])}.{problem}"
-
-
-def _place(issue: Mapping[str, Any], config: Mapping[str, Any]) -> Place:
+def _place(issue: Issue, config: Mapping[str, Any]) -> Place:
     """Section and key of an issue. Pydantic also names the member of a union that it tried, and parts of a value."""
     section, *rest = map(str, issue["loc"])
     if section in SECTIONS and rest and rest[0] == _with_name(section, config[section]).get("name"):
@@ -261,9 +263,9 @@ def _place(issue: Mapping[str, Any], config: Mapping[str, Any]) -> Place:
     return (section, *rest[:1]) if section in (*SECTIONS, "training") else (section,)
 
 
-def _problem(issue: Mapping[str, Any], place: Place, config: Mapping[str, Any]) -> str:
+def _problem(issues: Sequence[Issue], place: Place, config: Mapping[str, Any]) -> str:
     section, key = place[0], place[-1]
-    kind: str = issue["type"]
+    kind: str = issues[0]["type"]
     if kind == "extra_forbidden":
         return _unknown_key(place, config)
     if section in SECTIONS and (kind.startswith("union_tag") or key == "name"):
@@ -275,17 +277,18 @@ def _problem(issue: Mapping[str, Any], place: Place, config: Mapping[str, Any]) 
         return f"expected a name, or a mapping of `name` and parameters, got {shown(config[section])}."
     if place == ("training",):
         return f"expected a mapping of {', '.join(training_keys())}, got {shown(config[section])}."
-    expected = in_yaml_words(describe(_keys_beside(place, config)[key][0]))
+    expected = in_yaml_words(_keys_beside(place, config)[key].kind)
     if kind == "missing":
         return f"this key is required: {expected}."
     found = config[section][key] if len(place) > 1 else config[key]
     if not _TYPE_OR_RANGE.fullmatch(kind):  # an annotation that only pydantic can put into words
-        return f"{issue['msg'][:1].lower()}{issue['msg'][1:]}, got {shown(found)}."
-    return f"expected {expected}, got {shown(found)}."
+        message: str = issues[0]["msg"]
+        return f"{message[:1].lower()}{message[1:]}, got {shown(found)}."
+    return f"expected {expected}, got {shown(found)}.{limit_of(issues)}"
 
 
 _TYPE_OR_RANGE = re.compile(
-    r"\w+_(type|parsing|from_float)|(greater|less)_than\w*|literal_error|is_instance_of|finite_number"
+    r"\w+_(type|parsing|from_float)|(greater|less)_than\w*|literal_error|is_instance_of|finite_number|" + BEYOND_LIMIT
 )
 
 
@@ -297,7 +300,7 @@ def _unknown_key(place: Place, config: Mapping[str, Any]) -> str:
     if section not in SECTIONS:
         return unknown_name("key", key, known)
     registry = SECTIONS[section][0]
-    owners = [name for name in registry if key in member_keys(registry[name])]
+    owners = [name for name in registry if key in parameters_of(registry[name])]
     hint = f" It is a parameter of {', '.join(owners)}." if owners else ""
     return f"{unknown_name(config[section]['name'] + ' parameter', key, known)}{hint}"
 
@@ -307,4 +310,4 @@ def _keys_beside(place: Place, config: Mapping[str, Any]) -> Keys:
         return run_keys()
     if place[0] == "training":
         return training_keys()
-    return member_keys(SECTIONS[place[0]][0][config[place[0]]["name"]])
+    return parameters_of(SECTIONS[place[0]][0][config[place[0]]["name"]])

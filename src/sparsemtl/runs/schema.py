@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import re
 import types
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from dataclasses import replace
+from typing import Annotated, Any, Literal, TypedDict, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, Field, create_model
+from typing_extensions import Doc
 
 from sparsemtl.architectures import ARCHITECTURES
 from sparsemtl.backbones import ENCODERS
 from sparsemtl.balancing import BALANCERS
 from sparsemtl.data import DATASETS
 from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
-from sparsemtl.registry.parameters import Count, Natural, NonNegative, configurable, documented
+from sparsemtl.registry.checking import STRICT, checkable
+from sparsemtl.registry.parameters import Count, Default, Natural, NonNegative, Parameter, parameters_of
 from sparsemtl.registry.registry import Registry
 from sparsemtl.sharing import SHARING
 from sparsemtl.training.trainer import Trainer
@@ -51,98 +53,114 @@ TRAINER_KEYS = (
 )
 """What the section `training` hands to the trainer."""
 
-Keys = dict[str, tuple[Any, Any, str | None]]
-"""Key -> annotation, default (`...`: it is required) and what it means."""
+Keys = dict[str, Parameter]
+"""Parameters by key."""
 
-_RUN: Keys = {
-    "name": (str | None, None, "The run's name; the folder's by default."),
-    "label": (str | None, None, "What tables call the method."),
-    "seed": (Natural, 0, "Seeds weights, data order and masks."),
-    "tasks": (list[str] | None, None, "Tasks of the data set to train; all by default."),
-    "weights": (dict[str, NonNegative], {}, "Task -> factor of its loss."),
-    "pretrained": (
+
+class RunKeys(TypedDict, total=False):
+    """Keys of a configuration that are no section."""
+
+    name: Annotated[str | None, Default(None), Doc("Name of the run; by default that of its folder.")]
+    label: Annotated[str | None, Default(None), Doc("Name of the method in tables.")]
+    seed: Annotated[Natural, Default(0), Doc("Seed of weights, data order and masks.")]
+    tasks: Annotated[list[str] | None, Default(None), Doc("Tasks of the data set to train; all by default.")]
+    weights: Annotated[dict[str, NonNegative], Default({}), Doc("Task -> factor of its loss.")]
+    pretrained: Annotated[
         str | None,
-        None,
-        "File of weights that the encoder starts from: torchvision's state dict, or the model of an earlier run.",
-    ),
-    "freeze": (bool, False, "Keep the encoder as it starts, so that only heads learn (a linear probe)."),
-    "pretraining": (
+        Default(None),
+        Doc("File of the encoder's initial weights: torchvision's state dict, or the model of an earlier run."),
+    ]
+    freeze: Annotated[
+        bool,
+        Default(False),
+        Doc("Keep the encoder's initial weights, so that only heads are trained (a linear probe)."),
+    ]
+    pretraining: Annotated[
         dict[str, Any] | None,
-        None,
-        "What to change in this configuration to make a run before it, from whose encoder this one starts: a shared "
-        "bottom that trains the task `auxiliary`, unless it says otherwise. Tasks that it trains on the same data set "
-        "are left out here.",
-    ),
-    "task_options": (
+        Default(None),
+        Doc(
+            "Changes of this configuration that make its pretraining run, whose encoder this run starts from: by "
+            "default a shared bottom trained on the task `auxiliary`. Tasks that the pretraining run trains on the same data "
+            "set are left out of this run."
+        ),
+    ]
+    task_options: Annotated[
         dict[str, dict[str, Any]],
-        {},
-        "Task -> options of its kind, in place of the data set's: criterion, scale, label_smoothing, class_weights, "
-        "metrics (names, the primary one first). `sparsemtl list tasks` shows what each kind has.",
-    ),
-    "primary": (dict[str, str], {}, "Task -> the metric by which it is judged; by default the first of its kind's."),
-    "heads": (
+        Default({}),
+        Doc(
+            "Task -> options of its kind, in place of the data set's: criterion, scale, label_smoothing, "
+            "class_weights, metrics (names, the primary one first). `sparsemtl list tasks` lists the options of each kind."
+        ),
+    ]
+    primary: Annotated[
+        dict[str, str],
+        Default({}),
+        Doc("Task -> metric that models are selected by; by default the first of its kind."),
+    ]
+    heads: Annotated[
         dict[str, str | dict[str, Any]],
-        {},
-        "Task -> its head, a name or a mapping of `name` and parameters; by default what suits the kind of task.",
-    ),
-}
-_LOADERS: Keys = {
-    "batch_size": (Count, 64, "Samples a batch; of every task, where each has its own data."),
-    "drop_last": (bool, False, "Leave out a last training batch that is not full."),
-}
-_THREADS: Keys = {
-    "threads": (
+        Default({}),
+        Doc("Task -> its head, a name or a mapping of `name` and parameters; by default the head of its kind of task."),
+    ]
+
+
+class LoaderKeys(TypedDict, total=False):
+    """Keys of the section `training` that loaders take."""
+
+    batch_size: Annotated[Count, Default(64), Doc("Samples per batch; per task, where each task has its own data.")]
+    drop_last: Annotated[bool, Default(False), Doc("Leave out a last training batch that is not full.")]
+
+
+class ThreadKeys(TypedDict, total=False):
+    """Key of the section `training` whose default is not the trainer's.
+
+    A trainer made in Python leaves PyTorch's number as it is; a configuration has a number, on which its figures depend.
+    """
+
+    threads: Annotated[
         Count,
-        1,
-        "Threads within an operation on the CPU, whatever else runs there: figures are the same bit for bit only with "
-        "the same number. More make large networks faster.",
-    ),
-}
-"""A trainer made in Python leaves torch's number as it is; a configuration says it, so that it decides the figures."""
-_STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+        Default(1),
+        Doc(
+            "Threads per operation on the CPU, whatever else runs there: figures are the same bit for bit only with "
+            "the same number. More threads make large networks faster."
+        ),
+    ]
 
 
 def run_keys() -> Keys:
-    """The keys of a configuration that are no section."""
-    return dict(_RUN)
+    """Return the keys of a configuration that are no section."""
+    return parameters_of(RunKeys)
 
 
 def training_keys() -> Keys:
-    """The keys of the section `training`."""
-    trainer = member_keys(Trainer)
-    return {**_LOADERS, **{key: _writable(*trainer[key]) for key in TRAINER_KEYS}, **_THREADS}
+    """Return the keys of the section `training`."""
+    trainer = parameters_of(Trainer)
+    given = {key: _in_yaml(trainer[key]) for key in TRAINER_KEYS}
+    return parameters_of(LoaderKeys) | given | parameters_of(ThreadKeys)
 
 
-def _writable(hint: Any, default: Any, about: str | None) -> tuple[Any, Any, str | None]:
-    """A key without the functions that only Python can give: `Literal["a"] | Callable[...]` is `Literal["a"]`."""
-    if get_origin(hint) in (Union, types.UnionType):
-        hint = Union[tuple(option for option in get_args(hint) if get_origin(option) is not Callable)]  # noqa: UP007
-    return hint, default, about
-
-
-def member_keys(member: Callable[..., Any]) -> Keys:
-    """What a configuration may set of a registered class or function."""
-    about = documented(member)
-    return {
-        name: (hint, ... if spec.default is inspect.Parameter.empty else spec.default, about.get(name))
-        for name, spec, hint in configurable(member)
-    }
+def _in_yaml(key: Parameter) -> Parameter:
+    """Return a parameter without the functions that only Python can give."""
+    if get_origin(key.hint) not in (Union, types.UnionType):
+        return key
+    options = tuple(option for option in get_args(key.hint) if get_origin(option) is not Callable)
+    return replace(key, hint=Union[options])  # noqa: UP007
 
 
 def in_yaml_words(words: str) -> str:
-    """What `parameters.describe` says of an annotation, for people who write YAML."""
+    """Return the words of `describe` with the names of YAML."""
     return re.sub(r"\bNone\b", "null", words)
 
 
 def schema_model() -> type[BaseModel]:
-    """The pydantic model of a run's configuration, with everything that is registered now."""
+    """Return the pydantic model of a run's configuration, with everything that is registered now."""
     registered = [(s, name, member) for s, (registry, _) in SECTIONS.items() for name, member in registry.items()]
     return _schema_model(tuple(registered))
 
 
 @functools.lru_cache(maxsize=1)
 def _schema_model(registered: tuple[tuple[str, str, Callable[..., Any]], ...]) -> type[BaseModel]:
-    """Built anew when a registry has changed: a study checks many configurations."""
+    """Return the model from the cache unless a registry has changed: a study checks many configurations."""
     fields = _fields(run_keys())
     fields["training"] = (_model("training", training_keys(), "Epochs, batches, device."), _default({}))
     for section, (registry, default) in SECTIONS.items():
@@ -152,12 +170,12 @@ def _schema_model(registered: tuple[tuple[str, str, Callable[..., Any]], ...]) -
             fields[section] = (kind | None, Field(None, description=about))
         else:
             fields[section] = (kind, _default({"name": default}, about))
-    model: type[BaseModel] = create_model("RunConfig", __config__=_STRICT, **fields)
+    model: type[BaseModel] = create_model("RunConfig", __config__=STRICT, **fields)
     return model
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of configuration files, by which editors complete and check them."""
+    """Return the JSON schema of configuration files, by which editors complete and check them."""
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema_model().model_json_schema()}
     for section, (registry, default) in SECTIONS.items():
         place = schema["properties"][section]
@@ -170,8 +188,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _changes(keys: Iterable[str]) -> dict[str, Any]:
-    """What may change in `pretraining`: every key, but not to freeze what is to be trained; a section without a name is
-    that of the run itself."""
+    """Return the schema of `pretraining`: every key but `freeze: true`; a section without a name is the run's own."""
     places: dict[str, Any] = {key: {"$ref": f"#/properties/{key}"} for key in keys} | {
         "freeze": {"type": "boolean", "const": False}
     }
@@ -184,7 +201,7 @@ def _section_type(section: str, registry: Registry[Any]) -> Any:
     members = tuple(
         _model(
             f"{section}_{name}",
-            {"name": (Literal[name], ..., None), **member_keys(registry[name])},
+            {"name": Parameter("name", Literal[name]), **parameters_of(registry[name])},
             registry.summary(name),
         )
         for name in registry
@@ -193,12 +210,14 @@ def _section_type(section: str, registry: Registry[Any]) -> Any:
 
 
 def _model(title: str, keys: Keys, about: str) -> type[BaseModel]:
-    model: type[BaseModel] = create_model(title, __config__=_STRICT, __doc__=about, **_fields(keys))
+    model: type[BaseModel] = create_model(title, __config__=STRICT, __doc__=about, **_fields(keys))
     return model
 
 
 def _fields(keys: Keys) -> dict[str, Any]:
-    return {key: (hint, Field(default, description=about)) for key, (hint, default, about) in keys.items()}
+    return {
+        name: (checkable(key.hint), Field(key.default, description=key.meaning or None)) for name, key in keys.items()
+    }
 
 
 def _default(value: Any, about: str | None = None) -> Any:

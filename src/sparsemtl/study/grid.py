@@ -8,23 +8,38 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
+
+from typing_extensions import Doc
 
 from sparsemtl.errors import ConfigError, unknown_name
-from sparsemtl.registry.parameters import Natural
+from sparsemtl.registry.parameters import Default, Natural, parameters_of
 from sparsemtl.runs.config import assignment, check, merge, override, together
-from sparsemtl.runs.schema import SECTIONS, Keys
+from sparsemtl.runs.schema import SECTIONS
 from sparsemtl.storage.yaml_text import read_yaml
 
-KEYS: Keys = {
-    "name": (str | None, None, "The study's name; the file's by default."),
-    "base": (str | dict[str, Any], {}, "What all runs have in common: a run's keys and sections, or its file."),
-    "methods": (dict[str, dict[str, Any] | None], ..., "Method -> its changes of the base, its own `grid` among them."),
-    "seeds": (list[Natural], [0, 1, 2], "Seeds that every method runs with."),
-    "grid": (dict[str, list[Any]], {}, "Key, as in sharing.keep -> the values that every method runs with."),
-    "baseline": (str | None, None, "The method to measure gains against; by default `stl`, if there is one."),
-    "notes": (str | list[str], [], "What must be said beside the figures."),
-}
+
+class StudyKeys(TypedDict, total=False):
+    """Keys of a study's file."""
+
+    name: Annotated[str | None, Default(None), Doc("Name of the study; by default that of the file.")]
+    base: Annotated[
+        str | dict[str, Any], Default({}), Doc("Configuration common to all runs: keys and sections, or a run's file.")
+    ]
+    methods: Annotated[
+        dict[str, dict[str, Any] | None], Doc("Method -> its changes of `base`, among them a `grid` of its own.")
+    ]
+    seeds: Annotated[list[Natural], Default([0, 1, 2]), Doc("Seeds that every method runs with.")]
+    grid: Annotated[
+        dict[str, list[Any]], Default({}), Doc("Key, as in sharing.keep -> values that every method runs with.")
+    ]
+    baseline: Annotated[
+        str | None, Default(None), Doc("Method that gains are measured against; by default `stl`, if there is one.")
+    ]
+    notes: Annotated[str | list[str], Default([]), Doc("Remarks printed beside the figures.")]
+
+
+KEYS = parameters_of(StudyKeys)
 """The keys of a study's file."""
 OWN = {"seed": "the study's `seeds` say it", "label": "it is the method's name"}
 """Keys of a run that a method cannot set, and why."""

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sparsemtl.errors import ConfigError, SparseMTLError, unknown_name
-from sparsemtl.registry.parameters import configurable, describe, fits
+from sparsemtl.registry.checking import fits
+from sparsemtl.registry.parameters import Parameter, parameters_of
 from sparsemtl.tasks import TASKS, Task
 
 NO_OPTIONS = ("weight", "target", "ignore_index", "background", "loss")
@@ -17,9 +18,9 @@ NO_OPTIONS = ("weight", "target", "ignore_index", "background", "loss")
 """
 
 
-def options_of(kind: Callable[..., Task]) -> dict[str, Any]:
-    """Return the options of a kind of task, name -> annotation."""
-    return {name: hint for name, _, hint in configurable(kind) if name not in NO_OPTIONS}
+def options_of(kind: Callable[..., Task]) -> dict[str, Parameter]:
+    """Return the options of a kind of task by name."""
+    return {name: parameter for name, parameter in parameters_of(kind).items() if name not in NO_OPTIONS}
 
 
 def check_options(options: Mapping[str, Any]) -> str | None:
@@ -45,8 +46,8 @@ def with_options(task: Task, options: Mapping[str, Any]) -> Task:
     for name, value in options.items():
         if name not in known:
             raise ConfigError(f"{place}: {unknown_name(f'option of {kind}', name, known)}")
-        if not fits(value, known[name]):
-            raise ConfigError(f"{place}.{name}: expected {describe(known[name])}, got {value!r}.")
+        if not fits(value, known[name].hint):
+            raise ConfigError(f"{place}.{name}: expected {known[name].kind}, got {value!r}.")
     try:
         changed = task.with_parameters(**options)
         changed.metrics()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparsemtl.data.base import Part, Samples, TaskData
 from sparsemtl.data.subsets.pool import UNKNOWN, Pool, classes_of, in_memory_or_lazy, pool
 from sparsemtl.errors import ParameterError, unknown_name
-from sparsemtl.registry.parameters import configurable
+from sparsemtl.registry.parameters import parameters_of
 from sparsemtl.tasks import Classification
 
 Asked = str | Mapping[str, Any]
@@ -92,7 +92,7 @@ def _load(asked: Asked, root: str | Path | None, *, download: bool) -> _Source:
     name, task = given.pop("name", None), given.pop("task", None)
     if not isinstance(name, str):
         raise ParameterError(f"source: expected a data set's name, or a mapping that has its `name`; got {asked!r}.")
-    known = {parameter for parameter, _, _ in configurable(DATASETS[name])}
+    known = parameters_of(DATASETS[name])
     common = {key: value for key, value in (("root", root), ("download", download)) if key in known}
     data = DATASETS.build(name, **{**common, **given})
     return _Source(data, _classification(data, task))

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from sparsemtl.data.tables.reading import whole_number
 from sparsemtl.data.tables.targets import Above, Classes, Equals, Scale, Target, Value
 from sparsemtl.errors import ParameterError, unknown_name
-from sparsemtl.registry.parameters import NonNegative, Positive, Share, describe, fits
+from sparsemtl.registry.checking import check_value
+from sparsemtl.registry.parameters import NonNegative, Positive, Share
 from sparsemtl.tasks import Regression
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -57,10 +58,7 @@ def _target(key: str, said: Any) -> Target:
     for option, value in options.items():
         if option not in KINDS[kind]:
             raise ParameterError(f"targets.{key}: {unknown_name(f'{kind} option', option, KINDS[kind])}")
-        if not fits(value, KINDS[kind][option]):
-            raise ParameterError(
-                f"targets.{key}.{option} must be {describe(KINDS[kind][option])}. Got {value!r} instead."
-            )
+        check_value(f"targets.{key}.{option}", value, KINDS[kind][option])
     column = options.pop("column", key)
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", key).strip("-")
     own = {option: options.pop(option) for option in _OF_TASKS if option in options}
