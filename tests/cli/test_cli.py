@@ -169,7 +169,7 @@ def test_a_key_of_a_file_is_explained(sparsemtl: Shell, key: str, of: str) -> No
 
 def test_one_key_is_explained_alone(sparsemtl: Shell) -> None:
     text = one_line(sparsemtl("list", "run", "freeze").out)
-    assert text == "freeze: false a bool Keep the encoder as it starts, so that only heads learn (a linear probe)."
+    assert text == "freeze: false a bool Keep the encoder's initial weights, so that only heads are trained (a linear probe)."
 
 
 @pytest.mark.parametrize("what", LISTS)
@@ -180,8 +180,8 @@ def test_a_list_shows_every_member_with_sentence_source_parameters_and_defaults(
         assert one_line(f"{name} {registry.summary(name)[:20]}") in text
         assert one_line(registry.source(name)) in text
         for parameter in parameters_of(registry[name]).values():
-            default = parameter.default if isinstance(parameter.default, str) else json.dumps(parameter.default)
-            shown = "required" if parameter.required else default
+            default = parameter.default
+            shown = "required" if parameter.required else default if isinstance(default, str) else json.dumps(default)
             if len(shown) < 24:
                 assert f"{parameter.name} {shown} " in text
             else:  # it takes several lines of its column

@@ -80,8 +80,8 @@ class RunKeys(TypedDict, total=False):
         Default(None),
         Doc(
             "Changes of this configuration that make its pretraining run, whose encoder this run starts from: by "
-            "default a shared bottom trained on the task `auxiliary`. Tasks that the pretraining run trains on the same data "
-            "set are left out of this run."
+            "default a shared bottom trained on the task `auxiliary`. Tasks that the pretraining run trains on the same "
+            "data set are left out of this run."
         ),
     ]
     task_options: Annotated[
@@ -89,7 +89,7 @@ class RunKeys(TypedDict, total=False):
         Default({}),
         Doc(
             "Task -> options of its kind, in place of the data set's: criterion, scale, label_smoothing, "
-            "class_weights, metrics (names, the primary one first). `sparsemtl list tasks` lists the options of each kind."
+            "class_weights, metrics (names, the primary one first). `sparsemtl list tasks` lists the options per kind."
         ),
     ]
     primary: Annotated[
@@ -114,7 +114,7 @@ class LoaderKeys(TypedDict, total=False):
 class ThreadKeys(TypedDict, total=False):
     """Key of the section `training` whose default is not the trainer's.
 
-    A trainer made in Python leaves PyTorch's number as it is; a configuration has a number, on which its figures depend.
+    A trainer made in Python leaves PyTorch's number as it is; the figures of a configuration depend on its number.
     """
 
     threads: Annotated[
