@@ -169,7 +169,8 @@ def test_a_key_of_a_file_is_explained(sparsemtl: Shell, key: str, of: str) -> No
 
 def test_one_key_is_explained_alone(sparsemtl: Shell) -> None:
     text = one_line(sparsemtl("list", "run", "freeze").out)
-    assert text == "freeze: false a bool Keep the encoder's initial weights, so that only heads are trained (a linear probe)."
+    meaning = "Keep the encoder's initial weights, so that only heads are trained (a linear probe)."
+    assert text == f"freeze: false a bool {meaning}"
 
 
 @pytest.mark.parametrize("what", LISTS)

@@ -60,7 +60,10 @@ WRONG = [
         "task_options.scene.label_smoothing: expected a float in [0, 1), got 1.0.",
     ),
     ({"scene": {"metrics": ["f1_micro"]}}, "task_options.scene: task 'scene': unknown metric 'f1_micro'. Did you mean"),
-    ({"scene": {"metrics": "accuracy"}}, "task_options.scene.metrics: expected a mapping or a sequence of strings or None, got 'acc"),
+    (
+        {"scene": {"metrics": "accuracy"}},
+        "task_options.scene.metrics: expected a mapping or a sequence of strings or None, got 'accuracy'.",
+    ),
     (
         {"scene": {"class_weights": [1, 2]}},
         "task_options.scene: task 'scene': `class_weights` must be 6 finite",

@@ -80,8 +80,8 @@ class RunKeys(TypedDict, total=False):
         Default(None),
         Doc(
             "Changes of this configuration that make its pretraining run, whose encoder this run starts from: by "
-            "default a shared bottom trained on the task `auxiliary`. Tasks that the pretraining run trains on the same "
-            "data set are left out of this run."
+            "default a shared bottom trained on the task `auxiliary`. This run leaves out tasks that the pretraining run "
+            "trains on the same data set."
         ),
     ]
     task_options: Annotated[
