@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from sparsemtl.networks.declarations import Figure, to_record
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.storage.files import write_json, write_tree
 from sparsemtl.study.costs import SPLIT, cost_rows
@@ -22,6 +23,11 @@ KINDS = {
     "ink": ("Regression", "mse", False),
 }
 CLASSES = {"digit": [str(d) for d in range(10)], "even": ["odd", "even"], "loops": ["top", "bottom"]}
+FIGURES = (
+    Figure("changed", "Weights replaced", "fraction of a renewed mask"),
+    Figure("density", "Density", "fraction of the weights in use"),
+    Figure("overlap", "Overlap", "mean Jaccard index of two tasks", per_task=False),
+)
 LAYERS = {
     "encoder.0.weight": (16, 1, 3, 3),
     "encoder.3.weight": (32, 16, 3, 3),
@@ -140,7 +146,6 @@ def _summary(name, tasks, method, keep, seed, epochs, skill, masks, notes, rng):
             "test": {**shown, primary: score(task, 1.0, skill, rng.normal(0, 0.008))},
         }
     cost = _cost(tasks, method, keep)
-    sharing = {task: masks.density(task) for task in tasks} if masks is not None else dict.fromkeys(tasks, 1.0)
     return {
         "name": name,
         "status": "finished",
@@ -157,10 +162,19 @@ def _summary(name, tasks, method, keep, seed, epochs, skill, masks, notes, rng):
             "sharing": method,
             "balancing": "mean",
         },
-        "parameters": {"total": 54321, "shared": 50000},
+        "parameters": {
+            "total": 54321,
+            "shared": 50000,
+            "maskable": masks.size() if masks is not None else 0,
+            "kept": {task: masks.count(task) for task in tasks} if masks is not None else {},
+        },
+        "independent_tasks": method == "stl",
+        "declarations": {
+            "sharing": to_record(FIGURES if masks is not None else (), ()),
+            "balancing": to_record([Figure("weight", "Loss weights", "factor of each task's loss")], ()),
+        },
         "tasks": figures,
         "cost": cost,
-        "sharing": {"density": sharing},
     }
 
 

@@ -94,15 +94,15 @@ def test_a_run_that_was_not_measured_has_no_cost(folder, tmp_path):
 
 def test_every_section_is_there(page):
     assert page.sections == [
-        "What all tasks cost",
+        "Cost of all tasks",
         "Results",
         "Learning curves",
-        "What the tasks share",
-        "How the masks changed",
-        "Loss weights",
-        "Samples and answers",
+        "Sharing between tasks",
+        "Sharing method: fisher",
+        "Balancing: mean",
+        "Predictions on test samples",
         "Notes",
-        "How it was made",
+        "Configuration and environment",
     ]
 
 
@@ -125,19 +125,19 @@ def test_what_is_missing_is_left_out(tmp_path, name):
     folder = make_run(tmp_path / "run", tasks=["digit", "ink"], epochs=4)
     (folder / name).unlink()
     gone = {
-        "metrics.csv": {"Learning curves", "How the masks changed", "Loss weights"},
-        "masks.safetensors": {"What the tasks share"},
-        "samples.safetensors": {"Samples and answers"},
+        "metrics.csv": {"Learning curves", "Sharing method: fisher", "Balancing: mean"},
+        "masks.safetensors": {"Sharing between tasks"},
+        "samples.safetensors": {"Predictions on test samples"},
     }
     everything = {
-        "What all tasks cost",
+        "Cost of all tasks",
         "Results",
         "Learning curves",
-        "What the tasks share",
-        "How the masks changed",
-        "Loss weights",
+        "Sharing between tasks",
+        "Sharing method: fisher",
+        "Balancing: mean",
     }
-    everything |= {"Samples and answers", "How it was made"}
+    everything |= {"Predictions on test samples", "Configuration and environment"}
     assert set(Page(write_report(folder).read_text()).sections) == everything - gone.get(name, set())
 
 
@@ -145,28 +145,30 @@ def test_a_summary_alone_makes_a_page(tmp_path):
     folder = make_run(tmp_path / "run", tasks=["digit", "ink"], epochs=4)
     for name in OPTIONAL:
         (folder / name).unlink()
-    assert Page(write_report(folder).read_text()).sections == ["What all tasks cost", "Results"]
+    assert Page(write_report(folder).read_text()).sections == ["Cost of all tasks", "Results"]
 
 
 def test_one_dense_task_makes_a_page(tmp_path):
     folder = make_run(tmp_path / "run", tasks=["ink"], keep=None, epochs=1)
     page = Page(write_report(folder).read_text())
-    assert "What the tasks share" not in page.sections
+    assert "Sharing between tasks" not in page.sections
     assert "mse" in page.text
 
 
 def test_one_sparse_task_has_no_overlap_with_anything(tmp_path):
     page = Page(write_report(make_run(tmp_path / "run", tasks=["ink"], epochs=4)).read_text())
-    assert "What the tasks share" in page.sections
+    assert "Sharing between tasks" in page.sections
     assert "Overlap of two tasks" not in page.text
 
 
-def test_constant_loss_weights_are_not_drawn(tmp_path):
+def test_constant_loss_weights_are_named_and_not_drawn(tmp_path):
     folder = make_run(tmp_path / "run", tasks=["digit", "ink"], epochs=4)
     metrics = pd.read_csv(folder / "metrics.csv")
     metrics.loc[metrics["split"] == "balancing", "value"] = 1.0
     metrics.to_csv(folder / "metrics.csv", index=False)
-    assert "Loss weights" not in Page(write_report(folder).read_text()).sections
+    html = write_report(folder).read_text()
+    assert "Loss weights over epochs" not in html
+    assert "Not drawn, because they did not change: Loss weights 1.000." in html
 
 
 def test_a_figure_that_was_not_measured_is_an_en_dash_and_validation_leads_without_test(tmp_path):
@@ -177,22 +179,6 @@ def test_a_figure_that_was_not_measured_is_an_en_dash_and_validation_leads_witho
     page = Page(write_report(folder).read_text())
     assert f"On validation data: accuracy {tasks['digit']['validation']['accuracy']:.4f} on digit." in page.text
     assert "–" in page.text
-
-
-def test_pools_stand_with_their_tasks_sparsity_and_the_correlations(tmp_path):
-    folder = make_run(tmp_path / "run", tasks=["digit", "ink", "loops"], epochs=4)
-    pools = {
-        "pool1": {"tasks": ["digit", "ink"], "similarity": -0.25},
-        "pool2": {"tasks": ["ink", "loops"], "similarity": None},
-    }
-    correlations = [[1.0, -0.25, 0.5], [-0.25, 1.0, 0.125], [0.5, 0.125, 1.0]]
-    sparsity = {"digit": {"levels.0.pools.pool1": 0.375}, "ink": {"levels.0.pools.pool1": 0.625}}
-    change_summary(folder, architecture={"pools": pools, "correlations": correlations}, sharing={"sparsity": sparsity})
-    page = Page(write_report(folder).read_text())
-    assert "Pools of related tasks" in page.sections
-    assert all(word in page.text for word in ("pool1", "pool2", "-0.25", "0.12", "38 %", "62 %"))
-    change_summary(folder, architecture={"pools": pools, "correlations": None}, sharing={})
-    assert "Correlation of the labels" not in Page(write_report(folder).read_text()).text
 
 
 def test_of_a_run_that_was_interrupted_it_is_said_how_to_go_on(tmp_path):
@@ -283,5 +269,5 @@ def test_the_page_says_by_which_rule_the_epoch_was_chosen(tmp_path):
         },
     )
     text = write_report(folder).read_text(encoding="utf-8")
-    assert "Chosen by the mean over the tasks. References R: digit accuracy 0.5123 (epoch 2)." in text
+    assert "Selected by the mean over the tasks. References R: digit accuracy 0.5123 (epoch 2)." in text
     assert "Undefined, and left out: r2 of ink in epoch 3, 4." in text

@@ -63,7 +63,7 @@ def test_every_section_is_there(page):
         "Cost",
         "Runs",
         "Notes",
-        "How it was made",
+        "Configuration",
     ]
 
 

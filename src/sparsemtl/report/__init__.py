@@ -1,4 +1,4 @@
-"""One self-contained HTML page a run or a study: no server, no network, no script needed to read it."""
+"""Reports: one self-contained HTML page per run or study, readable without server, network and script."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def write_report(path: str | Path) -> Path:
         path: a run folder (it has a `summary.json`) or a study folder (it has a `study.json`).
 
     Returns:
-        Where the page is.
+        Path of the page.
 
     Raises:
         CheckpointError: if the folder is neither, the run has not ended, or a file is damaged; it names the file.
-        MissingExtraError: if what draws reports is not installed.
+        MissingExtraError: if matplotlib, jinja2 or pandas is not installed.
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder. A report is drawn of the folder of a run or a study.")
+        raise CheckpointError(f"{folder} is not a folder. A report needs the folder of a run or a study.")
     try:
-        # All of the report may need these; here alone they are optional.
+        # Modules of the report import these freely; only this check names the extra.
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
         import pandas  # noqa: F401
@@ -60,7 +60,7 @@ def write_report(path: str | Path) -> Path:
 
 @contextmanager
 def _damage_named(folder: Path) -> Iterator[None]:
-    """Raise what a damaged or edited record of a run leads the page to as a CheckpointError."""
+    """Raise a CheckpointError for errors that a damaged or edited record of a run causes."""
     from jinja2 import UndefinedError
 
     try:

@@ -1,4 +1,4 @@
-"""The two kinds of chart of a report: lines over something, and gains with error bars."""
+"""Two kinds of charts: lines over epochs or over a key of a grid, and gains with error bars."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Line:
     Attributes:
         x: positions, in order.
         y: values.
-        colour: number of the task or method.
-        dashed: whether it is dashed and thin, as training curves are.
-        deviation: half height of the band around the line, NaN where there is none.
-        dots: whether every value is marked.
+        colour: index of the task or method.
+        dashed: draw the line dashed and thin, as training curves are.
+        deviation: half height of the band around the line, NaN for no band.
+        dots: mark every value.
     """
 
     x: Sequence[float]
@@ -43,10 +43,10 @@ class Chart:
     """A drawn chart with its heading.
 
     Attributes:
-        title: what it is about, a task or a figure.
-        unit: what is drawn, with an arrow to where better is.
-        svg: the figure.
-        colour: number of the task whose colour the heading carries, or None.
+        title: heading: a task or a figure.
+        unit: unit of the values, with an arrow in the direction of improvement.
+        svg: the drawing.
+        colour: index of the task whose colour stands beside the heading; None for no colour.
     """
 
     title: str
@@ -61,9 +61,9 @@ class Gain:
 
     Attributes:
         label: the method.
-        colour: its number.
-        mean: in per cent, positive is better; NaN is left out.
-        deviation: standard deviation, NaN with one seed.
+        colour: index of the method.
+        mean: mean gain in per cent, positive is better; NaN is left out.
+        deviation: standard deviation in per cent, NaN with one seed.
     """
 
     label: str
@@ -74,13 +74,13 @@ class Gain:
 
 @dataclass(frozen=True)
 class Axis:
-    """The horizontal axis of a chart of lines.
+    """Horizontal axis of a chart of lines.
 
     Attributes:
-        label: what it measures.
-        ticks: where it is labelled; by itself, at whole numbers, if there are none.
-        log: whether it is logarithmic.
-        floor: with `log`, the position below which it is linear, so that zero has a place; None if there is none.
+        label: quantity on the axis.
+        ticks: labelled positions; whole numbers if empty.
+        log: use a logarithmic scale.
+        floor: with `log`, the position below which the scale is linear, so that zero has a place; None for no zero.
     """
 
     label: str = "epoch"
@@ -89,25 +89,25 @@ class Axis:
     floor: float | None = None
 
 
-EPOCHS = Axis()
+_EPOCHS = Axis()
 
 
 def line_chart(
     lines: Sequence[Line],
     *,
     label: str,
-    axis: Axis = EPOCHS,
+    axis: Axis = _EPOCHS,
     marks: Sequence[tuple[float, float, int]] = (),
     levels: Sequence[tuple[float, int]] = (),
 ) -> Markup:
-    """Lines over time, or over a key of a grid.
+    """Draw lines over epochs, or over a key of a grid.
 
     Args:
-        lines: what is drawn.
-        label: what a screen reader says.
+        lines: the lines.
+        label: text for screen readers.
         axis: the horizontal axis.
-        marks: (x, y, colour) of points that are marked.
-        levels: (y, colour) of horizontal lines for what has no position on the axis.
+        marks: (x, y, colour) of marked points.
+        levels: (y, colour) of horizontal lines, for values without a position on the axis.
     """
 
     def plot(axes: Axes) -> None:
@@ -129,7 +129,7 @@ def line_chart(
 
 
 def gain_chart(gains: Sequence[Gain], *, label: str) -> Markup:
-    """Change against single-task training, a row a method; left of zero lies what got worse."""
+    """Draw changes against the baseline, one row per method; worse is left of zero."""
 
     def plot(axes: Axes) -> None:
         places = np.arange(len(gains))[::-1]
@@ -156,7 +156,7 @@ def gain_chart(gains: Sequence[Gain], *, label: str) -> Markup:
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.grid(False, axis="y")
         axes.spines["left"].set_visible(False)
-        narrow = max(len(gain.label) for gain in gains) > 20  # names take the room of the axis
+        narrow = max(len(gain.label) for gain in gains) > 20  # names leave little room for the axis
         axes.xaxis.set_major_locator(MaxNLocator(2 if narrow else 5))
         axes.xaxis.set_major_formatter(lambda value, _: signed(f"{value:+g}") if value else "0")
 

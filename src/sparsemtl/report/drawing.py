@@ -1,6 +1,6 @@
-"""Figures as inline SVG that takes colours and fonts from the page, and so follows its light and dark mode.
+"""Inline SVG that takes colours and fonts from the page, and so follows its light and dark mode.
 
-Matplotlib draws with stand-in colours, each of which is then replaced by a variable of the style sheet.
+Matplotlib draws with placeholder colours, each of which is then replaced by a variable of the style sheet.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 INK, MUTED, RULE, BAD = "#010101", "#020202", "#030303", "#040404"
-SERIES = 10
-"""Number of colours that tell tasks or methods apart; further ones begin again."""
+_SERIES = 10
+"""Number of colours of tasks or methods; the colours repeat after that."""
 NEUTRAL = -1
-"""Number of what is no task and no method."""
+"""Index of the colour of figures of all tasks together."""
 
 _VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", BAD: "bad"}
-_VARIABLES |= {f"#0505{i:02x}": f"c{i}" for i in range(SERIES)}
+_VARIABLES |= {f"#0505{i:02x}": f"c{i}" for i in range(_SERIES)}
 
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -47,23 +47,23 @@ _STYLE: Any = {
 
 
 def series(index: int) -> str:
-    """Stand-in of the colour of the task or method of this number."""
-    return INK if index == NEUTRAL else f"#0505{index % SERIES:02x}"
+    """Return the placeholder of the colour of a task or method, by index."""
+    return INK if index == NEUTRAL else f"#0505{index % _SERIES:02x}"
 
 
 def css(index: int) -> str:
-    """The same colour in a style sheet."""
-    return f"var(--c{index % SERIES})"
+    """Return the colour of a task or method in a style sheet, by index."""
+    return f"var(--c{index % _SERIES})"
 
 
 def draw(plot: Callable[[Axes], None], *, width: int, height: int, label: str) -> Markup:
     """Draw one set of axes as an SVG element.
 
     Args:
-        plot: draws on the axes, in the colours of this module.
-        width: in pixels; the figure shrinks where the page is narrower.
-        height: in pixels.
-        label: what a screen reader says.
+        plot: function that draws on the axes, in the colours of this module.
+        width: width in pixels; the figure shrinks if the page is narrower.
+        height: height in pixels.
+        label: text for screen readers.
     """
     with rc_context({**_STYLE, "svg.hashsalt": label}):
         figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
@@ -77,12 +77,12 @@ def draw(plot: Callable[[Axes], None], *, width: int, height: int, label: str) -
 
 
 def _for_page(svg: str, width: int, height: int, label: str) -> str:
-    """Take a standalone SVG document to an element of a page: no prolog, no namespaces, no fixed colours."""
+    """Turn an SVG document into an element of a page: without prolog, namespaces and fixed colours."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<svg[^>]*>", "", body, count=1)
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r"<!--.*?-->\s*", "", body, flags=re.DOTALL)
-    # Groups have the same ids in every figure, and nothing refers to them; other ids are salted.
+    # Groups have the same ids in every figure, and nothing refers to them; matplotlib salts the other ids.
     body = re.sub(r'<g id="[^"]*"', "<g", body)
     body = body.replace("xlink:href", "href").replace("'DejaVu Sans'", "inherit")
     for colour, name in _VARIABLES.items():

@@ -1,4 +1,4 @@
-"""Label maps, depth and normals as colours, the true map and the predicted one in the same colours."""
+"""Label maps, depth and normals as colours, labels and predictions in the same colours."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from matplotlib.colors import to_hex
 from torch import Tensor
 
 UNKNOWN = 0.55
-"""Grey of pixels without a label."""
+"""Grey level of pixels without a label, in [0, 1]."""
 
 COLOURS = 256
-"""Classes with a colour of their own; more begin again."""
+"""Number of class colours; the colours repeat after that."""
 
-Pair = tuple[Tensor, Tensor]
-"""The true map and the predicted one as colours, (3, H, W) in [0, 1]."""
+_Pair = tuple[Tensor, Tensor]
+"""Labels and predictions as colours, each (3, H, W) in [0, 1]."""
 
 
 def class_colour(index: int) -> str:
-    """Colour of a class in label maps, for a style sheet."""
+    """Return the colour of a class in label maps, for a style sheet."""
     red, green, blue = _palette()[index % len(_palette())].tolist()
     return to_hex((red, green, blue))
 
 
-def segmentation(target: Tensor, prediction: Tensor, classes: int) -> Pair:
-    """Class indices (H, W); an index that is no class, as an ignore index, is unknown."""
+def segmentation(target: Tensor, prediction: Tensor, classes: int) -> _Pair:
+    """Colour class indices (H, W); an index that is no class, such as an ignore index, is unknown."""
     palette = _palette()
     known = (target >= 0) & (target < classes)
     truth, said = (palette[indices.clamp(min=0) % len(palette)] for indices in (target, prediction))
     return _masked(truth, known), said.movedim(-1, 0)
 
 
-def depth(target: Tensor, prediction: Tensor, classes: int = 0) -> Pair:
-    """Depth (1, H, W), near to far from dark to bright over the range of the true map; 0 is unknown."""
+def depth(target: Tensor, prediction: Tensor, classes: int = 0) -> _Pair:
+    """Colour depth (1, H, W), near to far from dark to bright over the range of the labels; 0 is unknown."""
     target, prediction = target[0].float(), prediction[0].float()
     known = target > 0
     span = target[known] if bool(known.any()) else prediction
@@ -49,31 +49,31 @@ def depth(target: Tensor, prediction: Tensor, classes: int = 0) -> Pair:
     return _masked(coloured(target), known), coloured(prediction).movedim(-1, 0)
 
 
-def normals(target: Tensor, prediction: Tensor, classes: int = 0) -> Pair:
-    """Unit vectors (3, H, W): x, y and z as red, green and blue; three zeros are unknown."""
+def normals(target: Tensor, prediction: Tensor, classes: int = 0) -> _Pair:
+    """Colour unit vectors (3, H, W): x, y and z as red, green and blue; three zeros are unknown."""
     known = target.abs().sum(0) > 0
     return _masked((target.float().movedim(0, -1) + 1) / 2, known), (prediction.float() + 1) / 2
 
 
-MAPS: dict[str, Callable[[Tensor, Tensor, int], Pair]] = {
+MAPS: dict[str, Callable[[Tensor, Tensor, int], _Pair]] = {
     "Segmentation": segmentation,
     "Depth": depth,
     "Normals": normals,
 }
-"""Kind of a task -> how its maps are drawn: the true one, the predicted one, number of classes."""
+"""Kind of a task -> function of labels, predictions and number of classes that colours its maps."""
 
 
 def _masked(colours: Tensor, known: Tensor) -> Tensor:
-    """Colours (H, W, 3) as (3, H, W), grey where nothing is known."""
+    """Return colours (H, W, 3) as (3, H, W), grey where the label is unknown."""
     return torch.where(known[..., None], colours, UNKNOWN).movedim(-1, 0)
 
 
 @functools.cache
 def _palette() -> Tensor:
-    """Return `COLOURS` colours (COLOURS, 3) in [0, 1], no two alike and none like the grey of the unknown.
+    """Return `COLOURS` different colours, (COLOURS, 3) in [0, 1], none like the grey of unknown pixels.
 
-    They are those of matplotlib's `tab20` without its greys, and then each time the one of a grid of colours that is
-    farthest from all before it, so that a few classes have the most different ones.
+    The first colours are matplotlib's `tab20` without its greys. Each further colour is the one of a grid that is
+    farthest from all before it, so that a few classes have very different colours.
     """
     named: Any = colormaps["tab20"].colors  # type: ignore[attr-defined]
     chosen = [torch.tensor(colour) for colour in [*named[::2], *named[1::2]] if max(colour) - min(colour) > 0.02]

@@ -1,4 +1,4 @@
-"""Templates: one page, its style sheet inside."""
+"""Templates of pages; style sheet and script stand inside the page."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sparsemtl._version import __version__
 from sparsemtl.report import words
 from sparsemtl.report.drawing import css
 
-TEMPLATES = Path(__file__).parent / "templates"
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(template: str, **context: Any) -> str:
-    """Fill a template; everything that is not markup of our own is escaped."""
+    """Fill a template; everything but our own markup is escaped."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -33,6 +33,6 @@ def render(template: str, **context: Any) -> str:
         "colour": css,
         "plural": words.plural,
     }
-    style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
-    script = Markup((TEMPLATES / "sort.js").read_text(encoding="utf-8"))
+    style = Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8"))
+    script = Markup((_TEMPLATES / "sort.js").read_text(encoding="utf-8"))
     return environment.get_template(template).render(**context, style=style, script=script, version=__version__)

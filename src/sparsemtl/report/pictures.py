@@ -1,4 +1,4 @@
-"""Sample inputs with the tasks' answers: images as PNG inside the page, vectors as small bars."""
+"""Test samples with the tasks' predictions: images as PNG inside the page, vectors as small bars."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from sparsemtl.report.maps import MAPS, class_colour
 from sparsemtl.report.words import number
 
 LIMIT = 24
-"""Samples shown of a group."""
-FEW = 6
-"""Samples shown of a group with maps, which take a row each."""
-WIDEST = 64
-"""Vectors of more features are not drawn."""
+"""Largest number of samples that are shown of a group."""
+_LIMIT_OF_MAPS = 6
+"""The same of a group with maps, of which every sample takes a row."""
+_WIDEST = 64
+"""Largest number of features of a vector that is drawn."""
 
-Verdict = Literal["right", "wrong", "none"]
+_Verdict = Literal["right", "wrong", "none"]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one task said of one sample.
+    """Prediction of one task for one sample.
 
     Attributes:
-        task: its name.
+        task: name of the task.
         said: the prediction.
-        truth: the label where it differs from the prediction or always matters (regression), else "".
-        verdict: `none` where there is no label, or no right and wrong.
+        truth: the label if it differs from the prediction, and always for regression; else "".
+        verdict: `none` if there is no label, or no right and wrong.
     """
 
     task: str
     said: str
     truth: str
-    verdict: Verdict
+    verdict: _Verdict
 
 
 @dataclass(frozen=True)
-class MapAnswer:
-    """A map that one task gave, as `img` elements: the true one and the predicted one."""
+class _MapAnswer:
+    """Label map and predicted map of one task, as `img` elements."""
 
     task: str
     truth: Markup
@@ -54,48 +54,48 @@ class MapAnswer:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One input and what the tasks said: its picture (an `img` or `svg` element, or ""), the answers, the maps."""
+class _SampleView:
+    """One input as a picture (an `img` or `svg` element, or ""), and the tasks' predictions for it."""
 
     picture: Markup
     answers: Sequence[Answer]
-    maps: Sequence[MapAnswer] = ()
+    maps: Sequence[_MapAnswer] = ()
 
 
 @dataclass(frozen=True)
-class Gallery:
-    """Samples that the same tasks read.
+class _Gallery:
+    """Samples of one loader.
 
     Attributes:
-        group: "all", or the task whose own data these are.
-        samples: the first ones.
-        total: how many the run kept.
+        group: "all", or the task that the loader belongs to.
+        samples: the first samples.
+        total: number of samples that the run kept.
         legends: task -> (class, colour) of its label maps.
     """
 
     group: str
-    samples: Sequence[Sample]
+    samples: Sequence[_SampleView]
     total: int
     legends: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
 
 
-def galleries(samples: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]]) -> list[Gallery]:
-    """Read a run's samples for a report.
+def galleries(samples: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]]) -> list[_Gallery]:
+    """Return a run's samples as pictures and predictions.
 
     Args:
         samples: group -> {"x": (n, C, H, W) or (n, F), "tasks": {task: {"target", "prediction"}}}.
-        tasks: task -> its summary, for its kind and the names of its classes.
+        tasks: task -> its entry in the summary, with its kind and the names of its classes.
     """
     return [_gallery(group, content, tasks) for group, content in samples.items() if len(content["x"])]
 
 
-def _gallery(group: str, content: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]]) -> Gallery:
+def _gallery(group: str, content: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]]) -> _Gallery:
     total = len(content["x"])
     kinds = {task: tasks.get(task, {}).get("kind", "") for task in content["tasks"]}
     mapped = [task for task, kind in kinds.items() if kind in MAPS]
-    pictures = _pictures(content["x"][: FEW if mapped else LIMIT].detach().float())
+    pictures = _pictures(content["x"][: _LIMIT_OF_MAPS if mapped else LIMIT].detach().float())
     shown = [
-        Sample(
+        _SampleView(
             picture,
             [
                 _answer(task, tasks.get(task, {}), given["target"][i], given["prediction"][i])
@@ -107,13 +107,13 @@ def _gallery(group: str, content: Mapping[str, Any], tasks: Mapping[str, Mapping
         for i, picture in enumerate(pictures)
     ]
     legends = {task: _legend(tasks[task].get("classes")) for task in mapped}
-    return Gallery(group, shown, total, {task: legend for task, legend in legends.items() if legend})
+    return _Gallery(group, shown, total, {task: legend for task, legend in legends.items() if legend})
 
 
-def _map_answer(task: str, about: Mapping[str, Any], given: Mapping[str, Tensor], i: int) -> MapAnswer:
+def _map_answer(task: str, about: Mapping[str, Any], given: Mapping[str, Tensor], i: int) -> _MapAnswer:
     classes = len(about.get("classes") or ())
     truth, said = MAPS[about["kind"]](given["target"][i], given["prediction"][i], classes)
-    return MapAnswer(task, _image(truth.clamp(0, 1)), _image(said.clamp(0, 1)))
+    return _MapAnswer(task, _image(truth.clamp(0, 1)), _image(said.clamp(0, 1)))
 
 
 def _legend(names: Sequence[str] | None) -> list[tuple[str, str]]:
@@ -126,13 +126,13 @@ def _pictures(x: Tensor) -> list[Markup]:
     scaled = (x - low) / (high - low).clamp(min=1e-12)
     if x.ndim == 4:
         return [_image(sample) for sample in scaled]
-    if x.ndim == 2 and x.shape[1] <= WIDEST:
+    if x.ndim == 2 and x.shape[1] <= _WIDEST:
         return [_bars(sample) for sample in scaled]
     return [Markup("")] * len(x)
 
 
 def _image(pixels: Tensor) -> Markup:
-    """A PNG of (C, H, W) in [0, 1]: three channels are colours, any other number is averaged to grey."""
+    """Return a PNG of (C, H, W) in [0, 1]: three channels are colours, any other number is averaged to grey."""
     file = io.BytesIO()
     if len(pixels) == 3:
         imsave(file, pixels.permute(1, 2, 0).numpy(), format="png")
@@ -143,7 +143,7 @@ def _image(pixels: Tensor) -> Markup:
 
 
 def _bars(values: Tensor) -> Markup:
-    """One bar a feature, values in [0, 1]."""
+    """Draw one bar per feature, values in [0, 1]."""
     path = "".join(f"M{i + 0.5} 24v{-(1 + 22 * value):.1f}" for i, value in enumerate(values.tolist()))
     return Markup('<svg viewBox="0 0 {} 24" preserveAspectRatio="none" class="bars"><path d="{}"/></svg>').format(
         len(values), path
@@ -170,7 +170,7 @@ def _class_answer(task: str, names: Sequence[str] | None, target: Tensor, predic
 
 
 def _label_answer(task: str, names: Sequence[str] | None, target: Tensor, prediction: Tensor) -> Answer:
-    """The labels that the task said yes to; where some are wrong, the true ones beside."""
+    """Return the predicted labels; if some are wrong, the true labels beside them."""
     target, prediction = target.flatten().float(), prediction.flatten().float()
     known = ~target.isnan()
     if not bool(known.any()):

@@ -1,4 +1,4 @@
-"""Cost of a run's networks, as its report opens with it."""
+"""Cost of a run's networks, for the head of its report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from sparsemtl.report.words import count, number, percent
 from sparsemtl.study.costs import ENCODER_MACS, LATENCY, MACS, WEIGHTS
 
-FIGURES = {
+_FIGURES = {
     MACS: "multiply-adds per sample",
     ENCODER_MACS: "of them in the encoder",
     WEIGHTS: "weights",
@@ -18,14 +18,14 @@ FIGURES = {
 
 
 @dataclass(frozen=True)
-class CostFigure:
+class _CostFigure:
     """One figure before and after compaction.
 
     Attributes:
-        name: what is counted.
-        compacted: the figure after compaction, in words.
-        uncompacted: the figure before it, in words.
-        part: compacted / uncompacted; 1 where there is nothing to compact.
+        name: name of the figure, with its unit.
+        compacted: the figure after compaction, as text.
+        uncompacted: the figure before compaction, as text.
+        part: compacted / uncompacted; 1 if the figure was 0 before.
     """
 
     name: str
@@ -35,26 +35,26 @@ class CostFigure:
 
 
 @dataclass(frozen=True)
-class CostView:
+class _CostView:
     """Cost of a run.
 
     Attributes:
         lead: the cost in one sentence.
         figures: figures of all tasks together.
-        networks: the tasks of a network -> its figures; empty where one network serves all tasks.
-        failures: the tasks of a network that could not be compacted -> why.
-        how: how the latency was measured.
+        networks: tasks of a network -> its figures; empty if one network serves all tasks.
+        failures: tasks of a network that could not be compacted -> reason.
+        how: conditions under which the latency was measured.
     """
 
     lead: str
-    figures: list[CostFigure]
-    networks: Mapping[str, list[CostFigure]]
+    figures: list[_CostFigure]
+    networks: Mapping[str, list[_CostFigure]]
     failures: Mapping[str, str]
     how: str
 
 
-def cost_view(summary: Mapping[str, Any]) -> CostView | None:
-    """Prepare the cost in `summary.json` for the page; None if the run was not measured."""
+def cost_view(summary: Mapping[str, Any]) -> _CostView | None:
+    """Return the cost in `summary.json` as text; None if the run was not measured."""
     cost = summary.get("cost")
     if not cost:
         return None
@@ -64,7 +64,7 @@ def cost_view(summary: Mapping[str, Any]) -> CostView | None:
     macs, _, weights, _ = figures
     whose = "the network of all tasks needs" if len(networks) == 1 else f"the {len(networks)} networks together need"
     threads = "1 thread" if cost["threads"] == 1 else f"{cost['threads']} threads"
-    return CostView(
+    return _CostView(
         lead=f"Compacted, {whose} {macs.compacted} multiply-adds per sample ({percent(macs.part)} of the uncompacted "
         f"{macs.uncompacted}) and {weights.compacted} weights ({percent(weights.part)}).",
         figures=figures,
@@ -75,14 +75,14 @@ def cost_view(summary: Mapping[str, Any]) -> CostView | None:
     )
 
 
-def _figures(cost: Mapping[str, Any]) -> list[CostFigure]:
+def _figures(cost: Mapping[str, Any]) -> list[_CostFigure]:
     before, after = cost["uncompacted"], cost["compacted"]
     return [
-        CostFigure(
+        _CostFigure(
             name,
             number(after[key]) if key == LATENCY else count(after[key]),
             number(before[key]) if key == LATENCY else count(before[key]),
             after[key] / before[key] if before[key] else 1.0,
         )
-        for key, name in FIGURES.items()
+        for key, name in _FIGURES.items()
     ]

@@ -1,4 +1,4 @@
-"""The page of one run."""
+"""Report of one run."""
 
 from __future__ import annotations
 
@@ -9,25 +9,24 @@ from statistics import median
 from typing import Any
 
 from sparsemtl.report.charts import Chart, Line, line_chart
-from sparsemtl.report.folders import masks_of
-from sparsemtl.report.measures import measured
+from sparsemtl.report.declared import TITLES, section
+from sparsemtl.report.mask_view import MaskView, mask_view, masks_of
 from sparsemtl.report.page import render
 from sparsemtl.report.pictures import galleries
 from sparsemtl.report.run_cost import cost_view
-from sparsemtl.report.sharing import SharingView, sharing_view
 from sparsemtl.report.words import arrow, duration, percent, plural, scores
 from sparsemtl.storage.run_folder import RunFolder, RunRecord
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One metric of one task, a row of the table of results.
+class _Result:
+    """Row of the table of results: one metric of one task.
 
     Attributes:
-        metric: its name.
-        higher: whether higher is better; None if the summary does not say.
-        primary: whether the task is judged by it.
-        validation: at the task's best epoch, None if it was not measured.
+        metric: name of the metric.
+        higher: higher is better; None if the summary does not say.
+        primary: it is the task's primary metric.
+        validation: value on validation data at the task's best epoch; None if it was not measured.
         test: the same on test data.
     """
 
@@ -38,23 +37,8 @@ class Figure:
     test: float | None
 
 
-@dataclass(frozen=True)
-class LayerLeft:
-    """What is left of a layer whose groups may become zero.
-
-    Attributes:
-        name: the weight's name.
-        left: groups that are not zero.
-        all: groups that there are.
-    """
-
-    name: str
-    left: int
-    all: int
-
-
 def run_page(path: Path) -> str:
-    """Draw a run as a page of HTML.
+    """Return the report of a run as a page of HTML.
 
     Raises:
         CheckpointError: if `summary.json` is missing, or a file of the run is damaged.
@@ -62,7 +46,7 @@ def run_page(path: Path) -> str:
     run = RunFolder(path).read()
     colours = {task: i for i, task in enumerate(run.tasks)}
     masks = masks_of(run)
-    view = sharing_view(masks) if masks else None
+    view = mask_view(masks) if masks else None
     return render(
         "run.html",
         run=run,
@@ -75,33 +59,28 @@ def run_page(path: Path) -> str:
         cost=cost_view(run.summary),
         sharing_lead=_sharing_lead(view) if view else "",
         facts=list(_facts(run, view)),
-        figures={task: _figures(about) for task, about in run.tasks.items()},
+        results={task: _results(about) for task, about in run.tasks.items()},
         curves=_learning_curves(run, colours),
         view=view,
-        measured=list(measured(run, colours)),
-        remains=_remains(run),
-        pools=run.summary.get("architecture", {}).get("pools", {}),
-        correlations=run.summary.get("architecture", {}).get("correlations"),
-        pruned=run.summary.get("sharing", {}).get("sparsity", {}),
-        granularity=str(run.summary.get("sharing", {}).get("granularity", "")).replace("-", " "),
+        parts={part: section(run, part, colours) for part in TITLES},
         galleries=galleries(run.folder.read_samples(), run.tasks),
     )
 
 
-def _figures(about: Mapping[str, Any]) -> list[Figure]:
+def _results(about: Mapping[str, Any]) -> list[_Result]:
     directions = about.get("directions", {})
     validation, test = about.get("validation", {}), about.get("test", {})
     primary = about.get("primary")
     names = list(dict.fromkeys([primary, *validation, *test]))
     return [
-        Figure(name, directions.get(name), name == primary, validation.get(name), test.get(name))
+        _Result(name, directions.get(name), name == primary, validation.get(name), test.get(name))
         for name in names
         if name is not None
     ]
 
 
 def _lead(run: RunRecord) -> str:
-    """The result in one sentence, by test data where there are any."""
+    """Return the result in one sentence, on test data if the run was tested."""
     split = "test" if any(_primary(about, "test") is not None for about in run.tasks.values()) else "validation"
     values = [
         (task, about["primary"], value)
@@ -112,11 +91,11 @@ def _lead(run: RunRecord) -> str:
 
 
 def _selection(run: RunRecord) -> str:
-    """By which rule the epoch was chosen, against which references, and what was undefined; empty if nobody says."""
+    """Return the rule of model selection, its references and its undefined metrics; "" if the summary has none."""
     about = run.summary.get("selection", {})
     if not about.get("rule"):
         return ""
-    parts = [f"Chosen by the {about['rule']}."]
+    parts = [f"Selected by the {about['rule']}."]
     if references := about.get("references"):
         named = (f"{t} {r['metric']} {r['value']:.4g} (epoch {r['epoch']})" for t, r in references.items())
         parts.append(f"References R: {', '.join(named)}.")
@@ -126,7 +105,7 @@ def _selection(run: RunRecord) -> str:
     return " ".join(parts)
 
 
-def _sharing_lead(view: SharingView) -> str:
+def _sharing_lead(view: MaskView) -> str:
     low, high = min(view.whole.densities), max(view.whole.densities)
     part = percent(low) if percent(low) == percent(high) else f"{percent(low)} to {percent(high)}"
     first = f"Each task uses {part} of the {view.whole.size:,} weights that tasks may share"
@@ -143,8 +122,8 @@ def _primary(about: Mapping[str, Any], split: str) -> float | None:
     return value
 
 
-def _facts(run: RunRecord, view: SharingView | None) -> Iterator[tuple[str, str]]:
-    """Name and value of what a reader wants to know first."""
+def _facts(run: RunRecord, view: MaskView | None) -> Iterator[tuple[str, str]]:
+    """Yield name and value of the facts at the head of the page."""
     summary = run.summary
     axes = summary.get("axes", {})
     for axis in ("data", "encoder", "architecture", "sharing", "balancing"):
@@ -153,7 +132,7 @@ def _facts(run: RunRecord, view: SharingView | None) -> Iterator[tuple[str, str]
     if summary.get("parameters", {}).get("total"):
         yield "parameters", f"{summary['parameters']['total']:,}"
     if view:
-        yield "weights a task", percent(sum(view.whole.densities) / len(view.tasks))
+        yield "weights per task", percent(sum(view.whole.densities) / len(view.tasks))
     if summary.get("epochs") is not None:
         yield "epochs", str(summary["epochs"])
     if summary.get("seconds") is not None:
@@ -166,7 +145,7 @@ def _facts(run: RunRecord, view: SharingView | None) -> Iterator[tuple[str, str]
 
 
 def _environment(run: RunRecord) -> str:
-    """Versions and machine in one line."""
+    """Return versions and machine in one line."""
     about = run.environment
     parts = [f"{name} {version}" for name, version in about.get("versions", {}).items() if version]
     machine = ("device", "processor", "threads", "platform")
@@ -175,9 +154,9 @@ def _environment(run: RunRecord) -> str:
 
 
 def _learning_curves(run: RunRecord, colours: Mapping[str, int]) -> dict[str, list[Chart]]:
-    """Heading -> one chart a task."""
+    """Return heading -> one chart per task."""
     parts = {
-        "What each task is judged by": {task: about["primary"] for task, about in run.tasks.items()},
+        "Primary metrics": {task: about["primary"] for task, about in run.tasks.items()},
         "Loss": {task: "loss" for task, about in run.tasks.items() if about["primary"] != "loss"},
     }
     charts = {
@@ -202,9 +181,3 @@ def _curve(run: RunRecord, task: str, metric: str, colour: int) -> Chart | None:
     higher = about.get("directions", {}).get(metric, False if metric == "loss" else None)
     svg = line_chart(lines, marks=best, label=f"{metric} of {task} over epochs")
     return Chart(task, f"{metric}{arrow(higher)}", svg, colour)
-
-
-def _remains(run: RunRecord) -> list[LayerLeft]:
-    """What is left of every layer, for methods whose summary says so."""
-    groups: Mapping[str, Mapping[str, int]] = run.summary.get("sharing", {}).get("groups", {})
-    return [LayerLeft(name, counts["left"], counts["all"]) for name, counts in groups.items()]

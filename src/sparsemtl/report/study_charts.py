@@ -1,4 +1,4 @@
-"""Charts of a study: one colour a method in all of them."""
+"""Charts of a study: one colour per method in all of them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sparsemtl.study.results import DELTA, Spread, StudyResults, gains, per_seed
 
 
 def gain_charts(best: StudyResults, colours: Mapping[str, int], baseline: str) -> list[Chart]:
-    """Change against the baseline: the mean over tasks, then every task; empty without one.
+    """Draw changes against the baseline: the mean over tasks, then every task; empty without a baseline.
 
     Args:
-        best: one setting per method.
-        colours: method -> number of its colour.
-        baseline: what the baseline is called.
+        best: results of one setting per method.
+        colours: method -> index of its colour.
+        baseline: name of the baseline in sentences.
     """
     figures = gains(best)
     there = figures.mean.notna().any(axis=1)
@@ -44,10 +44,10 @@ def gain_charts(best: StudyResults, colours: Mapping[str, int], baseline: str) -
 
 
 def key_charts(results: StudyResults, best: StudyResults, key: str, colours: Mapping[str, int]) -> list[Chart]:
-    """Test figures over a numeric key of the grid: Δm, then every task; empty without two numbers.
+    """Draw test figures over a numeric key of the grid: Δm, then every task; empty for fewer than two values.
 
-    Where the grid has other keys, they stand where validation chose them. A method without it is a level. What no
-    method with the key has figures of is left out.
+    Other keys of the grid have the values that were selected on validation data. A method without the key is a
+    horizontal line. A panel is left out if no method with the key has figures for it.
     """
     column = results.settings[key]
     if not pd.api.types.is_numeric_dtype(column) or column.dtype == bool or column.nunique() < 2:
@@ -67,7 +67,7 @@ def key_charts(results: StudyResults, best: StudyResults, key: str, colours: Map
 
 
 def _axis(key: str, values: list[float]) -> Axis:
-    """Where a key's values stand: logarithmic if they reach over decades, with a place for zero."""
+    """Return the axis of a key: logarithmic if the values span decades, with a place for zero."""
     positive = [value for value in values if value > 0]
     wide = values[0] >= 0 and len(positive) > 1 and positive[-1] > 30 * positive[0]
     floor = positive[0] if wide and values[0] == 0 else None
@@ -75,7 +75,7 @@ def _axis(key: str, values: list[float]) -> Axis:
 
 
 def _slices(results: StudyResults, best: StudyResults, key: str) -> dict[str, pd.Series[float]]:
-    """Method -> its settings' values of the key, all other keys as the chosen setting has them."""
+    """Return method -> values of the key, of the settings that differ from the selected one in this key only."""
     slices = {}
     for _, pick in best.settings.iterrows():
         same = results.settings[results.settings["method"] == pick["method"]]
@@ -107,7 +107,7 @@ def _key_chart(
 
 
 def learning_curves(study: StudyRecord, best: StudyResults, colours: Mapping[str, int]) -> list[Chart]:
-    """Validation curves of the tasks' primary metrics: a line a method, mean over seeds as far as all ran."""
+    """Draw the tasks' primary metrics on validation data: one line per method, mean over seeds as far as all ran."""
     frame = best.frame.drop_duplicates("run")
     charts = []
     for task, metric in best.primary.items():
@@ -130,7 +130,7 @@ def learning_curves(study: StudyRecord, best: StudyResults, colours: Mapping[str
 
 
 def _whole(results: StudyResults) -> str:
-    """The tasks that Δm is the mean over."""
+    """Return the name of the tasks that Δm is the mean of."""
     return "all tasks" if len(results.common) == len(results.tasks) else "common tasks"
 
 

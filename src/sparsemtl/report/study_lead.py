@@ -1,4 +1,4 @@
-"""The result of a study in a few sentences."""
+"""Result of a study in a few sentences."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from sparsemtl.study.tables import RANK, StudyTable
 
 
 def baseline_name(study: StudyRecord) -> str:
-    """Return what the baseline is called in a sentence: "single-task training" where that is what it is."""
+    """Return the name of the baseline in sentences: "single-task training" if its tasks have no weight in common."""
     frame, baseline = study.results.frame, study.results.baseline
     runs = frame.loc[frame["method"] == baseline, "run"].unique()
-    kinds = {study.runs[run].summary.get("axes", {}).get("architecture") for run in runs if run in study.runs}
-    return "single-task training" if kinds == {"single-task"} else str(baseline)
+    alone = {bool(study.runs[run].summary.get("independent_tasks")) for run in runs if run in study.runs}
+    return "single-task training" if alone == {True} else str(baseline)
 
 
 def lead(best: StudyResults, main: StudyTable, baseline: str) -> str:
-    """Say which method does best beside the baseline, on which tasks it loses, and what it costs.
+    """Return the best method beside the baseline, the tasks on which it loses, and its cost.
 
-    A method that costs less and is as good as the baseline within one standard deviation is named with its cost first.
+    The cost comes first if the method costs less and is as good as the baseline within one standard deviation.
 
     Args:
-        best: one setting per method.
-        main: its table of primary metrics.
-        baseline: what the baseline is called.
+        best: results of one setting per method.
+        main: table of primary metrics.
+        baseline: name of the baseline in sentences.
     """
     figures = gains(best)
     delta = figures.mean[DELTA].dropna()
@@ -57,7 +57,7 @@ def lead(best: StudyResults, main: StudyTable, baseline: str) -> str:
 
 
 def _losses(best: StudyResults, winner: str) -> str:
-    """The tasks on which a method is worse than the baseline."""
+    """Return the tasks on which a method is worse than the baseline."""
     figures = gains(best)
     changes = {task: (float(figures.mean[task][winner]), float(figures.std[task][winner])) for task in best.tasks}
     tasks = {task: change for task, change in changes.items() if not math.isnan(change[0])}
@@ -68,9 +68,9 @@ def _losses(best: StudyResults, winner: str) -> str:
 
 
 def _parts_of_cost(best: StudyResults, winner: str) -> tuple[float, float] | None:
-    """Multiply-adds and weights of the winner's compacted networks, as fractions of the baseline's; None if unknown.
+    """Return multiply-adds and weights of the winner's compacted networks, as fractions of the baseline's.
 
-    Times of different runs are not compared: other work on the machine may have met one of them alone.
+    None if they are unknown. Times are not compared: other work on the machine may have slowed one run only.
     """
     own = best.settings.index[best.settings["method"] == best.baseline]
     if not measured(best) or own.empty:
@@ -95,6 +95,6 @@ def _lead_by_rank(best: StudyResults, main: StudyTable) -> str:
 
 
 def _over(best: StudyResults) -> str:
-    """Return what a mean over tasks is taken over."""
+    """Return the tasks of a mean over tasks, in words."""
     whole = len(best.common) == len(best.tasks)
     return "over tasks" if whole else f"over the {plural(len(best.common), 'task')} that all methods have"

@@ -1,4 +1,4 @@
-"""The page of a study."""
+"""Report of a study."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from sparsemtl.study.tables import metric_tables, primary_table
 
 
 @dataclass(frozen=True)
-class TrainingCost:
-    """What training a method costs.
+class _TrainingCost:
+    """Cost of training a method.
 
     Attributes:
         label: the setting.
-        method: its method.
-        time: mean time of a run and its deviation over seeds, in words.
-        length: the time as a part of the longest one, 0 if it is unknown.
-        density: mean fraction of the shared weights that a task uses; None if the runs had no masks.
+        method: the method.
+        time: mean time of a run and its standard deviation over seeds, as text.
+        length: the time as a fraction of the longest one; 0 if it is unknown.
+        density: mean fraction of the maskable weights that a task uses; None if the runs had no masks.
     """
 
     label: str
@@ -42,18 +42,18 @@ class TrainingCost:
 
 
 @dataclass(frozen=True)
-class RunRow:
-    """One run in the list of runs.
+class _RunRow:
+    """Row of the list of runs.
 
     Attributes:
-        run: its id.
-        link: relative address of its own report, "" if it has none.
-        method: its method.
-        grid: its values of the grid's keys, "" where it has none.
-        seed: its seed.
-        status: how it ended.
-        seconds: how long it took, None if unknown.
-        values: test figure of every task's primary metric, NaN if missing.
+        run: name of the run.
+        link: relative address of its report, "" if it has none.
+        method: the method.
+        grid: values of the grid's keys, "" for keys that the run has not.
+        seed: the seed.
+        status: status at the end of the run.
+        seconds: training time; None if unknown.
+        values: every task's primary metric on test data; NaN if missing.
     """
 
     run: str
@@ -67,7 +67,7 @@ class RunRow:
 
 
 def study_page(path: Path) -> str:
-    """Draw a study as a page of HTML.
+    """Return the report of a study as a page of HTML.
 
     Raises:
         CheckpointError: if `study.json` or `results.csv` is missing, or a file is damaged.
@@ -100,7 +100,7 @@ def study_page(path: Path) -> str:
 
 
 def _facts(study: StudyRecord) -> Iterator[tuple[str, str]]:
-    """Name and value of what a reader wants to know first."""
+    """Yield name and value of the facts at the head of the page."""
     axes: Mapping[str, str] = next((run.summary.get("axes", {}) for run in study.runs.values()), {})
     for axis in ("data", "encoder"):
         if axes.get(axis):
@@ -118,17 +118,17 @@ def _facts(study: StudyRecord) -> Iterator[tuple[str, str]]:
 
 
 def _without_grid(results: StudyResults) -> set[str]:
-    """Methods that no key of the grid applies to."""
+    """Return the methods that have no key of the grid."""
     settings = results.settings
     return {str(m) for m in settings.loc[settings[list(results.grid)].isna().all(axis=1), "method"]}
 
 
-def _costs(study: StudyRecord, best: StudyResults) -> list[TrainingCost]:
+def _costs(study: StudyRecord, best: StudyResults) -> list[_TrainingCost]:
     seconds = run_level(best, "seconds")
     mean, std = seconds.mean["seconds"], seconds.std["seconds"]
     lengths = (mean / mean.max()).fillna(0.0)
     return [
-        TrainingCost(str(label), str(method), _time(m, s), float(length), _density(study, best, str(label)))
+        _TrainingCost(str(label), str(method), _time(m, s), float(length), _density(study, best, str(label)))
         for (label, method), m, s, length in zip(best.settings["method"].items(), mean, std, lengths, strict=True)
     ]
 
@@ -141,23 +141,19 @@ def _time(mean: float, deviation: float) -> str:
 
 def _density(study: StudyRecord, results: StudyResults, setting: str) -> float | None:
     names = results.frame.loc[results.frame["setting"] == setting, "run"].unique()
-    densities = [
-        density
-        for name in names
-        if name in study.runs
-        for density in study.runs[name].summary.get("sharing", {}).get("density", {}).values()
-    ]
+    parameters = [study.runs[name].summary.get("parameters", {}) for name in names if name in study.runs]
+    densities = [kept / entry["maskable"] for entry in parameters for kept in entry.get("kept", {}).values()]
     return sum(densities) / len(densities) if densities else None
 
 
-def _run_rows(study: StudyRecord) -> Iterator[RunRow]:
+def _run_rows(study: StudyRecord) -> Iterator[_RunRow]:
     results = study.results
     values = per_seed(results, results.primary, "test")
     for row in results.frame.drop_duplicates("run").to_dict("records"):
         name = str(row["run"])
         run = study.runs.get(name)
         key = (row["setting"], row["seed"])
-        yield RunRow(
+        yield _RunRow(
             name,
             _link(run) if run else "",
             str(row["method"]),
@@ -169,7 +165,7 @@ def _run_rows(study: StudyRecord) -> Iterator[RunRow]:
         )
     for name in study.unfinished:
         gaps = ("",) * len(results.grid)
-        yield RunRow(name, "", "", gaps, "", "not finished", None, (math.nan,) * len(results.primary))
+        yield _RunRow(name, "", "", gaps, "", "not finished", None, (math.nan,) * len(results.primary))
 
 
 def _link(run: RunRecord) -> str:

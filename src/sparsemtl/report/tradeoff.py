@@ -1,4 +1,4 @@
-"""The picture that a study's report opens with: quality of every task against the cost of the compacted networks."""
+"""Charts at the head of a study's report: quality of every task against the cost of the compacted networks."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from sparsemtl.study.costs import MACS, measured
 from sparsemtl.study.results import DELTA, Spread, StudyResults, gains, per_seed, run_level, spread
 from sparsemtl.study.tables import to_units
 
-WIDE, TALL = 760, 320
-"""Size of the first panel, in pixels."""
+_WIDE, _TALL = 760, 320
+"""Width and height of the first panel in pixels."""
 
 
 @dataclass(frozen=True)
-class Point:
+class _Point:
     """One method.
 
     Attributes:
         label: the setting.
-        colour: number of its method.
+        colour: index of the method.
         x: multiply-adds per sample, above 0.
         x_deviation: standard deviation over seeds, NaN with one seed.
         y: quality.
@@ -45,26 +45,26 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Tradeoff:
+class _Tradeoff:
     """Panels of quality against cost, with the same points in each.
 
     Attributes:
-        first: the mean over tasks, with the methods' names; None without a baseline, or for one task.
-        tasks: a panel per task.
+        first: mean over tasks, with the methods' names; None without a baseline, or for one task.
+        tasks: one panel per task.
     """
 
     first: Chart | None
     tasks: list[Chart]
 
 
-def tradeoff(results: StudyResults, colours: Mapping[str, int]) -> Tradeoff | None:
+def tradeoff(results: StudyResults, colours: Mapping[str, int]) -> _Tradeoff | None:
     """Draw quality against multiply-adds; None if no run was measured.
 
-    Quality is the change of each task's primary metric against the baseline. Without a baseline it is the metric.
+    Quality is the change of each task's primary metric against the baseline, or the metric if there is no baseline.
 
     Args:
-        results: one setting per method.
-        colours: method -> number of its colour.
+        results: results of one setting per method.
+        colours: method -> index of its colour.
     """
     if not measured(results):
         return None
@@ -78,11 +78,11 @@ def tradeoff(results: StudyResults, colours: Mapping[str, int]) -> Tradeoff | No
         for task, metric in results.primary.items()
     }
     tasks = [
-        Chart(task, unit, tradeoff_chart(points, label=f"{task}: quality against multiply-adds", zero=relative))
+        Chart(task, unit, _tradeoff_chart(points, label=f"{task}: quality against multiply-adds", zero=relative))
         for task, (points, unit) in panels.items()
         if points
     ]
-    return Tradeoff(_first(results, colours, cost, quality), tasks)
+    return _Tradeoff(_first(results, colours, cost, quality), tasks)
 
 
 def _first(results: StudyResults, colours: Mapping[str, int], cost: Spread, quality: Spread) -> Chart | None:
@@ -92,7 +92,7 @@ def _first(results: StudyResults, colours: Mapping[str, int], cost: Spread, qual
     if not points:
         return None
     label = "mean change over tasks against multiply-adds"
-    svg = tradeoff_chart(points, label=label, zero=True, named=True, width=WIDE, height=TALL)
+    svg = _tradeoff_chart(points, label=label, zero=True, named=True, width=_WIDE, height=_TALL)
     return Chart("Mean over tasks", f"change against {results.baseline}, %", svg)
 
 
@@ -101,7 +101,7 @@ def _has_baseline(results: StudyResults) -> bool:
 
 
 def _quality(results: StudyResults) -> Spread:
-    """Changes against the baseline, whose own are 0; figures themselves where there is none."""
+    """Return changes against the baseline, 0 for the baseline; or the figures if there is no baseline."""
     if not _has_baseline(results):
         return spread(per_seed(results, results.primary, "test"), results.settings)
     change = gains(results)
@@ -113,15 +113,15 @@ def _quality(results: StudyResults) -> Spread:
 
 def _points(
     results: StudyResults, colours: Mapping[str, int], cost: Spread, quality: Spread, column: str
-) -> list[Point]:
+) -> list[_Point]:
     figures = (cost.mean[MACS], cost.std[MACS], quality.mean[column], quality.std[column])
     rows = zip(results.settings["method"].items(), *figures, strict=True)  # all are in the order of the settings
-    points = [Point(str(label), colours[str(method)], *values) for (label, method), *values in rows]
+    points = [_Point(str(label), colours[str(method)], *values) for (label, method), *values in rows]
     return [point for point in points if point.x > 0 and not pd.isna(point.y)]
 
 
-def tradeoff_chart(
-    points: Sequence[Point],
+def _tradeoff_chart(
+    points: Sequence[_Point],
     *,
     label: str,
     zero: bool,
@@ -129,15 +129,15 @@ def tradeoff_chart(
     width: int = WIDTH,
     height: int = HEIGHT,
 ) -> Markup:
-    """Points with error bars of one standard deviation; multiply-adds on a logarithmic axis.
+    """Draw points with error bars of one standard deviation; multiply-adds are on a logarithmic axis.
 
     Args:
-        points: what is drawn.
-        label: what a screen reader says.
+        points: the methods.
+        label: text for screen readers.
         zero: draw a line at zero, the baseline's quality.
         named: write the methods' names beside their points.
-        width: in pixels.
-        height: in pixels.
+        width: width in pixels.
+        height: height in pixels.
     """
 
     def plot(axes: Axes) -> None:
@@ -185,8 +185,8 @@ def _horizontal(axes: Any, values: Sequence[float]) -> None:
 _NAMES = {"k": "thousands", "M": "millions", "G": "billions"}
 
 
-def _names(axes: Axes, points: Sequence[Point]) -> None:
-    """Write every method's name beside its point, on the side where there is room."""
+def _names(axes: Axes, points: Sequence[_Point]) -> None:
+    """Write every method's name beside its point, on the side that has room."""
     low, high = np.log(axes.get_xlim())
     for point in points:
         right = (np.log(point.x) - low) / (high - low) < 0.72

@@ -1,4 +1,4 @@
-"""Figures and lists as a person reads them."""
+"""Numbers and lists as text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sparsemtl.study.tables import MISSING, decimals, to_units
 
 
 def number(value: float | None) -> str:
-    """Four significant digits, "0.9532"; an en dash if it is missing."""
+    """Return four significant digits, "0.9532"; an en dash if the value is missing."""
     if value is None or not math.isfinite(value):
         return MISSING
     if value and abs(value) < 1e-4:
@@ -18,7 +18,7 @@ def number(value: float | None) -> str:
 
 
 def count(value: float) -> str:
-    """A large count with three significant digits: "157 k", "8.75 M"; the blank does not break."""
+    """Return a large count with three significant digits, "157 k" or "8.75 M", with a non-breaking space."""
     factor, symbol = to_units([value])
     if not symbol:
         return f"{value:,.0f}"
@@ -26,7 +26,7 @@ def count(value: float) -> str:
 
 
 def percent(fraction: float) -> str:
-    """A fraction in per cent, "30 %", "4.2 %" or "0.31 %"; the blank does not break."""
+    """Return a fraction in per cent, "30 %", "4.2 %" or "0.31 %", with a non-breaking space."""
     value = 100 * fraction
     digits = 0 if value == 0 or value >= 10 else 1 if value >= 1 else 2
     text = f"{value:.{digits}f}"
@@ -34,7 +34,7 @@ def percent(fraction: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time: "0.8 s", "45 s", "3 min 12 s", "1 h 5 min"."""
+    """Return a time in its largest units: "0.8 s", "45 s", "3 min 12 s", "1 h 5 min"."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -46,32 +46,32 @@ def duration(seconds: float) -> str:
 
 
 def signed(text: str) -> str:
-    """The same number with a true minus sign, as wide as a plus."""
+    """Replace hyphens by minus signs, which are as wide as plus signs."""
     return text.replace("-", "\N{MINUS SIGN}")
 
 
 def arrow(higher: bool | None) -> str:
-    """A blank and an arrow to where better is; nothing if that is not known."""
+    """Return a space and an arrow in the direction of improvement; "" if there is none."""
     return "" if higher is None else " ↑" if higher else " ↓"
 
 
 def listing(words: Iterable[str]) -> str:
-    """Words in a row: "a", "a and b", "a, b and c"."""
+    """Join words: "a", "a and b", "a, b and c"."""
     *first, last = list(words) or [""]
     return f"{', '.join(first)} and {last}" if first else last
 
 
 def plural(count: int, word: str) -> str:
-    """A count and its noun: "1 task", "3 tasks"."""
+    """Return a count and its noun: "1 task", "3 tasks"."""
     return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def scores(values: Sequence[tuple[str, str, float]]) -> str:
-    """Figures of tasks in a clause, by metric: "accuracy 0.9532 on digit and 0.9911 on parity".
+    """Return the figures of tasks, grouped by metric: "accuracy 0.9532 on digit and 0.9911 on parity".
 
     Args:
-        values: (task, metric, value) of every task. More than four tasks with one metric are put as their
-            mean with the lowest and the highest.
+        values: (task, metric, value) of every task. For more than four tasks with the same metric, their mean stands
+            with the lowest and the highest value.
     """
     groups: dict[str, dict[str, float]] = {}
     for task, metric, value in values:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparsemtl.balancing import Balancer
+from sparsemtl.networks.declarations import to_record
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.sharing.sharing import Sharing
 from sparsemtl.tasks import Task
@@ -46,8 +47,10 @@ def summarize(
         "parameters": {
             "total": sum(p.numel() for p in model.parameters()),
             "shared": sum(p.numel() for p in model.shared_parameters().values()),
+            "maskable": masks.size() if masks else 0,
             "kept": {task: masks.count(task) for task in masks} if masks else {},
         },
+        "independent_tasks": model.independent,
         "tasks": {
             task: _task(model.tasks[task], selection, validation.get(task, {}), test.get(task, {}))
             for task in model.tasks
@@ -55,6 +58,10 @@ def summarize(
         "cost": None if cost is None else cost.record(),
         "architecture": model.summary(),
         "sharing": sharing.summary(),
+        "declarations": {
+            "architecture": to_record(model.figures, model.tables()),
+            "sharing": to_record(getattr(sharing, "figures", ()), getattr(sharing, "tables", tuple)()),
+        },
     }
 
 

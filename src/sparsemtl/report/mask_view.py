@@ -1,4 +1,4 @@
-"""What a report says about masks: how much tasks keep, how much they share, and where in the network."""
+"""Densities and overlaps of masks: per task, per pair of tasks, and per layer."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from dataclasses import dataclass
 
 import torch
 
+from sparsemtl.errors import CheckpointError, MaskError
 from sparsemtl.networks.masks import TaskMasks
+from sparsemtl.storage.run_folder import RunRecord
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One parameter, or the whole network.
+class MaskedLayer:
+    """Masks of one parameter, or of all parameters together.
 
     Attributes:
-        name: shortened by what all names have in common.
+        name: name of the parameter, without the parts that all names share.
         size: number of weights.
-        densities: fraction that each task keeps, in the order of the tasks.
+        densities: fraction of the weights that each task keeps, in the order of the tasks.
         kept_by: fraction of the weights that exactly 0, 1, ..., T tasks keep; sums to 1.
     """
 
@@ -28,44 +30,56 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class SharingView:
-    """Everything that a report shows of masks.
+class MaskView:
+    """Densities and overlaps of the masks of T tasks.
 
     Attributes:
-        tasks: the tasks, in the order of all figures.
-        whole: the network over all its layers.
+        tasks: names of the tasks, in the order of all lists.
+        whole: all layers together.
         counts: number of weights that each task keeps.
-        layers: one a parameter, in the network's order.
-        jaccard: |A and B| / |A or B|, T rows of T.
-        containment: |A and B| / |A|, A is the row's task.
+        layers: one entry per parameter, in the network's order.
+        jaccard: (T, T), Jaccard index |A and B| / |A or B| in [0, 1].
+        containment: (T, T), |A and B| / |A| in [0, 1], where A is the task of the row.
         overlap: mean of `jaccard` over pairs of tasks; None for one task.
-        by_chance: what `overlap` would be if every task had drawn as many weights at random.
+        by_chance: expected `overlap` of random masks of the same densities; None for one task.
     """
 
     tasks: tuple[str, ...]
-    whole: Layer
+    whole: MaskedLayer
     counts: Sequence[int]
-    layers: Sequence[Layer]
+    layers: Sequence[MaskedLayer]
     jaccard: Sequence[Sequence[float]]
     containment: Sequence[Sequence[float]]
     overlap: float | None
     by_chance: float | None
 
 
-def sharing_view(masks: TaskMasks) -> SharingView:
-    """Read masks for a report."""
+def masks_of(run: RunRecord) -> TaskMasks | None:
+    """Return the masks at the end of a run; None for a run without masks.
+
+    Raises:
+        CheckpointError: if the file is damaged.
+    """
+    try:
+        return TaskMasks.load(run.folder.masks) if run.folder.masks.is_file() else None
+    except MaskError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def mask_view(masks: TaskMasks) -> MaskView:
+    """Return the densities and overlaps of masks."""
     overlap = masks.overlap()
     names = list(masks.shapes())
     histograms = {name: _histogram(masks, name) for name in names}
     densities = masks.layer_density()
     sizes = {name: shape.numel() for name, shape in masks.shapes().items()}
     layers = [
-        Layer(short, sizes[name], [densities[name][t] for t in masks], _shares(histograms[name]))
+        MaskedLayer(short, sizes[name], [densities[name][t] for t in masks], _shares(histograms[name]))
         for name, short in zip(names, _shortened(names), strict=True)
     ]
     own = [masks.density(task) for task in masks]
-    whole = Layer("all layers", masks.size(), own, _shares(torch.stack(list(histograms.values())).sum(0)))
-    return SharingView(
+    whole = MaskedLayer("all layers", masks.size(), own, _shares(torch.stack(list(histograms.values())).sum(0)))
+    return MaskView(
         masks.tasks,
         whole,
         [masks.count(task) for task in masks],
@@ -78,7 +92,7 @@ def sharing_view(masks: TaskMasks) -> SharingView:
 
 
 def _histogram(masks: TaskMasks, name: str) -> torch.Tensor:
-    """How many weights of a parameter 0, 1, ..., T tasks keep: int64, shape (T + 1,)."""
+    """Return the number of weights of a parameter that 0, 1, ..., T tasks keep: int64, shape (T + 1,)."""
     keepers = torch.stack([masks[task][name].flatten() for task in masks]).sum(0)
     return torch.bincount(keepers, minlength=len(masks) + 1)
 
@@ -89,7 +103,7 @@ def _shares(histogram: torch.Tensor) -> list[float]:
 
 
 def _jaccard_by_chance(a: float, b: float) -> float:
-    """Expected Jaccard overlap, to first order, of two independent masks of densities a and b."""
+    """Return the expected Jaccard index, to first order, of two independent masks of densities a and b."""
     either = a + b - a * b
     return a * b / either if either else 0.0
 
@@ -100,7 +114,7 @@ def _mean_of_pairs(matrix: Sequence[Sequence[float]]) -> float | None:
 
 
 def _shortened(names: Sequence[str]) -> list[str]:
-    """Drop the leading parts that all names share, and "weight" at the end; a number keeps its parent."""
+    """Drop the leading parts that all names share, and "weight" at the end; a number keeps the name before it."""
     parts = [name.split(".") for name in names]
     parts = [p[:-1] if p[-1] == "weight" and len(p) > 1 else p for p in parts]
     while len({p[0] for p in parts}) == 1 and all(len(p) > 1 and not p[1].isdigit() for p in parts):

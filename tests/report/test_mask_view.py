@@ -5,7 +5,7 @@ import torch
 from synthetic import LAYERS, make_masks
 
 from sparsemtl.networks.masks import TaskMasks
-from sparsemtl.report.sharing import sharing_view
+from sparsemtl.report.mask_view import mask_view
 
 MASKS = TaskMasks(
     {
@@ -22,7 +22,7 @@ MASKS = TaskMasks(
 
 
 def test_figures_by_hand():
-    view = sharing_view(MASKS)
+    view = mask_view(MASKS)
     assert view.tasks == ("a", "b")
     assert view.counts == [3, 3]
     assert [layer.name for layer in view.layers] == ["one", "two.bias"]
@@ -37,7 +37,7 @@ def test_figures_by_hand():
 
 def test_how_many_tasks_keep_each_weight_agrees_with_counting_them_one_by_one():
     masks = make_masks(["digit", "even", "loops"], 0.4, LAYERS, seed=1)
-    view = sharing_view(masks)
+    view = mask_view(masks)
     vectors = [masks.flat(task).tolist() for task in masks]
     keepers = [sum(weight) for weight in zip(*vectors, strict=True)]
     assert view.whole.kept_by == pytest.approx([keepers.count(k) / len(keepers) for k in range(4)])
@@ -47,18 +47,18 @@ def test_how_many_tasks_keep_each_weight_agrees_with_counting_them_one_by_one():
 def test_random_masks_overlap_as_chance_predicts():
     generator = torch.Generator().manual_seed(0)
     random = {t: {"w": torch.rand(200_000, generator=generator) < p} for t, p in (("a", 0.3), ("b", 0.5))}
-    view = sharing_view(TaskMasks(random))
+    view = mask_view(TaskMasks(random))
     assert view.overlap == pytest.approx(view.by_chance, abs=0.005)
 
 
 def test_one_task_overlaps_with_nothing():
-    view = sharing_view(TaskMasks({"a": MASKS["a"]}))
+    view = mask_view(TaskMasks({"a": MASKS["a"]}))
     assert view.overlap is None
     assert view.by_chance is None
 
 
 def test_masks_that_keep_nothing_are_shown():
-    view = sharing_view(TaskMasks({t: {"w": torch.zeros(3, dtype=torch.bool)} for t in "ab"}))
+    view = mask_view(TaskMasks({t: {"w": torch.zeros(3, dtype=torch.bool)} for t in "ab"}))
     assert view.whole.kept_by == [1, 0, 0]
     assert view.by_chance == 0
 
@@ -74,4 +74,4 @@ def test_masks_that_keep_nothing_are_shown():
 )
 def test_names_lose_what_they_have_in_common_but_numbers_keep_their_parent(names, short):
     masks = TaskMasks({"a": {name: torch.ones(2, dtype=torch.bool) for name in names}})
-    assert [layer.name for layer in sharing_view(masks).layers] == short
+    assert [layer.name for layer in mask_view(masks).layers] == short
