@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import os
 import struct
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from object_files import OBJECTS, lay_folders
 from table_files import lay_census, lay_movielens, lay_student, write
 from torch import Tensor
 from vision_files import lay_celeba, lay_celebamask, lay_cityscapes, lay_nyu_arrays
+from web_server import Server
 
 from sparsemtl.data.dkl import SOURCES
-from sparsemtl.data.labelled import LabelledImages
+from sparsemtl.data.images.mnist import LabelledImages
 
 REAL = Path(os.environ.get("SPARSEMTL_DATA") or "/work/shared/data")
 
@@ -86,3 +88,15 @@ def real_root() -> Path:
     if not (REAL / "MNIST/raw").is_dir() or not (REAL / "FashionMNIST/raw").is_dir():
         pytest.skip(f"no MNIST and FashionMNIST under {REAL}")
     return REAL
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    (tmp_path / "server").mkdir()
+    made = Server(tmp_path / "server")
+    thread = threading.Thread(target=made.server.serve_forever)
+    thread.start()
+    yield made
+    made.server.shutdown()
+    thread.join()
+    made.server.server_close()

@@ -12,7 +12,7 @@ import sparsemtl as sm
 from sparsemtl.backbones import CNN
 from sparsemtl.data import DATASETS, LazySplit, TaskData
 from sparsemtl.data.attributes import read_attributes
-from sparsemtl.data.celeba import GROUPS
+from sparsemtl.data.images.celeba import GROUPS
 from sparsemtl.errors import DataError, ParameterError
 from sparsemtl.tasks import Classification, MultiLabel
 

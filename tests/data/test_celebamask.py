@@ -12,8 +12,8 @@ from vision_files import NAMES, Array, PerPixel, attribute_values, lay_celebamas
 
 import sparsemtl as sm
 from sparsemtl.data import DATASETS, LazySplit, TaskData
-from sparsemtl.data.celebamask.masks import CLASSES, PARTS
-from sparsemtl.data.pictures import nearest
+from sparsemtl.data.images.celebamask import CLASSES, PARTS
+from sparsemtl.data.images.pictures import nearest
 from sparsemtl.errors import ConfigError, DataError, ParameterError
 
 NUMBERS = (0, 1, 2, 3, 4, 5, 2000)

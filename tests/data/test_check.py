@@ -79,7 +79,7 @@ def test_what_is_there_can_be_read(name: str, tmp_path: Path) -> None:
 
 
 def test_the_files_of_mnist_count_plain_or_zipped(tmp_path: Path, lay: Callable[..., object]) -> None:
-    from sparsemtl.data.mnist import MNIST
+    from sparsemtl.data.images.mnist import MNIST
 
     lay(tmp_path, MNIST)
     code, output = run("check", "mnist", "--data-root", str(tmp_path))

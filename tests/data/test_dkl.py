@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsemtl.data import DATASETS
-from sparsemtl.data.kmnist import KMNIST
-from sparsemtl.data.mnist import MNIST
+from sparsemtl.data.images.mnist import KMNIST, MNIST
 from sparsemtl.errors import DataError, ParameterError
 
 

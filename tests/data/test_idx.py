@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsemtl.data.idx import read_idx
+from sparsemtl.data.images.idx import read_idx
 from sparsemtl.errors import DataError
 
 ToIdx = Callable[[Tensor], bytes]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from vision_files import image, save
 
-from sparsemtl.data.pictures import (
+from sparsemtl.data.images.pictures import (
     Array,
     as_size,
     bilinear,

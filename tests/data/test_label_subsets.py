@@ -17,9 +17,9 @@ import sparsemtl as sm
 from sparsemtl.backbones import CNN
 from sparsemtl.cli import data as cli_data
 from sparsemtl.data import DATASETS, LazySplit, Split, TaskData
-from sparsemtl.data.lazy import Sample
-from sparsemtl.data.mnist import MNIST
-from sparsemtl.data.subsets.draws import Draws, drawn_classes
+from sparsemtl.data.images.mnist import MNIST
+from sparsemtl.data.lazy import DecodedSample
+from sparsemtl.data.subsets.class_sampling import ClassSampling, drawn_classes
 from sparsemtl.errors import ConfigError, DataError, LabelWarning, ParameterError
 from sparsemtl.tasks import Classification, MultiLabel
 
@@ -44,11 +44,11 @@ class Numbered:
     def where(self, row: int) -> str:
         return f"{self.first + row}.png"
 
-    def sample(self, row: int, targets: Sequence[str]) -> Sample:
+    def sample(self, row: int, targets: Sequence[str]) -> DecodedSample:
         self.decoded.append(row)
         remarks = {"odd": f"{self.where(row)} is odd."} if row == self.remarked else {}
         x = torch.full((1, 2, 2), self.first + row, dtype=torch.uint8)
-        return Sample(x, dict.fromkeys(targets, torch.tensor(row % 5)), remarks)
+        return DecodedSample(x, dict.fromkeys(targets, torch.tensor(row % 5)), remarks)
 
 
 def numbered(name: str, first: int = 0, *, lazy: bool = False, tells: bool = True, side: int = 2) -> TaskData:
@@ -202,14 +202,14 @@ def test_drawn_tasks_have_exactly_the_overlap_in_common(tasks: int, size: int, o
 @given(st.lists(st.integers(-1, 4), min_size=1, max_size=80), st.integers(0, 99))
 def test_samples_are_drawn_apart_or_there_are_too_few(labels: list[int], seed: int) -> None:
     classes, chosen = torch.tensor(labels), {"a": [0, 1, 2], "b": [1, 2], "c": [2, 3]}
-    draws = Draws(classes, list("vwxyz"), "training", seed=seed)
+    draws = ClassSampling(classes, list("vwxyz"), "training", seed=seed)
     counts = [labels.count(index) for index in range(4)]
     enough = counts[0] >= 3 and counts[1] >= 6 and counts[2] >= 9 and counts[3] >= 3
     if not enough:
         with pytest.raises(DataError, match=r"training samples; \d+ are needed"):
-            draws.apart(chosen, 3)
+            draws.disjoint(chosen, 3)
         return
-    drawn = draws.apart(chosen, 3)
+    drawn = draws.disjoint(chosen, 3)
     for task, of in chosen.items():
         assert Counter(classes[drawn[task]].tolist()) == dict.fromkeys(of, 3)
         assert drawn[task].tolist() == sorted(drawn[task].tolist())
@@ -321,10 +321,10 @@ def test_a_table_can_be_cut_too(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"tasks": {"one": ["3", "tree"]}}, r"task 'one': unknown class 'tree'.*Known: 0, 1"),
         ({"tasks": {"one": [3, 10]}}, r"task 'one': a class's index lies in 0 .. 9, got 10"),
-        ({"tasks": {"one": [3, True]}}, r"index lies in 0 .. 9, got True"),
+        ({"tasks": {"one": [3, True]}}, r"'tasks' parameter of label_subsets must be .* ints. Got .*True"),
         ({"tasks": {"one": [3, "3"]}}, r"task 'one' needs at least 2 classes, each once; got \[3, '3'\]"),
         ({"tasks": {"one": [3]}}, r"needs at least 2 classes"),
-        ({"tasks": {"one": "34"}}, r"expected a list of classes, got '34'"),
+        ({"tasks": {"one": "34"}}, r"'tasks' parameter of label_subsets must be .* Got .*'34'"),
         ({"tasks": {}}, r"a mapping of tasks to their classes; got none"),
         ({"tasks": {"auxiliary": [1, 2]}}, r"'auxiliary' is what the task of all classes is called"),
         ({"tasks": 2, "classes": 10}, r"2 tasks of 10 classes, 3 of them in common, need 17 classes; there are 10"),

@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from web_server import Server
 
 from sparsemtl.data import DATASETS, Split, TaskData
 from sparsemtl.data.dkl import SOURCES
 from sparsemtl.data.download import SeparateFiles
-from sparsemtl.data.emnist_letters import EMNIST_LETTERS
-from sparsemtl.data.fashion_mnist import FASHION_MNIST
-from sparsemtl.data.labelled import LabelledImages
-from sparsemtl.data.mnist import MNIST
+from sparsemtl.data.images.mnist import EMNIST_LETTERS, FASHION_MNIST, MNIST, LabelledImages
 from sparsemtl.errors import DataError
 
 Lay = Callable[..., dict[str, Tensor]]
@@ -111,11 +109,11 @@ def test_a_root_that_does_not_exist_lacks_all_files(tmp_path: Path) -> None:
         DATASETS.build("mnist", root=tmp_path / "nowhere")
 
 
-def test_download_gets_what_is_absent_only(tmp_path: Path, lay: Lay) -> None:
+def test_download_gets_what_is_absent_only(tmp_path: Path, lay: Lay, server: Server) -> None:
     lay(tmp_path / "server", MNIST)
     served = tmp_path / "server" / "MNIST" / "raw"
     sums = {path.name: md5(path.read_bytes()).hexdigest() for path in served.iterdir()}
-    source = replace(MNIST, origin=SeparateFiles(f"{served.as_uri()}/", sums))
+    source = replace(MNIST, origin=SeparateFiles(server.url("MNIST/raw/"), sums))
     lay(tmp_path, MNIST, train=30)
     raw = tmp_path / "MNIST" / "raw"
     (raw / "t10k-labels-idx1-ubyte.gz").unlink()

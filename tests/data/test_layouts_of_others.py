@@ -11,7 +11,7 @@ from table_files import write
 
 from sparsemtl.cli import data as cli_data
 from sparsemtl.data import DATASETS, TaskData
-from sparsemtl.data.folders import counted
+from sparsemtl.data.images.folders import counted
 from sparsemtl.data.requirements import Expected, Found, Package
 from sparsemtl.errors import DataError
 from sparsemtl.tasks import Classification

@@ -13,7 +13,7 @@ from torch import nn
 
 import sparsemtl as sm
 from sparsemtl.data import LazySplit, Split, TaskData
-from sparsemtl.data.lazy import AHEAD, LazyLoader, Sample
+from sparsemtl.data.lazy import AHEAD, DecodedSample, LazyLoader
 from sparsemtl.errors import DataError, LabelWarning, ParameterError
 from sparsemtl.tasks import Classification, Regression
 
@@ -34,7 +34,7 @@ class Numbered:
     def where(self, row: int) -> str:
         return f"{row}.png"
 
-    def sample(self, row: int, targets: Sequence[str]) -> Sample:
+    def sample(self, row: int, targets: Sequence[str]) -> DecodedSample:
         self.decoded.append(row)
         self.asked |= set(targets)
         if row == self.bad:
@@ -42,7 +42,7 @@ class Numbered:
         x = torch.full((1, 2, 3 if row == self.odd else 2), row, dtype=torch.uint8)
         labels = {"class": torch.tensor(row % 3), "value": torch.tensor(float(row))}
         remarks = {"empty": f"{row}.png is empty."} if row in self.remarked else {}
-        return Sample(x, {name: labels[name] for name in targets}, remarks)
+        return DecodedSample(x, {name: labels[name] for name in targets}, remarks)
 
 
 def lazy(source: Numbered, *, workers: int = 0, memory: float = 0.0) -> LazySplit:
@@ -121,7 +121,7 @@ def test_samples_that_do_not_fit_are_decoded_in_every_pass() -> None:
     split = lazy(source, memory=(10 * sample - 1) / 1e9)
     passes(split.loader(4), 3)
     assert len(source.decoded) == 1 + 30
-    assert lazy(source, memory=10 * sample / 1e9).kept is not None
+    assert lazy(source, memory=10 * sample / 1e9).cache is not None
 
 
 def test_a_pass_that_was_broken_off_leaves_no_gap_behind() -> None:
@@ -154,7 +154,7 @@ class Meeting(Numbered):
         super().__init__(count)
         self.both = threading.Barrier(2)
 
-    def sample(self, row: int, targets: Sequence[str]) -> Sample:
+    def sample(self, row: int, targets: Sequence[str]) -> DecodedSample:
         if threading.current_thread() is not threading.main_thread():
             self.both.wait(timeout=10)
         return super().sample(row, targets)
@@ -191,7 +191,7 @@ def test_images_of_different_sizes_are_refused_by_name() -> None:
 @pytest.mark.parametrize("memory", [0.0, 1.0])
 def test_what_a_person_should_know_is_told_once(memory: float) -> None:
     split = lazy(Numbered(8, remarked=[2, 3, 6]), memory=memory)
-    with pytest.warns(LabelWarning, match=r"2\.png is empty\. More of the kind are not told") as told:
+    with pytest.warns(LabelWarning, match=r"2\.png is empty\. Further warnings of the kind are left out") as told:
         passes(split.loader(4), 3)
     assert len(told) == 1
     with warnings.catch_warnings():

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from sparsemtl.data import DATASETS, LazySplit, TaskData
-from sparsemtl.data.objects.likeness import Print, Prints, copies, same_pixels
-from sparsemtl.data.objects.source import ClassPictures
+from sparsemtl.data.images.classified.duplicates import Fingerprints, copies, fingerprint, same_pixels
+from sparsemtl.data.images.classified.source import ClassImages
 from sparsemtl.errors import DataError, ParameterError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -128,7 +128,7 @@ def pasted(image: Array) -> Array:
 @pytest.mark.parametrize("kind", DIFFERENT)
 def test_pictures_that_are_near_and_not_the_same_stay(kind: str) -> None:
     images = [made for seed in range(30) for made in (picture(seed), DIFFERENT[kind](picture(seed)))]
-    prints = Prints.of(Print.of(image) for image in images)
+    prints = Fingerprints.of(fingerprint(image) for image in images)
     rows = np.arange(len(images))
     assert copies(prints, rows[::2], rows[1::2], lambda row: images[row]) == {}
     assert same_pixels(prints, rows[::2], rows[1::2]) == {}
@@ -136,7 +136,7 @@ def test_pictures_that_are_near_and_not_the_same_stay(kind: str) -> None:
 
 def test_plain_pictures_and_broken_ones_are_like_no_other(tmp_path: Path) -> None:
     images: list[Array | None] = [np.full((40, 40, 3), level, np.uint8) for level in (0, 0, 1, 200)]
-    prints = Prints.of(Print.of(image) if image is not None else None for image in [*images, None, None])
+    prints = Fingerprints.of(fingerprint(image) if image is not None else None for image in [*images, None, None])
     assert same_pixels(prints, np.array([0, 2, 3, 4]), np.array([1, 5])) == {0: 1}
     assert copies(prints, np.array([0, 2, 3, 4]), np.array([1, 5]), lambda _: pytest.fail("looked at")) == {}
 
@@ -147,10 +147,10 @@ def test_pictures_are_decoded_once_and_recognised_from_what_is_kept(
     lay(tmp_path, COPIES["saved with losses"])
     first = build(tmp_path, {"small": "small", "big": "big"})
     assert isinstance(first.train, Mapping)
-    monkeypatch.setattr(ClassPictures, "_print", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(ClassImages, "_fingerprint", lambda *_: pytest.fail("decoded again"))
     again = build(tmp_path, {"small": "small", "big": "big"}, size=16)
     assert again.notes == first.notes
-    monkeypatch.setattr("sparsemtl.data.objects.source.read_upright", lambda _: pytest.fail("decoded again"))
+    monkeypatch.setattr("sparsemtl.data.images.classified.source.read_upright", lambda _: pytest.fail("decoded again"))
     next(iter(first.train["big"].loader(4)))
     (tmp_path / "pictures").joinpath(next((tmp_path / "pictures").glob("*.npz"))).write_bytes(b"damage")
     monkeypatch.undo()
@@ -172,6 +172,6 @@ def test_a_class_of_copies_alone_is_named_with_the_way_out(tmp_path: Path) -> No
 def test_a_thousand_pictures_take_seconds(tmp_path: Path) -> None:
     images = [picture(seed) for seed in range(1000)]
     start = time.process_time()
-    prints = Prints.of(Print.of(image) for image in images)
+    prints = Fingerprints.of(fingerprint(image) for image in images)
     copies(prints, np.arange(700), np.arange(700, 1000), lambda row: images[row])
     assert time.process_time() - start < 10

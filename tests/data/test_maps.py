@@ -8,21 +8,21 @@ import pytest
 import torch
 from vision_files import as_colours, depth, image, labels, normals
 
-from sparsemtl.data.lazy import LazySplit, Sample
-from sparsemtl.data.maps import (
+from sparsemtl.data.images.maps import (
     IGNORE,
+    BinaryMaps,
     ClassMap,
     DepthMap,
     Field,
     ImageSource,
     LabelTable,
     NormalMap,
-    OneOfClasses,
     Values,
     as_stored,
     from_millimetres,
 )
-from sparsemtl.data.pictures import Array, nearest
+from sparsemtl.data.images.pictures import Array, nearest
+from sparsemtl.data.lazy import DecodedSample, LazySplit
 from sparsemtl.errors import DataError, LabelWarning
 from sparsemtl.tasks import Depth, Normals, Segmentation
 
@@ -54,7 +54,7 @@ def source(*fields: Field, size: Any = None) -> ImageSource:
     return ImageSource(Given("image", (image(0),)), fields, size)
 
 
-def sample(*fields: Field, size: Any = None) -> Sample:
+def sample(*fields: Field, size: Any = None) -> DecodedSample:
     read = source(*fields, size=size)
     return read.sample(0, read.targets)
 
@@ -87,7 +87,7 @@ def test_an_id_beyond_the_table_is_named_with_its_file(wrong: float) -> None:
 
 def test_every_class_can_be_a_map_of_its_own_with_unknown_pixels_outside_of_all() -> None:
     ids = np.array([-1, 0, 1, 7])[labels(0, 0, 3)]
-    maps = sample(OneOfClasses(ClassMap("seg", given(ids), TABLE))).targets
+    maps = sample(BinaryMaps(ClassMap("seg", given(ids), TABLE))).targets
     assert list(maps) == ["a", "b", "c"]
     for name, number in (("a", 0), ("b", 1), ("c", 7)):
         assert np.array_equal(maps[name].numpy(), ids == number)
@@ -195,8 +195,8 @@ def test_vectors_that_are_no_normals_are_refused() -> None:
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        (ClassMap("t", given(np.zeros((16, 24, 3))), TABLE), "expected one label a pixel"),
-        (DepthMap("t", given(np.zeros((16, 24, 3))), as_stored), "expected one depth a pixel"),
+        (ClassMap("t", given(np.zeros((16, 24, 3))), TABLE), "expected one label per pixel"),
+        (DepthMap("t", given(np.zeros((16, 24, 3))), as_stored), "expected one depth per pixel"),
         (NormalMap("t", given(np.zeros((16, 24)))), "expected normals"),
     ],
 )

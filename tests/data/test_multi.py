@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsemtl.data import DATASETS, Split
-from sparsemtl.data.fashion_mnist import FASHION_MNIST
-from sparsemtl.data.mnist import MNIST
+from sparsemtl.data.images.mnist import FASHION_MNIST, MNIST
 
 Lay = Callable[..., dict[str, Tensor]]
 

@@ -23,8 +23,8 @@ from vision_files import (
 
 import sparsemtl as sm
 from sparsemtl.data import DATASETS, LazySplit, TaskData
-from sparsemtl.data.nyu.classes import FORTY, FORTY_TO_THIRTEEN, THIRTEEN, arrays_table, labelled_table, pictures_table
-from sparsemtl.data.pictures import Array, nearest
+from sparsemtl.data.images.nyu import FORTY, FORTY_TO_THIRTEEN, THIRTEEN, arrays_table, labelled_table, pictures_table
+from sparsemtl.data.images.pictures import Array, nearest
 from sparsemtl.errors import DataError, LabelWarning, MissingExtraError, ParameterError
 from sparsemtl.tasks import Segmentation
 

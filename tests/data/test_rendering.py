@@ -22,20 +22,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sparsemtl.data.scenes import (
     CLASSES,
     SCENES,
-    Part,
     Rendering,
-    cache,
+    SceneSplit,
+    dataset,
     lighting,
-    part_indices,
     render,
     rendered,
     rendering,
+    split_indices,
 )
-from sparsemtl.data.scenes.arithmetic import sqrt
 from sparsemtl.data.scenes.camera import corners, expose, middles
-from sparsemtl.data.scenes.draws import LEVELS, SUMMANDS, Draws, gaussian
 from sparsemtl.data.scenes.furnishing import CLEAR, _objects, draw_rooms
 from sparsemtl.data.scenes.lighting import smooth_noise
+from sparsemtl.data.scenes.numbers import LEVELS, SUMMANDS, UniformNumbers, gaussian, sqrt
 from sparsemtl.data.scenes.rendering import _follow, _scene, photograph
 from sparsemtl.data.scenes.rooms import ABSENT, OBJECT, SLOTS, Camera, Rooms, Solids, Window
 from sparsemtl.data.scenes.tracing import blocked, trace
@@ -497,7 +496,7 @@ def test_all_classes_are_frequent_enough_to_learn() -> None:
 
 
 def test_objects_stand_apart_from_each_other_and_inside_the_room() -> None:
-    draws = Draws(0, range(200))
+    draws = UniformNumbers(0, range(200))
     size = torch.cat([draws.uniform(3.2, 5.6, 1), draws.uniform(3.8, 6.0, 1), draws.uniform(2.3, 3.0, 1)], 1)
     middle, reach, sides, height, turn, there = _objects(draws, size)
     assert (middle > reach.unsqueeze(2)).all()
@@ -688,7 +687,7 @@ class RecordOperations(TorchDispatchMode):
 def test_rendering_uses_no_operation_that_processors_round_differently() -> None:
     with RecordOperations() as recorded:
         found = render(0, range(12), 16, 24)
-        cache.unpacked(cache.packed(found))
+        dataset.unpacked(dataset.packed(found))
     assert recorded.names <= EXACT, f"not defined to the last bit: {sorted(recorded.names - EXACT)}"
     assert not any(dtype.is_floating_point for dtype in recorded.summed), "sums of real numbers depend on their order"
 
@@ -712,12 +711,12 @@ def test_noise_is_a_sum_of_whole_numbers() -> None:
     assert noise.abs().max() <= SUMMANDS / 2
 
 
-STORED = Path(__file__).parent / f"scenes_format_{cache.FORMAT}.safetensors"
+STORED = Path(__file__).parent / f"scenes_format_{dataset.FORMAT}.safetensors"
 """First images of the present format; `python tests/data/test_rendering.py` writes them."""
 
 
 def first_images() -> dict[str, Tensor]:
-    return cache.packed(render(0, range(4), 8, 12))
+    return dataset.packed(render(0, range(4), 8, 12))
 
 
 def test_whoever_changes_the_images_raises_the_version_of_the_format() -> None:
@@ -727,7 +726,7 @@ def test_whoever_changes_the_images_raises_the_version_of_the_format() -> None:
         assert (stored[name] != found[name]).sum() <= 1, name
     for name, tolerance in (("image", 1), ("depth", 1e-3), ("normals", 1e-2)):
         apart = (stored[name].double() - found[name].double()).abs() > tolerance
-        assert apart.sum() <= 3, f"{name}: raise cache.FORMAT and store the new images"
+        assert apart.sum() <= 3, f"{name}: raise dataset.FORMAT and store the new images"
 
 
 SAVE = """
@@ -755,13 +754,13 @@ def test_images_do_not_depend_on_how_many_numbers_a_processor_handles_at_once(
 
 def test_parts_share_no_index_however_many_images_they_have() -> None:
     counts = {"train": 90, "validation": 1000, "test": 7}
-    indices = [i for part in get_args(Part) for i in part_indices(part, counts[part])]
+    indices = [i for part in get_args(SceneSplit) for i in split_indices(part, counts[part])]
     assert len(set(indices)) == len(indices) == sum(counts.values())
 
 
-@pytest.mark.parametrize("part", get_args(Part))
-def test_fewer_images_of_a_part_are_the_beginning_of_more(part: Part, tmp_path: Path) -> None:
-    assert list(part_indices(part, 5)) == list(part_indices(part, 9))[:5]
+@pytest.mark.parametrize("part", get_args(SceneSplit))
+def test_fewer_images_of_a_part_are_the_beginning_of_more(part: SceneSplit, tmp_path: Path) -> None:
+    assert list(split_indices(part, 5)) == list(split_indices(part, 9))[:5]
     few, many = (rendered(part, n, height=8, width=8, seed=1, root=tmp_path) for n in (3, 5))
     assert_same(few, at(many, slice(0, 3)))
     assert len(many.image) == 5
@@ -769,7 +768,7 @@ def test_fewer_images_of_a_part_are_the_beginning_of_more(part: Part, tmp_path: 
 
 def test_what_is_kept_is_what_was_rendered(tmp_path: Path) -> None:
     kept = rendered("test", 6, height=12, width=16, seed=3, root=tmp_path)
-    fresh = render(3, part_indices("test", 6), 12, 16)
+    fresh = render(3, split_indices("test", 6), 12, 16)
     for name in ("image", "segmentation", "depth", "scene"):
         assert torch.equal(getattr(kept, name), getattr(fresh, name)), name
     torch.testing.assert_close(kept.normals, fresh.normals, rtol=0, atol=1e-3)
@@ -780,14 +779,14 @@ def test_what_is_kept_is_what_was_rendered(tmp_path: Path) -> None:
 def test_images_are_rendered_once_and_read_again_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = rendered("train", 4, height=8, width=10, seed=0, root=tmp_path)
     (file,) = (tmp_path / "scenes").iterdir()
-    assert file.name == f"v{cache.FORMAT}-8x10-seed0-train-4.safetensors"
-    monkeypatch.setattr(cache, "render", lambda *_: pytest.fail("rendered again"))
+    assert file.name == f"v{dataset.FORMAT}-8x10-seed0-train-4.safetensors"
+    monkeypatch.setattr(dataset, "render", lambda *_: pytest.fail("rendered again"))
     assert_same(rendered("train", 4, height=8, width=10, seed=0, root=tmp_path), first)
 
 
 def test_rendering_in_pieces_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = rendered("train", 7, height=8, width=8, seed=0, root=tmp_path / "a")
-    monkeypatch.setattr(cache, "PIECE", 3)
+    monkeypatch.setattr(dataset, "PIECE", 3)
     assert_same(rendered("train", 7, height=8, width=8, seed=0, root=tmp_path / "b"), whole)
 
 
@@ -820,7 +819,7 @@ def test_a_full_disk_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def full(*_: object) -> None:
         raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr(cache, "write_tensors", full)
+    monkeypatch.setattr(dataset, "write_tensors", full)
     with pytest.raises(DataError, match=f"cannot be kept in {tmp_path / 'scenes'}: No space left"):
         rendered("train", 2, height=8, width=8, seed=0, root=tmp_path)
 

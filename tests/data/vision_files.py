@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
-from sparsemtl.data.celeba import ATTRIBUTES, IMAGES, PARTITION
-from sparsemtl.data.celebamask.masks import PARTS
+from sparsemtl.data.images.celeba import ATTRIBUTES, IMAGES, PARTITION
+from sparsemtl.data.images.celebamask import PARTS
 
 Array = np.ndarray[Any, np.dtype[Any]]
 HEIGHT, WIDTH = 16, 24

@@ -21,8 +21,8 @@ from torch import nn
 import sparsemtl as sm
 from sparsemtl.backbones import load_torchvision
 from sparsemtl.data import TensorLoader
-from sparsemtl.data.idx import read_idx
-from sparsemtl.data.pictures import read_array
+from sparsemtl.data.images.idx import read_idx
+from sparsemtl.data.images.pictures import read_array
 from sparsemtl.data.tables.reading import check_names
 from sparsemtl.errors import CheckpointError, DataError, RecordWarning, SparseMTLError
 from sparsemtl.storage.files import read_tree, write_tree
@@ -207,7 +207,7 @@ def test_every_flipped_byte_of_an_array_is_an_array_or_a_refusal(tmp_path: Path)
 
 def test_every_damaged_stack_of_matlab_is_read_or_refused(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
-    from sparsemtl.data.matlab import Stack, shape_of
+    from sparsemtl.data.images.matlab import Stack, shape_of
 
     path = tmp_path / "a.mat"
     with h5py.File(path, "w") as file:

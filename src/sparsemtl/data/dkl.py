@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Literal
 
 from sparsemtl.data.base import Split, TaskData
-from sparsemtl.data.emnist_letters import EMNIST_LETTERS
-from sparsemtl.data.fashion_mnist import FASHION_MNIST
-from sparsemtl.data.kmnist import KMNIST
-from sparsemtl.data.labelled import held_out_note, size_notes
-from sparsemtl.data.mnist import MNIST
+from sparsemtl.data.images.mnist import (
+    EMNIST_LETTERS,
+    FASHION_MNIST,
+    KMNIST,
+    MNIST,
+    held_out_note,
+    size_notes,
+)
 from sparsemtl.data.options import ProperFraction, checked
 from sparsemtl.data.requirements import requires_files
 from sparsemtl.errors import ParameterError

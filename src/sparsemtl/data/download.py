@@ -1,39 +1,36 @@
-"""Getting a data set's official files: of the published checksum and whole, or not there at all."""
+"""Downloads of official files with a published checksum: a file is whole, or absent."""
 
 from __future__ import annotations
 
-import hashlib
-import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from sparsemtl.errors import DataError
 from sparsemtl.storage.files import replacing
 
 TIMEOUT = 60.0
 """Seconds without an answer after which a server counts as absent."""
-CHUNK = 1 << 20
-"""Bytes read at a time."""
 
 
 class Origin(Protocol):
-    """Where a data set's files can be got."""
+    """Address of a data set's files."""
 
     @property
     def address(self) -> str:
-        """The address to name in messages."""
+        """Address to name in messages."""
 
     def fetch(self, folder: Path, names: Sequence[str]) -> None:
         """Put the named files into a folder.
 
         Raises:
-            DataError: if one cannot be had whole.
+            DataError: if a file cannot be downloaded whole.
         """
 
 
@@ -42,9 +39,9 @@ class SeparateFiles:
     """Files that lie side by side at an address.
 
     Attributes:
-        address: what their names are appended to.
+        address: prefix of the files' addresses.
         md5: name -> checksum.
-        mirrors: other addresses with the same files.
+        mirrors: further addresses of the same files.
     """
 
     address: str
@@ -54,8 +51,8 @@ class SeparateFiles:
     def fetch(self, folder: Path, names: Sequence[str]) -> None:
         """Download every named file."""
         for name in names:
-            mirrors = [mirror + name for mirror in self.mirrors]
-            download(self.address + name, folder / name, md5=self.md5[name], mirrors=mirrors)
+            urls = [address + name for address in (self.address, *self.mirrors)]
+            download(urls, folder / name, md5=self.md5[name])
 
 
 @dataclass(frozen=True)
@@ -63,8 +60,8 @@ class ZipArchive:
     """Files inside one zip archive.
 
     Attributes:
-        address: of the archive.
-        md5: its checksum.
+        address: address of the archive.
+        md5: checksum of the archive.
         inside: folder within the archive in which the files lie.
     """
 
@@ -73,66 +70,65 @@ class ZipArchive:
     inside: str
 
     def fetch(self, folder: Path, names: Sequence[str]) -> None:
-        """Download the archive, take the named files out and remove it."""
+        """Download the archive, extract the named files and remove the archive."""
         archive = folder / self.address.rpartition("/")[2]
-        download(self.address, archive, md5=self.md5)
+        download([self.address], archive, md5=self.md5)
         try:
             with zipfile.ZipFile(archive) as content:
                 for name in names:
                     with replacing(folder / name) as aside:
                         aside.write_bytes(content.read(f"{self.inside}/{name}"))
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, KeyError) as error:
-            raise DataError(f"{self.address} is not the archive that it was: {error}.") from None
+            raise DataError(f"{self.address} is not the expected archive: {error}.") from None
         finally:
             archive.unlink()
 
 
-def download(url: str, target: Path, *, md5: str, mirrors: Sequence[str] = ()) -> None:
-    """Fetch one file; what does not have the checksum is thrown away.
+def download(urls: Sequence[str], target: Path, *, md5: str) -> None:
+    """Download one file from the first address that serves it with the right checksum.
 
     Args:
-        url: where it is.
-        target: where it goes; an existing file is replaced once the new one is whole.
+        urls: addresses, tried in order.
+        target: path of the file; an existing file is replaced once the new one is whole.
         md5: checksum in hexadecimal digits.
-        mirrors: further addresses, tried in order when one fails.
 
     Raises:
-        DataError: with what each address answered, if none gave the file.
+        DataError: with the problem of each address, if none served the file.
     """
+    import pooch
+
     problems = []
-    for address in (url, *mirrors):
+    for url in urls:
         try:
             with replacing(target) as aside:
-                found = _fetch(address, aside, target.name)
-                if found != md5:
+                pooch.HTTPDownloader(progressbar=_Bar(target.name), timeout=TIMEOUT)(url, str(aside), None)
+                if (found := pooch.file_hash(str(aside), alg="md5")) != md5:
                     raise DataError(f"expected md5 {md5}, found {found}")
             return
-        except (DataError, OSError, HTTPException) as problem:
-            problems.append(f"{address}: {problem}")
+        except (DataError, OSError) as problem:  # requests' errors are OSErrors
+            problems.append(f"{url}: {problem}")
     raise DataError(f"{target} could not be downloaded. {'; '.join(problems)}.")
 
 
-def _fetch(url: str, aside: Path, label: str) -> str:
-    """Write what is at `url` into `aside` and return its md5."""
-    digest = hashlib.md5(usedforsecurity=False)
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, aside.open("wb") as file:
-        size = answer.headers.get("Content-Length")
-        with _progress(label, None if size is None else int(size)) as advance:
-            while chunk := answer.read(CHUNK):
-                digest.update(chunk)
-                file.write(chunk)
-                advance(len(chunk))
-    return digest.hexdigest()
+class _Bar:
+    """Progress bar on a terminal, with the methods that pooch calls."""
 
+    def __init__(self, label: str) -> None:
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._task = self._progress.add_task(label)
+        self.total = 0
 
-@contextmanager
-def _progress(label: str, size: int | None) -> Iterator[Callable[[int], None]]:
-    """Show a bar of `size` bytes on a terminal, nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+    def update(self, count: int) -> None:
+        """Show `count` further bytes."""
+        self._progress.start()
+        self._progress.update(self._task, total=self.total, advance=count)
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(label, total=size)
-        yield lambda count: progress.advance(task, count)
+    def reset(self) -> None:
+        """Begin anew; pooch then reports the whole size once more."""
+        self._progress.reset(self._task)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._progress.stop()

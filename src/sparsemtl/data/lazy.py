@@ -1,10 +1,10 @@
-"""Samples that are decoded when a batch asks for them: data sets that memory does not hold.
+"""Samples that are decoded when a batch needs them: data sets larger than memory.
 
-A `Source` decodes one sample; `LazySplit` is some of its samples with the same seam as `Split`, and gives them to
-workers. These are threads: to read and to decode a file leaves Python to the others meanwhile, while a process would
-have to start, with torch, in every pass. Nothing in here is random but the order of a pass, which is drawn from torch's
-global generator just as `TensorLoader` draws it: the same seed gives the same batches wherever the samples lie, with
-any number of workers, and a resumed run goes on bit for bit.
+A `SampleSource` decodes one sample; a `LazySplit` is some of its samples with the interface of `Split`. It decodes in
+threads: reading and decoding a file leaves Python to the others meanwhile, while a process would have to start, with
+torch, in every pass. Only the order of a pass is random, drawn from torch's global generator just as in `TensorLoader`:
+the same seed gives the same batches wherever the samples lie, with any number of workers, and a resumed run continues
+bit for bit.
 """
 
 from __future__ import annotations
@@ -17,33 +17,39 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
+from typing_extensions import Doc
 
 from sparsemtl.data.base import BatchLoader, Split, gather
 from sparsemtl.errors import DataError, LabelWarning
-from sparsemtl.registry.parameters import Count, validated
+from sparsemtl.registry.parameters import Count, Natural, NonNegative, validated
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 GIGABYTE = 1e9
 MOST_WORKERS = 4
-"""Threads that decode for a loader, where nobody says how many."""
+"""Default bound of the number of threads that decode for a loader."""
 AHEAD = 2
-"""Batches a thread that are decoded before they are asked for."""
+"""Number of batches per thread that are decoded ahead."""
+Workers = Annotated[
+    Natural | None,
+    Doc("Threads that decode; 0 decodes in the training thread; by default one per processor, at most 4."),
+]
+Memory = Annotated[NonNegative, Doc("Gigabytes that a split may take in memory; a split that fits is decoded once.")]
 
 
-class Sample(NamedTuple):
+class DecodedSample(NamedTuple):
     """One decoded sample.
 
     Attributes:
-        x: the input; bytes stand for 0 .. 1.
+        x: input; bytes stand for 0 .. 1.
         targets: target -> label.
-        remarks: kind -> what a person should know of it; every kind is told once.
+        remarks: kind -> text about the sample for the user; one warning is given per kind.
     """
 
     x: Tensor
@@ -51,20 +57,20 @@ class Sample(NamedTuple):
     remarks: dict[str, str]
 
 
-class Source(Protocol):
-    """Where samples are decoded. Threads share it, so to decode changes nothing in it, and it keeps no file open."""
+class SampleSource(Protocol):
+    """Decoder of samples. Threads share it: decoding changes nothing in it, and it keeps no file open."""
 
     @property
     def targets(self) -> Sequence[str]:
-        """The targets that it has labels of."""
+        """Names of the targets that have labels."""
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
 
     def where(self, row: int) -> str:
-        """What to call a sample in messages: its file."""
+        """Return the file of a sample, for messages."""
 
-    def sample(self, row: int, targets: Sequence[str]) -> Sample:
+    def sample(self, row: int, targets: Sequence[str]) -> DecodedSample:
         """Decode a sample with the labels of these targets.
 
         Raises:
@@ -77,23 +83,23 @@ class LazySplit:
     """Samples of a source, decoded batch by batch.
 
     Attributes:
-        source: decodes them.
-        rows: which of the source's samples, shape (N,).
-        targets: the targets that batches have.
-        workers: threads that decode; 0 decodes in the one that asks; by default one a processor, at most four.
-        memory: gigabytes in which decoded samples may be kept, images as bytes. Samples that fit are decoded once.
+        source: decoder.
+        rows: indices of the samples in the source, shape (N,).
+        targets: targets of the batches.
+        workers: threads that decode, see `Workers`.
+        memory: gigabytes for decoded samples, images as bytes. Samples that fit are decoded once.
     """
 
-    source: Source
+    source: SampleSource
     rows: Tensor
     targets: tuple[str, ...]
     workers: int | None = None
     memory: float = 0.0
-    _told: set[str] = field(default_factory=set, init=False, repr=False)
+    _warned: set[str] = field(default_factory=set, init=False, repr=False)
 
     @classmethod
-    def of(cls, source: Source, *, workers: int | None, memory: float) -> LazySplit:
-        """All samples of a source."""
+    def of(cls, source: SampleSource, *, workers: int | None, memory: float) -> LazySplit:
+        """Return all samples of a source."""
         return cls(source, torch.arange(len(source)), tuple(source.targets), workers, memory)
 
     def __len__(self) -> int:
@@ -105,31 +111,31 @@ class LazySplit:
         return tuple(self._first.x.shape)
 
     @cached_property
-    def kept(self) -> Kept | None:
+    def cache(self) -> SampleCache | None:
         """Decoded samples, if they fit into the memory that is granted."""
         sample = sum(leaf.nbytes for leaf in tree_leaves(self._first) if isinstance(leaf, Tensor))
-        return Kept(len(self)) if sample * len(self) <= self.memory * GIGABYTE else None
+        return SampleCache(len(self)) if sample * len(self) <= self.memory * GIGABYTE else None
 
     @cached_property
-    def _first(self) -> Sample:
+    def _first(self) -> DecodedSample:
         if len(self) == 0:
             raise DataError("there is no sample to decode.")
         return self.source.sample(int(self.rows[0]), self.targets)
 
     def loader(self, batch_size: int, *, shuffle: bool = False, drop_last: bool = False) -> LazyLoader:
-        """Make a loader of these samples."""
+        """Return a loader of the samples."""
         return LazyLoader(self, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last)
 
     def take(self, count: int) -> LazySplit:
-        """The first `count` samples, or all if there are fewer."""
+        """Return the first `count` samples, or all if there are fewer."""
         return self.select(torch.arange(min(count, len(self))))
 
     def select(self, rows: Tensor) -> LazySplit:
-        """The samples at these indices, in their order."""
+        """Return the samples at these indices, in their order."""
         return LazySplit(self.source, self.rows[rows], self.targets, self.workers, self.memory)
 
     def only(self, targets: Sequence[str]) -> LazySplit:
-        """The same samples with these targets' labels alone; other files are not read."""
+        """Return the same samples with the labels of these targets; other files are not read."""
         return LazySplit(self.source, self.rows, tuple(dict.fromkeys(targets)), self.workers, self.memory)
 
     def load(self) -> Split:
@@ -138,10 +144,7 @@ class LazySplit:
         return Split(x, targets)
 
     def decode(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, str]]:
-        """One batch: inputs, target -> labels, and the remarks of its samples, see `Sample`.
-
-        Args:
-            rows: indices of its samples.
+        """Return the inputs, target -> labels and remarks of one batch; `rows` are its indices in the split.
 
         Raises:
             DataError: if a sample cannot be decoded, or images differ in size.
@@ -159,26 +162,23 @@ class LazySplit:
         remarks = {kind: text for sample in reversed(samples) for kind, text in sample.remarks.items()}
         return torch.stack([sample.x for sample in samples]), targets, remarks
 
-    def tell(self, remarks: dict[str, str]) -> None:
-        """Warn of what nobody was told yet."""
+    def warn_once(self, remarks: dict[str, str]) -> None:
+        """Warn of every kind of remark that had no warning yet."""
         for kind, remark in remarks.items():
-            if kind not in self._told:
-                self._told.add(kind)
-                warnings.warn(f"{remark} More of the kind are not told.", LabelWarning, stacklevel=2)
+            if kind not in self._warned:
+                self._warned.add(kind)
+                warnings.warn(f"{remark} Further warnings of the kind are left out.", LabelWarning, stacklevel=2)
 
 
 class LazyLoader(BatchLoader):
-    """Batches of samples that are decoded meanwhile.
+    """Batches of samples that threads decode ahead; inputs are floats.
 
     Args:
-        split: the samples.
+        split: samples.
         batch_size, shuffle, drop_last, generator: see `BatchLoader`.
 
-    Yields:
-        pairs (inputs, target -> labels); inputs are floats.
-
     Raises:
-        DataError: if there is no batch to yield; while it is read, if a sample cannot be decoded.
+        DataError: if there is no batch to yield; in a pass, if a sample cannot be decoded.
     """
 
     @validated
@@ -198,56 +198,52 @@ class LazyLoader(BatchLoader):
         return self._pass(self.order())
 
     def _pass(self, order: Sequence[Tensor]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        kept = self.split.kept
-        whole = kept is not None and kept.has(torch.cat(list(order)))
-        for x, targets in map(kept.get, order) if kept and whole else self._decoded(order):
+        cache = self.split.cache
+        whole = cache is not None and cache.has(torch.cat(list(order)))
+        for x, targets in map(cache.get, order) if cache and whole else self._decoded(order):
             yield as_floats(x), targets
 
     def _decoded(self, order: Sequence[Tensor]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        kept = self.split.kept
+        cache = self.split.cache
         batches = _ahead(self.split.decode, order, decoding_threads(self.split.workers))
         for rows, (x, targets, remarks) in zip(order, batches, strict=True):
-            self.split.tell(remarks)
-            if kept is not None:
-                kept.put(rows, (x, targets))
+            self.split.warn_once(remarks)
+            if cache is not None:
+                cache.put(rows, (x, targets))
             yield x, targets
 
 
-class Kept:
-    """Decoded samples, kept as they come.
-
-    Args:
-        count: number of samples.
-    """
+class SampleCache:
+    """Decoded samples in memory, filled batch by batch; `count` is their number."""
 
     def __init__(self, count: int) -> None:
-        self._there = torch.zeros(count, dtype=torch.bool)
-        self._held: Any = None
+        self._present = torch.zeros(count, dtype=torch.bool)
+        self._stored: Any = None
 
     def has(self, rows: Tensor) -> bool:
-        """Tell whether all these samples came."""
-        return bool(self._there[rows].all())
+        """Return whether all these samples are present."""
+        return bool(self._present[rows].all())
 
     def put(self, rows: Tensor, batch: Any) -> None:
-        """Keep a batch, any nest of tensors."""
-        if self._held is None:
-            self._held = tree_map_only(Tensor, lambda part: part.new_empty(len(self._there), *part.shape[1:]), batch)
-        for held, part in zip(tree_leaves(self._held), tree_leaves(batch), strict=True):
-            held[rows] = part
-        self._there[rows] = True
+        """Store a batch, any nest of tensors."""
+        if self._stored is None:
+            self._stored = tree_map_only(Tensor, lambda t: t.new_empty(len(self._present), *t.shape[1:]), batch)
+        for stored, part in zip(tree_leaves(self._stored), tree_leaves(batch), strict=True):
+            stored[rows] = part
+        self._present[rows] = True
 
     def get(self, rows: Tensor) -> Any:
-        """A copy of these samples."""
-        return gather(self._held, rows)
+        """Return a copy of these samples."""
+        return gather(self._stored, rows)
 
 
 def as_floats(x: Tensor) -> Tensor:
-    """Bytes as floats in [0, 1]; floats as they are."""
+    """Convert bytes to floats in [0, 1]; floats stay as they are."""
     return x.float().div_(255) if x.dtype == torch.uint8 else x
 
 
 def _ahead(work: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator[R]:
-    """What `work` makes of the items, in their order; threads make the next ones meanwhile."""
+    """Yield `work` of the items, in their order; threads compute the next ones meanwhile."""
     if threads == 0:
         yield from map(work, items)
         return
@@ -264,7 +260,7 @@ def _ahead(work: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator
 
 
 def decoding_threads(workers: int | None) -> int:
-    """Return the number of threads that decode: `workers`, or one a processor, at most `MOST_WORKERS`."""
+    """Return the number of threads that decode: `workers`, or one per processor, at most `MOST_WORKERS`."""
     if workers is not None:
         return workers
     return min(MOST_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

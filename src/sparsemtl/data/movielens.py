@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsemtl.data.base import TaskData
 from sparsemtl.data.download import ZipArchive
-from sparsemtl.data.folders import absent, counted
+from sparsemtl.data.images.folders import absent, counted
 from sparsemtl.data.options import ProperFraction, checked, resolve_root
 from sparsemtl.data.requirements import Expected, Package, requires_files
 from sparsemtl.data.splitting import partition

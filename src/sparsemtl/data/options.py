@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from annotated_types import Interval
+from typing_extensions import Doc
 
 from sparsemtl.registry.parameters import validated
 
@@ -15,6 +16,10 @@ ROOT_VARIABLE = "SPARSEMTL_DATA"
 
 ProperFraction = Annotated[float, Interval(gt=0, lt=1)]
 """A fraction in (0, 1): neither part of a split is empty."""
+Root = Annotated[
+    str | Path | None, Doc("Folder under which data sets lie; the environment's SPARSEMTL_DATA, or ./data, by default.")
+]
+Download = Annotated[bool, Doc("Download the files that are absent.")]
 
 checked = validated
 """Check of a data set's arguments."""

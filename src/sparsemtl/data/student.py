@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from sparsemtl.data.base import TaskData
-from sparsemtl.data.folders import absent, counted
+from sparsemtl.data.images.folders import absent, counted
 from sparsemtl.data.options import checked, resolve_root
 from sparsemtl.data.requirements import Expected, Package, requires_files
 from sparsemtl.data.splitting import partition

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sparsemtl.data.image_folders import AUXILIARY
+from sparsemtl.data.images.classified.image_folders import AUXILIARY
 from sparsemtl.errors import ConfigError, unknown_name
 from sparsemtl.registry.checking import BEYOND_LIMIT, limit_of
 from sparsemtl.registry.parameters import parameters_of

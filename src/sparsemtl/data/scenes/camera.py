@@ -5,24 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsemtl.data.scenes.arithmetic import sqrt
+from sparsemtl.data.scenes.numbers import sqrt
 from sparsemtl.data.scenes.rooms import Camera, Rooms
 
 
 def middles(height: int, width: int) -> Tensor:
-    """Rays through the middles of pixels, row by row, (5, H * W).
+    """Return rays through the middles of pixels, row by row, (5, H * W).
 
-    Each is a column of five numbers: where it crosses the image to the right and down of its middle, in units of the
-    longer side, and where on a light it looks for light, in units of the light's half extents (here its middle).
+    Each is a column of five numbers: its crossing with the image to the right and down of the middle, in units of the
+    longer side, and the point of a light that it samples, in units of the light's half extents (here its middle).
     """
     right, down = _crossings(torch.arange(height) + 0.5, torch.arange(width) + 0.5, height, width)
     return torch.stack([right, down, *3 * [torch.zeros_like(right)]])
 
 
 def corners(height: int, width: int) -> Tensor:
-    """Rays through the corners of pixels, (5, (H + 1) * (W + 1)), likewise.
+    """Return rays through the corners of pixels, (5, (H + 1) * (W + 1)), as `middles`.
 
-    They look for light at the corners of lights, in turns, so that the four round a pixel look at four of them.
+    They sample the corners of lights, in turns, so that the four rays round a pixel sample four corners.
     """
     right, down = _crossings(torch.arange(height + 1), torch.arange(width + 1), height, width)
     odd_column = (2.0 * (torch.arange(width + 1) % 2) - 1).repeat(height + 1)
@@ -31,14 +31,14 @@ def corners(height: int, width: int) -> Tensor:
 
 
 def _crossings(rows: Tensor, columns: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Every crossing of rows and columns, in pixels, from the image's middle in units of its longer side."""
+    """Return all crossings of rows and columns, in pixels, from the middle in units of the longer side."""
     side = max(height, width)
     right, down = (columns - width / 2) / side, (rows - height / 2) / side
     return right.repeat(len(down)), down.repeat_interleave(len(right))
 
 
-def look(camera: Camera, rays: Tensor) -> Tensor:
-    """Directions in the world of rays as `middles` gives them, of unit length along the line of sight, (N, 3, R)."""
+def directions(camera: Camera, rays: Tensor) -> Tensor:
+    """Return the directions in the world of rays of `middles`, of unit length along the line of sight, (N, 3, R)."""
     focal = camera.focal[:, None, None]
     rightward, downward, forward = camera.axes.unsqueeze(3).unbind(1)
     return rightward * (rays[0] / focal) + downward * (rays[1] / focal) + forward
@@ -52,7 +52,7 @@ def expose(rooms: Rooms, middle: Tensor, corner: Tensor, grain: Tensor) -> Tenso
     saturates softly; the image holds its square root, in steps of 1 / 255.
 
     Args:
-        rooms: the rooms.
+        rooms: rooms.
         middle: light through the pixels' middles, (N, 3, H, W).
         corner: light through their corners, (N, 3, H + 1, W + 1).
         grain: standard normal noise, (N, 3, H, W).
@@ -70,7 +70,7 @@ def expose(rooms: Rooms, middle: Tensor, corner: Tensor, grain: Tensor) -> Tenso
 
 
 def _falloff(focal: Tensor, height: int, width: int) -> Tensor:
-    """Squared cosine between rays and the line of sight, (N, 1, H, W)."""
+    """Return the squared cosine between rays and the line of sight, (N, 1, H, W)."""
     right, down, *_ = middles(height, width).unflatten(1, (height, width))
     square: Tensor = (right * right + down * down) / (focal * focal)
     return 1 / (1 + square)

@@ -1,48 +1,133 @@
-"""Rendered rooms as a data set: three dense tasks and a global one, without a download."""
+"""Rendered rooms as a data set, without a download: images, their splits, and the files that keep them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from typing_extensions import Doc
 
 from sparsemtl.data.base import Split, TaskData
-from sparsemtl.data.options import checked
+from sparsemtl.data.options import Download, Root, checked, resolve_root
 from sparsemtl.data.requirements import requires_files
-from sparsemtl.data.scenes.cache import Part, rendered
-from sparsemtl.data.scenes.rendering import SCENES
+from sparsemtl.data.scenes.numbers import sqrt
+from sparsemtl.data.scenes.rendering import SCENES, Rendering, render
 from sparsemtl.data.scenes.rooms import CLASSES
-from sparsemtl.errors import ParameterError
+from sparsemtl.errors import CheckpointError, DataError, ParameterError
 from sparsemtl.registry.parameters import Count, Natural
+from sparsemtl.storage.files import read_tensors, write_tensors
 from sparsemtl.tasks import Classification, Depth, Normals, Segmentation
+
+FORMAT = 2
+"""Version of the images that a seed and an index give, and of their files; files of other versions are ignored."""
+PIECE = 512
+"""Number of images that are held in full at once while rendering."""
+
+SceneSplit = Literal["train", "validation", "test"]
+
+
+def split_indices(split: SceneSplit, count: int) -> range:
+    """Return the indices of the first `count` images of a split; no index belongs to two splits, whatever `count`."""
+    splits = get_args(SceneSplit)
+    return range(splits.index(split), len(splits) * count, len(splits))
+
+
+def rendered(
+    split: SceneSplit, count: int, *, height: int, width: int, seed: int, root: str | Path | None = None
+) -> Rendering:
+    """Return images of one split, from `<root>/scenes/` if they lie there whole, else rendered and written there.
+
+    Both give the same numbers, bit for bit: normals of 16 bits, made unit again, and all else as from `render`.
+
+    Args:
+        split: name of the split.
+        count: number of images, at least one. Fewer images are the beginning of more.
+        height: rows of pixels.
+        width: columns of pixels.
+        seed: seed of the whole set.
+        root: folder under which data sets lie; SPARSEMTL_DATA, or ./data, by default.
+
+    Raises:
+        DataError: if the images cannot be written there.
+        ParameterError: as `render`.
+    """
+    name = f"v{FORMAT}-{height}x{width}-seed{seed}-{split}-{count}"
+    path = resolve_root(root) / "scenes" / f"{name}.safetensors"
+    try:
+        tensors, header = read_tensors(path)
+        if header.get("scenes") != name:
+            raise CheckpointError(f"{path} does not hold the images {name}.")
+        return unpacked(tensors)
+    except CheckpointError:
+        pieces = [packed(piece) for piece in _pieces(split, count, height, width, seed)]
+        package = {key: torch.cat([piece[key] for piece in pieces]) for key in Rendering._fields}
+    try:
+        write_tensors(path, package, {"scenes": name})
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"the rendered images cannot be kept in {path.parent}: {error}. "
+            f"Name a folder that can be written by `root` or SPARSEMTL_DATA."
+        ) from None
+    return unpacked(package)
+
+
+def _pieces(split: SceneSplit, count: int, height: int, width: int, seed: int) -> Iterator[Rendering]:
+    indices = split_indices(split, count)
+    for start in range(0, max(count, 1), PIECE):
+        yield render(seed, indices[start : start + PIECE], height, width)
+
+
+def packed(rendering: Rendering) -> dict[str, Tensor]:
+    """Return a rendering in 14 bytes per pixel instead of 36: whole numbers as bytes, normals as 16-bit floats."""
+    return {
+        "image": (rendering.image * 255).round().to(torch.uint8),
+        "segmentation": rendering.segmentation.to(torch.uint8),
+        "depth": rendering.depth,
+        "normals": rendering.normals.half(),
+        "scene": rendering.scene.to(torch.uint8),
+    }
+
+
+def unpacked(package: dict[str, Tensor]) -> Rendering:
+    """Return the rendering of what `packed` returned."""
+    normals = package["normals"].float()
+    x, y, z = normals.unbind(1)
+    return Rendering(
+        package["image"].float() / 255,
+        package["segmentation"].long(),
+        package["depth"],
+        normals / sqrt(x * x + y * y + z * z).unsqueeze(1),
+        package["scene"].long(),
+    )
 
 
 @requires_files(remark="the project renders the images itself and keeps them in scenes/ under the root.")
 @checked
 def rendered_scenes(
     *,
-    root: str | Path | None = None,
-    download: bool = False,
-    train_size: Count = 3000,
-    validation_size: Count = 500,
-    test_size: Count = 1000,
-    height: Count = 64,
-    width: Count = 64,
-    seed: Natural | None = 0,
+    root: Root = None,
+    download: Download = False,
+    train_size: Annotated[Count, Doc("Number of training images; fewer are the beginning of more.")] = 3000,
+    validation_size: Annotated[Count, Doc("Number of validation images.")] = 500,
+    test_size: Annotated[Count, Doc("Number of test images.")] = 1000,
+    height: Annotated[Count, Doc("Rows of pixels.")] = 64,
+    width: Annotated[Count, Doc("Columns of pixels.")] = 64,
+    seed: Annotated[
+        Natural | None,
+        Doc(
+            "Seed of the whole set. In a configuration null is the run's seed: each seed of a study has its own images."
+        ),
+    ] = 0,
 ) -> TaskData:
     """Scenes: rendered rooms with exact labels, made on the spot (this project).
 
     The tasks are `segmentation` (floor, wall, ceiling, window and four kinds of objects), `depth` (metres along the
-    line of sight), `normals` (in the camera's directions) and `scene` (how many objects are seen).
-
-    Args:
-        root: folder under which data sets lie; SPARSEMTL_DATA, or ./data, by default. Images once rendered are kept
-            there, in `scenes/`.
-        download: as in all data sets; there is nothing to get.
-        train_size: number of training images; fewer are the beginning of more.
-        validation_size: number of validation images.
-        test_size: number of test images.
-        height: rows of pixels.
-        width: columns of pixels.
-        seed: of the whole set. In a configuration null is the run's seed: each seed of a study has images of its own.
+    line of sight), `normals` (in the camera's directions) and `scene` (number of visible objects). Rendered images are
+    kept in `scenes/` under the root.
 
     Raises:
         ParameterError: if `seed` is None outside of a run.
@@ -50,15 +135,10 @@ def rendered_scenes(
     if seed is None:
         raise ParameterError("seed: None stands for a run's seed, and this is no run. Give a number.")
 
-    def part(name: Part, count: int) -> Split:
+    def split(name: SceneSplit, count: int) -> Split:
         images = rendered(name, count, height=height, width=width, seed=seed, root=root)
-        targets = {
-            "segmentation": images.segmentation,
-            "depth": images.depth,
-            "normals": images.normals,
-            "scene": images.scene,
-        }
-        return Split(images.image, targets)
+        labels = images._asdict()
+        return Split(labels.pop("image"), labels)
 
     return TaskData(
         "scenes",
@@ -68,8 +148,8 @@ def rendered_scenes(
             Normals("normals"),
             Classification("scene", SCENES),
         ),
-        train=part("train", train_size),
-        validation=part("validation", validation_size),
-        test=part("test", test_size),
+        train=split("train", train_size),
+        validation=split("validation", validation_size),
+        test=split("test", test_size),
         notes=(f"rendered rooms of {height}x{width} pixels (seed {seed}): not photographs",),
     )

@@ -1,4 +1,4 @@
-"""Drawing rooms: each depends on the seed and on its own index only, bit for bit, whatever is drawn beside it.
+"""Drawn rooms: each depends on the seed and on its own index only, bit for bit, whatever is drawn beside it.
 
 All numbers come from +, -, *, / and square roots, which IEEE 754 rounds in one way only; angles are drawn as the
 tangents of their halves. Sines or powers may be rounded differently in the middle and at the end of a tensor.
@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from sparsemtl.data.scenes.arithmetic import sqrt
-from sparsemtl.data.scenes.draws import Draws
+from sparsemtl.data.scenes.numbers import UniformNumbers, sqrt
 from sparsemtl.data.scenes.rooms import (
     ABSENT,
     FLOOR,
@@ -35,7 +34,7 @@ TABLES, BOXES, CYLINDERS, SPHERES = (
     [i for i, slot in enumerate(SLOTS) if slot == kind] for kind in ("table", "box", "cylinder", "sphere")
 )
 CELLS = 3
-"""The floor has as many columns and rows of cells, with at most one object in each."""
+"""Columns and rows of cells of the floor, with at most one object in each."""
 CLEAR = 1.0
 """Metres along the wall at which the camera stands that stay empty."""
 EXTENTS = {
@@ -52,14 +51,14 @@ LOOKS = {
     "window": (0.60, 0.90, 0.05, 0.0, 1.0, 2.0),
     **dict.fromkeys(SLOTS, (0.10, 0.80, 1.10, 0.8, 3.0, 9.0)),
 }
-"""Surface -> least and greatest reflectance, tint, contrast of patterns, least and greatest repetitions a metre."""
+"""Surface -> least and greatest reflectance, tint, contrast of patterns, least and greatest repetitions per metre."""
 STRIPES, NOISE = 2, 3
 """Indices among the patterns: plain, checker, stripes, noise."""
 
 
 def draw_rooms(seed: int, indices: Sequence[int]) -> Rooms:
     """Draw a room for each index, float32."""
-    draws = Draws(seed, indices)
+    draws = UniformNumbers(seed, indices)
     size = torch.cat([draws.uniform(3.2, 5.6, 1), draws.uniform(3.8, 6.0, 1), draws.uniform(2.3, 3.0, 1)], 1)
     camera = _camera(draws, size)
     objects = _objects(draws, size)
@@ -86,8 +85,8 @@ def _cross(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx], -1)
 
 
-def _camera(draws: Draws, size: Tensor) -> Camera:
-    """A camera at eye level near the wall y = 0, aimed at the far half of the room, held not quite straight."""
+def _camera(draws: UniformNumbers, size: Tensor) -> Camera:
+    """Draw a camera at eye level near the wall y = 0, aimed at the far half of the room, held not quite straight."""
     width, depth, _ = size.unbind(1)
     stand = [draws.uniform(0.15, 0.85) * width, draws.uniform(0.2, 0.6), draws.uniform(1.1, 1.9)]
     aim = [draws.uniform(0.2, 0.8) * width, draws.uniform(0.55, 0.9) * depth, draws.uniform(0.2, 1.1)]
@@ -102,27 +101,18 @@ def _camera(draws: Draws, size: Tensor) -> Camera:
 
 
 class Objects(NamedTuple):
-    """What may stand on the floor, one for each of `SLOTS`.
+    """Objects that may stand on the floor, one per slot in `SLOTS`."""
 
-    Attributes:
-        middle: where its axis is, metres, (N, S, 2).
-        reach: how far its outline is from there at most, metres, (N, S).
-        sides: half extents of its outline if it has corners, metres, (N, S, 2).
-        height: metres, (N, S).
-        turn: cosine and sine of its angle, (N, S, 2).
-        there: whether the room has it, (N, S).
-    """
-
-    middle: Tensor
-    reach: Tensor
-    sides: Tensor
-    height: Tensor
-    turn: Tensor
-    there: Tensor
+    middle: Tensor  # position of the axis, metres, (N, S, 2)
+    reach: Tensor  # largest distance of the outline from there, metres, (N, S)
+    sides: Tensor  # half extents of an outline with corners, metres, (N, S, 2)
+    height: Tensor  # metres, (N, S)
+    turn: Tensor  # cosine and sine of the angle, (N, S, 2)
+    there: Tensor  # whether the room has the object, (N, S)
 
 
-def _objects(draws: Draws, size: Tensor) -> Objects:
-    """One to eight objects, each in a cell of its own and small enough to turn round in it."""
+def _objects(draws: UniformNumbers, size: Tensor) -> Objects:
+    """Draw one to eight objects, each in a cell of its own and small enough to turn round in it."""
     slots = len(SLOTS)
     narrow, wide, low, high = torch.tensor([EXTENTS[kind] for kind in SLOTS], dtype=torch.float64).unbind(1)
     start = torch.tensor([0.0, CLEAR], dtype=torch.float64)
@@ -140,7 +130,7 @@ def _objects(draws: Draws, size: Tensor) -> Objects:
 
 
 def _boxes(objects: Objects) -> Solids:
-    """Tables and boxes."""
+    """Return the solids of tables and boxes."""
     middle, _, sides, height, turn, there = objects
     tables = [_table(middle[:, t], sides[:, t], height[:, t], turn[:, t]) for t in TABLES]
     boxes = _standing(middle[:, BOXES], sides[:, BOXES], height[:, BOXES])
@@ -150,7 +140,7 @@ def _boxes(objects: Objects) -> Solids:
 
 
 def _rounds(objects: Objects) -> Solids:
-    """Cylinders and balls."""
+    """Return the solids of cylinders and balls."""
     reach = objects.reach.unsqueeze(2).expand(-1, -1, 2)
     height = torch.where(torch.isin(torch.arange(len(SLOTS)), torch.tensor(SPHERES)), 2 * objects.reach, objects.height)
     centre, half = _standing(objects.middle, reach, height)
@@ -161,7 +151,7 @@ def _rounds(objects: Objects) -> Solids:
 
 
 def _present_first(solids: Solids, there: Tensor) -> Solids:
-    """The same solids, those in front whose objects are there, (N, S), and no others."""
+    """Return the solids with those first whose objects are there, (N, S), and the others absent."""
     present = there.gather(1, solids.slot)
     order = (~present).long().argsort(dim=1, stable=True)
     half = torch.where(present.unsqueeze(2), solids.half, ABSENT)
@@ -171,13 +161,13 @@ def _present_first(solids: Solids, there: Tensor) -> Solids:
 
 
 def _standing(middle: Tensor, sides: Tensor, height: Tensor) -> tuple[Tensor, Tensor]:
-    """Centres and half extents of solids on the floor; middle and sides (N, k, 2), height (N, k)."""
+    """Return centres and half extents of solids on the floor; middle and sides (N, k, 2), height (N, k)."""
     half_height = height.unsqueeze(2) / 2
     return torch.cat([middle, half_height], 2), torch.cat([sides, half_height], 2)
 
 
 def _table(middle: Tensor, sides: Tensor, height: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
-    """Centres and half extents of a table's top and legs, (N, 5, 3); middle, sides and turn (N, 2), height (N,)."""
+    """Return centres and half extents of a top and its legs, (N, 5, 3); middle, sides, turn (N, 2), height (N,)."""
     thick, leg = 0.025, 0.035
     corners = torch.tensor([[0, 0], [-1, -1], [-1, 1], [1, -1], [1, 1]], dtype=torch.float64)
     along, across = (corners * (sides - leg).unsqueeze(1)).unbind(2)
@@ -191,8 +181,8 @@ def _table(middle: Tensor, sides: Tensor, height: Tensor, turn: Tensor) -> tuple
     return torch.stack([x, y, z], 2), torch.stack([top, legs, legs, legs, legs], 1)
 
 
-def _window(draws: Draws, size: Tensor) -> Window:
-    """A window in three of four rooms: in the far wall, the left or the right one."""
+def _window(draws: UniformNumbers, size: Tensor) -> Window:
+    """Draw a window in three of four rooms: in the far wall, the left or the right one."""
     width, depth, height = size.unbind(1)
     wall = draws.whole(3)
     far, right = wall == 0, wall == 2
@@ -208,8 +198,8 @@ def _window(draws: Draws, size: Tensor) -> Window:
     return Window(centre, torch.where(draws.chance(0.75, 1), half, ABSENT))
 
 
-def _materials(draws: Draws) -> Materials:
-    """Colours and patterns; those of objects tell nothing of their kind."""
+def _materials(draws: UniformNumbers) -> Materials:
+    """Draw colours and patterns; those of objects do not depend on their kind."""
     count = len(SURFACES)
     looks = torch.tensor([LOOKS[name] for name in SURFACES], dtype=torch.float64)
     dark, light, tint, contrast, coarse, fine = looks.unsqueeze(2).unbind(1)
@@ -223,8 +213,8 @@ def _materials(draws: Draws) -> Materials:
     return Materials(first.clamp(0.03, 0.95), second.clamp(0.03, 0.95), pattern, scale, gloss)
 
 
-def _directions(draws: Draws, kind: Tensor) -> Tensor:
-    """How fine a pattern is along each direction: tiles alike, stripes level or upright, noise drawn out."""
+def _directions(draws: UniformNumbers, kind: Tensor) -> Tensor:
+    """Draw the fineness of patterns per direction: tiles alike, stripes level or upright, noise drawn out."""
     count = len(SURFACES)
     upright = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64).repeat(count, 1)
     level = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64).repeat(count, 1)
@@ -235,8 +225,8 @@ def _directions(draws: Draws, kind: Tensor) -> Tensor:
     return torch.where(kind == STRIPES, stripes, torch.where(kind == NOISE, noise, 1.0))
 
 
-def _lights(draws: Draws, size: Tensor, window: Window) -> tuple[Lights, Sensor]:
-    """By day the window lights the room and the lamp helps; in the evening the lamp does."""
+def _lights(draws: UniformNumbers, size: Tensor, window: Window) -> tuple[Lights, Sensor]:
+    """Draw the lights: by day the window lights the room and the lamp helps; in the evening the lamp does."""
     warm, cold = torch.tensor([[1.2, 1.0, 0.7], [0.92, 1.0, 1.12]], dtype=torch.float64)
     day = draws.chance(0.65, 1)
     tone = cold + (warm - cold) * draws.uniform(0.2, 1.0, 1)

@@ -1,38 +1,38 @@
-"""What light comes from a point of a room: its material, the lamp and the window, shadows, corners, highlights."""
+"""Light from a point of a room: its material, the lamp and the window, shadows, corners, highlights."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from sparsemtl.data.scenes.arithmetic import sqrt
+from sparsemtl.data.scenes.numbers import sqrt
 from sparsemtl.data.scenes.rooms import WINDOW, Materials, Rooms, Window
 from sparsemtl.data.scenes.tracing import Hits, blocked, dot, pick
 
 ABOVE = 2e-3
-"""Metres from a surface at which shadows are looked for."""
+"""Distance from a surface at which shadows are computed, metres."""
 BELOW = 1e-3
-"""Metres under a surface at which solid patterns are read: a face that lies on a cell's border reads one cell."""
+"""Depth under a surface at which solid patterns are read, metres: a face on a cell's border reads one cell."""
 CORNER = 0.25
-"""Metres from a wall at which half of the light from that side is lost."""
+"""Distance from a wall at which half of the light from that side is lost, metres."""
 FRAME = 0.06
 """Width of window frames, metres."""
 STRIDES = (57, 113, 1201)
 """Steps in `LATTICE` along the three directions."""
 PERIOD = 4096
-"""Numbers in `LATTICE` before they come again."""
+"""Period of `LATTICE`."""
 LATTICE = torch.rand(PERIOD, generator=torch.Generator().manual_seed(0)).repeat(2)
 """Values of noise at the corners of cubes; twice, as a cube's corners may lie on both sides of the end."""
 
 
 def radiance(rooms: Rooms, direction: Tensor, hits: Hits, aside: Tensor, pixel: float) -> Tensor:
-    """Light that comes back along rays in red, green and blue, (N, 3, R).
+    """Return the light that comes back along rays in red, green and blue, (N, 3, R).
 
     Args:
-        rooms: the rooms.
-        direction: of the rays, in the world.
-        hits: what they meet.
-        aside: where on the lights each ray looks for light, in units of their spread, in [-1, 1], (3, R).
+        rooms: rooms.
+        direction: directions of the rays, in the world.
+        hits: hits of the rays.
+        aside: points of the lights that the rays sample, in units of their spread, in [-1, 1], (3, R).
         pixel: distance between pixels in units of the image's longer side: patterns finer than that fade.
     """
     length = sqrt(dot(direction, direction))
@@ -47,12 +47,12 @@ def radiance(rooms: Rooms, direction: Tensor, hits: Hits, aside: Tensor, pixel: 
 
 
 def _looks(materials: Materials) -> Tensor:
-    """All numbers of materials, (N, S, 13)."""
+    """Return all numbers of materials, (N, S, 13)."""
     return torch.cat([*materials[:4], materials.gloss.unsqueeze(2)], 2)
 
 
 def _albedo(looks: Tensor, hits: Hits, blur: Tensor) -> Tensor:
-    """Reflectance in red, green and blue, (N, 3, R); patterns fade where a pixel covers `blur` metres of them."""
+    """Return the reflectance in red, green and blue, (N, 3, R); patterns fade below `blur` metres, a pixel's width."""
     first, second, pattern, scale = looks[:, 0:3], looks[:, 3:6], looks[:, 6:9], looks[:, 9:12]
     place = scale * (hits.own - BELOW * hits.own_normal)
     x, y, z = place.unbind(1)
@@ -65,12 +65,12 @@ def _albedo(looks: Tensor, hits: Hits, blur: Tensor) -> Tensor:
 
 
 def _odd(whole: Tensor) -> Tensor:
-    """1 for odd numbers, 0 for even ones."""
+    """Return 1 for odd numbers, 0 for even ones."""
     return whole - 2 * (whole / 2).floor()
 
 
 def smooth_noise(place: Tensor) -> Tensor:
-    """Numbers in [0, 1) that vary smoothly over a unit of length, (N, R): a lattice's random ones, interpolated."""
+    """Interpolate the random numbers of a lattice: in [0, 1), smooth over a unit of length, (N, R)."""
     corner = place.floor()
     fraction = place - corner
     x, y, z = (fraction * fraction * (3 - 2 * fraction)).unbind(1)
@@ -85,7 +85,7 @@ def smooth_noise(place: Tensor) -> Tensor:
 
 
 def _light(rooms: Rooms, gaze: Tensor, hits: Hits, aside: Tensor) -> tuple[Tensor, Tensor]:
-    """Irradiance, and the light of highlights, in red, green and blue, (N, 3, R)."""
+    """Return irradiance, and the light of highlights, in red, green and blue, (N, 3, R)."""
     lights = rooms.lights
     above = hits.point + ABOVE * hits.normal
     diffuse = lights.ambient.unsqueeze(2) * _openness(rooms, hits).unsqueeze(1)
@@ -109,7 +109,7 @@ def _light(rooms: Rooms, gaze: Tensor, hits: Hits, aside: Tensor) -> tuple[Tenso
 
 
 def _openness(rooms: Rooms, hits: Hits) -> Tensor:
-    """Share of the light from all sides that the shell of the room lets through, in (0, 1): corners are darker."""
+    """Return the share of the light from all sides that reaches a point, in (0, 1): corners are darker."""
     low = hits.point.clamp(min=0)
     high = (rooms.size.unsqueeze(2) - hits.point).clamp_(min=0)
     lost = (1 - hits.normal) / (CORNER + low) + (1 + hits.normal) / (CORNER + high)
@@ -118,7 +118,7 @@ def _openness(rooms: Rooms, hits: Hits) -> Tensor:
 
 
 def _glass(window: Window, hits: Hits) -> Tensor:
-    """1 where a window's glass is, 0 on its frame and elsewhere, (N, R)."""
+    """Return 1 on the glass of a window, 0 on its frame and elsewhere, (N, R)."""
     apart = (hits.point - window.centre.unsqueeze(2)).abs()
     along, up = apart[:, 0] + apart[:, 1], apart[:, 2]
     half_along, half_up = window.half[:, :2].amax(1, keepdim=True), window.half[:, 2:]

@@ -1,4 +1,4 @@
-"""Where rays meet a room: depth, surface and normal; all solids against all rays at once.
+"""Intersections of rays with rooms: depth, surface and normal; all solids against all rays at once.
 
 A ray's direction has unit length along the line of sight, so that its parameter is the depth. Branches are
 arithmetic on 0 and 1, which is faster than choosing with `where`, and sums are written out, so that a number is
@@ -12,40 +12,31 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparsemtl.data.scenes.arithmetic import sqrt
+from sparsemtl.data.scenes.numbers import sqrt
 from sparsemtl.data.scenes.rooms import OBJECT, SLOTS, WALL, WINDOW, Rooms, Solids
 
 FAR = 1e12
-"""What a miss adds to the distance, for each unit that the ray misses by."""
+"""Distance that a miss adds per unit by which the ray misses."""
 NUDGE = 1e-12
 """Added to directions: a ray along a plane meets it very far away, never at 0 / 0."""
 GRAZING = 1e-4
-"""A ray that touches a round side may seem, rounded, to leave it by so much."""
+"""Bound of the rounding of a ray that touches a round side and seems to leave it."""
 FIRST_SPHERE = SLOTS.index("sphere")
 
 
 class Hits(NamedTuple):
-    """What N x R rays meet first.
+    """First intersections of N x R rays."""
 
-    Attributes:
-        depth: distance along the line of sight, metres, (N, R).
-        surface: index in `SURFACES`, (N, R).
-        point: in the world, metres, (N, 3, R).
-        normal: in the world, unit length, towards the camera, (N, 3, R).
-        own: the point from the solid's centre, along the solid's own directions, (N, 3, R).
-        own_normal: the normal along the solid's own directions, (N, 3, R).
-    """
-
-    depth: Tensor
-    surface: Tensor
-    point: Tensor
-    normal: Tensor
-    own: Tensor
-    own_normal: Tensor
+    depth: Tensor  # distance along the line of sight, metres, (N, R)
+    surface: Tensor  # index in `SURFACES`, (N, R)
+    point: Tensor  # in the world, metres, (N, 3, R)
+    normal: Tensor  # in the world, unit length, towards the camera, (N, 3, R)
+    own: Tensor  # the point from the solid's centre, along the solid's own directions, (N, 3, R)
+    own_normal: Tensor  # the normal along the solid's own directions, (N, 3, R)
 
 
 def trace(rooms: Rooms, direction: Tensor) -> Hits:
-    """Follow rays from the cameras to the first surface; `direction` as `look` gives it."""
+    """Follow rays from the cameras to the first surface; `direction` as from `directions`."""
     origin = rooms.camera.position.unsqueeze(2)
     distances = [_leaving(rooms.size.unsqueeze(2), origin, direction).unsqueeze(1)]
     for start, end in (box_spans(rooms.boxes, origin, direction), round_spans(rooms.rounds, origin, direction)):
@@ -55,7 +46,7 @@ def trace(rooms: Rooms, direction: Tensor) -> Hits:
 
 
 def blocked(rooms: Rooms, origin: Tensor, way: Tensor) -> Tensor:
-    """Whether a solid stands between `origin` and `origin + way`, both (N, 3, R): 1 or 0, (N, R)."""
+    """Return 1 if a solid stands between `origin` and `origin + way`, both (N, 3, R), else 0, (N, R)."""
     covered = torch.zeros_like(way[:, 0])
     for start, end in (box_spans(rooms.boxes, origin, way), round_spans(rooms.rounds, origin, way)):
         if start.shape[1]:
@@ -64,19 +55,19 @@ def blocked(rooms: Rooms, origin: Tensor, way: Tensor) -> Tensor:
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products of vectors (N, 3, R), always summed in the same order, (N, R)."""
+    """Return inner products of vectors (N, 3, R), always summed in the same order, (N, R)."""
     x, y, z = (a * b).unbind(1)
     return x + y + z
 
 
 def turned(vector: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Horizontal vectors (..., 2, R) along directions turned by an angle, (..., R)."""
+    """Return horizontal vectors (..., 2, R) along directions turned by an angle, (..., R)."""
     x, y = vector.unbind(-2)
     return torch.stack([cosine * x + sine * y, cosine * y - sine * x], -2)
 
 
 def box_spans(boxes: Solids, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """Where rays enter boxes and leave them again, in units of the direction, not before the origin, (N, K, R).
+    """Return where rays enter boxes and leave them, in units of the direction, not before the origin, (N, K, R).
 
     A ray that misses a solid enters it after it has left.
     """
@@ -90,7 +81,7 @@ def box_spans(boxes: Solids, origin: Tensor, direction: Tensor) -> tuple[Tensor,
 
 
 def round_spans(rounds: Solids, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """Like `box_spans`, for round solids.
+    """Return the spans of `box_spans` for round solids.
 
     The sides are roots of a quadratic: x^2 + y^2 = radius^2 for cylinders, x^2 + y^2 + z^2 = radius^2 for balls.
     """
@@ -109,7 +100,7 @@ def round_spans(rounds: Solids, origin: Tensor, direction: Tensor) -> tuple[Tens
 
 
 def _slab(apart: Tensor, direction: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
-    """Where rays are within `half` of a plane that is `apart` from their origin."""
+    """Return where rays are within `half` of a plane that is `apart` from their origin."""
     inverse = (direction + NUDGE).reciprocal_()
     middle = apart * inverse
     reach = half * inverse.abs_()
@@ -117,7 +108,7 @@ def _slab(apart: Tensor, direction: Tensor, half: Tensor) -> tuple[Tensor, Tenso
 
 
 def _leaving(size: Tensor, origin: Tensor, direction: Tensor) -> Tensor:
-    """Where rays from within reach the shell of the room, (N, R)."""
+    """Return where rays from within reach the shell of the room, (N, R)."""
     _, end = _slab(size / 2 - origin, direction, size / 2)
     x, y, z = end.unbind(1)
     return x.minimum(y).minimum(z)
@@ -130,7 +121,7 @@ def pick(table: Tensor, column: Tensor) -> Tensor:
 
 
 def _forms(rooms: Rooms) -> Tensor:
-    """Numbers of the shell, of boxes and of round solids, (N, 1 + K, 12).
+    """Return the numbers of the shell, of boxes and of round solids, (N, 1 + K, 12).
 
     Centre, 1 / half extents, cosine and sine, -1 for the shell and 1 for others, 1 if round, 1 if a ball, surface.
     """
@@ -164,7 +155,7 @@ def _describe(rooms: Rooms, origin: Tensor, direction: Tensor, depth: Tensor, so
 
 
 def _side(own: Tensor, way: Tensor, fit: Tensor, out: Tensor, rounded: Tensor, ball: Tensor) -> tuple[Tensor, Tensor]:
-    """Which side of a solid rays meet: its normal, (N, 3, R), and 1 if it is top or bottom, (N, R).
+    """Return the normal of the side that rays meet, (N, 3, R), and 1 if it is top or bottom, (N, R).
 
     Of the sides that face the ray it is the one whose bound the point meets best: 1 / half extents are in `fit`.
     """

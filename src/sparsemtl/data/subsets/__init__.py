@@ -1,1 +1,1 @@
-"""How small tasks are cut out of data sets: sources joined, classes and samples drawn, samples given new labels."""
+"""Small tasks cut out of data sets: sources joined, classes and samples drawn, samples given new labels."""

@@ -1,55 +1,50 @@
-"""Samples of several data sets in one row, and some of them with labels of a new task."""
+"""Data sets joined to one pool of samples per split, and some of the samples with labels of a new task."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sparsemtl.data.base import Samples, Split
-from sparsemtl.data.lazy import LazySplit, Sample
-from sparsemtl.errors import DataError
+from sparsemtl.data.base import Part, Samples, Split, TaskData
+from sparsemtl.data.lazy import DecodedSample, LazySplit
+from sparsemtl.errors import DataError, ParameterError, unknown_name
+from sparsemtl.registry.parameters import parameters_of
+from sparsemtl.registry.registry import Registry
 from sparsemtl.tasks import Classification
 
 UNKNOWN = -1
-"""Class of a sample that has none."""
+"""Class of a sample without one."""
 BATCH = 256
-"""Samples that are decoded at once where nothing else says their classes."""
+"""Number of samples that are decoded at once to read their classes."""
+Asked = str | Mapping[str, Any]
+"""Name of a data set, or a mapping of its `name`, its `task` and its parameters."""
 
 
 @runtime_checkable
 class KnowsLabels(Protocol):
-    """A source that tells labels without decoding."""
+    """Source that has labels without decoding."""
 
     def labels_of(self, target: str) -> Tensor:
-        """The labels of all samples."""
+        """Return the labels of all samples."""
 
 
 def classes_of(samples: Samples, task: Classification) -> Tensor:
-    """Class of every sample, int64, shape (N,); `UNKNOWN` where there is none."""
-    labels = task.labels({task.target: _labels_of(samples, task.target)})
-    return torch.where(task.labelled(labels), labels, UNKNOWN)
-
-
-def _labels_of(samples: Samples, target: str) -> Tensor:
+    """Return the class of every sample, int64, shape (N,); `UNKNOWN` where there is none."""
     if isinstance(samples, Split):
-        return samples.targets[target]
-    if isinstance(samples, LazySplit) and isinstance(samples.source, KnowsLabels):
-        return samples.source.labels_of(target)[samples.rows]
-    return torch.cat([targets[target] for _, targets in samples.only([target]).loader(BATCH)])
-
-
-def in_memory_or_lazy(samples: Samples) -> Split | LazySplit:
-    """Samples of any kind as one of these two: what is neither decoded nor in memory is put there."""
-    if isinstance(samples, (Split, LazySplit)):
-        return samples
-    ((x, targets),) = samples.loader(len(samples))
-    return Split(x, targets)
+        labels = samples.targets[task.target]
+    elif isinstance(samples, LazySplit) and isinstance(samples.source, KnowsLabels):
+        labels = samples.source.labels_of(task.target)[samples.rows]
+    else:
+        labels = torch.cat([targets[task.target] for _, targets in samples.only([task.target]).loader(BATCH)])
+    labels = task.labels({task.target: labels})
+    return torch.where(task.labelled(labels), labels, UNKNOWN)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,24 +52,24 @@ class Pool:
     """Samples of several data sets, one behind the other.
 
     Attributes:
-        splits: the data sets' samples: all in memory, or all lazy.
-        classes: class of every sample, in the numbers of all data sets together, shape (N,).
+        splits: samples of the data sets: all in memory, or all lazy.
+        classes: class of every sample, numbered over all data sets, shape (N,).
     """
 
     splits: Sequence[Split | LazySplit]
     classes: Tensor
 
     def samples(self, rows: Tensor, target: str, classes: Sequence[int]) -> Split | LazySplit:
-        """Some of the samples with their places among some of the classes as labels.
+        """Return some of the samples, labelled with the indices of their classes among some of the classes.
 
         Args:
             rows: indices of the samples, ascending.
             target: name of the labels.
-            classes: the classes, of which all these samples are.
+            classes: classes of the samples.
         """
-        places = torch.full((max(*classes, int(self.classes.max())) + 1,), UNKNOWN)
-        places[list(classes)] = torch.arange(len(classes))
-        labels = places[self.classes[rows]]
+        indices = torch.full((max(*classes, int(self.classes.max())) + 1,), UNKNOWN)
+        indices[list(classes)] = torch.arange(len(classes))
+        labels = indices[self.classes[rows]]
         starts = [0, *accumulate(map(len, self.splits))]
         own = [rows[(rows >= first) & (rows < last)] - first for first, last in pairwise(starts)]
         in_memory = [split.x for split in self.splits if isinstance(split, Split)]
@@ -86,7 +81,7 @@ class Pool:
 
 
 def _gathered(tensors: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
-    """Some rows of every tensor, one below the other, copied once."""
+    """Return some rows of every tensor, one below the other, copied once."""
     gathered = tensors[0].new_empty(sum(map(len, rows)), *tensors[0].shape[1:])
     pieces = gathered.split([len(some) for some in rows])
     for tensor, some, piece in zip(tensors, rows, pieces, strict=True):
@@ -96,13 +91,7 @@ def _gathered(tensors: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Relabelled:
-    """Samples of sources, one behind the other, with labels of one new target.
-
-    Attributes:
-        pieces: the samples.
-        target: the target.
-        labels: their labels, shape (N,).
-    """
+    """Samples of lazy splits, one behind the other, with `labels` (N,) of one new target."""
 
     pieces: tuple[LazySplit, ...]
     target: str
@@ -110,54 +99,126 @@ class Relabelled:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The one target."""
+        """Name of the one target."""
         return (self.target,)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def where(self, row: int) -> str:
-        """What the sample's own source calls it."""
+        """Return the name of a sample in its own source."""
         piece, own = self._find(row)
         return piece.source.where(own)
 
     def labels_of(self, target: str) -> Tensor:
-        """All labels."""
+        """Return all labels."""
         return self.labels
 
-    def sample(self, row: int, targets: Sequence[str]) -> Sample:
+    def sample(self, row: int, targets: Sequence[str]) -> DecodedSample:
         """Decode a sample, without labels of its own source."""
         piece, own = self._find(row)
         x, _, remarks = piece.source.sample(own, ())
-        return Sample(x, dict.fromkeys(targets, self.labels[row]), remarks)
+        return DecodedSample(x, dict.fromkeys(targets, self.labels[row]), remarks)
 
     def _find(self, row: int) -> tuple[LazySplit, int]:
-        """The piece that a sample is of, and its row in that one's source."""
+        """Return the piece of a sample, and its row in the source of the piece."""
         ends = list(accumulate(map(len, self.pieces)))
         number = bisect_right(ends, row)
         piece = self.pieces[number]
         return piece, int(piece.rows[row - (ends[number] - len(piece))])
 
 
-def pool(splits: Sequence[Split | LazySplit], classes: Sequence[Tensor], names: Sequence[str]) -> Pool:
-    """Put samples one behind the other.
+@dataclass(frozen=True, eq=False)
+class JoinedData:
+    """Data sets joined.
+
+    Attributes:
+        names: names of all classes.
+        pools: training, validation and test samples.
+        notes: notes of the data sets.
+        stem: see `TaskData`.
+    """
+
+    names: tuple[str, ...]
+    pools: tuple[Pool, Pool, Pool]
+    notes: tuple[str, ...]
+    stem: Callable[[], nn.Module] | None
+
+
+def join(
+    datasets: Registry[TaskData], asked: Asked | Sequence[Asked], root: str | Path | None, *, download: bool
+) -> JoinedData:
+    """Make data sets, and number their classes.
 
     Args:
-        splits: a data set's samples each.
-        classes: their classes, in the numbers of all data sets together.
-        names: of the data sets.
+        datasets: registry of data sets.
+        asked: data sets to make.
+        root: their root, for those that have no own.
+        download: whether they may download files.
 
     Raises:
-        DataError: if inputs differ in shape, or some are in memory and others decoded from files.
+        ParameterError: if one is asked for twice, or has no classification, or several of which none is named.
+        DataError: if a data set raises it, or the inputs do not go together.
     """
-    for name, split in zip(names[1:], splits[1:], strict=True):
-        if split.shape != splits[0].shape:
+    each = [asked] if isinstance(asked, (str, Mapping)) else list(asked)
+    sources = [_load(datasets, one, root, download=download) for one in each]
+    titles = [data.name for data, _ in sources]
+    if not sources or len(set(titles)) < len(titles):
+        raise ParameterError(f"source: expected one or more data sets, each once; got {', '.join(titles) or 'none'}.")
+    several = len(sources) > 1
+    stemmed = [data.name for data, _ in sources if data.stem is not None]
+    if several and stemmed:
+        raise ParameterError(f"source: {stemmed[0]} goes through a stem of its own and cannot be joined with others.")
+    names = [f"{data.name}/{name}" if several else name for data, task in sources for name in task.class_names]
+    notes = [f"{data.name}: {note}" for data, _ in sources for note in data.notes]
+    tasks = [task for _, task in sources]
+    train, validation, test = (
+        _pooled([getattr(data, part) for data, _ in sources], tasks, titles) for part in ("train", "validation", "test")
+    )
+    return JoinedData(tuple(names), (train, validation, test), tuple(notes), sources[0][0].stem)
+
+
+def _pooled(parts: Sequence[Part], tasks: Sequence[Classification], titles: Sequence[str]) -> Pool:
+    splits: list[Split | LazySplit] = []
+    classes, first = [], 0
+    for part, task, title in zip(parts, tasks, titles, strict=True):
+        samples = part[task.name] if isinstance(part, Mapping) else part
+        own = classes_of(samples, task)
+        classes.append((own + first).masked_fill(own == UNKNOWN, UNKNOWN))
+        first += task.classes
+        if not isinstance(samples, (Split, LazySplit)):
+            ((x, targets),) = samples.loader(len(samples))
+            samples = Split(x, targets)
+        if splits and samples.shape != splits[0].shape:
             raise DataError(
-                f"{names[0]} has inputs of shape {splits[0].shape}, {name} {split.shape}. Give the sources one size, "
-                "if they have the parameter `size`, or take one source."
+                f"{titles[0]} has inputs of shape {splits[0].shape}, {title} {samples.shape}. Give the sources one "
+                "size, if they have the parameter `size`, or take one source."
             )
-        if type(split) is not type(splits[0]):
+        if splits and type(samples) is not type(splits[0]):
             raise DataError(
-                f"of {names[0]} and {name} one lies in memory and the other in files; they cannot be joined."
+                f"of {titles[0]} and {title} one lies in memory and the other in files; they cannot be joined."
             )
-    return Pool(splits, torch.cat(list(classes)))
+        splits.append(samples)
+    return Pool(splits, torch.cat(classes))
+
+
+def _load(
+    datasets: Registry[TaskData], asked: Asked, root: str | Path | None, *, download: bool
+) -> tuple[TaskData, Classification]:
+    """Return a data set and its classification."""
+    given: dict[str, Any] = {"name": asked} if isinstance(asked, str) else dict(asked)
+    name, wanted = given.pop("name", None), given.pop("task", None)
+    if not isinstance(name, str):
+        raise ParameterError(f"source: expected a data set's name, or a mapping that has its `name`; got {asked!r}.")
+    known = parameters_of(datasets[name])
+    common = {key: value for key, value in (("root", root), ("download", download)) if key in known}
+    data = datasets.build(name, **{**common, **given})
+    tasks = {task.name: task for task in data.tasks if isinstance(task, Classification)}
+    if wanted is None and len(tasks) == 1:
+        return data, next(iter(tasks.values()))
+    if wanted is None:
+        found = f"the classifications {', '.join(tasks)}; say which by `task`" if tasks else "no classification"
+        raise ParameterError(f"source: {data.name} has {found}.")
+    if wanted not in tasks:
+        raise ParameterError(f"source: {data.name}: {unknown_name('classification', wanted, tasks)}")
+    return data, tasks[wanted]

@@ -1,1 +1,0 @@
-"""Cityscapes in two layouts."""

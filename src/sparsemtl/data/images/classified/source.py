@@ -1,0 +1,151 @@
+"""Decoding of images that have one class each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sparsemtl.data.images.classified.cache import ImageCache
+from sparsemtl.data.images.classified.duplicates import Fingerprints, fingerprint
+from sparsemtl.data.images.classified.listing import Listing
+from sparsemtl.data.images.pictures import Array, Size, as_size, bilinear, read_picture
+from sparsemtl.data.lazy import DecodedSample, decoding_threads
+from sparsemtl.errors import DataError, ParameterError
+
+LUMA = (19595, 38470, 7471)
+"""Weights of red, green and blue in a grey image, in 65536ths: ITU-R 601, as in Pillow."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """Form to which every image is brought.
+
+    Attributes:
+        height: height in pixels.
+        width: width in pixels.
+        crop: keep the proportions and cut out the middle; else squeeze.
+        grey: one channel instead of three.
+    """
+
+    height: int
+    width: int
+    crop: bool
+    grey: bool
+
+    @classmethod
+    def of(cls, size: Size, *, grey: bool) -> Form:
+        """Return the form for a parameter `size`: the side of a square, or height and width.
+
+        Raises:
+            ParameterError: if it is neither.
+        """
+        sides = as_size(size)
+        if sides is None:
+            raise ParameterError("`size` must be a number, or a height and a width: images differ in size.")
+        return cls(sides, sides, True, grey) if isinstance(sides, int) else cls(*sides, False, grey)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Number of channels, height and width."""
+        return (1 if self.grey else 3), self.height, self.width
+
+    def apply(self, image: Array) -> Tensor:
+        """Return an upright image (H, W, 3) as bytes (channels, height, width)."""
+        if self.crop:
+            side = min(image.shape[:2])
+            top, left = ((length - side) // 2 for length in image.shape[:2])
+            image = image[top : top + side, left : left + side]
+        x = bilinear(image, (self.height, self.width))
+        return _grey(x) if self.grey else x
+
+
+def read_upright(path: str | Path) -> Array:
+    """Return an image (H, W, 3) of bytes, upright as a viewer would show the file.
+
+    Raises:
+        DataError: naming the file, if it is absent or damaged.
+    """
+    return read_picture(Path(path), rgb=True, upright=True)
+
+
+def _grey(colours: Tensor) -> Tensor:
+    """Return the brightness of colours, bytes (3, H, W), as bytes (1, H, W)."""
+    weights = torch.tensor(LUMA)[:, None, None]
+    return ((colours.int() * weights).sum(0, keepdim=True) + 0x8000 >> 16).byte()
+
+
+@dataclass(frozen=True, eq=False)
+class ClassImages:
+    """Images of one task, decoded from their files or read from a cache.
+
+    Attributes:
+        listing: files and their classes.
+        form: form of every decoded image.
+        cache: cache of decoded images; None without one.
+    """
+
+    listing: Listing
+    form: Form
+    cache: ImageCache | None
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Name of the one target."""
+        return (self.listing.name,)
+
+    def __len__(self) -> int:
+        return len(self.listing)
+
+    def where(self, row: int) -> str:
+        """Return the file of an image."""
+        return self.listing.paths[row]
+
+    def labels_of(self, target: str) -> Tensor:
+        """Return the classes of all images, without decoding any."""
+        return self.listing.labels
+
+    def sample(self, row: int, targets: Sequence[str]) -> DecodedSample:
+        """Return an image, bytes (channels, height, width), with its class.
+
+        Raises:
+            DataError: naming the file, if it is absent or damaged.
+        """
+        if self.cache is not None and (cached := self.cache.read(row)) is not None:
+            x = torch.frombuffer(cached, dtype=torch.uint8).view(self.form.shape)
+        else:
+            x = self._formed(row, read_upright(self.where(row)))
+        return DecodedSample(x, dict.fromkeys(targets, self.listing.labels[row]), {})
+
+    def fingerprints(self, workers: int | None) -> Fingerprints:
+        """Return the fingerprints of all images. Those that are not cached are computed; this also fills the cache.
+
+        Args:
+            workers: number of threads that decode.
+        """
+        if self.cache is not None and (cached := self.cache.read_fingerprints(len(self))) is not None:
+            return Fingerprints(*cached)
+        with ThreadPoolExecutor(max(1, decoding_threads(workers))) as threads:
+            found = Fingerprints.of(threads.map(self._fingerprint, range(len(self))))
+        if self.cache is not None:
+            self.cache.write_fingerprints(found.digests, found.small)
+        return found
+
+    def _fingerprint(self, row: int) -> tuple[Array, Array] | None:
+        try:
+            image = read_upright(self.where(row))
+        except DataError:
+            return None
+        if self.cache is not None and self.cache.read(row) is None:
+            self._formed(row, image)
+        return fingerprint(image)
+
+    def _formed(self, row: int, image: Array) -> Tensor:
+        x = self.form.apply(image)
+        if self.cache is not None:
+            self.cache.write(row, x.contiguous().numpy().tobytes())
+        return x

@@ -1,1 +1,0 @@
-"""NYU-v2 in three layouts."""

@@ -1,1 +1,0 @@
-"""Photographs of objects, one class each: how folders of them are listed, divided, decoded and kept."""

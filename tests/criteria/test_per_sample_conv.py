@@ -1,0 +1,109 @@
+"""Per-sample gradients of convolutions of any geometry equal autograd's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from sparsemtl.criteria import per_sample_conv
+from sparsemtl.criteria.per_sample_sums import PowerSum
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+POWERS = st.sampled_from(["square", "abs"])
+CHUNKS = st.sampled_from([0, 500, 10**7])
+
+
+def per_axis(draw: st.DrawFn, axes: int, low: int, high: int) -> tuple[int, ...]:
+    return tuple(draw(st.integers(low, high)) for _ in range(axes))
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
+    """A convolution of any dimension, and the shape of a sample that it can read."""
+    axes = draw(st.integers(1, 3))
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    mode = draw(st.sampled_from(["zeros", "zeros", "reflect", "replicate", "circular"]))
+    kernel, dilation = per_axis(draw, axes, 1, 3), per_axis(draw, axes, 1, 2)
+    size = per_axis(draw, axes, 3, 6 if axes < 3 else 4)
+    stride: tuple[int, ...] = per_axis(draw, axes, 1, 3)
+    padding: Any = per_axis(draw, axes, 0, 2)
+    if draw(st.booleans()):
+        padding, stride = draw(st.sampled_from(["same", "valid"])), (1,) * axes
+    pads = [p * (k - 1) for p, k in zip(dilation, kernel, strict=True)] if padding == "same" else padding
+    if padding == "valid":
+        pads = [0] * axes
+    readable = zip(size, pads, dilation, kernel, strict=True)
+    assume(all(n > p and n + (1 if padding == "same" else 2) * p > d * (k - 1) for n, p, d, k in readable))
+    inputs, outputs = (groups * draw(st.integers(1, 2)) for _ in range(2))
+    options = {"stride": stride, "dilation": dilation, "groups": groups, "padding": padding, "padding_mode": mode}
+    return CONVOLUTIONS[axes](inputs, outputs, kernel, **options), (inputs, *size)
+
+
+@st.composite
+def transposed_convolutions(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
+    """A transposed convolution of any dimension, and the shape of a sample that it can read."""
+    axes = draw(st.integers(1, 3))
+    groups = draw(st.sampled_from([1, 1, 2]))
+    kernel, dilation = per_axis(draw, axes, 1, 3), per_axis(draw, axes, 1, 2)
+    stride, size = per_axis(draw, axes, 1, 3), per_axis(draw, axes, 2, 3)
+    padding = tuple(draw(st.integers(0, d * (k - 1))) for d, k in zip(dilation, kernel, strict=True))
+    more = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True))
+    written = zip(size, stride, padding, dilation, kernel, more, strict=True)
+    assume(all((n - 1) * s - 2 * p + d * (k - 1) + m + 1 > 0 for n, s, p, d, k, m in written))
+    inputs, outputs = (groups * draw(st.integers(1, 2)) for _ in range(2))
+    options = {"stride": stride, "dilation": dilation, "groups": groups, "padding": padding, "output_padding": more}
+    return TRANSPOSED[axes](inputs, outputs, kernel, **options), (inputs, *size)
+
+
+def assert_sums_powers(layer: Any, shape: tuple[int, ...], power: Any, chunk: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = layer.double()
+    x = torch.randn(3, *shape, generator=generator, dtype=torch.float64)
+    y = layer(x)
+    dy = torch.randn(y.shape, generator=generator, dtype=torch.float64)
+    truth = torch.ones_like(layer.weight)
+    for n in range(len(x)):
+        (g,) = torch.autograd.grad(layer(x[n : n + 1]), layer.weight, dy[n : n + 1])
+        truth += g.square() if power == "square" else g.abs()
+    total = per_sample_conv.zeros(layer.weight, torch.float64).add_(1)
+    per_sample_conv.add_weight(layer, x, dy, total, PowerSum(power, chunk))
+    torch.testing.assert_close(total, truth.detach(), rtol=1e-10, atol=1e-10)
+
+
+@settings(max_examples=150, deadline=None)
+@given(convolutions(), POWERS, CHUNKS)
+def test_convolutions_of_any_geometry_equal_autograd(
+    convolution: tuple[nn.Module, tuple[int, ...]], power: str, chunk: int
+) -> None:
+    assert_sums_powers(*convolution, power, chunk)
+
+
+@settings(max_examples=80, deadline=None)
+@given(transposed_convolutions(), POWERS, CHUNKS)
+def test_transposed_convolutions_of_any_geometry_equal_autograd(
+    convolution: tuple[nn.Module, tuple[int, ...]], power: str, chunk: int
+) -> None:
+    assert_sums_powers(*convolution, power, chunk)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8], ids=lambda size: f"{size}x{size}")
+@pytest.mark.parametrize("power", ["square", "abs"])
+def test_few_positions_and_many_agree_with_autograd_alike(size: int, power: str) -> None:
+    assert_sums_powers(nn.Conv2d(2, 3, 3, padding=1), (2, size, size), power, 10**6)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Conv1d(4, 6, 3, groups=2), nn.Conv3d(4, 6, (1, 2, 3)), nn.ConvTranspose2d(4, 6, (3, 2), groups=2)]
+)
+def test_total_has_the_parameters_shape_whatever_its_layout(layer: Any) -> None:
+    for parameter in layer.parameters():
+        total: Tensor = per_sample_conv.zeros(parameter, torch.float64)
+        assert total.shape == parameter.shape
+        assert total.dtype == torch.float64
+        assert not total.any()
