@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from sparsemtl.errors import ParameterError, unknown_name
 from sparsemtl.networks.declarations import Figure, SummaryTable
 from sparsemtl.networks.roles import left_out, refuse_computed, weight_ids
-from sparsemtl.tasks import Task
 from sparsemtl.tasks.forward_errors import PLAIN, explain
+from sparsemtl.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 

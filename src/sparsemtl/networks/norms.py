@@ -19,8 +19,8 @@ from sparsemtl.networks.model import MultiTaskModel, placement
 from sparsemtl.networks.modes import train_mode
 from sparsemtl.networks.randomness import fork_rng
 from sparsemtl.networks.swap import swap_tensors
-from sparsemtl.tasks import Task
 from sparsemtl.tasks.batches import Group, Loaders, evaluation_groups, groups_for, per_task, preserve_loader_state
+from sparsemtl.tasks.task import Task
 
 BATCHES = 100
 """Batches over which statistics are averaged by default."""

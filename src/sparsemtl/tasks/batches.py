@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from sparsemtl.errors import LabelError, unknown_name
-from sparsemtl.tasks import Task
 from sparsemtl.tasks.nests import to_device, to_dtype
+from sparsemtl.tasks.task import Task
 
 Loader = Iterable[Any]
 """Yields (x, {target: labels}), or (x, labels) where it is one task's own."""
