@@ -155,7 +155,7 @@ def test_a_saturated_task_keeps_the_mask_it_had_in_a_run() -> None:
 
 def test_without_a_mask_to_keep_all_zero_scores_are_an_error() -> None:
     model, batches = model_and_data()
-    with pytest.raises(MaskError, match="task 'kind': every score is zero, so nothing tells its weights apart"):
+    with pytest.raises(MaskError, match="task 'kind': every score is zero, so that its weights cannot be ranked"):
         choose_masks(Given(kind=0.0), model, batches, keep=0.5)
 
 

@@ -28,8 +28,7 @@ from torch import Tensor, nn
 
 import sparsemtl as sm
 from sparsemtl.criteria import Criterion, Fisher, Gradient, fisher_information, fisher_masks
-from sparsemtl.criteria.per_sample_powers import BatchPowers
-from sparsemtl.criteria.per_sample_sums import PowerSum
+from sparsemtl.criteria.gradient_powers import BatchPowers, PowerSum
 from sparsemtl.criteria.select import select
 from sparsemtl.errors import LabelError, LikelihoodWarning, NonFiniteScoreError, ParameterError
 from sparsemtl.networks.model import maskable_parameters

@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_map_only
 
 import sparsemtl as sm
 from sparsemtl.criteria import Fisher
+from sparsemtl.criteria.gradient_powers import FEW, PowerSum
 from sparsemtl.criteria.per_sample import per_sample
-from sparsemtl.criteria.per_sample_sums import FEW, PowerSum
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.model import maskable_parameters
 

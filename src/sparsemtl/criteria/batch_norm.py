@@ -10,8 +10,8 @@ from torch import nn
 from sparsemtl.criteria.criterion import Criterion, Scores
 from sparsemtl.networks.model import MultiTaskModel, placement
 from sparsemtl.networks.norms import recalibrated
-from sparsemtl.tasks import Task
 from sparsemtl.tasks.batches import Loaders, groups_for, per_task
+from sparsemtl.tasks.task import Task
 
 
 def with_recomputed_batch_norm(criterion: Criterion, *, samples: int = 1024) -> Criterion:

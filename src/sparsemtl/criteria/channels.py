@@ -1,4 +1,4 @@
-"""Output channels as units: a layer's weight rows, its bias, and the norm behind it."""
+"""Output channels as units: the rows of a layer's weight, its bias, and the norm behind it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch.nn.modules.conv import _ConvNd
 from sparsemtl.criteria.model_state import preserve_model_state
 from sparsemtl.networks.model import maskable_parameters
 
-NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, getattr(nn, "RMSNorm", nn.LayerNorm))  # RMSNorm: torch 2.4
+_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, getattr(nn, "RMSNorm", nn.LayerNorm))  # RMSNorm: torch 2.4
 
 
 def channel_units(model: nn.Module, x: Any, tasks: tuple[str, ...] | None = None) -> dict[str, tuple[str, ...]]:
-    """Find, for every shared layer with output channels, the parameters that make up its channels.
+    """Return, for every shared layer with output channels, the parameters that make up its channels.
 
-    A norm belongs to a layer if it reads the very tensor that the layer gave, which one forward pass tells, and scales
-    its channels. With weight, bias, scale and shift of a channel masked together the channel is exactly zero after it.
-    A norm that is not shared is left out, for no mask covers it.
+    A norm belongs to a layer if it reads the very tensor that the layer returned, as one forward pass shows, and scales
+    its channels. If weight, bias, scale and shift of a channel are masked together, the channel is exactly zero behind
+    the norm. A norm that is not shared is omitted, for no mask covers it.
 
     Args:
         model: a `MultiTaskModel`.
         x: an input that the model accepts.
-        tasks: the tasks to run, all by default.
+        tasks: tasks to run, all by default.
 
     Returns:
         name of a layer's weight -> names of all its parameters by channel, the weight first.
@@ -55,23 +55,23 @@ def channel_units(model: nn.Module, x: Any, tasks: tuple[str, ...] | None = None
 def _norms_behind(
     model: nn.Module, layers: Sequence[nn.Module], x: Any, tasks: tuple[str, ...] | None
 ) -> dict[nn.Module, list[nn.Module]]:
-    """Layer -> the norms that read what it gives."""
+    """Return layer -> the norms that read its output."""
     made_by: dict[int, nn.Module] = {}
-    kept: list[Tensor] = []  # a tensor alive keeps its id its own
+    kept: list[Tensor] = []  # the id of a tensor is unique only while the tensor is alive
     norms: dict[nn.Module, list[nn.Module]] = {layer: [] for layer in layers}
 
-    def remember(module: nn.Module, _: Any, output: Tensor) -> None:
+    def record(module: nn.Module, _: Any, output: Tensor) -> None:
         made_by[id(output)] = module
         kept.append(output)
 
-    def recognise(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def match(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         read: Any = next(iter((*args, *kwargs.values())), None)
         layer = made_by.get(id(read))
         if layer is not None and _axis(layer, read) == _axis(module, read) and module not in norms[layer]:
             norms[layer].append(module)
 
-    hooks = [layer.register_forward_hook(remember) for layer in layers]
-    hooks += [m.register_forward_pre_hook(recognise, with_kwargs=True) for m in model.modules() if isinstance(m, NORMS)]
+    hooks = [layer.register_forward_hook(record) for layer in layers]
+    hooks += [m.register_forward_pre_hook(match, with_kwargs=True) for m in model.modules() if isinstance(m, _NORMS)]
     try:
         with preserve_model_state(model), torch.no_grad():
             model(x, tasks=tasks)
@@ -82,7 +82,7 @@ def _norms_behind(
 
 
 def _axis(module: nn.Module, x: Tensor) -> int:
-    """The axis of x along which the module's own parameters lie: a layer's output channels, what a norm scales."""
+    """Return the axis of x along which the module's parameters lie: a layer's output channels, a norm's features."""
     if isinstance(module, nn.Linear):
         return x.ndim - 1
     scaled: tuple[int, ...] | None = getattr(module, "normalized_shape", None)

@@ -1,24 +1,23 @@
-"""Masks from a criterion: score, then keep the best."""
+"""Masks from a criterion: score, then keep the highest."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
+from typing_extensions import Unpack
 
 from sparsemtl.criteria.channels import channel_units
 from sparsemtl.criteria.criterion import Criterion
 from sparsemtl.criteria.fisher import Fisher
-from sparsemtl.criteria.select import Scope, select, select_channels
+from sparsemtl.criteria.select import Granularity, Scope, SelectionOptions, select, select_channels
 from sparsemtl.errors import MaskError, MaskWarning
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.model import MultiTaskModel, check_maskable, placement
 from sparsemtl.networks.randomness import fork_rng
 from sparsemtl.tasks.batches import Loader, Loaders, as_group, check_readable
-
-Granularity = Literal["weight", "channel"]
 
 
 def choose_masks(
@@ -27,24 +26,22 @@ def choose_masks(
     loaders: Loaders,
     *,
     keep: float,
-    scope: Scope = "global",
-    granularity: Granularity = "weight",
-    min_per_layer: int = 1,
     previous: TaskMasks | None = None,
     method: str = "",
+    **selection: Unpack[SelectionOptions],
 ) -> TaskMasks:
-    """Let every task keep its `keep` best weights by a criterion; the model and the random generators do not change.
+    """Return masks that keep, for every task, the `keep` weights of highest score; nothing else changes.
 
     Args:
-        criterion: what ranks the weights. For channels it must score biases and norms too (`mask_all=True`).
+        criterion: scores the weights. For channels it must score biases and norms too (`mask_all=True`).
         model: the model.
         loaders: one loader for all tasks, or task -> loader.
         keep: fraction that every task keeps, in (0, 1].
-        scope: rank all weights together (`global`) or each layer's apart (`layer`).
-        granularity: single weights, or whole output channels with their bias and norm.
-        min_per_layer: weights, or channels, that every layer keeps at least.
-        previous: the masks so far; a task whose scores are all zero keeps its mask, with a warning.
-        method: what to call the choice in the masks' header.
+        previous: current masks; a task whose scores are all zero keeps its mask, with a warning.
+        method: name of the method in the masks' header.
+        selection: `scope` ranks all weights together (`global`) or those of each layer separately (`layer`);
+            `granularity` is `weight`, or `channel` for whole output channels with their bias and norm; `min_per_layer`
+            is the number of weights, or channels, that every layer keeps at least.
 
     Raises:
         MaskError: if a score is NaN, or all of a task's are zero and there is no previous mask.
@@ -53,19 +50,21 @@ def choose_masks(
     """
     if previous is None:
         check_maskable(model)
-    if criterion.reads_data or granularity == "channel":
+    by_channel = selection.get("granularity") == "channel"
+    scope, least = selection.get("scope", "global"), selection.get("min_per_layer", 1)
+    if criterion.reads_data or by_channel:
         check_readable(loaders)
     with fork_rng():
         scores = criterion.scores(model, loaders, list(model.tasks.values()))
-        units = _units(model, loaders) if granularity == "channel" else {}
+        units = _units(model, loaders) if by_channel else {}
     masks: dict[str, Mapping[str, Tensor]] = {}
     for task, score in scores.items():
         if score and not any(bool(tensor.any()) for tensor in score.values()):
             masks[task] = _unchanged(task, previous)
-        elif granularity == "channel":
-            masks[task] = select_channels(score, units, keep, scope=scope, min_per_layer=min_per_layer)
+        elif by_channel:
+            masks[task] = select_channels(score, units, keep, scope=scope, min_per_layer=least)
         else:
-            masks[task] = select(score, keep, scope=scope, min_per_layer=min_per_layer)
+            masks[task] = select(score, keep, scope=scope, min_per_layer=least)
     return TaskMasks(masks, model=type(model).__name__, method=method or type(criterion).__name__)
 
 
@@ -79,16 +78,16 @@ def fisher_masks(
     min_per_layer: int = 1,
     **estimation: Any,
 ) -> TaskMasks:
-    """Masks that keep, for every task, the weights of largest Fisher information (FSMTL Eq. 10 and 11).
+    """Return masks that keep, for every task, the weights of largest Fisher information (FSMTL Eq. 10 and 11).
 
     Args:
         model: the model; it is not changed.
         loader: yields (x, {task: labels}), or task -> loader of (x, labels).
         keep: fraction of the shared weights that every task keeps, in (0, 1].
-        scope: rank all weights together (`global`) or each layer's apart (`layer`).
+        scope: rank all weights together (`global`) or those of each layer separately (`layer`).
         granularity: single weights, or whole output channels with their bias and norm.
         min_per_layer: weights, or channels, that every layer keeps at least.
-        estimation: how the information is estimated, as in `Fisher` (estimator, power, samples, ...).
+        estimation: parameters of `Fisher` (estimator, power, samples, ...).
 
     Example:
         >>> masks = fisher_masks(model, loader, keep=0.3)   # doctest: +SKIP
@@ -100,16 +99,18 @@ def fisher_masks(
         model,
         loader,
         keep=keep,
+        method="fisher",
         scope=scope,
         granularity=granularity,
         min_per_layer=min_per_layer,
-        method="fisher",
     )
 
 
 def _unchanged(task: str, previous: TaskMasks | None) -> Mapping[str, Tensor]:
     if previous is None:
-        raise MaskError(f"task {task!r}: every score is zero, so nothing tells its weights apart. Is its head trained?")
+        raise MaskError(
+            f"task {task!r}: every score is zero, so that its weights cannot be ranked. Is its head trained?"
+        )
     warnings.warn(f"task {task!r}: every score is zero; it keeps its mask.", MaskWarning, stacklevel=3)
     return previous[task]
 

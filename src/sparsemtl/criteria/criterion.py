@@ -1,4 +1,4 @@
-"""The contract of criteria: what ranks the weights of a shared network for a task."""
+"""Contract of criteria, which score the weights of a shared network for a task."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from sparsemtl.tasks import Task
 from sparsemtl.tasks.batches import Loaders
+from sparsemtl.tasks.task import Task
 
 Scores = dict[str, dict[str, Tensor]]
-"""Task -> parameter name -> score of every weight, higher is kept."""
+"""Task -> parameter name -> score per weight; the highest are kept."""
 
 
 class Criterion(abc.ABC):
-    """Scores every maskable weight for every task."""
+    """Base of criteria: a score of every maskable weight for every task."""
 
-    #: False for criteria that look at the weights alone.
+    #: False for criteria that read the weights alone.
     reads_data: bool = True
 
     @abc.abstractmethod
     def scores(self, model: nn.Module, loaders: Loaders, tasks: Sequence[Task]) -> Scores:
-        """Score the maskable weights of `model`; neither its weights nor its state change.
+        """Return the scores of the maskable weights of `model`; neither its weights nor its state change.
 
         Args:
             model: a `MultiTaskModel`.
-            loaders: data of the tasks, of which as much is read as the criterion needs.
-            tasks: the tasks to score for.
+            loaders: data of the tasks, of which the criterion reads as much as it needs.
+            tasks: tasks to score for.
         """

@@ -1,4 +1,4 @@
-"""Fisher information: weights to which a task's predictive distribution is most sensitive."""
+"""Fisher information: the weights to which a task's predictive distribution is most sensitive."""
 
 from __future__ import annotations
 
@@ -7,31 +7,30 @@ import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from typing_extensions import Doc, Unpack
 
 from sparsemtl.criteria.criterion import Criterion, Scores
+from sparsemtl.criteria.gradient_powers import BatchPowers, GradientPowers, Power, PowerSum, wide
 from sparsemtl.criteria.model_state import preserve_model_state
-from sparsemtl.criteria.per_sample import Path, per_sample
-from sparsemtl.criteria.per_sample_cut import Select
-from sparsemtl.criteria.per_sample_powers import BatchPowers, GradientPowers, wide
-from sparsemtl.criteria.per_sample_sums import Power, PowerSum
+from sparsemtl.criteria.per_sample import PerSampleOptions, per_sample
 from sparsemtl.errors import LabelError, LikelihoodWarning, NonFiniteScoreError, ParameterError
 from sparsemtl.networks.masks import unwrapped
 from sparsemtl.networks.model import MultiTaskModel, maskable_parameters, placement
-from sparsemtl.registry.parameters import Count, Natural, Positive, validated
-from sparsemtl.tasks import Task
+from sparsemtl.registry.parameters import Count, Natural, validated
 from sparsemtl.tasks.batches import Loader, Loaders, check_loaders, evaluation_groups, per_task
 from sparsemtl.tasks.nests import map_tensors
+from sparsemtl.tasks.task import Task
 
 Estimator = Literal["fs", "efs", "true", "sample", "batch"]
 
 
 class Fisher(Criterion):
-    """The diagonal of the Fisher information (FSMTL, AAAI 2024), exact for every sample.
+    """Diagonal of the Fisher information (FSMTL, AAAI 2024), exact for every sample.
 
     With g(y) = d log p(y | x) / d weight, a weight's score is the mean over labelled samples of one of the terms below.
     log p(y | x) is the sum over those labels of the sample (pixels, columns) that are known in the data: an unknown one
@@ -44,26 +43,13 @@ class Fisher(Criterion):
     - `batch`: the square of the mean of g over a batch of labels in the data (Algorithm 2 read literally). It
       depends on the loader's batch size and is none of the above.
 
-    Args:
-        estimator: which labels.
-        power: `square`, or `abs` for |g| in place of g^2.
-        samples: labelled samples of each task that the mean is taken over, all if None or if there are fewer.
-        draws: labels drawn for every sample by `sample`.
-        seed: of the drawn labels.
-        mask_all: also score biases and norms.
-        chunk_mb: megabytes of per-sample gradients and copies of inputs that exist at a time. More is not faster.
-        path: how gradients are taken, see `per_sample`. The result is the same.
-        select: cuts a sample out of a batch, (x, i) -> sample i as a batch of one, for inputs that do not hold their
-            samples along the first axis of tensors (sequences time first, graphs with a list of edges). Without it such
-            samples are differentiated inside their batch, which is slower and gives the same.
-
-    All tasks of a shared loader are scored in one pass: a forward a batch, and a backward for each task and label.
-    The model runs in eval mode and in its parameters' own precision, autocast or not; floating-point inputs are cast to
-    it.
+    All tasks of a shared loader are scored together: one forward pass per batch, one backward pass per task and
+    label. The model runs in eval mode and in its parameters' own precision, autocast or not; floating-point inputs are
+    cast to that precision.
 
     Differences from the paper:
         - A Gaussian's predicted label is its mean, where g is zero: for regression `fs` is replaced by `efs`, with
-          one warning a task. For depth and normals it is replaced by `sample`, as is `efs` for every map.
+          one warning per task. For depth and normals it is replaced by `sample`, as is `efs` for every map.
         - `efs` of independent labels (yes/no answers, real values) sums p(1 - p) (dz / d weight)^2, or
           (dz / d weight)^2, over the outputs z, which equals the sum over all 2^A combinations, or the integral. No
           such identity holds for `abs`: it sums p(1 - p) |dz / d weight|, or |dz / d weight|, as if every column were
@@ -74,15 +60,22 @@ class Fisher(Criterion):
     def __init__(
         self,
         *,
-        estimator: Estimator = "fs",
-        power: Power = "square",
-        samples: Count | None = 1024,
-        draws: Count = 1,
-        seed: Natural = 0,
-        mask_all: bool = False,
-        chunk_mb: Positive = 8,
-        path: Path = "auto",
-        select: Select | None = None,
+        estimator: Annotated[
+            Estimator,
+            Doc(
+                "Labels of the gradients: `fs` predicted, `efs` all by their probability, `true` in the data, `sample` "
+                "drawn, `batch` in the data with the gradients averaged first."
+            ),
+        ] = "fs",
+        power: Annotated[Power, Doc("`square`, or `abs` for |g| in place of g^2.")] = "square",
+        samples: Annotated[
+            Count | None,
+            Doc("Labelled samples per task that the mean is taken over; all if None or if there are fewer."),
+        ] = 1024,
+        draws: Annotated[Count, Doc("Labels that `sample` draws per sample.")] = 1,
+        seed: Annotated[Natural, Doc("Seed of the drawn labels.")] = 0,
+        mask_all: Annotated[bool, Doc("Also score biases and norms.")] = False,
+        **per_sample: Unpack[PerSampleOptions],
     ) -> None:
         self.estimator = estimator
         self.power = power
@@ -90,13 +83,13 @@ class Fisher(Criterion):
         self.draws = draws
         self.seed = seed
         self.mask_all = mask_all
-        self.chunk_mb = chunk_mb
-        self.path = path
-        self.select = select
+        self.chunk_mb = per_sample["chunk_mb"]
+        self.path = per_sample["path"]
+        self.select = per_sample["select"]
         self._replaced: set[Task] = set()
 
     def reseeded(self, seed: int) -> Fisher:
-        """The same criterion that draws other labels; what it has warned of, it does not warn of again."""
+        """Return a copy that draws other labels, and does not repeat the warnings of this criterion."""
         other = copy.copy(self)
         other.seed = seed
         return other
@@ -122,7 +115,7 @@ class Fisher(Criterion):
     def _estimate(
         self, model: nn.Module, parameters: Mapping[str, Tensor], loaders: Loaders, means: Sequence[_Mean]
     ) -> None:
-        """Take the means of tasks that read the same data."""
+        """Compute the means of tasks that read the same data."""
         powers = self._powers(model, parameters, [mean.task.name for mean in means])
         for mean in means:
             mean.totals = powers.zeros()
@@ -150,7 +143,11 @@ class Fisher(Criterion):
         return per_sample(model, parameters, tasks, sums, self.path, self.select)
 
     def _estimator_for(self, task: Task) -> Estimator:
-        """The estimator that says something about the task, at a price that can be paid."""
+        """Return the estimator to use for `task`.
+
+        Falls back to `efs` (or `sample`, where `efs` would need one backward pass per pixel and label) if `fs` is
+        identically zero for the task's likelihood; warns once per task.
+        """
         likelihood = task.likelihood
         kind = type(likelihood).__name__
         exact: Estimator = "efs" if likelihood.tractable else "sample"
@@ -166,7 +163,7 @@ class Fisher(Criterion):
         return exact
 
     def _cotangents(self, mean: _Mean, output: Tensor) -> Iterator[Tensor]:
-        """Gradients at a task's output whose powers, gone back to the weights, add up to the batch's estimate."""
+        """Yield gradients at a task's output whose powers at the weights add up to the batch's estimate."""
         if len(output) != len(mean.counts):
             raise LabelError(f"task {mean.task.name!r}: {len(output)} outputs but {len(mean.counts)} labels.")
         known = mean.known(output)
@@ -177,7 +174,7 @@ class Fisher(Criterion):
             yield torch.where(known, cotangent, 0.0).to(output.dtype)
 
     def _terms(self, mean: _Mean, output: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Weights (B,) of powers, and what they weigh: gradients at the output (B, ...)."""
+        """Yield (weights (B,) of powers, the gradients at the output (B, ...) that they weigh)."""
         likelihood = mean.task.likelihood
         one = output.new_ones(len(output))
         if mean.estimator == "fs":
@@ -207,17 +204,17 @@ def _check_outputs(task: Task, output: Tensor) -> None:
 
 @dataclass
 class _Mean:
-    """A task's mean while it is taken.
+    """Mean of one task while it is computed.
 
     Attributes:
         task: the task.
-        estimator: which labels.
+        estimator: labels of the gradients.
         limit: labelled samples to take, all if None.
-        generator: of drawn labels.
+        generator: generator of drawn labels.
         totals: parameter name -> sum so far.
         seen: samples so far.
         label: labels (B, ...) of the present batch.
-        counts: which of its samples count, bool (B,).
+        counts: samples of the batch that count, bool (B,).
     """
 
     task: Task
@@ -234,7 +231,7 @@ class _Mean:
         return self.limit is not None and self.seen >= self.limit
 
     def take(self, targets: Mapping[str, Tensor]) -> bool:
-        """Look at a batch's labels; False if none of them counts."""
+        """Read a batch's labels; return False if none of them counts."""
         if self.done:
             return False
         self.label = self.task.labels(targets)
@@ -246,12 +243,12 @@ class _Mean:
         return n > 0
 
     def known(self, output: Tensor) -> Tensor:
-        """Which outputs (B, ...) count: those of known labels, of samples that count. Broadcasts to the outputs."""
+        """Return a mask that broadcasts to the outputs (B, ...): those of known labels, of samples that count."""
         counts = self.counts.view(-1, *[1] * (output.ndim - 1))
         return counts & self.task.known_outputs(self.label, output)
 
     def scores(self) -> dict[str, Tensor]:
-        """Parameter name -> mean."""
+        """Return parameter name -> mean."""
         if not self.seen:
             raise LabelError(f"task {self.task.name!r} has no labelled sample to take its Fisher information on.")
         scores = {}
@@ -262,14 +259,14 @@ class _Mean:
 
 
 def _generator(seed: int, task: Task, model: nn.Module) -> torch.Generator:
-    """Drawn labels of a task do not depend on which other tasks are scored with it."""
+    """Return the generator of a task's drawn labels, which do not depend on the tasks that are scored with it."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     mixed = zlib.crc32(f"{seed} {task.name}".encode())  # 32 bits: torch's generator on CPU ignores all higher ones
     return torch.Generator(device).manual_seed(mixed)
 
 
 def _loaders_of(means: Sequence[_Mean], loaders: Loaders) -> Loaders:
-    """The loaders of some tasks, checked."""
+    """Return the loaders of some tasks, checked."""
     if not isinstance(loaders, Mapping):
         return loaders
     tasks = {mean.task.name: mean.task for mean in means}
@@ -292,15 +289,15 @@ def fisher_information(
     samples: int | None = None,
     **options: Any,
 ) -> dict[str, Tensor]:
-    """Diagonal Fisher information of a task's shared weights.
+    """Return the diagonal Fisher information of a task's shared weights.
 
     Args:
         model: the model; it is not changed.
-        loader: yields (x, {target: labels}), or (x, labels) if they are this task's.
-        task: the task's name; may be left out if the model has one task.
-        estimator: which labels, see `Fisher`.
+        loader: yields (x, {target: labels}), or (x, labels) if the labels are this task's.
+        task: name of the task; may be omitted if the model has one task.
+        estimator: labels of the gradients, see `Fisher`.
         samples: labelled samples to use, all by default.
-        options: the other parameters of `Fisher`.
+        options: other parameters of `Fisher`.
 
     Returns:
         parameter name -> score of every weight, of the parameter's shape; at least 0.
@@ -324,5 +321,5 @@ def fisher_information(
         task = next(iter(inner.tasks))
     inner.check_task(task)
     criterion = Fisher(estimator=estimator, samples=samples, **options)
-    own = {task: loader}  # as a loader of the task's own it may give bare labels as well
+    own = {task: loader}  # a loader of the task's own may give bare labels as well
     return criterion.scores(inner, own, [inner.tasks[task]])[task]

@@ -1,35 +1,38 @@
-"""Gradient: weights on which the task's mean loss leans most."""
+"""Gradient: the weights to which a task's mean loss is most sensitive."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Doc
 
 from sparsemtl.criteria.criterion import Criterion, Scores
+from sparsemtl.criteria.gradient_powers import BatchPowers, PowerSum, wide, zeros_like
 from sparsemtl.criteria.model_state import preserve_model_state
-from sparsemtl.criteria.per_sample_powers import BatchPowers, wide
-from sparsemtl.criteria.per_sample_sums import PowerSum
 from sparsemtl.errors import LabelError
 from sparsemtl.networks.masks import unwrapped
 from sparsemtl.networks.model import maskable_parameters, placement
 from sparsemtl.registry.parameters import Count, validated
-from sparsemtl.tasks import Task
 from sparsemtl.tasks.batches import Group, Loaders, groups_for
+from sparsemtl.tasks.task import Task
 
 
 class Gradient(Criterion):
-    """|d mean loss / d weight|, or |weight * d mean loss / d weight| (SNIP, Lee et al. 2019).
-
-    Args:
-        samples: labelled samples that the mean is taken over, all if None.
-        times_weight: multiply by the weight, which estimates the change of the loss when it is removed.
-        mask_all: also score biases and norms.
-    """
+    """Absolute value of d mean loss / d weight, or of weight * d mean loss / d weight (SNIP, Lee et al. 2019)."""
 
     @validated
-    def __init__(self, *, samples: Count | None = 1024, times_weight: bool = False, mask_all: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        samples: Annotated[Count | None, Doc("Labelled samples that the mean is taken over; all if None.")] = 1024,
+        times_weight: Annotated[
+            bool, Doc("Multiply by the weight, which estimates the change of the loss when the weight is removed.")
+        ] = False,
+        mask_all: Annotated[bool, Doc("Also score biases and norms.")] = False,
+    ) -> None:
         self.samples = samples
         self.times_weight = times_weight
         self.mask_all = mask_all
@@ -48,7 +51,7 @@ class Gradient(Criterion):
     def _of_task(
         self, model: nn.Module, loaders: Loaders, task: Task, parameters: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        total = {name: torch.zeros_like(p, dtype=wide(p.dtype)) for name, p in parameters.items()}
+        total = zeros_like(parameters)
         device, dtype = placement(model)
         seen, labels = 0, 0.0
         for group in groups_for(loaders, task):
@@ -73,7 +76,7 @@ class Gradient(Criterion):
 
 
 def _known_share(task: Task, target: Tensor) -> float:
-    """Number of known labels, in labels of one whole sample: the number of samples where everything is known."""
+    """Return the number of known labels over the labels per sample: the number of samples if all labels are known."""
     known = task.known(target)
     return int(known.sum()) / known[0].numel()
 
@@ -81,7 +84,7 @@ def _known_share(task: Task, target: Tensor) -> float:
 def _gradients(
     model: nn.Module, parameters: Mapping[str, Tensor], task: Task, group: Group, counts: Tensor
 ) -> dict[str, Tensor]:
-    """Gradient of the mean loss of the samples that count, for the parameters that it depends on."""
+    """Return the gradient of the mean loss of the samples that count, for the parameters that the loss depends on."""
     batch = BatchPowers(model, parameters, PowerSum("abs", 0))
     found = batch.forward(group.x, (task.name,))[task.name]
     output = found.to(wide(found.dtype)).requires_grad_()

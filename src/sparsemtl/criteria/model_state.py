@@ -1,4 +1,4 @@
-"""Looking at a model without leaving a trace."""
+"""State of a model, preserved while a criterion runs it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from sparsemtl.networks.randomness import fork_rng
 
 @contextmanager
 def preserve_model_state(model: nn.Module) -> Iterator[None]:
-    """Eval mode, gradients, full precision; afterwards the model and the random generators are as before.
+    """Enter eval mode with gradients in full precision; restore the model and the random generators afterwards.
 
-    What a forward may write comes back to its value: buffers, and the embeddings that their norm limit rescales.
+    Everything that a forward pass may write is restored: buffers, and the embeddings that their norm limit rescales.
     """
     devices = {p.device.type for p in model.parameters()} | {"cpu"}
     with ExitStack() as stack:

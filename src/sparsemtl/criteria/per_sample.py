@@ -1,35 +1,65 @@
-"""Sums of powers of per-sample gradients, each parameter by the fastest way that is right for it.
+"""Sums of powers of per-sample gradients: every parameter by the fastest path that is right for it.
 
-Most layers follow rules (`per_sample_rules`), at the price of a backward of the activations for all samples together.
-A parameter is left to the general way (`per_sample_functional`) if its layer has no rule or is called twice, if other
-code reads it, if it is tied to another, or if its layer's first axis is not the batch. Whether it is so is not guessed
-but measured on the first batch: its first sample must have the gradients that autograd gives, and a layer must not be
-told anything in the rows of other samples.
+Per-sample gradients are computed in five files. `gradient_powers` has the sum and the contract. The fast path
+(`per_sample_hooks`) runs one forward and one backward pass per batch and applies a rule per layer class
+(`per_sample_layers`). The general path (`per_sample_functional`) runs one backward pass per sample. `per_sample`, here,
+chooses: a parameter takes the general path if its layer has no rule or is called twice, if other code reads the
+parameter, if it is tied to another, or if its layer's first axis is not the batch. This is not guessed but measured on
+the first batch: its first sample must have the gradients of autograd, and no layer may have a gradient in the rows of
+other samples.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Doc
 
-from sparsemtl.criteria.per_sample_cut import Select
-from sparsemtl.criteria.per_sample_functional import FunctionalPowers
+from sparsemtl.criteria.gradient_powers import BatchPowers, GradientPowers, PowerSum, Totals
+from sparsemtl.criteria.per_sample_functional import FunctionalPowers, Select
 from sparsemtl.criteria.per_sample_hooks import HookedPowers, hookable, zeros_for
-from sparsemtl.criteria.per_sample_powers import BatchPowers, GradientPowers, Totals
-from sparsemtl.criteria.per_sample_sums import PowerSum
 from sparsemtl.errors import ParameterError
+from sparsemtl.registry.parameters import Default, Positive
 
 logger = logging.getLogger(__name__)
 
 Path = Literal["auto", "hooks", "functional", "loop"]
 
-TOLERANCE = {torch.float64: 1e-8}
-"""Relative error of a gradient that is taken for rounding, by dtype."""
-ROUNDING = 1e-4
+
+class PerSampleOptions(TypedDict, total=False):
+    """Options of the computation of per-sample gradients; none changes the result."""
+
+    chunk_mb: Annotated[
+        Positive,
+        Default(8),
+        Doc("Megabytes of per-sample gradients and copies of inputs that exist at a time. More is not faster."),
+    ]
+    path: Annotated[
+        Path,
+        Default("auto"),
+        Doc(
+            "`auto` takes for every parameter the fastest path that is right; `hooks` insists on the fast path, "
+            "`functional` is torch.func's vmap, `loop` one backward pass per sample."
+        ),
+    ]
+    select: Annotated[
+        Select | None,
+        Default(None),
+        Doc(
+            "Function (x, i) -> sample i as a batch of one, for inputs that do not hold their samples along the first "
+            "axis of tensors (sequences time first, graphs with a list of edges). Without it such samples are "
+            "differentiated inside their batch, which is slower and gives the same."
+        ),
+    ]
+
+
+_TOLERANCE = {torch.float64: 1e-8}
+"""Relative error of a gradient that counts as rounding, by dtype."""
+_ROUNDING = 1e-4
 """The same for all other dtypes."""
 
 
@@ -41,21 +71,21 @@ def per_sample(
     path: Path = "auto",
     select: Select | None = None,
 ) -> GradientPowers:
-    """Choose how to sum powers of per-sample gradients.
+    """Return the sum of powers of per-sample gradients that is right for a model.
 
     Args:
         model: a `MultiTaskModel` in eval mode.
         parameters: the parameters to differentiate, by name.
-        tasks: all tasks that will be asked for.
-        sums: what to add.
-        path: `auto` takes for every parameter the fastest way that is right; `hooks` insists on the fast one,
+        tasks: all tasks that `forward` will run.
+        sums: sum to add.
+        path: `auto` takes for every parameter the fastest path that is right; `hooks` insists on the fast one,
             `functional` is torch.func's vmap, `loop` one autograd backward per sample.
         select: cuts a sample out of a batch, (x, i) -> sample i as a batch of one. By default it is row i of every
             tensor whose first axis has the batch's length; everything else is shared by all samples.
 
     Raises:
         ParameterError: if a batch norm takes its statistics from the batch, in which no sample stands alone; later, if
-            `select` gives something other than the sample, or a path that is insisted on cannot be right.
+            `select` returns something other than the sample, or the path that `path` insists on cannot be right.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
@@ -65,18 +95,18 @@ def per_sample(
             )
     if path in ("functional", "loop"):
         return FunctionalPowers(model, parameters, sums, vectorised=path == "functional", strict=True, select=select)
-    return CheckedPowers(model, parameters, tuple(tasks), sums, strict=path == "hooks", select=select)
+    return _CheckedPowers(model, parameters, tuple(tasks), sums, strict=path == "hooks", select=select)
 
 
-class CheckedPowers(GradientPowers):
-    """Hooks wherever they agree with autograd, the general way for the other parameters.
+class _CheckedPowers(GradientPowers):
+    """Hooks wherever they agree with autograd, the general path for the other parameters.
 
     Args:
         model: as in `GradientPowers`.
         parameters: as in `GradientPowers`.
-        tasks: all tasks that will be asked for.
+        tasks: all tasks that `forward` will run.
         sums: as in `GradientPowers`.
-        strict: raise instead of taking the general way.
+        strict: raise instead of taking the general path.
         select: as in `FunctionalPowers`.
     """
 
@@ -100,11 +130,11 @@ class CheckedPowers(GradientPowers):
         self._checked = 0
 
     def zeros(self) -> dict[str, Tensor]:
-        """Totals of nothing, laid out as the rules like them."""
+        """Return totals of zeros in the rules' memory layout."""
         return zeros_for(self.model, self.parameters)
 
     def forward(self, x: Any, tasks: tuple[str, ...]) -> dict[str, Tensor]:
-        """Run the model; the first batch of several samples is also checked, which costs about two training steps."""
+        """Run the model; also check the first batch of several samples, which costs about two training steps."""
         outputs = self.hooked.forward(x, tasks)
         rows = min(len(next(iter(outputs.values()))), 2)
         if rows > self._checked:  # a single row may be the first of anything: two samples are checked again
@@ -117,14 +147,14 @@ class CheckedPowers(GradientPowers):
         return outputs
 
     def add(self, cotangents: Mapping[str, Tensor], totals: Totals) -> None:
-        """Add by both ways, each its own parameters."""
+        """Add by both paths, each for its own parameters."""
         if self.hooked.parameters:
             self.hooked.add(cotangents, totals)
         if self.general is not None:
             self.general.add(cotangents, totals)
 
     def _leave(self, names: Iterable[str]) -> None:
-        """Leave parameters to the general way from here on."""
+        """Move parameters to the general path from here on."""
         names = sorted(names)
         if not names:
             return
@@ -139,7 +169,7 @@ class CheckedPowers(GradientPowers):
         self.general = FunctionalPowers(self.model, chosen, self.sums, select=self.select)
 
     def _wrong(self, x: Any) -> list[str]:
-        """Parameters whose gradient on the first sample is not autograd's."""
+        """Return the parameters whose gradient on the first sample is not autograd's."""
         if not self.hooked.parameters:
             return []
         plain = BatchPowers(self.model, self.hooked.parameters, self.sums)
@@ -166,7 +196,7 @@ class CheckedPowers(GradientPowers):
 
 
 def _of_sample(n: int, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gradients of one sample's outputs alone, without symmetry that could hide an error."""
+    """Return gradients of one sample's outputs alone, without symmetry that could hide an error."""
     generator = torch.Generator().manual_seed(n)
     cotangents = {task: torch.zeros_like(output) for task, output in outputs.items()}
     for cotangent in cotangents.values():
@@ -175,8 +205,8 @@ def _of_sample(n: int, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _equal(found: Tensor, expected: Tensor, largest: float) -> bool:
-    """Tell whether gradients differ by no more than rounding, of theirs or of far larger gradients'."""
+    """Return whether gradients differ by no more than their rounding, or that of far larger gradients."""
     if not found.numel():
         return True
     scale = max(float(expected.amax()), 1e-3 * largest)
-    return float((found - expected).abs().amax()) <= TOLERANCE.get(expected.dtype, ROUNDING) * scale
+    return float((found - expected).abs().amax()) <= _TOLERANCE.get(expected.dtype, _ROUNDING) * scale

@@ -1,4 +1,4 @@
-"""Per-sample gradients from one forward and one backward a batch: hooks see what every layer read and is told."""
+"""Per-sample gradients from one forward and one backward pass per batch, by hooks on every layer."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsemtl.criteria.per_sample_powers import GradientPowers, Totals, wide
-from sparsemtl.criteria.per_sample_rules import Rule, rule_for
-from sparsemtl.criteria.per_sample_sums import PowerSum
+from sparsemtl.criteria.gradient_powers import GradientPowers, PowerSum, Totals, wide, zeros_like
+from sparsemtl.criteria.per_sample_layers import GradientRule, rule_for
 from sparsemtl.networks.swap import swap_tensors
 
 
 @dataclass
 class _Backward:
-    """What the hooks on the outputs of layers read and write.
+    """State of the hooks on the outputs of layers during a backward pass.
 
-    It must not hold the outputs of the model: a hook whose state holds the graph on which the hook itself hangs is in a
-    cycle through autograd, which the garbage collector cannot see, and would never be freed.
+    The state must not hold the outputs of the model: a hook whose state holds its own graph is in a cycle through
+    autograd, which the garbage collector cannot see, and would never be freed.
 
     Attributes:
-        sums: what to add.
+        sums: sum to add.
         broken: parameters for which hooks are wrong on this batch.
-        totals: what to add to.
-        alone: the sample outside of which all cotangents are zero, if there is only one.
+        totals: totals to add to.
+        alone: sample outside of which all cotangents are zero, None if there is no such sample.
     """
 
     sums: PowerSum
@@ -35,7 +34,7 @@ class _Backward:
     totals: Totals = field(default_factory=dict)
     alone: int | None = None
 
-    def add(self, names: dict[str, str], layer: nn.Module, rule: Rule, x: Tensor, dy: Tensor) -> None:
+    def add(self, names: dict[str, str], layer: nn.Module, rule: GradientRule, x: Tensor, dy: Tensor) -> None:
         """Add one layer's gradients, where its first axis is the batch."""
         if not self.broken.isdisjoint(names.values()):
             return
@@ -48,15 +47,15 @@ class _Backward:
 
 
 class HookedPowers(GradientPowers):
-    """Keeps each layer's input in the forward; the backward computes gradients of outputs only, and rules do the rest.
+    """Powers by rules from each layer's input, kept in the forward pass, and the gradient of its output.
 
-    Hooks see a parameter only through its own layer's call. Where they cannot be right (`broken`) the parameter must
-    be summed by other means; what they cannot notice, such as a weight that other code reads, a check against
-    autograd must find.
+    Hooks see a parameter only through its own layer's call. Where hooks cannot be right (`broken`), the parameter must
+    be summed by other means. What hooks cannot notice, such as a weight that other code reads, only a check against
+    autograd finds.
 
     Args:
         model: as in `GradientPowers`.
-        parameters: parameters for which `hookable` is true.
+        parameters: parameters that `hookable` returns.
         sums: as in `GradientPowers`.
     """
 
@@ -79,10 +78,15 @@ class HookedPowers(GradientPowers):
         for name in names:
             self.parameters.pop(name, None)
 
+    def zeros(self) -> dict[str, Tensor]:
+        """Return totals of zeros in the rules' memory layout."""
+        return zeros_for(self.model, self.parameters)
+
     def forward(self, x: Any, tasks: tuple[str, ...]) -> dict[str, Tensor]:
         """Run the model with hooks.
 
-        `broken` then names the parameters that they are wrong for on this batch, `called` those whose layer ran.
+        Afterwards `broken` holds the parameters for which the hooks are wrong on this batch, and `called` those whose
+        layer ran.
         """
         self._outputs, self._inputs, self._versions, self.called = {}, {}, {}, set()
         self._backward = _Backward(self.sums)
@@ -92,7 +96,7 @@ class HookedPowers(GradientPowers):
             for layer, names in layers.items()
         ]
         try:
-            with swap_tensors(self.model, self.twins):
+            with swap_tensors(self.model, self.detached):
                 self._outputs = self.model(x, tasks=tasks)
         finally:
             for handle in handles:
@@ -115,8 +119,8 @@ class HookedPowers(GradientPowers):
         x: Any = args[0] if args else kwargs.get("input")
         rule = rule_for(layer)
         self.called.update(names.values())
-        if any(getattr(layer, own) is not self.twins[name] for own, name in names.items()):
-            self.broken.update(names.values())  # the model put something that it made of the parameter in its place
+        if any(getattr(layer, own) is not self.detached[name] for own, name in names.items()):
+            self.broken.update(names.values())  # the model replaced the parameter by a tensor computed from it
             return None
         if layer in self._inputs or rule is None or not _matching(x, output) or not rule.handles(layer, x):
             self.broken.update(names.values())
@@ -131,7 +135,7 @@ class HookedPowers(GradientPowers):
         return result
 
     def add(self, cotangents: Mapping[str, Tensor], totals: Totals) -> None:
-        """Go back once through the graph of activations."""
+        """Run one backward pass through the graph of activations."""
         reached = [task for task in cotangents if self._outputs[task].requires_grad]
         if reached:
             self._backward.totals = totals
@@ -143,12 +147,12 @@ class HookedPowers(GradientPowers):
             )
 
     def add_alone(self, sample: int, cotangents: Mapping[str, Tensor], totals: Totals) -> None:
-        """Add where only this sample's cotangents are not zero; layers told of another sample become `broken`.
+        """Add where only this sample's cotangents are not zero; layers with a gradient for another become `broken`.
 
         Args:
             sample: the sample.
             cotangents: as in `add`.
-            totals: what to add to; parameters that it lacks are only looked at.
+            totals: totals to add to; parameters that are missing are only checked.
         """
         self._backward.alone = sample
         try:
@@ -158,7 +162,7 @@ class HookedPowers(GradientPowers):
 
 
 class _Anchored(torch.autograd.Function):
-    """Starts the graph at a layer's output: neither inputs nor parameters need gradients.
+    """Function that starts the graph at a layer's output: neither inputs nor parameters need gradients.
 
     The output is neither a leaf nor a view, so that the model may go on to change it in place.
     """
@@ -177,7 +181,7 @@ def _matching(x: Any, output: Any) -> bool:
 
 
 def _layers(model: nn.Module, names: Iterable[str]) -> dict[nn.Module, dict[str, str]]:
-    """Layer -> its own name of a parameter -> the model's name of it."""
+    """Return layer -> its own name of a parameter -> the model's name of the parameter."""
     wanted = set(names)
     layers: dict[nn.Module, dict[str, str]] = {}
     for prefix, module in model.named_modules():
@@ -189,7 +193,7 @@ def _layers(model: nn.Module, names: Iterable[str]) -> dict[nn.Module, dict[str,
 
 
 def hookable(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The parameters that belong to one layer alone, and a layer with a rule."""
+    """Return the parameters that belong to a single layer, which has a rule."""
     owners: dict[int, int] = {}
     for module in model.modules():
         for parameter in module._parameters.values():
@@ -204,8 +208,8 @@ def hookable(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def zeros_for(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Totals of nothing, laid out in memory as the layers' rules like them."""
-    totals = {name: torch.zeros_like(p, dtype=wide(p.dtype)) for name, p in parameters.items()}
+    """Return totals of zeros in the memory layout of the layers' rules."""
+    totals = zeros_like(parameters)
     for layer, names in _layers(model, parameters).items():
         rule = rule_for(layer)
         if rule is not None:

@@ -1,31 +1,33 @@
-"""Random scores: the control for every criterion that claims to know better."""
+"""Random scores: the baseline of every other criterion."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import nn
+from typing_extensions import Doc
 
 from sparsemtl.criteria.criterion import Criterion, Scores
 from sparsemtl.networks.model import maskable_parameters
 from sparsemtl.registry.parameters import Natural, validated
-from sparsemtl.tasks import Task
 from sparsemtl.tasks.batches import Loaders
+from sparsemtl.tasks.task import Task
 
 
 class Random(Criterion):
-    """Independent uniform scores: a task's mask is a uniform random subset (RS in FSMTL, AAAI 2024).
-
-    Args:
-        seed: same seed, same masks; tasks differ from each other.
-        mask_all: also score biases and norms.
-    """
+    """Independent uniform scores: a task's mask is a uniform random subset (RS in FSMTL, AAAI 2024)."""
 
     reads_data = False
 
     @validated
-    def __init__(self, *, seed: Natural = 0, mask_all: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        seed: Annotated[Natural, Doc("Seed of the scores. Masks of different tasks differ.")] = 0,
+        mask_all: Annotated[bool, Doc("Also score biases and norms.")] = False,
+    ) -> None:
         self.seed = seed
         self.mask_all = mask_all
 

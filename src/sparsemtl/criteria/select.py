@@ -1,19 +1,36 @@
-"""From scores to masks: exactly K of the best, the same K every time."""
+"""Selection of exactly the K highest scores, with ties broken by index."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Literal
+from typing import Annotated, Literal, TypedDict
 
 import torch
 from torch import Tensor
+from typing_extensions import Doc
 
 from sparsemtl.errors import MaskError, NonFiniteScoreError, ParameterError
+from sparsemtl.registry.parameters import Count, Default
 
 Scope = Literal["global", "layer"]
+Granularity = Literal["weight", "channel"]
 Units = Mapping[str, Sequence[str]]
 """Parameter that names a layer -> all parameters whose first axis is that layer's output channels."""
+
+
+class SelectionOptions(TypedDict, total=False):
+    """Options of the selection of the weights with the highest scores."""
+
+    scope: Annotated[
+        Scope,
+        Default("global"),
+        Doc("Rank all weights together (`global`) or those of each layer separately (`layer`)."),
+    ]
+    granularity: Annotated[
+        Granularity, Default("weight"), Doc("Single weights, or whole output channels with their bias and norm.")
+    ]
+    min_per_layer: Annotated[Count, Default(1), Doc("Weights, or channels, that every layer keeps at least.")]
 
 
 def select(
@@ -24,17 +41,17 @@ def select(
     Ties go to the lowest index, parameters in the order given (FSMTL, Eq. 11).
 
     Args:
-        scores: parameter name -> score of every weight.
+        scores: parameter name -> score per weight.
         keep: fraction in (0, 1].
-        scope: `global` ranks all weights together, `layer` each parameter's on their own.
-        min_per_layer: every parameter keeps at least this many of its best, or all if it has fewer. A global ranking
-            takes them out of K first, so that no layer dies; a layer's own ranking raises its K to them.
+        scope: `global` ranks all weights together, `layer` those of each parameter separately.
+        min_per_layer: number of weights that every parameter keeps at least, or all if it has fewer. A global ranking
+            takes them out of K first, so that no layer becomes empty; a layer's own ranking raises its K to them.
 
     Returns:
         parameter name -> bool tensor.
 
     Raises:
-        NonFiniteScoreError: if a score is NaN; a study leaves such a run out and goes on.
+        NonFiniteScoreError: if a score is NaN; a study omits such a run and continues.
         ParameterError: if there is nothing to select from, or `keep` is out of range or too small for the floor.
     """
     if not scores:
@@ -82,7 +99,7 @@ def select_channels(
 
     Args:
         scores: parameter name -> scores, for all parameters named in `units`; others are kept whole.
-        units: layer -> its parameters, as `channel_units` finds them.
+        units: layer -> its parameters, as `channel_units` returns them.
         keep: fraction of the channels in (0, 1].
         scope: as in `select`.
         min_per_layer: channels that every layer keeps at least.
@@ -114,12 +131,12 @@ def select_channels(
 
 
 def budget(size: int, keep: float) -> int:
-    """K = clamp(round(keep * size), 1, size)."""
+    """Return K = clamp(round(keep * size), 1, size)."""
     return min(max(round(keep * size), 1), size)
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
-    """Mark exactly the k largest of a vector; among equals the first."""
+    """Return a bool mask of exactly the k largest entries of a vector; among equals the first."""
     if k <= 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     if k >= len(scores):
@@ -132,5 +149,5 @@ def top_k(scores: Tensor, k: int) -> Tensor:
 
 
 def _floors(scores: Mapping[str, Tensor], count: int) -> Tensor:
-    """The best `count` weights of every parameter, over all parameters in one vector."""
+    """Return a bool mask of the `count` highest scores of every parameter, over all parameters in one vector."""
     return torch.cat([top_k(score.flatten().double(), min(count, score.numel())) for score in scores.values()])

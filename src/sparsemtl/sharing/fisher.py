@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from sparsemtl.criteria.choose import Granularity
 from sparsemtl.criteria.criterion import Criterion
 from sparsemtl.criteria.fisher import Estimator, Fisher
-from sparsemtl.criteria.per_sample_sums import Power
-from sparsemtl.criteria.select import Scope
+from sparsemtl.criteria.gradient_powers import Power
+from sparsemtl.criteria.select import Granularity, Scope
 from sparsemtl.registry.parameters import Count, Fraction, Natural, validated
 from sparsemtl.sharing.masked import MaskedSharing
 from sparsemtl.sharing.sharing import Statistics, Update

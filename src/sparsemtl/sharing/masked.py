@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sparsemtl.criteria.batch_norm import with_recomputed_batch_norm
-from sparsemtl.criteria.choose import Granularity, choose_masks
+from sparsemtl.criteria.choose import choose_masks
 from sparsemtl.criteria.criterion import Criterion
-from sparsemtl.criteria.select import Scope
+from sparsemtl.criteria.select import Granularity, Scope
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.sharing.schedule import cubic

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from sparsemtl.criteria.choose import Granularity
 from sparsemtl.criteria.criterion import Criterion
 from sparsemtl.criteria.random import Random
-from sparsemtl.criteria.select import Scope
+from sparsemtl.criteria.select import Granularity, Scope
 from sparsemtl.registry.parameters import Count, Fraction, Natural, validated
 from sparsemtl.sharing.masked import MaskedSharing
 from sparsemtl.sharing.sharing import Statistics, Update

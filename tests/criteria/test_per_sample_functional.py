@@ -239,9 +239,9 @@ def test_a_path_that_must_cut_cuts_right_or_refuses(name: str, path: Any) -> Non
 @pytest.mark.parametrize("name", ["a dict", "sequences, time first", "graphs with a list of edges"])
 def test_a_users_wrong_cut_is_refused(name: str) -> None:
     model, given = made(name)
-    with pytest.raises(ParameterError, match=r"`select\(x, i\)` does not give sample i of the batch"):
+    with pytest.raises(ParameterError, match=r"`select\(x, i\)` does not return sample i of the batch"):
         scores(model, given.x, select=lambda x, i: given.sample(x, (i + 1) % COUNT))
-    with pytest.raises(ParameterError, match=r"`select\(x, i\)` does not give sample i of the batch"):
+    with pytest.raises(ParameterError, match=r"`select\(x, i\)` does not return sample i of the batch"):
         scores(model, given.x, select=lambda x, i: x)
 
 

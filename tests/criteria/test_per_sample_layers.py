@@ -10,8 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sparsemtl.criteria import per_sample_conv
-from sparsemtl.criteria.per_sample_sums import PowerSum
+from sparsemtl.criteria.gradient_powers import PowerSum
+from sparsemtl.criteria.per_sample_layers import add_kernel, zeros_for_kernel
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -71,8 +71,8 @@ def assert_sums_powers(layer: Any, shape: tuple[int, ...], power: Any, chunk: in
     for n in range(len(x)):
         (g,) = torch.autograd.grad(layer(x[n : n + 1]), layer.weight, dy[n : n + 1])
         truth += g.square() if power == "square" else g.abs()
-    total = per_sample_conv.zeros(layer.weight, torch.float64).add_(1)
-    per_sample_conv.add_weight(layer, x, dy, total, PowerSum(power, chunk))
+    total = zeros_for_kernel(layer.weight, torch.float64).add_(1)
+    add_kernel(layer, x, dy, total, PowerSum(power, chunk))
     torch.testing.assert_close(total, truth.detach(), rtol=1e-10, atol=1e-10)
 
 
@@ -103,7 +103,7 @@ def test_few_positions_and_many_agree_with_autograd_alike(size: int, power: str)
 )
 def test_total_has_the_parameters_shape_whatever_its_layout(layer: Any) -> None:
     for parameter in layer.parameters():
-        total: Tensor = per_sample_conv.zeros(parameter, torch.float64)
+        total: Tensor = zeros_for_kernel(parameter, torch.float64)
         assert total.shape == parameter.shape
         assert total.dtype == torch.float64
         assert not total.any()

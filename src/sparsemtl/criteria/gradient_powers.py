@@ -1,0 +1,193 @@
+"""Sums over samples of |gradient|^power: the arithmetic, the contract of everything that adds them, and autograd's way.
+
+Most layers' gradients come factored: sample n's is left_n right_n, a product over the P positions (of a feature map,
+of a sequence) at which the layer read and wrote. Three forms of the sum are equal, and `PowerSum` takes the cheapest:
+a single position gives sum_n (l r)^2 = (l^2)^T (r^2), one matrix product; few positions give the square expanded into
+pairs, sum_pq (l_p l_q)^T (r_p r_q), one as well; many give the gradients themselves, a few at a time.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sparsemtl.networks.swap import swap_tensors
+
+Power = Literal["square", "abs"]
+
+Totals = Mapping[str, Tensor]
+"""Parameter name -> sum so far, of the parameter's shape."""
+
+FEW = 6
+"""Number of positions P up to which P (P + 1) / 2 products of pairs cost less than writing and squaring gradients."""
+
+_CACHED = 2**18
+"""Bytes above which each gradient is squared on its own, while it and its total are in the processor's cache."""
+
+
+@dataclass(frozen=True)
+class PowerSum:
+    """Sum over samples of |gradient|^power, added to totals.
+
+    Factors are cast to the total's dtype before anything is squared, so that half precision cannot overflow.
+
+    Args:
+        power: `square`, or `abs` for |gradient|.
+        chunk: largest size of materialised gradients, in bytes.
+    """
+
+    power: Power
+    chunk: int
+
+    def gradients(self, total: Tensor, gradients: Tensor) -> None:
+        """Add gradients (N, *S) to a total (*S)."""
+        total += self.powered(gradients.to(total.dtype)).sum(0)
+
+    def products(self, total: Tensor, left: Tensor, right: Tensor) -> None:
+        """Add gradients left_n right_n.
+
+        Args:
+            total: (G, I, O), a block for each group of channels.
+            left: (N, G, I, P).
+            right: (N, G, P, O).
+        """
+        if self.prefers_pairs(right.shape[2]):
+            self.pairs(total, left.permute(3, 0, 1, 2), right.permute(2, 0, 1, 3))
+        else:
+            self._materialised(total, left.to(total.dtype), right.to(total.dtype))
+
+    def prefers_pairs(self, positions: int) -> bool:
+        """Return whether `pairs` is the cheaper sum for this number of positions."""
+        return positions <= (FEW if self.power == "square" else 1)
+
+    def pairs(self, total: Tensor, left: Tensor, right: Tensor) -> None:
+        """Add gradients sum_p left_p right_p by pairs of positions.
+
+        Args:
+            total: (G, I, O).
+            left: (P, N, G, I); P is 1 if the power is `abs`.
+            right: (P, N, G, O).
+        """
+        left, right = left.to(total.dtype), right.to(total.dtype)
+        if len(left) == 1:
+            left, right = self.powered(left), self.powered(right)
+        else:
+            first, second = torch.triu_indices(len(left), len(left), device=left.device)
+            twice = torch.where(first == second, 1, 2).to(total.dtype).view(-1, 1, 1, 1)
+            left, right = left[first] * left[second], right[first] * right[second] * twice
+        left, right = (factor.permute(2, 0, 1, 3).flatten(1, 2) for factor in (left, right))
+        total.baddbmm_(left.transpose(1, 2), right)
+
+    def _materialised(self, total: Tensor, left: Tensor, right: Tensor) -> None:
+        size = total.numel() * total.element_size()
+        count = 1 if size > _CACHED else min(len(left), max(1, self.chunk // size))
+        scratch = total.new_empty(count, *total.shape)
+        for start in range(0, len(left), count):
+            n = min(count, len(left) - start)
+            part = scratch[:n]
+            factors = (factor[start : start + n].flatten(0, 1) for factor in (left, right))
+            torch.bmm(*factors, out=part.view(-1, *total.shape[1:]))
+            if n > 1:
+                total += self._powered_(part).sum(0)
+            elif self.power == "square":
+                total.addcmul_(part[0], part[0])
+            else:
+                total += part[0].abs_()
+
+    def powered(self, tensor: Tensor) -> Tensor:
+        """Return |tensor|^power."""
+        return tensor.square() if self.power == "square" else tensor.abs()
+
+    def _powered_(self, tensor: Tensor) -> Tensor:
+        return tensor.square_() if self.power == "square" else tensor.abs_()
+
+
+class GradientPowers(abc.ABC):
+    """Adds |gradient|^power of a batch's samples, for any gradients of its outputs.
+
+    One `forward` per batch, then any number of `add`. The model computes with detached copies of its parameters that
+    share their memory, so that the parameters' `.grad`, `requires_grad` and hooks have no part in it.
+
+    Args:
+        model: a `MultiTaskModel` in eval mode.
+        parameters: parameters to differentiate, by name; the others count as constants.
+        sums: sum to add.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor], sums: PowerSum) -> None:
+        self.model = model
+        self.parameters = dict(parameters)
+        self.sums = sums
+        self.detached = {name: p.detach() for name, p in model.named_parameters()}
+
+    @abc.abstractmethod
+    def zeros(self) -> dict[str, Tensor]:
+        """Return totals of zeros, in single precision at least."""
+
+    @abc.abstractmethod
+    def forward(self, x: Any, tasks: tuple[str, ...]) -> dict[str, Tensor]:
+        """Run the model and return its detached outputs by task."""
+
+    @abc.abstractmethod
+    def add(self, cotangents: Mapping[str, Tensor], totals: Totals) -> None:
+        """Add the powers of d (sum over tasks of <cotangent, output>) / d parameter, of every sample on its own.
+
+        Args:
+            cotangents: task -> gradient with respect to its output, of the output's shape.
+            totals: totals to add to.
+        """
+
+
+class BatchPowers(GradientPowers):
+    """Powers of the gradient of the whole batch, by autograd; for a batch of one these are the per-sample powers."""
+
+    def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor], sums: PowerSum) -> None:
+        super().__init__(model, parameters, sums)
+        self.leaves = {name: self.detached[name].detach().requires_grad_() for name in self.parameters}
+        self._outputs: dict[str, Tensor] = {}
+
+    def zeros(self) -> dict[str, Tensor]:
+        """Return totals of zeros."""
+        return zeros_like(self.parameters)
+
+    def forward(self, x: Any, tasks: tuple[str, ...]) -> dict[str, Tensor]:
+        """Run the model and keep its graph until the next batch."""
+        self._outputs = {}
+        with swap_tensors(self.model, {**self.detached, **self.leaves}):
+            self._outputs = self.model(x, tasks=tasks)
+        return {task: output.detach() for task, output in self._outputs.items()}
+
+    def add(self, cotangents: Mapping[str, Tensor], totals: Totals) -> None:
+        """Add the powers of the sum of all samples' gradients."""
+        for name, gradient in self.gradients(cotangents).items():
+            self.sums.gradients(totals[name], gradient.unsqueeze(0))
+
+    def gradients(self, cotangents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the sum of all samples' gradients, for the parameters that the outputs depend on."""
+        reached = {task: c for task, c in cotangents.items() if self._outputs[task].requires_grad}
+        if not reached:
+            return {}
+        gradients = torch.autograd.grad(
+            [self._outputs[task] for task in reached],
+            list(self.leaves.values()),
+            list(reached.values()),
+            retain_graph=True,
+            allow_unused=True,
+        )
+        found = zip(self.leaves, gradients, strict=True)
+        return {name: g.to_dense() if g.is_sparse else g for name, g in found if g is not None}
+
+
+def zeros_like(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return totals of zeros for parameters, in the dtype to add in."""
+    return {name: torch.zeros_like(p, dtype=wide(p.dtype)) for name, p in parameters.items()}
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype to add in: squares of half precision would overflow."""
+    return dtype if dtype == torch.float64 else torch.float32
