@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := $(VENV)/.demo
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow lint types docs clean
+.PHONY: demo test slow lint types docs site clean
 
 demo: $(DEMO)
 	$(BIN)/sparsemtl study examples/rooms-study.yaml --jobs 2 --out runs/demo
@@ -38,6 +38,10 @@ $(READY): $(DEMO)
 
 docs: $(READY)
 	$(BIN)/python docs/generate.py
+
+# The documentation as pages of build/site, which open from the folder: build/site/index.html.
+site: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info runs
