@@ -32,6 +32,7 @@ PACKAGES = (
     "study",
     "tasks",
     "training",
+    "training.callbacks",
 )
 """Sub-packages whose `__all__` is public, if they have one."""
 GENERATED = {"Methods": "methods", "Architectures": "architectures", "Reference": "reference"}

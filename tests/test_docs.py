@@ -100,7 +100,8 @@ def test_the_examples_of_a_page_run_and_print_what_it_shows(
     """Blocks of Python run in order, in one namespace; a block of text right behind one is what it prints."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SPARSEMTL_DATA", str(tmp_path / "data"))
-    names: dict[str, object] = {"__name__": "page"}
+    module = ModuleType("page")  # classes of the page are looked up in it, as in a user's file
+    monkeypatch.setitem(sys.modules, "page", module)
     printed, skipped = "", []
     for block in blocks(page):
         if block.language == "python":
@@ -110,7 +111,7 @@ def test_the_examples_of_a_page_run_and_print_what_it_shows(
             output = io.StringIO()
             with contextlib.redirect_stdout(output):
                 code = "\n" * block.line + block.code  # errors name the line of the page
-                exec(compile(code, str(page), "exec"), names)
+                exec(compile(code, str(page), "exec"), vars(module))
             printed = output.getvalue()
         elif block.language in ("", "text") and printed:
             assert words(printed) == words(block.code), f"line {block.line}, printed:\n{printed}"
