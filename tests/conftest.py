@@ -46,10 +46,11 @@ def tiny() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of `tiny`."""
+    from sparsemtl.report import write_report
     from sparsemtl.runs.run import run
 
     folder = tmp_path_factory.mktemp("finished") / "run"
-    run({**TINY, "sharing": {"name": "random", "keep": 0.5}}, folder, progress=False)
+    run({**TINY, "sharing": {"name": "random", "keep": 0.5}}, folder, progress=False, finished=write_report)
     return folder
 
 
@@ -64,16 +65,17 @@ def study_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def finished_study(study_file: Path) -> Path:
     """The folder of `study_file`'s study, finished."""
+    from sparsemtl.report import write_report
     from sparsemtl.study.grid import read_study
     from sparsemtl.study.runner import run_study
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparsemtl.runs.run._report", lambda place: None)  # one of the study is enough
-        run_study(read_study(study_file), study_file.parent / "out", progress=False)
-    return study_file.parent / "out"
+    folder = study_file.parent / "out"
+    run_study(read_study(study_file), folder, progress=False)
+    write_report(folder)
+    return folder
 
 
 @pytest.fixture
 def no_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs and studies draw no report, which takes longer than to train them."""
+    """Draw no report on the command line: drawing one takes longer than training a small run."""
     monkeypatch.setattr("sparsemtl.report.write_report", lambda path: Path(path) / "report.html")

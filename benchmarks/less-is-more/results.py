@@ -18,8 +18,10 @@ import torch
 from matplotlib.axes import Axes
 
 import sparsemtl as sm
-from sparsemtl.runs.config import check, merge
-from sparsemtl.runs.run import load_data, make_trainer
+from sparsemtl.runs.build import make_trainer
+from sparsemtl.runs.changes import merge
+from sparsemtl.runs.config import check
+from sparsemtl.runs.spec import RunSpec
 from sparsemtl.storage.files import read_tensors
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.study_folder import StudyFolder
@@ -112,7 +114,7 @@ def backbone_costs(folders: Sequence[Path], batch: int = 16) -> pd.DataFrame:
     for folder in folders:
         small_data = {"data": {"train_size": 8, "validation_size": 8, "test_size": 8}}
         config = check(merge(RunFolder(folder).read_config(), small_data))
-        data = load_data(config)
+        data = RunSpec(config).data
         model = make_trainer(config, data, None, progress=False).model
         model.load_state_dict(read_tensors(RunFolder(folder).model)[0])
         dense = model.eval().encoder

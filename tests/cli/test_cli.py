@@ -20,10 +20,11 @@ from typer.main import get_command
 
 from sparsemtl import __version__
 from sparsemtl.cli.main import _plain_keys, _registries, app, main
-from sparsemtl.errors import MaskWarning
+from sparsemtl.errors import MaskWarning, MissingExtraError
 from sparsemtl.registry.parameters import Count, parameters_of, validated
 from sparsemtl.registry.registry import Registry
-from sparsemtl.runs.config import check, override
+from sparsemtl.runs.changes import override
+from sparsemtl.runs.config import check
 from sparsemtl.runs.schema import SECTIONS, in_yaml_words, json_schema
 from sparsemtl.sharing import SHARING, DenseSharing
 from sparsemtl.storage.yaml_text import dump_yaml
@@ -164,7 +165,7 @@ def test_a_key_of_a_file_is_explained(sparsemtl: Shell, key: str, of: str) -> No
     assert outcome.code == 0
     assert outcome.out.strip().startswith(f"{key}: ")
     assert outcome == sparsemtl("list", of, key)
-    assert f"'{key}' is a {of} key, not a list that has 'x'" in sparsemtl("list", key, "x").error
+    assert f"'{key}' is a {of} key, not a list with 'x'" in sparsemtl("list", key, "x").error
 
 
 def test_one_key_is_explained_alone(sparsemtl: Shell) -> None:
@@ -266,6 +267,19 @@ def test_a_run_tells_of_every_epoch_and_ends_in_a_table_of_results(
     assert "\x1b" not in outcome.out + outcome.error
 
 
+def test_a_run_does_not_fail_for_want_of_a_picture(
+    sparsemtl: Shell, tiny_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(path: Path) -> None:
+        raise MissingExtraError("A report needs 'jinja2'.")
+
+    monkeypatch.setattr("sparsemtl.report.write_report", missing)
+    outcome = sparsemtl("run", tiny_file, "--out", "here", "-q")
+    assert (outcome.code, outcome.error) == (0, "")
+    assert "no report was drawn: A report needs 'jinja2'." in outcome.out
+    assert outcome.out.splitlines()[-1] == "Results: here"
+
+
 def test_a_quiet_run_tells_its_results_only(sparsemtl: Shell, tiny_file: Path, no_reports: None) -> None:
     outcome = sparsemtl("run", tiny_file, "--out", "here", "--quiet")
     assert (outcome.code, outcome.error) == (0, "")
@@ -364,7 +378,7 @@ def test_a_run_that_is_interrupted_says_how_to_go_on_and_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_train_epoch", interrupted)
         outcome = sparsemtl("run", tiny_file, "-q")
-    assert outcome == Outcome(128 + sent, "", f"Stopped. Go on with `sparsemtl resume {Path('runs') / 'tiny'}`.\n")
+    assert outcome == Outcome(128 + sent, "", f"Stopped. Resume with `sparsemtl resume {Path('runs') / 'tiny'}`.\n")
     assert sparsemtl("resume", "runs/tiny", "-q").code == 0
     assert (tmp_path / "runs/tiny/model.safetensors").read_bytes() == (finished_run / "model.safetensors").read_bytes()
 
@@ -432,7 +446,7 @@ def test_a_study_that_is_interrupted_says_how_to_go_on(
 
     monkeypatch.setattr("sparsemtl.study.runner.run", interrupted)
     outcome = sparsemtl("study", study_file, "-q")
-    assert outcome == Outcome(130, "", "Stopped. The same command goes on where it was.\n")
+    assert outcome == Outcome(130, "", "Stopped. Resume with the same command.\n")
 
 
 def test_a_report_is_drawn_again(sparsemtl: Shell, finished_run: Path, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_of_several_layouts_any_one_will_do(tmp_path: Path) -> None:
     lay_city_arrays(tmp_path)
     assert inspect("cityscapes", tmp_path).state == "there"
     _, output = run("check", "cityscapes", "workers=0", "--data-root", str(tmp_path))
-    assert "Any one of 2 layouts will do." in output
+    assert "It needs one of 2 layouts." in output
     assert "4 training, 1 validation, 2 test samples of 3x16x24" in output
 
 
@@ -140,7 +140,7 @@ def test_a_data_set_that_a_package_adds_takes_part(tmp_path: Path, monkeypatch: 
         raise AssertionError("nothing is there")
 
     monkeypatch.setitem(DATASETS._members, "toys", toys)
-    assert run("check", "toys") == (0, "toys does not say which files it needs.\n")
+    assert run("check", "toys") == (0, "toys does not declare its files.\n")
     requires_files((package(Expected("bricks", ("toys/*.npy",))),))(toys)
     code, output = run("check", "toys", "--data-root", str(tmp_path))
     assert code == 1

@@ -38,7 +38,7 @@ def test_either_layout_of_movielens_is_there(tmp_path: Path, layout: Any) -> Non
     assert inspect("movielens-100k", tmp_path).state == "there"
 
 
-def test_a_configuration_of_a_few_lines_trains_on_a_users_table(tmp_path: Path, no_reports: None) -> None:
+def test_a_configuration_of_a_few_lines_trains_on_a_users_table(tmp_path: Path) -> None:
     rows = [(n % 7, "ab"[n % 2], "yes" if n % 2 else "no", n % 7 / 2) for n in range(80)]
     path = write(tmp_path / "mine.csv", [("number", "letter", "answer", "size"), *rows])
     config = {

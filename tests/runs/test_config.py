@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 
 from sparsemtl.errors import ConfigError
 from sparsemtl.registry.parameters import parameters_of
-from sparsemtl.runs.config import check, differences, merge, origins_of, override, pretraining_config, together
+from sparsemtl.runs.changes import merge, nested, override
+from sparsemtl.runs.config import check, origins_of
+from sparsemtl.runs.pretraining import pretraining_config
 from sparsemtl.runs.schema import SECTIONS, run_keys, training_keys
+from sparsemtl.runs.validation import differences
 from sparsemtl.storage.yaml_text import read_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -142,7 +145,7 @@ def test_a_mistake_is_said_with_its_place_and_what_was_expected(config: dict[str
 )
 def test_nothing_is_converted_into_another_type(key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"{key}: expected an? "):
-        check(together([(key, value)]))
+        check(nested([(key, value)]))
 
 
 def test_all_mistakes_are_said_at_once_and_each_once() -> None:
@@ -304,7 +307,7 @@ def test_the_value_of_an_override_is_yaml(text: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sharing.keep", r"an override reads section\.key=value, got 'sharing\.keep'\."),
+        ("sharing.keep", r"expected an override of the form section\.key=value, got 'sharing\.keep'\."),
         ("=3", "expected `section` or `section.key`, got ''"),
         ("data..seed=3", r"got 'data\.\.seed'"),
         ("data.=3", r"got 'data\.'"),
@@ -354,7 +357,7 @@ def without(config: dict[str, Any], place: str) -> dict[str, Any]:
 def test_a_key_that_there_was_not_yet_stands_at_its_default(place: str, changed: Any) -> None:
     now = check({})
     assert list(differences(without(now, place), now)) == []
-    other = check(together([(place, changed)]))
+    other = check(nested([(place, changed)]))
     assert list(differences(without(other, place), other)) == list(differences(now, other)) != []
 
 

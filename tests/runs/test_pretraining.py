@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,14 @@ from sparsemtl.cli.main import _stopping
 from sparsemtl.data import Split
 from sparsemtl.errors import CheckpointError, ConfigError, NonFiniteLossError, ParameterError, SparseMTLError
 from sparsemtl.networks.frozen import Frozen
+from sparsemtl.report import write_report
+from sparsemtl.runs import build
 from sparsemtl.runs import run as runs
-from sparsemtl.runs.config import check, merge, pretraining_config
-from sparsemtl.runs.pretraining import Pretrained, Untrained
-from sparsemtl.runs.run import load_data, make_trainer, pretrain, resume, run
+from sparsemtl.runs.build import make_trainer
+from sparsemtl.runs.changes import merge
+from sparsemtl.runs.config import check
+from sparsemtl.runs.pretraining import PretrainedNetwork, pretrain, pretraining_config
+from sparsemtl.runs.run import resume, run
 from sparsemtl.runs.spec import RunSpec
 from sparsemtl.storage.files import read_json, read_tensors, read_tree, write_tensors
 from sparsemtl.storage.locks import locked
@@ -62,9 +67,7 @@ def based(**changes: Any) -> dict[str, Any]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of `BASE`, whose reports are not drawn."""
     folder = tmp_path_factory.mktemp("pretrained") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparsemtl.runs.run._report", lambda place: None)
-        run(BASE, folder, progress=False)
+    run(BASE, folder, progress=False)
     return folder
 
 
@@ -104,9 +107,14 @@ def equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 def started(config: Mapping[str, Any], folder: Path) -> sm.MultiTaskModel:
     """The model of a run as training would begin with it, after its pretraining."""
-    plan = RunSpec(config)
-    before = pretrain(plan, RunFolder(folder), progress=False)
-    return make_trainer(config, plan.data, None, before=before, progress=False).model
+    spec = RunSpec(config)
+    return make_trainer(config, spec.data, None, pretrained=pretrained(spec, folder), progress=False).model
+
+
+def pretrained(spec: RunSpec, folder: Path) -> PretrainedNetwork | None:
+    """The network of a run's pretraining, made in its folder if it is not there."""
+    train = partial(runs._run, resume=True, progress=False, finished=None)
+    return pretrain(spec, RunFolder(folder), train=train, dry_run=runs.dry_run)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +140,7 @@ def test_every_encoder_starts_exactly_from_the_best_weights_of_the_run_before(
 
 def test_only_the_encoder_is_taken_over(copied: Path) -> None:
     everything = based(tasks=["auxiliary"], architecture="shared-bottom")
-    fresh = make_trainer(check({**everything, "pretraining": None}), load_data(everything), None, progress=False)
+    fresh = make_trainer(check({**everything, "pretraining": None}), RunSpec(everything).data, None, progress=False)
     assert equal(part(started(everything, copied).state_dict(), "heads."), part(fresh.model.state_dict(), "heads."))
 
 
@@ -144,11 +152,11 @@ def test_all_weights_and_statistics_of_any_encoder_are_taken_over(name: str, tmp
     for tensor in earlier.state_dict().values():
         tensor.copy_(torch.rand_like(tensor, dtype=torch.float32) * 9)
     write_tensors(tmp_path / "model.safetensors", {f"encoder.{n}": t for n, t in earlier.state_dict().items()}, {})
-    Pretrained(tmp_path / "model.safetensors", RunSpec(check({}))).start(encoder)
+    PretrainedNetwork(RunSpec(check({})), tmp_path / "model.safetensors").load_encoder(encoder)
     assert equal(encoder.state_dict(), earlier.state_dict())
 
 
-def test_the_run_before_is_the_run_of_its_own_configuration(whole: Path, tmp_path: Path, no_reports: None) -> None:
+def test_the_run_before_is_the_run_of_its_own_configuration(whole: Path, tmp_path: Path) -> None:
     before = pretraining_config(check(BASE))
     assert before is not None
     run(before, tmp_path / "alone", progress=False)
@@ -165,7 +173,7 @@ def assert_same_end(one: Path, other: Path) -> None:
 
 
 def test_a_run_goes_the_same_way_whenever_its_pretraining_was_done(
-    whole: Path, copied: Path, epochs: list[tuple[str, int]], no_reports: None
+    whole: Path, copied: Path, epochs: list[tuple[str, int]]
 ) -> None:
     kept = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     run(BASE, copied, progress=False)
@@ -177,7 +185,7 @@ def test_a_run_goes_the_same_way_whenever_its_pretraining_was_done(
 @pytest.mark.parametrize("again", [run, resume], ids=["run again", "resumed"])
 @pytest.mark.parametrize("trained", [0, 1])
 def test_a_run_killed_in_its_pretraining_ends_like_the_uninterrupted_one(
-    whole: Path, tmp_path: Path, trained: int, again: Callable[..., Any], no_reports: None
+    whole: Path, tmp_path: Path, trained: int, again: Callable[..., Any]
 ) -> None:
     killed_after(trained, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -187,7 +195,7 @@ def test_a_run_killed_in_its_pretraining_ends_like_the_uninterrupted_one(
 
 @pytest.mark.parametrize("trained", [2, 3])
 def test_a_run_killed_after_its_pretraining_ends_like_the_uninterrupted_one(
-    whole: Path, tmp_path: Path, trained: int, epochs: list[tuple[str, int]], no_reports: None
+    whole: Path, tmp_path: Path, trained: int, epochs: list[tuple[str, int]]
 ) -> None:
     killed_after(trained, tmp_path / "run")
     resume(tmp_path / "run", progress=False)
@@ -196,10 +204,10 @@ def test_a_run_killed_after_its_pretraining_ends_like_the_uninterrupted_one(
 
 
 def test_a_run_killed_between_its_pretraining_and_its_training_ends_like_the_uninterrupted_one(
-    whole: Path, tmp_path: Path, no_reports: None
+    whole: Path, tmp_path: Path
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pretrained, "start", die)
+        patch.setattr(PretrainedNetwork, "load_encoder", die_if_trained)
         with pytest.raises(Killed):
             run(BASE, tmp_path / "run", progress=False)
     resume(tmp_path / "run", progress=False)
@@ -223,6 +231,11 @@ def killed_after(trained: int, folder: Path) -> None:
 
 def die(*_: Any) -> None:
     raise Killed
+
+
+def die_if_trained(network: PretrainedNetwork, encoder: Any) -> None:
+    if network.untrained is None:
+        raise Killed
 
 
 def assert_same_ends(one: Path, other: Path) -> None:
@@ -249,9 +262,7 @@ def test_a_pretraining_of_another_configuration_is_refused_and_left_alone(
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == kept
 
 
-def test_a_pretraining_that_lacks_keys_of_today_is_taken_as_it_is(
-    copied: Path, epochs: list[tuple[str, int]], no_reports: None
-) -> None:
+def test_a_pretraining_that_lacks_keys_of_today_is_taken_as_it_is(copied: Path, epochs: list[tuple[str, int]]) -> None:
     earlier = RunFolder(copied / "pretraining")
     stored = {key: value for key, value in earlier.read_config().items() if key not in ("freeze", "pretraining")}
     earlier.write_config(stored)
@@ -260,9 +271,7 @@ def test_a_pretraining_that_lacks_keys_of_today_is_taken_as_it_is(
     assert earlier.read_config() == stored
 
 
-def test_what_does_not_concern_the_run_before_may_change_after_it(
-    copied: Path, epochs: list[tuple[str, int]], no_reports: None
-) -> None:
+def test_what_does_not_concern_the_run_before_may_change_after_it(copied: Path, epochs: list[tuple[str, int]]) -> None:
     mmoe = {"name": "mmoe", "fresh": False}
     changes = {"architecture": mmoe, "sharing": "random", "balancing": "pcgrad", "freeze": True, "name": "mine"}
     run(based(**changes), copied, progress=False)
@@ -281,7 +290,7 @@ def test_what_does_not_concern_the_run_before_may_change_after_it(
     ],
 )
 def test_tasks_of_the_pretraining_are_left_out_unless_named_or_all(changes: dict[str, Any], tasks: list[str]) -> None:
-    assert [task.name for task in load_data(based(**changes)).tasks] == tasks
+    assert [task.name for task in RunSpec(based(**changes)).data.tasks] == tasks
 
 
 @pytest.mark.parametrize(
@@ -298,7 +307,7 @@ def test_tasks_of_the_pretraining_are_left_out_unless_named_or_all(changes: dict
     ],
 )
 def test_an_error_in_the_run_before_says_where_it_was_made(
-    tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str, no_reports: None
+    tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         run(based(pretraining=changes), tmp_path / "run", progress=False)
@@ -352,7 +361,7 @@ def test_a_mistake_in_a_run_comes_up_before_its_pretraining_and_leaves_nothing(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_rehearsal_changes_nothing_that_is_drawn_later(whole: Path, tmp_path: Path, no_reports: None) -> None:
+def test_a_rehearsal_changes_nothing_that_is_drawn_later(whole: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "dry_run", lambda plan, place: None)
         run(BASE, tmp_path / "run", progress=False)
@@ -371,7 +380,7 @@ def test_what_is_rehearsed_is_the_run_but_for_what_is_trained_before(copied: Pat
 
 @pytest.mark.parametrize("go_on", [run, resume])
 def test_nothing_is_rehearsed_once_pretraining_is_done(
-    copied: Path, go_on: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, no_reports: None
+    copied: Path, go_on: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runs, "dry_run", die)
     with locked(copied):
@@ -386,20 +395,20 @@ def test_the_stand_in_looks_at_samples_until_one_has_a_class(tmp_path: Path) -> 
     assert isinstance(plan.data.train, Split)
     assert isinstance(task, Classification)
     plan.data.train.targets["digit"][:5] = task.ignore_index
-    stand_in = Untrained(tmp_path / "model.safetensors", plan, torch.nn.Linear(1, 1))
+    stand_in = PretrainedNetwork(plan, tmp_path / "model.safetensors", torch.nn.Linear(1, 1))
     ((x, targets),) = stand_in.samples(task)
     assert torch.equal(x, plan.data.train.x[4:6])
     assert torch.equal(targets["digit"], plan.data.train.targets["digit"][4:6])
 
 
-def test_a_run_that_diverged_in_its_pretraining_is_no_finished_one(tmp_path: Path, no_reports: None) -> None:
+def test_a_run_that_diverged_in_its_pretraining_is_no_finished_one(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(NonFiniteLossError):
             run(based(pretraining={"optimizer": {"lr": 1e30}}), tmp_path / "run", progress=False)
     assert not RunFolder(tmp_path / "run" / "pretraining").finished
 
 
-def test_there_may_be_a_run_before_the_run_before(tmp_path: Path, epochs: list[Any], no_reports: None) -> None:
+def test_there_may_be_a_run_before_the_run_before(tmp_path: Path, epochs: list[Any]) -> None:
     nested = based(
         training={"epochs": 1},
         pretraining={"tasks": ["task1"], "pretraining": {"training": {"epochs": 1}, "optimizer": {"lr": 0.1}}},
@@ -411,10 +420,10 @@ def test_there_may_be_a_run_before_the_run_before(tmp_path: Path, epochs: list[A
 
 
 def source_of(config: Mapping[str, Any], folder: Path) -> Any:
-    plan = RunSpec(config)
-    before = pretrain(plan, RunFolder(folder), progress=False)
-    encoder = runs._encoder(config, plan.data, before)
-    return runs._source(before, encoder)
+    spec = RunSpec(config)
+    network = pretrained(spec, folder)
+    assert network is not None
+    return network.source(build._encoder(config, spec.data, network), build._heads)
 
 
 def test_the_source_is_the_task_with_its_trained_head_and_the_samples_that_trained_it(copied: Path) -> None:
@@ -422,24 +431,22 @@ def test_the_source_is_the_task_with_its_trained_head_and_the_samples_that_train
     assert (source.task.name, source.task.classes) == ("auxiliary", 10)
     trained = part(read_tensors(copied / "pretraining" / "model.safetensors")[0], "heads.auxiliary.")
     assert equal(source.last.state_dict(), trained)
-    train = load_data(check({**BASE, "pretraining": None})).train["auxiliary"]  # type: ignore[index]
+    train = RunSpec(check({**BASE, "pretraining": None})).data.train["auxiliary"]  # type: ignore[index]
     assert torch.equal(torch.cat([x for x, _ in source.samples]), train.x)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("tasks", [["auxiliary", "task1"], None])
-def test_an_encoder_that_was_trained_for_several_tasks_has_no_source(
-    tmp_path: Path, tasks: list[str] | None, no_reports: None
-) -> None:
+def test_an_encoder_that_was_trained_for_several_tasks_has_no_source(tmp_path: Path, tasks: list[str] | None) -> None:
     config = based(pretraining={"tasks": tasks, "training": {"epochs": 1}, "optimizer": {"lr": 0.1}})
     assert source_of(config, tmp_path) is None
 
 
-def test_an_encoder_that_was_trained_for_no_classes_has_no_source(tmp_path: Path, no_reports: None) -> None:
+def test_an_encoder_that_was_trained_for_no_classes_has_no_source(tmp_path: Path) -> None:
     changes = {"tasks": ["slant"], "training": {"epochs": 1}, "optimizer": {"lr": 0.1}}
     assert source_of(based(data="digits", pretraining=changes), tmp_path) is None
 
 
-def test_an_auxiliary_network_whose_head_is_no_linear_layer_gives_no_rows(tmp_path: Path, no_reports: None) -> None:
+def test_an_auxiliary_network_whose_head_is_no_linear_layer_gives_no_rows(tmp_path: Path) -> None:
     config = based(
         architecture="auxiliary",
         heads={"auxiliary": {"name": "mlp", "widths": [5]}},
@@ -466,9 +473,7 @@ def test_last_layers_are_the_rows_of_the_classes_of_the_same_name(copied: Path) 
 
 @pytest.mark.parametrize("sharing", ["dense", {"name": "soft-masks", "init": "uniform"}])
 @pytest.mark.parametrize("weights", ["own", "shared", "frozen"])
-def test_auxiliary_networks_run_from_a_configuration(
-    tmp_path: Path, weights: str, sharing: Any, no_reports: None
-) -> None:
+def test_auxiliary_networks_run_from_a_configuration(tmp_path: Path, weights: str, sharing: Any) -> None:
     config = based(
         encoder=VGG,
         architecture={"name": "auxiliary", "weights": weights},
@@ -489,7 +494,7 @@ def test_auxiliary_networks_run_from_a_configuration(
 
 def test_a_run_and_the_run_before_it_leave_a_whole_folder_each(tmp_path: Path) -> None:
     config = based(architecture="auxiliary", encoder=VGG, sharing="soft-masks", pretraining={"optimizer": {"lr": 0.1}})
-    run(config, tmp_path / "run", progress=False)
+    run(config, tmp_path / "run", progress=False, finished=write_report)
     for folder, tasks in ((tmp_path / "run", ["task1", "task2"]), (tmp_path / "run" / "pretraining", ["auxiliary"])):
         place = RunFolder(folder)
         assert place.finished
@@ -502,20 +507,18 @@ def test_a_run_and_the_run_before_it_leave_a_whole_folder_each(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
-def test_the_reading_classic_compares_with_the_samples_of_the_auxiliary_task(
-    copied: Path, kernel: str, no_reports: None
-) -> None:
+def test_the_reading_classic_compares_with_the_samples_of_the_auxiliary_task(copied: Path, kernel: str) -> None:
     config = based(architecture={"name": "auxiliary", "align": "classic", "kernel": kernel, "bank": 1000})
     run(config, copied, progress=False)
     model: Any = started(config, copied)
-    train = load_data(check({**BASE, "pretraining": None})).train["auxiliary"]  # type: ignore[index]
+    train = RunSpec(check({**BASE, "pretraining": None})).data.train["auxiliary"]  # type: ignore[index]
     features, labels = model.reading.bank()
     expected = train.targets["auxiliary"]  # type: ignore[union-attr]
     assert torch.equal(labels, expected if kernel == "rbf" else expected.unique())
     assert all(len(of_layer) == len(labels) for of_layer in features.values())
 
 
-def test_without_pretraining_the_fully_connected_layers_alone_are_aligned(tmp_path: Path, no_reports: None) -> None:
+def test_without_pretraining_the_fully_connected_layers_alone_are_aligned(tmp_path: Path) -> None:
     config = based(architecture="auxiliary", pretraining=None, tasks=["task1", "task2"])
     model: Any = started(config, tmp_path / "run")
     assert len(model.same) == 0
@@ -537,7 +540,7 @@ def test_a_class_map_without_pretraining_is_refused(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("pretraining", [None, {"optimizer": {"lr": 0.1}, "training": {"epochs": 1}}])
 def test_a_frozen_encoder_is_bit_for_bit_what_it_started_as(
-    tmp_path: Path, architecture: str, prefixes: list[str], pretraining: Any, no_reports: None
+    tmp_path: Path, architecture: str, prefixes: list[str], pretraining: Any
 ) -> None:
     config = based(
         architecture=architecture,
@@ -571,7 +574,7 @@ def test_every_architecture_leaves_a_frozen_encoder_as_it_is(architecture: Any) 
     optimizer = {"name": "sgd", "lr": 0.1, "weight_decay": 0.1}
     changes = {"architecture": architecture, "encoder": NORMED, "tasks": ["digit", "parity"], "optimizer": optimizer}
     config = check({**changes, "freeze": True, "training": {"epochs": 2, "accelerator": "cpu"}})
-    data = load_data(config)
+    data = RunSpec(config).data
     trainer = make_trainer(config, data, None, progress=False)
     train, validation, _ = data.loaders(500)
     trainer.set_up(train)
@@ -590,15 +593,13 @@ def test_an_encoder_that_is_not_frozen_moves(whole: Path) -> None:
 
 
 def test_freezing_freezes_the_whole_encoder_and_its_stem_and_nothing_else() -> None:
-    model = make_trainer(based(freeze=True), load_data(check(BASE)), None, progress=False).model
+    model = make_trainer(based(freeze=True), RunSpec(check(BASE)).data, None, progress=False).model
     assert isinstance(model.encoder, Frozen)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == {name for name, _ in model.named_parameters() if name.startswith("heads.")}
 
 
-def test_a_run_may_start_from_the_encoder_of_a_run_that_froze_it(
-    whole: Path, copied: Path, tmp_path: Path, no_reports: None
-) -> None:
+def test_a_run_may_start_from_the_encoder_of_a_run_that_froze_it(whole: Path, copied: Path, tmp_path: Path) -> None:
     run(based(freeze=True), copied, progress=False)
     config = based(pretraining=None, pretrained=str(copied / "model.safetensors"))
     model = started(config, tmp_path / "next")
@@ -628,7 +629,7 @@ def test_a_run_that_is_interrupted_in_pretraining_says_how_to_go_on(
     monkeypatch.setattr(Trainer, "_train_epoch", interrupted)
     with pytest.raises(typer.Exit), _stopping(tmp_path / "run"):
         run(BASE, tmp_path / "run", progress=False)
-    assert capsys.readouterr().err == f"Stopped. Go on with `sparsemtl resume {tmp_path / 'run'}`.\n"
+    assert capsys.readouterr().err == f"Stopped. Resume with `sparsemtl resume {tmp_path / 'run'}`.\n"
 
 
 def test_the_run_before_keeps_the_run_s_draws_whatever_its_own_seed() -> None:

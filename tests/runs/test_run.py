@@ -14,10 +14,13 @@ import torch
 from sparsemtl.architectures import build_pools, label_correlations
 from sparsemtl.backbones import MLP
 from sparsemtl.data import TaskData
-from sparsemtl.errors import CheckpointError, ConfigError, MissingExtraError, ParameterError
+from sparsemtl.errors import CheckpointError, ConfigError, ParameterError
 from sparsemtl.networks.masks import TaskMasks
-from sparsemtl.runs.config import check, merge
-from sparsemtl.runs.run import load_data, make_trainer, resume, run
+from sparsemtl.runs.build import make_trainer
+from sparsemtl.runs.changes import merge
+from sparsemtl.runs.config import check
+from sparsemtl.runs.run import resume, run
+from sparsemtl.runs.spec import RunSpec
 from sparsemtl.storage.files import read_tensors, read_tree
 from sparsemtl.storage.yaml_text import read_yaml
 from sparsemtl.training import Trainer
@@ -94,22 +97,18 @@ def test_the_summary_has_every_tasks_validation_and_test_metrics(finished_run: P
         assert entry["primary"] in entry["test"]
 
 
-def test_the_results_of_a_run_are_those_of_its_summary(tiny: dict[str, Any], tmp_path: Path, no_reports: None) -> None:
+def test_the_results_of_a_run_are_those_of_its_summary(tiny: dict[str, Any], tmp_path: Path) -> None:
     results = run(tiny, tmp_path / "run", progress=False)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert {task: entry["test"] for task, entry in summary["tasks"].items()} == results
 
 
-def test_a_run_of_the_recorded_configuration_is_the_same_run(
-    finished_run: Path, tmp_path: Path, no_reports: None
-) -> None:
+def test_a_run_of_the_recorded_configuration_is_the_same_run(finished_run: Path, tmp_path: Path) -> None:
     run(read_yaml(finished_run / "config.yaml"), tmp_path / "again", progress=False)
     assert_same_run(finished_run, tmp_path / "again")
 
 
-def test_another_seed_is_another_run(
-    finished_run: Path, tiny: dict[str, Any], tmp_path: Path, no_reports: None
-) -> None:
+def test_another_seed_is_another_run(finished_run: Path, tiny: dict[str, Any], tmp_path: Path) -> None:
     run({**tiny, "seed": 1}, tmp_path / "other", progress=False)
     for name in ("model.safetensors", "masks.safetensors"):
         assert (finished_run / name).read_bytes() != (tmp_path / "other" / name).read_bytes()
@@ -121,10 +120,9 @@ def test_a_run_that_was_killed_and_resumed_is_the_same_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     epochs: list[int],
-    no_reports: None,
 ) -> None:
     killed_in_its_second_epoch(tiny, tmp_path / "cut", monkeypatch)
-    with pytest.raises(CheckpointError, match=r"holds a run that stopped\. Go on with `sparsemtl resume .*cut`"):
+    with pytest.raises(CheckpointError, match=r"holds a run that stopped\. Resume it with `sparsemtl resume .*cut`"):
         run(tiny, tmp_path / "cut", progress=False)
     resume(tmp_path / "cut", progress=False)
     assert epochs == [0, 1]
@@ -144,8 +142,11 @@ def test_a_finished_run_is_neither_resumed_nor_overwritten(finished_run: Path, t
     ("files", "message"),
     [
         ({}, "is not a run folder: it has no config.yaml"),
-        ({"study.json": "{}", "config.yaml": "{}"}, "is a study; the same `sparsemtl study` command goes on with it"),
-        ({"config.yaml": "data: digits"}, "has no checkpoint to resume from. Begin anew: `sparsemtl run .*config.yaml"),
+        ({"study.json": "{}", "config.yaml": "{}"}, "is a study. Resume it with the same `sparsemtl study` command"),
+        (
+            {"config.yaml": "data: digits"},
+            "has no checkpoint to resume from. Start the run anew: `sparsemtl run .*config.yaml",
+        ),
     ],
 )
 def test_a_folder_that_holds_no_stopped_run_cannot_be_resumed(
@@ -207,7 +208,7 @@ def test_a_run_needs_a_task(tiny: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_tasks_are_chosen_and_weighted() -> None:
-    data = load_data(check({"tasks": ["slant", "digit"], "weights": {"slant": 2}}))
+    data = RunSpec(check({"tasks": ["slant", "digit"], "weights": {"slant": 2}})).data
     assert {task.name: task.weight for task in data.tasks} == {"digit": 1.0, "slant": 2.0}
 
 
@@ -217,7 +218,7 @@ def test_heads_and_weights_of_tasks_that_are_not_trained_are_left_alone() -> Non
 
 
 @pytest.mark.parametrize("architecture", ["shared-bottom", "single-task", "mmoe", "pbfs"])
-def test_an_embedded_table_trains_behind_its_stem(architecture: str, tmp_path: Path, no_reports: None) -> None:
+def test_an_embedded_table_trains_behind_its_stem(architecture: str, tmp_path: Path) -> None:
     pytest.importorskip("pandas")
     rows = [f"{i % 7},{'abc'[i % 3]},{i % 5},{'yes' if i % 4 else 'no'}" for i in range(80)]
     (tmp_path / "table.csv").write_text("\n".join(["size,kind,price,bought", *rows]))
@@ -240,7 +241,7 @@ def test_an_embedded_table_trains_behind_its_stem(architecture: str, tmp_path: P
 
 def test_an_architecture_that_asks_for_labels_gets_those_of_the_training_data() -> None:
     trainer = made(architecture={"name": "pbfs", "alpha": 0.01})
-    data = load_data(check({}))
+    data = RunSpec(check({})).data
     assert data.labels() is not None
     expected = build_pools(label_correlations(data.tasks, data.labels()), 0.01, [task.name for task in data.tasks])  # type: ignore[arg-type]
     assert list(trainer.model.pools) == list(expected)  # type: ignore[union-attr,arg-type]
@@ -260,7 +261,7 @@ def test_a_task_may_be_judged_by_another_metric() -> None:
 
 def made(**changes: Any) -> Trainer:
     config = check({"encoder": {"name": "mlp", "hidden": [8]}, **changes})
-    return make_trainer(config, load_data(config), None, progress=False)
+    return make_trainer(config, RunSpec(config).data, None, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -322,7 +323,7 @@ def test_the_encoder_is_made_for_the_data_by_the_seed() -> None:
 def test_an_encoder_may_start_from_that_of_an_earlier_run(finished_run: Path) -> None:
     earlier = finished_run / "model.safetensors"
     config = check({**read_yaml(finished_run / "config.yaml"), "pretrained": str(earlier)})
-    model = make_trainer(config, load_data(config), None, progress=False).model
+    model = make_trainer(config, RunSpec(config).data, None, progress=False).model
     weights, _ = read_tensors(earlier)
     own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("encoder.")}
     assert own.keys() == {name for name in weights if name.startswith("encoder.")}
@@ -335,9 +336,7 @@ def test_pretrained_weights_that_are_not_there_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
-def test_a_last_batch_that_is_not_full_may_be_left_out(
-    tiny: dict[str, Any], drop_last: bool, tmp_path: Path, no_reports: None
-) -> None:
+def test_a_last_batch_that_is_not_full_may_be_left_out(tiny: dict[str, Any], drop_last: bool, tmp_path: Path) -> None:
     sizes: list[int] = []
     loaders = TaskData.loaders
 
@@ -350,15 +349,3 @@ def test_a_last_batch_that_is_not_full_may_be_left_out(
         patch.setattr(TaskData, "loaders", seen)
         run(merge(tiny, {"training": {"batch_size": 100, "drop_last": drop_last}}), tmp_path / "run", progress=False)
     assert (sizes[-1] == 100) is drop_last
-
-
-def test_a_run_does_not_fail_for_want_of_a_picture(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def missing(path: Path) -> None:
-        raise MissingExtraError("A report needs 'jinja2'.")
-
-    monkeypatch.setattr("sparsemtl.report.write_report", missing)
-    run(tiny, tmp_path / "run", progress=False)
-    assert "A report needs 'jinja2'." in capsys.readouterr().out
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"

@@ -12,7 +12,8 @@ from test_pretraining import BASE, based
 
 from sparsemtl.data import DATASETS
 from sparsemtl.runs import spec as plans
-from sparsemtl.runs.config import check, merge
+from sparsemtl.runs.changes import merge
+from sparsemtl.runs.config import check
 from sparsemtl.runs.run import run
 from sparsemtl.runs.spec import RunSpec
 
@@ -46,13 +47,13 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     ],
 )
 def test_a_data_set_is_built_once_for_a_run_and_the_runs_before_it(
-    tmp_path: Path, changes: Mapping[str, Any], data_sets: int, built: list[dict[str, Any]], no_reports: None
+    tmp_path: Path, changes: Mapping[str, Any], data_sets: int, built: list[dict[str, Any]]
 ) -> None:
     run(based(training={"epochs": 1}, **changes), tmp_path / "run", progress=False)
     assert [section["name"] for section in built].count("label-subsets") == data_sets
 
 
-def test_the_run_before_is_looked_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_reports: None) -> None:
+def test_the_run_before_is_looked_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Mapping[str, Any]] = []
     pretraining_config = plans.pretraining_config
     monkeypatch.setattr(
@@ -64,7 +65,7 @@ def test_the_run_before_is_looked_up_once(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_data_of_the_run_before_a_finished_one_are_not_built_unless_asked_for(
-    tmp_path: Path, built: list[dict[str, Any]], no_reports: None
+    tmp_path: Path, built: list[dict[str, Any]]
 ) -> None:
     config = based(training={"epochs": 1}, pretraining={"data": OTHER})
     run(config, tmp_path / "run", progress=False)
@@ -83,14 +84,14 @@ def test_runs_with_data_in_common_weigh_and_judge_the_tasks_each_in_its_own_way(
             pretraining={"tasks": None, "weights": {"task1": 3}, "primary": {"task2": "f1_macro"}},
         )
     )
-    assert plan.before is not None
-    both = [plan.data, plan.before.data]
+    assert plan.pretraining is not None
+    both = [plan.data, plan.pretraining.data]
     judged = [{task.name: (task.weight, task.primary) for task in data.tasks} for data in both]
     assert judged == [
         {"task1": (2.0, None), "task2": (1.0, None)},
         {"task1": (3.0, None), "task2": (1.0, "f1_macro"), "auxiliary": (1.0, None)},
     ]
-    assert torch.equal(plan.data.train["task1"].x, plan.before.data.train["task1"].x)  # type: ignore[index,union-attr]
+    assert torch.equal(plan.data.train["task1"].x, plan.pretraining.data.train["task1"].x)  # type: ignore[index,union-attr]
 
 
 @pytest.mark.parametrize(

@@ -584,7 +584,7 @@ def test_a_file_that_must_be_ours_has_a_checksum(tmp_path: Path) -> None:
 def test_data_that_changed_on_disk_is_told_from_a_file_of_another_kind(tree_file: Path) -> None:
     whole = tree_file.read_bytes()
     tree_file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(CheckpointError, match=f"{tree_file} is damaged: its checksum does not fit its content"):
+    with pytest.raises(CheckpointError, match=f"{tree_file} is damaged: its checksum does not match its content"):
         read_tensors(tree_file)
 
 

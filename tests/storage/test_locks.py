@@ -55,7 +55,7 @@ def take(folder: Path) -> None:
 
 
 def test_a_second_process_is_refused_until_the_first_one_ends_and_killing_it_is_an_end(
-    tmp_path: Path, tiny: dict[str, Any], no_reports: None
+    tmp_path: Path, tiny: dict[str, Any]
 ) -> None:
     study = tmp_path / "s.yaml"
     study.write_text(dump_yaml({"base": tiny, "methods": {"a": {}}, "seeds": [0]}), encoding="utf-8")
@@ -196,7 +196,7 @@ def test_a_folder_of_which_only_the_pretraining_began_is_known(tmp_path: Path) -
 
 
 @pytest.fixture
-def stopped(tmp_path: Path, tiny: dict[str, Any], no_reports: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+def stopped(tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that was stopped in its second epoch."""
     train_epoch = sm.Trainer._train_epoch
 

@@ -143,7 +143,7 @@ def test_overrides_change_the_base_or_the_study(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("seed=3", "the override 'seed=3' has no effect in a study: the study's `seeds` say it"),
+        ("seed=3", "the override 'seed=3' has no effect in a study: the study's `seeds` set it"),
         ("label=x", "the override 'label=x' has no effect in a study: it is the method's name"),
         ("methods.a.seed=3", "`methods` of a study is changed in the file, .*, not by an override"),
         ("notes=x", "`notes` of a study is changed in the file"),
@@ -153,7 +153,7 @@ def test_overrides_change_the_base_or_the_study(tmp_path: Path) -> None:
             "training.epoch=3",
             r"method 'a' is not valid:\n  training\.epoch: unknown key 'epoch'. Did you mean 'epochs'",
         ),
-        ("training", "an override reads section.key=value"),
+        ("training", "expected an override of the form section.key=value"),
     ],
 )
 def test_an_override_without_effect_or_sense_is_refused(tmp_path: Path, override: str, message: str) -> None:
@@ -177,9 +177,9 @@ WRONG = [
     ("methods: {a: fisher}", "method 'a' must be changes of the base, such as {sharing: fisher}, got 'fisher'."),
     ("methods: {a: {sharing: fishr}}", "method 'a' is not valid:\n  sharing: unknown sharing method 'fishr'."),
     ("methods: {1: {}}", "the method's name must be text, got 1. Put it in quotes."),
-    ("methods: {a: {seed: 3}}", "method 'a': `seed` cannot be set here: the study's `seeds` say it."),
+    ("methods: {a: {seed: 3}}", "method 'a': `seed` cannot be set here: the study's `seeds` set it."),
     ("methods: {a: {label: x}}", "method 'a': `label` cannot be set here: it is the method's name."),
-    ("methods: {a: {}}\ngrid: {seed: [1]}", "method 'a': `seed` cannot be set here: the study's `seeds` say it."),
+    ("methods: {a: {}}\ngrid: {seed: [1]}", "method 'a': `seed` cannot be set here: the study's `seeds` set it."),
     ("methods: {a: {grid: 3}}", "method 'a': `grid` must be a mapping of keys to lists of values, got 3."),
     ("methods: {a: {}}\ngrid: [a]", "`grid` must be a mapping of keys to lists of values, got ['a']."),
     (

@@ -11,10 +11,10 @@ import pytest
 import torch
 from test_pretraining import BASE, based, encoder_in
 from test_run import rows_without_times
-from test_runner import start_worker_without_reports, study_of
+from test_runner import study_of
 
 from sparsemtl.errors import ConfigError, SparseMTLError, TrainingError
-from sparsemtl.runs.config import pretraining_config
+from sparsemtl.runs.pretraining import pretraining_config
 from sparsemtl.runs.run import resume, run
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.yaml_text import dump_yaml, read_yaml
@@ -38,9 +38,7 @@ METHODS: dict[str, Any] = {
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished study of `METHODS`, never to be changed."""
     folder = tmp_path_factory.mktemp("pretrained-study")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparsemtl.report.write_report", lambda path: path)
-        assert run_study(study(folder), folder / "out", progress=False) == {}
+    assert run_study(study(folder), folder / "out", progress=False) == {}
     return folder / "out"
 
 
@@ -88,39 +86,33 @@ def test_runs_that_ask_for_the_same_share_one_run_before_them_for_every_seed(fin
         assert all(torch.equal(tensor, frozen[f"network.{name}"]) for name, tensor in start.items())
 
 
-def test_the_runs_before_come_first(tmp_path: Path, ran: list[str], no_reports: None) -> None:
+def test_the_runs_before_come_first(tmp_path: Path, ran: list[str]) -> None:
     run_study(study(tmp_path, seeds=[3, 4]), tmp_path / "out", progress=False)
     assert [name.rpartition("-")[0] for name in ran[:2]] == ["pretraining/seed-3", "pretraining/seed-4"]
     assert ran[2:] == [f"runs/{method}_seed-{seed}" for method in METHODS for seed in (3, 4)]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_in_a_study_is_the_run_that_it_is_alone(
-    finished: Path, tmp_path: Path, method: str, no_reports: None
-) -> None:
+def test_a_run_in_a_study_is_the_run_that_it_is_alone(finished: Path, tmp_path: Path, method: str) -> None:
     inside = finished / "runs" / f"{method}_seed-1"
     run(read_yaml(inside / "config.yaml"), tmp_path / "alone", progress=False)
     assert (inside / "model.safetensors").read_bytes() == (tmp_path / "alone" / "model.safetensors").read_bytes()
     assert rows_without_times(inside) == rows_without_times(tmp_path / "alone")
 
 
-def test_a_finished_study_runs_nothing_again(copied: Path, tmp_path: Path, ran: list[str], no_reports: None) -> None:
+def test_a_finished_study_runs_nothing_again(copied: Path, tmp_path: Path, ran: list[str]) -> None:
     before = files(copied)
     assert run_study(study(tmp_path), copied, progress=False) == {}
     assert ran == []
     assert files(copied) == before
 
 
-def test_a_new_method_starts_from_the_run_that_is_there(
-    copied: Path, tmp_path: Path, ran: list[str], no_reports: None
-) -> None:
+def test_a_new_method_starts_from_the_run_that_is_there(copied: Path, tmp_path: Path, ran: list[str]) -> None:
     run_study(study(tmp_path, methods={**METHODS, "again": {"architecture": "auxiliary"}}), copied, progress=False)
     assert ran == ["runs/again_seed-0", "runs/again_seed-1"]
 
 
-def test_runs_that_lack_keys_of_today_are_finished_all_the_same(
-    copied: Path, tmp_path: Path, ran: list[str], no_reports: None
-) -> None:
+def test_runs_that_lack_keys_of_today_are_finished_all_the_same(copied: Path, tmp_path: Path, ran: list[str]) -> None:
     for file in (copied / "runs").glob("*/config.yaml"):
         stored = read_yaml(file)
         file.write_text(dump_yaml({key: stored[key] for key in stored if stored[key] or key not in NEW}))
@@ -129,9 +121,7 @@ def test_runs_that_lack_keys_of_today_are_finished_all_the_same(
     assert ran == []
 
 
-def test_runs_that_ask_for_something_else_have_a_run_before_of_their_own(
-    tmp_path: Path, ran: list[str], no_reports: None
-) -> None:
+def test_runs_that_ask_for_something_else_have_a_run_before_of_their_own(tmp_path: Path, ran: list[str]) -> None:
     methods = {"one": {}, "other": {"pretraining": {"tasks": ["task1"]}}}
     grid = {"pretraining.training.epochs": [1, 2]}
     run_study(study(tmp_path, methods=methods, grid=grid, seeds=[0]), tmp_path / "out", progress=False)
@@ -140,9 +130,7 @@ def test_runs_that_ask_for_something_else_have_a_run_before_of_their_own(
     assert len(ran) == 8
 
 
-def test_a_pretraining_with_a_seed_of_its_own_serves_all_seeds(
-    tmp_path: Path, ran: list[str], no_reports: None
-) -> None:
+def test_a_pretraining_with_a_seed_of_its_own_serves_all_seeds(tmp_path: Path, ran: list[str]) -> None:
     methods = {"one": {"pretraining": {"seed": 7}}}
     run_study(study(tmp_path, methods=methods), tmp_path / "out", progress=False)
     assert [one["seed"] for one in pretrainings(tmp_path / "out").values()] == [7]
@@ -158,7 +146,7 @@ def test_tables_and_results_have_the_studys_runs_alone(finished: Path) -> None:
 
 
 def test_a_study_killed_in_a_pretraining_goes_on_to_the_same_end(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_reports: None
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train_epoch, left = Trainer._train_epoch, iter(range(3))
 
@@ -187,9 +175,7 @@ def assert_same_models(one: Path, other: Path) -> None:
         assert (one / model).read_bytes() == (other / model).read_bytes(), model
 
 
-def test_a_pretraining_that_diverges_ends_the_study_before_its_runs(
-    tmp_path: Path, ran: list[str], no_reports: None
-) -> None:
+def test_a_pretraining_that_diverges_ends_the_study_before_its_runs(tmp_path: Path, ran: list[str]) -> None:
     methods = {"good": {}, "bad": {"pretraining": {"optimizer": {"lr": 1e30}}}}
     for _ in range(2):
         with pytest.raises(
@@ -201,9 +187,7 @@ def test_a_pretraining_that_diverges_ends_the_study_before_its_runs(
     assert not (tmp_path / "out" / "runs").exists()
 
 
-def test_any_other_error_in_a_pretraining_names_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_reports: None
-) -> None:
+def test_any_other_error_in_a_pretraining_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> None:
         raise ConfigError("not today.")
 
@@ -238,7 +222,7 @@ def rehearsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_every_method_is_rehearsed_once_if_its_pretraining_is_still_to_be_done(
-    copied: Path, tmp_path: Path, rehearsed: list[str], no_reports: None
+    copied: Path, tmp_path: Path, rehearsed: list[str]
 ) -> None:
     methods = {**METHODS, "longer": {"pretraining": {"training": {"epochs": 1}}, "grid": {"optimizer.lr": [0.1, 0.2]}}}
     for out in (copied, tmp_path / "new"):
@@ -250,7 +234,7 @@ def test_every_method_is_rehearsed_once_if_its_pretraining_is_still_to_be_done(
     ]
 
 
-def test_a_rehearsal_changes_no_result(finished: Path, tmp_path: Path, rehearsed: list[str], no_reports: None) -> None:
+def test_a_rehearsal_changes_no_result(finished: Path, tmp_path: Path, rehearsed: list[str]) -> None:
     run_study(study(tmp_path), tmp_path / "out", progress=False)
     assert rehearsed
     assert_same_models(finished, tmp_path / "out")
@@ -265,7 +249,7 @@ NESTED: dict[str, Any] = {
 
 
 def test_the_deepest_pretraining_is_made_first_and_once_for_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_reports: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rounds: list[list[str]] = []
     execute = runner._execute
@@ -290,7 +274,7 @@ def test_a_mistake_in_a_pretraining_is_said_with_its_method_when_the_study_is_re
 
 @pytest.mark.parametrize("called", ["the path", ".", "../plain_seed-0"])
 def test_a_run_of_a_study_is_resumed_with_the_studys_pretraining(
-    copied: Path, finished: Path, called: str, ran: list[str], monkeypatch: pytest.MonkeyPatch, no_reports: None
+    copied: Path, finished: Path, called: str, ran: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = copied / "runs" / "plain_seed-0"
     (folder / "summary.json").unlink()
@@ -305,9 +289,8 @@ def test_a_run_of_a_study_is_resumed_with_the_studys_pretraining(
 @pytest.mark.slow
 @pytest.mark.parametrize("methods", [METHODS, NESTED], ids=["flat", "nested"])
 def test_jobs_side_by_side_share_it_too(
-    methods: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_reports: None
+    methods: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "_start_worker", start_worker_without_reports)
     for jobs in (1, 2):
         with use_threads(3 - jobs):
             assert run_study(study(tmp_path, methods=methods), tmp_path / f"{jobs}", jobs=jobs, progress=False) == {}

@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 
-import sparsemtl.report
 from sparsemtl.errors import ConfigError
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.study_folder import StudyFolder
@@ -27,7 +26,7 @@ from sparsemtl.study.costs import cost_rows
 from sparsemtl.study.grid import Study, read_study
 from sparsemtl.study.record import study_results
 from sparsemtl.study.results import StudyResults
-from sparsemtl.study.runner import Job, run_study
+from sparsemtl.study.runner import run_study
 from sparsemtl.training import Trainer
 from sparsemtl.training.machine import use_threads
 
@@ -128,18 +127,14 @@ def test_the_results_know_their_order_baseline_and_primary_metrics(finished_stud
     assert results.primary == {"digit": "accuracy", "parity": "accuracy", "shape": "accuracy", "slant": "r2"}
 
 
-def test_a_finished_study_runs_nothing_and_says_the_same(
-    study_file: Path, copied_study: Path, ran: list[str], no_reports: None
-) -> None:
+def test_a_finished_study_runs_nothing_and_says_the_same(study_file: Path, copied_study: Path, ran: list[str]) -> None:
     before = files(copied_study)
     assert run_study(read_study(study_file), copied_study, progress=False) == {}
     assert ran == []
     assert files(copied_study) == before
 
 
-def test_a_study_that_grew_runs_only_what_is_new(
-    study_file: Path, copied_study: Path, ran: list[str], no_reports: None
-) -> None:
+def test_a_study_that_grew_runs_only_what_is_new(study_file: Path, copied_study: Path, ran: list[str]) -> None:
     before = figures(copied_study)
     run_study(read_study(study_file, ["seeds=[0, 1, 2]"]), copied_study, progress=False)
     assert ran == ["stl_seed-2", "random_keep-0.3_seed-2", "random_keep-0.6_seed-2"]
@@ -147,16 +142,14 @@ def test_a_study_that_grew_runs_only_what_is_new(
     assert len(figures(copied_study)) == len(before) * 3 // 2
 
 
-def test_a_study_that_shrank_shows_only_what_it_has(
-    study_file: Path, copied_study: Path, ran: list[str], no_reports: None
-) -> None:
+def test_a_study_that_shrank_shows_only_what_it_has(study_file: Path, copied_study: Path, ran: list[str]) -> None:
     run_study(read_study(study_file, ["seeds=[1]"]), copied_study, progress=False)
     assert ran == []
     assert {row["seed"] for row in rows(copied_study)} == {"1"}
 
 
 def test_a_study_that_was_cut_short_goes_on_to_the_same_results(
-    study_file: Path, finished_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_reports: None
+    study_file: Path, finished_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study, train_epoch, epochs = read_study(study_file), Trainer._train_epoch, list[int]()
 
@@ -194,7 +187,7 @@ def test_of_many_changes_a_few_are_said(study_file: Path, copied_study: Path) ->
         run_study(read_study(study_file, changes), copied_study, progress=False)
 
 
-def test_a_run_that_diverges_is_left_out_and_the_study_goes_on(tmp_path: Path, tiny: Any, no_reports: None) -> None:
+def test_a_run_that_diverges_is_left_out_and_the_study_goes_on(tmp_path: Path, tiny: Any) -> None:
     grid = {"optimizer.lr": [1e30, 0.001]}
     study = study_of(tmp_path, base=tiny, methods={"a": {}}, seeds=[0], grid=grid)
     failures = run_study(study, tmp_path / "out", progress=False)
@@ -204,7 +197,7 @@ def test_a_run_that_diverges_is_left_out_and_the_study_goes_on(tmp_path: Path, t
     assert "a, lr 0.001" in (tmp_path / "out" / "tables.md").read_text(encoding="utf-8")
 
 
-def test_a_run_whose_masks_become_empty_is_left_out_likewise(tmp_path: Path, tiny: Any, no_reports: None) -> None:
+def test_a_run_whose_masks_become_empty_is_left_out_likewise(tmp_path: Path, tiny: Any) -> None:
     masks = {"name": "soft-masks", "linear": True}
     methods = {"all gone": {"sharing": {**masks, "lambda": 1e6}}, "whole": {"sharing": masks}}
     failures = run_study(study_of(tmp_path, base=tiny, methods=methods, seeds=[0]), tmp_path / "out", progress=False)
@@ -213,14 +206,14 @@ def test_a_run_whose_masks_become_empty_is_left_out_likewise(tmp_path: Path, tin
     assert {row["run"] for row in rows(tmp_path / "out")} == {"whole_seed-0"}
 
 
-def test_a_study_of_which_every_run_diverges_has_no_tables(tmp_path: Path, tiny: Any, no_reports: None) -> None:
+def test_a_study_of_which_every_run_diverges_has_no_tables(tmp_path: Path, tiny: Any) -> None:
     study = study_of(tmp_path, base=tiny, methods={"a": {"optimizer": {"lr": 1e30}}}, seeds=[0, 1])
     assert list(run_study(study, tmp_path / "out", progress=False)) == ["a_seed-0", "a_seed-1"]
     assert rows(tmp_path / "out") == []
     assert not (tmp_path / "out" / "tables.md").exists()
 
 
-def test_any_other_error_ends_the_study_and_names_the_run(tmp_path: Path, tiny: Any, no_reports: None) -> None:
+def test_any_other_error_ends_the_study_and_names_the_run(tmp_path: Path, tiny: Any) -> None:
     study = study_of(tmp_path, base=tiny, methods={"a": {}, "b": {"tasks": ["digitt"]}}, seeds=[0])
     with pytest.raises(ConfigError, match=r"unknown task 'digitt'.* \(in run b_seed-0 of the study\)$"):
         run_study(study, tmp_path / "out", progress=False)
@@ -234,7 +227,7 @@ def test_a_warm_up_that_is_too_long_is_said_before_anything_is_run(tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
-def test_values_that_are_lists_or_sections_have_columns_too(tmp_path: Path, tiny: Any, no_reports: None) -> None:
+def test_values_that_are_lists_or_sections_have_columns_too(tmp_path: Path, tiny: Any) -> None:
     grid = {"encoder.hidden": [[4], [4, 4]], "sharing": [{"name": "random", "keep": 0.5}]}
     run_study(study_of(tmp_path, base=tiny, methods={"a": {}}, seeds=[0], grid=grid), tmp_path / "out", progress=False)
     values = {(row["encoder.hidden"], row["sharing"]) for row in rows(tmp_path / "out")}
@@ -244,7 +237,6 @@ def test_values_that_are_lists_or_sections_have_columns_too(tmp_path: Path, tiny
 def test_progress_is_told_on_the_error_stream_one_line_a_run(
     study_file: Path,
     copied_study: Path,
-    no_reports: None,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -261,11 +253,11 @@ def test_progress_is_told_on_the_error_stream_one_line_a_run(
 
 
 def test_side_by_side_every_run_is_run_once_and_its_failure_is_its_own(
-    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_reports: None
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study, ran = read_study(study_file), []
 
-    def fake(run: Job) -> str | None:
+    def fake(run: Any, finished: Any) -> str | None:
         ran.append(run.name)
         return f"{run.name} diverged" if run.config["seed"] else None
 
@@ -284,7 +276,7 @@ def threads_for_processes(jobs: int, context: object, **options: Any) -> ThreadP
 def test_an_error_side_by_side_ends_the_study(
     study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(run: Job) -> str | None:
+    def fail(run: Any, finished: Any) -> str | None:
         raise ConfigError(run.name)
 
     monkeypatch.setattr(runner, "_run_one", fail)
@@ -295,9 +287,8 @@ def test_an_error_side_by_side_ends_the_study(
 
 @pytest.mark.slow
 def test_jobs_side_by_side_end_in_the_same_results(
-    study_file: Path, finished_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_reports: None
+    study_file: Path, finished_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "_start_worker", start_worker_without_reports)
     study = read_study(study_file, ["grid.optimizer.lr=[1e-3, 1e30]", "seeds=[0]"])
     with use_threads(3):
         failures = run_study(study, tmp_path / "out", jobs=2, progress=False)
@@ -310,11 +301,6 @@ def test_jobs_side_by_side_end_in_the_same_results(
     assert found == alone
     for folder in (tmp_path / "out" / "runs").iterdir():
         assert json.loads((folder / "environment.json").read_text())["threads"] == 1
-
-
-def start_worker_without_reports(*given: Any) -> None:
-    runner._start_worker(*given)
-    sparsemtl.report.write_report = lambda path: path
 
 
 @pytest.mark.slow
@@ -331,4 +317,4 @@ def test_an_interrupt_ends_all_jobs_at_once_and_without_a_traceback(tmp_path: Pa
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to this process and to its workers
     out, error = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
-    assert error == "Stopped. The same command goes on where it was.\n"
+    assert error == "Stopped. Resume with the same command.\n"

@@ -12,7 +12,8 @@ import pytest
 
 from sparsemtl import Classification, Depth, Segmentation, Task
 from sparsemtl.errors import ConfigError
-from sparsemtl.runs.config import check, merge, override
+from sparsemtl.runs.changes import merge, override
+from sparsemtl.runs.config import check
 from sparsemtl.runs.run import resume, run
 from sparsemtl.runs.spec import RunSpec
 from sparsemtl.storage.yaml_text import read_yaml
@@ -96,7 +97,7 @@ def test_the_command_line_and_studies_merge_options() -> None:
     }
 
 
-def test_a_run_records_its_options_and_is_resumed_with_them(tmp_path: Path, no_reports: None, tiny: Any) -> None:
+def test_a_run_records_its_options_and_is_resumed_with_them(tmp_path: Path, tiny: Any) -> None:
     config = {**tiny, "task_options": {"digit": {"label_smoothing": 0.2, "metrics": ["f1_macro", "accuracy"]}}}
     found = run(config, tmp_path / "run", progress=False)
     assert list(found["digit"]) == ["loss", "f1_macro", "accuracy"]

@@ -152,7 +152,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in ("model.safetensors", "samples.safetensors", "config.yaml")}
 
 
-def test_a_run_has_one_thread_whatever_the_process_has(tmp_path: Path, no_reports: None) -> None:
+def test_a_run_has_one_thread_whatever_the_process_has(tmp_path: Path) -> None:
     for process in (1, 2):
         with use_threads(process):
             run(WIDE, tmp_path / f"{process}", progress=False)
@@ -164,10 +164,11 @@ def test_a_run_has_one_thread_whatever_the_process_has(tmp_path: Path, no_report
 def test_data_and_weights_are_made_with_the_threads_of_the_run(tmp_path: Path, monkeypatch: Any) -> None:
     """Statistics of the data and drawn weights are sums too."""
     seen: list[int] = []
-    for target in ("sparsemtl.runs.spec:RunSpec._whole", "sparsemtl.runs.run:_model", "sparsemtl.runs.run:_report"):
+    for target in ("sparsemtl.runs.spec:RunSpec._whole", "sparsemtl.runs.build:_model"):
         monkeypatch.setattr(target.replace(":", "."), _recording(resolve_name(target), seen))
-    run({**WIDE, "training": {**WIDE["training"], "threads": 3}}, tmp_path / "run", progress=False)
-    assert set(seen) == {3}
+    finished = _recording(str, seen)
+    run({**WIDE, "training": {**WIDE["training"], "threads": 3}}, tmp_path / "run", progress=False, finished=finished)
+    assert seen == [3, 3, 3]
     assert torch.get_num_threads() == 1
 
 

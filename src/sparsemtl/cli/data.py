@@ -1,4 +1,4 @@
-"""The command line's part for data sets: `sparsemtl data check`, `sparsemtl data list`."""
+"""Commands for data sets: `sparsemtl data check`, `sparsemtl data list`."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from sparsemtl.data.requirements import Found, Package
 
 MOST_ERRORS = 20
-"""Damaged samples that are named."""
+"""Number of damaged samples that are printed."""
 
 app = typer.Typer(
-    help="Data sets: what is there, what is missing, and how to get it.",
+    help="Data sets: files that are there, files that are missing, and how to get them.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Root = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="Where data sets lie; $SPARSEMTL_DATA, or ./data, by default.")
+    Path | None, typer.Option(metavar="FOLDER", help="Folder of the data sets; by default $SPARSEMTL_DATA, or ./data.")
 ]
 
 
 @app.command("list")
 def list_datasets(data_root: Root = None) -> None:
-    """Show which data sets are there."""
+    """List all data sets and the state of their files."""
     from rich.table import Table
 
     from sparsemtl.cli.terminal import show
@@ -52,23 +52,23 @@ def check(
         str,
         typer.Argument(
             metavar="NAME|FILE",
-            help="A data set, as `sparsemtl list datasets` names it; or the YAML file of a run or a study, whose data, "
-            "and those of the runs before, are checked.",
+            help="A data set, by its name in `sparsemtl list datasets`; or the YAML file of a run or a study, to check "
+            "its data and those of its pretraining runs.",
         ),
     ],
     changes: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="key=value",
-            help="The data set's parameters, as in layout=mat or tasks.birds=photos/birds; of a file, changes as "
-            "`sparsemtl run` takes them.",
+            help="Parameters of the data set, such as layout=mat or tasks.birds=photos/birds; for a file, its changes, "
+            "as for `sparsemtl run`.",
             show_default=False,
         ),
     ] = None,
     data_root: Root = None,
-    every: Annotated[bool, typer.Option("--read", help="Decode every sample, which may take long.")] = False,
+    every: Annotated[bool, typer.Option("--read", help="Decode every sample; this may take long.")] = False,
 ) -> None:
-    """Say what there is of a data set, what is missing and how to get it. Ends with 1 if it cannot be read."""
+    """Check the files of a data set; print what is missing and how to get it. Exit with 1 if it cannot be read."""
     if Path(what).suffix in (".yaml", ".yml"):
         sections = sections_in(Path(what), changes or [])
     else:
@@ -83,14 +83,17 @@ def check(
 
 
 def sections_in(path: Path, changes: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The different sections `data` of a run or a study, and of the runs before, by where they stand.
+    """Return place -> section of the different sections `data` of a run or a study and their pretraining runs.
 
     Sections that differ in their seed alone read the same files, and count once.
 
     Raises:
         ConfigError: if the file or a change of it is not valid.
     """
-    from sparsemtl.runs import config
+    from sparsemtl.runs.changes import override
+    from sparsemtl.runs.config import check, origins_of
+    from sparsemtl.runs.pretraining import pretraining_config
+    from sparsemtl.runs.validation import data_section
     from sparsemtl.storage.yaml_text import read_yaml
     from sparsemtl.study.grid import read_study
 
@@ -98,32 +101,33 @@ def sections_in(path: Path, changes: Sequence[str]) -> dict[str, dict[str, Any]]
     if "methods" in content:
         runs = {f"{run.name}: ": run.config for run in read_study(path, changes).runs}
     else:
-        origins = config.origins_of(path, changes)
-        runs = {"": config.check(config.override(content, changes), where=str(path), origins=origins)}
+        origins = origins_of(path, changes)
+        runs = {"": check(override(content, changes), where=str(path), origins=origins)}
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for name, run in runs.items():
-        for title, part in ((f"{name}data", run), (f"{name}pretraining.data", config.pretraining_config(run))):
+        for title, part in ((f"{name}data", run), (f"{name}pretraining.data", pretraining_config(run))):
             if part is not None:
-                section = config.data_of(part)
+                section = data_section(part)
                 found.setdefault(json.dumps({**section, "seed": None}, sort_keys=True), (title, section))
     return dict(found.values())
 
 
 def _parameters(assignments: Sequence[str]) -> dict[str, Any]:
-    """A data set's parameters out of `key=value`."""
-    from sparsemtl.runs.config import assignment, together
+    """Return the parameters of a data set from `key=value`."""
+    from sparsemtl.runs.changes import assignment, nested
 
-    return together(map(assignment, assignments))
+    return nested(map(assignment, assignments))
 
 
 def _check_section(section: Mapping[str, Any], data_root: Path | None, every: bool) -> bool:
-    """Say what there is of the data of a section, and tell whether it can be read.
+    """Print the state of the data of a section; return True if it can be read.
 
     Raises:
         ConfigError: if the section is not valid.
     """
     from sparsemtl.data.check import inspect, read
     from sparsemtl.runs import config
+    from sparsemtl.runs.validation import data_section
 
     name = section["name"]
     inspection = inspect(name, section.get("root") or data_root)
@@ -133,7 +137,7 @@ def _check_section(section: Mapping[str, Any], data_root: Path | None, every: bo
         return False
     if inspection.state == "needs no files" and len(section) == 1:
         return True
-    complete = config.data_of(config.check({"data": dict(section)}, where=f"`sparsemtl data check {name}`"))
+    complete = data_section(config.check({"data": dict(section)}, where=f"`sparsemtl data check {name}`"))
     options = {key: value for key, value in complete.items() if key != "name"}
     if "root" in options:
         options["root"] = str(inspection.root)
@@ -144,9 +148,9 @@ def _check_section(section: Mapping[str, Any], data_root: Path | None, every: bo
 
 
 def inspection_lines(inspection: Inspection) -> Iterator[str]:
-    """What there is, what is missing and how to get it."""
+    """Yield the lines about files that are there, files that are missing and how to get them."""
     if inspection.layout is None:
-        yield f"{inspection.name} does not say which files it needs."
+        yield f"{inspection.name} does not declare its files."
         return
     if inspection.layout.remark:
         yield f"{inspection.name}: {inspection.layout.remark}"
@@ -156,7 +160,7 @@ def inspection_lines(inspection: Inspection) -> Iterator[str]:
         return
     yield f"{inspection.name} under {inspection.root.absolute()}: {inspection.state}."
     if len(inspection.alternatives) > 1:
-        yield f"Any one of {len(inspection.alternatives)} layouts will do."
+        yield f"It needs one of {len(inspection.alternatives)} layouts."
     for packages in inspection.alternatives:
         for package, found in packages:
             yield ""
@@ -164,7 +168,7 @@ def inspection_lines(inspection: Inspection) -> Iterator[str]:
 
 
 def package_lines(package: Package, found: list[Found]) -> Iterator[str]:
-    """One package: its files, and, if any is missing, how to get it."""
+    """Yield the lines about one package: its files and, if one is missing, how to get it."""
     yield package.title
     width = max(22, *(len(standing(part)) for part in found))
     for part in found:
@@ -176,7 +180,7 @@ def package_lines(package: Package, found: list[Found]) -> Iterator[str]:
 
 
 def standing(found: Found) -> str:
-    """How many files of a kind there are, how large they are, whether any is missing."""
+    """Return the number and size of the files of a kind, or that they are missing."""
     expected = found.expected
     if found.count == 0:
         return "missing (optional)" if expected.optional else "MISSING"
@@ -185,12 +189,12 @@ def standing(found: Found) -> str:
 
 
 def standing_short(found: Found) -> bool:
-    """True if files of a kind are missing, all or some."""
+    """Return True if files of a kind are missing, all or some."""
     return found.count < (found.expected.count or 1)
 
 
 def reading_lines(reading: Reading) -> Iterator[str]:
-    """What came of reading it."""
+    """Yield the lines about the result of reading a data set."""
     yield ""
     if reading.problem:
         yield f"It cannot be read. {reading.problem}"
@@ -206,7 +210,7 @@ def reading_lines(reading: Reading) -> Iterator[str]:
 
 
 def data_lines(data: TaskData) -> Iterator[str]:
-    """A data set's parts, inputs, tasks and notes."""
+    """Yield the lines about the splits, inputs, tasks and notes of a data set."""
     sizes = ", ".join(
         f"{_size(part)} {title}"
         for title, part in (("training", data.train), ("validation", data.validation), ("test", data.test))
@@ -221,7 +225,7 @@ def _size(part: Any) -> str:
 
 
 def amount(size: int) -> str:
-    """Bytes in words: "1.2 GB"."""
+    """Return the text of a number of bytes: "1.2 GB"."""
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if size >= unit:
             return f"{size / unit:.1f} {name}"

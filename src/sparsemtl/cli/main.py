@@ -1,4 +1,4 @@
-"""The command line: run, resume, study, report, list, data, schema."""
+"""Commands run, resume, study, report, list, data and schema."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Sparse multi-task learning: learn what tasks should share inside one network, and what they should not.",
-    epilog="A first run: `sparsemtl run examples/digits.yaml`. What a configuration may say: `sparsemtl list`.",
+    epilog="A first run: `sparsemtl run examples/digits.yaml`. Keys of a configuration: `sparsemtl list`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -36,18 +36,18 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="section.key=value",
-        help="Changes of the file, as in sharing.keep=0.5 or sharing=random; a section that gets another name starts "
-        "from that one's defaults. A mapping goes into the file's key by key: "
+        help="Changes of the file, such as sharing.keep=0.5 or sharing=random; a section with another name starts from "
+        "the defaults of that name. A mapping is merged into the file's key by key: "
         "data.tasks={a: [3, 5]} adds or changes `a`, data.tasks={} changes nothing.",
         show_default=False,
     ),
 ]
 DataRoot = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="Where data sets lie; $SPARSEMTL_DATA, or ./data, by default.")
+    Path | None, typer.Option(metavar="FOLDER", help="Folder of the data sets; by default $SPARSEMTL_DATA, or ./data.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Out = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="Where the results go; runs/<name of the file> by default.")
+    Path | None, typer.Option(metavar="FOLDER", help="Folder of the results; by default runs/<name of the file>.")
 ]
 
 
@@ -63,20 +63,21 @@ def options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Options of the command line as a whole."""
+    """Options of the command itself."""
 
 
 @app.command()
 def run(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A configuration, as in examples/digits.yaml.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A configuration, such as examples/digits.yaml.")],
     overrides: Overrides = None,
     out: Out = None,
     data_root: DataRoot = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train one run, test it, and draw its report."""
+    """Train and test one run, and draw its report."""
     from sparsemtl.cli.terminal import show_run
-    from sparsemtl.runs.config import check, origins_of, override
+    from sparsemtl.runs.changes import override
+    from sparsemtl.runs.config import check, origins_of
     from sparsemtl.runs.run import run as run_config
     from sparsemtl.storage.yaml_text import read_yaml
 
@@ -88,44 +89,44 @@ def run(
     changes = overrides or []
     config = check(override(content, changes), where=str(file), origins=origins_of(file, changes))
     with _stopping(folder):
-        run_config(config, folder, progress=not quiet)
+        run_config(config, folder, progress=not quiet, finished=draw_report)
     show_run(folder)
 
 
 @app.command()
 def resume(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a run that stopped.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a run that stopped.")],
     data_root: DataRoot = None,
     quiet: Quiet = False,
 ) -> None:
-    """Go on with a run from its last checkpoint; it ends as if it had never stopped."""
+    """Resume a run from its last checkpoint; it ends as an uninterrupted run."""
     from sparsemtl.cli.terminal import show_run
     from sparsemtl.runs.run import resume as resume_run
 
     _use_data_root(data_root)
     with _stopping(folder):
-        resume_run(folder, progress=not quiet)
+        resume_run(folder, progress=not quiet, finished=draw_report)
     show_run(folder)
 
 
 @app.command()
 def study(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A study, as in examples/digits-study.yaml.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A study, such as examples/digits-study.yaml.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="key=value",
-            help="Changes of the base of all runs, as in training.epochs=2, or of the study: seeds=[0,1], "
+            help="Changes of the base of all runs, such as training.epochs=2, or of the study: seeds=[0,1], "
             "baseline=stl, grid.sharing.keep=[0.3,0.5].",
             show_default=False,
         ),
     ] = None,
     out: Out = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=1, help="Runs at a time.")] = 1,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=1, help="Number of runs at a time.")] = 1,
     data_root: DataRoot = None,
     quiet: Quiet = False,
 ) -> None:
-    """Run a grid of methods, settings and seeds; finished runs are skipped. Ends in tables and a report."""
+    """Run a grid of methods, settings and seeds; write tables and a report. Finished runs are skipped."""
     from sparsemtl.cli.terminal import show_study
     from sparsemtl.storage.study_folder import StudyFolder
     from sparsemtl.study.costs import with_costs
@@ -138,15 +139,17 @@ def study(
     folder = out or Path("runs") / file.stem
     grid = read_study(file, overrides or [])
     try:
-        failures = run_study(grid, folder, jobs=jobs, progress=not quiet)
+        failures = run_study(grid, folder, jobs=jobs, progress=not quiet, finished=draw_report)
     except KeyboardInterrupt:
-        _say("Stopped. The same command goes on where it was.")
+        _say("Stopped. Resume with the same command.")
         raise typer.Exit(INTERRUPTED) from None
     if len(failures) < len(grid.runs):
         place = StudyFolder(folder)
         results = study_results(place)
         show_study(with_costs(primary_table(results), results))
-        typer.echo(f"Tables: {place.tables}\nReport: {place.report}")
+        typer.echo(f"Tables: {place.tables}")
+        if place.report.exists():
+            typer.echo(f"Report: {place.report}")
     for name, failure in failures.items():
         typer.secho(f"No result of {name}: {failure}", err=True, fg=typer.colors.RED)
     if failures:
@@ -155,12 +158,23 @@ def study(
 
 @app.command()
 def report(
-    path: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a run or of a study.")],
+    path: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a run or of a study.")],
 ) -> None:
-    """Draw a run or a study again as one HTML page."""
+    """Draw the report of a run or a study again: one HTML page."""
     from sparsemtl.report import write_report
 
     typer.echo(f"Report: {write_report(path)}")
+
+
+def draw_report(folder: Path) -> None:
+    """Write the report of a run or a study, or print which library is missing: the results are there without it."""
+    from sparsemtl.errors import MissingExtraError
+    from sparsemtl.report import write_report
+
+    try:
+        write_report(folder)
+    except MissingExtraError as error:
+        typer.echo(f"no report was drawn: {error}")
 
 
 @app.command("list")
@@ -170,17 +184,17 @@ def list_members(
         typer.Argument(
             metavar="WHAT",
             help="run, training, study, tasks, datasets, encoders, heads, architectures, methods, criteria, balancers, "
-            "optimizers or schedulers; or a word of a file: a section (sharing) or a key (pretraining); left out, an "
+            "optimizers or schedulers; or a section (sharing) or a key (pretraining) of a file; by default an "
             "overview.",
             show_default=False,
         ),
     ] = None,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="One of them, to see what its parameters mean.", show_default=False),
+        typer.Argument(metavar="NAME", help="One of them, to list the meaning of its parameters.", show_default=False),
     ] = None,
 ) -> None:
-    """Show what a configuration can say, with parameters, defaults and sources."""
+    """List the keys and members of a configuration, with parameters, defaults and sources."""
     from sparsemtl.cli.terminal import explained_keys, member, members, overview, show
     from sparsemtl.runs.schema import SECTIONS
 
@@ -197,7 +211,7 @@ def list_members(
     elif owner is None:
         raise ConfigError(unknown_name("list", what, {*plain, *found, *plain["run"]}))
     elif name is not None:
-        raise ConfigError(f"{what!r} is a {owner} key, not a list that has {name!r}. Say `sparsemtl list {what}`.")
+        raise ConfigError(f"{what!r} is a {owner} key, not a list with {name!r}. Use `sparsemtl list {what}`.")
     else:
         show(explained_keys(owner, plain[owner], what))
 
@@ -218,11 +232,11 @@ def schema(
 
 
 def main() -> None:
-    """Run the command line; expected errors are one message, without a traceback."""
+    """Run the command line; errors of ours are printed as one message, without a traceback."""
     warnings.formatwarning = format_warning
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot write "±" shows "?"
+            stream.reconfigure(errors="replace")  # a terminal without "±" shows "?"
     received = handle_signals()
     try:
         app()
@@ -241,14 +255,14 @@ def main() -> None:
 
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
+"""Exit status after Ctrl-C, as in shells: 128 plus the number of SIGINT."""
 
 
 def handle_signals() -> list[int]:
-    """Let the signals that end a job end it as Ctrl-C does; a signal that is ignored, as under nohup, stays so.
+    """Handle the signals that end a job like Ctrl-C; a signal that is ignored, as under nohup, stays ignored.
 
     Returns:
-        the numbers of the signals that came, filled as they come.
+        List to which the number of every signal is appended when it is received.
     """
     received: list[int] = []
 
@@ -264,7 +278,7 @@ def handle_signals() -> list[int]:
 
 
 def _leave(status: int) -> NoReturn:
-    """End with this status, also where the terminal is gone and what is left to print cannot be."""
+    """Exit with this status, also if the terminal is gone and buffered output cannot be written."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -280,7 +294,7 @@ _format_any_warning = warnings.formatwarning
 def format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """A warning of ours as one message, as errors are; others with their place."""
+    """Return a warning of ours as one message, and any other warning with file and line."""
     if issubclass(category, SparseMTLWarning):
         return f"{category.__name__}: {message}\n"
     return _format_any_warning(message, category, filename, lineno, line)
@@ -293,25 +307,25 @@ def _use_data_root(root: Path | None) -> None:
 
 @contextmanager
 def _stopping(folder: Path) -> Iterator[None]:
-    """Say how to go on after Ctrl-C."""
+    """Print how to resume after Ctrl-C."""
     from sparsemtl.storage.run_folder import RunFolder
 
     try:
         yield
     except KeyboardInterrupt:
         resumable = RunFolder(folder).begun
-        _say(f"Stopped. Go on with `sparsemtl resume {folder}`." if resumable else "Stopped.")
+        _say(f"Stopped. Resume with `sparsemtl resume {folder}`." if resumable else "Stopped.")
         raise typer.Exit(INTERRUPTED) from None
 
 
 def _say(message: str) -> None:
-    """Print to standard error, or nowhere if the terminal is gone."""
+    """Print to standard error, unless the terminal is gone."""
     with suppress(OSError):
         typer.echo(message, err=True)
 
 
 def _plain_keys() -> dict[str, Keys]:
-    """What can be listed that is no registry: the keys of a run that are no section, of `training` and of a study."""
+    """Return the keys without a registry: those of a run that are no section, of `training` and of a study."""
     from sparsemtl.runs.schema import run_keys, training_keys
     from sparsemtl.study.grid import KEYS
 

@@ -1,4 +1,4 @@
-"""What the command line shows in tables: the outcome of a run or a study, and what there is to choose from."""
+"""Tables of the command line: results of a run or a study, and the members of registries."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from sparsemtl.study.tables import MISSING, Cell, StudyTable
 
 
 def show(what: RenderableType) -> None:
-    """Print to standard output, as wide as the terminal, in plain text where there is none."""
+    """Print to standard output, as wide as the terminal; plain text without a terminal."""
     Console(highlight=False, markup=False).print(what)
 
 
 def show_run(folder: Path) -> None:
-    """Print every task's primary metric of a run, and where the rest is."""
+    """Print the primary metric per task of a run, and the path of its report."""
     place = RunFolder(folder)
     table = Table("task", "metric", box=None, pad_edge=False)
     for split in ("validation", "test"):
@@ -40,7 +40,7 @@ def show_run(folder: Path) -> None:
 
 
 def show_study(table: StudyTable) -> None:
-    """Print a table of a study; numbers are never broken, even where the terminal is too narrow for them."""
+    """Print a table of a study; numbers are never wrapped, even if the terminal is too narrow."""
     heads = [f"{name}\n{unit}" for name, unit in table.headers()]
     lines = [[*map(_figure, row.cells), str(row.seeds)] for row in table.rows()]
     drawn = Table("method", title=table.title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -62,10 +62,10 @@ def _figure(cell: Cell) -> str:
 
 
 def overview(plain: Mapping[str, Keys], registries: Mapping[str, Registry[Any]]) -> RenderableType:
-    """What can be listed, and the section of a configuration in which it stands.
+    """Return the overview of keys and registries, each with its section of a configuration.
 
     Args:
-        plain: name -> keys that no registry gives: those of a run that are no section, and of sections without members.
+        plain: name -> keys without a registry.
         registries: name -> registry.
     """
     sections = {id(registry): section for section, (registry, _) in SECTIONS.items()}
@@ -86,7 +86,7 @@ _NO_SECTION = {"run": "(top level)", "study": "(of a study)"}
 
 
 def members(registry: Registry[Any]) -> Table:
-    """All members of a registry with source, parameters and defaults."""
+    """Return the table of all members of a registry with source, parameters and defaults."""
     table = _table("name", "what it is")
     for name in registry:
         parameters = Table("parameter", "default", "values", box=None, pad_edge=False)
@@ -98,20 +98,20 @@ def members(registry: Registry[Any]) -> Table:
 
 
 def member(registry: Registry[Any], name: str) -> RenderableType:
-    """One member, with what its parameters mean: a list, which a narrow terminal takes as well."""
+    """Return one member with the meaning of its parameters, as a list, which also fits a narrow terminal."""
     return Group(*_about(registry, name), *_explained(parameters_of(registry[name]).values()))
 
 
 def explained_keys(what: str, keys: Keys, name: str | None = None) -> RenderableType:
-    """What keys mean that no registry gives.
+    """Return keys with their meaning.
 
     Args:
-        what: what has the keys, for messages.
+        what: owner of the keys, for messages.
         keys: the keys.
-        name: one of them, to see it alone.
+        name: one of them, to return it alone.
 
     Raises:
-        ConfigError: if it is none of them.
+        ConfigError: if `name` is none of them.
     """
     if name is not None and name not in keys:
         raise ConfigError(unknown_name(f"{what} key", name, keys))
@@ -132,7 +132,7 @@ def _about(registry: Registry[Any], name: str) -> Iterator[str]:
 
 
 def _default(parameter: Parameter) -> str:
-    """A default as YAML writes it."""
+    """Return a default as in YAML."""
     if parameter.required:
         return "required"
     default = parameter.default
@@ -147,6 +147,6 @@ def _table(first: str, *others: str, title: str | None = None) -> Table:
 
 
 def _fold(table: Table) -> None:
-    """Never cut a word off, however narrow the terminal."""
+    """Wrap long words instead of cutting them, in a narrow terminal."""
     for column in table.columns:
         column.overflow = "fold"

@@ -1,28 +1,80 @@
-"""The run before a run, from which the encoder starts."""
+"""The pretraining run: its configuration, its folder, and the encoder that the run itself starts from.
+
+The key `pretraining` of a configuration holds changes of the configuration itself. With these changes it is the
+configuration of another run, which is trained first, in a folder of its own, exactly like any other run; it may have a
+pretraining run as well. The run then starts from the weights of that run's encoder. All that is particular to
+pretraining is in this file; `runs.run` trains the pretraining run, and a study trains those of all its runs first.
+"""
 
 from __future__ import annotations
 
-import abc
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from sparsemtl.architectures import Source
-from sparsemtl.errors import CheckpointError, SparseMTLError
-from sparsemtl.runs.spec import RunSpec
+from sparsemtl.data.images.classified.image_folders import AUXILIARY
+from sparsemtl.errors import CheckpointError, ConfigError, SparseMTLError
+from sparsemtl.networks.model import stride_of, width_of
+from sparsemtl.runs.changes import PRETRAINING, merge
+from sparsemtl.runs.validation import data_section, differences, validate
 from sparsemtl.storage.files import read_tensors
+from sparsemtl.storage.locks import locked
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.storage.tensor_checks import check_tensor
 from sparsemtl.tasks import Classification
 from sparsemtl.tasks.batches import Loader
+
+if TYPE_CHECKING:
+    from sparsemtl.runs.spec import RunSpec
+    from sparsemtl.training import Trainer
+
+_NOT_INHERITED = ("name", "label", "architecture", "sharing", "balancing", "freeze", PRETRAINING)
+"""Keys of a run that its pretraining run does not take over."""
+_NOT_INHERITED_IN_TRAINING = ("choose_after",)
+"""Likewise in `training`: it depends on the sharing method."""
+_IDENTITY_OF_DATA = ("name", "root", "path", "source")
+"""Keys of the section `data` that say which data set it is; the others select and transform its samples."""
+
+
+def pretraining_config(
+    complete: Mapping[str, Any], *, where: str = "the configuration", origins: Mapping[str, str] | None = None
+) -> dict[str, Any] | None:
+    """Return the complete configuration of a run's pretraining run; None if it has no `pretraining`.
+
+    Args:
+        complete: the run's own.
+        where: name of that configuration in messages.
+        origins: as for `config.check`.
+
+    Raises:
+        ConfigError: as `config.check`.
+    """
+    changes = complete[PRETRAINING]
+    if changes is None:
+        return None
+    where = f"`{PRETRAINING}` in {where}"
+    base = {key: value for key, value in complete.items() if key not in _NOT_INHERITED}
+    training = {key: value for key, value in complete["training"].items() if key not in _NOT_INHERITED_IN_TRAINING}
+    base |= {"data": data_section(complete), "training": training}
+    prefix = f"{PRETRAINING}."
+    inner = {key.removeprefix(prefix): origin for key, origin in (origins or {}).items() if key.startswith(prefix)}
+    config = validate(merge(base, {"tasks": [AUXILIARY], **changes}), where=where, origins=inner)
+    pretraining_config(config, where=where, origins=inner)
+    if config["freeze"]:
+        raise ConfigError(
+            f"{where}: freeze: expected false, as the pretraining run trains the encoder. To keep the encoder as "
+            f"pretraining leaves it, put `freeze: true` beside `{PRETRAINING}`."
+        )
+    return config
 
 
 def pretraining_folder(run: RunFolder, config: Mapping[str, Any]) -> RunFolder:
@@ -42,58 +94,136 @@ def pretraining_folder(run: RunFolder, config: Mapping[str, Any]) -> RunFolder:
     return RunFolder(study.pretraining / f"seed-{config['seed']}-{digest}")
 
 
+def pretrained_tasks(spec: RunSpec) -> Collection[str]:
+    """Return the tasks that the pretraining run names and trains on the same data set; a run leaves them out."""
+    if spec.pretraining is None:
+        return ()
+    here, there = spec.config["data"], spec.pretraining.config["data"]
+    same = all(here.get(key) == there.get(key) for key in _IDENTITY_OF_DATA)
+    return spec.pretraining.config["tasks"] or () if same else ()
+
+
+def unfinished_pretraining(runs: Iterable[tuple[RunFolder, Mapping[str, Any]]]) -> dict[Path, dict[str, Any]]:
+    """Return folder -> configuration of the pretraining runs that are not finished; runs may share one.
+
+    Args:
+        runs: folder and complete configuration of every run.
+    """
+    waiting = {}
+    for folder, complete in runs:
+        config = pretraining_config(complete)
+        if config is not None and not (own := pretraining_folder(folder, config)).finished:
+            waiting[own.path] = config
+    return waiting
+
+
+def pretrain(
+    spec: RunSpec,
+    folder: RunFolder,
+    *,
+    train: Callable[[RunSpec, RunFolder], object],
+    dry_run: Callable[[RunSpec, RunFolder], object],
+) -> PretrainedNetwork | None:
+    """Return the network of a run's pretraining run, trained or resumed first if it is not finished; None without.
+
+    Args:
+        spec: the run.
+        folder: its folder.
+        train: trains a run in a folder, or resumes it.
+        dry_run: sets up a run, to raise its mistakes before pretraining.
+
+    Raises:
+        CheckpointError: if the folder of the pretraining run holds a run of another configuration.
+        SparseMTLError: errors of `dry_run` and `train`; those of the pretraining run begin with "pretraining: ".
+    """
+    if spec.pretraining is None:
+        return None
+    own, config = pretraining_folder(folder, spec.pretraining.config), spec.pretraining.config
+    if own.config.exists() and (wrong := next(differences(own.read_config(), config), None)):
+        raise CheckpointError(
+            f"{own.path} holds a run of another configuration: {wrong}. Use another --out, or delete that folder."
+        )
+    if not own.finished:
+        dry_run(spec, folder)
+        with locked(folder.path), _named_errors():
+            folder.write_config(spec.config)  # so that a run killed in its pretraining can be resumed
+            train(spec.pretraining, own)
+    return PretrainedNetwork(spec.pretraining, own.model)
+
+
+def stand_in(
+    spec: RunSpec, folder: RunFolder, dry_run: Callable[[RunSpec, RunFolder], Trainer]
+) -> PretrainedNetwork | None:
+    """Return what stands in for the pretrained network in a dry run: the same network, untrained.
+
+    Raises:
+        SparseMTLError: errors of the pretraining run's own `dry_run`; they begin with "pretraining: ".
+    """
+    if spec.pretraining is None:
+        return None
+    own = pretraining_folder(folder, spec.pretraining.config)
+    with _named_errors():
+        return PretrainedNetwork(spec.pretraining, own.model, dry_run(spec.pretraining, own).model)
+
+
 @dataclass(frozen=True)
-class Earlier(abc.ABC):
-    """The network of the run before a run.
+class PretrainedNetwork:
+    """Network of a pretraining run.
 
     Attributes:
-        file: where its weights lie once it is trained.
-        plan: what it is trained by.
+        spec: the pretraining run.
+        file: file of the trained weights.
+        untrained: in a dry run, the network whose weights stand in for those of the file.
     """
 
+    spec: RunSpec
     file: Path
-    plan: RunSpec
+    untrained: nn.Module | None = None
 
-    @abc.abstractmethod
-    def weights(self) -> Mapping[str, Tensor]:
-        """Its weights and buffers by name."""
-
-    @abc.abstractmethod
-    def samples(self, task: Classification) -> Loader:
-        """Samples that it is trained on, if that is the task that it is trained for."""
-
-    def start(self, encoder: nn.Module) -> None:
-        """Give an encoder the network's weights.
+    def load_encoder(self, encoder: nn.Module) -> None:
+        """Load the network's weights into an encoder.
 
         Raises:
             CheckpointError: if the network's encoder is another one.
         """
         self._load(encoder, "encoder.", "the encoder")
 
-    def source(self, heads: Mapping[str, nn.Module]) -> Source | None:
-        """What the network is trained for, if that is one classification.
+    def source(self, encoder: nn.Module, make_heads: Callable[..., Mapping[str, nn.Module]]) -> Source | None:
+        """Return the classification that the network was trained for, with its head and samples; None for other tasks.
 
         Args:
-            heads: task -> a head such as the network has; its weights are loaded.
+            encoder: the encoder that the head reads.
+            make_heads: makes the heads of a section `heads`, given the section, the data and the encoder.
 
         Raises:
             CheckpointError: if the network has no such head.
         """
-        (task, *others) = self.plan.data.tasks
+        data = self.spec.data
+        heads = {task.name: task.head(width_of(encoder), stride_of(encoder)) for task in data.tasks}
+        heads |= make_heads(self.spec.config["heads"], data, encoder)
+        (task, *others) = data.tasks
         if others or not isinstance(task, Classification):
             return None
         head = heads[task.name]
         self._load(head, f"heads.{task.name}.", f"the head of task {task.name!r}")
         return Source(task, head, self.samples(task))
 
+    def samples(self, task: Classification) -> Loader:
+        """Return the training samples of a task; in a dry run, the first batch with a sample that has a class."""
+        train = self.spec.data.train
+        split = train[task.name] if isinstance(train, Mapping) else train
+        batches = split.loader(2 * self.spec.config["training"]["batch_size"])
+        if self.untrained is None:
+            return batches
+        return list(islice((batch for batch in batches if task.labelled(task.labels(batch[1])).any()), 1))
+
     def _load(self, module: nn.Module, prefix: str, what: str) -> None:
-        """Give a module the weights whose names begin so."""
-        weights = self.weights()
-        own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        """Load the weights whose names begin with `prefix` into a module."""
+        own = {name.removeprefix(prefix): w for name, w in self._weights().items() if name.startswith(prefix)}
         if not own:
             raise CheckpointError(
                 f"{self.file} has no weights {prefix}*, from which {what} starts. "
-                "The run before needs an architecture with one encoder for all its tasks, such as shared-bottom."
+                "Pretraining needs an architecture with one encoder for all its tasks, such as shared-bottom."
             )
         for name, tensor in module.state_dict().items():
             if name in own and own[name].shape == tensor.shape:
@@ -103,53 +233,15 @@ class Earlier(abc.ABC):
         except RuntimeError as error:
             raise CheckpointError(f"{self.file}: {what} does not fit this run's: {error}") from None
 
-
-@dataclass(frozen=True)
-class Pretrained(Earlier):
-    """The network, trained."""
-
-    def weights(self) -> Mapping[str, Tensor]:
-        """Those in the file."""
-        return read_tensors(self.file, own=True)[0]
-
-    def samples(self, task: Classification) -> Loader:
-        """All of them."""
-        return _samples(self.plan, task)
-
-
-@dataclass(frozen=True)
-class Untrained(Earlier):
-    """What stands in for the network until it is trained, to see what would go wrong with it.
-
-    Attributes:
-        network: one such as it will be, with weights that nothing trained.
-    """
-
-    network: nn.Module
-
-    def weights(self) -> Mapping[str, Tensor]:
-        """Those of the network as it is."""
-        return self.network.state_dict()
-
-    def samples(self, task: Classification) -> Loader:
-        """The first batch with a sample that has a class."""
-        batches = _samples(self.plan, task)
-        labelled = (batch for batch in batches if task.labelled(task.labels(batch[1])).any())
-        return list(islice(labelled, 1))
-
-
-def _samples(plan: RunSpec, task: Classification) -> Loader:
-    """A plan's training samples of a task, in order."""
-    train = plan.data.train
-    split = train[task.name] if isinstance(train, Mapping) else train
-    return split.loader(2 * plan.config["training"]["batch_size"])
+    def _weights(self) -> Mapping[str, Tensor]:
+        return read_tensors(self.file, own=True)[0] if self.untrained is None else self.untrained.state_dict()
 
 
 @contextmanager
-def named_pretraining() -> Iterator[None]:
-    """Say of an error that it was made in the run before."""
+def _named_errors() -> Iterator[None]:
+    """Begin the message of an error of ours with "pretraining: "."""
     try:
         yield
     except SparseMTLError as error:
-        error.args = (f"pretraining: {error}",)
+        error.args = (f"{PRETRAINING}: {error}",)
         raise

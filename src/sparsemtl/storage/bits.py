@@ -16,10 +16,10 @@ def pack(mask: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor, shape: torch.Size) -> Tensor:
-    """Undo `pack`.
+    """Unpack bytes of `pack` into a bool tensor.
 
     Raises:
-        MaskError: if the number of bytes does not fit the shape.
+        MaskError: if the number of bytes does not match the shape.
     """
     size = -(-shape.numel() // 8)
     if packed.dtype != torch.uint8 or packed.shape != (size,):

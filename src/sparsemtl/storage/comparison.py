@@ -20,7 +20,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[s
 
 
 def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted place, value) of everything in a nest of mappings that is no mapping, or an empty one."""
+    """Yield (dotted place, value) of every value in a nest of mappings; an empty mapping counts as a value."""
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
             yield from leaves(value, f"{prefix}{key}.")
@@ -29,14 +29,14 @@ def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def shown(value: Any) -> str:
-    """Return a value as messages show it."""
+    """Return the text of a value in messages."""
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def plain(value: Any) -> Any:
-    """Return a value in JSON's types: mappings with text as keys, lists, numbers, text; anything else as its text.
+    """Return a value in JSON's types: mappings with text as keys, lists, numbers, text; any other value as its text.
 
-    A function is its name: its text has an address, which is another one in every process.
+    A function becomes its name: its text has an address, which differs from process to process.
     """
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}

@@ -1,4 +1,4 @@
-"""The disk that files are written to: folders synchronised, and a full disk in words."""
+"""Synchronisation of folders, and errors of a full disk."""
 
 from __future__ import annotations
 
@@ -16,17 +16,15 @@ _FULL = {
     errno.EFBIG: "the file would be larger than the system allows (see `ulimit -f`)",
     getattr(errno, "EDQUOT", -1): "the disk quota is used up",
 }
-"""Number of a system error -> what it means, where there is no room for a file."""
+"""Number of a system error of a full disk -> its meaning."""
 
 
 @contextmanager
 def storage_errors(path: Path, size: int | None = None) -> Iterator[None]:
-    """Raise the system's error of a full disk inside the context as a `StorageError` about a file.
-
-    Other errors of the system name their file already and pass.
+    """Raise the system's error of a full disk as a `StorageError` that names the file; other errors pass.
 
     Args:
-        path: the file that is written.
+        path: the file to write.
         size: its size in bytes, if known.
     """
     try:
@@ -52,7 +50,7 @@ def _bytes(size: int) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Write a folder's entries to the disk, so that a renamed file survives a power failure under its new name."""
+    """Synchronise a folder with the disk, so that a renamed file survives a power failure under its new name."""
     if os.name == "nt":
         return  # folders cannot be opened there
     with suppress(OSError):  # some network file systems refuse; the file itself is written

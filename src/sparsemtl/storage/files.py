@@ -1,7 +1,7 @@
-"""Files that are either whole or not there: written aside, then renamed. Nothing is ever unpickled.
+"""Files that are written at once: to a temporary file, which is then renamed. Nothing is ever unpickled.
 
-`write_tree` stores any nest of dicts, lists, numbers, strings and tensors as one safetensors file, the skeleton as
-JSON in its header: optimizers, schedulers and random states fit in. Bool tensors take one bit per entry.
+`write_tree` writes any nest of dicts, lists, numbers, strings and tensors to one safetensors file, its structure as
+JSON in the header: states of optimizers, schedulers and random generators fit in. Bool tensors take one bit per entry.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from sparsemtl.storage.bits import pack, unpack
 from sparsemtl.storage.disk import storage_errors, sync_folder
 
 OWN = "sparsemtl"
-"""The one key of our files' metadata: safetensors writes several in any order, and equal files should be equal."""
+"""The only key of our files' metadata: safetensors would write several in any order, and equal files differ."""
 
 
 @contextmanager
 def replacing(path: str | Path, size: int | None = None) -> Iterator[Path]:
-    """Give a temporary path beside `path`; when the context ends well, it takes the place of `path` at once.
+    """Yield a temporary path beside `path`, which replaces `path` at the end of the context, unless an error leaves it.
 
-    A process killed inside, or while renaming, leaves either the old file or the new one, whole.
+    A process that is killed inside leaves either the old file or the new one, complete.
 
     Args:
         path: the file.
-        size: bytes that will be written, for the message if there is no space for them.
+        size: number of bytes to write, for the message if the disk is full.
 
     Raises:
-        StorageError: if there is no space for the file, naming the space that is needed and free.
+        StorageError: if there is no space for the file, naming the needed and the free space.
     """
     target = Path(path)
     aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
@@ -60,14 +60,14 @@ def replacing(path: str | Path, size: int | None = None) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file whole."""
+    """Write a text file at once."""
     content = text.encode()
     with replacing(path, len(content)) as aside:
         aside.write_bytes(content)
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write a JSON file whole; NaN becomes null, which every reader understands."""
+    """Write a JSON file at once; NaN becomes null, which every JSON reader can read."""
     write_text(path, json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n")
 
 
@@ -94,7 +94,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    """Write named tensors and a header of strings to a safetensors file, whole, with a checksum over both."""
+    """Write named tensors and a header of strings to a safetensors file at once, with a checksum over both."""
     distinct = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     size = sum(tensor.nbytes for tensor in distinct.values())
     with replacing(path, size) as aside:
@@ -102,7 +102,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappi
         try:
             save_file(distinct, aside, metadata={OWN: json.dumps(own)})
         except SafetensorError as error:
-            if found := _SYSTEM_ERROR.search(str(error)):  # Rust's name for what Python raises as an OSError
+            if found := _SYSTEM_ERROR.search(str(error)):  # Rust's text for what Python raises as an OSError
                 raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
             raise
 
@@ -115,18 +115,18 @@ def read_tensors(path: str | Path, *, own: bool = False) -> tuple[dict[str, Tens
 
     Args:
         path: the file.
-        own: refuse a file of another library, which has no checksum to compare.
+        own: refuse a file of another library, which has no checksum.
 
     Raises:
         CheckpointError: if the file is missing or damaged.
     """
     try:
-        content = Path(path).read_bytes()  # at once: a run may put another file in its place meanwhile
+        content = Path(path).read_bytes()  # in one read: a run may replace the file meanwhile
         tensors = load(content)
         metadata = _metadata(content)
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist.") from None
-    except Exception as error:  # for a header of dtypes that torch lacks, safetensors raises what it happens to
+    except Exception as error:  # safetensors raises various errors for dtypes that torch lacks
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}.") from None
     if OWN not in metadata and not any(map(_looks_like_own, metadata.values())):
         if own:
@@ -140,24 +140,24 @@ def read_tensors(path: str | Path, *, own: bool = False) -> tuple[dict[str, Tens
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:
-        raise CheckpointError(f"{path} is damaged: its checksum does not fit its content. Use another copy of it.")
+        raise CheckpointError(f"{path} is damaged: its checksum does not match its content. Use another copy of it.")
     return tensors, header
 
 
 def _looks_like_own(value: str) -> bool:
-    """Whether metadata are ours although their key is another: one flipped bit would make our file a stranger's."""
+    """Return True if metadata are ours under a damaged key: one flipped bit must not make our file a foreign one."""
     return value.startswith('{"checksum": ')
 
 
 def _metadata(content: bytes) -> dict[str, str]:
-    """The metadata in the header of a safetensors file, whose first eight bytes are the header's length."""
+    """Return the metadata in the header of a safetensors file; its first eight bytes are the header's length."""
     end = 8 + int.from_bytes(content[:8], "little")
     metadata: dict[str, str] = json.loads(content[8:end]).get("__metadata__", {})
     return metadata
 
 
 def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
-    """CRC-32 over header, names, dtypes, shapes and bytes."""
+    """Return the CRC-32 of header, names, dtypes, shapes and bytes."""
     crc = zlib.crc32(json.dumps(sorted(header.items())).encode())
     for name, tensor in sorted(tensors.items()):
         crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
@@ -166,21 +166,21 @@ def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
 
 
 def write_tree(path: str | Path, tree: Any) -> None:
-    """Write a nest of dicts, lists, tuples, None, bools, numbers, strings and tensors, whole."""
+    """Write a nest of dicts, lists, tuples, None, bools, numbers, strings and tensors at once."""
     tensors: dict[str, Tensor] = {}
     skeleton = json.dumps(_encode(tree, tensors))
     write_tensors(path, tensors, {"tree": skeleton})
 
 
 def read_tree(path: str | Path) -> Any:
-    """Read what `write_tree` wrote.
+    """Read a file that `write_tree` wrote.
 
     Raises:
         CheckpointError: if the file is missing, damaged or of another kind.
     """
     tensors, header = read_tensors(path)
     if "tree" not in header:
-        raise CheckpointError(f"{path} holds tensors but no checkpoint.")
+        raise CheckpointError(f"{path} is not a checkpoint of sparsemtl: its header has no 'tree'.")
     try:
         return _decode(json.loads(header["tree"]), tensors)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -201,7 +201,7 @@ def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
         return {type(value).__name__ if type(value) in (list, tuple) else "list": [_encode(v, tensors) for v in value]}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise CheckpointError(f"a checkpoint holds tensors, numbers and text, not {type(value).__name__}.")
+    raise CheckpointError(f"expected tensors, numbers and text in a checkpoint, got {type(value).__name__}.")
 
 
 def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -220,5 +220,5 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def module_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict as it stands now: copies that later steps do not change."""
+    """Return copies of the tensors of a state dict, which later steps do not change."""
     return {name: tensor.detach().clone() for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}

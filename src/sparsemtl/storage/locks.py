@@ -1,7 +1,7 @@
-"""One writer per folder: a lock that ends with its process, and a mark by which our folders are known.
+"""One writer per folder: a lock that ends with its process, and a mark that identifies our folders.
 
-The lock itself is `filelock`'s, which the operating system releases when the process ends, however it ends. Readers
-need no lock, because every file is replaced at once.
+The lock is `filelock`'s: the operating system releases it when the process ends, for whatever reason. Readers need no
+lock, because every file is replaced at once.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from sparsemtl.storage.study_folder import StudyFolder
 
 LOCK = ".lock"
 MARK = ".sparsemtl.json"
-"""Written into every folder of ours: it names the last writer, and says that the files beside it are ours."""
+"""File in every folder of ours; it names the last writer."""
 _STALE = 3600.0
 """Seconds after which a half-written report counts as left over: reports alone are written without the lock."""
 
 
 @dataclass
 class _Holder:
-    """The thread of this process that holds a folder's lock, and how many times."""
+    """Thread of this process that holds a folder's lock."""
 
     thread: int
     count: int = 0
@@ -49,9 +49,9 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-    """Hold the lock of a folder inside the context; make the folder, remove left-overs of killed writers.
+    """Hold the lock of a folder inside the context; the folder is made, and half-written files are removed.
 
-    The thread that holds a lock may take it again.
+    The thread that holds a lock may acquire it again.
 
     Raises:
         CheckpointError: if another process or thread holds it, naming the folder and the holder.
@@ -82,11 +82,11 @@ def locked(folder: str | Path) -> Iterator[None]:
 
 
 def _leave_no_trace(path: Path, before: set[str] | None) -> None:
-    """Remove lock and mark where nothing else was written: a run that cannot begin leaves a folder as it was.
+    """Remove lock and mark if nothing else was written, so that a run that fails at once leaves the folder unchanged.
 
     Args:
         path: the folder.
-        before: names of what was in it, None if it was not there.
+        before: names of its entries before; None if there was no folder.
     """
     if {entry.name for entry in path.iterdir()} - {LOCK, MARK} != (before or set()) - {LOCK}:
         return
@@ -107,7 +107,7 @@ def _file_lock(path: Path, shown: Path) -> Iterator[None]:
         raise CheckpointError(_in_use(shown, _last_writer(path))) from None
     except NotImplementedError:
         warnings.warn(
-            f"the file system of {shown} has no locks. See to it that no second process writes there.",
+            f"the file system of {shown} has no locks. Make sure that no second process writes there.",
             RecordWarning,
             stacklevel=4,
         )
@@ -118,11 +118,11 @@ def _file_lock(path: Path, shown: Path) -> Iterator[None]:
 
 
 def _in_use(folder: Path, holder: str) -> str:
-    return f"{folder} is in use: {holder} writes there. Wait until that has ended, or use another folder."
+    return f"{folder} is in use: {holder} writes there. Wait until it has ended, or use another folder."
 
 
 def _last_writer(path: Path) -> str:
-    """The process that holds a folder's lock, in words."""
+    """Return the name of the process that holds a folder's lock, for messages."""
     mark = _json(path / MARK)
     if "pid" not in mark:
         return "another process"
@@ -131,7 +131,7 @@ def _last_writer(path: Path) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A JSON object, an empty one if there is none: to look at a folder raises nothing."""
+    """Return the JSON object in a file; an empty one if there is none or it is damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -151,9 +151,9 @@ def remove_parts(folder: Path) -> None:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a run or a study has written into a folder: its mark says so, or where a copy lacks that, its record.
+    """Return True if a run or a study has written to a folder: it has the mark or, in a copy without marks, a record.
 
-    A run that was killed in its pretraining may have no record yet but that of the pretraining run.
+    A run that was killed in its pretraining may have the record of the pretraining run alone.
     """
     if "sparsemtl" in _json(folder / MARK):
         return True
@@ -165,17 +165,15 @@ def is_ours(folder: Path) -> bool:
 
 
 def _visible(folder: Path) -> set[str]:
-    """Return the names in a folder but hidden ones; none if there is no folder."""
+    """Return the names of a folder's entries that are not hidden; none if there is no folder."""
     return {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")} if folder.is_dir() else set()
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Refuse a folder that holds files of others; one that is absent or empty, or ours, is fine.
-
-    Hidden files do not count: version control and desktops leave them.
+    """Raise if a folder holds files of others. Hidden files do not count: version control and desktops leave them.
 
     Raises:
-        CheckpointError: naming the first file found.
+        CheckpointError: if the folder is neither absent, empty nor ours; it names the first file.
     """
     if not folder.is_dir() or is_ours(folder):
         return

@@ -1,4 +1,4 @@
-"""Tensors read from files, checked before they take the place of a module's."""
+"""Checks of tensors that are read from files, before they replace tensors of a module."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sparsemtl.errors import CheckpointError
 
 
 def check_tensor(found: Any, own: Tensor, where: str) -> None:
-    """Check that a tensor read from a file can take the place of `own`.
+    """Check that a tensor read from a file can replace `own`.
 
     Raises:
-        CheckpointError: if it is of another kind of number or another shape, or not finite where `own` is.
+        CheckpointError: if its kind of number or its shape differs, or it is not finite although `own` is.
     """
     if not isinstance(found, Tensor) or found.layout != torch.strided or found.is_meta or found.is_quantized:
         raise CheckpointError(f"{where}: expected a dense tensor, found {kind_of(found)}.")
@@ -35,7 +35,7 @@ def _numbers(tensor: Tensor) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """Return what a value is, for messages."""
+    """Return the kind of a value, for messages."""
     if isinstance(value, Tensor):
         return f"a tensor of {value.dtype} and shape {tuple(value.shape)}"
     if isinstance(value, (bool, int, float, str)):

@@ -1,8 +1,8 @@
-"""YAML as people write configurations: `1e-3` is a number, no key stands twice, and a mistake has its line.
+"""YAML of configurations: `1e-3` is a number, a duplicate key is an error, and errors name the line.
 
 PyYAML follows YAML 1.1, in which `1e-3` is text, `010` is 8, `1:30` is 90 and `no` is false; YAML 1.2 reads them
-otherwise. Numbers with an exponent are numbers here; what else the two versions read differently is refused, with what
-to write instead. What is written here is read here as it was; text that looks like a number is quoted.
+otherwise. Numbers with an exponent are numbers here; other values that the two versions read differently are refused,
+with a correction. `read_yaml` returns exactly what `dump_yaml` wrote; text that looks like a number is quoted.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import yaml
 from sparsemtl.errors import ConfigError
 
 DEEPEST = 50
-"""Nesting beyond which a configuration is refused: no section needs it, and readers recurse."""
+"""Deepest nesting of a configuration: no section needs more, and readers recurse."""
 MOST_NODES = 100_000
-"""Values beyond which a configuration is refused, every use of an anchor counted: a few can stand for billions."""
+"""Most values of a configuration, every use of an anchor counted: a few anchors can stand for billions of values."""
 
 _AMBIGUOUS = "!ambiguous"
 _TWO_READINGS = re.compile(
@@ -35,12 +35,12 @@ _TWO_READINGS = re.compile(
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe subset of plain values, as far as both versions of YAML agree on it."""
+    """Loader of plain values, as far as both versions of YAML agree on them."""
 
     _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Refuse what is nested too deeply, while it is read."""
+        """Raise if the nesting is too deep, while it is read."""
         self._depth += 1
         if self._depth > DEEPEST:
             raise yaml.constructor.ConstructorError(None, None, f"nested more than {DEEPEST} deep", self.get_mark())
@@ -49,32 +49,32 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Refuse a key that stands twice, and one that is neither text nor a whole number."""
+        """Raise for a duplicate key, and for a key that is neither text nor a whole number."""
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
                 value = self.construct_object(key)
                 if isinstance(value, bool) or not isinstance(value, (str, int)):
-                    raise _error(f"the key {key.value!r} is no text; write it in quotes", key)
+                    raise _error(f"the key {key.value!r} is not text; put it in quotes", key)
                 if str(value) in seen:
-                    raise _error(f"{key.value!r} stands twice", key)
+                    raise _error(f"duplicate key {key.value!r}", key)
                 seen.add(str(value))
         return super().construct_mapping(node, deep)
 
     def construct_text(self, node: yaml.ScalarNode) -> str:
-        """Refuse text that no file can hold."""
+        """Raise for text that no file can hold."""
         text = self.construct_scalar(node)
         if not isinstance(text, str) or any("\ud800" <= character <= "\udfff" for character in text):
             raise _error("text with half of a surrogate pair", node)
         return text
 
     def construct_date(self, node: yaml.ScalarNode) -> str:
-        """Return a date as the text that it is, once it is known to be one."""
+        """Return a date as its text, after checking that it is a date."""
         self.construct_yaml_timestamp(node)
         return self.construct_text(node)
 
     def refuse_ambiguous(self, node: yaml.ScalarNode) -> None:
-        """Refuse what YAML 1.1 and 1.2 read differently."""
+        """Raise for a value that YAML 1.1 and 1.2 read differently."""
         raise _error(
             f"{node.value} is read differently by YAML 1.1 and 1.2; write {_meant(node.value)}, or '{node.value}' in "
             "quotes if it is text",
@@ -83,7 +83,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Its counterpart."""
+    """Dumper whose output `_Loader` reads back unchanged."""
 
 
 _MERGE = "tag:yaml.org,2002:merge"
@@ -95,7 +95,7 @@ def _error(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
 
 
 def _meant(text: str) -> str:
-    """Return what to write for a value of two readings: its plain number, true or false."""
+    """Return the correction of an ambiguous value: its plain number, true or false."""
     lowered = text.lower()
     if lowered in ("yes", "on"):
         return "true"
@@ -113,7 +113,7 @@ def _meant(text: str) -> str:
 
 
 def _constructors() -> dict[str | None, Any]:
-    """How values of every tag are made; tags of sets, bytes and Python's objects have no place in a configuration."""
+    """Return tag -> constructor; a configuration has no tags of sets, bytes and Python's objects."""
     known = {f"tag:yaml.org,2002:{kind}": None for kind in _KNOWN}
     kept = {tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag is None or tag in known}
     return kept | {
@@ -124,7 +124,7 @@ def _constructors() -> dict[str | None, Any]:
 
 
 def _add_first(side: Any, tag: str, pattern: re.Pattern[str], first: str) -> None:
-    """Resolve plain scalars by a pattern before all others."""
+    """Add a resolver of plain scalars, to be tried before all others."""
     whole = re.compile(f"(?:{pattern.pattern})$", pattern.flags)
     side.add_implicit_resolver(tag, whole, list(first))
     for character in first:
@@ -145,11 +145,11 @@ def parse_yaml(text: str, where: str) -> Any:
 
     Args:
         text: one document.
-        where: what it is, for messages: a file's name, an override.
+        where: name of the text in messages: a file, an override.
 
     Raises:
-        ConfigError: naming the line and column that are not YAML, or the key that stands twice, or what two versions
-            of YAML read differently; if it is nested too deeply, in itself, or stands for too much.
+        ConfigError: with line and column, if the text is no YAML, has a duplicate key or an ambiguous value, is nested
+            too deeply or in itself, or has too many values.
     """
     with _yaml_errors(where):
         loader = _Loader(text)
@@ -161,7 +161,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def _compose(loader: _Loader) -> yaml.Node | None:
-    """The nodes of the one document, once they are known to be few."""
+    """Return the root node of the document, after checking the number of its values."""
     node: yaml.Node | None = loader.get_single_node()
     if node is not None and _size(node, {}) > MOST_NODES:
         raise _error(f"anchors and aliases stand for more than {MOST_NODES:,} values", node)
@@ -169,7 +169,7 @@ def _compose(loader: _Loader) -> yaml.Node | None:
 
 
 def _size(node: yaml.Node, sizes: dict[int, int]) -> int:
-    """Number of values that a node stands for, those of its aliases included.
+    """Return the number of values of a node, those of its aliases included.
 
     Args:
         node: the node.
@@ -226,7 +226,7 @@ def dump_yaml(value: Mapping[str, Any]) -> str:
 
 
 def line_numbers(path: str | Path) -> dict[str, int]:
-    """Dotted place -> line, for every key of a mapping that `read_yaml` reads: {"data": 3, "data.name": 3}."""
+    """Return dotted place -> line of every key of a YAML mapping: {"data": 3, "data.name": 3}."""
     with _yaml_errors(str(path)):
         loader = _Loader(_text(Path(path)))
         try:
@@ -244,7 +244,7 @@ def _lines(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, int]]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark of its encoding
+        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist.") from None
     except IsADirectoryError:

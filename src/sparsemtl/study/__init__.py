@@ -1,1 +1,1 @@
-"""Studies: grids of runs, and tables as in the papers."""
+"""Studies: grids of runs, and their results in tables."""

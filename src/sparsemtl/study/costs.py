@@ -1,4 +1,4 @@
-"""Cost of a study's methods: what the compacted networks of all tasks together need, beside the uncompacted ones."""
+"""Cost of a study's methods: multiply-adds, weights and latency of the networks of all tasks, compacted and not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SPLIT = "cost"
-"""Rows of `results.csv` that hold a cost have this in the column `split`."""
+"""Value of the column `split` in rows of `results.csv` that hold a cost."""
 MACS, ENCODER_MACS, WEIGHTS, LATENCY = "macs", "encoder_macs", "weights", "milliseconds"
 NETWORKS, BATCH_SIZE, THREADS, FAILURES = "networks", "batch_size", "threads", "not_compacted"
 UNCOMPACTED = "uncompacted_"
@@ -22,13 +22,13 @@ UNCOMPACTED = "uncompacted_"
 
 @dataclass(frozen=True)
 class CostColumn:
-    """A column of costs.
+    """Column of costs.
 
     Attributes:
         title: its heading.
-        unit: what is counted.
-        metric: the figure in the results.
-        contest: whether the lowest value is marked as the best one. A time that was measured beside other work is not.
+        unit: unit of its figures, such as "per sample".
+        metric: name of the figure in the results.
+        contest: mark the lowest value as the best one; not for times, which may be measured beside other work.
     """
 
     title: str
@@ -57,7 +57,7 @@ FULL = (
 
 
 def cost_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield (metric, value) of a run's cost, as `results.csv` keeps it; nothing if the run was not measured."""
+    """Yield (metric, value) of a run's cost, as in `results.csv`; nothing if the run was not measured."""
     cost = summary.get("cost")
     if not cost:
         return
@@ -71,13 +71,13 @@ def cost_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def with_costs(table: StudyTable, results: StudyResults) -> StudyTable:
-    """The table with the columns of `BRIEF`; the same table if no run was measured."""
+    """Return the table with the columns of `BRIEF` added; the same table if no run was measured."""
     columns = [column for column in BRIEF if column.title not in table.higher]
     return _added(table, results, columns) if measured(results) else table
 
 
 def cost_table(results: StudyResults) -> StudyTable | None:
-    """Settings against the columns of `FULL`; None if no run was measured."""
+    """Return the table of settings against the columns of `FULL`; None if no run was measured."""
     if not measured(results):
         return None
     empty = results.settings[[]]
@@ -88,12 +88,12 @@ def cost_table(results: StudyResults) -> StudyTable | None:
 
 
 def measured(results: StudyResults) -> bool:
-    """Tell whether a run of the study was measured."""
+    """Return True if a run of the study was measured."""
     return bool((results.frame["metric"][results.frame["split"] == SPLIT] == MACS).any())
 
 
 def cost_note(results: StudyResults) -> str:
-    """Say what the figures of cost are of."""
+    """Return the note below a table with costs: their definition and conditions."""
     size, threads = (_range(results, metric) for metric in (BATCH_SIZE, THREADS))
     note = (
         "Cost: of the compacted networks that together compute every task once; multiply-adds are those of "

@@ -1,4 +1,4 @@
-"""A study file: methods, seeds and grids, unfolded into configurations of single runs."""
+"""Study files: methods, seeds and grids, expanded to configurations of single runs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from typing_extensions import Doc
 
 from sparsemtl.errors import ConfigError, unknown_name
 from sparsemtl.registry.parameters import Default, Natural, parameters_of
-from sparsemtl.runs.config import assignment, check, merge, override, together
+from sparsemtl.runs.changes import assignment, merge, nested, override
+from sparsemtl.runs.config import check
 from sparsemtl.runs.schema import SECTIONS
 from sparsemtl.storage.yaml_text import read_yaml
 
 
-class StudyKeys(TypedDict, total=False):
-    """Keys of a study's file."""
+class _StudyKeys(TypedDict, total=False):
+    """Keys of a study file."""
 
     name: Annotated[str | None, Default(None), Doc("Name of the study; by default that of the file.")]
     base: Annotated[
@@ -39,22 +40,22 @@ class StudyKeys(TypedDict, total=False):
     notes: Annotated[str | list[str], Default([]), Doc("Remarks printed beside the figures.")]
 
 
-KEYS = parameters_of(StudyKeys)
-"""The keys of a study's file."""
-OWN = {"seed": "the study's `seeds` say it", "label": "it is the method's name"}
-"""Keys of a run that a method cannot set, and why."""
+KEYS = parameters_of(_StudyKeys)
+"""Keys of a study file, with type, default and meaning."""
+_OWN = {"seed": "the study's `seeds` set it", "label": "it is the method's name"}
+"""Key of a run that a method cannot set -> the reason."""
 
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One run of a study.
+    """Run of a study.
 
     Attributes:
-        name: names the run's folder.
-        method: the study's name of the method.
-        seed: the seed.
-        values: grid key -> value.
-        config: the complete configuration.
+        name: name of the run and of its folder.
+        method: name of the method.
+        seed: seed of the run.
+        values: key of the grid -> value.
+        config: complete configuration.
     """
 
     name: str
@@ -66,15 +67,15 @@ class StudyRun:
 
 @dataclass(frozen=True)
 class Study:
-    """A checked study.
+    """Checked study.
 
     Attributes:
-        name: its name.
-        methods: method names, in the order of the tables' rows.
-        baseline: the method that gains are measured against, or None.
-        notes: what must be said beside the figures.
+        name: name of the study.
+        methods: names of the methods, in the order of the rows of the tables.
+        baseline: method that gains are measured against, or None.
+        notes: notes below the tables.
         runs: all runs.
-        source: the study as it was read, to be recorded.
+        source: content of the study file, with overrides applied.
     """
 
     name: str
@@ -86,21 +87,20 @@ class Study:
 
     @property
     def grid(self) -> tuple[str, ...]:
-        """All grid keys, in order of appearance."""
+        """Keys of all grids, in order of appearance."""
         return tuple(dict.fromkeys(key for run in self.runs for key in run.values))
 
 
 def read_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
-    """Read a study file: `base` (a configuration, or the path of one beside the file), `methods` (name -> changes,
-    with an optional `grid` of its own), `seeds`, `grid` (key -> values, for all methods), `baseline`.
+    """Read a study file; see `KEYS`. A path in `base` is relative to the file.
 
     Args:
         path: the file.
-        overrides: `section.key=value` changes the base, and `seeds=...`, `baseline=...`, `grid.section.key=...` the
-            study.
+        overrides: changes of the base (`section.key=value`) and of the study (`name`, `seeds`, `baseline`,
+            `grid.section.key`).
 
     Raises:
-        ConfigError: naming the place, if anything in it is not valid.
+        ConfigError: if a part of it is not valid; it names the place.
     """
     path = Path(path)
     source, rest = _changed(read_yaml(path), overrides, path)
@@ -113,8 +113,8 @@ def read_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     if baseline is not None and baseline not in methods:
         raise ConfigError(f"{path}: baseline: {unknown_name('method', baseline, methods)}")
     grid = _mapping(source.get("grid") or {}, f"{path}: `grid`", "a mapping of keys to lists of values")
-    runs = tuple(_unfold(base, methods, grid, _seeds(source, path), path))
-    _refuse_twins(runs, path)
+    runs = tuple(_expand(base, methods, grid, _seeds(source, path), path))
+    _refuse_duplicates(runs, path)
     return Study(
         name=_text(source.get("name", path.stem), f"{path}: `name`"),
         methods=tuple(methods),
@@ -126,7 +126,7 @@ def read_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
 
 
 def _changed(source: dict[str, Any], overrides: Sequence[str], path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The study with its own overrides applied, and the overrides of its base."""
+    """Return the study with its own overrides applied, and the overrides of its base."""
     changed, rest = dict(source), []
     for text in overrides:
         key, value = assignment(text)
@@ -137,8 +137,8 @@ def _changed(source: dict[str, Any], overrides: Sequence[str], path: Path) -> tu
             changed[key] = value
         elif first in KEYS:
             raise ConfigError(f"`{first}` of a study is changed in the file, {path}, not by an override: {text!r}.")
-        elif first in OWN:
-            raise ConfigError(f"the override {text!r} has no effect in a study: {OWN[first]}.")
+        elif first in _OWN:
+            raise ConfigError(f"the override {text!r} has no effect in a study: {_OWN[first]}.")
         else:
             rest.append(text)
     return changed, rest
@@ -155,7 +155,7 @@ def _check_keys(source: Mapping[str, Any], path: Path) -> None:
 
 
 def _methods(source: Mapping[str, Any], path: Path) -> dict[str, Mapping[str, Any]]:
-    """Method -> its changes of the base, with its own grid."""
+    """Return method -> its changes of the base, with its own grid."""
     expected = "names mapped to changes of the base, such as {fisher: {sharing: fisher}}"
     methods = _mapping(source.get("methods"), f"{path}: `methods`", expected)
     if not methods:
@@ -195,7 +195,7 @@ def _text(value: Any, what: str) -> str:
     return value
 
 
-def _unfold(
+def _expand(
     base: Mapping[str, Any],
     methods: Mapping[str, Mapping[str, Any]],
     common: Mapping[str, Any],
@@ -212,7 +212,7 @@ def _unfold(
         for point in product(*grid.values()):
             values = dict(zip(grid, point, strict=True))
             settings = "".join(f", {key}={value_text(value)}" for key, value in values.items())
-            complete = check({**merge(config, together(values.items())), "label": method}, where=where + settings)
+            complete = check({**merge(config, nested(values.items())), "label": method}, where=where + settings)
             for seed in seeds:
                 yield StudyRun(_run_name(method, values, seed), method, seed, values, {**complete, "seed": seed})
 
@@ -225,12 +225,12 @@ def _check_grid(grid: Mapping[str, Any], where: str) -> None:
 
 def _refuse_own(keys: Sequence[str], where: str) -> None:
     for key in keys:
-        if key in OWN:
-            raise ConfigError(f"{where}: `{key}` cannot be set here: {OWN[key]}.")
+        if key in _OWN:
+            raise ConfigError(f"{where}: `{key}` cannot be set here: {_OWN[key]}.")
 
 
-def _refuse_twins(runs: Sequence[StudyRun], path: Path) -> None:
-    """Two runs in one folder would be one, also where upper and lower case are the same to the file system."""
+def _refuse_duplicates(runs: Sequence[StudyRun], path: Path) -> None:
+    """Raise if two runs would have one folder, also on a file system that ignores upper and lower case."""
     counts = Counter(run.name.casefold() for run in runs)
     for run in runs:
         if counts[run.name.casefold()] > 1:
@@ -241,7 +241,7 @@ def _refuse_twins(runs: Sequence[StudyRun], path: Path) -> None:
 
 
 def value_text(value: Any) -> str:
-    """A value of the grid as tables show it: `{name: fisher, keep: 0.3}` is "fisher (keep 0.3)"."""
+    """Return the text of a value of the grid in tables: `{name: fisher, keep: 0.3}` is "fisher (keep 0.3)"."""
     if not isinstance(value, Mapping):
         return str(value)
     inner = ", ".join(f"{key} {value_text(item)}" for key, item in value.items() if key != "name")
@@ -257,5 +257,5 @@ def _run_name(method: str, values: Mapping[str, Any], seed: int) -> str:
 
 
 def _slug(text: str) -> str:
-    """Letters, digits, `.`, `_`, `+` and `-`: a name that every file system takes."""
+    """Return a name of letters, digits, `.`, `_`, `+` and `-`, which is valid in every file system."""
     return re.sub(r"[^\w.+-]+", " ", text).strip().replace(" ", "-")

@@ -1,7 +1,7 @@
-"""Figures of a study: spread over seeds, ranks, gains over single-task training, and choice by validation.
+"""Results of a study: mean and deviation over seeds, ranks, gains over the baseline, and selection by validation.
 
-Results come as one long frame, a row per run, task, split and metric (a study's `results.csv`). A *setting*
-is a method with its values of the grid, "fisher, keep 0.3".
+Results are one long frame with a row per run, task, split and metric (`results.csv` of a study). A *setting* is a
+method with its values of the grid: "fisher, keep 0.3".
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ("run", "method", "seed", "split", "task", "metric", "higher_is_better", "value")
-"""Columns that every frame of results has; any other one is a key of the grid."""
+"""Columns of every frame of results; any other column is a key of the grid."""
 DELTA = "Δm %"
 
 
@@ -30,13 +30,13 @@ def read_results(path: str | Path) -> pd.DataFrame:
     """
     pandas = _pandas()
     try:
-        # Only an empty cell is missing: a task may well be called "NA".
+        # Only an empty cell is missing: a task may be called "NA".
         frame: pd.DataFrame = pandas.read_csv(
             path, keep_default_na=False, na_values=[""], dtype={"run": str, "method": str, "task": str}
         )
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path} does not exist. A study writes it at its end; the same `sparsemtl study` command goes on with it."
+            f"{path} does not exist. A study writes it at its end; resume it with the same `sparsemtl study` command."
         ) from None
     except ValueError as error:  # pandas' own parser errors are ValueErrors
         raise CheckpointError(f"{path} is not a table of results: {error}.") from None
@@ -45,15 +45,15 @@ def read_results(path: str | Path) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class StudyResults:
-    """Figures of a study, checked and in order. Make it with `StudyResults.of`.
+    """Figures of a study, checked and in order; made by `StudyResults.of`.
 
     Attributes:
-        frame: the rows, with a column `setting` beside `COLUMNS` and the grid's; run-level rows have task "".
-        settings: one row a setting, by its label, in the order of the tables' rows; columns are the method
-            and the grid's.
-        grid: names of the grid's columns.
-        primary: task -> the metric that it is judged by.
-        baseline: the method that Δm compares with and ranks leave out, or None.
+        frame: the rows, with a column `setting` beside `COLUMNS` and those of the grid; figures of a run have task "".
+        settings: one row per setting, by its label, in the order of the rows of tables; columns are the method and the
+            keys of the grid.
+        grid: keys of the grid.
+        primary: task -> its primary metric.
+        baseline: method that Δm compares with and ranks leave out, or None.
     """
 
     frame: pd.DataFrame
@@ -71,26 +71,25 @@ class StudyResults:
         methods: Sequence[str] = (),
         primary: Mapping[str, str] | None = None,
     ) -> StudyResults:
-        """Check a frame of results and put it in order.
+        """Check and order a frame of results.
 
         Args:
-            frame: columns `COLUMNS`, and one a grid key; values that are not finite count as missing.
-            baseline: the single-task method.
-            methods: their order; methods that it does not name follow as they come.
-            primary: task -> metric; a task that it does not name is judged by its first metric that is not
-                the loss.
+            frame: columns `COLUMNS`, and one per key of the grid; values that are not finite count as missing.
+            baseline: name of the baseline.
+            methods: order of the methods; others follow in order of appearance.
+            primary: task -> primary metric; by default the first one in the frame that is not the loss.
 
         Raises:
-            ParameterError: if a column is missing, or a figure of a setting and seed is there twice.
+            ParameterError: if a column is missing, or a setting has a figure of one seed twice.
         """
         pandas = _pandas()
         for column in COLUMNS:
             if column not in frame:
-                raise ParameterError(f"results need the column {column!r}; found {', '.join(map(str, frame))}.")
+                raise ParameterError(f"expected the column {column!r} in results, found {', '.join(map(str, frame))}.")
         grid = tuple(str(column) for column in frame if column not in (*COLUMNS, "setting"))
         value = pandas.to_numeric(frame["value"], errors="coerce").replace([math.inf, -math.inf], math.nan)
         frame = frame.assign(task=frame["task"].fillna(""), value=value, setting=_labels(frame, grid))
-        _refuse_twins(frame)
+        _refuse_duplicates(frame)
         judges = {
             str(task): (primary or {}).get(str(task)) or _first_metric(rows["metric"])
             for task, rows in frame[frame["task"] != ""].groupby("task", sort=False)
@@ -99,29 +98,31 @@ class StudyResults:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks, in the order of the rows."""
+        """Tasks, in the order of the rows."""
         return tuple(self.primary)
 
     @property
     def common(self) -> tuple[str, ...]:
-        """The tasks of which every setting has rows: what a mean over tasks is taken of, to be of the same for all."""
+        """Tasks of which every setting has rows; means over tasks are over these, so that they compare."""
         count = self.frame.groupby("task")["setting"].nunique()
         return tuple(task for task in self.tasks if count.get(task) == len(self.settings))
 
     def higher_is_better(self, task: str, metric: str) -> bool:
-        """Direction of a task's metric.
+        """Return the direction of a task's metric.
 
         Raises:
-            ParameterError: if the results do not say.
+            ParameterError: if the frame does not have it.
         """
         rows = self.frame[(self.frame["task"] == task) & (self.frame["metric"] == metric)]
         said = rows["higher_is_better"].dropna()
         if said.empty:
-            raise ParameterError(f"results do not say whether higher is better for {metric!r} of task {task!r}.")
+            raise ParameterError(
+                f"expected `higher_is_better` of metric {metric!r} of task {task!r} in results, found none."
+            )
         return str(said.iloc[0]).lower() in ("true", "1", "1.0")
 
     def only(self, settings: Iterable[str]) -> StudyResults:
-        """The results of these settings, and of the tasks that one of them has."""
+        """Return the results of these settings, and of the tasks that one of them has."""
         chosen = list(settings)
         frame = self.frame[self.frame["setting"].isin(chosen)]
         there = set(frame["task"])
@@ -131,7 +132,7 @@ class StudyResults:
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean, standard deviation (ddof 1) and number of seeds; one row a setting, one column a task."""
+    """Mean, standard deviation (ddof 1) and number of seeds; one row per setting, one column per task."""
 
     mean: pd.DataFrame
     std: pd.DataFrame
@@ -139,7 +140,7 @@ class Spread:
 
 
 def spread(values: pd.DataFrame, settings: pd.DataFrame) -> Spread:
-    """Mean and deviation over seeds of values indexed by (setting, seed); missing values are left out."""
+    """Return mean and deviation over seeds of values indexed by (setting, seed); missing values are left out."""
     groups = values.groupby(level="setting")
     labels = settings.index
     n = groups.count().reindex(labels).fillna(0).astype(int)
@@ -147,11 +148,11 @@ def spread(values: pd.DataFrame, settings: pd.DataFrame) -> Spread:
 
 
 def per_seed(results: StudyResults, metrics: Mapping[str, str], split: str) -> pd.DataFrame:
-    """Figures by (setting, seed), one column a task.
+    """Return figures by (setting, seed), one column per task.
 
     Args:
         results: the study's results.
-        metrics: task -> metric to take.
+        metrics: task -> its metric.
         split: `validation` or `test`.
     """
     frame = results.frame
@@ -160,7 +161,7 @@ def per_seed(results: StudyResults, metrics: Mapping[str, str], split: str) -> p
 
 
 def run_level(results: StudyResults, metric: str = "seconds") -> Spread:
-    """A figure of whole runs, such as their time, in the column `metric`."""
+    """Return a figure of whole runs, such as their time, in the column `metric`."""
     frame = results.frame
     rows = frame[(frame["task"] == "") & (frame["metric"] == metric)]
     values = rows.groupby(["setting", "seed"])[["value"]].mean().rename(columns={"value": metric})
@@ -168,12 +169,12 @@ def run_level(results: StudyResults, metric: str = "seconds") -> Spread:
 
 
 def chosen(results: StudyResults) -> StudyResults:
-    """The results of one setting a method: the one with the best validation figures.
+    """Return the results of one setting per method: the one with the best validation figures.
 
-    Settings of a method are compared by the mean over tasks of (M - R) / |R|, turned so that higher is
-    better, where M is a setting's mean primary metric on validation and R the mean of M over the method's
-    settings. Test figures play no part. A setting that lacks a task loses to all that lack none; ties go to
-    the first.
+    Settings of a method are compared by the mean over tasks of (M - R) / |R|, signed so that higher is better, where M
+    is a setting's mean primary metric on validation data and R the mean of M over the method's settings. Test figures
+    have no influence. A setting without a figure of a task loses to all that have one; of equal settings the first one
+    wins.
 
     Raises:
         ParameterError: if a method has several settings and no validation figures.
@@ -187,8 +188,8 @@ def chosen(results: StudyResults) -> StudyResults:
             own = figures.mean.loc[group.index].dropna(axis=1, how="all")
             if own.empty:
                 raise ParameterError(
-                    f"method {method!r} has {len(group)} settings and no validation figures to choose among "
-                    "them; test figures only report."
+                    f"method {method!r} has {len(group)} settings and no validation figures to select by; test "
+                    "figures must not select."
                 )
             reference = own.mean()
             scale = reference.abs().where(reference != 0, own.abs().mean())
@@ -201,13 +202,12 @@ def chosen(results: StudyResults) -> StudyResults:
 
 
 def gains(results: StudyResults, split: str = "test") -> Spread:
-    """Change of every task's primary metric against single-task training, in %, and Δm, their mean.
+    """Return the change of every task's primary metric against the baseline, in %, and Δm, their mean.
 
-    100 * (M - M_STL) / |M_STL|, turned so that positive is better. Taken per seed where the baseline has a
-    run of every seed of the setting, else from the means, without deviation. Δm is over the tasks in
-    `StudyResults.common`; where a gain of one of them is missing, so is Δm. The baseline's own row is missing, as
-    is everything where the study has no baseline. A baseline with several settings is the one chosen on
-    validation.
+    100 * (M - M_STL) / |M_STL|, signed so that positive is better; per seed if the baseline has a run of every seed of
+    the setting, else from the means, without deviation. Δm is over the tasks in `StudyResults.common`; it is missing if
+    the gain of one of them is. The baseline's own row is missing, and all rows without a baseline. Of a baseline with
+    several settings, the one that validation selects counts.
     """
     pandas = _pandas()
     values = per_seed(results, results.primary, split)
@@ -231,15 +231,15 @@ def gains(results: StudyResults, split: str = "test") -> Spread:
 
 
 def ranks(results: StudyResults, mean: pd.DataFrame, higher: Mapping[str, bool]) -> pd.DataFrame:
-    """Rank of every setting in every column, 1 is best; ties share the average, baseline and gaps have none.
+    """Return the rank of every setting per column, 1 is best; ties have the mean rank, baseline and gaps have none.
 
     Args:
         results: the study's results.
-        mean: figures, one row a setting.
+        mean: figures, one row per setting.
         higher: column -> whether higher is better.
     """
     entrants = results.settings.index[results.settings["method"] != results.baseline]
-    # Means of the same numbers in another order differ in their last bits; they are ties all the same.
+    # Means of the same numbers in another order differ in their last bits; they count as ties.
     figures = {column: mean.loc[entrants, column].map(lambda value: float(f"{value:.12g}")) for column in higher}
     ranked = {column: figures[column].rank(ascending=not up) for column, up in higher.items()}
     frame: pd.DataFrame = _pandas().DataFrame(ranked).reindex(mean.index)
@@ -267,7 +267,7 @@ def _labels(frame: pd.DataFrame, grid: Sequence[str]) -> list[str]:
 
 
 def plain(value: Any) -> str:
-    """A grid value as its user wrote it: a whole number without a point, even from a column of floats."""
+    """Return the text of a value of the grid: a whole number without a point, even from a column of floats."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
@@ -287,13 +287,13 @@ def _settings(frame: pd.DataFrame, methods: Sequence[str], grid: Sequence[str]) 
     return settings.loc[order.sort_values(["method", *grid]).index]
 
 
-def _refuse_twins(frame: pd.DataFrame) -> None:
-    twins = frame[frame.duplicated(["setting", "seed", "split", "task", "metric"], keep=False)]
-    if len(twins):
-        first = twins.iloc[0]
+def _refuse_duplicates(frame: pd.DataFrame) -> None:
+    duplicates = frame[frame.duplicated(["setting", "seed", "split", "task", "metric"], keep=False)]
+    if len(duplicates):
+        first = duplicates.iloc[0]
         raise ParameterError(
-            f"results hold {first['metric']!r} of task {first['task']!r} ({first['split']}) more than once "
-            f"for {first['setting']!r}, seed {first['seed']}: see run {twins.iloc[-1]['run']!r}."
+            f"expected one value of {first['metric']!r} of task {first['task']!r} ({first['split']}), found more "
+            f"for {first['setting']!r}, seed {first['seed']}: see run {duplicates.iloc[-1]['run']!r}."
         )
 
 

@@ -1,4 +1,4 @@
-"""Runs a study: what is finished is skipped, what was cut short goes on, and it ends in tables and a report."""
+"""Run a study: finished runs are skipped, stopped runs are resumed, and tables are written at the end."""
 
 from __future__ import annotations
 
@@ -11,138 +11,146 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparsemtl.data import TaskData
 from sparsemtl.errors import CheckpointError, ConfigError, SparseMTLError, TrainingError
-from sparsemtl.runs.config import differences, pretraining_config
-from sparsemtl.runs.pretraining import pretraining_folder
-from sparsemtl.runs.run import dry_run, make_sharing, run
+from sparsemtl.runs.build import make_sharing
+from sparsemtl.runs.pretraining import unfinished_pretraining
+from sparsemtl.runs.run import Finished, dry_run, run
 from sparsemtl.runs.spec import RunSpec
+from sparsemtl.runs.validation import differences
 from sparsemtl.storage.files import replacing, write_json, write_text
 from sparsemtl.storage.locks import locked, refuse_foreign
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.storage.yaml_text import dump_yaml, read_yaml
-from sparsemtl.study.costs import SPLIT, cost_rows
+from sparsemtl.study.costs import SPLIT, cost_rows, cost_table, with_costs
 from sparsemtl.study.grid import Study, StudyRun, value_text
 from sparsemtl.study.record import study_results
+from sparsemtl.study.tables import metric_tables, primary_table, to_csv, to_markdown
 from sparsemtl.training.processes import end_with_parent, refuse_distributed
 
 
-def run_study(study: Study, out: str | Path, *, jobs: int = 1, progress: bool = True) -> dict[str, str]:
-    """Run all runs of a study and write `results.csv`, tables and the report.
+def run_study(
+    study: Study, out: str | Path, *, jobs: int = 1, progress: bool = True, finished: Finished | None = None
+) -> dict[str, str]:
+    """Run all runs of a study, and write `results.csv` and the tables.
 
-    A run whose training comes to nothing (`TrainingError`: an infinite loss, an empty mask) is left out of the tables
-    and the study goes on; any other error ends it, and so does such a one in pretraining.
+    A run whose training fails by its own settings (`TrainingError`: an infinite loss, an empty mask) is left out of the
+    tables and the study goes on; any other error ends the study, and so does a `TrainingError` in pretraining.
 
     Args:
         study: the study.
         out: its folder.
-        jobs: runs at a time, each in a process of its own; results do not depend on it, as each run has the threads
-            that `training.threads` says.
+        jobs: runs at a time, each in a process of its own; results do not depend on the number, as each run has the
+            threads of its `training.threads`.
         progress: show a bar over the runs.
+        finished: called with the folder of every run that has finished, and at the end with the study's, such as
+            `sparsemtl.report.write_report`. With several jobs it is pickled.
 
     Returns:
-        run -> why it has no result, for the runs that were left out.
+        Name of every run without a result -> the reason.
 
     Raises:
         CheckpointError: if the folder holds something else, or another process writes there.
         ConfigError: if a run's folder holds a run of another configuration, or a warm-up lasts too long; nothing is
             changed then.
-        SparseMTLError: whatever `dry_run` raises of the first run of a method; nothing is changed then either.
+        SparseMTLError: errors of a `dry_run` of the first run per method; nothing is changed then either.
     """
-    out = Path(out)
+    folder, options = StudyFolder(out), _Options(jobs, progress, finished)
     refuse_distributed()
-    _check_free(out)
-    _look_ahead(_todo(study, out))  # before the folder is made
-    with locked(out):
-        return _run_study(study, out, jobs=jobs, progress=progress)
+    _check_free(folder)
+    _look_ahead(_todo(study, folder))  # before the folder is made
+    with locked(folder.path):
+        todo = _todo(study, folder)
+        _record(study, folder)
+        _pretrain(todo, options)
+        failures = _execute(todo, options, skipped=len(study.runs) - len(todo))
+        write_results(study, folder)
+        if len(failures) < len(study.runs):
+            _write_tables(study, folder)
+            if finished is not None:
+                finished(folder.path)
+        return failures
 
 
-def _check_free(out: Path) -> None:
-    if (config := RunFolder(out).config).exists() and not StudyFolder(out).exists:
-        raise CheckpointError(f"{out} holds a run, or something else with a {config.name}. Use another --out.")
-    refuse_foreign(out)
+class _Options(NamedTuple):
+    """Options of `run_study`."""
+
+    jobs: int
+    progress: bool
+    finished: Finished | None
 
 
-def _run_study(study: Study, out: Path, *, jobs: int, progress: bool) -> dict[str, str]:
-    todo = _todo(study, out)
-    _record(study, out)
-    _pretrain(todo, jobs, progress)
-    failures = _execute(todo, jobs, progress, skipped=len(study.runs) - len(todo))
-    write_results(study, out)
-    if len(failures) < len(study.runs):
-        _write_tables(study, out)
-    return failures
-
-
-class Job(NamedTuple):
-    """A run to do: what it is called, its complete configuration, and where it lies."""
+@dataclass(frozen=True)
+class _Job:
+    """Run to do: its name, its complete configuration, and its folder."""
 
     name: str
     config: Mapping[str, Any]
-    folder: Path
+    folder: RunFolder
 
 
-def _todo(study: Study, out: Path) -> list[Job]:
-    """The runs that are not finished."""
-    return [Job(one.name, one.config, StudyFolder(out).run(one.name).path) for one in study.runs if not _done(one, out)]
+def _check_free(folder: StudyFolder) -> None:
+    if (config := RunFolder(folder.path).config).exists() and not folder.exists:
+        raise CheckpointError(f"{folder.path} holds a run, or something else with a {config.name}. Use another --out.")
+    refuse_foreign(folder.path)
 
 
-def _look_ahead(todo: Sequence[Job]) -> None:
-    """Find mistakes that would come up only in the last run, or after pretraining.
+def _todo(study: Study, folder: StudyFolder) -> list[_Job]:
+    """Return the runs that are not finished."""
+    jobs = [_Job(one.name, one.config, folder.run(one.name)) for one in study.runs]
+    return [job for job in jobs if not _done(job)]
 
-    Of the runs whose pretraining is still to be done, the first of every method is rehearsed.
+
+def _look_ahead(todo: Sequence[_Job]) -> None:
+    """Raise mistakes that would come up only in the last run, or after pretraining.
+
+    Of the runs whose pretraining is not finished, the first run per method is set up.
     """
-    first: dict[str, Job] = {}
-    for one in todo:
-        with _naming(one):
-            make_sharing(one.config)
-        if _before([one]):
-            first.setdefault(one.config["label"], one)
+    first: dict[str, _Job] = {}
+    for job in todo:
+        with _naming(job):
+            make_sharing(job.config)
+        if _pretraining_jobs([job]):
+            first.setdefault(job.config["label"], job)
     built: dict[str, TaskData] = {}
-    for one in first.values():
-        with _naming(one):
-            dry_run(RunSpec(one.config, built), RunFolder(one.folder))
+    for job in first.values():
+        with _naming(job):
+            dry_run(RunSpec(job.config, built), job.folder)
 
 
-def _pretrain(todo: Sequence[Job], jobs: int, progress: bool) -> None:
-    """Make the runs before these, and those before them first, so that no two processes make the same."""
-    if before := _before(todo):
-        _pretrain(before, jobs, progress)
-        for name, failure in _execute(_before(todo), jobs, progress, what="runs before them").items():
+def _pretrain(todo: Sequence[_Job], options: _Options) -> None:
+    """Run the pretraining of these runs, and its own pretraining first, so that no two processes run the same."""
+    if waiting := _pretraining_jobs(todo):
+        _pretrain(waiting, options)
+        for name, failure in _execute(_pretraining_jobs(todo), options, what="pretraining runs").items():
             raise TrainingError(f"{name}, from which runs are to start: {failure}")
 
 
-def _before(todo: Sequence[Job]) -> list[Job]:
-    """The runs before these that are not finished; one serves all runs that ask for the same."""
-    found: dict[Path, Job] = {}
-    for one in todo:
-        if (config := pretraining_config(one.config)) is not None:
-            folder = pretraining_folder(RunFolder(one.folder), config)
-            if not folder.finished:
-                found[folder.path] = Job(f"pretraining/{folder.path.name}", config, folder.path)
-    return list(found.values())
+def _pretraining_jobs(todo: Sequence[_Job]) -> list[_Job]:
+    waiting = unfinished_pretraining((job.folder, job.config) for job in todo)
+    return [_Job("/".join(path.parts[-2:]), config, RunFolder(path)) for path, config in waiting.items()]
 
 
-def _done(one: StudyRun, out: Path) -> bool:
-    folder = StudyFolder(out).run(one.name)
-    if folder.config.exists():
-        wrong = list(differences(read_yaml(folder.config), one.config))
+def _done(job: _Job) -> bool:
+    if job.folder.config.exists():
+        wrong = list(differences(read_yaml(job.folder.config), job.config))
         if wrong:
             more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
             raise ConfigError(
-                f"{folder.path} holds a run of another configuration: {'; '.join(wrong[:3])}{more}. "
+                f"{job.folder.path} holds a run of another configuration: {'; '.join(wrong[:3])}{more}. "
                 "Use another --out, or delete that folder."
             )
-    return folder.finished
+    return job.folder.finished
 
 
-def _record(study: Study, out: Path) -> None:
-    write_text(StudyFolder(out).config, dump_yaml(study.source))
+def _record(study: Study, folder: StudyFolder) -> None:
+    write_text(folder.config, dump_yaml(study.source))
     about = {
         "name": study.name,
         "baseline": study.baseline,
@@ -150,11 +158,11 @@ def _record(study: Study, out: Path) -> None:
         "grid": list(study.grid),
         "notes": list(study.notes),
     }
-    write_json(StudyFolder(out).about, about)
+    write_json(folder.about, about)
 
 
-def _execute(todo: Sequence[Job], jobs: int, progress: bool, *, what: str = "runs", skipped: int = 0) -> dict[str, str]:
-    """Run what is to do and tell of it; returns run -> why it has no result."""
+def _execute(todo: Sequence[_Job], options: _Options, *, what: str = "runs", skipped: int = 0) -> dict[str, str]:
+    """Run the jobs and print their progress; return name -> reason of those without a result."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -165,7 +173,7 @@ def _execute(todo: Sequence[Job], jobs: int, progress: bool, *, what: str = "run
         TimeRemainingColumn,
     )
 
-    console = Console(stderr=True, quiet=not progress, highlight=False, markup=False, soft_wrap=True)
+    console = Console(stderr=True, quiet=not options.progress, highlight=False, markup=False, soft_wrap=True)
     if skipped:
         console.print(f"{skipped} of {skipped + len(todo)} runs are finished already.")
     columns = (
@@ -176,8 +184,8 @@ def _execute(todo: Sequence[Job], jobs: int, progress: bool, *, what: str = "run
         TimeRemainingColumn(),
     )
     failures: dict[str, str] = {}
-    live = Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal))
-    with live, closing(_finished(todo, jobs)) as finished:
+    live = Progress(*columns, console=console, transient=True, disable=not (options.progress and console.is_terminal))
+    with live, closing(_finished(todo, options)) as finished:
         bar = live.add_task(what, total=len(todo))
         for count, (one, failure) in enumerate(finished, start=1):
             live.advance(bar)
@@ -187,28 +195,28 @@ def _execute(todo: Sequence[Job], jobs: int, progress: bool, *, what: str = "run
     return failures
 
 
-def _finished(todo: Sequence[Job], jobs: int) -> Generator[tuple[Job, str | None], None, None]:
-    """Run them, and yield each when it has ended, with what its result failed by."""
-    if jobs == 1:
-        for one in todo:
-            yield one, _run_one(one)
+def _finished(todo: Sequence[_Job], options: _Options) -> Generator[tuple[_Job, str | None], None, None]:
+    """Run the jobs; yield each when it has ended, with the reason if it has no result."""
+    if options.jobs == 1:
+        for job in todo:
+            yield job, _run_one(job, options.finished)
     elif todo:
-        yield from _in_processes(todo, min(jobs, len(todo)))
+        yield from _in_processes(todo, options)
 
 
-def _in_processes(todo: Sequence[Job], jobs: int) -> Iterator[tuple[Job, str | None]]:
+def _in_processes(todo: Sequence[_Job], options: _Options) -> Iterator[tuple[_Job, str | None]]:
     others = set(active_children())
-    start = (warnings.formatwarning,)
-    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_start_worker, initargs=start) as pool:
-        with _ignored_interrupts():  # the processes inherit it: they end when this one says so, not by Ctrl-C
-            pending = {pool.submit(_run_one, one): one for one in todo}
+    workers, start = min(options.jobs, len(todo)), (warnings.formatwarning,)
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=start) as pool:
+        with _ignored_interrupts():  # inherited by the processes: this process ends them, not Ctrl-C
+            pending = {pool.submit(_run_one, job, options.finished): job for job in todo}
         try:
             for future in as_completed(pending):
                 yield pending[future], future.result()
         except BrokenProcessPool:
             raise SparseMTLError(
-                "a process that trained runs was killed, perhaps for want of memory. The same command goes on where it "
-                "was; fewer --jobs need less."
+                "a process that trained runs was killed, perhaps because memory was used up. Resume with the same "
+                "command; fewer --jobs need less memory."
             ) from None
         except BaseException:
             for worker in set(active_children()) - others:
@@ -239,10 +247,10 @@ _OF_A_TERMINAL = [signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") 
 """Signals that a terminal sends to all its processes at once."""
 
 
-def _run_one(one: Job) -> str | None:
+def _run_one(job: _Job, finished: Finished | None) -> str | None:
     try:
-        with _naming(one):
-            run(one.config, one.folder, resume=True, progress=False)
+        with _naming(job):
+            run(job.config, job.folder.path, resume=True, progress=False, finished=finished)
     except TrainingError as error:
         return str(error)
     finally:
@@ -251,29 +259,26 @@ def _run_one(one: Job) -> str | None:
 
 
 @contextmanager
-def _naming(one: Job) -> Iterator[None]:
-    """Say in which run an error was made."""
+def _naming(job: _Job) -> Iterator[None]:
+    """Add the name of the run to the message of an error."""
     try:
         yield
     except TrainingError:
         raise
     except SparseMTLError as error:
-        error.args = (f"{error} (in run {one.name} of the study)",)
+        error.args = (f"{error} (in run {job.name} of the study)",)
         raise
 
 
-def write_results(study: Study, out: Path) -> Path:
-    """Gather the summaries of all finished runs into `results.csv`, a row per run, split, task and metric."""
-    folder = StudyFolder(out)
+def write_results(study: Study, folder: StudyFolder) -> None:
+    """Write the summaries of all finished runs to `results.csv`, a row per run, split, task and metric."""
     columns = ["run", "method", "seed", *study.grid, "split", "task", "metric", "higher_is_better", "value"]
     with replacing(folder.results) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         for one in study.runs:
-            run_folder = folder.run(one.name)
-            if run_folder.finished:
+            if (run_folder := folder.run(one.name)).finished:
                 writer.writerows(_rows(study, one, run_folder.read_summary()))
-    return folder.results
 
 
 def _rows(study: Study, one: StudyRun, summary: dict[str, Any]) -> Iterator[list[Any]]:
@@ -287,12 +292,7 @@ def _rows(study: Study, one: StudyRun, summary: dict[str, Any]) -> Iterator[list
         yield [*head, SPLIT, "", metric, False, value]
 
 
-def _write_tables(study: Study, out: Path) -> None:
-    from sparsemtl.report import write_report
-    from sparsemtl.study.costs import cost_table, with_costs
-    from sparsemtl.study.tables import metric_tables, primary_table, to_csv, to_markdown
-
-    folder = StudyFolder(out)
+def _write_tables(study: Study, folder: StudyFolder) -> None:
     results = study_results(folder)
     tables = [with_costs(primary_table(results), results), *metric_tables(results).values()]
     if (costs := cost_table(results)) is not None:
@@ -300,4 +300,3 @@ def _write_tables(study: Study, out: Path) -> None:
     sections = [f"## {table.title}\n\n{to_markdown(table)}" for table in tables]
     write_text(folder.tables, "\n".join([f"# {study.name}\n", *sections]))
     write_text(folder.table_figures, to_csv(tables))
-    write_report(out)

@@ -1,9 +1,9 @@
-"""Tables as in the papers: methods against tasks, mean ± standard deviation over seeds, best values marked.
+"""Tables of results: methods against tasks, mean ± standard deviation over seeds, best values marked.
 
     results = StudyResults.of(read_results("runs/demo/results.csv"), baseline="stl")
     print(to_markdown(primary_table(chosen(results))))
 
-shows, for every method, test figures of the setting that was best on validation; leave `chosen` out for the
+prints, per method, the test figures of the setting that is best on validation data; without `chosen` it prints the
 whole grid.
 """
 
@@ -26,14 +26,14 @@ MISSING = "–"
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure of a table, ready to be shown.
+    """Cell of a table.
 
     Attributes:
         value: the mean, NaN if it is missing.
-        text: the mean as it is shown, an en dash if it is missing.
-        deviation: the standard deviation as it is shown, "" with fewer than two seeds.
-        note: "n=2" where fewer seeds have the figure than have the row, else "".
-        best: whether no other row shows a better value; never of fewer seeds than another row has.
+        text: the mean as text, an en dash if it is missing.
+        deviation: the standard deviation as text, "" with fewer than two seeds.
+        note: "n=2" if fewer seeds have the figure than have the row, else "".
+        best: no other row shows a better value; False if another row has the figure of more seeds.
     """
 
     value: float
@@ -43,12 +43,12 @@ class Cell:
     best: bool
 
     def markdown(self) -> str:
-        """The cell of a Markdown table; the best value is bold."""
+        """Return the cell in Markdown; the best value is bold."""
         text = f"**{self.text}**" if self.best else self.text
         return text + (f" ± {self.deviation}" if self.deviation else "") + (f" ({self.note})" if self.note else "")
 
     def html(self) -> str:
-        """A `td` element; the best value has class `best`, `data-value` is what sorting goes by."""
+        """Return the cell as a `td` element; the best value has class `best`, `data-value` is the key for sorting."""
         value = "" if math.isnan(self.value) else f"{self.value:.10g}"
         small = (f" ± {self.deviation}" if self.deviation else "") + (f" ({self.note})" if self.note else "")
         inner = html.escape(self.text).replace("-", "\N{MINUS SIGN}") + (
@@ -59,13 +59,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableRow:
-    """One setting's row.
+    """Row of a table: one setting.
 
     Attributes:
-        label: the setting, "fisher, keep 0.3".
-        method: its method.
+        label: name of the setting: "fisher, keep 0.3".
+        method: name of its method.
         seeds: number of seeds.
-        cells: one a column of the table.
+        cells: one per column of the table.
     """
 
     label: str
@@ -76,19 +76,19 @@ class TableRow:
 
 @dataclass(frozen=True)
 class StudyTable:
-    """Settings against tasks.
+    """Table of settings against tasks.
 
     Attributes:
-        title: the metric, or "primary metrics".
+        title: name of the metric, or "primary metrics".
         metrics: task -> its metric, one column each.
-        higher: column -> whether higher is better, for every column that is shown: the tasks, then as far as
-            they apply `average` (where all tasks have one metric), `rank` (mean over the tasks), `Δm %` and the
-            columns of `study.costs`. None: no value is marked as the best one.
-        over: column -> the tasks that it is the mean over, for the last three: those that all settings have.
-        figures: mean, deviation and seeds; one row a setting, one column each of `higher`.
+        higher: column -> True if higher is better, None if no value is marked as the best one. Columns are the tasks,
+            then as far as they apply `average` (if all tasks have one metric), `rank` (mean over the tasks), `Δm %` and
+            the columns of `study.costs`.
+        over: column -> tasks of its mean, for `average`, `rank` and `Δm %`: those that all settings have.
+        figures: mean, deviation and number of seeds; one row per setting, one column per key of `higher`.
         methods: setting -> method.
-        note: which tasks the means over tasks leave out, and what costs are of; "" if there is nothing to say.
-        units: column -> unit of its figures, for columns that are no task's.
+        note: tasks that the means over tasks leave out, and the definition of costs; "" without either.
+        units: column -> unit of its figures, for columns that are no tasks.
     """
 
     title: str
@@ -101,21 +101,21 @@ class StudyTable:
     units: Mapping[str, str] = field(default_factory=dict)
 
     def numbers(self) -> pd.DataFrame:
-        """All figures; columns are pairs of the column and `mean`, `std` or `n`."""
+        """Return all figures; columns are pairs of the column and `mean`, `std` or `n`."""
         import pandas as pd
 
         parts = {"mean": self.figures.mean, "std": self.figures.std, "n": self.figures.n}
         return pd.concat(parts, axis=1).swaplevel(axis=1)[[(column, part) for column in self.higher for part in parts]]
 
     def headers(self) -> Iterator[tuple[str, str]]:
-        """Name of every column, and what it measures with an arrow to where better is."""
+        """Yield name of every column, and its metric or unit with an arrow in the better direction."""
         mixed = len(set(self.metrics.values())) > 1
         for column, higher in self.higher.items():
             metric = self.metrics[column] if mixed and column in self.metrics else self.units.get(column, "")
             yield column, " ".join(part for part in (metric, {True: "↑", False: "↓", None: ""}[higher]) if part)
 
     def rows(self) -> Iterator[TableRow]:
-        """The rows, in order."""
+        """Yield the rows, in order."""
         mean, n = self.figures.mean, self.figures.n
         digits = {column: self._digits(column) for column in self.higher}
         best = {
@@ -138,13 +138,13 @@ class StudyTable:
             yield TableRow(label, self.methods[label], seeds, tuple(cells))
 
     def _whole(self, column: str) -> pd.Series[float]:
-        """Means of a column where no seed is missing that another row has; else NaN."""
+        """Return the means of a column; NaN in a row with fewer seeds than another row."""
         tasks = self.over.get(column, (column,))
-        n = self.figures.n[[task for task in tasks if task in self.metrics]]  # a table of one metric lacks some tasks
+        n = self.figures.n[[task for task in tasks if task in self.metrics]]  # a table of one metric may lack tasks
         return self.figures.mean[column].where((n == n.max()).all(axis=1))
 
     def _deviation(self, label: str, column: str) -> float:
-        """Standard deviation to show; a cost that every seed has alike is shown without one."""
+        """Return the standard deviation; NaN, which is not shown, for a cost that is equal for all seeds."""
         value = float(self.figures.std[column][label])
         return math.nan if column in self.units and value == 0 else value
 
@@ -155,13 +155,13 @@ class StudyTable:
 
 
 def table(results: StudyResults, metrics: Mapping[str, str], *, title: str, split: str = "test") -> StudyTable:
-    """Settings against tasks by one metric a task.
+    """Return the table of settings against tasks, by one metric per task.
 
     Args:
-        results: a study's results, whole or `chosen`.
+        results: results of a study, all or `chosen`.
         metrics: task -> metric, one column each.
-        title: what the table is called.
-        split: whose figures it shows.
+        title: title of the table.
+        split: `validation` or `test`.
     """
     higher: dict[str, bool | None] = {task: results.higher_is_better(task, m) for task, m in metrics.items()}
     common = tuple(task for task in metrics if task in results.common)
@@ -186,13 +186,13 @@ def table(results: StudyResults, metrics: Mapping[str, str], *, title: str, spli
 
 
 def primary_table(results: StudyResults, split: str = "test") -> StudyTable:
-    """Every task by its primary metric."""
+    """Return the table of all tasks by their primary metrics."""
     names = list(dict.fromkeys(results.primary.values()))
     return table(results, results.primary, title=names[0] if len(names) == 1 else "primary metrics", split=split)
 
 
 def metric_tables(results: StudyResults, split: str = "test") -> dict[str, StudyTable]:
-    """Metric -> table of the tasks that have it, but for the one that `primary_table` shows already."""
+    """Return metric -> table of the tasks that have it, without the table that `primary_table` returns."""
     frame = results.frame[(results.frame["split"] == split) & (results.frame["task"] != "")]
     having = {
         str(metric): {str(task): str(metric) for task in rows["task"].unique()}
@@ -206,7 +206,7 @@ def metric_tables(results: StudyResults, split: str = "test") -> dict[str, Study
 
 
 def to_markdown(table: StudyTable) -> str:
-    """The table in Markdown, and its note below."""
+    """Return the table in Markdown, with its note below."""
     heads = ["method", *(f"{name} {unit}" for name, unit in table.headers()), "seeds"]
     lines = [_line(heads), "| :--- |" + " ---: |" * (len(heads) - 1)]
     lines += [_line([row.label, *(cell.markdown() for cell in row.cells), str(row.seeds)]) for row in table.rows()]
@@ -214,9 +214,9 @@ def to_markdown(table: StudyTable) -> str:
 
 
 def to_csv(tables: Iterable[StudyTable]) -> str:
-    """Tables as CSV text, a row per table, setting and column, with mean, std, n and whether it is best.
+    """Return tables as CSV, a row per table, setting and column, with mean, std, n and a mark of the best.
 
-    `tasks` are those that the figure is of: one, or all that a mean over tasks is taken of.
+    The column `tasks` names the task of the figure, or all tasks of a mean over tasks.
     """
     import pandas as pd
 
@@ -242,14 +242,14 @@ def to_csv(tables: Iterable[StudyTable]) -> str:
 
 
 def decimals(values: Iterable[float], *, significant: int = 4) -> int:
-    """Digits after the point that show typical values of a column with so many significant ones; 0 to 6."""
+    """Return the number of digits after the point, 0 to 6, for `significant` digits of a column's median size."""
     sizes = sorted(abs(value) for value in values if value and math.isfinite(value))
     typical = sizes[len(sizes) // 2] if sizes else 1.0
     return min(max(significant - 1 - math.floor(math.log10(typical)), 0), 6)
 
 
 def to_units(values: Iterable[float]) -> tuple[float, str]:
-    """Factor and symbol that make the largest value of a column short to write: 1e-6 and "M" for millions."""
+    """Return factor and symbol of the unit for the largest value of a column: 1e-6 and "M" for millions."""
     largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
     steps = ((1e10, 1e-9, "G"), (1e7, 1e-6, "M"), (1e4, 1e-3, "k"))
     return next(((factor, symbol) for least, factor, symbol in steps if largest >= least), (1.0, ""))
@@ -265,7 +265,7 @@ def _note(results: StudyResults, over: Mapping[str, tuple[str, ...]]) -> str:
 
 
 def _best(mean: pd.Series[float], digits: int, higher: bool) -> set[str]:
-    """Settings that show the best value; what looks equal to the reader is equal. No contest, no winner."""
+    """Return the settings with the best value as shown, several if they look equal; none of fewer than two values."""
     shown = mean.dropna().round(digits)
     return set(shown.index[shown == (shown.max() if higher else shown.min())]) if len(shown) > 1 else set()
 
