@@ -1,0 +1,148 @@
+"""Validation of one configuration against the schema; messages name the place, the line and the nearest name."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from pydantic import ValidationError
+
+from sparsemtl.errors import ConfigError, unknown_name
+from sparsemtl.registry.checking import BEYOND_LIMIT, limit_of
+from sparsemtl.registry.parameters import parameters_of
+from sparsemtl.runs.changes import with_name
+from sparsemtl.runs.schema import SECTIONS, Keys, in_yaml_words, run_keys, schema_model, training_keys
+from sparsemtl.storage import comparison
+from sparsemtl.storage.comparison import plain, shown
+from sparsemtl.tasks.options import check_options
+
+_Place = tuple[str, ...]
+"""Place of a value: ("sharing", "keep")."""
+_Issue = Mapping[str, Any]
+"""Error of pydantic's."""
+
+
+def validate(
+    config: Mapping[str, Any], *, where: str = "the configuration", origins: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Check a configuration without its `pretraining`, and fill in every default; arguments as for `config.check`."""
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"{where}: expected a mapping of sections, got {shown(config)}.")
+    given = {key: with_name(key, value) for key, value in plain(config).items()}
+    try:
+        checked = schema_model().model_validate_json(json.dumps(given))
+    except ValidationError as error:
+        raise _invalid(where, (_explain(*found, given, origins or {}) for found in _by_place(error, given))) from None
+    complete: dict[str, Any] = checked.model_dump(mode="json")
+    if wrong := list(_wrong_options(complete["task_options"], origins or {})):
+        raise _invalid(where, wrong)
+    return complete
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what differs between two configurations: "training.epochs is 2 there and 3 here".
+
+    Args:
+        before: a configuration that was complete when it was written; keys that are new since then have their default.
+        after: a complete one.
+    """
+    with suppress(ConfigError):  # one that is not valid any more is compared as it stands
+        before = validate(before)
+    return comparison.differences(before, after)
+
+
+def data_section(complete: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section `data`, with the run's seed in place of a seed that is null."""
+    section = dict(complete["data"])
+    return section | {"seed": complete["seed"]} if section.get("seed", 0) is None else section
+
+
+def _invalid(where: str, problems: Iterable[str]) -> ConfigError:
+    return ConfigError("\n".join([f"{where} is not valid:", *(f"  {line}" for line in dict.fromkeys(problems))]))
+
+
+def _wrong_options(task_options: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[str]:
+    """Yield a line per task with an option that no kind of task has; other mistakes are found with the data set."""
+    for task, options in task_options.items():
+        if problem := check_options(options):
+            place = f"task_options.{task}"
+            near = (origin for key, origin in origins.items() if f"{key}.".startswith(f"{place}."))
+            origin = next((f" ({found})" for found in near), "")
+            yield f"{place}{origin}: {problem}"
+
+
+def _by_place(error: ValidationError, config: Mapping[str, Any]) -> Iterable[tuple[_Place, list[_Issue]]]:
+    """Return the issues of an error by place. A union has one issue per alternative."""
+    found: dict[_Place, list[_Issue]] = {}
+    for issue in error.errors():
+        found.setdefault(_place(issue, config), []).append(issue)
+    return found.items()
+
+
+def _explain(place: _Place, issues: Sequence[_Issue], config: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    """Return the line of a wrong place: `sharing.keep (line 4): expected a float in (0, 1], got 2.`"""
+    name = ".".join(place)
+    near = [name, place[0], *(inner for inner in origins if inner.startswith(f"{name}."))]
+    origin = next((f" ({origins[key]})" for key in near if key in origins), "")
+    return f"{name}{origin}: {_problem(issues, place, config)}"
+
+
+def _place(issue: _Issue, config: Mapping[str, Any]) -> _Place:
+    """Return section and key of an issue, without the member of a union and the parts of a value that pydantic adds."""
+    section, *rest = map(str, issue["loc"])
+    if section in SECTIONS and rest and rest[0] == with_name(section, config[section]).get("name"):
+        del rest[0]
+    return (section, *rest[:1]) if section in (*SECTIONS, "training") else (section,)
+
+
+def _problem(issues: Sequence[_Issue], place: _Place, config: Mapping[str, Any]) -> str:
+    section, key = place[0], place[-1]
+    kind: str = issues[0]["type"]
+    if kind == "extra_forbidden":
+        return _unknown_key(place, config)
+    if section in SECTIONS and (kind.startswith("union_tag") or key == "name"):
+        registry, found = SECTIONS[section][0], config[section].get("name")
+        if found is None:
+            return f"expected the `name` of one of {', '.join(registry)}."
+        return unknown_name(registry.kind, found, registry)
+    if len(place) == 1 and section in SECTIONS:
+        return f"expected a name, or a mapping of `name` and parameters, got {shown(config[section])}."
+    if place == ("training",):
+        return f"expected a mapping of {', '.join(training_keys())}, got {shown(config[section])}."
+    expected = in_yaml_words(_keys_beside(place, config)[key].kind)
+    if kind == "missing":
+        return f"this key is required: {expected}."
+    found = config[section][key] if len(place) > 1 else config[key]
+    if not _TYPE_OR_RANGE.fullmatch(kind):  # only pydantic has a message for this kind of annotation
+        message: str = issues[0]["msg"]
+        return f"{message[:1].lower()}{message[1:]}, got {shown(found)}."
+    return f"expected {expected}, got {shown(found)}.{limit_of(issues)}"
+
+
+_TYPE_OR_RANGE = re.compile(
+    r"\w+_(type|parsing|from_float)|(greater|less)_than\w*|literal_error|is_instance_of|finite_number|" + BEYOND_LIMIT
+)
+
+
+def _unknown_key(place: _Place, config: Mapping[str, Any]) -> str:
+    section, key = place[0], place[-1]
+    known = _keys_beside(place, config)
+    if len(place) == 1:
+        return unknown_name("key", key, [*known, "training", *SECTIONS])
+    if section not in SECTIONS:
+        return unknown_name("key", key, known)
+    registry = SECTIONS[section][0]
+    owners = [name for name in registry if key in parameters_of(registry[name])]
+    hint = f" It is a parameter of {', '.join(owners)}." if owners else ""
+    return f"{unknown_name(config[section]['name'] + ' parameter', key, known)}{hint}"
+
+
+def _keys_beside(place: _Place, config: Mapping[str, Any]) -> Keys:
+    if len(place) == 1:
+        return run_keys()
+    if place[0] == "training":
+        return training_keys()
+    return parameters_of(SECTIONS[place[0]][0][config[place[0]]["name"]])
