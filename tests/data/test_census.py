@@ -9,7 +9,7 @@ import torch
 from table_files import REAL, lay_census
 
 from sparsemtl.data import DATASETS, TaskData
-from sparsemtl.data.census import COLUMNS, HEADER, INCOME, MARITAL, NUMBERS, WEIGHT
+from sparsemtl.data.census import HEADER, INCOME, INPUTS, MARITAL, NUMBERS, WEIGHT
 from sparsemtl.data.tables.coded import CodedSplit
 from sparsemtl.errors import DataError
 
@@ -29,8 +29,8 @@ def part(data: TaskData, name: str) -> CodedSplit:
 def test_the_columns_are_those_of_the_documentation() -> None:
     assert len(HEADER) == len(set(HEADER)) == 42
     assert set(NUMBERS) < set(HEADER)
-    assert {INCOME, MARITAL, WEIGHT}.isdisjoint((*COLUMNS.numbers, *COLUMNS.categories))
-    assert (len(COLUMNS.numbers), len(COLUMNS.categories)) == (10, 29)
+    assert {INCOME, MARITAL, WEIGHT}.isdisjoint((*INPUTS.numbers, *INPUTS.categories))
+    assert (len(INPUTS.numbers), len(INPUTS.categories)) == (10, 29)
 
 
 @pytest.mark.parametrize("gzipped", [True, False])
@@ -64,10 +64,10 @@ def test_neither_labels_nor_weights_are_inputs_and_question_marks_are_categories
     rows = lay_census(tmp_path)
     data = census(tmp_path)
     seen = [rows[row] for row in part(data, "train").rows.tolist()]
-    width = len(NUMBERS) + sum(len({row[name] for row in seen}) for name in COLUMNS.categories)
+    width = len(NUMBERS) + sum(len({row[name] for row in seen}) for name in INPUTS.categories)
     assert data.input_shape == (width,)
     one_hot = part(data, "train").load().x[:, len(NUMBERS) :]
-    assert torch.equal(one_hot.sum(1), torch.full((len(seen),), float(len(COLUMNS.categories))))
+    assert torch.equal(one_hot.sum(1), torch.full((len(seen),), float(len(INPUTS.categories))))
 
 
 def test_a_table_can_be_embedded(tmp_path: Path) -> None:

@@ -219,8 +219,8 @@ def test_dates_without_marks_are_read_in_one_way(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dates", "message"),
     [
-        ("v", "dates: expected a list of columns"),
-        ({"v": 3}, r"dates\.v: expected a format of strptime.*got 3"),
+        ("v", r"'dates' parameter of table must be a sequence of strings or a mapping.* Got 'v'"),
+        ({"v": 3}, r"'dates' parameter of table must be .*a mapping to strings.*3"),
         ({"v": "%Q"}, r"dates\.v: expected a format of strptime.*'%Q'"),
     ],
 )

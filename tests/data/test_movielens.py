@@ -87,7 +87,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="rating 81 is of user '99', which is not listed"):
         movielens(tmp_path)
     (place / "u.data").write_text(text + "1\t1\tgood\t0\n")
-    with pytest.raises(DataError, match="rating 81: rating is 'good', which is no number"):
+    with pytest.raises(DataError, match=r"u\.data, row 81: column 'rating' holds numbers, and here 'good'"):
         movielens(tmp_path)
     (place / "u.data").write_text(text)
     users = (place / "u.user").read_text()

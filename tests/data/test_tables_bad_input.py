@@ -11,7 +11,7 @@ import pytest
 from table_files import write
 
 from sparsemtl.data import DATASETS, TaskData
-from sparsemtl.data.tables.tabulate import UnseenCategoryWarning
+from sparsemtl.data.tables.encoding import UnseenCategoryWarning
 from sparsemtl.errors import DataError, MissingExtraError, ParameterError
 
 HEADER = "age,city,bought,price"
@@ -79,11 +79,7 @@ def good(tmp_path: Path) -> Path:
         ),
     ],
 )
-@pytest.mark.parametrize("cells", [5_000_000, 12])
-def test_a_table_that_does_not_do_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cells: int, content: str, message: str
-) -> None:
-    monkeypatch.setattr("sparsemtl.data.tables.reading.CELLS", cells)
+def test_a_table_that_does_not_do_is_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "bad.csv").write_text(content)
     with pytest.raises(DataError, match=message):
         table(tmp_path / "bad.csv", most_categories=20)
@@ -178,12 +174,7 @@ def test_an_input_that_is_known_outside_of_training_only_is_refused(tmp_path: Pa
         table(paths)
 
 
-@pytest.mark.parametrize("chunked", [False, True])
-def test_a_file_in_another_encoding_is_named_with_its_byte_and_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunked: bool
-) -> None:
-    if chunked:
-        monkeypatch.setattr("sparsemtl.data.tables.reading.CELLS", 8)
+def test_a_file_in_another_encoding_is_named_with_its_byte_and_line(tmp_path: Path) -> None:
     path = text(tmp_path / "latin.csv", [*ROWS, "50,Røros,no,3"], text_encoding="latin-1")
     place = path.read_bytes().index(b"\xf8")
     with pytest.raises(DataError, match=rf"latin\.csv, line 32: byte {place}, 0xf8, is not utf-8\. Set `text"):
@@ -244,19 +235,20 @@ def test_a_part_without_a_label_is_named(tmp_path: Path) -> None:
         table(paths)
 
 
-def test_a_folder_that_cannot_be_written_is_named(good: Path, tmp_path: Path) -> None:
-    (tmp_path / "tables").write_text("a file")
-    with pytest.raises(DataError, match=r"cannot be kept in .*`root` or SPARSEMTL_DATA, or raise `memory`"):
-        table(good, memory=0, root=tmp_path)
-
-
-@pytest.mark.parametrize(("module", "name"), [("pandas", "good.csv"), ("pyarrow", "good.parquet")])
+@pytest.mark.parametrize(
+    ("module", "package", "name"),
+    [
+        ("pandas", "pandas", "good.csv"),
+        ("pyarrow", "pyarrow", "good.parquet"),
+        ("sklearn.compose", "scikit-learn", "good.csv"),
+    ],
+)
 def test_what_is_not_installed_is_named_with_its_extra(
-    tmp_path: Path, good: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str
+    tmp_path: Path, good: Path, monkeypatch: pytest.MonkeyPatch, module: str, package: str, name: str
 ) -> None:
     (tmp_path / "good.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingExtraError, match=rf"needs '{module}': pip install 'sparsemtl\[tables\]'"):
+    with pytest.raises(MissingExtraError, match=rf"needs '{package}': pip install 'sparsemtl\[tables\]'"):
         table(tmp_path / name)
 
 

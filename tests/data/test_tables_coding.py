@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,63 +14,59 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsemtl.data.tables.coded import OneHot
+from sparsemtl.data.tables.coded import CodedSplit, OneHot
 from sparsemtl.data.tables.embedding import WIDEST, ColumnEmbedding, embedding_width
-from sparsemtl.data.tables.encoding import Category, in_order
-from sparsemtl.data.tables.reading import Chunk, Texts
-from sparsemtl.data.tables.survey import TRAIN, Names, Numbers
+from sparsemtl.data.tables.encoding import InputColumns, tabulate
+from sparsemtl.data.tables.parts import Parts
+from sparsemtl.data.tables.rows import Rows
+from sparsemtl.data.tables.targets import NumberTarget, in_order
 from sparsemtl.errors import ParameterError
 
+pandas = pytest.importorskip("pandas")
 few = settings(max_examples=40, deadline=None)
-pieces = st.lists(st.lists(st.integers(-1000, 1000), min_size=1, max_size=6), min_size=1, max_size=6)
 
 
-def numbers(values: list[float]) -> Chunk:
-    return Chunk(Path("t.csv"), 0, {"n": np.array(values, dtype=np.float64)}, {})
-
-
-def texts(values: list[str | None]) -> Chunk:
-    names = tuple(dict.fromkeys(value for value in values if value is not None))
-    codes = np.array([-1 if value is None else names.index(value) for value in values])
-    return Chunk(Path("t.csv"), 0, {}, {"c": Texts(codes, names)})
+def coded(column: Sequence[Any], parts: Sequence[int], *, numeric: bool) -> Tensor:
+    """Coded column of rows that belong to these parts, beside a target; a further row of each part is left out here."""
+    values = [*column, *[column[parts.index(0)]] * 4]
+    rows = Rows(
+        pandas.DataFrame(
+            {
+                "x": np.array(values, np.float64 if numeric else object),
+                "y": np.arange(len(values), dtype=np.float64),
+            }
+        ),
+        ((Path("t.csv"), len(values)),),
+    )
+    of_rows = np.array([*parts, 0, 0, 1, 2], np.uint8)
+    inputs = InputColumns(["x"] if numeric else [], [] if numeric else ["x"], missing="indicator")
+    data = tabulate("t", rows, Parts(of_rows, ""), inputs, [NumberTarget("y", "y")], encoding="embedding")
+    assert isinstance(data.train, CodedSplit)
+    return data.train.coded[: len(column)]
 
 
 @few
-@given(pieces)
-def test_moments_of_pieces_are_those_of_the_whole(drawn: list[list[int]]) -> None:
-    found = Numbers()
-    for piece in drawn:
-        found.add(numbers([*piece, np.nan]), "n", np.full(len(piece) + 1, TRAIN, np.uint8))
-    whole = [value for piece in drawn for value in piece]
-    assert found.count == len(whole)
-    assert found.mean == pytest.approx(fmean(whole), abs=1e-9)
-    assert found.spread == pytest.approx(pstdev(whole), abs=1e-9)
-    assert (found.low, found.high) == (min(whole), max(whole))
-    assert found.missing.counts.tolist() == [len(drawn), 0, 0]
-    assert found.constant == (len(set(whole)) == 1)
+@given(st.lists(st.integers(-1000, 1000), min_size=1, max_size=30), st.lists(st.integers(-9999, 9999), max_size=5))
+def test_numbers_have_mean_0_and_deviation_1_in_training_whatever_the_other_rows_hold(
+    train: list[int], rest: list[int]
+) -> None:
+    seen = [*train, train[0], train[0]]
+    spread = pstdev(seen) or 1
+    expected = [(value - fmean(seen)) / spread for value in (*train, *rest)]
+    found = coded([*train, *rest], [0] * len(train) + [1] * len(rest), numeric=True)
+    assert found[:, 0].tolist() == pytest.approx(expected, abs=1e-5, rel=1e-5)
 
 
 def test_a_column_far_from_zero_keeps_its_spread() -> None:
-    found = Numbers()
-    for offset in range(10):
-        found.add(numbers([1e9 + 2 * offset, 1e9 + 2 * offset + 1]), "n", np.zeros(2, np.uint8))
-    assert found.spread == pytest.approx(pstdev(range(20)), rel=1e-9)
+    values = [1e9 + number for number in range(20)]
+    seen = [*values, values[0], values[0]]
+    expected = [(value - fmean(seen)) / pstdev(seen) for value in values]
+    assert coded(values, [0] * 20, numeric=True)[:, 0].tolist() == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
-def test_only_training_rows_are_counted_and_the_first_gap_is_where_it_is() -> None:
-    found = Names()
-    parts = np.array([0, 1, 0, 2, 0], np.uint8)
-    found.add(texts(["a", "b", "a", None, "c"]), "c", parts)
-    found.add(texts(["c", None, None, "d", "a"]), "c", parts)
-    assert found.counts == {"a": 3, "c": 2}
-    assert found.missing.counts.tolist() == [1, 1, 1]
-    assert found.missing.first == "t.csv, row 4"
-
-
-def test_codes_are_places_and_zero_is_the_unknown() -> None:
-    category = Category("c", ("x", "y", None))
-    assert category.code(texts(["y", "z", None, "x"])).tolist() == [2, 0, 3, 1]
-    assert Category("c", ("x", "y")).code(texts(["y", "z", None, "x"])).tolist() == [2, 0, 0, 1]
+def test_codes_are_places_and_zero_is_what_training_never_saw() -> None:
+    assert coded(["y", "x", "z", None], [0, 0, 1, 2], numeric=False)[:, 0].tolist() == [2, 1, 0, 0]
+    assert coded(["y", "x", None, "z", None], [0, 0, 0, 1, 2], numeric=False)[:, 0].tolist() == [2, 1, 3, 0, 3]
 
 
 @pytest.mark.parametrize(
@@ -122,12 +120,12 @@ def test_every_category_is_a_vector_of_its_own_and_numbers_stay() -> None:
 def test_the_unknown_never_learns() -> None:
     stem = ColumnEmbedding([3, 4], numeric=0)
     optimizer = torch.optim.AdamW(stem.parameters(), lr=0.1, weight_decay=0.1)
-    before = [table.weight.clone() for table in stem._tables()]
+    before = [table.weight.clone() for table in stem.embeddings]
     for _ in range(3):
         optimizer.zero_grad()
         (stem(torch.tensor([[0.0, 1.0], [2.0, 0.0]])) + 1).square().sum().backward()
         optimizer.step()
-    for table, old in zip(stem._tables(), before, strict=True):
+    for table, old in zip(stem.embeddings, before, strict=True):
         assert torch.equal(table.weight[0], torch.zeros_like(table.weight[0]))
         assert not torch.equal(table.weight, old)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,8 @@ from table_files import write
 from torch import Tensor
 
 from sparsemtl.data import DATASETS, Split, TaskData
-from sparsemtl.data.tables import kept, reading
 from sparsemtl.data.tables.coded import CodedSplit
-from sparsemtl.data.tables.csv_file import CSVFile
-from sparsemtl.data.tables.tabulate import UnseenCategoryWarning
+from sparsemtl.data.tables.encoding import UnseenCategoryWarning
 from sparsemtl.tasks import Classification, Regression
 
 HEADER = ("age", "city", "member", "weight", "bought", "price")
@@ -140,61 +137,6 @@ def test_embedded_rows_are_the_same_before_they_become_one_hot(customers: Path) 
     stem = embedded.stem()
     assert stem(part(embedded).load().x).shape == (42, stem.out_features)
     assert embedded.only(["price"]).stem is embedded.stem
-
-
-@pytest.mark.parametrize("cells", [6, 60, 113])
-def test_a_table_read_in_chunks_is_the_table_read_at_once(
-    customers: Path, monkeypatch: pytest.MonkeyPatch, cells: int
-) -> None:
-    whole = loaded(table(customers))
-    monkeypatch.setattr(reading, "CELLS", cells)
-    assert len(list(reading.chunks(CSVFile(customers), ["age"], ["city"]))) >= 3
-    for one, other in zip(whole, loaded(table(customers)), strict=True):
-        assert torch.allclose(one.x, other.x, atol=1e-6)
-        assert torch.equal(one.targets["bought"], other.targets["bought"])
-        assert torch.allclose(one.targets["price"], other.targets["price"], atol=1e-6)
-
-
-def test_a_table_kept_on_disk_is_the_one_in_memory_and_is_coded_once(
-    customers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def on_disk(**options: Any) -> TaskData:
-        return table(customers, memory=0, root=tmp_path, **options)
-
-    first = on_disk()
-    assert same(first, table(customers))
-    monkeypatch.setattr(CSVFile, "frames", lambda *_: pytest.fail("the file is read again"))
-    again = on_disk(encoding="embedding")
-    assert torch.equal(part(again).coded, part(first).coded)
-    assert again.notes == first.notes
-    assert [repr(task) for task in again.tasks] == [repr(task) for task in first.tasks]
-    assert same(on_disk(), first)
-    x, _ = next(iter(on_disk().train.loader(8, shuffle=True)))  # type: ignore[union-attr]
-    x.zero_()
-    assert same(on_disk(), first)
-
-
-@pytest.mark.parametrize("change", ["options", "more rows", "other values", "damage"])
-def test_a_kept_table_is_made_anew_when_it_does_not_fit(
-    customers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
-) -> None:
-    options: dict[str, Any] = {"memory": 0, "root": tmp_path}
-    table(customers, **options)
-    if change == "options":
-        options["seed"] = 1
-    elif change == "more rows":
-        write(customers, [HEADER, *shop(70)])
-    elif change == "other values":
-        customers.write_text(customers.read_text().replace("Rom", "Ulm"))
-        os.utime(customers, ns=(0, 0))
-    else:
-        (damaged,) = (tmp_path / "tables").glob("*/coded.npy")
-        damaged.write_bytes(damaged.read_bytes()[:90])
-    made = []
-    monkeypatch.setattr(kept, "_write", lambda *given, write=kept._write: (made.append(given), write(*given)))
-    assert same(table(customers, **options), table(customers, seed=options.get("seed", 0)))
-    assert len(made) == 1
-    assert len(list((tmp_path / "tables").iterdir())) == (1 if change == "damage" else 2)
 
 
 def test_batches_are_the_loaded_rows_in_the_order_of_any_data_set(customers: Path) -> None:

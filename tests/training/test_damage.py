@@ -23,7 +23,7 @@ from sparsemtl.backbones import load_torchvision
 from sparsemtl.data import TensorLoader
 from sparsemtl.data.images.idx import read_idx
 from sparsemtl.data.images.pictures import read_array
-from sparsemtl.data.tables.reading import check_names
+from sparsemtl.data.tables.text_file import check_names
 from sparsemtl.errors import CheckpointError, DataError, RecordWarning, SparseMTLError
 from sparsemtl.storage.files import read_tree, write_tree
 from sparsemtl.storage.metrics import read_metrics

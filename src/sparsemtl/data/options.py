@@ -1,4 +1,4 @@
-"""What every data set's function does with its arguments: check them, find the root folder."""
+"""Parameters that data sets have in common, their check, and the root folder."""
 
 from __future__ import annotations
 
@@ -13,18 +13,15 @@ from sparsemtl.registry.parameters import validated
 
 ROOT_VARIABLE = "SPARSEMTL_DATA"
 """Environment variable that names the root folder."""
-
+Root = Annotated[str | Path | None, Doc("Folder under which data sets lie; SPARSEMTL_DATA, or ./data, by default.")]
+Download = Annotated[bool, Doc("Download absent files.")]
 ProperFraction = Annotated[float, Interval(gt=0, lt=1)]
-"""A fraction in (0, 1): neither part of a split is empty."""
-Root = Annotated[
-    str | Path | None, Doc("Folder under which data sets lie; the environment's SPARSEMTL_DATA, or ./data, by default.")
-]
-Download = Annotated[bool, Doc("Download the files that are absent.")]
+"""Fraction in (0, 1): neither part of a split is empty."""
 
 checked = validated
 """Check of a data set's arguments."""
 
 
 def resolve_root(root: str | Path | None) -> Path:
-    """The folder under which data sets lie: `root`, else the environment's SPARSEMTL_DATA, else ./data."""
+    """Return the folder under which data sets lie: `root`, else the environment's SPARSEMTL_DATA, else ./data."""
     return Path(root or os.environ.get(ROOT_VARIABLE) or "data").expanduser()

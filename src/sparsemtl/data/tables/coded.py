@@ -1,4 +1,4 @@
-"""Coded rows, in memory or mapped from a file, that become one-hot in their batch.
+"""Coded rows in memory, which become one-hot in their batch.
 
 Expanding a batch is faster than gathering one from an expanded table, and a table of 30 categories stays a tenth as
 large.
@@ -7,7 +7,7 @@ large.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
@@ -20,11 +20,11 @@ from sparsemtl.registry.parameters import Count, validated
 
 @dataclass(frozen=True)
 class OneHot:
-    """From coded rows to one-hot ones: a category's code k > 0 is a 1 in its k-th column, code 0 is none.
+    """Map from coded rows to one-hot rows: a category's code k > 0 is a 1 in its k-th column, code 0 is none.
 
     Attributes:
         numeric: width of the numbers, which come first and stay as they are.
-        cardinalities: number of codes of every category, code 0 among them.
+        cardinalities: number of codes per category, code 0 included.
 
     Example:
         >>> OneHot(1, (3, 4))(torch.tensor([[0.5, 2, 1], [-0.5, 0, 3]]))
@@ -41,7 +41,7 @@ class OneHot:
         return self.numeric + sum(self.cardinalities) - len(self.cardinalities)
 
     def __call__(self, coded: Tensor) -> Tensor:
-        """Rows (N, numeric + categories) as rows (N, width)."""
+        """Return rows (N, width) of rows (N, numeric + categories)."""
         rows = coded.new_zeros(len(coded), self.width)
         rows[:, : self.numeric] = coded[:, : self.numeric]
         codes = coded[:, self.numeric :].long()
@@ -50,7 +50,7 @@ class OneHot:
 
     @cached_property
     def _before(self) -> Tensor:
-        """Place of every category's code 0, were there a column for it."""
+        """Places of the categories' codes 0, were there columns for them."""
         starts = list(accumulate((cardinality - 1 for cardinality in self.cardinalities), initial=self.numeric))
         return torch.tensor(starts[:-1]) - 1
 
@@ -60,10 +60,10 @@ class CodedSplit:
     """Some rows of a coded table with the labels of their tasks.
 
     Attributes:
-        coded: coded rows, shape (M, columns); may be mapped from a file.
+        coded: coded rows, shape (M, columns).
         labels: target -> labels, M of each.
-        rows: which of them, shape (N,).
-        expand: makes a batch one-hot; None leaves it coded.
+        rows: indices of the split's rows, shape (N,).
+        expand: map of a batch to one-hot rows; None leaves it coded.
     """
 
     coded: Tensor
@@ -73,7 +73,7 @@ class CodedSplit:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The targets that have labels."""
+        """Targets that have labels."""
         return tuple(self.labels)
 
     @property
@@ -89,30 +89,30 @@ class CodedSplit:
         return CodedLoader(self, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last)
 
     def take(self, count: int) -> CodedSplit:
-        """The first `count` rows, or all if there are fewer."""
-        return self.select(torch.arange(min(count, len(self))))
+        """Return the first `count` rows, or all if there are fewer."""
+        return replace(self, rows=self.rows[:count])
 
     def select(self, rows: Tensor) -> CodedSplit:
-        """The rows at these indices, in their order."""
-        return CodedSplit(self.coded, self.labels, self.rows[rows], self.expand)
+        """Return the rows at these indices, in their order."""
+        return replace(self, rows=self.rows[rows])
 
     def only(self, targets: Sequence[str]) -> CodedSplit:
-        """The same rows with these targets' labels alone."""
-        return CodedSplit(self.coded, {name: self.labels[name] for name in targets}, self.rows, self.expand)
+        """Return the same rows with the labels of these targets."""
+        return replace(self, labels={name: self.labels[name] for name in targets})
 
     def load(self) -> Split:
-        """All rows in memory, one-hot if batches are."""
+        """Return all rows as batches have them."""
         return Split(*self.batch(torch.arange(len(self))))
 
     def batch(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The rows at these indices and their labels, copied."""
+        """Return the rows at these indices and their labels, copied."""
         places = self.rows[rows]
         coded = self.coded[places]
         return self.expand(coded) if self.expand else coded, {n: of[places] for n, of in self.labels.items()}
 
 
 class CodedLoader(BatchLoader):
-    """Batches of a coded table: one gather a batch, no worker processes.
+    """Batches of a coded table: one gather per batch, no worker processes.
 
     Args:
         split: the rows.

@@ -1,4 +1,4 @@
-"""Which columns of a table are numbers and which are categories.
+"""Kinds of a table's columns: numbers or categories.
 
 The rule: a column whose every value is a number holds numbers; one with none, and whatever `categorical` names, holds
 categories. A column that has some numbers and some texts is refused: whether `abc` among ages stands for a missing
@@ -7,201 +7,268 @@ value, is a mistake or makes the ages categories, only its owner knows.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from sparsemtl.data.tables.formats import remedy
-from sparsemtl.data.tables.looks import MOST_SEEN, Looks, Seen
-from sparsemtl.data.tables.reading import TableFile
+import numpy as np
+
+from sparsemtl.data.tables.formats import (
+    DATE_FORMATS,
+    Dialect,
+    days,
+    load_pandas,
+    parse_dates,
+    suggest_option,
+    whole_number,
+)
+from sparsemtl.data.tables.rows import Array, Rows
 from sparsemtl.errors import DataError, ParameterError, unknown_name
 
-FEW = 20
-"""Different texts of a column that are never too many."""
-MOST_DIFFERENT = 0.5
-"""Different texts of a category or class, as a share of the rows that have a value; more are no categories."""
+if TYPE_CHECKING:
+    import pandas as pd
+
+_FEW = 20
+"""Number of different texts that is never too large."""
+_MOST_DIFFERENT = 0.5
+"""Largest share of the texts that may differ in a column of categories or classes."""
 
 
 @dataclass(frozen=True)
-class Columns:
-    """The columns of a table's inputs.
+class ColumnRoles:
+    """Roles that a configuration gives to columns; all others are inputs.
 
     Attributes:
-        numbers: names of those that hold numbers.
-        categories: names of those that hold categories.
-    """
-
-    numbers: tuple[str, ...]
-    categories: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is said of a table's columns.
-
-    Attributes:
-        targets: column -> True if it must hold numbers, False if whatever it holds is a class.
-        drop: neither inputs nor targets.
-        categorical: categories, whatever they look like.
-        beside: needed, yet neither inputs nor targets.
-        dates: become numbers of days.
+        targets: column -> True if it must hold numbers, False if it holds classes.
+        drop: columns that are not read.
+        categorical: inputs that hold categories, whatever they look like.
+        split_column: the column of the parts that rows belong to, if there is one.
     """
 
     targets: Mapping[str, bool]
-    drop: tuple[str, ...] = ()
-    categorical: tuple[str, ...] = ()
-    beside: tuple[str, ...] = ()
-    dates: tuple[str, ...] = ()
+    drop: tuple[str, ...]
+    categorical: tuple[str, ...]
+    split_column: tuple[str, ...]
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The columns that hold texts, whatever they look like."""
-        return (*self.categorical, *self.beside, *(name for name, numeric in self.targets.items() if not numeric))
+        """Columns that hold texts, whatever they look like."""
+        classes = (name for name, numeric in self.targets.items() if not numeric)
+        return (*self.categorical, *self.split_column, *classes)
+
+    def check(self, rows: Rows, dates: Collection[str]) -> None:
+        """Raise a ParameterError if there is no column of a name, or a column has two roles."""
+        named: dict[str, str] = {}
+        for role, names in {**vars(self), "dates": dates}.items():
+            for name in names:
+                if name not in rows.columns:
+                    raise ParameterError(f"{role}: {rows.path}: {unknown_name('column', name, rows.columns)}")
+                both = {named.setdefault(name, role), role}
+                if len(both) > 1 and not (both == {"targets", "dates"} and self.targets[name]):
+                    raise ParameterError(f"column {name!r} stands in `{named[name]}` and in `{role}`; it is one thing.")
 
 
-def find_columns(files: Sequence[TableFile], looks: Sequence[Looks], wanted: Wanted) -> Columns:
+@dataclass(frozen=True, eq=False)
+class ColumnPreview:
+    """Values of a column: numbers where they are numbers, texts elsewhere.
+
+    Attributes:
+        rows: rows of the column.
+        numbers: float64, NaN where a value is missing or a text, shape (N,).
+        texts: names of categories, None where a value is missing or a number, shape (N,).
+    """
+
+    rows: Rows
+    numbers: Array
+    texts: Array
+
+    @cached_property
+    def is_text(self) -> Array:
+        """Rows with a text, bool, shape (N,)."""
+        is_text: Array = load_pandas().notna(self.texts)
+        return is_text
+
+    @cached_property
+    def distinct(self) -> list[str]:
+        """Different texts, in the order in which they come."""
+        return list(dict.fromkeys(self.texts[self.is_text]))
+
+    @property
+    def where(self) -> str:
+        """Place of the first text."""
+        return self.rows.where(self.is_text)
+
+    @property
+    def nearly_all_differ(self) -> bool:
+        """True if nearly every text stands in one row only."""
+        return bool(len(self.distinct) > max(_FEW, _MOST_DIFFERENT * self.is_text.sum()))
+
+
+def preview(rows: Rows, name: str, dialect: Dialect, *, as_text: bool = False) -> ColumnPreview:
+    """Return the values of a column; with `as_text`, numbers are texts."""
+    pandas, column = load_pandas(), rows.frame[name]
+    as_text = as_text or pandas.api.types.is_bool_dtype(column)
+    if pandas.api.types.is_numeric_dtype(column) and not as_text:
+        numbers = column.to_numpy(np.float64, na_value=np.nan)
+        return ColumnPreview(rows, numbers, np.full(len(column), None, object))
+    codes, values = pandas.factorize(column)  # each different value once
+    values = np.asarray(values, dtype=object)
+    stripped = pandas.Series([str(value).strip() for value in values], dtype=object)
+    numbers = np.full(len(values), np.nan)
+    if not as_text:
+        numbers = dialect.numbers.parse(stripped).to_numpy(copy=True)
+        native = [isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) for value in values]
+        numbers[native] = values[native].astype(np.float64)
+    missing = stripped.isin(dialect.missing_values).to_numpy()
+    numbers[missing] = np.nan
+    names = np.array([*(whole_number(text, dialect.numbers.decimal) for text in stripped), None], dtype=object)
+    names[:-1][missing | ~np.isnan(numbers)] = None
+    return ColumnPreview(rows, np.append(numbers, np.nan)[codes], names[codes])  # the code of a missing value is -1
+
+
+def select(rows: Rows, dialect: Dialect, numbers: Collection[str], texts: Collection[str]) -> Rows:
+    """Return some columns of known kinds.
+
+    Raises:
+        DataError: if there is no such column, or a value of `numbers` is no number, with its row and column.
+    """
+    columns: dict[str, Array] = {}
+    for name in (*numbers, *texts):
+        if name not in rows.columns:
+            raise DataError(f"{rows.path}: {unknown_name('column', name, rows.columns)}")
+        found = preview(rows, name, dialect, as_text=name in texts)
+        if name not in texts and found.distinct:
+            raise DataError(f"{found.where}: column {name!r} holds numbers, and here {found.distinct[0]!r}.")
+        columns[name] = found.texts if name in texts else found.numbers
+    return replace(rows, frame=load_pandas().DataFrame(columns))
+
+
+def find_columns(rows: Rows, roles: ColumnRoles, dialect: Dialect) -> tuple[Rows, list[str], list[str]]:
     """Find the kinds of the inputs' columns.
 
     Args:
-        files: files with the same columns, in any order.
-        looks: what a first reading found in each.
-        wanted: what is said of them.
+        rows: the rows as they were read.
+        roles: roles of the columns.
+        dialect: form of the files.
+
+    Returns:
+        the columns of inputs, targets and parts as float64 or texts; names of the inputs that are numbers; names of the
+        inputs that are categories.
 
     Raises:
-        DataError: if files differ, no input is left, a column is of no kind or of both, or a target holds other things
-            than it should; naming the column and, where there is one, the row.
+        DataError: if no input is left, a column is of no kind or of both, or a target holds other values than it
+            should; naming the column and, where there is one, the row.
     """
-    first = files[0]
-    _check_alike(files)
-    apart = {*wanted.targets, *wanted.drop, *wanted.beside}
-    kinds = {name: _is_number(name, files, looks, wanted) for name in first.columns if name not in apart}
-    if not kinds:
-        raise DataError(f"{first.path}: no column is left for the inputs, beside {', '.join(sorted(apart))}.")
-    for name, numeric in wanted.targets.items():
-        if numeric:
-            _check_numeric(name, files, looks)
-        else:
-            _check_classes(name, files, looks)
-    return Columns(
-        tuple(name for name, number in kinds.items() if number),
-        tuple(name for name, number in kinds.items() if not number),
-    )
+    roles.check(rows, dialect.dates)
+    apart = {*roles.targets, *roles.drop, *roles.split_column}
+    inputs = [name for name in rows.columns if name not in apart]
+    if not inputs:
+        raise DataError(f"{rows.path}: no column is left for the inputs, beside {', '.join(sorted(apart))}.")
+    columns = {name: _input(rows, name, dialect, categorical=name in roles.categorical) for name in inputs}
+    numbers = [name for name, values in columns.items() if values.dtype == np.float64]
+    for name, numeric in roles.targets.items():
+        columns[name] = _number_target(rows, name, dialect) if numeric else _class_target(rows, name, dialect)
+    for name in roles.split_column:
+        columns[name] = preview(rows, name, dialect, as_text=True).texts
+    found = replace(rows, frame=load_pandas().DataFrame(columns))
+    return found, numbers, [name for name in inputs if name not in numbers]
 
 
-def _check_alike(files: Sequence[TableFile]) -> None:
-    first = files[0]
-    for file in files[1:]:
-        odd = sorted({*first.columns} ^ {*file.columns})
-        if odd:
-            here, there = (first, file) if odd[0] in first.columns else (file, first)
-            raise DataError(f"{here.path} has a column {odd[0]!r}, {there.path} has none; {len(odd)} differ.")
-
-
-def check_named(file: TableFile, wanted: Wanted) -> None:
-    """Raise a ParameterError if a column is named that is not there, or is to be two things."""
-    named: dict[str, str] = {}
-    places: dict[str, Collection[str]] = {
-        "targets": wanted.targets,
-        "drop": wanted.drop,
-        "categorical": wanted.categorical,
-        "split_column": wanted.beside,
-        "dates": wanted.dates,
-    }
-    known = set(file.columns)
-    for place, names in places.items():
-        for name in names:
-            if name not in known:
-                raise ParameterError(f"{place}: {file.path}: {unknown_name('column', name, file.columns)}")
-            both = {named.setdefault(name, place), place}
-            if len(both) > 1 and not (both == {"targets", "dates"} and wanted.targets[name]):
-                raise ParameterError(f"column {name!r} stands in `{named[name]}` and in `{place}`; it is one thing.")
-
-
-def _is_number(name: str, files: Sequence[TableFile], looks: Sequence[Looks], wanted: Wanted) -> bool:
-    if name in wanted.categorical:
-        return False
-    if name in wanted.dates:
-        return True
-    found = _found(name, files, looks)
-    if found.time is not None:
+def _input(rows: Rows, name: str, dialect: Dialect, *, categorical: bool) -> Array:
+    """Return an input's numbers, or its categories as texts."""
+    if name in dialect.dates:
+        return _days(rows, name, dialect)
+    found = preview(rows, name, dialect, as_text=categorical)
+    if categorical:
+        return found.texts
+    _check_times(rows, name)
+    is_number = ~np.isnan(found.numbers)
+    if not found.distinct:
+        if not is_number.any():
+            raise DataError(f"{rows.path}: column {name!r} holds neither numbers nor texts. Name it in `drop`.")
+        return found.numbers
+    title, text = f"{found.where}: column {name!r}", found.distinct[0]
+    if remedy := suggest_option(found.distinct, dialect.numbers):
         raise DataError(
-            f"{found.in_time}: column {name!r} holds times, as {found.time!r}. Name it in `dates` (days since "
-            "1970-01-01 become its number), or in `drop`."
+            f"{title}: {remedy} If the column holds categories all the same, add {name!r} to `categorical`."
         )
-    if found.number is None and found.text is None:
-        raise DataError(f"{found.in_text}: column {name!r} holds neither numbers nor texts. Name it in `drop`.")
-    if found.text is None:
-        return True
-    if way := remedy(name, found.texts, files[0].dialect.numbers):
+    if is_number.any():
         raise DataError(
-            f"{found.in_text}: column {name!r}: {way} If the column holds categories all the same, add {name!r} to "
-            "`categorical`."
+            f"{title} holds numbers, as in {rows.where(is_number)}, and here {text!r}. If that stands for a missing "
+            f"value, add it to `missing_values`; if it holds categories, add {name!r} to `categorical`."
         )
-    if found.number is not None:
+    if found.nearly_all_differ:
         raise DataError(
-            f"{found.in_text}: column {name!r} holds numbers, as in {found.in_number}, and here {found.text!r}. If "
-            f"that stands for a missing value, add it to `missing_values`; if it holds categories, add {name!r} to "
-            "`categorical`."
+            f"{title} holds {len(found.distinct):,} different texts in {found.is_text.sum():,} rows, as {text!r}; "
+            "nearly every row has one of its own. If it names rows or is free text, name it in `drop`; if it holds "
+            f"categories all the same, add {name!r} to `categorical`."
         )
-    if found.too_many:
+    return found.texts
+
+
+def _number_target(rows: Rows, name: str, dialect: Dialect) -> Array:
+    if name in dialect.dates:
+        return _days(rows, name, dialect)
+    _check_times(rows, name)
+    found = preview(rows, name, dialect)
+    if found.distinct:
+        remedy = suggest_option(found.distinct, dialect.numbers)
+        message = f"{found.where}: the target {name!r} must hold numbers, and here is {found.distinct[0]!r}. {remedy}"
+        raise DataError(message.rstrip())
+    if np.isnan(found.numbers).all():
+        raise DataError(f"{rows.path}: the target {name!r} must hold numbers, and it holds none.")
+    return found.numbers
+
+
+def _class_target(rows: Rows, name: str, dialect: Dialect) -> Array:
+    found = preview(rows, name, dialect, as_text=True)
+    if found.nearly_all_differ:
+        message = (
+            f"{found.where}: the target {name!r} would have {len(found.distinct):,} classes in {found.is_text.sum():,} "
+            f"rows, as {found.distinct[0]!r}. If it holds numbers, learn it by `kind: regression`. "
+            f"{suggest_option(found.distinct, dialect.numbers)}"
+        )
+        raise DataError(message.rstrip())
+    return found.texts
+
+
+def _days(rows: Rows, name: str, dialect: Dialect) -> Array:
+    """Return the days of a column of dates, by its own format or the one that reads all values."""
+    column, form = rows.frame[name], dialect.dates[name]
+    if _holds_times(column):
+        return days(column).to_numpy()
+    codes, values = load_pandas().factorize(column)
+    texts = load_pandas().Series([str(value).strip() for value in values], dtype="str")
+    tried = DATE_FORMATS if form is None else (form,)
+    parsed = {each: parse_dates(texts, each).to_numpy() for each in tried}
+    fitting = [each for each, numbers in parsed.items() if not np.isnan(numbers).any()]
+    if not fitting:
+        wrong = np.isnan(min(parsed.values(), key=lambda numbers: np.isnan(numbers).sum()))
         raise DataError(
-            f"{found.in_text}: column {name!r} holds {len(found.texts):,} different texts in {found.known:,} rows, as "
-            f"{found.text!r}; nearly every row has one of its own. If it names rows or is free text, name it in "
-            f"`drop`; if it holds categories all the same, add {name!r} to `categorical`."
+            f"{rows.where(np.append(wrong, False)[codes])}: column {name!r} holds dates, and here "
+            f"{texts[wrong].iloc[0]!r}. If that stands for a missing value, add it to `missing_values`; else give the "
+            f'format, as in `dates: {{{name}: "%d.%m.%Y"}}`.'
         )
-    return False
+    if len(fitting) > 1 and len(texts):
+        raise ParameterError(
+            f"dates: {rows.path}: all values of column {name!r} can be read as {' and as '.join(fitting[:3])}. Say "
+            f'which it is, as in `dates: {{{name}: "{fitting[0]}"}}`.'
+        )
+    numbers: Array = np.append(parsed[fitting[0]], np.nan)[codes]
+    return numbers
 
 
-def _check_numeric(name: str, files: Sequence[TableFile], looks: Sequence[Looks]) -> None:
-    found = _found(name, files, looks)
-    if found.text is not None:
-        way = remedy(name, found.texts, files[0].dialect.numbers)
+def _holds_times(column: pd.Series[Any]) -> bool:
+    return bool(load_pandas().api.types.is_datetime64_any_dtype(column))
+
+
+def _check_times(rows: Rows, name: str) -> None:
+    column = rows.frame[name]
+    if _holds_times(column):
+        where, first = rows.where(column.notna().to_numpy()), str(column.dropna().iloc[0])
         raise DataError(
-            f"{found.in_text}: the target {name!r} must hold numbers, and here is {found.text!r}.{' ' * bool(way)}{way}"
+            f"{where}: column {name!r} holds times, as {first!r}. Name it in `dates` (days since 1970-01-01 become its "
+            "number), or in `drop`."
         )
-    if found.number is None and found.time is None:
-        raise DataError(f"{found.in_number}: the target {name!r} must hold numbers, and it holds none.")
-    if found.time is not None and name not in files[0].dialect.dates:
-        raise DataError(f"{found.in_time}: the target {name!r} holds times. Name it in `dates` to learn its days.")
-
-
-def _check_classes(name: str, files: Sequence[TableFile], looks: Sequence[Looks]) -> None:
-    found = _found(name, files, looks)
-    if found.too_many:
-        way = remedy(name, found.texts, files[0].dialect.numbers)
-        raise DataError(
-            f"{found.in_text}: the target {name!r} would have {len(found.texts):,} classes in {found.known:,} rows, as "
-            f"{found.text!r}. If it holds numbers, learn it by `kind: regression`.{' ' * bool(way)}{way}"
-        )
-
-
-@dataclass
-class _Found:
-    """A column in all files: its first number, text and time, and where each stands; its texts."""
-
-    in_number: str
-    in_text: str
-    in_time: str
-    number: str | None = None
-    text: str | None = None
-    time: str | None = None
-    known: int = 0
-    texts: dict[str, None] = field(default_factory=dict)
-
-    @property
-    def too_many(self) -> bool:
-        """Return whether nearly every row has a text of its own; more than are held are `most_categories`' matter."""
-        return FEW < len(self.texts) < MOST_SEEN and len(self.texts) > MOST_DIFFERENT * self.known
-
-
-def _found(name: str, files: Sequence[TableFile], looks: Sequence[Looks]) -> _Found:
-    where = str(files[0].path)
-    found = _Found(where, where, where)
-    for file, look in zip(files, looks, strict=True):
-        seen: Seen = look.seen[name]
-        for kind, spot in (("number", seen.number), ("text", seen.text), ("time", seen.time)):
-            if spot is not None and getattr(found, kind) is None:
-                setattr(found, kind, spot.value)
-                setattr(found, f"in_{kind}", f"{file.path}, row {spot.row + 1}")
-        found.known += seen.known
-        found.texts |= seen.texts
-    return found

@@ -12,11 +12,11 @@ from sparsemtl.errors import ParameterError
 from sparsemtl.registry.parameters import Count, Natural, validated
 
 WIDEST = 50
-"""Width of an embedding at most, where nobody says it."""
+"""Largest default width of an embedding."""
 
 
 def embedding_width(cardinality: int) -> int:
-    """Width of an embedding of so many codes, fastai's rule of thumb: 1.6 times their number to the power 0.56."""
+    """Return the default width of an embedding of so many codes, by fastai's rule of thumb: 1.6 * codes ** 0.56."""
     width: float = 1.6 * cardinality**0.56
     return min(WIDEST, ceil(width))
 
@@ -25,9 +25,9 @@ class ColumnEmbedding(nn.Module):
     """Numbers as they are, every category as a vector of its own; code 0, the unknown, is always zeros.
 
     Args:
-        cardinalities: number of codes of every category, code 0 among them.
+        cardinalities: number of codes per category, code 0 included.
         numeric: width of the numbers, which come first.
-        widths: of the categories' vectors; by default those of `embedding_width`.
+        widths: widths of the categories' vectors; by default those of `embedding_width`.
 
     Example:
         >>> stem = ColumnEmbedding([3, 10], numeric=2, widths=[4, 5])
@@ -48,27 +48,22 @@ class ColumnEmbedding(nn.Module):
             nn.Embedding(cardinality, width, padding_idx=0)
             for cardinality, width in zip(cardinalities, widths, strict=True)
         )
+        self.largest = max(cardinalities, default=1) - 1
         self.out_features = numeric + sum(widths)
 
     def forward(self, coded: Tensor) -> Tensor:
         """Map rows (B, numeric + categories) to (B, out_features).
 
         Raises:
-            ParameterError: if the rows' dtype cannot hold the codes.
+            ParameterError: if the dtype of the rows cannot hold the codes: half precision rounds whole numbers above
+                some hundreds, and the vector of another category would be learned.
         """
-        self._check(coded.dtype)
+        dtype = coded.dtype
+        if dtype.is_floating_point and self.largest > 2 / torch.finfo(dtype).eps:
+            raise ParameterError(
+                f"categories have codes up to {self.largest}, which {dtype} does not hold. Use a mixed precision, or "
+                "`encoding: one-hot`."
+            )
         codes = coded[:, self.numeric :].long()
         vectors = [embed(column) for embed, column in zip(self.embeddings, codes.unbind(1), strict=True)]
         return torch.cat([coded[:, : self.numeric], *vectors], dim=1)
-
-    def _check(self, dtype: torch.dtype) -> None:
-        """Half precision rounds whole numbers above some hundreds: another category's vector would be learned."""
-        largest = max((len(embed.weight) for embed in self._tables()), default=1) - 1
-        if dtype.is_floating_point and largest > 2 / torch.finfo(dtype).eps:
-            raise ParameterError(
-                f"categories have codes up to {largest}, which {dtype} does not hold. Use a mixed precision, or "
-                "`encoding: one-hot`."
-            )
-
-    def _tables(self) -> list[nn.Embedding]:
-        return [embed for embed in self.embeddings if isinstance(embed, nn.Embedding)]

@@ -1,177 +1,228 @@
-"""Columns of inputs as numbers: standardised, or a category's code, by what the training rows hold alone.
+"""From rows to a data set: inputs and labels coded by what the training rows hold, by scikit-learn's transformers.
 
-A coded row has the numbers first, then a 1 or 0 for every number that may be missing, then a code for every category:
-0 stands for one that training never saw, and is nothing (no one-hot column, an embedding of zeros).
+A coded row has the standardised numbers first, then a 1 or 0 for every number that is missing in some training row,
+then a code for every category: 0 stands for one that training never saw, and is nothing (no one-hot column, an
+embedding of zeros).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from math import isfinite
-from typing import Literal
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+import torch
+from typing_extensions import Doc
 
-from sparsemtl.data.tables.columns import Columns
-from sparsemtl.data.tables.reading import Array, Chunk
-from sparsemtl.data.tables.survey import TRAIN, Names, Numbers, Survey
-from sparsemtl.errors import DataError
+from sparsemtl.data.base import TaskData
+from sparsemtl.data.tables.coded import CodedSplit, OneHot
+from sparsemtl.data.tables.embedding import ColumnEmbedding
+from sparsemtl.data.tables.parts import PARTS, TRAIN, Parts
+from sparsemtl.data.tables.rows import Array, Rows
+from sparsemtl.data.tables.targets import AnyTarget, in_order
+from sparsemtl.errors import DataError, SparseMTLWarning, missing_extra
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+Encoding = Literal["one-hot", "embedding"]
+"""Form of a category in a batch: a column for each, or a vector that the network learns."""
+EncodingOption = Annotated[
+    Encoding, Doc("Form of categories: a column for each (one-hot), or vectors that the network learns (embedding).")
+]
 Missing = Literal["indicator", "mean", "refuse"]
-"""What becomes of a number that is missing."""
-UNKNOWN = 0
-"""Code of a category that training never saw."""
+"""Treatment of a missing number."""
+_GAP = "\0"
+"""Category of a missing value."""
+
+
+class UnseenCategoryWarning(SparseMTLWarning):
+    """Rows have a category that training never saw."""
 
 
 @dataclass(frozen=True)
-class Number:
-    """A column of numbers.
-
-    Attributes:
-        name: of the column.
-        mean: what becomes 0, and stands for a missing value.
-        spread: what becomes a difference of 1, above 0.
-        indicator: a further column says where the value is missing.
-    """
-
-    name: str
-    mean: float
-    spread: float
-    indicator: bool = False
-
-    def code(self, values: Array) -> Array:
-        """Standardised values (N,), float32; zero where missing."""
-        coded: Array = np.nan_to_num((values - self.mean) / self.spread, copy=False, nan=0.0).astype(np.float32)
-        return coded
-
-
-@dataclass(frozen=True)
-class Category:
-    """A column of categories.
-
-    Attributes:
-        name: of the column.
-        values: the categories in training, in order; the first has code 1. None stands for a missing value.
-    """
-
-    name: str
-    values: tuple[str | None, ...]
-
-    @property
-    def cardinality(self) -> int:
-        """Number of codes, that of the unknown among them."""
-        return len(self.values) + 1
-
-    def code(self, chunk: Chunk) -> Array:
-        """Codes (N,)."""
-        texts = chunk.texts[self.name]
-        codes = self._codes
-        known = np.array([codes.get(name, UNKNOWN) for name in (*texts.names, None)], dtype=np.int32)
-        return known[texts.codes]  # a missing value's place is -1, the last
-
-    @cached_property
-    def _codes(self) -> dict[str | None, int]:
-        return {value: code for code, value in enumerate(self.values, start=1)}
-
-
-@dataclass(frozen=True)
-class Coding:
-    """How the inputs are coded.
+class InputColumns:
+    """Columns of the inputs.
 
     Attributes:
         numbers: columns of numbers.
         categories: columns of categories.
+        missing: replace a missing number by the mean of training, with or without an indicator column where training
+            has such; or refuse it. A missing category is a category.
+        most_categories: largest number of categories in a column.
     """
 
-    numbers: tuple[Number, ...]
-    categories: tuple[Category, ...]
-
-    @property
-    def columns(self) -> tuple[Number | Category, ...]:
-        """All of them."""
-        return (*self.numbers, *self.categories)
-
-    @property
-    def numeric(self) -> int:
-        """Width of the coded numbers, with those that say where one is missing."""
-        return len(self.numbers) + sum(number.indicator for number in self.numbers)
-
-    @property
-    def cardinalities(self) -> tuple[int, ...]:
-        """Number of codes of every category."""
-        return tuple(category.cardinality for category in self.categories)
-
-    @property
-    def width(self) -> int:
-        """Width of a coded row."""
-        return self.numeric + len(self.categories)
-
-    def code(self, chunk: Chunk) -> Array:
-        """Coded rows (N, width), float32."""
-        columns = [
-            *(number.code(chunk.numbers[number.name]) for number in self.numbers),
-            *(np.isnan(chunk.numbers[number.name]) for number in self.numbers if number.indicator),
-            *(category.code(chunk) for category in self.categories),
-        ]
-        coded = np.empty((len(chunk), self.width), np.float32)
-        for place, column in enumerate(columns):
-            coded[:, place] = column
-        return coded
+    numbers: Sequence[str]
+    categories: Sequence[str]
+    missing: Missing = "refuse"
+    most_categories: int = 1000
 
 
-def fit(columns: Columns, found: Survey, *, missing: Missing, most_categories: int) -> Coding:
-    """Make the coding of the inputs.
+def tabulate(
+    name: str,
+    rows: Rows,
+    parts: Parts,
+    inputs: InputColumns,
+    targets: Sequence[AnyTarget],
+    *,
+    encoding: Encoding,
+    notes: Sequence[str] = (),
+    warn: bool = False,
+) -> TaskData:
+    """Make the data set of a table.
 
     Args:
-        columns: the inputs.
-        found: what the training rows hold.
-        missing: replace a missing number by the mean of training, with or without an indicator where training has such;
-            or refuse it. A missing category is one of its own.
-        most_categories: that a column may have.
+        name: name of the data set.
+        rows: columns of numbers (float64, NaN where missing) and texts (None where missing).
+        parts: parts of the rows.
+        inputs: columns of the inputs.
+        targets: targets of the tasks.
+        encoding: form of the categories in a batch.
+        notes: remarks on rows and columns; those on missing, unknown and scaled values are added.
+        warn: warn of categories that training never saw.
 
     Raises:
-        DataError: if training knows no value of a column, or too many categories; if a missing value is refused.
+        DataError: naming the column and, where there is one, the row that does not do.
     """
-    for name in (*columns.numbers, *columns.categories):
-        _check(name, found, refuse=missing == "refuse", most=most_categories)
-    return Coding(
-        tuple(_number(name, found.numbers[name], indicator=missing == "indicator") for name in columns.numbers),
-        tuple(_category(name, found.texts[name]) for name in columns.categories),
+    table = _Table(rows, parts.of_rows)
+    table.check([*inputs.numbers, *(target.column for target in targets if target.numeric)])
+    targets = [target.fitted(table.known_labels(target.column), rows.path) for target in targets]
+    coded, cardinalities = table.code(inputs)
+    unseen = list(table.unseen(inputs.categories, coded))
+    for remark in unseen if warn else ():
+        warnings.warn(f"{rows.path}: {remark}.", UnseenCategoryWarning, stacklevel=5)
+    numeric = coded.shape[1] - len(cardinalities)
+    expand = OneHot(numeric, cardinalities) if encoding == "one-hot" else None
+    labels = {target.name: torch.from_numpy(target.labels(rows)) for target in targets}
+    train, validation, test = (
+        CodedSplit(torch.from_numpy(coded), labels, torch.from_numpy((parts.of_rows == part).nonzero()[0]), expand)
+        for part in range(len(PARTS))
+    )
+    asked = (note for target in targets if (note := target.note()))
+    return TaskData(
+        name,
+        tuple(target.task() for target in targets),
+        train,
+        validation,
+        test,
+        notes=(parts.note, *notes, *table.notes(inputs), *table.unlabelled(targets), *asked, *unseen),
+        stem=partial(ColumnEmbedding, cardinalities, numeric) if encoding == "embedding" else None,
     )
 
 
-def _number(name: str, found: Numbers, *, indicator: bool) -> Number:
-    mean, spread = (found.low, 1.0) if found.constant else (found.mean, found.spread)  # without what rounding leaves
-    return Number(name, mean, spread, indicator and bool(found.missing.counts[TRAIN]))
+class _Table:
+    """Rows with their parts."""
 
+    def __init__(self, rows: Rows, of_rows: Array) -> None:
+        self.rows, self.frame, self.of_rows = rows, rows.frame, of_rows
+        self.train = self.frame[of_rows == TRAIN]
 
-def _category(name: str, found: Names) -> Category:
-    return Category(name, (*in_order(found.counts), *([None] if found.missing.counts[TRAIN] else [])))
+    def check(self, numbers: Sequence[str]) -> None:
+        """Raise if a part has no row, or a number is not finite in single precision."""
+        for part, title in enumerate(PARTS):
+            if not (self.of_rows == part).any():
+                raise DataError(f"{self.rows.path}: of {len(self.of_rows)} rows none is left for {title}.")
+        for name in numbers:
+            values = self.frame[name].to_numpy()
+            if (beyond := np.abs(values) > np.finfo(np.float32).max).any():
+                value = values[beyond][0]
+                why = "is not finite" if np.isinf(value) else "is beyond the range of single precision"
+                raise DataError(f"{self.rows.where(beyond)}: column {name!r} holds {value}, which {why}.")
 
+    def missing(self, name: str) -> Array:
+        """Return the number of missing values per part."""
+        return np.bincount(self.of_rows[self.frame[name].isna()], minlength=len(PARTS))
 
-def _check(name: str, survey: Survey, *, refuse: bool, most: int) -> None:
-    found = survey[name]
-    if refuse and found.missing:
-        raise DataError(
-            f"{found.missing.first}: column {name!r} has no value here, and {found.missing.counts.sum()} in all have "
-            "none. `missing: indicator` or `missing: mean` would replace it."
+    def known_labels(self, name: str) -> pd.Series[Any]:
+        """Return the values of a target in training; raise if a part has none, or training has the same in all rows."""
+        where, sizes = f"{self.rows.path}: the target {name!r}", np.bincount(self.of_rows, minlength=len(PARTS))
+        for part, size, missing in zip(PARTS, sizes, self.missing(name), strict=True):
+            if size == missing:
+                raise DataError(f"{where} has no value in the {size} {part} rows.")
+        known: pd.Series[Any] = self.train[name].dropna()
+        if known.nunique() == 1:
+            shown = repr(known.iloc[0]) if isinstance(known.iloc[0], str) else f"{known.iloc[0]:g}"
+            raise DataError(f"{where} is {shown} in all training rows; there is nothing to learn.")
+        return known
+
+    def code(self, inputs: InputColumns) -> tuple[Array, tuple[int, ...]]:
+        """Return coded rows (N, columns), float32, and the number of codes per category, code 0 included."""
+        try:
+            from sklearn.compose import ColumnTransformer
+            from sklearn.impute import SimpleImputer
+            from sklearn.pipeline import make_pipeline
+            from sklearn.preprocessing import OrdinalEncoder, StandardScaler
+        except ImportError:
+            raise missing_extra("scikit-learn", "tables", "a table") from None
+        numbers, texts = list(inputs.numbers), list(inputs.categories)
+        known = {name: self._known(name, inputs) for name in (*numbers, *texts)}
+        scaled = make_pipeline(
+            StandardScaler(),
+            SimpleImputer(strategy="constant", fill_value=0.0, add_indicator=inputs.missing == "indicator"),
         )
-    if isinstance(found, Names) and len(found.counts) > most:
-        raise DataError(
-            f"{survey.path}: column {name!r} has {len(found.counts):,} categories in the training rows, as "
-            f"{min(found.counts)!r}; at most {most:,} are taken. If it says nothing of other rows, name it in `drop`; "
-            "else raise `most_categories`."
-        )
-    if not (found.counts if isinstance(found, Names) else found.count):
-        raise DataError(f"{survey.path}: column {name!r} has no value in the training rows. Name it in `drop`.")
+        categories = [in_order(known[name]) + [_GAP] * bool(self.train[name].isna().any()) for name in texts]
+        codes = OrdinalEncoder(categories=categories, handle_unknown="use_encoded_value", unknown_value=-1)
+        transformer = ColumnTransformer([("numbers", scaled, numbers), ("categories", codes, texts)])
+        values = self.frame[[*numbers, *texts]].copy()
+        values[numbers] -= self.train[numbers].min()  # a column that is constant in training is then exactly 0
+        values[texts] = values[texts].fillna(_GAP)
+        coded: Array = transformer.fit(values[self.of_rows == TRAIN]).transform(values).astype(np.float32)
+        coded[:, coded.shape[1] - len(texts) :] += 1
+        return coded, tuple(len(of) + 1 for of in categories)
+
+    def _known(self, name: str, inputs: InputColumns) -> Sequence[Any]:
+        """Return the different values of an input in training; raise if there is none, or more than are allowed."""
+        gone = self.frame[name].isna().to_numpy()
+        if inputs.missing == "refuse" and gone.any():
+            raise DataError(
+                f"{self.rows.where(gone)}: column {name!r} has no value here, and {gone.sum()} in all have none. "
+                "`missing: indicator` or `missing: mean` would replace it."
+            )
+        known: Sequence[Any] = self.train[name].dropna().unique()
+        if name in inputs.categories and len(known) > inputs.most_categories:
+            raise DataError(
+                f"{self.rows.path}: column {name!r} has {len(known):,} categories in the training rows, as "
+                f"{min(known)!r}; at most {inputs.most_categories:,} are taken. If it says nothing of other rows, name "
+                "it in `drop`; else raise `most_categories`."
+            )
+        if not len(known):
+            raise DataError(f"{self.rows.path}: column {name!r} has no value in the training rows. Name it in `drop`.")
+        return known
+
+    def unseen(self, categories: Sequence[str], coded: Array) -> Iterator[str]:
+        """Yield a remark per column of categories of which rows have one that training never saw."""
+        for name, codes in zip(categories, coded.T[coded.shape[1] - len(categories) :], strict=True):
+            if (unknown := codes == 0).any():
+                value = self.frame[name][unknown].iloc[0]
+                first = repr(value) if isinstance(value, str) else "a missing value"
+                yield (
+                    f"column {name!r}: {unknown.sum()} validation or test rows have a category that training never "
+                    f"saw, the first is {first} in {self.rows.where(unknown)}; it counts as unknown"
+                )
+
+    def notes(self, inputs: InputColumns) -> Iterator[str]:
+        """Yield remarks on missing values, and on columns that are the same in all training rows."""
+        names = (*inputs.numbers, *inputs.categories)
+        for name in names:
+            if (counts := self.missing(name)).any():
+                if name in inputs.categories:
+                    way = "a category of their own" if counts[TRAIN] else "counted as unknown"
+                else:
+                    way = "replaced by the mean of training"
+                    way += ", with a column that says so" if counts[TRAIN] and inputs.missing == "indicator" else ""
+                yield f"column {name!r} is missing in {_by_part(counts)} rows, {way}"
+        if constant := [repr(name) for name in names if self.train[name].nunique(dropna=False) == 1]:
+            yield f"the same in all training rows: {', '.join(constant)}"
+
+    def unlabelled(self, targets: Sequence[AnyTarget]) -> Iterator[str]:
+        """Yield a remark per target with missing labels."""
+        for target in targets:
+            if (counts := self.missing(target.column)).any():
+                yield f"{target.name}: {_by_part(counts)} rows have no label"
 
 
-def in_order(names: Iterable[str]) -> list[str]:
-    """Texts sorted; by size if all are finite numbers."""
-    try:
-        sizes = {name: float(name) for name in names}
-    except ValueError:
-        return sorted(names)
-    return sorted(sizes, key=lambda name: (sizes[name], name)) if all(map(isfinite, sizes.values())) else sorted(names)
+def _by_part(counts: Array) -> str:
+    return ", ".join(f"{count} {part}" for part, count in zip(PARTS, counts.tolist(), strict=True) if count)

@@ -1,28 +1,30 @@
-"""Which rows of a table are for training, validation and test."""
+"""Parts of a table: which rows are for training, validation and test."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sparsemtl.data.splitting import by_classes, hold_out, partition
-from sparsemtl.data.tables.files import ROLES, Rows
-from sparsemtl.data.tables.reading import Array, TableFile
-from sparsemtl.data.tables.survey import PARTS, TEST, TRAIN, VALIDATION
-from sparsemtl.data.tables.targets import Target
+from sparsemtl.data.splitting import by_classes, partition
+from sparsemtl.data.tables.formats import load_pandas
+from sparsemtl.data.tables.rows import ROLES, Array, Rows
+from sparsemtl.data.tables.targets import AnyTarget, ClassTarget
 from sparsemtl.errors import DataError, ParameterError, unknown_name
+
+TRAIN, VALIDATION, TEST = range(3)
+PARTS = ("training", "validation", "test")
+"""Names of the parts, by number."""
 
 
 class Parts(NamedTuple):
-    """What every row belongs to.
+    """Parts of all rows.
 
     Attributes:
-        of_rows: the part of every row, uint8, shape (N,).
+        of_rows: number of each row's part, uint8, shape (N,).
         note: how they were made.
     """
 
@@ -30,111 +32,80 @@ class Parts(NamedTuple):
     note: str
 
 
-@dataclass(frozen=True)
-class Division:
-    """How rows are divided.
-
-    Attributes:
-        shares: of training, validation and test.
-        column: that says it instead; None if there is none.
-        seed: of the order.
-        stratify: every class of every classification gets these shares, as nearly as numbers allow.
-    """
-
-    shares: tuple[float, ...]
-    column: str | None
-    seed: int
-    stratify: bool = True
-
-    def divide(
-        self, files: Sequence[TableFile], counts: Sequence[int], rows: Rows, targets: Sequence[Target] = ()
-    ) -> Parts:
-        """Divide the rows of one file, or say what those of several are.
-
-        Args:
-            files: one; training and test; or training, validation and test.
-            counts: rows of each.
-            rows: the rows of all files, with the targets' columns.
-            targets: what is to be learned of them.
-
-        Raises:
-            ParameterError: if the shares do not add up to 1, or there are several files and a column.
-            DataError: if a part gets no row, or a value of the column is no part's.
-        """
-        if len(self.shares) != len(PARTS):
-            raise ParameterError(f"split: expected the shares of training, validation and test, got {self.shares}.")
-        if len(files) == 1 and self.column is not None:
-            return self._by_column(files[0], counts[0])
-        if self.column is not None:
-            raise ParameterError(f"split_column: {len(files)} files say already what their rows belong to.")
-        if len(files) == len(PARTS):
-            of_rows = np.repeat(np.arange(3, dtype=np.uint8), counts)
-            return Parts(of_rows, "training, validation and test rows are of files of their own")
-        classes = strata(rows, targets)[:, : counts[0]] if self.stratify else torch.empty(0, counts[0])
-        return self._by_shares(files[0], classes) if len(files) == 1 else self._two_files(classes, counts[1])
-
-    def _by_shares(self, file: TableFile, classes: Tensor) -> Parts:
-        count = classes.shape[1]
-        try:
-            rows = partition(count, self.shares, seed=self.seed)
-        except DataError as error:
-            raise DataError(f"{file.path}: {error}") from None
-        if len(classes):
-            rows = by_classes(classes.unbind(0), self.shares, seed=self.seed)
-        return Parts(assigned(count, rows), random_note(self.shares, self.seed) + _alike(classes))
-
-    def _two_files(self, classes: Tensor, test: int) -> Parts:
-        share = self.shares[VALIDATION] / (self.shares[TRAIN] + self.shares[VALIDATION])
-        train = classes.shape[1]
-        rows: Sequence[Tensor] = hold_out(train, share, seed=self.seed)
-        if len(classes):
-            rows = by_classes(classes.unbind(0), [1 - share, share], seed=self.seed)
-        note = f"validation: {100 * share:.4g} % of the training file's rows at random (seed {self.seed})"
-        of_rows = np.concatenate([assigned(train, rows), np.full(test, TEST, np.uint8)])
-        return Parts(of_rows, note + _alike(classes))
-
-    def _by_column(self, file: TableFile, count: int) -> Parts:
-        assert self.column is not None
-        of_rows = np.empty(count, np.uint8)
-        start = 0
-        for chunk in Rows([file], (), (self.column,)):
-            codes, names = chunk.texts[self.column]
-            roles = [name.lower() for name in names]
-            known = np.array([*(ROLES.index(name) if name in ROLES else 255 for name in roles), 255], np.uint8)
-            parts = known[codes]
-            if (parts == 255).any():
-                row = int((parts == 255).argmax())
-                found = names[codes[row]] if codes[row] >= 0 else ""
-                raise DataError(f"{chunk.where(row)}: column {self.column!r}: {unknown_name('part', found, ROLES)}")
-            of_rows[start : start + len(chunk)] = parts
-            start += len(chunk)
-        return Parts(of_rows, f"column {self.column!r} says which rows are for training, validation and test")
-
-
-def strata(rows: Rows, targets: Sequence[Target]) -> Tensor:
-    """Classes of all rows by which they are divided, int64, shape (classifications, N); below 0 where there is none."""
-    asked = [target for target in targets if target.classifies]
-    if not asked:
-        return torch.empty(0, sum(map(len, rows)), dtype=torch.long)
-    numbered: list[dict[str, int]] = [{} for _ in asked]
-    pieces = [
-        np.stack([target.stratum(chunk, seen) for target, seen in zip(asked, numbered, strict=True)]) for chunk in rows
-    ]
-    return torch.from_numpy(np.concatenate(pieces, axis=1))
-
-
-def _alike(classes: Tensor) -> str:
-    return ", of every class" if len(classes) else ""
-
-
-def random_note(shares: Sequence[float], seed: int) -> str:
-    """Say how rows were divided by `partition`."""
+def draw(count: int, shares: Sequence[float], seed: int) -> Parts:
+    """Draw the parts of rows at random."""
     each = ", ".join(f"{100 * share:.4g} % {part}" for share, part in zip(shares, PARTS, strict=True))
-    return f"{each} at random (seed {seed})"
+    return Parts(assigned(count, partition(count, shares, seed=seed)), f"{each} at random (seed {seed})")
+
+
+def divide(rows: Rows, targets: Sequence[AnyTarget], shares: Sequence[float], seed: int, *, stratify: bool) -> Parts:
+    """Divide the rows of one file, or return what those of several are.
+
+    Args:
+        rows: rows of one file; of training and test; or of training, validation and test.
+        targets: targets of the tasks.
+        shares: of training, validation and test.
+        seed: of the order.
+        stratify: give every class of every classification these shares, as nearly as numbers allow.
+
+    Raises:
+        ParameterError: if there are not three shares, or they do not add up to 1.
+        DataError: if there are too few rows for a part to get one.
+    """
+    (path, count), *others = rows.files
+    if len(shares) != len(PARTS):
+        raise ParameterError(f"split: expected the shares of training, validation and test, got {shares}.")
+    if len(others) == 2:
+        of_rows = np.repeat(np.arange(3, dtype=np.uint8), [count, *(count for _, count in others)])
+        return Parts(of_rows, "training, validation and test rows are of files of their own")
+    try:
+        if others:
+            share = shares[VALIDATION] / (shares[TRAIN] + shares[VALIDATION])
+            shares = [1 - share, share]
+            note = f"validation: {100 * share:.4g} % of the training file's rows at random (seed {seed})"
+            parts = Parts(assigned(count, partition(count, shares, seed=seed)), note)
+        else:
+            parts = draw(count, shares, seed)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    if stratify and (classes := [of[:count] for of in _strata(rows, targets)]):
+        of_rows = assigned(count, by_classes(classes, shares, seed=seed))
+        parts = Parts(of_rows, f"{parts.note}, of every class")
+    test = np.full(sum(count for _, count in others), TEST, np.uint8)
+    return Parts(np.append(parts.of_rows, test), parts.note)
+
+
+def by_column(rows: Rows, name: str) -> Parts:
+    """Return the parts that a column names.
+
+    Raises:
+        ParameterError: if there are several files.
+        DataError: if a value names no part.
+    """
+    if len(rows.files) > 1:
+        raise ParameterError(f"split_column: {len(rows.files)} files say already what their rows belong to.")
+    values = rows.frame[name].fillna("")
+    of_rows = load_pandas().Index(ROLES).get_indexer(values.str.lower())
+    if (unknown := of_rows < 0).any():
+        found = unknown_name("part", values[unknown].iloc[0], ROLES)
+        raise DataError(f"{rows.where(unknown)}: column {name!r}: {found}")
+    return Parts(of_rows.astype(np.uint8), f"column {name!r} says which rows are for training, validation and test")
+
+
+def _strata(rows: Rows, targets: Sequence[AnyTarget]) -> list[Tensor]:
+    """Return the classes of each classification, int64, shape (N,); below 0 where there is none."""
+    classes = [
+        target.labels(rows)
+        if target.numeric or target.equals is not None
+        else load_pandas().factorize(rows.frame[target.column])[0].astype(np.int64)
+        for target in targets
+        if isinstance(target, ClassTarget)
+    ]
+    return [torch.from_numpy(of) for of in classes]
 
 
 def assigned(count: int, rows: Sequence[Tensor]) -> Array:
-    """The part of every one of `count` rows, uint8, from the rows of every part."""
+    """Return the part of each of `count` rows, uint8, from the rows of each part."""
     of_rows = np.empty(count, np.uint8)
     for part, members in enumerate(rows):
         of_rows[members.numpy()] = part

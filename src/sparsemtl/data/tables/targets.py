@@ -1,33 +1,59 @@
-"""What tasks are to be learned from which columns, and their labels."""
+"""Targets: what tasks learn from which columns, as a configuration writes it, and their labels."""
 
 from __future__ import annotations
 
-import abc
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sparsemtl.data.tables.encoding import in_order
-from sparsemtl.data.tables.reading import Array, Chunk
-from sparsemtl.data.tables.survey import PARTS, Numbers, Survey
-from sparsemtl.errors import DataError, unknown_name
+from sparsemtl.data.tables.formats import load_pandas, whole_number
+from sparsemtl.data.tables.rows import Array, Rows
+from sparsemtl.errors import DataError, ParameterError, unknown_name
+from sparsemtl.registry.checking import check_value
+from sparsemtl.registry.parameters import NonNegative, Positive, Share
 from sparsemtl.tasks import Classification, Regression, Task
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 UNLABELLED = -100
-"""The class of a row that has no label."""
-MARKS = frozenset({"?", "-", "--", ".", "none", "missing", "unknown", "n.a."})
-"""Names, in small letters, that stand for a missing value in many a table, and for a class in others."""
+"""Class of a row that has no label."""
+_GAP_NAMES = frozenset({"?", "-", "--", ".", "none", "missing", "unknown", "n.a."})
+"""Names, in small letters, that stand for a missing value in some tables, and for a class in others."""
+Scale = Literal["standard", "unit"]
+_KINDS: dict[str, dict[str, Any]] = {
+    "classification": {
+        "column": str,
+        "classes": Sequence[Any],
+        "above": float,
+        "equals": Any,
+        "label_smoothing": Share,
+        "weight": NonNegative,
+    },
+    "regression": {
+        "column": str,
+        "scale": Scale | Positive,
+        "criterion": Literal["mse", "l1", "huber"],
+        "weight": NonNegative,
+    },
+}
+"""Options of a target by its kind."""
+_OF_TASKS = ("label_smoothing", "criterion", "weight")
 
 
 @dataclass(frozen=True)
-class Target(abc.ABC):
-    """What one task learns from one column.
+class Target:
+    """Labels of one task, made of one column.
 
     Attributes:
-        name: the task's.
-        column: the column.
+        name: name of the task.
+        column: name of the column.
         options: further arguments of the task.
     """
 
@@ -35,211 +61,98 @@ class Target(abc.ABC):
     column: str
     options: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
 
-    @property
-    @abc.abstractmethod
-    def numeric(self) -> bool:
-        """True if the column must hold numbers."""
-
-    @property
-    def dtype(self) -> type[np.generic]:
-        """Of the labels."""
-        return np.int64
-
-    @abc.abstractmethod
-    def task(self) -> Task:
-        """Make the task."""
-
-    @abc.abstractmethod
-    def labels(self, chunk: Chunk) -> Array:
-        """Labels of some rows (N,), of `dtype`: classes or values; `UNLABELLED` or NaN where there is none.
-
-        Raises:
-            DataError: if a label is none of the task's, with its row and column.
-        """
-
-    @property
-    def classifies(self) -> bool:
-        """True if its labels are classes."""
-        return True
-
-    def stratum(self, chunk: Chunk, seen: dict[str, int]) -> Array:
-        """Class of some rows before anything is known of training (N,), int64; `UNLABELLED` where there is none.
-
-        Args:
-            chunk: the rows.
-            seen: number of every class that earlier rows had; new ones are added.
-        """
-        return self.labels(chunk)
-
-    def fitted(self, found: Survey) -> Target:
-        """The target with all that it takes from the training rows.
-
-        Raises:
-            DataError: if a part has no label, or training has the same one in all rows.
-        """
-        column = found[self.column]
-        for part, size, missing in zip(PARTS, found.sizes, column.missing.counts.tolist(), strict=True):
-            if size == missing:
-                raise DataError(f"{found.path}: the target {self.column!r} has no value in the {size} {part} rows.")
-        if column.constant:
-            value = f"{column.low:g}" if isinstance(column, Numbers) else repr(min(column.counts))
-            raise DataError(
-                f"{found.path}: the target {self.column!r} is {value} in all training rows; there is nothing to learn."
-            )
-        return self
-
-    def note(self) -> str:
-        """What must be said of its labels beside every figure; "" if nothing."""
-        return ""
-
 
 @dataclass(frozen=True)
-class Classes(Target):
-    """The classes are the column's values.
+class ClassTarget(Target):
+    """Classification: of the column's values, or of no and yes.
 
     Attributes:
-        classes: in order; by default those of the training rows, sorted.
+        classes: values in order; by default those of the training rows, sorted.
+        above: limit above which a number is a yes; None: no such question.
+        equals: value that is a yes, as text; None: no such question.
     """
 
     classes: tuple[str, ...] = ()
+    above: float | None = None
+    equals: str | None = None
 
     @property
     def numeric(self) -> bool:
-        """Classes may be texts."""
-        return False
+        """Need for a column of numbers."""
+        return self.above is not None
 
-    def fitted(self, found: Survey) -> Target:
-        """With the classes that training has, unless they are given."""
-        super().fitted(found)
-        return self if self.classes else replace(self, classes=tuple(in_order(found.texts[self.column].counts)))
+    def fitted(self, known: pd.Series[Any], path: Path) -> ClassTarget:
+        """Return the target with the classes of the training rows, unless they are given.
 
-    def note(self) -> str:
-        """Classes whose names often stand for a missing value."""
-        marks = [name for name in self.classes if name.lower() in MARKS and not (name == "-" and "+" in self.classes)]
-        if not marks:
-            return ""
-        named = ", ".join(map(repr, marks))
-        return f"{self.name}: {named} counts as a class. If it stands for a missing label, add it to `missing_values`"
+        Args:
+            known: values of the training rows.
+            path: the file, for messages.
 
-    def stratum(self, chunk: Chunk, seen: dict[str, int]) -> Array:
-        """The numbers of the classes, in the order in which they come."""
-        codes, names = chunk.texts[self.column]
-        numbers: Array = np.array([*(seen.setdefault(name, len(seen)) for name in names), UNLABELLED], np.int64)[codes]
-        return numbers
-
-    def task(self) -> Task:
-        """A classification."""
-        return Classification(self.name, self.classes, **self.options)
-
-    def labels(self, chunk: Chunk) -> Array:
-        """The classes' places."""
-        codes, names = chunk.texts[self.column]
-        places = {name: place for place, name in enumerate(self.classes)}
-        known = np.array([*(places.get(name, -1) for name in names), UNLABELLED], dtype=np.int64)
-        labels: Array = known[codes]  # a missing value's place is -1, the last
-        if (labels == -1).any():
-            row = int((labels == -1).argmax())
-            raise DataError(
-                f"{chunk.where(row)}: {names[codes[row]]!r} in the target {self.column!r} is none of the classes "
-                f"{', '.join(self.classes)}. `targets: {{{self.column}: {{kind: classification, classes: [...]}}}}` "
-                "names them all."
-            )
-        return labels
-
-
-@dataclass(frozen=True)
-class Equals(Target):
-    """Whether the column has a certain value.
-
-    Attributes:
-        value: which, as text.
-    """
-
-    value: str = ""
-
-    @property
-    def numeric(self) -> bool:
-        """Any value will do."""
-        return False
-
-    def fitted(self, found: Survey) -> Target:
-        """Unchanged, if training has the value."""
-        super().fitted(found)
-        names = found.texts[self.column].counts
-        if self.value not in names:
-            raise DataError(
-                f"{found.path}: the target {self.column!r} has in training: {unknown_name('value', self.value, names)}"
-            )
+        Raises:
+            DataError: if training has no yes, or no number that is a no.
+        """
+        where = f"{path}: the target {self.column!r}"
+        if self.above is not None:
+            low, high = known.min(), known.max()
+            if high <= self.above or low > self.above:
+                raise DataError(
+                    f"{where} lies in {low:g} .. {high:g} in all training rows; whether it is above {self.above:g} is "
+                    "nothing to learn."
+                )
+        elif self.equals is not None:
+            if not (known == self.equals).any():
+                raise DataError(f"{where} has in training: {unknown_name('value', self.equals, known.unique())}")
+        elif not self.classes:
+            return replace(self, classes=tuple(in_order([*known.unique()])))
         return self
 
     def task(self) -> Task:
-        """A classification of no and yes."""
-        return Classification(self.name, ["no", "yes"], **self.options)
+        """Make the classification."""
+        return Classification(self.name, self.classes or ["no", "yes"], **self.options)
 
-    def labels(self, chunk: Chunk) -> Array:
-        """1 where it has."""
-        codes, names = chunk.texts[self.column]
-        known = np.array([*(name == self.value for name in names), UNLABELLED], dtype=np.int64)
-        labels: Array = known[codes]
-        return labels
+    def labels(self, rows: Rows) -> Array:
+        """Return the classes, int64, shape (N,); `UNLABELLED` where the value is missing.
+
+        Raises:
+            DataError: if a value is none of the classes, with its row and column.
+        """
+        column = rows.frame[self.column]
+        missing = column.isna().to_numpy()
+        if self.above is not None:
+            classes = (column > self.above).to_numpy()
+        elif self.equals is not None:
+            classes = (column == self.equals).to_numpy()
+        else:
+            classes = load_pandas().Index(self.classes).get_indexer(column)
+            if (wrong := (classes < 0) & ~missing).any():
+                raise DataError(
+                    f"{rows.where(wrong)}: {column[wrong].iloc[0]!r} in the target {self.column!r} is none of the "
+                    f"classes {', '.join(self.classes)}. `targets: {{{self.column}: {{kind: classification, classes: "
+                    "[...]}}}` names them all."
+                )
+        return np.where(missing, UNLABELLED, classes).astype(np.int64)
 
     def note(self) -> str:
-        """What is asked."""
-        return f"{self.name}: whether {self.column!r} is {self.value!r}"
+        """Return the question, or the classes whose names often stand for a missing value; "" if there are none."""
+        if self.above is not None:
+            return f"{self.name}: whether {self.column!r} is above {self.above:g}"
+        if self.equals is not None:
+            return f"{self.name}: whether {self.column!r} is {self.equals!r}"
+        signs = {"-", "+"} <= {*self.classes}
+        gaps = [repr(name) for name in self.classes if name.lower() in _GAP_NAMES and not (signs and name == "-")]
+        remedy = "counts as a class. If it stands for a missing label, add it to `missing_values`"
+        return f"{self.name}: {', '.join(gaps)} {remedy}" if gaps else ""
 
 
 @dataclass(frozen=True)
-class Above(Target):
-    """Whether the column's number is above a limit.
+class NumberTarget(Target):
+    """Regression of the column's number, which is `offset + factor * label`.
 
     Attributes:
-        limit: which.
-    """
-
-    limit: float = 0.0
-
-    @property
-    def numeric(self) -> bool:
-        """Only numbers are above others."""
-        return True
-
-    def fitted(self, found: Survey) -> Target:
-        """Unchanged, if training has numbers on both sides."""
-        super().fitted(found)
-        column = found.numbers[self.column]
-        if column.high <= self.limit or column.low > self.limit:
-            raise DataError(
-                f"{found.path}: the target {self.column!r} lies in {column.low:g} .. {column.high:g} in all training "
-                f"rows; whether it is above {self.limit:g} is nothing to learn."
-            )
-        return self
-
-    def task(self) -> Task:
-        """A classification of no and yes."""
-        return Classification(self.name, ["no", "yes"], **self.options)
-
-    def labels(self, chunk: Chunk) -> Array:
-        """1 where it is."""
-        values = chunk.numbers[self.column]
-        return np.where(np.isnan(values), UNLABELLED, values > self.limit).astype(np.int64)
-
-    def note(self) -> str:
-        """What is asked."""
-        return f"{self.name}: whether {self.column!r} is above {self.limit:g}"
-
-
-Scale = Literal["standard", "unit"]
-
-
-@dataclass(frozen=True)
-class Value(Target):
-    """The column's number itself, `offset + factor * label`.
-
-    Attributes:
-        scale: choose offset and factor such that the labels of training have mean 0 and standard deviation 1
-            (`standard`), or least 0 and greatest 1 (`unit`); None: as they are given.
-        offset: the number whose label is 0.
-        factor: how much more has the label 1, above 0.
+        scale: choice of offset and factor by the training rows: labels of mean 0 and standard deviation 1 (`standard`),
+            or from 0 to 1 (`unit`); None: as they are given.
+        offset: number whose label is 0.
+        factor: difference of numbers whose labels differ by 1, above 0.
     """
 
     scale: Scale | None = None
@@ -248,41 +161,90 @@ class Value(Target):
 
     @property
     def numeric(self) -> bool:
-        """It must be a number."""
+        """Need for a column of numbers."""
         return True
 
-    @property
-    def classifies(self) -> bool:
-        """It is a regression."""
-        return False
-
-    @property
-    def dtype(self) -> type[np.generic]:
-        """Real numbers."""
-        return np.float32
-
-    def fitted(self, found: Survey) -> Target:
-        """With offset and factor of the training rows."""
-        super().fitted(found)
-        column = found.numbers[self.column]
+    def fitted(self, known: pd.Series[Any], path: Path) -> NumberTarget:
+        """Return the target with offset and factor of the training rows; for the arguments see `ClassTarget`."""
         match self.scale:
             case "standard":
-                return replace(self, offset=column.mean, factor=column.spread)
+                return replace(self, offset=float(known.mean()), factor=float(known.std(ddof=0)))
             case "unit":
-                return replace(self, offset=column.low, factor=column.high - column.low)
+                return replace(self, offset=float(known.min()), factor=float(known.max() - known.min()))
         return self
 
     def task(self) -> Task:
-        """A regression."""
+        """Make the regression."""
         return Regression(self.name, **self.options)
 
-    def labels(self, chunk: Chunk) -> Array:
-        """Scaled numbers."""
-        return ((chunk.numbers[self.column] - self.offset) / self.factor).astype(np.float32)
+    def labels(self, rows: Rows) -> Array:
+        """Return the scaled numbers, float32, shape (N,); NaN where the value is missing."""
+        return ((rows.frame[self.column].to_numpy() - self.offset) / self.factor).astype(np.float32)
 
     def note(self) -> str:
-        """The way back."""
+        """Return the way from labels to numbers, "" if they are the same."""
         if self.offset == 0 and self.factor == 1:
             return ""
         start = f"{self.offset:.9g} + " if self.offset else ""
         return f"{self.name}: {self.column!r} is {start}{self.factor:.9g} * its label"
+
+
+AnyTarget = ClassTarget | NumberTarget
+
+
+def in_order(names: Sequence[str]) -> list[str]:
+    """Return texts sorted; by size if all are finite numbers."""
+    try:
+        sizes = {name: float(name) for name in names}
+    except ValueError:
+        return sorted(names)
+    return sorted(sizes, key=lambda name: (sizes[name], name)) if all(map(isfinite, sizes.values())) else sorted(sizes)
+
+
+def parse_targets(targets: Mapping[str, Any]) -> tuple[AnyTarget, ...]:
+    """Return the targets of a configuration: column -> kind, or a mapping of `kind` and options.
+
+    Raises:
+        ParameterError: naming the target, what was expected and what was found.
+    """
+    if not isinstance(targets, Mapping) or not targets:
+        raise ParameterError(f"targets: expected a mapping of columns to kinds, got {targets!r}.")
+    made = tuple(_parse_target(str(key), said) for key, said in targets.items())
+    numeric: dict[str, bool] = {}
+    counts = Counter(target.name for target in made)
+    for target in made:
+        if counts[target.name] > 1:
+            raise ParameterError(f"targets: two tasks would be named {target.name!r}. Name one, and say its `column`.")
+        if numeric.setdefault(target.column, target.numeric) != target.numeric:
+            raise ParameterError(
+                f"targets: column {target.column!r} is to hold numbers for one task and classes for another."
+            )
+    return made
+
+
+def _parse_target(key: str, said: Any) -> AnyTarget:
+    options = dict(said) if isinstance(said, Mapping) else {"kind": said}
+    kind = options.pop("kind", None)
+    if kind not in _KINDS:
+        raise ParameterError(f"targets.{key}: {unknown_name('kind', kind, _KINDS)}")
+    for option, value in options.items():
+        if option not in _KINDS[kind]:
+            raise ParameterError(f"targets.{key}: {unknown_name(f'{kind} option', option, _KINDS[kind])}")
+        check_value(f"targets.{key}.{option}", value, _KINDS[kind][option])
+    column, name = options.pop("column", key), re.sub(r"[^A-Za-z0-9_-]+", "-", key).strip("-")
+    try:
+        Regression(name)
+    except ParameterError as error:  # the task cannot have its name
+        raise ParameterError(f"targets.{key}: {error} Here: `my-name: {{column: {column!r}, kind: ...}}`.") from None
+    own = {option: options.pop(option) for option in _OF_TASKS if option in options}
+    if kind == "regression":
+        if isinstance(scale := options.get("scale"), (int, float)):
+            return NumberTarget(name, column, factor=float(scale), options=own)
+        return NumberTarget(name, column, scale, options=own)
+    if len(options) > 1:
+        raise ParameterError(f"targets.{name}: only one of {', '.join(options)} can be said.")
+    classes = tuple(whole_number(str(each)) for each in options.get("classes", ()))
+    if len(set(classes)) < len(classes) or len(classes) == 1:
+        raise ParameterError(f"targets.{name}: `classes` must be at least two different ones, got {list(classes)}.")
+    equals = whole_number(str(options["equals"])) if "equals" in options else None
+    return ClassTarget(name, column, classes, options.get("above"), equals, options=own)
