@@ -16,9 +16,8 @@ import torch
 
 import sparsemtl as sm
 from sparsemtl.backbones import vgg5
-from sparsemtl.balancing import as_balancer
 from sparsemtl.tasks.batches import Group
-from sparsemtl.training.engine import Backend, Engine
+from sparsemtl.training.step import TrainingStep
 
 SHAPE = (3, 64, 64)
 CLASSES = 10
@@ -37,12 +36,9 @@ def auxiliary_model(align: str, count: int, *, remember: float = 512.0) -> sm.Au
 
 def step_of(model: sm.MultiTaskModel, sharing: sm.Sharing, batch: int) -> Step:
     """A training step on one batch of every task, each with inputs of its own."""
-    sharing.attach(model)
-    balancer = as_balancer("mean")
-    balancer.attach(len(model.tasks), torch.device("cpu"))
-    optimizer = torch.optim.SGD([*model.parameters(), *sharing.parameters()], lr=1e-4)
-    backend = Backend(model, lambda loss, **options: loss.backward(**options), None, torch.device("cpu"))
-    engine = Engine(model, sharing, balancer, optimizer, "average", backend)
+    networks = sharing.start(model)
+    optimizer = torch.optim.SGD([*model.parameters(), *networks.parameters()], lr=1e-4)
+    engine = TrainingStep(model, optimizer, networks, sharing=sharing, update="average")
     groups = [Group(torch.rand(batch, *SHAPE), {name: torch.arange(batch) % CLASSES}, (name,)) for name in model.tasks]
     model.train()
     return lambda: engine.step([groups])

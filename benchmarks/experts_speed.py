@@ -21,12 +21,11 @@ from torch import Tensor, nn
 from sparsemtl import Classification, DenseSharing, RandomSharing
 from sparsemtl.architectures import ARCHITECTURES
 from sparsemtl.backbones import MLP
-from sparsemtl.balancing import as_balancer
 from sparsemtl.heads import MLPHead
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.sharing import Sharing
 from sparsemtl.tasks.batches import Group
-from sparsemtl.training.engine import Backend, Engine
+from sparsemtl.training.step import TrainingStep
 
 BATCH, COLUMNS, CODES = 1024, 40, 12
 KEEP = 0.3
@@ -112,15 +111,12 @@ def check(together: MultiTaskModel, apart: MultiTaskModel, group: Group) -> None
 
 
 def engine_step(model: MultiTaskModel, sharing: Sharing, group: Group) -> Callable[[], object]:
-    device = torch.device("cpu")
-    sharing.attach(model)
-    sharing.begin_epoch(0, [])
-    balancer = as_balancer("sum")
-    balancer.attach(len(model.tasks), device)
-    backend = Backend(model, lambda loss, **options: loss.backward(**options), None, device)
-    update = "joint" if sharing.one_network else "average"
-    engine = Engine(model, sharing, balancer, torch.optim.Adam(model.parameters()), update, backend)
-    return lambda: engine.step([[group]])
+    networks = sharing.start(model)
+    networks = sharing.begin_epoch(0, model, networks, []) or networks
+    update = "joint" if networks.one_network else "average"
+    optimizer = torch.optim.Adam(model.parameters())
+    step = TrainingStep(model, optimizer, networks, sharing=sharing, balancing="sum", update=update)
+    return lambda: step.step([[group]])
 
 
 def pbfs_over_cgc(hidden: Sequence[int], repeats: int) -> Ratio:

@@ -19,6 +19,7 @@ from sparsemtl.criteria import choose_masks, fisher_information, fisher_masks
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.model import MultiTaskModel, left_out_parameters, maskable_parameters
 from sparsemtl.networks.norms import TaskNorms, recompute_norms
+from sparsemtl.networks.task_networks import TaskNetwork, TaskNetworks
 from sparsemtl.optim import MaskedOptimizer
 from sparsemtl.sharing import (
     DenseSharing,
@@ -32,7 +33,7 @@ from sparsemtl.sharing import (
     SoftMaskSharing,
 )
 from sparsemtl.tasks import Classification, Depth, MultiLabel, Normals, Regression, Segmentation, Task
-from sparsemtl.training import Trainer
+from sparsemtl.training import Trainer, TrainingStep
 
 __all__ = [
     "CGC",
@@ -65,8 +66,11 @@ __all__ = [
     "Source",
     "Task",
     "TaskMasks",
+    "TaskNetwork",
+    "TaskNetworks",
     "TaskNorms",
     "Trainer",
+    "TrainingStep",
     "__version__",
     "choose_masks",
     "compact",

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from policies import Started
 from torch import Tensor, nn
 
 import sparsemtl as sm
@@ -16,7 +17,8 @@ from sparsemtl.architectures.damtl.alignment_loss import FeatureReading
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import LabelError, ParameterError
 from sparsemtl.networks.frozen import Frozen
-from sparsemtl.storage.files import read_tensors, read_tree
+from sparsemtl.networks.task_networks import TaskNetworks
+from sparsemtl.storage.files import read_tree
 from sparsemtl.storage.metrics import read_metrics
 
 WEIGHTS = ("own", "shared", "frozen")
@@ -113,8 +115,8 @@ def test_a_task_starts_with_the_auxiliary_networks_features_bit_for_bit(weights:
 
 @each_weights
 def test_masks_of_ones_leave_the_auxiliary_networks_features_as_they_are_bit_for_bit(weights: Any) -> None:
-    network, (encoder, _), sharing = model(weights=weights).eval(), big(), sm.SoftMaskSharing(init="ones")
-    sharing.attach(network)
+    network, (encoder, _) = model(weights=weights).eval(), big()
+    sharing = Started(sm.SoftMaskSharing(init="ones"), network)
     for task in NAMES:
         with sharing.view(task):
             assert torch.equal(network.encoders[task](network.trunk(images())), encoder.eval()(images()))
@@ -251,8 +253,8 @@ def test_a_penalty_draws_what_the_task_trains_only(weights: Any, align: Any, ker
 
 @each_align
 def test_masks_are_drawn_through_the_features(align: Any) -> None:
-    network, sharing = shaken(model(align=align)), sm.SoftMaskSharing(init="uniform")
-    sharing.attach(network)
+    network = shaken(model(align=align))
+    sharing = Started(sm.SoftMaskSharing(init="uniform"), network)
     with sharing.view("pets"):
         network(images(), tasks=["pets"])
     penalty = network.penalty("pets", labels()["pets"])
@@ -339,8 +341,8 @@ def test_the_loss_of_a_task_reaches_another_only_through_weights_that_both_train
 
 @each_weights
 def test_parts_that_every_task_has_of_its_own_are_masked_like_shared_ones(weights: Any) -> None:
-    network, sharing = model(norm=True, weights=weights), sm.SoftMaskSharing()
-    sharing.attach(network)
+    network = model(norm=True, weights=weights)
+    sharing = Started(sm.SoftMaskSharing(), network)
     masked = {task: set(soft) for task, soft in sharing.soft.items()}
     if weights == "own":
         assert masked == {task: {f"encoders.{task}.0.weight"} for task in NAMES}
@@ -358,8 +360,11 @@ def test_training_tasks_together_is_training_them_apart_bit_for_bit() -> None:
     def trained(*names: str) -> dict[str, Tensor]:
         network = shaken_alike(model(norm=True, chosen=[task for task in tasks() if task.name in names]))
         sharing = sm.SoftMaskSharing(init="ones", lambda_=0.01)
-        quiet(network, sharing=sharing, epochs=2, monitor="loss").fit(loader(shuffle=False), loader(8, shuffle=False))
-        soft = {f"psi.{t}.{name}": psi.detach() for t, psis in sharing.soft.items() for name, psi in psis.items()}
+        trainer = quiet(network, sharing=sharing, epochs=2, monitor="loss")
+        trainer.fit(loader(shuffle=False), loader(8, shuffle=False))
+        soft = {
+            f"psi.{t}.{n}": psi.detach() for t, own in trainer.networks.items() for n, psi in own.weight_factors.items()
+        }
         return {**state_of(network), **soft}
 
     together = trained(*NAMES)
@@ -454,9 +459,9 @@ def test_masks_are_never_negative_and_zero_exactly_where_the_proximal_step_says(
     sharing = sm.SoftMaskSharing(init="uniform", lambda_=strength, granularity=granularity)
     zeros = []
 
-    def checked(optimizer: torch.optim.Optimizer) -> None:
-        stepped = {psi: psi.detach().clone() for psi in sharing.parameters() if psi.grad is not None}
-        plain(optimizer)
+    def checked(model: Any, networks: Any, optimizer: Any, weights: Any) -> None:
+        stepped = {psi: psi.detach().clone() for psi in networks.parameters() if psi.grad is not None}
+        plain(model, networks, optimizer, weights)
         assert stepped
         for psi, value in stepped.items():
             assert bool((psi >= 0).all())
@@ -477,7 +482,7 @@ def test_a_network_of_one_task_is_the_masked_model_without_the_auxiliary_network
     sharing = sm.SoftMaskSharing(init="uniform", lambda_=0.05)
     trainer = quiet(network, sharing=sharing, epochs=2).fit(loader(), loader(8))
     for task in NAMES:
-        with trainer.views.view(task), torch.no_grad():
+        with trainer.networks.swapped(network, task), torch.no_grad():
             expected = network.eval()(images(), tasks=[task])[task]
         folded = trainer.network(task)
         assert torch.equal(folded(images(), tasks=[task])[task], expected)
@@ -504,9 +509,9 @@ def test_a_run_folder_has_what_a_tasks_network_needs_and_no_more(weights: Any, t
     sharing = sm.SoftMaskSharing(init="uniform", lambda_=0.05)
     trainer = quiet(network, sharing=sharing, epochs=2, folder=tmp_path).fit(loader(), loader(8))
     for task in NAMES:
-        tensors, _ = read_tensors(tmp_path / "networks" / f"{task}.safetensors")
-        assert {name.partition(".")[0] for name in tensors} <= {"trunk", "encoders", "heads"}
-        assert all(name.startswith("trunk.") or name.split(".")[1] == task for name in tensors)
+        stored = TaskNetworks.load(tmp_path / "networks.safetensors", network)
+        assert all(name.startswith(("trunk.", f"encoders.{task}.")) for name in stored[task].weight_factors)
+        tensors: Any = stored.tensors(network, task)
         with torch.no_grad():
             alone = torch.func.functional_call(network, tensors, (images(),), {"tasks": (task,)})[task]
         assert torch.equal(trainer.predict(images())[task], alone)

@@ -17,7 +17,7 @@ from torchjd.scalarization import DWA
 import sparsemtl as sm
 from sparsemtl.balancing import BALANCERS, as_balancer
 from sparsemtl.balancing.absent import PerTask, per_task_attributes
-from sparsemtl.training.engine import Backend, Engine
+from sparsemtl.training.step import TrainingStep
 from sparsemtl.training.structure import check_state
 
 Make = Callable[[Sequence[int]], Any]
@@ -232,16 +232,16 @@ def test_nash_bargains_among_those_who_are_there() -> None:
 # In training
 
 
-def adam_engine(model: sm.MultiTaskModel, balancer: Any) -> Engine:
+def adam_engine(model: sm.MultiTaskModel, balancer: Any) -> TrainingStep:
     """An engine whose optimizer moves what has no gradient."""
     sharing = sm.DenseSharing()
-    sharing.attach(model)
     balancer.attach(len(model.tasks), CPU)
     optimizer = torch.optim.AdamW([*model.parameters(), *balancer.parameters()], lr=0.05, weight_decay=0.1)
-    return Engine(model, sharing, balancer, optimizer, "joint", Backend(model, Tensor.backward, None, CPU))
+    networks = sharing.start(model)
+    return TrainingStep(model, optimizer, networks, sharing=sharing, balancing=balancer, update="joint")
 
 
-def own_values(engine: Engine) -> list[Tensor]:
+def own_values(engine: TrainingStep) -> list[Tensor]:
     """What is learned of the tasks, (T,) each, with the optimizer's memory of it."""
     module = module_of(engine.balancer)
     inner = getattr(module, "_optimizer", None)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchjd.aggregation as aggregation
 import torchjd.scalarization as scalarization
+from policies import Started
 from torch import Tensor, nn
 
 import sparsemtl as sm
@@ -20,7 +21,7 @@ from sparsemtl.registry.parameters import parameters_of
 from sparsemtl.sharing.sharing import Update
 from sparsemtl.storage.files import read_tree, write_tree
 from sparsemtl.tasks.batches import Group
-from sparsemtl.training.engine import Backend, Engine
+from sparsemtl.training.step import TrainingStep
 
 CPU = torch.device("cpu")
 LEARNED_SCALES = {"uncertainty": 0.5, "imtl-l": 1.0}
@@ -67,12 +68,12 @@ def batch_of(names: str = "ab", seed: int = 0, *, missing: str = "") -> list[Gro
 
 def engine_of(
     model: sm.MultiTaskModel, balancer: Balancer, update: Update = "joint", sharing: sm.Sharing | None = None
-) -> Engine:
+) -> TrainingStep:
     method = sharing or sm.DenseSharing()
-    method.attach(model)
     balancer.attach(len(model.tasks), CPU)
     optimizer = torch.optim.SGD([*model.parameters(), *balancer.parameters()], lr=0.05, momentum=0.9)
-    return Engine(model, method, balancer, optimizer, update, Backend(model, Tensor.backward, None, CPU))
+    networks = method.start(model)
+    return TrainingStep(model, optimizer, networks, sharing=method, balancing=balancer, update=update)
 
 
 def shared_gradient(model: sm.MultiTaskModel) -> Tensor:
@@ -167,7 +168,7 @@ def test_a_restored_state_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None
     assert_equal(state_of(model), state_of(copied))
 
 
-def train(engine: Engine, seeds: range) -> None:
+def train(engine: TrainingStep, seeds: range) -> None:
     for seed in seeds:
         engine.step([batch_of("".join(engine.tasks), seed)])
 
@@ -205,11 +206,11 @@ def test_masks_of_ones_change_nothing(name: str) -> None:
     for sharing in (
         sm.DenseSharing(),
         sm.RandomSharing(keep=1.0),
-        sm.RandomSharing(keep=1.0, mask_applies_to="gradient"),
+        sm.RandomSharing(keep=1.0, mask_applies_to="gradients"),
     ):
         model = model_of("abc")
         engine = engine_of(model, made(name, 3), "average", sharing)
-        sharing.begin_epoch(0, ())
+        Started.of(engine).begin_epoch(0, ())
         torch.manual_seed(4)
         train(engine, range(3))
         states.append(state_of(model))
@@ -218,16 +219,16 @@ def test_masks_of_ones_change_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BALANCERS)
-@pytest.mark.parametrize("mask_applies_to", ["forward", "gradient"])
+@pytest.mark.parametrize("mask_applies_to", ["weights", "gradients"])
 def test_masked_rows_from_passes_of_their_own_are_combined(name: str, mask_applies_to: Any) -> None:
     model = model_of("abc")
     sharing = sm.RandomSharing(keep=0.4, mask_applies_to=mask_applies_to, seed=2)
     engine = engine_of(model, made(name, 3), "average", sharing)
-    sharing.begin_epoch(0, ())
+    Started.of(engine).begin_epoch(0, ())
     before = state_of(model)
     torch.manual_seed(4)
     train(engine, range(2))
-    union = sharing.masks.union()
+    union = engine.networks.masks.union()
     for key, mask in union.items():
         still = model.state_dict()[key] == before[key]
         assert bool(still[~mask].all())
@@ -463,7 +464,7 @@ def test_the_geometric_mean_does_not_care_for_the_scale_of_a_loss(factor: float)
 # FAMO, which looks back
 
 
-def famo_weights(engine: Engine) -> Tensor:
+def famo_weights(engine: TrainingStep) -> Tensor:
     return module_of(engine.balancer)._w.detach().clone()
 
 
@@ -503,7 +504,7 @@ def test_famo_takes_a_task_without_a_label_for_one_whose_loss_stayed() -> None:
 
 def test_famo_sees_penalties_on_both_sides_of_the_step() -> None:
     class Charged(sm.DenseSharing):
-        def penalty(self, task: str) -> Tensor:
+        def penalty(self, model: Any, networks: Any, task: str) -> Tensor:
             return torch.tensor(3.0)
 
     engine = engine_of(model_of("ab"), made("famo", 2), sharing=Charged())
@@ -561,14 +562,14 @@ def test_gradients_of_half_precision_are_combined_in_single(name: str) -> None:
     assert torch.equal(shared_gradient(model), expected)
 
 
-@pytest.mark.parametrize("mask_applies_to", ["forward", "gradient"])
+@pytest.mark.parametrize("mask_applies_to", ["weights", "gradients"])
 def test_the_sum_of_masked_rows_is_the_masked_sum(mask_applies_to: Any) -> None:
     gradients = []
     for balancing in (aggregation.Sum(), "sum"):
         model = model_of("abc")
         sharing = sm.RandomSharing(keep=0.3, mask_applies_to=mask_applies_to, seed=1)
         engine = engine_of(model, as_balancer(balancing), "average", sharing)
-        sharing.begin_epoch(0, ())
+        Started.of(engine).begin_epoch(0, ())
         engine.step([batch_of("abc")])
         gradients.append(shared_gradient(model))
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-6, atol=1e-12)
@@ -576,12 +577,12 @@ def test_the_sum_of_masked_rows_is_the_masked_sum(mask_applies_to: Any) -> None:
 
 def test_an_aggregator_reads_masked_rows() -> None:
     model = model_of("abc")
-    sharing = sm.RandomSharing(keep=0.3, mask_applies_to="gradient", seed=1, mask_all=True)
+    sharing = sm.RandomSharing(keep=0.3, mask_applies_to="gradients", seed=1, mask_all=True)
     engine = engine_of(model, made("mgda", 3), "average", sharing)
-    sharing.begin_epoch(0, ())
+    Started.of(engine).begin_epoch(0, ())
     (group,) = batch_of("abc")
     rows = rows_of(model, group, "abc")
-    masked = torch.stack([row * sharing.masks.flat(task) for row, task in zip(rows, "abc", strict=True)])
+    masked = torch.stack([row * engine.networks.masks.flat(task) for row, task in zip(rows, "abc", strict=True)])
     engine.step([[group]])
     torch.testing.assert_close(shared_gradient(model), aggregator_of("mgda")(masked), rtol=1e-6, atol=1e-9)
 

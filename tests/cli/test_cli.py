@@ -202,9 +202,9 @@ def test_a_source_is_the_paper_that_the_docstring_names(sparsemtl: Shell) -> Non
 
 def test_one_member_is_explained_parameter_by_parameter(sparsemtl: Shell) -> None:
     text = one_line(sparsemtl("list", "methods", "fisher").out)
-    assert "keep: 0.3 a float in (0, 1] fraction of the maskable weights that every task keeps" in text
-    assert "samples: 1024 an int in [1, inf) or null training samples" in text
-    assert "scope: global one of 'global', 'layer' rank all weights together" in text  # from the base class
+    assert "keep: 0.3 a float in (0, 1] Fraction of the maskable weights that each task keeps" in text
+    assert "samples: 1024 an int in [1, inf) or null Training samples" in text
+    assert "scope: global one of 'global', 'layer' Rank the weights of all layers together" in text  # a common option
 
 
 @pytest.mark.parametrize("what", LISTS)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from policies import Started
 from torch import Tensor, nn
 
 import sparsemtl as sm
@@ -144,8 +145,7 @@ def test_any_module_is_passed_on() -> None:
 
 def test_fisher_sharing_ranks_the_recalibrated_dense_network() -> None:
     model, batches = model_of(nn.BatchNorm1d(6)), data(5, 5)
-    sharing = sm.FisherSharing(keep=0.4, warmup=0, estimator="true")
-    sharing.attach(model)
+    sharing = Started(sm.FisherSharing(keep=0.4, warmup=0, estimator="true"), model)
     sharing.begin_epoch(0, batches)
     assert sharing.masks == fisher_masks(settled(model, batches), batches, 0.4, estimator="true")
     assert sharing.masks != fisher_masks(model, batches, 0.4, estimator="true")

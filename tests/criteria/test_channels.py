@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from policies import Started
 from small_networks import WORDS, Runs, settle_norms
 from torch import Tensor, nn
 
@@ -242,8 +243,7 @@ def test_masks_of_channels_cover_the_same_parameters_as_the_masks_before(name: s
     make, x = EVERYTHING[name]
     model = model_of(make())
     batches = [(x, {"t": torch.tensor([0, 1, 2]), "u": torch.randn(3)})]
-    sharing = sm.FisherSharing(keep=0.5, granularity="channel", warmup=0, estimator="true")
-    sharing.attach(model)
+    sharing = Started(sm.FisherSharing(keep=0.5, granularity="channel", warmup=0, estimator="true"), model)
     sharing.begin_epoch(0, batches)
     assert list(sharing.masks["t"]) == list(maskable_parameters(model, mask_all=True))
     changed = {task: value for task, measure, value in sharing.metrics() if measure == "changed"}

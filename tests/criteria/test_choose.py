@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from policies import Started
 from torch import Tensor, nn
 
 import sparsemtl as sm
@@ -145,8 +146,7 @@ def test_a_saturated_task_keeps_the_mask_it_had_in_a_run() -> None:
     with torch.no_grad():
         model.heads["kind"].weight.zero_()
         model.heads["kind"].bias.copy_(torch.tensor([500.0, -500.0, -500.0]))
-    sharing = sm.FisherSharing(keep=0.5, warmup=0, estimator="efs")
-    sharing.attach(model)
+    sharing = Started(sm.FisherSharing(keep=0.5, warmup=0, estimator="efs"), model)
     with pytest.warns(MaskWarning, match="task 'kind'"):
         sharing.begin_epoch(0, batches)
     assert sharing.masks.density("kind") == 1

@@ -23,6 +23,7 @@ from fisher_oracles import (
     spy_on_draws,
 )
 from lightning_fabric import Fabric
+from policies import Started
 from small_networks import WORDS, Runs, settle_norms
 from torch import Tensor, nn
 
@@ -326,8 +327,7 @@ def test_a_run_that_renews_its_masks_every_epoch_warns_once(own_data: bool) -> N
     tasks = [sm.Regression("a"), sm.Classification("b", 2)]
     model, batches = model_of(*tasks), data_of(*tasks)
     loaders = {t.name: [(x, y[t.name]) for x, y in batches] for t in tasks} if own_data else batches
-    sharing = sm.FisherSharing(keep=0.5, warmup=1)
-    sharing.attach(model)
+    sharing = Started(sm.FisherSharing(keep=0.5, warmup=1), model)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for epoch in range(5):
@@ -336,10 +336,10 @@ def test_a_run_that_renews_its_masks_every_epoch_warns_once(own_data: bool) -> N
 
 
 def test_another_run_on_other_tasks_warns_again() -> None:
-    sharing = sm.FisherSharing(keep=0.5, warmup=0)
+    method = sm.FisherSharing(keep=0.5, warmup=0)
     for _ in range(2):
         task = sm.Regression("a")
-        sharing.attach(model_of(task))
+        sharing = Started(method, model_of(task))
         with pytest.warns(LikelihoodWarning):
             sharing.begin_epoch(0, data_of(task))
 
@@ -523,8 +523,8 @@ def test_masks_in_force_do_not_hide_the_dense_network() -> None:
     """Under its own mask every other weight would score zero and no mask could ever change."""
     task = sm.Classification("t", 3)
     batches = data_of(task)
-    sharing = sm.FisherSharing(keep=0.3, warmup=0, bn="shared")
-    sharing.attach(model := model_of(task))
+    model = model_of(task)
+    sharing = Started(sm.FisherSharing(keep=0.3, warmup=0, bn="shared"), model)
     sharing.begin_epoch(0, batches)
     before = sharing.masks
     with torch.no_grad():

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from fisher_oracles import add, assert_close, gradient
+from policies import Started
 from small_networks import Runs
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
@@ -281,10 +282,10 @@ def test_masks_take_the_cut_as_well() -> None:
 def test_the_sharing_method_chooses_the_same_masks(name: str, own_cut: bool) -> None:
     model, given = made(name)
     loader = [(given.x, {"t": KIND})]
-    sharing = sm.FisherSharing(keep=0.5, warmup=0)
+    method = sm.FisherSharing(keep=0.5, warmup=0)
     if own_cut:
-        sharing.information.select = given.sample
-    sharing.attach(model)
+        method.information.select = given.sample
+    sharing = Started(method, model)
     sharing.begin_epoch(0, loader)
     assert sharing.masks == sm.fisher_masks(model, loader, keep=0.5)
 

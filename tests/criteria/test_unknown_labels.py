@@ -16,9 +16,10 @@ import sparsemtl as sm
 from sparsemtl.criteria import Fisher, Gradient
 from sparsemtl.errors import LikelihoodWarning
 from sparsemtl.networks.model import maskable_parameters
+from sparsemtl.networks.task_networks import dense_networks
 from sparsemtl.tasks import Task
 from sparsemtl.tasks.vectors import unit
-from sparsemtl.training.evaluation import evaluate
+from sparsemtl.training.evaluation import Trained, evaluate
 
 COUNT, SIDE = 4, 3
 NAN = float("nan")
@@ -247,17 +248,20 @@ def _measured(task: Task, output: Tensor, labels: Tensor) -> list[Any]:
     (slope,) = torch.autograd.grad(loss, output)
     metrics = task.metrics()
     task.update(metrics, output.detach(), labels)
-    model = Answers(output.detach())
-    split = evaluate(model, {"t": task}, sm.DenseSharing(), [(output, {"t": labels})], torch.device("cpu"))
+    model = Answers(output.detach(), {"t": task})
+    split = evaluate(
+        Trained(model, dense_networks(model, ["t"]), model), [(output, {"t": labels})], torch.device("cpu")
+    )
     return [float(loss), slope.tolist(), *(float(metric.compute()) for metric in metrics.values()), split]
 
 
 class Answers(nn.Module):
     """A model that gives one output, whatever it reads."""
 
-    def __init__(self, output: Tensor) -> None:
+    def __init__(self, output: Tensor, tasks: dict[str, Task]) -> None:
         super().__init__()
         self.output = output
+        self.tasks = tasks
 
     def forward(self, x: Tensor, tasks: tuple[str, ...]) -> dict[str, Tensor]:
         return dict.fromkeys(tasks, self.output)

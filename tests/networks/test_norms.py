@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from sparsemtl import Classification, SharedBottom, TaskMasks, TaskNorms
 from sparsemtl.errors import MaskError
-from sparsemtl.networks.norms import batch_statistics, recalibrated, shared_norms, statistics_of
+from sparsemtl.networks.norms import own_statistics, recalibrated, shared_norms, statistics_of
+from sparsemtl.networks.task_networks import dense_networks
 
 
 def dense_encoder() -> nn.Module:
@@ -237,7 +238,8 @@ def test_batch_statistics_in_eval_mode_are_those_of_train_mode_and_are_not_remem
     x = batches(2, 1)[0]
     expected = deepcopy(model).train()(x, tasks=("a",))["a"]
     for training in (False, True):
-        with batch_statistics(model.train(training)):
+        networks = dense_networks(model, model.tasks, own_statistics(model, "batch"))
+        with networks.swapped(model.train(training), next(iter(model.tasks))):
             assert torch.equal(model(x, tasks=("a",))["a"], expected)
     assert_equal(statistics_of(model), before)
     assert not torch.equal(model.eval()(x)["a"], expected)

@@ -20,7 +20,7 @@ from sparsemtl.networks.frozen import Frozen
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.norms import shared_norms
 from sparsemtl.tasks.batches import Loaders, per_task
-from sparsemtl.training.evaluation import evaluate
+from sparsemtl.training.evaluation import Trained, evaluate
 
 WIDTH = 6
 CPU = torch.device("cpu")
@@ -217,15 +217,15 @@ def quiet(model: sm.MultiTaskModel, **options: Any) -> sm.Trainer:
 METHODS: dict[str, tuple[Callable[[], sm.MultiTaskModel], Callable[[], sm.Sharing]]] = {
     "fisher": (lambda: sm.SharedBottom(encoder(), tasks()), lambda: sm.FisherSharing(keep=0.5, estimator="true")),
     "random": (shared, lambda: sm.RandomSharing(keep=0.5)),
-    "random, renewed": (shared, lambda: sm.RandomSharing(keep=0.5, resample_every=1)),
-    "pbfs": (shared, lambda: sm.PBFSSharing(target_sparsity=0.6, warmup=1, reach_at=3, every=2)),
+    "random, renewed": (shared, lambda: sm.RandomSharing(keep=0.5, update_every=1)),
+    "pbfs": (shared, lambda: sm.PBFSSharing(target_sparsity=0.6, warmup=1, reach_at=3, update_every_steps=2)),
     "soft masks": (lambda: sm.SharedBottom(convolutional(), tasks()), lambda: sm.SoftMaskSharing(lambda_=0.3)),
     "soft masks over copies": (
         lambda: sm.Auxiliary(convolutional(), tasks(), strength=0.0),
         lambda: sm.SoftMaskSharing(lambda_=0.3),
     ),
     "dense": (shared, lambda: sm.DenseSharing(bn="per_task")),
-    "gradient masks": (shared, lambda: sm.RandomSharing(keep=0.5, mask_applies_to="gradient", bn="per_task")),
+    "gradient masks": (shared, lambda: sm.RandomSharing(keep=0.5, mask_applies_to="gradients", bn="per_task")),
     "group lasso": (
         lambda: sm.SharedBottom(convolutional(), tasks()),
         lambda: sm.GroupLassoSharing(lambda_=0.2, bn="per_task"),
@@ -267,7 +267,9 @@ def test_training_itself_is_the_same_with_and_without(method: str) -> None:
         epochs = count()  # as monitor, it keeps the last epoch
         trainer = quiet(model, sharing=sharing, norm_batches=norm_batches, monitor=lambda _, n=epochs: next(n))
         trainer.fit(train, loader(20, seed=2))
-        ends.append(([p.detach().clone() for p in [*model.parameters(), *sharing.parameters()]], torch.get_rng_state()))
+        ends.append(
+            ([p.detach().clone() for p in [*model.parameters(), *trainer.networks.parameters()]], torch.get_rng_state())
+        )
     for one, other in zip(ends[0][0], ends[1][0], strict=True):
         assert torch.equal(one, other)
     assert torch.equal(ends[0][1], ends[1][1])
@@ -294,12 +296,11 @@ def test_stale_statistics_make_a_good_network_guess() -> None:
         network[0].bias.fill_(10.0)  # the running mean is still zero
         model.heads["sign"].weight.copy_(torch.tensor([[-1.0], [1.0]]))
         model.heads["sign"].bias.zero_()
-    sharing = sm.DenseSharing(bn="per_task")
-    sharing.attach(model)
-    stale = evaluate(model, model.tasks, sharing, train, CPU)["sign"]["accuracy"]
-    assert sharing.norms is not None
-    sm.recompute_norms(model, train, sharing.norms, view=sharing.view)
-    fresh = evaluate(model, model.tasks, sharing, train, CPU)["sign"]["accuracy"]
+    networks = sm.DenseSharing(bn="per_task").start(model)
+    trained = Trained(model, networks, model)
+    stale = evaluate(trained, train, CPU)["sign"]["accuracy"]
+    sm.recompute_norms(model, train, networks=networks)
+    fresh = evaluate(trained, train, CPU)["sign"]["accuracy"]
     assert stale == 0.5
     assert fresh > 0.9
 

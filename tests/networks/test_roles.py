@@ -113,7 +113,7 @@ def test_a_matrix_of_a_users_own_that_masks_leave_out_is_logged(caplog: pytest.L
 
     model = sm.SharedBottom(Own(), tasks)
     with caplog.at_level("WARNING", logger="sparsemtl"):
-        sm.RandomSharing().attach(model)
+        sm.RandomSharing().start(model)
     (record,) = caplog.records
     assert "'encoder.right' of shape (2, 5) is not masked" in record.getMessage()
 
@@ -123,7 +123,7 @@ def test_nothing_but_own_parameters_is_an_error_that_says_how_to_name_them() -> 
         maskable_weights = ()
 
     with pytest.raises(MaskError, match="names its weights in `maskable_weights`"):
-        sm.RandomSharing().attach(sm.SharedBottom(Own(), tasks))
+        sm.RandomSharing().start(sm.SharedBottom(Own(), tasks))
 
 
 @pytest.mark.parametrize("method", ["group-lasso", "group-mcp", "l1", "soft-masks", "pbfs", "random", "fisher"])
@@ -140,8 +140,8 @@ def test_no_method_touches_gains_and_maps_of_positions(method: str) -> None:
     for name, p in model.encoder.named_parameters():
         if name != "conv.weight":
             assert bool((p != 0).any()), name
-    if sharing.masks is not None:
-        assert list(sharing.masks.shapes()) == ["encoder.conv.weight"]
+    if trainer.masks is not None:
+        assert list(trainer.masks.shapes()) == ["encoder.conv.weight"]
 
 
 def old_weight_norm(layer: nn.Module) -> nn.Module:
@@ -169,7 +169,7 @@ def test_a_weight_that_is_computed_is_refused_with_what_to_do(kind: str, method:
     encoder = nn.Sequential(COMPUTED[kind](nn.Conv2d(2, 3, 3)), nn.Flatten(), nn.Linear(48, 4))
     model = sm.SharedBottom(encoder, tasks)
     with pytest.raises(ParameterError, match=r"encoder\.0\.weight \(.*\) is no parameter but computed from"):
-        SHARING.build(method).attach(model)
+        SHARING.build(method).start(model)
     if method == "fisher":
         loader = [(IMAGES, {"a": torch.tensor([0, 1, 0, 1]), "b": torch.rand(4)})]
         for granularity in ("weight", "channel"):
@@ -179,11 +179,11 @@ def test_a_weight_that_is_computed_is_refused_with_what_to_do(kind: str, method:
 
 def test_a_computed_weight_that_a_penalty_does_not_cover_is_no_obstacle() -> None:
     encoder = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), parametrizations.weight_norm(nn.Linear(48, 4)))
-    sm.GroupLassoSharing().attach(sm.SharedBottom(encoder, tasks))
+    sm.GroupLassoSharing().start(sm.SharedBottom(encoder, tasks))
     with pytest.raises(ParameterError, match=r"encoder\.2\.weight"):
-        sm.GroupLassoSharing(linear=True).attach(sm.SharedBottom(encoder, tasks))
+        sm.GroupLassoSharing(linear=True).start(sm.SharedBottom(encoder, tasks))
 
 
 def test_a_computed_weight_in_a_head_is_the_tasks_own_affair() -> None:
     heads = {"a": parametrizations.weight_norm(nn.Linear(5, 2)), "b": nn.Linear(5, 1)}
-    sm.RandomSharing().attach(sm.SharedBottom(nn.Linear(3, 5), tasks, heads))
+    sm.RandomSharing().start(sm.SharedBottom(nn.Linear(3, 5), tasks, heads))

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning_fabric import Fabric
+from policies import Started
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
@@ -22,7 +23,7 @@ from sparsemtl.optim import MaskedOptimizer, freeze_outside_mask
 from sparsemtl.optim.masked import FreezeOutsideMask
 from sparsemtl.sharing.sharing import Update
 from sparsemtl.tasks.batches import Group
-from sparsemtl.training.engine import Backend, Engine
+from sparsemtl.training.step import TrainingStep
 
 Make = Callable[[Iterable[Any]], torch.optim.Optimizer]
 
@@ -381,16 +382,16 @@ def group(seed: int) -> Group:
     return Group(x, {"a": torch.randint(0, 3, (8,), generator=generator), "b": x.sum(1)}, ("a", "b"))
 
 
-def by_the_engine(update: Update, make: Make) -> tuple[sm.SharedBottom, sm.RandomSharing]:
+def by_the_step(update: Update, make: Make) -> tuple[sm.SharedBottom, Started]:
     model, sharing, balancer = shared_model(), sm.RandomSharing(keep=0.4, seed=5), as_balancer("mean")
-    sharing.attach(model)
+    networks = sharing.start(model)
     balancer.attach(2, torch.device("cpu"))
-    backend = Backend(model, lambda loss, **options: loss.backward(**options), None, torch.device("cpu"))
-    engine = Engine(model, sharing, balancer, make(model.parameters()), update, backend)
-    sharing.begin_epoch(0, [])
+    step = TrainingStep(model, make(model.parameters()), networks, sharing=sharing, balancing=balancer, update=update)
+    started = Started.of(step)
+    started.begin_epoch(0, [])
     for seed in range(5):
-        engine.step([[group(seed)]])
-    return model, sharing
+        step.step([[group(seed)]])
+    return model, started
 
 
 def by_hand(update: Update, make: Make, masks: sm.TaskMasks) -> sm.SharedBottom:
@@ -418,7 +419,7 @@ def by_hand(update: Update, make: Make, masks: sm.TaskMasks) -> sm.SharedBottom:
 @every_optimizer
 @pytest.mark.parametrize("update", ["alternate", "average"])
 def test_a_loop_of_ones_own_equals_the_engine_bit_for_bit(update: Update, name: str) -> None:
-    trained, sharing = by_the_engine(update, OPTIMIZERS[name])
+    trained, sharing = by_the_step(update, OPTIMIZERS[name])
     expected = by_hand(update, OPTIMIZERS[name], sharing.masks)
     for parameter, p in trained.named_parameters():
         assert same_bits(p, expected.get_parameter(parameter)), parameter

@@ -13,6 +13,7 @@ import torch
 
 from sparsemtl.networks.declarations import Figure, to_record
 from sparsemtl.networks.masks import TaskMasks
+from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.storage.files import write_json, write_tree
 from sparsemtl.study.costs import SPLIT, cost_rows
 
@@ -100,7 +101,7 @@ def make_run(
     )
     masks = make_masks(tasks, keep, layers, seed) if keep is not None else None
     if masks is not None:
-        masks.save(path / "masks.safetensors")
+        TaskNetworks.of_masks(masks).save(path / "networks.safetensors")
     write_tree(path / "samples.safetensors", make_samples(tasks, 18, seed))
     (path / "config.yaml").write_text(f"seed: {seed}\ndata:\n  name: digits\nsharing:\n  name: {method}\n")
     versions = {"python": "3.11.2", "torch": "2.13.0", "sparsemtl": "0.1.0"}

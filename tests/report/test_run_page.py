@@ -10,11 +10,11 @@ from reading import Page
 from synthetic import KINDS, make_run
 
 from sparsemtl.errors import CheckpointError
-from sparsemtl.networks.masks import TaskMasks
+from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.report import write_report
 from sparsemtl.storage.files import write_tree
 
-OPTIONAL = ("metrics.csv", "masks.safetensors", "samples.safetensors", "config.yaml", "environment.json")
+OPTIONAL = ("metrics.csv", "networks.safetensors", "samples.safetensors", "config.yaml", "environment.json")
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_what_a_user_wrote_is_escaped(html, page):
 
 
 def test_the_lead_says_the_result_and_what_is_shared(folder, page):
-    masks = TaskMasks.load(folder / "masks.safetensors")
+    masks = TaskNetworks.load(folder / "networks.safetensors").masks
     jaccard = masks.overlap().jaccard
     mean = float((jaccard.sum() - len(masks)) / (len(masks) * (len(masks) - 1)))
     assert "On test data: accuracy 0." in page.text
@@ -126,7 +126,7 @@ def test_what_is_missing_is_left_out(tmp_path, name):
     (folder / name).unlink()
     gone = {
         "metrics.csv": {"Learning curves", "Sharing method: fisher", "Balancing: mean"},
-        "masks.safetensors": {"Sharing between tasks"},
+        "networks.safetensors": {"Sharing between tasks"},
         "samples.safetensors": {"Predictions on test samples"},
     }
     everything = {
@@ -225,7 +225,7 @@ def damage_metrics(folder):
 
 
 def damage_masks(folder):
-    write_tree(folder / "masks.safetensors", {"a": torch.zeros(2)})
+    write_tree(folder / "networks.safetensors", {"a": torch.zeros(2)})
 
 
 def damage_samples(folder):
@@ -245,7 +245,7 @@ def damage_a_task(folder):
     [
         (damage_a_task, r"summary\.json, or a file beside it, is not as sparsemtl wrote it"),
         (damage_metrics, r"metrics\.csv: expected the columns epoch, step, split, .* found epoch, step\."),
-        (damage_masks, r"masks\.safetensors is not a mask file"),
+        (damage_masks, r"networks\.safetensors is not a file of task networks"),
         (damage_samples, r"samples\.safetensors is not a whole safetensors file"),
         (damage_summary, r"summary\.json .*'tasks' is missing"),
     ],

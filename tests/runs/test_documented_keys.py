@@ -38,7 +38,7 @@ EXAMPLES = list(examples())
 )
 def test_a_documented_mapping_is_accepted(registry: Registry[Any], name: str, parameter: str, text: str) -> None:
     assert registry is SHARING, "an example of this kind is to be built here"
-    registry.build(name, **{parameter: yaml.safe_load(text)}).attach(pooled("income", "married"))
+    registry.build(name, **{parameter: yaml.safe_load(text)}).start(pooled("income", "married"))
 
 
 def pooled(*names: str) -> PBFS:

@@ -15,7 +15,7 @@ from sparsemtl.architectures import build_pools, label_correlations
 from sparsemtl.backbones import MLP
 from sparsemtl.data import TaskData
 from sparsemtl.errors import CheckpointError, ConfigError, ParameterError
-from sparsemtl.networks.masks import TaskMasks
+from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.runs.build import make_trainer
 from sparsemtl.runs.changes import merge
 from sparsemtl.runs.config import check
@@ -38,7 +38,7 @@ def rows_without_times(folder: Path) -> list[dict[str, str]]:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    for name in ("config.yaml", "model.safetensors", "masks.safetensors", "samples.safetensors"):
+    for name in ("config.yaml", "model.safetensors", "networks.safetensors", "samples.safetensors"):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
     assert rows_without_times(one) == rows_without_times(other)
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (one, other)]
@@ -83,7 +83,7 @@ def test_a_run_leaves_its_configuration_versions_metrics_checkpoints_masks_and_r
     assert {row["split"] for row in rows_without_times(finished_run)} >= set(SPLITS)
     for name in ("best", "last"):
         read_tree(finished_run / "checkpoints" / f"{name}.safetensors")
-    masks = TaskMasks.load(finished_run / "masks.safetensors")
+    masks = TaskNetworks.load(finished_run / "networks.safetensors").masks
     assert all(masks.density(task) == pytest.approx(0.5, abs=0.01) for task in masks)
     assert "<html" in (finished_run / "report.html").read_text(encoding="utf-8")
 
@@ -110,7 +110,7 @@ def test_a_run_of_the_recorded_configuration_is_the_same_run(finished_run: Path,
 
 def test_another_seed_is_another_run(finished_run: Path, tiny: dict[str, Any], tmp_path: Path) -> None:
     run({**tiny, "seed": 1}, tmp_path / "other", progress=False)
-    for name in ("model.safetensors", "masks.safetensors"):
+    for name in ("model.safetensors", "networks.safetensors"):
         assert (finished_run / name).read_bytes() != (tmp_path / "other" / name).read_bytes()
 
 

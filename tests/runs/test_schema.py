@@ -119,8 +119,8 @@ def passes(config: dict[str, Any]) -> bool:
 
 def test_the_editor_is_told_what_every_parameter_of_a_documented_class_means(editor: dict[str, Any]) -> None:
     fisher = editor["$defs"]["sharing_fisher"]["properties"]
-    assert fisher["keep"]["description"].startswith("fraction of the maskable weights")
-    assert fisher["scope"]["description"].startswith("rank all weights together")  # from the base class
+    assert fisher["keep"]["description"].startswith("Fraction of the maskable weights")
+    assert fisher["scope"]["description"].startswith("Rank the weights of all layers")  # from the common options
     resnet = editor["$defs"]["encoder_resnet18"]["properties"]
     assert resnet["width"]["description"].startswith("channels of the first stage")  # from the class it points to
     assert editor["$defs"]["training"]["properties"]["patience"]["description"]

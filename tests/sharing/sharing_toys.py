@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from policies import Started
 from torch import Tensor, nn
 
 import sparsemtl as sm
@@ -15,8 +16,8 @@ from sparsemtl.registry.parameters import parameters_of as keywords_of
 from sparsemtl.sharing import SHARING, Sharing
 from sparsemtl.sharing.sharing import Update
 from sparsemtl.tasks.batches import Group, Loaders, per_task
-from sparsemtl.training.engine import Backend, Engine
 from sparsemtl.training.mixing import epoch_batches
+from sparsemtl.training.step import TrainingStep, choose_update
 
 WIDTH = 6
 NAMES = ("kind", "marks", "side")
@@ -105,20 +106,20 @@ def engine_of(
     update: Update | None = None,
     balancing: Balancer | Any = "mean",
     own_data: bool = False,
-) -> Engine:
+) -> TrainingStep:
     """An engine on the model, the method attached."""
     device = torch.device("cpu")
-    sharing.attach(network)
+    networks = sharing.start(network)
     balancer = as_balancer(balancing)
     balancer.attach(len(network.tasks), device)
     make = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
-    backend = Backend(network, lambda loss, **options: loss.backward(**options), None, device)
-    chosen = update or sharing.update_for(own_data=own_data)
-    return Engine(network, sharing, balancer, make([*network.parameters(), *sharing.parameters()]), chosen, backend)
+    own = update or choose_update(network, networks, balancer, asked=sharing.update, own_data=own_data)
+    made = make([*network.parameters(), *networks.parameters()])
+    return TrainingStep(network, made, networks, sharing=sharing, balancing=balancer, update=own)
 
 
-def run_epoch(engine: Engine, loaders: Loaders, epoch: int) -> None:
-    engine.sharing.begin_epoch(epoch, loaders)
+def run_epoch(engine: TrainingStep, loaders: Loaders, epoch: int) -> None:
+    Started.of(engine).begin_epoch(epoch, loaders)
     engine.model.train()
     for groups in epoch_batches(loaders, engine.tasks, "longest"):
         engine.step([groups])
@@ -126,7 +127,7 @@ def run_epoch(engine: Engine, loaders: Loaders, epoch: int) -> None:
 
 def trained(
     sharing: Sharing, loaders: Loaders, *, epochs: int = 2, network: sm.MultiTaskModel | None = None, **options: Any
-) -> Engine:
+) -> TrainingStep:
     """An engine after some epochs, the order of the data always the same."""
     engine = engine_of(network or model(), sharing, own_data=per_task(loaders), **options)
     torch.manual_seed(7)
@@ -135,16 +136,16 @@ def trained(
     return engine
 
 
-def watch_steps(engine: Engine) -> list[dict[str, Tensor]]:
+def watch_steps(engine: TrainingStep) -> list[dict[str, Tensor]]:
     """A list that gets the parameters after every step from now on; they stand there as they are now to begin with."""
     states = [parameters_of(engine.model)]
-    after_step = engine.sharing.after_step
+    take_step = engine._move
 
-    def record(optimizer: torch.optim.Optimizer) -> None:
-        after_step(optimizer)
+    def record(tasks: Any, part: float = 1.0) -> None:
+        take_step(tasks, part)
         states.append(parameters_of(engine.model))
 
-    engine.sharing.after_step = record  # type: ignore[method-assign]
+    engine._move = record  # type: ignore[method-assign]
     return states
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from policies import Started
 from sharing_toys import (
     NAMES,
     OPTIMIZERS,
@@ -77,31 +78,27 @@ def test_it_is_plain_multi_task_training(update: Update, optimizer: str) -> None
 
 
 def test_by_default_tasks_on_one_input_train_jointly_and_on_inputs_of_their_own_averaged() -> None:
-    sharing = sm.DenseSharing()
-    sharing.attach(model())
+    sharing = Started(sm.DenseSharing(), model())
     assert sharing.update_for(own_data=False) == "joint"
     assert sharing.update_for(own_data=True) == "average"
 
 
 def test_by_default_independent_tasks_take_turns() -> None:
     torch.manual_seed(0)
-    sharing = sm.DenseSharing()
-    sharing.attach(sm.SingleTask(encoder(), tasks()))
+    sharing = Started(sm.DenseSharing(), sm.SingleTask(encoder(), tasks()))
     assert sharing.update_for(own_data=False) == "alternate"
 
 
 def test_with_statistics_a_task_it_takes_turns_and_cannot_train_jointly() -> None:
-    sharing = sm.DenseSharing(bn="per_task")
-    sharing.attach(model())
+    sharing = Started(sm.DenseSharing(bn="per_task"), model())
     assert sharing.update_for(own_data=False) == "alternate"
-    sharing = sm.DenseSharing(bn="per_task", update="joint")
-    sharing.attach(model())
-    with pytest.raises(ParameterError, match="DenseSharing: update='joint' runs one forward for all tasks"):
+    sharing = Started(sm.DenseSharing(bn="per_task", update="joint"), model())
+    with pytest.raises(ParameterError, match="update='joint' runs one forward pass for all tasks"):
         sharing.update_for(own_data=False)
 
 
 def test_it_has_no_masks_and_holds_nothing() -> None:
-    sharing = trained(sm.DenseSharing(), loader()).sharing
+    sharing = Started.of(trained(sm.DenseSharing(), loader()))
     assert sharing.masks is None
     assert sharing.active(NAMES) is None
     assert sharing.is_selectable(0)
@@ -109,7 +106,7 @@ def test_it_has_no_masks_and_holds_nothing() -> None:
     assert all(sharing.gradient_mask(task) is None and sharing.penalty(task) is None for task in NAMES)
 
 
-def outputs(engine_model: sm.MultiTaskModel, sharing: sm.DenseSharing) -> dict[str, torch.Tensor]:
+def outputs(engine_model: sm.MultiTaskModel, sharing: Started) -> dict[str, torch.Tensor]:
     found = {}
     for task in NAMES:
         with torch.no_grad(), sharing.view(task):
@@ -118,8 +115,8 @@ def outputs(engine_model: sm.MultiTaskModel, sharing: sm.DenseSharing) -> dict[s
 
 
 def test_batch_statistics_serve_evaluation_too_and_are_not_remembered() -> None:
-    sharing = sm.DenseSharing(bn="batch")
-    network = trained(sharing, loader()).model
+    engine = trained(sm.DenseSharing(bn="batch"), loader())
+    network, sharing = engine.model, Started.of(engine)
     assert network.encoder[1].num_batches_tracked == 0
     assert_same(outputs(network.eval(), sharing), outputs(network.train(), sharing))
 

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from policies import Started
 from sharing_toys import NAMES, encoder, engine_of, loader, model, own_loaders, run_epoch, table, tasks, trained
 from torch import Tensor, nn
 
@@ -32,6 +33,7 @@ def test_masks_change_exactly_at_the_epochs_that_they_should(schedule: str) -> N
     warmup, every, changes = SCHEDULES[schedule]
     sharing = sm.FisherSharing(keep=0.4, warmup=warmup, update_every=every)
     engine = engine_of(model(), sharing, optimizer="adam")
+    sharing = Started.of(engine)
     found = []
     for epoch in range(7):
         before = sharing.masks
@@ -46,6 +48,7 @@ def test_masks_change_exactly_at_the_epochs_that_they_should(schedule: str) -> N
 def test_a_warm_up_is_dense_and_never_settled(warmup: int) -> None:
     sharing = sm.FisherSharing(keep=0.4, warmup=warmup)
     engine = engine_of(model(), sharing)
+    sharing = Started.of(engine)
     for epoch in range(5):
         run_epoch(engine, loader(), epoch)
         assert sharing.is_selectable(epoch) == (epoch >= warmup)
@@ -83,8 +86,7 @@ def test_a_run_that_would_end_in_its_warm_up_is_refused() -> None:
 
 def chosen(network: sm.MultiTaskModel, data: Any, **options: Any) -> sm.TaskMasks:
     """The masks of a first epoch."""
-    sharing = sm.FisherSharing(**{"warmup": 0, "keep": 0.4} | options)
-    sharing.attach(network)
+    sharing = Started(sm.FisherSharing(**{"warmup": 0, "keep": 0.4} | options), network)
     sharing.begin_epoch(0, data)
     return sharing.masks
 
@@ -105,12 +107,11 @@ def test_estimates_differ_so_that_the_choice_among_them_matters() -> None:
 
 def test_the_same_run_chooses_the_same_masks() -> None:
     runs = [trained(sm.FisherSharing(keep=0.4, estimator="sample"), loader(), epochs=3) for _ in range(2)]
-    assert runs[0].sharing.masks == runs[1].sharing.masks
+    assert runs[0].networks.masks == runs[1].networks.masks
 
 
 def test_labels_are_drawn_anew_at_every_renewal() -> None:
-    sharing = sm.FisherSharing(keep=0.4, warmup=0, estimator="sample")
-    sharing.attach(model())
+    sharing = Started(sm.FisherSharing(keep=0.4, warmup=0, estimator="sample"), model())
     masks = []
     for epoch in range(2):
         sharing.begin_epoch(epoch, loader(shuffle=False))
@@ -174,8 +175,7 @@ def silence(network: sm.SharedBottom, task: str) -> None:
 
 def test_a_task_without_information_keeps_its_mask_with_a_warning() -> None:
     network = model()
-    sharing = sm.FisherSharing(keep=0.4, warmup=0)
-    sharing.attach(network)
+    sharing = Started(sm.FisherSharing(keep=0.4, warmup=0), network)
     sharing.begin_epoch(0, loader(shuffle=False))
     first = sharing.masks
     silence(network, "marks")
@@ -205,8 +205,7 @@ def test_regression_falls_back_to_the_exact_estimate_with_one_warning_a_run() ->
     network = sm.SharedBottom(encoder(norm=False), [sm.Regression("slope"), *tasks()])
     x, targets = table()
     data = TensorLoader(x, targets | {"slope": x[:, 0]}, batch_size=8)
-    sharing = sm.FisherSharing(keep=0.4, warmup=0)
-    sharing.attach(network)
+    sharing = Started(sm.FisherSharing(keep=0.4, warmup=0), network)
     with pytest.warns(LikelihoodWarning, match="task 'slope'") as caught:
         sharing.begin_epoch(0, data)
     assert len(caught) == 1

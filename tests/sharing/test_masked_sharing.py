@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from policies import Started
 from sharing_toys import (
     NAMES,
     OPTIMIZERS,
@@ -41,28 +42,26 @@ from sparsemtl.criteria.magnitude import Magnitude
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.model import maskable_parameters
 from sparsemtl.networks.norms import shared_norms
-from sparsemtl.sharing import SHARING, MaskedSharing
+from sparsemtl.sharing import CriterionMasks, Sharing
 from sparsemtl.sharing.sharing import Update
 
-METHODS = [m for m, make in SHARING.items() if isinstance(make, type) and issubclass(make, MaskedSharing)]
+METHODS = ["fisher", "random"]
 every_method = pytest.mark.parametrize("method", METHODS)
 every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
-both_semantics = pytest.mark.parametrize("mask_applies_to", ["forward", "gradient"])
+both_semantics = pytest.mark.parametrize("mask_applies_to", ["weights", "gradients"])
 both_modes = pytest.mark.parametrize("update", ["alternate", "average"])
 
 
-def masked(method: str, keep: float = 0.4, **options: Any) -> MaskedSharing:
+def masked(method: str, keep: float = 0.4, **options: Any) -> Any:
     """A method that has its masks from the first epoch on."""
-    sharing = build(method, keep=keep, **{"warmup": 0} | options)
-    assert isinstance(sharing, MaskedSharing)
-    return sharing
+    return build(method, keep=keep, **{"warmup": 0} | options)
 
 
-def attached(sharing: MaskedSharing, network: sm.MultiTaskModel | None = None) -> MaskedSharing:
+def attached(sharing: Sharing, network: sm.MultiTaskModel | None = None) -> Started:
     """The method with the masks of its first epoch on a model."""
-    sharing.attach(network or model())
-    sharing.begin_epoch(0, loader(shuffle=False))
-    return sharing
+    started = Started(sharing, network or model())
+    started.begin_epoch(0, loader(shuffle=False))
+    return started
 
 
 @pytest.mark.parametrize("keep", [0.06, 0.1, 0.3, 0.77, 0.999, 1.0])
@@ -87,8 +86,7 @@ def test_its_masks_say_what_they_are_for(method: str) -> None:
 
 @every_method
 def test_before_the_first_epoch_every_task_keeps_everything(method: str) -> None:
-    sharing = masked(method)
-    sharing.attach(model())
+    sharing = Started(masked(method), model())
     assert sharing.masks == sm.TaskMasks.ones(maskable_parameters(model()), NAMES)
     assert sharing.active(NAMES) is None
 
@@ -102,8 +100,8 @@ def test_what_no_task_keeps_stands_still_between_renewals(
 ) -> None:
     sharing = masked(method, update=update, mask_applies_to=mask_applies_to)
     engine = trained(build("dense", update=update), loader(), optimizer=optimizer, epochs=1)
-    engine.sharing = sharing  # its optimizer remembers a dense epoch
-    sharing.attach(engine.model)
+    engine.sharing, engine.networks = sharing, sharing.start(engine.model)  # the optimizer has seen a dense epoch
+    sharing = Started.of(engine)
     for epoch in range(2):
         sharing.begin_epoch(epoch, loader())
         before = parameters_of(engine.model)
@@ -121,6 +119,7 @@ def test_what_no_task_keeps_stands_still_between_renewals(
 def test_a_step_for_one_task_moves_its_own_weights_only(method: str, optimizer: str, mask_applies_to: str) -> None:
     sharing = masked(method, update="alternate", mask_applies_to=mask_applies_to)
     engine = engine_of(model(), sharing, optimizer=optimizer)
+    sharing = Started.of(engine)
     run_epoch(engine, loader(), 0)
     states = watch_steps(engine)
     for seed in range(2):
@@ -137,7 +136,7 @@ def test_weights_of_absent_tasks_stand_still(method: str, update: Update) -> Non
     before = parameters_of(engine.model)
     engine.step([[batch_of(3, ("kind", "side"))]])
     after = parameters_of(engine.model)
-    masks = engine.sharing.masks
+    masks = Started.of(engine).masks
     assert masks is not None
     assert_held(before, after, masks.union(["kind", "side"]))
     assert moved_outside(before, after, {name: ~mask for name, mask in masks.exclusive("kind").items()})
@@ -149,6 +148,7 @@ def test_weights_of_absent_tasks_stand_still(method: str, update: Update) -> Non
 def test_without_strict_memory_and_decay_move_what_no_task_keeps(method: str, optimizer: str, update: Update) -> None:
     sharing = masked(method, update=update, strict=False)
     engine = engine_of(model(), sharing, optimizer=optimizer)
+    sharing = Started.of(engine)
     run_epoch(engine, loader(), 0)
     assert sharing.active(NAMES) is None
     before = parameters_of(engine.model)
@@ -181,7 +181,7 @@ def test_what_no_task_keeps_never_moves_across_a_checkpoint(optimizer: str, tmp_
 
 @every_method
 def test_the_gradient_of_a_view_is_zero_outside_of_the_mask_and_only_there(method: str) -> None:
-    sharing = attached(masked(method, mask_applies_to="forward"))
+    sharing = attached(masked(method, mask_applies_to="weights"))
     for name, task in sharing.model.tasks.items():
         sharing.model.zero_grad()
         batch = batch_of(1)
@@ -197,12 +197,12 @@ def test_the_gradient_of_a_view_is_zero_outside_of_the_mask_and_only_there(metho
 
 @every_method
 def test_with_gradient_semantics_all_tasks_run_the_dense_network(method: str) -> None:
-    engine = trained(masked(method, mask_applies_to="gradient"), loader())
+    engine = trained(masked(method, mask_applies_to="gradients"), loader())
     assert engine.update == "joint"
     for mode in (True, False):
         plain = engine.model.train(mode)(batch_of(2).x)
         for task in NAMES:
-            with engine.sharing.view(task):
+            with Started.of(engine).view(task):
                 assert_same(engine.model(batch_of(2).x), plain)
 
 
@@ -210,11 +210,10 @@ def test_with_gradient_semantics_all_tasks_run_the_dense_network(method: str) ->
 @every_method
 def test_a_views_output_is_that_of_the_network_that_its_mask_makes(method: str, mask_applies_to: str) -> None:
     engine = trained(masked(method, mask_applies_to=mask_applies_to), loader())
-    sharing, network = engine.sharing, engine.model.eval()
+    sharing, network = Started.of(engine), engine.model.eval()
     for task in NAMES:
         copy = deepcopy(network)
-        if mask_applies_to == "forward":
-            assert sharing.norms is not None
+        if mask_applies_to == "weights":
             copy.load_state_dict(copy.state_dict() | sharing.norms[task])
             with torch.no_grad():
                 for name, mask in sharing.masks[task].items():
@@ -236,7 +235,7 @@ def gradient_by_hand(
     """S_t * dL_t/dw by functional differentiation: at the masked weights, or at the dense ones."""
     batch, weights = double(batch_of(6)), {n: p.detach() for n, p in network.named_parameters()}
     mask = {n: masks[name][n].double() if n in masks[name] else torch.ones_like(w) for n, w in weights.items()}
-    at = {n: w * mask[n] for n, w in weights.items()} if mask_applies_to == "forward" else weights
+    at = {n: w * mask[n] for n, w in weights.items()} if mask_applies_to == "weights" else weights
 
     def loss(values: dict[str, Tensor]) -> Tensor:
         output = functional_call(network, values, (batch.x,))[name]
@@ -250,7 +249,7 @@ WEIGHTS = {"mean": [1 / 3, 1 / 3, 1 / 3], "constant": [0.5, 2.0, 0.25]}
 
 @pytest.mark.parametrize("balancing", WEIGHTS)
 @pytest.mark.parametrize(
-    ("mask_applies_to", "update"), [("forward", "average"), ("gradient", "average"), ("gradient", "joint")]
+    ("mask_applies_to", "update"), [("weights", "average"), ("gradients", "average"), ("gradients", "joint")]
 )
 @every_method
 def test_the_shared_gradient_is_the_weighted_sum_of_the_tasks_masked_gradients(
@@ -260,6 +259,7 @@ def test_the_shared_gradient_is_the_weighted_sum_of_the_tasks_masked_gradients(
     sharing = masked(method, mask_applies_to=mask_applies_to, update=update)
     balancer = constant(weights=WEIGHTS["constant"]) if balancing == "constant" else as_balancer("mean")
     engine = engine_of(network, sharing, balancing=balancer, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+    sharing = Started.of(engine)
     sharing.begin_epoch(0, [(double(batch_of(0)).x, double(batch_of(0)).targets)])
     engine.step([[double(batch_of(6))]])
     rows = {name: gradient_by_hand(network, sharing.masks, name, mask_applies_to) for name in NAMES}
@@ -275,10 +275,13 @@ def test_in_turns_a_step_has_the_tasks_own_masked_gradient(method: str, mask_app
     network = model(norm=False).double()
     sharing = masked(method, mask_applies_to=mask_applies_to, update="alternate")
     engine = engine_of(network, sharing, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+    sharing = Started.of(engine)
     sharing.begin_epoch(0, [(double(batch_of(0)).x, double(batch_of(0)).targets)])
     gradients: list[dict[str, Tensor]] = []
-    sharing.after_step = lambda optimizer: gradients.append(  # type: ignore[method-assign]
-        {name: p.grad.clone() for name, p in network.shared_parameters().items() if p.grad is not None}
+    engine.optimizer.register_step_pre_hook(
+        lambda *_: gradients.append(
+            {name: p.grad.clone() for name, p in network.shared_parameters().items() if p.grad is not None}
+        )
     )
     engine.step([[double(batch_of(6))]])
     for name, found in zip(NAMES, gradients, strict=True):
@@ -296,6 +299,7 @@ def test_an_aggregator_gets_the_rows_masked(method: str, mask_applies_to: str) -
     network = model(norm=False).double()
     sharing = masked(method, mask_applies_to=mask_applies_to, update="average")
     engine = engine_of(network, sharing, balancing=Sum(), optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+    sharing = Started.of(engine)
     sharing.begin_epoch(0, [(double(batch_of(0)).x, double(batch_of(0)).targets)])
     engine.step([[double(batch_of(6))]])
     rows = [gradient_by_hand(network, sharing.masks, name, mask_applies_to) for name in NAMES]
@@ -307,35 +311,33 @@ def test_an_aggregator_gets_the_rows_masked(method: str, mask_applies_to: str) -
 @every_method
 def test_a_tasks_batches_never_change_another_tasks_statistics(method: str, update: Update) -> None:
     engine = trained(masked(method, update=update), loader())
-    before = engine.sharing.state_dict()["norms"]
+    before = deepcopy(Started.of(engine).norms)
     engine.step([[batch_of(5, ("marks",))]])
-    after = engine.sharing.state_dict()["norms"]
+    after = deepcopy(Started.of(engine).norms)
     for task in ("kind", "side"):
         assert_same(after[task], before[task])
     assert not torch.equal(after["marks"]["encoder.1.running_mean"], before["marks"]["encoder.1.running_mean"])
     assert engine.model.encoder[1].num_batches_tracked == 0
 
 
-class Stub(MaskedSharing):
-    """A method of the criterion given, renewed before every epoch."""
+class Stub(Sharing):
+    """A method of the criterion given, renewed before every epoch: what a user's own file may hold."""
 
-    def __init__(self, criterion: Criterion, **options: Any) -> None:
-        defaults: dict[str, Any] = {
-            "keep": 0.4,
-            "mask_applies_to": "forward",
-            "update": None,
-            "strict": True,
-            "bn": None,
-            "scope": "global",
-            "granularity": "weight",
-            "min_per_layer": 1,
-            "mask_all": False,
-        }
-        super().__init__(**defaults | options)
+    def __init__(self, criterion: Criterion, keep: float = 0.4, **options: Any) -> None:
+        defaults: dict[str, Any] = {"mask_applies_to": "weights", "update": None, "strict": True, "bn": None}
+        defaults |= {"scope": "global", "granularity": "weight", "min_per_layer": 1, "mask_all": False}
+        defaults |= {"target_sparsity": None, "reach_at": None}
         self.criterion = criterion
+        self._masks = CriterionMasks("Stub", keep, defaults | options)  # type: ignore[arg-type]
 
-    def criterion_for(self, epoch: int) -> Criterion | None:
-        return self.criterion
+    def start(self, model: sm.MultiTaskModel) -> sm.TaskNetworks:
+        return self._masks.start(model)
+
+    def begin_epoch(self, epoch: int, model: Any, networks: Any, loaders: Any) -> Any:
+        return self._masks.choose(self.criterion, epoch, model, networks, loaders)
+
+    def metrics(self, model: Any, networks: Any) -> Any:
+        return self._masks.metrics(networks)
 
 
 def recalibrated_copy(network: sm.MultiTaskModel, x: Tensor) -> sm.MultiTaskModel:
@@ -356,8 +358,8 @@ def test_masks_are_chosen_from_the_dense_network_with_statistics_of_its_own(norm
     whole = loader(batch_size=24, shuffle=False)
     engine = trained(Stub(criterion, bn=bn), loader(), network=model(norm=norm))
     expected = sm.fisher_masks(recalibrated_copy(engine.model, whole.x), whole, 0.4, estimator="true")
-    engine.sharing.begin_epoch(2, whole)
-    assert engine.sharing.masks == expected
+    Started.of(engine).begin_epoch(2, whole)
+    assert Started.of(engine).masks == expected
 
 
 def test_with_shared_statistics_masks_are_chosen_with_the_models_own() -> None:
@@ -365,8 +367,8 @@ def test_with_shared_statistics_masks_are_chosen_with_the_models_own() -> None:
     engine = trained(Stub(Fisher(estimator="true"), bn="shared"), loader())
     expected = sm.fisher_masks(engine.model, whole, 0.4, estimator="true")
     assert expected != sm.fisher_masks(recalibrated_copy(engine.model, whole.x), whole, 0.4, estimator="true")
-    engine.sharing.begin_epoch(2, whole)
-    assert engine.sharing.masks == expected
+    Started.of(engine).begin_epoch(2, whole)
+    assert Started.of(engine).masks == expected
 
 
 @pytest.mark.parametrize("norm", [True, False])
@@ -376,15 +378,14 @@ def test_a_weight_dropped_at_one_renewal_can_come_back_at_the_next(norm: bool) -
     kept: list[Tensor] = []
     for epoch in range(4):
         run_epoch(engine, loader(), epoch)
-        assert engine.sharing.masks is not None
-        kept.append(engine.sharing.masks.flat("kind"))
+        assert Started.of(engine).masks is not None
+        kept.append(Started.of(engine).masks.flat("kind"))
     assert bool((kept[0] & ~kept[1] & (kept[2] | kept[3])).any()), "kept, dropped and kept again"
     assert bool((~kept[0] & kept[1]).any()), "never kept before"
 
 
 def test_renewals_change_masks_and_say_how_much() -> None:
-    sharing = Stub(Magnitude(), keep=0.5)
-    sharing.attach(model())
+    sharing = Started(Stub(Magnitude(), keep=0.5), model())
     sharing.begin_epoch(0, [])
     first = sharing.masks
     assert {name: value for task, name, value in sharing.metrics() if task == "kind"} == {
@@ -423,7 +424,7 @@ def test_on_data_of_its_own_a_task_trains_its_own_weights(method: str) -> None:
     assert engine.update == "average"
     before = parameters_of(engine.model)
     engine.step([[batch_of(1, ("kind",)), batch_of(2, ("side",))]])
-    assert_held(before, parameters_of(engine.model), engine.sharing.masks.union(["kind", "side"]))
+    assert_held(before, parameters_of(engine.model), Started.of(engine).masks.union(["kind", "side"]))
 
 
 @every_method
@@ -469,12 +470,13 @@ def test_attaching_anew_starts_anew(method: str) -> None:
 
 @every_method
 @pytest.mark.parametrize("target", [0.2, 0.55])
-def test_a_target_density_is_reached_by_the_epoch_asked_for_on_the_documented_way_and_held(
+def test_a_target_sparsity_is_reached_by_the_epoch_asked_for_on_the_documented_way_and_held(
     method: str, target: float
 ) -> None:
-    sharing = masked(method, target_density=target, reach_at=4)
-    start, found = sharing.start, []
+    sharing = masked(method, target_sparsity=1 - target, reach_at=4)
+    start, found = {"fisher": 0, "random": 0}[method], []
     engine = engine_of(model(), sharing, optimizer="adam")
+    sharing = Started.of(engine)
     for epoch in range(6):
         run_epoch(engine, loader(), epoch)
         found.append(sharing.masks.density())
@@ -486,21 +488,21 @@ def test_a_target_density_is_reached_by_the_epoch_asked_for_on_the_documented_wa
 
 
 def test_random_masks_are_nested_while_the_density_falls() -> None:
-    sharing = sm.RandomSharing(target_density=0.2, reach_at=3)
+    sharing = sm.RandomSharing(target_sparsity=0.8, reach_at=3)
     engine, kept = engine_of(model(), sharing, optimizer="adam"), []
     for epoch in range(4):
         run_epoch(engine, loader(), epoch)
-        kept.append(sharing.masks.flat("kind"))
+        kept.append(Started.of(engine).masks.flat("kind"))
     assert all(bool((later <= earlier).all()) for earlier, later in pairwise(kept))
 
 
 @every_method
-@pytest.mark.parametrize("options", [{"target_density": 0.5}, {"reach_at": 3}])
+@pytest.mark.parametrize("options", [{"target_sparsity": 0.5}, {"reach_at": 3}])
 def test_half_a_target_is_refused(method: str, options: dict[str, Any]) -> None:
-    with pytest.raises(ParameterError, match="`target_density` and `reach_at` go together"):
+    with pytest.raises(ParameterError, match="`target_sparsity` and `reach_at` go together"):
         masked(method, **options)
 
 
 def test_a_target_to_be_reached_in_the_warm_up_is_refused() -> None:
     with pytest.raises(ParameterError, match="after the warm-up of 2 epochs, got 2"):
-        sm.FisherSharing(target_density=0.5, reach_at=2, warmup=2)
+        sm.FisherSharing(target_sparsity=0.5, reach_at=2, warmup=2)

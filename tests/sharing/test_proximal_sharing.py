@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from policies import Started
 from sharing_toys import NAMES, OPTIMIZERS, assert_same, engine_of, loader, parameters_of, table, tasks, trained
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ import sparsemtl as sm
 from sparsemtl.errors import ConfigError, MaskWarning, ParameterError
 from sparsemtl.optim import GroupLasso, GroupMCP, Penalty, ProximalStep, group_sparsity
 from sparsemtl.sharing import SHARING, ProximalSharing
-from sparsemtl.training.engine import Engine
+from sparsemtl.training.step import TrainingStep
 
 METHODS = [name for name, kind in SHARING.items() if isinstance(kind, type) and issubclass(kind, ProximalSharing)]
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -38,23 +39,23 @@ def network() -> sm.SharedBottom:
     return sm.SharedBottom(Tiled(), tasks())
 
 
-def weights(engine: Engine) -> dict[str, Tensor]:
+def weights(engine: TrainingStep) -> dict[str, Tensor]:
     return {name: p for name, p in engine.model.named_parameters() if p.ndim == 4}
 
 
-def run(method: str, *, epochs: int = 3, optimizer: str = "adam", **options: Any) -> tuple[Engine, list[float]]:
+def run(method: str, *, epochs: int = 3, optimizer: str = "adam", **options: Any) -> tuple[TrainingStep, list[float]]:
     """An engine after some epochs, and the sparsity after each."""
     return run_with(SHARING.build(method, **options), epochs=epochs, optimizer=optimizer)
 
 
-def run_with(sharing: Any, *, epochs: int = 3, optimizer: str = "adam") -> tuple[Engine, list[float]]:
+def run_with(sharing: Any, *, epochs: int = 3, optimizer: str = "adam") -> tuple[TrainingStep, list[float]]:
     engine = engine_of(network(), sharing, optimizer=optimizer)
     data, found = loader(48), []
     for epoch in range(epochs):
-        sharing.begin_epoch(epoch, data)
+        Started.of(engine).begin_epoch(epoch, data)
         for x, targets in data:
             engine.step([[sm_group(x, targets)]])
-        found.append(next(value for _, name, value in sharing.metrics() if name.endswith("_sparsity")))
+        found.append(next(value for _, name, value in Started.of(engine).metrics() if name == "group_sparsity"))
     return engine, found
 
 
@@ -109,7 +110,7 @@ def test_a_penalty_in_the_loss_acts_on_the_gradient_and_on_no_task(method: str) 
         torch.testing.assert_close(found, bare + term)
 
 
-def covered(engine: Engine) -> list[Any]:
+def covered(engine: TrainingStep) -> list[Any]:
     return list(weights(engine).values())
 
 
@@ -132,7 +133,7 @@ def test_a_target_is_reached_by_the_epoch_asked_for_and_held(method: str, optimi
 
 @every_method
 def test_the_target_is_reached_on_the_way_that_is_documented(method: str) -> None:
-    sharing = SHARING.build(method, target_sparsity=0.6, reach_at=3, start=1)
+    sharing = SHARING.build(method, target_sparsity=0.6, reach_at=3, warmup=1)
     engine, found = run_with(sharing)
     assert found[0] == 0
     assert found[1] == pytest.approx(0.6 * (1 - 0.5**3), abs=0.02)
@@ -163,7 +164,7 @@ def test_the_critical_strength_of_a_group_is_where_it_dies(penalty: Penalty, opt
 
 def test_the_summary_says_what_is_left_of_every_layer() -> None:
     engine, found = run("group-lasso", epochs=5, target_sparsity=0.5, reach_at=3)
-    outcome = engine.sharing.summary()
+    outcome = Started.of(engine).summary()
     assert outcome["granularity"] == "input-channel"
     assert outcome["group_sparsity"] == found[-1]
     assert {name: layer["all"] for name, layer in outcome["groups"].items()} == {
@@ -180,7 +181,7 @@ def test_the_summary_says_what_is_left_of_every_layer() -> None:
     [
         ({"target_sparsity": 0.5}, "`target_sparsity` and `reach_at` go together"),
         ({"reach_at": 3}, "`target_sparsity` and `reach_at` go together"),
-        ({"target_sparsity": 0.5, "reach_at": 2, "start": 2}, "`reach_at` must come after `start`, got 2 and 2"),
+        ({"target_sparsity": 0.5, "reach_at": 2, "warmup": 2}, "after the warm-up of 2 epochs, got 2"),
         ({"target_sparsity": 1.0, "reach_at": 2}, "'target_sparsity' parameter"),
         ({"lambda": -1.0}, "'lambda_' parameter of .* must be a float in"),
     ],
@@ -203,7 +204,7 @@ def test_lambda_is_called_lambda_in_configurations(method: str) -> None:
 
 def test_a_model_without_convolutions_is_told_of_linear_layers() -> None:
     with pytest.raises(ParameterError, match=r"GroupLassoSharing finds nothing to make sparse.*`linear=True`"):
-        sm.GroupLassoSharing().attach(sm.SharedBottom(nn.Linear(2, 3), tasks()))
+        sm.GroupLassoSharing().start(sm.SharedBottom(nn.Linear(2, 3), tasks()))
 
 
 def fitted(sharing: Any, optimizer: Any, epochs: int = 1) -> sm.Trainer:
@@ -216,7 +217,7 @@ def test_a_strength_that_zeroes_nothing_is_told_at_the_end(method: str) -> None:
     def sgd(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr=0.01)
 
-    with pytest.warns(MaskWarning, match=r"none is zero in the chosen model.*`target_sparsity` and `reach_at`"):
+    with pytest.warns(MaskWarning, match=r"none is zero in the selected model.*`target_sparsity` and `reach_at`"):
         fitted(SHARING.build(method, **{"lambda": 1e-7}), sgd)
 
 

@@ -7,12 +7,13 @@ from math import sqrt
 
 import pytest
 import torch
+from policies import Started
 from sharing_toys import NAMES, encoder, loader, model, trained
 from torch import nn
 
 import sparsemtl as sm
 from sparsemtl.networks.randomness import seed_everything
-from sparsemtl.training.engine import Engine
+from sparsemtl.training.step import TrainingStep
 
 
 def large_model() -> sm.SharedBottom:
@@ -25,9 +26,9 @@ def large_model() -> sm.SharedBottom:
 
 
 def drawn(sharing: sm.RandomSharing, network: sm.SharedBottom | None = None, epoch: int = 0) -> sm.TaskMasks:
-    sharing.attach(network or large_model())
-    sharing.begin_epoch(epoch, [])
-    return sharing.masks
+    started = Started(sharing, network or large_model())
+    started.begin_epoch(epoch, [])
+    return started.masks
 
 
 @pytest.mark.parametrize("keep", [0.1, 0.3, 0.9])
@@ -93,8 +94,7 @@ def test_the_seeds_of_a_study_differ_in_their_masks_unless_the_masks_have_a_seed
     ("every", "changes"), [(0, [0]), (1, [0, 1, 2, 3, 4, 5, 6]), (2, [0, 2, 4, 6]), (5, [0, 5]), (9, [0])]
 )
 def test_masks_are_drawn_at_the_start_and_again_where_asked(every: int, changes: list[int]) -> None:
-    sharing = sm.RandomSharing(keep=0.3, seed=1, resample_every=every)
-    sharing.attach(large_model())
+    sharing = Started(sm.RandomSharing(keep=0.3, seed=1, update_every=every), large_model())
     masks = [sharing.masks]
     for epoch in range(7):
         sharing.begin_epoch(epoch, [])
@@ -104,17 +104,17 @@ def test_masks_are_drawn_at_the_start_and_again_where_asked(every: int, changes:
 
 
 def test_masks_drawn_again_owe_nothing_to_those_before() -> None:
-    sharing = sm.RandomSharing(keep=0.3, seed=1, resample_every=1)
+    sharing = sm.RandomSharing(keep=0.3, seed=1, update_every=1)
     first, second = drawn(sharing), drawn(sharing, epoch=1)
     spread = sqrt(0.3 * 0.7 / (0.3 * first.size()))
     assert all(abs(changed - 0.7) < 4 * spread for changed in second.changed(first).values())
 
 
 def test_by_default_a_run_keeps_its_first_masks_and_reads_no_data_for_them() -> None:
-    engine: Engine = trained(sm.RandomSharing(keep=0.5), loader(), epochs=1)
-    first = engine.sharing.masks
-    engine.sharing.begin_epoch(1, iter(()))
-    assert engine.sharing.masks is first
+    engine: TrainingStep = trained(sm.RandomSharing(keep=0.5), loader(), epochs=1)
+    first = Started.of(engine).masks
+    Started.of(engine).begin_epoch(1, iter(()))
+    assert Started.of(engine).masks is first
     assert first is not None
     assert [first.density(task) for task in NAMES] == [0.5] * 3
 

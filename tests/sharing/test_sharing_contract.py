@@ -18,6 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import pytest
 import torch
+from policies import Started
 from sharing_toys import (
     NAMES,
     assert_held,
@@ -43,11 +44,11 @@ import sparsemtl as sm
 from sparsemtl.errors import ConfigError, MaskError, ParameterError
 from sparsemtl.networks.randomness import random_state
 from sparsemtl.registry.parameters import parameters_of as keywords_of
-from sparsemtl.sharing import SHARING, ProximalSharing, Sharing, SoftMaskSharing, SubnetworkSharing
+from sparsemtl.sharing import SHARING, PBFSSharing, ProximalSharing, Sharing, SoftMaskSharing
 from sparsemtl.sharing.sharing import Update
 from sparsemtl.storage.files import read_tree, write_tree
 from sparsemtl.tasks.batches import Loaders
-from sparsemtl.training.engine import Engine
+from sparsemtl.training.step import TrainingStep
 
 every_method = pytest.mark.parametrize("method", SHARING)
 
@@ -74,8 +75,7 @@ def variants(method: str) -> Iterator[dict[str, Any]]:
 
 def can_train(method: str, options: dict[str, Any]) -> bool:
     """False for an update that the method rightly refuses; see the test of `joint`."""
-    sharing = build(method, **options)
-    sharing.attach(model())
+    sharing = Started(build(method, **options), model())
     return options.get("update") != "joint" or sharing.one_network
 
 
@@ -89,11 +89,11 @@ every_variant = pytest.mark.parametrize(("method", "options"), VARIANTS)
 
 
 @functools.cache
-def trained_once(method: str, options: tuple[tuple[str, Any], ...]) -> Engine:
+def trained_once(method: str, options: tuple[tuple[str, Any], ...]) -> TrainingStep:
     return trained(build(method, **dict(options)), loader())
 
 
-def trained_variant(method: str, options: dict[str, Any]) -> Engine:
+def trained_variant(method: str, options: dict[str, Any]) -> TrainingStep:
     """An engine of its own after two epochs, the same for every test that asks."""
     return deepcopy(trained_once(method, tuple(options.items())))
 
@@ -115,17 +115,9 @@ def test_values_out_of_range_are_refused_by_name(method: str) -> None:
                 SHARING.build(method, **{name: "nonsense"})
 
 
-@every_method
-def test_without_a_model_it_says_what_is_missing(method: str) -> None:
-    sharing = build(method)
-    with pytest.raises(ParameterError, match=rf"{type(sharing).__name__} is not attached .* call attach"):
-        _ = sharing.model
-
-
 @every_variant
 def test_it_trains_the_way_asked_for_or_the_way_that_fits_the_data(method: str, options: dict[str, Any]) -> None:
-    sharing = build(method, **options)
-    sharing.attach(model())
+    sharing = Started(build(method, **options), model())
     keywords = keywords_of(SHARING[method])
     if asked := options.get("update", keywords["update"].default if "update" in keywords else None):
         assert sharing.update_for(own_data=False) == sharing.update_for(own_data=True) == asked
@@ -137,8 +129,7 @@ def test_it_trains_the_way_asked_for_or_the_way_that_fits_the_data(method: str, 
 @every_method
 @pytest.mark.parametrize("bn", ["shared", "per_task", "batch"])
 def test_one_forward_for_all_tasks_is_refused_where_each_has_a_network_of_its_own(method: str, bn: str) -> None:
-    sharing = build(method, update="joint", bn=bn)
-    sharing.attach(model())
+    sharing = Started(build(method, update="joint", bn=bn), model())
     if sharing.one_network:
         assert sharing.update_for(own_data=False) == "joint"
     else:
@@ -150,8 +141,8 @@ def test_one_forward_for_all_tasks_is_refused_where_each_has_a_network_of_its_ow
 def test_beginning_an_epoch_changes_neither_the_model_nor_what_is_drawn_next(
     method: str, options: dict[str, Any]
 ) -> None:
-    sharing, network = build(method, **options), model(dropout=0.2)
-    sharing.attach(network)
+    network = model(dropout=0.2)
+    sharing = Started(build(method, **options), network)
     network.train().encoder[1].eval()
     modes, before = [module.training for module in network.modules()], state_of(network)
     for epoch in range(4):
@@ -170,7 +161,7 @@ def entries(network: nn.Module) -> list[dict[str, int]]:
 @every_variant
 def test_a_view_leaves_nothing_behind_even_where_it_fails(method: str, options: dict[str, Any]) -> None:
     engine = trained_variant(method, options)
-    network, sharing = engine.model.eval(), engine.sharing
+    network, sharing = engine.model.eval(), Started.of(engine)
     held, state, norms = entries(network), state_of(network), sharing.state_dict()
     for task in NAMES:
         with torch.no_grad(), sharing.view(task):
@@ -187,13 +178,13 @@ def test_one_network_means_that_all_views_compute_the_same(method: str, options:
     engine = trained_variant(method, options)
     outputs = []
     for task in NAMES:
-        with torch.no_grad(), engine.sharing.view(task):
+        with torch.no_grad(), Started.of(engine).view(task):
             outputs.append(engine.model.eval()(batch_of(3).x)["kind"])
     same = all(torch.equal(outputs[0], other) for other in outputs[1:])
-    assert same if engine.sharing.one_network else not same or masked_alike(engine.sharing)
+    assert same if Started.of(engine).one_network else not same or masked_alike(Started.of(engine))
 
 
-def masked_alike(sharing: sm.Sharing) -> bool:
+def masked_alike(sharing: Started) -> bool:
     """True if all tasks happen to have one mask, as where magnitude ranks the weights."""
     masks = sharing.masks
     return masks is not None and all(torch.equal(masks.flat(NAMES[0]), masks.flat(task)) for task in NAMES)
@@ -203,29 +194,29 @@ def masked_alike(sharing: sm.Sharing) -> bool:
 def test_what_it_says_about_weights_fits_the_shared_ones(method: str, options: dict[str, Any]) -> None:
     engine = trained_variant(method, options)
     shared = engine.model.shared_parameters()
-    together = engine.sharing.active(NAMES)
+    together = Started.of(engine).active(NAMES)
     for task in NAMES:
-        alone = engine.sharing.active((task,))
-        for mask in (alone, together, engine.sharing.gradient_mask(task)):
+        alone = Started.of(engine).active((task,))
+        for mask in (alone, together, Started.of(engine).gradient_mask(task)):
             for name, tensor in (mask or {}).items():
                 assert (tensor.dtype, tensor.shape) == (torch.bool, shared[name].shape)
         for name, wide in (together or {}).items():
             assert alone is not None, "a step for all tasks is held, one for a single task is not"
             assert not bool((alone[name] & ~wide).any())
-        penalty = engine.sharing.penalty(task)
+        penalty = Started.of(engine).penalty(task)
         assert penalty is None or penalty.ndim == 0
 
 
 @every_variant
 def test_a_step_moves_only_what_it_may(method: str, options: dict[str, Any]) -> None:
     engine = trained_variant(method, options)
-    engine.sharing.begin_epoch(2, loader())
+    Started.of(engine).begin_epoch(2, loader())
     states = watch_steps(engine)
     for seed in range(3):
         engine.step([[batch_of(seed)]])
     stepped = [(task,) for task in NAMES] * 3 if engine.update == "alternate" else [NAMES] * 3
     for step, (before, after) in enumerate(pairwise(states)):
-        assert_held(before, after, engine.sharing.active(stepped[step]))
+        assert_held(before, after, Started.of(engine).active(stepped[step]))
     assert len(states) == 1 + len(stepped)
 
 
@@ -235,7 +226,7 @@ def test_a_task_without_labels_has_no_part_in_a_step(method: str, options: dict[
     before = parameters_of(engine.model)
     engine.step([[batch_of(5, ("marks",))]])
     after = parameters_of(engine.model)
-    assert_held(before, after, engine.sharing.active(("marks",)))
+    assert_held(before, after, Started.of(engine).active(("marks",)))
     moved = {
         name.split(".")[1] for name in after if name.startswith("heads") and not torch.equal(after[name], before[name])
     }
@@ -248,7 +239,7 @@ def resumed(engine_state: dict[str, Any], method: str, options: dict[str, Any], 
     state = read_tree(path)
     engine = engine_of(model(), build(method, **options))
     engine.model.load_state_dict(state["model"])
-    engine.sharing.load_state_dict(state["sharing"])
+    Started.of(engine).load_state_dict(state["sharing"])
     engine.optimizer.load_state_dict(state["optimizer"])
     return engine
 
@@ -256,22 +247,22 @@ def resumed(engine_state: dict[str, Any], method: str, options: dict[str, Any], 
 @every_variant
 def test_a_run_goes_on_from_its_state_bit_for_bit(method: str, options: dict[str, Any], tmp_path: Path) -> None:
     engine = trained_variant(method, options)
-    parts = {"model": engine.model, "sharing": engine.sharing, "optimizer": engine.optimizer}
+    parts = {"model": engine.model, "sharing": Started.of(engine), "optimizer": engine.optimizer}
     state = {name: part.state_dict() for name, part in parts.items()}
     again = resumed(state, method, options, tmp_path / "state.safetensors")
-    assert list(again.sharing.metrics()) == list(engine.sharing.metrics())
+    assert list(Started.of(again).metrics()) == list(Started.of(engine).metrics())
     for one in (engine, again):
         torch.manual_seed(11)
         for epoch in (2, 3):
             run_epoch(one, loader(), epoch)
     assert_same(state_of(again.model), state_of(engine.model))
-    assert_same(again.sharing.state_dict(), engine.sharing.state_dict())
+    assert_same(Started.of(again).state_dict(), Started.of(engine).state_dict())
 
 
 @every_variant
 def test_its_measures_are_finite_numbers_of_tasks_or_of_the_whole(method: str, options: dict[str, Any]) -> None:
     engine = trained_variant(method, options)
-    measures = list(engine.sharing.metrics())
+    measures = list(Started.of(engine).metrics())
     assert len({(task, name) for task, name, _ in measures}) == len(measures)
     for task, name, value in measures:
         assert task in ("", *NAMES)
@@ -288,7 +279,9 @@ def test_once_settled_it_stays_settled(method: str) -> None:
     assert settled[-1]
 
 
-@pytest.mark.filterwarnings("ignore:.*none is zero in the chosen model")  # penalties have no time to act in two epochs
+@pytest.mark.filterwarnings(
+    "ignore:.*none is zero in the selected model"
+)  # penalties have no time to act in two epochs
 @every_method
 @pytest.mark.parametrize("data", ["shared", "own"])
 def test_the_trainer_runs_it_on_data_of_both_kinds(method: str, data: str, tmp_path: Path) -> None:
@@ -315,7 +308,9 @@ def test_a_model_that_shares_nothing_is_trained_or_refused_in_words(method: str)
     apart, sharing = sm.SingleTask(encoder(), tasks()), build(method)
     name = type(sharing).__name__
     refused = {
-        SubnetworkSharing: pytest.raises(MaskError, match=rf"{name} masks .* SingleTask shares none. Use Dense"),
+        (sm.FisherSharing, sm.RandomSharing, PBFSSharing): pytest.raises(
+            MaskError, match=rf"{name} masks .* SingleTask shares none. Use Dense"
+        ),
         ProximalSharing: pytest.raises(
             ParameterError, match=rf"{name} finds nothing to make sparse: SingleTask shares 0"
         ),
@@ -333,10 +328,10 @@ everywhere = pytest.mark.parametrize("bn", ["shared", "per_task", "batch"])
 
 def everything(method: str, **options: Any) -> Sharing:
     """The method at the value of its parameter at which it keeps all weights."""
-    return build(method, keep=1.0, warmup=1, resample_every=1, **options)
+    return build(method, keep=1.0, warmup=1, update_every=1, **options)
 
 
-@pytest.mark.parametrize("mask_applies_to", ["forward", "gradient"])
+@pytest.mark.parametrize("mask_applies_to", ["weights", "gradients"])
 @everywhere
 @every_mode
 @pytest.mark.parametrize("method", MASKED)
@@ -347,8 +342,7 @@ def test_keeping_everything_is_dense_training_bit_for_bit(
     masked = trained(sharing, loader(), epochs=3, network=model(dropout=0.3))
     dense = trained(build("dense", update=update, bn=bn), loader(), epochs=3, network=model(dropout=0.3))
     assert_same(state_of(masked.model), state_of(dense.model))
-    if dense.sharing.norms is not None:
-        assert_same(sharing.state_dict()["norms"], dense.sharing.state_dict()["norms"])
+    assert_same(Started.of(masked).norms, Started.of(dense).norms)
 
 
 @pytest.mark.parametrize("granularity", ["weight", "channel"])
@@ -363,13 +357,13 @@ def test_keeping_everything_is_dense_training_on_any_data_and_granularity(
     masked = trained(sharing, loaders, optimizer="sgd")
     dense = trained(build("dense", bn="per_task"), loaders, optimizer="sgd", update=masked.update)
     assert_same(state_of(masked.model), state_of(dense.model))
-    assert_same(sharing.state_dict()["norms"], dense.sharing.state_dict()["norms"])
+    assert_same(Started.of(masked).norms, Started.of(dense).norms)
 
 
 @pytest.mark.parametrize("method", [method for method in MASKED if takes(method, "mask_applies_to")])
 def test_keeping_everything_in_one_forward_is_dense_training_up_to_rounding(method: str) -> None:
     """The tasks go backward one by one here and all at once there, so sums round differently."""
-    sharing = everything(method, mask_applies_to="gradient", update="joint")
+    sharing = everything(method, mask_applies_to="gradients", update="joint")
     masked = trained(sharing, loader(), optimizer="sgd", network=model(norm=False))
     dense = trained(build("dense"), loader(), optimizer="sgd", network=model(norm=False))
     assert masked.update == dense.update == "joint"

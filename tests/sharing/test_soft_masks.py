@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from policies import Started
 from sharing_toys import NAMES, assert_same, batch_of, engine_of, loader, model, run_epoch, tasks, trained
 from torch import Tensor
 
@@ -14,15 +15,16 @@ import sparsemtl as sm
 from sparsemtl.backbones import CNN
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import EmptyMaskError
+from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.sharing import SoftMaskSharing
-from sparsemtl.storage.files import read_tensors, read_tree
+from sparsemtl.storage.files import read_tree
 
 
 def soft(**options: Any) -> SoftMaskSharing:
     return SoftMaskSharing(**{"linear": True, "lambda_": 0.05, **options})
 
 
-def flat(sharing: SoftMaskSharing, task: str) -> Tensor:
+def flat(sharing: Started, task: str) -> Tensor:
     return torch.cat([psi.detach().flatten() for psi in sharing.soft[task].values()])
 
 
@@ -31,6 +33,7 @@ def flat(sharing: SoftMaskSharing, task: str) -> Tensor:
 def test_masks_are_never_negative_and_many_become_zero(granularity: Any, optimizer: str) -> None:
     sharing = soft(granularity=granularity, lambda_=1.0, init="uniform")
     engine = engine_of(model(), sharing, optimizer=optimizer)
+    sharing = Started.of(engine)
     for epoch in range(4):
         run_epoch(engine, loader(), epoch)
         assert all(bool((flat(sharing, task) >= 0).all()) for task in NAMES)
@@ -38,8 +41,8 @@ def test_masks_are_never_negative_and_many_become_zero(granularity: Any, optimiz
 
 
 def test_masks_of_ones_are_the_shared_network_bit_for_bit() -> None:
-    sharing, network, x = soft(init="ones"), model(), batch_of(5).x
-    sharing.attach(network)
+    network, x = model(), batch_of(5).x
+    sharing = Started(soft(init="ones"), network)
     network.eval()
     expected = network(x)
     for task in NAMES:
@@ -53,6 +56,7 @@ def test_a_mask_becomes_zero_exactly_where_its_gradient_step_ends_below_the_thre
     network = sm.SharedBottom(model().encoder, tasks(kind=2.0))
     torch.manual_seed(1)
     engine = engine_of(network, sharing, optimizer=lambda p: torch.optim.SGD(p, lr=rate), balancing="sum")
+    sharing = Started.of(engine)
     before = {task: flat(sharing, task).clone() for task in NAMES}
     group = batch_of(16)
     engine.step([[group]])
@@ -67,6 +71,7 @@ def test_a_mask_becomes_zero_exactly_where_its_gradient_step_ends_below_the_thre
 def test_only_tasks_that_took_part_shrink() -> None:
     sharing = soft(init="ones", lambda_=0.5)
     engine = engine_of(model(), sharing, optimizer="sgd", update="average")
+    sharing = Started.of(engine)
     group = batch_of(8)
     engine.step([[type(group)(group.x, group.targets, ("kind",))]])
     assert not torch.equal(flat(sharing, "kind"), torch.ones_like(flat(sharing, "kind")))
@@ -74,8 +79,8 @@ def test_only_tasks_that_took_part_shrink() -> None:
 
 
 def test_a_task_s_masks_learn_from_its_loss_only() -> None:
-    sharing, network = soft(init="uniform"), model()
-    sharing.attach(network)
+    network = model()
+    sharing = Started(soft(init="uniform"), network)
     group = batch_of(8)
     with sharing.view("kind"):
         network.tasks["kind"].loss(network(group.x)["kind"], group.targets["kind"]).backward()
@@ -84,8 +89,7 @@ def test_a_task_s_masks_learn_from_its_loss_only() -> None:
 
 
 def test_a_layer_of_which_a_task_reads_nothing_any_more_is_named() -> None:
-    sharing = soft()
-    sharing.attach(model())
+    sharing = Started(soft(), model())
     task, name = NAMES[-1], list(sharing.soft[NAMES[-1]])[-1]
     with torch.no_grad():
         sharing.soft[task][name].flatten()[1:] = 0
@@ -105,22 +109,21 @@ def test_a_run_folder_has_every_tasks_network_as_it_computes(granularity: Any, t
     network, x = model(), batch_of(5).x
     sharing = soft(init="uniform", granularity=granularity)
     trainer = sm.Trainer(network, sharing=sharing, epochs=2, folder=tmp_path, progress=False).fit(loader(), loader())
+    networks = TaskNetworks.load(tmp_path / "networks.safetensors", network)
     for task in NAMES:
-        tensors, about = read_tensors(tmp_path / "networks" / f"{task}.safetensors")
-        assert about["task"] == task
-        assert not any(name.startswith(f"heads.{other}.") for name in tensors for other in NAMES if other != task)
+        tensors = networks.tensors(network, task)
         with torch.no_grad():
             alone = torch.func.functional_call(network, tensors, (x,), {"tasks": (task,)})[task]
         assert torch.equal(trainer.predict(x)[task], alone)
-        for name, psi in sharing.soft[task].items():
+        for name, psi in trainer.networks[task].weight_factors.items():
             assert torch.equal(tensors[name], (psi * network.get_parameter(name)).detach())
 
 
 def test_filters_have_a_number_each_and_their_masks_cover_whole_filters() -> None:
     torch.manual_seed(0)
     encoder = CNN((3, 8, 8), widths=[4, 6])
-    sharing = SoftMaskSharing(granularity="channel", init="uniform")
-    sharing.attach(sm.SharedBottom(encoder, [sm.Classification("a", 2), sm.Classification("b", 3)]))
+    network = sm.SharedBottom(encoder, [sm.Classification("a", 2), sm.Classification("b", 3)])
+    sharing = Started(SoftMaskSharing(granularity="channel", init="uniform"), network)
     shapes = {name: tuple(psi.shape) for name, psi in sharing.soft["a"].items()}
     assert sorted(shapes.values()) == [(4, 1, 1, 1), (6, 1, 1, 1)]
     with torch.no_grad():
@@ -132,15 +135,15 @@ def test_filters_have_a_number_each_and_their_masks_cover_whole_filters() -> Non
 
 def test_linear_layers_are_masked_on_demand_only() -> None:
     with pytest.raises(sm.errors.ParameterError, match="`linear=True` takes linear layers as well"):
-        SoftMaskSharing().attach(model())
+        SoftMaskSharing().start(model())
 
 
 def test_masks_say_what_each_task_reads() -> None:
     engine = trained(soft(lambda_=3.0, init="uniform"), loader())
-    masks = engine.sharing.masks
+    masks = Started.of(engine).masks
     assert masks is not None
     for task in NAMES:
-        assert torch.equal(masks.flat(task), flat(engine.sharing, task) > 0)  # type: ignore[arg-type]
+        assert torch.equal(masks.flat(task), flat(Started.of(engine), task) > 0)  # type: ignore[arg-type]
 
 
 def test_a_run_with_soft_masks_resumes_bit_for_bit(tmp_path: Path) -> None:
@@ -161,4 +164,4 @@ def test_a_run_with_soft_masks_resumes_bit_for_bit(tmp_path: Path) -> None:
     fit(tmp_path / "parts", 4, resume=True)
     whole, parts = (read_tree(tmp_path / name / "checkpoints" / "last.safetensors") for name in ("whole", "parts"))
     assert_same(whole["model"], parts["model"])
-    assert_same(whole["parts"]["sharing"]["soft"], parts["parts"]["sharing"]["soft"])
+    assert_same(whole["parts"]["step"]["networks"], parts["parts"]["step"]["networks"])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from policies import Started
 from sharing_toys import NAMES, batch_of, engine_of, loader, model, parameters_of, run_epoch, tasks
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ from sparsemtl.balancing import BALANCERS
 from sparsemtl.sharing import SHARING, ProximalSharing, Sharing
 from sparsemtl.sharing.sharing import StepWeights, Update
 from sparsemtl.tasks.batches import Group
-from sparsemtl.training.engine import Engine
+from sparsemtl.training.step import TrainingStep
 
 RATE = 0.05
 WEIGHTS = [0.5, 2.0, 1.5]
@@ -42,8 +43,8 @@ def weighted(weights: Sequence[float]) -> sm.SharedBottom:
     return model(**dict(zip(NAMES, weights, strict=True)))
 
 
-def state_of(engine: Engine) -> dict[str, Tensor]:
-    masks = {f"mask {i}": psi.detach().clone() for i, psi in enumerate(engine.sharing.parameters())}
+def state_of(engine: TrainingStep) -> dict[str, Tensor]:
+    masks = {f"mask {i}": psi.detach().clone() for i, psi in enumerate(Started.of(engine).parameters())}
     return {**parameters_of(engine.model), **masks}
 
 
@@ -66,7 +67,7 @@ def test_masks_follow_the_weighted_sum_of_eq_4_and_5(name: str, seeds: list[int]
     """Against autograd on the objective without l1, and l1's own step by hand."""
     options, weights = CONSTANT[name]
     engine = engine_of(model(), soft(), optimizer=sgd(), update="average", balancing=BALANCERS.build(name, **options))
-    sharing: Any = engine.sharing
+    sharing: Any = Started.of(engine)
     groups = [batch_of(seed) for seed in seeds]
     before = {task: [psi.detach().clone() for psi in masks.values()] for task, masks in sharing.soft.items()}
     slopes = {}
@@ -110,7 +111,7 @@ def test_constant_weights_are_weights_of_the_tasks_own(update: Update) -> None:
 
 def test_masks_of_learned_weights_shrink_by_the_weight_of_the_step() -> None:
     engine = engine_of(model(), soft(), optimizer=sgd(), update="average", balancing="uncertainty")
-    sharing: Any = engine.sharing
+    sharing: Any = Started.of(engine)
     before = {task: [psi.detach().clone() for psi in masks.values()] for task, masks in sharing.soft.items()}
     result = engine.step([[batch_of(8)]])
     for task in NAMES:
@@ -121,7 +122,7 @@ def test_masks_of_learned_weights_shrink_by_the_weight_of_the_step() -> None:
 
 def test_a_task_in_one_of_two_accumulated_batches_shrinks_half_as_much() -> None:
     engine = engine_of(model(), soft(), optimizer=sgd(), update="average", balancing="sum")
-    sharing: Any = engine.sharing
+    sharing: Any = Started.of(engine)
     before = {task: [psi.detach().clone() for psi in masks.values()] for task, masks in sharing.soft.items()}
     engine.step([[batch_of(8)], [lacking(batch_of(8), "side")]])
     for task, factor in (("kind", 1.0), ("side", 0.5)):
@@ -142,15 +143,17 @@ def test_masks_may_have_a_learning_rate_of_their_own() -> None:
         model(), sharing=sharing, optimizer=make, epochs=1, balancing="sum", progress=False, accelerator="cpu"
     )
     trainer.set_up(loader())
-    masks = {id(psi) for psi in sharing.parameters()}
+    masks = {id(psi) for psi in trainer.networks.parameters()}
     own = [group for group in trainer.optimizer.param_groups if {id(p) for p in group["params"]} == masks]
     assert [group["lr"] for group in own] == [0.5]
     assert {group["lr"] for group in trainer.optimizer.param_groups if group not in own} == {RATE}
-    old = {task: [psi.detach().clone() for psi in soft.values()] for task, soft in sharing.soft.items()}
-    trainer.engine.update = "average"
-    trainer.engine.step([[batch_of(8)]])
+    old = {
+        task: [psi.detach().clone() for psi in soft.values()] for task, soft in Started.of(trainer.step).soft.items()
+    }
+    trainer.step.update = "average"
+    trainer.step.step([[batch_of(8)]])
     for task in NAMES:
-        for psi, before in zip(sharing.soft[task].values(), old[task], strict=True):
+        for psi, before in zip(Started.of(trainer.step).soft[task].values(), old[task], strict=True):
             torch.testing.assert_close(psi.detach(), (before - 0.5 * (psi.grad + 0.4)).clamp(min=0))
 
 
@@ -208,7 +211,7 @@ def test_a_target_is_reached_in_turns_too(method: str, balancing: str) -> None:
     engine = engine_of(network, sharing, optimizer=sgd(), update="alternate", balancing=balancing)
     for epoch in range(3):
         run_epoch(engine, loader(), epoch)
-    sparsity = next(value for _, name, value in sharing.metrics() if name.endswith("_sparsity"))
+    sparsity = next(value for _, name, value in Started.of(engine).metrics() if name == "group_sparsity")
     assert sparsity == pytest.approx(0.5, abs=0.03)
 
 
@@ -225,5 +228,4 @@ class Tiled(nn.Module):
 
 
 def test_in_a_loop_of_ones_own_every_weight_is_one() -> None:
-    assert sm.SoftMaskSharing(linear=True).step_weights == StepWeights()
     assert StepWeights().of("any") == StepWeights().regularizer == 1.0

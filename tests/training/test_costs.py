@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import sparsemtl as sm
-from sparsemtl.training.costs import RunCost, Trained, measure_costs
+from sparsemtl.networks.task_networks import dense_networks
+from sparsemtl.training.costs import RunCost, measure_costs
 
 DEAD = (0, 2, 5)
 """Channels of the first convolution that the second one does not read."""
@@ -62,7 +63,10 @@ def per_task_loaders(count: int = 20) -> dict[str, Any]:
 
 
 def measured(model: sm.MultiTaskModel, loaders: Any = None, *, one_network: bool = True) -> RunCost:
-    cost = measure_costs(Trained(model, lambda task: model, one_network), [labelled(0)] if loaders is None else loaders)
+    name, tensor = next(iter(model.named_parameters()))
+    own = {task: {name: tensor.detach().clone()} for task in model.tasks}
+    networks = dense_networks(model, model.tasks, {} if one_network else own)
+    cost = measure_costs(model, networks, [labelled(0)] if loaders is None else loaders)
     assert cost is not None
     return cost
 
@@ -150,7 +154,7 @@ def test_measuring_draws_no_random_number_and_changes_no_weight() -> None:
 
 def test_no_batch_means_no_cost() -> None:
     model = sm.SharedBottom(Encoder(), TASKS)
-    assert measure_costs(Trained(model, lambda task: model, True), []) is None
+    assert measure_costs(model, dense_networks(model, model.tasks), []) is None
 
 
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-true", "bf16-mixed"])

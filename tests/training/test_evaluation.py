@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from policies import Started
 from torch import Tensor, nn
 from training_toys import apart, assert_same, own_loaders, shared, state_of, table
 
@@ -17,15 +19,14 @@ from sparsemtl.data import TensorLoader
 from sparsemtl.errors import LabelWarning
 from sparsemtl.sharing.sharing import Sharing
 from sparsemtl.tasks.batches import Loaders
-from sparsemtl.training.evaluation import Results, evaluate, outputs_of, sample_predictions
+from sparsemtl.training.evaluation import Results, Trained, evaluate, outputs_of, sample_predictions
 
 CPU = torch.device("cpu")
 
 
-def ready(model: sm.MultiTaskModel, sharing: Sharing | None = None) -> Sharing:
+def ready(model: sm.MultiTaskModel, sharing: Sharing | None = None) -> Started:
     """A sharing method in force, with norms that have seen something."""
-    method = sharing or sm.DenseSharing()
-    method.attach(model)
+    method = Started(sharing or sm.DenseSharing(), model)
     method.begin_epoch(0, ())
     for seed, task in enumerate(model.tasks):
         with method.view(task), torch.no_grad():
@@ -33,8 +34,12 @@ def ready(model: sm.MultiTaskModel, sharing: Sharing | None = None) -> Sharing:
     return method
 
 
-def evaluated(model: sm.MultiTaskModel, loaders: Loaders, sharing: Sharing | None = None) -> Results:
-    return evaluate(model, model.tasks, sharing or ready(model), loaders, CPU)
+def evaluated(model: sm.MultiTaskModel, loaders: Loaders, sharing: Started | None = None) -> Results:
+    return evaluate(trained(model, sharing or ready(model)), loaders, CPU)
+
+
+def trained(model: sm.MultiTaskModel, sharing: Started, module: nn.Module | None = None) -> Trained:
+    return Trained(model, sharing.networks, module or model)
 
 
 def gaps(targets: dict[str, Tensor], chance: float = 0.5) -> dict[str, Tensor]:
@@ -133,19 +138,17 @@ def test_what_a_sample_knows_in_part_counts_label_by_label(batch_size: int) -> N
     x, targets = maps_with_gaps()
     with torch.no_grad():
         outputs = model(x)
-    found = evaluated(model, TensorLoader(x, targets, batch_size=batch_size), sm.DenseSharing())
+    found = evaluated(model, TensorLoader(x, targets, batch_size=batch_size), Started(sm.DenseSharing(), model))
     for name, task in model.tasks.items():
         whole = float(task.loss(outputs[name], targets[name]))
         assert found[name]["loss"] == pytest.approx(whole, rel=1e-5), name
 
 
-def network_of(model: sm.MultiTaskModel, sharing: Sharing, task: str, x: Tensor) -> Tensor:
+def network_of(model: sm.MultiTaskModel, sharing: Started, task: str, x: Tensor) -> Tensor:
     """A task's output from weights multiplied by hand and statistics copied in by hand."""
     values = dict(model.state_dict())
-    if sharing.masks is not None and getattr(sharing, "mask_applies_to", "forward") == "forward":
-        values |= {name: values[name] * mask for name, mask in sharing.masks[task].items()}
-    if sharing.norms is not None:
-        values |= sharing.norms.state_dict()[task]
+    values |= {name: values[name] * mask for name, mask in sharing.networks[task].weight_factors.items()}
+    values |= sharing.norms[task]
     model.eval()
     with torch.no_grad():
         return torch.func.functional_call(model, values, (x,))[task]
@@ -155,7 +158,7 @@ METHODS = {
     "dense": lambda: sm.DenseSharing(),
     "norms apart": lambda: sm.DenseSharing(bn="per_task"),
     "masks": lambda: sm.RandomSharing(keep=0.3, seed=1),
-    "gradient masks": lambda: sm.RandomSharing(keep=0.3, seed=1, mask_applies_to="gradient"),
+    "gradient masks": lambda: sm.RandomSharing(keep=0.3, seed=1, mask_applies_to="gradients"),
 }
 
 
@@ -187,11 +190,11 @@ def test_evaluation_leaves_no_trace() -> None:
     model.train()
     model.heads["a"].eval()
     before, modes = state_of(model), [module.training for module in model.modules()]
-    norms, draws = sharing.norms.state_dict(), torch.get_rng_state()
+    norms, draws = deepcopy(sharing.norms), torch.get_rng_state()
     first = evaluated(model, TensorLoader(*table(), batch_size=9), sharing)
     assert_same(state_of(model), before)
     assert [module.training for module in model.modules()] == modes
-    assert_same(sharing.norms.state_dict(), norms)
+    assert_same(sharing.norms, norms)
     assert torch.equal(torch.get_rng_state(), draws)
     assert evaluated(model, TensorLoader(*table(), batch_size=9), sharing) == first
     assert all(p.grad is None for p in model.parameters())
@@ -200,7 +203,7 @@ def test_evaluation_leaves_no_trace() -> None:
 def test_no_graph_is_built() -> None:
     model = shared()
     loader = TensorLoader(*table(), batch_size=9)
-    yielded = list(outputs_of(model, model.tasks, ready(model), loader, CPU))
+    yielded = list(outputs_of(trained(model, ready(model)), loader, CPU))
     assert [name for name, _, _ in yielded[:2]] == ["a", "b"]
     assert not any(output.requires_grad for _, output, _ in yielded)
 
@@ -224,7 +227,7 @@ def test_one_forward_serves_all_tasks_that_read_one_network(method: str, calls: 
     model = shared(norm=True)
     sharing = ready(model, METHODS[method]())
     counted = Counted(model)
-    list(outputs_of(counted, model.tasks, sharing, TensorLoader(*table(8), batch_size=8), CPU))
+    list(outputs_of(trained(model, sharing, counted), TensorLoader(*table(8), batch_size=8), CPU))
     assert counted.calls == calls
 
 
@@ -272,7 +275,7 @@ def test_samples_show_inputs_labels_and_answers() -> None:
     model = shared(norm=True)
     sharing = ready(model, sm.RandomSharing(keep=0.5))
     x, targets = table()
-    samples = sample_predictions(model, model.tasks, sharing, TensorLoader(x, targets, batch_size=20), CPU, count=5)
+    samples = sample_predictions(trained(model, sharing), TensorLoader(x, targets, batch_size=20), CPU, count=5)
     assert list(samples) == ["all"]
     assert torch.equal(samples["all"]["x"], x[:5])
     shown = samples["all"]["tasks"]
@@ -283,7 +286,7 @@ def test_samples_show_inputs_labels_and_answers() -> None:
 
 def test_samples_of_tasks_with_data_of_their_own_come_apart() -> None:
     model = apart()
-    samples = sample_predictions(model, model.tasks, ready(model), own_loaders({"a": 9, "b": 3}), CPU, count=6)
+    samples = sample_predictions(trained(model, ready(model)), own_loaders({"a": 9, "b": 3}), CPU, count=6)
     assert {key: len(group["x"]) for key, group in samples.items()} == {"a": 4, "b": 3}
     assert {key: list(group["tasks"]) for key, group in samples.items()} == {"a": ["a"], "b": ["b"]}
 
@@ -295,4 +298,4 @@ def test_only_the_first_batch_is_read_for_samples() -> None:
             raise AssertionError("a second batch was read")
 
     model = shared()
-    assert len(sample_predictions(model, model.tasks, ready(model), Once(), CPU)["all"]["x"]) == 4
+    assert len(sample_predictions(trained(model, ready(model)), Once(), CPU)["all"]["x"]) == 4

@@ -19,8 +19,8 @@ import sparsemtl as sm
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import NonFiniteError, SelectionError, TrainingError
 from sparsemtl.tasks.batches import Group
-from sparsemtl.training.engine import MAX_SKIPPED, Backend, Engine
 from sparsemtl.training.finite import check_gradient, check_weights
+from sparsemtl.training.step import MAX_SKIPPED, Backend, TrainingStep
 
 SGD = partial(torch.optim.SGD, lr=0.05)
 CPU = torch.device("cpu")
@@ -190,14 +190,16 @@ class Scaler:
             self.optimizer.step()
 
 
-def scaled_engine(model: sm.SharedBottom, balancing: str) -> Engine:
+def scaled_engine(model: sm.SharedBottom, balancing: str) -> TrainingStep:
     sharing = sm.DenseSharing()
-    sharing.attach(model)
     balancer = sm.balancing.as_balancer(balancing)
     balancer.attach(2, CPU)
     optimizer: Any = Scaler(torch.optim.SGD(model.parameters(), lr=0.1))
     backend = Backend(model, lambda loss, **options: loss.backward(**options), None, CPU, scaled=True)
-    return Engine(model, sharing, balancer, optimizer, "joint", backend)
+    networks = sharing.start(model)
+    return TrainingStep(
+        model, optimizer, networks, sharing=sharing, balancing=balancer, update="joint", backend=backend
+    )
 
 
 @pytest.mark.parametrize("balancing", ["mean", "pcgrad"])

@@ -303,7 +303,7 @@ def test_a_frozen_encoder_trains_its_heads_under_any_balancer(balancing: str, ow
     trainer = quiet(model, balancing=balancing, epochs=1).fit(data, data)
     after = state_of(model)
     assert all(torch.equal(after[name], tensor) == name.startswith("encoder") for name, tensor in before.items())
-    assert trainer.engine.update != "alternate" or trainer.balancer.constant
+    assert trainer.step.update != "alternate" or trainer.balancer.constant
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_a_frozen_encoder_trains_its_heads_under_any_balancer(balancing: str, ow
 )
 def test_networks_of_the_tasks_own_take_a_loss_weighting(sharing: Callable[[], sm.Sharing]) -> None:
     trainer = quiet(shared(), sharing=sharing(), balancing="uncertainty", epochs=2).fit(loader(), loader())
-    assert trainer.engine.update == "average"
+    assert trainer.step.update == "average"
 
 
 def test_turns_that_were_asked_for_are_still_refused() -> None:

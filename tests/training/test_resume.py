@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 import sparsemtl as sm
 from sparsemtl.data import TensorLoader
+from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.storage.files import read_tensors, read_tree
 from sparsemtl.storage.metrics import read_metrics
 
@@ -17,12 +19,12 @@ METHODS = {
     "dense": lambda: sm.DenseSharing(),
     "in turns": lambda: sm.DenseSharing(update="alternate", bn="per_task"),
     "random": lambda: sm.RandomSharing(keep=0.5),
-    "pbfs": lambda: sm.PBFSSharing(warmup=0, reach_at=2, every=3, target_sparsity=0.8),
-    "pbfs by gradients": lambda: sm.PBFSSharing(warmup=1, reach_at=3, every=2, criterion="gradient"),
+    "pbfs": lambda: sm.PBFSSharing(warmup=0, reach_at=2, update_every_steps=3, target_sparsity=0.8),
+    "pbfs by gradients": lambda: sm.PBFSSharing(warmup=1, reach_at=3, update_every_steps=2, criterion="gradient"),
     "soft masks": lambda: sm.SoftMaskSharing(linear=True, lambda_=0.3, init="uniform"),
     "group lasso": lambda: sm.GroupLassoSharing(linear=True, target_sparsity=0.5, reach_at=2),
     "fisher": lambda: sm.FisherSharing(keep=0.5, estimator="true", samples=20),
-    "fisher gradient": lambda: sm.FisherSharing(keep=0.5, estimator="true", samples=20, mask_applies_to="gradient"),
+    "fisher gradient": lambda: sm.FisherSharing(keep=0.5, estimator="true", samples=20, mask_applies_to="gradients"),
 }
 
 
@@ -108,8 +110,13 @@ def assert_same_end(whole: Path, cut: Path) -> None:
     assert_same_tree(last["parts"], resumed["parts"])
     rows = [[row for row in read_metrics(f / "metrics.csv") if row.name != "seconds"] for f in (whole, cut)]
     assert rows[0] == rows[1]
-    if (whole / "masks.safetensors").exists():
-        assert sm.TaskMasks.load(whole / "masks.safetensors") == sm.TaskMasks.load(cut / "masks.safetensors")
+    if (whole / "networks.safetensors").exists():
+        one, other = (TaskNetworks.load(folder / "networks.safetensors") for folder in (whole, cut))
+        for task, network in one.items():
+            for part in fields(network):
+                mine, theirs = getattr(network, part.name), getattr(other[task], part.name)
+                assert list(mine) == list(theirs)
+                assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
 
 
 def assert_same_tree(left: object, right: object) -> None:

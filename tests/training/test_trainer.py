@@ -19,6 +19,7 @@ from training_toys import apart, assert_same, encoder, loader, moved, own_loader
 import sparsemtl as sm
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import CheckpointError, LabelError, LabelWarning, NonFiniteLossError, ParameterError
+from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.storage.files import read_tensors, read_tree
 from sparsemtl.storage.metrics import read_metrics
 from sparsemtl.training.evaluation import Results
@@ -210,7 +211,7 @@ def test_predictions_come_from_the_networks_that_are_evaluated(method: sm.Sharin
         sm.RandomSharing(keep=0.5),
         sm.RandomSharing(keep=0.5, bn="batch"),
         sm.SoftMaskSharing(linear=True, lambda_=0.5),
-        sm.PBFSSharing(target_sparsity=0.6, warmup=1, reach_at=3, every=2),
+        sm.PBFSSharing(target_sparsity=0.6, warmup=1, reach_at=3, update_every_steps=2),
     ],
     ids=lambda method: type(method).__name__,
 )
@@ -228,21 +229,25 @@ def test_a_task_s_network_is_a_model_that_needs_nothing_else(method: sm.Sharing)
 
 
 def test_masks_and_norms_in_force_are_those_of_the_best_epoch(tmp_path: Path) -> None:
-    sharing = sm.RandomSharing(keep=0.5, resample_every=1)
+    sharing = sm.RandomSharing(keep=0.5, update_every=1)
     trainer = quiet(shared(norm=True), sharing=sharing, epochs=3, folder=tmp_path)
     states: list[Any] = []
     original = trainer._close_epoch
 
+    def state() -> Any:
+        return deepcopy((dict(trainer.networks.masks["a"]), trainer.networks["a"].own_tensors))  # type: ignore[index]
+
     def noted(*arguments: Any) -> None:
-        states.append(deepcopy((dict(sharing.masks["a"]), sharing.norms.state_dict())))
+        states.append(state())
         original(*arguments)
 
     trainer._close_epoch = noted  # type: ignore[method-assign]
     trainer.fit(loader(), Praising(trainer, a=2, b=2))
-    assert_same((dict(sharing.masks["a"]), sharing.norms.state_dict()), states[1])
+    assert_same(state(), states[1])
     assert moved(states[1][0], states[2][0]), "the masks did not change, which proves nothing"
-    assert trainer.masks == sm.TaskMasks.load(tmp_path / "masks.safetensors", trainer.model)
-    assert_same(read_tree(tmp_path / "norms.safetensors"), sharing.norms.state_dict())
+    stored = TaskNetworks.load(tmp_path / "networks.safetensors", trainer.model)
+    assert stored.masks == trainer.masks
+    assert_same(stored.state_dict(), trainer.networks.state_dict())
 
 
 # Randomness
@@ -295,7 +300,7 @@ def test_heads_that_learn_their_width_do_not_disturb_the_order_of_the_data() -> 
 
 
 def test_choosing_masks_does_not_disturb_the_order_of_the_data() -> None:
-    gradient = {"mask_applies_to": "gradient", "update": "joint"}
+    gradient = {"mask_applies_to": "gradients", "update": "joint"}
     fisher, drawn = orders(shared(), sm.FisherSharing(keep=0.5, estimator="true", **gradient))
     dense, expected = orders(shared())
     batches = [x for x in fisher if len(x) == 8]
@@ -333,9 +338,9 @@ def test_every_task_may_have_a_loader_of_its_own(mix: Mix, steps: int, update: A
 def test_tasks_with_data_of_their_own_are_averaged_by_default() -> None:
     trainer = quiet(epochs=1)
     trainer.fit(own_loaders({"a": 8, "b": 8}), own_loaders({"a": 8, "b": 9}))
-    assert trainer.engine.update == "average"
+    assert trainer.step.update == "average"
     trainer.fit(loader(), held_out())
-    assert trainer.engine.update == "joint"
+    assert trainer.step.update == "joint"
 
 
 @pytest.mark.parametrize(

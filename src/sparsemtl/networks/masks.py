@@ -189,19 +189,18 @@ class TaskMasks(Mapping[str, Mask]):
         """
         model = unwrapped(model)
         refuse_compiled(model)
-        return swap_tensors(model, self.weights(model, task))
+        return swap_tensors(model, self.weights(model, task), label=(id(self), task))
 
     def weights(self, model: nn.Module, task: str) -> dict[str, Tensor]:
         """Parameter name -> mask * parameter, for `torch.func.functional_call` and compiled models."""
-        mask = self[task]
-        return {name: p * self._factor(task, name, mask[name], p) for name, p in self.check(model).items()}
+        return {name: p * self.number(task, name, p) for name, p in self.check(model).items()}
 
-    def _factor(self, task: str, name: str, mask: Tensor, like: Tensor) -> Tensor:
-        """The mask as numbers, kept: multiplying by bools would convert them at every step."""
+    def number(self, task: str, name: str, like: Tensor) -> Tensor:
+        """Return a mask as numbers of the dtype and device of `like`, converted once: bools would be at each step."""
         key = (task, name, like.dtype, like.device)
         if key not in self._factors:
             with torch.inference_mode(False):  # one made for inference only could never train
-                self._factors[key] = mask.to(like.device, like.dtype)
+                self._factors[key] = self[task][name].to(like.device, like.dtype)
         return self._factors[key]
 
     def check(self, model: nn.Module) -> dict[str, Tensor]:

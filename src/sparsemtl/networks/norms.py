@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,15 @@ from sparsemtl.networks.model import MultiTaskModel, placement
 from sparsemtl.networks.modes import train_mode
 from sparsemtl.networks.randomness import fork_rng
 from sparsemtl.networks.swap import swap_tensors
+from sparsemtl.networks.task_networks import TaskNetworks, dense_networks
 from sparsemtl.tasks.batches import Group, Loaders, evaluation_groups, groups_for, per_task, preserve_loader_state
 from sparsemtl.tasks.task import Task
 
 BATCHES = 100
 """Batches over which statistics are averaged by default."""
 
-View = Callable[[str], AbstractContextManager[Any]]
-"""Task -> context in which the model is the task's network."""
+Statistics = Literal["shared", "per_task", "batch"]
+"""Batch norm statistics: one set for all tasks, one set per task, or those of the batch, in training and evaluation."""
 
 
 class TaskNorms:
@@ -116,9 +117,20 @@ def statistics_of(model: MultiTaskModel) -> dict[str, Tensor]:
     }
 
 
-def batch_statistics(model: MultiTaskModel) -> AbstractContextManager[None]:
-    """Inside the context, the shared norms use the batch's own statistics, in eval mode as well."""
-    return swap_tensors(model, dict.fromkeys(statistics_of(model)))
+def own_statistics(model: MultiTaskModel, kind: Statistics) -> dict[str, dict[str, Tensor | None]]:
+    """Return task -> buffer name -> the statistics that the task uses in place of the model's.
+
+    Args:
+        model: the model; sets per task start as copies of its own.
+        kind: whose statistics a task uses; None stands for those of the batch.
+    """
+    found = statistics_of(model)
+    if kind == "per_task" and model.shared_modules():
+        with torch.inference_mode(False):  # statistics made for inference only could never be updated
+            return {task: {name: t.detach().clone() for name, t in found.items()} for task in model.tasks}
+    if kind == "batch":
+        return {task: dict.fromkeys(found) for task in model.tasks}
+    return {task: {} for task in model.tasks}
 
 
 @contextmanager
@@ -146,7 +158,7 @@ def recompute_norms(
     norms: TaskNorms | None = None,
     *,
     masks: TaskMasks | None = None,
-    view: View | None = None,
+    networks: TaskNetworks | None = None,
     batches: int = BATCHES,
     module: nn.Module | None = None,
 ) -> None:
@@ -161,14 +173,14 @@ def recompute_norms(
     Args:
         model: the model.
         loaders: training data, as for `Trainer.fit`.
-        norms: the tasks' sets of statistics, which are filled; the model's own, over all tasks, if None.
+        norms: sets of statistics per task, which are filled; if None, the model's own are, over all tasks.
         masks: masks, where a task computes with mask * weight.
-        view: in place of `masks`, task -> context in which the model is the task's network, such as `Sharing.view`.
-        batches: batches per task, at most.
-        module: what is called in place of the model, such as Lightning Fabric's wrapper of it.
+        networks: the tasks' networks, in place of `norms` and `masks`.
+        batches: largest number of batches per task.
+        module: callable in place of the model, such as Lightning Fabric's wrapper of it.
 
     Raises:
-        ParameterError: if `batches` is below 1.
+        ParameterError: if `batches` is below 1, or `networks` stands beside `norms` or `masks`.
 
     Example:
         >>> norms = TaskNorms(model)                                            # doctest: +SKIP
@@ -178,30 +190,31 @@ def recompute_norms(
     """
     if batches < 1:
         raise ParameterError(f"`batches` must be at least 1, got {batches}.")
-    shared, own = _live_norms(model)
-    if not shared and not any(own.values()):
+    if networks is None:
+        own = {task: norms[task] for task in model.tasks} if norms is not None else {}
+        networks = dense_networks(model, model.tasks, own) if masks is None else TaskNetworks.of_masks(masks, own)
+    elif norms is not None or masks is not None:
+        raise ParameterError("recompute_norms: give `networks`, or `norms` and `masks`, not both.")
+    shared, apart = _live_norms(model)
+    if not shared and not any(apart.values()):
         return
-    if view is None:
-        view = _plain if masks is None else partial(masks.applied, model)
-    if norms is None:
-        everything = BatchAverages(dict(chain(shared.items(), *(part.items() for part in own.values()))))
-        averages = dict.fromkeys(model.tasks, everything)
+    per_task_sets = networks.have_own_statistics
+    if per_task_sets:
+        averages = {task: BatchAverages({**shared, **apart[task]}) for task in model.tasks}
     else:
-        averages = {task: BatchAverages({**shared, **own[task]}) for task in model.tasks}
+        everything = BatchAverages(dict(chain(shared.items(), *(part.items() for part in apart.values()))))
+        averages = dict.fromkeys(model.tasks, everything)
     with fork_rng(), preserve_loader_state(loaders):
         for task, x in _batches(model, loaders, batches):
-            with view(task):
+            with networks.swapped(model, task):
                 averages[task].add(model, partial(module or model, x, tasks=(task,)))
     buffers = dict(model.named_buffers(remove_duplicate=False))
     with torch.no_grad():
         for task in model.tasks:
-            sets = buffers if norms is None else {**buffers, **norms[task]}
+            sets = {**buffers, **networks[task].own_tensors} if per_task_sets else buffers
             for name, tensor in averages[task].tensors().items():
-                sets[name].copy_(tensor)
-
-
-def _plain(task: str) -> AbstractContextManager[None]:
-    return nullcontext()
+                if (found := sets[name]) is not None:
+                    found.copy_(tensor)
 
 
 def _live_norms(model: MultiTaskModel) -> tuple[dict[str, _NormBase], dict[str, dict[str, _NormBase]]]:

@@ -1,15 +1,15 @@
-"""Let modules read other tensors in place of their parameters and buffers, for a while, and touch nothing else.
+"""Swap tensors: modules read other tensors in place of their parameters and buffers, for a while.
 
-`nn.Module` looks a parameter up in `_parameters` only after the instance's own dictionary, so an entry there hides
-it from `module.weight` while `state_dict`, `parameters()`, hooks and every optimizer go on seeing the original.
-Gradients reach the original through whatever graph made the replacement.
+`nn.Module` looks a parameter up in `_parameters` only after the instance's own dictionary. An entry there hides the
+parameter from `module.weight`, while `state_dict`, `parameters()`, hooks and every optimizer go on seeing the original.
+Gradients reach the original through the graph that made the replacement.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
@@ -18,53 +18,44 @@ import torch
 from torch import Tensor, nn
 
 from sparsemtl.errors import MaskError
+from sparsemtl.networks.slots import Slot, slots_of
+from sparsemtl.networks.swap_guards import guarded, lock_of
 
 
 @contextmanager
-def swap_tensors(model: nn.Module, tensors: Mapping[str, Tensor | None]) -> Iterator[None]:
+def swap_tensors(
+    model: nn.Module, tensors: Mapping[str, Tensor | None], label: Hashable | None = None
+) -> Iterator[None]:
     """Inside the context, `model` computes with `tensors` in place of its parameters and buffers of those names.
+
+    Contexts nest and may end in any order; the one entered last wins. Another thread that enters a context on the same
+    model waits until this one has ended. Deep copies and pickles made inside are of the plain model. Functions that
+    `torch.compile` made of others run uncompiled inside.
 
     Args:
         model: any module. A tensor that it holds under several names (tied weights) is replaced under all of them.
         tensors: qualified name -> replacement of the same shape, or None where a module accepts that.
-
-    Contexts nest, the inner one wins. Deep copies and pickles made inside are of the plain model. Functions that
-    `torch.compile` made of others run uncompiled inside.
+        label: identifies the network that the replacements make. A forward pass that is recomputed in the backward
+            pass (activation checkpointing) must run under the label that it first ran under.
 
     Raises:
-        MaskError: if a name does not exist, or the model is compiled or scripted: such code has its weights
-            frozen in and would silently ignore the replacements.
+        MaskError: if a name does not exist; if the model is compiled or scripted, since such code has its weights
+            frozen in; and inside the context, if a module is called by another thread, or recomputed by another network
+            than the one that computed it first.
     """
-    places = _places(model)
-    hidden: list[tuple[dict[str, Any], str, Any]] = []
-
-    def hide(module: nn.Module, attribute: str, value: Any) -> None:
-        entries = vars(module)
-        hidden.append((entries, attribute, entries.get(attribute, _ABSENT)))
-        entries[attribute] = value
-
-    try:
-        touched: dict[int, nn.Module] = {}
-        for name, tensor in tensors.items():
-            if name not in places:
-                raise MaskError(f"the model {type(model).__name__} has no parameter or buffer {name!r}.")
-            for module, attribute in places[name]:
-                hide(module, attribute, tensor)
-                touched[id(module)] = module
-        for module in touched.values():
-            if isinstance(module, nn.RNNBase):
-                hide(module, "_flat_weights", [getattr(module, name) for name in module._flat_weights_names])
-                hide(module, "_flat_weight_refs", module._flat_weight_refs)  # a forward pass writes to it
-            hide(module, "__reduce_ex__", functools.partial(_reduce_plain, module))
-        with _uncompiled():
-            yield
-    finally:
-        for entries, attribute, before in reversed(hidden):
-            _put(entries, attribute, before)
+    _refuse_compiling()
+    with lock_of(model):
+        layer = _Layer(_replacements(model, tensors))
+        try:
+            with _uncompiled(), guarded(layer.modules, object() if label is None else label):
+                layer.show()
+                yield
+        finally:
+            layer.remove()
 
 
-def seen(model: nn.Module) -> dict[str, Tensor | None]:
-    """Every parameter and buffer by name, as the model computes with it now: the replacement where it is shadowed."""
+def current_tensors(model: nn.Module) -> dict[str, Tensor | None]:
+    """Return every parameter and buffer by name, as the model computes with it now: the replacement where swapped."""
     return {
         f"{prefix}.{attribute}" if prefix else attribute: getattr(module, attribute)
         for prefix, module in model.named_modules()
@@ -74,8 +65,8 @@ def seen(model: nn.Module) -> dict[str, Tensor | None]:
 
 
 def materialize(model: nn.Module) -> nn.Module:
-    """A copy of the model that has for its own what the model computes with now: the replacements, where shadowed."""
-    tensors = {name: tensor if tensor is None else tensor.detach().clone() for name, tensor in seen(model).items()}
+    """Return a copy of the model whose own tensors are those that the model computes with now."""
+    tensors = {name: t if t is None else t.detach().clone() for name, t in current_tensors(model).items()}
     copied = deepcopy(model)
     with torch.no_grad():
         for prefix, module in copied.named_modules():
@@ -88,64 +79,89 @@ def materialize(model: nn.Module) -> nn.Module:
     return copied
 
 
-_ABSENT: Any = object()
-
-
-def _places(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Every name of a parameter or buffer -> all (module, attribute) that hold that same tensor.
-
-    Raises:
-        MaskError: if code has weights frozen in.
-    """
-    _refuse_compiling()
-    by_tensor: dict[int, list[tuple[nn.Module, str]]] = {}
-    names: dict[str, int] = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        _refuse_frozen(module)
-        for attribute, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor is not None:
-                place = (module, attribute)
-                by_tensor.setdefault(id(tensor), [])
-                if place not in by_tensor[id(tensor)]:
-                    by_tensor[id(tensor)].append(place)
-                names[f"{prefix}.{attribute}" if prefix else attribute] = id(tensor)
-    return {name: by_tensor[key] for name, key in names.items()}
-
-
 def refuse_compiled(model: nn.Module) -> None:
-    """Raise if the model's code has its weights frozen in.
+    """Raise if the code of the model has its weights frozen in.
 
     Raises:
-        MaskError: saying how to do without.
+        MaskError: naming the module and the alternative.
     """
     _refuse_compiling()
-    for module in model.modules():
-        _refuse_frozen(module)
+    slots_of(model)
 
 
-def _refuse_compiling() -> None:
-    if torch.compiler.is_dynamo_compiling():
-        raise MaskError("weights cannot be replaced inside a compiled region; enter the context outside of it.")
+def _replacements(model: nn.Module, tensors: Mapping[str, Tensor | None]) -> dict[nn.Module, dict[str, Any]]:
+    """Return module -> attribute -> what stands there inside the context."""
+    slots = slots_of(model, tensors)
+    values: dict[nn.Module, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        if name not in slots:
+            raise MaskError(f"the model {type(model).__name__} has no parameter or buffer {name!r}.")
+        for module, attribute in slots[name]:
+            values.setdefault(module, {})[attribute] = tensor
+    return values
 
 
-def _refuse_frozen(module: nn.Module) -> None:
-    if isinstance(module, torch.jit.ScriptModule):
-        raise MaskError(f"{type(module).__name__} is scripted; put masks on the plain module.")
-    if "_orig_mod" in module._modules or vars(module).get("_compiled_call_impl") is not None:
-        raise MaskError(
-            "a compiled module ignores replaced weights. Use the plain module here, or compile a function of the "
-            "weights, run = torch.compile(lambda weights, x: torch.func.functional_call(model, weights, (x,))), "
-            "and call run(masks.weights(model, task), x)."
-        )
+# ---- layers of replacements ------------------------------------------------------------------------------------
 
 
-def _uncompiled() -> AbstractContextManager[Any]:
-    """Functions compiled earlier run as they were written: their guards do not notice that weights are replaced."""
-    if torch.compiler.is_dynamo_compiling() or "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    set_stance: Any = getattr(torch.compiler, "set_stance", nullcontext)  # it came with torch 2.6
-    eagerly: AbstractContextManager[Any] = set_stance("force_eager")
-    return eagerly
+_ABSENT: Any = object()
+_LAYERS: dict[nn.Module, list[_Layer]] = {}
+"""Module -> the layers in force, the last on top; a module without a layer is not in it."""
+
+
+class _Layer:
+    """Replacements of one context.
+
+    Args:
+        values: module -> attribute -> replacement.
+    """
+
+    def __init__(self, values: Mapping[nn.Module, dict[str, Any]]) -> None:
+        self._values = dict(values)
+        self._before: dict[Slot, Any] = {}
+        self.modules = tuple(values)
+
+    def show(self) -> None:
+        """Put the layer on top."""
+        for module, values in self._values.items():
+            for name, value in values.items():
+                self._set(module, name, value)
+            if isinstance(module, nn.RNNBase):
+                self._set(module, "_flat_weights", [getattr(module, name) for name in module._flat_weights_names])
+                self._set(module, "_flat_weight_refs", module._flat_weight_refs)  # a forward pass writes to it
+            self._set(module, "__reduce_ex__", functools.partial(_reduce_plain, module))
+            _LAYERS.setdefault(module, []).append(self)
+
+    def _set(self, module: nn.Module, name: str, value: Any) -> None:
+        entries = vars(module)
+        self._before[module, name] = entries.get(name, _ABSENT)
+        self._values[module][name] = entries[name] = value
+
+    def remove(self) -> None:
+        """Take the layer out, wherever it is."""
+        for (module, name), before in reversed(self._before.items()):
+            above = [layer for layer in _above(module, self) if (module, name) in layer._before]
+            if above:
+                above[0]._before[module, name] = before
+            else:
+                _put(vars(module), name, before)
+        for module in {module for module, _ in self._before}:
+            _LAYERS[module].remove(self)
+            if not _LAYERS[module]:
+                del _LAYERS[module]
+        self._before = {}
+
+
+def _above(module: nn.Module, layer: _Layer) -> list[_Layer]:
+    layers = _LAYERS.get(module, [])
+    return layers[layers.index(layer) + 1 :] if layer in layers else []
+
+
+def _put(entries: dict[str, Any], name: str, value: Any) -> None:
+    if value is _ABSENT:
+        entries.pop(name, None)  # registering a new parameter under the name has taken it away
+    else:
+        entries[name] = value
 
 
 def _reduce_plain(module: nn.Module, protocol: int) -> Any:
@@ -166,8 +182,18 @@ def _reduce_plain(module: nn.Module, protocol: int) -> Any:
         entries.update(hidden)
 
 
-def _put(entries: dict[str, Any], name: str, value: Any) -> None:
-    if value is _ABSENT:
-        entries.pop(name, None)  # registering a new parameter under the name has taken it away
-    else:
-        entries[name] = value
+# ---- compiled code ---------------------------------------------------------------------------------------------
+
+
+def _refuse_compiling() -> None:
+    if torch.compiler.is_dynamo_compiling():
+        raise MaskError("weights cannot be replaced inside a compiled region; enter the context outside of it.")
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Run functions compiled earlier as they were written: their guards do not notice that weights are replaced."""
+    if torch.compiler.is_dynamo_compiling() or "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    set_stance: Any = getattr(torch.compiler, "set_stance", nullcontext)  # it came with torch 2.6
+    eagerly: AbstractContextManager[Any] = set_stance("force_eager")
+    return eagerly

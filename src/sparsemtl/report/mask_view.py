@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ import torch
 
 from sparsemtl.errors import CheckpointError, MaskError
 from sparsemtl.networks.masks import TaskMasks
+from sparsemtl.networks.task_networks import TaskNetworks
+from sparsemtl.storage.files import read_tensors
 from sparsemtl.storage.run_folder import RunRecord
 
 
@@ -55,13 +58,20 @@ class MaskView:
 
 
 def masks_of(run: RunRecord) -> TaskMasks | None:
-    """Return the masks at the end of a run; None for a run without masks.
+    """Return which of the weights that tasks share each task uses at the end; None if all tasks use all.
 
     Raises:
-        CheckpointError: if the file is damaged.
+        CheckpointError: if a file is damaged.
     """
+    if not run.folder.networks.is_file():
+        return None
     try:
-        return TaskMasks.load(run.folder.masks) if run.folder.masks.is_file() else None
+        networks = TaskNetworks.load(run.folder.networks)
+        if networks.masks is not None or not any(network.weight_factors for network in networks.values()):
+            return networks.masks
+        tasks = Counter(name for network in networks.values() for name in network.weight_factors)
+        tensors, _ = read_tensors(run.folder.model)
+        return networks.kept({n: t for n, t in tensors.items() if tasks[n] > 1 or len(networks) == 1})
     except MaskError as error:
         raise CheckpointError(str(error)) from None
 

@@ -1,18 +1,17 @@
-"""Sharing methods: which shared weights each task reads and trains, and when that changes. One file a method."""
+"""Sharing methods: policies over task networks, one file per method."""
 
 from sparsemtl.registry.registry import Registry
+from sparsemtl.sharing.criterion_masks import CriterionMasks, SelectionOptions
 from sparsemtl.sharing.dense import DenseSharing
 from sparsemtl.sharing.fisher import FisherSharing
 from sparsemtl.sharing.group_lasso import GroupLassoSharing
 from sparsemtl.sharing.group_mcp import GroupMCPSharing
 from sparsemtl.sharing.l1 import L1Sharing
-from sparsemtl.sharing.masked import MaskedSharing
 from sparsemtl.sharing.pbfs import PBFSSharing
 from sparsemtl.sharing.proximal import ProximalSharing
 from sparsemtl.sharing.random import RandomSharing
-from sparsemtl.sharing.sharing import Sharing
+from sparsemtl.sharing.sharing import AfterStep, Regularizer, Sharing, StepWeights, TaskPenalty
 from sparsemtl.sharing.soft_masks import SoftMaskSharing
-from sparsemtl.sharing.subnetwork import SubnetworkSharing
 
 SHARING: Registry[Sharing] = Registry(
     "sharing method",
@@ -30,16 +29,20 @@ SHARING: Registry[Sharing] = Registry(
 
 __all__ = [
     "SHARING",
+    "AfterStep",
+    "CriterionMasks",
     "DenseSharing",
     "FisherSharing",
     "GroupLassoSharing",
     "GroupMCPSharing",
     "L1Sharing",
-    "MaskedSharing",
     "PBFSSharing",
     "ProximalSharing",
     "RandomSharing",
+    "Regularizer",
+    "SelectionOptions",
     "Sharing",
     "SoftMaskSharing",
-    "SubnetworkSharing",
+    "StepWeights",
+    "TaskPenalty",
 ]

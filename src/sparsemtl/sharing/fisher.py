@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-from sparsemtl.criteria.criterion import Criterion
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+from typing_extensions import Doc, Unpack
+
 from sparsemtl.criteria.fisher import Estimator, Fisher
 from sparsemtl.criteria.gradient_powers import Power
-from sparsemtl.criteria.select import Granularity, Scope
+from sparsemtl.networks.model import MultiTaskModel
+from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.registry.parameters import Count, Fraction, Natural, validated
-from sparsemtl.sharing.masked import MaskedSharing
-from sparsemtl.sharing.sharing import Statistics, Update
-from sparsemtl.sharing.subnetwork import Semantics
+from sparsemtl.sharing.criterion_masks import FIGURES, CriterionMasks, SelectionOptions
+from sparsemtl.sharing.masking import statistics_kind
+from sparsemtl.sharing.sharing import Sharing
+from sparsemtl.tasks.batches import Loaders
 
 
-class FisherSharing(MaskedSharing):
+class FisherSharing(Sharing):
     """FS and EFS: masks by diagonal Fisher information, renewed while training (Zhang et al., FSMTL, AAAI 2024).
 
     Training begins dense. From epoch `warmup` on, every `update_every` epochs, each task estimates the Fisher
     information of the dense shared weights (Eq. 9 or 10) and keeps the largest (Eq. 11); in between it trains its
     sub-network (Eq. 3 and 4).
-
-    Args:
-        keep: fraction of the maskable weights that every task keeps, in (0, 1]. The paper: 0.9 on DKL, 0.1 on
-            CelebA, 0.3 on Cityscapes.
-        estimator: `fs` predicted label (Eq. 10), `efs` exact (Eq. 9), `true` the data's label, `sample` a label
-            drawn from the model, `batch` squared gradient of a batch's mean (Algorithm 2).
-        power: `square` or `abs` of the gradient.
-        samples: training samples an estimate uses, all if None.
-        warmup: dense epochs at the start.
-        update_every: epochs between renewals; 0 chooses once.
-        target_density, reach_at, mask_applies_to, update, strict, bn, scope, granularity, min_per_layer, mask_all: see
-            `MaskedSharing`.
 
     Attributes:
         information: the criterion. For inputs whose samples are not on the first axis of tensors (graphs, sequences
@@ -43,52 +37,74 @@ class FisherSharing(MaskedSharing):
           gradients with predicted labels. The equation is the default, `batch` is the algorithm.
         - For regression the predicted label makes Eq. 10 identically zero; such tasks use Eq. 9 for a Gaussian.
         - Norm statistics are per task, and those of the dense network are estimated afresh for every renewal.
-        - Weights outside of the masks are held still against momentum and weight decay (`strict`).
+        - Weights outside of the masks do not move by momentum and weight decay either (`strict`).
     """
+
+    figures = FIGURES
 
     @validated
     def __init__(
         self,
         *,
-        keep: Fraction = 0.3,
-        target_density: Fraction | None = None,
-        reach_at: Count | None = None,
-        estimator: Estimator = "fs",
-        power: Power = "square",
-        samples: Count | None = 1024,
-        warmup: Natural = 1,
-        update_every: Natural = 1,
-        mask_applies_to: Semantics = "forward",
-        update: Update | None = None,
-        strict: bool = True,
-        bn: Statistics | None = None,
-        scope: Scope = "global",
-        granularity: Granularity = "weight",
-        min_per_layer: Count = 1,
-        mask_all: bool = False,
+        keep: Annotated[
+            Fraction,
+            Doc(
+                "Fraction of the maskable weights that each task keeps, in (0, 1]. The paper: 0.9 on DKL, 0.1 on "
+                "CelebA, 0.3 on Cityscapes."
+            ),
+        ] = 0.3,
+        estimator: Annotated[
+            Estimator,
+            Doc(
+                "`fs` predicted label (Eq. 10), `efs` exact (Eq. 9), `true` the label of the data, `sample` a label "
+                "drawn from the model, `batch` squared gradient of the mean over a batch (Algorithm 2)."
+            ),
+        ] = "fs",
+        power: Annotated[Power, Doc("Power of the gradient that is averaged: `square` or `abs`.")] = "square",
+        samples: Annotated[Count | None, Doc("Training samples per estimate; None is all.")] = 1024,
+        warmup: Annotated[Natural, Doc("Dense epochs at the beginning.")] = 1,
+        update_every: Annotated[Natural, Doc("Epochs from one choice of masks to the next; 0 chooses once.")] = 1,
+        **options: Unpack[SelectionOptions],
     ) -> None:
-        self.start = warmup
-        super().__init__(
-            keep=keep,
-            target_density=target_density,
-            reach_at=reach_at,
-            mask_applies_to=mask_applies_to,
-            update=update,
-            strict=strict,
-            bn=bn,
-            scope=scope,
-            granularity=granularity,
-            min_per_layer=min_per_layer,
-            mask_all=mask_all,
-        )
+        self.keep = keep
         self.estimator = estimator
-        self.power = power
-        self.samples = samples
-        self.information = Fisher(estimator=estimator, power=power, samples=samples, mask_all=self.mask_all)
+        self.update = options["update"]
+        self.bn = statistics_kind(options)
         self.update_every = update_every
+        self._masks = CriterionMasks(type(self).__name__, keep, options, warmup=warmup)
+        mask_all = self._masks.mask_all
+        self.information = Fisher(estimator=estimator, power=power, samples=samples, mask_all=mask_all)
 
-    def criterion_for(self, epoch: int) -> Criterion | None:
-        """Fisher information after the warm-up, at every interval."""
-        since = epoch - self.start
+    def start(self, model: MultiTaskModel) -> TaskNetworks:
+        """Return networks whose masks keep everything."""
+        return self._masks.start(model)
+
+    def begin_epoch(
+        self, epoch: int, model: MultiTaskModel, networks: TaskNetworks, loaders: Loaders
+    ) -> TaskNetworks | None:
+        """Choose masks by Fisher information after the warm-up, at every interval."""
+        since = epoch - self._masks.schedule.warmup
         due = since == 0 or (since > 0 and self.update_every > 0 and since % self.update_every == 0)
-        return self.information.reseeded(epoch) if due or self.falling(epoch) else None
+        chooses = due or self._masks.schedule.falls_at(epoch)
+        criterion = self.information.reseeded(epoch) if chooses else None
+        return self._masks.choose(criterion, epoch, model, networks, loaders)
+
+    def is_selectable(self, epoch: int) -> bool:
+        """Return True after the warm-up; with a target, once it is reached."""
+        return self._masks.schedule.is_reached(epoch)
+
+    def metrics(self, model: MultiTaskModel, networks: TaskNetworks) -> Iterator[tuple[str, str, float]]:
+        """Yield density, overlap and the fraction that changed."""
+        return self._masks.metrics(networks)
+
+    def summary(self, model: MultiTaskModel, networks: TaskNetworks) -> dict[str, Any]:
+        """Return the density per task."""
+        return self._masks.summary(networks)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs beside the networks."""
+        return self._masks.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state of `state_dict`."""
+        self._masks.load_state_dict(state)

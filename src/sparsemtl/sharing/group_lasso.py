@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from typing_extensions import Doc, Unpack
 
 from sparsemtl.optim.penalties import GroupLasso
-from sparsemtl.optim.proximal_step import ProxLR
-from sparsemtl.registry.parameters import Count, Natural, NonNegative, Share, validated
-from sparsemtl.sharing.proximal import ProximalSharing
-from sparsemtl.sharing.sharing import Statistics, Update
+from sparsemtl.registry.parameters import Natural, NonNegative, validated
+from sparsemtl.sharing.proximal import ProximalOptions, ProximalSharing
 
 Granularity = Literal["input-channel", "output-channel", "block"]
 
@@ -16,17 +16,8 @@ Granularity = Literal["input-channel", "output-channel", "block"]
 class GroupLassoSharing(ProximalSharing):
     """Channel-wise l1/l2 group sparsity of the shared convolutions (Upadhyay et al., Less is More, 2023).
 
-    After every step of the optimizer the proximal map of lambda * sum of sqrt(n_g) |W_g| is applied (Eq. 3 to 5),
-    W_g being the weights of one input channel of one convolution; channels that no task needs become exactly zero.
-
-    Args:
-        lambda_: strength of the penalty, in a configuration `lambda`. The paper: 1e-6 and 1e-5.
-        granularity: what becomes zero together: `input-channel` W[:, c] as in the paper, `output-channel` W[n], or
-            `block`.
-        keep_min: groups of every layer that always survive.
-        linear: make linear layers sparse as well.
-        adaptive, prox_lr, start, target_sparsity, reach_at, penalty_in_loss, update, bn: see
-            `ProximalSharing`.
+    After every step of the optimizer the proximal map of lambda * sum of sqrt(n_g) |W_g| is applied (Eq. 3 to 5), where
+    W_g are the weights of one input channel of one convolution; channels that no task needs become exactly zero.
 
     Differences from the paper and its code:
         - The plain step of Eq. 5 is `adaptive=False`; the code, and the lambdas of the paper, are of the adaptive one.
@@ -40,27 +31,15 @@ class GroupLassoSharing(ProximalSharing):
     def __init__(
         self,
         *,
-        lambda_: NonNegative = 1e-5,
-        granularity: Granularity = "input-channel",
-        keep_min: Natural = 0,
-        linear: bool = False,
-        adaptive: bool = True,
-        prox_lr: ProxLR = "lr",
-        start: Natural = 0,
-        target_sparsity: Share | None = None,
-        reach_at: Count | None = None,
-        penalty_in_loss: bool = False,
-        update: Update | None = None,
-        bn: Statistics = "shared",
+        lambda_: Annotated[NonNegative, Doc("Strength of the penalty. The paper: 1e-6 and 1e-5.")] = 1e-5,
+        granularity: Annotated[
+            Granularity,
+            Doc("What becomes zero together: `input-channel` W[:, c] (the paper), `output-channel` W[n], or `block`."),
+        ] = "input-channel",
+        keep_min: Annotated[Natural, Doc("Groups of every layer that always survive.")] = 0,
+        linear: Annotated[bool, Doc("Make linear layers sparse as well.")] = False,
+        **options: Unpack[ProximalOptions],
     ) -> None:
         super().__init__(
-            GroupLasso(strength=lambda_, granularity=granularity, keep_min=keep_min, linear=linear),
-            adaptive=adaptive,
-            prox_lr=prox_lr,
-            start=start,
-            target_sparsity=target_sparsity,
-            reach_at=reach_at,
-            penalty_in_loss=penalty_in_loss,
-            update=update,
-            bn=bn,
+            GroupLasso(strength=lambda_, granularity=granularity, keep_min=keep_min, linear=linear), options
         )

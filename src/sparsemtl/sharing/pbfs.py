@@ -9,19 +9,30 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 from torch.optim import Optimizer
+from typing_extensions import Doc, Unpack
 
 from sparsemtl.criteria import CRITERIA
 from sparsemtl.criteria.batch_norm import with_recomputed_batch_norm
 from sparsemtl.criteria.criterion import Scores
 from sparsemtl.criteria.select import top_k
 from sparsemtl.errors import NonFiniteScoreError, ParameterError, unknown_name
+from sparsemtl.networks.declarations import Figure
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.randomness import fork_rng
-from sparsemtl.registry.parameters import Count, Natural, validated
-from sparsemtl.sharing.schedule import Ramp, cubic
-from sparsemtl.sharing.sharing import Statistics, Update
-from sparsemtl.sharing.subnetwork import Semantics, SubnetworkSharing
+from sparsemtl.networks.task_networks import TaskNetworks
+from sparsemtl.registry.parameters import Count, Default, Natural, validated
+from sparsemtl.sharing.masking import (
+    MASK_FIGURES,
+    MaskOptions,
+    full_networks,
+    mask_metrics,
+    mask_summary,
+    masks_of,
+    statistics_kind,
+)
+from sparsemtl.sharing.schedules import StepRamp, check_reach_at, cubic
+from sparsemtl.sharing.sharing import Sharing, StepWeights, Update
 from sparsemtl.tasks.batches import Loaders
 
 Sparsity = Annotated[float, Interval(ge=0, le=1)]
@@ -29,95 +40,106 @@ Sparsities = Sparsity | Mapping[str, Sparsity]
 """One for all, or by task, or by task and shared module: `{income: 0.7, married/levels.0.pools.pool1: 0.5}`."""
 
 
-class PBFSSharing(SubnetworkSharing):
+class PBFSOptions(MaskOptions, total=False):
+    """Options of masks, with the update of the paper as default."""
+
+    update: Annotated[  # type: ignore[misc]  # another default than in `MaskOptions`
+        Update | None,
+        Default("average"),
+        Doc("How a batch becomes optimizer steps: `joint` (masked gradients), `average` or `alternate`; see `dense`."),
+    ]
+
+
+class PBFSSharing(Sharing):
     """PBFS: pruning on a schedule, of every shared module for every task (S1: Pruning-Based Feature Sharing, 2022).
 
     After dense epochs every task keeps, of each kernel that it shares, the weights of largest magnitude. The sparsity
     rises from the initial to the target one by s0 + (s - s0) (1 - (1 - t)^3), t going from 0 to 1 between `warmup` and
-    `reach_at`. A weight that a task has dropped does not come back to it. Every task keeps the epoch that is best for
-    it on validation data, from the warm-up on (Algorithm 2). With the architecture `pbfs` the shared modules are its
-    pools; it works on any other that shares weights.
-
-    Args:
-        target_sparsity: fraction of every kernel that a task drops in the end, in [0, 1]; one for all, or by task, or
-            by task and shared module, `{income: 0.7, married/levels.0.pools.pool1: 0.5}`.
-        initial_sparsity: fraction dropped at the end of the warm-up, likewise; 0.1 less than the target by default,
-            the window that the paper sweeps with.
-        warmup: dense epochs at the start.
-        reach_at: epochs by which the target is reached.
-        every: steps between two prunings; there is one before every epoch, too.
-        criterion: what ranks the weights: `magnitude` as in the paper; `fisher` and `gradient` are computed before
-            every epoch.
-        allow_empty: a sparsity of 1 drops whole kernels; otherwise every kernel keeps a weight.
-        mask_applies_to, update, strict, bn: see `SubnetworkSharing`.
+    `reach_at`. A weight that a task has dropped does not come back to it. The best epoch after the warm-up is selected
+    for each task on validation data (Algorithm 2). With the architecture `pbfs` the shared modules are its pools; the
+    method works on any other that shares weights.
 
     Differences from the paper:
-        - How long the dense epochs last is not said; the default is one epoch.
-        - Masks act on one set of weights a pool, which all its tasks train, as Eq. 10 has it; a task's network is
+        - The length of the dense epochs is not given; the default is one epoch.
+        - Masks act on one set of weights per pool, which all its tasks train, as Eq. 10 has it; a task's network is
           restored from its best epoch, masks and weights together.
     """
 
-    chosen_apart = True
+    figures = (*MASK_FIGURES, Figure("sparsity", "Sparsity", "fraction of the shared weights that the task dropped"))
+    selects_per_task = True
 
     @validated
     def __init__(
         self,
         *,
-        target_sparsity: Sparsities = 0.7,
-        initial_sparsity: Sparsities | None = None,
-        warmup: Natural = 1,
-        reach_at: Count = 10,
-        every: Count = 100,
-        criterion: Literal["magnitude", "fisher", "gradient"] = "magnitude",
-        allow_empty: bool = False,
-        mask_applies_to: Semantics = "forward",
-        update: Update | None = "average",
-        strict: bool = True,
-        bn: Statistics | None = None,
+        target_sparsity: Annotated[
+            Sparsities,
+            Doc(
+                "Fraction of every kernel that a task drops in the end, in [0, 1]; one for all, or by task, or by task "
+                "and shared module, `{income: 0.7, married/levels.0.pools.pool1: 0.5}`."
+            ),
+        ] = 0.7,
+        initial_sparsity: Annotated[
+            Sparsities | None,
+            Doc(
+                "Fraction dropped at the end of the warm-up, likewise; by default 0.1 less than the target, the window "
+                "that the paper sweeps with."
+            ),
+        ] = None,
+        warmup: Annotated[Natural, Doc("Dense epochs at the beginning.")] = 1,
+        reach_at: Annotated[Count, Doc("Epochs by which the target is reached.")] = 10,
+        update_every_steps: Annotated[
+            Count, Doc("Steps from one pruning to the next; there is one before every epoch, too.")
+        ] = 100,
+        criterion: Annotated[
+            Literal["magnitude", "fisher", "gradient"],
+            Doc("Criterion: `magnitude` as in the paper; `fisher` and `gradient` are computed before every epoch."),
+        ] = "magnitude",
+        allow_empty: Annotated[
+            bool, Doc("Let a sparsity of 1 drop whole kernels; otherwise every kernel keeps a weight.")
+        ] = False,
+        **options: Unpack[PBFSOptions],
     ) -> None:
-        super().__init__(mask_applies_to=mask_applies_to, update=update, strict=strict, bn=bn, mask_all=False)
-        if reach_at <= warmup:
-            raise ParameterError(f"`reach_at` must come after the warm-up of {warmup} epochs, got {reach_at}.")
-        self.target_sparsity = _checked("target_sparsity", target_sparsity)
-        self.initial_sparsity = None if initial_sparsity is None else _checked("initial_sparsity", initial_sparsity)
+        check_reach_at(warmup, reach_at)
+        self.target_sparsity = target_sparsity
+        self.initial_sparsity = initial_sparsity
         self.warmup = warmup
-        self.every = every
+        self.update_every_steps = update_every_steps
         self.allow_empty = allow_empty
         self.criterion = CRITERIA.build(criterion)
-        self._ramp = Ramp(warmup, reach_at)
+        self.update = options["update"]
+        self.bn = statistics_kind(options)
+        self._options = options
+        self._ends: dict[tuple[str, str], tuple[float, float]] = {}
+        self._ramp = StepRamp(warmup, reach_at)
         self._since = 0
         self._scores: Scores = {}
 
-    def attach(self, model: MultiTaskModel) -> None:
-        """Start with masks that keep all of what a task uses.
+    def start(self, model: MultiTaskModel) -> TaskNetworks:
+        """Return networks whose masks keep all that a task uses.
 
         Raises:
             MaskError: if the model shares no weights.
-            ParameterError: if a sparsity is asked for of a task or module that is not there, or the initial one is
-                above the target.
+            ParameterError: if a sparsity names an unknown task or module, or the initial one is above the target.
         """
-        super().attach(model)
-        users = model.parameter_tasks()
-        header = {"model": type(model).__name__, "method": type(self).__name__}
-        parameters = {name: model.get_parameter(name) for name in self.masks.shapes()}
-        self.masks = TaskMasks(
-            {
-                task: {n: torch.full_like(p, task in users[n], dtype=torch.bool) for n, p in parameters.items()}
-                for task in model.tasks
-            },
-            **header,
-        )
-        self._plan = {
-            (task, name): self._ends(task, _module_of(name, model))
+        networks = full_networks(model, type(self).__name__, self._options)
+        users, full = model.parameter_tasks(), masks_of(networks)
+        masks = {
+            task: {name: torch.full_like(mask, task in users[name]) for name, mask in full[task].items()}
+            for task in full
+        }
+        self._ends = {
+            (task, name): self._ends_of(task, _module_of(name, model))
             for task in model.tasks
-            for name in parameters
+            for name in full.shapes()
             if task in users[name]
         }
         for key in [*_keys(self.target_sparsity), *_keys(self.initial_sparsity)]:
             _check_key(key, model)
+        return networks.with_masks(TaskMasks(masks, model=full.model, method=full.method))
 
-    def _ends(self, task: str, module: str) -> tuple[float, float]:
-        """Initial and target sparsity of a task's kernels in a shared module."""
+    def _ends_of(self, task: str, module: str) -> tuple[float, float]:
+        """Return the initial and the target sparsity of a task's kernels in a shared module."""
         target = _of(self.target_sparsity, task, module, default=0.0)
         usual = max(target - 0.1, 0.0)
         initial = usual if self.initial_sparsity is None else _of(self.initial_sparsity, task, module, default=usual)
@@ -128,80 +150,82 @@ class PBFSSharing(SubnetworkSharing):
             )
         return initial, target
 
-    def begin_epoch(self, epoch: int, loaders: Loaders) -> None:
-        """Score, if data are needed for it, and prune to what is due: short epochs would miss the target otherwise."""
+    def begin_epoch(
+        self, epoch: int, model: MultiTaskModel, networks: TaskNetworks, loaders: Loaders
+    ) -> TaskNetworks | None:
+        """Score where the criterion reads data, and prune to what is due: short epochs would miss the target."""
         self._ramp.begin_epoch(epoch, loaders)
         if not self._ramp.begun:
-            return
+            return None
         if self.criterion.reads_data:
-            self._scores = self._score(loaders)
-        self._prune()
+            self._scores = self._score(model, loaders)
+        return self._pruned(model, networks)
 
     def is_selectable(self, epoch: int) -> bool:
-        """After the warm-up."""
+        """Return True after the warm-up."""
         return epoch >= self.warmup
 
-    def after_step(self, optimizer: Optimizer) -> None:
+    def after_step(
+        self, model: MultiTaskModel, networks: TaskNetworks, optimizer: Optimizer, weights: StepWeights
+    ) -> TaskNetworks | None:
         """Prune every so many steps of the whole training."""
         self._ramp.step()
         if not self._ramp.begun:
-            return
+            return None
         self._since += 1
-        if self._since % self.every == 0:
-            self._prune()
+        return self._pruned(model, networks) if self._since % self.update_every_steps == 0 else None
 
-    def _prune(self) -> None:
-        """Bring every task's kernels to the sparsity that is due now."""
-        scores = self._scores if self.criterion.reads_data else self._score(())
-        masks = {task: dict(mask) for task, mask in self.masks.items()}
-        due = cubic(self._ramp.way)
-        for (task, name), (initial, target) in self._plan.items():
-            alive = masks[task][name]
+    def _pruned(self, model: MultiTaskModel, networks: TaskNetworks) -> TaskNetworks:
+        """Return networks in which every task's kernels have the sparsity that is due now."""
+        scores = self._scores if self.criterion.reads_data else self._score(model, ())
+        before, due = masks_of(networks), cubic(self._ramp.progress)
+        masks = {task: dict(mask) for task, mask in before.items()}
+        for (task, name), (initial, target) in self._ends.items():
+            mask = masks[task][name]
             _check_scores(scores[task][name], task, name)
-            kept = self._count(alive.numel(), initial + (target - initial) * due)
-            masks[task][name] = _best(scores[task][name], alive, kept)
-        self.masks = TaskMasks(masks, model=self.masks.model, method=self.masks.method)
+            kept = self._count(mask.numel(), initial + (target - initial) * due)
+            masks[task][name] = _best(scores[task][name], mask, kept)
+        return networks.with_masks(TaskMasks(masks, model=before.model, method=before.method))
 
-    def _score(self, loaders: Loaders) -> Scores:
-        """What ranks the weights now, on the dense network."""
+    def _score(self, model: MultiTaskModel, loaders: Loaders) -> Scores:
+        """Return the scores of the weights, on the dense network."""
         criterion = self.criterion if self.bn == "shared" else with_recomputed_batch_norm(self.criterion)
         with fork_rng():
-            return criterion.scores(self.model, loaders, list(self.model.tasks.values()))
+            return criterion.scores(model, loaders, list(model.tasks.values()))
 
     def _count(self, size: int, sparsity: float) -> int:
-        """Weights that a kernel keeps."""
+        """Return the number of weights that a kernel keeps."""
         return max(round(size * (1 - sparsity)), 0 if self.allow_empty else 1)
 
-    def sparsities(self) -> dict[str, dict[str, float]]:
-        """Task -> shared module that it uses -> fraction of its kernels' weights that the task has dropped."""
+    def sparsities(self, model: MultiTaskModel, networks: TaskNetworks) -> dict[str, dict[str, float]]:
+        """Return task -> shared module that it uses -> fraction of the weights of its kernels that the task dropped."""
+        kept = masks_of(networks)
         sizes: dict[tuple[str, str], list[Tensor]] = {}
-        for task, name in self._plan:
-            key = (task, _module_of(name, self.model))
-            sizes.setdefault(key, []).append(self.masks[task][name].flatten())
-        found: dict[str, dict[str, float]] = {task: {} for task in self.model.tasks}
+        for task, name in self._ends:
+            sizes.setdefault((task, _module_of(name, model)), []).append(kept[task][name].flatten())
+        found: dict[str, dict[str, float]] = {task: {} for task in model.tasks}
         for (task, module), masks in sizes.items():
             found[task][module] = 1 - float(torch.cat(masks).double().mean())
         return found
 
-    def metrics(self) -> Iterator[tuple[str, str, float]]:
-        """The tasks' densities and overlap, and the sparsity of everything that a task shares."""
-        yield from super().metrics()
-        for task in self.model.tasks:
-            used = torch.cat([self.masks[task][name].flatten() for owner, name in self._plan if owner == task])
+    def metrics(self, model: MultiTaskModel, networks: TaskNetworks) -> Iterator[tuple[str, str, float]]:
+        """Yield density, overlap, and the sparsity of everything that a task shares."""
+        yield from mask_metrics(networks)
+        kept = masks_of(networks)
+        for task in model.tasks:
+            used = torch.cat([kept[task][name].flatten() for owner, name in self._ends if owner == task])
             yield task, "sparsity", 1 - float(used.double().mean())
 
-    def summary(self) -> dict[str, Any]:
-        """Every task's density, and the sparsity of each module that it shares."""
-        return {**super().summary(), "sparsity": self.sparsities()}
+    def summary(self, model: MultiTaskModel, networks: TaskNetworks) -> dict[str, Any]:
+        """Return the density per task, and the sparsity per task and shared module."""
+        return {**mask_summary(networks), "sparsity": self.sparsities(model, networks)}
 
     def state_dict(self) -> dict[str, Any]:
-        """With how far training has come, and the scores in use."""
-        progress = {**self._ramp.state_dict(), "since": self._since}
-        return {**super().state_dict(), "progress": progress, "scores": self._scores}
+        """Return the progress of the schedule, and the scores in use."""
+        return {"progress": {**self._ramp.state_dict(), "since": self._since}, "scores": self._scores}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put it back."""
-        super().load_state_dict(state)
+        """Restore a state of `state_dict`."""
         self._ramp.load_state_dict(state["progress"])
         self._since = int(state["progress"]["since"])
         self._scores = {task: dict(scores) for task, scores in state["scores"].items()}
@@ -214,24 +238,17 @@ def _check_scores(scores: Tensor, task: str, name: str) -> None:
         )
 
 
-def _best(scores: Tensor, alive: Tensor, count: int) -> Tensor:
-    """The weights of largest score among those still alive."""
-    flat = alive.flatten()
+def _best(scores: Tensor, mask: Tensor, count: int) -> Tensor:
+    """Return the mask of the weights of largest score among those still kept."""
+    flat = mask.flatten()
     if count >= int(flat.sum()):
-        return alive
-    return top_k(scores.flatten().masked_fill(~flat, -torch.inf), count).view(alive.shape)
+        return mask
+    return top_k(scores.flatten().masked_fill(~flat, -torch.inf), count).view(mask.shape)
 
 
 def _module_of(name: str, model: MultiTaskModel) -> str:
-    """The shared module that a parameter belongs to."""
+    """Return the shared module that a parameter belongs to."""
     return next(prefix for prefix in model.shared_modules() if name.startswith(f"{prefix}."))
-
-
-def _checked(parameter: str, value: Sparsities) -> Sparsities:
-    for key, sparsity in value.items() if isinstance(value, Mapping) else ():
-        if not (isinstance(sparsity, (int, float)) and 0 <= sparsity <= 1):
-            raise ParameterError(f"`{parameter}` of {key!r} must be a number in [0, 1], got {sparsity!r}.")
-    return value
 
 
 def _keys(value: Sparsities | None) -> list[str]:
@@ -239,7 +256,7 @@ def _keys(value: Sparsities | None) -> list[str]:
 
 
 def _of(value: Sparsities, task: str, module: str, *, default: float) -> float:
-    """The most exact thing that was said of a task and a module."""
+    """Return the value for a task and a module; a key with the module goes before one of the task alone."""
     if not isinstance(value, Mapping):
         return value
     return value.get(f"{task}/{module}", value.get(task, default))

@@ -1,158 +1,194 @@
-"""What the methods have in common that share all weights and let groups of them become zero while training."""
+"""Base of methods that share all weights and let groups of them become zero by a proximal step."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from typing_extensions import Doc
 
 from sparsemtl.errors import MaskWarning, ParameterError
+from sparsemtl.networks.declarations import Figure, SummaryTable
 from sparsemtl.networks.model import MultiTaskModel
+from sparsemtl.networks.norms import own_statistics
 from sparsemtl.networks.roles import refuse_computed, weight_ids
+from sparsemtl.networks.task_networks import TaskNetworks, dense_networks
 from sparsemtl.optim.penalties import Penalty
 from sparsemtl.optim.proximal_step import ProximalStep, ProxLR
-from sparsemtl.optim.sparsity import layer_sparsity, total_sparsity
-from sparsemtl.sharing.schedule import Ramp, cubic
-from sparsemtl.sharing.sharing import Sharing, Statistics, Update
+from sparsemtl.optim.sparsity import Sparsity, layer_sparsity, total_sparsity
+from sparsemtl.registry.parameters import Count, Default, Natural, Share
+from sparsemtl.sharing.schedules import StepRamp, check_reach_at, cubic
+from sparsemtl.sharing.sharing import DenseOptions, Sharing, StepWeights
 from sparsemtl.tasks.batches import Loaders
 
 
+class ProximalOptions(DenseOptions, total=False):
+    """Options of all methods with a proximal step."""
+
+    adaptive: Annotated[
+        bool,
+        Default(True),
+        Doc("Take the step in the metric of Adam's second moment (Deleu & Bengio 2021); otherwise the plain step."),
+    ]
+    prox_lr: Annotated[
+        ProxLR,
+        Default("lr"),
+        Doc(
+            "Size of an adaptive step: `lr` is the learning rate, as in the reference code, `step` that of Adam's step."
+        ),
+    ]
+    warmup: Annotated[Natural, Default(0), Doc("Dense epochs at the beginning.")]
+    target_sparsity: Annotated[
+        Share | None,
+        Default(None),
+        Doc(
+            "Fraction of the groups that become zero, in [0, 1), in place of `lambda`: at each step the strength is "
+            "what the cubic schedule from `warmup` to `reach_at` needs."
+        ),
+    ]
+    reach_at: Annotated[
+        Count | None,
+        Default(None),
+        Doc("Epochs by which `target_sparsity` is reached; the model of an earlier epoch is never selected."),
+    ]
+    penalty_in_loss: Annotated[
+        bool,
+        Default(False),
+        Doc(
+            "Add the penalty to the loss as well, so that it acts twice, as the reference code of Less is More does; "
+            "for comparison only."
+        ),
+    ]
+
+
 class ProximalSharing(Sharing):
-    """Every task uses all shared weights; a penalty's proximal step after each step of the optimizer zeroes groups.
+    """Policy in which every task uses all shared weights, and a penalty's proximal step zeroes groups of them.
 
-    A method gives the penalty; everything else is here. The objective is B(L_1, ..., L_T) + strength * penalty, B being
-    what the balancer makes of the losses: their mean with `mean`, their sum with `sum`.
+    The objective is B(L_1, ..., L_T) + strength * penalty, where B is what the balancer makes of the losses: their mean
+    with `mean`, their sum with `sum`. The proximal map is applied after each step of the optimizer.
 
-    With `target_sparsity` the strength is not given but found: at each step it is what kills as many groups as the
-    schedule asks for by then, s (1 - (1 - t)^3) of all on the way to the target s, t going from 0 to 1 between `start`
-    and `reach_at` (Zhu & Gupta 2017), and s from then on.
+    With `target_sparsity` the strength is found: at each step it is the one that zeroes as many groups as the schedule
+    asks for, s (1 - (1 - t)^3) of all on the way to the target s, t going from 0 to 1 between `warmup` and `reach_at`
+    (Zhu & Gupta 2017), and s from then on.
 
     Args:
-        adaptive: take the step in the metric of Adam's second moment (Deleu & Bengio 2021); otherwise the plain one.
-        prox_lr: the size of an adaptive step: `lr` is the learning rate, as in the reference code, `step` the size of
-            Adam's own step.
-        start: dense epochs at the start.
-        target_sparsity: fraction of the groups that shall be zero, in place of a strength; None keeps the strength.
-        reach_at: epochs by which the target is reached; no earlier epoch's model is ever chosen.
-        penalty_in_loss: add the penalty to the loss as well, so that it acts twice, as the reference code of Less is
-            More does; for comparison only.
-        update: how a batch becomes updates; see `Update`.
-        bn: batch norm statistics, shared by default.
+        penalty: the penalty.
+        options: options of the method.
     """
 
-    def __init__(
-        self,
-        penalty: Penalty,
-        *,
-        adaptive: bool,
-        prox_lr: ProxLR,
-        start: int,
-        target_sparsity: float | None,
-        reach_at: int | None,
-        penalty_in_loss: bool,
-        update: Update | None,
-        bn: Statistics,
-    ) -> None:
-        super().__init__(update=update, bn=bn)
-        if (target_sparsity is None) != (reach_at is None):
-            raise ParameterError("`target_sparsity` and `reach_at` go together: how sparse, and by which epoch.")
-        if reach_at is not None and reach_at <= start:
-            raise ParameterError(f"`reach_at` must come after `start`, got {reach_at} and {start}.")
-        self.start = start
-        self.target_sparsity = target_sparsity
-        self.reach_at = reach_at
-        self.penalty_in_loss = penalty_in_loss
-        self.shrink = ProximalStep(penalty, adaptive=adaptive, prox_lr=prox_lr)
-        if target_sparsity is not None:
-            self.shrink.remedy = f"Lower `target_sparsity` ({target_sparsity:g})"
-        self._weights: dict[str, nn.Parameter] = {}
-        self._ramp = Ramp(start, reach_at)
+    figures = (
+        Figure("group_sparsity", "Groups at zero", "fraction of the groups of shared weights", per_task=False),
+        Figure("parameter_sparsity", "Weights in groups at zero", "fraction of the shared weights", per_task=False),
+        Figure("lambda", "Strength of the penalty", per_task=False),
+    )
 
-    def attach(self, model: MultiTaskModel) -> None:
-        """Find the weights that the penalty covers.
+    def __init__(self, penalty: Penalty, options: ProximalOptions) -> None:
+        self.update = options["update"]
+        self.bn = options["bn"]
+        self.warmup = options["warmup"]
+        self.target_sparsity = options["target_sparsity"]
+        self.reach_at = options["reach_at"]
+        self.penalty_in_loss = options["penalty_in_loss"]
+        if (self.target_sparsity is None) != (self.reach_at is None):
+            raise ParameterError("`target_sparsity` and `reach_at` go together: how sparse, and by which epoch.")
+        if self.reach_at is not None:
+            check_reach_at(self.warmup, self.reach_at)
+        self.shrink = ProximalStep(penalty, adaptive=options["adaptive"], prox_lr=options["prox_lr"])
+        if self.target_sparsity is not None:
+            self.shrink.remedy = f"Lower `target_sparsity` ({self.target_sparsity:g})"
+        self._ramp = StepRamp(self.warmup, self.reach_at)
+
+    def start(self, model: MultiTaskModel) -> TaskNetworks:
+        """Return networks without masks.
 
         Raises:
-            ParameterError: if there is none, or a layer computes such a weight from other parameters.
+            ParameterError: if the penalty covers no weight, or a layer computes such a weight from other parameters.
         """
-        super().attach(model)
-        shared = model.shared_parameters()
         refuse_computed(model.shared_modules(), self.shrink.penalty.covers)
-        weights = weight_ids(model)
-        self._weights = {n: p for n, p in shared.items() if id(p) in weights and self.shrink.penalty.covers(p)}
-        if not self._weights:
+        if not self.covered(model):
             raise ParameterError(
-                f"{type(self).__name__} finds nothing to make sparse: {type(model).__name__} shares {len(shared)} "
-                "parameters, none of them of a convolution. `linear=True` takes linear layers as well; a single task "
-                "alone trains as a 'shared-bottom' of one task."
+                f"{type(self).__name__} finds nothing to make sparse: {type(model).__name__} shares "
+                f"{len(model.shared_parameters())} parameters, none of them of a convolution. `linear=True` takes "
+                "linear layers as well; a single task alone trains as a 'shared-bottom' of one task."
             )
+        return dense_networks(model, model.tasks, own_statistics(model, self.bn))
 
-    def begin_epoch(self, epoch: int, loaders: Loaders) -> None:
-        """Learn how far training has come."""
+    def covered(self, model: MultiTaskModel) -> dict[str, nn.Parameter]:
+        """Return the shared weights that the penalty covers, by name."""
+        weights, covers = weight_ids(model), self.shrink.penalty.covers
+        return {name: p for name, p in model.shared_parameters().items() if id(p) in weights and covers(p)}
+
+    def begin_epoch(
+        self, epoch: int, model: MultiTaskModel, networks: TaskNetworks, loaders: Loaders
+    ) -> TaskNetworks | None:
+        """Note the progress of the schedule; the networks stay."""
         self._ramp.begin_epoch(epoch, loaders)
+        return None
 
     def is_selectable(self, epoch: int) -> bool:
-        """When the target is reached; without one, after the dense epochs."""
-        return epoch >= (self.start if self.reach_at is None else self.reach_at)
+        """Return True after the warm-up; with a target, once it is reached."""
+        return epoch >= (self.warmup if self.reach_at is None else self.reach_at)
 
-    def regularizer(self) -> Tensor | None:
-        """The penalty, where it is to act on the gradient as well."""
+    def regularizer(self, model: MultiTaskModel) -> Tensor | None:
+        """Return the penalty, where it acts on the gradient as well."""
         if not self.penalty_in_loss or not self._ramp.begun:
             return None
-        return self.shrink.penalty.value(self._weights)
+        return self.shrink.penalty.value(self.covered(model))
 
-    def after_step(self, optimizer: Optimizer) -> None:
-        """The proximal step."""
+    def after_step(
+        self, model: MultiTaskModel, networks: TaskNetworks, optimizer: Optimizer, weights: StepWeights
+    ) -> TaskNetworks | None:
+        """Take the proximal step."""
         self._ramp.step()
-        if not self._ramp.begun:
-            return
-        if self.target_sparsity is not None:
-            self._steer(optimizer)
-        self.shrink(optimizer, self._weights, self.step_weights.regularizer)
+        if self._ramp.begun:
+            covered = self.covered(model)
+            if self.target_sparsity is not None:
+                self._find_strength(covered, optimizer, weights.regularizer)
+            self.shrink(optimizer, covered, weights.regularizer)
+        return None
 
-    def _steer(self, optimizer: Optimizer) -> None:
-        """Set the strength that leaves as many groups zero as the schedule asks for now."""
-        critical = self.shrink.critical(optimizer, self._weights)
-        dead = round(self.scheduled_sparsity() * len(critical))
-        mortal = int(critical.isfinite().sum())
-        strength = float(critical.kthvalue(min(dead, mortal)).values) if dead and mortal else 0.0
-        strength /= self.step_weights.regularizer
-        self.shrink.penalty = replace(self.shrink.penalty, strength=strength * (1 + 1e-6))  # equality dies, rounded too
+    def _find_strength(self, covered: Mapping[str, nn.Parameter], optimizer: Optimizer, factor: float) -> None:
+        """Set the strength that leaves as many groups at zero as the schedule asks for now."""
+        critical = self.shrink.critical(optimizer, covered)
+        zero = round(self.scheduled_sparsity() * len(critical))
+        prunable = int(critical.isfinite().sum())
+        strength = float(critical.kthvalue(min(zero, prunable)).values) if zero and prunable else 0.0
+        strength /= factor
+        # groups whose critical strength is equal become zero too, after rounding as well
+        self.shrink.penalty = replace(self.shrink.penalty, strength=strength * (1 + 1e-6))
 
-    def end_training(self) -> None:
+    def end_training(self, model: MultiTaskModel, networks: TaskNetworks) -> None:
         """Warn if the penalty has left no group at zero."""
         strength = self.shrink.penalty.strength
-        total = total_sparsity(self._weights, self.shrink.penalty.grouping)
+        total = total_sparsity(self.covered(model), self.shrink.penalty.grouping)
         if strength > 0 and not total.zero_groups:
             warnings.warn(
                 f"{type(self).__name__}: of {total.groups} groups (granularity {total.granularity}), none is zero in "
-                f"the chosen model. `lambda` ({strength:g}) is too weak for these steps. Set `target_sparsity` and "
+                f"the selected model. `lambda` ({strength:g}) is too weak for these steps. Set `target_sparsity` and "
                 "`reach_at`, which find the strength, or raise `lambda`; without Adam it must be larger by far.",
                 MaskWarning,
                 stacklevel=2,
             )
 
     def scheduled_sparsity(self) -> float:
-        """The sparsity asked for at this step, in [0, target_sparsity]."""
-        return (self.target_sparsity or 0.0) * cubic(self._ramp.way)
+        """Return the sparsity that is due at this step, in [0, target_sparsity]."""
+        return (self.target_sparsity or 0.0) * cubic(self._ramp.progress)
 
-    def metrics(self) -> Iterator[tuple[str, str, float]]:
-        """Fraction of the groups that are zero, of the weights in them, and the strength."""
-        layers = layer_sparsity(self._weights, self.shrink.penalty.grouping).values()
-        first, *rest = layers
-        total = sum(rest, start=first)
-        yield "", f"{total.granularity}_sparsity", total.of_groups
+    def metrics(self, model: MultiTaskModel, networks: TaskNetworks) -> Iterator[tuple[str, str, float]]:
+        """Yield the fraction of the groups at zero, of the weights in them, and the strength."""
+        total = self._total(self._layers(model))
+        yield "", "group_sparsity", total.of_groups
         yield "", "parameter_sparsity", total.of_parameters
         yield "", "lambda", self.shrink.penalty.strength
 
-    def summary(self) -> dict[str, Any]:
-        """What is left of every layer."""
-        layers = layer_sparsity(self._weights, self.shrink.penalty.grouping)
-        first, *rest = layers.values()
-        total = sum(rest, start=first)
+    def summary(self, model: MultiTaskModel, networks: TaskNetworks) -> dict[str, Any]:
+        """Return the sparsity, and the number of groups left per layer."""
+        layers = self._layers(model)
+        total = self._total(layers)
         return {
             "granularity": total.granularity,
             "group_sparsity": total.of_groups,
@@ -161,13 +197,25 @@ class ProximalSharing(Sharing):
             "groups": {name: {"all": s.groups, "left": s.groups - s.zero_groups} for name, s in layers.items()},
         }
 
+    def tables(self, model: MultiTaskModel, networks: TaskNetworks) -> tuple[SummaryTable, ...]:
+        """Return the groups left per layer."""
+        layers = self._layers(model)
+        rows = [(name, s.groups, s.groups - s.zero_groups, 1 - s.of_groups) for name, s in layers.items()]
+        title = f"Groups left per layer ({self._total(layers).granularity})"
+        return (SummaryTable(title, ("layer", "groups", "left", "fraction left"), rows, fractions=("fraction left",)),)
+
+    def _layers(self, model: MultiTaskModel) -> dict[str, Sparsity]:
+        return layer_sparsity(self.covered(model), self.shrink.penalty.grouping)
+
+    def _total(self, layers: Mapping[str, Sparsity]) -> Sparsity:
+        first, *rest = layers.values()
+        return sum(rest, start=first)
+
     def state_dict(self) -> dict[str, Any]:
-        """With the strength found so far, and how far training has come."""
-        strength, progress = self.shrink.penalty.strength, self._ramp.state_dict()
-        return {**super().state_dict(), "strength": strength, "progress": progress}
+        """Return the strength found so far, and the progress of the schedule."""
+        return {"strength": self.shrink.penalty.strength, "progress": self._ramp.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put it back."""
-        super().load_state_dict(state)
+        """Restore a state of `state_dict`."""
         self.shrink.penalty = replace(self.shrink.penalty, strength=state["strength"])
         self._ramp.load_state_dict(state["progress"])

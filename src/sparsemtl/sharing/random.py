@@ -2,68 +2,85 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
 import torch
+from typing_extensions import Doc, Unpack
 
-from sparsemtl.criteria.criterion import Criterion
 from sparsemtl.criteria.random import Random
-from sparsemtl.criteria.select import Granularity, Scope
-from sparsemtl.registry.parameters import Count, Fraction, Natural, validated
-from sparsemtl.sharing.masked import MaskedSharing
-from sparsemtl.sharing.sharing import Statistics, Update
-from sparsemtl.sharing.subnetwork import Semantics
+from sparsemtl.networks.model import MultiTaskModel
+from sparsemtl.networks.task_networks import TaskNetworks
+from sparsemtl.registry.parameters import Fraction, Natural, validated
+from sparsemtl.sharing.criterion_masks import FIGURES, CriterionMasks, SelectionOptions
+from sparsemtl.sharing.masking import statistics_kind
+from sparsemtl.sharing.sharing import Sharing
+from sparsemtl.tasks.batches import Loaders
+
+SEED_STEP = 1_000_003
+"""Difference of the seeds of two epochs: no run's seed at one epoch is that of another run at another epoch."""
 
 
-class RandomSharing(MaskedSharing):
+class RandomSharing(Sharing):
     """RS: every task keeps a random subset of the shared weights (Zhang et al., FSMTL, AAAI 2024, Table 1).
 
-    Same number of weights, same training as Fisher sharing, but masks drawn at random, independently for each task.
-
-    Args:
-        keep: fraction of the maskable weights that every task keeps, in (0, 1].
-        seed: of the masks; the run's own seed by default, so that seeds of a study differ in their masks.
-        resample_every: draw again every so many epochs; 0 keeps the first masks, as in the paper.
-        target_density, reach_at, mask_applies_to, update, strict, bn, scope, granularity, min_per_layer, mask_all: see
-            `MaskedSharing`.
+    Number of weights and training are those of Fisher sharing; the masks are drawn at random, independently per task.
     """
+
+    figures = FIGURES
 
     @validated
     def __init__(
         self,
         *,
-        keep: Fraction = 0.3,
-        target_density: Fraction | None = None,
-        reach_at: Count | None = None,
-        seed: Natural | None = None,
-        resample_every: Natural = 0,
-        mask_applies_to: Semantics = "forward",
-        update: Update | None = None,
-        strict: bool = True,
-        bn: Statistics | None = None,
-        scope: Scope = "global",
-        granularity: Granularity = "weight",
-        min_per_layer: Count = 1,
-        mask_all: bool = False,
+        keep: Annotated[Fraction, Doc("Fraction of the maskable weights that each task keeps, in (0, 1].")] = 0.3,
+        seed: Annotated[
+            Natural | None,
+            Doc("Seed of the masks; by default that of the run, so that seeds of a study differ in their masks."),
+        ] = None,
+        update_every: Annotated[
+            Natural, Doc("Epochs from one draw of masks to the next; 0 draws once, as in the paper.")
+        ] = 0,
+        **options: Unpack[SelectionOptions],
     ) -> None:
-        super().__init__(
-            keep=keep,
-            target_density=target_density,
-            reach_at=reach_at,
-            mask_applies_to=mask_applies_to,
-            update=update,
-            strict=strict,
-            bn=bn,
-            scope=scope,
-            granularity=granularity,
-            min_per_layer=min_per_layer,
-            mask_all=mask_all,
-        )
+        self.keep = keep
         self.seed = seed
-        self.resample_every = resample_every
+        self.update = options["update"]
+        self.bn = statistics_kind(options)
+        self.update_every = update_every
+        self._masks = CriterionMasks(type(self).__name__, keep, options)
 
-    def criterion_for(self, epoch: int) -> Criterion | None:
-        """Random scores at the start, and again where asked; the same ones while the density falls."""
-        drawn = epoch - epoch % self.resample_every if self.resample_every > 0 else 0
-        if epoch != drawn and not self.falling(epoch):
-            return None
-        seed = torch.initial_seed() % 2**31 if self.seed is None else self.seed
-        return Random(seed=seed + drawn * 1_000_003, mask_all=self.mask_all)  # no other run's seed at another epoch
+    def start(self, model: MultiTaskModel) -> TaskNetworks:
+        """Return networks whose masks keep everything."""
+        return self._masks.start(model)
+
+    def begin_epoch(
+        self, epoch: int, model: MultiTaskModel, networks: TaskNetworks, loaders: Loaders
+    ) -> TaskNetworks | None:
+        """Draw masks at the beginning and at every interval; while the density falls, from the same scores."""
+        drawn = epoch - epoch % self.update_every if self.update_every > 0 else 0
+        criterion = None
+        if epoch == drawn or self._masks.schedule.falls_at(epoch):
+            seed = torch.initial_seed() % 2**31 if self.seed is None else self.seed
+            criterion = Random(seed=seed + drawn * SEED_STEP, mask_all=self._masks.mask_all)
+        return self._masks.choose(criterion, epoch, model, networks, loaders)
+
+    def is_selectable(self, epoch: int) -> bool:
+        """Return True; with a target, once it is reached."""
+        return self._masks.schedule.is_reached(epoch)
+
+    def metrics(self, model: MultiTaskModel, networks: TaskNetworks) -> Iterator[tuple[str, str, float]]:
+        """Yield density, overlap and the fraction that changed."""
+        return self._masks.metrics(networks)
+
+    def summary(self, model: MultiTaskModel, networks: TaskNetworks) -> dict[str, Any]:
+        """Return the density per task."""
+        return self._masks.summary(networks)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs beside the networks."""
+        return self._masks.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state of `state_dict`."""
+        self._masks.load_state_dict(state)

@@ -1,34 +1,51 @@
-"""The contract of sharing methods: which shared weights each task reads and trains, and when that changes.
+"""Contract of sharing methods: policies that decide what each task's network is, and when it changes.
 
-The training step asks a sharing method seven things and knows nothing else about it: how the tasks take turns
-(`update`), the task's sub-network (`view`), what its gradient may touch (`gradient_mask`), what a step may move
-(`active`), an extra term of its loss (`penalty`) or of the whole (`regularizer`), and what to do after a step
-(`after_step`). Before every epoch `begin_epoch` may change any of the answers; after it `end_epoch` may object.
+A method returns `TaskNetworks`; whoever trains keeps the value and hands it back. A method of one's own is a subclass
+of `Sharing` with `start`. It changes networks in `begin_epoch`, or after optimizer steps by `AfterStep`, and adds terms
+to losses by `TaskPenalty` and `Regularizer`.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypedDict, runtime_checkable
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
+from typing_extensions import Doc
 
-from sparsemtl.errors import ParameterError
-from sparsemtl.networks.masks import Mask, TaskMasks
+from sparsemtl.networks.declarations import Figure, SummaryTable
 from sparsemtl.networks.model import MultiTaskModel
-from sparsemtl.networks.norms import TaskNorms, batch_statistics
+from sparsemtl.networks.norms import Statistics
+from sparsemtl.networks.task_networks import TaskNetworks
+from sparsemtl.registry.parameters import Default
 from sparsemtl.tasks.batches import Loaders
 
 Update = Literal["joint", "average", "alternate"]
-"""How a batch becomes updates: `joint`, one forward for all tasks and one step; `average`, a forward a task and one
-step on the combined gradient; `alternate`, a forward and a step a task, in turn."""
+"""How a batch becomes optimizer steps: `joint`, one forward pass for all tasks and one step; `average`, one forward
+pass per task and one step on the combined gradient; `alternate`, one forward pass and one step per task, in turn."""
 
-Statistics = Literal["shared", "per_task", "batch"]
-"""Batch norm statistics: one set for all, a set a task, or the batch's own in training and evaluation."""
+
+class DenseOptions(TypedDict, total=False):
+    """Options of methods whose tasks compute with the same weights."""
+
+    update: Annotated[
+        Update | None,
+        Default(None),
+        Doc(
+            "How a batch becomes optimizer steps: `joint`, one forward pass for all tasks and one step; `average`, one "
+            "forward pass per task and one step; `alternate`, one forward pass and one step per task. By default "
+            "`joint` where one network serves all tasks, `average` where each task has its own data or the balancer "
+            "combines the tasks, and `alternate` otherwise."
+        ),
+    ]
+    bn: Annotated[
+        Statistics,
+        Default("shared"),
+        Doc("Batch-norm statistics: one set for all tasks, one set per task, or those of the batch itself."),
+    ]
 
 
 @dataclass(frozen=True)
@@ -38,166 +55,121 @@ class StepWeights:
     Attributes:
         losses: task -> the balancer's factor of its loss, without the task's own weight; the mean over accumulated
             batches, in which a batch without a label of the task counts as 0. 1 for tasks that are not named.
-        regularizer: factor of terms that are on no task's account. 1 where a step is for all tasks; where tasks take
-            turns, every step has its part of the term, so that a round has as much of it as a step for all.
+        regularizer: factor of terms that belong to no task. 1 where a step is for all tasks; where tasks take turns,
+            every step has its part of the term, so that a round has as much of it as a step for all.
     """
 
     losses: Mapping[str, float] = field(default_factory=dict)
     regularizer: float = 1.0
 
     def of(self, task: str) -> float:
-        """The factor of a task's loss."""
+        """Return the factor of the loss of a task."""
         return self.losses.get(task, 1.0)
 
 
 class Sharing(abc.ABC):
-    """Which shared weights each task reads and trains.
+    """Policy that decides what each task computes with and trains.
 
-    Args:
-        update: how a batch becomes updates; None chooses by the data: in turns where tasks share
-            their inputs, averaged where each has its own; methods that run one network for all start with `joint`.
-        bn: whose batch norm statistics a task uses.
+    A method keeps no model and no networks: both are handed to it. What it must know from one epoch to the next, such
+    as a schedule's progress, is its state.
     """
 
-    #: The masks in force, for methods that have any.
-    masks: TaskMasks | None = None
-    #: Parts of the state that are kept task by task.
-    by_task: tuple[str, ...] = ("norms", "masks")
-    #: True if every task is given the epoch that is best for it, though it shares weights with others.
-    chosen_apart: bool = False
-    #: True if a task may read other values than the model's, which masks and statistics do not tell.
-    scales: bool = False
-    #: Learning rate of `parameters`; None is the optimizer's.
+    #: Figures that `metrics` yields.
+    figures: ClassVar[tuple[Figure, ...]] = ()
+    #: True if the best epoch is selected for each task, though tasks share weights.
+    selects_per_task: ClassVar[bool] = False
+    #: How a batch becomes optimizer steps; None chooses by the data, the networks and the balancer.
+    update: Update | None = None
+    #: Batch-norm statistics of the tasks; where they are per task, training recomputes them before validation.
+    bn: Statistics = "shared"
+    #: Learning rate of `TaskNetworks.parameters()`; None is the optimizer's.
     lr: float | None = None
-    #: What the step under way weighs; the training step sets it before `after_step`, and so does a loop of one's own
-    #: that weighs losses.
-    step_weights: StepWeights = StepWeights()
 
-    def __init__(self, *, update: Update | None, bn: Statistics) -> None:
-        self._update = update
-        self.bn = bn
-        self.norms: TaskNorms | None = None
-        self._model: MultiTaskModel | None = None
+    @abc.abstractmethod
+    def start(self, model: MultiTaskModel) -> TaskNetworks:
+        """Return the networks before the first step.
 
-    @property
-    def model(self) -> MultiTaskModel:
-        """The model that the method was attached to."""
-        if self._model is None:
-            raise ParameterError(f"{type(self).__name__} is not attached to a model yet; call attach(model).")
-        return self._model
+        Raises:
+            ParameterError: if the method has nothing to act on in the model.
+            MaskError: likewise, for methods that mask weights.
+        """
 
-    def attach(self, model: MultiTaskModel) -> None:
-        """Start on a model, before its optimizer takes a step."""
-        self._model = model
-        self.norms = TaskNorms(model) if self.bn == "per_task" and model.shared_modules() else None
-
-    @property
-    def one_network(self) -> bool:
-        """True if all tasks read the same weights and statistics, so that one forward serves them all."""
-        return self.norms is None
-
-    def update_for(self, *, own_data: bool, constant: bool = True) -> Update:
-        """How a batch becomes updates.
+    def begin_epoch(
+        self, epoch: int, model: MultiTaskModel, networks: TaskNetworks, loaders: Loaders
+    ) -> TaskNetworks | None:
+        """Return the networks of the epoch, or None to keep the current ones.
 
         Args:
-            own_data: every task has data of its own.
-            constant: the balancer's weights are constant. Others combine the tasks of a step, so that tasks take no
-                turns unless it is asked for.
-
-        Raises:
-            ParameterError: if `joint` is asked for and the tasks do not read one network.
+            epoch: epoch that begins, counted from 0.
+            model: the model; it must not be changed.
+            networks: the current networks.
+            loaders: training data, which may be read.
         """
-        if self._update == "joint" and not self.one_network:
-            raise ParameterError(
-                f"{type(self).__name__}: update='joint' runs one forward for all tasks, but each has a network of "
-                "its own. Use 'average' or 'alternate'."
-            )
-        if self._update is not None:
-            return self._update
-        if own_data:
-            return "average"
-        if self.one_network and not (constant and self.model.independent):
-            return "joint"
-        return "alternate" if constant else "average"
+        return None
 
-    def begin_epoch(self, epoch: int, loaders: Loaders) -> None:
-        """Renew what the method renews, before the epoch (counted from 0). May read the training data."""
-
-    def end_training(self) -> None:
-        """Look at the model that was chosen, and warn if it is not what the method is for."""
-
-    def end_epoch(self, epoch: int) -> None:
-        """Look at what the epoch (counted from 0) has made, before it is validated.
+    def end_epoch(self, epoch: int, networks: TaskNetworks) -> None:
+        """Check the networks after the epoch (counted from 0), before validation.
 
         Raises:
-            TrainingError: if nothing good can come of it.
+            TrainingError: if they cannot be used.
         """
 
     def is_selectable(self, epoch: int) -> bool:
-        """True if the model of this epoch is what the method promises; a warm-up's is not and is never chosen."""
+        """Return False for epochs whose model is never selected, such as those of a warm-up."""
         return True
 
-    def view(self, task: str) -> AbstractContextManager[Any]:
-        """Inside the context, the model is the network of this task, for training and for inference."""
-        if self.norms is not None:
-            return self.norms.applied(self.model, task)
-        return batch_statistics(self.model) if self.bn == "batch" else nullcontext()
+    def end_training(self, model: MultiTaskModel, networks: TaskNetworks) -> None:
+        """Warn if the selected model is not what the method is for."""
 
-    def gradient_mask(self, task: str) -> Mask | None:
-        """Which entries of the task's gradient count, where the forward does not mask them; None is all."""
-        return None
-
-    def active(self, tasks: Sequence[str]) -> Mask | None:
-        """Which shared weights a step for these tasks may move; None is all."""
-        return None
-
-    def penalty(self, task: str) -> Tensor | None:
-        """An extra term of the task's loss."""
-        return None
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """The method's own parameters, which the optimizer trains beside the model's, without weight decay."""
+    def metrics(self, model: MultiTaskModel, networks: TaskNetworks) -> Iterator[tuple[str, str, float]]:
+        """Yield what is logged after an epoch: (task or "", name of a figure, value)."""
         return iter(())
 
-    def regularizer(self) -> Tensor | None:
-        """An extra term of every step, on no task's account: no balancer weighs it."""
-        return None
-
-    def after_step(self, optimizer: Optimizer) -> None:
-        """Act on the weights after a step that the optimizer took, as a proximal method does.
-
-        A proximal step of a term must weigh it as the gradient step weighed the loss that it stands beside: see
-        `step_weights`.
-        """
-
-    def metrics(self) -> Iterator[tuple[str, str, float]]:
-        """What to log after an epoch: (task or "", name, value)."""
-        return iter(())
-
-    def summary(self) -> dict[str, Any]:
-        """What the run's summary says of the method's result."""
+    def summary(self, model: MultiTaskModel, networks: TaskNetworks) -> dict[str, Any]:
+        """Return the entry of the method in `summary.json`."""
         return {}
 
+    def tables(self, model: MultiTaskModel, networks: TaskNetworks) -> tuple[SummaryTable, ...]:
+        """Return tables of the state at the end of training, for the report."""
+        return ()
+
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs."""
-        return {
-            "norms": self.norms.state_dict() if self.norms else None,
-            "masks": {task: dict(mask) for task, mask in self.masks.items()} if self.masks else None,
-        }
+        """Return what a resumed run needs beside the networks."""
+        return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` gave, after `attach`."""
-        if self.norms is not None:
-            self.norms.load_state_dict(state["norms"])
-        if state["masks"] is not None:
-            device = next(self.model.parameters()).device
-            header = {"model": type(self.model).__name__, "method": type(self).__name__}
-            self.masks = TaskMasks(state["masks"], **header).to(device)
+        """Restore a state of `state_dict`."""
 
-    def put_back(self, states: Mapping[str, Mapping[str, Any]]) -> None:
-        """Take every task's part of a state of its own: task -> what `state_dict` gave at the task's best epoch."""
-        merged = dict(next(iter(states.values())))
-        for key in self.by_task:
-            if merged[key] is not None:
-                merged[key] = {task: state[key][task] for task, state in states.items()}
-        self.load_state_dict(merged)
+
+@runtime_checkable
+class AfterStep(Protocol):
+    """Sharing method that acts after each optimizer step, as proximal methods do."""
+
+    def after_step(
+        self, model: MultiTaskModel, networks: TaskNetworks, optimizer: Optimizer, weights: StepWeights
+    ) -> TaskNetworks | None:
+        """Change weights in place, or return other networks; None keeps the current ones.
+
+        Args:
+            model: the model.
+            networks: the current networks.
+            optimizer: the optimizer that took the step.
+            weights: factors of the losses and of the regularizer in the step. A proximal step of a term must weigh the
+                term as the gradient step weighed the loss beside it.
+        """
+
+
+@runtime_checkable
+class TaskPenalty(Protocol):
+    """Sharing method with a term in the loss of each task."""
+
+    def penalty(self, model: MultiTaskModel, networks: TaskNetworks, task: str) -> Tensor | None:
+        """Return the term, a scalar, or None if there is none now."""
+
+
+@runtime_checkable
+class Regularizer(Protocol):
+    """Sharing method with a term in each optimizer step that belongs to no task, and that no balancer weighs."""
+
+    def regularizer(self, model: MultiTaskModel) -> Tensor | None:
+        """Return the term, a scalar, or None if there is none now."""

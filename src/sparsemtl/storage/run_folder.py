@@ -37,8 +37,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.csv"
         self.summary = self.path / "summary.json"
         self.model = self.path / "model.safetensors"
-        self.masks = self.path / "masks.safetensors"
-        self.norms = self.path / "norms.safetensors"
+        self.networks = self.path / "networks.safetensors"
         self.samples = self.path / "samples.safetensors"
         self.report = self.path / REPORT
         self.last = self.path / "checkpoints" / "last.safetensors"
@@ -53,14 +52,10 @@ class RunFolder:
         name = "best" if part == "all" else f"best-{part}"
         return self.path / "checkpoints" / f"{name}.safetensors"
 
-    def network(self, task: str) -> Path:
-        """Weights of a task's own network, where `model`, `masks` and `norms` do not tell them."""
-        return self.path / "networks" / f"{task}.safetensors"
-
     @property
     def folders(self) -> tuple[Path, ...]:
         """Folders that hold files of the run."""
-        return self.path, self.last.parent, self.network("").parent
+        return self.path, self.last.parent
 
     @property
     def begun(self) -> bool:

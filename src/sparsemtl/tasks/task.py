@@ -152,7 +152,10 @@ class Task(abc.ABC):
             output: what the head gave, shape (B, outputs).
             target: labels as they come from the data, shape (B,) or (B, outputs).
         """
-        label = self.labels(target)
+        return self.checked_loss(output, self.labels(target))
+
+    def checked_loss(self, output: Tensor, label: Tensor) -> Tensor:
+        """Return the loss for labels that `labels` returned, without a second check of them; see `loss`."""
         if len(output) != len(label):
             raise LabelError(f"task {self.name!r}: {len(output)} outputs but {len(label)} labels.")
         if self._loss is None:

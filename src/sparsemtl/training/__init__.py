@@ -1,5 +1,6 @@
 """Training on Lightning Fabric: the trainer, and the pieces of its loop."""
 
+from sparsemtl.training.step import TrainingStep
 from sparsemtl.training.trainer import Trainer
 
-__all__ = ["Trainer"]
+__all__ = ["Trainer", "TrainingStep"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -14,6 +14,7 @@ from sparsemtl.compaction import compact
 from sparsemtl.compaction.cost import latency, macs_by_layer, parameter_count
 from sparsemtl.errors import SparseMTLError
 from sparsemtl.networks.model import MultiTaskModel, placement
+from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.tasks.batches import Group, Loaders, as_group, groups_for, per_task, preserve_loader_state
 
 BATCH_SIZE = 16
@@ -84,26 +85,6 @@ class RunCost:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """Trained networks.
-
-    Attributes:
-        model: the model.
-        network: returns a model that is the task's own network.
-        one_network: all tasks compute with the same weights and statistics.
-    """
-
-    model: MultiTaskModel
-    network: Callable[[str], MultiTaskModel]
-    one_network: bool
-
-    @property
-    def together(self) -> bool:
-        """True if one forward pass computes all tasks at a lower cost than one pass per task."""
-        return self.one_network and any(len(tasks) > 1 for tasks in self.model.parameter_tasks().values())
-
-
-@dataclass(frozen=True)
 class Example:
     """A batch to measure on.
 
@@ -116,7 +97,7 @@ class Example:
     size: int
 
 
-def measure_costs(trained: Trained, loaders: Loaders) -> RunCost | None:
+def measure_costs(model: MultiTaskModel, networks: TaskNetworks, loaders: Loaders) -> RunCost | None:
     """Compact every task's network and measure it beside the uncompacted one.
 
     Where one network serves all tasks and they read the same input, it is measured once, for all of them. Otherwise
@@ -124,28 +105,30 @@ def measure_costs(trained: Trained, loaders: Loaders) -> RunCost | None:
     not depend on the machine. Neither the model nor the state of a random generator changes.
 
     Args:
-        trained: the trained networks.
+        model: the model.
+        networks: the tasks' networks.
         loaders: evaluation data; the first batch is measured on.
 
     Returns:
         the cost, or None if a loader gives no batch.
     """
-    examples = _examples(loaders, trained.model)
+    examples = _examples(loaders, model)
     if not examples:
         return None
-    groups = list(examples) if trained.together else [(task,) for tasks in examples for task in tasks]
+    together = _together(model, networks)
+    groups = list(examples) if together else [(task,) for tasks in examples for task in tasks]
     example_of = {task: example for tasks, example in examples.items() for task in tasks}
-    networks = tuple(_network_cost(trained.network(tasks[0]), tasks, example_of[tasks[0]]) for tasks in groups)
+    measured = tuple(_network_cost(networks.network(model, tasks[0]), tasks, example_of[tasks[0]]) for tasks in groups)
     weights = (
-        _shared_weights(trained, next(iter(examples.values()))) if trained.together and len(networks) > 1 else None
+        _shared_weights(model, networks, next(iter(examples.values()))) if together and len(measured) > 1 else None
     )
     return RunCost(
         batch_size=max(example.size for example in examples.values()),
         threads=torch.get_num_threads(),
-        device=str(next(trained.model.parameters()).device),
-        networks=networks,
-        uncompacted=_sum([network.uncompacted for network in networks], weights and weights[0]),
-        compacted=_sum([network.compacted for network in networks], weights and weights[1]),
+        device=str(next(model.parameters()).device),
+        networks=measured,
+        uncompacted=_sum([network.uncompacted for network in measured], weights and weights[0]),
+        compacted=_sum([network.compacted for network in measured], weights and weights[1]),
     )
 
 
@@ -171,7 +154,7 @@ def _example(group: Group, model: MultiTaskModel) -> Example:
     return Example(Group(x, {}, group.tasks).to(*placement(model)).x, size)
 
 
-def _network_cost(network: MultiTaskModel, tasks: tuple[str, ...], example: Example) -> NetworkCost:
+def _network_cost(network: Any, tasks: tuple[str, ...], example: Example) -> NetworkCost:
     plain = _Outputs(network, tasks)
     small, failure = _compacted(network, tasks, example)
     modules = [plain] if small is None else [plain, small]
@@ -181,7 +164,7 @@ def _network_cost(network: MultiTaskModel, tasks: tuple[str, ...], example: Exam
     return NetworkCost(tasks, uncompacted, compacted, failure)
 
 
-def _compacted(network: MultiTaskModel, tasks: tuple[str, ...], example: Example) -> tuple[nn.Module | None, str]:
+def _compacted(network: Any, tasks: tuple[str, ...], example: Example) -> tuple[nn.Module | None, str]:
     """The compacted network, or None and the reason. No error here may cost a run its results."""
     try:
         if len(tasks) == 1:
@@ -210,16 +193,21 @@ def _milliseconds(modules: Sequence[nn.Module], x: Any) -> list[float]:
     return [median(times) for times in zip(*rounds, strict=True)]
 
 
-def _weights(network: MultiTaskModel, tasks: Sequence[str]) -> int:
+def _weights(network: Any, tasks: Sequence[str]) -> int:
     """Number of parameters that one of the tasks uses."""
     users, wanted = network.parameter_tasks(), frozenset(tasks)
     return sum(p.numel() for name, p in network.named_parameters() if users.get(name, wanted) & wanted)
 
 
-def _shared_weights(trained: Trained, example: Example) -> tuple[int, int]:
+def _together(model: MultiTaskModel, networks: TaskNetworks) -> bool:
+    """Return True if one forward pass computes all tasks at a lower cost than one pass per task."""
+    return networks.one_network and any(len(tasks) > 1 for tasks in model.parameter_tasks().values())
+
+
+def _shared_weights(model: MultiTaskModel, networks: TaskNetworks, example: Example) -> tuple[int, int]:
     """Parameters of the one network of all tasks, uncompacted and compacted."""
-    tasks = tuple(trained.model.tasks)
-    network = trained.network(tasks[0])
+    tasks = tuple(model.tasks)
+    network = networks.network(model, tasks[0])
     small, _ = _compacted(network, tasks, example)
     whole = _weights(network, tasks)
     return whole, whole if small is None else parameter_count(small)
@@ -237,7 +225,7 @@ def _sum(costs: Sequence[Cost], weights: int | None) -> Cost:
 class _Outputs(nn.Module):
     """A network that computes only some tasks' outputs."""
 
-    def __init__(self, network: MultiTaskModel, tasks: tuple[str, ...]) -> None:
+    def __init__(self, network: nn.Module, tasks: tuple[str, ...]) -> None:
         super().__init__()
         self.network = network
         self.tasks = tasks

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from sparsemtl.errors import ForwardError, LabelError, LabelWarning, MetricWarning
+from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.modes import eval_mode
-from sparsemtl.networks.swap import swap_tensors
+from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.tasks import Task
 from sparsemtl.tasks.batches import EMPTY, Group, Loaders, evaluation_groups, per_task
 
@@ -24,54 +25,48 @@ Results = dict[str, dict[str, float]]
 """Task -> metric -> value; `loss` is among the metrics."""
 
 
-class Views(Protocol):
-    """What evaluation needs of a sharing method."""
+@dataclass(frozen=True)
+class Trained:
+    """What is evaluated: a model with the networks of its tasks.
 
-    @property
-    def one_network(self) -> bool:
-        """One forward serves all tasks."""
-
-    def view(self, task: str) -> AbstractContextManager[Any]:
-        """The model is the task's network inside."""
-
-
-Network = dict[str, Tensor | None]
-"""What a task computes with, parameter or buffer name -> tensor; None where its norms take the batch's statistics."""
-
-
-class Networks:
-    """Views of a model in which every task has weights of its own, as where tasks were chosen apart.
-
-    Args:
+    Attributes:
         model: the model.
-        networks: task -> its network.
+        networks: the tasks' networks.
+        module: callable in place of the model, such as Lightning Fabric's wrapper of it.
     """
 
-    one_network = False
+    model: MultiTaskModel
+    networks: TaskNetworks
+    module: nn.Module
 
-    def __init__(self, model: nn.Module, networks: Mapping[str, Network]) -> None:
-        self._model = model
-        self._networks = networks
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """Tasks of the model."""
+        return self.model.tasks
 
-    def view(self, task: str) -> AbstractContextManager[None]:
-        """The model is the task's network inside."""
-        return swap_tensors(self._model, self._networks[task])
+    def outputs(self, group: Group) -> dict[str, Tensor]:
+        """Return task -> output for one group, in one forward pass where one network serves all tasks."""
+        together = [group.tasks] if self.networks.one_network else [(task,) for task in group.tasks]
+        outputs: dict[str, Tensor] = {}
+        for names in together:
+            with self.networks.swapped(self.model, names[0]):
+                outputs.update(self.module(group.x, tasks=names))
+        return outputs
 
 
-def evaluate(
-    module: nn.Module, tasks: Mapping[str, Task], views: Views, loaders: Loaders, device: torch.device
-) -> Results:
+def evaluate(trained: Trained, loaders: Loaders, device: torch.device) -> Results:
     """Compute every task's mean loss over its labels in the whole split, and its metrics.
 
     What is undefined is NaN, with a warning: everything of a task without a labelled sample, or with a labelled sample
     for which its network computes NaN or infinity, which is no prediction; and a metric that cannot be computed.
     """
+    tasks = trained.tasks
     metrics = {name: {m: metric.to(device) for m, metric in task.metrics().items()} for name, task in tasks.items()}
     totals = dict.fromkeys(tasks, 0.0)
     counts = dict.fromkeys(tasks, 0)
     samples = dict.fromkeys(tasks, 0)
     broken: dict[str, list[int]] = {name: [] for name in tasks}
-    for name, output, target in outputs_of(module, tasks, views, loaders, device):
+    for name, output, target in outputs_of(trained, loaders, device):
         task = tasks[name]
         label = task.labels(target)
         count = int(task.known(label).sum())
@@ -138,16 +133,14 @@ def _computed(task: str, name: str, metric: Metric) -> float:
 
 
 @torch.no_grad()
-def outputs_of(
-    module: nn.Module, tasks: Mapping[str, Task], views: Views, loaders: Loaders, device: torch.device
-) -> Iterator[tuple[str, Tensor, Tensor]]:
+def outputs_of(trained: Trained, loaders: Loaders, device: torch.device) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Yield (task, output, labels) batch by batch, in eval mode."""
-    number = 0
+    number, tasks = 0, trained.tasks
     for number, group in enumerate(evaluation_groups(loaders, tasks), start=1):
-        with eval_mode(module):
+        with eval_mode(trained.module):
             on_device = group.to(device)
             try:
-                outputs = group_outputs(module, views, on_device)
+                outputs = trained.outputs(on_device)
             except ForwardError as error:
                 raise error.at(f"evaluation, batch {number}") from error.__cause__
             for name, output in outputs.items():
@@ -156,37 +149,21 @@ def outputs_of(
         raise LabelError(EMPTY.format(whose="loader to evaluate on"))
 
 
-def group_outputs(module: nn.Module, views: Views, group: Group) -> dict[str, Tensor]:
-    """Task -> output for one group, in one forward pass where one network serves all tasks."""
-    together = [group.tasks] if views.one_network else [(task,) for task in group.tasks]
-    outputs: dict[str, Tensor] = {}
-    for names in together:
-        with views.view(names[0]):
-            outputs.update(module(group.x, tasks=names))
-    return outputs
-
-
 @torch.no_grad()
-def sample_predictions(
-    module: nn.Module,
-    tasks: Mapping[str, Task],
-    views: Views,
-    loaders: Loaders,
-    device: torch.device,
-    count: int = 12,
-) -> dict[str, Any]:
-    """The first inputs of a split with targets and predictions, for a person to look at.
+def sample_predictions(trained: Trained, loaders: Loaders, device: torch.device, count: int = 12) -> dict[str, Any]:
+    """Return the first inputs of a split with targets and predictions, to be looked at.
 
     Returns:
         group ("all", or the task's name where tasks have data of their own) -> {"x": (n, ...), "tasks": {task:
         {"target": ..., "prediction": ...}}}.
     """
     samples: dict[str, Any] = {}
+    tasks = trained.tasks
     for group in evaluation_groups(loaders, tasks):
         key = group.tasks[0] if per_task(loaders) else "all"
         if key not in samples and isinstance(group.x, Tensor):
-            with eval_mode(module):
-                outputs = group_outputs(module, views, group.to(device))
+            with eval_mode(trained.module):
+                outputs = trained.outputs(group.to(device))
             first_axis = all(len(output) == len(group.x) for output in outputs.values())
             samples[key] = {
                 "x": group.x[:count].cpu() if first_axis else torch.empty(0),  # no samples can be cut out to look at

@@ -1,4 +1,4 @@
-"""The best model so far, on disk or in memory, whole or task by task."""
+"""Snapshots of the best model so far, on disk or in memory, whole or per task."""
 
 from __future__ import annotations
 
@@ -6,64 +6,62 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from sparsemtl.errors import CheckpointError
 from sparsemtl.networks.model import MultiTaskModel
-from sparsemtl.networks.swap import seen
+from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.sharing.sharing import Sharing
 from sparsemtl.storage.run_folder import RunFolder
-from sparsemtl.training.evaluation import Network
 from sparsemtl.training.structure import check_state, check_tensors, reading
 
 
 class Snapshots:
-    """Keeps, for every part of the selection, the weights and sharing state of its best epoch.
+    """Keeps, for every part of the selection, the weights, networks and sharing state of its best epoch.
 
     Args:
-        folder: where to keep them; in memory if None.
+        folder: folder to keep them in; None keeps them in memory.
     """
 
     def __init__(self, folder: RunFolder | None) -> None:
         self._folder = folder
         self._memory: dict[str, Any] = {}
 
-    def keep(self, part: str, model: MultiTaskModel, sharing: Sharing) -> None:
-        """Keep the state as it is now."""
-        state = {"model": dict(model.state_dict()), "sharing": sharing.state_dict()}
+    def keep(self, part: str, model: MultiTaskModel, networks: TaskNetworks, sharing: Sharing) -> None:
+        """Keep the present state."""
+        state = {
+            "model": dict(model.state_dict()),
+            "networks": networks.state_dict(),
+            "sharing": sharing.state_dict(),
+        }
         if self._folder is None:
             self._memory[part] = deepcopy(state)
         else:
             self._folder.save(self._folder.best(part), state)
 
-    def put_back(self, parts: Sequence[str], model: MultiTaskModel, sharing: Sharing) -> dict[str, Network]:
-        """Restore what was kept.
+    def restore(
+        self, parts: Sequence[str], model: MultiTaskModel, networks: TaskNetworks, sharing: Sharing
+    ) -> TaskNetworks:
+        """Restore the snapshots, and return the networks in them.
 
         Args:
             parts: "all", or every task where each has an epoch of its own.
-            model: gets the weights; what is used by one task only comes from its own epoch, the rest from the first's.
-            sharing: gets its state, task by task.
-
-        Returns:
-            task -> its own network, if tasks that share weights were chosen apart.
+            model: gets the weights. Each task's own modules come from its own epoch, the rest from the first task's;
+                where a task's epoch had other values for the rest, they become the task's own tensors.
+            networks: networks of the same form as those in the snapshots.
+            sharing: gets the state of the first part.
         """
         states = {part: self._load(part) for part in parts}
         for part, state in states.items():
-            _check(state, model, sharing, self._where(part))
+            _check(state, model, networks, sharing, self._where(part))
         with reading(self._where(parts[0]), "the best model of this run"):
-            return self._put_back(states, model, sharing)
-
-    def _put_back(self, states: Mapping[str, Any], model: MultiTaskModel, sharing: Sharing) -> dict[str, Network]:
-        parts = list(states)
-        if parts == ["all"]:
-            _restore(states["all"], model, sharing)
-            return {}
-        networks = {} if model.independent else {task: _network(states[task], model, sharing, task) for task in parts}
-        merged = dict(next(iter(states.values()))["model"])
-        for task, state in states.items():
-            prefixes = tuple(f"{name}." for name in model.task_modules(task))
-            merged.update((name, tensor) for name, tensor in state["model"].items() if name.startswith(prefixes))
-        model.load_state_dict(merged)
-        sharing.put_back({task: state["sharing"] for task, state in states.items()})
-        return networks
+            first = states[parts[0]]
+            sharing.load_state_dict(first["sharing"])
+            if list(parts) == ["all"]:
+                model.load_state_dict(first["model"])
+                return networks.restored(first["networks"])
+            return _merged(states, model, networks)
 
     def _where(self, part: str) -> str:
         return "memory" if self._folder is None else str(self._folder.best(part))
@@ -76,32 +74,39 @@ class Snapshots:
         return self._memory[part]
 
 
-def _check(state: Any, model: MultiTaskModel, sharing: Sharing, where: str) -> None:
-    """Refuse what is no snapshot of this run."""
-    check_state(state, {"model": {}, "sharing": {}}, where)
+def _check(state: Any, model: MultiTaskModel, networks: TaskNetworks, sharing: Sharing, where: str) -> None:
+    """Raise if a file is no snapshot of this run."""
+    check_state(state, {"model": {}, "networks": {}, "sharing": {}}, where)
     check_tensors(state["model"], model.state_dict(), where, "the model")
     with reading(where, "the state of its sharing"):
+        check_state(state["networks"], networks.state_dict(), f"{where}: networks")
         check_state(state["sharing"], sharing.state_dict(), f"{where}: sharing")
 
 
-def _restore(state: Mapping[str, Any], model: MultiTaskModel, sharing: Sharing) -> None:
-    model.load_state_dict(state["model"])
-    sharing.load_state_dict(state["sharing"])
+def _merged(states: Mapping[str, Any], model: MultiTaskModel, networks: TaskNetworks) -> TaskNetworks:
+    """Load a model of several epochs; return networks in which each task is that of its own epoch."""
+    owners = {name: task for task in states for prefix in model.task_modules(task) for name in _inside(prefix, model)}
+    merged = dict(next(iter(states.values()))["model"])
+    merged.update({name: states[task]["model"][name] for name, task in owners.items()})
+    model.load_state_dict(merged)
+    merged = model.state_dict()
+    made = networks.restored({task: state["networks"][task] for task, state in states.items()})
+    return made.with_own_tensors(
+        {task: _differing(state["model"], merged, owners, made[task].own_tensors) for task, state in states.items()}
+    )
 
 
-def task_network(model: MultiTaskModel, sharing: Sharing, task: str) -> Network:
-    """Every tensor that the task's output needs, as the task sees it."""
-    modules = {**model.shared_modules(), **model.unmasked_modules(), **model.task_modules(task)}
-    prefixes = tuple(f"{name}." for name in modules)
-    return {name: tensor for name, tensor in _seen(model, sharing, task).items() if name.startswith(prefixes)}
+def _inside(prefix: str, model: MultiTaskModel) -> list[str]:
+    return [name for name in model.state_dict() if name.startswith(f"{prefix}.")]
 
 
-def _network(state: Mapping[str, Any], model: MultiTaskModel, sharing: Sharing, task: str) -> Network:
-    """Every tensor of the model as the task sees it in a state."""
-    _restore(state, model, sharing)
-    return _seen(model, sharing, task)
-
-
-def _seen(model: MultiTaskModel, sharing: Sharing, task: str) -> Network:
-    with sharing.view(task):
-        return {name: None if tensor is None else tensor.detach().clone() for name, tensor in seen(model).items()}
+def _differing(
+    state: Mapping[str, Tensor], merged: Mapping[str, Tensor], owners: Mapping[str, str], own: Mapping[str, Any]
+) -> dict[str, Tensor | None]:
+    """Return the task's tensors: those that it has anyway, and those of its epoch that the merged model lacks."""
+    others = {
+        name: tensor.to(merged[name].device)
+        for name, tensor in state.items()
+        if name not in owners and name not in own and not torch.equal(tensor.to(merged[name].device), merged[name])
+    }
+    return {**others, **own}

@@ -8,6 +8,7 @@ from typing import Any
 from sparsemtl.balancing import Balancer
 from sparsemtl.networks.declarations import to_record
 from sparsemtl.networks.model import MultiTaskModel
+from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.sharing.sharing import Sharing
 from sparsemtl.tasks import Task
 from sparsemtl.training.costs import RunCost
@@ -22,6 +23,7 @@ def summarize(
     config: Mapping[str, Any],
     model: MultiTaskModel,
     sharing: Sharing,
+    networks: TaskNetworks,
     selection: Selection,
     epochs: int,
     seconds: float,
@@ -32,7 +34,7 @@ def summarize(
 ) -> dict[str, Any]:
     """Put a run's outcome together; see the keys."""
     axes = ("data", "encoder", "architecture", "sharing", "balancing")
-    masks = sharing.masks
+    masks = networks.kept(model.shared_parameters())
     return {
         "name": name,
         "status": status,
@@ -57,10 +59,10 @@ def summarize(
         },
         "cost": None if cost is None else cost.record(),
         "architecture": model.summary(),
-        "sharing": sharing.summary(),
+        "sharing": sharing.summary(model, networks),
         "declarations": {
             "architecture": to_record(model.figures, model.tables()),
-            "sharing": to_record(getattr(sharing, "figures", ()), getattr(sharing, "tables", tuple)()),
+            "sharing": to_record(sharing.figures, sharing.tables(model, networks)),
         },
     }
 

@@ -23,11 +23,11 @@ from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.modes import eval_mode
 from sparsemtl.networks.norms import BATCHES, recompute_norms
 from sparsemtl.networks.randomness import seed_everything
-from sparsemtl.networks.swap import materialize
+from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.optim import OPTIMIZERS
 from sparsemtl.registry.parameters import Count, Natural, Positive, validated
 from sparsemtl.sharing import DenseSharing, Sharing
-from sparsemtl.storage.files import write_json
+from sparsemtl.storage.files import write_json, write_tensors
 from sparsemtl.storage.locks import locked, refuse_foreign
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.tasks.batches import (
@@ -40,12 +40,10 @@ from sparsemtl.tasks.batches import (
     preserve_loader_state,
 )
 from sparsemtl.training.arguments import check_maker, check_model, check_sharing
-from sparsemtl.training.best_model import save_best_model
 from sparsemtl.training.checkpoint import Randomness, Stateful
-from sparsemtl.training.costs import RunCost, Trained, measure_costs
-from sparsemtl.training.engine import Backend, Engine
+from sparsemtl.training.costs import RunCost, measure_costs
 from sparsemtl.training.epoch_averages import EpochAverages, measure_rows, result_rows, run_rows
-from sparsemtl.training.evaluation import Networks, Results, Views, evaluate, group_outputs, sample_predictions
+from sparsemtl.training.evaluation import Results, Trained, evaluate, sample_predictions
 from sparsemtl.training.finite import check_weights
 from sparsemtl.training.groups import make_optimizer
 from sparsemtl.training.heads import materialize_heads
@@ -62,6 +60,7 @@ from sparsemtl.training.resuming import Checkpoints, Position
 from sparsemtl.training.selection import Selection
 from sparsemtl.training.settings import run_settings
 from sparsemtl.training.snapshots import Snapshots
+from sparsemtl.training.step import Backend, TrainingStep, choose_update
 from sparsemtl.training.summary import described, summarize
 
 if TYPE_CHECKING:
@@ -188,7 +187,6 @@ class Trainer:
         self._choose_after = choose_after
         self.selection = self._select_anew()
         self.snapshots = Snapshots(self.folder)
-        self.views: Views = self.sharing
         self.position = Position()
         self.validation: Results = {}
         self._chose: list[Loader] = []
@@ -204,9 +202,15 @@ class Trainer:
             )
 
     @property
+    def networks(self) -> TaskNetworks:
+        """What each task computes with: the current networks while training, afterwards those of the best epoch."""
+        self._check_ready()
+        return self.step.networks
+
+    @property
     def masks(self) -> TaskMasks | None:
-        """The masks in force, for sharing methods that have any."""
-        return self.sharing.masks
+        """Which shared weights each task uses; None if all tasks use all."""
+        return self.networks.kept(self.model.shared_parameters()) if self._ready else None
 
     # ---- public ----------------------------------------------------------------------------------------------
 
@@ -241,7 +245,6 @@ class Trainer:
         self._chose = [*_each(train), *_each(validation)]
         self.position = Position()
         self.selection = self._select_anew()
-        self.views = self.sharing
         from sparsemtl.training.precision import default_dtype
 
         bars = Progress(self.epochs, show=self.progress)  # before seeding: importing rich draws random numbers
@@ -271,7 +274,7 @@ class Trainer:
                         self.optimizer.state.clear()
                     with default_dtype(self.fabric.strategy.precision):
                         with preserve_loader_state(train):
-                            self.sharing.begin_epoch(epoch, train)
+                            self._begin_epoch(epoch, train)
                         self.model.begin_epoch(epoch)
                     checkpoints.start = randomness.state_dict()
                 self._train_epoch(train, checkpoints, meter, bars)
@@ -279,6 +282,11 @@ class Trainer:
                 self._recompute_norms(train)
                 self._close_epoch(validation, checkpoints, meter, loggers, bars)
         self._put_best_back(validation)
+
+    def _begin_epoch(self, epoch: int, train: Loaders) -> None:
+        """Let the sharing method change the networks before an epoch."""
+        changed = self.sharing.begin_epoch(epoch, self.model, self.networks, train)
+        self.step.networks = self.networks if changed is None else changed
 
     def _writing(self, *, anew: bool = False) -> AbstractContextManager[None]:
         """Hold the lock of the run folder inside the context.
@@ -305,8 +313,7 @@ class Trainer:
         Raises:
             ParameterError: if these are the loaders that trained or chose the model, or nothing was trained.
         """
-        if not self._ready:
-            raise ParameterError("nothing was trained yet; call fit(train, validation) first.")
+        self._check_ready()
         if any(loader is used for loader in _each(loaders) for used in self._chose):
             raise ParameterError("this loader trained or chose the model; test on data that did neither.")
         check_loaders(loaders, self.model.tasks)
@@ -314,7 +321,7 @@ class Trainer:
         if self.folder is not None:
             step = self.position.step
             rows = result_rows(self.position.epoch, step, "test", results)
-            samples = sample_predictions(self.module, self.model.tasks, self.views, loaders, self.device)
+            samples = sample_predictions(self._trained, loaders, self.device)
             cost = self._measured(loaders)
             with self._writing():
                 CSVLogger(self.folder.metrics, resume_at=step).log(rows)
@@ -329,10 +336,9 @@ class Trainer:
         names = tuple(self.model.tasks if tasks is None else tasks)
         for name in names:
             self.model.check_task(name)
-        if not self._ready:
-            raise ParameterError("nothing was trained yet; call fit(train, validation) first.")
+        self._check_ready()
         with eval_mode(self.model):
-            return group_outputs(self.module, self.views, Group(x, {}, names).to(self.device))
+            return self._trained.outputs(Group(x, {}, names).to(self.device))
 
     def network(self, task: str) -> MultiTaskModel:
         """A model that is the task's own network: its weights, masks and norm statistics as validation chose them.
@@ -341,11 +347,8 @@ class Trainer:
         task=task)` makes it small.
         """
         self.model.check_task(task)
-        if not self._ready:
-            raise ParameterError("nothing was trained yet; call fit(train, validation) first.")
-        with self.views.view(task):
-            own = materialize(self.model)
-        return cast("MultiTaskModel", own.eval())
+        self._check_ready()
+        return cast("MultiTaskModel", self.networks.network(self.model, task))
 
     # ---- set-up ----------------------------------------------------------------------------------------------
 
@@ -375,9 +378,9 @@ class Trainer:
         materialize_heads(self.model, train)
         check_last_batches(self.model, train)
         self.module = self.fabric.setup_module(self.model)
-        self.sharing.attach(self.model)
+        networks = self.sharing.start(self.model)
         self.balancer.attach(len(self.model.tasks), self.device)
-        extra = ((self.sharing.parameters(), self.sharing.lr), (self.balancer.parameters(), None))
+        extra = ((networks.parameters(), self.sharing.lr), (self.balancer.parameters(), None))
         self.optimizer = make_optimizer(self._make_optimizer, self.model, extra)
         self.scheduler = self._make_scheduler(self.optimizer) if self._make_scheduler else None
         stepped: Any = self.fabric.setup_optimizers(self.optimizer)
@@ -386,8 +389,16 @@ class Trainer:
             self._plateau = Plateau(self.scheduler, self._monitor, self.model.tasks)
         scaled = getattr(self.fabric.strategy.precision, "scaler", None) is not None
         backend = Backend(self.module, self.fabric.backward, self._clip(stepped), self.device, scaled)
-        update = self.sharing.update_for(own_data=per_task(train), constant=self.balancer.constant)
-        self.engine = Engine(self.model, self.sharing, self.balancer, stepped, update, backend)
+        update = choose_update(self.model, networks, self.balancer, asked=self.sharing.update, own_data=per_task(train))
+        self.step = TrainingStep(
+            self.model,
+            stepped,
+            networks,
+            sharing=self.sharing,
+            balancing=self.balancer,
+            update=update,
+            backend=backend,
+        )
         self._settings = run_settings(
             self.config, self.optimizer, {name.lstrip("_"): getattr(self, name) for name in RECORDED}
         )
@@ -410,7 +421,7 @@ class Trainer:
         seen = meter.samples
         while window := list(islice(batches, self.accumulate)):
             where = f"epoch {self.position.epoch + 1}, batch {self.position.batch + 1}, step {self.position.step + 1}"
-            result = self.engine.step(window, where)
+            result = self.step.step(window, where)
             meter.add(result)
             before = self.position.batch
             self.position.batch += len(window)
@@ -425,7 +436,7 @@ class Trainer:
         self.position.seconds += time.perf_counter() - began
 
     def _select_anew(self) -> Selection:
-        return Selection(self.model, self._monitor, apart=self.sharing.chosen_apart, after=self._choose_after)
+        return Selection(self.model, self._monitor, apart=self.sharing.selects_per_task, after=self._choose_after)
 
     def _checkpoint_due(self, before: int) -> bool:
         every = self.checkpoint_every
@@ -441,7 +452,7 @@ class Trainer:
     ) -> None:
         """Validate, choose, schedule, log, save."""
         epoch, step = self.position.epoch, self.position.step
-        self.sharing.end_epoch(epoch)
+        self.sharing.end_epoch(epoch, self.networks)
         self.balancer.end_epoch()
         for task in self.model.tasks:
             if task not in meter.losses:
@@ -451,10 +462,10 @@ class Trainer:
         results = self._evaluate(validation)
         improved = self.selection.update(epoch, results) if self.sharing.is_selectable(epoch) else []
         for part in improved:
-            self.snapshots.keep(part, self.model, self.sharing)
+            self.snapshots.keep(part, self.model, self.networks, self.sharing)
         figures = {"lr": float(self.optimizer.param_groups[0]["lr"]), "seconds": self.position.seconds}
         shown = epoch + 1  # people count from one
-        measures = [*self.sharing.metrics(), *self.model.metrics()]
+        measures = [*self.sharing.metrics(self.model, self.networks), *self.model.metrics()]
         rows = [
             *meter.rows(shown, step),
             *result_rows(shown, step, "validation", results),
@@ -478,25 +489,24 @@ class Trainer:
     def _check_weights(self) -> None:
         """Raise before a model with weights that are not finite is validated, chosen or saved."""
         kept = f"; {self.folder.last} holds the run before that" if self.folder is not None else ""
-        check_weights(self.engine.trained, f"after step {self.position.step}{kept}")
+        check_weights(self.step.trained, f"after step {self.position.step}{kept}")
 
     def _recompute_norms(self, train: Loaders) -> None:
         """Give the networks that are validated, chosen and saved the batch-norm statistics of their weights."""
         default = BATCHES if self.sharing.bn == "per_task" else 0
         if batches := default if self.norm_batches is None else self.norm_batches:
-            view, norms = self.sharing.view, self.sharing.norms
-            recompute_norms(self.model, train, norms, view=view, batches=batches, module=self.module)
+            recompute_norms(self.model, train, networks=self.networks, batches=batches, module=self.module)
 
     def _compare_scales(self, meter: EpochAverages) -> None:
         """Warn once, and note beside the figures, if one loss is so large that it trains the shared weights alone."""
-        if not (self.balancer.constant and self.engine.update != "alternate" and self.model.shared_parameters()):
+        if not (self.balancer.constant and self.step.update != "alternate" and self.model.shared_parameters()):
             return
         self.position.scales = unlike_scales(meter.losses, meter.weights, self.model.tasks)
         if self.position.scales:
             warnings.warn(self.position.scales, LossScaleWarning, stacklevel=4)
 
     def _evaluate(self, loaders: Loaders) -> Results:
-        return evaluate(self.module, self.model.tasks, self.views, loaders, self.device)
+        return evaluate(self._trained, loaders, self.device)
 
     def _stale(self) -> bool:
         return self.patience is not None and self.selection.stale(self.position.epoch - 1) >= self.patience
@@ -508,7 +518,7 @@ class Trainer:
             "optimizer": self.optimizer,
             "sharing": self.sharing,
             "balancer": self.balancer,
-            "engine": self.engine,
+            "step": self.step,
             "selection": self.selection,
             "meter": meter,
             "randomness": randomness,
@@ -527,15 +537,23 @@ class Trainer:
 
     def _put_best_back(self, validation: Loaders) -> None:
         self.selection.check()
-        networks = self.snapshots.put_back(list(self.selection.parts), self.model, self.sharing)
-        if networks:
-            self.views = Networks(self.model, networks)
-        self.sharing.end_training()
+        parts = list(self.selection.parts)
+        self.step.networks = self.snapshots.restore(parts, self.model, self.networks, self.sharing)
+        self.sharing.end_training(self.model, self.networks)
         self.model.eval()
         self.validation = self._evaluate(validation)
         if self.folder is not None:
-            save_best_model(self.folder, self.model, self.sharing, networks)
+            write_tensors(self.folder.model, self.model.state_dict(), {"model": type(self.model).__name__})
+            self.networks.save(self.folder.networks)
             self._write_summary("trained", {})
+
+    @property
+    def _trained(self) -> Trained:
+        return Trained(self.model, self.networks, self.module)
+
+    def _check_ready(self) -> None:
+        if not self._ready:
+            raise ParameterError("nothing was trained yet; call fit(train, validation) first.")
 
     def _measured(self, loaders: Loaders) -> RunCost | None:
         if not self.measure_cost:
@@ -543,7 +561,7 @@ class Trainer:
         from sparsemtl.training.precision import default_dtype
 
         with default_dtype(self.fabric.strategy.precision):
-            return measure_costs(Trained(self.model, self.network, self.views.one_network), loaders)
+            return measure_costs(self.model, self.networks, loaders)
 
     def _write_summary(self, status: str, test: Results, cost: RunCost | None = None) -> None:
         if self.folder is None:
@@ -554,6 +572,7 @@ class Trainer:
             config=self.config,
             model=self.model,
             sharing=self.sharing,
+            networks=self.networks,
             selection=self.selection,
             epochs=self.position.epoch,
             seconds=self.position.seconds,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from policies import Started
 from torch import Tensor, nn
 from training_toys import apart, assert_same, moved, shared, state_of, table, tasks
 
@@ -18,7 +19,7 @@ from sparsemtl.balancing import as_balancer
 from sparsemtl.errors import NonFiniteLossError, ParameterError
 from sparsemtl.sharing.sharing import Update
 from sparsemtl.tasks.batches import Group
-from sparsemtl.training.engine import Backend, Engine
+from sparsemtl.training.step import Backend, TrainingStep
 
 CPU = torch.device("cpu")
 UPDATES: tuple[Update, ...] = ("joint", "average", "alternate")
@@ -33,14 +34,15 @@ def engine_of(
     sharing: sm.Sharing | None = None,
     clip: Callable[[], Any] | None = None,
     **options: Any,
-) -> Engine:
+) -> TrainingStep:
     """An engine on plain torch with SGD."""
     method = sharing or sm.DenseSharing()
-    method.attach(model)
     balancer = as_balancer(balancing)
     balancer.attach(len(model.tasks), CPU)
     optimizer = torch.optim.SGD([*model.parameters(), *balancer.parameters()], **(options or {"lr": 0.1}))
-    return Engine(model, method, balancer, optimizer, update, Backend(model, Tensor.backward, clip, CPU))
+    backend = Backend(model, Tensor.backward, clip, CPU)
+    networks = method.start(model)
+    return TrainingStep(model, optimizer, networks, sharing=method, balancing=balancer, update=update, backend=backend)
 
 
 def batch_of(names: str = "ab", rows: slice = slice(0, 8), dtype: torch.dtype = torch.float32) -> list[Group]:
@@ -142,7 +144,7 @@ def masked_gradient(model: sm.MultiTaskModel, group: Group, task: str, masks: sm
     return {n: row * masks[task][n] if n in masks[task] else row for n, row in zip(leaves, rows, strict=True)}
 
 
-@pytest.mark.parametrize("mask_applies_to", ["forward", "gradient"])
+@pytest.mark.parametrize("mask_applies_to", ["weights", "gradients"])
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (0.5, 2.0)])
 def test_the_shared_gradient_is_the_weighted_sum_of_masked_gradients(
     mask_applies_to: Any, weights: tuple[float, float]
@@ -150,9 +152,11 @@ def test_the_shared_gradient_is_the_weighted_sum_of_masked_gradients(
     model = shared(a=weights[0], b=weights[1]).double()
     sharing = sm.RandomSharing(keep=0.4, mask_applies_to=mask_applies_to)
     engine = engine_of(model, "average", sharing=sharing, balancing="sum")
-    sharing.begin_epoch(0, ())
+    Started.of(engine).begin_epoch(0, ())
     batch = batch_of(dtype=torch.float64)
-    rows = [masked_gradient(model, batch[0], task, sharing.masks, mask_applies_to == "forward") for task in "ab"]
+    rows = [
+        masked_gradient(model, batch[0], task, engine.networks.masks, mask_applies_to == "weights") for task in "ab"
+    ]
     engine.step([batch])
     for name, parameter in model.shared_parameters().items():
         expected = weights[0] * rows[0][name] + weights[1] * rows[1][name]
@@ -163,9 +167,9 @@ def test_gradient_masks_work_in_one_forward_too() -> None:
     gradient = {}
     for update in ("joint", "average"):
         model = shared().double()
-        sharing = sm.RandomSharing(keep=0.4, mask_applies_to="gradient", update=update, seed=3)
+        sharing = sm.RandomSharing(keep=0.4, mask_applies_to="gradients", update=update, seed=3)
         engine = engine_of(model, update, sharing=sharing)
-        sharing.begin_epoch(0, ())
+        Started.of(engine).begin_epoch(0, ())
         engine.step([batch_of(dtype=torch.float64)])
         gradient[update] = gradients(model)
     for name, expected in gradient["average"].items():
@@ -182,7 +186,7 @@ def test_a_task_of_weight_zero_teaches_nothing(update: Update) -> None:
     assert_same(state_of(model), state_of(reference))
 
 
-def step_on(model: sm.MultiTaskModel, update: Update, balancing: Any, parts: list[list[Group]]) -> Engine:
+def step_on(model: sm.MultiTaskModel, update: Update, balancing: Any, parts: list[list[Group]]) -> TrainingStep:
     engine = engine_of(model.double(), update, balancing=balancing)
     torch.manual_seed(5)
     engine.step(parts)
@@ -391,11 +395,11 @@ class Penalised(sm.DenseSharing):
 
     steps = 0
 
-    def penalty(self, task: str) -> Tensor | None:
-        weight = self.model.shared_parameters()["encoder.0.weight"]
+    def penalty(self, model: sm.MultiTaskModel, networks: Any, task: str) -> Tensor | None:
+        weight = model.shared_parameters()["encoder.0.weight"]
         return 0.3 * (weight**2).sum() if task == "b" else None
 
-    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def after_step(self, model: Any, networks: Any, optimizer: Any, weights: Any) -> None:
         self.steps += 1
 
 
@@ -422,10 +426,10 @@ def test_a_strict_method_holds_what_the_tasks_of_a_step_do_not_keep(update: Upda
     sharing = sm.RandomSharing(keep=0.3, seed=1)
     engine = engine_of(model, update, sharing=sharing, **MOVING)
     engine.step([batch_of()])
-    sharing.begin_epoch(0, ())
+    Started.of(engine).begin_epoch(0, ())
     before = state_of(model)
     engine.step([unlabelled(batch_of(), "b")])
-    for name, mask in sharing.masks["a"].items():
+    for name, mask in engine.networks.masks["a"].items():
         still = model.state_dict()[name] == before[name]
         assert bool(still[~mask].all())
         assert not bool(still[mask].all())

@@ -1,0 +1,392 @@
+"""TaskNetworks: what each task computes with, and what it may train, inside one set of tensors.
+
+Sharing methods make this value. Training, evaluation, files, compaction and the report read it and know no method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from sparsemtl.errors import CheckpointError, MaskError, unknown_name
+from sparsemtl.networks.masks import Mask, TaskMasks, unwrapped
+from sparsemtl.networks.swap import current_tensors, materialize, swap_tensors
+from sparsemtl.storage.files import read_tree, write_tree
+
+FORMAT = "sparsemtl-networks-1"
+
+MaskTarget = Literal["weights", "gradients"]
+"""`weights`: a task computes with mask * weight, in training and inference. `gradients`: all tasks compute with the
+dense weights, and only the gradient of the task is masked."""
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TaskNetwork:
+    """Network of one task inside a model; what is not named is the model's.
+
+    Tensors of statistics and soft masks are trained in place.
+
+    Attributes:
+        weight_factors: parameter name -> bool (a mask) or float (a soft mask), broadcast to the parameter's shape; the
+            task computes with factor * weight.
+        output_factors: module name -> bool, (channels,); the task computes with factor * output, channels on axis 1.
+        own_tensors: parameter or buffer name -> the task's own tensor in place of the model's; None where a batch norm
+            uses the statistics of the batch.
+        gradient_mask: parameter name -> bool, True where the gradient of the task counts.
+    """
+
+    weight_factors: Tensors = field(default_factory=dict)
+    output_factors: Tensors = field(default_factory=dict)
+    own_tensors: Mapping[str, Tensor | None] = field(default_factory=dict)
+    gradient_mask: Tensors = field(default_factory=dict)
+
+    @property
+    def is_shared(self) -> bool:
+        """True if the forward pass of the task is that of every other task with the same property."""
+        return not (self.weight_factors or self.output_factors or any(t is not None for t in self.own_tensors.values()))
+
+    def mapped(self, change: Any) -> TaskNetwork:
+        """Return the network with every tensor changed by a function."""
+        return TaskNetwork(
+            **{
+                part.name: {name: None if t is None else change(t) for name, t in getattr(self, part.name).items()}
+                for part in fields(self)
+            }
+        )
+
+
+class TaskNetworks(Mapping[str, TaskNetwork]):
+    """Networks of all tasks inside one model.
+
+    Args:
+        networks: task -> its network.
+        strict: a step for some tasks moves no weight that none of their masks keeps.
+        model: name of the model class, kept in the file.
+        method: name of what made the networks, kept in the file.
+
+    Example:
+        >>> masks = TaskMasks({"a": {"w": torch.tensor([True, False])}, "b": {"w": torch.tensor([True, True])}})
+        >>> networks = TaskNetworks.of_masks(masks)
+        >>> networks.one_network, networks.trainable(["a"])["w"].tolist()
+        (False, [True, False])
+    """
+
+    def __init__(
+        self, networks: Mapping[str, TaskNetwork], *, strict: bool = True, model: str = "", method: str = ""
+    ) -> None:
+        if not networks:
+            raise MaskError("task networks need at least one task.")
+        self._networks = dict(networks)
+        self.strict = strict
+        self.model = model
+        self.method = method
+        self._regions: dict[tuple[str, ...], Mask | None] = {}
+
+    @classmethod
+    def of_masks(
+        cls,
+        masks: TaskMasks,
+        own_tensors: Mapping[str, Mapping[str, Tensor | None]] | None = None,
+        *,
+        applies_to: MaskTarget = "weights",
+        strict: bool = True,
+    ) -> TaskNetworks:
+        """Return the networks that masks make.
+
+        Args:
+            masks: what each task keeps.
+            own_tensors: task -> its own tensors, such as the statistics of batch norms.
+            applies_to: what the masks act on.
+            strict: see the class.
+        """
+        part = "weight_factors" if applies_to == "weights" else "gradient_mask"
+        own = own_tensors or {}
+        networks = {task: TaskNetwork(own_tensors=own.get(task, {}), **{part: masks[task]}) for task in masks}
+        made = cls(networks, strict=strict, model=masks.model, method=masks.method)
+        made.__dict__["masks"] = masks
+        return made
+
+    # ---- reading -----------------------------------------------------------------------------------------------
+
+    def __getitem__(self, task: str) -> TaskNetwork:
+        if task not in self._networks:
+            raise MaskError(unknown_name("task", task, self._networks))
+        return self._networks[task]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._networks)
+
+    def __len__(self) -> int:
+        return len(self._networks)
+
+    def __repr__(self) -> str:
+        return f"TaskNetworks({self._networks!r}, strict={self.strict})"
+
+    @property
+    def one_network(self) -> bool:
+        """True if one forward pass serves all tasks."""
+        first, *rest = self.values()
+        return all(network.is_shared for network in self.values()) and all(
+            set(network.own_tensors) == set(first.own_tensors) for network in rest
+        )
+
+    @property
+    def have_own_statistics(self) -> bool:
+        """True if tasks have tensors of their own, such as the statistics of batch norms."""
+        return any(tensor is not None for network in self.values() for tensor in network.own_tensors.values())
+
+    @cached_property
+    def masks(self) -> TaskMasks | None:
+        """The masks, on weights or gradients; None where the tasks have none, or have soft masks."""
+        found = {task: network.gradient_mask or network.weight_factors for task, network in self.items()}
+        if not all(found.values()) or any(m.dtype != torch.bool for mask in found.values() for m in mask.values()):
+            return None
+        return TaskMasks(found, model=self.model, method=self.method)
+
+    def kept(self, parameters: Tensors) -> TaskMasks | None:
+        """Return which entries of some parameters each task computes with or trains; None if all tasks use all.
+
+        Args:
+            parameters: name -> parameter that tasks share. A soft mask keeps what it does not make zero; a task without
+                a factor for a parameter that another task masks keeps nothing of it.
+        """
+        if self.masks is not None:
+            return self.masks
+        named = {name for network in self.values() for name in network.weight_factors}
+        covered = {name: p for name, p in parameters.items() if name in named}
+        if not covered:
+            return None
+        kept = {
+            task: {name: _is_kept(network.weight_factors.get(name), p) for name, p in covered.items()}
+            for task, network in self.items()
+        }
+        return TaskMasks(kept, model=self.model, method=self.method)
+
+    def trainable(self, tasks: Sequence[str]) -> Mask | None:
+        """Return which entries a step for some tasks may move, by parameter name; None is everything."""
+        if not self.strict or self.masks is None:
+            return None
+        key = tuple(tasks)
+        if key not in self._regions:
+            union = self.masks.union(key)
+            self._regions[key] = None if all(bool(mask.all()) for mask in union.values()) else union
+        return self._regions[key]
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the soft masks that an optimizer trains beside the model, without weight decay."""
+        for network in self.values():
+            yield from (cast("nn.Parameter", f) for f in network.weight_factors.values() if f.requires_grad)
+
+    # ---- using -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def swapped(self, model: nn.Module, task: str) -> Iterator[None]:
+        """Inside the context, `model` is the network of the task, for training and for inference.
+
+        Keep the context open until the backward pass is done: autograd may run modules again. Weights are those at the
+        moment of the call; enter the context anew after every optimizer step.
+
+        Raises:
+            MaskError: if the networks do not fit the model, or the model is compiled; see `swap_tensors`.
+        """
+        network, model = self[task], unwrapped(model)
+        with ExitStack() as stack:
+            tensors = {**network.own_tensors, **self.weights(model, task)}
+            if tensors:
+                stack.enter_context(swap_tensors(model, tensors, label=(id(self), task)))
+            for name, factor in network.output_factors.items():
+                hook = model.get_submodule(name).register_forward_hook(partial(_scale_output, factor))
+                stack.callback(hook.remove)
+            yield
+
+    def weights(self, model: nn.Module, task: str) -> dict[str, Tensor]:
+        """Return parameter name -> factor * weight, with a graph to both, for the parameters that have a factor."""
+        factors, own = self[task].weight_factors, self[task].own_tensors
+        if not factors:
+            return {}
+        found = self.masks.check(model) if self.masks is not None else _parameters(model, factors)
+        weights = {}
+        for name, factor in factors.items():
+            weight = found[name] if own.get(name) is None else own[name]
+            assert weight is not None
+            weights[name] = weight * self._number(task, name, factor, weight)
+        return weights
+
+    def _number(self, task: str, name: str, factor: Tensor, like: Tensor) -> Tensor:
+        return factor if self.masks is None else self.masks.number(task, name, like)
+
+    def network(self, model: nn.Module, task: str) -> nn.Module:
+        """Return a copy of the model, in eval mode, that is the network of the task."""
+        with self.swapped(model, task):
+            return materialize(unwrapped(model)).eval()
+
+    def tensors(self, model: nn.Module, task: str) -> dict[str, Tensor | None]:
+        """Return every parameter and buffer by name as the task computes with it, copied."""
+        with self.swapped(model, task):
+            return {n: None if t is None else t.detach().clone() for n, t in current_tensors(unwrapped(model)).items()}
+
+    # ---- changing ----------------------------------------------------------------------------------------------
+
+    def with_masks(self, masks: TaskMasks) -> TaskNetworks:
+        """Return the networks with other masks in the place of theirs."""
+        on_gradients = any(network.gradient_mask for network in self.values())
+        own = {task: network.own_tensors for task, network in self.items()}
+        return TaskNetworks.of_masks(
+            masks, own, applies_to="gradients" if on_gradients else "weights", strict=self.strict
+        )
+
+    def with_own_tensors(self, tensors: Mapping[str, Mapping[str, Tensor | None]]) -> TaskNetworks:
+        """Return the networks with further tensors of a task's own, task -> name -> tensor."""
+        return self._with({t: replace(n, own_tensors={**n.own_tensors, **tensors[t]}) for t, n in self.items()})
+
+    def to(self, device: torch.device | str) -> TaskNetworks:
+        """Return the networks on another device."""
+        return self._with({task: network.mapped(lambda t: t.to(device)) for task, network in self.items()})
+
+    def detached(self) -> TaskNetworks:
+        """Return a copy that no later step changes."""
+        return self._with({task: network.mapped(lambda t: t.detach().clone()) for task, network in self.items()})
+
+    def _with(self, networks: Mapping[str, TaskNetwork]) -> TaskNetworks:
+        return TaskNetworks(networks, strict=self.strict, model=self.model, method=self.method)
+
+    # ---- files -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return task -> part -> name -> tensor, copied."""
+        return {
+            task: {part.name: dict(getattr(network, part.name)) for part in fields(network)}
+            for task, network in self.detached().items()
+        }
+
+    def restored(self, state: Mapping[str, Any]) -> TaskNetworks:
+        """Return the networks of a state; soft masks stay the parameters that they are and take its values."""
+        made = {}
+        for task, network in self.items():
+            parts = {
+                part.name: {n: _placed(t, self._device) for n, t in state[task][part.name].items()}
+                for part in fields(network)
+            }
+            for name, factor in network.weight_factors.items():
+                if factor.requires_grad:
+                    with torch.no_grad():
+                        parts["weight_factors"][name] = factor.copy_(parts["weight_factors"][name])
+            made[task] = TaskNetwork(**parts)
+        return self._with(made)
+
+    @property
+    def _device(self) -> torch.device | None:
+        parts = (getattr(network, part.name) for network in self.values() for part in fields(network))
+        return next((t.device for part in parts for t in part.values() if t is not None), None)
+
+    def save(self, path: str | Path) -> None:
+        """Write the networks to one safetensors file: one bit per entry of a mask, floats for the rest."""
+        header = {"format": FORMAT, "model": self.model, "method": self.method, "strict": self.strict}
+        write_tree(Path(path), {**header, "tasks": self.state_dict()})
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module | None = None) -> TaskNetworks:
+        """Read networks from a file.
+
+        Args:
+            path: the file.
+            model: a model to check them against.
+
+        Raises:
+            CheckpointError: if the file is missing, damaged or of another kind.
+            MaskError: if the networks do not fit the model.
+        """
+        tree = read_tree(Path(path))
+        if not isinstance(tree, Mapping) or tree.get("format") != FORMAT:
+            raise CheckpointError(f"{path} is not a file of task networks: expected format {FORMAT!r}.")
+        networks = {task: _read_network(parts, f"{path}: task {task!r}") for task, parts in tree["tasks"].items()}
+        made = cls(networks, strict=bool(tree["strict"]), model=str(tree["model"]), method=str(tree["method"]))
+        if model is not None:
+            made.check(model)
+        return made
+
+    def check(self, model: nn.Module) -> None:
+        """Raise unless every name is one of the model's, and every tensor fits the model's.
+
+        Raises:
+            MaskError: naming the task and the first tensor that does not fit.
+        """
+        model = unwrapped(model)
+        own = {
+            **dict(model.named_parameters(remove_duplicate=False)),
+            **dict(model.named_buffers(remove_duplicate=False)),
+        }
+        for task, network in self.items():
+            for name, tensor in {**network.gradient_mask, **network.own_tensors}.items():
+                _check_fits(name, tensor, own, task, type(model).__name__)
+            for name, factor in network.weight_factors.items():
+                _check_fits(name, factor, own, task, type(model).__name__, broadcast=True)
+
+
+def dense_networks(
+    model: nn.Module, tasks: Iterable[str], own_tensors: Mapping[str, Any] | None = None
+) -> TaskNetworks:
+    """Return networks without masks: every task computes with the model, but for its own tensors."""
+    own = own_tensors or {}
+    return TaskNetworks(
+        {task: TaskNetwork(own_tensors=own.get(task, {})) for task in tasks}, model=type(model).__name__
+    )
+
+
+def _is_kept(factor: Tensor | None, parameter: Tensor) -> Tensor:
+    if factor is None:
+        return torch.zeros_like(parameter, dtype=torch.bool)
+    return (factor.detach() != 0).expand_as(parameter).clone()
+
+
+def _parameters(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    known = dict(model.named_parameters(remove_duplicate=False))
+    for name in names:
+        if name not in known:
+            raise MaskError(f"{type(model).__name__}: {unknown_name('parameter', name, known)}")
+    return {name: known[name] for name in names}
+
+
+def _scale_output(factor: Tensor, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output * factor.to(output.device, output.dtype).view(1, -1, *[1] * (output.ndim - 2))
+
+
+def _placed(tensor: Tensor | None, device: torch.device | None) -> Tensor | None:
+    return None if tensor is None else tensor.to(device, copy=True) if device is not None else tensor.clone()
+
+
+def _read_network(parts: Any, where: str) -> TaskNetwork:
+    names = {part.name for part in fields(TaskNetwork)}
+    if not isinstance(parts, Mapping) or set(parts) != names:
+        raise CheckpointError(f"{where} is damaged: expected the parts {sorted(names)}, found {sorted(parts)}.")
+    for part in names:
+        for name, tensor in parts[part].items():
+            if not isinstance(tensor, Tensor) and not (tensor is None and part == "own_tensors"):
+                raise CheckpointError(f"{where}, {part}.{name} is damaged: expected a tensor, found {tensor!r}.")
+    return TaskNetwork(**parts)
+
+
+def _check_fits(
+    name: str, tensor: Tensor | None, own: Mapping[str, Tensor], task: str, model: str, *, broadcast: bool = False
+) -> None:
+    if name not in own:
+        raise MaskError(f"task {task!r}: {model} has no parameter or buffer {name!r}. Was it saved for another model?")
+    expected = own[name].shape
+    if tensor is not None and tensor.shape != expected and not (broadcast and _broadcasts(tensor.shape, expected)):
+        raise MaskError(
+            f"task {task!r}, {name!r}: the file has shape {tuple(tensor.shape)}, {model} has {tuple(expected)}. "
+            "Was it saved for another model?"
+        )
+
+
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    return len(shape) == len(to) and all(a in (1, b) for a, b in zip(shape, to, strict=True))

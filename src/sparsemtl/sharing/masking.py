@@ -1,0 +1,120 @@
+"""Parts of methods that mask shared weights: their options, networks that keep everything, and their figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, TypedDict
+
+from typing_extensions import Doc
+
+from sparsemtl.errors import MaskError
+from sparsemtl.networks.declarations import Figure
+from sparsemtl.networks.masks import TaskMasks
+from sparsemtl.networks.model import MultiTaskModel, check_maskable, maskable_parameters
+from sparsemtl.networks.norms import Statistics, own_statistics
+from sparsemtl.networks.task_networks import MaskTarget, TaskNetworks
+from sparsemtl.registry.parameters import Default
+from sparsemtl.sharing.sharing import Update
+
+
+class MaskOptions(TypedDict, total=False):
+    """Options of all methods that mask shared weights."""
+
+    mask_applies_to: Annotated[
+        MaskTarget,
+        Default("weights"),
+        Doc(
+            "`weights` masks the weights that a task computes with (FSMTL, Eq. 3); `gradients` masks only the gradient "
+            "of the task (Eq. 4), and all tasks compute with the dense weights."
+        ),
+    ]
+    update: Annotated[
+        Update | None,
+        Default(None),
+        Doc(
+            "How a batch becomes optimizer steps: `joint` (for masked gradients), `average` or `alternate`; see "
+            "`dense`. By default `alternate`, or `average` where each task has its own data or the balancer combines "
+            "the tasks."
+        ),
+    ]
+    strict: Annotated[
+        bool,
+        Default(True),
+        Doc(
+            "No step moves a weight that none of its tasks keeps, whatever momentum and weight decay the optimizer has."
+        ),
+    ]
+    bn: Annotated[
+        Statistics | None,
+        Default(None),
+        Doc(
+            "Batch-norm statistics: one set for all tasks, one set per task, or those of the batch itself. By default "
+            "`per_task` for masked weights and `shared` for masked gradients."
+        ),
+    ]
+
+
+MASK_FIGURES = (
+    Figure("density", "Density", "fraction of the maskable weights that the task keeps"),
+    Figure("overlap", "Overlap", "mean Jaccard index of the masks of two tasks, in [0, 1]", per_task=False),
+)
+"""Figures of `mask_metrics`."""
+
+
+def full_networks(model: MultiTaskModel, method: str, options: MaskOptions, *, mask_all: bool = False) -> TaskNetworks:
+    """Return networks whose masks keep everything.
+
+    Args:
+        model: the model.
+        method: name of the sharing method, for messages and files.
+        options: options of the method.
+        mask_all: mask biases and norms as well.
+
+    Raises:
+        MaskError: if the model shares no weights.
+        ParameterError: if a shared layer computes its weight from other parameters.
+    """
+    check_maskable(model)
+    parameters = maskable_parameters(model, mask_all=mask_all)
+    if not parameters:
+        raise MaskError(
+            f"{method} masks the weights that tasks share, and {type(model).__name__} shares none. "
+            "Use DenseSharing with it; a module of your own names its weights in `maskable_weights`."
+        )
+    masks = TaskMasks.ones(parameters, model.tasks, model=type(model).__name__, method=method)
+    return TaskNetworks.of_masks(
+        masks,
+        own_statistics(model, statistics_kind(options)),
+        applies_to=options["mask_applies_to"],
+        strict=options["strict"],
+    )
+
+
+def statistics_kind(options: MaskOptions) -> Statistics:
+    """Return whose batch-norm statistics the tasks use."""
+    return options["bn"] or ("per_task" if options["mask_applies_to"] == "weights" else "shared")
+
+
+def masks_of(networks: TaskNetworks) -> TaskMasks:
+    """Return the masks of networks that were made of masks."""
+    masks = networks.masks
+    if masks is None:
+        raise MaskError("these networks have no masks; they were made by another sharing method.")
+    return masks
+
+
+def mask_metrics(networks: TaskNetworks) -> Iterator[tuple[str, str, float]]:
+    """Yield the density per task, and the tasks' mean overlap."""
+    masks = masks_of(networks)
+    for task in masks:
+        yield task, "density", masks.density(task)
+    if len(masks) > 1:
+        jaccard = masks.overlap().jaccard
+        others = len(jaccard) * (len(jaccard) - 1)
+        yield "", "overlap", float(jaccard.sum() - jaccard.trace()) / others
+
+
+def mask_summary(networks: TaskNetworks) -> dict[str, Any]:
+    """Return the density per task."""
+    masks = masks_of(networks)
+    return {"density": {task: masks.density(task) for task in masks}}

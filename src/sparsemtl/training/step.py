@@ -1,0 +1,497 @@
+"""The training step: per task swap in its network, forward and backward; combine; step; restore what may not move.
+
+The order is fixed so that runs compare bit for bit: forward pass, loss and backward pass per task in the tasks' order,
+accumulating into `.grad`, then one step. A task's network stays in place until its backward pass is done, since
+autograd may run modules again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsemtl.balancing import Balancer, as_balancer
+from sparsemtl.errors import ForwardError, NonFiniteError, NonFiniteLossError, ParameterError
+from sparsemtl.networks.model import MultiTaskModel, placement
+from sparsemtl.networks.task_networks import TaskNetworks
+from sparsemtl.optim.masked import FreezeOutsideMask
+from sparsemtl.sharing.sharing import AfterStep, Regularizer, Sharing, StepWeights, TaskPenalty, Update
+from sparsemtl.tasks.batches import Group, as_group
+from sparsemtl.tasks.nests import to_device
+from sparsemtl.training.finite import check_gradient, check_norm, check_rows, named_parameters
+from sparsemtl.training.structure import check_state
+
+MAX_SKIPPED = 100
+"""Steps that a gradient scaler may leave out one after another. Each halves its scale, so that a gradient which does
+not fit into half precision does after a few dozen of them; one that still does not is not finite at any scale."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """How a model runs on a device and in a precision: Lightning Fabric's parts, or plain torch's.
+
+    Attributes:
+        module: callable in place of the model.
+        backward: called with a scalar, and `retain_graph`.
+        clip: called before an optimizer step; may return the gradient's norm, to be checked.
+        device: device of the batches.
+        scaled: a gradient scaler leaves out steps whose gradient is not finite, and lowers its scale.
+    """
+
+    module: nn.Module
+    backward: Callable[..., None]
+    clip: Callable[[], Any] | None
+    device: torch.device
+    scaled: bool = False
+
+    @classmethod
+    def of(cls, model: MultiTaskModel) -> Backend:
+        """Return plain torch's backend, on the device of the model."""
+        return cls(model, lambda loss, **options: loss.backward(**options), None, placement(model)[0])
+
+
+@dataclass
+class StepResult:
+    """Result of a step.
+
+    Attributes:
+        losses: task with a label -> its loss, the mean over the batches in which it had one.
+        weights: task -> the balancer's weight.
+        samples: number of samples.
+    """
+
+    losses: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    samples: int = 0
+
+
+def choose_update(
+    model: MultiTaskModel,
+    networks: TaskNetworks,
+    balancer: Balancer,
+    *,
+    asked: Update | None = None,
+    own_data: bool = False,
+) -> Update:
+    """Return how a batch becomes optimizer steps.
+
+    Args:
+        model: the model.
+        networks: the tasks' networks.
+        balancer: balancers of constant weights let tasks take turns; others combine the tasks of a step.
+        asked: wish of the sharing method or of the user; None leaves the choice to the rest.
+        own_data: every task has data of its own.
+
+    Raises:
+        ParameterError: if `joint` is asked for and the tasks do not compute with one network.
+    """
+    one_network = networks.one_network
+    if asked == "joint" and not one_network:
+        raise ParameterError(
+            "update='joint' runs one forward pass for all tasks, but each task has a network of its own "
+            f"({networks.method or 'see its networks'}). Use 'average' or 'alternate'."
+        )
+    if asked is not None:
+        return asked
+    if own_data:
+        return "average"
+    if one_network and not (balancer.constant and model.independent):
+        return "joint"
+    return "alternate" if balancer.constant else "average"
+
+
+class TrainingStep:
+    """Turns batches into optimizer steps, for the `Trainer` and for a loop of one's own.
+
+    Args:
+        model: the model.
+        optimizer: optimizer of the parameters of the model, of `networks.parameters()` (soft masks) and of the
+            balancer's.
+        networks: the tasks' networks. Set the attribute when they change; methods that change them after a step do so
+            here.
+        sharing: sharing method that made the networks, for its terms and its acts after a step; None has none.
+        balancing: a `Balancer` that is attached, or a name, scalarizer or aggregator of TorchJD that makes one.
+        update: `joint`, `average` or `alternate`; by default as `choose_update` returns it. A single task has no other
+            to take turns with, so that all three are one.
+        backend: device and precision; plain torch by default.
+
+    Raises:
+        ParameterError: if tasks take turns but the balancer combines them.
+
+    Example:
+        >>> tasks = [Classification("shape", 2), Classification("colour", 3)]
+        >>> model = SharedBottom(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), tasks)
+        >>> x, labels = torch.rand(6, 4), {"shape": torch.tensor([0, 1] * 3), "colour": torch.tensor([0, 1, 2] * 2)}
+        >>> _ = model(x)  # heads learn their widths
+        >>> sharing = RandomSharing(keep=0.5, seed=0)
+        >>> networks = sharing.start(model)
+        >>> step = TrainingStep(model, torch.optim.Adam(model.parameters()), networks, sharing=sharing)
+        >>> for epoch in range(2):
+        ...     step.networks = sharing.begin_epoch(epoch, model, step.networks, [(x, labels)]) or step.networks
+        ...     result = step(x, labels)
+        >>> sorted(result.losses)
+        ['colour', 'shape']
+    """
+
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        optimizer: torch.optim.Optimizer,
+        networks: TaskNetworks,
+        *,
+        sharing: Sharing | None = None,
+        balancing: Balancer | Any = "mean",
+        update: Update | None = None,
+        backend: Backend | None = None,
+    ) -> None:
+        self.model = model
+        self.tasks = model.tasks
+        self.networks = networks
+        self.sharing = sharing
+        self.optimizer = optimizer
+        self.backend = Backend.of(model) if backend is None else backend
+        self.balancer = _attached(balancing, len(model.tasks), self.backend.device)
+        self.update = self._checked_update(update)
+        self._inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+        self._parameters = dict(model.named_parameters())
+        together = {**model.shared_parameters(), **model.unmasked_parameters()}
+        self._shared = {name: p for name, p in together.items() if p.requires_grad}
+        self._by_rows = self.balancer.combines_gradients and bool(self._shared)
+        self._last_losses: dict[str, float] = {}
+        self._rows: dict[str, Tensor] = {}
+        self._factors: Counter[str] = Counter()
+        self._freezes: dict[tuple[str, ...], FreezeOutsideMask] = {}
+        self._memory: dict[str, Tensor] = {}
+        self.trained = named_parameters(model, sharing=networks.parameters(), balancer=self.balancer.parameters())
+        self._skipped = 0
+        self._where = ""
+
+    def _checked_update(self, update: Update | None) -> Update:
+        if len(self.tasks) == 1:
+            return "joint"
+        if update is None:
+            asked = None if self.sharing is None else self.sharing.update
+            update = choose_update(self.model, self.networks, self.balancer, asked=asked)
+        if update == "alternate" and not self.balancer.constant:
+            raise ParameterError(
+                "update 'alternate' takes a step for one task at a time, so there is nothing for this balancer to "
+                "combine. Use sharing.update 'average', or a balancer of constant weights."
+            )
+        return update
+
+    def __call__(self, x: Any, targets: Mapping[str, Tensor] | Tensor) -> StepResult:
+        """Train on one batch of a loader that yields (x, {task: labels}); see `step`."""
+        return self.step([[as_group((x, targets), self.tasks)]])
+
+    def step(self, batches: Sequence[Sequence[Group]], where: str = "") -> StepResult:
+        """Train on one batch, or on several whose gradients accumulate.
+
+        Args:
+            batches: each a list of groups.
+            where: place in the run, for error messages.
+
+        Raises:
+            NonFiniteLossError: if a task's loss, or the weight that the balancer gives it, is NaN or infinite; before
+                the step that it belongs to. With `alternate`, tasks before it in turn have taken theirs.
+            NonFiniteError: if the gradient is, likewise; where a gradient scaler leaves such steps out, after
+                `MAX_SKIPPED` of them.
+        """
+        self._where = where
+        ready = [[self._prepare(group) for group in groups] for groups in batches]
+        result = StepResult(samples=sum(batch.count for groups in ready for batch in groups))
+        if self.update == "alternate":
+            self._alternate(ready, result)
+        else:
+            self._combine(ready, result)
+        counts = Counter(task for groups in ready for batch in groups for task in batch.labelled)
+        result.losses = {task: total / counts[task] for task, total in result.losses.items()}
+        return result
+
+    def _prepare(self, group: Group) -> _Batch:
+        """Check the labels of a group, and move it to the device."""
+        labels = {t: self.tasks[t].labels(group.targets) for t in group.tasks}
+        labelled = tuple(t for t in group.tasks if bool(self.tasks[t].labelled(labels[t]).any()))
+        count = max((len(label) for label in labels.values()), default=0)
+        device = self.backend.device
+        return _Batch(to_device(group.x, device), to_device(labels, device), labelled, count)
+
+    # ---- one step per task -----------------------------------------------------------------------------------
+
+    def _alternate(self, batches: Sequence[Sequence[_Batch]], result: StepResult) -> None:
+        weights = self._weights({})
+        scale = len(weights) / sum(weights.values())  # only the weights' ratios matter: 1 for mean and sum alike
+        result.weights = {task: weight * scale for task, weight in weights.items()}
+        for task in self.tasks:
+            mine = [batch for groups in batches for batch in groups if task in batch.labelled]
+            if not mine:
+                continue
+            self.optimizer.zero_grad()
+            self._factors = Counter()
+            for batch in mine:
+                self._forward_backward(batch, (task,), result, len(batches))
+            self._move((task,), part=scale / len(weights))
+
+    # ---- one step for all tasks ------------------------------------------------------------------------------
+
+    def _combine(self, batches: Sequence[Sequence[_Batch]], result: StepResult) -> None:
+        self.optimizer.zero_grad()
+        self._rows = {}
+        self._factors = Counter()
+        for groups in batches:
+            if self.balancer.constant and self.update == "average":
+                result.weights = self._weights({})
+                for batch, tasks in self._passes(groups):
+                    self._forward_backward(batch, tasks, result, len(batches))
+            elif losses := self._losses_of_all(groups, result):
+                result.weights = self._weights(losses)
+                self._backward_of_all(self._weighed(losses, result.weights, len(batches)))
+        present = tuple(t for t in self.tasks if t in result.losses)
+        if not present:
+            return
+        if self._rows:
+            self._aggregate()
+        for p in self.balancer.parameters():
+            if p.grad is not None:
+                p.grad /= len(batches)
+        self._move(present)
+        if self.balancer.needs_post_step_losses:
+            self._observe_post_step_losses(batches[-1])
+
+    def _forward_backward(self, batch: _Batch, tasks: tuple[str, ...], result: StepResult, parts: int) -> None:
+        """Run a forward and a backward pass whose weights are known, for one of some batches that make a step."""
+        with self.networks.swapped(self.model, tasks[0]):
+            losses = self._losses(batch, tasks, result)
+            self._backward(self._weighed(losses, result.weights, parts))
+
+    def _losses_of_all(self, groups: Sequence[_Batch], result: StepResult) -> dict[str, Tensor]:
+        """Return the losses of a batch's tasks that have a label."""
+        losses: dict[str, Tensor] = {}
+        for batch, tasks in self._passes(groups):
+            with self.networks.swapped(self.model, tasks[0]):
+                losses.update(self._losses(batch, tasks, result))
+        return losses
+
+    def _backward_of_all(self, losses: Mapping[str, Tensor]) -> None:
+        """Run the backward passes of losses, each inside its task's network again."""
+        together = [tuple(losses)] if self.update == "joint" else [(task,) for task in losses]
+        for tasks in together:
+            with self.networks.swapped(self.model, tasks[0]):
+                self._backward({task: losses[task] for task in tasks})
+
+    def _passes(self, groups: Sequence[_Batch]) -> Iterator[tuple[_Batch, tuple[str, ...]]]:
+        """Yield the forward passes of a batch: all of a group's tasks at once, or one by one."""
+        for batch in groups:
+            if self.update == "joint":
+                if batch.labelled:
+                    yield batch, batch.labelled
+            else:
+                for task in batch.labelled:
+                    yield batch, (task,)
+
+    def _losses(self, batch: _Batch, tasks: tuple[str, ...], result: StepResult) -> dict[str, Tensor]:
+        """Run one forward pass; return losses and the model's terms times the tasks' weights, plus the method's."""
+        try:
+            outputs = self.backend.module(batch.x, tasks=tasks)
+        except ForwardError as error:
+            raise error.at(self._where or "training") from error.__cause__
+        losses = {}
+        for name in tasks:
+            task, label = self.tasks[name], batch.labels[name]
+            loss = task.checked_loss(outputs[name], label)
+            value = float(loss.detach())
+            _check_finite(value, f"the loss of task {name!r}", self._where)
+            result.losses[name] = result.losses.get(name, 0.0) + value
+            own = self.model.penalty(name, label)
+            losses[name] = (loss if own is None else loss + own) * task.weight
+            if isinstance(self.sharing, TaskPenalty):
+                term = self.sharing.penalty(self.model, self.networks, name)
+                losses[name] = losses[name] if term is None else losses[name] + term
+        return losses
+
+    def _weights(self, losses: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return the balancer's weight of every task."""
+        self._last_losses.update({task: float(loss.detach()) for task, loss in losses.items()})
+        present = self._flags(losses) if losses else None
+        row = self.balancer.weights(self._row({}), present).tolist()
+        for task, weight in zip(self.tasks, row, strict=True):
+            _check_finite(weight, f"the balancer's weight of task {task!r}", self._where)
+        return dict(zip(self.tasks, row, strict=True))
+
+    def _row(self, losses: Mapping[str, float]) -> Tensor:
+        """Return the losses that a balancer reads, (T,); a task without one enters with its last, or with the mean."""
+        last = self._last_losses
+        fallback = sum(last.values()) / len(last) if last else 1.0
+        row = [losses.get(task, last.get(task, fallback)) for task in self.tasks]
+        return torch.tensor(row, device=self.backend.device)
+
+    def _weighed(self, losses: Mapping[str, Tensor], weights: Mapping[str, float], parts: int) -> dict[str, Tensor]:
+        """Return the losses times their weights, for one of some batches that make a step."""
+        factors = {task: weights[task] / parts for task in losses}
+        self._factors.update(factors)
+        return {task: loss * factors[task] for task, loss in losses.items()}
+
+    def _flags(self, present: Iterable[str]) -> Tensor:
+        """Return which of the tasks are present, (T,)."""
+        names = set(present)
+        return torch.tensor([task in names for task in self.tasks], device=self.backend.device)
+
+    # ---- backward pass ---------------------------------------------------------------------------------------
+
+    def _backward(self, losses: Mapping[str, Tensor]) -> None:
+        """Add the gradients of losses of one network to `.grad`, masked, or keep them as rows for the balancer."""
+        masks = {task: self.networks[task].gradient_mask for task in losses}
+        if self._by_rows or any(masks.values()):
+            last = len(losses) - 1
+            for i, (task, loss) in enumerate(losses.items()):
+                self._backward_apart(task, loss, masks[task], retain=self.update == "joint" and i < last)
+        elif self.update == "joint":
+            self.backend.backward(sum(losses.values()))
+        else:
+            for loss in losses.values():
+                self.backend.backward(loss)
+
+    def _backward_apart(self, task: str, loss: Tensor, mask: Mapping[str, Tensor], *, retain: bool) -> None:
+        """Run the backward pass of one task, whose shared gradient is masked or kept as a row before it is added."""
+        before = {name: p.grad for name, p in self._shared.items()}
+        for p in self._shared.values():
+            p.grad = None
+        self.backend.backward(loss, retain_graph=retain)
+        for name, p in self._shared.items():
+            if p.grad is not None and name in mask:
+                p.grad.masked_fill_(~mask[name], 0.0)
+        if self._by_rows:
+            row = torch.cat([_or_zeros(p).flatten() for p in self._shared.values()])
+            self._rows[task] = self._rows[task] + row if task in self._rows else row
+        for name, p in self._shared.items():
+            earlier = before[name]
+            if self._by_rows:
+                p.grad = earlier
+            elif earlier is not None:
+                p.grad = earlier if p.grad is None else earlier.add_(p.grad)
+
+    def _aggregate(self) -> None:
+        """Put the balancer's combination of the rows into the gradients of the shared weights."""
+        like = next(iter(self._rows.values()))
+        rows = torch.stack([self._rows.get(task, torch.zeros_like(like)) for task in self.tasks])
+        exact = torch.promote_types(rows.dtype, torch.float32)  # decompositions know no half precision
+        if not self.backend.scaled:
+            check_rows(self._rows, self._where)
+        finite = bool(rows.isfinite().all())  # otherwise the gradient scaler is to see it, and no decomposition
+        exactly = rows.to(exact)
+        combined = self.balancer.aggregate(exactly, self._flags(self._rows)) if finite else exactly.sum(0)
+        sizes = [p.numel() for p in self._shared.values()]
+        for p, part in zip(self._shared.values(), torch.split(combined, sizes), strict=True):
+            p.grad = part.view_as(p).to(p.dtype)
+
+    # ---- optimizer step --------------------------------------------------------------------------------------
+
+    def _move(self, tasks: tuple[str, ...], part: float = 1.0) -> None:
+        """Take the step for some tasks, with a part of the term that belongs to no task."""
+        term = self.sharing.regularizer(self.model) if isinstance(self.sharing, Regularizer) else None
+        if term is not None:
+            self.backend.backward(term * part)
+        if not self.backend.scaled:
+            check_gradient(self.trained, tasks, self._where)
+        if self.backend.clip is not None:
+            norm = self.backend.clip()
+            if isinstance(norm, Tensor) and not self.backend.scaled:
+                check_norm(norm, tasks, self._where)
+        if self._take_step(tasks) and isinstance(self.sharing, AfterStep):
+            weights = StepWeights(dict(self._factors), part)
+            changed = self.sharing.after_step(self.model, self.networks, self._inner, weights)
+            self.networks = self.networks if changed is None else changed
+
+    def _take_step(self, tasks: tuple[str, ...]) -> bool:
+        """Step the optimizer; return False if a gradient scaler has left the step out, as half precision may need."""
+        stepped: list[bool] = []
+        watch = self._inner.register_step_post_hook(lambda *_: stepped.append(True))
+        try:
+            with self._frozen_outside(tasks), self._balancer_held(tasks):
+                self.optimizer.step()
+        finally:
+            watch.remove()
+        if self.backend.scaled:
+            self._count_skipped(bool(stepped))
+        return bool(stepped)
+
+    def _count_skipped(self, stepped: bool) -> None:
+        self._skipped = 0 if stepped else self._skipped + 1
+        if self._skipped >= MAX_SKIPPED:
+            raise NonFiniteError(
+                f"the gradient was NaN or infinite in {self._skipped} steps one after another"
+                f"{', until ' + self._where if self._where else ''}, at ever smaller loss scales. None of them was "
+                "taken. Check the inputs and the losses for NaN, or train with another `precision`."
+            )
+
+    def _frozen_outside(self, tasks: tuple[str, ...]) -> AbstractContextManager[None]:
+        """Return the context in which nothing outside of the tasks' trainable region moves."""
+        region = self.networks.trainable(tasks)
+        if region is None:
+            return nullcontext()
+        freeze = self._freezes.get(tasks)
+        if freeze is None or freeze.active is not region:
+            freeze = self._freezes[tasks] = FreezeOutsideMask(self._parameters, region, self._memory)
+        return freeze
+
+    def _balancer_held(self, tasks: tuple[str, ...]) -> AbstractContextManager[None]:
+        """Return the context in which nothing moves that the balancer has learned of other tasks."""
+        missing = len(tasks) < len(self.tasks)
+        return self.balancer.held(self._flags(tasks), self._inner) if missing else nullcontext()
+
+    def _observe_post_step_losses(self, groups: Sequence[_Batch]) -> None:
+        before = self._where
+        self._where = f"{before}, post-step losses".lstrip(", ")
+        with torch.no_grad():
+            losses = self._losses_of_all(groups, StepResult())
+        self._where = before
+        row = self._row({task: float(loss) for task, loss in losses.items()})
+        self.balancer.observe_post_step_losses(row, self._flags(losses))
+
+    # ---- state -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs beside the model, the optimizer, the sharing method and the balancer."""
+        return {"last_losses": dict(self._last_losses), "networks": self.networks.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state of `state_dict`."""
+        check_state(state["last_losses"], dict.fromkeys(state["last_losses"], 0.0), "step.last_losses")
+        self._last_losses = dict(state["last_losses"])
+        self.networks = self.networks.restored(state["networks"])
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A group on the device, with checked labels."""
+
+    x: Any
+    labels: dict[str, Tensor]
+    labelled: tuple[str, ...]
+    count: int
+
+
+def _attached(balancing: Balancer | Any, tasks: int, device: torch.device) -> Balancer:
+    if isinstance(balancing, Balancer):
+        return balancing
+    balancer = as_balancer(balancing)
+    balancer.attach(tasks, device)
+    return balancer
+
+
+def _or_zeros(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def _check_finite(value: float, what: str, where: str) -> None:
+    if not isfinite(value):
+        raise NonFiniteLossError(
+            f"{what} is {value}{' at ' + where if where else ''}. No step was taken on it. "
+            "A smaller learning rate or `clip_norm` often helps; check the inputs for NaN."
+        )
