@@ -122,7 +122,7 @@ def test_a_folder_of_a_run_is_told_from_its_weights(tmp_path: Path) -> None:
 def test_a_checkpoint_of_a_run_is_told_from_its_weights(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.save(folder.last, {"model": published(), "epoch": 3})
-    with pytest.raises(CheckpointError, match=rf"{folder.last} is a checkpoint.*its model is in {folder.model.name} "):
+    with pytest.raises(CheckpointError, match=rf"{folder.last} is a checkpoint.*Its model is in {folder.model.name} "):
         load_torchvision(small(), folder.last)
 
 

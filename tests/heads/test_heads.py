@@ -103,7 +103,7 @@ def test_dropout_can_be_left_out(name: str, options: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("name", [*DENSE, "classification"])
 def test_features_without_positions_are_refused_with_the_encoders_that_have_them(name: str) -> None:
-    with pytest.raises(ParameterError, match=r"reads a feature map .* 'segnet', 'resnet50-d' .* output_stride"):
+    with pytest.raises(ParameterError, match=r"the encoder has no `stride`.* 'segnet', 'resnet50-d' .* output_stride"):
         small(name, stride=None)
 
 

@@ -76,6 +76,11 @@ class MyPruner(Pruner):
             {"mode": "sideways"},
             "'mode' parameter of Pruner must be one of 'forward', 'gradient'. Got 'sideways' instead.",
         ),
+        (
+            {"mode": "foward"},
+            "'mode' parameter of Pruner must be one of 'forward', 'gradient'. Got 'foward' instead. "
+            "Did you mean 'forward'?",
+        ),
         ({"steps": 0}, "'steps' parameter of Pruner must be an int in [1, inf) or None. Got 0 instead."),
         (
             {"steps": 2**31},

@@ -295,7 +295,7 @@ def test_a_metric_must_say_which_way_is_better() -> None:
     class Mute(MeanSquaredError):
         higher_is_better = None
 
-    with pytest.raises(ParameterError, match=r"task 'slant': metric 'mute' does not say `higher_is_better`"):
+    with pytest.raises(ParameterError, match=r"task 'slant': metric 'mute' has no `higher_is_better`"):
         Regression("slant", metrics={"mute": Mute()}).metrics()
 
 

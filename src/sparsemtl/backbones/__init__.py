@@ -1,8 +1,8 @@
 """Backbones: encoders that tasks share, from an image or a table row to features.
 
-A builder takes the shape of one sample, channels first, and gives a module that maps a batch (B, *input_shape) to
-features, and tells their width as `out_features`. Features are vectors (B, out_features), or maps
-(B, out_features, H / stride, W / stride) if the module has a `stride`: how many pixels of a side one position covers.
+The library passes the shape of one sample, channels first. The module maps a batch (B, *input_shape) to features, whose
+width is its attribute `out_features`. Features are vectors (B, out_features), or maps
+(B, out_features, H / stride, W / stride) if the module has a `stride`: pixels per side of a position.
 """
 
 from torch import nn

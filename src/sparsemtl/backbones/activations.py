@@ -1,4 +1,4 @@
-"""Activations, by kind."""
+"""Activations without parameters."""
 
 from __future__ import annotations
 
@@ -26,4 +26,4 @@ PLAIN_ACTIVATIONS: tuple[type[nn.Module], ...] = (
     nn.Tanh,
     nn.Tanhshrink,
 )
-"""Torch's activations without parameters, which map every number for itself."""
+"""PyTorch's elementwise activations without parameters."""

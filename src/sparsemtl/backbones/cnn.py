@@ -1,10 +1,12 @@
-"""A small convolutional network, for images of 8x8 to 64x64 pixels."""
+"""Small convolutional network, for images of 8x8 to 64x64 pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from torch import Tensor, nn
+from typing_extensions import Doc
 
 from sparsemtl.backbones.shapes import check_widths, image_shape
 from sparsemtl.errors import ParameterError
@@ -14,11 +16,6 @@ from sparsemtl.registry.parameters import Count, validated
 class CNN(nn.Module):
     """Blocks of 3x3 convolution, (batch norm) and ReLU, max-pooling between them, averaged over positions.
 
-    Args:
-        input_shape: (channels, height, width) of one image; each side at least 2^(blocks - 1) pixels.
-        widths: channels of every block, the last being the width of the features.
-        norm: put batch normalisation after every convolution, which then has no bias.
-
     Example:
         >>> CNN((1, 28, 28), widths=[16, 32])(torch.rand(5, 1, 28, 28)).shape
         torch.Size([5, 32])
@@ -26,7 +23,17 @@ class CNN(nn.Module):
 
     @validated
     def __init__(
-        self, input_shape: Sequence[int], *, widths: Sequence[Count] = (32, 64, 128), norm: bool = True
+        self,
+        input_shape: Annotated[
+            Sequence[int], Doc("(channels, height, width) of one image, each side at least 2^(blocks - 1) pixels.")
+        ],
+        *,
+        widths: Annotated[Sequence[Count], Doc("Channels of every block; the last is the width of the features.")] = (
+            32,
+            64,
+            128,
+        ),
+        norm: Annotated[bool, Doc("Add batch normalisation after every convolution, which then has no bias.")] = True,
     ) -> None:
         super().__init__()
         channels, height, width = image_shape("CNN", input_shape)
@@ -51,7 +58,7 @@ class CNN(nn.Module):
 
     @property
     def sequence(self) -> nn.Sequential:
-        """All of the network."""
+        """Layers of the network."""
         return self.layers
 
     def forward(self, x: Tensor) -> Tensor:

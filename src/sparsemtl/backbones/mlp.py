@@ -1,11 +1,13 @@
-"""A multilayer perceptron, for table rows and small images."""
+"""Multilayer perceptron, for table rows and small images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Annotated
 
 from torch import Tensor, nn
+from typing_extensions import Doc
 
 from sparsemtl.backbones.shapes import check_widths
 from sparsemtl.errors import ParameterError
@@ -15,12 +17,6 @@ from sparsemtl.registry.parameters import Count, Share, validated
 class MLP(nn.Module):
     """Fully connected layers on flattened samples: linear, (batch norm), ReLU, (dropout), for each width.
 
-    Args:
-        input_shape: shape of one sample; it is flattened.
-        hidden: width of every layer, the last being that of the features.
-        norm: put batch normalisation after every linear layer, which then has no bias.
-        dropout: probability of dropping a feature, in [0, 1).
-
     Example:
         >>> MLP((1, 8, 8), hidden=[32, 16])(torch.rand(5, 1, 8, 8)).shape
         torch.Size([5, 16])
@@ -29,11 +25,14 @@ class MLP(nn.Module):
     @validated
     def __init__(
         self,
-        input_shape: Sequence[int],
+        input_shape: Annotated[Sequence[int], Doc("Shape of one sample.")],
         *,
-        hidden: Sequence[Count] = (256, 256),
-        norm: bool = False,
-        dropout: Share = 0.0,
+        hidden: Annotated[Sequence[Count], Doc("Width of every layer; the last is the width of the features.")] = (
+            256,
+            256,
+        ),
+        norm: Annotated[bool, Doc("Add batch normalisation after every linear layer, which then has no bias.")] = False,
+        dropout: Annotated[Share, Doc("Probability of dropping a feature, in [0, 1).")] = 0.0,
     ) -> None:
         super().__init__()
         if not input_shape or min(input_shape) < 1:
@@ -54,7 +53,7 @@ class MLP(nn.Module):
 
     @property
     def sequence(self) -> nn.Sequential:
-        """All of the network."""
+        """Layers of the network."""
         return self.layers
 
     def forward(self, x: Tensor) -> Tensor:

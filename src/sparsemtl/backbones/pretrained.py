@@ -1,4 +1,4 @@
-"""Weights trained elsewhere, read without unpickling anything but tensors."""
+"""Weights trained elsewhere, read from files without unpickling anything but tensors."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sparsemtl.errors import CheckpointError, ParameterError
 from sparsemtl.storage.files import read_tensors
 from sparsemtl.storage.tensor_checks import check_tensor
 
-PREFIXES = ("", "backbone.", "encoder.", "encoder.network.")
-"""What the names of an encoder's parameters begin with: in a classifier, in a segmentation network, in the model of a
-run, and in that of a run that froze it."""
+_PREFIXES = ("", "backbone.", "encoder.", "encoder.network.")
+"""Prefixes of an encoder's weights: in a classifier, in a segmentation network, in the model of a run, and in that of a
+run with a frozen encoder."""
 
 MODEL = "model.safetensors"
-"""The file in the folder of a run that holds the weights of its model."""
+"""File of the model's weights in the folder of a run."""
 
 
 def load_torchvision(
@@ -26,28 +26,27 @@ def load_torchvision(
 ) -> None:
     """Load a torchvision state dict into a backbone or a head.
 
-    A backbone takes a classifier's network without its last layers (`fc.*`, `classifier.*`, of which a VGG takes as
-    many as it has), or a segmentation network's `backbone.*`; a head (`DeepLabV3Head`, `FCNHead`) takes a segmentation
-    network's `classifier.*`. An encoder also takes the whole encoder of the model that a run of sparsemtl wrote,
-    whether it was frozen there or not.
+    A backbone reads the weights of a classifier without its last layers (`fc.*`, `classifier.*`; a VGG reads as many of
+    these as it has), or `backbone.*` of a segmentation network. A head (`DeepLabV3Head`, `FCNHead`) reads
+    `classifier.*` of a segmentation network. An encoder also reads the encoder of a model that a run of sparsemtl
+    wrote, frozen or not.
 
-    What torchvision has no counterpart of stays as it is if the file has nothing of it: a `SegNet` takes its encoder
-    from a `vgg16_bn`, and keeps its own decoder, which is yet to be trained.
+    Parts without a counterpart in torchvision keep their weights if the file lacks them: a `SegNet` reads its encoder
+    from a `vgg16_bn` and keeps its own decoder, which is yet to be trained.
 
-    Files from before PyTorch 0.4.1 do not count batches (`num_batches_tracked`); the model's own counts then
-    stay.
+    Files from before PyTorch 0.4.1 lack the counts of batches (`num_batches_tracked`). The counts of the model stay.
 
     Args:
-        model: a module whose parameters are named as torchvision's: `resnet18`, `resnet34`, `resnet50`, dilated or
-            not; `vgg11`, `vgg13`, `vgg16`; `SegNet` (from `vgg16_bn`); `DeepLabV3Head`, `FCNHead`.
-        source: a state dict, or a file that holds one: `.safetensors`, or what `torch.save` wrote.
-        fresh: names of modules or parameters to leave as they are: "classifier.4" is the last layer of the heads,
-            which has another shape for another number of classes.
+        model: module with torchvision's names of weights: `resnet18`, `resnet34`, `resnet50`, dilated or not; `vgg11`,
+            `vgg13`, `vgg16`; `SegNet` (from `vgg16_bn`); `DeepLabV3Head`, `FCNHead`.
+        source: state dict, or a file of one: `.safetensors`, or written by `torch.save`.
+        fresh: names of modules or parameters that keep their weights: "classifier.4" is the last layer of the heads,
+            whose shape depends on the number of classes.
 
     Raises:
-        CheckpointError: if the file cannot be read, or names, shapes or kinds of numbers differ from the model's, or
-            weights are not finite.
-        ParameterError: if the model has nothing that `fresh` names.
+        CheckpointError: if the file cannot be read, if names, shapes or dtypes differ from the model's, or if weights
+            are not finite.
+        ParameterError: if the model has no module or parameter of a name in `fresh`.
 
     Example:
         >>> encoder = resnet18()
@@ -74,8 +73,8 @@ def load_torchvision(
 
 
 def _part(given: Mapping[str, Tensor], model: nn.Module, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries that are about the model, by the model's names."""
-    parts = [{n.removeprefix(prefix): t for n, t in given.items() if n.startswith(prefix)} for prefix in PREFIXES]
+    """Return the entries of the model, by the model's names."""
+    parts = [{n.removeprefix(prefix): t for n, t in given.items() if n.startswith(prefix)} for prefix in _PREFIXES]
     part = max(parts, key=lambda part: len(own.keys() & part.keys()))
     others = {"backbone", "classifier", "aux_classifier", "fc"} - {name.partition(".")[0] for name in own}
     others.update(getattr(model, "left_out_of_torchvision", ()))
@@ -85,7 +84,7 @@ def _part(given: Mapping[str, Tensor], model: nn.Module, own: Mapping[str, Tenso
 def _kept(
     model: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tensor], fresh: str | Sequence[str]
 ) -> dict[str, Tensor]:
-    """The model's entries that stay as they are: `fresh` ones, and what neither torchvision nor the file has."""
+    """Return the model's entries that stay: those in `fresh`, and those that neither torchvision nor the file has."""
     parts = [fresh] if isinstance(fresh, str) else list(fresh)
     for part in parts:
         if not any(_within(name, part) for name in own):
@@ -111,7 +110,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         raise CheckpointError(f"{path} does not exist.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling the bytes of any other file may raise anything
+    except Exception as error:  # unpickling other files may raise any exception
         raise CheckpointError(f"{path} is not a file of tensors that torch.save wrote: {_first_line(error)}") from None
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict.")
@@ -130,8 +129,8 @@ def _refuse_folder(path: Path) -> NoReturn:
 
 def _refuse_checkpoint(path: Path) -> NoReturn:
     raise CheckpointError(
-        f"{path} is a checkpoint, from which a run goes on; its model is in {MODEL} in the run's folder, once the run "
-        "has ended."
+        f"{path} is a checkpoint, for resuming a run. Its model is in {MODEL} in the run's folder, once the run has "
+        "ended."
     )
 
 
@@ -148,9 +147,9 @@ def _check(state: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str) -
             raise CheckpointError(
                 f"{where}: {name!r} has shape {tuple(state[name].shape)}, the model's {tuple(tensor.shape)}. "
                 "torchvision's networks have stem='imagenet', width=64 and 3 input channels, VGG's fc=[4096, 4096] and "
-                "positions=7, heads 21 classes; `fresh` names what to leave out."
+                "positions=7, heads 21 classes; `fresh` names parts to leave out."
             )
-        if tensor.is_floating_point():  # counters of batches may be any number
+        if tensor.is_floating_point():  # counts of batches may be any number
             check_tensor(state[name], tensor, f"{where}: {name!r}")
 
 

@@ -1,44 +1,55 @@
-"""Residual networks (He et al. 2016) without a classifier, parameters named as torchvision's.
+"""Residual networks (He et al. 2016) without a classifier, with torchvision's names of weights.
 
-They give features averaged over positions, or, for tasks that answer for every pixel, a feature map whose stride is
-chosen: instead of halving the resolution, a stage then dilates its convolutions, by which no weight changes its shape.
+Features are averaged over positions, or, for tasks with outputs per pixel, a map of a given stride: beyond that stride,
+a stage dilates its convolutions instead of halving the resolution, which changes the shape of no weight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, TypedDict
 
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from typing_extensions import Doc, Unpack
 
 from sparsemtl.backbones.blocks import BasicBlock, Block, Bottleneck, Stem, stem_layers
 from sparsemtl.backbones.shapes import check_sides, check_widths, image_shape
 from sparsemtl.errors import ParameterError
-from sparsemtl.registry.parameters import Count, validated
+from sparsemtl.registry.parameters import Count, Default, validated
 
-fx.wrap("check_sides")  # a traced network goes on to check its images
+fx.wrap("check_sides")  # a traced network checks its images, too
+
+
+class ResNetOptions(TypedDict, total=False):
+    """Options of every residual network."""
+
+    stem: Annotated[
+        Stem,
+        Default("imagenet"),
+        Doc(
+            "First layers. `imagenet` and `deep` shrink an image by 4 before the first stage; `cifar` keeps its size, "
+            "which suits images of up to 64x64 pixels."
+        ),
+    ]
+    width: Annotated[Count, Default(64), Doc("Channels of the first stage; 64 in the published networks.")]
+    output_stride: Annotated[
+        Count | None,
+        Default(None),
+        Doc(
+            "Pixels per side of a position of the feature map, limited by dilation; None averages the features over "
+            "positions. The stem and each of the last three stages double or keep the stride: 4, 8, 16 or 32, with "
+            "the stem `cifar` 1, 2, 4 or 8."
+        ),
+    ]
 
 
 class ResNet(nn.Module):
     """Four stages of residual blocks, each stage twice as wide as the one before.
 
-    Convolutions start from He's normal distribution over their outgoing connections, norms from scale 1 and
-    shift 0.
-
-    Args:
-        input_shape: (channels, height, width) of one image. The network runs on images of any size; only the
-            channels are built in. A feature map asks for sides that are multiples of its stride.
-        depths: blocks in each of the four stages.
-        block: `BasicBlock`, or `Bottleneck`, whose features are four times as wide.
-        stem: the first layers. `imagenet` and `deep` shrink an image by 4 before the first stage; `cifar` keeps its
-            size, which suits images of 64x64 pixels and less.
-        width: channels of the first stage; 64 is the published network.
-        output_stride: pixels between two neighbours in the feature map that the network gives, which dilation keeps
-            at this; None averages the features over positions. The stem and each of the last three stages double or
-            keep it: 4, 8, 16 or 32, after the stem `cifar` 1, 2, 4 or 8.
-        dilate_entry: whether the convolution that lost its stride is dilated as well as those behind it. Without,
-            as in torchvision, the network computes what the one of full stride does, and more positions of it.
+    Convolutions are drawn from He's normal distribution over their outgoing connections; norms have scale 1 and
+    shift 0. The network runs on images of any size, with an `output_stride` on sides that are multiples of it.
 
     Attributes:
         out_features: channels of the features, 8 times `width`, with bottlenecks 32 times.
@@ -48,16 +59,23 @@ class ResNet(nn.Module):
     @validated
     def __init__(
         self,
-        input_shape: Sequence[int],
+        input_shape: Annotated[Sequence[int], Doc("(channels, height, width) of one image.")],
         *,
-        depths: Sequence[Count],
-        block: Block = BasicBlock,
-        stem: Stem = "imagenet",
-        width: Count = 64,
-        output_stride: Count | None = None,
-        dilate_entry: bool = False,
+        depths: Annotated[Sequence[Count], Doc("Blocks in each of the four stages.")],
+        block: Annotated[
+            Block, Doc("`BasicBlock`, or `Bottleneck`, whose features are four times as wide.")
+        ] = BasicBlock,
+        dilate_entry: Annotated[
+            bool,
+            Doc(
+                "Dilate also the convolution that loses its stride. Without, as in torchvision, the network computes "
+                "the same features as that of full stride, at more positions."
+            ),
+        ] = False,
+        **options: Unpack[ResNetOptions],
     ) -> None:
         super().__init__()
+        stem, width, output_stride = options["stem"], options["width"], options["output_stride"]
         channels, _, _ = image_shape("ResNet", input_shape)
         check_widths("ResNet", "depths", depths)
         if len(depths) != 4:
@@ -76,7 +94,7 @@ class ResNet(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew, from torch's global generator."""
+        """Draw all weights from PyTorch's global generator."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -84,7 +102,7 @@ class ResNet(nn.Module):
                 module.reset_parameters()
 
     def stages(self) -> dict[str, nn.Module]:
-        """Its four stages, the stem before the first, and the mean over positions last where there is one."""
+        """Return the four stages by name, the first with the stem, and the mean over positions if there is one."""
         stem = nn.Sequential(self.conv1, self.bn1, nn.ReLU(), self.maxpool)
         stages: dict[str, nn.Module] = {"layer1": nn.Sequential(stem, self.layer1)}
         stages.update(layer2=self.layer2, layer3=self.layer3, layer4=self.layer4)
@@ -94,7 +112,7 @@ class ResNet(nn.Module):
         """Map images (B, channels, H, W) to features (B, out_features), or (B, out_features, H / stride, W / stride).
 
         Raises:
-            ParameterError: if the stride does not divide the images' sides, so that no head could give them back.
+            ParameterError: if the sides of the images are no multiples of the stride.
         """
         if self.stride is not None:
             check_sides("ResNet", x, self.stride)
@@ -105,12 +123,12 @@ class ResNet(nn.Module):
 
 @dataclass(frozen=True)
 class _Resolution:
-    """How a stage treats the resolution.
+    """Stride and dilations of a stage.
 
     Attributes:
-        stride: of its first block.
-        entry: dilation of the convolution that has, or had, this stride.
-        dilation: of all later ones.
+        stride: stride of the first block.
+        entry: dilation of the convolution with this stride.
+        dilation: dilation of all later convolutions.
     """
 
     stride: int
@@ -119,7 +137,7 @@ class _Resolution:
 
 
 def _resolutions(stem: Stem, output_stride: int | None, dilate_entry: bool) -> list[_Resolution]:
-    """The four stages' strides, and from where on dilation replaces them."""
+    """Return strides and dilations of the four stages."""
     reached = 1 if stem == "cifar" else 4
     possible = [reached * factor for factor in (1, 2, 4, 8)]
     if output_stride is not None and output_stride not in possible:
@@ -147,15 +165,10 @@ def _stage(block: Block, channels: int, width: int, depth: int, resolution: _Res
 
 
 def resnet18(
-    input_shape: Sequence[int] = (3, 224, 224),
-    *,
-    stem: Stem = "imagenet",
-    width: Count = 64,
-    output_stride: Count | None = None,
+    input_shape: Annotated[Sequence[int], Doc("(channels, height, width) of one image.")] = (3, 224, 224),
+    **options: Unpack[ResNetOptions],
 ) -> ResNet:
-    """ResNet-18: 2, 2, 2 and 2 blocks, 11.2 million parameters at width 64 (He et al. 2016).
-
-    Arguments are those of `ResNet`.
+    """Return a ResNet-18: 2, 2, 2 and 2 blocks, 11.2 million parameters at width 64 (He et al. 2016).
 
     Example:
         >>> resnet18((3, 64, 64), width=8)(torch.rand(2, 3, 64, 64)).shape
@@ -163,57 +176,45 @@ def resnet18(
         >>> resnet18((3, 64, 64), width=8, output_stride=8)(torch.rand(2, 3, 64, 64)).shape
         torch.Size([2, 64, 8, 8])
     """
-    return ResNet(input_shape, depths=(2, 2, 2, 2), stem=stem, width=width, output_stride=output_stride)
+    return ResNet(input_shape, depths=(2, 2, 2, 2), **options)
 
 
 def resnet34(
-    input_shape: Sequence[int] = (3, 224, 224),
-    *,
-    stem: Stem = "imagenet",
-    width: Count = 64,
-    output_stride: Count | None = None,
+    input_shape: Annotated[Sequence[int], Doc("(channels, height, width) of one image.")] = (3, 224, 224),
+    **options: Unpack[ResNetOptions],
 ) -> ResNet:
-    """ResNet-34: 3, 4, 6 and 3 blocks, 21.3 million parameters at width 64 (He et al. 2016).
-
-    Arguments are those of `ResNet`.
-    """
-    return ResNet(input_shape, depths=(3, 4, 6, 3), stem=stem, width=width, output_stride=output_stride)
+    """Return a ResNet-34: 3, 4, 6 and 3 blocks, 21.3 million parameters at width 64 (He et al. 2016)."""
+    return ResNet(input_shape, depths=(3, 4, 6, 3), **options)
 
 
 def resnet50(
-    input_shape: Sequence[int] = (3, 224, 224),
-    *,
-    stem: Stem = "imagenet",
-    width: Count = 64,
-    output_stride: Count | None = None,
+    input_shape: Annotated[Sequence[int], Doc("(channels, height, width) of one image.")] = (3, 224, 224),
+    **options: Unpack[ResNetOptions],
 ) -> ResNet:
-    """ResNet-50: 3, 4, 6 and 3 bottlenecks, 23.5 million parameters at width 64.
+    """Return a ResNet-50: 3, 4, 6 and 3 bottlenecks, 23.5 million parameters at width 64.
 
-    Arguments are those of `ResNet`. With `output_stride=8` it is the backbone of torchvision's DeepLabV3 and FCN.
+    With `output_stride=8` it is the backbone of torchvision's DeepLabV3 and FCN.
     """
-    return ResNet(
-        input_shape, depths=(3, 4, 6, 3), block=Bottleneck, stem=stem, width=width, output_stride=output_stride
-    )
+    return ResNet(input_shape, depths=(3, 4, 6, 3), block=Bottleneck, **options)
 
 
-def resnet50_d(input_shape: Sequence[int] = (3, 256, 256), *, width: Count = 64, output_stride: Count = 8) -> ResNet:
-    """Dilated ResNet-50 with a deep stem, as in Less is More (Upadhyay et al. 2023): a map of 2048 channels.
+def resnet50_d(
+    input_shape: Annotated[Sequence[int], Doc("(channels, height, width) of one image.")] = (3, 256, 256),
+    *,
+    width: Annotated[Count, Doc("Channels of the first convolution; the features have 32 times as many.")] = 64,
+    output_stride: Annotated[Count, Doc("Pixels per side of a position of the feature map: 4, 8, 16 or 32.")] = 8,
+) -> ResNet:
+    """Return a dilated ResNet-50 with a deep stem, as in Less is More (Upadhyay et al. 2023): a map of 2048 channels.
 
-    Three 3x3 convolutions of 64, 64 and 128 channels stand in place of the 7x7 one. At the output stride of 8 the
-    third stage dilates its 3x3 convolutions by 2 and the fourth by 4, their first ones included.
-
-    Args:
-        input_shape: (channels, height, width) of one image. The network runs on images of any size whose sides are
-            multiples of the stride; only the channels are built in.
-        width: channels of the first convolution. Features are 32 times as wide.
-        output_stride: pixels between two neighbours in the feature map: 4, 8, 16 or 32.
+    The stem has three 3x3 convolutions of 64, 64 and 128 channels. At the output stride of 8 the third stage dilates
+    all its 3x3 convolutions by 2 and the fourth by 4.
 
     Differences from the paper:
-        - Convolutions start from He's normal distribution, like all our ResNets; the paper's code leaves them at
-          torch's default.
+        - Convolutions are drawn from He's normal distribution, as in all our ResNets; the paper's code leaves them at
+          PyTorch's default.
 
-    The network of He et al. (2019) that first had the name ResNet-D also averages before it projects a shortcut of
-    stride 2; the paper's has plain ones.
+    The ResNet-D of He et al. (2019) also averages before the projection of a shortcut of stride 2; the paper's network
+    has plain shortcuts.
 
     Example:
         >>> resnet50_d(width=2)(torch.rand(1, 3, 64, 48)).shape

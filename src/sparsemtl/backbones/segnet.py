@@ -1,39 +1,35 @@
-"""SegNet: a convolutional encoder and its mirror image, which puts maxima back where they were found."""
+"""SegNet: a convolutional encoder, and a decoder that unpools maxima to their places."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from torch import Tensor, nn
+from typing_extensions import Doc
 
 from sparsemtl.backbones.shapes import image_shape
 from sparsemtl.errors import ParameterError
 from sparsemtl.registry.parameters import Count, validated
 
-DEPTHS = (2, 2, 3, 3, 3)
-"""Convolutions before each pooling; the decoder has as many behind each unpooling."""
+_DEPTHS = (2, 2, 3, 3, 3)
+"""Convolutions before each pooling; the decoder has as many behind the unpooling."""
 
 
 class SegNet(nn.Module):
-    """SegNet (Badrinarayanan et al. 2017): 13 convolutions down, 13 up, features for every pixel.
+    """SegNet (Badrinarayanan et al. 2017): 13 convolutions down, 13 up, features per pixel.
 
-    The encoder is VGG-16 with batch norm, its parameters named `features.*` as in torchvision's `vgg16_bn`. Each
-    2x2 max-pooling remembers where its maxima were, and the decoder's unpooling writes there, zeros elsewhere.
-    Convolutions start from Xavier's normal distribution, biases from zero, as in Maximum Roaming's code, which is
-    the network of its and FSMTL's CityScapes experiments.
-
-    Args:
-        input_shape: (channels, height, width) of one image, each side at least 32 pixels. The network runs on
-            images of any such size; only the channels are built in.
-        width: channels of the first stage; the five have 1, 2, 4, 8 and 8 times as many. 64 is the published network.
+    The encoder is VGG-16 with batch norm, its weights named `features.*` as in torchvision's `vgg16_bn`. The decoder
+    unpools each map to the places of the maxima of the encoder's 2x2 max-pooling, with zeros elsewhere. Weights are
+    drawn from Xavier's normal distribution, biases are zero, as in Maximum Roaming's code: this is the network of its
+    and FSMTL's CityScapes experiments.
 
     Attributes:
         out_features: channels of the features, `width`.
         stride: 1: features are as large as the image.
 
     Differences from the paper:
-        - The decoder narrows its channels in the first convolution behind an unpooling, as in Maximum Roaming's
-          code, not in the last one.
+        - The first convolution behind an unpooling has fewer channels, as in Maximum Roaming's code, not the last one.
 
     Example:
         >>> SegNet((3, 33, 48), width=4)(torch.rand(2, 3, 33, 48)).shape
@@ -41,27 +37,40 @@ class SegNet(nn.Module):
     """
 
     not_in_torchvision = ("decoder",)
-    """Parts that `load_torchvision` leaves as they are if a file lacks them."""
+    """Parts that keep their weights in `load_torchvision` if the file lacks them."""
 
     @validated
-    def __init__(self, input_shape: Sequence[int] = (3, 128, 256), *, width: Count = 64) -> None:
+    def __init__(
+        self,
+        input_shape: Annotated[
+            Sequence[int], Doc("(channels, height, width) of one image, each side at least 32 pixels.")
+        ] = (3, 128, 256),
+        *,
+        width: Annotated[
+            Count,
+            Doc(
+                "Channels of the first stage; the five stages have 1, 2, 4, 8 and 8 times as many. 64 in the published "
+                "network."
+            ),
+        ] = 64,
+    ) -> None:
         super().__init__()
         channels, height, wide = image_shape("SegNet", input_shape)
-        smallest = 2 ** len(DEPTHS)
+        smallest = 2 ** len(_DEPTHS)
         if min(height, wide) < smallest:
             raise ParameterError(
-                f"SegNet halves an image {len(DEPTHS)} times and needs at least {smallest}x{smallest} pixels, "
+                f"SegNet halves an image {len(_DEPTHS)} times and needs at least {smallest}x{smallest} pixels, "
                 f"got {height}x{wide}."
             )
         down = [factor * width for factor in (1, 2, 4, 8, 8)]
         up = [factor * width for factor in (8, 4, 2, 1, 1)]
         encoder: list[nn.Module] = []
-        for depth, out in zip(DEPTHS, down, strict=True):
+        for depth, out in zip(_DEPTHS, down, strict=True):
             encoder += [*_convolutions(channels, out, depth), nn.MaxPool2d(2, return_indices=True)]
             channels = out
         self.features = nn.Sequential(*encoder)
         self.decoder = nn.ModuleList()
-        for depth, out in zip(reversed(DEPTHS), up, strict=True):
+        for depth, out in zip(reversed(_DEPTHS), up, strict=True):
             self.decoder.append(nn.Sequential(*_convolutions(channels, out, depth)))
             channels = out
         self.out_features = channels
@@ -69,7 +78,7 @@ class SegNet(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew, from torch's global generator."""
+        """Draw all weights from PyTorch's global generator."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_normal_(module.weight)
@@ -93,14 +102,14 @@ class SegNet(nn.Module):
 
 
 def unpooled(x: Tensor, indices: Tensor, size: Sequence[int]) -> Tensor:
-    """Put maxima back where a max-pooling without overlap found them, zeros elsewhere.
+    """Return maxima at their places before a max-pooling without overlap, zeros elsewhere.
 
-    It is `F.max_unpool2d`, which torch refuses where deterministic algorithms are asked for, since it does not know
-    that no two maxima have one place.
+    Same as `F.max_unpool2d`, which PyTorch refuses with deterministic algorithms, as in general two maxima may have one
+    place.
 
     Args:
         x: maxima (B, C, h, w).
-        indices: their places in the flattened map (B, C, h, w).
+        indices: places of the maxima in the flattened map (B, C, h, w).
         size: height and width of the map before pooling.
     """
     height, width = size[0], size[1]

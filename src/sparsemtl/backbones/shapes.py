@@ -1,4 +1,4 @@
-"""What backbones check about the sizes that they are given."""
+"""Checks of input shapes and widths."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ from sparsemtl.errors import ParameterError
 
 
 def image_shape(owner: str, input_shape: Sequence[int]) -> tuple[int, int, int]:
-    """Read one image's shape.
-
-    Returns:
-        channels, height, width.
+    """Return channels, height and width of an image.
 
     Raises:
-        ParameterError: if the shape is not three counts.
+        ParameterError: unless the shape has three numbers of at least one.
     """
     if len(input_shape) != 3 or min(input_shape) < 1:
         raise ParameterError(
@@ -27,7 +24,7 @@ def image_shape(owner: str, input_shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def check_widths(owner: str, name: str, widths: Sequence[int]) -> None:
-    """Raise a ParameterError unless `widths` holds at least one number, each of at least one."""
+    """Raise a ParameterError unless there are one or more widths, each of at least one."""
     if not widths or any(not isinstance(width, int) or width < 1 for width in widths):
         raise ParameterError(
             f"The {name!r} parameter of {owner} must be a list of one or more ints in [1, inf). Got {widths!r} instead."

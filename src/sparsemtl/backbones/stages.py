@@ -1,10 +1,10 @@
-"""Where an encoder can be cut: the stages of which it is the composition, and the plain layers of one that is a stack.
+"""Stages of encoders, at whose ends an encoder can be cut.
 
-An encoder tells by one of two members, both of which only count beside the `forward` that they describe, so that a
-subclass with another `forward` is not cut in the wrong places:
+An encoder declares its stages by one of two members. A member counts only in the class that defines `forward`, so that
+a subclass with another `forward` is not cut in the wrong places:
 
-- `sequence`, an `nn.Sequential` that is all there is to the encoder;
-- `stages()`, name -> module: the modules that the encoder applies one after the other.
+- `sequence`: the `nn.Sequential` that the encoder consists of;
+- `stages()`: name -> module, the modules that the encoder applies one after the other.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from sparsemtl.backbones.stemmed import Stemmed
 from sparsemtl.errors import ParameterError, unknown_name
 
 ACTIVATIONS = (*PLAIN_ACTIVATIONS, nn.PReLU)
-"""Behind each of these a stack of layers may be cut."""
+"""Activations behind which a stack of layers may be cut."""
 
 
 class Cut(nn.Sequential):
-    """Some parts of an encoder, which do not lie in one module of it.
+    """Consecutive parts of an encoder that are not one module of it.
 
-    Running it runs the parts, so that hooks and graphs see what belongs to the encoder and nothing else.
+    A call runs the parts directly, so that hooks and graphs have the modules of the encoder and no others.
     """
 
     def __call__(self, x: Any) -> Any:
@@ -36,15 +36,15 @@ class Cut(nn.Sequential):
 
 
 def stages_of(encoder: nn.Module, after: Sequence[str] | None = None) -> dict[str, nn.Module]:
-    """The modules of which the encoder is the composition, in order, each called by the last of its parts.
+    """Return the stages of an encoder in order, each under the name of its last part.
 
     Args:
-        encoder: a stack of layers, or one of ours that tells its stages.
+        encoder: a stack of layers, or an encoder that declares its stages.
         after: names of the parts behind which to cut. By default a stack is cut behind every activation, another
-            encoder behind every stage that it tells.
+            encoder behind every declared stage.
 
     Raises:
-        ParameterError: if the encoder does not tell where it can be cut, or has no part of such a name.
+        ParameterError: if the encoder declares no stages, or has no part of such a name.
 
     Example:
         >>> encoder = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 8), nn.ReLU())
@@ -74,7 +74,7 @@ def _default_cuts(encoder: nn.Module, parts: Mapping[str, nn.Module]) -> set[str
 
 
 def _parts(encoder: nn.Module) -> dict[str, nn.Module]:
-    """The finest modules that the encoder applies one after the other, by name; the stem counts to the first."""
+    """Return the smallest modules that the encoder applies one after the other, by name, the first with the stem."""
     if isinstance(encoder, Stemmed):
         (name, first), *others = _parts(encoder.body).items()
         return {name: Cut(encoder.stem, first), **dict(others)}
@@ -85,7 +85,7 @@ def _parts(encoder: nn.Module) -> dict[str, nn.Module]:
         stages: dict[str, nn.Module] = encoder.stages()  # type: ignore[operator]
         return stages
     raise ParameterError(
-        f"{type(encoder).__name__} does not tell where it can be cut. Make it an nn.Sequential, or give it a method "
+        f"{type(encoder).__name__} declares no stages. Make it an nn.Sequential, or give it a method "
         "`stages()` that returns name -> module, the modules that its `forward` applies one after the other."
     )
 
@@ -100,12 +100,12 @@ def _named_layers(sequence: nn.Sequential, prefix: str = "") -> Iterator[tuple[s
 
 
 def sequence_of(module: nn.Module) -> nn.Sequential | None:
-    """The `nn.Sequential` that is all there is to a module, or None."""
+    """Return the `nn.Sequential` that a module consists of, or None."""
     if isinstance(module, nn.Sequential):
         return module if type(module).forward is nn.Sequential.forward else None
     return getattr(module, "sequence", None) if _beside_forward(type(module), "sequence") else None
 
 
 def _beside_forward(kind: type[nn.Module], member: str) -> bool:
-    """Whether the class that has the kind's `forward` is the one that has this member."""
+    """Return whether the class that defines `forward` also defines this member."""
     return member in next((vars(owner) for owner in kind.__mro__ if "forward" in vars(owner)), {})

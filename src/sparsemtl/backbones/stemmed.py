@@ -1,19 +1,19 @@
-"""An encoder behind a stem, which turns what the data gives into what the encoder reads."""
+"""Encoder behind a stem, which converts samples of the data into inputs of the encoder."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 DESCRIPTIONS = ("out_features", "num_features", "stride")
-"""What an encoder tells of its features."""
+"""Attributes that describe the features of an encoder."""
 
 
 class Stemmed(nn.Module):
-    """A stem, then a body, whose features are the encoder's.
+    """Stem, then body.
 
     Args:
-        stem: maps a batch of samples to what the body reads, as `ColumnEmbedding` does with a table's categories.
-        body: any encoder; what it tells of its features (`out_features`, `stride`) is told of the whole.
+        stem: module from a batch of samples to inputs of the body, such as `ColumnEmbedding` for categories.
+        body: any encoder. Its attributes `out_features` and `stride` are those of the whole.
 
     Example:
         >>> body = nn.Linear(3, 2)
@@ -30,6 +30,6 @@ class Stemmed(nn.Module):
                 setattr(self, name, getattr(body, name))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map samples (B, ...) to the body's features."""
+        """Map samples (B, ...) to the features of the body."""
         features: Tensor = self.body(self.stem(x))
         return features

@@ -1,94 +1,120 @@
-"""VGG networks (Simonyan and Zisserman 2015) without the last layer, parameters named as torchvision's."""
+"""VGG networks (Simonyan and Zisserman 2015) without the last layer, with torchvision's names of weights."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Annotated, TypedDict
 
 from torch import Tensor, nn
+from typing_extensions import Doc, Unpack
 
 from sparsemtl.backbones.shapes import check_widths, image_shape
 from sparsemtl.errors import ParameterError
-from sparsemtl.registry.parameters import Count, Share, validated
+from sparsemtl.registry.parameters import Count, Default, Share, validated
 
-FACTORS = (1, 2, 4, 8, 8)
-"""Channels of the five stages, as multiples of the first one's."""
-CLASSIFIER = ("classifier.0", "classifier.3", "classifier.6")
-"""torchvision's fully connected layers, the last of which gives the classes."""
-POOLINGS = (nn.MaxPool2d, nn.Identity)
-"""What ends a stage; the second where an image is too small to be halved."""
-MOST_POSITIONS = 7
-"""Rows and columns of the map that the first fully connected layer of the published networks reads."""
+_FACTORS = (1, 2, 4, 8, 8)
+"""Channels of the five stages over those of the first."""
+_CLASSIFIER = ("classifier.0", "classifier.3", "classifier.6")
+"""torchvision's fully connected layers, the last of which has the classes as outputs."""
+_POOLINGS = (nn.MaxPool2d, nn.Identity)
+"""Last modules of stages; the second one where an image is too small to be halved."""
+_MOST_POSITIONS = 7
+"""Rows and columns that the first fully connected layer of the published networks reads."""
+
+
+class _CommonOptions(TypedDict, total=False):
+    width: Annotated[
+        Count,
+        Default(64),
+        Doc(
+            "Channels of the first stage; the five stages have 1, 2, 4, 8 and 8 times as many. 64 in the published "
+            "networks."
+        ),
+    ]
+    dropout: Annotated[
+        Share, Default(0.5), Doc("Probability of dropping a number behind a fully connected layer, in [0, 1).")
+    ]
+    positions: Annotated[
+        Count | None,
+        Default(None),
+        Doc(
+            "Rows and columns of the grid that the first fully connected layer reads; by default those of the map of "
+            "an image of `input_shape`, at most 7. torchvision's networks have 7 for every image."
+        ),
+    ]
+
+
+_Norm = Annotated[bool, Doc("Add batch normalisation after every convolution.")]
+_Widths = Annotated[
+    Sequence[Count] | None,
+    Doc(
+        "Widths of the fully connected layers, each followed by ReLU and dropout, None for no such layers. The "
+        "published networks have [4096, 4096] before the last layer, which is the head of a task here."
+    ),
+]
+
+
+class VGGOptions(_CommonOptions, total=False):
+    """Options of every VGG network."""
+
+    norm: Annotated[_Norm, Default(True)]
+    fc: Annotated[_Widths, Default(None)]
 
 
 class VGG(nn.Module):
-    """Five stages of 3x3 convolutions with a 2x2 max-pooling behind each, then, if asked for, fully connected layers.
+    """Five stages of 3x3 convolutions, each with a 2x2 max-pooling, then optional fully connected layers.
 
-    Small images: a pooling that would find a map of one row or one column is left out, so a 28x28 image is halved
-    four times and not five. Without fully connected layers the features are the last map's mean over positions. With
-    them, the map is first averaged to a fixed grid, `positions`, so that the network runs on images of any size that
-    is not smaller than the one it was built for.
+    Small images: a pooling of a map of one row or one column is left out, so a 28x28 image is halved four times, not
+    five. Without fully connected layers the features are the mean of the last map over positions. With them, the map is
+    first averaged to a fixed grid, `positions`, so that the network also runs on larger images than `input_shape`.
 
-    Convolutions start from He's normal distribution over their outgoing connections, fully connected layers from the
-    same over their incoming ones, biases from zero, norms from scale 1 and shift 0.
-
-    Args:
-        input_shape: (channels, height, width) of one image.
-        depths: convolutions in each of the five stages.
-        width: channels of the first stage; the five have 1, 2, 4, 8 and 8 times as many. 64 is the published network.
-        norm: put batch normalisation after every convolution.
-        fc: widths of the fully connected layers, each followed by ReLU and dropout; the published networks have
-            [4096, 4096] before the last layer, which is a task's head here. None: no such layers.
-        dropout: probability of dropping a number behind a fully connected layer, in [0, 1).
-        positions: rows and columns of the grid that the first fully connected layer reads; by default those of the
-            map that an image of `input_shape` gives, at most 7. torchvision's have 7, whatever the image.
+    Convolutions are drawn from He's normal distribution over their outgoing connections, fully connected layers from
+    the same over their incoming connections; biases are zero, norms have scale 1 and shift 0.
 
     Attributes:
         out_features: width of the features: the last of `fc`, or 8 times `width`.
-        left_out_of_torchvision: parts of torchvision's networks that this one has no counterpart of.
+        left_out_of_torchvision: parts of torchvision's networks that this network lacks.
 
     Differences from the paper:
-        - torchvision starts fully connected layers from a normal distribution of standard deviation 0.01, which is
-          meant for 4096 of them; He's suits any width.
+        - torchvision draws fully connected layers from a normal distribution of standard deviation 0.01, which suits
+          layers of width 4096; He's suits any width.
     """
 
     @validated
     def __init__(
         self,
-        input_shape: Sequence[int],
+        input_shape: Annotated[Sequence[int], Doc("(channels, height, width) of one image.")],
         *,
-        depths: Sequence[Count],
-        width: Count = 64,
-        norm: bool = True,
-        fc: Sequence[Count] | None = None,
-        dropout: Share = 0.5,
-        positions: Count | None = None,
+        depths: Annotated[Sequence[Count], Doc("Convolutions in each of the five stages.")],
+        **options: Unpack[VGGOptions],
     ) -> None:
         super().__init__()
+        fc, width = options["fc"], options["width"]
         channels, height, wide = image_shape("VGG", input_shape)
         check_widths("VGG", "depths", depths)
-        if len(depths) != len(FACTORS):
+        if len(depths) != len(_FACTORS):
             raise ParameterError(f"VGG has five stages, got {len(depths)} depths: {depths!r}.")
         layers: list[nn.Module] = []
-        for depth, factor in zip(depths, FACTORS, strict=True):
-            layers += _convolutions(channels, factor * width, depth, norm=norm)
+        for depth, factor in zip(depths, _FACTORS, strict=True):
+            layers += _convolutions(channels, factor * width, depth, norm=options["norm"])
             pooled = min(height, wide) > 1
-            layers.append(nn.MaxPool2d(2) if pooled else nn.Identity())  # later layers keep their numbers
+            layers.append(nn.MaxPool2d(2) if pooled else nn.Identity())  # keeps the numbers of later layers
             height, wide = (height // 2, wide // 2) if pooled else (height, wide)
             channels = factor * width
         if fc is not None:
             check_widths("VGG", "fc", fc)
         widths = list(fc or ())
-        grid = _grid(positions, height, wide) if widths else (1, 1)
+        grid = _grid(options["positions"], height, wide) if widths else (1, 1)
         self.features = nn.Sequential(*layers)
         self.avgpool = nn.AdaptiveAvgPool2d(grid)
-        self.classifier = _fully_connected(channels * grid[0] * grid[1], widths, dropout)
+        self.classifier = _fully_connected(channels * grid[0] * grid[1], widths, options["dropout"])
         self.out_features = [channels, *widths][-1]
-        self.left_out_of_torchvision = CLASSIFIER[len(widths) :]
+        self.left_out_of_torchvision = _CLASSIFIER[len(widths) :]
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew, from torch's global generator."""
+        """Draw all weights from PyTorch's global generator."""
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.reset_parameters()
@@ -98,8 +124,8 @@ class VGG(nn.Module):
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def stages(self) -> dict[str, nn.Module]:
-        """Its five stages with their poolings, then every fully connected layer, or the mean over positions."""
-        ends = [place for place, layer in enumerate(self.features, start=1) if isinstance(layer, POOLINGS)]
+        """Return the five stages with their poolings by name, then every fully connected layer or the mean."""
+        ends = [place for place, layer in enumerate(self.features, start=1) if isinstance(layer, _POOLINGS)]
         stages: dict[str, nn.Module] = {
             f"stage{number}": self.features[first:last]
             for number, (first, last) in enumerate(pairwise([0, *ends]), start=1)
@@ -130,10 +156,10 @@ def _convolutions(channels: int, out: int, depth: int, *, norm: bool) -> list[nn
 
 
 def _grid(positions: int | None, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns that the first fully connected layer reads."""
+    """Return rows and columns that the first fully connected layer reads."""
     if positions is not None:
         return positions, positions
-    return min(height, MOST_POSITIONS), min(width, MOST_POSITIONS)
+    return min(height, _MOST_POSITIONS), min(width, _MOST_POSITIONS)
 
 
 def _fully_connected(features: int, widths: Sequence[int], dropout: float) -> nn.Sequential:
@@ -145,76 +171,57 @@ def _fully_connected(features: int, widths: Sequence[int], dropout: float) -> nn
 
 
 def vgg11(
-    input_shape: Sequence[int] = (3, 224, 224),
-    *,
-    width: Count = 64,
-    norm: bool = True,
-    fc: Sequence[Count] | None = None,
-    dropout: Share = 0.5,
-    positions: Count | None = None,
+    input_shape: Annotated[Sequence[int], Doc("(channels, height, width) of one image.")] = (3, 224, 224),
+    **options: Unpack[VGGOptions],
 ) -> VGG:
-    """VGG-11: 1, 1, 2, 2 and 2 convolutions, 9.2 million weights at width 64 (Simonyan and Zisserman 2015).
+    """Return a VGG-11: 1, 1, 2, 2 and 2 convolutions, 9.2 million weights at width 64 (Simonyan and Zisserman 2015).
 
-    Arguments are those of `VGG`. torchvision's `vgg11` has `norm: false`, its `vgg11_bn` has it.
+    torchvision's `vgg11` has `norm: false`, its `vgg11_bn` has `norm: true`.
 
     Example:
         >>> vgg11((1, 28, 28), width=4)(torch.rand(2, 1, 28, 28)).shape
         torch.Size([2, 32])
     """
-    return VGG(input_shape, depths=(1, 1, 2, 2, 2), width=width, norm=norm, fc=fc, dropout=dropout, positions=positions)
+    return VGG(input_shape, depths=(1, 1, 2, 2, 2), **options)
 
 
 def vgg13(
-    input_shape: Sequence[int] = (3, 224, 224),
-    *,
-    width: Count = 64,
-    norm: bool = True,
-    fc: Sequence[Count] | None = None,
-    dropout: Share = 0.5,
-    positions: Count | None = None,
+    input_shape: Annotated[Sequence[int], Doc("(channels, height, width) of one image.")] = (3, 224, 224),
+    **options: Unpack[VGGOptions],
 ) -> VGG:
-    """VGG-13: two convolutions in every stage, 9.4 million weights at width 64 (Simonyan and Zisserman 2015).
+    """Return a VGG-13: two convolutions in every stage, 9.4 million weights at width 64 (Simonyan and Zisserman 2015).
 
-    Arguments are those of `VGG`. torchvision's `vgg13` has `norm: false`, its `vgg13_bn` has it.
+    torchvision's `vgg13` has `norm: false`, its `vgg13_bn` has `norm: true`.
     """
-    return VGG(input_shape, depths=(2, 2, 2, 2, 2), width=width, norm=norm, fc=fc, dropout=dropout, positions=positions)
+    return VGG(input_shape, depths=(2, 2, 2, 2, 2), **options)
 
 
 def vgg16(
-    input_shape: Sequence[int] = (3, 224, 224),
-    *,
-    width: Count = 64,
-    norm: bool = True,
-    fc: Sequence[Count] | None = None,
-    dropout: Share = 0.5,
-    positions: Count | None = None,
+    input_shape: Annotated[Sequence[int], Doc("(channels, height, width) of one image.")] = (3, 224, 224),
+    **options: Unpack[VGGOptions],
 ) -> VGG:
-    """VGG-16: 2, 2, 3, 3 and 3 convolutions, 14.7 million weights at width 64 (Simonyan and Zisserman 2015).
+    """Return a VGG-16: 2, 2, 3, 3 and 3 convolutions, 14.7 million weights at width 64 (Simonyan and Zisserman 2015).
 
-    Arguments are those of `VGG`. torchvision's `vgg16` has `norm: false`, its `vgg16_bn` has it.
+    torchvision's `vgg16` has `norm: false`, its `vgg16_bn` has `norm: true`.
     """
-    return VGG(input_shape, depths=(2, 2, 3, 3, 3), width=width, norm=norm, fc=fc, dropout=dropout, positions=positions)
+    return VGG(input_shape, depths=(2, 2, 3, 3, 3), **options)
 
 
 def vgg5(
-    input_shape: Sequence[int] = (3, 64, 64),
+    input_shape: Annotated[Sequence[int], Doc("(channels, height, width) of one image.")] = (3, 64, 64),
     *,
-    width: Count = 64,
-    norm: bool = False,
-    fc: Sequence[Count] | None = (512, 512),
-    dropout: Share = 0.5,
-    positions: Count | None = None,
+    norm: _Norm = False,
+    fc: _Widths = (512, 512),
+    **options: Unpack[_CommonOptions],
 ) -> VGG:
-    """VGG-5: five convolutions, each with a pooling, and two fully connected layers, as in DAMTL (Feng and Chen).
-
-    Arguments are those of `VGG`.
+    """Return a VGG-5: five convolutions, each with a pooling, and two linear layers, as in DAMTL (Feng and Chen).
 
     Differences from the paper:
-        - The paper's figure gives no width of the fully connected layers; 512 is ours.
-        - A pooling that would find a single row or column is left out.
+        - The paper's figure has no width of the fully connected layers; 512 is ours.
+        - A pooling of a map of one row or one column is left out.
 
     Example:
         >>> vgg5((1, 28, 28), width=4, fc=[16, 8])(torch.rand(2, 1, 28, 28)).shape
         torch.Size([2, 8])
     """
-    return VGG(input_shape, depths=(1, 1, 1, 1, 1), width=width, norm=norm, fc=fc, dropout=dropout, positions=positions)
+    return VGG(input_shape, depths=(1, 1, 1, 1, 1), norm=norm, fc=fc, **options)

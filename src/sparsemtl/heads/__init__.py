@@ -1,8 +1,8 @@
-"""Heads: from an encoder's features to one task's outputs.
+"""Heads: modules from the features of an encoder to the outputs of a task.
 
-A builder takes the width of the features, the number of outputs, and the stride of the feature map (None for features
-without positions), all given by the library; its keywords are the user's. Heads with an output a pixel end as large as
-the encoder's images: they enlarge what they give by the stride.
+The library passes the width of the features, the number of outputs, and the stride of the feature map (None for
+features without positions); keyword parameters are the user's. Heads with outputs per pixel enlarge them by the stride
+to the size of the images.
 """
 
 from torch import nn

@@ -1,8 +1,11 @@
-"""A head that answers once an image, from a feature map."""
+"""Head with one vector of outputs per image, from a feature map."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor, nn
+from typing_extensions import Doc
 
 from sparsemtl.heads.dense import need_map
 from sparsemtl.registry.parameters import Count, Share, validated
@@ -11,17 +14,8 @@ from sparsemtl.registry.parameters import Count, Share, validated
 class ClassificationHead(nn.Module):
     """A 3x3 convolution, pooling and two linear layers on a feature map (Upadhyay et al. 2023, Less is More).
 
-    Args:
-        features: channels of the feature map.
-        outputs: outputs an image.
-        stride: pixels of a side that one position of the map covers; any, but there must be positions.
-        channels: channels of the convolution.
-        hidden: width between the linear layers.
-        dropout: probability of dropping a channel's mean, in [0, 1).
-        hidden_dropout: probability of dropping a number between the linear layers, in [0, 1).
-
     Differences from the paper:
-        - Outputs are logits, as losses of classification tasks read them; the paper's code puts a sigmoid here and
+        - Outputs are logits, as the losses of classification tasks expect; the paper's code has a sigmoid here and
           another one in the loss.
         - The 2x2 max-pooling also reads the last row and column of a map of odd size.
 
@@ -33,14 +27,16 @@ class ClassificationHead(nn.Module):
     @validated
     def __init__(
         self,
-        features: Count,
-        outputs: Count,
-        stride: Count | None,
+        features: Annotated[Count, Doc("Channels of the feature map.")],
+        outputs: Annotated[Count, Doc("Outputs per image.")],
+        stride: Annotated[Count | None, Doc("Pixels per side of a position of the map; not None.")],
         *,
-        channels: Count = 64,
-        hidden: Count = 32,
-        dropout: Share = 0.6,
-        hidden_dropout: Share = 0.4,
+        channels: Annotated[Count, Doc("Channels of the convolution.")] = 64,
+        hidden: Annotated[Count, Doc("Width between the linear layers.")] = 32,
+        dropout: Annotated[Share, Doc("Probability of dropping the mean of a channel, in [0, 1).")] = 0.6,
+        hidden_dropout: Annotated[
+            Share, Doc("Probability of dropping a number between the linear layers, in [0, 1).")
+        ] = 0.4,
     ) -> None:
         super().__init__()
         need_map("ClassificationHead", stride)

@@ -1,24 +1,21 @@
-"""The small head of SegNet experiments."""
+"""Small head for SegNet's features."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import nn
+from typing_extensions import Doc
 
 from sparsemtl.heads.dense import DenseHead
 from sparsemtl.registry.parameters import Count, validated
 
 
 class ConvolutionHead(DenseHead):
-    """A 3x3 convolution and a 1x1 one for every pixel, nothing between them (Liu et al. 2019, MTAN).
+    """A 3x3 convolution, then a 1x1 convolution, without a nonlinearity between them (Liu et al. 2019, MTAN).
 
-    It is the head of the CityScapes experiments of MTAN, Maximum Roaming and FSMTL. Convolutions start from Xavier's
-    normal distribution, biases from zero, as in Maximum Roaming's code.
-
-    Args:
-        features: channels of the feature map.
-        outputs: channels of the outputs.
-        stride: pixels of a side that one position of the map covers.
-        hidden: channels between the convolutions, as many as features by default.
+    Head of the CityScapes experiments of MTAN, Maximum Roaming and FSMTL. Weights are drawn from Xavier's normal
+    distribution, biases are zero, as in Maximum Roaming's code.
 
     Example:
         >>> ConvolutionHead(16, 5, 1)(torch.rand(2, 16, 32, 48)).shape
@@ -26,7 +23,16 @@ class ConvolutionHead(DenseHead):
     """
 
     @validated
-    def __init__(self, features: Count, outputs: Count, stride: Count | None, *, hidden: Count | None = None) -> None:
+    def __init__(
+        self,
+        features: Annotated[Count, Doc("Channels of the feature map.")],
+        outputs: Annotated[Count, Doc("Channels of the outputs.")],
+        stride: Annotated[Count | None, Doc("Pixels per side of a position of the map.")],
+        *,
+        hidden: Annotated[
+            Count | None, Doc("Channels between the convolutions; by default as many as features.")
+        ] = None,
+    ) -> None:
         width = hidden or features
         layers = (
             nn.Conv2d(features, width, kernel_size=3, padding=1),

@@ -1,11 +1,13 @@
-"""DeepLabV3: what a pixel shows, judged by its surroundings at several scales."""
+"""DeepLabV3's head: outputs per pixel from its surroundings at several scales."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Doc
 
 from sparsemtl.errors import ParameterError
 from sparsemtl.heads.dense import DenseHead
@@ -13,17 +15,9 @@ from sparsemtl.registry.parameters import Count, Share, validated
 
 
 class DeepLabV3Head(DenseHead):
-    """Atrous spatial pyramid pooling, a 3x3 convolution and a 1x1 one, for every pixel (Chen et al. 2017).
+    """Atrous spatial pyramid pooling, a 3x3 convolution and a 1x1 convolution (Chen et al. 2017).
 
-    Parameters are named as in torchvision's DeepLabV3, whose dropout is 0.5; the default is that of Less is More.
-
-    Args:
-        features: channels of the feature map.
-        outputs: channels of the outputs.
-        stride: pixels of a side that one position of the map covers.
-        channels: channels of every branch and of the layers behind them.
-        rates: dilation of each 3x3 branch, in positions of the map. The defaults suit a stride of 8.
-        dropout: probability of dropping a number behind the pyramid, in [0, 1).
+    Weights have the names of torchvision's DeepLabV3, whose dropout is 0.5; the default is that of Less is More.
 
     Example:
         >>> head = DeepLabV3Head(16, 5, 8, channels=4)
@@ -34,30 +28,33 @@ class DeepLabV3Head(DenseHead):
     @validated
     def __init__(
         self,
-        features: Count,
-        outputs: Count,
-        stride: Count | None,
+        features: Annotated[Count, Doc("Channels of the feature map.")],
+        outputs: Annotated[Count, Doc("Channels of the outputs.")],
+        stride: Annotated[Count | None, Doc("Pixels per side of a position of the map.")],
         *,
-        channels: Count = 256,
-        rates: Sequence[Count] = (12, 24, 36),
-        dropout: Share = 0.3,
+        channels: Annotated[Count, Doc("Channels of every branch and of the layers behind the branches.")] = 256,
+        rates: Annotated[
+            Sequence[Count],
+            Doc("Dilation of each 3x3 branch, in positions of the map. The defaults suit a stride of 8."),
+        ] = (12, 24, 36),
+        dropout: Annotated[Share, Doc("Probability of dropping a number behind the pyramid, in [0, 1).")] = 0.3,
     ) -> None:
         super().__init__(
             stride,
-            Pyramid(features, channels, rates, dropout),
+            _Pyramid(features, channels, rates, dropout),
             *_normed(nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)),
             nn.Conv2d(channels, outputs, kernel_size=1),
         )
 
 
-class Pyramid(nn.Module):
-    """Atrous spatial pyramid pooling: branches that see 1, some or all positions around each, side by side.
+class _Pyramid(nn.Module):
+    """Atrous spatial pyramid pooling: parallel branches with receptive fields of 1, some and all positions.
 
     Args:
-        features: channels that come in.
-        channels: channels of every branch, and that go out.
+        features: input channels.
+        channels: channels of every branch and of the output.
         rates: dilation of each 3x3 branch.
-        dropout: probability of dropping a number of what goes out.
+        dropout: probability of dropping a number of the output.
     """
 
     def __init__(self, features: int, channels: int, rates: Sequence[int], dropout: float) -> None:
@@ -65,8 +62,8 @@ class Pyramid(nn.Module):
         point = nn.Sequential(*_normed(nn.Conv2d(features, channels, kernel_size=1, bias=False)))
         atrous = [nn.Sequential(*_normed(_atrous(features, channels, rate))) for rate in rates]
         self.convs = nn.ModuleList([point, *atrous, _ImageLevel(features, channels)])
-        together = nn.Conv2d(len(self.convs) * channels, channels, kernel_size=1, bias=False)
-        self.project = nn.Sequential(*_normed(together), nn.Dropout(dropout))
+        merge = nn.Conv2d(len(self.convs) * channels, channels, kernel_size=1, bias=False)
+        self.project = nn.Sequential(*_normed(merge), nn.Dropout(dropout))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, features, H, W) to (B, channels, H, W)."""
@@ -75,7 +72,7 @@ class Pyramid(nn.Module):
 
 
 class _ImageLevel(nn.Sequential):
-    """The mean over all positions, given to each."""
+    """Branch with the mean over all positions."""
 
     def __init__(self, features: int, channels: int) -> None:
         convolution = nn.Conv2d(features, channels, kernel_size=1, bias=False)
@@ -84,8 +81,8 @@ class _ImageLevel(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         if self.training and x.shape[0] == 1:
             raise ParameterError(
-                "DeepLabV3Head cannot train on a batch of one image: it normalises one number a channel over the "
-                "batch. Take larger batches, and leave out a last one of a single image (drop_last=True)."
+                "DeepLabV3Head cannot train on a batch of one image: its batch norm "
+                "reads one number per channel and image. Use larger batches, and drop_last=True in the loader."
             )
         mean = x
         for layer in self:

@@ -1,4 +1,4 @@
-"""What all heads that answer for every pixel do alike."""
+"""Base of heads with outputs per pixel."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sparsemtl.errors import ParameterError
 class DenseHead(nn.Module):
     """Layers on a feature map, and a bilinear enlargement of their outputs to the size of the image.
 
-    Args:
-        stride: pixels of a side that one position of the map covers.
-        layers: keep the map's size.
+    The layers are named `classifier` as in torchvision's segmentation networks, so that their weights fit.
 
-    The layers are called `classifier` as in torchvision's segmentation networks, so that their weights fit.
+    Args:
+        stride: pixels per side of a position of the map.
+        layers: modules that keep the size of the map.
     """
 
     def __init__(self, stride: int | None, *layers: nn.Module) -> None:
@@ -32,15 +32,11 @@ class DenseHead(nn.Module):
 
 
 def need_map(owner: str, stride: int | None) -> int:
-    """Raise a ParameterError if the features have no positions.
-
-    Returns:
-        the stride.
-    """
+    """Return the stride of a feature map. Raise a ParameterError if it is None, as features have no positions then."""
     if stride is None:
         raise ParameterError(
-            f"{owner} reads a feature map and the encoder gives none: it tells no `stride`. Encoders with a map are "
-            "'segnet', 'resnet50-d' and the other resnets with an output_stride; an encoder of your own needs an "
-            "attribute `stride`, the pixels of a side that one position of its map covers."
+            f"{owner} reads a feature map, but the encoder has no `stride`. Encoders with a map are 'segnet', "
+            "'resnet50-d' and the other resnets with an output_stride. An encoder of your own needs an attribute "
+            "`stride`: pixels per side of a position of its map."
         )
     return stride

@@ -1,24 +1,20 @@
-"""The head of a fully convolutional network."""
+"""Head of a fully convolutional network."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import nn
+from typing_extensions import Doc
 
 from sparsemtl.heads.dense import DenseHead
 from sparsemtl.registry.parameters import Count, Share, validated
 
 
 class FCNHead(DenseHead):
-    """A normed 3x3 convolution and a 1x1 one for every pixel, as torchvision's FCN (after Long et al. 2015).
+    """A 3x3 convolution with batch norm and a 1x1 convolution, as torchvision's FCN (after Long et al. 2015).
 
-    Parameters are named as in torchvision.
-
-    Args:
-        features: channels of the feature map.
-        outputs: channels of the outputs.
-        stride: pixels of a side that one position of the map covers.
-        hidden: channels between the convolutions, a quarter of the features by default.
-        dropout: probability of dropping a hidden number, in [0, 1).
+    Weights have torchvision's names.
 
     Example:
         >>> FCNHead(16, 5, 8)(torch.rand(2, 16, 4, 6)).shape
@@ -28,12 +24,14 @@ class FCNHead(DenseHead):
     @validated
     def __init__(
         self,
-        features: Count,
-        outputs: Count,
-        stride: Count | None,
+        features: Annotated[Count, Doc("Channels of the feature map.")],
+        outputs: Annotated[Count, Doc("Channels of the outputs.")],
+        stride: Annotated[Count | None, Doc("Pixels per side of a position of the map.")],
         *,
-        hidden: Count | None = None,
-        dropout: Share = 0.1,
+        hidden: Annotated[
+            Count | None, Doc("Channels between the convolutions; by default a quarter of the features.")
+        ] = None,
+        dropout: Annotated[Share, Doc("Probability of dropping a hidden number, in [0, 1).")] = 0.1,
     ) -> None:
         width = hidden or max(1, features // 4)
         super().__init__(

@@ -1,11 +1,13 @@
-"""A head of several linear layers."""
+"""Head of several linear layers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Annotated
 
 from torch import Tensor, nn
+from typing_extensions import Doc
 
 from sparsemtl.backbones.shapes import check_widths
 from sparsemtl.heads.linear import pooled
@@ -15,12 +17,6 @@ from sparsemtl.registry.parameters import Count, validated
 class MLPHead(nn.Module):
     """Linear layers with ReLU between them, the tower of MMoE and PBFS; maps are averaged over positions first.
 
-    Args:
-        features: width of the features.
-        outputs: outputs a sample.
-        stride: not asked for.
-        widths: of the layers before the last.
-
     Example:
         >>> MLPHead(16, 3, None, widths=[8])(torch.rand(5, 16)).shape
         torch.Size([5, 3])
@@ -28,7 +24,12 @@ class MLPHead(nn.Module):
 
     @validated
     def __init__(
-        self, features: Count, outputs: Count, stride: Count | None = None, *, widths: Sequence[Count] = (8,)
+        self,
+        features: Annotated[Count, Doc("Width of the features.")],
+        outputs: Annotated[Count, Doc("Outputs per sample.")],
+        stride: Annotated[Count | None, Doc("Not used.")] = None,
+        *,
+        widths: Annotated[Sequence[Count], Doc("Widths of the layers before the last.")] = (8,),
     ) -> None:
         super().__init__()
         check_widths("MLPHead", "widths", widths)

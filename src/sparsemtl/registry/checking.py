@@ -6,6 +6,7 @@ import functools
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -40,17 +41,31 @@ def check_value(subject: str, value: object, hint: Any) -> None:
         ParameterError: with the subject, what was expected and what was found.
     """
     if issues := _issues(value, hint):
-        raise ParameterError(f"{subject} must be {describe(hint)}. Got {value!r} instead.{limit_of(issues)}")
+        raise ParameterError(f"{subject} must be {describe(hint)}. Got {value!r} instead.{advice_on(issues, hint)}")
 
 
-def limit_of(issues: Sequence[Mapping[str, Any]]) -> str:
-    """Return a sentence about the limit of computers that a refused value exceeds, "" if it exceeds none."""
+def advice_on(issues: Sequence[Mapping[str, Any]], hint: Any) -> str:
+    """Return a sentence about a refused value that its annotation does not say: its limit, or the nearest option.
+
+    Args:
+        issues: pydantic's errors.
+        hint: annotation that the value does not satisfy.
+    """
     for issue in issues:
         if issue["type"] == BEYOND_LIMIT:
             return f" {issue['msg']}"
         if issue["type"] == "finite_number":
             return " Numbers are finite."
+        if issue["type"] == "literal_error":
+            near = get_close_matches(str(issue["input"]), _options_in(hint), n=1, cutoff=0.5)
+            return f" Did you mean {near[0]!r}?" if near else ""
     return ""
+
+
+def _options_in(hint: Any) -> list[str]:
+    if get_origin(hint) is Literal:
+        return [option for option in get_args(hint) if isinstance(option, str)]
+    return [option for part in get_args(hint) for option in _options_in(part)]
 
 
 def _issues(value: object, hint: Any) -> Sequence[Mapping[str, Any]]:
@@ -116,7 +131,7 @@ def _as_dict(value: Any) -> Any:
 
 
 def _as_int(value: Any) -> Any:
-    return int(value) if isinstance(value, Integral) and type(value) is not bool else value
+    return value if isinstance(value, bool) or not isinstance(value, Integral) else int(value)
 
 
 _AS_INT, _AS_LIST, _AS_DICT = BeforeValidator(_as_int), BeforeValidator(_as_list), BeforeValidator(_as_dict)

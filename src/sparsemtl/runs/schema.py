@@ -80,7 +80,7 @@ class RunKeys(TypedDict, total=False):
         Default(None),
         Doc(
             "Changes of this configuration that make its pretraining run, whose encoder this run starts from: by "
-            "default a shared bottom trained on the task `auxiliary`. This run leaves out tasks that the pretraining run "
+            "default a shared bottom trained on the task `auxiliary`. This run leaves out tasks that the other run "
             "trains on the same data set."
         ),
     ]

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from sparsemtl.errors import ConfigError, unknown_name
-from sparsemtl.registry.checking import BEYOND_LIMIT, limit_of
+from sparsemtl.registry.checking import BEYOND_LIMIT, advice_on
 from sparsemtl.registry.parameters import parameters_of
 from sparsemtl.runs.changes import with_name
 from sparsemtl.runs.schema import SECTIONS, Keys, in_yaml_words, run_keys, schema_model, training_keys
@@ -112,14 +112,15 @@ def _problem(issues: Sequence[_Issue], place: _Place, config: Mapping[str, Any])
         return f"expected a name, or a mapping of `name` and parameters, got {shown(config[section])}."
     if place == ("training",):
         return f"expected a mapping of {', '.join(training_keys())}, got {shown(config[section])}."
-    expected = in_yaml_words(_keys_beside(place, config)[key].kind)
+    parameter = _keys_beside(place, config)[key]
+    expected = in_yaml_words(parameter.kind)
     if kind == "missing":
         return f"this key is required: {expected}."
     found = config[section][key] if len(place) > 1 else config[key]
     if not _TYPE_OR_RANGE.fullmatch(kind):  # only pydantic has a message for this kind of annotation
         message: str = issues[0]["msg"]
         return f"{message[:1].lower()}{message[1:]}, got {shown(found)}."
-    return f"expected {expected}, got {shown(found)}.{limit_of(issues)}"
+    return f"expected {expected}, got {shown(found)}.{advice_on(issues, parameter.hint)}"
 
 
 _TYPE_OR_RANGE = re.compile(

@@ -1,8 +1,7 @@
-"""Tasks: what a head predicts, how wrong it is, and how that is measured. One file a kind.
+"""Tasks: one target each, with its loss, likelihood, labels and metrics. One file per kind.
 
-A task is named, reads one target, and knows its loss, its likelihood and its metrics. A sample without a label for a
-task (NaN, the ignore index; a map without a known pixel) adds exactly nothing to that task: not to its loss, its
-gradient or its metrics.
+A sample without a label for a task (NaN, the ignore index; a map without a known pixel) adds exactly nothing to the
+loss, the gradient and the metrics of that task.
 """
 
 from sparsemtl.registry.registry import Registry
@@ -13,7 +12,7 @@ from sparsemtl.tasks.multilabel import MultiLabel
 from sparsemtl.tasks.normals import Normals
 from sparsemtl.tasks.regression import Regression
 from sparsemtl.tasks.segmentation import Segmentation
-from sparsemtl.tasks.task import Loss, Task
+from sparsemtl.tasks.task import Loss, Task, TaskOptions
 
 TASKS: Registry[Task] = Registry(
     "task",
@@ -38,4 +37,5 @@ __all__ = [
     "Regression",
     "Segmentation",
     "Task",
+    "TaskOptions",
 ]

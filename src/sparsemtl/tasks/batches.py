@@ -1,8 +1,8 @@
-"""What comes out of a loader, in one shape for training, criteria and evaluation.
+"""Batches of loaders in one form, for training, criteria and evaluation.
 
-A loader yields `(x, {target: labels})`: one input for all tasks. Or there is a dict of loaders, task -> loader of
-`(x, labels)`: every task has its own data. Either way a step works on a list of groups; a group is one input with
-the tasks that read it.
+A loader yields `(x, {target: labels})`, one input for all tasks. Where every task has its own data, there is a dict of
+loaders, task -> loader of `(x, labels)`. In both cases a training step reads groups; a group is one input with the
+tasks that read it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from sparsemtl.tasks.nests import to_device, to_dtype
 from sparsemtl.tasks.task import Task
 
 Loader = Iterable[Any]
-"""Yields (x, {target: labels}), or (x, labels) where it is one task's own."""
+"""Iterable of (x, {target: labels}), or of (x, labels) for the loader of one task."""
 Loaders = Loader | Mapping[str, Loader]
-"""One loader for all tasks, or one a task."""
+"""One loader for all tasks, or one per task."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Group:
     """One input and the tasks that read it.
 
     Attributes:
-        x: the encoder's input, a tensor, any nest of tensors, or an object with a `to(device)` of its own.
+        x: input of the encoder: a tensor, any nest of tensors, or an object with a method `to(device)`.
         targets: target -> labels.
         tasks: names of the tasks.
     """
@@ -40,18 +40,18 @@ class Group:
     tasks: tuple[str, ...]
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Group:
-        """Return the same group on another device, floating-point inputs in a dtype; labels keep theirs."""
+        """Return the group on another device, with floating-point inputs in a dtype. Labels keep their dtype."""
         x = self.x if dtype is None else to_dtype(self.x, dtype)
         return Group(to_device(x, device), to_device(dict(self.targets), device), self.tasks)
 
 
 def per_task(loaders: Loaders) -> bool:
-    """Tell whether every task has a loader of its own."""
+    """Return whether every task has a loader of its own."""
     return isinstance(loaders, Mapping)
 
 
 def check_loaders(loaders: Loaders, tasks: Mapping[str, Task]) -> None:
-    """Raise if a loader cannot be read, or a dict of loaders lacks a task or names one that does not exist."""
+    """Raise a LabelError if a loader cannot be read, or the keys of a dict of loaders are not the tasks."""
     if isinstance(loaders, Mapping):
         for name in loaders:
             if name not in tasks:
@@ -63,7 +63,7 @@ def check_loaders(loaders: Loaders, tasks: Mapping[str, Task]) -> None:
 
 
 def check_readable(loaders: Loaders) -> None:
-    """Raise if something that is no loader stands in the place of one."""
+    """Raise a LabelError if a loader cannot be iterated over."""
     for name, loader in loaders.items() if isinstance(loaders, Mapping) else [(None, loaders)]:
         if not (hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")):
             what = "a loader" if name is None else f"the loader of task {name!r}"
@@ -71,15 +71,15 @@ def check_readable(loaders: Loaders) -> None:
 
 
 def as_group(batch: Any, tasks: Mapping[str, Task], owner: str | None = None) -> Group:
-    """Read one batch of a loader.
+    """Return a batch of a loader as a group.
 
     Args:
-        batch: (x, {target: labels}); or (x, labels) if it comes from the loader of the task `owner`.
-        tasks: the model's tasks.
-        owner: the task whose own loader gave the batch.
+        batch: (x, {target: labels}), or (x, labels) from the loader of the task `owner`.
+        tasks: tasks of the model by name.
+        owner: name of the task whose loader yielded the batch, None for a loader of all tasks.
 
     Raises:
-        LabelError: if the batch has another form.
+        LabelError: if the batch has another structure.
     """
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise LabelError(
@@ -99,13 +99,14 @@ def as_group(batch: Any, tasks: Mapping[str, Task], owner: str | None = None) ->
 
 
 EMPTY = "the {whose} gave no batch. Every epoch reads it anew: an iterator is no loader; does `drop_last` leave any?"
+"""Message of an error, with the place for the loader's name."""
 
 
 def first_batch(loader: Loader, owner: str | None = None) -> Any:
-    """The first batch of a loader.
+    """Return the first batch of a loader.
 
     Raises:
-        LabelError: if there is none.
+        LabelError: if the loader is empty.
     """
     for batch in loader:
         return batch
@@ -113,7 +114,7 @@ def first_batch(loader: Loader, owner: str | None = None) -> Any:
 
 
 def groups_for(loaders: Loaders, task: Task) -> Iterator[Group]:
-    """One pass over the data of a task."""
+    """Yield all batches with labels of a task, as groups of this task alone."""
     loader = loaders[task.name] if isinstance(loaders, Mapping) else loaders
     for batch in loader:
         group = as_group(batch, {task.name: task}, owner=task.name if isinstance(loaders, Mapping) else None)
@@ -121,7 +122,7 @@ def groups_for(loaders: Loaders, task: Task) -> Iterator[Group]:
 
 
 def evaluation_groups(loaders: Loaders, tasks: Mapping[str, Task]) -> Iterator[Group]:
-    """One pass over all data of all tasks, shared inputs once."""
+    """Yield all batches of all tasks as groups, inputs that tasks share once."""
     if isinstance(loaders, Mapping):
         for name in tasks:
             yield from groups_for(loaders, tasks[name])
@@ -131,7 +132,7 @@ def evaluation_groups(loaders: Loaders, tasks: Mapping[str, Task]) -> Iterator[G
 
 
 def loader_generators(loaders: Loaders) -> list[torch.Generator]:
-    """The random generators that loaders draw their order from, where they have their own."""
+    """Return the generators of the loaders that draw their order from a generator of their own."""
     found: list[torch.Generator] = []
     for loader in loaders.values() if isinstance(loaders, Mapping) else [loaders]:
         batch_sampler = getattr(loader, "batch_sampler", None)
@@ -145,7 +146,7 @@ def loader_generators(loaders: Loaders) -> list[torch.Generator]:
 
 @contextmanager
 def preserve_loader_state(loaders: Loaders) -> Iterator[None]:
-    """Whatever is read from the loaders inside, their own generators go on afterwards as if nothing had been."""
+    """Restore the loaders' own generators at the end of the context."""
     states = [(generator, generator.get_state()) for generator in loader_generators(loaders)]
     try:
         yield

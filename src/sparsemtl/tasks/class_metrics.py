@@ -1,4 +1,4 @@
-"""Metrics of classifications that read probabilities: torchmetrics' own, given logits."""
+"""Torchmetrics' metrics of classification, computed from logits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SecondClassF1(BinaryF1Score):
 
 
 class SecondClassPrecision(BinaryPrecision):
-    """Precision of the second of two classes, the positive one; 0 where it is never predicted."""
+    """Precision of the second of two classes, the positive one; 0 if that class is never predicted."""
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add logits (N, 2) and class indices (N,)."""
@@ -30,7 +30,7 @@ class SecondClassPrecision(BinaryPrecision):
 
 
 class SecondClassRecall(BinaryRecall):
-    """Recall of the second of two classes, the positive one; 0 where no sample has it."""
+    """Recall of the second of two classes, the positive one; 0 if no sample has that class."""
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add logits (N, 2) and class indices (N,)."""
@@ -54,7 +54,7 @@ class SecondClassAveragePrecision(BinaryAveragePrecision):
 
 
 class CalibrationError(MulticlassCalibrationError):
-    """Expected calibration error: mean gap of confidence and accuracy over 15 bins (Guo et al. 2017)."""
+    """Expected calibration error: mean gap between confidence and accuracy over 15 bins (Guo et al. 2017)."""
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add logits (N, C) and class indices (N,)."""

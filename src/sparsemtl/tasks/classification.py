@@ -1,35 +1,30 @@
-"""One class a sample."""
+"""Classification: one class per sample."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from torch import Tensor
+from typing_extensions import Doc, Unpack
 
 from sparsemtl.errors import LabelError, ParameterError
-from sparsemtl.registry.parameters import NonNegative, Share, validated
+from sparsemtl.registry.parameters import Share, validated
 from sparsemtl.tasks.cross_entropy import check_class_weights, cross_entropy
 from sparsemtl.tasks.likelihoods import Categorical
-from sparsemtl.tasks.task import Loss, Task
+from sparsemtl.tasks.sample import SampleTask
+from sparsemtl.tasks.task import TaskOptions, update_labelled
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
 
-class Classification(Task):
+class Classification(SampleTask):
     """One class of several per sample.
-
-    Args:
-        name: the task's name.
-        classes: number of classes (at least 2), or their names.
-        ignore_index: the label of a sample that has none; NaN says the same where labels are floats.
-        label_smoothing: in [0, 1).
-        class_weights: factor of every class in the loss, at least 0, which is the mean weighted by them.
 
     Attributes:
         class_names: names of the classes; their numbers, if no names were given.
-        numbered: no names were given.
+        numbered: True if no names were given.
 
     Labels have shape (B,) and lie in 0 .. classes - 1; outputs are logits (B, classes).
     """
@@ -37,18 +32,20 @@ class Classification(Task):
     @validated
     def __init__(
         self,
-        name: str,
-        classes: int | Sequence[str],
+        name: Annotated[str, Doc("Name of the task.")],
+        classes: Annotated[int | Sequence[str], Doc("Number of classes, at least 2, or their names.")],
         *,
-        ignore_index: int = -100,
-        label_smoothing: Share = 0.0,
-        class_weights: Sequence[float] | None = None,
-        weight: NonNegative = 1.0,
-        target: str | None = None,
-        loss: Loss | None = None,
-        metrics: Mapping[str, Metric] | Sequence[str] | None = None,
+        ignore_index: Annotated[
+            int, Doc("Label of samples without one; where labels are floats, NaN has the same meaning.")
+        ] = -100,
+        label_smoothing: Annotated[Share, Doc("Share of a label that is spread over all classes, in [0, 1).")] = 0.0,
+        class_weights: Annotated[
+            Sequence[float] | None,
+            Doc("Factor per class, at least 0, of the weighted mean that is the loss; None: equal factors."),
+        ] = None,
+        **options: Unpack[TaskOptions],
     ) -> None:
-        super().__init__(name, weight=weight, target=target, loss=loss, metrics=metrics)
+        super().__init__(name, **options)
         self.numbered = isinstance(classes, int)
         self.class_names = [str(c) for c in (range(classes) if isinstance(classes, int) else classes)]
         if len(self.class_names) < 2:
@@ -65,28 +62,28 @@ class Classification(Task):
 
     @property
     def outputs(self) -> int:
-        """One logit a class."""
+        """One logit per class."""
         return self.classes
 
     @property
     def likelihood(self) -> Categorical:
-        """Softmax."""
+        """Softmax over the classes."""
         return Categorical(self.ignore_index)
 
-    def labelled(self, target: Tensor) -> Tensor:
-        """Samples whose label is neither the ignore index nor NaN."""
+    def known(self, target: Tensor) -> Tensor:
+        """Return a mask of the labels that are neither the ignore index nor NaN."""
         if target.is_floating_point():
             return (target != self.ignore_index) & ~target.isnan()
         return target.long() != self.ignore_index
 
     def check_labels(self, target: Tensor) -> None:
-        """Labels are class indices or missing."""
+        """Raise a LabelError unless labels are class indices or missing."""
         if target.ndim == 0 or target.shape[1:] not in ((), (1,)):
             raise LabelError(
                 f"task {self.name!r}: expected class indices of shape (batch,), got labels of shape "
                 f"{tuple(target.shape)}."
             )
-        known = target[self.labelled(target)]
+        known = target[self.known(target)]
         wrong = known[(known < 0) | (known >= self.classes) | (known != known.long())]
         if wrong.numel():
             raise LabelError(
@@ -95,7 +92,7 @@ class Classification(Task):
             )
 
     def cast(self, target: Tensor) -> Tensor:
-        """Labels (B,) or (B, 1) as int64; NaN becomes the ignore index."""
+        """Return labels (B,) or (B, 1) as int64 (B,), with the ignore index in the place of NaN."""
         if target.ndim == 2 and target.shape[1] == 1:
             target = target.squeeze(1)
         if target.is_floating_point():
@@ -103,20 +100,20 @@ class Classification(Task):
         return target.long()
 
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy."""
+        """Return the mean cross-entropy of the known labels."""
         return cross_entropy(
             output,
             target,
-            self.labelled(target),
+            self.known(target),
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
             class_weights=self.class_weights,
         )
 
     def default_metrics(self) -> dict[str, Metric]:
-        """Accuracy (micro), macro F1, precision and recall, and calibration error.
+        """Return accuracy (micro), macro F1, precision and recall, and calibration error.
 
-        Of two classes also F1, precision, recall, AUROC and average precision of the second, positive one.
+        Two classes add F1, precision, recall, AUROC and average precision of the second class, the positive one.
         """
         from torchmetrics.classification import (
             MulticlassAccuracy,
@@ -142,6 +139,10 @@ class Classification(Task):
             metrics["average_precision"] = own.SecondClassAveragePrecision(validate_args=False)
         return metrics
 
+    def update(self, metrics: Mapping[str, Metric], output: Tensor, target: Tensor) -> None:
+        """Add the labelled samples of a batch to metrics."""
+        update_labelled(self, metrics, output, target)
+
     def predict(self, output: Tensor) -> Tensor:
-        """Class indices (B,)."""
+        """Return class indices (B,)."""
         return output.argmax(1)

@@ -1,4 +1,4 @@
-"""Cross-entropy over known labels, with weights of classes."""
+"""Cross-entropy of known labels, with factors per class."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def cross_entropy(
     Args:
         output: logits, (B, C) or (B, C, H, W).
         target: class indices, (B,) or (B, H, W).
-        known: which labels count, a bool per label.
-        ignore_index: label of all others.
-        label_smoothing: share of the label that is spread over all classes, in [0, 1).
-        class_weights: C numbers of at least 0; None weighs all classes alike.
+        known: mask of the known labels, one bool per label.
+        ignore_index: label of the unknown ones.
+        label_smoothing: share of a label that is spread over all classes, in [0, 1).
+        class_weights: C factors of at least 0; all classes count alike if None.
     """
     output = torch.where(known.unsqueeze(1), output, 0.0)  # NaN times a gradient of zero would still be NaN
     weights = None if class_weights is None else output.new_tensor(class_weights)
@@ -43,11 +43,7 @@ def cross_entropy(
 
 
 def check_class_weights(task: str, class_weights: Sequence[float] | None, classes: int) -> None:
-    """Check that there is a finite weight of at least 0 for every class, and not only zeros.
-
-    Raises:
-        ParameterError: if there is not.
-    """
+    """Raise a ParameterError unless there is one finite factor of at least 0 per class, and not only zeros."""
     if class_weights is None:
         return
     numbers = [w for w in class_weights if isinstance(w, (int, float)) and not isinstance(w, bool)]

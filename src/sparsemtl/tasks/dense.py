@@ -1,52 +1,43 @@
-"""What tasks have in common that predict a value or a class at every pixel."""
+"""Base of tasks with outputs per pixel."""
 
 from __future__ import annotations
 
-import abc
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from sparsemtl.errors import LabelError, ParameterError
-from sparsemtl.tasks.task import Task
+from sparsemtl.heads.fcn import FCNHead
+from sparsemtl.tasks.task import Task, update_labelled
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class DenseTask(Task):
-    """A map of the input's height and width.
+    """Task with a map of outputs, as high and wide as the input.
 
     Outputs have shape (B, outputs, H, W). Labels have the same height and width; some of their pixels may be
     unknown, and an unknown pixel adds exactly nothing.
     """
 
-    @abc.abstractmethod
-    def known(self, target: Tensor) -> Tensor:
-        """Which pixels have a label: bool, shape (B, H, W)."""
-
-    def labelled(self, target: Tensor) -> Tensor:
-        """Samples with at least one known pixel."""
-        return self.known(target).flatten(1).any(1)
-
-    def known_outputs(self, target: Tensor, output: Tensor) -> Tensor:
-        """All channels of the known pixels: bool, shape (B, 1, H, W)."""
-        return self.known(target).unsqueeze(1)
-
     def head(self, features: int | None = None, stride: int | None = None) -> nn.Module:
-        """A fully convolutional head that brings feature maps up to the input's size.
+        """Return a fully convolutional head, which enlarges its outputs to the size of the input; see `Task.head`.
 
         Raises:
-            ParameterError: if the encoder does not tell its channels and stride, or gives no maps.
+            ParameterError: if the encoder has no `out_features` or no `stride`.
         """
         if features is None or stride is None:
             raise ParameterError(
-                f"task {self.name!r} predicts maps, and its default head must know the encoder's `out_features` "
-                "(channels) and `stride` (input pixels a position). Set them on the encoder, or pass "
+                f"task {self.name!r} predicts maps, and its default head needs the encoder's `out_features` "
+                "(channels) and `stride` (input pixels per position). Set them on the encoder, or pass "
                 f"heads={{{self.name!r}: module}} that gives maps of the input's size."
             )
-        from sparsemtl.heads.fcn import FCNHead
-
         return FCNHead(features, self.outputs, stride)
 
     def check_output(self, output: Tensor, target: Tensor) -> None:
-        """Refuse outputs of other channels or another size than the labels."""
+        """Raise if the outputs have other channels, or another size than the labels."""
         if output.ndim != 4 or output.shape[1] != self.outputs:
             raise ParameterError(
                 f"task {self.name!r}: its head must give maps of shape (batch, {self.outputs}, height, width), got "
@@ -58,6 +49,10 @@ class DenseTask(Task):
                 "input's size; heads bring maps up to it, which takes inputs whose sides are multiples of the "
                 "encoder's stride."
             )
+
+    def update(self, metrics: Mapping[str, Metric], output: Tensor, target: Tensor) -> None:
+        """Add the samples of a batch with a known pixel to metrics."""
+        update_labelled(self, metrics, output, target)
 
 
 def _size(tensor: Tensor) -> str:

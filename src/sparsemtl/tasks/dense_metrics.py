@@ -1,12 +1,13 @@
-"""Metrics of label maps, depth and normals, each from sums over the whole split, never from means of batch means.
+"""Metrics of label maps, depth and normals, each computed from sums over the whole split.
 
-The papers' own variants stand beside them under the papers' names.
+Variants of papers have the names of the papers.
 """
 
 from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,12 +17,12 @@ from torchmetrics import Metric
 from sparsemtl.tasks.vectors import cosine
 
 
-class ConfusionMetric(Metric):
+class _ConfusionMetric(Metric):
     """Counts of (label, prediction) pairs of pixels.
 
     Args:
         classes: number of classes.
-        ignore_index: the label of pixels that do not count.
+        ignore_index: label of pixels that do not count.
     """
 
     higher_is_better = True
@@ -41,13 +42,13 @@ class ConfusionMetric(Metric):
         self.confusion += torch.bincount(pairs, minlength=self.classes**2).view(self.classes, self.classes)
 
 
-class MeanIoU(ConfusionMetric):
-    """Mean over the classes of intersection over union; classes in neither labels nor predictions are left out.
+class MeanIoU(_ConfusionMetric):
+    """Intersection over union, averaged over the classes that are in labels or predictions.
 
     Args:
         classes: number of classes.
-        ignore_index: the label of pixels that do not count.
-        background: class that is left out of the mean; its pixels count in the unions of the others.
+        ignore_index: label of pixels that do not count.
+        background: class that the mean leaves out; its pixels count in the unions of the others.
     """
 
     def __init__(self, classes: int, *, ignore_index: int, background: int | None = None) -> None:
@@ -55,7 +56,7 @@ class MeanIoU(ConfusionMetric):
         self.background = background
 
     def compute(self) -> Tensor:
-        """In [0, 1]."""
+        """Return the mean, in [0, 1]."""
         both = self.confusion.diagonal().double()
         either = self.confusion.sum(0) + self.confusion.sum(1) - both
         counted = either > 0
@@ -64,18 +65,20 @@ class MeanIoU(ConfusionMetric):
         return (both / either)[counted].mean().float()
 
 
-class PixelAccuracy(ConfusionMetric):
-    """Part of the valid pixels whose class is right."""
+class PixelAccuracy(_ConfusionMetric):
+    """Fraction of the valid pixels with the right class."""
 
     def compute(self) -> Tensor:
-        """In [0, 1]."""
+        """Return the fraction, in [0, 1]."""
         return (self.confusion.diagonal().sum() / self.confusion.sum()).float()
 
 
-class MeanMetric(Metric, abc.ABC):
-    """A sum of terms over their number."""
+class _MeanMetric(Metric, abc.ABC):
+    """Base of means over terms."""
 
     full_state_update = False
+    of_mean: Callable[[Tensor], Tensor] | None = None
+    """Function of the mean that is the metric, None for the mean itself."""
     total: Tensor
     count: Tensor
 
@@ -91,21 +94,22 @@ class MeanMetric(Metric, abc.ABC):
         self.count += terms.numel()
 
     def compute(self) -> Tensor:
-        """The mean of all terms, NaN if there was none."""
-        return (self.total / self.count).float()
+        """Return the mean of all terms, NaN if there is none, or the function of it."""
+        mean = (self.total / self.count).float()
+        return mean if self.of_mean is None else self.of_mean(mean)
 
     @abc.abstractmethod
     def terms(self, output: Tensor, target: Tensor) -> Tensor:
-        """What a batch adds, a vector."""
+        """Return the terms of a batch, a vector."""
 
 
-class IoULessIsMore(MeanMetric):
-    """Intersection over union of all classes of an image together, TP / (TP + FP + FN), mean over the images.
+class IoULessIsMore(_MeanMetric):
+    """Intersection over union of all classes of an image together, TP / (TP + FP + FN), averaged over the images.
 
-    The variant of Upadhyay et al. (Less is More, 2023). Not comparable with `MeanIoU`.
+    Variant of Upadhyay et al. (Less is More, 2023), not comparable with `MeanIoU`.
 
     Args:
-        ignore_index: the label of pixels that do not count.
+        ignore_index: label of pixels that do not count.
     """
 
     higher_is_better = True
@@ -115,94 +119,92 @@ class IoULessIsMore(MeanMetric):
         self.ignore_index = ignore_index
 
     def terms(self, output: Tensor, target: Tensor) -> Tensor:
-        """One of each image with a known pixel."""
+        """Return one term per image with a known pixel."""
         valid = (target != self.ignore_index).flatten(1)
         right = (output.argmax(1) == target).flatten(1) & valid
-        pixels, hits = valid.sum(1), right.sum(1)  # a wrong pixel is one class's FP and another's FN
+        pixels, hits = valid.sum(1), right.sum(1)  # a wrong pixel is an FP of one class and an FN of another
         return (hits / (2 * pixels - hits))[pixels > 0]
 
 
-class MaskedDepth(MeanMetric):
-    """A mean over the pixels of known depth, outputs and labels (B, 1, H, W); 0 is unknown."""
+class _MaskedDepth(_MeanMetric):
+    """Base of means over the pixels of known depth, outputs and labels (B, 1, H, W); 0 is unknown."""
 
     higher_is_better = False
 
 
-class AbsoluteError(MaskedDepth):
-    """Mean of |prediction - depth|, in the depth's own unit."""
+class AbsoluteError(_MaskedDepth):
+    """Mean of |prediction - depth|, in the unit of the depth."""
 
     def terms(self, output: Tensor, target: Tensor) -> Tensor:
-        """One of each known pixel."""
+        """Return one term per known pixel."""
         known = target > 0
         return (output[known] - target[known]).abs()
 
 
-class RelativeError(MaskedDepth):
-    """Mean of |prediction - depth| / depth, a ratio and not per cent."""
+class RelativeError(_MaskedDepth):
+    """Mean of |prediction - depth| / depth, a ratio."""
 
     def terms(self, output: Tensor, target: Tensor) -> Tensor:
-        """One of each known pixel."""
+        """Return one term per known pixel."""
         known = target > 0
         return (output[known] - target[known]).abs() / target[known]
 
 
-class RootMeanSquare(MaskedDepth):
+class RootMeanSquare(_MaskedDepth):
     """Root of the mean of (prediction - depth)^2."""
 
+    of_mean = staticmethod(torch.sqrt)
+
     def terms(self, output: Tensor, target: Tensor) -> Tensor:
-        """One of each known pixel."""
+        """Return one term per known pixel."""
         known = target > 0
         return (output[known] - target[known]).square()
 
-    def compute(self) -> Tensor:
-        """The root."""
-        return super().compute().sqrt()
 
+class DepthErrorLessIsMore(_MaskedDepth):
+    """Mean of |prediction - depth| / largest depth of the image.
 
-class DepthErrorLessIsMore(MaskedDepth):
-    """Mean of |prediction - depth| over each image's largest depth.
-
-    The variant of Upadhyay et al. (Less is More, 2023), who divide depth maps by their largest value.
+    Variant of Upadhyay et al. (Less is More, 2023), who divide depth maps by their largest value.
     """
 
     def terms(self, output: Tensor, target: Tensor) -> Tensor:
-        """One of each known pixel."""
+        """Return one term per known pixel."""
         known = target > 0
         largest = target.flatten(1).amax(1).clamp(min=torch.finfo(target.dtype).tiny).view(-1, 1, 1, 1)
         return ((output - target).abs() / largest)[known]
 
 
 def cosines(output: Tensor, target: Tensor) -> Tensor:
-    """Cosine of the angle between outputs and unit normals (B, 3, H, W) at the valid pixels, a vector."""
+    """Return the cosines of the angles between outputs and unit normals (B, 3, H, W) at the valid pixels, a vector."""
     valid = target.abs().sum(1) > 0
     return cosine(output, target)[valid]
 
 
-class CosineSimilarity(MeanMetric):
+class CosineSimilarity(_MeanMetric):
     """Mean cosine of the angle between predicted and true normals."""
 
     higher_is_better = True
 
     def terms(self, output: Tensor, target: Tensor) -> Tensor:
-        """One of each valid pixel."""
+        """Return one term per valid pixel."""
         return cosines(output, target)
 
 
-class MeanAngle(MeanMetric):
+class MeanAngle(_MeanMetric):
     """Mean angle between predicted and true normals, in degrees."""
 
     higher_is_better = False
 
     def terms(self, output: Tensor, target: Tensor) -> Tensor:
-        """One of each valid pixel."""
+        """Return one term per valid pixel."""
         return cosines(output, target).clamp(-1, 1).acos() * (180 / math.pi)
 
 
-class WithinAngle(MeanMetric):
-    """Part of the valid pixels whose normal is off by less than an angle.
+class WithinAngle(_MeanMetric):
+    """Fraction of the valid pixels with an angle between predicted and true normal below a limit.
 
     Args:
-        degrees: the angle; 11.25, 22.5 and 30 are customary.
+        degrees: limit in degrees; 11.25, 22.5 and 30 are customary.
     """
 
     higher_is_better = True
@@ -212,5 +214,5 @@ class WithinAngle(MeanMetric):
         self.least = math.cos(math.radians(degrees))
 
     def terms(self, output: Tensor, target: Tensor) -> Tensor:
-        """One of each valid pixel."""
+        """Return one term per valid pixel."""
         return (cosines(output, target) > self.least).double()

@@ -1,4 +1,4 @@
-"""Torch's errors inside a model's forward pass, with the task, the module, its input and what to do."""
+"""Errors of modules in a forward pass, with task, module, input and advice in the message."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from sparsemtl.errors import ForwardError
 
 PLAIN = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AttributeError, KeyError)
-"""What modules raise at inputs that they cannot take. Kinds of these, such as those of tracers and of memory that ran
-out, are read by others by their class, and stay as they are."""
+"""Classes of errors that modules raise at wrong inputs. Subclasses (tracers, memory that ran out) are caught by their
+class elsewhere, and are not replaced."""
 
 _ADVICE = {
     r"more than 1 (value|spatial element)": "A batch norm cannot be trained with a batch of one sample: pass "
@@ -25,16 +25,16 @@ _ADVICE = {
     r"shape|size|channels|dimension|dims|out of range": "Does the module expect inputs of another width or layout than "
     "the loader yields?",
 }
-"""Pattern in torch's message -> what to do; the first that fits."""
+"""Pattern in PyTorch's message -> advice; the first match counts."""
 
 
 def explain(model: nn.Module, error: Exception, tasks: Iterable[str]) -> ForwardError:
-    """Word the error of a module inside a model.
+    """Return an error with the module of a model that failed, its input and advice.
 
     Args:
-        model: what was called.
-        error: what came out of it, with its traceback.
-        tasks: names of the tasks that it was called for.
+        model: model that was called.
+        error: error that it raised, with its traceback.
+        tasks: names of the tasks of the call.
     """
     place = _innermost(error.__traceback__, {id(module): name for name, module in model.named_modules()})
     named = ", ".join(map(repr, tasks))
@@ -45,7 +45,7 @@ def explain(model: nn.Module, error: Exception, tasks: Iterable[str]) -> Forward
 
 
 def explain_loss(task: str, error: Exception, output: Tensor, target: Tensor) -> ForwardError:
-    """Word the error of a task's loss."""
+    """Return an error with the shapes that a task's loss failed on."""
     return ForwardError(
         f"task {task!r}: its loss failed on outputs of {_form(output)} and labels of {_form(target)}: "
         f"{_sentence(error)} Does the head give what the loss expects?"
@@ -53,7 +53,7 @@ def explain_loss(task: str, error: Exception, output: Tensor, target: Tensor) ->
 
 
 def _innermost(trace: TracebackType | None, names: Mapping[int, str]) -> str | None:
-    """The last module of the model that was at work, with the input that it had."""
+    """Return the innermost module of the traceback, with its input."""
     found = None
     while trace is not None:
         owner = trace.tb_frame.f_locals.get("self")

@@ -1,4 +1,4 @@
-"""Multi-label metrics to which an unknown label adds nothing, not even to the mean over the labels."""
+"""Multi-label metrics over known labels: an unknown label adds nothing, not even to the mean over the labels."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from torchmetrics.classification import (
 from torchmetrics.utilities import dim_zero_cat
 
 UNKNOWN = -1
-"""What stands for an unknown label; make the metrics with `ignore_index=UNKNOWN` and `average="none"`."""
+"""Value of an unknown label. The metrics take `ignore_index=UNKNOWN` and `average="none"`."""
 
 
 class KnownLabelAccuracy(MultilabelAccuracy):
-    """Accuracy of every label, averaged over the labels that were known at least once."""
+    """Accuracy per label, averaged over the labels that were known at least once."""
 
     def compute(self) -> Tensor:
-        """Mean accuracy, a scalar."""
+        """Return the mean accuracy, a scalar."""
         return super().compute()[_seen(self)].mean()
 
 
 class KnownLabelF1(MultilabelF1Score):
-    """F1 of every label, averaged over the labels that were known at least once."""
+    """F1 per label, averaged over the labels that were known at least once."""
 
     def compute(self) -> Tensor:
-        """Mean F1, a scalar."""
+        """Return the mean F1, a scalar."""
         return super().compute()[_seen(self)].mean()
 
 
 class KnownLabelPrecision(MultilabelPrecision):
-    """Precision of every label, averaged over the labels that were known at least once."""
+    """Precision per label, averaged over the labels that were known at least once."""
 
     def compute(self) -> Tensor:
-        """Mean precision, a scalar."""
+        """Return the mean precision, a scalar."""
         return super().compute()[_seen(self)].mean()
 
 
 class KnownLabelRecall(MultilabelRecall):
-    """Recall of every label, averaged over the labels that were known at least once."""
+    """Recall per label, averaged over the labels that were known at least once."""
 
     def compute(self) -> Tensor:
-        """Mean recall, a scalar."""
+        """Return the mean recall, a scalar."""
         return super().compute()[_seen(self)].mean()
 
 

@@ -1,73 +1,63 @@
-"""Several yes/no labels a sample."""
+"""Multi-label classification: several yes/no labels per sample."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import Doc, Unpack
 
 from sparsemtl.errors import LabelError, ParameterError
-from sparsemtl.registry.parameters import NonNegative, validated
+from sparsemtl.registry.parameters import validated
 from sparsemtl.tasks.likelihoods import Bernoulli
-from sparsemtl.tasks.task import Loss, Task, known_pairs
+from sparsemtl.tasks.sample import SampleTask
+from sparsemtl.tasks.task import TaskOptions, known_pairs
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
 
-class MultiLabel(Task):
+class MultiLabel(SampleTask):
     """Several yes/no labels per sample.
-
-    Args:
-        name: the task's name.
-        labels: number of labels, or their names.
 
     Labels have shape (B, labels) and are 0, 1 or NaN (unknown), outputs are logits of the same shape. The loss of a
     batch is the mean of the binary cross-entropies of all its known labels.
 
-    A loss of your own sees NaN, and a metric of your own -1 (give it `ignore_index=-1`), where a sample has some
-    known labels and others unknown.
+    Where only some labels of a sample are known, the others are NaN for a loss of your own and -1 for a metric of your
+    own (give it `ignore_index=-1`).
     """
 
     @validated
     def __init__(
         self,
-        name: str,
-        labels: int | Sequence[str],
-        *,
-        weight: NonNegative = 1.0,
-        target: str | None = None,
-        loss: Loss | None = None,
-        metrics: Mapping[str, Metric] | Sequence[str] | None = None,
+        name: Annotated[str, Doc("Name of the task.")],
+        labels: Annotated[int | Sequence[str], Doc("Number of labels, at least 1, or their names.")],
+        **options: Unpack[TaskOptions],
     ) -> None:
-        super().__init__(name, weight=weight, target=target, loss=loss, metrics=metrics)
+        super().__init__(name, **options)
         self.label_names = [str(c) for c in (range(labels) if isinstance(labels, int) else labels)]
         if not self.label_names:
             raise ParameterError(f"task {name!r}: a multi-label task needs at least 1 label, got {labels!r}.")
 
     @property
     def outputs(self) -> int:
-        """One logit a label."""
+        """One logit per label."""
         return len(self.label_names)
 
     @property
     def likelihood(self) -> Bernoulli:
-        """Independent Bernoullis."""
+        """Independent Bernoulli distributions."""
         return Bernoulli()
 
-    def labelled(self, target: Tensor) -> Tensor:
-        """Samples with at least one known label."""
-        return ~target.isnan().all(1)
-
     def known(self, target: Tensor) -> Tensor:
-        """Labels that are not NaN."""
+        """Return a mask of the labels that are not NaN."""
         return ~target.isnan()
 
     def check_labels(self, target: Tensor) -> None:
-        """Labels are 0, 1 or NaN, one column each."""
+        """Raise a LabelError unless labels are 0, 1 or NaN, one column per label."""
         if target.ndim != 2 or target.shape[1] != self.outputs:
             raise LabelError(
                 f"task {self.name!r}: expected labels of shape (batch, {self.outputs}), got {tuple(target.shape)}."
@@ -77,18 +67,18 @@ class MultiLabel(Task):
             raise LabelError(f"task {self.name!r}: labels must be 0, 1 or NaN (unknown), found {wrong[0].item()}.")
 
     def cast(self, target: Tensor) -> Tensor:
-        """Floating labels, so that NaN can stand for unknown."""
+        """Return labels as floats, in which NaN is unknown."""
         return target if target.is_floating_point() else target.float()
 
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Binary cross-entropy, mean over all known labels."""
+        """Return the mean binary cross-entropy of the known labels."""
         known = ~target.isnan()
         output, target = known_pairs(output, target, known)
         terms = F.binary_cross_entropy_with_logits(output, target, reduction="none")
         return torch.where(known, terms, 0.0).sum() / known.sum().clamp(min=1)
 
     def default_metrics(self) -> dict[str, Metric]:
-        """Accuracy, F1, precision and recall, means over the labels that are known of at least one sample."""
+        """Return accuracy, F1, precision and recall, means over the labels that are known of at least one sample."""
         from sparsemtl.tasks import label_metrics as own
 
         options: dict[str, Any] = {"average": "none", "ignore_index": own.UNKNOWN, "validate_args": False}
@@ -100,7 +90,7 @@ class MultiLabel(Task):
         }
 
     def update(self, metrics: Mapping[str, Metric], output: Tensor, target: Tensor) -> None:
-        """Add probabilities to metrics; unknown labels of labelled samples become -1, which the metrics ignore."""
+        """Add probabilities to metrics. Unknown labels of labelled samples become -1, which the metrics ignore."""
         from sparsemtl.tasks.label_metrics import UNKNOWN
 
         label = self.labels(target)
@@ -111,5 +101,5 @@ class MultiLabel(Task):
                 metric.update(output[known].float().sigmoid(), label[known].nan_to_num(UNKNOWN).long())
 
     def predict(self, output: Tensor) -> Tensor:
-        """0 or 1 per label, shape (B, labels)."""
+        """Return 0 or 1 per label, shape (B, labels)."""
         return (output > 0).long()

@@ -1,4 +1,4 @@
-"""Nests of tensors: the inputs that loaders yield and models read."""
+"""Nests of tensors: inputs of models in any structure."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch.nn.utils.rnn import PackedSequence
 
 
 def map_tensors(function: Callable[[Tensor], Any], nest: Any, other: Callable[[Any], Any] | None = None) -> Any:
-    """Return a nest of the same form, in which `function` has replaced every tensor. The nest itself is not changed.
+    """Return a copy of a nest with every tensor replaced by the result of `function`.
 
     Args:
-        function: called with every tensor.
+        function: function of a tensor.
         nest: a tensor; a mapping of any kind (a `BatchEncoding` too), tuple, named tuple, list or dataclass of nests;
             or any other object.
-        other: called with every other object, such as a number or a graph; by default it stays as it is.
+        other: function of any other object, such as a number or a graph; by default such objects stay.
     """
 
     def inner(part: Any) -> Any:
@@ -40,14 +40,14 @@ def map_tensors(function: Callable[[Tensor], Any], nest: Any, other: Callable[[A
 
 
 def tensors_in(nest: Any) -> list[Tensor]:
-    """List the tensors of a nest, in the order in which `map_tensors` meets them."""
+    """Return the tensors of a nest, in the order of `map_tensors`."""
     found: list[Tensor] = []
     map_tensors(found.append, nest)
     return found
 
 
 def to_device(nest: Any, device: torch.device | str) -> Any:
-    """Return a nest with every tensor on a device. Objects of other kinds move by their own `to`, if they have one."""
+    """Return a nest with every tensor on a device. Objects of other kinds move by their own `to`, if there is one."""
 
     def moved(part: Any) -> Any:
         return part.to(device) if callable(getattr(part, "to", None)) else part
@@ -69,7 +69,7 @@ def _mapping(nest: Mapping[Any, Any], parts: dict[Any, Any]) -> Any:
         return parts
     if not isinstance(nest, MutableMapping):
         return type(nest)(parts)  # type: ignore[call-arg]
-    copied = copy.copy(nest)  # keeps what else the object holds, such as a default
+    copied = copy.copy(nest)  # keeps other attributes, such as a default factory
     copied.update(parts)
     return copied
 
@@ -85,5 +85,5 @@ def _list(nest: list[Any], parts: list[Any]) -> list[Any]:
 def _dataclass(nest: Any, parts: dict[str, Any]) -> Any:
     copied = copy.copy(nest)
     for name, part in parts.items():
-        object.__setattr__(copied, name, part)  # a frozen one too; `replace` would run the user's own checks again
+        object.__setattr__(copied, name, part)  # works for frozen ones; `replace` would run `__post_init__` again
     return copied

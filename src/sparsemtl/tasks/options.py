@@ -1,6 +1,6 @@
-"""Options of a data set's tasks, as a configuration sets them: `task_options: {depth: {criterion: mse}}`.
+"""Options of a data set's tasks in a configuration: `task_options: {depth: {criterion: mse}}`.
 
-They are the keyword parameters of the kind of task, but those that the data decide and those with a key of their own.
+They are the keyword parameters of the kind of task, without those that the data set decides.
 """
 
 from __future__ import annotations
@@ -13,21 +13,20 @@ from sparsemtl.registry.checking import fits
 from sparsemtl.registry.parameters import Parameter, parameters_of
 from sparsemtl.tasks import TASKS, Task
 
-NO_OPTIONS = ("weight", "target", "ignore_index", "background", "loss")
-"""Parameters that are no options: `weights` is a key of its own, a loss is code, the others say how labels are coded.
-"""
+_NO_OPTIONS = ("weight", "target", "ignore_index", "background", "loss")
+"""Parameters that are no options: `weights` is a key of a run, a loss is code, the others depend on the labels."""
 
 
 def options_of(kind: Callable[..., Task]) -> dict[str, Parameter]:
     """Return the options of a kind of task by name."""
-    return {name: parameter for name, parameter in parameters_of(kind).items() if name not in NO_OPTIONS}
+    return {name: parameter for name, parameter in parameters_of(kind).items() if name not in _NO_OPTIONS}
 
 
 def check_options(options: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with names of options, as far as that shows without the data: no kind of task has such one.
+    """Return an error message if no kind of task has an option of such a name, else None.
 
     Args:
-        options: of one task.
+        options: options of one task.
     """
     known = {name for kind in TASKS.values() for name in options_of(kind)}
     wrong = next((name for name in options if name not in known), None)
@@ -35,10 +34,10 @@ def check_options(options: Mapping[str, Any]) -> str | None:
 
 
 def with_options(task: Task, options: Mapping[str, Any]) -> Task:
-    """Return a task with options changed; the task itself if there are none.
+    """Return a copy of a task with options changed, the task itself without options.
 
     Raises:
-        ConfigError: naming an option that its kind lacks, or a value that the option does not take.
+        ConfigError: if the kind of task has no such option, or the option refuses the value.
     """
     if not options:
         return task

@@ -1,55 +1,50 @@
-"""A class at every pixel."""
+"""Semantic segmentation: one class per pixel."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 from torch import Tensor
+from typing_extensions import Doc, Unpack
 
 from sparsemtl.errors import LabelError, ParameterError
-from sparsemtl.registry.parameters import Natural, NonNegative, Share, validated
+from sparsemtl.registry.parameters import Natural, Share, validated
 from sparsemtl.tasks.cross_entropy import check_class_weights, cross_entropy
 from sparsemtl.tasks.dense import DenseTask
 from sparsemtl.tasks.likelihoods import PixelCategorical
-from sparsemtl.tasks.task import Loss
+from sparsemtl.tasks.task import TaskOptions
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
 
 class Segmentation(DenseTask):
-    """Semantic segmentation: one class of several at every pixel.
-
-    Args:
-        name: the task's name.
-        classes: number of classes (at least 2), or their names.
-        ignore_index: the label of pixels that have none.
-        label_smoothing: in [0, 1).
-        class_weights: factor of every class in the loss, at least 0, which is the mean weighted by them.
-        background: index of a class that `miou` leaves out, such as "all else" beside one category.
+    """Semantic segmentation: one class of several per pixel.
 
     Labels have shape (B, H, W) and lie in 0 .. classes - 1; outputs are logits (B, classes, H, W). The loss is the
     mean cross-entropy of all known pixels of a batch. Metrics: `miou` and `pixel_accuracy` from one confusion matrix
-    of the whole split, and `iou_less_is_more`, that paper's own.
+    of the whole split, and `iou_less_is_more`, the variant of that paper.
     """
 
     @validated
     def __init__(
         self,
-        name: str,
-        classes: int | Sequence[str],
+        name: Annotated[str, Doc("Name of the task.")],
+        classes: Annotated[int | Sequence[str], Doc("Number of classes, at least 2, or their names.")],
         *,
-        ignore_index: int = 255,
-        label_smoothing: Share = 0.0,
-        class_weights: Sequence[float] | None = None,
-        background: Natural | None = None,
-        weight: NonNegative = 1.0,
-        target: str | None = None,
-        loss: Loss | None = None,
-        metrics: Mapping[str, Metric] | Sequence[str] | None = None,
+        ignore_index: Annotated[int, Doc("Label of pixels without one; none of the classes.")] = 255,
+        label_smoothing: Annotated[Share, Doc("Share of a label that is spread over all classes, in [0, 1).")] = 0.0,
+        class_weights: Annotated[
+            Sequence[float] | None,
+            Doc("Factor per class, at least 0, of the weighted mean that is the loss; None: equal factors."),
+        ] = None,
+        background: Annotated[
+            Natural | None, Doc('Index of a class that `miou` leaves out, such as "all else" beside one category.')
+        ] = None,
+        **options: Unpack[TaskOptions],
     ) -> None:
-        super().__init__(name, weight=weight, target=target, loss=loss, metrics=metrics)
+        super().__init__(name, **options)
         self.class_names = [str(c) for c in (range(classes) if isinstance(classes, int) else classes)]
         if len(self.class_names) < 2:
             raise ParameterError(f"task {name!r}: a segmentation needs at least 2 classes, got {classes!r}.")
@@ -68,20 +63,20 @@ class Segmentation(DenseTask):
 
     @property
     def outputs(self) -> int:
-        """One logit a class."""
+        """One logit per class."""
         return len(self.class_names)
 
     @property
     def likelihood(self) -> PixelCategorical:
-        """Softmax at every pixel."""
+        """Softmax per pixel."""
         return PixelCategorical(self.ignore_index)
 
     def known(self, target: Tensor) -> Tensor:
-        """Pixels whose label is not the ignore index."""
+        """Return a mask (B, H, W) of the pixels whose label is not the ignore index."""
         return target != self.ignore_index
 
     def check_labels(self, target: Tensor) -> None:
-        """Labels are class indices or the ignore index."""
+        """Raise a LabelError unless labels are class indices or the ignore index."""
         if target.is_floating_point() or target.ndim not in (3, 4) or target.shape[1:-2] not in ((), (1,)):
             raise LabelError(
                 f"task {self.name!r}: expected whole numbers of shape (batch, height, width), got {target.dtype} of "
@@ -95,11 +90,11 @@ class Segmentation(DenseTask):
             )
 
     def cast(self, target: Tensor) -> Tensor:
-        """Labels (B, H, W) as int64."""
+        """Return labels (B, H, W) as int64."""
         return (target.squeeze(1) if target.ndim == 4 else target).long()
 
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy, mean over the known pixels."""
+        """Return the mean cross-entropy of the known pixels."""
         return cross_entropy(
             output,
             target,
@@ -110,7 +105,7 @@ class Segmentation(DenseTask):
         )
 
     def default_metrics(self) -> dict[str, Metric]:
-        """Mean IoU, pixel accuracy, and the IoU of Less is More."""
+        """Return mean IoU, pixel accuracy, and the IoU of Less is More."""
         from sparsemtl.tasks.dense_metrics import IoULessIsMore, MeanIoU, PixelAccuracy
 
         return {
@@ -120,5 +115,5 @@ class Segmentation(DenseTask):
         }
 
     def predict(self, output: Tensor) -> Tensor:
-        """Class indices (B, H, W)."""
+        """Return class indices (B, H, W)."""
         return output.argmax(1)

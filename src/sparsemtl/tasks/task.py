@@ -1,18 +1,18 @@
-"""What a task is: a name, a target, a head, a loss, a likelihood, metrics."""
+"""Base of tasks: a name, a target, a head, a loss, a likelihood and metrics."""
 
 from __future__ import annotations
 
 import abc
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Doc, Unpack
 
 from sparsemtl.errors import LabelError, ParameterError, unknown_name
-from sparsemtl.heads.linear import LazyLinearHead, LinearHead
-from sparsemtl.registry.parameters import NonNegative
+from sparsemtl.registry.parameters import Default, NonNegative, validated
 from sparsemtl.tasks.forward_errors import PLAIN, explain_loss
 from sparsemtl.tasks.likelihoods import Likelihood
 from sparsemtl.tasks.torchmetrics_import import import_torchmetrics
@@ -21,38 +21,51 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""A loss of the user's own: (outputs (N, ...), labels (N, ...)) of labelled samples only -> a scalar mean."""
+"""Loss of the user's own: outputs (N, ...) and labels (N, ...) of the labelled samples -> their mean, a scalar."""
+
+
+class TaskOptions(TypedDict, total=False):
+    """Options of every kind of task."""
+
+    weight: Annotated[NonNegative, Default(1.0), Doc("Factor of the task's loss, at least 0.")]
+    target: Annotated[
+        str | None,
+        Default(None),
+        Doc("Key of the task's labels in the targets of a batch; by default the name of the task."),
+    ]
+    loss: Annotated[
+        Loss | None,
+        Default(None),
+        Doc("Loss in place of the kind's own: a function of the outputs and labels of labelled samples, their mean."),
+    ]
+    metrics: Annotated[
+        Mapping[str, Metric] | Sequence[str] | None,
+        Default(None),
+        Doc(
+            "Names of the kind's own metrics to measure, or name -> torchmetrics metric to measure in their place. The "
+            "first is the primary one, by which models are selected. Every metric needs `higher_is_better`."
+        ),
+    ]
 
 
 class Task(abc.ABC):
-    """One thing to predict.
+    """Prediction of one target, with its loss, likelihood and metrics.
 
     Args:
-        name: letters, digits, `_` and `-`; it names the head, the masks and the columns of every table.
-        weight: factor of this task's loss, at least 0.
-        target: key of this task's labels in a batch's targets; the task's name by default.
-        loss: replaces the kind's own loss. It gets the labelled samples only and returns their mean.
-        metrics: names of the kind's own metrics to measure, or name -> torchmetrics metric, which replaces them. The
-            first is the primary one, by which models are chosen; every metric must say `higher_is_better`.
+        name: letters, digits, `_` and `-`. It names the head, the masks and the columns of every table.
+        options: see `TaskOptions`.
     """
 
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Keep the arguments, from which `with_parameters` makes the task anew."""
+        """Keep the arguments, from which `with_parameters` makes a task."""
         task = super().__new__(cls)
         task._arguments = (args, kwargs)
         return task
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        weight: NonNegative = 1.0,
-        target: str | None = None,
-        loss: Loss | None = None,
-        metrics: Mapping[str, Metric] | Sequence[str] | None = None,
-    ) -> None:
+    @validated
+    def __init__(self, name: str, **options: Unpack[TaskOptions]) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name):
             raise ParameterError(f"A task's name has letters, digits, '_' and '-' only, got {name!r}.")
         if hasattr(nn.ModuleDict(), name):
@@ -60,14 +73,14 @@ class Task(abc.ABC):
                 f"A task cannot be named {name!r}: the torch module that holds the heads has an attribute of that "
                 f"name. Choose another; target={name!r} keeps the labels' key."
             )
-        _check_loss(name, loss)
-        _check_metrics(name, metrics)
+        _check_loss(name, options["loss"])
+        _check_metrics(name, options["metrics"])
         self.name = name
-        self.weight = float(weight)
-        self.target = target or name
-        self._loss = loss
-        self._metrics = _chosen_metrics(name, metrics)
-        #: Name of the metric by which models are chosen; the first one if None.
+        self.weight = float(options["weight"])
+        self.target = options["target"] or name
+        self._loss = options["loss"]
+        self._metrics = _selected_metrics(options["metrics"])
+        #: Name of the metric by which models are selected; the first one if None.
         self.primary: str | None = None
 
     def __repr__(self) -> str:
@@ -81,55 +94,64 @@ class Task(abc.ABC):
     @property
     @abc.abstractmethod
     def likelihood(self) -> Likelihood:
-        """The distribution of labels given outputs, under which Fisher information is taken."""
+        """Distribution of labels given outputs, under which Fisher information is computed."""
 
     @abc.abstractmethod
-    def labelled(self, target: Tensor) -> Tensor:
-        """Which samples have a label: bool, shape (B,)."""
-
     def known(self, target: Tensor) -> Tensor:
-        """Which labels a loss is the mean of: samples, or the known ones of a sample's values or pixels."""
-        return self.labelled(target)
+        """Return a mask of the known labels: bool, shape (B,), or (B, ...) for several values or pixels per sample."""
+
+    def labelled(self, target: Tensor) -> Tensor:
+        """Return a mask of the samples with at least one known label: bool, shape (B,)."""
+        known = self.known(target)
+        return known if known.ndim == 1 else known.flatten(1).any(1)
 
     def known_outputs(self, target: Tensor, output: Tensor) -> Tensor:
-        """Return which outputs a known label speaks of: bool, broadcasts to the outputs (B, ...)."""
+        """Return a mask of the outputs with a known label: bool, broadcasts to the outputs (B, ...)."""
         known = self.known(target)
-        return known.view(*known.shape, *[1] * (output.ndim - known.ndim))
+        return known.view(known.shape[0], *[1] * (output.ndim - known.ndim), *known.shape[1:])
 
     @abc.abstractmethod
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """The kind's own loss: mean over the labelled samples, zero if there is none."""
+        """Return the mean loss of the known labels, zero if there is none."""
 
     @abc.abstractmethod
     def default_metrics(self) -> dict[str, Metric]:
-        """The kind's own metrics, the primary one first."""
+        """Return the metrics of this kind of task by name, the primary one first."""
 
     @abc.abstractmethod
     def check_labels(self, target: Tensor) -> None:
-        """Raise a LabelError if a label lies outside of what the task knows."""
+        """Raise a LabelError if the labels have another shape, or a label is not one of the task's."""
+
+    @abc.abstractmethod
+    def check_output(self, output: Tensor, target: Tensor) -> None:
+        """Raise if the outputs have another shape than the task's, or broadcast against the labels."""
+
+    @abc.abstractmethod
+    def update(self, metrics: Mapping[str, Metric], output: Tensor, target: Tensor) -> None:
+        """Add a batch to metrics, without its unlabelled samples."""
 
     @abc.abstractmethod
     def cast(self, target: Tensor) -> Tensor:
-        """Bring labels to the dtype and shape in which loss, likelihood and metrics read them."""
+        """Return labels in the dtype and shape that loss, likelihood and metrics read."""
 
     @abc.abstractmethod
     def predict(self, output: Tensor) -> Tensor:
-        """What the task answers, as a person reads it: a class, yes or no, a value."""
+        """Return predictions as a person reads them: a class, yes or no, a value."""
 
+    @abc.abstractmethod
     def head(self, features: int | None = None, stride: int | None = None) -> nn.Module:
-        """Make the default head.
+        """Return a new default head.
 
         Args:
-            features: width of the encoder's features; if None, the head learns it when it is first used.
-            stride: input pixels a side that one position of the encoder's maps covers; None if it gives no maps.
+            features: width of the encoder's features; if None, the head takes it from the first batch.
+            stride: input pixels per side of a position of the encoder's maps; None if there are no maps.
         """
-        return LazyLinearHead(self.outputs) if features is None else LinearHead(features, self.outputs)
 
     def labels(self, targets: Mapping[str, Tensor] | Tensor) -> Tensor:
-        """Pick this task's labels from a batch's targets, checked and cast.
+        """Return this task's labels of a batch, checked and cast.
 
         Raises:
-            LabelError: if the targets lack this task's, or a label is not one of the task's.
+            LabelError: if the targets lack the task's, or a label is not one of the task's.
         """
         if isinstance(targets, Mapping):
             if self.target not in targets:
@@ -146,11 +168,11 @@ class Task(abc.ABC):
         return self.cast(target)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Mean loss over the labelled samples of a batch, a scalar; exactly zero, with zero gradient, if none is.
+        """Return the mean loss of a batch, a scalar; zero, with zero gradient, if no sample is labelled.
 
         Args:
-            output: what the head gave, shape (B, outputs).
-            target: labels as they come from the data, shape (B,) or (B, outputs).
+            output: outputs of the head, shape (B, outputs, ...).
+            target: labels as in the data, shape (B, ...).
         """
         return self.checked_loss(output, self.labels(target))
 
@@ -179,16 +201,8 @@ class Task(abc.ABC):
             raise ParameterError(f"task {self.name!r}: its loss must be one number, got shape {tuple(loss.shape)}.")
         return loss
 
-    def check_output(self, output: Tensor, target: Tensor) -> None:
-        """Refuse what would broadcast against the labels, such as one value a sample without its own dimension."""
-        if output.shape[1:2] != (self.outputs,):
-            raise ParameterError(
-                f"task {self.name!r}: its head must give outputs of shape (batch, {self.outputs}), "
-                f"got {tuple(output.shape)}."
-            )
-
     def metrics(self) -> dict[str, Metric]:
-        """Fresh metrics by name, the primary one first.
+        """Return new metrics by name, the primary one first.
 
         Raises:
             DependencyError: if torchmetrics cannot be imported.
@@ -205,7 +219,7 @@ class Task(abc.ABC):
         for name, metric in metrics.items():
             if metric.higher_is_better is None:
                 raise ParameterError(
-                    f"task {self.name!r}: metric {name!r} does not say `higher_is_better`; set it to True or False."
+                    f"task {self.name!r}: metric {name!r} has no `higher_is_better`. Set it to True or False."
                 )
         if self.primary is None:
             return metrics
@@ -219,49 +233,41 @@ class Task(abc.ABC):
         return metrics[name]
 
     def with_parameters(self, **parameters: Any) -> Task:
-        """Return the task as its class makes it with some keyword parameters changed.
+        """Return a task of the same class with some keyword parameters changed.
 
         Raises:
-            ParameterError: if the class does not take such a value.
+            ParameterError: if the class refuses a value.
         """
         args, kwargs = self._arguments
         changed: Task = type(self)(*args, **{**kwargs, **parameters})
         return changed
 
-    def update(self, metrics: Mapping[str, Metric], output: Tensor, target: Tensor) -> None:
-        """Add a batch to metrics; unlabelled samples are left out."""
-        label = self.labels(target)
-        known = self.labelled(label)
-        if bool(known.any()):
-            for metric in metrics.values():
-                metric.update(output[known].float(), label[known])
 
-
-def _chosen_metrics(
-    task: str, metrics: Mapping[str, Metric] | Sequence[str] | None
-) -> dict[str, Metric] | list[str] | None:
+def _selected_metrics(metrics: Mapping[str, Metric] | Sequence[str] | None) -> dict[str, Metric] | list[str] | None:
     if not metrics:
         return None
-    if isinstance(metrics, Mapping):
-        return dict(metrics)
-    listed = isinstance(metrics, Sequence) and not isinstance(metrics, str)
-    if not listed or not all(isinstance(name, str) for name in metrics):
-        raise ParameterError(
-            f"task {task!r}: `metrics` must be a list of names of metrics, or a mapping of names to torchmetrics "
-            f"metrics, got {metrics!r}."
-        )
-    return list(dict.fromkeys(metrics))
+    return dict(metrics) if isinstance(metrics, Mapping) else list(dict.fromkeys(metrics))
+
+
+def update_labelled(task: Task, metrics: Mapping[str, Metric], output: Tensor, target: Tensor) -> None:
+    """Add the labelled samples of a batch to metrics."""
+    label = task.labels(target)
+    known = task.labelled(label)
+    if bool(known.any()):
+        for metric in metrics.values():
+            metric.update(output[known].float(), label[known])
 
 
 def known_pairs(output: Tensor, target: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """Bring outputs and labels to one dtype, both zero where the label is unknown, so that nothing reaches the loss.
+    """Return outputs and labels in one dtype, both zero where the label is unknown.
 
     Args:
         output: (B, ...).
         target: labels of the same shape.
         known: bool, broadcasts to both.
     """
-    output, target = in_one_dtype(output, target)
+    dtype = torch.promote_types(output.dtype, torch.float32)  # labels may not fit into half precision
+    output, target = output.to(dtype), target.to(dtype)
     return torch.where(known, output, 0.0), torch.where(known, target, 0.0)
 
 
@@ -278,7 +284,7 @@ def _check_loss(task: str, loss: object) -> None:
 
 def _check_metrics(task: str, metrics: object) -> None:
     if not isinstance(metrics, Mapping):
-        return  # names of metrics, which are checked where they are taken
+        return  # names, which `metrics()` checks
     for name, metric in metrics.items():
         if isinstance(metric, type):
             raise ParameterError(
@@ -288,9 +294,3 @@ def _check_metrics(task: str, metrics: object) -> None:
             raise ParameterError(
                 f"task {task!r}: metric {name!r} must be a torchmetrics metric, got {type(metric).__name__}."
             )
-
-
-def in_one_dtype(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Bring labels to the outputs' dtype, and both to at least float32: labels may not fit into half precision."""
-    dtype = torch.promote_types(output.dtype, torch.float32)
-    return output.to(dtype), target.to(dtype)

@@ -1,4 +1,4 @@
-"""Import of torchmetrics, which fails where a torchvision is installed that does not fit torch."""
+"""Import of torchmetrics, which fails beside a torchvision that does not fit the installed torch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sparsemtl.errors import DependencyError
 
 
 def import_torchmetrics() -> None:
-    """Import torchmetrics, so that a failure has a name; later imports of its parts then succeed.
+    """Import torchmetrics, so that a failure has its cause in the message.
 
-    torchmetrics imports torchvision if it is installed. One that was built for another torch raises errors such as
-    "operator torchvision::nms does not exist" there.
+    torchmetrics imports torchvision if that is installed. A torchvision built for another torch raises errors such as
+    "operator torchvision::nms does not exist".
 
     Raises:
         DependencyError: if it cannot be imported.
@@ -26,7 +26,7 @@ def import_torchmetrics() -> None:
 
 
 def _remedy() -> str:
-    """Return what to do. torchvision is looked at on its own, as it is the usual cause and never needed."""
+    """Return a sentence with the remedy. torchvision is tested on its own, as it is the usual cause."""
     try:
         found = version("torchvision")
     except PackageNotFoundError:

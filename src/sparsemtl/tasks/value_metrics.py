@@ -1,4 +1,4 @@
-"""Regression metrics over known values: a NaN label adds nothing, and the sample's other values count."""
+"""Regression metrics over known values: a NaN label adds nothing, while the other values of its sample count."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
 
 class KnownValues:
-    """Mark of metrics that read outputs and labels (N, D) with NaN in the labels, in place of whole samples alone."""
+    """Mark of metrics that accept NaN in labels (N, D)."""
 
 
 class KnownSquaredError(KnownValues, MeanSquaredError):
@@ -33,10 +33,10 @@ class KnownAbsoluteError(KnownValues, MeanAbsoluteError):
 
 
 class KnownR2(KnownValues, Metric):
-    """R² of every value's known labels, mean over the values that have two or more of them.
+    """R² per value over its known labels, averaged over the values with two or more known labels.
 
     Args:
-        dims: number of values.
+        dims: number of values per sample.
     """
 
     higher_is_better = True
@@ -70,7 +70,7 @@ class KnownR2(KnownValues, Metric):
         return torch.stack(scores).mean()
 
     def reset(self) -> None:
-        """Forget all values."""
+        """Reset the metric of every value."""
         super().reset()
         for metric in self._scores:
             metric.reset()
