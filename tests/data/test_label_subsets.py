@@ -287,7 +287,7 @@ def test_images_are_decoded_only_when_they_are_needed_and_keep_their_names_and_r
 
 def test_a_class_may_be_absent_where_the_sources_validate(monkeypatch: pytest.MonkeyPatch) -> None:
     train = Split(torch.rand(30, 3), {"kind": torch.arange(30) % 5})
-    made = TaskData("hares", (Classification("kind", _KINDS),), train, train.take(3), train)
+    made = TaskData("hares", (Classification("kind", _KINDS),), train, train.select(torch.arange(3)), train)
     monkeypatch.setitem(DATASETS._members, "hares", lambda: made)
     data = build(source="hares", tasks={"pair": ["eel", "bee"]}, samples_per_class=2, validation_per_class=None)
     assert by_class(data, "validation", "pair") == {"bee": 1}

@@ -160,14 +160,14 @@ def test_images_of_another_size_are_refused(tmp_path: Path, lay: Lay, to_idx: To
 
 def test_the_official_mnist_files_are_read(real_root: Path) -> None:
     train, test = MNIST.read(real_root, download=False)
-    assert train.pixels.shape == (60_000, 28, 28)
-    assert train.classes.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    assert test.classes.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    assert train.pixels.double().mean().item() / 255 == pytest.approx(0.1307, abs=5e-5)
+    assert train.x.shape == (60_000, 28, 28)
+    assert train.targets["digit"].bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert test.targets["digit"].bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert train.x.double().mean().item() / 255 == pytest.approx(0.1307, abs=5e-5)
 
 
 def test_the_official_fashion_files_are_read(real_root: Path) -> None:
     train, test = FASHION_MNIST.read(real_root, download=False)
-    assert train.classes.bincount().tolist() == [6000] * 10
-    assert test.classes.bincount().tolist() == [1000] * 10
-    assert train.pixels.double().mean().item() / 255 == pytest.approx(0.2860, abs=5e-5)
+    assert train.targets["item"].bincount().tolist() == [6000] * 10
+    assert test.targets["item"].bincount().tolist() == [1000] * 10
+    assert train.x.double().mean().item() / 255 == pytest.approx(0.2860, abs=5e-5)

@@ -7,13 +7,12 @@ from sparsemtl.data.dkl import dkl
 from sparsemtl.data.images.celeba import celeba
 from sparsemtl.data.images.celebamask import celebamask_hq
 from sparsemtl.data.images.cityscapes import cityscapes
-from sparsemtl.data.images.classified.caltech import CALTECH_101, CALTECH_256, caltech
 from sparsemtl.data.images.classified.image_folders import image_folders
-from sparsemtl.data.images.classified.office import OFFICE_31, OFFICE_CALTECH, OFFICE_HOME, office
+from sparsemtl.data.images.classified.objects import OBJECT_SETS
 from sparsemtl.data.images.classified.tiny_imagenet import tiny_imagenet
-from sparsemtl.data.images.mnist import EMNIST_LETTERS, FASHION_MNIST, KMNIST, MNIST, dataset
+from sparsemtl.data.images.mnist import MNIST_FAMILY
 from sparsemtl.data.images.nyu import nyu_v2
-from sparsemtl.data.images.overlaid import multi_fashion, multi_fashion_mnist, multi_mnist
+from sparsemtl.data.images.overlaid import OVERLAID
 from sparsemtl.data.lazy import LazySplit
 from sparsemtl.data.movielens import movielens
 from sparsemtl.data.scenes.dataset import rendered_scenes
@@ -27,13 +26,8 @@ DATASETS: Registry[TaskData] = Registry(
     "data set",
     {
         "digits": digits,
-        "mnist": dataset(MNIST),
-        "fashion-mnist": dataset(FASHION_MNIST),
-        "kmnist": dataset(KMNIST),
-        "emnist-letters": dataset(EMNIST_LETTERS),
-        "multi-mnist": multi_mnist,
-        "multi-fashion": multi_fashion,
-        "multi-fashion-mnist": multi_fashion_mnist,
+        **MNIST_FAMILY,
+        **OVERLAID,
         "dkl": dkl,
         "scenes": rendered_scenes,
         "nyu-v2": nyu_v2,
@@ -47,11 +41,7 @@ DATASETS: Registry[TaskData] = Registry(
         "table": table,
         "label-subsets": label_subsets,
         "image-folders": image_folders,
-        "office-31": office(OFFICE_31),
-        "office-caltech": office(OFFICE_CALTECH),
-        "office-home": office(OFFICE_HOME),
-        "caltech-101": caltech(CALTECH_101),
-        "caltech-256": caltech(CALTECH_256),
+        **OBJECT_SETS,
         "tiny-imagenet": tiny_imagenet,
     },
 )

@@ -1,6 +1,6 @@
-"""A data set: its tasks, its three splits, and the loaders that batch them.
+"""Data sets: their tasks, their three splits, and loaders.
 
-`Samples` is what a split can do. `Split` holds its samples in memory; `lazy.LazySplit` decodes them from files.
+`Samples` is the interface of a split. `Split` holds its samples in memory; `lazy.LazySplit` decodes them from files.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ from sparsemtl.tasks.nests import map_tensors, tensors_in
 
 
 class BatchLoader(abc.ABC):
-    """Which samples make which batch: in order or shuffled, all or full ones only.
+    """Choice of the samples of every batch: in order or shuffled, all batches or full ones only.
 
     Args:
         dataset_size: number of samples.
-        batch_size: samples a batch; the last batch may be smaller.
+        batch_size: samples per batch; the last batch may be smaller.
         shuffle: draw a new order at the start of every pass.
         drop_last: leave out a last batch that is not full.
-        generator: draws the order; by default torch's global generator, so that whoever restores its state
-            gets the same order again.
+        generator: generator of the order; by default torch's global one, whose state determines the order.
 
     Raises:
         DataError: if there is no batch to yield.
@@ -55,32 +54,30 @@ class BatchLoader(abc.ABC):
             )
 
     def __len__(self) -> int:
-        """Number of batches in a pass."""
+        """Return the number of batches in a pass."""
         full, rest = divmod(self.dataset_size, self.batch_size)
         return full + bool(rest and not self.drop_last)
 
     def order(self) -> tuple[Tensor, ...]:
-        """Draw a pass: the samples of every batch."""
+        """Draw the indices of the samples of every batch of a pass."""
         size = self.dataset_size
         order = torch.randperm(size, generator=self.generator) if self.shuffle else torch.arange(size)
         return torch.split(order, self.batch_size)[: len(self)]
 
     @abc.abstractmethod
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        """One pass of pairs (inputs, targets); its order is drawn at once."""
+        """Return one pass of pairs (inputs, targets); its order is drawn at once."""
 
 
 class TensorLoader(BatchLoader):
-    """Batches of tensors that are held in memory: one gather a batch, no worker processes.
+    """Batches of tensors that are held in memory: one gather per batch, no worker processes.
+
+    Batches are copies: a network that works in place on its input does not change the data.
 
     Args:
         x: inputs, a tensor or any nest of tensors, all of N samples.
         targets: target -> labels, or one task's labels; N of each.
         batch_size, shuffle, drop_last, generator: see `BatchLoader`.
-
-    Yields:
-        pairs (inputs, targets) of the same forms. Batches are copies: a network that works in place on its
-        input does not touch the data.
 
     Raises:
         DataError: if lengths differ or there is no batch to yield.
@@ -108,7 +105,7 @@ class TensorLoader(BatchLoader):
 
 
 def gather(nest: Any, rows: Tensor) -> Any:
-    """The samples `rows` of every tensor of a nest, copied."""
+    """Return copies of the samples `rows` of every tensor of a nest."""
     return map_tensors(lambda tensor: tensor[rows.to(tensor.device)], nest)
 
 
@@ -124,40 +121,32 @@ def _common_length(x: Any, targets: Mapping[str, Tensor] | Tensor) -> int:
 
 
 class Samples(Protocol):
-    """Samples with the labels of their tasks, wherever they are."""
+    """Samples with the labels of their tasks, in memory or in files."""
 
     @property
     def targets(self) -> Collection[str]:
-        """Names of the targets that have labels."""
+        """Names of the targets with labels."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one input."""
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
 
     def loader(self, batch_size: int, *, shuffle: bool = False, drop_last: bool = False) -> BatchLoader:
-        """Make a loader of these samples."""
-
-    def take(self, count: int) -> Samples:
-        """The first `count` samples, or all if there are fewer."""
+        """Return a loader of the samples."""
 
     def select(self, rows: Tensor) -> Samples:
-        """The samples at these indices, in their order."""
+        """Return the samples at these indices, in their order."""
 
     def only(self, targets: Sequence[str]) -> Samples:
-        """The same samples with these targets' labels alone."""
+        """Return the same samples with the labels of these targets alone."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Samples in memory with the labels of their tasks.
-
-    Attributes:
-        x: inputs, shape (N, ...).
-        targets: target -> labels, N of each.
-    """
+    """Samples in memory: inputs `x` of shape (N, ...), and target -> N labels."""
 
     x: Tensor
     targets: dict[str, Tensor]
@@ -174,26 +163,22 @@ class Split:
         return tuple(self.x.shape[1:])
 
     def loader(self, batch_size: int, *, shuffle: bool = False, drop_last: bool = False) -> TensorLoader:
-        """Make a loader of these samples."""
+        """Return a loader of the samples."""
         return TensorLoader(self.x, self.targets, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last)
 
-    def take(self, count: int) -> Split:
-        """The first `count` samples, or all if there are fewer."""
-        return self.select(torch.arange(min(count, len(self))))
-
     def select(self, rows: Tensor) -> Split:
-        """The samples at these indices, in their order."""
+        """Return the samples at these indices, in their order."""
         return Split(self.x[rows], {name: labels[rows] for name, labels in self.targets.items()})
 
     def only(self, targets: Sequence[str]) -> Split:
-        """The same samples with these targets' labels alone."""
+        """Return the same samples with the labels of these targets alone."""
         return Split(self.x, {name: self.targets[name] for name in targets})
 
 
 Part = Samples | Mapping[str, Samples]
-"""What one of training, validation and test holds: samples for all tasks, or task -> samples of its own."""
+"""One of training, validation and test: samples for all tasks, or task -> samples of its own."""
 Loaders = BatchLoader | dict[str, BatchLoader]
-"""One loader for all tasks, or one a task."""
+"""One loader for all tasks, or one per task."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,14 +186,14 @@ class TaskData:
     """A data set with its tasks.
 
     Attributes:
-        name: the data set's name.
-        tasks: the tasks.
-        train: what networks learn from; one split, or task -> split if every task has inputs of its own.
-        validation: what epochs and settings are chosen by.
-        test: what is reported, once.
-        notes: what must be said beside every figure, such as how the splits were made.
-        stem: makes what inputs go through before any encoder, such as the embedding of a table's categories; its
-            `out_features` is the width of what the encoder then reads. None: encoders read the inputs themselves.
+        name: registered name of the data set.
+        tasks: tasks of the data set.
+        train: training samples; one split, or task -> split if every task has inputs of its own.
+        validation: samples of model selection.
+        test: samples of the final evaluation.
+        notes: notes for every report, such as the choice of the splits.
+        stem: factory of the module before any encoder, such as the embedding of a table's categories; its
+            `out_features` is the width of the encoder's input. None: encoders read the inputs themselves.
 
     Raises:
         DataError: if a task has no samples or no labels in one of the parts.
@@ -223,19 +208,14 @@ class TaskData:
     stem: Callable[[], nn.Module] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        for name, part in self._parts().items():
+        for name, part in (("training", self.train), ("validation", self.validation), ("test", self.test)):
             if isinstance(part, Mapping) != self.heterogeneous:
-                raise DataError(f"{self.name}: training data has one split {self._form()}, {name} data has not.")
+                form = "per task" if self.heterogeneous else "for all tasks"
+                raise DataError(f"{self.name}: training data has one split {form}, {name} data has not.")
             for task in self.tasks:
                 split = part.get(task.name) if isinstance(part, Mapping) else part
                 if split is None or task.target not in split.targets:
                     raise DataError(f"{self.name}: the {name} data has no labels of task {task.name!r}.")
-
-    def _parts(self) -> dict[str, Part]:
-        return {"training": self.train, "validation": self.validation, "test": self.test}
-
-    def _form(self) -> str:
-        return "a task" if self.heterogeneous else "for all tasks"
 
     @property
     def heterogeneous(self) -> bool:
@@ -244,7 +224,7 @@ class TaskData:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one sample, as an encoder's builder takes it.
+        """Shape of one sample, the argument of an encoder's builder.
 
         Raises:
             DataError: if the tasks' inputs have different shapes.
@@ -257,11 +237,11 @@ class TaskData:
     def loaders(
         self, batch_size: int, *, evaluation_batch_size: int | None = None, drop_last: bool = False
     ) -> tuple[Loaders, Loaders, Loaders]:
-        """Make the loaders of training (shuffled), validation and test data (in order).
+        """Return the loaders of training (shuffled), validation and test data (in order).
 
         Args:
-            batch_size: samples a batch in training, of every task where tasks have inputs of their own.
-            evaluation_batch_size: in validation and test; twice as many by default, as no gradients are kept.
+            batch_size: samples per training batch, of every task where tasks have inputs of their own.
+            evaluation_batch_size: samples per other batch; twice as many by default, as no gradients are kept.
             drop_last: leave out a last training batch that is not full.
         """
         larger = evaluation_batch_size or 2 * batch_size
@@ -272,9 +252,9 @@ class TaskData:
         )
 
     def labels(self) -> dict[str, Tensor] | None:
-        """Target -> the labels of all training samples, in order; None if every task has samples of its own.
+        """Return target -> labels of all training samples, in order; None if every task has samples of its own.
 
-        Samples that are decoded from files are decoded for it.
+        This decodes samples that lie in files.
         """
         if isinstance(self.train, Mapping):
             return None
@@ -282,7 +262,7 @@ class TaskData:
         return {name: torch.cat([targets[name] for targets in batches]) for name in self.train.targets}
 
     def only(self, tasks: Sequence[str]) -> TaskData:
-        """The same data for some of the tasks, in the order of the data set.
+        """Return the same data for some of the tasks, in the order of the data set.
 
         Raises:
             ParameterError: if there is no such task, or none is left.

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from sparsemtl.errors import DataError
 from sparsemtl.storage.files import replacing
@@ -38,10 +36,7 @@ class Origin(Protocol):
 class SeparateFiles:
     """Files that lie side by side at an address.
 
-    Attributes:
-        address: prefix of the files' addresses.
-        md5: name -> checksum.
-        mirrors: further addresses of the same files.
+    The address and the mirrors are prefixes of the names; `md5` maps a name to its checksum.
     """
 
     address: str
@@ -57,13 +52,7 @@ class SeparateFiles:
 
 @dataclass(frozen=True)
 class ZipArchive:
-    """Files inside one zip archive.
-
-    Attributes:
-        address: address of the archive.
-        md5: checksum of the archive.
-        inside: folder within the archive in which the files lie.
-    """
+    """Files inside one zip archive, in its folder `inside`; `md5` is the checksum of the archive."""
 
     address: str
     md5: str
@@ -101,34 +90,10 @@ def download(urls: Sequence[str], target: Path, *, md5: str) -> None:
     for url in urls:
         try:
             with replacing(target) as aside:
-                pooch.HTTPDownloader(progressbar=_Bar(target.name), timeout=TIMEOUT)(url, str(aside), None)
+                pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=TIMEOUT)(url, str(aside), None)
                 if (found := pooch.file_hash(str(aside), alg="md5")) != md5:
                     raise DataError(f"expected md5 {md5}, found {found}")
             return
         except (DataError, OSError) as problem:  # requests' errors are OSErrors
             problems.append(f"{url}: {problem}")
     raise DataError(f"{target} could not be downloaded. {'; '.join(problems)}.")
-
-
-class _Bar:
-    """Progress bar on a terminal, with the methods that pooch calls."""
-
-    def __init__(self, label: str) -> None:
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._task = self._progress.add_task(label)
-        self.total = 0
-
-    def update(self, count: int) -> None:
-        """Show `count` further bytes."""
-        self._progress.start()
-        self._progress.update(self._task, total=self.total, advance=count)
-
-    def reset(self) -> None:
-        """Begin anew; pooch then reports the whole size once more."""
-        self._progress.reset(self._task)
-
-    def close(self) -> None:
-        """Leave the bar as it is."""
-        self._progress.stop()

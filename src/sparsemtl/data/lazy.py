@@ -44,17 +44,11 @@ Memory = Annotated[NonNegative, Doc("Gigabytes that a split may take in memory; 
 
 
 class DecodedSample(NamedTuple):
-    """One decoded sample.
+    """One decoded sample."""
 
-    Attributes:
-        x: input; bytes stand for 0 .. 1.
-        targets: target -> label.
-        remarks: kind -> text about the sample for the user; one warning is given per kind.
-    """
-
-    x: Tensor
-    targets: dict[str, Tensor]
-    remarks: dict[str, str]
+    x: Tensor  # bytes stand for 0 .. 1
+    targets: dict[str, Tensor]  # target -> label
+    remarks: dict[str, str]  # kind -> text for the user; one warning is given per kind
 
 
 class SampleSource(Protocol):
@@ -125,10 +119,6 @@ class LazySplit:
     def loader(self, batch_size: int, *, shuffle: bool = False, drop_last: bool = False) -> LazyLoader:
         """Return a loader of the samples."""
         return LazyLoader(self, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last)
-
-    def take(self, count: int) -> LazySplit:
-        """Return the first `count` samples, or all if there are fewer."""
-        return self.select(torch.arange(min(count, len(self))))
 
     def select(self, rows: Tensor) -> LazySplit:
         """Return the samples at these indices, in their order."""
@@ -201,7 +191,7 @@ class LazyLoader(BatchLoader):
         cache = self.split.cache
         whole = cache is not None and cache.has(torch.cat(list(order)))
         for x, targets in map(cache.get, order) if cache and whole else self._decoded(order):
-            yield as_floats(x), targets
+            yield _as_floats(x), targets
 
     def _decoded(self, order: Sequence[Tensor]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         cache = self.split.cache
@@ -237,7 +227,7 @@ class SampleCache:
         return gather(self._stored, rows)
 
 
-def as_floats(x: Tensor) -> Tensor:
+def _as_floats(x: Tensor) -> Tensor:
     """Convert bytes to floats in [0, 1]; floats stay as they are."""
     return x.float().div_(255) if x.dtype == torch.uint8 else x
 

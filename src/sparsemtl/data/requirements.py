@@ -14,65 +14,42 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Expected:
     """Files of one kind.
 
-    Attributes:
-        about: description, such as "training images".
-        patterns: paths under the root, `*` for any part of a name; the patterns after the first are other places or
-            forms of the same files.
-        count: number in the official distribution; None if unknown.
-        optional: the data set can do without these files.
+    The patterns are paths under the root, `*` for any part of a name; those after the first are other places or forms
+    of the same files.
     """
 
-    about: str
+    about: str  # description, such as "training images"
     patterns: tuple[str, ...]
-    count: int | None = None
-    optional: bool = False
+    count: int | None = None  # number in the official distribution, if it is known
+    optional: bool = False  # the data set can do without these files
 
 
 @dataclass(frozen=True)
 class Package:
-    """Files that are distributed together.
-
-    Attributes:
-        title: name of the package.
-        files: its files.
-        source: address of the official distribution.
-        licence: terms of use.
-        get: instructions to get the files.
-    """
+    """Files that are distributed together."""
 
     title: str
     files: tuple[Expected, ...]
-    source: str
-    licence: str
-    get: str
+    source: str  # address of the official distribution
+    licence: str  # terms of use
+    get: str  # instructions to get the files
 
 
 @dataclass(frozen=True)
 class RequiredFiles:
-    """Files that a data set needs.
-
-    Attributes:
-        alternatives: packages, all of which are needed; any one alternative will do. Empty: no files are needed.
-        remark: further information about the origin of the samples.
-    """
+    """Files that a data set needs: all packages of any one alternative. Without alternatives no files are needed."""
 
     alternatives: tuple[tuple[Package, ...], ...] = ()
-    remark: str = ""
+    remark: str = ""  # further information about the origin of the samples
 
 
 @dataclass(frozen=True)
 class Found:
-    """Files that were found for an `Expected`.
-
-    Attributes:
-        expected: the declaration.
-        count: number of files.
-        size: their size in bytes.
-    """
+    """Files that were found for a declaration."""
 
     expected: Expected
     count: int
-    size: int
+    size: int  # in bytes
 
     @property
     def absent(self) -> bool:
@@ -97,14 +74,10 @@ def required_files(build: Callable[..., Any]) -> RequiredFiles | None:
 
 
 def scan(package: Package, root: Path) -> list[Found]:
-    """Look for the files of a package under a root."""
-    return [_found(expected, root) for expected in package.files]
-
-
-def _found(expected: Expected, root: Path) -> Found:
-    """Count the files of the first pattern that has any."""
-    for pattern in expected.patterns:
-        sizes = [path.stat().st_size for path in root.glob(pattern) if path.is_file()]
-        if sizes:
-            return Found(expected, len(sizes), sum(sizes))
-    return Found(expected, 0, 0)
+    """Look for the files of a package under a root; those of the first pattern that has any count."""
+    found = []
+    for expected in package.files:
+        each = ([path.stat().st_size for path in root.glob(p) if path.is_file()] for p in expected.patterns)
+        sizes = next(filter(None, each), [])
+        found.append(Found(expected, len(sizes), sum(sizes)))
+    return found

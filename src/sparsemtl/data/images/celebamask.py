@@ -16,7 +16,7 @@ from typing_extensions import Doc, Unpack
 from sparsemtl.data.attributes import Attributes, read_attributes, text_lines
 from sparsemtl.data.base import TaskData
 from sparsemtl.data.images.folders import absent, complete, counted
-from sparsemtl.data.images.maps import Frame, ImageSource, OneTarget, Values
+from sparsemtl.data.images.maps import Field, Frame, ImageSource, OneTarget, Values
 from sparsemtl.data.images.photos import DecodingOptions, partitioned
 from sparsemtl.data.images.pictures import Array, Size, as_size, colours, nearest, read_picture
 from sparsemtl.data.options import checked, resolve_root
@@ -46,7 +46,7 @@ PARTS = (
 """In the order of the official script g_mask.py: a part covers those before it, and its class is its number from 1."""
 
 
-class FaceClasses(NamedTuple):
+class _FaceClasses(NamedTuple):
     """Names of classes, and (part, class) in the order in which masks are painted over each other."""
 
     names: tuple[str, ...]
@@ -54,31 +54,21 @@ class FaceClasses(NamedTuple):
 
 
 CLASSES = {
-    3: FaceClasses(("background", "hair", "skin"), (("skin", 2), ("hair", 1))),
-    19: FaceClasses(("background", *PARTS), tuple((part, index) for index, part in enumerate(PARTS, start=1))),
+    3: _FaceClasses(("background", "hair", "skin"), (("skin", 2), ("hair", 1))),
+    19: _FaceClasses(("background", *PARTS), tuple((part, index) for index, part in enumerate(PARTS, start=1))),
 }
 
 
 @dataclass(frozen=True)
-class PartMasks(OneTarget):
-    """Class of every pixel, painted from the masks of parts; class 0 where there is no mask.
-
-    Attributes:
-        folder: folder of the masks.
-        numbers: numbers of the images.
-        paint: see `FaceClasses`.
-    """
+class _PartMasks(OneTarget):
+    """Class of every pixel, painted from the masks of parts; class 0 where there is no mask."""
 
     folder: Path
     numbers: tuple[int, ...]
     paint: tuple[tuple[str, int], ...]
 
     def read(self, row: int, frame: Frame) -> dict[str, Tensor]:
-        """Return the classes of a sample.
-
-        Raises:
-            DataError: if it has no mask at all, or one is damaged or has other proportions than the image.
-        """
+        """Return the classes of a sample."""
         number, folder = self.numbers[row], self.folder / str(self.numbers[row] // PER_FOLDER)
         classes = np.zeros(frame.size, dtype=np.uint8)
         found = {index: path for part, index in self.paint if (path := folder / f"{number:05d}_{part}.png").is_file()}
@@ -228,8 +218,8 @@ def celebamask_hq(
         Segmentation(SEGMENTATION, CLASSES[classes].names),
         *(Classification(task, ["no", "yes"]) for task in named),
     )
-    masks = PartMasks(SEGMENTATION, folder / MASKS, _numbers(table), CLASSES[classes].paint)
-    fields = (masks, *(Values(task, labels[:, column]) for column, task in enumerate(named)))
+    masks = _PartMasks(SEGMENTATION, folder / MASKS, _numbers(table), CLASSES[classes].paint)
+    fields: tuple[Field, ...] = (masks, *(Values(task, labels[:, column]) for column, task in enumerate(named)))
     source = ImageSource(complete(folder / IMAGES, table.images, colours), fields, as_size(size))
     read, note = SPLITS[split]
     notes = (f"split: {note.format(seed=seed)}", *counted({"images": len(table.images)}, {"images": OFFICIAL}))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -12,16 +11,7 @@ from typing_extensions import Doc, Unpack
 
 from sparsemtl.data.base import TaskData
 from sparsemtl.data.images.folders import complete, numbered
-from sparsemtl.data.images.maps import (
-    IGNORE,
-    BinaryMaps,
-    ClassMap,
-    DepthMap,
-    Field,
-    ImageSource,
-    LabelTable,
-    as_stored,
-)
+from sparsemtl.data.images.maps import IGNORE, BinaryMaps, ClassMap, DepthMap, Field, ImageSource, LabelTable, as_stored
 from sparsemtl.data.images.photos import DecodingOptions, PhotoLayout, Photos, find_layout, photo_data
 from sparsemtl.data.images.pictures import Array, Files, Size, as_size, colours, numbers
 from sparsemtl.data.options import ProperFraction, checked, resolve_root
@@ -93,17 +83,8 @@ def from_disparity(stored: Array, where: str) -> Array:
     return np.where(stored > 0, (stored.astype(np.float32) - 1) / 256, 0)
 
 
-@dataclass(frozen=True)
-class CityPart:
-    """Official training or validation images; `depth` is None if there is no inverse depth."""
-
-    images: Files
-    classes: ClassMap
-    depth: DepthMap | None
-
-
-def _official_part(folder: Path, part: str, classes: int) -> CityPart:
-    """Read leftImg8bit, gtFine and disparity."""
+def _official_part(folder: Path, part: str, classes: int) -> tuple[Files, ClassMap, list[Field]]:
+    """Return images, classes and, if there is disparity, inverse depth of leftImg8bit, gtFine and disparity."""
     images, ending = folder / IMAGES / part, f"_{IMAGES}.png"
     names = sorted(path.relative_to(images).as_posix().removesuffix(ending) for path in images.glob(f"*/*{ending}"))
     if not names:
@@ -113,42 +94,41 @@ def _official_part(folder: Path, part: str, classes: int) -> CityPart:
         return complete(folder / kind / part, [f"{name}_{ending}.png" for name in names], decode)
 
     labels = ClassMap(SEGMENTATION, files("gtFine", "gtFine_labelIds", numbers), official_table(classes))
-    depth = None
+    depth: list[Field] = []
     if (folder / "disparity").is_dir():
-        depth = DepthMap(DEPTH, files("disparity", "disparity", numbers), from_disparity)
-    return CityPart(files(IMAGES, IMAGES, colours), labels, depth)
+        depth = [DepthMap(DEPTH, files("disparity", "disparity", numbers), from_disparity)]
+    return files(IMAGES, IMAGES, colours), labels, depth
 
 
-def _arrays_part(folder: Path, part: str, classes: int) -> CityPart:
-    """Read the preprocessed arrays of MTAN (Liu et al. 2019) and LibMTL."""
+def _arrays_part(folder: Path, part: str, classes: int) -> tuple[Files, ClassMap, list[Field]]:
+    """Return the same of the preprocessed arrays of MTAN (Liu et al. 2019) and LibMTL."""
     folder = folder / part
     names = numbered(folder / "image")
     labels = folder / f"label_{classes}"
     if classes == 7 and not labels.is_dir():
         labels = folder / "label"  # the name in LibMTL
-    depth = None
+    depth: list[Field] = []
     if (folder / "depth").is_dir():
-        depth = DepthMap(DEPTH, complete(folder / "depth", names, numbers), as_stored)
-    images = complete(folder / "image", names, colours)
-    return CityPart(images, ClassMap(SEGMENTATION, complete(labels, names, numbers), arrays_table(classes)), depth)
+        depth = [DepthMap(DEPTH, complete(folder / "depth", names, numbers), as_stored)]
+    images, maps = complete(folder / "image", names, colours), complete(labels, names, numbers)
+    return images, ClassMap(SEGMENTATION, maps, arrays_table(classes)), depth
 
 
-def _reader(read: Callable[[Path, str, int], CityPart]) -> Callable[..., Photos]:
+def _reader(read: Callable[[Path, str, int], tuple[Files, ClassMap, list[Field]]]) -> Callable[..., Photos]:
     """Return the function that reads all photographs of a layout."""
 
     def photos(folder: Path, classes: int, reading: str, size: int | tuple[int, int] | None) -> Photos:
-        def source(part: CityPart) -> ImageSource:
-            fields: list[Field] = [part.classes if reading == "segmentation" else BinaryMaps(part.classes)]
-            return ImageSource(part.images, (*fields, part.depth) if part.depth else tuple(fields), size)
+        def source(part: str) -> ImageSource:
+            images, labels, depth = read(folder, part, classes)
+            return ImageSource(images, (labels if reading == "segmentation" else BinaryMaps(labels), *depth), size)
 
         tasks: list[Task] = [Segmentation(SEGMENTATION, NAMES[classes])]
         if reading == "maximum-roaming":
             tasks = [Segmentation(name, ["other", name], background=0) for name in NAMES[classes]]
-        train, test = (source(read(folder, part, classes)) for part in ("train", "val"))
         return Photos(
             {task.name: task for task in (*tasks, Depth(DEPTH))},
-            train,
-            test,
+            source("train"),
+            source("val"),
             tested="the official validation images, as the labels of the official test images are not public",
         )
 

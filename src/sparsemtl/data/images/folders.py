@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from sparsemtl.data.attributes import text_lines
 from sparsemtl.data.images.pictures import Array, Files
 from sparsemtl.data.options import ROOT_VARIABLE
 from sparsemtl.errors import DataError
 
 
 def complete(folder: Path, names: Sequence[str], decode: Callable[[Path], Array]) -> Files:
-    """Return files of a folder, one per sample.
-
-    Raises:
-        DataError: if files are absent, with their number and the first of them.
-    """
+    """Return files of a folder, one per sample."""
     parents = {parent: _names(folder / parent) for parent in {Path(name).parent for name in names}}
     lacking = [name for name in names if Path(name).name not in parents[Path(name).parent]]
     if lacking:
@@ -24,11 +21,7 @@ def complete(folder: Path, names: Sequence[str], decode: Callable[[Path], Array]
 
 
 def numbered(folder: Path) -> list[str]:
-    """Return the names of the files 0.npy, 1.npy, ... of a folder, by number.
-
-    Raises:
-        DataError: if there is none.
-    """
+    """Return the names of the files 0.npy, 1.npy, ... of a folder, by number."""
     numbers = [int(name.removesuffix(".npy")) for name in _names(folder) if name.removesuffix(".npy").isdecimal()]
     if not numbers:
         raise DataError(f"{folder} has no files 0.npy, 1.npy and so on.")
@@ -36,17 +29,8 @@ def numbered(folder: Path) -> list[str]:
 
 
 def listed(path: Path) -> list[str]:
-    """Return the lines of a list, without blank ones.
-
-    Raises:
-        DataError: if it is absent, empty or names something twice.
-    """
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist.") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not text: {error}.") from None
+    """Return the lines of a list, without blank ones."""
+    names = [line.strip() for line in text_lines(path) if line.strip()]
     if not names:
         raise DataError(f"{path} names no sample.")
     if len(set(names)) < len(names):
@@ -55,11 +39,7 @@ def listed(path: Path) -> list[str]:
 
 
 def suffix_of(folder: Path, stem: str, suffixes: Sequence[str]) -> str:
-    """Return the first of some suffixes that the file of a stem has.
-
-    Raises:
-        DataError: if there is no such file.
-    """
+    """Return the first of some suffixes that the file of a stem has."""
     for suffix in suffixes:
         if (folder / f"{stem}{suffix}").is_file():
             return suffix

@@ -28,9 +28,6 @@ def read_idx(path: Path, *, ndim: int) -> Tensor:
 
     Returns:
         The numbers, in the file's own type and shape.
-
-    Raises:
-        DataError: naming the file, if it is not gzip, of another format, short or long.
     """
     begin = 4 * (1 + ndim)
     head = _content(path, begin)

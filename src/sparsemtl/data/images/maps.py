@@ -38,26 +38,15 @@ class Arrays(Protocol):
 
 @dataclass
 class Frame:
-    """Image to which the maps of a sample belong.
+    """Image to which the maps of a sample belong."""
 
-    Attributes:
-        where: file of the image.
-        native: height and width in the file.
-        size: height and width after resizing.
-        remarks: kind -> remark, see `DecodedSample`; maps add theirs.
-    """
-
-    where: str
-    native: tuple[int, int]
-    size: tuple[int, int]
-    remarks: dict[str, str] = field(default_factory=dict)
+    where: str  # its file
+    native: tuple[int, int]  # height and width in the file
+    size: tuple[int, int]  # height and width after resizing
+    remarks: dict[str, str] = field(default_factory=dict)  # of `DecodedSample`; maps add theirs
 
     def fit(self, array: Array, where: str) -> Array:
-        """Resize a map with its image.
-
-        Raises:
-            DataError: if it has another size than the image.
-        """
+        """Resize a map with its image."""
         if array.shape[:2] != self.native:
             height, width = array.shape[:2]
             raise DataError(
@@ -93,11 +82,7 @@ class Field(Protocol):
         """Names of the targets."""
 
     def read(self, row: int, frame: Frame) -> dict[str, Tensor]:
-        """Return target -> label of a sample.
-
-        Raises:
-            DataError: naming the file that is absent, damaged or does not fit.
-        """
+        """Return target -> label of a sample."""
 
 
 @dataclass(frozen=True)
@@ -134,17 +119,11 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class LabelTable:
-    """Ids of classes in files.
+    """Ids of classes in files."""
 
-    Attributes:
-        title: name of the table in messages.
-        classes: names of the classes.
-        ids: id in the files -> class, or `IGNORE`.
-    """
-
-    title: str
+    title: str  # name of the table in messages
     classes: tuple[str, ...]
-    ids: Mapping[int, int]
+    ids: Mapping[int, int]  # id in the files -> class, or `IGNORE`
 
     @cached_property
     def _lookup(self) -> Array:
@@ -158,20 +137,14 @@ class LabelTable:
     def _lowest(self) -> int:
         return min(*self.ids, 0)
 
-    def _classes(self, ids: Array) -> Array:
-        if ids.dtype == np.uint8:  # pictures, the fast way
-            return np.asarray(self._lookup[-self._lowest :][ids])
-        positions = ids.astype(np.float64) - self._lowest  # exact for every id, and NaN is no position
-        inside = (positions >= 0) & (positions < len(self._lookup)) & (positions == np.floor(positions))
-        return np.where(inside, self._lookup[np.where(inside, positions, 0).astype(np.int64)], -1)
-
     def classes_of(self, ids: Array, where: str) -> Array:
-        """Return the classes of ids (H, W) as bytes.
-
-        Raises:
-            DataError: naming the file and the first id that is not in the table.
-        """
-        found = self._classes(ids)
+        """Return the classes of ids (H, W) as bytes; an error names the file and the first unknown id."""
+        if ids.dtype == np.uint8:  # pictures, the fast way
+            found = np.asarray(self._lookup[-self._lowest :][ids])
+        else:
+            positions = ids.astype(np.float64) - self._lowest  # exact for every id, and NaN is no position
+            inside = (positions >= 0) & (positions < len(self._lookup)) & (positions == np.floor(positions))
+            found = np.where(inside, self._lookup[np.where(inside, positions, 0).astype(np.int64)], -1)
         if (found < 0).any():
             wrong = ids[found < 0]
             raise DataError(

@@ -40,11 +40,7 @@ class Stack:
 
 
 def shape_of(path: Path, variable: str) -> tuple[int, ...]:
-    """Return the shape of a variable as in MATLAB.
-
-    Raises:
-        DataError: if the file is absent, damaged or lacks the variable.
-    """
+    """Return the shape of a variable as in MATLAB."""
     with _opened(path) as file:
         return tuple(reversed(_variable(file, variable, path).shape))
 
@@ -80,12 +76,7 @@ def _variable(file: Any, name: str, path: Path) -> Any:
 
 
 def whole_numbers(path: Path, variable: str) -> list[int]:
-    """Return a variable of whole numbers in a file of version 5.
-
-    Raises:
-        DataError: if the file is absent, damaged, of another version or lacks the variable.
-        MissingExtraError: if SciPy is not installed.
-    """
+    """Return a variable of whole numbers in a file of version 5."""
     try:
         from scipy.io import loadmat
     except ImportError:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_lowercase
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 from torch import Tensor
-from typing_extensions import Doc
+from typing_extensions import Doc, Unpack
 
 from sparsemtl.data.base import Split, TaskData
 from sparsemtl.data.download import Origin, SeparateFiles, ZipArchive
@@ -18,65 +18,52 @@ from sparsemtl.data.options import ROOT_VARIABLE, Download, ProperFraction, Root
 from sparsemtl.data.requirements import Expected, Package, requires_files
 from sparsemtl.data.splitting import hold_out, shuffled
 from sparsemtl.errors import DataError
-from sparsemtl.registry.parameters import Count, Natural
+from sparsemtl.registry.parameters import Count, Default, Natural
 from sparsemtl.tasks import Classification
 
 SIDE = 28
 """Height and width of an image in pixels."""
 
 
-@dataclass(frozen=True, eq=False)
-class RawImages:
-    """Images as stored in the files.
+class MnistOptions(TypedDict, total=False):
+    """Options of the data sets of the MNIST family."""
 
-    Attributes:
-        pixels: uint8, shape (N, 28, 28).
-        classes: int64 from 0, shape (N,).
-    """
-
-    pixels: Tensor
-    classes: Tensor
-
-    def __len__(self) -> int:
-        return len(self.classes)
-
-    def select(self, rows: Tensor) -> RawImages:
-        """Return the images at these indices, in their order."""
-        return RawImages(self.pixels[rows], self.classes[rows])
+    root: Annotated[Root, Default(None)]
+    download: Annotated[Download, Default(False)]
+    train_size: Annotated[
+        Count | None,
+        Default(None),
+        Doc(
+            "Number of training images per task; all that are not held out by default. Fewer hold out proportionally "
+            "fewer for validation."
+        ),
+    ]
+    test_size: Annotated[
+        Count | None, Default(None), Doc("Number of test images per task, drawn by the seed; all by default.")
+    ]
+    validation: Annotated[ProperFraction, Default(0.1), Doc("Fraction of the official training images held out.")]
+    seed: Annotated[Natural, Default(0), Doc("Seed of all draws.")]
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Declaration of a data set of images with one label each.
-
-    Attributes:
-        name: name of the data set.
-        about: description, the docstring of the data set's function.
-        task: name of its task.
-        classes: names of the classes.
-        folder: folder under the root; the files lie in its `raw`, as in torchvision.
-        origin: address of the files, with .gz.
-        licence: terms of use.
-        files: names of the training images, training labels, test images and test labels, without .gz.
-        first_label: label of the first class in the files.
-        transposed: the files hold columns of pixels instead of rows.
-    """
+    """Declaration of a data set of images with one label each."""
 
     name: str
-    about: str
+    about: str  # docstring of the data set's function
     task: str
     classes: tuple[str, ...]
-    folder: str
-    origin: Origin
+    folder: str  # folder under the root; the files lie in its `raw`, as in torchvision
+    origin: Origin  # address of the files, with .gz
     licence: str
-    files: tuple[str, ...] = (
+    files: tuple[str, ...] = (  # training images and labels, test images and labels, without .gz
         "train-images-idx3-ubyte",
         "train-labels-idx1-ubyte",
         "t10k-images-idx3-ubyte",
         "t10k-labels-idx1-ubyte",
     )
-    first_label: int = 0
-    transposed: bool = False
+    first_label: int = 0  # label of the first class in the files
+    transposed: bool = False  # the files hold columns of pixels instead of rows
 
     @property
     def package(self) -> Package:
@@ -94,18 +81,9 @@ class LabelledImages:
             get=f"set `download: true` in the configuration (download=True in Python), or put the files into {raw}",
         )
 
-    def read(self, root: str | Path | None, *, download: bool) -> tuple[RawImages, RawImages]:
-        """Read the training and the test images.
-
-        Raises:
-            DataError: if a file is absent, damaged or does not fit the others.
-        """
-        train_images, train_labels, test_images, test_labels = self._locate(resolve_root(root), download)
-        return self._pair(train_images, train_labels), self._pair(test_images, test_labels)
-
-    def _locate(self, root: Path, download: bool) -> list[Path]:
-        """Find the four files, plain or gzipped."""
-        folder = root / self.folder / "raw"
+    def read(self, root: str | Path | None, *, download: bool) -> tuple[Split, Split]:
+        """Read the training and the test images: bytes (N, 28, 28), and classes from 0."""
+        folder = resolve_root(root) / self.folder / "raw"
         absent = [name for name in self.files if _find(folder, name) is None]
         if absent and download:
             self.origin.fetch(folder, [f"{name}.gz" for name in absent])
@@ -117,9 +95,9 @@ class LabelledImages:
                 f"from {self.origin.address}, or let `root` or {ROOT_VARIABLE} name the folder that holds "
                 f"{self.folder}/raw."
             )
-        return found
+        return self._pair(found[0], found[1]), self._pair(found[2], found[3])
 
-    def _pair(self, images: Path, labels: Path) -> RawImages:
+    def _pair(self, images: Path, labels: Path) -> Split:
         pixels, classes = read_idx(images, ndim=3), read_idx(labels, ndim=1).long() - self.first_label
         if pixels.shape[1:] != (SIDE, SIDE):
             raise DataError(f"{images} has images of {pixels.shape[1]}x{pixels.shape[2]} pixels, not {SIDE}x{SIDE}.")
@@ -127,35 +105,25 @@ class LabelledImages:
             raise DataError(f"{images} has {len(pixels)} images, {labels} {len(classes)} labels.")
         wrong = classes[(classes < 0) | (classes >= len(self.classes))]
         if len(wrong):
-            last = self.first_label + len(self.classes) - 1
             raise DataError(
                 f"{labels} has a label {int(wrong[0]) + self.first_label}; those of {self.name} are "
-                f"{self.first_label} .. {last}."
+                f"{self.first_label} .. {self.first_label + len(self.classes) - 1}."
             )
-        return RawImages(pixels.mT if self.transposed else pixels, classes)
+        return Split(pixels.mT if self.transposed else pixels, {self.task: classes})
 
     def as_task(self) -> Classification:
         """Return the classification of the images."""
         return Classification(self.task, self.classes)
 
-    def splits(
-        self,
-        *,
-        root: str | Path | None,
-        download: bool,
-        train_size: int | None,
-        test_size: int | None,
-        validation: float,
-        seed: int,
-    ) -> tuple[Split, Split, Split]:
-        """Return training, validation and test images; for the arguments see `dataset`."""
-        train, test = self.read(root, download=download)
-        if test_size is not None and test_size > len(test):
-            raise DataError(f"{test_size} of the test images of {self.name} were asked for, there are {len(test)}.")
-        rows, held_out = hold_out(len(train), validation, seed=seed, train_size=train_size)
-        tested = shuffled(len(test), seed)[:test_size].sort().values
-        chosen = (train.select(rows), train.select(held_out), test.select(tested))
-        first, second, third = (Split(scaled(some.pixels), {self.task: some.classes}) for some in chosen)
+    def splits(self, options: MnistOptions) -> tuple[Split, Split, Split]:
+        """Return training, validation and test images."""
+        train, test = self.read(options["root"], download=options["download"])
+        if (size := options["test_size"]) is not None and size > len(test):
+            raise DataError(f"{size} of the test images of {self.name} were asked for, there are {len(test)}.")
+        seed = options["seed"]
+        rows, held_out = hold_out(len(train), options["validation"], seed=seed, train_size=options["train_size"])
+        chosen = train.select(rows), train.select(held_out), test.select(shuffled(len(test), seed)[:size].sort().values)
+        first, second, third = (Split(scaled(some.x), some.targets) for some in chosen)
         return first, second, third
 
 
@@ -176,41 +144,21 @@ def held_out_note(validation: float, seed: int) -> str:
     )
 
 
-def size_notes(train_size: int | None, test_size: int | None) -> tuple[str, ...]:
-    """Return the notes on images that were not used."""
-    trained = f"only {train_size} training images per task, validation in proportion"
-    tested = f"only {test_size} test images per task"
-    return (*([trained] if train_size else []), *([tested] if test_size else []))
+def split_notes(options: MnistOptions) -> list[str]:
+    """Return the notes on the splits and on images that were not used."""
+    notes = [held_out_note(options["validation"], options["seed"])]
+    if train_size := options["train_size"]:
+        notes.append(f"only {train_size} training images per task, validation in proportion")
+    if test_size := options["test_size"]:
+        notes.append(f"only {test_size} test images per task")
+    return notes
 
 
-def dataset(images: LabelledImages) -> Callable[..., TaskData]:
+def _labelled_images(images: LabelledImages) -> Callable[..., TaskData]:
     """Make the data set's function, which reads, splits and scales the images: one classification task."""
 
-    def build(
-        *,
-        root: Root = None,
-        download: Download = False,
-        train_size: Annotated[
-            Count | None,
-            Doc(
-                "Number of training images; all that are not held out by default. Fewer hold out proportionally fewer "
-                "for validation."
-            ),
-        ] = None,
-        test_size: Annotated[Count | None, Doc("Number of test images, drawn by the seed; all by default.")] = None,
-        validation: Annotated[ProperFraction, Doc("Fraction of the official training images held out.")] = 0.1,
-        seed: Annotated[Natural, Doc("Seed of all draws.")] = 0,
-    ) -> TaskData:
-        train, held_out, test = images.splits(
-            root=root,
-            download=download,
-            train_size=train_size,
-            test_size=test_size,
-            validation=validation,
-            seed=seed,
-        )
-        notes = (held_out_note(validation, seed), *size_notes(train_size, test_size))
-        return TaskData(images.name, (images.as_task(),), train, held_out, test, notes)
+    def build(**options: Unpack[MnistOptions]) -> TaskData:
+        return TaskData(images.name, (images.as_task(),), *images.splits(options), tuple(split_notes(options)))
 
     build.__name__, build.__doc__ = images.name.replace("-", "_"), images.about
     return requires_files((images.package,))(checked(build))
@@ -289,3 +237,5 @@ EMNIST_LETTERS = LabelledImages(
     first_label=1,
     transposed=True,
 )
+MNIST_FAMILY = {images.name: _labelled_images(images) for images in (MNIST, FASHION_MNIST, KMNIST, EMNIST_LETTERS)}
+"""Registered name -> function of the data set."""

@@ -32,7 +32,7 @@ from sparsemtl.data.options import ProperFraction, checked, resolve_root
 from sparsemtl.data.requirements import Expected, Package, requires_files
 from sparsemtl.errors import DataError, ParameterError
 from sparsemtl.registry.parameters import Natural
-from sparsemtl.tasks import Depth, Normals, Segmentation
+from sparsemtl.tasks import Depth, Normals, Segmentation, Task
 
 NyuClasses = Literal[13, 40]
 FixedSize = int | tuple[int, int] | None
@@ -190,8 +190,8 @@ def _fields(
     return tuple(fields)
 
 
-def _tasks(table: LabelTable | None) -> dict[str, Segmentation | Depth | Normals]:
-    tasks = [Segmentation(SEGMENTATION, table.classes)] if table else []
+def _tasks(table: LabelTable | None) -> dict[str, Task]:
+    tasks: list[Task] = [Segmentation(SEGMENTATION, table.classes)] if table else []
     return {task.name: task for task in (*tasks, Depth(DEPTH), Normals(NORMALS))}
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from sparsemtl.data.base import Split, TaskData
-from sparsemtl.data.images.mnist import FASHION_MNIST, MNIST, SIDE, LabelledImages, RawImages, held_out_note, scaled
+from sparsemtl.data.images.mnist import FASHION_MNIST, MNIST, SIDE, LabelledImages, held_out_note, scaled
 from sparsemtl.data.options import Download, ProperFraction, Root, checked
 from sparsemtl.data.requirements import requires_files
 from sparsemtl.data.splitting import hold_out, in_proportion
@@ -68,7 +68,7 @@ def overlaid(name: str, left: LabelledImages, right: LabelledImages, *, about: s
         second, second_held_out = hold_out(len(second_train), validation, seed=seed)
         held_out = first_train.select(first_held_out), second_train.select(second_held_out)
 
-        def pairs(top: RawImages, bottom: RawImages, count: int) -> Split:
+        def pairs(top: Split, bottom: Split, count: int) -> Split:
             return _overlay(top, bottom, _draw(count, len(top), len(bottom), seed), size)
 
         return TaskData(
@@ -99,33 +99,27 @@ def _draw(count: int, left: int, right: int, seed: int) -> Tensor:
     return torch.cat(rounds)[:count]
 
 
-def _overlay(left: RawImages, right: RawImages, pairs: Tensor, size: int) -> Split:
+def _overlay(left: Split, right: Split, pairs: Tensor, size: int) -> Split:
+    (left_task,), (right_task,) = left.targets, right.targets
     first, second = left.select(pairs[:, 0]), right.select(pairs[:, 1])
-    canvas = first.pixels.new_zeros(len(pairs), CANVAS, CANVAS)
-    canvas[:, :SIDE, :SIDE] = first.pixels
+    canvas = first.x.new_zeros(len(pairs), CANVAS, CANVAS)
+    canvas[:, :SIDE, :SIDE] = first.x
     corner = canvas[:, OFFSET:, OFFSET:]
-    torch.maximum(corner, second.pixels, out=corner)
+    torch.maximum(corner, second.x, out=corner)
     x = scaled(canvas)
     if size != CANVAS:
         x = F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
-    return Split(x, {"left": first.classes, "right": second.classes})
+    return Split(x, {"left": first.targets[left_task], "right": second.targets[right_task]})
 
 
-multi_mnist = overlaid(
-    "multi-mnist",
-    MNIST,
-    MNIST,
-    about="MultiMNIST: two overlapping digits, top-left (task `left`) and bottom-right (task `right`).",
-)
-multi_fashion = overlaid(
-    "multi-fashion",
-    FASHION_MNIST,
-    FASHION_MNIST,
-    about="Multi-Fashion: two overlapping clothes, top-left (task `left`) and bottom-right (task `right`).",
-)
-multi_fashion_mnist = overlaid(
-    "multi-fashion-mnist",
-    MNIST,
-    FASHION_MNIST,
-    about="Multi-Fashion-MNIST: a digit top-left (task `left`), clothes bottom-right (task `right`).",
-)
+_TASKS = ", top-left (task `left`) and bottom-right (task `right`)."
+OVERLAID = {
+    "multi-mnist": overlaid("multi-mnist", MNIST, MNIST, about=f"MultiMNIST: two overlapping digits{_TASKS}"),
+    "multi-fashion": overlaid(
+        "multi-fashion", FASHION_MNIST, FASHION_MNIST, about=f"Multi-Fashion: two overlapping clothes{_TASKS}"
+    ),
+    "multi-fashion-mnist": overlaid(
+        "multi-fashion-mnist", MNIST, FASHION_MNIST, about=f"Multi-Fashion-MNIST: a digit and clothes{_TASKS}"
+    ),
+}
+"""Registered name -> function of the data set."""

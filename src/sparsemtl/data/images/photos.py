@@ -31,40 +31,24 @@ class DecodingOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Photos:
-    """Photographs of a data set.
+    """Photographs of a data set."""
 
-    Attributes:
-        tasks: target -> task, for all targets that the data set may have.
-        train: official training images.
-        test: images that test.
-        validation: images that validate; None: they are held out from the training images.
-        tested: note on the test images.
-        validated: note on the validation images, where there are any.
-    """
-
-    tasks: Mapping[str, Task]
+    tasks: Mapping[str, Task]  # target -> task, for all targets that the data set may have
     train: ImageSource
     test: ImageSource
-    validation: ImageSource | None = None
-    tested: str = "the official test images"
-    validated: str = ""
+    validation: ImageSource | None = None  # held out from the training images if there are none
+    tested: str = "the official test images"  # note on the test images
+    validated: str = ""  # note on the validation images, where there are any
 
 
 @dataclass(frozen=True)
 class PhotoLayout:
-    """Layout of a data set's files.
-
-    Attributes:
-        package: files.
-        folder: their folder under the root.
-        marker: path in the folder that exists if the files are there.
-        read: function that reads them, from the folder and what else the data set passes.
-    """
+    """Layout of a data set's files."""
 
     package: Package
-    folder: str
-    marker: str
-    read: Callable[..., Photos]
+    folder: str  # folder of the files under the root
+    marker: str  # path in the folder that exists if the files are there
+    read: Callable[..., Photos]  # called with the folder and the data set's further arguments
 
 
 def find_layout(name: str, layouts: Mapping[str, PhotoLayout], layout: str, root: Path) -> PhotoLayout:
@@ -75,9 +59,6 @@ def find_layout(name: str, layouts: Mapping[str, PhotoLayout], layout: str, root
         layouts: name -> layout.
         layout: name of a layout, or "auto" for any.
         root: folder under which data sets lie.
-
-    Raises:
-        DataError: if no files are there.
     """
     kinds = list(layouts.values()) if layout == "auto" else [layouts[layout]]
     for kind in kinds:
@@ -99,9 +80,6 @@ def photo_data(
         validation: fraction of the training images held out, where no images validate.
         seed: seed of the images held out.
         options: see `DecodingOptions`.
-
-    Raises:
-        DataError: if training and test images have different labels, or none.
     """
     targets = photos.train.targets
     if not targets:

@@ -42,10 +42,6 @@ def read_picture(path: Path, *, rgb: bool, upright: bool = False) -> Array:
         rgb: return three channels of bytes, shape (H, W, 3), whatever the file holds; else numbers as in the file.
         upright: turn the image as its EXIF orientation says, as viewers do: many cameras write photographs as they fall
             on the sensor. Not for images that have maps of their pixels.
-
-    Raises:
-        DataError: naming the file, if it is absent or damaged.
-        MissingExtraError: if Pillow is not installed.
     """
     image = _opened(path)
     if upright:
@@ -79,11 +75,7 @@ def _upright(image: Image) -> Image:
 
 
 def load_pillow(purpose: str) -> Any:
-    """Import Pillow's `Image`.
-
-    Raises:
-        MissingExtraError: if it is not installed.
-    """
+    """Import Pillow's `Image`."""
     try:
         from PIL import Image
     except ImportError:
@@ -104,11 +96,7 @@ def _opened(path: Path) -> Image:
 
 
 def read_array(path: Path) -> Array:
-    """Read a NumPy file.
-
-    Raises:
-        DataError: naming the file, if it is absent, damaged or not of numbers.
-    """
+    """Read a NumPy file."""
     try:
         array = np.load(path, allow_pickle=False)
     except FileNotFoundError:
@@ -167,11 +155,7 @@ class Files:
 
 
 def as_size(size: Size) -> int | tuple[int, int] | None:
-    """Check a parameter `size`.
-
-    Raises:
-        ParameterError: if it is neither None, nor a number, nor two.
-    """
+    """Check a parameter `size`."""
     if size is None or isinstance(size, int):
         return size
     if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):

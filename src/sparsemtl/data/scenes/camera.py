@@ -45,7 +45,7 @@ def directions(camera: Camera, rays: Tensor) -> Tensor:
 
 
 def expose(rooms: Rooms, middle: Tensor, corner: Tensor, grain: Tensor) -> Tensor:
-    """Make images of light.
+    """Return images of light, in [0, 1], (N, 3, H, W).
 
     A pixel's light is half of that through its middle and half of that through its corners, which smooths edges and
     shadows for two rays a pixel. It falls off to the image's corners, is noisy as photons and amplifiers are, and
@@ -56,9 +56,6 @@ def expose(rooms: Rooms, middle: Tensor, corner: Tensor, grain: Tensor) -> Tenso
         middle: light through the pixels' middles, (N, 3, H, W).
         corner: light through their corners, (N, 3, H + 1, W + 1).
         grain: standard normal noise, (N, 3, H, W).
-
-    Returns:
-        Images in [0, 1], (N, 3, H, W).
     """
     upper = corner[..., :-1, :-1] + corner[..., :-1, 1:]
     lower = corner[..., 1:, :-1] + corner[..., 1:, 1:]

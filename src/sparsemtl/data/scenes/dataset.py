@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -41,19 +40,8 @@ def rendered(
 ) -> Rendering:
     """Return images of one split, from `<root>/scenes/` if they lie there whole, else rendered and written there.
 
-    Both give the same numbers, bit for bit: normals of 16 bits, made unit again, and all else as from `render`.
-
-    Args:
-        split: name of the split.
-        count: number of images, at least one. Fewer images are the beginning of more.
-        height: rows of pixels.
-        width: columns of pixels.
-        seed: seed of the whole set.
-        root: folder under which data sets lie; SPARSEMTL_DATA, or ./data, by default.
-
-    Raises:
-        DataError: if the images cannot be written there.
-        ParameterError: as `render`.
+    Both give the same numbers, bit for bit: normals of 16 bits, made unit again, and all else as from `render`, which
+    describes the arguments. Fewer images are the beginning of more.
     """
     name = f"v{FORMAT}-{height}x{width}-seed{seed}-{split}-{count}"
     path = resolve_root(root) / "scenes" / f"{name}.safetensors"
@@ -63,7 +51,9 @@ def rendered(
             raise CheckpointError(f"{path} does not hold the images {name}.")
         return unpacked(tensors)
     except CheckpointError:
-        pieces = [packed(piece) for piece in _pieces(split, count, height, width, seed)]
+        indices = split_indices(split, count)
+        starts = range(0, max(count, 1), PIECE)
+        pieces = [packed(render(seed, indices[start : start + PIECE], height, width)) for start in starts]
         package = {key: torch.cat([piece[key] for piece in pieces]) for key in Rendering._fields}
     try:
         write_tensors(path, package, {"scenes": name})
@@ -73,12 +63,6 @@ def rendered(
             f"Name a folder that can be written by `root` or SPARSEMTL_DATA."
         ) from None
     return unpacked(package)
-
-
-def _pieces(split: SceneSplit, count: int, height: int, width: int, seed: int) -> Iterator[Rendering]:
-    indices = split_indices(split, count)
-    for start in range(0, max(count, 1), PIECE):
-        yield render(seed, indices[start : start + PIECE], height, width)
 
 
 def packed(rendering: Rendering) -> dict[str, Tensor]:

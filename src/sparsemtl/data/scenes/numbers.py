@@ -28,12 +28,7 @@ def sqrt(x: Tensor) -> Tensor:
 
 
 class UniformNumbers:
-    """Uniform numbers of N images, drawn in a fixed order.
-
-    Args:
-        seed: seed of the whole set.
-        indices: N indices of images. The numbers of an image depend on the seed and on its own index only.
-    """
+    """Uniform numbers of N images, drawn in a fixed order; those of an image depend on the seed and its index only."""
 
     def __init__(self, seed: int, indices: Sequence[int]) -> None:
         self._numbers = torch.from_numpy(np.stack([np.random.default_rng((seed, i)).random(COUNT) for i in indices]))

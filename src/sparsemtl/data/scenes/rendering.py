@@ -46,9 +46,6 @@ def render(seed: int, indices: Sequence[int], height: int, width: int) -> Render
         indices: indices of the images, at least 0; each depends, bit for bit, on the seed, its index and the size only.
         height: rows of pixels.
         width: columns of pixels. The field of view is drawn for the longer side.
-
-    Raises:
-        ParameterError: if there is nothing to render or a number is negative.
     """
     if min(height, width) < 1 or min(seed, *indices, 0) < 0 or not len(indices):
         raise ParameterError(

@@ -39,7 +39,7 @@ def trace(rooms: Rooms, direction: Tensor) -> Hits:
     """Follow rays from the cameras to the first surface; `direction` as from `directions`."""
     origin = rooms.camera.position.unsqueeze(2)
     distances = [_leaving(rooms.size.unsqueeze(2), origin, direction).unsqueeze(1)]
-    for start, end in (box_spans(rooms.boxes, origin, direction), round_spans(rooms.rounds, origin, direction)):
+    for start, end in (_box_spans(rooms.boxes, origin, direction), _round_spans(rooms.rounds, origin, direction)):
         distances.append((start - end).clamp_(min=0).mul_(FAR).add_(start))
     depth, solid = torch.cat(distances, 1).min(1)
     return _describe(rooms, origin, direction, depth, solid)
@@ -48,7 +48,7 @@ def trace(rooms: Rooms, direction: Tensor) -> Hits:
 def blocked(rooms: Rooms, origin: Tensor, way: Tensor) -> Tensor:
     """Return 1 if a solid stands between `origin` and `origin + way`, both (N, 3, R), else 0, (N, R)."""
     covered = torch.zeros_like(way[:, 0])
-    for start, end in (box_spans(rooms.boxes, origin, way), round_spans(rooms.rounds, origin, way)):
+    for start, end in (_box_spans(rooms.boxes, origin, way), _round_spans(rooms.rounds, origin, way)):
         if start.shape[1]:
             covered = covered.maximum(end.clamp_(max=1).sub_(start).amax(1))
     return (covered > 0).float()
@@ -66,7 +66,7 @@ def turned(vector: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return torch.stack([cosine * x + sine * y, cosine * y - sine * x], -2)
 
 
-def box_spans(boxes: Solids, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+def _box_spans(boxes: Solids, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
     """Return where rays enter boxes and leave them, in units of the direction, not before the origin, (N, K, R).
 
     A ray that misses a solid enters it after it has left.
@@ -80,8 +80,8 @@ def box_spans(boxes: Solids, origin: Tensor, direction: Tensor) -> tuple[Tensor,
     return first.clamp_(min=0), torch.minimum(end[:, :, 0], end[:, :, 1]).minimum(high)
 
 
-def round_spans(rounds: Solids, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the spans of `box_spans` for round solids.
+def _round_spans(rounds: Solids, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the spans of `_box_spans` for round solids.
 
     The sides are roots of a quadratic: x^2 + y^2 = radius^2 for cylinders, x^2 + y^2 + z^2 = radius^2 for balls.
     """

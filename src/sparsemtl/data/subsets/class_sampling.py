@@ -15,11 +15,7 @@ TaskClasses = Mapping[str, Sequence[int]]
 
 
 def named_classes(tasks: Mapping[str, Sequence[str | int]], names: Sequence[str]) -> dict[str, list[int]]:
-    """Return task -> indices of its classes, which are given by name or index.
-
-    Raises:
-        ParameterError: if a task has fewer than two classes, one twice, or one that does not exist.
-    """
+    """Return task -> indices of its classes, which are given by name or index."""
     if not tasks:
         raise ParameterError("tasks: expected a number of tasks, or a mapping of tasks to their classes; got none.")
     found = {}
@@ -54,9 +50,6 @@ def drawn_classes(count: int, tasks: int, size: int, overlap: int, *, seed: int)
 
     Returns:
         task -> its classes, ascending.
-
-    Raises:
-        ParameterError: if there are too few classes.
     """
     needed = overlap + tasks * (size - overlap)
     if size < 2 or overlap > size:
@@ -93,11 +86,7 @@ class ClassSampling:
             self._orders.append(rows[torch.randperm(len(rows), generator=generator)])
 
     def disjoint(self, tasks: TaskClasses, count: int) -> dict[str, Tensor]:
-        """Draw `count` samples per class for every task, none for two tasks; fewer samples are among more.
-
-        Raises:
-            DataError: if there are not enough samples of a class.
-        """
+        """Draw `count` samples per class for every task, none for two tasks; fewer samples are among more."""
         users = Counter(index for chosen in tasks.values() for index in chosen)
         turns: Counter[int] = Counter()
         drawn = {}
@@ -111,11 +100,7 @@ class ClassSampling:
         return drawn
 
     def common(self, tasks: TaskClasses, count: int | None) -> dict[str, Tensor]:
-        """Draw `count` samples per class, or all: the same ones for every task that has the class.
-
-        Raises:
-            DataError: if there are not enough samples of a class, or none at all for a task.
-        """
+        """Draw `count` samples per class, or all: the same ones for every task that has the class."""
         drawn = {}
         for task, chosen in tasks.items():
             for index in chosen:

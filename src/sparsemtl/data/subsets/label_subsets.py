@@ -24,7 +24,7 @@ from sparsemtl.registry.parameters import Count, Default, Natural
 from sparsemtl.tasks import Classification
 
 
-class SamplingOptions(TypedDict, total=False):
+class _SamplingOptions(TypedDict, total=False):
     """Options of the samples and classes that are drawn."""
 
     classes: Annotated[Count, Default(10), Doc("Number of classes per drawn task, at least 2.")]
@@ -71,7 +71,7 @@ def label_subsets(
             "(rest), or from all (all); or there is none (none). It is evaluated on all the sources' samples."
         ),
     ] = "rest",
-    **sampling: Unpack[SamplingOptions],
+    **sampling: Unpack[_SamplingOptions],
 ) -> TaskData:
     """Label subsets: small tasks with classes of their own cut out of data sets, and one big task of all classes.
 

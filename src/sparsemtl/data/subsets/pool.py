@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,20 +27,12 @@ Asked = str | Mapping[str, Any]
 """Name of a data set, or a mapping of its `name`, its `task` and its parameters."""
 
 
-@runtime_checkable
-class KnowsLabels(Protocol):
-    """Source that has labels without decoding."""
-
-    def labels_of(self, target: str) -> Tensor:
-        """Return the labels of all samples."""
-
-
 def classes_of(samples: Samples, task: Classification) -> Tensor:
     """Return the class of every sample, int64, shape (N,); `UNKNOWN` where there is none."""
     if isinstance(samples, Split):
         labels = samples.targets[task.target]
-    elif isinstance(samples, LazySplit) and isinstance(samples.source, KnowsLabels):
-        labels = samples.source.labels_of(task.target)[samples.rows]
+    elif isinstance(samples, LazySplit) and (labels_of := getattr(samples.source, "labels_of", None)):
+        labels = labels_of(task.target)[samples.rows]  # known without decoding
     else:
         labels = torch.cat([targets[task.target] for _, targets in samples.only([task.target]).loader(BATCH)])
     labels = task.labels({task.target: labels})
@@ -49,15 +41,10 @@ def classes_of(samples: Samples, task: Classification) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Samples of several data sets, one behind the other.
+    """Samples of several data sets, one behind the other."""
 
-    Attributes:
-        splits: samples of the data sets: all in memory, or all lazy.
-        classes: class of every sample, numbered over all data sets, shape (N,).
-    """
-
-    splits: Sequence[Split | LazySplit]
-    classes: Tensor
+    splits: Sequence[Split | LazySplit]  # all in memory, or all lazy
+    classes: Tensor  # class of every sample, numbered over all data sets, (N,)
 
     def samples(self, rows: Tensor, target: str, classes: Sequence[int]) -> Split | LazySplit:
         """Return some of the samples, labelled with the indices of their classes among some of the classes.
@@ -77,7 +64,7 @@ class Pool:
             return Split(_gathered(in_memory, own), {target: labels})
         lazy = [split for split in self.splits if isinstance(split, LazySplit)]
         pieces = tuple(split.select(some) for split, some in zip(lazy, own, strict=True))
-        return LazySplit.of(Relabelled(pieces, target, labels), workers=lazy[0].workers, memory=lazy[0].memory)
+        return LazySplit.of(_Relabelled(pieces, target, labels), workers=lazy[0].workers, memory=lazy[0].memory)
 
 
 def _gathered(tensors: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
@@ -90,7 +77,7 @@ def _gathered(tensors: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Relabelled:
+class _Relabelled:
     """Samples of lazy splits, one behind the other, with `labels` (N,) of one new target."""
 
     pieces: tuple[LazySplit, ...]
@@ -130,19 +117,12 @@ class Relabelled:
 
 @dataclass(frozen=True, eq=False)
 class JoinedData:
-    """Data sets joined.
+    """Data sets joined."""
 
-    Attributes:
-        names: names of all classes.
-        pools: training, validation and test samples.
-        notes: notes of the data sets.
-        stem: see `TaskData`.
-    """
-
-    names: tuple[str, ...]
-    pools: tuple[Pool, Pool, Pool]
+    names: tuple[str, ...]  # of all classes
+    pools: tuple[Pool, Pool, Pool]  # training, validation and test samples
     notes: tuple[str, ...]
-    stem: Callable[[], nn.Module] | None
+    stem: Callable[[], nn.Module] | None  # see `TaskData`
 
 
 def join(
@@ -155,10 +135,6 @@ def join(
         asked: data sets to make.
         root: their root, for those that have no own.
         download: whether they may download files.
-
-    Raises:
-        ParameterError: if one is asked for twice, or has no classification, or several of which none is named.
-        DataError: if a data set raises it, or the inputs do not go together.
     """
     each = [asked] if isinstance(asked, (str, Mapping)) else list(asked)
     sources = [_load(datasets, one, root, download=download) for one in each]

@@ -45,11 +45,7 @@ class ImageCache:
 
     @classmethod
     def of(cls, folder: Path, paths: Sequence[str], options: str, size: int) -> ImageCache:
-        """Return the cache of these files decoded with these options; changed files have another cache.
-
-        Raises:
-            DataError: if a file is absent.
-        """
+        """Return the cache of these files decoded with these options; changed files have another cache."""
         files = "".join(f"{path}\0{_state(path)}\n" for path in paths)
         name, common = _code([FORMAT, options], files), _code([FORMAT], files)
         return cls(folder / f"{name}.pictures", size, folder / f"{common}.npz")
@@ -69,11 +65,7 @@ class ImageCache:
         return content if present == _PRESENT and checksum == zlib.crc32(content) else None
 
     def write(self, row: int, content: bytes) -> None:
-        """Write an image into its slot.
-
-        Raises:
-            DataError: if the file cannot be written.
-        """
+        """Write an image into its slot."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
@@ -93,11 +85,7 @@ class ImageCache:
         return arrays if all(len(array) == count for array in arrays) else None
 
     def write_fingerprints(self, *arrays: Array) -> None:
-        """Write the arrays of the fingerprints.
-
-        Raises:
-            DataError: if the file cannot be written.
-        """
+        """Write the arrays of the fingerprints."""
         if self.fingerprints is None:
             return
         try:

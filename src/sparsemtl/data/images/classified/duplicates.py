@@ -48,15 +48,10 @@ def fingerprint(image: Array) -> tuple[Array, Array]:
 
 @dataclass(frozen=True, eq=False)
 class Fingerprints:
-    """Fingerprints of N images.
+    """Fingerprints of N images."""
 
-    Attributes:
-        digests: digests of size and pixels, uint8, shape (N, DIGEST); zeros for images that cannot be decoded.
-        small: small grey images, uint8, shape (N, SIDE, SIDE).
-    """
-
-    digests: Array
-    small: Array
+    digests: Array  # of size and pixels, uint8, (N, DIGEST); zeros for images that cannot be decoded
+    small: Array  # grey images, uint8, (N, SIDE, SIDE)
 
     @classmethod
     def of(cls, each: Iterable[tuple[Array, Array] | None]) -> Fingerprints:
@@ -112,15 +107,10 @@ def copies(prints: Fingerprints, rows: Array, others: Array, read: Callable[[int
 
 @dataclass(frozen=True, eq=False)
 class _FineImage:
-    """Image for the detailed comparison.
+    """Image for the detailed comparison."""
 
-    Attributes:
-        image: at most `FINE` pixels high and wide, int16, shape (side, side, 3).
-        size: original height and width.
-    """
-
-    image: Array
-    size: tuple[int, int]
+    image: Array  # at most `FINE` pixels high and wide, int16, (side, side, 3)
+    size: tuple[int, int]  # original height and width
 
     @classmethod
     def of(cls, image: Array) -> _FineImage:

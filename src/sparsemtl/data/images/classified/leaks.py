@@ -22,21 +22,13 @@ Deduplicate = Literal["similar", "exact", "none"]
 
 @dataclass(frozen=True)
 class Leak:
-    """Image that an evaluation has as well.
+    """Image that an evaluation has as well."""
 
-    Attributes:
-        row: index of the image, in its own task.
-        split: split of the image.
-        task: task that has the other image.
-        other: index of the other image, in that task.
-        exact: whether their pixels are equal.
-    """
-
-    row: int
+    row: int  # index of the image, in its own task
     split: int
-    task: str
-    other: int
-    exact: bool
+    task: str  # task that has the other image
+    other: int  # index of the other image, in that task
+    exact: bool  # their pixels are equal
 
 
 def find_leaks(

@@ -26,21 +26,13 @@ Folders = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """Images of one task.
-
-    Attributes:
-        name: name of the task.
-        paths: files of the images.
-        labels: class of each image, int64, shape (N,).
-        classes: names of the classes.
-        splits: split of each image, shape (N,); None if no folders determine it.
-    """
+    """Images of one task, called `name`."""
 
     name: str
     paths: tuple[str, ...]
-    labels: Tensor
+    labels: Tensor  # class of each image, int64, (N,)
     classes: tuple[str, ...]
-    splits: Tensor | None = None
+    splits: Tensor | None = None  # split of each image, (N,), if folders determine it
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -51,9 +43,6 @@ def class_folders(folder: Path) -> dict[str, list[str]]:
 
     Hidden folders, folders that macOS adds to archives, and files without an image's ending are ignored. The images of
     a class may lie in a folder `images` of its own, as in Tiny ImageNet.
-
-    Raises:
-        DataError: if there is no such folder, or it has no folders.
     """
     folders = _folders(folder)
     if not folders:
@@ -85,11 +74,7 @@ def _entries(folder: Path) -> list[str]:
 
 
 def choose_classes(folders: Folders, names: Iterable[str] | None, where: str) -> dict[str, Sequence[str]]:
-    """Return the folders of the named classes, in the order of the names; all by default.
-
-    Raises:
-        ParameterError: if a class is absent, or named twice.
-    """
+    """Return the folders of the named classes, in the order of the names; all by default."""
     if names is None:
         return dict(folders)
     counts = Counter(map(str, names))
@@ -102,11 +87,7 @@ def choose_classes(folders: Folders, names: Iterable[str] | None, where: str) ->
 
 
 def list_classes(name: str, folders: Folders, where: str) -> Listing:
-    """List the images of all classes.
-
-    Raises:
-        DataError: if there are fewer than two classes, or one has no image.
-    """
+    """List the images of all classes."""
     if len(folders) < 2:
         raise DataError(f"{where} has {len(folders)} class, a classification at least 2: {', '.join(folders)}.")
     empty = next((label for label, paths in folders.items() if not paths), None)
@@ -139,9 +120,6 @@ def list_folder(name: str, folder: Path) -> Listing:
 
     Capitals make no difference to these three names. Where there is train and val and no test, as in ImageNet, the
     images of val are the test images.
-
-    Raises:
-        DataError: if it is neither, or a class has no image.
     """
     where = str(folder.absolute())
     inside = _folders(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Annotated, TypedDict
+from typing import Annotated, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -83,19 +83,12 @@ class SplitOptions(ImageOptions, total=False):
 
 @dataclass(frozen=True)
 class _TaskImages:
-    """Images of a task and their splits.
-
-    Attributes:
-        source: images.
-        prints: fingerprints of the images, where they are known already.
-        rows: rows of training, validation and test images.
-        notes: notes on the splits.
-    """
+    """Images of a task and their splits."""
 
     source: ClassImages
-    prints: Fingerprints | None
-    rows: list[Tensor]
-    notes: list[str]
+    prints: Fingerprints | None  # where they are known already
+    rows: list[Tensor]  # of training, validation and test images
+    notes: list[str]  # on the splits
 
 
 def one_task(
@@ -111,8 +104,9 @@ def one_task(
         notes: further notes of the data set.
     """
     data = several_tasks(name, [listing], options, fractions, notes)
-    parts = (part[listing.name] for part in (data.train, data.validation, data.test) if isinstance(part, Mapping))
-    return TaskData(name, data.tasks, *parts, data.notes)
+    splits = (cast("Mapping[str, LazySplit]", part) for part in (data.train, data.validation, data.test))
+    train, validation, test = (split[listing.name] for split in splits)
+    return TaskData(name, data.tasks, train, validation, test, data.notes)
 
 
 def several_tasks(
@@ -165,17 +159,7 @@ def _divided(listing: Listing, options: ImageOptions, fractions: Sequence[float]
 
 
 def _split(listing: Listing, usable: Tensor, fractions: Sequence[float], seed: int) -> tuple[list[Tensor], str]:
-    """Return the rows of training, validation and test images, and the note on the split.
-
-    Args:
-        listing: images of the task.
-        usable: rows of the images that can be decoded.
-        fractions: fractions of the splits.
-        seed: seed of the order.
-
-    Raises:
-        DataError: if a split gets no image, or a class none in training.
-    """
+    """Return the rows of training, validation and test images, among those in `usable`, and the note on the split."""
     if len(fractions) not in (2, 3) or any(fraction <= 0 for fraction in fractions):
         raise ParameterError(
             f"split: expected the shares of training, validation and test, each above 0, got {list(fractions)}."
@@ -216,13 +200,7 @@ def _check_splits(listing: Listing, rows: Sequence[Tensor]) -> None:
 
 
 def check_every_class(name: str, classes: Sequence[str], counts: Tensor) -> None:
-    """Raise a DataError unless every class has a training sample.
-
-    Args:
-        name: name of the task.
-        classes: names of its classes.
-        counts: number of training samples per class.
-    """
+    """Raise a DataError unless every class of a task has a training sample; `counts` are their numbers per class."""
     lacking = [name for name, count in zip(classes, counts.tolist(), strict=True) if count == 0]
     if lacking:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
@@ -232,11 +210,7 @@ def check_every_class(name: str, classes: Sequence[str], counts: Tensor) -> None
 
 
 def _without(images: _TaskImages, leaks: Sequence[Leak], notes: Sequence[str]) -> _TaskImages:
-    """Return the images without some training and validation images.
-
-    Raises:
-        DataError: if a split has no image left, or a class none in training.
-    """
+    """Return the images without some training and validation images."""
     if not leaks:
         return images
     gone = torch.tensor([leak.row for leak in leaks])

@@ -23,27 +23,16 @@ LUMA = (19595, 38470, 7471)
 
 @dataclass(frozen=True)
 class Form:
-    """Form to which every image is brought.
-
-    Attributes:
-        height: height in pixels.
-        width: width in pixels.
-        crop: keep the proportions and cut out the middle; else squeeze.
-        grey: one channel instead of three.
-    """
+    """Form to which every image is brought."""
 
     height: int
     width: int
-    crop: bool
-    grey: bool
+    crop: bool  # keep the proportions and cut out the middle; else squeeze
+    grey: bool  # one channel instead of three
 
     @classmethod
     def of(cls, size: Size, *, grey: bool) -> Form:
-        """Return the form for a parameter `size`: the side of a square, or height and width.
-
-        Raises:
-            ParameterError: if it is neither.
-        """
+        """Return the form for a parameter `size`: the side of a square, or height and width."""
         sides = as_size(size)
         if sides is None:
             raise ParameterError("`size` must be a number, or a height and a width: images differ in size.")
@@ -65,11 +54,7 @@ class Form:
 
 
 def read_upright(path: str | Path) -> Array:
-    """Return an image (H, W, 3) of bytes, upright as a viewer would show the file.
-
-    Raises:
-        DataError: naming the file, if it is absent or damaged.
-    """
+    """Return an image (H, W, 3) of bytes, upright as a viewer would show the file."""
     return read_picture(Path(path), rgb=True, upright=True)
 
 
@@ -81,13 +66,7 @@ def _grey(colours: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class ClassImages:
-    """Images of one task, decoded from their files or read from a cache.
-
-    Attributes:
-        listing: files and their classes.
-        form: form of every decoded image.
-        cache: cache of decoded images; None without one.
-    """
+    """Images of one task, decoded from their files or read from a cache."""
 
     listing: Listing
     form: Form
@@ -110,11 +89,7 @@ class ClassImages:
         return self.listing.labels
 
     def sample(self, row: int, targets: Sequence[str]) -> DecodedSample:
-        """Return an image, bytes (channels, height, width), with its class.
-
-        Raises:
-            DataError: naming the file, if it is absent or damaged.
-        """
+        """Return an image, bytes (channels, height, width), with its class."""
         if self.cache is not None and (cached := self.cache.read(row)) is not None:
             x = torch.frombuffer(cached, dtype=torch.uint8).view(self.form.shape)
         else:
