@@ -11,6 +11,7 @@ import torch
 from annotated_types import Gt, Le, Lt
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import each
 from typing_extensions import Doc, Unpack
 
 import sparsemtl as sm
@@ -61,7 +62,7 @@ class MyPruner(Pruner):
     pass
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "message"),
     [
         ({"keep": 1.5}, "'keep' parameter of Pruner must be a float in (0, 1]. Got 1.5 instead."),
@@ -156,7 +157,7 @@ def test_a_number_fits_where_it_lies_in_the_range(value: float, hint: Any) -> No
     assert fits(value, hint) == RANGES[hint](value)
 
 
-@pytest.mark.parametrize(
+@each(
     ("value", "hint", "expected"),
     [
         (3, float, True),
@@ -204,12 +205,12 @@ def test_what_fits(value: object, hint: Any, expected: bool) -> None:
     assert fits(value, hint) is expected
 
 
-@pytest.mark.parametrize("hint", [Any, object, torch.nn.Module, Callable[[int], int], type[int], str | torch.nn.Module])
+@each("hint", [Any, object, torch.nn.Module, Callable[[int], int], type[int], str | torch.nn.Module])
 def test_an_annotation_that_cannot_be_checked_passes_everything(hint: Any) -> None:
     assert fits(object(), hint)
 
 
-@pytest.mark.parametrize(
+@each(
     ("hint", "words"),
     [
         (Fraction, "a float in (0, 1]"),

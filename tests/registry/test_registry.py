@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from loops import each
 
 from sparsemtl import DenseSharing, FisherSharing
 from sparsemtl.architectures import ARCHITECTURES
@@ -19,7 +20,7 @@ from sparsemtl.sharing import SHARING
 from sparsemtl.tasks import TASKS
 
 ALL = [ARCHITECTURES, BALANCERS, DATASETS, ENCODERS, HEADS, OPTIMIZERS, SCHEDULERS, SHARING, TASKS]
-MEMBERS = [pytest.param(registry, name, id=f"{registry.kind} {name}") for registry in ALL for name in registry]
+MEMBERS = [(registry, name) for registry in ALL for name in registry]
 
 
 class Circle:
@@ -49,7 +50,7 @@ def test_a_member_is_made_from_what_is_given_and_the_users_parameters() -> None:
     assert shapes().build("circle", 2.0).radius == 1
 
 
-@pytest.mark.parametrize("ask", [lambda r: r["cirkle"], lambda r: r.build("cirkle"), lambda r: r.summary("cirkle")])
+@each("ask", [lambda r: r["cirkle"], lambda r: r.build("cirkle"), lambda r: r.summary("cirkle")])
 def test_an_unknown_name_is_answered_with_the_nearest(ask) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ConfigError) as caught:
         ask(shapes())
@@ -103,7 +104,7 @@ def test_the_summary_is_the_first_paragraph_on_one_line() -> None:
     assert shapes().summary("circle") == "A round shape, which goes on."
 
 
-@pytest.mark.parametrize(("registry", "name"), MEMBERS)
+@each(("registry", "name"), MEMBERS)
 def test_every_member_says_in_a_sentence_what_it_is_and_describes_its_parameters(
     registry: Registry[object], name: str
 ) -> None:
@@ -117,7 +118,7 @@ def test_members_are_found_by_the_names_of_their_axis() -> None:
     assert "maen" not in BALANCERS
 
 
-@pytest.mark.parametrize(
+@each(
     ("found", "known", "message"),
     [
         ("digt", ["ink", "digit"], "unknown task 'digt'. Did you mean 'digit'? Known: digit, ink."),

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import each
 
 from sparsemtl.errors import ConfigError
 from sparsemtl.registry.parameters import parameters_of
@@ -38,7 +39,7 @@ def test_nothing_at_all_is_a_configuration_of_defaults() -> None:
     assert complete["training"] == {key: parameter.default for key, parameter in training_keys().items()}
 
 
-@pytest.mark.parametrize(("section", "name"), MEMBERS)
+@each(("section", "name"), MEMBERS)
 def test_a_bare_name_stands_for_the_constructors_defaults(section: str, name: str) -> None:
     defaults = {key: parameter.default for key, parameter in parameters_of(SECTIONS[section][0][name]).items()}
     complete = check({section: name})
@@ -46,7 +47,7 @@ def test_a_bare_name_stands_for_the_constructors_defaults(section: str, name: st
     assert complete[section] == plain({"name": name, **defaults})
 
 
-@pytest.mark.parametrize(("section", "name"), MEMBERS)
+@each(("section", "name"), MEMBERS)
 def test_a_checked_configuration_survives_its_file_and_another_check(section: str, name: str) -> None:
     complete = check({section: name, "optimizer": {"lr": 1e-17}, "weights": {"digit": 2}})
     assert yaml.safe_load(yaml.safe_dump(complete)) == complete
@@ -63,7 +64,7 @@ def test_a_section_without_its_name_is_the_defaults() -> None:
     assert check({"optimizer": {"lr": 0.5}})["optimizer"] == {**check({"optimizer": "adam"})["optimizer"], "lr": 0.5}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
+@each("path", sorted((ROOT / "examples").glob("*.yaml")))
 def test_the_examples_are_valid(path: Path) -> None:
     content = read_yaml(path)
     check(content.get("base", content), where=str(path))
@@ -119,7 +120,7 @@ WRONG = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("config", "message"), WRONG)
+@each(("config", "message"), WRONG)
 def test_a_mistake_is_said_with_its_place_and_what_was_expected(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check(config, where="my.yaml")
@@ -129,7 +130,7 @@ def test_a_mistake_is_said_with_its_place_and_what_was_expected(config: dict[str
     assert message in rest[0]
 
 
-@pytest.mark.parametrize(
+@each(
     ("key", "value"),
     [
         ("training.epochs", "2"),
@@ -156,7 +157,7 @@ def test_all_mistakes_are_said_at_once_and_each_once() -> None:
     assert sorted(places) == ["data.root", "seed", "sharing", "training.epoch", "training.epochs"]
 
 
-@pytest.mark.parametrize("config", [None, 3, "digits", ["data"]])
+@each("config", [None, 3, "digits", ["data"]])
 def test_what_is_no_mapping_is_no_configuration(config: Any) -> None:
     with pytest.raises(ConfigError, match="expected a mapping of sections, got"):
         check(config)
@@ -247,7 +248,7 @@ def test_the_default_of_a_section_is_its_name_also_where_nobody_says_so() -> Non
     assert merge({"optimizer": {"lr": 0.1}}, {"optimizer": "sgd"}) == {"optimizer": {"name": "sgd"}}
 
 
-@pytest.mark.parametrize("wrong", [3, None, ["fisher"]])
+@each("wrong", [3, None, ["fisher"]])
 def test_a_change_replaces_what_is_no_section_at_all(wrong: Any) -> None:
     assert merge({"sharing": wrong}, {"sharing": "random"}) == {"sharing": {"name": "random"}}
     assert merge({"sharing": "random"}, {"sharing": wrong}) == {"sharing": wrong}
@@ -286,7 +287,7 @@ def test_of_two_overrides_of_one_key_the_later_one_holds() -> None:
     assert override({}, ["sharing=random", "sharing=fisher"]) == {"sharing": {"name": "fisher"}}
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "value"),
     [
         ("1e-3", 0.001),
@@ -304,7 +305,7 @@ def test_the_value_of_an_override_is_yaml(text: str, value: Any) -> None:
     assert override({}, [f"training.x={text}"]) == {"training": {"x": value}}
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "message"),
     [
         ("sharing.keep", r"expected an override of the form section\.key=value, got 'sharing\.keep'\."),
@@ -343,7 +344,7 @@ def without(config: dict[str, Any], place: str) -> dict[str, Any]:
     return {name: inner if name == section else value for name, value in config.items() if key or name != section}
 
 
-@pytest.mark.parametrize(
+@each(
     ("place", "changed"),
     [
         ("freeze", True),
@@ -400,14 +401,14 @@ def test_a_run_has_none_before_it_unless_it_says_so() -> None:
     assert pretraining_config(check({"pretraining": {}})) == check({"tasks": ["auxiliary"]})
 
 
-@pytest.mark.parametrize("tasks", [None, ["digit"], ["digit", "slant"]])
+@each("tasks", [None, ["digit"], ["digit", "slant"]])
 def test_the_run_before_trains_the_tasks_that_pretraining_names(tasks: list[str] | None) -> None:
     before = pretraining_config(check({"tasks": ["parity"], "pretraining": {"tasks": tasks}}))
     assert before is not None
     assert before["tasks"] == tasks
 
 
-@pytest.mark.parametrize(
+@each(
     ("changes", "message"),
     [
         ({"training": {"epochs": 0}}, "training.epochs (line 4): expected an int in [1, inf), got 0."),
@@ -455,7 +456,7 @@ def test_in_pretraining_a_section_that_gets_another_name_starts_afresh() -> None
     assert changed == {"pretraining": {"optimizer": {"name": "sgd"}, "training": {"epochs": 3}}}
 
 
-@pytest.mark.parametrize("named", ["adam", {"name": "adam"}])
+@each("named", ["adam", {"name": "adam"}])
 def test_in_pretraining_a_section_keeps_its_name_when_a_parameter_changes(named: Any) -> None:
     base = {"optimizer": "sgd", "pretraining": {"optimizer": named}}
     expected = {"name": "adam", "lr": 0.5}

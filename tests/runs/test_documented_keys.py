@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import pytest
 import yaml
+from loops import each
 from torch import nn
 
 import sparsemtl as sm
@@ -33,9 +33,7 @@ def examples() -> Iterator[tuple[Registry[Any], str, str, str]]:
 EXAMPLES = list(examples())
 
 
-@pytest.mark.parametrize(
-    ("registry", "name", "parameter", "text"), EXAMPLES, ids=[of[1] + "-" + of[2] for of in EXAMPLES]
-)
+@each(("registry", "name", "parameter", "text"), EXAMPLES)
 def test_a_documented_mapping_is_accepted(registry: Registry[Any], name: str, parameter: str, text: str) -> None:
     assert registry is SHARING, "an example of this kind is to be built here"
     registry.build(name, **{parameter: yaml.safe_load(text)}).start(pooled("income", "married"))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from loops import each
 from pydantic import TypeAdapter, ValidationError
 
 from sparsemtl.errors import ConfigError
@@ -52,7 +53,7 @@ def something(hint: Any) -> Any:
     return next(value for value in ([1.0, 2.0], "a", {}) if accepts(TypeAdapter(hint, config={"strict": True}), value))
 
 
-@pytest.mark.parametrize(("section", "name"), MEMBERS)
+@each(("section", "name"), MEMBERS)
 def test_a_configuration_takes_what_the_constructor_takes(sections: Any, section: str, name: str) -> None:
     given = complete_member(section, name)
     for key, parameter in parameters_of(SECTIONS[section][0][name]).items():
@@ -60,13 +61,13 @@ def test_a_configuration_takes_what_the_constructor_takes(sections: Any, section
             assert accepts(sections[section], {**given, key: value}) == fits(value, parameter.hint), (parameter, value)
 
 
-@pytest.mark.parametrize("value", VALUES, ids=repr)
+@each("value", VALUES)
 def test_training_takes_what_the_trainer_takes(sections: Any, value: Any) -> None:
     for key, parameter in training_keys().items():
         assert accepts(sections["training"], {key: value}) == fits(value, parameter.hint), key
 
 
-@pytest.mark.parametrize(("section", "name"), MEMBERS)
+@each(("section", "name"), MEMBERS)
 def test_the_editor_agrees_about_every_parameter(
     sections: Any, editor: dict[str, Any], section: str, name: str
 ) -> None:
@@ -77,13 +78,13 @@ def test_the_editor_agrees_about_every_parameter(
             assert valid(editor, {section: tried}, editor) == accepts(sections[section], tried), tried
 
 
-@pytest.mark.parametrize("value", [*VALUES, ["a"], [1], {"a": 1}, {"a": -1}, {"epochs": 2}, {"epoch": 2}], ids=repr)
+@each("value", [*VALUES, ["a"], [1], {"a": 1}, {"a": -1}, {"epochs": 2}, {"epoch": 2}])
 def test_the_editor_agrees_about_the_first_level(editor: dict[str, Any], value: Any) -> None:
     for key in (*run_keys(), "training", "unknown", *SECTIONS):
         assert valid(editor, {key: value}, editor) == passes({key: value}), (key, value)
 
 
-@pytest.mark.parametrize("value", [*VALUES, ["a"], {"a": 1}, {"epochs": 2}, {"epoch": 2}, {"name": "x"}], ids=repr)
+@each("value", [*VALUES, ["a"], {"a": 1}, {"epochs": 2}, {"epoch": 2}, {"name": "x"}])
 def test_the_editor_agrees_about_the_first_level_of_pretraining(editor: dict[str, Any], value: Any) -> None:
     taken_over = [section for section, (_, default) in SECTIONS.items() if default is not None]
     for key in (*run_keys(), "training", "unknown", *taken_over):
@@ -98,7 +99,7 @@ def test_the_editor_takes_a_parameter_of_the_runs_own_section_in_pretraining(edi
     assert valid(editor, config, editor)
 
 
-@pytest.mark.parametrize(("section", "name"), MEMBERS)
+@each(("section", "name"), MEMBERS)
 def test_the_editor_takes_a_bare_name_and_the_default_without_its_name(
     editor: dict[str, Any], section: str, name: str
 ) -> None:
@@ -122,7 +123,7 @@ def test_the_editor_is_told_what_every_parameter_of_a_documented_class_means(edi
     assert fisher["keep"]["description"].startswith("Fraction of the maskable weights")
     assert fisher["scope"]["description"].startswith("Rank the weights of all layers")  # from the common options
     resnet = editor["$defs"]["encoder_resnet18"]["properties"]
-    assert resnet["width"]["description"].startswith("channels of the first stage")  # from the class it points to
+    assert resnet["width"]["description"].startswith("Channels of the first stage")  # from the common options
     assert editor["$defs"]["training"]["properties"]["patience"]["description"]
     assert all(editor["properties"][key]["description"] for key in run_keys())
 
