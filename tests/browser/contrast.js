@@ -38,7 +38,8 @@
     ink[3] *= opacity;
     const [a, b] = [luminance(over(ink, below)), luminance(below)];
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (ratio < 4.5) found.push([text.slice(0, 60), +ratio.toFixed(2), `rgb(${over(ink, below).slice(0, 3).map(Math.round)}) on rgb(${below.slice(0, 3).map(Math.round)})`, element.className?.toString?.() ?? ""]);
+    const shown = (colour) => `rgb(${colour.slice(0, 3).map(Math.round)})`;
+    if (ratio < 4.5) found.push([text.slice(0, 60), +ratio.toFixed(2), `${shown(over(ink, below))} on ${shown(below)}`]);
   }
   return found;
 }

@@ -62,7 +62,7 @@ def test_a_click_on_a_heading_sorts_the_runs(large_study: Path, open_page: Any) 
     place = next(i for i, name in enumerate(names) if name.startswith("digit"))
 
     def column() -> list[float]:
-        values = "rows => rows.map(row => parseFloat(row.cells[%d].dataset.value))" % place
+        values = f"rows => rows.map(row => parseFloat(row.cells[{place}].dataset.value))"
         return table.locator("tbody tr").evaluate_all(values)
 
     before = column()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +65,7 @@ def test_pages_load_nothing_from_elsewhere(site: Path, browser: Any) -> None:
 
 def test_the_search_finds_a_name(site: Path, open_page: Any) -> None:
     page, errors, _ = open_page(site / "index.html")
-    page.locator("label[for=__search]").first.click()
+    page.keyboard.press("/")  # opens the search
     page.locator(".md-search__input").fill("MaskedOptimizer")
     page.locator(".md-search-result__link").first.wait_for(timeout=20_000)
     assert "MaskedOptimizer" in page.locator(".md-search-result__link").first.get_attribute("href")
@@ -72,8 +73,6 @@ def test_the_search_finds_a_name(site: Path, open_page: Any) -> None:
 
 
 def test_every_link_of_the_site_leads_to_a_page(site: Path) -> None:
-    import re
-
     broken = []
     for page in site.rglob("*.html"):
         for link in re.findall(r'href="([^"#?]+)', page.read_text(encoding="utf-8")):
