@@ -194,7 +194,7 @@ def test_weights_start_from_hes_distribution() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fc": []}, r"'fc' parameter of VGG must be a list of one or more ints .* Got \[\]"),
+        ({"fc": []}, r"'fc' parameter of VGG must be a non-empty sequence of ints .* Got \[\]"),
         ({"fc": [4096, 0]}, r"'fc' parameter of VGG must be .* Got \[4096, 0\]"),
         ({"dropout": 1.0}, r"'dropout' parameter of VGG must be a float in \[0, 1\)"),
         ({"width": 0}, r"'width' parameter of VGG must be an int in \[1, inf\)"),

@@ -20,6 +20,7 @@ from sparsemtl.registry.checking import fits
 from sparsemtl.registry.describe import describe
 from sparsemtl.registry.parameters import (
     Count,
+    Counts,
     Default,
     Fraction,
     Natural,
@@ -176,6 +177,9 @@ def test_a_number_fits_where_it_lies_in_the_range(value: float, hint: Any) -> No
         ([("a", 1)], Mapping[str, int], False),
         ((1,), list[int], False),
         ([1], list[int], True),
+        ((1, 2), Counts, True),
+        ([], Counts, False),
+        ([0], Counts, False),
         ([1.5], list[int], False),
         (np.float64(0.5), Fraction, True),
         (True, bool, True),
@@ -240,6 +244,7 @@ def test_an_annotation_that_cannot_be_checked_passes_everything(hint: Any) -> No
         (Sequence[Mode] | None, "a sequence of any of 'forward', 'gradient' or None"),
         (Sequence[str | Count], "a sequence of strings or ints in [1, inf)"),
         (Sequence[Sequence[int]], "a sequence of sequences of ints"),
+        (Counts | None, "a non-empty sequence of ints in [1, inf) or None"),
         (Mapping[str, Mapping[str, Any] | None] | None, "a mapping to mappings or None, or None"),
         (
             str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]],

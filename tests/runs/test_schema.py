@@ -162,6 +162,8 @@ def _holds(word: str, rule: Any, schema: dict[str, Any], value: Any, root: dict[
             return not number or value > rule
         case "exclusiveMaximum":
             return not number or value < rule
+        case "minItems":
+            return not isinstance(value, list) or len(value) >= rule
         case "items":
             return not isinstance(value, list) or all(valid(rule, item, root) for item in value)
         case "required":

@@ -8,9 +8,9 @@ from typing import Annotated
 from torch import Tensor, nn
 from typing_extensions import Doc
 
-from sparsemtl.backbones.shapes import check_widths, image_shape
+from sparsemtl.backbones.shapes import image_shape
 from sparsemtl.errors import ParameterError
-from sparsemtl.registry.parameters import Count, validated
+from sparsemtl.registry.parameters import Counts, validated
 
 
 class CNN(nn.Module):
@@ -28,7 +28,7 @@ class CNN(nn.Module):
             Sequence[int], Doc("(channels, height, width) of one image, each side at least 2^(blocks - 1) pixels.")
         ],
         *,
-        widths: Annotated[Sequence[Count], Doc("Channels of every block; the last is the width of the features.")] = (
+        widths: Annotated[Counts, Doc("Channels of every block; the last is the width of the features.")] = (
             32,
             64,
             128,
@@ -37,7 +37,6 @@ class CNN(nn.Module):
     ) -> None:
         super().__init__()
         channels, height, width = image_shape("CNN", input_shape)
-        check_widths("CNN", "widths", widths)
         smallest = 2 ** (len(widths) - 1)
         if min(height, width) < smallest:
             raise ParameterError(

@@ -9,9 +9,8 @@ from typing import Annotated
 from torch import Tensor, nn
 from typing_extensions import Doc
 
-from sparsemtl.backbones.shapes import check_widths
 from sparsemtl.errors import ParameterError
-from sparsemtl.registry.parameters import Count, Share, validated
+from sparsemtl.registry.parameters import Counts, Share, validated
 
 
 class MLP(nn.Module):
@@ -27,7 +26,7 @@ class MLP(nn.Module):
         self,
         input_shape: Annotated[Sequence[int], Doc("Shape of one sample.")],
         *,
-        hidden: Annotated[Sequence[Count], Doc("Width of every layer; the last is the width of the features.")] = (
+        hidden: Annotated[Counts, Doc("Width of every layer; the last is the width of the features.")] = (
             256,
             256,
         ),
@@ -37,7 +36,6 @@ class MLP(nn.Module):
         super().__init__()
         if not input_shape or min(input_shape) < 1:
             raise ParameterError(f"MLP reads samples of at least one number, got input_shape={tuple(input_shape)}.")
-        check_widths("MLP", "hidden", hidden)
         layers: list[nn.Module] = [nn.Flatten()]
         width = prod(input_shape)
         for features in hidden:

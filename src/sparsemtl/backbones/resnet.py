@@ -15,9 +15,9 @@ from torch import Tensor, fx, nn
 from typing_extensions import Doc, Unpack
 
 from sparsemtl.backbones.blocks import BasicBlock, Block, Bottleneck, Stem, stem_layers
-from sparsemtl.backbones.shapes import check_sides, check_widths, image_shape
+from sparsemtl.backbones.shapes import check_sides, image_shape
 from sparsemtl.errors import ParameterError
-from sparsemtl.registry.parameters import Count, Default, validated
+from sparsemtl.registry.parameters import Count, Counts, Default, validated
 
 fx.wrap("check_sides")  # a traced network checks its images, too
 
@@ -61,7 +61,7 @@ class ResNet(nn.Module):
         self,
         input_shape: Annotated[Sequence[int], Doc("(channels, height, width) of one image.")],
         *,
-        depths: Annotated[Sequence[Count], Doc("Blocks in each of the four stages.")],
+        depths: Annotated[Counts, Doc("Blocks in each of the four stages.")],
         block: Annotated[
             Block, Doc("`BasicBlock`, or `Bottleneck`, whose features are four times as wide.")
         ] = BasicBlock,
@@ -77,7 +77,6 @@ class ResNet(nn.Module):
         super().__init__()
         stem, width, output_stride = options["stem"], options["width"], options["output_stride"]
         channels, _, _ = image_shape("ResNet", input_shape)
-        check_widths("ResNet", "depths", depths)
         if len(depths) != 4:
             raise ParameterError(f"ResNet has four stages, got {len(depths)} depths: {depths!r}.")
         plan = _resolutions(stem, output_stride, dilate_entry)

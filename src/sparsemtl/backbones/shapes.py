@@ -23,14 +23,6 @@ def image_shape(owner: str, input_shape: Sequence[int]) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def check_widths(owner: str, name: str, widths: Sequence[int]) -> None:
-    """Raise a ParameterError unless there are one or more widths, each of at least one."""
-    if not widths or any(not isinstance(width, int) or width < 1 for width in widths):
-        raise ParameterError(
-            f"The {name!r} parameter of {owner} must be a list of one or more ints in [1, inf). Got {widths!r} instead."
-        )
-
-
 def check_sides(owner: str, images: Tensor, stride: int) -> None:
     """Raise a ParameterError unless the sides of images (B, C, H, W) are multiples of the stride."""
     height, width = images.shape[-2:]

@@ -9,9 +9,9 @@ from typing import Annotated, TypedDict
 from torch import Tensor, nn
 from typing_extensions import Doc, Unpack
 
-from sparsemtl.backbones.shapes import check_widths, image_shape
+from sparsemtl.backbones.shapes import image_shape
 from sparsemtl.errors import ParameterError
-from sparsemtl.registry.parameters import Count, Default, Share, validated
+from sparsemtl.registry.parameters import Count, Counts, Default, Share, validated
 
 _FACTORS = (1, 2, 4, 8, 8)
 """Channels of the five stages over those of the first."""
@@ -47,7 +47,7 @@ class _CommonOptions(TypedDict, total=False):
 
 _Norm = Annotated[bool, Doc("Add batch normalisation after every convolution.")]
 _Widths = Annotated[
-    Sequence[Count] | None,
+    Counts | None,
     Doc(
         "Widths of the fully connected layers, each followed by ReLU and dropout, None for no such layers. The "
         "published networks have [4096, 4096] before the last layer, which is the head of a task here."
@@ -86,13 +86,12 @@ class VGG(nn.Module):
         self,
         input_shape: Annotated[Sequence[int], Doc("(channels, height, width) of one image.")],
         *,
-        depths: Annotated[Sequence[Count], Doc("Convolutions in each of the five stages.")],
+        depths: Annotated[Counts, Doc("Convolutions in each of the five stages.")],
         **options: Unpack[VGGOptions],
     ) -> None:
         super().__init__()
         fc, width = options["fc"], options["width"]
         channels, height, wide = image_shape("VGG", input_shape)
-        check_widths("VGG", "depths", depths)
         if len(depths) != len(_FACTORS):
             raise ParameterError(f"VGG has five stages, got {len(depths)} depths: {depths!r}.")
         layers: list[nn.Module] = []
@@ -102,8 +101,6 @@ class VGG(nn.Module):
             layers.append(nn.MaxPool2d(2) if pooled else nn.Identity())  # keeps the numbers of later layers
             height, wide = (height // 2, wide // 2) if pooled else (height, wide)
             channels = factor * width
-        if fc is not None:
-            check_widths("VGG", "fc", fc)
         widths = list(fc or ())
         grid = _grid(options["positions"], height, wide) if widths else (1, 1)
         self.features = nn.Sequential(*layers)

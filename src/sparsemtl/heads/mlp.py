@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated
 
 from torch import Tensor, nn
 from typing_extensions import Doc
 
-from sparsemtl.backbones.shapes import check_widths
 from sparsemtl.heads.linear import pooled
-from sparsemtl.registry.parameters import Count, validated
+from sparsemtl.registry.parameters import Count, Counts, validated
 
 
 class MLPHead(nn.Module):
@@ -29,10 +27,9 @@ class MLPHead(nn.Module):
         outputs: Annotated[Count, Doc("Outputs per sample.")],
         stride: Annotated[Count | None, Doc("Not used.")] = None,
         *,
-        widths: Annotated[Sequence[Count], Doc("Widths of the layers before the last.")] = (8,),
+        widths: Annotated[Counts, Doc("Widths of the layers before the last.")] = (8,),
     ) -> None:
         super().__init__()
-        check_widths("MLPHead", "widths", widths)
         layers: list[nn.Module] = []
         for narrow, wide in pairwise([features, *widths]):
             layers += [nn.Linear(narrow, wide), nn.ReLU()]

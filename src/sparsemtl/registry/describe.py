@@ -6,7 +6,7 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Interval, Le, Lt
+from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen
 
 
 def describe(hint: Any) -> str:
@@ -14,6 +14,8 @@ def describe(hint: Any) -> str:
     origin = get_origin(hint)
     if origin is Annotated:
         base, *metadata = get_args(hint)
+        if MinLen(1) in metadata:
+            return describe(base).replace("a ", "a non-empty ", 1)
         return f"{describe(base)} {_range(list(_bounds(metadata)))}".rstrip()
     if origin is Literal:
         return "one of " + ", ".join(repr(option) for option in get_args(hint))

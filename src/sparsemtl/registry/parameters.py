@@ -45,12 +45,12 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 import typing_extensions
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Gt, Interval, MinLen
 from typing_extensions import Doc, Unpack
 
 from sparsemtl.registry.checking import check_value
@@ -69,6 +69,8 @@ Positive = Annotated[float, Gt(0)]
 """Number above zero."""
 NonNegative = Annotated[float, Ge(0)]
 """Number of at least zero."""
+Counts = Annotated[Sequence[Count], MinLen(1)]
+"""One or more whole numbers of at least one."""
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -124,7 +124,8 @@ def _problem(issues: Sequence[_Issue], place: _Place, config: Mapping[str, Any])
 
 
 _TYPE_OR_RANGE = re.compile(
-    r"\w+_(type|parsing|from_float)|(greater|less)_than\w*|literal_error|is_instance_of|finite_number|" + BEYOND_LIMIT
+    r"\w+_(type|parsing|from_float)|(greater|less)_than\w*|too_short|literal_error|is_instance_of|finite_number|"
+    + BEYOND_LIMIT
 )
 
 
