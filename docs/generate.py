@@ -1,9 +1,9 @@
-"""Write the reference pages of this folder from the classes themselves.
+"""Write the reference pages of this folder from the docstrings and signatures of the classes.
 
     python docs/generate.py            # or `make docs`
 
-`methods/` has a page for every sharing method, `architectures/` one for every architecture, `reference/` one for every
-other axis. A test holds the pages against the classes, so neither can change without the other.
+`methods/` has a page per sharing method, `architectures/` a page per architecture, `reference/` a page per other axis.
+A test compares the pages with the classes, so that neither changes without the other.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ METHODS: dict[str, tuple[str, Registry[Any]]] = {
 }
 """Section of a configuration -> folder, and registry whose members have a page each."""
 AXES: dict[str, tuple[Registry[Any], str]] = {
-    "tasks": (TASKS, "What a head predicts. In Python: `sm.Classification(name, classes)` and so on."),
+    "tasks": (TASKS, "Predictions of heads. In Python: `sm.Classification(name, classes)` and so on."),
     "criteria": (
         CRITERIA,
-        "What ranks the shared weights for a task. `choose_masks(criterion, model, loaders, keep=...)`.",
+        "Scores that rank the shared weights per task. `choose_masks(criterion, model, loaders, keep=...)`.",
     ),
-    "balancers": (BALANCERS, "Losses or gradients of the tasks into one update. Section `balancing`."),
-    "datasets": (DATASETS, "Official files in, tasks out. Section `data`."),
-    "encoders": (ENCODERS, "What tasks share. Section `encoder`; in Python any `nn.Module` will do."),
-    "heads": (HEADS, "From features to a task's outputs. Section `heads`, by task; in Python any `nn.Module` will do."),
-    "optimizers": (OPTIMIZERS, "Section `optimizer`; in Python any of torch's will do."),
-    "schedulers": (SCHEDULERS, "Section `scheduler`; they step once an epoch."),
+    "balancers": (BALANCERS, "One update from the losses or gradients of all tasks. Section `balancing`."),
+    "datasets": (DATASETS, "Tasks from official files. Section `data`."),
+    "encoders": (ENCODERS, "Modules that tasks share. Section `encoder`; in Python any `nn.Module` works."),
+    "heads": (HEADS, "Modules from features to the outputs of a task. Section `heads`, by task; in Python any `nn.Module`."),
+    "optimizers": (OPTIMIZERS, "Section `optimizer`; in Python any of PyTorch's works."),
+    "schedulers": (SCHEDULERS, "Section `scheduler`; one step per epoch."),
 }
 _SECTION = re.compile(r"^(Args|Attributes|Raises|Returns|Yields|Example|Differences from the papers?):\n", re.MULTILINE)
 
 
 def pages() -> Iterator[tuple[Path, str]]:
-    """Every page: where it goes, and its text."""
+    """Yield the path and the text of every page."""
     for section, (folder, registry) in METHODS.items():
         for name in registry:
             yield HERE / folder / f"{name}.md", method_page(section, registry, name)
@@ -58,7 +58,7 @@ def pages() -> Iterator[tuple[Path, str]]:
 
 
 def method_page(section: str, registry: Registry[Any], name: str) -> str:
-    """The page of a sharing method or an architecture."""
+    """Return the page of a sharing method or an architecture."""
     member = registry[name]
     parts = _sections(member)
     blocks = [f"# {name}", *parts.pop("", []), _use(section, name, member)]
@@ -71,7 +71,7 @@ def method_page(section: str, registry: Registry[Any], name: str) -> str:
 
 
 def axis_page(axis: str, registry: Registry[Any], about: str) -> str:
-    """The page of all members of an axis."""
+    """Return the page of all members of an axis."""
     blocks = [f"# {axis.capitalize()}", about]
     for name in registry:
         parts = _sections(registry[name])
@@ -85,7 +85,7 @@ def axis_page(axis: str, registry: Registry[Any], about: str) -> str:
 
 
 def _use(section: str, name: str, member: Callable[..., Any]) -> str:
-    """How a configuration and Python name it."""
+    """Return its use in a configuration and in Python."""
     if section == "sharing":
         python = f"sm.Trainer(model, sharing=sm.{member.__name__}())"
     else:
@@ -94,7 +94,7 @@ def _use(section: str, name: str, member: Callable[..., Any]) -> str:
 
 
 def _sections(member: Callable[..., Any]) -> dict[str, list[str]]:
-    """A docstring's sections as Markdown blocks; what comes before the first heading, and between, is under ""."""
+    """Return the sections of a docstring as Markdown blocks by heading; text outside of sections is under ""."""
     first, *rest = _SECTION.split(inspect.getdoc(member) or "")
     found = {"": _blocks(first)}
     for heading, text in zip(rest[::2], rest[1::2], strict=True):
@@ -110,7 +110,7 @@ def _blocks(text: str) -> list[str]:
 
 
 def _table(member: Callable[..., Any]) -> str:
-    """The parameters that a configuration may set."""
+    """Return the table of the parameters that a configuration may set, "" without parameters."""
     rows = [
         (f"`{p.name}`", p.kind, "required" if p.required else f"`{p.default}`", p.meaning)
         for p in parameters_of(member).values()

@@ -328,7 +328,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "architecture": ({"architecture": {"name": "cross-stitch", "after": ["x"]}}, "^MLP: unknown part 'x'"),
     "a start that is lost": ({"architecture": "mmoe"}, "^architecture.fresh: expected false beside `pretraining`"),
     "heads": ({"heads": {"task1": "none"}}, "unknown head 'none'"),
-    "heads that do not fit": ({"heads": {"task1": "fcn"}}, "^FCNHead reads a feature map, but the encoder has no `stride`"),
+    "heads that do not fit": ({"heads": {"task1": "fcn"}}, "^FCNHead reads a feature map, but the encoder has no "),
     "optimizer": (
         {"optimizer": {"momentum": 0.0, "nesterov": True}, "pretraining": {"optimizer": {"momentum": 0.9}}},
         "^optimizer 'sgd': Nesterov momentum requires a momentum",
