@@ -65,8 +65,8 @@ def test_pages_load_nothing_from_elsewhere(site: Path, browser: Any) -> None:
 
 def test_the_search_finds_a_name(site: Path, open_page: Any) -> None:
     page, errors, _ = open_page(site / "index.html")
-    page.keyboard.press("/")  # opens the search
-    page.locator(".md-search__input").fill("MaskedOptimizer")
+    page.locator(".md-search__input").click()
+    page.locator(".md-search__input").press_sequentially("MaskedOptimizer")
     page.locator(".md-search-result__link").first.wait_for(timeout=20_000)
     assert "MaskedOptimizer" in page.locator(".md-search-result__link").first.get_attribute("href")
     assert errors == []
