@@ -18,7 +18,8 @@ from sparsemtl.compaction import compact, latency, macs, parameter_count
 from sparsemtl.criteria import choose_masks, fisher_information, fisher_masks
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.model import MultiTaskModel, left_out_parameters, maskable_parameters
-from sparsemtl.networks.norms import TaskNorms, recompute_norms
+from sparsemtl.networks.norms import TaskNorms
+from sparsemtl.networks.recomputed_norms import recompute_norms
 from sparsemtl.networks.task_networks import TaskNetwork, TaskNetworks
 from sparsemtl.optim import MaskedOptimizer
 from sparsemtl.sharing import (

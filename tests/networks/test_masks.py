@@ -15,7 +15,9 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from sparsemtl.errors import CheckpointError, MaskError
-from sparsemtl.networks.masks import FORMAT, TaskMasks, pack, unpack
+from sparsemtl.networks.files import MASKS as FORMAT
+from sparsemtl.networks.masks import TaskMasks
+from sparsemtl.storage.bits import pack, unpack
 from sparsemtl.storage.files import read_tensors, write_tensors
 
 Coordinates = set[tuple[str, int]]

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from sparsemtl import Classification, SharedBottom, TaskMasks, TaskNorms
 from sparsemtl.errors import MaskError
-from sparsemtl.networks.norms import own_statistics, recalibrated, shared_norms, statistics_of
+from sparsemtl.networks.norms import own_statistics, shared_norms, statistics_of
+from sparsemtl.networks.recomputed_norms import dense_statistics
 from sparsemtl.networks.task_networks import dense_networks
 
 
@@ -257,14 +258,14 @@ def test_recalibrated_statistics_are_the_averages_over_the_batches(kind: str) ->
     for x in batches(1, 4):
         copy(x, tasks=("a",))
     x = batches(2, 1)[0]
-    with recalibrated(model, batches(1, 4), "a"):
+    with dense_statistics(model, batches(1, 4), "a"):
         torch.testing.assert_close(model.eval()(x)["a"], copy.eval()(x)["a"])
 
 
 def test_the_first_norms_recalibrated_mean_is_the_mean_of_its_inputs() -> None:
     model = model_of("linear").double()
     x = [batch.double() for batch in batches(1, 4)]
-    with recalibrated(model, x, "a"):
+    with dense_statistics(model, x, "a"):
         read = model.encoder[1].running_mean
         assert torch.allclose(read, model.encoder[0](torch.cat(x)).mean(0), rtol=1e-12)
 
@@ -286,7 +287,7 @@ def test_recalibrating_changes_nothing_afterwards() -> None:
     model = model_of("linear").train()
     model.encoder[1].eval()
     before = condition(model)
-    with recalibrated(model, batches(1), "a"):
+    with dense_statistics(model, batches(1), "a"):
         assert [module.training for module in model.modules()] == before[0]
     assert condition(model) == before
 
@@ -294,10 +295,10 @@ def test_recalibrating_changes_nothing_afterwards() -> None:
 def test_recalibrating_changes_nothing_where_it_fails() -> None:
     model = model_of("linear").train()
     before = condition(model)
-    with pytest.raises(ZeroDivisionError), recalibrated(model, failing(2), "a"):
+    with pytest.raises(ZeroDivisionError), dense_statistics(model, failing(2), "a"):
         pass
     assert condition(model) == before
-    with pytest.raises(ZeroDivisionError), recalibrated(model, batches(1), "a"):
+    with pytest.raises(ZeroDivisionError), dense_statistics(model, batches(1), "a"):
         raise ZeroDivisionError
     assert condition(model) == before
 
@@ -306,5 +307,5 @@ def test_recalibrating_a_model_without_norms_reads_no_data() -> None:
     model = SharedBottom(nn.Linear(6, 4), [Classification("a", 2)], {"a": nn.Linear(4, 2)})
     x = batches(1, 1)[0]
     plain = model(x)["a"]
-    with recalibrated(model, failing(0), "a"):  # reading a batch would raise
+    with dense_statistics(model, failing(0), "a"):  # reading a batch would raise
         assert torch.equal(model(x)["a"], plain)

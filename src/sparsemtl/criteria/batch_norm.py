@@ -9,7 +9,7 @@ from torch import nn
 
 from sparsemtl.criteria.criterion import Criterion, Scores
 from sparsemtl.networks.model import MultiTaskModel, placement
-from sparsemtl.networks.norms import recalibrated
+from sparsemtl.networks.recomputed_norms import dense_statistics
 from sparsemtl.tasks.batches import Loaders, groups_for, per_task
 from sparsemtl.tasks.task import Task
 
@@ -40,7 +40,7 @@ class _WithRecomputedBatchNorm(Criterion):
             return self.criterion.scores(model, loaders, tasks)
         scores: Scores = {}
         for together in [[task] for task in tasks] if per_task(loaders) else [tasks]:
-            with recalibrated(model, self._inputs(model, loaders, together[0]), together[0].name):
+            with dense_statistics(model, self._inputs(model, loaders, together[0]), together[0].name):
                 scores.update(self.criterion.scores(model, loaders, together))
         return scores
 

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from sparsemtl.networks.modes import eval_mode
+from sparsemtl.networks.norms import STATISTICS
 from sparsemtl.networks.swap import swap_tensors
-
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class BatchAverages:

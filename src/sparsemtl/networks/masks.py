@@ -5,7 +5,6 @@ The currency between criteria, training, inspection, compaction and files: task 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,10 +15,6 @@ from torch import Tensor, nn
 
 from sparsemtl.errors import MaskError, unknown_name
 from sparsemtl.networks.swap import refuse_compiled, swap_tensors
-from sparsemtl.storage.bits import pack, unpack
-from sparsemtl.storage.files import read_tensors, write_tensors
-
-FORMAT = "sparsemtl-masks-1"
 
 Mask = Mapping[str, Tensor]
 """Parameter name -> bool tensor of the parameter's shape; True is kept."""
@@ -228,16 +223,10 @@ class TaskMasks(Mapping[str, Mask]):
     # ---- files ---------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Write the masks to a safetensors file, one bit a weight, with a header that says what they are for."""
-        packed = {f"{task}/{name}": pack(m) for task, mask in self.items() for name, m in mask.items()}
-        header = {
-            "format": FORMAT,
-            "model": self.model,
-            "method": self.method,
-            "tasks": json.dumps(self.tasks),
-            "shapes": json.dumps({name: list(shape) for name, shape in self.shapes().items()}),
-        }
-        write_tensors(path, packed, header)
+        """Write the masks to a safetensors file: one bit per weight, and a header with model, method and tasks."""
+        from sparsemtl.networks.files import save_masks
+
+        save_masks(self, path)
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module | None = None) -> TaskMasks:
@@ -247,18 +236,9 @@ class TaskMasks(Mapping[str, Mask]):
             CheckpointError: if the file is missing or not a whole safetensors file.
             MaskError: if it is not a mask file, is damaged, or does not fit the model.
         """
-        packed, header = read_tensors(path, own=True)
-        if header.get("format") != FORMAT:
-            raise MaskError(f"{path} is not a mask file: expected format {FORMAT!r}, found {header.get('format')!r}.")
-        tasks, shapes = _layout(path, header)
-        masks = cls(
-            {t: {n: _unpacked(path, packed, t, n, shape) for n, shape in shapes.items()} for t in tasks},
-            model=header.get("model", ""),
-            method=header.get("method", ""),
-        )
-        if model is not None:
-            masks.check(model)
-        return masks
+        from sparsemtl.networks.files import load_masks
+
+        return load_masks(path, model)
 
 
 @dataclass(frozen=True)
@@ -283,27 +263,6 @@ class Overlap:
             for task, row in zip(self.tasks, self.jaccard.tolist(), strict=True)
         ]
         return "\n".join([head, *rows])
-
-
-def _layout(path: str | Path, header: Mapping[str, str]) -> tuple[list[str], dict[str, torch.Size]]:
-    """The tasks and the parameters' shapes that a file's header names."""
-    try:
-        tasks = [str(task) for task in json.loads(header["tasks"])]
-        shapes = {str(name): torch.Size(shape) for name, shape in json.loads(header["shapes"]).items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise MaskError(f"{path} is damaged: its header does not list tasks and shapes ({error!r}).") from None
-    return tasks, shapes
-
-
-def _unpacked(path: str | Path, packed: Mapping[str, Tensor], task: str, name: str, shape: torch.Size) -> Tensor:
-    """One mask of a file."""
-    where = f"{path} is damaged: task {task!r}, parameter {name!r}"
-    if f"{task}/{name}" not in packed:
-        raise MaskError(f"{where} is missing.")
-    try:
-        return unpack(packed[f"{task}/{name}"], shape)
-    except MaskError as error:
-        raise MaskError(f"{where}: {error}") from None
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -15,12 +15,9 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from sparsemtl.errors import CheckpointError, MaskError, unknown_name
+from sparsemtl.errors import MaskError, unknown_name
 from sparsemtl.networks.masks import Mask, TaskMasks, unwrapped
 from sparsemtl.networks.swap import current_tensors, materialize, swap_tensors
-from sparsemtl.storage.files import read_tree, write_tree
-
-FORMAT = "sparsemtl-networks-1"
 
 MaskTarget = Literal["weights", "gradients"]
 """`weights`: a task computes with mask * weight, in training and inference. `gradients`: all tasks compute with the
@@ -290,8 +287,9 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
 
     def save(self, path: str | Path) -> None:
         """Write the networks to one safetensors file: one bit per entry of a mask, floats for the rest."""
-        header = {"format": FORMAT, "model": self.model, "method": self.method, "strict": self.strict}
-        write_tree(Path(path), {**header, "tasks": self.state_dict()})
+        from sparsemtl.networks.files import save_networks
+
+        save_networks(self, path)
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module | None = None) -> TaskNetworks:
@@ -305,14 +303,9 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
             CheckpointError: if the file is missing, damaged or of another kind.
             MaskError: if the networks do not fit the model.
         """
-        tree = read_tree(Path(path))
-        if not isinstance(tree, Mapping) or tree.get("format") != FORMAT:
-            raise CheckpointError(f"{path} is not a file of task networks: expected format {FORMAT!r}.")
-        networks = {task: _read_network(parts, f"{path}: task {task!r}") for task, parts in tree["tasks"].items()}
-        made = cls(networks, strict=bool(tree["strict"]), model=str(tree["model"]), method=str(tree["method"]))
-        if model is not None:
-            made.check(model)
-        return made
+        from sparsemtl.networks.files import load_networks
+
+        return load_networks(path, model)
 
     def check(self, model: nn.Module) -> None:
         """Raise unless every name is one of the model's, and every tensor fits the model's.
@@ -362,17 +355,6 @@ def _scale_output(factor: Tensor, module: nn.Module, inputs: Any, output: Tensor
 
 def _placed(tensor: Tensor | None, device: torch.device | None) -> Tensor | None:
     return None if tensor is None else tensor.to(device, copy=True) if device is not None else tensor.clone()
-
-
-def _read_network(parts: Any, where: str) -> TaskNetwork:
-    names = {part.name for part in fields(TaskNetwork)}
-    if not isinstance(parts, Mapping) or set(parts) != names:
-        raise CheckpointError(f"{where} is damaged: expected the parts {sorted(names)}, found {sorted(parts)}.")
-    for part in names:
-        for name, tensor in parts[part].items():
-            if not isinstance(tensor, Tensor) and not (tensor is None and part == "own_tensors"):
-                raise CheckpointError(f"{where}, {part}.{name} is damaged: expected a tensor, found {tensor!r}.")
-    return TaskNetwork(**parts)
 
 
 def _check_fits(

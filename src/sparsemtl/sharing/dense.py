@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from typing_extensions import Unpack
 
-from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.norms import own_statistics
 from sparsemtl.networks.task_networks import TaskNetworks, dense_networks
 from sparsemtl.registry.parameters import validated
 from sparsemtl.sharing.sharing import DenseOptions, Sharing
+
+if TYPE_CHECKING:
+    from sparsemtl.networks.model import MultiTaskModel
 
 
 class DenseSharing(Sharing):

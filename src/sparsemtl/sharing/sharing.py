@@ -10,18 +10,21 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, Protocol, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypedDict, runtime_checkable
 
-from torch import Tensor
-from torch.optim import Optimizer
 from typing_extensions import Doc
 
-from sparsemtl.networks.declarations import Figure, SummaryTable
-from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.norms import Statistics
-from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.registry.parameters import Default
-from sparsemtl.tasks.batches import Loaders
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+    from sparsemtl.networks.declarations import Figure, SummaryTable
+    from sparsemtl.networks.model import MultiTaskModel
+    from sparsemtl.networks.task_networks import TaskNetworks
+    from sparsemtl.tasks.batches import Loaders
 
 Update = Literal["joint", "average", "alternate"]
 """How a batch becomes optimizer steps: `joint`, one forward pass for all tasks and one step; `average`, one forward

@@ -21,8 +21,8 @@ from sparsemtl.errors import LabelWarning, ParameterError
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.modes import eval_mode
-from sparsemtl.networks.norms import BATCHES, recompute_norms
 from sparsemtl.networks.randomness import seed_everything
+from sparsemtl.networks.recomputed_norms import BATCHES, recompute_norms
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.optim import OPTIMIZERS
 from sparsemtl.registry.parameters import Count, Natural, Positive, validated
