@@ -114,9 +114,22 @@ class MetricWarning(SparseMTLWarning):
     """A metric is undefined: NaN or infinite."""
 
 
+RENAMED = {
+    "semantics": "mask_applies_to",
+    "target_density": "target_sparsity",
+    "resample_every": "update_every",
+    "start": "warmup",
+    "every": "update_every_steps",
+    "groups": "granularity",
+}
+"""Names of parameters in version 0.1 -> their present names."""
+
+
 def unknown_name(kind: str, found: str, known: Iterable[str]) -> str:
-    """Word the message for a name that does not exist, with the nearest valid one first."""
+    """Word the message for a name that does not exist, with its new name or the nearest valid one first."""
     names = sorted(known)
+    if RENAMED.get(found) in names:
+        return f"unknown {kind} {found!r}: it is {RENAMED[found]!r} since version 0.2. Known: {', '.join(names)}."
     near = get_close_matches(str(found), names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"unknown {kind} {found!r}.{hint} Known: {', '.join(names) or 'none'}."

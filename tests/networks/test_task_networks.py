@@ -42,7 +42,8 @@ class Blocks(nn.Module):
 
 def model_of(how: str = "plain") -> sm.SharedBottom:
     torch.manual_seed(0)
-    return sm.SharedBottom(Blocks(how), [sm.Classification("a", 3), sm.Regression("b")])
+    heads = {"a": nn.Linear(8, 3), "b": nn.Linear(8, 1)}
+    return sm.SharedBottom(Blocks(how), [sm.Classification("a", 3), sm.Regression("b")], heads)
 
 
 def batch(seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
@@ -368,3 +369,39 @@ def test_a_model_that_changes_between_contexts_is_looked_at_again() -> None:
     with swap_tensors(model, {name: torch.zeros(8, 8)}), torch.no_grad():
         values = {**model.state_dict(), name: torch.zeros(8, 8)}
         assert torch.equal(model(x)["a"], functional_call(model, values, (x,))["a"])
+
+
+# Exports inside a context
+
+
+class OneTask(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model(x, tasks=("a",))["a"]
+
+
+EXPORTS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
+    "jit.trace": lambda model, x: torch.jit.trace(model, (x,)),
+    "torch.fx": lambda model, x: torch.fx.symbolic_trace(model),
+    "compact": lambda model, x: sm.compact(model.model, task="a", example_inputs=x),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("export", EXPORTS)
+def test_an_export_inside_a_context_is_refused(export: str) -> None:
+    model, (x, _) = model_of().eval(), batch()
+    networks = KINDS["masks"](model)
+    with networks.swapped(model, "a"), pytest.raises(MaskError, match=r"inside a task's network"):
+        EXPORTS[export](OneTask(model), x)
+    EXPORTS[export](OneTask(networks.network(model, "a")), x)
+
+
+def test_torch_export_inside_a_context_gives_no_plain_network() -> None:
+    model, (x, _) = model_of().eval(), batch()
+    networks = KINDS["masks"](model)
+    with networks.swapped(model, "a"), pytest.raises(Exception, match=r"cannot assign|inside a task's network"):
+        torch.export.export(OneTask(model), (x,), strict=False)

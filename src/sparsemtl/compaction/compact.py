@@ -12,10 +12,11 @@ from sparsemtl.compaction.compacted import CompactedModule
 from sparsemtl.compaction.pipeline import compact_root
 from sparsemtl.compaction.plain import copied
 from sparsemtl.compaction.trace import root_of
-from sparsemtl.errors import ParameterError
+from sparsemtl.errors import MaskError, ParameterError
 from sparsemtl.networks.masks import TaskMasks, unwrapped
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.norms import TaskNorms
+from sparsemtl.networks.swap_guards import is_swapped
 
 
 @torch.inference_mode(False)
@@ -78,6 +79,11 @@ def compact(
         (8, 2)
     """
     model = unwrapped(model)
+    if is_swapped(model):
+        raise MaskError(
+            "compact was called inside a task's network (masks.applied or networks.swapped). Call it outside, with "
+            "`masks` and `task`."
+        )
     tasks = tasks if tasks is None or isinstance(tasks, str) else tuple(tasks)
     _check_arguments(model, masks, task, tasks, norms)
     own = copied(model)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import abc
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from sparsemtl.errors import ParameterError, unknown_name
-from sparsemtl.networks.declarations import Figure, SummaryTable
 from sparsemtl.networks.roles import left_out, refuse_computed, weight_ids
 from sparsemtl.tasks.forward_errors import PLAIN, explain
-from sparsemtl.tasks.task import Task
+
+if TYPE_CHECKING:
+    from sparsemtl.networks.declarations import Figure, SummaryTable
+    from sparsemtl.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ class MultiTaskModel(nn.Module, abc.ABC):
     def __init__(self, tasks: Sequence[Task]) -> None:
         super().__init__()
         tasks = list(tasks)
-        if (other := next((task for task in tasks if not isinstance(task, Task)), None)) is not None:
+        if (other := next((task for task in tasks if not _is_task(task)), None)) is not None:
             raise ParameterError(f"expected tasks, such as sm.Classification('name', 10), got {other!r}.")
         names = [task.name for task in tasks]
         if not names:
@@ -150,6 +152,10 @@ class MultiTaskModel(nn.Module, abc.ABC):
         for name in names:
             self.check_task(name)
         return names
+
+
+def _is_task(value: object) -> bool:
+    return isinstance(getattr(value, "name", None), str) and callable(getattr(value, "labels", None))
 
 
 def _parameters_in(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:

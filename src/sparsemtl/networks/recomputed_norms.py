@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -22,7 +22,9 @@ from sparsemtl.networks.randomness import fork_rng
 from sparsemtl.networks.swap import swap_tensors
 from sparsemtl.networks.task_networks import TaskNetworks, dense_networks
 from sparsemtl.tasks.batches import Group, Loaders, evaluation_groups, groups_for, per_task, preserve_loader_state
-from sparsemtl.tasks.task import Task
+
+if TYPE_CHECKING:
+    from sparsemtl.tasks.task import Task
 
 BATCHES = 100
 """Batches over which statistics are averaged by default."""

@@ -47,7 +47,7 @@ def swap_tensors(
     with lock_of(model):
         layer = _Layer(_replacements(model, tensors))
         try:
-            with _uncompiled(), guarded(layer.modules, object() if label is None else label):
+            with _uncompiled(), guarded((model, *layer.modules), object() if label is None else label):
                 layer.show()
                 yield
         finally:
@@ -190,10 +190,27 @@ def _refuse_compiling() -> None:
         raise MaskError("weights cannot be replaced inside a compiled region; enter the context outside of it.")
 
 
-def _uncompiled() -> AbstractContextManager[Any]:
-    """Run functions compiled earlier as they were written: their guards do not notice that weights are replaced."""
+_eager: list[AbstractContextManager[Any]] = []
+"""Stance in force while contexts are open, one entry per context that found torch._dynamo loaded."""
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Run functions compiled earlier as they were written: their guards do not notice that weights are replaced.
+
+    The stance is one for all contexts, which may end in any order.
+    """
     if torch.compiler.is_dynamo_compiling() or "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    set_stance: Any = getattr(torch.compiler, "set_stance", nullcontext)  # it came with torch 2.6
-    eagerly: AbstractContextManager[Any] = set_stance("force_eager")
-    return eagerly
+        yield
+        return
+    set_stance: Any = getattr(torch.compiler, "set_stance", None)  # it came with torch 2.6
+    stance = _eager[-1] if _eager else nullcontext() if set_stance is None else set_stance("force_eager")
+    if not _eager:
+        stance.__enter__()
+    _eager.append(stance)
+    try:
+        yield
+    finally:
+        _eager.pop()
+        if not _eager:
+            stance.__exit__(None, None, None)

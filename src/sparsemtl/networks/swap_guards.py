@@ -1,7 +1,8 @@
 """Guards of swapped tensors: other threads, and forward passes that autograd runs again in the backward pass.
 
 Replaced tensors are visible to whoever calls the module. Two callers would get wrong numbers without an error: another
-thread, and activation checkpointing, which runs a forward pass again when the context may have ended. Both are refused.
+thread, activation checkpointing, which runs a forward pass again when the context may have ended, and tracing. They are
+refused.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.fx._symbolic_trace import is_fx_tracing
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from sparsemtl.errors import MaskError
@@ -73,6 +75,11 @@ def guarded(modules: Sequence[nn.Module], label: Hashable) -> Iterator[None]:
         _watch()
 
 
+def is_swapped(model: nn.Module) -> bool:
+    """Return True inside a context that replaces tensors of the model."""
+    return any(module in _uses for module in model.modules())
+
+
 def _watch() -> None:
     """Keep the hook on module calls in place exactly while there is something to guard."""
     global _hook
@@ -89,6 +96,8 @@ def _check_call(module: nn.Module, _: Any) -> None:
     if uses is None and labels is None:
         return
     use = uses[-1] if uses else None
+    if use is not None and (torch.jit.is_tracing() or is_fx_tracing() or torch.compiler.is_exporting()):
+        raise MaskError(_TRACED)
     if torch._C._current_graph_task_id() != -1:  # autograd runs this forward pass again
         label = None if use is None else use.label
         if labels and label not in labels:
@@ -106,6 +115,10 @@ def _check_call(module: nn.Module, _: Any) -> None:
         _recomputable[module].discard(None)
 
 
+_TRACED = (
+    "a model was traced or exported inside a task's network, which would fix other tensors than the task's. Export the "
+    "network itself: `networks.network(model, task)` is plain, `sm.compact(model, masks, task=...)` is small."
+)
 _RECOMPUTED = (
     "activation checkpointing recomputes the forward pass of {module}, which ran as a task's network, outside of that "
     "network's context. Call backward() inside the same `with` block as the forward pass; with several tasks, enter "

@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sparsemtl.errors import LabelError, unknown_name
 from sparsemtl.tasks.nests import to_device, to_dtype
-from sparsemtl.tasks.task import Task
+
+if TYPE_CHECKING:
+    from sparsemtl.tasks.task import Task
 
 Loader = Iterable[Any]
 """Iterable of (x, {target: labels}), or of (x, labels) for the loader of one task."""
