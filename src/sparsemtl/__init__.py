@@ -22,6 +22,7 @@ from sparsemtl.networks.norms import TaskNorms
 from sparsemtl.networks.recomputed_norms import recompute_norms
 from sparsemtl.networks.task_networks import TaskNetwork, TaskNetworks
 from sparsemtl.optim import MaskedOptimizer
+from sparsemtl.runs.loaded import LoadedRun, load_run
 from sparsemtl.sharing import (
     DenseSharing,
     FisherSharing,
@@ -51,6 +52,7 @@ __all__ = [
     "GroupLassoSharing",
     "GroupMCPSharing",
     "L1Sharing",
+    "LoadedRun",
     "MMoE",
     "MaskedOptimizer",
     "MultiLabel",
@@ -79,8 +81,31 @@ __all__ = [
     "fisher_masks",
     "latency",
     "left_out_parameters",
+    "load_run",
     "macs",
     "maskable_parameters",
     "parameter_count",
     "recompute_norms",
 ]
+
+_PACKAGES = (
+    "architectures",
+    "backbones",
+    "balancing",
+    "compaction",
+    "criteria",
+    "data",
+    "errors",
+    "heads",
+    "optim",
+    "report",
+    "sharing",
+    "study",
+    "tasks",
+    "training",
+)
+
+
+def __dir__() -> list[str]:
+    """List the library: what is exported, and the packages for users."""
+    return sorted([*__all__, *_PACKAGES])

@@ -15,11 +15,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from torch.fx._symbolic_trace import is_fx_tracing
+from torch.fx import _symbolic_trace
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from sparsemtl.errors import MaskError
 
+#: torch 2.9 renamed it.
+_is_fx_tracing: Any = getattr(_symbolic_trace, "is_fx_symbolic_tracing", _symbolic_trace.is_fx_tracing)
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()  # type: ignore[type-arg, valid-type]
 _making_locks = threading.Lock()
 
@@ -96,7 +98,7 @@ def _check_call(module: nn.Module, _: Any) -> None:
     if uses is None and labels is None:
         return
     use = uses[-1] if uses else None
-    if use is not None and (torch.jit.is_tracing() or is_fx_tracing() or torch.compiler.is_exporting()):
+    if use is not None and (torch.jit.is_tracing() or _is_fx_tracing() or torch.compiler.is_exporting()):
         raise MaskError(_TRACED)
     if torch._C._current_graph_task_id() != -1:  # autograd runs this forward pass again
         label = None if use is None else use.label

@@ -52,9 +52,7 @@ def make_trainer(
     """
     _check_start_is_kept(config)
     seed_everything(config["seed"])
-    with _memory_errors():
-        network = _encoder(config, data, pretrained)
-        model = _model(config, data, network, pretrained)
+    model = make_model(config, data, pretrained)
     balancing = dict(config["balancing"])
     training = config["training"]
     optimizer = dict(config["optimizer"])
@@ -73,6 +71,23 @@ def make_trainer(
         progress=progress,
         **{key: training[key] for key in TRAINER_KEYS},
     )
+
+
+def make_model(
+    config: Mapping[str, Any], data: TaskData, pretrained: PretrainedNetwork | None = None
+) -> MultiTaskModel:
+    """Make the model of a complete configuration from the present state of the generators.
+
+    Args:
+        config: the configuration.
+        data: its data; the tasks, the shape of an input and the stem are read.
+        pretrained: network of the pretraining run, if the configuration has one.
+
+    Raises:
+        ConfigError: if the network does not fit into memory.
+    """
+    with _memory_errors():
+        return _model(config, data, _encoder(config, data, pretrained), pretrained)
 
 
 @contextmanager

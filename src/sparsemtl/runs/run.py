@@ -11,6 +11,7 @@ from typing import Any
 from sparsemtl.errors import CheckpointError
 from sparsemtl.runs.build import make_trainer
 from sparsemtl.runs.config import check
+from sparsemtl.runs.loaded import write_inputs
 from sparsemtl.runs.pretraining import pretrain, stand_in
 from sparsemtl.runs.spec import RunSpec
 from sparsemtl.storage.locks import locked, refuse_foreign
@@ -70,6 +71,7 @@ def _run(spec: RunSpec, folder: RunFolder, *, resume: bool, progress: bool, fini
             spec, folder, train=partial(_run, resume=True, progress=progress, finished=finished), dry_run=dry_run
         )
         trainer = make_trainer(spec.config, spec.data, folder.path, pretrained=pretrained, progress=progress)
+        write_inputs(folder, spec.data)
         train, validation, test = _loaders(spec)
         trainer.fit(train, validation, resume=resume and folder.last.exists())
         results = trainer.test(test)

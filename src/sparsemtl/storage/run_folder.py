@@ -37,6 +37,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.csv"
         self.summary = self.path / "summary.json"
         self.model = self.path / "model.safetensors"
+        self.inputs = self.path / "inputs.json"
         self.networks = self.path / "networks.safetensors"
         self.samples = self.path / "samples.safetensors"
         self.report = self.path / REPORT

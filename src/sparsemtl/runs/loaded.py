@@ -1,0 +1,177 @@
+"""Load a run: its model, tasks and networks from the run folder alone, in another process and without the data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from sparsemtl.compaction import compact
+from sparsemtl.compaction.compacted import CompactedModule
+from sparsemtl.data import TaskData
+from sparsemtl.data.tables.embedding import ColumnEmbedding
+from sparsemtl.errors import CheckpointError, SparseMTLError
+from sparsemtl.networks.masks import TaskMasks
+from sparsemtl.networks.model import MultiTaskModel
+from sparsemtl.networks.modes import eval_mode
+from sparsemtl.networks.task_networks import TaskNetworks
+from sparsemtl.runs.build import make_model
+from sparsemtl.runs.config import check
+from sparsemtl.storage.files import read_json, read_tensors, write_json
+from sparsemtl.storage.run_folder import RunFolder
+from sparsemtl.tasks import TASKS, Task
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A finished or trained run.
+
+    Attributes:
+        folder: the run folder.
+        config: its complete configuration; a description of the objects for a run that was made in Python.
+        model: the model with the weights of the selected epoch, in eval mode.
+        networks: the networks of its tasks.
+    """
+
+    folder: RunFolder
+    config: Mapping[str, Any]
+    model: MultiTaskModel
+    networks: TaskNetworks
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """Tasks by name."""
+        return self.model.tasks
+
+    @property
+    def masks(self) -> TaskMasks | None:
+        """Which shared weights each task uses; None if all tasks use all."""
+        return self.networks.kept(self.model.shared_parameters())
+
+    @torch.no_grad()
+    def predict(self, x: Any, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Return task -> outputs for one input, each by the task's own network.
+
+        Args:
+            x: a batch, as the data loaders of the run yield it.
+            tasks: names of the tasks, all by default.
+        """
+        outputs: dict[str, Tensor] = {}
+        with eval_mode(self.model):
+            for task in self.model.chosen(tasks):
+                with self.networks.swapped(self.model, task):
+                    outputs[task] = self.model(x, tasks=(task,))[task]
+        return outputs
+
+    def network(self, task: str) -> MultiTaskModel:
+        """Return a model, in eval mode, that is the network of the task."""
+        self.model.check_task(task)
+        return cast("MultiTaskModel", self.networks.network(self.model, task))
+
+    def compact(self, task: str, example_inputs: Any = None) -> CompactedModule:
+        """Return the network of the task, physically small; see `sm.compact`."""
+        return compact(self.network(task), task=task, example_inputs=example_inputs)
+
+
+def load_run(folder: str | Path, model: MultiTaskModel | None = None) -> LoadedRun:
+    """Load the model of a run, its tasks and their networks.
+
+    Args:
+        folder: the run folder.
+        model: the model to load the weights into, for a run that was made in Python or whose model cannot be built from
+            the folder alone; its own weights are overwritten.
+
+    Raises:
+        CheckpointError: if the folder holds no trained run, a file is damaged, or the model cannot be built from it.
+
+    Example:
+        >>> run = load_run("runs/digits")                   # doctest: +SKIP
+        >>> run.predict(images)["digit"].argmax(1)          # doctest: +SKIP
+    """
+    run = RunFolder(folder)
+    config = run.read_config()
+    if not run.model.is_file() or not run.networks.is_file():
+        raise CheckpointError(
+            f"{run.path} holds no trained model yet: {run.model.name} or {run.networks.name} is missing."
+        )
+    own = _built(run, config) if model is None else model
+    tensors, _ = read_tensors(run.model)
+    try:
+        own.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{run.model} does not fit {type(own).__name__}: {error}") from None
+    return LoadedRun(run, config, own.eval(), TaskNetworks.load(run.networks, own))
+
+
+# ---- the parts of the data that a model is built from ----------------------------------------------------------
+
+
+def write_inputs(folder: RunFolder, data: TaskData) -> None:
+    """Write what a model is built from beside the configuration: the tasks, the shape of an input, and the stem."""
+    tasks = [_record(task) for task in data.tasks]
+    if None not in tasks:
+        write_json(folder.inputs, {"tasks": tasks, "shape": list(data.input_shape), "stem": _stem_record(data.stem)})
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Stand-in for a data set, of which a model is built."""
+
+    tasks: tuple[Task, ...]
+    input_shape: tuple[int, ...]
+    stem: partial[nn.Module] | None
+
+    def labels(self) -> Any:
+        """Raise: labels are in the data only."""
+        raise CheckpointError("the architecture is built from the labels of the training data.")
+
+
+def _built(run: RunFolder, config: Mapping[str, Any]) -> MultiTaskModel:
+    by_hand = "Build the model as for training and pass it: load_run(folder, model=model)."
+    if not run.inputs.is_file():
+        raise CheckpointError(f"{run.path} does not describe how its model is built ({run.inputs.name}). {by_hand}")
+    record = read_json(run.inputs)
+    try:
+        inputs = _Inputs(
+            tuple(map(_task, record["tasks"])),
+            tuple(record["shape"]),
+            None if record["stem"] is None else partial(ColumnEmbedding, **record["stem"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{run.inputs} is damaged: {error!r}.") from None
+    try:
+        complete = check(config, where=str(run.config))
+        return make_model({**complete, "pretrained": None, "pretraining": None}, cast("TaskData", inputs))
+    except SparseMTLError as error:
+        raise CheckpointError(f"{run.path}: its model cannot be built without the data: {error} {by_hand}") from error
+
+
+def _record(task: Task) -> dict[str, Any] | None:
+    """Return the arguments of a task as JSON; None if they are none, such as a loss of the user's own."""
+    kind = next((name for name, kind in TASKS.items() if kind is type(task)), None)
+    args, kwargs = task._arguments
+    record = {"kind": kind, "args": list(args), "kwargs": dict(kwargs), "weight": task.weight, "primary": task.primary}
+    try:
+        return None if kind is None else json.loads(json.dumps(record))
+    except TypeError:
+        return None
+
+
+def _task(record: Mapping[str, Any]) -> Task:
+    task: Task = TASKS[record["kind"]](*record["args"], **record["kwargs"])
+    task.weight = record["weight"]
+    task.primary = record["primary"]
+    return task
+
+
+def _stem_record(stem: Any) -> dict[str, Any] | None:
+    if stem is None:
+        return None
+    cardinalities, numeric = stem.args
+    return {"cardinalities": list(cardinalities), "numeric": numeric, **stem.keywords}
