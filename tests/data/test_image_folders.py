@@ -264,7 +264,7 @@ def test_broken_images_are_left_out_and_counted_if_asked_for(tmp_path: Path, cac
             note.startswith("2 of 14 images cannot be decoded and are left out") and note.endswith(str(first))
             for note in data.notes
         )
-    assert len(list(tmp_path.rglob("*.npz"))) == cache
+    assert len(list(tmp_path.rglob("*.safetensors"))) == cache
 
 
 def test_workers_find_the_same_broken_images(tmp_path: Path) -> None:
@@ -409,7 +409,7 @@ def test_a_cache_gives_back_what_was_written_last(writes: list[tuple[int, bytes]
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        cache = ImageCache(Path(folder) / "a" / "b.pictures", 4)
+        cache = ImageCache(Path(folder) / "a" / "b.pictures", 4, Path(folder) / "prints")
         held: dict[int, bytes] = {}
         for row, content in writes:
             cache.write(row, content)
@@ -419,7 +419,7 @@ def test_a_cache_gives_back_what_was_written_last(writes: list[tuple[int, bytes]
 
 
 def test_many_writers_leave_whole_images(tmp_path: Path) -> None:
-    cache = ImageCache(tmp_path / "all.pictures", 1000)
+    cache = ImageCache(tmp_path / "all.pictures", 1000, tmp_path / "prints")
     images = {row: bytes([row]) * 1000 for row in range(40)}
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda row: cache.write(row, images[row]), [*images, *images]))

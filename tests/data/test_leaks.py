@@ -152,7 +152,7 @@ def test_pictures_are_decoded_once_and_recognised_from_what_is_kept(
     assert again.notes == first.notes
     monkeypatch.setattr("sparsemtl.data.images.classified.source.read_upright", lambda _: pytest.fail("decoded again"))
     next(iter(first.train["big"].loader(4)))
-    (tmp_path / "pictures").joinpath(next((tmp_path / "pictures").glob("*.npz"))).write_bytes(b"damage")
+    (tmp_path / "pictures").joinpath(next((tmp_path / "pictures").glob("*.safetensors"))).write_bytes(b"damage")
     monkeypatch.undo()
     assert build(tmp_path, {"small": "small", "big": "big"}).notes == first.notes
 

@@ -8,28 +8,12 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from sparsemtl.errors import DataError
 from sparsemtl.storage.files import replacing
 
 TIMEOUT = 60.0
 """Seconds without an answer after which a server counts as absent."""
-
-
-class Origin(Protocol):
-    """Address of a data set's files."""
-
-    @property
-    def address(self) -> str:
-        """Address to name in messages."""
-
-    def fetch(self, folder: Path, names: Sequence[str]) -> None:
-        """Put the named files into a folder.
-
-        Raises:
-            DataError: if a file cannot be downloaded whole.
-        """
 
 
 @dataclass(frozen=True)
@@ -71,6 +55,10 @@ class ZipArchive:
             raise DataError(f"{self.address} is not the expected archive: {error}.") from None
         finally:
             archive.unlink()
+
+
+Origin = SeparateFiles | ZipArchive
+"""Address of a data set's files; `fetch` puts the named ones into a folder, or raises a DataError."""
 
 
 def download(urls: Sequence[str], target: Path, *, md5: str) -> None:

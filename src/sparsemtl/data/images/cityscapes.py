@@ -12,12 +12,11 @@ from typing_extensions import Doc, Unpack
 from sparsemtl.data.base import TaskData
 from sparsemtl.data.images.folders import complete, numbered
 from sparsemtl.data.images.maps import IGNORE, BinaryMaps, ClassMap, DepthMap, Field, ImageSource, LabelTable, as_stored
-from sparsemtl.data.images.photos import DecodingOptions, PhotoLayout, Photos, find_layout, photo_data
-from sparsemtl.data.images.pictures import Array, Files, Size, as_size, colours, numbers
-from sparsemtl.data.options import ProperFraction, checked, resolve_root
+from sparsemtl.data.images.photos import LayoutOptions, PhotoLayout, Photos, find_layout, photo_data
+from sparsemtl.data.images.pictures import Array, Files, as_size, colours, numbers
+from sparsemtl.data.options import checked, resolve_root
 from sparsemtl.data.requirements import Expected, Package, requires_files
 from sparsemtl.errors import DataError, ParameterError
-from sparsemtl.registry.parameters import Natural
 from sparsemtl.tasks import Depth, Segmentation, Task
 
 FOLDER, IMAGES = "cityscapes", "leftImg8bit"
@@ -208,10 +207,7 @@ def cityscapes(
             "all else, unknown pixels among the latter; `miou` of a map is the IoU of its category."
         ),
     ] = "segmentation",
-    size: Annotated[Size, Doc("Height and width in pixels, or the shorter side; by default as in the files.")] = None,
-    validation: Annotated[ProperFraction, Doc("Fraction of the official training images held out.")] = 0.1,
-    seed: Annotated[Natural, Doc("Seed of the images held out.")] = 0,
-    **options: Unpack[DecodingOptions],
+    **options: Unpack[LayoutOptions],
 ) -> TaskData:
     """Cityscapes: street scenes with segmentation and inverse depth (Cordts et al. 2016).
 
@@ -244,5 +240,5 @@ def cityscapes(
         raise ParameterError("cityscapes: the reading 'maximum-roaming' has 7 categories; leave `classes` at 7.")
     root = resolve_root(options["root"])
     kind = find_layout("cityscapes", CITYSCAPES_LAYOUTS, layout, root)
-    photos = kind.read(root / kind.folder, classes, reading, as_size(size))
-    return photo_data("cityscapes", kind, photos, OFFICIAL, validation, seed, options)
+    photos = kind.read(root / kind.folder, classes, reading, as_size(options["size"]))
+    return photo_data("cityscapes", kind, photos, OFFICIAL, options)

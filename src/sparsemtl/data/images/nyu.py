@@ -26,12 +26,11 @@ from sparsemtl.data.images.maps import (
     from_millimetres,
 )
 from sparsemtl.data.images.matlab import Stack, shape_of, whole_numbers
-from sparsemtl.data.images.photos import DecodingOptions, PhotoLayout, Photos, find_layout, photo_data
-from sparsemtl.data.images.pictures import Array, Files, Size, as_size, colours, numbers
-from sparsemtl.data.options import ProperFraction, checked, resolve_root
+from sparsemtl.data.images.photos import LayoutOptions, PhotoLayout, Photos, find_layout, photo_data
+from sparsemtl.data.images.pictures import Array, Files, as_size, colours, numbers
+from sparsemtl.data.options import checked, resolve_root
 from sparsemtl.data.requirements import Expected, Package, requires_files
 from sparsemtl.errors import DataError, ParameterError
-from sparsemtl.registry.parameters import Natural
 from sparsemtl.tasks import Depth, Normals, Segmentation, Task
 
 NyuClasses = Literal[13, 40]
@@ -113,19 +112,19 @@ def _read_folders(folder: Path, classes: NyuClasses | None, size: FixedSize) -> 
     _check_disjoint(stems, lists)
     table = pictures_table(classes or 40)
 
-    def files(kind: str, part: str, suffixes: Sequence[str], decode: Callable[[Path], Array] = numbers) -> Files | None:
-        if not (folder / kind).is_dir() and kind != "images":
-            return None
+    def files(kind: str, part: str, suffixes: Sequence[str], decode: Callable[[Path], Array]) -> Files:
         suffix = suffix_of(folder / kind, stems[part][0], suffixes)
         return complete(folder / kind, [f"{stem}{suffix}" for stem in stems[part]], decode)
 
+    def maps(kind: str, part: str, *suffixes: str) -> Files | None:
+        return files(kind, part, suffixes, numbers) if (folder / kind).is_dir() else None
+
     def source(part: str) -> ImageSource:
-        labels, depth = files("segmentation", part, [".png"]), files("depth", part, [".npy", ".png"])
+        depth = maps("depth", part, ".npy", ".png")
         unit = from_millimetres if depth and depth.names[0].endswith(".png") else as_stored
-        fields = _fields(labels, table, depth, unit, files("normals", part, [".npy", ".png", ".jpg"]))
-        images = files("images", part, [".jpg", ".png"], colours)
-        assert images is not None
-        return ImageSource(images, fields, size)
+        normals = maps("normals", part, ".npy", ".png", ".jpg")
+        fields = _fields(maps("segmentation", part, ".png"), table, depth, unit, normals)
+        return ImageSource(files("images", part, (".jpg", ".png"), colours), fields, size)
 
     sources = {part: source(part) for part in stems}
     test = sources.get("test") or sources["val"]
@@ -277,12 +276,7 @@ def nyu_v2(
         NyuClasses | None,
         Doc("Number of classes; by default 13 for arrays, which have no others, 40 for the rest."),
     ] = None,
-    size: Annotated[Size, Doc("Height and width in pixels, or the shorter side; by default as in the files.")] = None,
-    validation: Annotated[
-        ProperFraction, Doc("Fraction of the training images held out, where no list names validation images.")
-    ] = 0.1,
-    seed: Annotated[Natural, Doc("Seed of the images held out.")] = 0,
-    **options: Unpack[DecodingOptions],
+    **options: Unpack[LayoutOptions],
 ) -> TaskData:
     """NYU-v2: indoor images with segmentation, depth and surface normals (Silberman et al. 2012).
 
@@ -317,5 +311,5 @@ def nyu_v2(
     """
     root = resolve_root(options["root"])
     kind = find_layout("nyu-v2", NYU_LAYOUTS, layout, root)
-    photos = kind.read(root / kind.folder, classes, as_size(size))
-    return photo_data("nyu-v2", kind, photos, OFFICIAL, validation, seed, options)
+    photos = kind.read(root / kind.folder, classes, as_size(options["size"]))
+    return photo_data("nyu-v2", kind, photos, OFFICIAL, options)

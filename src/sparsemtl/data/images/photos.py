@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, TypedDict
 
 from torch import Tensor
+from typing_extensions import Doc
 
 from sparsemtl.data.base import TaskData
 from sparsemtl.data.images.folders import absent, counted
 from sparsemtl.data.images.maps import ImageSource
+from sparsemtl.data.images.pictures import Size
 from sparsemtl.data.lazy import LazySplit, Memory, Workers
-from sparsemtl.data.options import Root
+from sparsemtl.data.options import ProperFraction, Root
 from sparsemtl.data.requirements import Package
 from sparsemtl.data.splitting import hold_out
 from sparsemtl.errors import DataError
-from sparsemtl.registry.parameters import Default
+from sparsemtl.registry.parameters import Default, Natural
 from sparsemtl.tasks import Task
 
 
@@ -27,6 +29,20 @@ class DecodingOptions(TypedDict, total=False):
     root: Annotated[Root, Default(None)]
     workers: Annotated[Workers, Default(None)]
     memory: Annotated[Memory, Default(1.0)]
+
+
+class LayoutOptions(DecodingOptions, total=False):
+    """Options of the data sets of which several layouts are in use."""
+
+    size: Annotated[
+        Size, Default(None), Doc("Height and width in pixels, or the shorter side; by default as in the files.")
+    ]
+    validation: Annotated[
+        ProperFraction,
+        Default(0.1),
+        Doc("Fraction of the training images held out, where no list names validation images."),
+    ]
+    seed: Annotated[Natural, Default(0), Doc("Seed of the images held out.")]
 
 
 @dataclass(frozen=True)
@@ -68,7 +84,7 @@ def find_layout(name: str, layouts: Mapping[str, PhotoLayout], layout: str, root
 
 
 def photo_data(
-    name: str, kind: PhotoLayout, photos: Photos, official: Sequence[int], validation: float, seed: int, options: Any
+    name: str, kind: PhotoLayout, photos: Photos, official: Sequence[int], options: LayoutOptions
 ) -> TaskData:
     """Return the data set of photographs.
 
@@ -77,9 +93,7 @@ def photo_data(
         kind: layout of the files.
         photos: photographs.
         official: official numbers of training and test images.
-        validation: fraction of the training images held out, where no images validate.
-        seed: seed of the images held out.
-        options: see `DecodingOptions`.
+        options: options of the data set.
     """
     targets = photos.train.targets
     if not targets:
@@ -95,6 +109,7 @@ def photo_data(
     train, test = lazy(photos.train), lazy(photos.test)
     counts = {"training images": len(train), "test images": len(test)}
     if photos.validation is None:
+        validation, seed = options["validation"], options["seed"]
         rows, held_out = hold_out(len(train), validation, seed=seed)
         train, validating = train.select(rows), train.select(held_out)
         chosen = f"{100 * validation:.4g} % of the official training images, at random (seed {seed})"
@@ -110,7 +125,12 @@ def photo_data(
 
 
 def partitioned(
-    name: str, tasks: tuple[Task, ...], source: ImageSource, rows: Sequence[Tensor], options: Any, notes: Sequence[str]
+    name: str,
+    tasks: tuple[Task, ...],
+    source: ImageSource,
+    rows: Sequence[Tensor],
+    options: DecodingOptions,
+    notes: Sequence[str],
 ) -> TaskData:
     """Return the data set of photographs of one source.
 
@@ -119,7 +139,7 @@ def partitioned(
         tasks: tasks.
         source: photographs.
         rows: rows of the training, validation and test images.
-        options: see `DecodingOptions`.
+        options: options of the data set.
         notes: notes of the data set.
     """
     whole = LazySplit.of(source, workers=options["workers"], memory=options["memory"])

@@ -56,7 +56,7 @@ def _in_bytes(image: Image, path: Path) -> Image:
         return cast("Image", load_pillow(f"reading {path}").fromarray(bright))
     if image.mode in ("I", "F"):
         kind = "whole numbers" if image.mode == "I" else "floats"
-        raise DataError(f"{path} holds {kind} of 32 bits, whose range is unknown. Save it with 8 or 16 bits a channel.")
+        raise DataError(f"{path} holds {kind} of 32 bits, whose range is unknown. Save 8 or 16 bits per channel.")
     return image
 
 

@@ -6,18 +6,17 @@ import hashlib
 import json
 import os
 import struct
-import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
 from sparsemtl.data.images.pictures import Array
-from sparsemtl.errors import DataError
-from sparsemtl.storage.files import replacing
+from sparsemtl.errors import CheckpointError, DataError
+from sparsemtl.storage.files import read_tensors, write_tensors
 
 FORMAT = 3
 """Version of the bytes that the same files and options give; files of other versions are ignored."""
@@ -41,14 +40,14 @@ class ImageCache:
 
     path: Path
     size: int
-    fingerprints: Path | None = None
+    fingerprints: Path
 
     @classmethod
     def of(cls, folder: Path, paths: Sequence[str], options: str, size: int) -> ImageCache:
         """Return the cache of these files decoded with these options; changed files have another cache."""
         files = "".join(f"{path}\0{_state(path)}\n" for path in paths)
         name, common = _code([FORMAT, options], files), _code([FORMAT], files)
-        return cls(folder / f"{name}.pictures", size, folder / f"{common}.npz")
+        return cls(folder / f"{name}.pictures", size, folder / f"{common}.safetensors")
 
     def read(self, row: int) -> bytearray | None:
         """Return the bytes of an image; None if they are absent."""
@@ -75,22 +74,20 @@ class ImageCache:
         except OSError as error:
             raise self._unwritable(error) from None
 
-    def read_fingerprints(self, count: int) -> tuple[Array, ...] | None:
-        """Return the arrays of `count` fingerprints; None if they are absent."""
+    def read_fingerprints(self, count: int) -> tuple[Array, Array] | None:
+        """Return the digests and small images of `count` fingerprints; None if they are absent."""
         try:
-            with np.load(self.fingerprints or "", allow_pickle=False) as file:
-                arrays = tuple(file[name] for name in file.files)
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
+            tensors, _ = read_tensors(self.fingerprints, own=True)
+        except CheckpointError:
             return None
-        return arrays if all(len(array) == count for array in arrays) else None
+        digests, small = tensors["digests"].numpy(), tensors["small"].numpy()
+        return (digests, small) if len(digests) == len(small) == count else None
 
-    def write_fingerprints(self, *arrays: Array) -> None:
-        """Write the arrays of the fingerprints."""
-        if self.fingerprints is None:
-            return
+    def write_fingerprints(self, digests: Array, small: Array) -> None:
+        """Write the digests and small images of all fingerprints."""
+        tensors = {"digests": torch.from_numpy(digests), "small": torch.from_numpy(small)}
         try:
-            with replacing(self.fingerprints) as path, path.open("wb") as file:
-                np.savez(file, *arrays)
+            write_tensors(self.fingerprints, tensors, {})
         except OSError as error:
             raise self._unwritable(error) from None
 
