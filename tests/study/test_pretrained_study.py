@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_pretraining import BASE, based, encoder_in
-from test_run import rows_without_times
+from test_pretraining import BASE, based, die, encoder_in
+from test_run import Killed, rows_without_times
 from test_runner import study_of
 
 from sparsemtl.errors import ConfigError, SparseMTLError, TrainingError
+from sparsemtl.runs.changes import merge
 from sparsemtl.runs.pretraining import pretraining_config
 from sparsemtl.runs.run import resume, run
 from sparsemtl.storage.run_folder import RunFolder
@@ -24,6 +25,7 @@ from sparsemtl.study.runner import run_study
 from sparsemtl.training import Trainer
 from sparsemtl.training.machine import use_threads
 
+SHORT = merge(BASE, {"training": {"epochs": 1}})
 NEW = ("freeze", "pretraining")
 """Keys that configurations once lacked."""
 METHODS: dict[str, Any] = {
@@ -35,11 +37,27 @@ METHODS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def in_order() -> list[str]:
+    """Folders, inside the study's, of the runs of `finished`, in the order in which they were trained."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, in_order: list[str]) -> Path:
     """The folder of a finished study of `METHODS`, never to be changed."""
     folder = tmp_path_factory.mktemp("pretrained-study")
-    assert run_study(study(folder), folder / "out", progress=False) == {}
+    with pytest.MonkeyPatch.context() as patch:
+        note_runs(patch, in_order)
+        assert run_study(study(folder), folder / "out", progress=False) == {}
     return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the run of method `plain` with seed 1, made without a study."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    run(based(seed=1, label="plain"), folder, progress=False)
+    return folder
 
 
 @pytest.fixture
@@ -52,6 +70,11 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Folders, inside the study's, of the runs that are really trained, in order."""
     folders: list[str] = []
+    note_runs(monkeypatch, folders)
+    return folders
+
+
+def note_runs(patch: pytest.MonkeyPatch, folders: list[str]) -> None:
     fit = Trainer.fit
 
     def counted(self: Trainer, *given: Any, **options: Any) -> Any:
@@ -59,8 +82,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         folders.append("/".join(self.folder.path.parts[-2:]))
         return fit(self, *given, **options)
 
-    monkeypatch.setattr(Trainer, "fit", counted)
-    return folders
+    patch.setattr(Trainer, "fit", counted)
 
 
 def study(folder: Path, **changes: Any) -> Study:
@@ -86,18 +108,24 @@ def test_runs_that_ask_for_the_same_share_one_run_before_them_for_every_seed(fin
         assert all(torch.equal(tensor, frozen[f"network.{name}"]) for name, tensor in start.items())
 
 
-def test_the_runs_before_come_first(tmp_path: Path, ran: list[str]) -> None:
-    run_study(study(tmp_path, seeds=[3, 4]), tmp_path / "out", progress=False)
-    assert [name.rpartition("-")[0] for name in ran[:2]] == ["pretraining/seed-3", "pretraining/seed-4"]
-    assert ran[2:] == [f"runs/{method}_seed-{seed}" for method in METHODS for seed in (3, 4)]
+def test_pretraining_comes_first_and_once(finished: Path, in_order: list[str]) -> None:
+    assert [name.rpartition("-")[0] for name in in_order[:2]] == ["pretraining/seed-0", "pretraining/seed-1"]
+    assert in_order[2:] == [f"runs/{method}_seed-{seed}" for method in METHODS for seed in (0, 1)]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_in_a_study_is_the_run_that_it_is_alone(finished: Path, tmp_path: Path, method: str) -> None:
-    inside = finished / "runs" / f"{method}_seed-1"
-    run(read_yaml(inside / "config.yaml"), tmp_path / "alone", progress=False)
-    assert (inside / "model.safetensors").read_bytes() == (tmp_path / "alone" / "model.safetensors").read_bytes()
-    assert rows_without_times(inside) == rows_without_times(tmp_path / "alone")
+def test_a_run_in_a_study_is_the_run_that_it_is_alone(
+    finished: Path, alone: Path, tmp_path: Path, method: str, ran: list[str]
+) -> None:
+    inside, outside = finished / "runs" / f"{method}_seed-1", alone
+    if method != "plain":
+        outside = tmp_path / "alone"
+        shutil.copytree(alone / "pretraining", outside / "pretraining")
+        run(read_yaml(inside / "config.yaml"), outside, progress=False)
+        assert len(ran) == 1
+    assert read_yaml(inside / "config.yaml") == read_yaml(outside / "config.yaml")
+    assert (inside / "model.safetensors").read_bytes() == (outside / "model.safetensors").read_bytes()
+    assert rows_without_times(inside) == rows_without_times(outside)
 
 
 def test_a_finished_study_runs_nothing_again(copied: Path, tmp_path: Path, ran: list[str]) -> None:
@@ -122,12 +150,12 @@ def test_runs_that_lack_keys_of_today_are_finished_all_the_same(copied: Path, tm
 
 
 def test_runs_that_ask_for_something_else_have_a_run_before_of_their_own(tmp_path: Path, ran: list[str]) -> None:
-    methods = {"one": {}, "other": {"pretraining": {"tasks": ["task1"]}}}
     grid = {"pretraining.training.epochs": [1, 2]}
-    run_study(study(tmp_path, methods=methods, grid=grid, seeds=[0]), tmp_path / "out", progress=False)
+    methods = {"one": {"grid": grid}, "other": {"pretraining": {"tasks": ["task1"]}}}
+    run_study(study(tmp_path, base=SHORT, methods=methods, seeds=[0]), tmp_path / "out", progress=False)
     asked = {(one["training"]["epochs"], one["tasks"][0]) for one in pretrainings(tmp_path / "out").values()}
-    assert asked == {(1, "auxiliary"), (2, "auxiliary"), (1, "task1"), (2, "task1")}
-    assert len(ran) == 8
+    assert asked == {(1, "auxiliary"), (2, "auxiliary"), (1, "task1")}
+    assert len(ran) == 6
 
 
 def test_a_pretraining_with_a_seed_of_its_own_serves_all_seeds(tmp_path: Path, ran: list[str]) -> None:
@@ -149,6 +177,7 @@ def test_a_study_killed_in_a_pretraining_goes_on_to_the_same_end(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train_epoch, left = Trainer._train_epoch, iter(range(3))
+    plain = {"plain": METHODS["plain"]}
 
     def train_or_die(self: Trainer, *given: Any) -> None:
         if next(left, None) is None:
@@ -158,19 +187,19 @@ def test_a_study_killed_in_a_pretraining_goes_on_to_the_same_end(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_train_epoch", train_or_die)
         with pytest.raises(KeyboardInterrupt):
-            run_study(study(tmp_path), tmp_path / "out", progress=False)
+            run_study(study(tmp_path, methods=plain), tmp_path / "out", progress=False)
     assert [RunFolder(folder).finished for folder in sorted((tmp_path / "out" / "pretraining").iterdir())] == [
         True,
         False,
     ]
-    run_study(study(tmp_path), tmp_path / "out", progress=False)
-    assert_same_models(finished, tmp_path / "out")
+    run_study(study(tmp_path, methods=plain), tmp_path / "out", progress=False)
+    assert_same_models(finished, tmp_path / "out", 4)
 
 
-def assert_same_models(one: Path, other: Path) -> None:
-    models = sorted(path.relative_to(one) for path in one.rglob("model.safetensors"))
-    assert models == sorted(path.relative_to(other) for path in other.rglob("model.safetensors"))
-    assert len(models) >= 10
+def assert_same_models(one: Path, other: Path, count: int) -> None:
+    """The `count` models of the second study are those of the first."""
+    models = [path.relative_to(other) for path in other.rglob("model.safetensors")]
+    assert len(models) == count
     for model in models:
         assert (one / model).read_bytes() == (other / model).read_bytes(), model
 
@@ -222,11 +251,13 @@ def rehearsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_every_method_is_rehearsed_once_if_its_pretraining_is_still_to_be_done(
-    copied: Path, tmp_path: Path, rehearsed: list[str]
+    copied: Path, tmp_path: Path, rehearsed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     methods = {**METHODS, "longer": {"pretraining": {"training": {"epochs": 1}}, "grid": {"optimizer.lr": [0.1, 0.2]}}}
+    monkeypatch.setattr(runner, "_pretrain", die)  # rehearsals come before
     for out in (copied, tmp_path / "new"):
-        run_study(study(tmp_path, methods=methods), out, progress=False)
+        with pytest.raises(Killed):
+            run_study(study(tmp_path, methods=methods), out, progress=False)
     assert rehearsed == [
         "longer_lr-0.1_seed-0",
         *(f"{m}_seed-0" for m in ("plain", "frozen", "masked")),
@@ -235,9 +266,10 @@ def test_every_method_is_rehearsed_once_if_its_pretraining_is_still_to_be_done(
 
 
 def test_a_rehearsal_changes_no_result(finished: Path, tmp_path: Path, rehearsed: list[str]) -> None:
-    run_study(study(tmp_path), tmp_path / "out", progress=False)
+    methods = {name: METHODS[name] for name in ("plain", "masked")}
+    run_study(study(tmp_path, methods=methods, seeds=[0]), tmp_path / "out", progress=False)
     assert rehearsed
-    assert_same_models(finished, tmp_path / "out")
+    assert_same_models(finished, tmp_path / "out", 3)
 
 
 NESTED: dict[str, Any] = {
@@ -259,7 +291,7 @@ def test_the_deepest_pretraining_is_made_first_and_once_for_all(
         return execute(todo, *given, **options)
 
     monkeypatch.setattr(runner, "_execute", noted)
-    run_study(study(tmp_path, methods=NESTED, seeds=[0]), tmp_path / "out", progress=False)
+    run_study(study(tmp_path, base=SHORT, methods=NESTED, seeds=[0]), tmp_path / "out", progress=False)
     assert rounds == [["auxiliary"], ["task1", "task2"], ["all", "all", "all"]]
     folders = [path.relative_to(tmp_path / "out").parts for path in (tmp_path / "out").rglob("model.safetensors")]
     assert sorted(len(parts) for parts in folders) == [3] * 6
@@ -283,15 +315,13 @@ def test_a_run_of_a_study_is_resumed_with_the_studys_pretraining(
     assert len(ran) == 1
     assert not (folder / "pretraining").exists()
     assert pretrainings(copied) == pretrainings(finished)
-    assert_same_models(finished, copied)
+    assert_same_models(finished, copied, 10)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("methods", [METHODS, NESTED], ids=["flat", "nested"])
-def test_jobs_side_by_side_share_it_too(
-    methods: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_jobs_side_by_side_share_it_too(methods: dict[str, Any], tmp_path: Path) -> None:
     for jobs in (1, 2):
         with use_threads(3 - jobs):
             assert run_study(study(tmp_path, methods=methods), tmp_path / f"{jobs}", jobs=jobs, progress=False) == {}
-    assert_same_models(tmp_path / "1", tmp_path / "2")
+    assert_same_models(tmp_path / "1", tmp_path / "2", 10 if methods is METHODS else 12)

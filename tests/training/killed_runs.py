@@ -2,12 +2,14 @@
 
 python killed_runs.py FOLDER once      train in FOLDER, or go on there, slowly
 python killed_runs.py FOLDER MOMENT... for every moment: train in FOLDER/MOMENT in a process that SIGKILLs itself
-                                       then, keep what it left in FOLDER/MOMENT.killed, go on in another process
+                                       then, keep what it left in FOLDER/MOMENT.killed, go on in another process;
+                                       then the same for a process that is killed from outside
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -25,6 +27,7 @@ from torch import nn
 import sparsemtl as sm
 from sparsemtl.data import TensorLoader
 from sparsemtl.storage import files
+from sparsemtl.storage.files import read_tree
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.training.loggers import CSVLogger
 
@@ -131,7 +134,12 @@ MOMENTS: dict[str, Callable[[], None]] = {
 }
 
 
-def in_a_process(work: Callable[[], None]) -> int:
+OUTSIDE = "from-outside"
+"""A process that another one kills, once a checkpoint of `OUTSIDE_STEP` is written."""
+OUTSIDE_STEP = 5
+
+
+def in_a_process(work: Callable[[], None], meanwhile: Callable[[int], None] = lambda child: None) -> int:
     """Do the work in a copy of this process; returns its exit code, or minus the signal that killed it."""
     child = os.fork()
     if child == 0:
@@ -141,7 +149,22 @@ def in_a_process(work: Callable[[], None]) -> int:
             print(repr(error), file=sys.stderr, flush=True)
             os._exit(1)
         os._exit(0)
+    meanwhile(child)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def kill_at(folder: Path, step: int, child: int) -> None:
+    """Kill a process from outside once a checkpoint of this step is written; one that has ended is left alone."""
+    deadline = time.monotonic() + 120
+    while step_of(folder) < step and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+
+
+def step_of(folder: Path) -> float:
+    """The step of the last checkpoint of a run that may be going on."""
+    last = RunFolder(folder).last
+    return read_tree(last)["progress"]["step"] if last.exists() else -math.inf
 
 
 def killed(folder: Path, moment: str) -> None:
@@ -157,6 +180,10 @@ def main(folder: Path, moments: list[str]) -> None:
         first = in_a_process(partial(killed, place, moment))
         shutil.copytree(place, folder / f"{moment}.killed")
         codes[moment] = [first, in_a_process(partial(train, place))]
+    place = folder / OUTSIDE
+    first = in_a_process(partial(train, place, seconds=0.05), partial(kill_at, place, OUTSIDE_STEP))
+    shutil.copytree(place, folder / f"{OUTSIDE}.killed")
+    codes[OUTSIDE] = [first, in_a_process(partial(train, place))]
     (folder / "codes.json").write_text(json.dumps(codes))
 
 
