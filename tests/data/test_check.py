@@ -126,7 +126,7 @@ def test_numbers_and_sizes_are_those_of_the_files(tmp_path: Path) -> None:
         tmp_path,
     )
     assert [(part.count, part.size, part.absent) for part in found] == [(3, 15, False), (0, 0, True), (0, 0, False)]
-    assert [cli_data.standing(part) for part in found] == ["3 of 4, 15 B", "MISSING", "missing (optional)"]
+    assert [cli_data._state(part) for part in found] == ["3 of 4, 15 B", "MISSING", "missing (optional)"]
 
 
 @pytest.mark.parametrize(("size", "words"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2_500_000_000, "2.5 GB")])
@@ -243,8 +243,8 @@ def test_the_data_of_a_run_and_of_the_run_before_are_checked(tmp_path: Path) -> 
 def test_data_that_two_runs_have_in_common_are_checked_once(tmp_path: Path) -> None:
     lay_birds(tmp_path)
     path = configuration(tmp_path, pretraining={"tasks": ["mine"], "seed": 3})
-    assert list(cli_data.sections_in(path, [])) == ["data"]
-    assert list(cli_data.sections_in(path, ["pretraining.data.size=16"])) == ["data", "pretraining.data"]
+    assert list(cli_data._sections_in(path, [])) == ["data"]
+    assert list(cli_data._sections_in(path, ["pretraining.data.size=16"])) == ["data", "pretraining.data"]
 
 
 def test_the_file_of_a_run_is_changed_as_by_run(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_different_data_of_the_runs_of_a_study_are_checked_whatever_its_seeds(tm
     methods = {"one": {}, "other": {"data": drawn}, "third": {"data": {"tasks": {"mine": "bird"}}}}
     path = tmp_path / "study.yaml"
     path.write_text(dump_yaml({"base": base, "methods": methods, "seeds": [5, 6]}), encoding="utf-8")
-    sections = cli_data.sections_in(path, [])
+    sections = cli_data._sections_in(path, [])
     assert list(sections) == ["one_seed-5: data", "other_seed-5: data", "third_seed-5: data"]
     assert sections["other_seed-5: data"]["seed"] == 5
     code, output = run("check", str(path), "--data-root", str(tmp_path))

@@ -11,7 +11,7 @@ from synthetic import make_study
 
 from sparsemtl.errors import CheckpointError
 from sparsemtl.report import write_report
-from sparsemtl.study.results import StudyResults, chosen, read_results
+from sparsemtl.study.results import StudyResults, best_settings, read_results
 from sparsemtl.study.tables import primary_table
 
 TASKS = ("digit", "ink")
@@ -69,7 +69,7 @@ def test_every_section_is_there(page):
 
 def test_the_table_shows_the_settings_that_validation_chose_and_marks_the_best(folder, page):
     results = StudyResults.of(read_results(folder / "results.csv"), baseline="stl")
-    rows = list(primary_table(chosen(results)).rows())
+    rows = list(primary_table(best_settings(results)).rows())
     assert len(rows) == 4
     best = [cell.text for row in rows for cell in row.cells if cell.best]
     for row in rows:
@@ -98,7 +98,7 @@ def test_the_page_opens_with_quality_against_cost(html, page):
 
 def test_the_lead_says_what_the_winner_costs_beside_the_baseline(folder, html):
     results = StudyResults.of(read_results(folder / "results.csv"), baseline="stl")
-    winner = primary_table(chosen(results)).figures.mean["Δm %"].idxmax()
+    winner = primary_table(best_settings(results)).figures.mean["Δm %"].idxmax()
     keep = float(winner.removeprefix("fisher, keep "))
     part = f"{100 * keep:.0f}\N{NO-BREAK SPACE}%"
     assert f"its networks need {part} of the multiply-adds of single-task training and {part} of the weights" in html

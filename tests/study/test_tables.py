@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from sparsemtl.errors import CheckpointError, ParameterError
-from sparsemtl.study.results import DELTA, StudyResults, chosen, gains, read_results, run_level
+from sparsemtl.study.results import DELTA, StudyResults, best_settings, gains, read_results, run_level
 from sparsemtl.study.tables import (
     AVERAGE,
     RANK,
@@ -152,28 +152,28 @@ def test_means_that_differ_in_their_last_bits_are_ties():
 
 
 def test_the_setting_of_a_method_is_chosen_on_validation_even_where_test_says_otherwise():
-    assert list(chosen(results()).settings.index) == ["stl", "mtl", "fisher, keep 0.5"]
+    assert list(best_settings(results()).settings.index) == ["stl", "mtl", "fisher, keep 0.5"]
 
 
 def test_test_figures_play_no_part_in_the_choice():
     rows = frame()
     rows.loc[rows.split == "test", "value"] *= -3
-    assert list(chosen(results(rows)).settings.index) == list(chosen(results()).settings.index)
+    assert list(best_settings(results(rows)).settings.index) == list(best_settings(results()).settings.index)
 
 
 def test_a_setting_without_a_task_is_not_chosen_and_the_first_of_equal_ones_is():
     rows = frame()
     worse = (rows["sharing.keep"] == 0.5) & (rows.split == "validation")
-    assert chosen(results(rows[~(worse & (rows.task == "ink"))])).settings.index[-1] == "fisher, keep 0.1"
+    assert best_settings(results(rows[~(worse & (rows.task == "ink"))])).settings.index[-1] == "fisher, keep 0.1"
     rows.loc[worse, "value"] = [0.70, 0.70, 0.30, 0.30]
-    assert chosen(results(rows)).settings.index[-1] == "fisher, keep 0.1"
+    assert best_settings(results(rows)).settings.index[-1] == "fisher, keep 0.1"
 
 
 def test_a_setting_with_an_undefined_figure_of_a_seed_is_neither_chosen_nor_marked_best():
     rows = frame()
     lost = (rows["sharing.keep"] == 0.5) & (rows.task == "ink") & (rows.seed == 1)
     rows.loc[lost, "value"] = NAN  # its mean over the other seed would win
-    assert chosen(results(rows)).settings.index[-1] == "fisher, keep 0.1"
+    assert best_settings(results(rows)).settings.index[-1] == "fisher, keep 0.1"
     rows.loc[lost & (rows.split == "test"), "value"] = math.inf
     marked = {label: row.cells[1] for label, row in rows_of(primary_table(results(rows))).items()}
     assert marked["fisher, keep 0.5"].note == "n=1"
@@ -187,19 +187,19 @@ def test_a_reference_of_zero_does_not_take_a_task_out_of_the_choice():
     ink = validation & (rows.task == "ink")
     rows.loc[ink & (rows["sharing.keep"] == 0.1), "value"] = 0.1
     rows.loc[ink & (rows["sharing.keep"] == 0.5), "value"] = -0.1  # lower is better
-    assert chosen(results(rows)).settings.index[-1] == "fisher, keep 0.5"
+    assert best_settings(results(rows)).settings.index[-1] == "fisher, keep 0.5"
 
 
 def test_choosing_without_validation_figures_is_refused():
     rows = frame()
     with pytest.raises(ParameterError, match="'fisher' has 2 settings and no validation figures"):
-        chosen(results(rows[rows.split == "test"]))
+        best_settings(results(rows[rows.split == "test"]))
 
 
 def test_the_full_grid_shows_every_setting_and_the_chosen_table_one_a_method():
     everything = results()
     assert len(list(primary_table(everything).rows())) == 4
-    assert [row.label for row in primary_table(chosen(everything)).rows()] == [
+    assert [row.label for row in primary_table(best_settings(everything)).rows()] == [
         "stl",
         "mtl",
         "fisher, keep 0.5",
@@ -207,7 +207,7 @@ def test_the_full_grid_shows_every_setting_and_the_chosen_table_one_a_method():
 
 
 def test_the_best_value_of_each_column_is_marked_in_its_direction():
-    shown = primary_table(chosen(results()))
+    shown = primary_table(best_settings(results()))
     marked = {label: [cell.best for cell in row.cells] for label, row in rows_of(shown).items()}
     assert list(shown.higher) == ["digit", "ink", RANK, DELTA]
     assert marked == {
@@ -221,7 +221,7 @@ def test_values_that_look_equal_are_both_best():
     rows = frame()
     digits = (rows.task == "digit") & (rows.split == "test")
     rows.loc[digits & (rows.method == "mtl"), "value"] = 0.930001
-    shown = rows_of(primary_table(chosen(results(rows))))
+    shown = rows_of(primary_table(best_settings(results(rows))))
     assert [shown[label].cells[0].text for label in shown] == ["0.8500", "0.9300", "0.9300"]
     assert [shown[label].cells[0].best for label in shown] == [False, True, True]
 
@@ -341,7 +341,7 @@ def test_without_a_baseline_there_is_no_gain_and_everything_is_ranked():
 
 
 def test_markdown_is_exactly_this():
-    assert to_markdown(primary_table(chosen(results()))) == (
+    assert to_markdown(primary_table(best_settings(results()))) == (
         "| method | digit accuracy ↑ | ink mse ↓ | rank ↓ | Δm % ↑ | seeds |\n"
         "| :--- | ---: | ---: | ---: | ---: | ---: |\n"
         "| stl | 0.8500 ± 0.0707 | 0.1500 ± 0.0707 | – | – | 2 |\n"
@@ -352,19 +352,19 @@ def test_markdown_is_exactly_this():
 
 
 def test_html_cells_escape_mark_and_carry_the_value_to_sort_by():
-    row = rows_of(primary_table(chosen(results())))["fisher, keep 0.5"]
+    row = rows_of(primary_table(best_settings(results())))["fisher, keep 0.5"]
     assert row.cells[0].html() == '<td class="number best" data-value="0.93">0.9300<small> ± 0.0424</small></td>'
 
 
 def test_csv_holds_the_unrounded_numbers():
-    rows = list(csv.DictReader(io.StringIO(to_csv([primary_table(chosen(results()))]))))
+    rows = list(csv.DictReader(io.StringIO(to_csv([primary_table(best_settings(results()))]))))
     wanted = next(row for row in rows if row["setting"] == "mtl" and row["column"] == "digit")
     assert float(wanted["mean"]) == pytest.approx(0.89, abs=1e-12)
     assert (wanted["metric"], wanted["n"], wanted["best"]) == ("accuracy", "2", "False")
 
 
 def test_the_frame_of_numbers_holds_mean_deviation_and_seeds_of_every_column():
-    numbers = primary_table(chosen(results())).numbers()
+    numbers = primary_table(best_settings(results())).numbers()
     assert numbers.loc["mtl", ("digit", "mean")] == pytest.approx(0.89)
     assert list(numbers.columns[:3]) == [("digit", "mean"), ("digit", "std"), ("digit", "n")]
 
@@ -388,11 +388,13 @@ def test_results_survive_their_file(tmp_path):
 
 
 def test_bad_results_are_refused_with_what_is_wrong(tmp_path):
-    with pytest.raises(ParameterError, match="need the column 'split'"):
+    with pytest.raises(ParameterError, match="expected the column 'split' in results"):
         StudyResults.of(frame().drop(columns="split"))
-    with pytest.raises(ParameterError, match=r"'mse' of task 'ink' .* more than once for 'mtl', seed 1"):
+    with pytest.raises(ParameterError, match=r"'mse' of task 'ink' .* found more for 'mtl', seed 1"):
         StudyResults.of(pd.concat([frame(), frame().query("method == 'mtl' and task == 'ink' and seed == 1")]))
-    with pytest.raises(ParameterError, match="whether higher is better for 'mse' of task 'ink'"):
+    with pytest.raises(
+        ParameterError, match="expected `higher_is_better` of metric 'mse' of task 'ink' in results, found none"
+    ):
         primary_table(results(frame().assign(higher_is_better=[True if t == "digit" else None for t in frame().task])))
     with pytest.raises(CheckpointError, match="does not exist"):
         read_results(tmp_path / "results.csv")

@@ -70,7 +70,7 @@ def check(
 ) -> None:
     """Check the files of a data set; print what is missing and how to get it. Exit with 1 if it cannot be read."""
     if Path(what).suffix in (".yaml", ".yml"):
-        sections = sections_in(Path(what), changes or [])
+        sections = _sections_in(Path(what), changes or [])
     else:
         sections = {"": {**_parameters(changes or []), "name": what}}
     failed = 0
@@ -82,7 +82,7 @@ def check(
         raise typer.Exit(1)
 
 
-def sections_in(path: Path, changes: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _sections_in(path: Path, changes: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return place -> section of the different sections `data` of a run or a study and their pretraining runs.
 
     Sections that differ in their seed alone read the same files, and count once.
@@ -131,7 +131,7 @@ def _check_section(section: Mapping[str, Any], data_root: Path | None, every: bo
 
     name = section["name"]
     inspection = inspect(name, section.get("root") or data_root)
-    for line in inspection_lines(inspection):
+    for line in _inspection_lines(inspection):
         typer.echo(line)
     if inspection.state in ("absent", "in part"):
         return False
@@ -142,12 +142,12 @@ def _check_section(section: Mapping[str, Any], data_root: Path | None, every: bo
     if "root" in options:
         options["root"] = str(inspection.root)
     reading = read(name, options, every=every)
-    for line in reading_lines(reading):
+    for line in _reading_lines(reading):
         typer.echo(line)
     return not (reading.problem or reading.errors)
 
 
-def inspection_lines(inspection: Inspection) -> Iterator[str]:
+def _inspection_lines(inspection: Inspection) -> Iterator[str]:
     """Yield the lines about files that are there, files that are missing and how to get them."""
     if inspection.layout is None:
         yield f"{inspection.name} does not declare its files."
@@ -164,22 +164,22 @@ def inspection_lines(inspection: Inspection) -> Iterator[str]:
     for packages in inspection.alternatives:
         for package, found in packages:
             yield ""
-            yield from package_lines(package, found)
+            yield from _package_lines(package, found)
 
 
-def package_lines(package: Package, found: list[Found]) -> Iterator[str]:
+def _package_lines(package: Package, found: list[Found]) -> Iterator[str]:
     """Yield the lines about one package: its files and, if one is missing, how to get it."""
     yield package.title
-    width = max(22, *(len(standing(part)) for part in found))
+    width = max(22, *(len(_state(part)) for part in found))
     for part in found:
-        yield f"  {standing(part):<{width}}  {part.expected.about}: {' or '.join(part.expected.patterns)}"
-    if any(standing_short(part) for part in found):
+        yield f"  {_state(part):<{width}}  {part.expected.about}: {' or '.join(part.expected.patterns)}"
+    if any(_is_short(part) for part in found):
         yield f"  source:   {package.source}"
         yield f"  licence:  {package.licence}"
         yield f"  get it:   {package.get}"
 
 
-def standing(found: Found) -> str:
+def _state(found: Found) -> str:
     """Return the number and size of the files of a kind, or that they are missing."""
     expected = found.expected
     if found.count == 0:
@@ -188,18 +188,18 @@ def standing(found: Found) -> str:
     return f"{found.count:,}{of}, {amount(found.size)}"
 
 
-def standing_short(found: Found) -> bool:
+def _is_short(found: Found) -> bool:
     """Return True if files of a kind are missing, all or some."""
     return found.count < (found.expected.count or 1)
 
 
-def reading_lines(reading: Reading) -> Iterator[str]:
+def _reading_lines(reading: Reading) -> Iterator[str]:
     """Yield the lines about the result of reading a data set."""
     yield ""
     if reading.problem:
         yield f"It cannot be read. {reading.problem}"
     if reading.data is not None and not reading.problem:
-        yield from data_lines(reading.data)
+        yield from _data_lines(reading.data)
     if reading.samples:
         yield f"{reading.samples:,} samples decoded, {len(reading.errors):,} of them damaged."
     yield from (f"  {error}" for error in reading.errors[:MOST_ERRORS])
@@ -209,7 +209,7 @@ def reading_lines(reading: Reading) -> Iterator[str]:
         yield f"{count:,} samples: {first}"
 
 
-def data_lines(data: TaskData) -> Iterator[str]:
+def _data_lines(data: TaskData) -> Iterator[str]:
     """Yield the lines about the splits, inputs, tasks and notes of a data set."""
     sizes = ", ".join(
         f"{_size(part)} {title}"

@@ -89,7 +89,7 @@ def run(
     changes = overrides or []
     config = check(override(content, changes), where=str(file), origins=origins_of(file, changes))
     with _stopping(folder):
-        run_config(config, folder, progress=not quiet, finished=draw_report)
+        run_config(config, folder, progress=not quiet, finished=_draw_report)
     show_run(folder)
 
 
@@ -105,7 +105,7 @@ def resume(
 
     _use_data_root(data_root)
     with _stopping(folder):
-        resume_run(folder, progress=not quiet, finished=draw_report)
+        resume_run(folder, progress=not quiet, finished=_draw_report)
     show_run(folder)
 
 
@@ -139,7 +139,7 @@ def study(
     folder = out or Path("runs") / file.stem
     grid = read_study(file, overrides or [])
     try:
-        failures = run_study(grid, folder, jobs=jobs, progress=not quiet, finished=draw_report)
+        failures = run_study(grid, folder, jobs=jobs, progress=not quiet, finished=_draw_report)
     except KeyboardInterrupt:
         _say("Stopped. Resume with the same command.")
         raise typer.Exit(INTERRUPTED) from None
@@ -166,7 +166,7 @@ def report(
     typer.echo(f"Report: {write_report(path)}")
 
 
-def draw_report(folder: Path) -> None:
+def _draw_report(folder: Path) -> None:
     """Write the report of a run or a study, or print which library is missing: the results are there without it."""
     from sparsemtl.errors import MissingExtraError
     from sparsemtl.report import write_report
@@ -233,11 +233,11 @@ def schema(
 
 def main() -> None:
     """Run the command line; errors of ours are printed as one message, without a traceback."""
-    warnings.formatwarning = format_warning
+    warnings.formatwarning = _format_warning
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without "±" shows "?"
-    received = handle_signals()
+    received = _handle_signals()
     try:
         app()
     except SystemExit as end:
@@ -258,7 +258,7 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, as in shells: 128 plus the number of SIGINT."""
 
 
-def handle_signals() -> list[int]:
+def _handle_signals() -> list[int]:
     """Handle the signals that end a job like Ctrl-C; a signal that is ignored, as under nohup, stays ignored.
 
     Returns:
@@ -291,7 +291,7 @@ def _leave(status: int) -> NoReturn:
 _format_any_warning = warnings.formatwarning
 
 
-def format_warning(
+def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     """Return a warning of ours as one message, and any other warning with file and line."""

@@ -18,7 +18,7 @@ from sparsemtl.report.words import duration
 from sparsemtl.storage.run_folder import RunRecord
 from sparsemtl.study.costs import cost_table, with_costs
 from sparsemtl.study.record import StudyRecord
-from sparsemtl.study.results import StudyResults, chosen, per_seed, plain, run_level
+from sparsemtl.study.results import StudyResults, best_settings, per_seed, plain, run_level
 from sparsemtl.study.tables import metric_tables, primary_table
 
 
@@ -73,7 +73,7 @@ def study_page(path: Path) -> str:
         CheckpointError: if `study.json` or `results.csv` is missing, or a file is damaged.
     """
     study = StudyRecord.read(path)
-    results, best = study.results, chosen(study.results)
+    results, best = study.results, best_settings(study.results)
     main, baseline = with_costs(primary_table(best), best), baseline_name(study)
     colours = {method: i for i, method in enumerate(results.settings["method"].unique())}
     return render(

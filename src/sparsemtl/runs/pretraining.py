@@ -77,7 +77,7 @@ def pretraining_config(
     return config
 
 
-def pretraining_folder(run: RunFolder, config: Mapping[str, Any]) -> RunFolder:
+def _pretraining_folder(run: RunFolder, config: Mapping[str, Any]) -> RunFolder:
     """Return the folder of a run's pretraining run.
 
     Runs of a study with the same pretraining configuration and seed share one folder,
@@ -112,7 +112,7 @@ def unfinished_pretraining(runs: Iterable[tuple[RunFolder, Mapping[str, Any]]]) 
     waiting = {}
     for folder, complete in runs:
         config = pretraining_config(complete)
-        if config is not None and not (own := pretraining_folder(folder, config)).finished:
+        if config is not None and not (own := _pretraining_folder(folder, config)).finished:
             waiting[own.path] = config
     return waiting
 
@@ -138,7 +138,7 @@ def pretrain(
     """
     if spec.pretraining is None:
         return None
-    own, config = pretraining_folder(folder, spec.pretraining.config), spec.pretraining.config
+    own, config = _pretraining_folder(folder, spec.pretraining.config), spec.pretraining.config
     if own.config.exists() and (wrong := next(differences(own.read_config(), config), None)):
         raise CheckpointError(
             f"{own.path} holds a run of another configuration: {wrong}. Use another --out, or delete that folder."
@@ -161,7 +161,7 @@ def stand_in(
     """
     if spec.pretraining is None:
         return None
-    own = pretraining_folder(folder, spec.pretraining.config)
+    own = _pretraining_folder(folder, spec.pretraining.config)
     with _named_errors():
         return PretrainedNetwork(spec.pretraining, own.model, dry_run(spec.pretraining, own).model)
 

@@ -83,7 +83,7 @@ def _by_place(error: ValidationError, config: Mapping[str, Any]) -> Iterable[tup
 
 
 def _explain(place: _Place, issues: Sequence[_Issue], config: Mapping[str, Any], origins: Mapping[str, str]) -> str:
-    """Return the line of a wrong place: `sharing.keep (line 4): expected a float in (0, 1], got 2.`"""
+    """Return the message about one place, such as `sharing.keep (line 4): expected a float in (0, 1], got 2`."""
     name = ".".join(place)
     near = [name, place[0], *(inner for inner in origins if inner.startswith(f"{name}."))]
     origin = next((f" ({origins[key]})" for key in near if key in origins), "")

@@ -217,8 +217,3 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return {_decode(key, tensors): _decode(item, tensors) for key, item in content}
     items = [_decode(item, tensors) for item in content]
     return {"list": list, "tuple": tuple}[kind](items)
-
-
-def module_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return copies of the tensors of a state dict, which later steps do not change."""
-    return {name: tensor.detach().clone() for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}

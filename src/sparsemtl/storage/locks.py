@@ -73,7 +73,7 @@ def locked(folder: str | Path) -> Iterator[None]:
         _held[path] = _Holder(thread)
         try:
             write_json(path / MARK, {"sparsemtl": 1, "pid": os.getpid(), "host": socket.gethostname()})
-            remove_parts(path)
+            _remove_parts(path)
             yield
         finally:
             _held.pop(path, None)
@@ -139,7 +139,7 @@ def _json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def remove_parts(folder: Path) -> None:
+def _remove_parts(folder: Path) -> None:
     """Remove half-written files of killed writers from the folders of one run; the caller holds the lock."""
     for place in RunFolder(folder).folders:
         for part in (*place.glob(".*.part"), *place.glob(".tmp??????")):  # ours, and those of safetensors
@@ -150,7 +150,7 @@ def remove_parts(folder: Path) -> None:
                 continue
 
 
-def is_ours(folder: Path) -> bool:
+def _is_ours(folder: Path) -> bool:
     """Return True if a run or a study has written to a folder: it has the mark or, in a copy without marks, a record.
 
     A run that was killed in its pretraining may have the record of the pretraining run alone.
@@ -159,7 +159,7 @@ def is_ours(folder: Path) -> bool:
         return True
     run = RunFolder(folder)
     if {run.pretraining.name} <= _visible(folder) <= {run.config.name, run.pretraining.name}:
-        return is_ours(run.pretraining)
+        return _is_ours(run.pretraining)
     versions = _json(run.environment).get("versions")
     return (isinstance(versions, dict) and "sparsemtl" in versions) or "baseline" in _json(StudyFolder(folder).about)
 
@@ -175,9 +175,9 @@ def refuse_foreign(folder: Path) -> None:
     Raises:
         CheckpointError: if the folder is neither absent, empty nor ours; it names the first file.
     """
-    if not folder.is_dir() or is_ours(folder):
+    if not folder.is_dir() or _is_ours(folder):
         return
-    found = sorted(name for name in _visible(folder) if not is_ours(folder / name))
+    found = sorted(name for name in _visible(folder) if not _is_ours(folder / name))
     if found:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         raise CheckpointError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ UNCOMPACTED = "uncompacted_"
 
 
 @dataclass(frozen=True)
-class CostColumn:
+class _CostColumn:
     """Column of costs.
 
     Attributes:
@@ -37,21 +37,21 @@ class CostColumn:
     contest: bool = True
 
 
-BRIEF = (
-    CostColumn("multiply-adds", "per sample", MACS),
-    CostColumn("weights", "", WEIGHTS),
-    CostColumn("latency", "ms", LATENCY, contest=False),
+_BRIEF = (
+    _CostColumn("multiply-adds", "per sample", MACS),
+    _CostColumn("weights", "", WEIGHTS),
+    _CostColumn("latency", "ms", LATENCY, contest=False),
 )
 """Columns beside the tasks' figures."""
-FULL = (
-    CostColumn("networks", "", NETWORKS, contest=False),
-    CostColumn("multiply-adds", "per sample", MACS),
-    CostColumn("of the encoder", "per sample", ENCODER_MACS),
-    CostColumn("uncompacted", "per sample", f"{UNCOMPACTED}{MACS}", contest=False),
-    CostColumn("weights", "", WEIGHTS),
-    CostColumn("uncompacted weights", "", f"{UNCOMPACTED}{WEIGHTS}", contest=False),
-    CostColumn("latency", "ms", LATENCY, contest=False),
-    CostColumn("uncompacted latency", "ms", f"{UNCOMPACTED}{LATENCY}", contest=False),
+_FULL = (
+    _CostColumn("networks", "", NETWORKS, contest=False),
+    _CostColumn("multiply-adds", "per sample", MACS),
+    _CostColumn("of the encoder", "per sample", ENCODER_MACS),
+    _CostColumn("uncompacted", "per sample", f"{UNCOMPACTED}{MACS}", contest=False),
+    _CostColumn("weights", "", WEIGHTS),
+    _CostColumn("uncompacted weights", "", f"{UNCOMPACTED}{WEIGHTS}", contest=False),
+    _CostColumn("latency", "ms", LATENCY, contest=False),
+    _CostColumn("uncompacted latency", "ms", f"{UNCOMPACTED}{LATENCY}", contest=False),
 )
 """Columns of the table of costs."""
 
@@ -71,20 +71,20 @@ def cost_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def with_costs(table: StudyTable, results: StudyResults) -> StudyTable:
-    """Return the table with the columns of `BRIEF` added; the same table if no run was measured."""
-    columns = [column for column in BRIEF if column.title not in table.higher]
+    """Return the table with the columns of `_BRIEF` added; the same table if no run was measured."""
+    columns = [column for column in _BRIEF if column.title not in table.higher]
     return _added(table, results, columns) if measured(results) else table
 
 
 def cost_table(results: StudyResults) -> StudyTable | None:
-    """Return the table of settings against the columns of `FULL`; None if no run was measured."""
+    """Return the table of settings against the columns of `_FULL`; None if no run was measured."""
     if not measured(results):
         return None
     empty = results.settings[[]]
     methods = results.settings["method"]
     named = dict(zip(methods.index, methods, strict=True))
     nothing = StudyTable("cost", {}, {}, {}, Spread(empty.copy(), empty.copy(), empty.copy()), named, "")
-    return _added(nothing, results, FULL)
+    return _added(nothing, results, _FULL)
 
 
 def measured(results: StudyResults) -> bool:
@@ -92,7 +92,7 @@ def measured(results: StudyResults) -> bool:
     return bool((results.frame["metric"][results.frame["split"] == SPLIT] == MACS).any())
 
 
-def cost_note(results: StudyResults) -> str:
+def _cost_note(results: StudyResults) -> str:
     """Return the note below a table with costs: their definition and conditions."""
     size, threads = (_range(results, metric) for metric in (BATCH_SIZE, THREADS))
     note = (
@@ -110,7 +110,7 @@ def cost_note(results: StudyResults) -> str:
     )
 
 
-def _added(table: StudyTable, results: StudyResults, columns: tuple[CostColumn, ...] | list[CostColumn]) -> StudyTable:
+def _added(table: StudyTable, results: StudyResults, columns: Sequence[_CostColumn]) -> StudyTable:
     mean, std, n = (part.copy() for part in (table.figures.mean, table.figures.std, table.figures.n))
     higher, units = dict(table.higher), dict(table.units)
     for column in columns:
@@ -121,7 +121,7 @@ def _added(table: StudyTable, results: StudyResults, columns: tuple[CostColumn, 
         n[column.title] = figures.n[column.metric]
         higher[column.title] = False if column.contest else None
         units[column.title] = " ".join(part for part in (symbol, column.unit) if part)
-    note = " ".join(part for part in (table.note, cost_note(results)) if part)
+    note = " ".join(part for part in (table.note, _cost_note(results)) if part)
     return replace(table, higher=higher, units=units, figures=Spread(mean, std, n), note=note)
 
 

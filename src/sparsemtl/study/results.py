@@ -168,7 +168,7 @@ def run_level(results: StudyResults, metric: str = "seconds") -> Spread:
     return spread(values, results.settings)
 
 
-def chosen(results: StudyResults) -> StudyResults:
+def best_settings(results: StudyResults) -> StudyResults:
     """Return the results of one setting per method: the one with the best validation figures.
 
     Settings of a method are compared by the mean over tasks of (M - R) / |R|, signed so that higher is better, where M
@@ -248,7 +248,7 @@ def ranks(results: StudyResults, mean: pd.DataFrame, higher: Mapping[str, bool])
 
 def _reference(results: StudyResults) -> str | None:
     own = results.settings.index[results.settings["method"] == results.baseline]
-    return None if own.empty else str(chosen(results.only(own)).settings.index[0])
+    return None if own.empty else str(best_settings(results.only(own)).settings.index[0])
 
 
 def _signs(results: StudyResults) -> pd.Series[float]:

@@ -70,7 +70,7 @@ def run_study(
         _record(study, folder)
         _pretrain(todo, options)
         failures = _execute(todo, options, skipped=len(study.runs) - len(todo))
-        write_results(study, folder)
+        _write_results(study, folder)
         if len(failures) < len(study.runs):
             _write_tables(study, folder)
             if finished is not None:
@@ -270,7 +270,7 @@ def _naming(job: _Job) -> Iterator[None]:
         raise
 
 
-def write_results(study: Study, folder: StudyFolder) -> None:
+def _write_results(study: Study, folder: StudyFolder) -> None:
     """Write the summaries of all finished runs to `results.csv`, a row per run, split, task and metric."""
     columns = ["run", "method", "seed", *study.grid, "split", "task", "metric", "higher_is_better", "value"]
     with replacing(folder.results) as aside, aside.open("w", newline="", encoding="utf-8") as file:

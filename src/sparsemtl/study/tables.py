@@ -1,10 +1,10 @@
 """Tables of results: methods against tasks, mean ± standard deviation over seeds, best values marked.
 
     results = StudyResults.of(read_results("runs/demo/results.csv"), baseline="stl")
-    print(to_markdown(primary_table(chosen(results))))
+    print(to_markdown(primary_table(best_settings(results))))
 
-prints, per method, the test figures of the setting that is best on validation data; without `chosen` it prints the
-whole grid.
+prints, per method, the test figures of the setting that is best on validation data; without `best_settings` it prints
+the whole grid.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def table(results: StudyResults, metrics: Mapping[str, str], *, title: str, spli
     """Return the table of settings against tasks, by one metric per task.
 
     Args:
-        results: results of a study, all or `chosen`.
+        results: results of a study, all or `best_settings`.
         metrics: task -> metric, one column each.
         title: title of the table.
         split: `validation` or `test`.

@@ -1,7 +1,7 @@
-"""What the last bits of a run's figures depend on: processor, instructions, device, torch and the number of threads.
+"""Machine of a run: processor, instructions, device, torch and threads, on which the last bits of figures depend.
 
-Sums over tensors are split between threads and between the numbers that a processor handles at once, and another order
-of summands rounds to other bits.
+Sums over tensors are split between threads and between the lanes of vector instructions, and another order of summands
+rounds to other bits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 
 class HasThreads(Protocol):
-    """Computes with a number of threads of its own."""
+    """Object with a number of threads of its own."""
 
     threads: int | None
 
@@ -29,10 +29,10 @@ T = TypeVar("T", bound=HasThreads)
 
 @contextmanager
 def use_threads(count: int | None) -> Iterator[None]:
-    """Set the number of threads that torch uses within one operation; on exit it is what it was before.
+    """Set the number of threads that torch uses within one operation; restore it on exit.
 
     Args:
-        count: the number, at least 1; None leaves it as it is.
+        count: number of threads, at least 1; None to change nothing.
     """
     before = torch.get_num_threads()
     if count is not None:
@@ -56,7 +56,7 @@ def with_own_threads(method: Callable[Concatenate[T, P], R]) -> Callable[Concate
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """Return what besides the number of threads decides the last bits of results on a device, in words."""
+    """Return the names of processor, instructions, device and version of torch."""
     return {
         "processor": _processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -66,13 +66,13 @@ def machine(device: torch.device) -> dict[str, str]:
 
 
 def machine_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Return what differs between two machines, each "torch 2.3.0 there and 2.4.0 here"."""
+    """Return the differences between two machines, such as "torch 2.3.0 there and 2.4.0 here"."""
     return [f"{key} {before[key]} there and {now[key]} here" for key in now if before.get(key, now[key]) != now[key]]
 
 
 @functools.cache
 def _processor() -> str:
-    """Return the processor's model. Linux tells it in /proc/cpuinfo, other systems through `platform`."""
+    """Return the processor's model: from /proc/cpuinfo on Linux, else from `platform`."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

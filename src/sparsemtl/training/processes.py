@@ -1,4 +1,4 @@
-"""Processes: workers that end with their parent, and launchers of several processes that are not supported yet."""
+"""Processes: workers that end with their parent, and refusal of launchers of several processes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from multiprocessing import parent_process
 from sparsemtl.errors import ParameterError
 
 _WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-"""Environment variables in which torchrun and MPI's launchers give the number of processes."""
+"""Environment variables of torchrun and of MPI's launchers with the number of processes."""
 
 
 def refuse_distributed() -> None:
-    """Refuse to train as one of several processes, each of which would train the whole model.
+    """Raise if this process is one of several, each of which would train the whole model.
 
     Raises:
-        ParameterError: naming the variable of the environment that announces more than one process.
+        ParameterError: if the environment announces several processes; it names the variable.
     """
     for name in _WORLD_SIZES:
         value = os.environ.get(name, "").strip()
@@ -29,7 +29,7 @@ def refuse_distributed() -> None:
 
 
 def end_with_parent() -> None:
-    """End this process, a worker of `multiprocessing`, as soon as its parent has ended, however that ended."""
+    """End this process, a worker of `multiprocessing`, as soon as its parent has ended for whatever reason."""
     parent = parent_process()
     if parent is None:
         return
