@@ -51,8 +51,8 @@ Out = Annotated[
 ]
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(asked: bool) -> None:
+    if asked:
         typer.echo(f"sparsemtl {__version__}")
         raise typer.Exit
 
@@ -144,12 +144,12 @@ def study(
         _say("Stopped. Resume with the same command.")
         raise typer.Exit(INTERRUPTED) from None
     if len(failures) < len(grid.runs):
-        place = StudyFolder(folder)
-        results = study_results(place)
+        files = StudyFolder(folder)
+        results = study_results(files)
         show_study(with_costs(primary_table(results), results))
-        typer.echo(f"Tables: {place.tables}")
-        if place.report.exists():
-            typer.echo(f"Report: {place.report}")
+        typer.echo(f"Tables: {files.tables}")
+        if files.report.exists():
+            typer.echo(f"Report: {files.report}")
     for name, failure in failures.items():
         typer.secho(f"No result of {name}: {failure}", err=True, fg=typer.colors.RED)
     if failures:

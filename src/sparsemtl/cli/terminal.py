@@ -27,16 +27,16 @@ def show(what: RenderableType) -> None:
 
 def show_run(folder: Path) -> None:
     """Print the primary metric per task of a run, and the path of its report."""
-    place = RunFolder(folder)
+    run = RunFolder(folder)
     table = Table("task", "metric", box=None, pad_edge=False)
     for split in ("validation", "test"):
         table.add_column(split, justify="right")
-    for task, entry in place.read_summary()["tasks"].items():
+    for task, entry in run.read_summary()["tasks"].items():
         metric = entry["primary"]
         values = (entry[split].get(metric) for split in ("validation", "test"))
         table.add_row(task, metric, *(MISSING if value is None else f"{value:.4f}" for value in values))
     show(table)
-    print(f"Report: {place.report}" if place.report.exists() else f"Results: {place.path}")
+    print(f"Report: {run.report}" if run.report.exists() else f"Results: {run.path}")
 
 
 def show_study(table: StudyTable) -> None:

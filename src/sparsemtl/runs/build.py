@@ -131,10 +131,10 @@ def _model(
     """Make the architecture; its parameters `labels` and `source` are the training labels and the pretrained task."""
     section = dict(config["architecture"])
     name = section.pop("name")
-    asked = inspect.signature(ARCHITECTURES[name]).parameters
+    parameters = inspect.signature(ARCHITECTURES[name]).parameters
     heads = _heads(config["heads"], data, encoder)
-    given: list[Any] = [data.labels()] if "labels" in asked else []
-    given += [pretrained and pretrained.source(encoder, _heads)] if "source" in asked else []
+    given: list[Any] = [data.labels()] if "labels" in parameters else []
+    given += [pretrained and pretrained.source(encoder, _heads)] if "source" in parameters else []
     return ARCHITECTURES.build(name, encoder, list(data.tasks), heads, *given, **section)
 
 

@@ -23,13 +23,13 @@ def check(
     Args:
         config: sections as read from YAML; a section without `name` has the default member.
         where: name of the configuration in messages: its file.
-        origins: dotted place -> where that was written, for messages; see `origins_of`.
+        origins: dotted key -> line of the file, or command line, for messages; see `origins_of`.
 
     Returns:
         The complete configuration, as plain values.
 
     Raises:
-        ConfigError: naming each wrong place, what was expected there and the nearest valid name.
+        ConfigError: naming every wrong key, what was expected there and the nearest valid name.
     """
     complete = validate(config, where=where, origins=origins)
     pretraining_config(complete, where=where, origins=origins)
@@ -37,11 +37,11 @@ def check(
 
 
 def origins_of(path: str | Path, overrides: Sequence[str]) -> dict[str, str]:
-    """Return dotted place -> where it was written: a line of the file, or the command line."""
+    """Return dotted key -> where it was written: a line of the file, or the command line."""
     changed = [text.partition("=")[0] for text in overrides]
     lines = {
-        place: f"line {line}"
-        for place, line in line_numbers(path).items()
-        if not any(f"{place}.".startswith(f"{key}.") for key in changed)
+        key: f"line {line}"
+        for key, line in line_numbers(path).items()
+        if not any(f"{key}.".startswith(f"{other}.") for other in changed)
     }
     return lines | dict.fromkeys(changed, "command line")

@@ -42,7 +42,7 @@ _NOT_INHERITED = ("name", "label", "architecture", "sharing", "balancing", "free
 _NOT_INHERITED_IN_TRAINING = ("choose_after",)
 """Likewise in `training`: it depends on the sharing method."""
 _IDENTITY_OF_DATA = ("name", "root", "path", "source")
-"""Keys of the section `data` that say which data set it is; the others select and transform its samples."""
+"""Keys of the section `data` that identify the data set; the others select and transform its samples."""
 
 
 def pretraining_config(

@@ -1,4 +1,4 @@
-"""One run from a configuration: pretrained if asked, trained and tested; started anew, resumed, or set up only."""
+"""One run from a configuration: pretraining, training and test; started anew, resumed, or set up only."""
 
 from __future__ import annotations
 

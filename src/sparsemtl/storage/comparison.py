@@ -10,17 +10,17 @@ from typing import Any
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
     """Yield what differs between two mappings: "training.epochs is 2 there and 3 here"."""
     before, after = dict(leaves(there)), dict(leaves(here))
-    for place in dict.fromkeys([*before, *after]):
-        if place not in after:
-            yield f"{place} is {shown(before[place])} there and missing here"
-        elif place not in before:
-            yield f"{place} is missing there and {shown(after[place])} here"
-        elif before[place] != after[place]:
-            yield f"{place} is {shown(before[place])} there and {shown(after[place])} here"
+    for key in dict.fromkeys([*before, *after]):
+        if key not in after:
+            yield f"{key} is {shown(before[key])} there and missing here"
+        elif key not in before:
+            yield f"{key} is missing there and {shown(after[key])} here"
+        elif before[key] != after[key]:
+            yield f"{key} is {shown(before[key])} there and {shown(after[key])} here"
 
 
 def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted place, value) of every value in a nest of mappings; an empty mapping counts as a value."""
+    """Yield (dotted key, value) of every value in a nest of mappings; an empty mapping counts as a value."""
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
             yield from leaves(value, f"{prefix}{key}.")

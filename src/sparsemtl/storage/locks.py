@@ -141,8 +141,8 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _remove_parts(folder: Path) -> None:
     """Remove half-written files of killed writers from the folders of one run; the caller holds the lock."""
-    for place in RunFolder(folder).folders:
-        for part in (*place.glob(".*.part"), *place.glob(".tmp??????")):  # ours, and those of safetensors
+    for inner in RunFolder(folder).folders:
+        for part in (*inner.glob(".*.part"), *inner.glob(".tmp??????")):  # ours, and those of safetensors
             try:
                 if not part.name.startswith(f".{REPORT}.") or time.time() - part.stat().st_mtime > _STALE:
                     part.unlink()

@@ -49,7 +49,7 @@ class RunFolder:
         return f"{type(self).__name__}({str(self.path)!r})"
 
     def best(self, part: str) -> Path:
-        """Checkpoint of the best epoch, of the whole model ("all") or of a task chosen apart."""
+        """Return the checkpoint of the best epoch of `part`: "all", or a task that is selected on its own."""
         name = "best" if part == "all" else f"best-{part}"
         return self.path / "checkpoints" / f"{name}.safetensors"
 
@@ -73,7 +73,9 @@ class RunFolder:
         """True if the run finished and its summary is final."""
         summary = read_json(self.summary) if self.summary.exists() else {}
         if not isinstance(summary, dict):
-            raise CheckpointError(f"{self.summary} is not a summary that sparsemtl wrote. Delete it to go on.")
+            raise CheckpointError(
+                f"{self.summary} is not a summary that sparsemtl wrote. Delete it to start the run anew."
+            )
         return summary.get("status") == "finished"
 
     def write_config(self, config: Mapping[str, Any]) -> None:

@@ -195,9 +195,9 @@ def _yaml_errors(where: str) -> Iterator[None]:
         yield
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        position = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         context = f" {error.context}" if error.context else ""
-        raise ConfigError(f"{where}{place}: not valid YAML{context}: {error.problem}.") from None
+        raise ConfigError(f"{where}{position}: not valid YAML{context}: {error.problem}.") from None
     except RecursionError:
         raise ConfigError(f"{where}: not valid YAML: nested more than {DEEPEST} deep.") from None
     except (yaml.YAMLError, ValueError) as error:
@@ -226,7 +226,7 @@ def dump_yaml(value: Mapping[str, Any]) -> str:
 
 
 def line_numbers(path: str | Path) -> dict[str, int]:
-    """Return dotted place -> line of every key of a YAML mapping: {"data": 3, "data.name": 3}."""
+    """Return dotted key -> line of every key of a YAML mapping: {"data": 3, "data.name": 3}."""
     with _yaml_errors(str(path)):
         loader = _Loader(_text(Path(path)))
         try:

@@ -100,7 +100,7 @@ def read_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
             `grid.section.key`).
 
     Raises:
-        ConfigError: if a part of it is not valid; it names the place.
+        ConfigError: if a part of it is not valid; it names the key.
     """
     path = Path(path)
     source, rest = _changed(read_yaml(path), overrides, path)

@@ -41,8 +41,8 @@ class StudyRecord:
         """
         folder = StudyFolder(path)
         results = study_results(folder)
-        place = {run: i for i, run in enumerate(results.frame["run"].unique())}
-        runs = sorted(folder.run_folders(), key=lambda run: place.get(run.path.name, len(place)))
+        index = {run: i for i, run in enumerate(results.frame["run"].unique())}
+        runs = sorted(folder.run_folders(), key=lambda run: index.get(run.path.name, len(index)))
         return cls(
             folder,
             folder.read_about(),

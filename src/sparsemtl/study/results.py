@@ -114,12 +114,12 @@ class StudyResults:
             ParameterError: if the frame does not have it.
         """
         rows = self.frame[(self.frame["task"] == task) & (self.frame["metric"] == metric)]
-        said = rows["higher_is_better"].dropna()
-        if said.empty:
+        directions = rows["higher_is_better"].dropna()
+        if directions.empty:
             raise ParameterError(
                 f"expected `higher_is_better` of metric {metric!r} of task {task!r} in results, found none."
             )
-        return str(said.iloc[0]).lower() in ("true", "1", "1.0")
+        return str(directions.iloc[0]).lower() in ("true", "1", "1.0")
 
     def only(self, settings: Iterable[str]) -> StudyResults:
         """Return the results of these settings, and of the tasks that one of them has."""
@@ -279,8 +279,8 @@ def _first_metric(metrics: Iterable[str]) -> str:
 def _settings(frame: pd.DataFrame, methods: Sequence[str], grid: Sequence[str]) -> pd.DataFrame:
     pandas = _pandas()
     settings = frame.drop_duplicates("setting").set_index("setting")[["method", *grid]]
-    place = {method: i for i, method in enumerate(dict.fromkeys([*methods, *settings["method"]]))}
-    order = settings.assign(method=settings["method"].map(place))
+    index = {method: i for i, method in enumerate(dict.fromkeys([*methods, *settings["method"]]))}
+    order = settings.assign(method=settings["method"].map(index))
     for key in grid:
         if not pandas.api.types.is_numeric_dtype(order[key]):
             order[key] = pandas.factorize(order[key])[0]

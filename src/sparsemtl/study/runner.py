@@ -41,7 +41,7 @@ def run_study(
     """Run all runs of a study, and write `results.csv` and the tables.
 
     A run whose training fails by its own settings (`TrainingError`: an infinite loss, an empty mask) is left out of the
-    tables and the study goes on; any other error ends the study, and so does a `TrainingError` in pretraining.
+    tables and the study continues; any other error ends the study, and so does a `TrainingError` in pretraining.
 
     Args:
         study: the study.
