@@ -1,4 +1,4 @@
-"""What the speed scripts share: two networks, random batches, and ratios of paired times."""
+"""Shared by the speed scripts: two networks, random batches, and ratios of paired times."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def batch(name: str, count: int, size: int = BATCH) -> Batch:
 
 
 def joint_pass(model: SharedBottom, x: Tensor, targets: dict[str, Tensor]) -> None:
-    """One forward and one backward for all tasks; no optimizer."""
+    """Run one forward and one backward pass for all tasks, without an optimizer."""
     model.zero_grad()
     outputs = model(x)
     torch.stack([task.loss(outputs[name], targets) for name, task in model.tasks.items()]).sum().backward()
@@ -65,7 +65,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def paired(plain: Callable[[], object], other: Callable[[], object], repeats: int) -> Ratio:
-    """Time of `other` over that of `plain`, timed in turns, for what else the machine does then hits both."""
+    """Time of `other` over that of `plain`, measured alternately, so that other load on the machine affects both."""
     plain(), other()
     ratios = []
     for _ in range(repeats):

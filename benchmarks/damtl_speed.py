@@ -1,4 +1,4 @@
-"""Cost of DAMTL: the alignment in a task's step, T tasks against T single-task steps, and remembered features.
+"""Cost of DAMTL: the alignment in a task's step, T tasks against T single-task steps, and cached features.
 
     python benchmarks/damtl_speed.py [--rounds 30]
 

@@ -57,7 +57,7 @@ def batch() -> Group:
 
 
 class Loop(nn.Module):
-    """The same network as somebody would write it: experts one after the other, gates and tasks as well."""
+    """The same network as a plain loop: experts, gates and tasks one after the other."""
 
     def __init__(self, model: MultiTaskModel) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ def plain_step(model: MultiTaskModel, run: nn.Module, group: Group) -> Callable[
 
 
 def throughput(name: str, repeats: int) -> Ratio:
-    """Samples a second, over those of the loop."""
+    """Samples per second, over those of the loop."""
     architecture, hidden, options = NETWORKS[name]
     group = batch()
     together, apart = (network(architecture, hidden, **options) for _ in range(2))
@@ -104,7 +104,7 @@ def throughput(name: str, repeats: int) -> Ratio:
 
 
 def check(together: MultiTaskModel, apart: MultiTaskModel, group: Group) -> None:
-    """Both compute the same."""
+    """Check that both compute the same."""
     found = Loop(apart)(group.x)
     for task, output in together(group.x).items():
         torch.testing.assert_close(output, found[task], rtol=1e-4, atol=1e-6)

@@ -1,4 +1,4 @@
-"""What `import sparsemtl` adds to `import torch`, in seconds.
+"""Time that `import sparsemtl` adds to `import torch`, in seconds.
 
     python benchmarks/import_time.py [--repeats 9]
 

@@ -1,4 +1,4 @@
-"""Images that the renderer of `scenes` makes in a second.
+"""Images per second of the renderer of `scenes`.
 
     python benchmarks/scenes_speed.py [--count 256] [--size 64] [--repeats 5]
 
@@ -21,7 +21,7 @@ TARGET = 200
 
 
 class Rate(NamedTuple):
-    """Images a second."""
+    """Images per second."""
 
     wall: float
     processor: float

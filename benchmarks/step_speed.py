@@ -28,7 +28,7 @@ def random_masks(model: SharedBottom) -> TaskMasks:
 
 
 def masked_step(name: str, count: int, repeats: int) -> Ratio:
-    """T masked passes over T plain ones."""
+    """Time of T masked passes over that of T plain passes."""
     model, (x, targets) = network(name, count), batch(name, count)
     masks = random_masks(model)
 
@@ -46,7 +46,7 @@ def masked_step(name: str, count: int, repeats: int) -> Ratio:
 
 
 def strict_update(name: str, repeats: int) -> Ratio:
-    """A step with weights put back over a step without."""
+    """Time of a strict step over that of a plain step."""
     model, (x, targets) = network(name, 1), batch(name, 1)
     (task,) = model.tasks.values()
     plain = torch.optim.Adam(model.parameters(), lr=1e-4)

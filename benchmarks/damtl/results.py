@@ -25,7 +25,7 @@ from sparsemtl.storage.metrics import METRIC_COLUMNS
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.study_folder import StudyFolder
 
-SIZE = "samples a class"
+SIZE = "samples per class"
 STUDIES = {"overlap": "three classes in common", "no-overlap": "no class in common"}
 COLUMNS = ["task1", "task2", "mean", "gain", "seconds"]
 
@@ -34,7 +34,7 @@ COLUMNS = ["task1", "task2", "mean", "gain", "seconds"]
 
 
 def read_study(folder: Path) -> pd.DataFrame:
-    """One row a run: what it was asked for, its test accuracies in %, what its masks keep in %, its seconds."""
+    """One row per run: settings, test accuracies in %, density of the masks in %, seconds."""
     rows = []
     study = StudyFolder(folder)
     about = study.read_about()
@@ -67,7 +67,7 @@ def read_study(folder: Path) -> pd.DataFrame:
 
 
 def seconds_before(study: StudyFolder, config: dict) -> float:
-    """What the run before took, 0 if there is none; where a seed has several, as for several overlaps, their mean."""
+    """Seconds of the pretraining run, 0 if there is none; where a seed has several, as for several overlaps, their mean."""
     if config["pretraining"] is None:
         return 0.0
     folders = map(RunFolder, study.pretraining.glob(f"seed-{config['seed']}-*"))
@@ -88,7 +88,7 @@ def validation_curves(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def table(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> str:
-    """A Markdown table: mean ± standard deviation over the seeds, a row a setting."""
+    """A Markdown table: mean ± standard deviation over the seeds, one row per setting."""
     groups = frame.groupby(list(by), sort=False, dropna=False)[list(columns)]
     mean, std = groups.mean(), groups.std()
     lines = [f"| {' | '.join([*by, *columns])} |", "|" + " :--- |" * len(by) + " ---: |" * len(columns)]
@@ -100,7 +100,7 @@ def table(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> str
 
 
 def gains(frame: pd.DataFrame) -> str:
-    """A Markdown table of the gain against single-task training, a row a method, a column a size."""
+    """A Markdown table of the gain against single-task training, one row per method, one column per size."""
     groups = frame.groupby(["method", SIZE], sort=False)["gain"]
     mean, std = (spread.unstack().sort_index(axis=1) for spread in (groups.mean(), groups.std()))
     lines = [
@@ -131,7 +131,7 @@ def chosen_rates(folder: Path) -> str:
 
 
 def looks(methods: Sequence[str], frame: pd.DataFrame) -> dict[str, dict[str, object]]:
-    """Method -> colour and line: broken for those from scratch, drawn through for those from the big network."""
+    """Method -> colour and line: dashed if trained from scratch, solid if from the auxiliary network."""
     scratch = set(frame[frame["before"] == 0]["method"])
     marks = cycle("osD^vP*X<>")
     return {
@@ -145,7 +145,7 @@ def looks(methods: Sequence[str], frame: pd.DataFrame) -> dict[str, dict[str, ob
 
 
 def panels(studies: dict[str, pd.DataFrame]) -> tuple[Figure, dict[str, Axes]]:
-    """A panel for every study, side by side, of one height."""
+    """One panel per study, side by side, of equal height."""
     figure, axes = plt.subplots(1, len(studies), figsize=(5 * len(studies) + 2.5, 5), sharey=True, squeeze=False)
     named = dict(zip(studies, axes[0], strict=True))
     for study, panel in named.items():
@@ -164,7 +164,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def draw_sizes(studies: dict[str, pd.DataFrame], path: Path) -> None:
-    """Test accuracy against the samples a class."""
+    """Test accuracy against the samples per class."""
     figure, axes = panels(studies)
     for study, frame in studies.items():
         mean = frame.groupby(["method", SIZE], sort=False)["mean"].mean().unstack().sort_index(axis=1)
@@ -188,7 +188,7 @@ def draw_epochs(studies: dict[str, pd.DataFrame], path: Path, size: int) -> None
 
 
 def draw_times(frame: pd.DataFrame, path: Path, size: int) -> None:
-    """Seconds of training of every method at one size, and of the auxiliary network's before it."""
+    """Seconds of training of every method at one size, and of the pretraining before it."""
     mean = frame[frame[SIZE] == size].groupby("method", sort=False)[["seconds", "before"]].mean()[::-1]
     figure, axes = plt.subplots(figsize=(8, 5))
     axes.barh(list(mean.index), mean["seconds"], label="training")
@@ -203,7 +203,7 @@ def draw_times(frame: pd.DataFrame, path: Path, size: int) -> None:
 
 
 def draw_sparsity(frame: pd.DataFrame, path: Path) -> None:
-    """Test accuracy against the share of the weights that a task reads."""
+    """Test accuracy against the fraction of the weights that a task computes with."""
     figure, axes = plt.subplots(figsize=(7, 4.5))
     groups = frame.groupby(["method", "lambda"], sort=False)[["kept", "mean"]]
     mean, std = groups.mean(), groups.std()

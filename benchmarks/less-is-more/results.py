@@ -27,14 +27,14 @@ from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.study_folder import StudyFolder
 
 MEASURES = {"segmentation": ("miou", 1), "depth": ("abs_err", -1), "normals": ("cosine", 1)}
-"""Task -> its metric, and which way is better."""
+"""Task -> its metric, and True if higher is better."""
 TITLES = {"segmentation": "mIoU ↑", "depth": "abs. error (m) ↓", "normals": "cosine ↑"}
 STUDIES = ("lambda", "targets", "subsets", "deviations", "tuned")
 LETTERS = {"S": "segmentation", "D": "depth", "N": "normals"}
 
 
 def read_study(folder: Path) -> pd.DataFrame:
-    """One row a run: what it was asked for, its test metrics, what is left of the backbone."""
+    """One row per run: settings, test metrics, remaining part of the backbone."""
     rows = []
     for run in StudyFolder(folder).run_folders():
         if not run.ended:
@@ -84,7 +84,7 @@ def gain(rows: pd.DataFrame, single: pd.DataFrame) -> str:
 
 
 def table(settings: Iterable[tuple[str, pd.DataFrame]], single: pd.DataFrame) -> str:
-    """A Markdown table, a row a setting."""
+    """A Markdown table, one row per setting."""
     head = ["", *(f"{task} {TITLES[task]}" for task in MEASURES), "groups zero %", "weights zero %", "Δm % ↑"]
     lines = [f"| {' | '.join(head)} |", "| :--- |" + " ---: |" * (len(head) - 1)]
     for name, rows in settings:
@@ -108,7 +108,7 @@ def scientific(value: float) -> str:
 
 
 def backbone_costs(folders: Sequence[Path], batch: int = 16) -> pd.DataFrame:
-    """Multiply-adds, weights and time of every run's backbone, once its zeros are cut out."""
+    """Multiply-adds, weights and time of every run's backbone, after compaction."""
     rows = []
     x = torch.rand(batch, 3, 64, 64)
     for folder in folders:

@@ -55,7 +55,7 @@ def gain(rows: pd.DataFrame, base: pd.DataFrame, shown: Mapping[str, tuple[str, 
 
 
 def table(frame: pd.DataFrame, shown: Mapping[str, tuple[str, ...]]) -> str:
-    """A Markdown table of test metrics, a row a setting."""
+    """A Markdown table of test metrics, one row per setting."""
     columns = [(task, metric) for task, metrics in shown.items() for metric in metrics]
     compared = "single-task" in set(frame["method"])
     head = ["", *(f"{task} {metric}" for task, metric in columns), *(["Δm % ↑"] if compared else [])]
@@ -94,7 +94,7 @@ def chosen_sparsity(study: Path, shown: Mapping[str, tuple[str, ...]]) -> str:
 
 
 def against_sparsity(frame: pd.DataFrame, shown: Mapping[str, tuple[str, ...]], path: Path) -> None:
-    """The paper's Figures 5 to 8: every task's metric against the sparsity asked for, the other methods as levels."""
+    """The paper's Figures 5 to 8: every task's metric against the target sparsity, the other methods as levels."""
     figure, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 3.6), squeeze=False, layout="constrained")
     for panel, (task, (metric, *_)) in zip(axes[0], shown.items(), strict=True):
         of_task = frame[(frame["task"] == task) & (frame["metric"] == metric)]
