@@ -178,7 +178,7 @@ def test_a_proximal_step_that_was_taken_is_copied_without_the_weights(duplicate:
     train(model, optimizer, [0])
     shrink(optimizer, model.named_parameters())
     twin = duplicate(shrink)
-    assert twin._splits == {}
+    assert twin._views == {}
     other = network()
     other_optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
     train(other, other_optimizer, [0])

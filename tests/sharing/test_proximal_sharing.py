@@ -150,7 +150,7 @@ def test_the_critical_strength_of_a_group_is_where_it_dies(penalty: Penalty, opt
     x, targets = table(8)
     engine.step([[sm_group(x, targets)]])
     own = weights(engine)
-    critical = ProximalStep(penalty).critical(engine.optimizer, own)
+    critical = ProximalStep(penalty).critical_strength(engine.optimizer, own)
     before = {name: p.detach().clone() for name, p in own.items()}
     mortal = critical[critical.isfinite()]
     assert len(mortal) == len(critical) - 2

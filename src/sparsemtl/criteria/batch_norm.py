@@ -34,6 +34,9 @@ class _WithRecomputedBatchNorm(Criterion):
         self.criterion = criterion
         self.samples = samples
 
+    def __repr__(self) -> str:
+        return f"with_recomputed_batch_norm({self.criterion!r}, samples={self.samples})"
+
     def scores(self, model: nn.Module, loaders: Loaders, tasks: Sequence[Task]) -> Scores:
         """Estimate the statistics on the tasks' data, then score; tasks with data of their own one by one."""
         if not isinstance(model, MultiTaskModel) or not self.criterion.reads_data:

@@ -20,6 +20,10 @@ class Criterion(abc.ABC):
     #: False for criteria that read the weights alone.
     reads_data: bool = True
 
+    def __repr__(self) -> str:
+        given = (f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_"))
+        return f"{type(self).__name__}({', '.join(given)})"
+
     @abc.abstractmethod
     def scores(self, model: nn.Module, loaders: Loaders, tasks: Sequence[Task]) -> Scores:
         """Return the scores of the maskable weights of `model`; neither its weights nor its state change.

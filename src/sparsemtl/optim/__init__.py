@@ -1,13 +1,14 @@
-"""Optimizers and schedules by name, the strict update that masks need, and proximal steps that make weights sparse."""
+"""Optimizers and learning-rate schedules by name, strict updates for masks, and proximal steps for sparse weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, ReduceLROnPlateau, StepLR
+from typing_extensions import Doc
 
 from sparsemtl.optim.groups import Grouping
 from sparsemtl.optim.masked import FreezeOutsideMask, MaskedOptimizer, freeze_outside_mask
@@ -20,15 +21,22 @@ from sparsemtl.registry.registry import Registry
 
 Parameters = Iterable[Any]
 
+_Rate = Annotated[Positive, Doc("Learning rate.")]
+_Decay = Annotated[NonNegative, Doc("Weight decay per step, as a multiple of the learning rate.")]
+_Coupled = Annotated[NonNegative, Doc("Factor of the weights that is added to the gradient (L2 penalty).")]
+_Beta1 = Annotated[Share, Doc("Decay per step of the running mean of gradients.")]
+_Beta2 = Annotated[Share, Doc("Decay per step of the running mean of squared gradients.")]
+_Eps = Annotated[Positive, Doc("Addend of the square root in the denominator, against division by zero.")]
+
 
 def adam(
     parameters: Parameters,
     *,
-    lr: Positive = 1e-3,
-    beta1: Share = 0.9,
-    beta2: Share = 0.999,
-    eps: Positive = 1e-8,
-    weight_decay: NonNegative = 0.0,
+    lr: _Rate = 1e-3,
+    beta1: _Beta1 = 0.9,
+    beta2: _Beta2 = 0.999,
+    eps: _Eps = 1e-8,
+    weight_decay: _Coupled = 0.0,
 ) -> Optimizer:
     """Adam (Kingma & Ba 2015); weight decay is coupled, as in the paper."""
     return torch.optim.Adam(parameters, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay)
@@ -37,11 +45,11 @@ def adam(
 def adamw(
     parameters: Parameters,
     *,
-    lr: Positive = 1e-3,
-    beta1: Share = 0.9,
-    beta2: Share = 0.999,
-    eps: Positive = 1e-8,
-    weight_decay: NonNegative = 0.01,
+    lr: _Rate = 1e-3,
+    beta1: _Beta1 = 0.9,
+    beta2: _Beta2 = 0.999,
+    eps: _Eps = 1e-8,
+    weight_decay: _Decay = 0.01,
 ) -> Optimizer:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
     return torch.optim.AdamW(parameters, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay)
@@ -50,32 +58,54 @@ def adamw(
 def sgd(
     parameters: Parameters,
     *,
-    lr: Positive = 1e-2,
-    momentum: Share = 0.9,
-    nesterov: bool = False,
-    weight_decay: NonNegative = 0.0,
+    lr: _Rate = 1e-2,
+    momentum: Annotated[Share, Doc("Factor of the previous update that is added to the present one.")] = 0.9,
+    nesterov: Annotated[bool, Doc("Compute the momentum at the position ahead (Nesterov).")] = False,
+    weight_decay: _Coupled = 0.0,
 ) -> Optimizer:
     """Stochastic gradient descent with momentum."""
     return torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
 
 
-def constant(optimizer: Optimizer, epochs: int, *, warmup: Natural = 0) -> LRScheduler:
-    """The learning rate as it is, after `warmup` epochs of a linear rise."""
+def constant(
+    optimizer: Optimizer,
+    epochs: int,
+    *,
+    warmup: Annotated[Natural, Doc("Epochs of a linear rise at the beginning.")] = 0,
+) -> LRScheduler:
+    """Keep the learning rate, after `warmup` epochs of a linear rise."""
     return LambdaLR(optimizer, lambda epoch: min(1.0, (epoch + 1) / (warmup + 1)))
 
 
-def cosine(optimizer: Optimizer, epochs: int, *, floor: NonNegative = 0.0) -> LRScheduler:
-    """Down to `floor` along half a cosine over the epochs (Loshchilov & Hutter 2017)."""
+def cosine(
+    optimizer: Optimizer,
+    epochs: int,
+    *,
+    floor: Annotated[NonNegative, Doc("Learning rate at the end.")] = 0.0,
+) -> LRScheduler:
+    """Lower the learning rate to `floor` along half a cosine over the epochs (Loshchilov & Hutter 2017)."""
     return CosineAnnealingLR(optimizer, T_max=epochs, eta_min=floor)
 
 
-def step(optimizer: Optimizer, epochs: int, *, every: Count = 30, factor: Positive = 0.1) -> LRScheduler:
-    """Times `factor` every `every` epochs."""
+def step(
+    optimizer: Optimizer,
+    epochs: int,
+    *,
+    every: Annotated[Count, Doc("Epochs between two changes.")] = 30,
+    factor: Annotated[Positive, Doc("Factor of the learning rate per change.")] = 0.1,
+) -> LRScheduler:
+    """Multiply the learning rate by `factor` every `every` epochs."""
     return StepLR(optimizer, step_size=every, gamma=factor)
 
 
-def plateau(optimizer: Optimizer, epochs: int, *, patience: Natural = 5, factor: Share = 0.1) -> ReduceLROnPlateau:
-    """Times `factor` after `patience` epochs without a better validation score."""
+def plateau(
+    optimizer: Optimizer,
+    epochs: int,
+    *,
+    patience: Annotated[Natural, Doc("Epochs without a better validation score before a change.")] = 5,
+    factor: Annotated[Share, Doc("Factor of the learning rate per change.")] = 0.1,
+) -> ReduceLROnPlateau:
+    """Multiply the learning rate by `factor` after `patience` epochs without a better validation score."""
     return ReduceLROnPlateau(optimizer, "max", patience=patience, factor=factor, threshold=0.0, threshold_mode="abs")
 
 

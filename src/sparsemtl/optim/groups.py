@@ -1,8 +1,8 @@
-"""How the entries of a weight fall into groups, and views of a weight in which its groups lie side by side.
+"""Groups of the entries of a weight, and views of the weight in which the groups lie side by side.
 
-Everything that acts on groups sees a weight as *parts*: tensors of shape (L, A, G, B) in which `part[l, :, g, :]` is
-one group, so that all groups of a part have A * B entries. For the named groupings a part is a view of the weight in
-either of torch's memory formats, so nothing is copied.
+Everything that acts on groups reads a weight as a few `GroupView`s: tensors of shape (L, A, G, B) in which
+`x[l, :, g, :]` is one group, so that all groups of a view have A * B entries. For the named groupings it is a view of
+the weight's memory in either of torch's formats, so that nothing is copied.
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ from torch import Tensor
 from sparsemtl.errors import ParameterError, unknown_name
 
 GroupName = Literal["input-channel", "output-channel", "block", "weight"]
-"""W[:, c], W[n], rectangles of output by input channels with their whole kernels, or every entry on its own."""
+"""W[:, c], W[n], rectangles of output by input channels with their whole kernels, or every entry as a group."""
 
 GroupFunction = Callable[[Tensor], Tensor]
-"""A user's own grouping: weight -> group numbers, whole and from 0 up, of a shape that broadcasts to the weight's."""
+"""Grouping by a user's function: weight -> group numbers from 0, of a shape that broadcasts to the weight's."""
 
 Parameters = Mapping[str, Tensor] | Iterable[Tensor | tuple[str, Tensor]]
 """Parameters with their names, as a mapping or as `named_parameters()` gives them, or without."""
 
 
-class Part(Protocol):
+class GroupView(Protocol):
     """Some groups of a weight, all of one size."""
 
     def read(self, weight: Tensor) -> Tensor:
-        """The groups in the shape (L, A, G, B), of the weight or of any dense tensor of its shape."""
+        """Return the groups in the shape (L, A, G, B), of the weight or of any dense tensor of its shape."""
 
     def write(self, weight: Tensor, values: Tensor) -> None:
-        """Put back what `read` gave and somebody changed in place; nothing to do where it gave a view."""
+        """Write the tensor of `read`, changed in place, back into the weight; a no-op where `read` returns a view."""
 
 
 @dataclass(frozen=True)
 class Grouping:
-    """How weights fall into groups.
+    """Grouping of the entries of weights.
 
     Args:
-        by: the name of a grouping, or a function from a weight to the group number of every entry.
+        by: name of a grouping, or function from a weight to the group number per entry.
         block: output by input channels of a `block`; at the edges blocks are smaller.
-        linear: weights of two axes fall into groups as well as those of four (convolutions).
+        linear: group weights of two axes as well as those of four (convolutions).
 
     Raises:
         ParameterError: if there is no such grouping, or the block is not two whole numbers of at least 1.
 
-    The second axis is called input channel, as it is in `nn.Conv2d` and `nn.Linear`. In a transposed convolution it
-    is the output's, and in a grouped one (depthwise: a single one) it is shared by the groups of the convolution.
+    The second axis is called input channel, as in `nn.Conv2d` and `nn.Linear`. In a transposed convolution that axis
+    is the output's; in a grouped convolution the groups share it.
     """
 
     by: GroupName | GroupFunction = "input-channel"
@@ -65,23 +65,23 @@ class Grouping:
 
     @property
     def name(self) -> str:
-        """The granularity in a word: the grouping's name, or that of the user's function."""
+        """Granularity in a word: the name of the grouping, or of the user's function."""
         return getattr(self.by, "__name__", "custom") if callable(self.by) else self.by
 
     def covers(self, weight: Tensor) -> bool:
-        """Tell whether the weight is of a kind that falls into groups."""
+        """Return whether the grouping applies to a weight: four axes, or two with `linear`."""
         return weight.ndim == 4 or (self.linear and weight.ndim == 2)
 
-    def split(self, weight: Tensor) -> tuple[Part, ...]:
-        """The parts of a weight; they fit every tensor of its shape.
+    def split(self, weight: Tensor) -> tuple[GroupView, ...]:
+        """Return the views of a weight's groups, which fit every tensor of its shape.
 
         Raises:
-            ParameterError: if a user's function does not give group numbers.
+            ParameterError: if a user's function does not return group numbers.
         """
         rows, columns = weight.shape[:2]
         match self.by:
             case "weight":
-                return (Entries(),)
+                return (_SingleWeights(),)
             case "input-channel":
                 return _tiles(rows, columns, (rows, 1))
             case "output-channel":
@@ -94,7 +94,7 @@ class Grouping:
 
 
 @dataclass(frozen=True)
-class Tiles:
+class _Tiles:
     """Rectangles of output by input channels, side by side, that fill a range of rows and one of columns."""
 
     rows: tuple[int, int]
@@ -102,65 +102,65 @@ class Tiles:
     tile: tuple[int, int]
 
     def read(self, weight: Tensor) -> Tensor:
-        """See `Part`; a view."""
+        """Return the groups as a view."""
         kernels = _kernels(weight)[slice(*self.rows), :, slice(*self.columns)]
         height, width = self.tile
         return kernels.view(-1, height * kernels.shape[1], kernels.shape[2] // width, width * kernels.shape[3])
 
     def write(self, weight: Tensor, values: Tensor) -> None:
-        """See `Part`."""
+        """Do nothing: `read` returns a view."""
 
 
-class Entries:
-    """Every entry a group."""
+class _SingleWeights:
+    """Every entry as a group of its own."""
 
     def read(self, weight: Tensor) -> Tensor:
-        """See `Part`; a view."""
+        """Return the groups as a view."""
         return _kernels(weight).view(1, 1, -1, 1)
 
     def write(self, weight: Tensor, values: Tensor) -> None:
-        """See `Part`."""
+        """Do nothing: `read` returns a view."""
 
 
 @dataclass(frozen=True, eq=False)
-class Listed:
-    """Groups anywhere in a weight.
+class _Listed:
+    """Groups at any positions of a weight.
 
     Args:
-        positions: (groups, size); where the entries are, counted along the weight's axes.
+        positions: (groups, size), positions of the entries in the flattened weight.
     """
 
     positions: Tensor
 
     def read(self, weight: Tensor) -> Tensor:
-        """See `Part`; a copy."""
+        """Return the groups as a copy."""
         return torch.take(weight, self.positions)[None, None]
 
     def write(self, weight: Tensor, values: Tensor) -> None:
-        """See `Part`."""
+        """Write the groups back."""
         weight.put_(self.positions, values[0, 0])
 
 
 def named(parameters: Parameters) -> Iterator[tuple[str, Tensor]]:
-    """Name and parameter; one without a name is called by its place and shape."""
+    """Yield (name, parameter); a parameter without a name is named by its position and shape."""
     pairs = parameters.items() if isinstance(parameters, Mapping) else parameters
     for place, item in enumerate(pairs):
         yield (f"parameter {place} of shape {tuple(item.shape)}", item) if isinstance(item, Tensor) else item
 
 
 def dense(weight: Tensor) -> Tensor:
-    """The weight itself if it fills its memory in one of torch's formats, else a copy that does."""
+    """Return the weight itself if it is contiguous in one of torch's memory formats, else a contiguous copy."""
     return weight if weight.is_contiguous() or _channels_last(weight) else weight.contiguous()
 
 
 def laid_out_as(tensor: Tensor, weight: Tensor) -> Tensor:
-    """The tensor in the memory format of a dense weight of its shape; itself if it is in that already."""
+    """Return the tensor in the memory format of a dense weight of its shape; itself if it has that format already."""
     last = not weight.is_contiguous()
     return tensor.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def places(part: Tensor, size: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Cut a tensor of shape (L, A, G, B) between groups, into pieces of about `size` entries."""
+    """Yield slices that cut a tensor of shape (L, A, G, B) between groups, into pieces of about `size` entries."""
     slabs, inner, groups, outer = part.shape
     rows, columns = max(1, size // (inner * groups * outer)), max(1, size // (inner * outer))
     for row in range(0, slabs, rows):
@@ -173,20 +173,20 @@ def _channels_last(weight: Tensor) -> bool:
 
 
 def _kernels(weight: Tensor) -> Tensor:
-    """A dense weight as a view (outputs, K, inputs, 1) or (outputs, 1, inputs, K) of K kernel entries each."""
+    """Return a dense weight as a view (outputs, K, inputs, 1) or (outputs, 1, inputs, K) of K kernel entries each."""
     if weight.is_contiguous():
         return weight.view(weight.shape[0], 1, weight.shape[1], -1)
     return weight.permute(0, 2, 3, 1).flatten(1, 2)[..., None]
 
 
-def _tiles(rows: int, columns: int, tile: tuple[int, int]) -> tuple[Part, ...]:
-    """Whole tiles, and the smaller ones of the last row and column."""
+def _tiles(rows: int, columns: int, tile: tuple[int, int]) -> tuple[GroupView, ...]:
+    """Return whole tiles, and the smaller ones of the last row and column."""
     ranges = product(_ranges(rows, tile[0]), _ranges(columns, tile[1]))
-    return tuple(Tiles((top, bottom), (left, right), (h, w)) for (top, bottom, h), (left, right, w) in ranges)
+    return tuple(_Tiles((top, bottom), (left, right), (h, w)) for (top, bottom, h), (left, right, w) in ranges)
 
 
 def _ranges(length: int, side: int) -> Iterator[tuple[int, int, int]]:
-    """(start, stop, side of a tile): what whole tiles cover, then the rest."""
+    """Yield (start, stop, side of a tile): the range of whole tiles, then the rest."""
     rest = length % side
     if length > rest:
         yield 0, length - rest, side
@@ -194,11 +194,11 @@ def _ranges(length: int, side: int) -> Iterator[tuple[int, int, int]]:
         yield length - rest, length, rest
 
 
-def _listed(function: GroupFunction, weight: Tensor) -> tuple[Part, ...]:
-    """A part for every size that a user's groups have."""
+def _listed(function: GroupFunction, weight: Tensor) -> tuple[GroupView, ...]:
+    """Return a view per size of a user's groups."""
     numbers = function(weight.detach())
     if not isinstance(numbers, Tensor) or numbers.is_floating_point() or numbers.is_complex():
-        raise ParameterError(f"a grouping function must give a tensor of whole numbers, got {_kind(numbers)}.")
+        raise ParameterError(f"a grouping function must return a tensor of whole numbers, got {_kind(numbers)}.")
     try:
         numbers = numbers.to(weight.device, torch.int64).broadcast_to(weight.shape).flatten()
     except RuntimeError:
@@ -211,7 +211,7 @@ def _listed(function: GroupFunction, weight: Tensor) -> tuple[Part, ...]:
     counts = numbers.bincount()
     starts, order = counts.cumsum(0) - counts, numbers.argsort(stable=True)
     return tuple(
-        Listed(order[starts[counts == size, None] + torch.arange(size, device=order.device)])
+        _Listed(order[starts[counts == size, None] + torch.arange(size, device=order.device)])
         for size in counts[counts > 0].unique().tolist()
     )
 

@@ -1,7 +1,7 @@
-"""Strict updates: what is outside of a mask does not move, whatever the optimizer remembers.
+"""Strict updates: a weight outside of the active masks does not move, whatever the state of the optimizer.
 
-Masking a gradient does not freeze a weight: momentum, Adam's moments and weight decay go on moving it. So the
-weights outside of the active masks are put back after every step.
+Masking a gradient does not freeze a weight: momentum, Adam's moments and weight decay still move it. Therefore the
+weights outside of the active masks are restored after every step. This is the one implementation.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from sparsemtl.networks.masks import TaskMasks
 
 
 class FreezeOutsideMask:
-    """Context in which whatever happens to the parameters, entries outside of a mask end as they were, bit for bit.
+    """Context after which the entries of parameters outside of a mask are as before, bit for bit.
 
-    It may be entered any number of times. Bits are put back by integer arithmetic, which is exact for NaN, infinities
-    and signed zeros too, and several times as fast as choosing by booleans.
+    It may be entered any number of times. Bits are restored by integer arithmetic, which is exact for NaN, infinities
+    and signed zeros too, and several times as fast as indexing by booleans.
 
     Args:
         parameters: name -> parameter, for all names in `active`.
         active: name -> bool tensor, True where the parameter may move.
-        memory: where the values are remembered meanwhile, name -> tensor; holds that are not entered at once may
+        memory: name -> tensor that holds the values meanwhile; instances that are not entered at the same time may
             share it.
     """
 
@@ -52,7 +52,7 @@ class FreezeOutsideMask:
             now.bitwise_xor_(before).bitwise_and_(self._bits_that_move(name, now)).bitwise_xor_(before)
 
     def _bits_that_move(self, name: str, like: Tensor) -> Tensor:
-        """The mask with all bits of an entry set where it may move."""
+        """Return the mask with all bits of an entry set where the entry may move."""
         moving = self._moving.get(name)
         if moving is None or moving.dtype != like.dtype or moving.device != like.device:
             moving = self._moving[name] = self.active[name].to(like.device, like.dtype).neg_()
@@ -62,12 +62,12 @@ class FreezeOutsideMask:
 def freeze_outside_mask(
     parameters: Mapping[str, Tensor], active: Mapping[str, Tensor] | None
 ) -> AbstractContextManager[None]:
-    """Freeze once what lies outside of `active` once; None lets everything move. See `FreezeOutsideMask`."""
+    """Return a context that freezes the entries outside of `active`; None freezes nothing. See `FreezeOutsideMask`."""
     return nullcontext() if active is None else FreezeOutsideMask(parameters, active)
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """The same memory as whole numbers of the same width."""
+    """Return a view of the tensor as integers of the same width."""
     return tensor.detach().view(_INTEGERS[tensor.element_size()])
 
 
@@ -75,14 +75,14 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class MaskedOptimizer(torch.optim.Optimizer):
-    """Any torch optimizer, made strict: a weight that none of the active tasks keeps does not move.
+    """Wrapper that makes any torch optimizer strict: a weight that none of the active tasks keeps does not move.
 
     Args:
-        optimizer: the optimizer that does the work, with any momentum and weight decay.
-        masks: what every task keeps.
-        model: the model whose parameters the masks name.
+        optimizer: optimizer to wrap, with any momentum and weight decay.
+        masks: masks of the tasks.
+        model: model whose parameters the masks name.
 
-    Learning-rate schedulers, gradient scalers and `state_dict` see the wrapped optimizer's groups and state. A copy
+    Learning-rate schedulers, gradient scalers and `state_dict` read the wrapped optimizer's groups and state. A copy
     (`copy.deepcopy`, pickle) holds a copy of the model as well: copy both at once, as `deepcopy((model, optimizer))`.
 
     Example:
@@ -105,49 +105,49 @@ class MaskedOptimizer(torch.optim.Optimizer):
         self.masks = masks
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state without what is made from the rest, and without `step`, which schedulers wrap in the instance."""
-        made = ("step", "_parameters", "_holds", "_memory")
+        """Return the state without derived attributes, and without `step`, which schedulers wrap in the instance."""
+        made = ("step", "_parameters", "_frozen", "_memory")
         return {name: value for name, value in self.__dict__.items() if name not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take the state as it is: torch's own method expects an optimizer with groups and hooks of its own."""
+        """Set the state as it is: torch's own method expects an optimizer with groups and hooks of its own."""
         self.__dict__.update(state)
         self.masks = state["_masks"]
 
     @property
     def masks(self) -> TaskMasks:
-        """The masks in force; set new ones whenever they change."""
+        """Masks in force; set new ones whenever they change."""
         return self._masks
 
     @masks.setter
     def masks(self, masks: TaskMasks) -> None:
         self._parameters = masks.check(self._model)
         self._masks = masks
-        self._holds: dict[tuple[str, ...], FreezeOutsideMask] = {}
+        self._frozen: dict[tuple[str, ...], FreezeOutsideMask] = {}
         self._memory: dict[str, Tensor] = {}
 
     def step(  # type: ignore[override]
         self, closure: Callable[[], float] | None = None, *, task: str | Sequence[str] | None = None
     ) -> float | None:
-        """Step, then put back what lies outside of the masks of `task` (one, several, or all by default)."""
+        """Step, then restore the weights outside of the masks of `task` (one, several, or all by default)."""
         tasks = self._masks.tasks if task is None else (task,) if isinstance(task, str) else tuple(task)
-        if tasks not in self._holds:
-            self._holds[tasks] = FreezeOutsideMask(self._parameters, self._masks.union(tasks), self._memory)
-        with self._holds[tasks]:
+        if tasks not in self._frozen:
+            self._frozen[tasks] = FreezeOutsideMask(self._parameters, self._masks.union(tasks), self._memory)
+        with self._frozen[tasks]:
             return self.optimizer.step(closure) if closure is not None else self.optimizer.step()
 
-    step.hooked = True  # type: ignore[attr-defined]  # torch shall not wrap it to call hooks: those are the inner step's
+    step.hooked = True  # type: ignore[attr-defined]  # torch must not wrap it to call hooks, which the inner step calls
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients."""
         self.optimizer.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
-        """The wrapped optimizer's state."""
+        """Return the wrapped optimizer's state."""
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put back the wrapped optimizer's state."""
+        """Load the wrapped optimizer's state."""
         self.optimizer.load_state_dict(state_dict)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -159,15 +159,15 @@ class MaskedOptimizer(torch.optim.Optimizer):
         return self.optimizer.register_step_pre_hook(hook)
 
     def register_step_post_hook(self, hook: Any) -> RemovableHandle:
-        """Call a hook after every step of the wrapped optimizer, before weights are put back."""
+        """Call a hook after every step of the wrapped optimizer, before weights are restored."""
         return self.optimizer.register_step_post_hook(hook)
 
     def register_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
-        """Call a hook before the wrapped optimizer gives its state."""
+        """Call a hook before the wrapped optimizer returns its state."""
         return self.optimizer.register_state_dict_pre_hook(hook, prepend)
 
     def register_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
-        """Call a hook after the wrapped optimizer gave its state."""
+        """Call a hook after the wrapped optimizer returned its state."""
         return self.optimizer.register_state_dict_post_hook(hook, prepend)
 
     def register_load_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
@@ -180,17 +180,17 @@ class MaskedOptimizer(torch.optim.Optimizer):
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """The wrapped optimizer's groups."""
+        """Parameter groups of the wrapped optimizer."""
         return self.optimizer.param_groups
 
     @property
     def state(self) -> Any:  # type: ignore[override]
-        """The wrapped optimizer's state by parameter."""
+        """State of the wrapped optimizer by parameter."""
         return self.optimizer.state
 
     @property
     def defaults(self) -> dict[str, Any]:  # type: ignore[override]
-        """The wrapped optimizer's defaults."""
+        """Defaults of the wrapped optimizer."""
         return self.optimizer.defaults
 
     def __repr__(self) -> str:

@@ -1,13 +1,14 @@
-r"""Proximal maps, exact and for all groups at once.
+r"""Proximal maps, exact, for all groups at once.
 
 For a step of size lr in the metric D = diag(d), the map of a penalty R is
 
     z = argmin_z  1/2 sum_j d_j (x_j - z_j)^2  +  lr R(z);
 
-without a metric D is the identity, and the map the plain one. If R has the slope lambda at zero, z depends on
+without a metric D is the identity, and the map is the plain one. If R has the slope lambda at zero, z depends on
 the *shift* lr lambda / d alone, which the functions here take: a tensor like x, or a number for the plain map. They
-take x in the shape (L, A, G, B), in which `x[l, :, g, :]` is one group (see `groups.py`), change it in place, and
-return which groups survive, shape (L, 1, G, 1). NaN survives, and stays NaN. Tensors of shifts must be above zero.
+take x in the shape (L, A, G, B), in which `x[l, :, g, :]` is one group (see `groups.py`), change x in place, and
+return a mask of the groups that are not zero, shape (L, 1, G, 1). NaN counts as not zero, and stays NaN. Tensors of
+shifts must be above zero.
 
 Group lasso, R(z) = lambda ||z|| (Deleu & Bengio 2021). z = 0 iff ||x / shift|| <= 1. Else
 z_j = r x_j / (r + shift_j), where r = ||z|| is the root of
@@ -15,9 +16,9 @@ z_j = r x_j / (r + shift_j), where r = ||z|| is the root of
     h(r) = 1 / ||u(r)|| = 1,   u_j = x_j / (r + shift_j).
 
 h is increasing and concave (it is the power mean of exponent -2 of functions linear in r), and linear if all shifts are
-equal: Newton's method that starts left of the root climbs to it and never steps over it. At an approximate root the
-optimality condition d (z - x) + lr lambda z / ||z|| = 0 holds up to a fraction h(r) - 1 of d x, so that is what we make
-small. It stays well conditioned at the threshold, where r itself does not.
+equal: Newton's method that starts left of the root climbs to the root and never steps over it. At an approximate root
+the optimality condition d (z - x) + lr lambda z / ||z|| = 0 holds up to a fraction h(r) - 1 of d x. That fraction is
+made small: it is well conditioned at the threshold, where r itself is not.
 
 Group MCP, R(z) = lambda ||z|| - ||z||^2 / (2 gamma) up to ||z|| = limit = gamma lambda and constant from there (Zhang
 2010; Huang, Breheny & Ma 2012). Above, shift becomes shift (1 - r / limit): u is still 1 over a function linear in r,
@@ -34,26 +35,26 @@ import torch
 from torch import Tensor
 
 _MOST_STEPS = 100
-"""Newton steps at most; one is usual, and ten rare."""
+"""Largest number of Newton steps; one is usual, and ten are rare."""
 _CLEARLY = 0.01
-"""A root beyond this fraction of ||x|| is there, whatever the rounding."""
+"""Fraction of ||x|| beyond which a root exists, whatever the rounding."""
 CACHED = 2**18
-"""Entries that, with what is computed on the way, fit into a processor's cache."""
+"""Number of entries that fit into a processor's cache together with intermediate results."""
 _SHORT = 64
-"""Rows shorter than this are too short for vector instructions to be broadcast to."""
+"""Length below which rows are too short for broadcasts by vector instructions."""
 
 Scratch = Callable[[str, Tensor], Tensor]
 """Name, tensor -> contiguous memory of the tensor's shape and dtype to compute in."""
 
 
 class Reused:
-    """Memory that is used again and again: on a CPU, fresh pages cost more time than what we compute in them."""
+    """Memory that is reused: on a CPU, fresh pages cost more time than the computation in them."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
 
     def __call__(self, name: str, like: Tensor) -> Tensor:
-        """The same memory for the same name, in the shape, dtype and device of `like`."""
+        """Return the same memory for the same name, in the shape, dtype and device of `like`."""
         buffer = self._buffers.get(name)
         size, kind = like.numel(), (like.dtype, like.device)
         if buffer is None or buffer.numel() < size or (buffer.dtype, buffer.device) != kind:
@@ -62,7 +63,7 @@ class Reused:
 
 
 def fresh(name: str, like: Tensor) -> Tensor:
-    """New memory every time."""
+    """Return new memory at every call."""
     return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
 
@@ -72,36 +73,36 @@ def sums(x: Tensor) -> Tensor:
 
 
 def norms(x: Tensor, scratch: Scratch = fresh) -> Tensor:
-    """Euclidean norm of every group: (L, A, G, B) -> (L, 1, G, 1)."""
+    """Return the Euclidean norm of every group: (L, A, G, B) -> (L, 1, G, 1)."""
     rows = max(1, CACHED * x.shape[1] // max(1, x.numel())) if x.device.type == "cpu" else x.shape[1]
     squares = [sums(torch.mul(slab, slab, out=scratch("a", slab))) for slab in x.split(rows, 1)]
     return sum(squares[1:], start=squares[0]).sqrt_()
 
 
 def l1_pull(x: Tensor, shift: Tensor | float) -> Tensor:
-    """|x| / shift, above 1 where l1 lets the entry live; the shape of x."""
+    """Return |x| / shift, above 1 where l1 does not make the entry zero; the shape of x."""
     return (x / shift).abs_()
 
 
 def lasso_pull(x: Tensor, shift: Tensor | float, scratch: Scratch = fresh) -> Tensor:
-    """||x / shift||, above 1 where group lasso lets the group live; (L, 1, G, 1)."""
+    """Return ||x / shift||, above 1 where group lasso does not make the group zero; (L, 1, G, 1)."""
     if isinstance(shift, Tensor):
         return sums(torch.div(x, shift, out=scratch("a", x)).square_()).sqrt_()
     return norms(x, scratch).div_(shift)
 
 
 def mcp_pull(x: Tensor, shift: Tensor | float, limit: float, scratch: Scratch = fresh) -> Tensor:
-    """A number above 1 where group MCP lets the group live; (L, 1, G, 1)."""
+    """Return a number above 1 where group MCP does not make the group zero; (L, 1, G, 1)."""
     size, pull = norms(x, scratch), lasso_pull(x, shift, scratch)
     unbent = (sums(torch.mul(x, x, out=scratch("a", x)).div_(shift)) / limit).sqrt_()
     return torch.where(size > limit, torch.maximum(pull, unbent), pull)
 
 
-def mcp_critical(x: Tensor, shift: Tensor | float, limit: float, scratch: Scratch = fresh) -> Tensor:
-    """The factor on shift and limit from which on group MCP lets the group die; (L, 1, G, 1).
+def mcp_critical_factor(x: Tensor, shift: Tensor | float, limit: float, scratch: Scratch = fresh) -> Tensor:
+    """Return the least factor on shift and limit at which group MCP makes the group zero; (L, 1, G, 1).
 
-    A factor f divides all three of `mcp_pull`'s numbers by f: the group dies once the pull is below 1 and, unless the
-    limit has grown to its size, the unbent one too.
+    A factor f divides all three of `mcp_pull`'s numbers by f: the group becomes zero once the pull is below 1 and,
+    unless the limit has grown to its size, the unbent one too.
     """
     size, pull = norms(x, scratch), lasso_pull(x, shift, scratch)
     unbent = (sums(torch.mul(x, x, out=scratch("a", x)).div_(shift)) / limit).sqrt_()
@@ -109,7 +110,7 @@ def mcp_critical(x: Tensor, shift: Tensor | float, limit: float, scratch: Scratc
 
 
 def l1_(x: Tensor, shift: Tensor | float, scratch: Scratch = fresh) -> Tensor:
-    """Soft threshold, z_j = sign(x_j) max(0, |x_j| - shift_j)."""
+    """Apply the soft threshold z_j = sign(x_j) max(0, |x_j| - shift_j)."""
     bounded = scratch("a", x)
     if isinstance(shift, Tensor):
         torch.clamp(x, torch.neg(shift, out=bounded), shift, out=bounded)
@@ -119,7 +120,7 @@ def l1_(x: Tensor, shift: Tensor | float, scratch: Scratch = fresh) -> Tensor:
 
 
 def group_lasso_(x: Tensor, shift: Tensor | float, scratch: Scratch = fresh) -> Tensor:
-    """Proximal map of group lasso; a tensor of shifts is changed."""
+    """Apply the proximal map of group lasso; a tensor of shifts is changed."""
     if not isinstance(shift, Tensor):
         factor = (1 - _over(shift, norms(x, scratch))).clamp_(min=0)
         x.mul_(_spread(factor, x))
@@ -131,7 +132,7 @@ def group_lasso_(x: Tensor, shift: Tensor | float, scratch: Scratch = fresh) -> 
 
 
 def group_mcp_(x: Tensor, shift: Tensor | float, limit: float, scratch: Scratch = fresh) -> Tensor:
-    """Proximal map of group MCP; limit is the norm from which on a group is not shrunk."""
+    """Apply the proximal map of group MCP; `limit` is the norm above which a group is not shrunk."""
     size = norms(x, scratch)
     if not isinstance(shift, Tensor):
         factor = _mcp_factor(size, shift, limit)
@@ -151,19 +152,19 @@ def group_mcp_(x: Tensor, shift: Tensor | float, limit: float, scratch: Scratch 
 
 
 def _mcp_factor(size: Tensor, shift: float, limit: float) -> Tensor:
-    """z / x of the plain map: firm thresholding, or hard where the penalty bends more than the parabola."""
+    """Return z / x of the plain map: firm thresholding, or hard where the penalty bends more than the parabola."""
     if shift < limit:
         return ((1 - _over(shift, size)) / (1 - shift / limit)).clamp_(0, 1)
     return (~(size <= math.sqrt(shift * limit))).to(size.dtype)
 
 
 def _over(shift: float, size: Tensor) -> Tensor:
-    """shift / size; infinite for a group of zeros, even with a shift of zero."""
+    """Return shift / size; infinite for a group of zeros, even with a shift of zero."""
     return torch.where(size <= 0, torch.inf, shift / size)
 
 
 def _lasso_radius(x: Tensor, shift: Tensor, scratch: Scratch) -> Tensor:
-    """||z|| of group lasso."""
+    """Return ||z|| of group lasso."""
     squares = torch.mul(x, x, out=scratch("a", x))
     square = sums(squares)
     reach = square.sqrt()
@@ -176,15 +177,15 @@ def _lasso_radius(x: Tensor, shift: Tensor, scratch: Scratch) -> Tensor:
 
 
 def _lasso_root(x: Tensor, shift: Tensor, r: Tensor, moving: Tensor, reach: Tensor, scratch: Scratch) -> Tensor:
-    """Root of h.
+    """Return the root of h.
 
     Args:
         x: (L, A, G, B).
         shift: like x.
-        r: where to start, at or left of the root; (L, 1, G, 1).
-        moving: the groups to find a root for; the others keep their start.
+        r: start of the search, at or left of the root; (L, 1, G, 1).
+        moving: groups to find a root for; the others keep their start.
         reach: ||x||.
-        scratch: gives memory.
+        scratch: returns memory.
     """
     rounding = 4 * torch.finfo(x.dtype).eps
     for _ in range(_MOST_STEPS):
@@ -206,7 +207,7 @@ def _lasso_root(x: Tensor, shift: Tensor, r: Tensor, moving: Tensor, reach: Tens
 
 
 def _mcp_radius(x: Tensor, shift: Tensor, limit: float, r: Tensor, moving: Tensor, scratch: Scratch) -> Tensor:
-    """Smallest root of group MCP's h, or `limit` where there is none below; see `_lasso_root`."""
+    """Return the smallest root of group MCP's h, or `limit` where there is none below; see `_lasso_root`."""
     rounding = 4 * torch.finfo(x.dtype).eps
     for _ in range(_MOST_STEPS):
         bent = torch.mul(shift, _spread(1 - r / limit, x), out=scratch("b", x))
@@ -224,16 +225,16 @@ def _mcp_radius(x: Tensor, shift: Tensor, limit: float, r: Tensor, moving: Tenso
 
 
 def _nearest(x: Tensor, shift: Tensor, scratch: Scratch) -> Tensor:
-    """The largest |x_j| - shift_j, at least 0: left of any root, and right enough that no u_j is above 1."""
+    """Return the largest |x_j| - shift_j, at least 0: left of any root, and right enough that no u_j is above 1."""
     return torch.abs(x, out=scratch("a", x)).sub_(shift).amax((1, 3), keepdim=True).clamp_(min=0)
 
 
 def _inverse(shift: Tensor, r: Tensor, name: str, scratch: Scratch) -> Tensor:
-    """1 / (r + shift)."""
+    """Return 1 / (r + shift)."""
     return torch.add(shift, _spread(r, shift), out=scratch(name, shift)).reciprocal_()
 
 
 def _spread(per_group: Tensor, x: Tensor) -> Tensor:
-    """(L, 1, G, 1) in a shape that broadcasts to x fast."""
+    """Return (L, 1, G, 1) in a shape that broadcasts to x fast."""
     length = x.shape[3]
     return per_group if length == 1 or length >= _SHORT else per_group.expand(-1, -1, -1, length).contiguous()

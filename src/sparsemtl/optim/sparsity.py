@@ -1,4 +1,4 @@
-"""How sparse weights are: the fraction of groups that are zero, and of weights that lie in them."""
+"""Sparsity of weights: the fraction of groups that are zero, and of weights in such groups."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from sparsemtl.optim.groups import Grouping, GroupName, Parameters, dense, named
 
 @dataclass(frozen=True)
 class Sparsity:
-    """What is zero at one granularity.
+    """Numbers of groups and weights that are zero, at one granularity.
 
     Args:
-        granularity: what counts as a group: `input-channel`, `output-channel`, `block`, `weight`, or the name of a
-            user's function.
+        granularity: `input-channel`, `output-channel`, `block`, `weight`, or the name of a user's function.
         groups: number of groups.
-        zero_groups: those whose weights are all zero.
+        zero_groups: number of groups whose weights are all zero.
         weights: number of weights.
-        zero_weights: those in zero groups; zeros in other groups do not count.
+        zero_weights: number of weights in zero groups; zeros in other groups do not count.
     """
 
     granularity: str
@@ -51,11 +50,11 @@ class Sparsity:
 
 @torch.no_grad()
 def layer_sparsity(parameters: Parameters, grouping: Grouping | GroupName = "input-channel") -> dict[str, Sparsity]:
-    """Name of every weight that the grouping covers -> its sparsity.
+    """Return name -> sparsity, for every weight that the grouping covers.
 
     Args:
-        parameters: name -> parameter, or what `named_parameters()` gives.
-        grouping: what counts as a group; a penalty's own is `penalty.grouping`.
+        parameters: name -> parameter, or the pairs of `named_parameters()`.
+        grouping: groups to count; those of a penalty are `penalty.grouping`.
 
     Raises:
         ParameterError: if the grouping covers none of the parameters.
@@ -70,13 +69,13 @@ def layer_sparsity(parameters: Parameters, grouping: Grouping | GroupName = "inp
 
 
 def total_sparsity(parameters: Parameters, grouping: Grouping | GroupName = "input-channel") -> Sparsity:
-    """Sparsity of all weights together; see `layer_sparsity`."""
+    """Return the sparsity of all weights together; see `layer_sparsity`."""
     first, *rest = layer_sparsity(parameters, grouping).values()
     return sum(rest, start=first)
 
 
 def group_sparsity(parameters: Parameters, grouping: Grouping | GroupName = "input-channel") -> float:
-    """Zero groups over all groups, in [0, 1]; see `layer_sparsity`.
+    """Return zero groups over all groups, in [0, 1]; see `layer_sparsity`.
 
     Example:
         >>> layer = nn.Conv2d(4, 2, 3)
@@ -90,17 +89,17 @@ def group_sparsity(parameters: Parameters, grouping: Grouping | GroupName = "inp
 
 
 def parameter_sparsity(parameters: Parameters, grouping: Grouping | GroupName = "input-channel") -> float:
-    """Weights in zero groups over all weights, in [0, 1]; see `layer_sparsity`.
+    """Return weights in zero groups over all weights, in [0, 1]; see `layer_sparsity`.
 
-    Only whole zero groups count; with the grouping `weight`, that is every zero.
+    Only groups that are zero as a whole count; with the grouping `weight`, every zero does.
     """
     return total_sparsity(parameters, grouping).of_parameters
 
 
 def _sparsity(weight: torch.Tensor, grouping: Grouping) -> Sparsity:
     total = Sparsity(grouping.name)
-    for part in grouping.split(weight):
-        groups = part.read(dense(weight))
+    for view in grouping.split(weight):
+        groups = view.read(dense(weight))
         size, zero = groups.shape[1] * groups.shape[3], (groups == 0).all(3).all(1)
         zeros = int(zero.sum())
         total += Sparsity(grouping.name, zero.numel(), zeros, groups.numel(), zeros * size)

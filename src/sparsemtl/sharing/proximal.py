@@ -153,7 +153,7 @@ class ProximalSharing(Sharing):
 
     def _find_strength(self, covered: Mapping[str, nn.Parameter], optimizer: Optimizer, factor: float) -> None:
         """Set the strength that leaves as many groups at zero as the schedule asks for now."""
-        critical = self.shrink.critical(optimizer, covered)
+        critical = self.shrink.critical_strength(optimizer, covered)
         zero = round(self.scheduled_sparsity() * len(critical))
         prunable = int(critical.isfinite().sum())
         strength = float(critical.kthvalue(min(zero, prunable)).values) if zero and prunable else 0.0
