@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from sparsemtl.criteria.channels import channel_units
 from sparsemtl.criteria.criterion import Criterion
 from sparsemtl.criteria.fisher import Fisher
-from sparsemtl.criteria.select import Granularity, Scope, SelectionOptions, select, select_channels
+from sparsemtl.criteria.select import Granularity, Scope, RankingOptions, select, select_channels
 from sparsemtl.errors import MaskError, MaskWarning
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.model import MultiTaskModel, check_maskable, placement
@@ -28,7 +28,7 @@ def choose_masks(
     keep: float,
     previous: TaskMasks | None = None,
     method: str = "",
-    **selection: Unpack[SelectionOptions],
+    **selection: Unpack[RankingOptions],
 ) -> TaskMasks:
     """Return masks that keep, for every task, the `keep` weights of highest score; nothing else changes.
 

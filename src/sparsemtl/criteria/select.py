@@ -19,8 +19,8 @@ Units = Mapping[str, Sequence[str]]
 """Parameter that names a layer -> all parameters whose first axis is that layer's output channels."""
 
 
-class SelectionOptions(TypedDict, total=False):
-    """Options of the selection of the weights with the highest scores."""
+class RankingOptions(TypedDict, total=False):
+    """Options of the ranking of scores."""
 
     scope: Annotated[
         Scope,
