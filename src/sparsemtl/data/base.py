@@ -34,13 +34,7 @@ class BatchLoader(abc.ABC):
     """
 
     def __init__(
-        self,
-        dataset_size: int,
-        *,
-        batch_size: int,
-        shuffle: bool,
-        drop_last: bool,
-        generator: torch.Generator | None,
+        self, dataset_size: int, *, batch_size: int, shuffle: bool, drop_last: bool, generator: torch.Generator | None
     ) -> None:
         self.dataset_size = dataset_size
         self.batch_size = batch_size

@@ -164,8 +164,7 @@ FILES = Package(
 def celebamask_hq(
     *,
     classes: Annotated[
-        Literal[3, 19],
-        Doc("19, background and all parts; or 3, background, hair and skin, as in Less is More."),
+        Literal[3, 19], Doc("19, background and all parts; or 3, background, hair and skin, as in Less is More.")
     ] = 3,
     attributes: Annotated[
         Mapping[str, str] | None,

@@ -51,7 +51,7 @@ def absent(name: str, folder: Path, files: Sequence[str], *, one_of: bool = Fals
 
     Args:
         name: registered name of the data set.
-        folder: folder in which they were looked for.
+        folder: folder that lacks them.
         files: absent files.
         one_of: whether one of them is enough.
     """

@@ -226,9 +226,7 @@ EMNIST_LETTERS = LabelledImages(
     classes=tuple(ascii_lowercase),
     folder="EMNIST",
     origin=ZipArchive(
-        "https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip",
-        md5="58c8d27c78d21e728a6bc7b3cc06412e",
-        inside="gzip",
+        "https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip", md5="58c8d27c78d21e728a6bc7b3cc06412e", inside="gzip"
     ),
     licence="NIST's, in the public domain",
     files=tuple(

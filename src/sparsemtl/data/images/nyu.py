@@ -273,8 +273,7 @@ def nyu_v2(
         Literal["auto", "arrays", "folders", "mat"], Doc("Layout of the files; `auto` takes the first that exists.")
     ] = "auto",
     classes: Annotated[
-        NyuClasses | None,
-        Doc("Number of classes; by default 13 for arrays, which have no others, 40 for the rest."),
+        NyuClasses | None, Doc("Number of classes; by default 13 for arrays, which have no others, 40 for the rest.")
     ] = None,
     **options: Unpack[LayoutOptions],
 ) -> TaskData:
@@ -301,8 +300,8 @@ def nyu_v2(
         DataError: if files are absent or do not fit each other.
 
     Differences from the papers:
-        - Validation images are held out from the 795 training images; MTAN, LibMTL and others have none and look at
-          the test images. Here the 654 official test images only report.
+        - Validation images are held out from the 795 training images; MTAN, LibMTL and others have none and select
+          on the test images. Here the 654 official test images only report.
         - Depth stays in metres. Less is More divides it by an image's largest value and clips it below; the metric
           `mae_less_is_more` does the former.
         - Less is More has 41 outputs for 40 classes, one of which is never right.

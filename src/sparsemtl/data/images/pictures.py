@@ -40,7 +40,7 @@ def read_picture(path: Path, *, rgb: bool, upright: bool = False) -> Array:
     Args:
         path: a PNG, JPEG or any other file that Pillow reads.
         rgb: return three channels of bytes, shape (H, W, 3), whatever the file holds; else numbers as in the file.
-        upright: turn the image as its EXIF orientation says, as viewers do: many cameras write photographs as they fall
+        upright: turn the image by its EXIF orientation, as viewers do: many cameras write photographs as they fall
             on the sensor. Not for images that have maps of their pixels.
     """
     image = _opened(path)
@@ -61,7 +61,7 @@ def _in_bytes(image: Image, path: Path) -> Image:
 
 
 def _upright(image: Image) -> Image:
-    """Turn an image as its EXIF orientation says, if it can be read.
+    """Turn an image by its EXIF orientation, if it can be read.
 
     Not Pillow's `exif_transpose`, which writes the EXIF data anew and fails where anything else in them is damaged.
     """

@@ -11,7 +11,7 @@ learnable and not trivial: of 500 images of 64x64, five convolutions trained on 
 one at most beside it for 89 %; a perceptron that gets each class's true share of the image, 53 %; the most frequent
 class is 19 %.
 
-Modules: `numbers` draws random numbers, `furnishing` makes rooms (`rooms`) of them, `camera` gives rays through pixels,
+Modules: `numbers` draws random numbers, `furnishing` makes rooms (`rooms`) of them, `camera` makes rays through pixels,
 `tracing` their depth, surface and normal, `lighting` the light from there, `rendering` the images with labels, and
 `dataset` keeps them on disk.
 

@@ -126,12 +126,7 @@ def rendered_scenes(
 
     return TaskData(
         "scenes",
-        (
-            Segmentation("segmentation", CLASSES),
-            Depth("depth"),
-            Normals("normals"),
-            Classification("scene", SCENES),
-        ),
+        (Segmentation("segmentation", CLASSES), Depth("depth"), Normals("normals"), Classification("scene", SCENES)),
         train=split("train", train_size),
         validation=split("validation", validation_size),
         test=split("test", test_size),

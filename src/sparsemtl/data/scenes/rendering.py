@@ -77,7 +77,7 @@ def _one_thread() -> Iterator[None]:
 
     Operations of some ten microseconds gain little from a second thread, and where other processes want its core they
     wait for it much longer than they take: 300 images a second became 50 beside one busy process. The tensor that is
-    made and dropped tells the C library's allocator to keep what is given back below that size; else the system gives
+    made and dropped makes the C library's allocator keep freed memory below that size; else the system provides
     memory for each tensor anew, page by page, which took a third of the time.
     """
     threads = torch.get_num_threads()
@@ -90,7 +90,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def photograph(rooms: Rooms, grain: Tensor) -> Rendering:
-    """Render rooms; `grain` is the sensor's standard normal noise, (N, 3, H, W), and gives the size."""
+    """Render rooms; `grain` is the sensor's standard normal noise, (N, 3, H, W), in the images' size."""
     height, width = grain.shape[2:]
     light, hits = _follow(rooms, middles(height, width), max(height, width))
     corner, _ = _follow(rooms, corners(height, width), max(height, width))

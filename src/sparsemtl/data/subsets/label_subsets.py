@@ -46,7 +46,7 @@ class _SamplingOptions(TypedDict, total=False):
     ]
 
 
-@requires_files(remark="it is cut out of other data sets, which say themselves what they need.")
+@requires_files(remark="it is cut out of other data sets, which declare their own files.")
 @checked
 def label_subsets(
     *,
@@ -77,11 +77,11 @@ def label_subsets(
 
     Training samples come from the sources' training samples, validation and test samples from theirs: no task is tested
     on a sample from which the auxiliary task learns. No two small tasks learn from the same sample, whatever classes
-    they have in common; where they have one in common, they are tested on the same samples of it. Where fewer samples
-    per class are asked for, they are among those that more would be.
+    they have in common; where they have one in common, they are tested on the same samples of it. Fewer samples
+    per class are a part of more.
 
     Raises:
-        DataError: if a class has fewer samples than are asked for, or the sources' inputs differ in shape.
+        DataError: if a class has too few samples, or the sources' inputs differ in shape.
         ParameterError: if there is no such class, or there are too few for the tasks.
     """
     from sparsemtl.data import DATASETS

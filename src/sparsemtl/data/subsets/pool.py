@@ -23,7 +23,7 @@ UNKNOWN = -1
 """Class of a sample without one."""
 BATCH = 256
 """Number of samples that are decoded at once to read their classes."""
-Asked = str | Mapping[str, Any]
+SourceSpec = str | Mapping[str, Any]
 """Name of a data set, or a mapping of its `name`, its `task` and its parameters."""
 
 
@@ -126,17 +126,17 @@ class JoinedData:
 
 
 def join(
-    datasets: Registry[TaskData], asked: Asked | Sequence[Asked], root: str | Path | None, *, download: bool
+    datasets: Registry[TaskData], specs: SourceSpec | Sequence[SourceSpec], root: str | Path | None, *, download: bool
 ) -> JoinedData:
     """Make data sets, and number their classes.
 
     Args:
         datasets: registry of data sets.
-        asked: data sets to make.
+        specs: data sets to make.
         root: their root, for those that have no own.
         download: whether they may download files.
     """
-    each = [asked] if isinstance(asked, (str, Mapping)) else list(asked)
+    each = [specs] if isinstance(specs, (str, Mapping)) else list(specs)
     sources = [_load(datasets, one, root, download=download) for one in each]
     titles = [data.name for data, _ in sources]
     if not sources or len(set(titles)) < len(titles):
@@ -179,13 +179,13 @@ def _pooled(parts: Sequence[Part], tasks: Sequence[Classification], titles: Sequ
 
 
 def _load(
-    datasets: Registry[TaskData], asked: Asked, root: str | Path | None, *, download: bool
+    datasets: Registry[TaskData], spec: SourceSpec, root: str | Path | None, *, download: bool
 ) -> tuple[TaskData, Classification]:
     """Return a data set and its classification."""
-    given: dict[str, Any] = {"name": asked} if isinstance(asked, str) else dict(asked)
+    given: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
     name, wanted = given.pop("name", None), given.pop("task", None)
     if not isinstance(name, str):
-        raise ParameterError(f"source: expected a data set's name, or a mapping that has its `name`; got {asked!r}.")
+        raise ParameterError(f"source: expected a data set's name, or a mapping that has its `name`; got {spec!r}.")
     known = parameters_of(datasets[name])
     common = {key: value for key, value in (("root", root), ("download", download)) if key in known}
     data = datasets.build(name, **{**common, **given})

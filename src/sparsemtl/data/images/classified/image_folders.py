@@ -26,7 +26,7 @@ AUXILIARY = "auxiliary"
 @checked
 def image_folders(
     *,
-    tasks: Annotated[Mapping[str, str], Doc("Task -> its folder; one that does not exist is looked for under `root`.")],
+    tasks: Annotated[Mapping[str, str], Doc("Task -> its folder; one that does not exist is searched under `root`.")],
     auxiliary: Annotated[
         str | None,
         Doc("Folder of the images, usually many, of the task `auxiliary`, from which the other tasks are to learn."),
@@ -38,7 +38,7 @@ def image_folders(
     A task's folder holds a folder for each of its classes, or the folders `train`, `val` (or `validation`) and `test`,
     each of which holds folders of classes. Without `val`, validation images are held out of the training images;
     without `test`, the images of `val` are the test images. Tasks may have other classes, and some or all in common.
-    Photographs are turned as their EXIF orientation says. An image that validates or tests a task trains no task, as
+    Photographs are turned by their EXIF orientation. An image that validates or tests a task trains no task, as
     when some of a big folder's images were sorted into small ones (`deduplicate`).
 
         birds/wren/0001.jpg, ...                      or birds/train/wren/0001.jpg, ...
