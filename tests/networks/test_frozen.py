@@ -94,7 +94,7 @@ def test_a_stage_stays_frozen_in_another_module(make: Callable[[], nn.Module]) -
 
 
 def test_a_frozen_network_that_cannot_be_cut_is_called_by_its_own_name() -> None:
-    with pytest.raises(ParameterError, match=r"^Bilinear does not tell where it can be cut"):
+    with pytest.raises(ParameterError, match=r"^Bilinear declares no stages"):
         stages_of(Frozen(nn.Bilinear(2, 2, 2)))
 
 

@@ -21,7 +21,7 @@ from sparsemtl.networks.declarations import Figure
 from sparsemtl.networks.frozen import Frozen
 from sparsemtl.networks.model import MultiTaskModel, heads_for
 from sparsemtl.registry.parameters import Count, NonNegative, validated
-from sparsemtl.tasks import Task
+from sparsemtl.tasks.task import Task
 
 Weights = Literal["own", "shared", "frozen"]
 

@@ -11,7 +11,7 @@ from sparsemtl.architectures.experts import Maker
 from sparsemtl.architectures.streams import Streams
 from sparsemtl.errors import ParameterError
 from sparsemtl.registry.parameters import Fraction, Positive, validated
-from sparsemtl.tasks import Task
+from sparsemtl.tasks.task import Task
 
 
 class CrossStitch(Streams):

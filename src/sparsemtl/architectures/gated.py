@@ -13,7 +13,7 @@ from sparsemtl.architectures.experts import Maker, copies, vector_widths
 from sparsemtl.architectures.gates import SHARED, Demand, Level, PoolMerge
 from sparsemtl.backbones.stemmed import Stemmed
 from sparsemtl.networks.model import MultiTaskModel, heads_for
-from sparsemtl.tasks import Task
+from sparsemtl.tasks.task import Task
 
 GATES = ("gates", "shared_gate")
 

@@ -9,7 +9,7 @@ from torch import nn
 from sparsemtl.architectures.experts import Maker
 from sparsemtl.architectures.gated import GatedExperts
 from sparsemtl.registry.parameters import Count, validated
-from sparsemtl.tasks import Task
+from sparsemtl.tasks.task import Task
 
 
 class MMoE(GatedExperts):

@@ -18,7 +18,7 @@ from sparsemtl.networks.declarations import SummaryTable
 from sparsemtl.networks.model import MultiTaskModel, check_owned, heads_for
 from sparsemtl.networks.swap import swap_tensors
 from sparsemtl.registry.parameters import Fraction, Natural, validated
-from sparsemtl.tasks import Task
+from sparsemtl.tasks.task import Task
 
 KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 """Layers that have kernels: what computes one output channel, or one row of a linear layer."""

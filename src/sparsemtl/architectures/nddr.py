@@ -17,7 +17,7 @@ from sparsemtl.architectures.streams import Streams
 from sparsemtl.backbones.stages import stages_of
 from sparsemtl.errors import ParameterError
 from sparsemtl.registry.parameters import Fraction, Positive, validated
-from sparsemtl.tasks import Task
+from sparsemtl.tasks.task import Task
 
 
 class NDDR(Streams):

@@ -15,7 +15,7 @@ from sparsemtl.architectures.pools import Pools, build_pools, given_pools, label
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.declarations import SummaryTable
 from sparsemtl.registry.parameters import Count, Natural, Positive, validated
-from sparsemtl.tasks import Task
+from sparsemtl.tasks.task import Task
 
 
 class PBFS(GatedExperts):

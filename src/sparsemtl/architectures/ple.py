@@ -12,7 +12,7 @@ from sparsemtl.backbones.stages import stages_of
 from sparsemtl.backbones.stemmed import Stemmed
 from sparsemtl.errors import ParameterError
 from sparsemtl.registry.parameters import Count, Natural, validated
-from sparsemtl.tasks import Task
+from sparsemtl.tasks.task import Task
 
 
 class PLE(GatedExperts):

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sparsemtl.networks.model import MultiTaskModel, heads_for
-from sparsemtl.tasks import Task
+from sparsemtl.tasks.task import Task
 
 
 class SharedBottom(MultiTaskModel):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.model import MultiTaskModel, check_owned, heads_for
-from sparsemtl.tasks import Task
+from sparsemtl.tasks.task import Task
 
 
 class SingleTask(MultiTaskModel):

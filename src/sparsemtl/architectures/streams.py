@@ -13,7 +13,7 @@ from sparsemtl.architectures.experts import Maker, copies
 from sparsemtl.backbones.stages import stages_of
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.model import MultiTaskModel, check_owned, heads_for
-from sparsemtl.tasks import Task
+from sparsemtl.tasks.task import Task
 
 Mixer = Callable[[int, nn.Module], nn.Module]
 """Makes what mixes T streams behind a stage, for (T, the stage): a module from T features to T, in the tasks' order."""

@@ -13,9 +13,10 @@ from sparsemtl.compaction.pipeline import compact_root
 from sparsemtl.compaction.plain import copied
 from sparsemtl.compaction.trace import root_of
 from sparsemtl.errors import MaskError, ParameterError
-from sparsemtl.networks.masks import TaskMasks, unwrapped
+from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.norms import TaskNorms
+from sparsemtl.networks.swap import unwrapped
 from sparsemtl.networks.swap_guards import is_swapped
 
 

@@ -19,8 +19,8 @@ from sparsemtl.criteria.gradient_powers import BatchPowers, GradientPowers, Powe
 from sparsemtl.criteria.model_state import preserve_model_state
 from sparsemtl.criteria.per_sample import PerSampleOptions, per_sample
 from sparsemtl.errors import LabelError, LikelihoodWarning, NonFiniteScoreError, ParameterError
-from sparsemtl.networks.masks import unwrapped
 from sparsemtl.networks.model import MultiTaskModel, maskable_parameters, placement
+from sparsemtl.networks.swap import unwrapped
 from sparsemtl.registry.parameters import Count, Natural, validated
 from sparsemtl.tasks.batches import Loader, Loaders, check_loaders, evaluation_groups, per_task
 from sparsemtl.tasks.nests import map_tensors

@@ -13,8 +13,8 @@ from sparsemtl.criteria.criterion import Criterion, Scores
 from sparsemtl.criteria.gradient_powers import BatchPowers, PowerSum, wide, zeros_like
 from sparsemtl.criteria.model_state import preserve_model_state
 from sparsemtl.errors import LabelError
-from sparsemtl.networks.masks import unwrapped
 from sparsemtl.networks.model import maskable_parameters, placement
+from sparsemtl.networks.swap import unwrapped
 from sparsemtl.registry.parameters import Count, validated
 from sparsemtl.tasks.batches import Group, Loaders, groups_for
 from sparsemtl.tasks.task import Task

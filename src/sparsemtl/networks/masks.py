@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemtl.errors import MaskError, unknown_name
-from sparsemtl.networks.swap import refuse_compiled, swap_tensors
+from sparsemtl.networks.swap import refuse_compiled, swap_tensors, unwrapped
 
 Mask = Mapping[str, Tensor]
 """Parameter name -> bool tensor of the parameter's shape; True is kept."""
@@ -263,14 +263,3 @@ class Overlap:
             for task, row in zip(self.tasks, self.jaccard.tolist(), strict=True)
         ]
         return "\n".join([head, *rows])
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The user's own module inside wrappers of DistributedDataParallel and Lightning Fabric."""
-    while True:
-        inner = next((getattr(model, a) for a in ("_forward_module", "_original_module") if a in model._modules), None)
-        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
-            inner = model.module
-        if inner is None:
-            return model
-        model = inner

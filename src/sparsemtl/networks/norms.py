@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from sparsemtl.errors import MaskError, unknown_name
-from sparsemtl.networks.masks import unwrapped
-from sparsemtl.networks.swap import swap_tensors
+from sparsemtl.networks.swap import swap_tensors, unwrapped
 
 if TYPE_CHECKING:
     from sparsemtl.networks.model import MultiTaskModel

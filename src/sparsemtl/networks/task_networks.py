@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsemtl.errors import MaskError, unknown_name
-from sparsemtl.networks.masks import Mask, TaskMasks, unwrapped
-from sparsemtl.networks.swap import current_tensors, materialize, swap_tensors
+from sparsemtl.networks.masks import Mask, TaskMasks
+from sparsemtl.networks.swap import current_tensors, materialize, own_tensors, swap_tensors, unwrapped
 
 MaskTarget = Literal["weights", "gradients"]
 """`weights`: a task computes with mask * weight, in training and inference. `gradients`: all tasks compute with the
@@ -87,6 +87,7 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         self.model = model
         self.method = method
         self._regions: dict[tuple[str, ...], Mask | None] = {}
+        self._numbers: dict[tuple[str, str, torch.dtype, torch.device], Tensor] = {}
 
     @classmethod
     def of_masks(
@@ -208,18 +209,25 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
     def weights(self, model: nn.Module, task: str) -> dict[str, Tensor]:
         """Return parameter name -> factor * weight, with a graph to both, for the parameters that have a factor."""
         factors, own = self[task].weight_factors, self[task].own_tensors
-        if not factors:
-            return {}
-        found = self.masks.check(model) if self.masks is not None else _parameters(model, factors)
         weights = {}
-        for name, factor in factors.items():
-            weight = found[name] if own.get(name) is None else own[name]
+        for name, found in own_tensors(model, factors).items():
+            weight, factor = own.get(name, found), factors[name]
             assert weight is not None
-            weights[name] = weight * self._number(task, name, factor, weight)
+            if factor.shape != weight.shape and not _broadcasts(factor.shape, weight.shape):
+                raise MaskError(
+                    f"task {task!r}, {name!r}: the mask has shape {tuple(factor.shape)}, the parameter "
+                    f"{tuple(weight.shape)}. Was the mask made for another model?"
+                )
+            weights[name] = weight * (self._number(task, name, weight) if factor.dtype == torch.bool else factor)
         return weights
 
-    def _number(self, task: str, name: str, factor: Tensor, like: Tensor) -> Tensor:
-        return factor if self.masks is None else self.masks.number(task, name, like)
+    def _number(self, task: str, name: str, like: Tensor) -> Tensor:
+        """Return a mask as numbers of the dtype and device of `like`, converted once: bools would be at each step."""
+        key = (task, name, like.dtype, like.device)
+        if key not in self._numbers:
+            with torch.inference_mode(False):  # one made for inference only could never train
+                self._numbers[key] = self[task].weight_factors[name].to(like.device, like.dtype)
+        return self._numbers[key]
 
     def network(self, model: nn.Module, task: str) -> nn.Module:
         """Return a copy of the model, in eval mode, that is the network of the task."""
@@ -339,14 +347,6 @@ def _is_kept(factor: Tensor | None, parameter: Tensor) -> Tensor:
     if factor is None:
         return torch.zeros_like(parameter, dtype=torch.bool)
     return (factor.detach() != 0).expand_as(parameter).clone()
-
-
-def _parameters(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
-    known = dict(model.named_parameters(remove_duplicate=False))
-    for name in names:
-        if name not in known:
-            raise MaskError(f"{type(model).__name__}: {unknown_name('parameter', name, known)}")
-    return {name: known[name] for name in names}
 
 
 def _scale_output(factor: Tensor, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:

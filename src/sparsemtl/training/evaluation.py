@@ -15,8 +15,8 @@ from sparsemtl.errors import ForwardError, LabelError, LabelWarning, MetricWarni
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.modes import eval_mode
 from sparsemtl.networks.task_networks import TaskNetworks
-from sparsemtl.tasks import Task
 from sparsemtl.tasks.batches import EMPTY, Group, Loaders, evaluation_groups, per_task
+from sparsemtl.tasks.task import Task
 
 if TYPE_CHECKING:
     from torchmetrics import Metric

@@ -20,8 +20,8 @@ import torch
 
 from sparsemtl.errors import LabelError
 from sparsemtl.networks.randomness import fork_rng, seed_everything
-from sparsemtl.tasks import Task
 from sparsemtl.tasks.batches import EMPTY, Group, Loader, Loaders, as_group
+from sparsemtl.tasks.task import Task
 from sparsemtl.training.checkpoint import Stateful
 
 Mix = Literal["longest", "shortest", "proportional"]

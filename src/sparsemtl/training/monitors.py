@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from sparsemtl.errors import ParameterError
-from sparsemtl.tasks import Task
+from sparsemtl.tasks.task import Task
 from sparsemtl.training.evaluation import Results
 from sparsemtl.training.structure import check_state
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from sparsemtl.errors import MetricWarning, ParameterError
-from sparsemtl.tasks import Task
+from sparsemtl.tasks.task import Task
 from sparsemtl.training.evaluation import Results
 from sparsemtl.training.monitors import Merit, Monitor, valuation_of
 

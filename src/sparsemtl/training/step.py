@@ -441,8 +441,8 @@ class TrainingStep:
         return freeze
 
     def _balancer_held(self, tasks: tuple[str, ...]) -> AbstractContextManager[None]:
-        """Return the context in which nothing moves that the balancer has learned of other tasks."""
-        missing = len(tasks) < len(self.tasks)
+        """Return the context in which nothing moves that a balancer has learned of other tasks."""
+        missing = len(tasks) < len(self.tasks) and not self.balancer.constant
         return self.balancer.held(self._flags(tasks), self._inner) if missing else nullcontext()
 
     def _observe_post_step_losses(self, groups: Sequence[_Batch]) -> None:

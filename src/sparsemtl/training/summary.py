@@ -10,7 +10,7 @@ from sparsemtl.networks.declarations import to_record
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.sharing.sharing import Sharing
-from sparsemtl.tasks import Task
+from sparsemtl.tasks.task import Task
 from sparsemtl.training.costs import RunCost
 from sparsemtl.training.evaluation import Results
 from sparsemtl.training.selection import Selection
