@@ -1,4 +1,4 @@
-"""Averages of the statistics that batch norms see in batches, in place of running averages of past weights."""
+"""Averages of the statistics of batches in batch norms, in place of running averages of past weights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class BatchAverages:
         self._counts: Counter[str] = Counter()
 
     def add(self, model: nn.Module, run: Callable[[], Any]) -> bool:
-        """Take in one batch.
+        """Add one batch.
 
         Args:
             model: the module that the norms are in. Its own statistics are neither read nor changed; all of it but

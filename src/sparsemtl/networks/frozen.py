@@ -1,4 +1,4 @@
-"""Networks that nothing trains any more."""
+"""Frozen networks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from sparsemtl.backbones.stemmed import DESCRIPTIONS
 
 
 class Frozen(nn.Module):
-    """A network as it is: its weights get no gradient, and dropout and norms stay in eval mode.
+    """Network whose weights get no gradient, and whose dropout and norms stay in eval mode.
 
     Args:
-        network: any module; it is not copied. What it tells of its features (`out_features`, `stride`) and its stages
-            is told on.
+        network: any module; it is not copied. Its `out_features`, `stride` and stages are those of the frozen network.
 
     Example:
         >>> frozen = Frozen(nn.Linear(3, 2)).train()
@@ -38,20 +37,20 @@ class Frozen(nn.Module):
         return self
 
     def stages(self) -> dict[str, nn.Module]:
-        """The stages of the network, each as frozen as the whole, also if it is put into another module.
+        """Return the stages of the network, each frozen, also when it is put into another module.
 
         Raises:
-            ParameterError: if the network does not tell where it can be cut.
+            ParameterError: if the network declares no stages.
         """
         return {name: Frozen(stage) for name, stage in stages_of(self.network).items()}
 
     def forward(self, x: Any) -> Any:
-        """What the network gives."""
+        """Return the outputs of the network."""
         return self.network(x)
 
 
 def without_parameters(network: nn.Module) -> nn.Module:
-    """A copy whose weights are buffers: saved and moved with a model, but no parameters of it."""
+    """Return a copy whose weights are buffers: saved and moved with a model, but not trained."""
     copied = deepcopy(network)
     for module in copied.modules():
         for name, parameter in list(module._parameters.items()):

@@ -1,7 +1,4 @@
-"""TaskMasks: which weights of a shared network every task keeps.
-
-The currency between criteria, training, inspection, compaction and files: task -> parameter name -> bool tensor.
-"""
+"""TaskMasks: the weights of a shared network that each task keeps, task -> parameter name -> bool tensor."""
 
 from __future__ import annotations
 
@@ -21,12 +18,12 @@ Mask = Mapping[str, Tensor]
 
 
 class TaskMasks(Mapping[str, Mask]):
-    """Boolean masks over the shared weights, one set a task; all tasks cover the same parameters.
+    """Boolean masks over the shared weights, one set per task; all tasks cover the same parameters.
 
     Args:
         masks: task -> parameter name -> bool tensor, True where the task keeps the weight.
-        model: name of the model class that they were made for, kept in the file's header.
-        method: what chose them, kept in the file's header.
+        model: name of the model class that the masks were made for, kept in files.
+        method: name of what chose the masks, kept in files.
 
     Example:
         >>> masks = TaskMasks({"a": {"w": torch.tensor([True, False])}, "b": {"w": torch.tensor([True, True])}})
@@ -59,7 +56,7 @@ class TaskMasks(Mapping[str, Mask]):
 
     @classmethod
     def ones(cls, parameters: Mapping[str, Tensor], tasks: Iterable[str], **header: str) -> TaskMasks:
-        """Masks that keep everything: every task's network is the whole one."""
+        """Return masks that keep everything."""
         return cls(
             {t: {n: torch.ones_like(p, dtype=torch.bool) for n, p in parameters.items()} for t in tasks},
             **header,
@@ -92,37 +89,37 @@ class TaskMasks(Mapping[str, Mask]):
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks, in order."""
+        """Names of the tasks, in order."""
         return tuple(self._masks)
 
     def shapes(self) -> dict[str, torch.Size]:
-        """Parameter name -> shape."""
+        """Return parameter name -> shape."""
         return {name: mask.shape for name, mask in next(iter(self._masks.values())).items()}
 
     def size(self) -> int:
-        """Number of weights that the masks cover."""
+        """Return the number of weights that the masks cover."""
         return sum(shape.numel() for shape in self.shapes().values())
 
     def flat(self, task: str) -> Tensor:
-        """A task's mask over all parameters, as one bool vector."""
+        """Return the mask of a task over all parameters, as one bool vector."""
         return torch.cat([mask.flatten() for mask in self[task].values()])
 
     def count(self, task: str) -> int:
-        """Number of weights that the task keeps."""
+        """Return the number of weights that the task keeps."""
         return sum(int(mask.sum()) for mask in self[task].values())
 
     def density(self, task: str | None = None) -> float:
-        """Fraction of the covered weights that a task keeps; without a task, the mean over tasks."""
+        """Return the fraction of the covered weights that a task keeps; without a task, the mean over tasks."""
         if task is not None:
             return self.count(task) / self.size()
         return sum(self.density(t) for t in self) / len(self)
 
     def layer_density(self) -> dict[str, dict[str, float]]:
-        """Parameter name -> task -> fraction kept."""
+        """Return parameter name -> task -> fraction kept."""
         return {n: {t: float(self[t][n].float().mean()) for t in self} for n in self.shapes()}
 
     def overlap(self, parameters: Iterable[str] | None = None) -> Overlap:
-        """How much the tasks' networks have in common, over all parameters or the named ones."""
+        """Return the pairwise overlap of the masks, over all parameters or the named ones."""
         chosen = list(self.shapes()) if parameters is None else list(parameters)
         both = torch.stack([self._in_common(name) for name in chosen]).sum(0)
         counts = both.diagonal()
@@ -130,29 +127,29 @@ class TaskMasks(Mapping[str, Mask]):
         return Overlap(self.tasks, both / either.clamp(min=1), both / counts[:, None].clamp(min=1))
 
     def _in_common(self, parameter: str) -> Tensor:
-        """How many weights of one parameter tasks keep in common, shape (T, T); one at a time, or it takes memory."""
+        """Return the number of weights of one parameter that pairs of tasks keep in common, (T, T)."""
         if parameter not in self.shapes():
             raise MaskError(unknown_name("parameter", parameter, self.shapes()))
         kept = torch.stack([mask[parameter].flatten() for mask in self.values()]).double()
         return kept @ kept.T
 
     def changed(self, other: TaskMasks) -> dict[str, float]:
-        """Task -> fraction of the weights kept in `other` that are not kept here."""
+        """Return task -> fraction of the weights kept in `other` that are not kept here."""
         gone = {task: int((other.flat(task) & ~self.flat(task)).sum()) for task in self}
         return {task: count / max(other.count(task), 1) for task, count in gone.items()}
 
     # ---- combining -----------------------------------------------------------------------------------------
 
     def union(self, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """Weights that at least one of the tasks (all by default) keeps."""
+        """Return the weights that at least one of the tasks (all by default) keeps."""
         return self._reduce(torch.logical_or, False, tasks)
 
     def intersection(self, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """Weights that all of the tasks keep."""
+        """Return the weights that all of the tasks (all by default) keep."""
         return self._reduce(torch.logical_and, True, tasks)
 
     def exclusive(self, task: str) -> dict[str, Tensor]:
-        """Weights that this task keeps and no other does."""
+        """Return the weights that this task keeps and no other task."""
         rest = self.union(other for other in self if other != task)
         return {name: mask & ~rest[name] for name, mask in self[task].items()}
 
@@ -166,7 +163,7 @@ class TaskMasks(Mapping[str, Mask]):
         return result
 
     def to(self, device: torch.device | str) -> TaskMasks:
-        """The same masks on another device."""
+        """Return the masks on another device."""
         moved = {task: {name: m.to(device) for name, m in mask.items()} for task, mask in self.items()}
         return TaskMasks(moved, model=self.model, method=self.method)
 
@@ -187,7 +184,7 @@ class TaskMasks(Mapping[str, Mask]):
         return swap_tensors(model, self.weights(model, task), label=(id(self), task))
 
     def weights(self, model: nn.Module, task: str) -> dict[str, Tensor]:
-        """Parameter name -> mask * parameter, for `torch.func.functional_call` and compiled models."""
+        """Return parameter name -> mask * parameter, for `torch.func.functional_call` and compiled models."""
         return {name: p * self.number(task, name, p) for name, p in self.check(model).items()}
 
     def number(self, task: str, name: str, like: Tensor) -> Tensor:
@@ -199,7 +196,7 @@ class TaskMasks(Mapping[str, Mask]):
         return self._factors[key]
 
     def check(self, model: nn.Module) -> dict[str, Tensor]:
-        """The model's parameters that the masks cover, by name.
+        """Return the model's parameters that the masks cover, by name.
 
         Raises:
             MaskError: if the masks do not fit the model.

@@ -1,4 +1,4 @@
-"""The contract of all architectures: which modules are there, and which tasks use which parameters."""
+"""Contract of architectures: their modules, and which tasks use which parameters."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 class MultiTaskModel(nn.Module, abc.ABC):
-    """A network with an output for every task.
+    """Base of networks with an output per task.
 
-    An architecture says in `parameter_tasks` which tasks use each parameter, in `shared_modules` where sharing methods
-    may put masks, and in `unmasked_modules` where they may not although tasks share it. Whether the tasks are
-    independent of each other and what is a task's own follow from them.
+    An architecture returns from `parameter_tasks` the tasks that use each parameter, from `shared_modules` the modules
+    that sharing methods may mask, and from `unmasked_modules` the other modules that several tasks use.
     """
 
     figures: ClassVar[tuple[Figure, ...]] = ()
@@ -46,7 +45,7 @@ class MultiTaskModel(nn.Module, abc.ABC):
         self.tasks: dict[str, Task] = {task.name: task for task in tasks}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model; an error of a module inside it is raised in words, from the original.
+        """Run the model; raise errors of its modules with the task, the module and its input.
 
         Raises:
             ForwardError: if a module cannot compute with what it is given.
@@ -61,60 +60,60 @@ class MultiTaskModel(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, x: Any, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """Compute the outputs of the named tasks (all by default), task -> output."""
+        """Return task -> outputs for the named tasks, all by default."""
 
     @abc.abstractmethod
     def parameter_tasks(self) -> dict[str, frozenset[str]]:
-        """Name of every parameter -> the tasks that use it."""
+        """Return name of every parameter -> the tasks that use it."""
 
     @abc.abstractmethod
     def shared_modules(self) -> dict[str, nn.Module]:
-        """The modules that tasks share by design, by name: what masks and norm statistics a task are put on."""
+        """Return the modules that tasks share, by name: masks and statistics per task act on them."""
 
     def shared_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters of the shared modules, by name."""
+        """Return the parameters of the shared modules, by name."""
         return _parameters_in(self.shared_modules())
 
     def unmasked_modules(self) -> dict[str, nn.Module]:
-        """Other modules that several tasks use, by name: what mixes the tasks' streams, or embeds their inputs."""
+        """Return other modules that several tasks use, by name, such as those that mix the streams of the tasks."""
         return {}
 
     def unmasked_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters of the unmasked modules, by name."""
+        """Return the parameters of the unmasked modules, by name."""
         return _parameters_in(self.unmasked_modules())
 
     def replicated_modules(self) -> dict[str, nn.Module]:
-        """Modules of which every task has a copy of its own, by name: soft masks are put on them as on shared ones."""
+        """Return modules of which every task has a copy, by name: soft masks act on them as on shared modules."""
         return {}
 
     def replicated_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters of the copied modules, by name."""
+        """Return the parameters of the replicated modules, by name."""
         return _parameters_in(self.replicated_modules())
 
     def penalty(self, task: str, target: Tensor) -> Tensor | None:
-        """An extra term of the task's loss, on the batch that the model saw last in training; None is no term.
+        """Return a term of the task's loss on the batch of the last training forward pass, or None.
 
         Args:
-            task: the task, which was among those that the batch was computed for.
-            target: its labels of the batch, as `task.labels` gives them.
+            task: name of the task, one of those that the forward pass computed.
+            target: labels of the batch, as `task.labels` returns them.
         """
         return None
 
     def begin_epoch(self, epoch: int) -> None:
-        """Change what may change between epochs, such as which modules are tied; by default nothing does.
+        """Change the model between epochs, such as which modules are tied; by default nothing changes.
 
-        What is changed belongs into buffers, so that checkpoints have it; random numbers must not be drawn.
+        Changes must be stored in buffers, so that checkpoints hold them, and must not draw random numbers.
 
         Args:
-            epoch: the epoch that begins, counted from 0.
+            epoch: epoch that begins, counted from 0.
         """
 
     def metrics(self) -> Iterator[tuple[str, str, float]]:
-        """What to log after an epoch: (task or "", name, value)."""
+        """Yield what is logged after an epoch: (task or "", name of a figure, value)."""
         return iter(())
 
     def summary(self) -> dict[str, Any]:
-        """What a run's summary says of the architecture, beside its name."""
+        """Return the entry of the architecture in `summary.json`, beside its name."""
         return {}
 
     def tables(self) -> tuple[SummaryTable, ...]:
@@ -123,21 +122,21 @@ class MultiTaskModel(nn.Module, abc.ABC):
 
     @property
     def lr_factors(self) -> dict[str, float]:
-        """Parameter name -> by what its learning rate is multiplied; 1 for those not named."""
+        """Factors of the learning rate by parameter name; 1 for parameters that are not named."""
         return {}
 
     @abc.abstractmethod
     def task_modules(self, task: str) -> dict[str, nn.Module]:
-        """The modules that only this task uses, by name."""
+        """Return the modules that only this task uses, by name."""
 
     def task_parameters(self, task: str) -> dict[str, nn.Parameter]:
-        """The parameters of the modules that only this task uses, by name."""
+        """Return the parameters of the modules that only this task uses, by name."""
         self.check_task(task)
         return _parameters_in(self.task_modules(task))
 
     @property
     def independent(self) -> bool:
-        """True if nothing that is trained is used by two tasks: training them together is training them apart."""
+        """True if no trained parameter is used by two tasks: training them together is training them apart."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         return all(len(tasks) == 1 for name, tasks in self.parameter_tasks().items() if name in trained)
 
@@ -147,7 +146,7 @@ class MultiTaskModel(nn.Module, abc.ABC):
             raise ParameterError(unknown_name("task", task, self.tasks))
 
     def chosen(self, tasks: Iterable[str] | None) -> tuple[str, ...]:
-        """The named tasks, all by default; raise if the model lacks one."""
+        """Return the named tasks, all by default; raise if the model lacks one."""
         names = tuple(self.tasks if tasks is None else tasks)
         for name in names:
             self.check_task(name)
@@ -195,7 +194,7 @@ def left_out_parameters(model: nn.Module) -> dict[str, str]:
 
 
 def check_maskable(model: nn.Module) -> None:
-    """Raise unless masks can be put on the shared layers, and log what of a user's own modules they leave out.
+    """Raise unless masks can act on the shared layers; log parameters of a user's modules that they leave out.
 
     Raises:
         ParameterError: if a shared layer computes its weight from other parameters.
@@ -221,11 +220,11 @@ def placement(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
 def heads_for(
     tasks: Mapping[str, Task], heads: Mapping[str, nn.Module] | None, encoders: Mapping[str, nn.Module]
 ) -> nn.ModuleDict:
-    """The heads given, and default ones for the other tasks.
+    """Return the given heads, and default heads of the other tasks.
 
     Args:
         heads: task -> module.
-        encoders: task -> what its head reads from.
+        encoders: task -> encoder whose features its head reads.
     """
     given = dict(heads or {})
     check_owned("heads", given, tasks)
@@ -238,7 +237,7 @@ def heads_for(
 
 
 def check_owned(what: str, modules: Mapping[str, nn.Module], tasks: Mapping[str, Task]) -> None:
-    """Raise unless the modules given a task are those of known tasks, and no two have a parameter in common."""
+    """Raise unless the modules belong to known tasks, and no two of them have a parameter in common."""
     owners: dict[int, str] = {}
     for name, module in modules.items():
         if name not in tasks:
@@ -253,7 +252,7 @@ def check_owned(what: str, modules: Mapping[str, nn.Module], tasks: Mapping[str,
 
 
 def width_of(encoder: nn.Module) -> int | None:
-    """Width of an encoder's features, if it tells: `out_features` (ours) or `num_features` (timm's)."""
+    """Return the width of an encoder's features: `out_features`, or `num_features` as in timm; None without."""
     for attribute in ("out_features", "num_features"):
         width = getattr(encoder, attribute, None)
         if isinstance(width, int):
@@ -262,6 +261,6 @@ def width_of(encoder: nn.Module) -> int | None:
 
 
 def stride_of(encoder: nn.Module) -> int | None:
-    """Input pixels a side that one position of an encoder's maps covers, if it gives maps and tells (`stride`)."""
+    """Return the input pixels per side of one position of an encoder's maps (`stride`); None without."""
     stride = getattr(encoder, "stride", None)
     return stride if isinstance(stride, int) else None

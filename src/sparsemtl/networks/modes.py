@@ -1,4 +1,4 @@
-"""Train and eval modes, set for a while and put back module by module."""
+"""Train and eval mode inside a context, restored per module."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import nn
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode; afterwards every module has the mode that it had."""
+    """Set eval mode inside the context; restore the mode of every module on exit."""
     with _modes(model, training=False):
         yield
 
 
 @contextmanager
 def train_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into train mode; afterwards every module has the mode that it had."""
+    """Set train mode inside the context; restore the mode of every module on exit."""
     with _modes(model, training=True):
         yield
 

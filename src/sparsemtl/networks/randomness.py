@@ -1,4 +1,4 @@
-"""The global random generators: seeded, saved, restored, or left undisturbed."""
+"""Global random generators: seed, save, restore and preserve them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def seed_everything(seed: int) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """State of all global generators, as tensors, numbers and text."""
+    """Return the state of all global generators, as tensors, numbers and text."""
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     version, internal, gauss_next = random.getstate()
     return {
@@ -37,7 +37,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Put back what `random_state` gave. States of GPUs that are not there are left out."""
+    """Restore a state of `random_state`. States of absent GPUs are left out."""
     python, numpy = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["internal"]), python["gauss_next"]))
     keys = numpy["keys"].numpy().astype(np.uint32)
@@ -49,7 +49,7 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 
 @contextmanager
 def fork_rng() -> Iterator[None]:
-    """Whatever is drawn inside, the generators go on afterwards as if nothing had been."""
+    """Restore the state of all global generators on exit."""
     state = random_state()
     try:
         yield

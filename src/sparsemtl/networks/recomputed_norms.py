@@ -115,7 +115,7 @@ def recompute_norms(
 
 
 def _live_norms(model: MultiTaskModel) -> tuple[dict[str, _NormBase], dict[str, dict[str, _NormBase]]]:
-    """The norms whose running statistics training moves: those of shared modules, and task -> its own."""
+    """Return the norms whose running statistics training changes: those of shared modules, and task -> its own."""
     with train_mode(model):
         shared = _moving(shared_norms(model))
         own = {task: _moving(norms_in(model.task_modules(task))) for task in model.tasks}

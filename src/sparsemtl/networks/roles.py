@@ -1,4 +1,4 @@
-"""Weights of layers: what masks and penalties act on, found by the layer that a parameter belongs to, not by its shape.
+"""Weights of layers, on which masks and penalties act: found by the layer of a parameter, not by its shape.
 
 Gains, class tokens and maps of positions may have as many axes as a weight and are none.
 """
@@ -62,7 +62,7 @@ def refuse_computed(modules: Mapping[str, nn.Module], covers: Callable[[Tensor],
 
     Args:
         modules: name -> module, searched with all that is in them.
-        covers: tells whether a weight would be acted on.
+        covers: returns True for weights that masks or penalties would act on.
 
     Raises:
         ParameterError: naming the weight, what it is computed from, and how to make it plain.
@@ -99,14 +99,14 @@ def _reason(module: nn.Module, name: str) -> str:
 
 
 def _all(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
-    """Every module inside of the given ones, by its full name."""
+    """Yield every module inside the given ones, with its full name."""
     for prefix, module in modules.items():
         for name, inner in module.named_modules():
             yield ".".join(part for part in (prefix, name) if part), inner
 
 
 def _sources(module: nn.Module, name: str) -> list[str]:
-    """Names of the parameters that a module's weight is computed from; none if it is a parameter, or not there."""
+    """Return the names of the parameters that a weight is computed from; none if it is a parameter, or absent."""
     if parametrize.is_parametrized(module, name):
         originals: nn.Module = module.parametrizations[name]  # type: ignore[assignment, index]
         return [f"parametrizations.{name}.{original}" for original in originals._parameters]

@@ -1,4 +1,4 @@
-"""What a trainer is made of, checked at the door: an instance where one is due, a function where that is due."""
+"""Checks of the arguments of a trainer: instances where instances are due, functions where functions are due."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sparsemtl.sharing import Sharing
 
 
 def check_model(model: object) -> None:
-    """Raise unless this is a multi-task model itself."""
+    """Raise unless the argument is a multi-task model itself, not a wrapper."""
     if isinstance(model, MultiTaskModel):
         return
     found = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
@@ -30,7 +30,7 @@ def check_model(model: object) -> None:
 
 
 def check_sharing(sharing: object) -> None:
-    """Raise unless this is a sharing method, or None."""
+    """Raise unless the argument is a sharing method, or None."""
     if sharing is not None and not isinstance(sharing, Sharing):
         raise ParameterError(
             f"Trainer: `sharing` must be a sharing method, such as `sm.FisherSharing(keep=0.3)`, got {_shown(sharing)}."
@@ -38,7 +38,7 @@ def check_sharing(sharing: object) -> None:
 
 
 def check_maker(name: str, maker: object, kind: type | tuple[type, ...]) -> None:
-    """Raise unless this is a function that makes an optimizer or a scheduler, the name of an optimizer, or None."""
+    """Raise unless the argument makes an optimizer or a scheduler, names an optimizer, or is None."""
     if isinstance(maker, kind):
         raise ParameterError(
             f"Trainer: `{name}` must be a function that makes one, got the {type(maker).__name__} itself. It is made "
@@ -54,7 +54,7 @@ def check_maker(name: str, maker: object, kind: type | tuple[type, ...]) -> None
 
 
 def check_made(name: str, made: object, kind: type) -> None:
-    """Raise unless a function has made what it was to make."""
+    """Raise unless a function returned an object of the expected class."""
     if not isinstance(made, kind):
         raise ParameterError(f"Trainer: `{name}` returned {_shown(made)}, expected a torch {name}.")
 
@@ -63,7 +63,7 @@ _ARGUMENT = {"optimizer": "parameters", "scheduler": "optimizer"}
 
 
 def _wrapped(model: object) -> list[Any]:
-    """Return what torch.compile, DataParallel and their kin hold."""
+    """Return the modules inside the wrappers of torch.compile, DataParallel and their kin."""
     return [getattr(model, name, None) for name in ("_orig_mod", "module", "_forward_module")]
 
 

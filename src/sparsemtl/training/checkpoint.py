@@ -1,4 +1,4 @@
-"""Everything that a run needs to go on as if it had never stopped."""
+"""State of a run: model, named parts and progress, written to a checkpoint and restored from it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ FORMAT = "sparsemtl-checkpoint-2"
 
 
 class Stateful(Protocol):
-    """Has a state that can be saved and put back."""
+    """Object with a state that can be saved and restored."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The state."""
+        """Return the state."""
 
     def load_state_dict(self, state: Any) -> Any:
-        """Put it back."""
+        """Restore a state."""
 
 
 def fingerprint(model: nn.Module) -> dict[str, list[int]]:
-    """Names and shapes of a model's parameters, by which a checkpoint knows its model."""
+    """Return the names and shapes of a model's parameters, by which a checkpoint identifies its model."""
     return {name: list(p.shape) for name, p in model.named_parameters()}
 
 
@@ -50,12 +50,12 @@ def check_fingerprint(expected: Mapping[str, Sequence[int]], model: nn.Module, w
 
 
 def kinds(parts: Mapping[str, Stateful]) -> dict[str, str]:
-    """Name of every part -> its class, by which a checkpoint knows its method, optimizer and schedule."""
+    """Return name of every part -> its class, by which a checkpoint identifies method, optimizer and schedule."""
     return {name: type(part).__name__ for name, part in parts.items()}
 
 
 def snapshot(model: nn.Module, parts: Mapping[str, Stateful], progress: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of a run: model, named parts, progress."""
+    """Return the state of a run: model, named parts, progress."""
     return {
         "format": FORMAT,
         "fingerprint": fingerprint(model),
@@ -74,14 +74,14 @@ def restore(
     *,
     settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Put a snapshot back; returns its progress.
+    """Restore a snapshot; return its progress.
 
     Args:
-        state: the snapshot, with the `settings` that its run was begun with if any are given here.
+        state: the snapshot, with the `settings` of its run if any are given here.
         model: the model.
         parts: all other parts of the run, as they are before its first step.
         where: the file, for messages.
-        settings: those of the run that is to go on.
+        settings: settings of the run that resumes.
 
     Raises:
         CheckpointError: if it is no checkpoint, or a damaged one, or one of another model, method, optimizer, schedule
@@ -126,7 +126,7 @@ def _check_form(state: Any, where: str) -> None:
 
 
 def check_progress(progress: Mapping[str, Any], where: str) -> None:
-    """Check where a run was when its checkpoint was written.
+    """Check the position of a run in its checkpoint.
 
     Raises:
         CheckpointError: naming the number that cannot be.
@@ -156,11 +156,11 @@ class Randomness:
         self._generators = list(generators)
 
     def state_dict(self) -> dict[str, Any]:
-        """All states."""
+        """Return all states."""
         return {"global": random_state(), "loaders": [g.get_state() for g in self._generators]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put them back."""
+        """Restore all states."""
         if len(state["loaders"]) != len(self._generators):
             raise CheckpointError(
                 f"the checkpoint was made with {len(state['loaders'])} generators of loaders, the loaders given have "

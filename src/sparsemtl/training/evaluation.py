@@ -1,4 +1,4 @@
-"""Metrics of every task on a split, each computed over the whole split by the task's own network."""
+"""Metrics per task over a whole split, each computed with the task's own network."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Results = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Trained:
-    """What is evaluated: a model with the networks of its tasks.
+    """Trained model with the networks of its tasks.
 
     Attributes:
         model: the model.
@@ -55,10 +55,10 @@ class Trained:
 
 
 def evaluate(trained: Trained, loaders: Loaders, device: torch.device) -> Results:
-    """Compute every task's mean loss over its labels in the whole split, and its metrics.
+    """Return the mean loss over the labels of the whole split and the metrics, per task.
 
-    What is undefined is NaN, with a warning: everything of a task without a labelled sample, or with a labelled sample
-    for which its network computes NaN or infinity, which is no prediction; and a metric that cannot be computed.
+    Undefined values are NaN, with a warning: all values of a task without a labelled sample, or with a labelled sample
+    for which its network computes NaN or infinity; and a metric that cannot be computed.
     """
     tasks = trained.tasks
     metrics = {name: {m: metric.to(device) for m, metric in task.metrics().items()} for name, task in tasks.items()}

@@ -1,4 +1,4 @@
-"""The optimizer of everything that a run trains, in groups of their own learning rates and weight decay."""
+"""Parameter groups of a run's optimizer, each with its learning rate and weight decay."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def make_optimizer(
     model: MultiTaskModel,
     extra: Iterable[tuple[Iterable[nn.Parameter], float | None]] = (),
 ) -> Optimizer:
-    """Return the optimizer of the model's parameters, some at other rates (`lr_factors`), and of other ones.
+    """Return the optimizer of the model's parameters, at rates by `lr_factors`, and of further parameters.
 
     Args:
         make: makes an optimizer from parameter groups.

@@ -1,4 +1,4 @@
-"""Heads that wait for their width see a batch before an optimizer is made."""
+"""Heads without a width yet, which need a batch before the optimizer is made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparsemtl.tasks.batches import Loaders, as_group, first_batch, preserve_loa
 
 
 def materialize_heads(model: MultiTaskModel, train: Loaders) -> None:
-    """Run the model on a batch if a parameter has no shape yet; the order of the data is not disturbed."""
+    """Run the model on a batch if a parameter has no shape yet; preserve the order of the data."""
     if not any(isinstance(p, UninitializedParameter) for p in model.parameters()):
         return
     with fork_rng(), preserve_loader_state(train), eval_mode(model), torch.no_grad():

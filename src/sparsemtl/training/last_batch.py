@@ -1,4 +1,4 @@
-"""The last batch of an epoch may have a single sample, with which some batch norms cannot be trained."""
+"""Last batches of a single sample, with which some batch norms cannot be trained."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sparsemtl.tasks.nests import to_device, to_dtype
 
 
 def check_last_batches(model: MultiTaskModel, train: Loaders) -> None:
-    """Try the model on one sample if a loader is going to end with one, and not only after an epoch.
+    """Run the model on one sample before training if the last batch of a loader has one.
 
     Raises:
         ForwardError: if a batch norm cannot be trained with it.
@@ -35,7 +35,7 @@ def check_last_batches(model: MultiTaskModel, train: Loaders) -> None:
 
 
 def _last_size(loader: Any) -> int | None:
-    """Samples in the last batch of an epoch; None if that is not known."""
+    """Return the number of samples in the last batch of an epoch; None if unknown."""
     if isinstance(loader, DataLoader):
         sampler = loader.batch_sampler
         if type(sampler) is not BatchSampler or sampler.drop_last or isinstance(loader.dataset, IterableDataset):
@@ -60,7 +60,7 @@ def _single(loader: Any) -> Any:
 
 
 def _try(model: MultiTaskModel, x: Any, tasks: tuple[str, ...]) -> None:
-    """Run the model in train mode, and leave its buffers and mode as they were."""
+    """Run the model in train mode; restore its buffers and its mode."""
     modes = {module: module.training for module in model.modules()}
     buffers = {buffer: buffer.clone() for buffer in model.buffers()}
     device, dtype = placement(model)

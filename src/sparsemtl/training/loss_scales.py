@@ -12,11 +12,11 @@ MOST_UNLIKE = 20.0
 
 
 class LossScaleWarning(SparseMTLWarning):
-    """The tasks' losses differ in scale so much that one of them trains the shared weights nearly alone."""
+    """Warning that the scale of one loss is so large that it trains the shared weights nearly alone."""
 
 
 def unlike_scales(losses: Mapping[str, float], weights: Mapping[str, float], tasks: Mapping[str, Task]) -> str:
-    """Say that losses are of unlike scale, and what to do; "" if they are not.
+    """Return a note on losses of unlike scale, with what to do; "" if they are alike.
 
     Args:
         losses: task -> mean training loss of the first epoch, without the task's own weight.

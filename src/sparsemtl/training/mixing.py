@@ -1,13 +1,13 @@
-"""What an epoch is: how the batches of the tasks' loaders become steps.
+"""Epochs: the batches of the tasks' loaders, put together to steps.
 
-With one loader for all tasks an epoch is one pass over it, a step is one batch. With a loader a task, `Mix` says:
+With one loader for all tasks, an epoch is one pass over it and a step is one batch. With one loader per task, `Mix` is:
 
 - `longest`: a step takes one batch of every task; the epoch ends with the longest loader, shorter ones begin anew.
 - `shortest`: a step takes one batch of every task; the epoch ends with the shortest loader.
 - `proportional`: a step takes one batch of one task; every batch of every loader comes once, in random order.
 
-What is drawn at random for an epoch's order is drawn, or seeded, when the epoch begins. So the order does not depend on
-what training draws meanwhile, and a resumed run finds it again without training.
+The random order of an epoch is drawn, or seeded, when the epoch begins. So it does not depend on what training draws
+meanwhile, and a resumed run repeats it without training.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Mix = Literal["longest", "shortest", "proportional"]
 
 
 def steps_in_epoch(loaders: Loaders, mix: Mix) -> int | None:
-    """Number of batches in an epoch; None if a single loader does not tell its length."""
+    """Return the number of batches in an epoch; None if a loader has no length."""
     if not isinstance(loaders, Mapping):
         return _told(loaders)
     lengths = [_length(task, loader) for task, loader in loaders.items()]
@@ -54,7 +54,7 @@ def _length(task: str, loader: Loader) -> int:
 
 
 def epoch_batches(loaders: Loaders, tasks: Mapping[str, Task], mix: Mix) -> Iterator[list[Group]]:
-    """The batches of one epoch, each a list of groups.
+    """Yield the batches of one epoch, each a list of groups.
 
     Raises:
         LabelError: if there is none.
@@ -75,7 +75,7 @@ def epoch_batches(loaders: Loaders, tasks: Mapping[str, Task], mix: Mix) -> Iter
 
 
 def _endless(task: str, loader: Loader, seed: int) -> Iterator[Any]:
-    """Pass after pass, each of which draws its order from a seed of its own."""
+    """Yield batches of pass after pass, each in an order drawn from its own seed."""
     for number in count():
         with fork_rng():
             seed_everything(seed + number)
@@ -103,7 +103,7 @@ def _proportional(loaders: Mapping[str, Loader], tasks: Mapping[str, Task]) -> I
 def remaining_batches(
     loaders: Loaders, tasks: Mapping[str, Task], mix: Mix, done: int, randomness: Stateful, start: Mapping[str, Any]
 ) -> Iterator[list[Group]]:
-    """Yield the epoch's batches that are still to come, in the order that the epoch began with.
+    """Yield the remaining batches of an epoch, in the order that was drawn at its beginning.
 
     Args:
         loaders: the training data.

@@ -1,4 +1,4 @@
-"""Numerical precision of a run, as Lightning Fabric has it, and what the plain model needs beside Fabric's module."""
+"""Numerical precision of a run through Lightning Fabric, and of the plain model beside Fabric's module."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def fabric_options(precision: str) -> dict[str, Any]:
 
 
 def default_dtype(precision: Precision) -> AbstractContextManager[Any]:
-    """Inside the context, tensors that a plain model makes in its forward have the dtype that they have in training.
+    """Set the dtype of tensors that a plain model makes in its forward pass to that of training.
 
     In mixed precision the weights are in single precision, and the plain model runs in that.
     """

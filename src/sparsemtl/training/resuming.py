@@ -1,4 +1,4 @@
-"""Checkpoints of a run: where it stands, saved with everything that it needs to go on, and taken up again."""
+"""Checkpoints of a run: its position and state, saved and resumed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sparsemtl.training.structure import check_state, reading
 
 @dataclass
 class Position:
-    """Where a run is.
+    """Position of a run.
 
     Attributes:
         epoch: finished epochs.
@@ -40,15 +40,15 @@ class Position:
 
 @dataclass
 class Checkpoints:
-    """Saves a run in its folder and takes it up again.
+    """Saves checkpoints of a run in its folder, and resumes from the last one.
 
     Args:
         folder: the run folder; nothing is saved if None.
         model: the model.
         parts: everything else that has a state; an entry may be replaced while the run goes on.
         randomness: state of the generators, also among the parts.
-        settings: what the run is made with; it goes on under the same settings only.
-        device: where it computes.
+        settings: settings of the run; it resumes under the same settings only.
+        device: device of the model.
     """
 
     folder: RunFolder | None
@@ -61,7 +61,7 @@ class Checkpoints:
     """State of the generators at the beginning of the epoch under way."""
 
     def save(self, position: Position) -> None:
-        """Write a checkpoint whole."""
+        """Write a checkpoint."""
         if self.folder is None:
             return
         progress = {
@@ -74,13 +74,13 @@ class Checkpoints:
         self.folder.save(self.folder.last, {**state, "settings": self.settings})
 
     def resume(self, own_threads: int | None) -> tuple[Position, int | None]:
-        """Put the last checkpoint back.
+        """Restore the last checkpoint.
 
         Args:
-            own_threads: the number of threads that the run is told to use; None takes that of the checkpoint.
+            own_threads: number of threads of this run; None takes that of the checkpoint.
 
         Returns:
-            where the run was, and the number of threads that it uses.
+            Position of the run, and its number of threads.
 
         Raises:
             CheckpointError: if there is none, or it is damaged or of another run.
@@ -102,7 +102,7 @@ class Checkpoints:
         return Position(**progress), threads if own_threads is None else own_threads
 
     def _check_start(self, where: str) -> None:
-        """Raise now, not when the epoch needs it, if the generators cannot be put back to the epoch's beginning."""
+        """Raise at once if the generators cannot be restored to the beginning of the epoch."""
         now = self.randomness.state_dict()
         check_state(self.start, now, f"{where}: progress.start")
         with reading(where, "the state in which its epoch began"):
@@ -110,7 +110,7 @@ class Checkpoints:
         self.randomness.load_state_dict(now)
 
     def _warn_of_changes(self, threads: int | None, there: Mapping[str, str]) -> None:
-        """Warn if the run goes on with another number of threads, or on another machine, than it began."""
+        """Warn if the run resumes with another number of threads, or on another machine, than it started."""
         changed = machine_changes(there, machine(self.device))
         if threads is not None and threads != torch.get_num_threads():
             changed.append(f"threads {threads} there and {torch.get_num_threads()} here")

@@ -1,4 +1,4 @@
-"""Model selection: which epoch's model is kept. Validation data choose, test data only report."""
+"""Model selection: the epoch whose model is kept. Validation data select, test data only report."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Selection:
         self.undefined: dict[tuple[str, str], list[int]] = {}
 
     def update(self, epoch: int, validation: Results) -> list[str]:
-        """Take in an epoch's validation results, and return the parts that became better.
+        """Add the validation results of an epoch; return the parts that became better.
 
         Raises:
             SelectionError: if neither a loss nor a metric of a part is defined, and no epoch of it was chosen before.

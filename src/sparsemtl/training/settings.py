@@ -1,4 +1,4 @@
-"""Settings that a run was begun with, kept in its checkpoints: a run goes on under the same ones only."""
+"""Settings of a run, kept in its checkpoints: a run resumes under the same settings only."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def _is_plain(value: Any) -> bool:
 
 
 def check_settings(found: Any, settings: Mapping[str, Any], where: str) -> None:
-    """Refuse to go on with a run under other settings than it was begun with.
+    """Raise if a run would resume under other settings than it started with.
 
     Args:
         found: the settings in the checkpoint.
-        settings: those of the run that is to go on.
+        settings: settings of the run that resumes.
         where: the checkpoint, for messages.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What is read from a checkpoint, checked where it is read: states have the form that this run's own have."""
+"""Checks of states that are read from a checkpoint: each has the form of this run's own state."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sparsemtl.storage.tensor_checks import check_tensor, kind_of
 
 @contextmanager
 def reading(where: str, what: str = "the state of this run") -> Iterator[None]:
-    """Raise whatever a wrong state leads its part to inside the context as a `CheckpointError`.
+    """Raise errors inside the context, to which a wrong state may lead, as `CheckpointError`.
 
     Args:
         where: the file.
-        what: what it should hold.
+        what: expected content of the file.
     """
     try:
         yield
@@ -91,7 +91,7 @@ def _is_of(value: Any, types: tuple[type, ...]) -> bool:
 
 
 def _family(own: Any) -> tuple[type, ...]:
-    """The types that may stand where a value of this kind stands."""
+    """Return the types that may stand in place of a value of this type."""
     if isinstance(own, Mapping):
         return (Mapping,)
     if isinstance(own, (list, tuple)):
