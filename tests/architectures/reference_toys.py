@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sparsemtl.architectures.damtl.reference import Reference
+from sparsemtl.architectures.damtl.reference import ReferenceNetwork
 from sparsemtl.heads.linear import LinearHead
 
 CLASSES = 4
@@ -17,8 +17,8 @@ def encoder() -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.ReLU(), nn.Dropout(0.5), nn.Linear(5, 3), nn.ReLU())
 
 
-def reference(*, known: bool = True) -> Reference:
-    return Reference(encoder(), LAYERS, LinearHead(3, CLASSES) if known else None)
+def reference(*, known: bool = True) -> ReferenceNetwork:
+    return ReferenceNetwork(encoder(), LAYERS, LinearHead(3, CLASSES) if known else None)
 
 
 def images(count: int = 10, seed: int = 1) -> Tensor:

@@ -14,9 +14,15 @@ from torch import Tensor, nn
 
 from sparsemtl import Classification, Regression, Source
 from sparsemtl.architectures.damtl.alignment import Kernel, conditional_mmd
-from sparsemtl.architectures.damtl.alignment_loss import Alignable, FeatureReading, LayerReading, Reading, make_reading
+from sparsemtl.architectures.damtl.alignment_loss import (
+    AlignmentLoss,
+    AlignmentSetup,
+    FeatureAlignment,
+    LayerAlignment,
+    make_alignment_loss,
+)
 from sparsemtl.architectures.damtl.class_map import ClassMapping
-from sparsemtl.architectures.damtl.reference import LAST, Reference, Tap, tapped
+from sparsemtl.architectures.damtl.reference import LAST, ReferenceNetwork, Tap, tapped
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import ParameterError
 from sparsemtl.heads.linear import LinearHead
@@ -62,7 +68,7 @@ class Case:
         self.theirs = list(theirs)
         self.own = [i for i, other in enumerate(theirs) if other >= 0]
         self.known = [other for other in theirs if other >= 0]
-        self.same = ClassMapping(torch.tensor(theirs))
+        self.mapping = ClassMapping(torch.tensor(theirs))
         self.big, self.last = network(1, 5, bias=bias)
         self.small, self.head = network(2, 3, bias=bias)
         self.x, self.classes = data(seed, 12, 3)
@@ -70,25 +76,25 @@ class Case:
         self.bank_classes[3::4] = 1  # the auxiliary task's samples all have one, but none is of class 4
 
     @property
-    def reference(self) -> Reference:
-        return Reference(self.big, LAYERS, self.last)
+    def reference(self) -> ReferenceNetwork:
+        return ReferenceNetwork(self.big, LAYERS, self.last)
 
-    def reading(self, align: Any, kernel: Kernel, **options: Any) -> Reading:
+    def loss(self, align: Any, kernel: Kernel, **options: Any) -> AlignmentLoss:
         samples = TensorLoader(self.bank_x, self.bank_classes, batch_size=7)
         source = Source(AUXILIARY, self.last, samples)
-        alignable = Alignable({"small": SMALL}, {"small": self.same}, self.reference, source)
-        reading = make_reading(align, kernel, alignable, **{"bank": 100, "megabytes": 1.0, **options})
-        assert reading is not None
-        return reading
+        setup = AlignmentSetup({"small": SMALL}, {"small": self.mapping}, self.reference, source)
+        loss = make_alignment_loss(align, kernel, setup, **{"per_class": 100, "megabytes": 1.0, **options})
+        assert loss is not None
+        return loss
 
     def taps(self) -> dict[str, Tap]:
         with tapped({**{name: self.small.get_submodule(name) for name in LAYERS}, LAST: self.head}) as taps:
             self.head(self.small(self.x))
-        taps[LAST] = taps[LAST].columns(self.same.own)
+        taps[LAST] = taps[LAST].columns(self.mapping.mapped)
         return taps
 
     def found(self, align: Any, kernel: Kernel, **options: Any) -> float:
-        return self.reading(align, kernel, **options)(self.taps(), self.x, self.classes, self.same).item()
+        return self.loss(align, kernel, **options)(self.taps(), self.x, self.classes, self.mapping).item()
 
     def layers(self, encoder: nn.Sequential, last: nn.Module, x: Tensor, columns: list[int]) -> list[list[Tensor]]:
         """What every fully connected layer reads and gives, in one network."""
@@ -131,7 +137,7 @@ def discrepancy(theirs: Tensor, ours: Tensor, their_classes: list[int], classes:
 @each_kernel
 @each_align
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_reading_is_what_loops_over_layers_and_classes_give(
+def test_a_loss_is_what_loops_over_layers_and_classes_give(
     align: str, kernel: Kernel, theirs: list[int], bias: bool
 ) -> None:
     case = Case(theirs, bias=bias)
@@ -147,7 +153,7 @@ def test_it_is_for_any_batch_and_any_map(align: str, kernel: Kernel, seed: int, 
     assert case.found(align, kernel) == pytest.approx(case.expected(align, kernel), rel=1e-9)
 
 
-def test_a_classic_reading_leaves_out_classes_without_a_counterpart() -> None:
+def test_a_classic_loss_leaves_out_classes_without_a_counterpart() -> None:
     assert Case([-1, -1, -1]).found("classic", "linear") == 0
     assert Case([-1, 2, -1]).found("classic", "linear") > 0
     assert Case([-1, 4, -1]).found("classic", "linear") == 0  # of which the auxiliary task has no sample
@@ -169,7 +175,7 @@ def test_unlabelled_samples_add_nothing(align: str, kernel: Kernel) -> None:
 @each_align
 def test_a_batch_without_labels_is_at_distance_zero_and_draws_nowhere(align: str, kernel: Kernel) -> None:
     case = Case([3, -1, 0])
-    found = case.reading(align, kernel)(case.taps(), case.x, torch.full_like(case.classes, -1), case.same)
+    found = case.loss(align, kernel)(case.taps(), case.x, torch.full_like(case.classes, -1), case.mapping)
     found.backward()
     assert found.item() == 0
     assert not any(p.grad is not None and p.grad.any() for p in (*case.small.parameters(), *case.head.parameters()))
@@ -178,9 +184,9 @@ def test_a_batch_without_labels_is_at_distance_zero_and_draws_nowhere(align: str
 @each_align
 def test_only_the_tasks_network_is_drawn(align: str) -> None:
     case = Case([3, -1, 0])
-    reading = case.reading(align, "linear")
-    assert not list(reading.parameters())
-    reading(case.taps(), case.x, case.classes, case.same).backward()
+    loss = case.loss(align, "linear")
+    assert not list(loss.parameters())
+    loss(case.taps(), case.x, case.classes, case.mapping).backward()
     assert all(p.grad is not None and p.grad.any() for p in case.small.parameters())
     weight = case.head.weight.grad
     assert weight is not None
@@ -188,13 +194,13 @@ def test_only_the_tasks_network_is_drawn(align: str) -> None:
 
 
 @each_kernel
-def test_a_layer_reading_draws_a_network_that_is_the_auxiliary_one_nowhere(kernel: Kernel) -> None:
+def test_a_layer_loss_draws_a_network_that_is_the_auxiliary_one_nowhere(kernel: Kernel) -> None:
     case = Case([3, -1, 0])
     case.small.load_state_dict(case.big.state_dict())
     with torch.no_grad():
         for ours, theirs in zip((case.head.weight, case.head.bias), (case.last.weight, case.last.bias), strict=True):
             ours[[0, 2]] = theirs[[3, 0]]
-    found = case.reading("layer", kernel)(case.taps(), case.x, case.classes, case.same)
+    found = case.loss("layer", kernel)(case.taps(), case.x, case.classes, case.mapping)
     found.backward()
     gradients = [p.grad for p in (*case.small.parameters(), *case.head.parameters())]
     if kernel == "linear":
@@ -204,31 +210,31 @@ def test_a_layer_reading_draws_a_network_that_is_the_auxiliary_one_nowhere(kerne
     assert all(gradient is None or gradient.abs().max() < 1e-12 for gradient in gradients)
 
 
-def test_a_feature_reading_computes_the_auxiliary_network_once_a_sample() -> None:
+def test_a_feature_loss_computes_the_auxiliary_network_once_a_sample() -> None:
     case = Case([3, -1, 0])
-    reading = case.reading("feature", "linear")
-    assert isinstance(reading, FeatureReading)
-    first = reading(case.taps(), case.x, case.classes, case.same)
-    assert len(reading.remembered) == 12
-    reading.reference.forward = None  # type: ignore[assignment, method-assign]
-    assert torch.equal(reading(case.taps(), case.x, case.classes, case.same), first)
+    loss = case.loss("feature", "linear")
+    assert isinstance(loss, FeatureAlignment)
+    first = loss(case.taps(), case.x, case.classes, case.mapping)
+    assert len(loss.cache) == 12
+    loss.reference.forward = None  # type: ignore[assignment, method-assign]
+    assert torch.equal(loss(case.taps(), case.x, case.classes, case.mapping), first)
 
 
 @pytest.mark.parametrize("change", ["loaded", "moved"])
-def test_a_feature_reading_remembers_nothing_of_a_network_that_has_changed(change: str) -> None:
+def test_a_feature_loss_remembers_nothing_of_a_network_that_has_changed(change: str) -> None:
     case, other = Case([3, -1, 0]), Case([3, -1, 0])
     with torch.no_grad():
         other.last.weight.zero_()
-    reading, changed = case.reading("feature", "linear"), other.reading("feature", "linear")
-    first = reading(case.taps(), case.x, case.classes, case.same)
+    loss, changed = case.loss("feature", "linear"), other.loss("feature", "linear")
+    first = loss(case.taps(), case.x, case.classes, case.mapping)
     if change == "loaded":
-        reading.load_state_dict(changed.state_dict())
+        loss.load_state_dict(changed.state_dict())
     else:
-        reading.to(torch.float16).to(torch.float64)  # rounded on the way
-    again = reading(case.taps(), case.x, case.classes, case.same)
+        loss.to(torch.float16).to(torch.float64)  # rounded on the way
+    again = loss(case.taps(), case.x, case.classes, case.mapping)
     assert not torch.equal(again, first)
     if change == "loaded":
-        assert torch.equal(again, changed(case.taps(), case.x, case.classes, case.same))
+        assert torch.equal(again, changed(case.taps(), case.x, case.classes, case.mapping))
 
 
 @each_kernel
@@ -246,51 +252,51 @@ def test_taps_in_half_precision_are_compared_in_single(kernel: Kernel, half: tor
     again = {
         name: tap._replace(features=tap.features.float(), output=tap.output.float()) for name, tap in halved.items()
     }
-    reading = case.reading("layer", kernel)
-    found = reading(halved, case.x, case.classes, case.same)
+    loss = case.loss("layer", kernel)
+    found = loss(halved, case.x, case.classes, case.mapping)
     assert found.dtype == torch.float32
-    assert torch.equal(found, reading(again, case.x, case.classes, case.same))
+    assert torch.equal(found, loss(again, case.x, case.classes, case.mapping))
 
 
 def test_a_bank_has_as_many_samples_as_asked_for_if_distributions_are_compared_and_means_otherwise() -> None:
     case = Case([3, -1, 0])
     counts = torch.bincount(case.bank_classes, minlength=5)
     present = int((counts > 0).sum())
-    assert len(case.reading("classic", "linear", bank=2).bank.labels) == present  # type: ignore[union-attr, arg-type]
-    assert len(case.reading("classic", "rbf", bank=2).bank.labels) == 2 * present  # type: ignore[union-attr, arg-type]
+    assert len(case.loss("classic", "linear", per_class=2).reference_features.labels) == present  # type: ignore[union-attr, arg-type]
+    assert len(case.loss("classic", "rbf", per_class=2).reference_features.labels) == 2 * present  # type: ignore[union-attr, arg-type]
 
 
 @pytest.mark.parametrize("align", ["layer", "feature", "classic"])
-def test_a_reading_is_saved_with_what_it_needs(align: str) -> None:
+def test_a_loss_is_saved_with_what_it_needs(align: str) -> None:
     case, other = Case([3, -1, 0]), Case([3, -1, 0])
     with torch.no_grad():
         for p in (*other.big.parameters(), *other.last.parameters()):
             p.zero_()
-    full, empty = case.reading(align, "linear"), other.reading(align, "linear")
-    arguments = (case.taps(), case.x, case.classes, case.same)
+    full, empty = case.loss(align, "linear"), other.loss(align, "linear")
+    arguments = (case.taps(), case.x, case.classes, case.mapping)
     assert not torch.equal(empty(*arguments), full(*arguments))
-    fresh = other.reading(align, "linear")
+    fresh = other.loss(align, "linear")
     fresh.load_state_dict(full.state_dict())
     assert torch.equal(fresh(*arguments), full(*arguments))
 
 
-def test_a_layer_reading_keeps_the_fully_connected_layers_only() -> None:
+def test_a_layer_loss_keeps_the_fully_connected_layers_only() -> None:
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3))
-    reading = LayerReading(Reference(encoder, ["2"], LinearHead(3, 5)), "linear")
-    assert sum(tensor.numel() for tensor in reading.buffers()) == 8 * 3 + 3 + 3 * 5 + 5
+    loss = LayerAlignment(ReferenceNetwork(encoder, ["2"], LinearHead(3, 5)), "linear")
+    assert sum(tensor.numel() for tensor in loss.buffers()) == 8 * 3 + 3 + 3 * 5 + 5
 
 
-def made(align: Any = "layer", **changes: Any) -> Reading | None:
-    """A reading of `Case`, something about which is changed."""
+def made(align: Any = "layer", **changes: Any) -> AlignmentLoss | None:
+    """A loss of `Case`, something about which is changed."""
     case = Case([3, -1, 0])
-    alignable = Alignable(
+    setup = AlignmentSetup(
         tasks={"small": SMALL},
-        same={"small": case.same},
+        mappings={"small": case.mapping},
         reference=case.reference,
         source=Source(AUXILIARY, case.last, TensorLoader(case.bank_x, case.bank_classes)),
     )
-    return make_reading(align, "linear", replace(alignable, **changes), bank=1, megabytes=1.0)
+    return make_alignment_loss(align, "linear", replace(setup, **changes), per_class=1, megabytes=1.0)
 
 
 @each_align
@@ -303,14 +309,14 @@ def test_tasks_that_are_no_classifications_cannot_be_aligned(align: str) -> None
 @each_align
 def test_a_task_without_a_layer_to_align_is_refused(align: str) -> None:
     case = Case([0, 1, 2])
-    for reference in (Reference(case.big, [], None), Reference(case.big, [], case.last)):
+    for reference in (ReferenceNetwork(case.big, [], None), ReferenceNetwork(case.big, [], case.last)):
         with pytest.raises(ParameterError, match="task 'small' has no fully connected layer to align"):
-            made(align, reference=reference, same={})
-    assert made(align, reference=Reference(case.big, [], case.last)) is not None
+            made(align, reference=reference, mappings={})
+    assert made(align, reference=ReferenceNetwork(case.big, [], case.last)) is not None
 
 
 @pytest.mark.parametrize("lacking", ["source", "samples", "last layer"])
-def test_the_classic_reading_needs_samples_and_classes_of_the_auxiliary_task(lacking: str) -> None:
+def test_the_classic_loss_needs_samples_and_classes_of_the_auxiliary_task(lacking: str) -> None:
     head, samples = Case([0, 1, 2]).last, TensorLoader(torch.zeros(2, 4), torch.tensor([0, 1]))
     source = {
         "source": None,
@@ -321,6 +327,6 @@ def test_the_classic_reading_needs_samples_and_classes_of_the_auxiliary_task(lac
         made("classic", source=source)
 
 
-def test_the_classic_reading_refuses_a_task_whose_classes_it_does_not_know() -> None:
+def test_the_classic_loss_refuses_a_task_whose_classes_it_does_not_know() -> None:
     with pytest.raises(ParameterError, match=r"task 'small': its classes are not known.*align='classic'"):
-        made("classic", same={})
+        made("classic", mappings={})

@@ -13,7 +13,7 @@ from policies import Started
 from torch import Tensor, nn
 
 import sparsemtl as sm
-from sparsemtl.architectures.damtl.alignment_loss import FeatureReading
+from sparsemtl.architectures.damtl.alignment_loss import FeatureAlignment
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import LabelError, ParameterError
 from sparsemtl.networks.frozen import Frozen
@@ -396,7 +396,7 @@ def test_what_is_frozen_never_moves(masked: bool) -> None:
     network.train()
     assert not any(module.training for module in network.trunk.modules())
     after = state_of(network)
-    still = {name for name in before if name.startswith(("trunk.", "reading."))}
+    still = {name for name in before if name.startswith(("trunk.", "alignment_loss."))}
     assert len(still) > 6
     assert all(torch.equal(after[name], before[name]) for name in still)
     own = [name for name in before if name.startswith(("encoders.", "heads."))]
@@ -406,10 +406,10 @@ def test_what_is_frozen_never_moves(masked: bool) -> None:
 @each_weights
 def test_the_auxiliary_network_never_moves(weights: Any) -> None:
     network = model(norm=True, weights=weights, align="feature")
-    before = state_of(network.reading)  # type: ignore[arg-type]
+    before = state_of(network.alignment_loss)  # type: ignore[arg-type]
     quiet(network, epochs=2).fit(loader(), loader(8))
     assert before
-    assert all(torch.equal(tensor, before[name]) for name, tensor in state_of(network.reading).items())  # type: ignore[arg-type]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state_of(network.alignment_loss).items())  # type: ignore[arg-type]
 
 
 def one_step(network: sm.Auxiliary, folder: Path, **options: Any) -> sm.Trainer:
@@ -604,10 +604,10 @@ def test_a_copy_made_in_training_computes_the_same_and_has_seen_no_batch(weights
 def test_a_copy_has_forgotten_what_the_auxiliary_network_gave() -> None:
     network = model(align="feature")
     penalties(network)
-    reading, copied = network.reading, deepcopy(network).reading
-    assert isinstance(reading, FeatureReading)
-    assert isinstance(copied, FeatureReading)
-    assert (len(reading.remembered), len(copied.remembered)) == (12, 0)
+    loss, copied = network.alignment_loss, deepcopy(network).alignment_loss
+    assert isinstance(loss, FeatureAlignment)
+    assert isinstance(copied, FeatureAlignment)
+    assert (len(loss.cache), len(copied.cache)) == (12, 0)
 
 
 @each_weights
@@ -625,8 +625,8 @@ def test_a_state_dict_restores_outputs_and_alignment(weights: Any, align: Any) -
 
 def test_with_a_linear_kernel_no_copy_of_the_convolutions_is_kept() -> None:
     layers = sum(p.numel() for p in (*big()[0][5:].parameters(), *big()[1].parameters()))
-    assert sum(t.numel() for t in model().reading.buffers()) == layers  # type: ignore[union-attr]
-    assert model(strength=0).reading is None
+    assert sum(t.numel() for t in model().alignment_loss.buffers()) == layers  # type: ignore[union-attr]
+    assert model(strength=0).alignment_loss is None
 
 
 @each_weights

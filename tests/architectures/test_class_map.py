@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sparsemtl import Classification, Regression, Source
-from sparsemtl.architectures.damtl.class_map import ClassMapping, classes_in_common, counterparts
+from sparsemtl.architectures.damtl.class_map import ClassMapping, class_mapping, class_mappings
 from sparsemtl.errors import ParameterError
 
 EVERYTHING = ["cat", "Polar bear", "sea-lion", "car", "dog"]
 
 
 def found(classes: int | Sequence[str], auxiliary: int | Sequence[str], given: Mapping[Any, Any] | None = None) -> Any:
-    return counterparts(Classification("small", classes), Classification("all", auxiliary), given).theirs.tolist()
+    return class_mapping(Classification("small", classes), Classification("all", auxiliary), given).indices.tolist()
 
 
 @given(order=st.permutations(range(5)), size=st.integers(2, 5))
@@ -118,17 +118,17 @@ def test_what_is_not_there_cannot_be_given(given: dict[Any, Any], message: str) 
 
 
 def test_the_classes_in_common_are_those_with_a_counterpart_in_the_tasks_order() -> None:
-    same = ClassMapping(torch.tensor([4, -1, 0, -1, 2]))
-    assert same.own.tolist() == [0, 2, 4]
-    assert same.known.tolist() == [4, 0, 2]
+    mapping = ClassMapping(torch.tensor([4, -1, 0, -1, 2]))
+    assert mapping.mapped.tolist() == [0, 2, 4]
+    assert mapping.counterparts.tolist() == [4, 0, 2]
 
 
 def test_counterparts_are_saved_with_a_model() -> None:
-    same, other = ClassMapping(torch.tensor([4, -1, 0])), ClassMapping(torch.tensor([1, -1, 2]))
-    other.load_state_dict(same.state_dict())
-    assert other.theirs.tolist() == [4, -1, 0]
-    assert other.known.tolist() == [4, 0]
-    assert other.own.tolist() == [0, 2]
+    mapping, other = ClassMapping(torch.tensor([4, -1, 0])), ClassMapping(torch.tensor([1, -1, 2]))
+    other.load_state_dict(mapping.state_dict())
+    assert other.indices.tolist() == [4, -1, 0]
+    assert other.counterparts.tolist() == [4, 0]
+    assert other.mapped.tolist() == [0, 2]
 
 
 def source(head: nn.Module | None = None) -> Source:
@@ -144,35 +144,35 @@ def tasks() -> dict[str, Any]:
 
 
 def test_only_classifications_without_a_head_of_their_own_have_counterparts() -> None:
-    assert {name: same.theirs.tolist() for name, same in classes_in_common(tasks(), source(), {}, ()).items()} == {
+    assert {name: mapping.indices.tolist() for name, mapping in class_mappings(tasks(), source(), {}, ()).items()} == {
         "pets": [4, 0],
         "zoo": [2, 1],
     }
-    assert set(classes_in_common(tasks(), source(), {}, {"zoo": nn.Identity()})) == {"pets"}
+    assert set(class_mappings(tasks(), source(), {}, {"zoo": nn.Identity()})) == {"pets"}
 
 
 @pytest.mark.parametrize("unknown", [None, source(nn.Sequential(nn.Linear(3, 5)))], ids=["no source", "no linear head"])
 def test_without_a_last_layer_there_is_nothing_to_map_to(unknown: Source | None) -> None:
-    assert classes_in_common(tasks(), unknown, {}, ()) == {}
+    assert class_mappings(tasks(), unknown, {}, ()) == {}
     with pytest.raises(ParameterError, match=r"class_map: the auxiliary network's last layer is not known.*`source`"):
-        classes_in_common(tasks(), unknown, {"pets": {"dog": "cat"}}, ())
+        class_mappings(tasks(), unknown, {"pets": {"dog": "cat"}}, ())
 
 
 def test_a_map_of_an_unknown_task_is_refused() -> None:
     with pytest.raises(ParameterError, match=r"class_map: unknown task 'pet'\. Did you mean 'pets'\?"):
-        classes_in_common(tasks(), source(), {"pet": {}}, ())
+        class_mappings(tasks(), source(), {"pet": {}}, ())
 
 
 def test_a_task_that_is_mapped_to_null_has_no_counterparts_whatever_its_classes_are() -> None:
     given: dict[str, Any] = {"pets": None, "size": None}
-    assert set(classes_in_common(tasks(), source(), given, ())) == {"zoo"}
+    assert set(class_mappings(tasks(), source(), given, ())) == {"zoo"}
     strange = {"strange": Classification("strange", ["unheard of", "nowhere"])}
-    assert classes_in_common(strange, source(), {"strange": None}, ()) == {}
+    assert class_mappings(strange, source(), {"strange": None}, ()) == {}
     with pytest.raises(ParameterError, match="lacks its classes 'unheard of', 'nowhere'"):
-        classes_in_common(strange, source(), {}, ())
+        class_mappings(strange, source(), {}, ())
 
 
 @pytest.mark.parametrize("owner", ["size", "zoo"])
 def test_a_map_that_would_not_be_used_is_refused(owner: str) -> None:
     with pytest.raises(ParameterError, match=f"class_map: task '{owner}'"):
-        classes_in_common(tasks(), source(), {owner: {"sea lion": "cat"}}, {"zoo": nn.Identity()})
+        class_mappings(tasks(), source(), {owner: {"sea lion": "cat"}}, {"zoo": nn.Identity()})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sparsemtl import TaskMasks
 from sparsemtl.architectures import CGC, PLE, MMoE
-from sparsemtl.architectures.experts import copies, redrawn
+from sparsemtl.architectures.copies import copies, reinitialized
 from sparsemtl.backbones import CNN, MLP, SegNet, resnet18
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.model import maskable_parameters
@@ -203,7 +203,7 @@ BACKBONES: dict[str, Callable[[], nn.Module]] = {
 def test_weights_are_drawn_anew_from_the_distribution_of_a_new_network(name: str) -> None:
     torch.manual_seed(0)
     model = BACKBONES[name]()
-    drawn = redrawn(deepcopy(model))
+    drawn = reinitialized(deepcopy(model))
     for parameter, p in model.state_dict().items():
         other = drawn.state_dict()[parameter]
         if p.numel() > 1 and p.std() > 0:
@@ -219,7 +219,7 @@ def test_a_network_that_learned_is_as_new_afterwards(name: str) -> None:
     with torch.no_grad():
         for tensor in model.state_dict().values():
             tensor.fill_(7)
-    redrawn(model)
+    reinitialized(model)
     assert not any(bool((tensor == 7).any()) for tensor in model.state_dict().values())
 
 
@@ -249,9 +249,9 @@ class Own(nn.Module):
 
 def test_a_module_that_cannot_be_drawn_anew_is_named() -> None:
     with pytest.raises(ParameterError, match=r"weights of Own, which has no `reset_parameters`, .*fresh=False"):
-        redrawn(nn.Sequential(nn.Linear(3, 3), Own()))
+        reinitialized(nn.Sequential(nn.Linear(3, 3), Own()))
     with pytest.raises(ParameterError, match="whose weights are parametrized"):
-        redrawn(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)))
+        reinitialized(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)))
 
 
 def test_a_lazy_network_is_an_expert_too() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from reference_toys import images, reference
 from torch import Tensor
 
-from sparsemtl.architectures.damtl.feature_cache import FeatureCache, fingerprints
+from sparsemtl.architectures.damtl.feature_cache import FeatureCache, _fingerprints
 
 
 class Counting:
@@ -83,7 +83,7 @@ def test_what_is_forgotten_is_computed_again_and_leaves_its_room() -> None:
     x, network = images(), Counting(reference())
     remembered = FeatureCache(2 * nbytes(network.network(x[:1])) / 2**20)
     remembered(network, x)
-    remembered.forget()
+    remembered.clear()
     assert len(remembered) == 0
     before = network.samples
     remembered(network, x[5:7])
@@ -136,9 +136,9 @@ def test_samples_that_differ_anywhere_have_other_fingerprints(dtype: torch.dtype
     one = torch.randint(0, 2, (width,), generator=torch.Generator().manual_seed(0))
     flipped = (one + torch.eye(width, dtype=torch.long)) % 2  # one value each
     x = torch.cat([one.unsqueeze(0), flipped, one.flip(0).unsqueeze(0), 1 - one.unsqueeze(0)]).to(dtype)
-    found = fingerprints(x)
+    found = _fingerprints(x)
     assert len(set(found)) == len(x.unique(dim=0)) == width + 3
-    assert fingerprints(x.flip(0)) == found[::-1]
+    assert _fingerprints(x.flip(0)) == found[::-1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
@@ -146,15 +146,15 @@ def test_the_smallest_difference_counts(dtype: torch.dtype) -> None:
     one = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     other = one.clone()
     other[0, 2, 7, 7] = torch.nextafter(other[0, 2, 7, 7], torch.tensor(2, dtype=dtype))
-    assert len(set(fingerprints(torch.cat([one, other])))) == 2
+    assert len(set(_fingerprints(torch.cat([one, other])))) == 2
 
 
 def test_samples_of_other_shapes_are_others_even_if_all_are_zero() -> None:
     shapes = [(1,), (2,), (1, 2), (2, 1), (3, 4), (4, 3), (2, 6)]
-    assert len({fingerprints(torch.zeros(1, *shape))[0] for shape in shapes}) == len(shapes)
+    assert len({_fingerprints(torch.zeros(1, *shape))[0] for shape in shapes}) == len(shapes)
 
 
 def test_a_fingerprint_is_drawn_without_touching_the_generator() -> None:
     state = torch.get_rng_state()
-    fingerprints(images())
+    _fingerprints(images())
     assert torch.equal(torch.get_rng_state(), state)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparsemtl import MultiTaskModel, SingleTask, Trainer, compact
 from sparsemtl.architectures import MTAL
-from sparsemtl.architectures.mtal import Ties, similar_groups
+from sparsemtl.architectures.mtal import _similar_groups, _Ties
 from sparsemtl.backbones import CNN, resnet18
 from sparsemtl.criteria import fisher_information
 from sparsemtl.data import TensorLoader
@@ -181,7 +181,7 @@ def test_kernels_are_paired_when_the_warm_up_is_over_and_anew_at_every_epoch() -
 
 
 def test_pairs_that_last_keep_their_weights_and_new_ones_begin_with_equal_ones() -> None:
-    ties = Ties(torch.zeros(2, 3, 4))
+    ties = _Ties(torch.zeros(2, 3, 4))
     ties.tie(torch.tensor([[0, 1, 2], [0, 1, 5]]))
     with torch.no_grad():
         ties.alpha.copy_(torch.tensor([[1.0, 2.0, 0.0], [3.0, 4.0, 0.0]]))
@@ -192,7 +192,7 @@ def test_pairs_that_last_keep_their_weights_and_new_ones_begin_with_equal_ones()
 
 
 def test_large_logits_do_no_harm() -> None:
-    ties = Ties(torch.zeros(2, 2, 1))
+    ties = _Ties(torch.zeros(2, 2, 1))
     ties.tie(torch.tensor([[0, 1], [0, 1]]))
     with torch.no_grad():
         ties.alpha.copy_(torch.tensor([[500.0, -500.0], [500.0, -501.0]]))
@@ -290,7 +290,7 @@ def slow_pairs(kernels: Tensor, rho: float) -> dict[int, int]:
 @pytest.mark.parametrize("rho", [0.2, 0.7, 0.95])
 def test_pairs_of_two_tasks_are_one_to_one_the_most_alike_first(seed: int, rho: float) -> None:
     kernels = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    group = similar_groups(kernels, rho).flatten()
+    group = _similar_groups(kernels, rho).flatten()
     found = {place: int(first) for place, first in enumerate(group) if place != first}
     assert found == slow_pairs(kernels, rho)
     assert len(set(found.values())) == len(found)
@@ -299,7 +299,7 @@ def test_pairs_of_two_tasks_are_one_to_one_the_most_alike_first(seed: int, rho: 
 @pytest.mark.parametrize("seed", range(5))
 def test_groups_have_at_most_one_kernel_a_task_and_any_two_alike(seed: int) -> None:
     kernels = torch.randn(4, 7, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    group = similar_groups(kernels, 0.5).flatten()
+    group = _similar_groups(kernels, 0.5).flatten()
     cosine = cosines(kernels)
     sizes = []
     for first in group.unique():
@@ -313,12 +313,12 @@ def test_groups_have_at_most_one_kernel_a_task_and_any_two_alike(seed: int) -> N
 
 def test_similarity_does_not_ask_for_scale_but_for_sign_and_never_pairs_zeros() -> None:
     kernels = torch.tensor([[[1.0, 2.0], [1.0, -1.0], [0.0, 0.0]], [[-1.0, 1.0], [0.0, 0.0], [10.0, 20.0]]])
-    assert similar_groups(kernels, 0.9).tolist() == [[0, 1, 2], [3, 4, 0]]
+    assert _similar_groups(kernels, 0.9).tolist() == [[0, 1, 2], [3, 4, 0]]
 
 
 def test_kernels_equal_to_the_last_bit_are_not_more_alike_than_one() -> None:
     kernels = torch.randn(1, 50, 27).expand(3, -1, -1)
-    assert torch.equal(similar_groups(kernels, 1.0).flatten(), torch.arange(150))
+    assert torch.equal(_similar_groups(kernels, 1.0).flatten(), torch.arange(150))
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------------
@@ -355,7 +355,7 @@ def test_kernels_inside_of_modules_with_parameters_of_their_own_are_left_alone()
 
 def test_a_graph_that_would_miss_the_mixture_is_refused_and_separate_networks_are_compacted() -> None:
     model = model_of(noise=0.1).eval()
-    with pytest.raises(CompactionError, match=r"take `separated\(\)` in its place"):
+    with pytest.raises(CompactionError, match=r"trace `model\.separated\(\)` instead"):
         compact(model, task="a")
     small = compact(model.separated(), task="a")
     torch.testing.assert_close(small(batch()), model(batch())["a"])

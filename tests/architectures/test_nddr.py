@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparsemtl import CrossStitch, SingleTask, TaskNorms
 from sparsemtl.architectures import NDDR
-from sparsemtl.architectures.nddr import Fusion, Shortcut, resized
+from sparsemtl.architectures.nddr import _Fusion, _resized, _Shortcut
 from sparsemtl.backbones import CNN, MLP, resnet18
 from sparsemtl.backbones.stages import stages_of
 from sparsemtl.errors import ParameterError
@@ -35,8 +35,8 @@ def model_of(kind: str, **options: Any) -> tuple[NDDR, Tensor]:
     return model.double(), x.double()
 
 
-def fusion_of(streams: int, *features: Tensor, **options: Any) -> tuple[Fusion, list[Tensor]]:
-    fusion = Fusion(streams, **{"own": 0.9, **PLAIN, **options})
+def fusion_of(streams: int, *features: Tensor, **options: Any) -> tuple[_Fusion, list[Tensor]]:
+    fusion = _Fusion(streams, **{"own": 0.9, **PLAIN, **options})
     return fusion, fusion(features)
 
 
@@ -141,7 +141,7 @@ def test_a_shortcut_reads_all_fused_features_and_what_is_behind_reads_the_shortc
             fused.append(streams)
             if name == model.mixed[-1]:
                 size = streams[0].shape[2:]
-                joined = [torch.cat([resized(level[t], size) for level in fused], 1) for t in range(3)]
+                joined = [torch.cat([_resized(level[t], size) for level in fused], 1) for t in range(3)]
                 streams = [model.shortcuts[task].applied([j]) for task, j in zip(model.tasks, joined, strict=True)]
     expected = {task: model.heads[task](stream) for task, stream in zip(model.tasks, streams, strict=True)}
     found = model(x)
@@ -170,16 +170,16 @@ def test_encoders_of_other_tasks_run_no_further_than_the_last_fusion(shortcut: b
 
 def test_larger_maps_are_averaged_smaller_ones_interpolated_and_vectors_are_means() -> None:
     maps = torch.arange(16.0).view(1, 1, 4, 4)
-    assert torch.equal(resized(maps, torch.Size([2, 2])), F.avg_pool2d(maps, 2))
-    assert torch.equal(resized(maps, torch.Size([])), maps.mean((2, 3)))
-    assert torch.equal(resized(maps, torch.Size([4, 4])), maps)
-    up = resized(maps, torch.Size([8, 8]))
+    assert torch.equal(_resized(maps, torch.Size([2, 2])), F.avg_pool2d(maps, 2))
+    assert torch.equal(_resized(maps, torch.Size([])), maps.mean((2, 3)))
+    assert torch.equal(_resized(maps, torch.Size([4, 4])), maps)
+    up = _resized(maps, torch.Size([8, 8]))
     torch.testing.assert_close(F.avg_pool2d(up, 2)[..., 1:-1, 1:-1], maps[..., 1:-1, 1:-1])
 
 
 def test_what_cannot_be_resized_is_refused() -> None:
-    with pytest.raises(ParameterError, match=r"found features of size \(\) to be brought to \(2, 2\)"):
-        Shortcut(**PLAIN)([torch.zeros(1, 3), torch.zeros(1, 3, 2, 2)])
+    with pytest.raises(ParameterError, match=r"found features of size \(\) to resize to \(2, 2\)"):
+        _Shortcut(**PLAIN)([torch.zeros(1, 3), torch.zeros(1, 3, 2, 2)])
 
 
 def test_a_shortcut_without_a_fusion_is_refused() -> None:

@@ -139,7 +139,7 @@ def test_two_tasks_need_no_labels_and_one_has_no_pool() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"makes pools from the training labels of its tasks\. Give `labels`, or `pools`"),
+        ({}, r"makes pools from the training labels of its tasks, got none\. Give `labels`, or `pools`"),
         ({"pools": [["a", "d"]]}, "pool 1: unknown task 'd'"),
         ({"pools": [["a"]]}, "pool 1 must have two or more different tasks"),
         ({"pools": [["a", "b"]], "task_experts": 0}, "task 'c' has no expert"),
@@ -153,7 +153,7 @@ def test_what_makes_no_pools_is_refused(options: dict[str, object], message: str
 
 
 def test_a_constant_label_is_named() -> None:
-    with pytest.raises(LabelError, match="task 'c': all labels are alike"):
+    with pytest.raises(LabelError, match="task 'c': all labels are equal"):
         PBFS(stack(4), tasks(), heads(), {**correlated(), "c": torch.zeros(400).long()})
 
 

@@ -218,10 +218,10 @@ def test_a_class_that_never_occurs_changes_nothing() -> None:
 def test_labels_that_are_all_alike_have_no_correlation() -> None:
     known = {**labels(), "yes": torch.ones(50).long(), "real": torch.full((50,), 0.1)}
     with pytest.raises(
-        LabelError, match="task 'yes': all labels are alike on the samples that are labelled for 'kind'"
+        LabelError, match="task 'yes': all labels are equal on the samples that are labelled for 'kind'"
     ):
         label_correlations(tasks()[1:3], known)
-    with pytest.raises(LabelError, match="task 'real': all labels are alike"):
+    with pytest.raises(LabelError, match="task 'real': all labels are equal"):
         label_correlations([tasks()[0], tasks()[2]], known)
 
 

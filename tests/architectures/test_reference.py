@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from sparsemtl import Classification, Regression, Source
-from sparsemtl.architectures.damtl.reference import Reference, Tap, tapped
+from sparsemtl.architectures.damtl.reference import ReferenceNetwork, Tap, tapped
 from sparsemtl.errors import ParameterError
 from sparsemtl.heads.linear import LinearHead
 
 
-def by_hand(network: Reference, x: Tensor) -> dict[str, Tensor]:
+def by_hand(network: ReferenceNetwork, x: Tensor) -> dict[str, Tensor]:
     tensors = network.state_dict()
 
     def layer(name: str, features: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def test_a_source_knows_the_last_layer_if_that_is_linear() -> None:
 
 
 def test_a_source_whose_head_has_not_learned_its_width_is_refused() -> None:
-    with pytest.raises(ParameterError, match=r"the head of task 'all' has not learned its width yet"):
+    with pytest.raises(ParameterError, match=r"the head of task 'all' has no width and no weights yet"):
         Source(Classification("all", 3), Classification("all", 3).head())
 
 
@@ -133,7 +133,7 @@ def test_nothing_in_a_reference_is_ever_trained() -> None:
 
 def test_a_reference_is_a_copy() -> None:
     own, last, x = encoder(), LinearHead(3, CLASSES), images()
-    network = Reference(own, LAYERS, last)
+    network = ReferenceNetwork(own, LAYERS, last)
     before = network(x)
     with torch.no_grad():
         for p in (*own.parameters(), *last.parameters()):
@@ -153,5 +153,5 @@ def test_a_reference_is_saved_with_its_weights() -> None:
 
 def test_a_head_that_waits_for_its_width_is_no_source() -> None:
     task = Classification("all", CLASSES)
-    with pytest.raises(ParameterError, match="head of task 'all' has not learned its width"):
+    with pytest.raises(ParameterError, match="head of task 'all' has no width and no weights yet"):
         Source(task, task.head())

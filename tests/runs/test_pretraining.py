@@ -373,8 +373,8 @@ def test_what_is_rehearsed_is_the_run_but_for_what_is_trained_before(copied: Pat
     config = based(architecture=architecture)
     rehearsed = runs.dry_run(RunSpec(config), RunFolder(copied)).model.state_dict()
     shapes = {name: tensor.shape for name, tensor in started(config, copied).state_dict().items()}
-    assert {name: tensor.shape for name, tensor in rehearsed.items() if ".bank." not in name} == {
-        name: shape for name, shape in shapes.items() if ".bank." not in name
+    assert {name: tensor.shape for name, tensor in rehearsed.items() if ".reference_features." not in name} == {
+        name: shape for name, shape in shapes.items() if ".reference_features." not in name
     }
 
 
@@ -460,7 +460,7 @@ def test_an_auxiliary_network_whose_head_is_no_linear_layer_gives_no_rows(tmp_pa
     assert set(results) == {"task1", "task2"}
     model = started(config, tmp_path / "run")
     assert isinstance(model, Auxiliary)
-    assert len(model.same) == 0
+    assert len(model.class_mappings) == 0
 
 
 def test_last_layers_are_the_rows_of_the_classes_of_the_same_name(copied: Path) -> None:
@@ -512,7 +512,7 @@ def test_the_reading_classic_compares_with_the_samples_of_the_auxiliary_task(cop
     run(config, copied, progress=False)
     model: Any = started(config, copied)
     train = RunSpec(check({**BASE, "pretraining": None})).data.train["auxiliary"]  # type: ignore[index]
-    features, labels = model.reading.bank()
+    features, labels = model.alignment_loss.reference_features()
     expected = train.targets["auxiliary"]  # type: ignore[union-attr]
     assert torch.equal(labels, expected if kernel == "rbf" else expected.unique())
     assert all(len(of_layer) == len(labels) for of_layer in features.values())
@@ -521,7 +521,7 @@ def test_the_reading_classic_compares_with_the_samples_of_the_auxiliary_task(cop
 def test_without_pretraining_the_fully_connected_layers_alone_are_aligned(tmp_path: Path) -> None:
     config = based(architecture="auxiliary", pretraining=None, tasks=["task1", "task2"])
     model: Any = started(config, tmp_path / "run")
-    assert len(model.same) == 0
+    assert len(model.class_mappings) == 0
     assert list(model.connected) == ["layers.1", "layers.3"]
     run(config, tmp_path / "run", progress=False)
     assert any(row["metric"] == "discrepancy" for row in rows_without_times(tmp_path / "run"))

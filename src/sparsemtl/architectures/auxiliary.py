@@ -1,18 +1,19 @@
-"""Small tasks that learn from one big network: each from a copy of it, aligned to it class by class."""
+"""DAMTL: small tasks whose networks start as copies of an auxiliary network and are aligned to it class by class."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from typing import Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Doc, TypedDict, Unpack
 
 from sparsemtl.architectures.damtl.alignment import Kernel
-from sparsemtl.architectures.damtl.alignment_loss import Align, Alignable, make_reading
-from sparsemtl.architectures.damtl.class_map import ClassMapping, classes_in_common
-from sparsemtl.architectures.damtl.reference import LAST, Reference, Source, Tap, tapped
+from sparsemtl.architectures.damtl.alignment_loss import Align, AlignmentSetup, make_alignment_loss
+from sparsemtl.architectures.damtl.class_map import ClassMapping, class_mappings
+from sparsemtl.architectures.damtl.reference import LAST, ReferenceNetwork, Source, Tap, tapped
 from sparsemtl.architectures.streams import largest_parts
 from sparsemtl.backbones.stages import stages_of
 from sparsemtl.errors import LabelError, ParameterError, unknown_name
@@ -20,60 +21,86 @@ from sparsemtl.heads.linear import LinearHead
 from sparsemtl.networks.declarations import Figure
 from sparsemtl.networks.frozen import Frozen
 from sparsemtl.networks.model import MultiTaskModel, heads_for
-from sparsemtl.registry.parameters import Count, NonNegative, validated
-from sparsemtl.tasks.task import Task
+from sparsemtl.registry.parameters import Count, Default, NonNegative, validated
 
-Weights = Literal["own", "shared", "frozen"]
+if TYPE_CHECKING:
+    from sparsemtl.tasks.task import Task
+
+
+class AlignmentOptions(TypedDict, total=False):
+    """Options of the alignment of the tasks' layers to the auxiliary network's."""
+
+    align: Annotated[
+        Align,
+        Default("layer"),
+        Doc(
+            "outputs of fully connected layers to compare: `layer`, those of both networks' layers on the features of "
+            "the task's network; `feature`, those in both networks on the same samples; `classic`, those in both "
+            "networks, each on its own training samples; `none`, no alignment."
+        ),
+    ]
+    kernel: Annotated[
+        Kernel,
+        Default("linear"),
+        Doc(
+            "kernel of the discrepancy: `linear` compares the means of the classes; `rbf`, a sum of five Gaussian "
+            "kernels, compares their distributions."
+        ),
+    ]
+    strength: Annotated[
+        NonNegative, Default(0.9), Doc("factor of the alignment beside the task's loss, lambda_2 in the paper.")
+    ]
+    bank: Annotated[
+        Count,
+        Default(32),
+        Doc(
+            "number of training samples of each auxiliary class with which `classic` compares if the kernel is `rbf`; "
+            "with `linear` it compares with the mean over all samples."
+        ),
+    ]
+    remember: Annotated[
+        NonNegative,
+        Default(512.0),
+        Doc("size in megabytes of the cache of the auxiliary network's outputs, which `feature` computes per sample."),
+    ]
 
 
 class Auxiliary(MultiTaskModel):
-    """Every task starts from a big network of many classes and is aligned to it (DAMTL; Feng & Chen, arXiv 2201.02305).
+    """Networks of small tasks, started from a large one and aligned to it (DAMTL; Feng & Chen, arXiv 2201.02305).
 
-    The encoder is the auxiliary network, trained. Every task gets a copy of its fully connected layers, and a last
-    layer made of its rows for the task's classes. With `sharing: soft-masks` every task has a non-negative mask over
-    the convolutions. `penalty` is the alignment: summed over the fully connected layers and the classes in a batch, how
-    far what the task's layer gives is from what the auxiliary network's gives. For inference the auxiliary network is
-    not needed any more. In a configuration, `pretraining` trains the auxiliary network first.
+    The encoder is the trained auxiliary network, which knows many classes. Every task gets a copy of its fully
+    connected layers. The task's last layer is made of the rows of the auxiliary network's last layer for the task's
+    classes. With `sharing: soft-masks` every task also has a non-negative mask over the convolutions.
 
-    In the paper's own form (`weights: own`) nothing flows between the tasks once the auxiliary network is trained:
-    training them together is training them apart. With `weights: shared` they truly share.
+    `penalty` returns the alignment: the discrepancy between the outputs of the task's layers and those of the
+    auxiliary network's layers, summed over the fully connected layers and over the classes in a batch. Inference does
+    not need the auxiliary network. In a configuration, `pretraining` trains the auxiliary network first.
+
+    In the paper's form (`weights: own`), tasks share nothing once the auxiliary network is trained: training them
+    together gives the same networks as training them separately. With `weights: shared` the tasks share weights.
 
     Args:
         encoder: the auxiliary network without its last layer.
         tasks: the tasks.
-        heads: task -> head, as in `SharedBottom`; one given here is neither made of rows nor aligned.
-        source: what the encoder was trained for; without it, last layers start afresh and are not aligned.
-        weights: `own`, every task trains a copy of the convolutions; `shared`, all tasks train the same ones;
-            `frozen`, all tasks read them and nobody trains them.
-        align: what is compared: `layer`, the layers, on the features of the task's network; `feature`, what the two
-            networks' layers give of the same inputs; `classic`, what the auxiliary network's give of its own training
-            samples and the task's of the task's; `none`, nothing.
-        kernel: `linear` compares the classes' means, `rbf` their distributions by five Gaussian kernels.
-        strength: factor of the alignment beside the task's loss, the paper's lambda_2.
-        class_map: task -> class -> auxiliary class, null for one that has no counterpart, or for a task none of whose
-            classes has; by default the class of the same name. Classes that have only numbers must be mapped, unless
-            the auxiliary task has as many.
-        layers: names of the encoder's fully connected layers; by default all its linear layers.
-        bank: samples of every auxiliary class that `classic` compares with if the kernel is `rbf`; with `linear` it
-            compares with the mean over all.
-        remember: megabytes for the auxiliary network's answers, which `feature` computes once a sample.
+        heads: task name -> head, as in `SharedBottom`. A head given here is neither made of rows nor aligned.
+        source: training task of the encoder. Without it, last layers start with random weights and are not aligned.
 
     Raises:
-        ParameterError: if a class has no counterpart, a task to align is no classification, or an encoder whose
-            convolutions are to be shared does not tell its stages.
+        ParameterError: if a class has no counterpart; if a task to align is no classification; if an encoder whose
+            convolutions are to be shared cannot be cut into stages.
 
     Differences from the paper:
-        - Eq. 3 leaves open what is compared. `layer` with a linear kernel is its literal reading, which then needs
-          neither auxiliary data nor a pass through the auxiliary network.
-        - There the auxiliary network knows all classes of all tasks; here a class may do without a counterpart.
+        - Eq. 3 leaves open which outputs are compared. `layer` with a linear kernel follows its wording; it needs
+          neither auxiliary data nor a forward pass of the auxiliary network.
+        - In the paper the auxiliary network knows all classes of all tasks; here a class may have no counterpart.
 
     Example:
         >>> everything, pets = Classification("all", ["cat", "dog", "car"]), Classification("pets", ["dog", "cat"])
         >>> big = SharedBottom(nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.ReLU()), [everything])
         >>> x, y = torch.rand(6, 2, 2), torch.tensor([0, 1, 0, 1, 0, 1])
-        >>> answers = big(x)["all"]  # and it should have been trained
+        >>> outputs = big(x)["all"]  # in practice, `big` is trained first
         >>> model = Auxiliary(big.encoder, [pets], source=Source(everything, big.heads["all"]))
-        >>> bool(torch.allclose(model(x)["pets"], answers[:, [1, 0]])), model.penalty("pets", y).item()
+        >>> bool(torch.allclose(model(x)["pets"], outputs[:, [1, 0]])), model.penalty("pets", y).item()
         (True, 0.0)
     """
 
@@ -94,95 +121,111 @@ class Auxiliary(MultiTaskModel):
         heads: Mapping[str, nn.Module] | None = None,
         source: Source | None = None,
         *,
-        weights: Weights = "own",
-        align: Align = "layer",
-        kernel: Kernel = "linear",
-        strength: NonNegative = 0.9,
-        class_map: Mapping[str, Mapping[str, Any] | None] | None = None,
-        layers: Sequence[str] | None = None,
-        bank: Count = 32,
-        remember: NonNegative = 512.0,
+        weights: Annotated[
+            Literal["own", "shared", "frozen"],
+            Doc(
+                "training of the convolutions: `own`, every task trains a copy; `shared`, all tasks train the same "
+                "ones; `frozen`, all tasks use the same ones and nothing trains them."
+            ),
+        ] = "own",
+        class_map: Annotated[
+            Mapping[str, Mapping[str, Any] | None] | None,
+            Doc(
+                "task -> class -> auxiliary class, or null for a class without a counterpart; null in place of a "
+                "task's mapping if none of its classes has one. By default classes are matched by name. Classes "
+                "without names must be mapped, unless the auxiliary task has equally many."
+            ),
+        ] = None,
+        layers: Annotated[
+            Sequence[str] | None, Doc("names of the encoder's fully connected layers; by default all linear layers.")
+        ] = None,
+        **alignment: Unpack[AlignmentOptions],
     ) -> None:
         super().__init__(tasks)
-        self.strength = strength
+        self.strength = alignment["strength"]
         connected = _fully_connected(encoder, layers)
-        given = dict(heads or {})
-        same = classes_in_common(self.tasks, source, class_map or {}, given)
-        self.same = nn.ModuleDict(same)
-        reference = Reference(encoder, connected, source.last if source is not None else None)
-        alignable = Alignable(self.tasks, same, reference, source)
-        asked = align if strength > 0 else "none"
-        self.reading = make_reading(asked, kernel, alignable, bank=bank, megabytes=remember)
+        own_heads = dict(heads or {})
+        mappings = class_mappings(self.tasks, source, class_map or {}, own_heads)
+        self.class_mappings = nn.ModuleDict(mappings)
+        reference = ReferenceNetwork(encoder, connected, source.last if source is not None else None)
+        self.alignment_loss = make_alignment_loss(
+            alignment["align"] if self.strength > 0 else "none",
+            alignment["kernel"],
+            AlignmentSetup(self.tasks, mappings, reference, source),
+            per_class=alignment["bank"],
+            megabytes=alignment["remember"],
+        )
         trunk, top = (nn.Identity(), encoder) if weights == "own" else _cut(encoder, connected)
-        places = {module: name for name, module in top.named_modules()}
-        self.connected = {name: places[layer] for name, layer in connected.items()}
+        names = {module: name for name, module in top.named_modules()}
+        self.connected = {name: names[layer] for name, layer in connected.items()}
         self.trunk = Frozen(trunk) if weights == "frozen" else trunk
         self.encoders = nn.ModuleDict({task: deepcopy(top) for task in self.tasks})
-        rows = {task: _rows_of(reference, classes) for task, classes in same.items()}
-        self.heads = heads_for(self.tasks, {**rows, **given}, dict.fromkeys(self.tasks, encoder))
-        self._taken: dict[str, tuple[Any, dict[str, Tap]]] = {}
-        self.discrepancies = nn.ModuleDict({task: _Mean() for task in self.tasks})
+        made = {task: _last_layer(reference, mapping) for task, mapping in mappings.items()}
+        self.heads = heads_for(self.tasks, {**made, **own_heads}, dict.fromkeys(self.tasks, encoder))
+        self._taps: dict[str, tuple[Any, dict[str, Tap]]] = {}
+        self.discrepancies = nn.ModuleDict({task: _RunningMean() for task in self.tasks})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_taken": {}}  # a copy has seen no batch
+        return {**vars(self), "_taps": {}}  # tensors of a graph cannot be copied
 
     def forward(self, x: Any, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """Every named task's network, and its head, on what the common part gives of the input."""
+        """Run the common part, then the networks of the named tasks, and their heads."""
         chosen = self.chosen(tasks)
         if not chosen:
             return {}
         features = self.trunk(x)
-        if self.reading is None or not self.training or not torch.is_grad_enabled():
-            self._taken.clear()
+        if self.alignment_loss is None or not self.training or not torch.is_grad_enabled():
+            self._taps.clear()
             return {task: self.heads[task](self.encoders[task](features)) for task in chosen}
         outputs = {}
         for task in chosen:
-            with tapped(self._tapped(task)) as taps:
+            with tapped(self._aligned_layers(task)) as taps:
                 outputs[task] = self.heads[task](self.encoders[task](features))
-            self._taken[task] = (x, taps)
+            self._taps[task] = (x, taps)
         return outputs
 
-    def _tapped(self, task: str) -> dict[str, nn.Module]:
-        """The layers of a task that are aligned, by their names in the auxiliary network."""
-        layers = {name: self.encoders[task].get_submodule(place) for name, place in self.connected.items()}
-        return {**layers, LAST: self.heads[task]} if task in self.same else layers
+    def _aligned_layers(self, task: str) -> dict[str, nn.Module]:
+        """Return the layers of a task that are aligned, by their names in the auxiliary network."""
+        layers = {name: self.encoders[task].get_submodule(own) for name, own in self.connected.items()}
+        return {**layers, LAST: self.heads[task]} if task in self.class_mappings else layers
 
     def penalty(self, task: str, target: Tensor) -> Tensor | None:
-        """The alignment of the task's layers on the batch that it saw last in training, times `strength`.
+        """Return the alignment of the task's layers on its last batch in training, times `strength`.
 
         Args:
-            task: the task.
-            target: its classes of the batch (B,).
+            task: name of the task.
+            target: int64 (B,), its classes in this batch.
 
         Returns:
-            a scalar; None if nothing is aligned, or the task has seen no batch in training since it was last asked.
+            a scalar; None if nothing is aligned, or there was no forward pass of the task in training since the last
+            call.
 
         Raises:
-            LabelError: if there are not as many classes as the batch has samples.
+            LabelError: if the number of classes is not the number of samples in the batch.
         """
         self.check_task(task)
-        if self.reading is None or task not in self._taken:
+        if self.alignment_loss is None or task not in self._taps:
             return None
-        x, taps = self._taken.pop(task)
-        same = self._counterparts(task)
+        x, taps = self._taps.pop(task)
+        mapping = self._mapping(task)
         samples = len(next(iter(taps.values())).features)
         if len(target) != samples:
             raise LabelError(f"task {task!r}: expected the classes of the {samples} samples it saw, got {len(target)}.")
-        if same is not None:
-            taps[LAST] = taps[LAST].columns(same.own)
+        if mapping is not None:
+            taps[LAST] = taps[LAST].columns(mapping.mapped)
         classes = target.where(self.tasks[task].labelled(target), -1)
-        discrepancy = self.reading(taps, x, classes, same)
+        discrepancy = self.alignment_loss(taps, x, classes, mapping)
         self._mean(task).add(discrepancy.detach())
         return cast("Tensor", self.strength * discrepancy)
 
-    def _counterparts(self, task: str) -> ClassMapping | None:
-        return cast("ClassMapping", self.same[task]) if task in self.same else None
+    def _mapping(self, task: str) -> ClassMapping | None:
+        return cast("ClassMapping", self.class_mappings[task]) if task in self.class_mappings else None
 
-    def _mean(self, task: str) -> _Mean:
-        return cast("_Mean", self.discrepancies[task])
+    def _mean(self, task: str) -> _RunningMean:
+        return cast("_RunningMean", self.discrepancies[task])
 
     def begin_epoch(self, epoch: int) -> None:
-        """Begin a new mean of the discrepancies."""
+        """Start a new mean of the discrepancies."""
         for task in self.tasks:
             self._mean(task).clear()
 
@@ -193,7 +236,7 @@ class Auxiliary(MultiTaskModel):
                 yield task, "discrepancy", float(mean.total / mean.count)
 
     def parameter_tasks(self) -> dict[str, frozenset[str]]:
-        """The common part serves all tasks, everything else one."""
+        """Return the tasks that use each parameter: all tasks for the common part, one for everything else."""
         everyone = frozenset(self.tasks)
         return {
             name: everyone if name.startswith("trunk.") else frozenset({name.split(".")[1]})
@@ -201,28 +244,28 @@ class Auxiliary(MultiTaskModel):
         }
 
     def shared_modules(self) -> dict[str, nn.Module]:
-        """The common part, if there is any."""
+        """Return the common part, if there is one."""
         return {} if isinstance(self.trunk, nn.Identity) else {"trunk": self.trunk}
 
     def replicated_modules(self) -> dict[str, nn.Module]:
-        """The tasks' encoders but for the fully connected layers, where each has its own."""
+        """Return the tasks' encoders without the fully connected layers, if every task has its own."""
         if self.shared_modules():
             return {}
         return {name: part for task in self.tasks for name, part in self._unconnected(task)}
 
     def _unconnected(self, task: str) -> Iterator[tuple[str, nn.Module]]:
         encoder = self.encoders[task]
-        layers = {encoder.get_submodule(place) for place in self.connected.values()}
+        layers = {encoder.get_submodule(name) for name in self.connected.values()}
         return largest_parts(f"encoders.{task}", encoder, lambda part: part not in layers)
 
     def task_modules(self, task: str) -> dict[str, nn.Module]:
-        """The task's encoder and head."""
+        """Return the task's encoder and head."""
         self.check_task(task)
         return {f"encoders.{task}": self.encoders[task], f"heads.{task}": self.heads[task]}
 
 
-class _Mean(nn.Module):
-    """A running mean that is saved with the model: a run may stop within an epoch."""
+class _RunningMean(nn.Module):
+    """Running mean in buffers, which are saved with the model because a run may stop within an epoch."""
 
     total: Tensor
     count: Tensor
@@ -233,18 +276,18 @@ class _Mean(nn.Module):
         self.register_buffer("count", torch.zeros(()))
 
     def add(self, value: Tensor) -> None:
-        """Take a scalar in."""
+        """Add a scalar."""
         self.total += value
         self.count += 1
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Start again with no scalar."""
         self.total.zero_()
         self.count.zero_()
 
 
 def _fully_connected(encoder: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Module]:
-    """The encoder's fully connected layers by name, all by default."""
+    """Return the named fully connected layers of the encoder, all by default."""
     linear = {name: module for name, module in encoder.named_modules() if isinstance(module, nn.Linear)}
     for name in names or ():
         if name not in linear:
@@ -253,10 +296,10 @@ def _fully_connected(encoder: nn.Module, names: Sequence[str] | None) -> dict[st
 
 
 def _cut(encoder: nn.Module, connected: Mapping[str, nn.Module]) -> tuple[nn.Module, nn.Module]:
-    """The stages before the first that holds a fully connected layer, and the others.
+    """Return the stages before the first one with a fully connected layer, and the others.
 
     Raises:
-        ParameterError: if there are none before it.
+        ParameterError: if the first stage has a fully connected layer.
     """
     stages = stages_of(encoder)
     layers = set(connected.values())
@@ -264,18 +307,18 @@ def _cut(encoder: nn.Module, connected: Mapping[str, nn.Module]) -> tuple[nn.Mod
     if first == 0:
         raise ParameterError(
             f"the encoder, of stages {', '.join(stages)}, has nothing before its first fully connected layer that "
-            "tasks could share. Use `weights: own`, or name in `layers` those that every task shall have for itself."
+            "tasks could share. Use `weights: own`, or name in `layers` the layers that every task copies."
         )
     parts = list(stages.values())
     return nn.Sequential(*parts[:first]), nn.Sequential(*parts[first:])
 
 
 @torch.no_grad()
-def _rows_of(reference: Reference, same: ClassMapping) -> LinearHead:
-    """A last layer of the auxiliary one's rows for a task's classes; a class without a counterpart starts afresh."""
+def _last_layer(reference: ReferenceNetwork, mapping: ClassMapping) -> LinearHead:
+    """Return a last layer of the auxiliary network's rows; rows of classes without a counterpart are random."""
     last: Any = reference.last
-    head = LinearHead(last.in_features, len(same.theirs), bias=last.bias is not None)
-    head.weight[same.own] = last.weight[same.known].to(head.weight)
+    head = LinearHead(last.in_features, len(mapping.indices), bias=last.bias is not None)
+    head.weight[mapping.mapped] = last.weight[mapping.counterparts].to(head.weight)
     if last.bias is not None:
-        head.bias[same.own] = last.bias[same.known].to(head.weight)
+        head.bias[mapping.mapped] = last.bias[mapping.counterparts].to(head.weight)
     return head.to(last.weight.device)

@@ -1,32 +1,35 @@
-"""Shared experts beside every task's own."""
+"""Shared experts beside experts of each task's own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 from torch import nn
+from typing_extensions import Doc, Unpack
 
-from sparsemtl.architectures.experts import Maker
-from sparsemtl.architectures.gated import GatedExperts
+from sparsemtl.architectures.copies import Maker
+from sparsemtl.architectures.gated import ExpertOptions, GatedExperts
+from sparsemtl.architectures.gates import ExpertLayout
 from sparsemtl.registry.parameters import Natural, validated
-from sparsemtl.tasks.task import Task
+
+if TYPE_CHECKING:
+    from sparsemtl.tasks.task import Task
 
 
 class CGC(GatedExperts):
-    """Customised gate control: a task's gate mixes its own experts and those that all tasks share (Tang et al. 2020).
+    """Customized gate control: a task's gate mixes the task's own experts and the shared ones (Tang et al. 2020).
 
-    Gates are those of `MMoE`, which this is without experts of tasks' own.
+    Gates are those of `MMoE`. Without experts of the tasks' own this is `MMoE`.
 
     Args:
-        encoder: a module, of which the experts are copies, or a function that makes one.
+        encoder: a module to copy for every expert, or a function that returns a new module.
         tasks: the tasks.
         heads: task name -> head, as in `SharedBottom`.
-        shared_experts: number of experts that all tasks use; with none, the tasks are independent.
-        task_experts: number of experts of every task's own.
-        fresh: draw the weights of every expert but the first anew; without, all begin as equals.
 
     Raises:
-        ParameterError: if there is no expert, or the encoder does not say how its weights are drawn.
+        ParameterError: if there is no expert; or if `fresh`, and a module of the encoder with parameters has no
+            `reset_parameters`.
 
     Example:
         >>> model = CGC(nn.Sequential(nn.Linear(6, 4), nn.ReLU()), [Classification("a", 3), Regression("b")])
@@ -41,11 +44,11 @@ class CGC(GatedExperts):
         tasks: Sequence[Task],
         heads: Mapping[str, nn.Module] | None = None,
         *,
-        shared_experts: Natural = 1,
-        task_experts: Natural = 1,
-        fresh: bool = True,
+        shared_experts: Annotated[
+            Natural, Doc("number of experts that all tasks use; with 0 the tasks are independent.")
+        ] = 1,
+        **options: Unpack[ExpertOptions],
     ) -> None:
         pools = {"pool1": [task.name for task in tasks]}
-        super().__init__(
-            [encoder], tasks, heads, pools=pools, per_pool=shared_experts, per_task=task_experts, fresh=fresh
-        )
+        layout = ExpertLayout(pools, per_pool=shared_experts, per_task=options["task_experts"])
+        super().__init__([encoder], tasks, heads, layout, fresh=options["fresh"])

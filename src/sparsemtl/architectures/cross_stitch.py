@@ -1,45 +1,42 @@
-"""A network a task, whose features are mixed linearly between stages."""
+"""Cross-stitch networks: one network per task, and linear mixtures of their features between stages."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Doc, Unpack
 
-from sparsemtl.architectures.experts import Maker
-from sparsemtl.architectures.streams import Streams
+from sparsemtl.architectures.copies import Maker
+from sparsemtl.architectures.streams import StreamOptions, Streams
 from sparsemtl.errors import ParameterError
-from sparsemtl.registry.parameters import Fraction, Positive, validated
-from sparsemtl.tasks.task import Task
+from sparsemtl.registry.parameters import validated
+
+if TYPE_CHECKING:
+    from sparsemtl.tasks.task import Task
 
 
 class CrossStitch(Streams):
-    """Cross-stitch networks: a network a task, and learned linear mixtures between their stages (Misra et al. 2016).
+    """Cross-stitch networks: one network per task, and learned linear mixtures between stages (Misra et al. 2016).
 
-    Behind a stage the features x_j of tasks j become sum_j A[t, j] x_j for every task t. As all tasks' networks take
-    part in every task's output, all their weights up to the last stitch are shared ones, and masks may be put on them;
-    the stitches A themselves are never masked.
+    After a stage, the features x_j of tasks j become sum_j A[t, j] x_j for every task t. All tasks' networks take part
+    in every task's output. Therefore all their weights up to the last mixture are shared, and masks may be put on
+    them; the mixing weights A are never masked.
 
     Args:
-        encoder: a module, of which every task gets a copy; a function that makes one; or task name -> module, such as
+        encoder: a module to copy for every task; a function that returns a new module; or task name -> module, such as
             networks that were trained for one task each, with which the paper starts.
         tasks: the tasks.
         heads: task name -> head, as in `SharedBottom`.
-        after: names of the parts of the encoder behind which features are mixed. By default those are the layers of a
-            stack with their activation, and the stages of a residual network.
-        own: what A starts from on its diagonal, in (0, 1]; the rest of 1 is shared by the other tasks.
-        per_channel: learn an A for every channel.
-        lr_factor: by what the learning rate of A is multiplied, see `lr_factors`.
-        fresh: draw the weights of every copy of a module but the first anew; without, the copies begin as equals, as
-            in `SingleTask`, and A changes nothing at first.
 
     Raises:
-        ParameterError: if the encoder does not tell where it can be cut, or has no part of such a name.
+        ParameterError: if the encoder cannot be cut into stages, or has no part of a name in `after`.
 
     Differences from the paper:
-        - A learns as fast as other weights; the paper's 100 to 1000 times (`lr_factor`) are for gradient descent, not
-          for optimizers that scale steps, as Adam does.
+        - A has the learning rate of the other weights. The paper's 100 to 1000 times that rate (`lr_factor`) suit
+          gradient descent, not optimizers that scale steps, such as Adam.
 
     Example:
         >>> model = CrossStitch(nn.Sequential(nn.Linear(6, 4), nn.ReLU()), [Classification("a", 3), Regression("b")])
@@ -55,31 +52,41 @@ class CrossStitch(Streams):
         tasks: Sequence[Task],
         heads: Mapping[str, nn.Module] | None = None,
         *,
-        after: Sequence[str] | None = None,
-        own: Fraction = 0.9,
-        per_channel: bool = False,
-        lr_factor: Positive = 1.0,
-        fresh: bool = False,
+        per_channel: Annotated[bool, Doc("learn one A per channel, in place of one per mixture.")] = False,
+        **options: Unpack[StreamOptions],
     ) -> None:
-        def stitch(streams: int, stage: nn.Module) -> Stitch:
-            return Stitch(streams, own=own, channels=_width(stage) if per_channel else None)
+        def stitch(streams: int, stage: nn.Module) -> _Stitch:
+            return _Stitch(streams, own=options["own"], channels=_width(stage) if per_channel else None)
 
-        super().__init__(encoder, tasks, heads, mixer=stitch, after=after, fresh=fresh)
-        self.lr_factor = lr_factor
+        super().__init__(encoder, tasks, heads, mixer=stitch, after=options["after"], fresh=options["fresh"])
+        self.lr_factor = options["lr_factor"]
 
     @property
     def lr_factors(self) -> dict[str, float]:
-        """The stitches' factor."""
+        """Name of every mixing weight -> factor of its learning rate."""
         return {} if self.lr_factor == 1 else dict.fromkeys(self.unmasked_parameters(), self.lr_factor)
 
+    def forward(self, x: Any, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Run all networks up to the last mixture, then those of the named tasks, and their heads.
 
-class Stitch(nn.Module):
+        Args:
+            x: input of all encoders; or task name -> input of its encoder, batches of one size.
+            tasks: names of the tasks, all by default.
+        """
+        return self._outputs(x, self.chosen(tasks))
+
+    def task_modules(self, task: str) -> dict[str, nn.Module]:
+        """Return the task's head, and the parts of its encoder after the last mixture."""
+        return self._own_modules(task)
+
+
+class _Stitch(nn.Module):
     """A linear mixture of streams.
 
     Args:
-        streams: number of streams.
-        own: weight of a stream in its own mixture at first; the others have the rest of 1 in equal parts.
-        channels: number of channels, each with weights of its own; None: all have the same.
+        streams: number of streams T.
+        own: initial weight of a stream in its own mixture; the other streams share the rest to 1 equally.
+        channels: number of channels, each with its own weights; None if all channels have the same weights.
     """
 
     def __init__(self, streams: int, *, own: float, channels: int | None = None) -> None:
@@ -90,14 +97,14 @@ class Stitch(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Put the weights back to where they start."""
+        """Set the initial weights."""
         streams = len(self.weight)
         start = torch.full((streams, streams), (1 - self.own) / max(streams - 1, 1)).fill_diagonal_(self.own)
         with torch.no_grad():
             self.weight.copy_(start if self.weight.ndim == 2 else start.unsqueeze(2).expand_as(self.weight))
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Mix T features (B, ...) or (B, channels, ...) to as many.
+        """Mix T features (B, ...) or (B, channels, ...) into T features of the same shape.
 
         Raises:
             ParameterError: if the features differ in shape, or have another number of channels.
@@ -115,10 +122,10 @@ class Stitch(nn.Module):
 
 
 def _width(stage: nn.Module) -> int:
-    """Number of channels that a stage gives: those of its last layer that tells them.
+    """Return the number of channels of a stage's output, from the last layer that has an attribute for it.
 
     Raises:
-        ParameterError: if none does.
+        ParameterError: if no layer has one.
     """
     for layer in reversed(list(stage.modules())):
         for attribute in ("out_features", "out_channels", "num_features"):
@@ -126,6 +133,6 @@ def _width(stage: nn.Module) -> int:
             if isinstance(width, int) and not isinstance(layer, nn.Sequential):
                 return width
     raise ParameterError(
-        "per_channel needs stages whose last layer tells its channels (`out_features`, `out_channels`, "
-        "`num_features`). Use per_channel=False."
+        "per_channel needs a layer with `out_features`, `out_channels` or `num_features` in every mixed stage, found a "
+        "stage without one. Use per_channel=False."
     )

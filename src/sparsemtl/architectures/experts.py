@@ -1,35 +1,29 @@
-"""Networks side by side: made from one, and run as one where they are alike."""
+"""Run expert networks: together, as batched products, where their layers are alike."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from sparsemtl.backbones.activations import PLAIN_ACTIVATIONS
 from sparsemtl.backbones.stages import ACTIVATIONS, sequence_of
-from sparsemtl.errors import ParameterError
 
-ELEMENTWISE = (*PLAIN_ACTIVATIONS, nn.Dropout)
-"""Layers without parameters that treat every number alike, so that one call serves all experts."""
-
-Maker = nn.Module | Callable[[], nn.Module]
-"""What experts are made from: a module, of which they are copies, or a function that makes one."""
+_ELEMENTWISE = (*PLAIN_ACTIVATIONS, nn.Dropout)
+"""Layers without parameters that apply one function to every number, so that one call serves all experts."""
 
 
-class Reading(NamedTuple):
-    """An input, and who reads it.
+class InputGroup(NamedTuple):
+    """Experts and gates that read one input.
 
     Attributes:
-        x: the input, (B, ...); gates read it flattened.
-        experts: read it as it is.
-        gates: linear layers without bias.
+        x: the input, (B, ...).
+        experts: modules that read the input.
+        gates: linear layers without bias that read the flattened input.
     """
 
     x: Any
@@ -37,38 +31,38 @@ class Reading(NamedTuple):
     gates: Sequence[nn.Linear]
 
 
-def run_side_by_side(readings: Sequence[Reading]) -> tuple[list[Tensor], list[Tensor]]:
+def run_side_by_side(groups: Sequence[InputGroup]) -> tuple[list[Tensor], list[Tensor]]:
     """Run all experts and gates.
 
-    Experts that are stacks of equal linear layers and activations are run together: all that read one input as one
-    product of matrices, later layers as one batched product. Other experts run one after the other, and so do those
-    with hooks, which want to be called. Weights are read when this is called, so that masked ones that stand in for
-    them (see `swap_tensors`) are those that count. Dropout drops other numbers than in one expert after the other.
+    Experts that are stacks of equal linear layers and activations run together: the first layers and the gates of one
+    input as one matrix product, each later layer as one batched product. All other experts run one after the other;
+    so do experts with hooks, because a batched product calls no hook. Weights are read at the call, so that swapped
+    tensors (`swap_tensors`) are used. Dropout draws other numbers than experts that run one after the other.
 
     Returns:
-        every expert's features (B, ...) and every gate's logits (B, slots), in the order of the readings.
+        features (B, ...) of every expert and logits (B, slots) of every gate, in the order of the groups.
     """
-    layers = _alike(readings)
-    return _together(readings, layers) if layers is not None else _apart(readings)
+    layers = _alike(groups)
+    return _together(groups, layers) if layers is not None else _apart(groups)
 
 
-def _apart(readings: Sequence[Reading]) -> tuple[list[Tensor], list[Tensor]]:
-    features = [expert(reading.x) for reading in readings for expert in reading.experts]
-    logits = [gate(reading.x.flatten(1)) for reading in readings for gate in reading.gates]
+def _apart(groups: Sequence[InputGroup]) -> tuple[list[Tensor], list[Tensor]]:
+    features = [expert(group.x) for group in groups for expert in group.experts]
+    logits = [gate(group.x.flatten(1)) for group in groups for gate in group.gates]
     return features, logits
 
 
-def _together(readings: Sequence[Reading], layers: Sequence[Sequence[nn.Module]]) -> tuple[list[Tensor], list[Tensor]]:
+def _together(groups: Sequence[InputGroup], layers: Sequence[Sequence[nn.Module]]) -> tuple[list[Tensor], list[Tensor]]:
     """Run experts whose n-th layers, `layers[n]`, are alike."""
     first, *later = layers
     activations = [column[0] for column in takewhile(lambda column: not isinstance(column[0], nn.Linear), later)]
     start, parts, logits = 0, [], []
-    for reading in readings:
-        stop = start + len(reading.experts)
-        part, answers = _first_layer(reading, first[start:stop], activations)
+    for group in groups:
+        stop = start + len(group.experts)
+        part, group_logits = _first_layer(group, first[start:stop], activations)
         start = stop
-        parts += [part] if reading.experts else []
-        logits += answers
+        parts += [part] if group.experts else []
+        logits += group_logits
     features = parts[0] if len(parts) == 1 else torch.cat(parts)
     for column in later[len(activations) :]:
         features = _bmm(features, column) if isinstance(column[0], nn.Linear) else column[0](features)
@@ -76,19 +70,19 @@ def _together(readings: Sequence[Reading], layers: Sequence[Sequence[nn.Module]]
 
 
 def _first_layer(
-    reading: Reading, layers: Sequence[Any], activations: Sequence[nn.Module]
+    group: InputGroup, layers: Sequence[Any], activations: Sequence[nn.Module]
 ) -> tuple[Tensor, list[Tensor]]:
-    """All that read one input, in one product of matrices.
+    """Run the experts' first layers and the gates of one input as one matrix product.
 
-    Activations come before the experts are put apart: in this layout they are many times as fast.
+    Activations are applied before the split into experts: in this memory layout they are many times as fast.
 
     Returns:
-        the experts' activations (n, B, width), and every gate's logits.
+        the experts' activations (n, B, width), and the logits of every gate.
     """
-    readers = [*layers, *reading.gates]
+    readers = [*layers, *group.gates]
     weights = [reader.weight for reader in readers]
     sizes = [len(weight) for weight in weights[len(layers) :]]
-    products = F.linear(reading.x.flatten(1), torch.cat(weights), _biases(layers, sum(sizes)))
+    products = F.linear(group.x.flatten(1), torch.cat(weights), _biases(layers, sum(sizes)))
     width = len(weights[0]) if layers else 0
     outputs, *logits = products.split([len(layers) * width, *sizes], dim=1)
     if not layers:
@@ -101,7 +95,7 @@ def _first_layer(
 
 
 def _biases(layers: Sequence[Any], others: int) -> Tensor | None:
-    """The layers' biases, and zeros for as many outputs of gates."""
+    """Return the layers' biases, followed by zeros for the outputs of the gates."""
     if not layers or layers[0].bias is None:
         return None
     biases = [layer.bias for layer in layers]
@@ -109,69 +103,66 @@ def _biases(layers: Sequence[Any], others: int) -> Tensor | None:
 
 
 def _bmm(features: Tensor, layers: Sequence[Any]) -> Tensor:
-    """Linear layers, each on its own features (n, B, width)."""
+    """Run n linear layers, each on its own features (n, B, width)."""
     weights = torch.stack([layer.weight for layer in layers]).transpose(1, 2)
     if layers[0].bias is None:
         return torch.bmm(features, weights)
     return torch.baddbmm(torch.stack([layer.bias for layer in layers]).unsqueeze(1), features, weights)
 
 
-# ---- which experts are alike ---------------------------------------------------------------------------------------
-
-
-def _alike(readings: Sequence[Reading]) -> list[tuple[nn.Module, ...]] | None:
-    """The experts' n-th layers side by side, for every n, if all experts can run as one; else None."""
-    stacks = [list(_layers(expert)) for reading in readings for expert in reading.experts]
-    if len(stacks) < 2 or not all(map(_plain, readings)):
+def _alike(groups: Sequence[InputGroup]) -> list[tuple[nn.Module, ...]] | None:
+    """Return for every n the experts' n-th layers, if all experts can run together; else None."""
+    stacks = [list(_layers(expert)) for group in groups for expert in group.experts]
+    if len(stacks) < 2 or not all(map(_plain, groups)):
         return None
     folded = all(stack and type(stack[0]) is nn.Flatten for stack in stacks)
-    if not folded and any(reading.x.ndim != 2 for reading in readings):
+    if not folded and any(group.x.ndim != 2 for group in groups):
         return None
-    stacks = [[layer for layer in stack if not _idle(layer)] for stack in stacks]
+    stacks = [[layer for layer in stack if not _is_identity(layer)] for stack in stacks]
     if not stacks[0] or type(stacks[0][0]) is not nn.Linear or len({len(stack) for stack in stacks}) > 1:
         return None
     columns = list(zip(*stacks, strict=True))
-    return columns if all(map(_same, columns)) else None
+    return columns if all(map(_batchable, columns)) else None
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    """The layers of a stack; a module that somebody listens to, or that is no stack, is one of its own."""
+    """Yield the layers of a stack. A module with hooks, or one that is not a stack, counts as one layer."""
     sequence = sequence_of(module)
-    if sequence is None or _watched(module) or _watched(sequence):
+    if sequence is None or _hooked(module) or _hooked(sequence):
         yield module
     else:
         for child in sequence._modules.values():
             yield from _layers(child)
 
 
-def _plain(reading: Reading) -> bool:
-    """Whether the input is a batch of vectors, or can be folded to one, and its gates are linear layers."""
-    if not isinstance(reading.x, Tensor) or reading.x.ndim < 2:
+def _plain(group: InputGroup) -> bool:
+    """Return True if the input can be flattened to vectors, and the gates are linear layers without hooks."""
+    if not isinstance(group.x, Tensor) or group.x.ndim < 2:
         return False
-    return all(type(gate) is nn.Linear and not _watched(gate) for gate in reading.gates)
+    return all(type(gate) is nn.Linear and not _hooked(gate) for gate in group.gates)
 
 
-def _idle(layer: nn.Module) -> bool:
-    """Whether a layer does nothing to vectors."""
-    if _watched(layer):
+def _is_identity(layer: nn.Module) -> bool:
+    """Return True if a layer does not change vectors."""
+    if _hooked(layer):
         return False
     return type(layer) is nn.Identity or (type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1))
 
 
-def _same(layers: Sequence[Any]) -> bool:
-    """Whether one call can do the work of all of these layers, but for their weights."""
+def _batchable(layers: Sequence[Any]) -> bool:
+    """Return True if the layers differ in their weights only."""
     first = layers[0]
-    if any(type(layer) is not type(first) or _watched(layer) for layer in layers):
+    if any(type(layer) is not type(first) or _hooked(layer) for layer in layers):
         return False
     if type(first) is nn.Linear:
         shape, biased = first.weight.shape, first.bias is not None
         return all(layer.weight.shape == shape and (layer.bias is not None) == biased for layer in layers)
     settings = (first.training, first.extra_repr())
-    return type(first) in ELEMENTWISE and all((layer.training, layer.extra_repr()) == settings for layer in layers)
+    return type(first) in _ELEMENTWISE and all((layer.training, layer.extra_repr()) == settings for layer in layers)
 
 
-def _watched(module: nn.Module) -> bool:
-    """Whether a call of the module is more than its class's forward."""
+def _hooked(module: nn.Module) -> bool:
+    """Return True if a call of the module does more than the `forward` of its class."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
@@ -182,56 +173,10 @@ def _watched(module: nn.Module) -> bool:
 
 
 def vector_widths(expert: nn.Module) -> tuple[int | None, int | None]:
-    """Width of the vectors that an expert reads and of those that it gives, if it is a stack of linear layers."""
+    """Return the widths of the vectors that an expert reads and returns; (None, None) if it is no stack of layers."""
     layers = list(_layers(expert))
     linear = [layer for layer in layers if type(layer) is nn.Linear]
     others = (*ACTIVATIONS, nn.Dropout, nn.Identity, nn.Flatten, nn.BatchNorm1d, nn.LayerNorm)
     if not linear or any(type(layer) not in (nn.Linear, *others) for layer in layers):
         return None, None
     return linear[0].in_features, linear[-1].out_features
-
-
-# ---- how experts are made ------------------------------------------------------------------------------------------
-
-
-def copies(encoder: Maker, *, fresh: bool) -> Iterator[nn.Module]:
-    """As many networks as are asked for.
-
-    Args:
-        encoder: a module, whose copies these are, or a function that makes one.
-        fresh: draw the weights of every copy but the first anew.
-
-    Raises:
-        ParameterError: if a module does not say how its weights are drawn.
-    """
-    if not isinstance(encoder, nn.Module):
-        while True:
-            yield encoder()
-    yield deepcopy(encoder)
-    while True:
-        yield redrawn(deepcopy(encoder)) if fresh else deepcopy(encoder)
-
-
-def redrawn(module: nn.Module) -> nn.Module:
-    """Draw a module's parameters anew, by the `reset_parameters` of the topmost modules that have it.
-
-    Raises:
-        ParameterError: if a module has parameters and no `reset_parameters`.
-    """
-    if parametrize.is_parametrized(module):
-        raise ParameterError(_CANNOT_DRAW.format(f"{type(module).__name__}, whose weights are parametrized,"))
-    reset = getattr(module, "reset_parameters", None)
-    if callable(reset):
-        reset()
-        return module
-    if any(parameter is not None for parameter in module._parameters.values()):
-        raise ParameterError(_CANNOT_DRAW.format(f"{type(module).__name__}, which has no `reset_parameters`,"))
-    for child in module.children():
-        redrawn(child)
-    return module
-
-
-_CANNOT_DRAW = (
-    "the weights of {} cannot be drawn anew for another copy. Give a function that makes a network in place of the "
-    "network, or start from equal copies with `fresh=False`."
-)

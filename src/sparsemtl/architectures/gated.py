@@ -1,36 +1,48 @@
-"""What MMoE, CGC, PLE and PBFS have in common: levels of experts and gates, and a head for every task."""
+"""Base of MMoE, CGC, PLE and PBFS: levels of experts and gates, and one head per task."""
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from torch import Tensor, nn
+from typing_extensions import Doc, TypedDict
 
-from sparsemtl.architectures.experts import Maker, copies, vector_widths
-from sparsemtl.architectures.gates import SHARED, Demand, Level, PoolMerge
+from sparsemtl.architectures.copies import Maker, copies
+from sparsemtl.architectures.experts import vector_widths
+from sparsemtl.architectures.gates import SHARED, ExpertLayout, Level, LevelOutputs
 from sparsemtl.backbones.stemmed import Stemmed
 from sparsemtl.networks.model import MultiTaskModel, heads_for
-from sparsemtl.tasks.task import Task
+from sparsemtl.registry.parameters import Default, Natural
 
-GATES = ("gates", "shared_gate")
+if TYPE_CHECKING:
+    from sparsemtl.tasks.task import Task
+
+
+class ExpertOptions(TypedDict, total=False):
+    """Options of architectures in which tasks have experts of their own."""
+
+    task_experts: Annotated[Natural, Default(1), Doc("number of experts of each task's own, per level.")]
+    fresh: Annotated[
+        bool,
+        Default(True),
+        Doc("initialize the weights of every expert of a level except the first anew; if false, all start equal."),
+    ]
 
 
 class GatedExperts(MultiTaskModel, abc.ABC):
-    """Levels of experts, of which every task's gates choose. A model says which experts there are.
+    """Base of architectures with levels of experts that one gate per task mixes.
 
     Args:
-        makers: what the experts of every level are made from.
+        makers: origin of the experts of each level.
         tasks: the tasks.
         heads: task name -> head, as in `SharedBottom`.
-        pools: pool -> the tasks that use its experts.
-        per_pool: experts in every pool of every level.
-        per_task: experts of every task's own in every level.
-        merge: how a task's pools enter its gate.
-        fresh: draw the weights of every expert but a level's first anew, if they are copies of a module.
-        tells: tells the width of the last level's features; the first of its experts by default.
+        layout: number of experts in each level, and the tasks that use them.
+        fresh: initialize the weights of every expert of a level except the first anew, if they are copies of a module.
+        width_from: module whose attribute `out_features` or `num_features` is the width that heads read; by default
+            the first expert of the last level.
     """
 
     def __init__(
@@ -38,59 +50,55 @@ class GatedExperts(MultiTaskModel, abc.ABC):
         makers: Sequence[Maker],
         tasks: Sequence[Task],
         heads: Mapping[str, nn.Module] | None,
+        layout: ExpertLayout,
         *,
-        pools: Mapping[str, Sequence[str]],
-        per_pool: int,
-        per_task: int,
-        merge: PoolMerge = "gate",
         fresh: bool,
-        tells: nn.Module | None = None,
+        width_from: nn.Module | None = None,
     ) -> None:
         super().__init__(tasks)
         self.stem, first = _without_stem(makers[0])
         self.levels = nn.ModuleList()
+        has_pools = bool(layout.pools and layout.per_pool)
         reads: int | None = None
         for maker in [first, *makers[1:]]:
             experts = copies(maker, fresh=fresh)
             expert = next(experts)
-            wanted, given = vector_widths(expert)
+            input_width, output_width = vector_widths(expert)
             level = Level(
-                pools,
+                layout,
                 list(self.tasks),
                 chain([expert], experts),
-                per_pool=per_pool,
-                per_task=per_task,
-                reads=reads if self.levels else wanted,
-                shared_gate=bool(pools and per_pool) and len(self.levels) + 1 < len(makers),
-                merge=merge,
+                reads=reads if self.levels else input_width,
+                shared_gate=has_pools and len(self.levels) + 1 < len(makers),
             )
             self.levels.append(level)
-            reads = given
-        self.heads = heads_for(self.tasks, heads, dict.fromkeys(self.tasks, expert if tells is None else tells))
+            reads = output_width
+        encoder = expert if width_from is None else width_from
+        self.heads = heads_for(self.tasks, heads, dict.fromkeys(self.tasks, encoder))
 
     def forward(self, x: Any, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """Run the experts that the named tasks need, level by level, then their heads."""
+        """Run the experts that the named tasks use, level by level, then the tasks' heads."""
         chosen = self.chosen(tasks)
         if not chosen:
             return {}
         if self.stem is not None:
             x = self.stem(x)
         inputs: dict[str, Any] = dict.fromkeys([*self.tasks, SHARED], x)
-        for level, demand in self._demands(chosen):
-            inputs = level(inputs, demand)
+        for level, outputs in self._level_outputs(chosen):
+            inputs = level(inputs, outputs)
         return {task: self.heads[task](inputs[task]) for task in chosen}
 
-    def _demands(self, tasks: Sequence[str]) -> list[tuple[Level, Demand]]:
-        """The levels, lowest first, and what is wanted of each for some of the tasks."""
-        demand = Demand(tuple(dict.fromkeys(tasks)))
-        found: list[tuple[Level, Demand]] = []
+    def _level_outputs(self, tasks: Sequence[str]) -> list[tuple[Level, LevelOutputs]]:
+        """Return every level, lowest first, with the outputs of it that some tasks use."""
+        outputs = LevelOutputs(tuple(dict.fromkeys(tasks)))
+        found: list[tuple[Level, LevelOutputs]] = []
         for level in reversed(cast("list[Level]", list(self.levels))):
-            found.append((level, demand))
-            demand = level.needs(demand)
+            found.append((level, outputs))
+            outputs = level.needs(outputs)
         return found[::-1]
 
-    def _used(self) -> dict[str, tuple[nn.Module, frozenset[str]]]:
-        """Every part by name, and the tasks that use it."""
+    def _users(self) -> dict[str, tuple[nn.Module, frozenset[str]]]:
+        """Return every part by name, with the tasks that use it."""
         users: dict[str, tuple[nn.Module, frozenset[str]]] = {}
         for task in self.tasks:
             for name, module in self._parts(task).items():
@@ -99,46 +107,53 @@ class GatedExperts(MultiTaskModel, abc.ABC):
         return users
 
     def _parts(self, task: str) -> dict[str, nn.Module]:
-        """What runs for a task, by name."""
+        """Return the modules that a task uses, by name."""
         parts = {"stem": self.stem} if self.stem is not None else {}
-        for index, (level, demand) in enumerate(self._demands([task])):
-            parts |= {f"levels.{index}.{name}": part for name, part in level.parts(demand).items()}
+        for index, (level, outputs) in enumerate(self._level_outputs([task])):
+            parts |= {f"levels.{index}.{name}": part for name, part in level.parts(outputs).items()}
         return {**parts, f"heads.{task}": self.heads[task]}
 
     def parameter_tasks(self) -> dict[str, frozenset[str]]:
-        """A pool serves its tasks; an expert of a task's own serves all below the top level, if there are pools."""
+        """Return the tasks that use each parameter.
+
+        A pool belongs to its tasks. Below the top level, the own experts of one task serve all tasks if there are
+        pools, because the shared gate mixes them.
+        """
         tasks = {
             f"{prefix}.{name}": its_tasks
-            for prefix, (part, its_tasks) in self._used().items()
+            for prefix, (part, its_tasks) in self._users().items()
             for name, _ in part.named_parameters()
         }
         return {name: tasks[name] for name, _ in self.named_parameters()}
 
     def shared_modules(self) -> dict[str, nn.Module]:
-        """The pools, and the experts that serve several tasks."""
+        """Return the pools, and the experts that several tasks use."""
         return self._where(lambda kind, users: kind == "pools" or (kind == "experts" and len(users) > 1))
 
     def unmasked_modules(self) -> dict[str, nn.Module]:
-        """The stem, and the gates that serve several tasks."""
-        return self._where(lambda kind, users: kind == "stem" or (kind in GATES and len(users) > 1))
+        """Return the stem, and the gates that several tasks use."""
+        return self._where(lambda kind, users: kind == "stem" or (kind in _GATES and len(users) > 1))
 
     def task_modules(self, task: str) -> dict[str, nn.Module]:
-        """The task's head, gate and own experts."""
+        """Return the task's head, gates and own experts."""
         self.check_task(task)
         return self._where(lambda kind, users: kind not in ("stem", "pools") and users == {task})
 
     def _where(self, holds: Callable[[str, frozenset[str]], bool]) -> dict[str, nn.Module]:
-        return {name: module for name, (module, users) in self._used().items() if holds(_kind(name), users)}
+        return {name: module for name, (module, users) in self._users().items() if holds(_kind(name), users)}
+
+
+_GATES = ("gates", "shared_gate")
 
 
 def _kind(part: str) -> str:
-    """What a part is by its name: `stem`, `heads`, or a level's `pools`, `experts`, `gates` or `shared_gate`."""
+    """Return the kind of a part: `stem`, `heads`, or a level's `pools`, `experts`, `gates` or `shared_gate`."""
     words = part.split(".")
     return words[2] if words[0] == "levels" else words[0]
 
 
 def _without_stem(maker: Maker) -> tuple[nn.Module | None, Maker]:
-    """The stem of an encoder that has one, and what makes experts without it."""
+    """Return the stem of an encoder that has one, and the origin of experts without it."""
     if isinstance(maker, Stemmed):
         return maker.stem, maker.body
     if isinstance(maker, nn.Module):

@@ -1,8 +1,9 @@
-"""Experts and the gates that weigh them: one level of MMoE, CGC, PLE and PBFS."""
+"""One level of MMoE, CGC, PLE and PBFS: experts, and the gates that mix them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from itertools import islice
 from typing import Any, Literal, NamedTuple
@@ -10,22 +11,39 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sparsemtl.architectures.experts import Reading, run_side_by_side
+from sparsemtl.architectures.experts import InputGroup, run_side_by_side
 from sparsemtl.errors import ParameterError
 
 SHARED = ""
-"""Key of what the shared experts of a level read, beside the tasks' names."""
+"""Key of the input and output of a level's shared experts, beside the tasks' names."""
 
 PoolMerge = Literal["sum", "gate"]
-"""How a task's pools enter its gate: their experts' `sum` as one slot, or every expert of theirs with a slot."""
+"""Slots of a task's pools in its gate: `sum`, one slot for the sum of their experts; `gate`, one slot per expert."""
 
 
-class Demand(NamedTuple):
-    """What is wanted of a level.
+@dataclass(frozen=True)
+class ExpertLayout:
+    """Number of experts in a level, and the tasks that use them.
 
     Attributes:
-        tasks: tasks whose mixture is.
-        shared: whether the mixture of all experts is, which the shared experts of the next level read.
+        pools: name of every pool -> names of the tasks that use its experts.
+        per_pool: number of experts in each pool.
+        per_task: number of experts of each task's own.
+        merge: slots of a task's pools in its gate, see `PoolMerge`.
+    """
+
+    pools: Mapping[str, Sequence[str]]
+    per_pool: int
+    per_task: int
+    merge: PoolMerge = "gate"
+
+
+class LevelOutputs(NamedTuple):
+    """Outputs of a `Level` to compute.
+
+    Attributes:
+        tasks: names of the tasks whose mixture is returned.
+        shared: also return the mixture of all experts, which is the input of the next level's shared experts.
     """
 
     tasks: tuple[str, ...]
@@ -33,39 +51,35 @@ class Demand(NamedTuple):
 
 
 class Level(nn.Module):
-    """Experts in pools that tasks share, experts of every task's own, and a gate for every task (Tang et al. 2020).
+    """Pools of shared experts, experts of each task's own, and one gate per task (Tang et al. 2020).
 
-    A task's gate is a softmax over its own experts and those of its pools; it reads what the task's experts read.
+    A task's gate is a softmax over the task's own experts and those of its pools. It reads the same input as the
+    task's own experts.
 
     Args:
-        members: pool -> the tasks that use it.
+        layout: number of experts, and the tasks that use them.
         tasks: names of all tasks.
-        experts: gives one network after the other.
-        per_pool: experts in every pool.
-        per_task: experts of every task's own.
-        reads: width of the flattened input; gates learn it from the first batch if it is None.
-        shared_gate: also mix all experts, for the next level.
-        merge: how a task's pools enter its gate.
+        experts: yields the expert networks.
+        reads: width of the flattened input; None if the gates infer it from the first batch.
+        shared_gate: add a gate over all experts, whose mixture the next level's shared experts read.
 
     Raises:
-        ParameterError: if a task has neither experts of its own nor a pool.
+        ParameterError: if a task has no expert.
     """
 
     def __init__(
         self,
-        members: Mapping[str, Sequence[str]],
+        layout: ExpertLayout,
         tasks: Sequence[str],
         experts: Iterator[nn.Module],
         *,
-        per_pool: int,
-        per_task: int,
         reads: int | None,
         shared_gate: bool = False,
-        merge: PoolMerge = "gate",
     ) -> None:
         super().__init__()
-        self.members = {pool: tuple(its_tasks) for pool, its_tasks in members.items()} if per_pool else {}
-        self.merge = merge
+        per_pool, per_task = layout.per_pool, layout.per_task
+        self.members = {pool: tuple(its_tasks) for pool, its_tasks in layout.pools.items()} if per_pool else {}
+        self.merge = layout.merge
         self.pools = nn.ModuleDict({pool: nn.ModuleList(islice(experts, per_pool)) for pool in self.members})
         own = tasks if per_task else ()
         self.experts = nn.ModuleDict({task: nn.ModuleList(islice(experts, per_task)) for task in own})
@@ -82,36 +96,36 @@ class Level(nn.Module):
         return min(count, 1) if self.merge == "sum" else count
 
     def pools_of(self, task: str) -> tuple[str, ...]:
-        """The pools that a task uses."""
+        """Return the names of the pools that a task uses."""
         return tuple(pool for pool, members in self.members.items() if task in members)
 
-    def needs(self, demand: Demand) -> Demand:
-        """What must be there as input: the tasks' own, and that of the shared experts and gate."""
-        own = tuple(self.gates) if demand.shared and self.experts else demand.tasks
-        return Demand(own, demand.shared or any(self.pools_of(task) for task in demand.tasks))
+    def needs(self, outputs: LevelOutputs) -> LevelOutputs:
+        """Return the outputs of the level below that these outputs are computed from."""
+        own = tuple(self.gates) if outputs.shared and self.experts else outputs.tasks
+        return LevelOutputs(own, outputs.shared or any(self.pools_of(task) for task in outputs.tasks))
 
-    def parts(self, demand: Demand) -> dict[str, nn.Module]:
-        """The modules that run for a demand, by name."""
-        pools = [pool for pool, members in self.members.items() if demand.shared or {*members} & {*demand.tasks}]
-        own = [task for task in (self.gates if demand.shared else demand.tasks) if task in self.experts]
+    def parts(self, outputs: LevelOutputs) -> dict[str, nn.Module]:
+        """Return the modules that compute these outputs, by name."""
+        pools = [pool for pool, members in self.members.items() if outputs.shared or {*members} & {*outputs.tasks}]
+        own = [task for task in (self.gates if outputs.shared else outputs.tasks) if task in self.experts]
         parts: dict[str, nn.Module] = {f"pools.{pool}": self.pools[pool] for pool in pools}
         parts |= {f"experts.{task}": self.experts[task] for task in own}
-        parts |= {f"gates.{task}": self.gates[task] for task in demand.tasks}
-        return parts | ({"shared_gate": self.shared_gate} if demand.shared and self.shared_gate is not None else {})
+        parts |= {f"gates.{task}": self.gates[task] for task in outputs.tasks}
+        return parts | ({"shared_gate": self.shared_gate} if outputs.shared and self.shared_gate is not None else {})
 
-    def forward(self, inputs: Mapping[str, Any], demand: Demand) -> dict[str, Tensor]:
-        """Mix the experts as demanded.
+    def forward(self, inputs: Mapping[str, Any], outputs: LevelOutputs) -> dict[str, Tensor]:
+        """Mix the experts.
 
         Args:
-            inputs: task, or `SHARED` -> what its experts and its gate read.
-            demand: what to compute; nothing else is.
+            inputs: name of a task, or `SHARED` -> input of its experts and its gate, (B, ...).
+            outputs: mixtures to compute; nothing else is computed.
 
         Returns:
-            task, or `SHARED` -> mixture (B, ...).
+            name of a task, or `SHARED` -> mixture (B, ...).
         """
-        features, logits = self._run(inputs, self.parts(demand))
-        mixtures = {task: mixed(self._slots(task, features), logits[f"gates.{task}"]) for task in demand.tasks}
-        if demand.shared:
+        features, logits = self._run(inputs, self.parts(outputs))
+        mixtures = {task: mixed(self._slots(task, features), logits[f"gates.{task}"]) for task in outputs.tasks}
+        if outputs.shared:
             everything = [feature for own in features.values() for feature in own]
             mixtures[SHARED] = mixed(everything, logits["shared_gate"])
         return mixtures
@@ -119,7 +133,7 @@ class Level(nn.Module):
     def _run(
         self, inputs: Mapping[str, Any], parts: Mapping[str, nn.Module]
     ) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
-        """Features of every group of experts and logits of every gate, by the names of the parts."""
+        """Return the features of every group of experts and the logits of every gate, by the names of the parts."""
         readers: dict[int, dict[str, nn.Module]] = {}
         read: dict[int, Any] = {}
         for name, part in parts.items():
@@ -127,20 +141,20 @@ class Level(nn.Module):
             x = inputs[owner if kind in ("experts", "gates") else SHARED]
             read[id(x)] = x
             readers.setdefault(id(x), {})[name] = part
-        readings = [Reading(read[key], *_sorted_out(own)) for key, own in readers.items()]
-        found, answers = map(iter, run_side_by_side(readings))
+        groups = [InputGroup(read[key], *_experts_and_gates(own)) for key, own in readers.items()]
+        all_features, all_logits = map(iter, run_side_by_side(groups))
         features: dict[str, list[Tensor]] = {}
         logits: dict[str, Tensor] = {}
         for own in readers.values():
             for name, part in own.items():
                 if isinstance(part, nn.ModuleList):
-                    features[name] = list(islice(found, len(part)))
+                    features[name] = list(islice(all_features, len(part)))
                 else:
-                    logits[name] = next(answers)
+                    logits[name] = next(all_logits)
         return {name: features[name] for name in parts if name in features}, logits
 
     def _slots(self, task: str, features: Mapping[str, list[Tensor]]) -> list[Tensor]:
-        """What a task's gate chooses from: its own experts first."""
+        """Return the features that a task's gate mixes, those of the task's own experts first."""
         own = features.get(f"experts.{task}", [])
         pooled = [feature for pool in self.pools_of(task) for feature in features[f"pools.{pool}"]]
         if self.merge == "sum" and pooled:
@@ -152,25 +166,24 @@ def _gate(reads: int | None, slots: int) -> nn.Linear:
     return nn.LazyLinear(slots, bias=False) if reads is None else nn.Linear(reads, slots, bias=False)
 
 
-def _sorted_out(parts: Mapping[str, nn.Module]) -> tuple[list[nn.Module], list[Any]]:
-    """Experts and gates."""
+def _experts_and_gates(parts: Mapping[str, nn.Module]) -> tuple[list[nn.Module], list[Any]]:
     experts = [expert for part in parts.values() if isinstance(part, nn.ModuleList) for expert in part]
     return experts, [part for part in parts.values() if not isinstance(part, nn.ModuleList)]
 
 
 def mixed(features: Sequence[Tensor], logits: Tensor) -> Tensor:
-    """The features' mean, weighted by the softmax of a gate's logits.
+    """Return the mean of the experts' features, weighted by the softmax of a gate's logits, (B, ...).
 
     Args:
-        features: of every expert, (B, ...).
-        logits: (B, experts).
+        features: features of every expert, (B, ...).
+        logits: logits of the gate, (B, experts).
 
     Raises:
-        ParameterError: if the experts' features differ in shape, or are not as many as the logits.
+        ParameterError: if the experts' features differ in shape, or their number is not that of the logits.
     """
     shapes = {tuple(feature.shape) for feature in features}
     if len(shapes) > 1:
         raise ParameterError(f"experts must give features of one shape to be mixed, found {sorted(shapes)}.")
-    weights = logits.t().softmax(0)  # over the outer axis, which is many times as fast
+    weights = logits.t().softmax(0)  # a softmax over the outer axis is many times as fast
     stacked = torch.stack(list(features))
     return (weights.reshape(weights.shape + (1,) * (stacked.ndim - 2)) * stacked).sum(0)

@@ -1,34 +1,36 @@
-"""Experts that all tasks share, weighed by every task for itself."""
+"""Experts that all tasks share, mixed by one gate per task."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 from torch import nn
+from typing_extensions import Doc
 
-from sparsemtl.architectures.experts import Maker
+from sparsemtl.architectures.copies import Maker
 from sparsemtl.architectures.gated import GatedExperts
+from sparsemtl.architectures.gates import ExpertLayout
 from sparsemtl.registry.parameters import Count, validated
-from sparsemtl.tasks.task import Task
+
+if TYPE_CHECKING:
+    from sparsemtl.tasks.task import Task
 
 
 class MMoE(GatedExperts):
-    """Multi-gate mixture of experts: every task mixes the same experts by a gate of its own (Ma et al. 2018).
+    """Multi-gate mixture of experts: tasks share all experts, and each mixes them by its own gate (Ma et al. 2018).
 
-    The head of task t reads the sum over experts e of softmax(W_t x)_e E_e(x); W_t has no bias and reads the input x
-    flattened, behind the stem if the encoder is a `Stemmed`. Experts that are equal stacks of linear layers and
-    activations run as one.
+    The head of task t reads the sum over experts e of softmax(W_t x)_e E_e(x). W_t has no bias and reads the flattened
+    input x; if the encoder is a `Stemmed`, x is the output of its stem. Experts that are equal stacks of linear layers
+    and activations run as one batched product.
 
     Args:
-        encoder: a module, of which the experts are copies, or a function that makes one.
+        encoder: a module to copy for every expert, or a function that returns a new module.
         tasks: the tasks.
         heads: task name -> head, as in `SharedBottom`.
-        experts: number of experts.
-        fresh: draw the weights of every expert but the first anew; without, all begin as equals, as experts should
-            that were trained before.
 
     Raises:
-        ParameterError: if the encoder does not say how its weights are drawn.
+        ParameterError: if `fresh`, and a module of the encoder with parameters has no `reset_parameters`.
 
     Example:
         >>> model = MMoE(nn.Sequential(nn.Linear(6, 4), nn.ReLU()), [Classification("a", 3), Regression("b")])
@@ -43,8 +45,14 @@ class MMoE(GatedExperts):
         tasks: Sequence[Task],
         heads: Mapping[str, nn.Module] | None = None,
         *,
-        experts: Count = 8,
-        fresh: bool = True,
+        experts: Annotated[Count, Doc("number of experts.")] = 8,
+        fresh: Annotated[
+            bool,
+            Doc(
+                "initialize the weights of every expert except the first anew; if false, all start equal, which suits "
+                "a pretrained encoder."
+            ),
+        ] = True,
     ) -> None:
-        pools = {"pool1": [task.name for task in tasks]}
-        super().__init__([encoder], tasks, heads, pools=pools, per_pool=experts, per_task=0, fresh=fresh)
+        layout = ExpertLayout({"pool1": [task.name for task in tasks]}, per_pool=experts, per_task=0)
+        super().__init__([encoder], tasks, heads, layout, fresh=fresh)

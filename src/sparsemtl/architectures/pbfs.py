@@ -1,54 +1,48 @@
-"""Experts in pools of related tasks, beside every task's own."""
+"""Experts in pools of related tasks, beside experts of each task's own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from torch import Tensor, nn
+from typing_extensions import Doc, Unpack
 
-from sparsemtl.architectures.experts import Maker
-from sparsemtl.architectures.gated import GatedExperts
-from sparsemtl.architectures.gates import PoolMerge
+from sparsemtl.architectures.copies import Maker
+from sparsemtl.architectures.gated import ExpertOptions, GatedExperts
+from sparsemtl.architectures.gates import ExpertLayout, PoolMerge
 from sparsemtl.architectures.pools import Pools, build_pools, given_pools, label_correlations
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.declarations import SummaryTable
-from sparsemtl.registry.parameters import Count, Natural, Positive, validated
-from sparsemtl.tasks.task import Task
+from sparsemtl.registry.parameters import Count, Positive, validated
+
+if TYPE_CHECKING:
+    from sparsemtl.tasks.task import Task
 
 
 class PBFS(GatedExperts):
-    """Pruning-based feature sharing's experts: `CGC` with shared experts in pools of related tasks (PBFS, 2022).
+    """Experts of pruning-based feature sharing: `CGC` with shared experts in pools of related tasks (PBFS, 2022).
 
-    A pool is used by the tasks whose labels correlate alike (Algorithm 1). With masks that every task has on its
-    pools' weights, which are those that sharing methods prune, a task runs its own experts and its part of each of
-    its pools (Eq. 6 to 9). With masks that keep everything and `pool_merge="gate"` a task computes what it does in a
-    `CGC` whose shared experts are those of its pools.
+    Tasks whose labels correlate alike share a pool (Algorithm 1). A sharing method gives each task masks on the
+    weights of its pools; the task then runs its own experts and its part of each of its pools (Eq. 6 to 9). With masks
+    that keep everything and `pool_merge="gate"`, a task computes the same as in a `CGC` whose shared experts are those
+    of the task's pools.
 
     Args:
-        encoder: a module, of which the experts are copies, or a function that makes one.
+        encoder: a module to copy for every expert, or a function that returns a new module.
         tasks: the tasks.
         heads: task name -> head, as in `SharedBottom`.
-        labels: target -> training labels of all tasks on the same samples, from which pools are made; not needed if
-            `pools` are given or there are fewer than three tasks.
-        pools: the tasks of every pool, as `build_pools` makes them or anyone likes; a task may be in several pools
-            or in none.
-        alpha: by how much a pair's correlation may differ from the pool's mean for the pair to join, in (0, inf);
-            the larger it is, the fewer pools there are.
-        experts_per_pool: number of experts in every pool.
-        task_experts: number of experts of every task's own.
-        pool_merge: what a task's gate weighs beside its own experts: the `sum` of its pools' experts as the paper
-            has it, or each of them (`gate`).
-        fresh: draw the weights of every expert but the first anew; without, all begin as equals.
+        labels: target -> training labels of all tasks on the same samples, from which the pools are made. Not needed
+            if `pools` are given or there are fewer than three tasks.
 
     Attributes:
-        pools: the pools, which print as a table.
-        correlations: of the labels that the pools were made from, (M, M); None if the pools were given.
+        pools: the pools; `print` shows them as a table.
+        correlations: (M, M), correlations of the labels from which the pools were made; None if pools were given.
 
     Raises:
-        ParameterError: if pools name unknown tasks, or cannot be made.
-        LabelError: if labels have no correlation, being all alike.
+        ParameterError: if pools name unknown tasks, or neither labels nor pools are given.
+        LabelError: if all labels of a task are equal, so that they have no correlation.
 
     Example:
         >>> tasks = [Regression("a"), Regression("b"), Regression("c")]
@@ -65,30 +59,39 @@ class PBFS(GatedExperts):
         heads: Mapping[str, nn.Module] | None = None,
         labels: Mapping[str, Tensor] | None = None,
         *,
-        pools: Sequence[Sequence[str]] | None = None,
-        alpha: Positive = 0.05,
-        experts_per_pool: Count = 1,
-        task_experts: Natural = 1,
-        pool_merge: PoolMerge = "sum",
-        fresh: bool = True,
+        pools: Annotated[
+            Sequence[Sequence[str]] | None,
+            Doc(
+                "names of the tasks in each pool, made by `build_pools` or by hand; a task may be in several pools or "
+                "in none. By default they are made from the labels."
+            ),
+        ] = None,
+        alpha: Annotated[
+            Positive,
+            Doc(
+                "largest difference between the correlation of a pair of tasks and the mean of a pool with which the "
+                "pair joins the pool; the larger it is, the fewer pools there are."
+            ),
+        ] = 0.05,
+        experts_per_pool: Annotated[Count, Doc("number of experts in each pool.")] = 1,
+        pool_merge: Annotated[
+            PoolMerge,
+            Doc(
+                "slots of the pools in a task's gate, beside the task's own experts: `sum`, one slot for the sum of "
+                "their experts, as in the paper; `gate`, one slot per expert."
+            ),
+        ] = "sum",
+        **options: Unpack[ExpertOptions],
     ) -> None:
         correlations = None if labels is None or pools is not None else label_correlations(tasks, labels)
         found = _pools(tasks, correlations, pools, alpha)
-        super().__init__(
-            [encoder],
-            tasks,
-            heads,
-            pools=found.members,
-            per_pool=experts_per_pool,
-            per_task=task_experts,
-            merge=pool_merge,
-            fresh=fresh,
-        )
+        layout = ExpertLayout(found.members, experts_per_pool, options["task_experts"], pool_merge)
+        super().__init__([encoder], tasks, heads, layout, fresh=options["fresh"])
         self.pools = found
         self.correlations = correlations
 
     def summary(self) -> dict[str, Any]:
-        """The pools, and the correlations that they were made from."""
+        """Return the pools, and the correlations that they were made from."""
         found = zip(self.pools.members.items(), self.pools.factors, strict=True)
         return {
             "pools": {
@@ -131,7 +134,7 @@ def _pools(
         return build_pools(correlations, alpha, names)
     if len(names) > 2:
         raise ParameterError(
-            "PBFS makes pools from the training labels of its tasks. Give `labels`, or `pools`: "
+            "PBFS makes pools from the training labels of its tasks, got none. Give `labels`, or `pools`: "
             "build_pools(label_correlations(tasks, labels), alpha, names) makes them."
         )
     return Pools([names] if len(names) == 2 else [])

@@ -1,40 +1,41 @@
-"""Levels of shared and own experts that separate step by step."""
+"""Levels of shared and own experts, whose features separate step by step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated
 
 from torch import nn
+from typing_extensions import Doc, Unpack
 
-from sparsemtl.architectures.gated import GatedExperts
+from sparsemtl.architectures.gated import ExpertOptions, GatedExperts
+from sparsemtl.architectures.gates import ExpertLayout
 from sparsemtl.backbones.stages import stages_of
 from sparsemtl.backbones.stemmed import Stemmed
 from sparsemtl.errors import ParameterError
 from sparsemtl.registry.parameters import Count, Natural, validated
-from sparsemtl.tasks.task import Task
+
+if TYPE_CHECKING:
+    from sparsemtl.tasks.task import Task
 
 
 class PLE(GatedExperts):
     """Progressive layered extraction: levels of `CGC`, the lower ones with a gate over all experts (Tang et al. 2020).
 
-    What a task's gate mixes is read by the task's own experts and gate of the next level, and what the shared gate
-    mixes, of all experts of all tasks, by the next level's shared experts and gate.
+    The mixture of a task's gate is the input of the task's own experts and gate in the next level. The mixture of the
+    shared gate, over all experts of all tasks, is the input of the next level's shared experts and shared gate.
 
     Args:
-        encoder: a module that can be cut (`backbones.stages`): its stages are dealt out to the levels, whose experts
-            are copies of their part, so that every path through the levels is a network like the encoder. Or a list
-            of modules, or of functions that make one, one a level.
+        encoder: a module that can be cut into stages (`backbones.stages`). The levels get its stages one after the
+            other, and the experts of a level are copies of its part; so every path through the levels is a network
+            like the encoder. Or a list with one module, or one function that returns a module, per level.
         tasks: the tasks.
         heads: task name -> head, as in `SharedBottom`.
-        levels: number of levels that a module is cut in; a list has its own number.
-        shared_experts: number of experts in every level that all tasks use; with none, the tasks are independent.
-        task_experts: number of experts of every task's own in every level.
-        fresh: draw the weights of every expert but a level's first anew; without, a level's begin as equals.
 
     Raises:
-        ParameterError: if there is no expert, or the encoder cannot be cut in so many parts or does not say how its
-            weights are drawn.
+        ParameterError: if there is no expert, or the encoder has too few stages; or if `fresh`, and a module of the
+            encoder with parameters has no `reset_parameters`.
 
     Example:
         >>> encoder = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2), nn.ReLU())
@@ -50,27 +51,28 @@ class PLE(GatedExperts):
         tasks: Sequence[Task],
         heads: Mapping[str, nn.Module] | None = None,
         *,
-        levels: Count = 2,
-        shared_experts: Natural = 1,
-        task_experts: Natural = 1,
-        fresh: bool = True,
+        levels: Annotated[
+            Count, Doc("number of levels into which a module is cut; a list has its own number of levels.")
+        ] = 2,
+        shared_experts: Annotated[
+            Natural, Doc("number of experts per level that all tasks use; with 0 the tasks are independent.")
+        ] = 1,
+        **options: Unpack[ExpertOptions],
     ) -> None:
         listed = isinstance(encoder, (list, tuple, nn.ModuleList))
         makers = list(encoder) if listed else _cut(encoder, levels)  # type: ignore[arg-type]
-        super().__init__(
-            makers,
-            tasks,
-            heads,
-            pools={"pool1": [task.name for task in tasks]},
-            per_pool=shared_experts,
-            per_task=task_experts,
-            fresh=fresh,
-            tells=None if listed else encoder,  # type: ignore[arg-type]
-        )
+        pools = {"pool1": [task.name for task in tasks]}
+        layout = ExpertLayout(pools, per_pool=shared_experts, per_task=options["task_experts"])
+        width_from = None if listed else encoder
+        super().__init__(makers, tasks, heads, layout, fresh=options["fresh"], width_from=width_from)  # type: ignore[arg-type]
 
 
 def _cut(encoder: nn.Module, levels: int) -> list[nn.Module]:
-    """The encoder in so many parts, each of about as many of the stages that have parameters."""
+    """Return the encoder in `levels` parts, with about the same number of stages with parameters in each.
+
+    Raises:
+        ParameterError: if the encoder has fewer stages.
+    """
     body = encoder.body if isinstance(encoder, Stemmed) else encoder
     stages = list(stages_of(body).values())
     last = max((index for index, stage in enumerate(stages) if any(True for _ in stage.parameters())), default=0)
@@ -86,6 +88,6 @@ def _cut(encoder: nn.Module, levels: int) -> list[nn.Module]:
 
 
 def _joined(stages: Sequence[nn.Module]) -> nn.Module:
-    """Several stages as one stack of layers."""
+    """Return several stages as one stack of layers."""
     layers = [layer for stage in stages for layer in (stage if isinstance(stage, nn.Sequential) else [stage])]
     return nn.Sequential(*layers)

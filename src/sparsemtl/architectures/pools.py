@@ -1,9 +1,10 @@
-"""Pools of related tasks, from how their labels correlate."""
+"""Pools of related tasks, made from the correlations of their labels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from math import isnan
 from typing import overload
 
 import torch
@@ -14,12 +15,12 @@ from sparsemtl.tasks import Classification, MultiLabel, Regression, Task
 
 
 class Pools(Sequence[tuple[str, ...]]):
-    """The tasks of every pool; prints as a table.
+    """Names of the tasks of every pool; `print` shows them as a table.
 
     Args:
-        tasks: of every pool.
-        factors: how similar the tasks of every pool are (SMF, Eq. 5): the mean correlation of its pairs; NaN if it is
-            not known.
+        tasks: names of the tasks of every pool.
+        factors: similarity factor (SMF, Eq. 5) of every pool, which is the mean correlation of its pairs; NaN if
+            unknown, as by default.
     """
 
     def __init__(self, tasks: Sequence[Sequence[str]], factors: Sequence[float] | None = None) -> None:
@@ -37,7 +38,8 @@ class Pools(Sequence[tuple[str, ...]]):
         return len(self._tasks)
 
     def __repr__(self) -> str:
-        return f"Pools({self._tasks})"
+        known = not all(map(isnan, self.factors))
+        return f"Pools({self._tasks}, {self.factors})" if known else f"Pools({self._tasks})"
 
     def __str__(self) -> str:
         width = max([4, *map(len, self.members)])
@@ -47,30 +49,31 @@ class Pools(Sequence[tuple[str, ...]]):
 
     @property
     def members(self) -> dict[str, tuple[str, ...]]:
-        """Name of every pool -> its tasks."""
+        """Names of the tasks of every pool, by the pool's name."""
         return {f"pool{number}": tasks for number, tasks in enumerate(self._tasks, 1)}
 
 
 def build_pools(correlations: Tensor | Sequence[Sequence[float]], alpha: float, names: Sequence[str]) -> Pools:
     """Put pairs of tasks whose labels correlate alike into pools (PBFS, Algorithm 1).
 
-    Pairs come in the order of the tasks. The first pool from whose similarity factor (SMF) the pair's correlation
-    differs by less than alpha takes the pair in; if there is none, the pair makes a new one.
+    Pairs are visited in the order of the tasks. A pair joins the first pool whose similarity factor (SMF) differs from
+    the pair's correlation by less than alpha. If there is no such pool, the pair makes a new one.
 
     Args:
-        correlations: of the tasks' labels, (M, M), in [-1, 1]; what lies above the diagonal is read.
-        alpha: above zero.
-        names: of the tasks.
+        correlations: (M, M), correlations of the tasks' labels in [-1, 1]; only entries above the diagonal are read.
+        alpha: largest difference, above zero.
+        names: names of the tasks.
 
     Returns:
-        the pools in the order in which they were made: none for one task, one for two.
+        the pools in the order in which they were made: no pool for one task, one pool for two.
 
     Raises:
-        ParameterError: if the matrix does not fit the tasks, or alpha is not above zero.
+        ParameterError: if the matrix does not have one row per task, or has entries that are not finite, or alpha is
+            not above zero.
 
     Differences from the paper:
-        - Eq. 5 sums over the pairs that were put into the pool and divides by the number of all pairs of its tasks;
-          we take all pairs in both places, so that a factor is a mean.
+        - Eq. 5 sums over the pairs that joined the pool, and divides by the number of all pairs of the pool's tasks.
+          We take all pairs in both places, so that a factor is a mean.
 
     Example:
         >>> grades = [[1, 0.8521, 0.8015], [0.8521, 1, 0.9049], [0.8015, 0.9049, 1]]
@@ -106,10 +109,10 @@ def _factor(correlations: Sequence[Sequence[float]], pool: set[int]) -> float:
 
 
 def given_pools(pools: Sequence[Sequence[str]], names: Sequence[str]) -> Pools:
-    """Check pools that somebody made.
+    """Return pools that a user gave, after a check.
 
     Raises:
-        ParameterError: if a pool has fewer than two tasks, a task twice, or one that is not there.
+        ParameterError: if a pool has fewer than two tasks, a task twice, or an unknown task.
     """
     for number, tasks in enumerate(pools, 1):
         for task in tasks:
@@ -121,12 +124,12 @@ def given_pools(pools: Sequence[Sequence[str]], names: Sequence[str]) -> Pools:
 
 
 def label_correlations(tasks: Sequence[Task], labels: Mapping[str, Tensor]) -> Tensor:
-    """How the tasks' labels correlate, pair by pair over the samples that are labelled for both.
+    """Return the correlation of every pair of tasks' labels, over the samples with a label for both.
 
-    Pearson's correlation where a label is one number: a real value, yes or no, or which of two classes (0 or 1). Where
-    one has several numbers (more than two classes, several labels or values) it is the first canonical correlation,
-    the largest Pearson correlation of any linear combination of the one label's numbers with any of the other's,
-    which has no sign; for classes and a real value it is the correlation ratio.
+    If both labels are one number (a real value, yes or no, or one of two classes as 0 or 1), this is Pearson's
+    correlation. If a label is several numbers (more than two classes, several labels or values), it is the first
+    canonical correlation: the largest Pearson correlation between a linear combination of the one label's numbers and
+    one of the other's. It has no sign. For classes and a real value it is the correlation ratio.
 
     Args:
         tasks: classification, multi-label and regression tasks.
@@ -156,7 +159,7 @@ def label_correlations(tasks: Sequence[Task], labels: Mapping[str, Tensor]) -> T
 
 
 def _columns(task: Task, labels: Mapping[str, Tensor]) -> Tensor:
-    """A task's labels as numbers (N, columns); NaN where they are unknown."""
+    """Return a task's labels as numbers (N, columns); NaN where a label is unknown."""
     if not isinstance(task, (Classification, MultiLabel, Regression)):
         raise ParameterError(
             f"task {task.name!r}: labels of a {type(task).__name__} are not numbers that could correlate. Give `pools`."
@@ -179,7 +182,7 @@ def _correlation(one: str, a: Tensor, other: str, b: Tensor) -> float:
 
 
 def _orthonormal(task: str, columns: Tensor, other: str) -> Tensor:
-    """An orthonormal basis of what the centred columns span; of one column, with its sign."""
+    """Return an orthonormal basis of the space of the centred columns; for one column, with its sign."""
     centred = columns - columns.mean(0)
     if columns.shape[1] == 1:
         length = centred.norm()
@@ -191,7 +194,7 @@ def _orthonormal(task: str, columns: Tensor, other: str) -> Tensor:
         basis = basis[:, :rank]
     if not rank:
         raise LabelError(
-            f"task {task!r}: all labels are alike on the samples that are labelled for {other!r}, so that they have no "
+            f"task {task!r}: all labels are equal on the samples that are labelled for {other!r}, so they have no "
             "correlation. Give `pools`, or leave the task out."
         )
     return basis

@@ -1,26 +1,28 @@
-"""Hard parameter sharing: one encoder for all tasks, a head each."""
+"""Hard parameter sharing: one encoder for all tasks, and one head per task."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from sparsemtl.networks.model import MultiTaskModel, heads_for
-from sparsemtl.tasks.task import Task
+
+if TYPE_CHECKING:
+    from sparsemtl.tasks.task import Task
 
 
 class SharedBottom(MultiTaskModel):
-    """One encoder that all tasks share, and a head for each (Caruana 1997).
+    """One encoder that all tasks share, and one head per task (Caruana 1997).
 
     Args:
-        encoder: any module; its output goes to every head.
+        encoder: any module; its output is the input of every head.
         tasks: the tasks.
-        heads: task name -> head, for tasks that want another than the default linear one. Default heads read
-            features (B, width) or maps (B, channels, height, width), which they average over positions. An encoder
-            that does not tell its width (`out_features`, `num_features`) gets heads that learn it from the
-            first batch; run one before making an optimizer, as with torch's lazy modules.
+        heads: task name -> head, for tasks that need another head than the default one. A default head is linear and
+            reads features (B, width) or maps (B, channels, height, width), whose mean over positions it takes. If the
+            encoder has no attribute `out_features` or `num_features`, default heads infer their width from the first
+            batch: run one before an optimizer is made, as with torch's lazy modules.
 
     Example:
         >>> encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU())
@@ -35,13 +37,13 @@ class SharedBottom(MultiTaskModel):
         self.heads = heads_for(self.tasks, heads, dict.fromkeys(self.tasks, encoder))
 
     def forward(self, x: Any, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """Encode once, then one head a task."""
+        """Run the encoder once, then the head of each named task."""
         chosen = self.chosen(tasks)
         features = self.encoder(x)
         return {task: self.heads[task](features) for task in chosen}
 
     def parameter_tasks(self) -> dict[str, frozenset[str]]:
-        """The encoder serves all tasks, a head its own."""
+        """Return the tasks that use each parameter: all tasks for the encoder, one for a head."""
         everyone = frozenset(self.tasks)
         users = {f"encoder.{name}": everyone for name, _ in self.encoder.named_parameters()}
         for task, head in self.heads.items():
@@ -49,10 +51,10 @@ class SharedBottom(MultiTaskModel):
         return users
 
     def shared_modules(self) -> dict[str, nn.Module]:
-        """The encoder."""
+        """Return the encoder."""
         return {"encoder": self.encoder}
 
     def task_modules(self, task: str) -> dict[str, nn.Module]:
-        """The head."""
+        """Return the task's head."""
         self.check_task(task)
         return {f"heads.{task}": self.heads[task]}

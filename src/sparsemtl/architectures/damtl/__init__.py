@@ -1,1 +1,1 @@
-"""Parts of the auxiliary network (DAMTL)."""
+"""Parts of the architecture with an auxiliary network (DAMTL)."""

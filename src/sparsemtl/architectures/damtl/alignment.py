@@ -1,7 +1,7 @@
-"""Class-conditional alignment: how far apart two sets of features are, class by class.
+"""Class-conditional discrepancy between two sets of features.
 
-For every class, the maximum mean discrepancy (MMD) between the features that one layer and another give of the class
-(Feng & Chen, DAMTL, Eq. 3). Everything is computed in float32 at least, also of half-precision features.
+This is the maximum mean discrepancy (MMD) between the outputs of two layers, class by class (Feng & Chen, DAMTL,
+Eq. 3). It is computed in float32 or a wider type, also from half-precision features.
 """
 
 from __future__ import annotations
@@ -13,26 +13,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Kernel = Literal["linear", "rbf"]
-"""`linear`: compares the classes' means. `rbf`: the sum of five Gaussian kernels, compares whole distributions."""
+"""Kernel of the MMD: `linear` compares the means of the classes; `rbf`, a sum of five Gaussian kernels, compares their
+distributions."""
 
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""Of the Gaussian kernels, as multiples of the median squared distance."""
+"""Bandwidths of the Gaussian kernels, as multiples of the median squared distance."""
 
 
 def conditional_mmd(
     first: Tensor, second: Tensor, first_classes: Tensor, second_classes: Tensor, kernel: Kernel = "linear"
 ) -> Tensor:
-    """Sum over the classes of the squared MMD between two sets of features, a scalar (Eq. 3).
+    """Return the squared MMD between two sets of features, summed over the classes, a scalar (Eq. 3).
 
-    Classes that are in one set only are left out. With the linear kernel this is the squared distance of the classes'
-    means. The estimate is the biased one, which counts pairs of a sample with itself, so it is negative by
-    rounding only.
+    Classes that occur in one set only are left out. With the linear kernel the MMD is the distance of the classes'
+    means. The estimate is the biased one, which includes pairs of a sample with itself; so it is negative only by
+    rounding.
 
     Args:
         first: features (N, d).
         second: features (M, d).
-        first_classes: the class of each of the first, int64 (N,); a negative one is none.
-        second_classes: the class of each of the second, (M,).
+        first_classes: int64 (N,), class of each of the first samples; negative for a sample without a class.
+        second_classes: int64 (M,), the same for the second samples.
         kernel: see `Kernel`.
 
     Example:
@@ -56,17 +57,17 @@ def layer_discrepancy(
     layer: tuple[Tensor, Tensor | None],
     reference: tuple[Tensor, Tensor | None],
 ) -> Tensor:
-    """The same between two linear layers on the same features, with the linear kernel, in closed form.
+    """Return the discrepancy between two linear layers on the same features, with the linear kernel, in closed form.
 
-    The layers are affine, so the means of what they give are what they give of the means. With the means m_c of the
-    features of class c, the sum over c of |(A' - A) m_c + (a' - a)|^2: two small products, whatever the batch. It is
-    exactly zero, and so is its gradient, where the layers are equal.
+    The layers are affine, so the mean of a layer's outputs is the layer's output of the mean. With the mean m_c of the
+    features of class c, the discrepancy is the sum over c of |(A' - A) m_c + (a' - a)|^2. This takes two small matrix
+    products for any batch size. It is exactly zero, and so is its gradient, if the layers are equal.
 
     Args:
-        features: what both layers read, (N, d).
-        classes: class of every sample, int64 (N,); a negative one is none.
-        layer: weight (d', d) and bias (d',), or None, of the one.
-        reference: of the other.
+        features: input of both layers, (N, d).
+        classes: int64 (N,), class of every sample; negative for a sample without a class.
+        layer: weight (d', d) and bias (d',), or None, of the first layer.
+        reference: weight and bias of the second layer.
     """
     features, averaging = _members(features, classes, _present(classes))
     means = averaging @ features
@@ -83,7 +84,7 @@ def _present(classes: Tensor) -> Tensor:
 
 
 def _members(features: Tensor, classes: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """The features (n, d) of the samples of the chosen classes, and the matrix (C, n) that averages over each class."""
+    """Return the features (n, d) of the chosen classes' samples, and the matrix (C, n) that averages per class."""
     known = torch.isin(classes, chosen)
     features = _exact(features[known])
     members = (classes[known] == chosen.unsqueeze(1)).to(features.dtype)
@@ -91,9 +92,9 @@ def _members(features: Tensor, classes: Tensor, chosen: Tensor) -> tuple[Tensor,
 
 
 def _gaussians(features: Tensor) -> Tensor:
-    """The sum of the Gaussian kernels between any two features (N, N).
+    """Return the sum of the Gaussian kernels between all features, (N, N).
 
-    Distances are not taken from inner products, so that what is equal is at distance zero.
+    Distances are not computed from inner products, so that equal features have the distance zero.
     """
     squares: Tensor = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist").square()
     apart = squares.detach()[squares.detach() > 0]

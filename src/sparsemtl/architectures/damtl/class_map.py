@@ -1,62 +1,66 @@
-"""Which class of the auxiliary task every class of a small task is."""
+"""Mapping from the classes of a task to those of the auxiliary task."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from sparsemtl.architectures.damtl.reference import Source
 from sparsemtl.errors import ParameterError, unknown_name
-from sparsemtl.tasks import Classification, Task
+from sparsemtl.tasks.classification import Classification
+
+if TYPE_CHECKING:
+    from sparsemtl.tasks.task import Task
 
 ClassMap = Mapping[str, Any]
-"""Class of the task -> class of the auxiliary task, or None for one that has no counterpart; names or indices."""
+"""Class of the task -> class of the auxiliary task, or None for a class without a counterpart; names or indices."""
 
-NEAR = 0.75
-"""How alike a name must be to be thought of, in [0, 1]: two words that have most of their letters in common."""
+_MIN_SIMILARITY = 0.75
+"""Least similarity in [0, 1] at which an error suggests a name: that of two words with most of their letters equal."""
 
 
 class ClassMapping(nn.Module):
-    """The classes of a task that the auxiliary task has, and which of its classes they are.
+    """Counterparts of a task's classes among the classes of the auxiliary task.
 
     Args:
-        theirs: the auxiliary class of every class of the task, int64 (c,); -1 for one that has none.
+        indices: int64 (c,), auxiliary class of every class of the task; -1 for a class without a counterpart.
 
     Attributes:
-        theirs: as given.
-        own: the classes that have a counterpart (n,).
-        known: their counterparts (n,).
+        indices: see the argument.
+        mapped: int64 (n,), classes of the task that have a counterpart.
+        counterparts: int64 (n,), auxiliary classes of the mapped classes.
     """
 
-    theirs: Tensor
-    own: Tensor
-    known: Tensor
+    indices: Tensor
+    mapped: Tensor
+    counterparts: Tensor
 
-    def __init__(self, theirs: Tensor) -> None:
+    def __init__(self, indices: Tensor) -> None:
         super().__init__()
-        self.register_buffer("theirs", theirs)
-        self.register_buffer("own", (theirs >= 0).nonzero().squeeze(1))
-        self.register_buffer("known", theirs[theirs >= 0])
+        self.register_buffer("indices", indices)
+        self.register_buffer("mapped", (indices >= 0).nonzero().squeeze(1))
+        self.register_buffer("counterparts", indices[indices >= 0])
 
 
-def classes_in_common(
+def class_mappings(
     tasks: Mapping[str, Task], source: Source | None, given: Mapping[str, ClassMap | None], others: Collection[str]
 ) -> dict[str, ClassMapping]:
-    """The counterparts of every task's classes, for tasks whose last layer is to be made of the auxiliary one's rows.
+    """Return the class mapping of every task whose last layer is made of rows of the auxiliary network's last layer.
 
     Args:
         tasks: the tasks; only classifications have classes.
-        source: what the auxiliary network was trained for; without a last layer there are no rows.
-        given: task -> see `counterparts`, or None for a task whose classes the auxiliary task does not know.
-        others: tasks that have another last layer.
+        source: training task of the auxiliary network; without its last layer there are no rows.
+        given: task name -> argument `given` of `class_mapping`, or None for a task without counterparts.
+        others: names of tasks that have another last layer.
 
     Raises:
-        ParameterError: see `counterparts`; or if `given` names no such task, or there is nothing to map to.
+        ParameterError: see `class_mapping`; or if `given` names an unknown task, a task that is no classification or
+            has another last layer, or if the auxiliary network's last layer is unknown.
     """
     for name in given:
         if name not in tasks:
@@ -75,63 +79,62 @@ def classes_in_common(
                 f"class_map: task {name!r} is no classification, or has a head of its own, which is not made of the "
                 "auxiliary network's rows. Leave it out."
             )
-    unknown = {name for name, classes in given.items() if classes is None}
+    without = {name for name, classes in given.items() if classes is None}
     return {
-        name: counterparts(task, source.task, given.get(name)) for name, task in chosen.items() if name not in unknown
+        name: class_mapping(task, source.task, given.get(name)) for name, task in chosen.items() if name not in without
     }
 
 
-def counterparts(task: Classification, auxiliary: Classification, given: ClassMap | None = None) -> ClassMapping:
-    """Find every class of a task among those of the auxiliary task.
+def class_mapping(task: Classification, auxiliary: Classification, given: ClassMap | None = None) -> ClassMapping:
+    """Find the counterpart of every class of a task among the classes of the auxiliary task.
 
-    Classes are matched by name, and where no name is the same, by names that differ in case, blanks and signs only.
-    The numbers of classes without names count as names if the auxiliary task has as many classes: otherwise the task
-    may have numbered some of them anew.
+    Classes are matched by name; if no auxiliary class has the same name, by names that differ only in case, blanks and
+    punctuation. Numbers of classes without names are used as names only if both tasks have equally many classes:
+    otherwise the task may number the same classes differently.
 
     Args:
         task: the task.
         auxiliary: the auxiliary task.
-        given: what to take instead, for some classes or all.
+        given: counterparts of some or all classes, in place of the matched ones.
 
     Raises:
-        ParameterError: if a class has no counterpart and `given` does not say so, or `given` names what is not there.
+        ParameterError: if a class has no counterpart and `given` does not name it, or `given` names an unknown class.
     """
     chosen = {task.class_names[_index(task, one)]: other for one, other in (given or {}).items()}
     found = [
-        _chosen(chosen[name], auxiliary) if name in chosen else _same(name, task, auxiliary)
+        _given_index(chosen[name], auxiliary) if name in chosen else _index_of_name(name, task, auxiliary)
         for name in task.class_names
     ]
     missing = [name for name, index in zip(task.class_names, found, strict=True) if index is None]
     if missing:
-        raise ParameterError(_lacking(missing, task, auxiliary))
+        raise ParameterError(_missing_message(missing, task, auxiliary))
     return ClassMapping(torch.tensor(found))
 
 
-def _chosen(other: Any, auxiliary: Classification) -> int:
-    """The index of the class that was given."""
+def _given_index(other: Any, auxiliary: Classification) -> int:
     return -1 if other is None else _index(auxiliary, other)
 
 
-def _same(name: str, task: Classification, auxiliary: Classification) -> int | None:
-    """The index of the one auxiliary class of the same name."""
-    if _numbered_anew(task, auxiliary):
+def _index_of_name(name: str, task: Classification, auxiliary: Classification) -> int | None:
+    """Return the index of the one auxiliary class of the same name, None if there is no such class."""
+    if _numbered_differently(task, auxiliary):
         return None
-    for same in (str, _plain):
-        matches = [i for i, other in enumerate(auxiliary.class_names) if same(other) == same(name)]
+    for key in (str, _normalized):
+        matches = [i for i, other in enumerate(auxiliary.class_names) if key(other) == key(name)]
         if len(matches) == 1:
             return matches[0]
     return None
 
 
-def _numbered_anew(task: Classification, auxiliary: Classification) -> bool:
-    """True if the task's class 0 need not be the auxiliary task's."""
+def _numbered_differently(task: Classification, auxiliary: Classification) -> bool:
+    """Return True if class 0 of the task may be another class than class 0 of the auxiliary task."""
     return task.numbered and task.classes != auxiliary.classes
 
 
-def _lacking(missing: Sequence[str], task: Classification, auxiliary: Classification) -> str:
-    """Say of which classes the counterpart is not known, and how to tell it."""
+def _missing_message(missing: Sequence[str], task: Classification, auxiliary: Classification) -> str:
+    """Return the error message for classes without a counterpart."""
     known = ", ".join(auxiliary.class_names)
-    if _numbered_anew(task, auxiliary):
+    if _numbered_differently(task, auxiliary):
         why = (
             f"its {task.classes} classes have numbers for names, so that {', '.join(missing)} may be any of the "
             f"{auxiliary.classes} of the auxiliary task {auxiliary.name!r}: {known}. Give the classes their names, or "
@@ -148,15 +151,15 @@ def _lacking(missing: Sequence[str], task: Classification, auxiliary: Classifica
 
 
 def _hint(name: str, auxiliary: Classification) -> str:
-    """The auxiliary classes of nearly that name: all of them, if they differ in case, blanks and signs only."""
-    plain = {other: _plain(other) for other in auxiliary.class_names}
-    close = get_close_matches(_plain(name), plain.values(), n=1, cutoff=NEAR)
-    near = [repr(other) for other in plain if plain[other] in close]
+    """Return the auxiliary classes with the most similar name; several if they differ in case and signs only."""
+    normalized = {other: _normalized(other) for other in auxiliary.class_names}
+    close = get_close_matches(_normalized(name), normalized.values(), n=1, cutoff=_MIN_SIMILARITY)
+    near = [repr(other) for other in normalized if normalized[other] in close]
     return f" (perhaps {' or '.join(near)})" if near else ""
 
 
 def _index(task: Classification, one: Any) -> int:
-    """The index of a class that is given by name or by index."""
+    """Return the index of a class that is given by name or by index."""
     if str(one) in task.class_names:
         return task.class_names.index(str(one))
     if isinstance(one, int) and 0 <= one < task.classes:
@@ -164,5 +167,5 @@ def _index(task: Classification, one: Any) -> int:
     raise ParameterError(f"class_map: task {task.name!r}: {unknown_name('class', one, task.class_names)}")
 
 
-def _plain(name: str) -> str:
+def _normalized(name: str) -> str:
     return re.sub(r"[\W_]+", " ", name).strip().casefold()

@@ -1,4 +1,4 @@
-"""What a frozen network answers, computed once a sample."""
+"""Cache of a frozen network's features, computed once per sample."""
 
 from __future__ import annotations
 
@@ -8,62 +8,70 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Answer = dict[str, Tensor]
-"""What a network gives for a batch: name -> (B, width)."""
+Features = dict[str, Tensor]
+"""Features of a batch: name of a layer -> (B, width)."""
 
 
 class FeatureCache:
-    """A frozen network's answers, each computed once a sample.
+    """Cache of a frozen network's features, computed once per sample.
 
-    Samples are known by their content, not by their place, so that any loader will do. Every sample is computed
-    alone: what is remembered does not depend on the batch that it first came in, and a resumed run computes the same
-    if there is room for all. A copy has forgotten them.
+    The key of a sample is its content, not its index, so the cache works with any loader. Every sample is computed
+    alone: its features do not depend on the batch in which it came first, and a resumed run computes the same if all
+    samples fit. A copy of a cache is empty.
 
     Args:
-        megabytes: how much to remember; what would be more is computed again every time, in batches.
+        megabytes: size of the cache; features that do not fit are computed again for every batch.
     """
 
     def __init__(self, megabytes: float) -> None:
         self._megabytes = megabytes
-        self.forget()
+        self.clear()
 
-    def forget(self) -> None:
-        """Begin anew: the network has changed."""
+    def clear(self) -> None:
+        """Remove all features, because the network has changed."""
         self._room = int(self._megabytes * 2**20)
         self._full = self._room == 0
-        self._known: dict[tuple[int, ...], Answer] = {}
+        self._cached: dict[tuple[int, ...], Features] = {}
 
     def __len__(self) -> int:
-        """Number of samples remembered."""
-        return len(self._known)
+        """Return the number of cached samples."""
+        return len(self._cached)
 
     def __reduce__(self) -> tuple[type[FeatureCache], tuple[float]]:
         return FeatureCache, (self._megabytes,)
 
-    def __call__(self, network: Callable[[Any], Answer], x: Any) -> Answer:
-        """What the network, the same since the last `forget`, gives for a batch."""
+    def __repr__(self) -> str:
+        return f"FeatureCache({self._megabytes})"
+
+    def __call__(self, network: Callable[[Any], Features], x: Any) -> Features:
+        """Return the features of a batch.
+
+        Args:
+            network: returns the features of a batch; the same network since the last `clear`.
+            x: the batch; only a tensor is cached.
+        """
         if not isinstance(x, Tensor) or not self._megabytes:
             return network(x)
-        keys = fingerprints(x)
+        keys = _fingerprints(x)
         for index, key in enumerate(keys):
-            if key not in self._known and not self._full:
-                self._keep(key, network(x[index : index + 1]))
-        if any(key not in self._known for key in keys):
+            if key not in self._cached and not self._full:
+                self._add(key, network(x[index : index + 1]))
+        if any(key not in self._cached for key in keys):
             return network(x)
-        answers = [self._known[key] for key in keys]
-        return {name: torch.cat([answer[name] for answer in answers]) for name in answers[0]}
+        samples = [self._cached[key] for key in keys]
+        return {name: torch.cat([features[name] for features in samples]) for name in samples[0]}
 
-    def _keep(self, key: tuple[int, ...], answer: Answer) -> None:
-        """Remember an answer, unless there is no room for it, and then for no other: all are equally large."""
-        size = sum(tensor.nbytes for tensor in answer.values())
+    def _add(self, key: tuple[int, ...], features: Features) -> None:
+        """Add a sample if it fits. If it does not, the cache is full, since all samples have one size."""
+        size = sum(tensor.nbytes for tensor in features.values())
         self._full = size > self._room
         if not self._full:
             self._room -= size
-            self._known[key] = answer
+            self._cached[key] = features
 
 
-def fingerprints(x: Tensor) -> list[tuple[int, ...]]:
-    """Every sample's shape and two 64-bit hashes of its bytes: equal for equal samples, and hardly ever for others."""
+def _fingerprints(x: Tensor) -> list[tuple[int, ...]]:
+    """Return the shape and two 64-bit hashes of every sample's bytes; unequal samples hardly ever agree in them."""
     words = x.detach().reshape(len(x), -1).contiguous().view(_WORDS[x.element_size()]).long()
     generator = torch.Generator().manual_seed(0)
     factors = torch.randint(-(2**63), 2**63 - 1, (2, words.shape[1]), generator=generator) | 1

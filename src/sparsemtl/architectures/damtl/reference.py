@@ -1,4 +1,4 @@
-"""The auxiliary network, frozen: what the tasks' fully connected layers are aligned to."""
+"""The frozen auxiliary network, to which the tasks' fully connected layers are aligned."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from torch.nn.parameter import UninitializedParameter
 from sparsemtl.errors import ParameterError
 from sparsemtl.heads.linear import LinearHead, pooled
 from sparsemtl.networks.frozen import without_parameters
-from sparsemtl.tasks import Classification
 from sparsemtl.tasks.batches import Loader
+from sparsemtl.tasks.classification import Classification
 from sparsemtl.tasks.nests import to_dtype
 
 LAST = ""
-"""What the last layer is called among the layers of an encoder."""
+"""Name of the last layer, beside the names of an encoder's layers."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What an auxiliary network was trained for.
+    """Training task of an auxiliary network, with its head and samples.
 
     Attributes:
         task: the auxiliary task, which names the classes.
-        head: its head; if that is a linear layer, last layers are made of its rows, and aligned to it.
-        samples: its training samples, with which the reading `classic` compares.
+        head: its head. If the head is a linear layer, the tasks' last layers are made of its rows and aligned to it.
+        samples: its training samples, with which `align="classic"` compares.
 
     Raises:
-        ParameterError: if the task is no classification, or the head is no module, still waits for its width, or is a
-            linear layer of other outputs than the task has classes.
+        ParameterError: if the task is no classification, or the head is no module, has not inferred its width yet, or
+            is a linear layer whose number of outputs is not the number of classes.
     """
 
     task: Classification
@@ -51,8 +51,8 @@ class Source:
             )
         if any(isinstance(parameter, UninitializedParameter) for parameter in self.head.parameters()):
             raise ParameterError(
-                f"the head of task {self.task.name!r} has not learned its width yet, let alone its weights: run the "
-                "auxiliary network on a batch, or train it, before it is a source."
+                f"the head of task {self.task.name!r} has no width and no weights yet. Run the auxiliary network on a "
+                "batch, or train it, before it is a source."
             )
         if self.last is not None and self.last.out_features != self.task.classes:
             raise ParameterError(
@@ -62,18 +62,18 @@ class Source:
 
     @property
     def last(self) -> nn.Linear | None:
-        """The head, if it is a linear layer."""
+        """Head, if it is a linear layer."""
         return self.head if isinstance(self.head, nn.Linear) else None
 
 
 class Tap(NamedTuple):
-    """What a fully connected layer did in a forward pass.
+    """Input, weights and output of a fully connected layer in a forward pass.
 
     Attributes:
-        features: what it read, (B, d).
-        weight: the weight that it had then, (d', d).
-        bias: its bias (d',), or None.
-        output: what it gave, (B, d').
+        features: input of the layer, (B, d).
+        weight: weight in this forward pass, (d', d).
+        bias: bias (d',), or None.
+        output: output of the layer, (B, d').
     """
 
     features: Tensor
@@ -82,17 +82,17 @@ class Tap(NamedTuple):
     output: Tensor
 
     def columns(self, chosen: Tensor) -> Tap:
-        """The same of some outputs, int64 (n,)."""
+        """Return the same for some outputs only, int64 (n,)."""
         bias = None if self.bias is None else self.bias[chosen]
         return self._replace(weight=self.weight[chosen], bias=bias, output=self.output[:, chosen])
 
 
 @contextmanager
 def tapped(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tap]]:
-    """Inside the context, note what layers do; of one that is called more than once, the last time."""
+    """Record the taps of layers inside the context; for a layer that is called several times, the last one."""
     taps: dict[str, Tap] = {}
 
-    def note(name: str) -> Callable[[Any, Any, Tensor], None]:
+    def record(name: str) -> Callable[[Any, Any, Tensor], None]:
         def hook(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             features = pooled(inputs[0]) if isinstance(layer, LinearHead) else inputs[0]
             if features.ndim != 2:
@@ -106,17 +106,17 @@ def tapped(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tap]]:
 
     with ExitStack() as stack:
         for name, layer in layers.items():
-            stack.callback(layer.register_forward_hook(note(name)).remove)
+            stack.callback(layer.register_forward_hook(record(name)).remove)
         yield taps
 
 
-class Reference(nn.Module):
-    """A trained network whose weights are buffers: it is saved with a model, and no optimizer sees it.
+class ReferenceNetwork(nn.Module):
+    """Frozen copy of a trained network. It has buffers in place of parameters, so that it is saved but not trained.
 
     Args:
-        encoder: the network without its last layer; copied.
-        layers: its fully connected layers by name.
-        last: its last layer, if it is known; copied.
+        encoder: the network without its last layer.
+        layers: names of its fully connected layers.
+        last: its last layer, None if unknown.
     """
 
     def __init__(self, encoder: nn.Module, layers: Iterable[str], last: nn.Linear | None) -> None:
@@ -126,15 +126,15 @@ class Reference(nn.Module):
         self.layers = tuple(layers)
         self.train(False)
 
-    def train(self, mode: bool = True) -> Reference:
-        """Stay in eval mode."""
+    def train(self, mode: bool = True) -> ReferenceNetwork:
+        """Stay in eval mode, whatever `mode` is."""
         super().train(False)
         return self
 
     @torch.no_grad()
     def forward(self, x: Any) -> dict[str, Tensor]:
-        """What every fully connected layer gives, name -> (B, width); the last one's name is `LAST`."""
-        dtype = next(self.buffers()).dtype  # in mixed precision x is in half
+        """Return the output of every fully connected layer, name -> (B, width); the last one's name is `LAST`."""
+        dtype = next(self.buffers()).dtype  # in mixed precision x has half precision
         x = to_dtype(x, dtype)
         with tapped({name: self.encoder.get_submodule(name) for name in self.layers}) as taps:
             features = self.encoder(x)
