@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torchjd.aggregation as aggregation
-from test_balancers import CPU, batch_of, engine_of, made, model_of, module_of
+from test_balancers import CPU, batch_of, case, engine_of, made, model_of, module_of
 from torch import Tensor, nn
 from torchjd.scalarization import DWA
 
@@ -98,26 +98,25 @@ def combined(balancer: Any, rows: Tensor, present: Tensor | None = None) -> Tens
     return balancer.aggregate(rows, present)
 
 
-@pytest.mark.parametrize(
-    ("name", "missing"), [(name, missing) for name in LEFT_OUT for missing in range(name in ORDERED, 3)]
-)
-def test_a_task_that_never_has_a_label_might_as_well_not_exist(name: str, missing: int) -> None:
-    rest = [task for task in range(3) if task != missing]
-    whole, smaller = balancer_of(name), balancer_of(name, rest)
-    present = torch.arange(3) != missing
-    for rows in matrices():
-        expected = combined(smaller, rows[rest])
-        torch.testing.assert_close(combined(whole, rows, present), expected, rtol=1e-5, atol=1e-7)
+def test_a_task_that_never_has_a_label_might_as_well_not_exist() -> None:
+    for name, missing in ((one, place) for one in LEFT_OUT for place in range(one in ORDERED, 3)):
+        with case(name, missing):
+            rest = [task for task in range(3) if task != missing]
+            whole, smaller = balancer_of(name), balancer_of(name, rest)
+            present = torch.arange(3) != missing
+            for rows in matrices():
+                expected = combined(smaller, rows[rest])
+                torch.testing.assert_close(combined(whole, rows, present), expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ZERO_ROWS)
-@pytest.mark.parametrize("missing", [0, 1, 2])
-def test_who_reads_rows_by_their_places_or_number_gets_a_row_of_zeros(name: str, missing: int) -> None:
-    present = torch.arange(3) != missing
-    for rows in matrices():
-        balancer, plain = balancer_of(name), AGGREGATORS[name](range(3))
-        expected = plain(rows * present[:, None])
-        assert torch.equal(combined(balancer, rows, present), expected)
+def test_who_reads_rows_by_their_places_or_number_gets_a_row_of_zeros() -> None:
+    for name, missing in product(ZERO_ROWS, range(3)):
+        with case(name, missing):
+            present = torch.arange(3) != missing
+            for rows in matrices():
+                balancer, plain = balancer_of(name), AGGREGATORS[name](range(3))
+                expected = plain(rows * present[:, None])
+                assert torch.equal(combined(balancer, rows, present), expected)
 
 
 def memories(balancer: Any) -> dict[tuple[str, str], tuple[Tensor, PerTask]]:
@@ -130,77 +129,83 @@ def memories(balancer: Any) -> dict[tuple[str, str], tuple[Tensor, PerTask]]:
     }
 
 
-@pytest.mark.parametrize("name", REMEMBERING)
-@pytest.mark.parametrize("missing", [0, 1, 2])
-def test_what_is_remembered_of_an_absent_task_stays_bit_for_bit(name: str, missing: int) -> None:
-    balancer = balancer_of(name)
-    steps = matrices()
-    for rows in steps[:4]:
-        combined(balancer, rows)
-    before = memories(balancer)
-    assert before
-    combined(balancer, steps[4], torch.arange(3) != missing)
-    changed = False
-    for key, (value, rule) in memories(balancer).items():
-        old = before[key][0]
-        for axis in rule.axes:
-            if not rule.secondary:
-                assert torch.equal(value.select(axis, missing), old.select(axis, missing)), key
-        changed = changed or not torch.equal(value, old)
-    assert changed
-    after = memories(balancer)
-    combined(balancer, steps[5])
-    assert any(not torch.equal(value, after[key][0]) for key, (value, _) in memories(balancer).items())
+def test_what_is_remembered_of_an_absent_task_stays_bit_for_bit() -> None:
+    for name, missing in product(REMEMBERING, range(3)):
+        with case(name, missing):
+            balancer = balancer_of(name)
+            steps = matrices()
+            for rows in steps[:4]:
+                combined(balancer, rows)
+            before = memories(balancer)
+            assert before
+            combined(balancer, steps[4], torch.arange(3) != missing)
+            changed = False
+            for key, (value, rule) in memories(balancer).items():
+                old = before[key][0]
+                for axis in rule.axes:
+                    if not rule.secondary:
+                        assert torch.equal(value.select(axis, missing), old.select(axis, missing)), key
+                changed = changed or not torch.equal(value, old)
+            assert changed
+            after = memories(balancer)
+            combined(balancer, steps[5])
+            assert any(not torch.equal(value, after[key][0]) for key, (value, _) in memories(balancer).items())
 
 
-@pytest.mark.parametrize("name", [name for name in AGGREGATORS if name not in [*RANDOM, *ORDERED, "krum"]])
-def test_the_order_of_tasks_does_not_matter(name: str) -> None:
-    order = [2, 0, 1]
-    patterns = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 1, 1], [1, 1, 1], [0, 0, 1], [1, 1, 0]], dtype=torch.bool)
-    one, other = balancer_of(name), balancer_of(name, order)
-    for rows, present in zip(matrices(), patterns, strict=True):
-        expected = combined(one, rows, present)
-        torch.testing.assert_close(combined(other, rows[order], present[order]), expected, rtol=1e-5, atol=1e-7)
+def test_the_order_of_tasks_does_not_matter() -> None:
+    for name in [name for name in AGGREGATORS if name not in [*RANDOM, *ORDERED, "krum"]]:
+        with case(name):
+            order = [2, 0, 1]
+            patterns = torch.tensor(
+                [[1, 1, 1], [1, 0, 1], [0, 1, 1], [1, 1, 1], [0, 0, 1], [1, 1, 0]], dtype=torch.bool
+            )
+            one, other = balancer_of(name), balancer_of(name, order)
+            for rows, present in zip(matrices(), patterns, strict=True):
+                expected = combined(one, rows, present)
+                torch.testing.assert_close(combined(other, rows[order], present[order]), expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", AGGREGATORS)
-def test_tasks_may_come_and_go_in_any_pattern(name: str) -> None:
+def test_tasks_may_come_and_go_in_any_pattern() -> None:
     """From the first step on, so that some are first seen when others are known."""
-    patterns = [pattern for pattern in product([True, False], repeat=3) if any(pattern)]
-    for start in range(len(patterns)):
-        balancer = balancer_of(name)
-        for step, rows in enumerate(matrices(7)):
-            found = combined(balancer, rows, torch.tensor(patterns[(start + step) % len(patterns)]))
-            assert bool(found.isfinite().all())
+    for name in AGGREGATORS:
+        with case(name):
+            patterns = [pattern for pattern in product([True, False], repeat=3) if any(pattern)]
+            for start in range(len(patterns)):
+                balancer = balancer_of(name)
+                for step, rows in enumerate(matrices(7)):
+                    found = combined(balancer, rows, torch.tensor(patterns[(start + step) % len(patterns)]))
+                    assert bool(found.isfinite().all())
 
 
-@pytest.mark.parametrize("name", REMEMBERING)
-def test_a_failure_leaves_the_memory_as_it_was(name: str) -> None:
-    balancer = balancer_of(name)
-    for rows in matrices(3):
-        combined(balancer, rows)
-    before = repr(balancer.state_dict())
+def test_a_failure_leaves_the_memory_as_it_was() -> None:
+    for name in REMEMBERING:
+        with case(name):
+            balancer = balancer_of(name)
+            for rows in matrices(3):
+                combined(balancer, rows)
+            before = repr(balancer.state_dict())
 
-    def fail(*_: Any) -> None:
-        raise ZeroDivisionError
+            def fail(*_: Any) -> None:
+                raise ZeroDivisionError
 
-    handle = balancer.module.register_forward_pre_hook(fail)
-    with pytest.raises(ZeroDivisionError):
-        combined(balancer, matrices()[4], torch.tensor([True, False, True]))
-    handle.remove()
-    assert repr(balancer.state_dict()) == before
+            handle = balancer.module.register_forward_pre_hook(fail)
+            with pytest.raises(ZeroDivisionError):
+                combined(balancer, matrices()[4], torch.tensor([True, False, True]))
+            handle.remove()
+            assert repr(balancer.state_dict()) == before
 
 
-@pytest.mark.parametrize("name", REMEMBERING)
-def test_memory_with_gaps_survives_a_checkpoint(name: str) -> None:
-    one, other = balancer_of(name), balancer_of(name)
-    present = torch.tensor([True, False, True])
-    steps = matrices()
-    for rows in steps[:3]:
-        combined(one, rows, present)
-    other.load_state_dict(copy.deepcopy(one.state_dict()))
-    for rows, flags in zip(steps[3:], (present, torch.ones(3, dtype=torch.bool), ~present), strict=True):
-        assert torch.equal(combined(one, rows, flags), combined(other, rows, flags))
+def test_memory_with_gaps_survives_a_checkpoint() -> None:
+    for name in REMEMBERING:
+        with case(name):
+            one, other = balancer_of(name), balancer_of(name)
+            present = torch.tensor([True, False, True])
+            steps = matrices()
+            for rows in steps[:3]:
+                combined(one, rows, present)
+            other.load_state_dict(copy.deepcopy(one.state_dict()))
+            for rows, flags in zip(steps[3:], (present, torch.ones(3, dtype=torch.bool), ~present), strict=True):
+                assert torch.equal(combined(one, rows, flags), combined(other, rows, flags))
 
 
 def test_without_the_first_task_pcd_has_nothing_to_follow() -> None:
@@ -330,17 +335,18 @@ def test_dwa_averages_the_batches_in_which_a_task_has_a_label(own: bool) -> None
     assert torch.equal(twin.weights(torch.ones(3)), balancer.weights(torch.ones(3)))
 
 
-@pytest.mark.parametrize("name", AGGREGATORS)
-def test_an_absent_task_stops_no_training(name: str) -> None:
-    model = model_of("abc")
-    engine = engine_of(model, as_balancer(AGGREGATORS[name](range(3))))
-    for seed, missing in enumerate(["", "b", "a", "ac", "", "bc"]):
-        before = {key: p.detach().clone() for key, p in model.named_parameters()}
-        engine.step([batch_of("abc", seed, missing=missing)])
-        for key, p in model.named_parameters():
-            assert bool(p.isfinite().all())
-            if key.split(".")[1] in missing:
-                assert torch.equal(p, before[key])
+def test_an_absent_task_stops_no_training() -> None:
+    for name in AGGREGATORS:
+        with case(name):
+            model = model_of("abc")
+            engine = engine_of(model, as_balancer(AGGREGATORS[name](range(3))))
+            for seed, missing in enumerate(["", "b", "a", "ac", "", "bc"]):
+                before = {key: p.detach().clone() for key, p in model.named_parameters()}
+                engine.step([batch_of("abc", seed, missing=missing)])
+                for key, p in model.named_parameters():
+                    assert bool(p.isfinite().all())
+                    if key.split(".")[1] in missing:
+                        assert torch.equal(p, before[key])
 
 
 def test_a_user_s_aggregator_with_memory_of_its_own_keeps_its_rows() -> None:
@@ -362,18 +368,19 @@ def test_a_user_s_aggregator_with_memory_of_its_own_keeps_its_rows() -> None:
     assert isinstance(balancer.module, nn.Module)
 
 
-@pytest.mark.parametrize("name", [*BALANCERS])
-def test_a_state_after_steps_is_taken_for_one_of_a_run_that_starts(name: str) -> None:
+def test_a_state_after_steps_is_taken_for_one_of_a_run_that_starts() -> None:
     """A checkpoint is refused whose parts have another form than the run's own before its first step."""
-    balancer = made(name, 3)
-    engine = engine_of(model_of("abc"), balancer)
-    for seed, missing in enumerate(["a", "", "c"]):
-        engine.step([batch_of("abc", seed, missing=missing)])
-    twin = made(name, 3)
-    twin.attach(3, CPU)
-    check_state(balancer.state_dict(), twin.state_dict(), "the balancer")
-    twin.load_state_dict(balancer.state_dict())
-    torch.manual_seed(0)
-    expected = balancer.weights(torch.ones(3))
-    torch.manual_seed(0)
-    assert torch.equal(twin.weights(torch.ones(3)), expected)
+    for name in BALANCERS:
+        with case(name):
+            balancer = made(name, 3)
+            engine = engine_of(model_of("abc"), balancer)
+            for seed, missing in enumerate(["a", "", "c"]):
+                engine.step([batch_of("abc", seed, missing=missing)])
+            twin = made(name, 3)
+            twin.attach(3, CPU)
+            check_state(balancer.state_dict(), twin.state_dict(), "the balancer")
+            twin.load_state_dict(balancer.state_dict())
+            torch.manual_seed(0)
+            expected = balancer.weights(torch.ones(3))
+            torch.manual_seed(0)
+            assert torch.equal(twin.weights(torch.ones(3)), expected)
