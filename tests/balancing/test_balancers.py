@@ -39,7 +39,7 @@ def case(*names: object) -> Iterator[None]:
     """Names the case of a loop in which a test fails."""
     try:
         yield
-    except Exception as error:
+    except (Exception, pytest.fail.Exception) as error:
         raise AssertionError(f"case {', '.join(map(repr, names))}: {error}") from error
 
 

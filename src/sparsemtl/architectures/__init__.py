@@ -1,4 +1,4 @@
-"""Architectures: which modules are there, and which of them tasks share."""
+"""Architectures: the modules of a multi-task model, and the tasks that use each of them."""
 
 from sparsemtl.architectures.auxiliary import Auxiliary
 from sparsemtl.architectures.cgc import CGC

@@ -68,7 +68,7 @@ class AlignmentOptions(TypedDict, total=False):
 class Auxiliary(MultiTaskModel):
     """Networks of small tasks, started from a large one and aligned to it (DAMTL; Feng & Chen, arXiv 2201.02305).
 
-    The encoder is the trained auxiliary network, which knows many classes. Every task gets a copy of its fully
+    The encoder is the auxiliary network, trained on many classes. Every task gets a copy of its fully
     connected layers. The task's last layer is made of the rows of the auxiliary network's last layer for the task's
     classes. With `sharing: soft-masks` every task also has a non-negative mask over the convolutions.
 
@@ -92,7 +92,7 @@ class Auxiliary(MultiTaskModel):
     Differences from the paper:
         - Eq. 3 leaves open which outputs are compared. `layer` with a linear kernel follows its wording; it needs
           neither auxiliary data nor a forward pass of the auxiliary network.
-        - In the paper the auxiliary network knows all classes of all tasks; here a class may have no counterpart.
+        - In the paper the auxiliary network has all classes of all tasks; here a class may have no counterpart.
 
     Example:
         >>> everything, pets = Classification("all", ["cat", "dog", "car"]), Classification("pets", ["dog", "cat"])
