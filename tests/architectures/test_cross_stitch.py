@@ -184,7 +184,7 @@ def test_wrong_encoders_are_refused() -> None:
         CrossStitch(dict.fromkeys("abc", one), tasks())
     with pytest.raises(ParameterError, match="that of task 'b' has other stages"):
         CrossStitch({"a": stack(4), "b": stack(6, 4), "c": stack(4)}, tasks())
-    with pytest.raises(ParameterError, match="LSTM does not tell where it can be cut"):
+    with pytest.raises(ParameterError, match="LSTM declares no stages"):
         CrossStitch(nn.LSTM(5, 4), tasks())
     with pytest.raises(ParameterError, match=r"ResNet: unknown part 'layer5'\. Did you mean 'layer4'"):
         CrossStitch(resnet18(width=2), tasks(), after=["layer5"])
@@ -204,5 +204,5 @@ class Halved(MLP):
 
 
 def test_a_subclass_with_a_forward_of_its_own_is_not_taken_for_a_stack() -> None:
-    with pytest.raises(ParameterError, match="Halved does not tell where it can be cut"):
+    with pytest.raises(ParameterError, match="Halved declares no stages"):
         CrossStitch(Halved((5,), hidden=[4]), tasks())

@@ -116,5 +116,5 @@ def test_too_many_levels_are_refused() -> None:
 
 
 def test_an_encoder_that_cannot_be_cut_is_refused() -> None:
-    with pytest.raises(ParameterError, match=r"LSTM does not tell where it can be cut.*`stages\(\)`"):
+    with pytest.raises(ParameterError, match=r"LSTM declares no stages.*`stages\(\)`"):
         PLE(nn.LSTM(5, 4), tasks())
