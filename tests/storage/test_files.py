@@ -454,17 +454,18 @@ import resource, sys, torch
 from sparsemtl.storage import files
 from sparsemtl.errors import StorageError
 from sparsemtl.storage.metrics import MetricRow
-from sparsemtl.training.loggers import CSVLogger
+from sparsemtl.training.callbacks import CSVCallback
 from pathlib import Path
 
 folder = Path(sys.argv[1])
-logger = CSVLogger(folder / "metrics.csv")
+logger = CSVCallback(folder / "metrics.csv")
+logger.on_test_end([])
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 for write in (
     lambda: files.write_tree(folder / "tree", torch.ones(3000)),
     lambda: files.write_text(folder / "text", "x" * 3000),
     lambda: files.write_json(folder / "json", "x" * 3000),
-    lambda: logger.log([MetricRow(1, 1, "train", "a", "loss", 1.0)] * 100),
+    lambda: logger.append([MetricRow(1, 1, "train", "a", "loss", 1.0)] * 100),
 ):
     try:
         write()

@@ -29,7 +29,7 @@ from sparsemtl.data import TensorLoader
 from sparsemtl.storage import files
 from sparsemtl.storage.files import read_tree
 from sparsemtl.storage.run_folder import RunFolder
-from sparsemtl.training.loggers import CSVLogger
+from sparsemtl.training.callbacks import CSVCallback
 
 
 class Slow:
@@ -113,7 +113,7 @@ def half_a_file(original: Callable[..., None], tensors: Any, path: Any, **option
     os.truncate(path, os.path.getsize(path) // 2)
 
 
-def rows_but_some_bytes(original: Callable[..., None], logger: CSVLogger, rows: Any) -> None:
+def rows_but_some_bytes(original: Callable[..., None], logger: CSVCallback, rows: Any) -> None:
     original(logger, rows)
     os.truncate(logger.path, logger.path.stat().st_size - 5)
 
@@ -127,9 +127,9 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "before-a-checkpoint-takes-its-place": lambda: at_renaming("last.safetensors", 5, after=False),
     "after-a-checkpoint-took-its-place": lambda: at_renaming("last.safetensors", 5, after=True),
     "between-the-best-and-the-last": lambda: at_renaming("best.safetensors", 1, after=True),
-    "half-a-row-logged": lambda: at_call(CSVLogger, "log", 2, rows_but_some_bytes),
+    "half-a-row-logged": lambda: at_call(CSVCallback, "append", 2, rows_but_some_bytes),
     "before-the-model-is-written": lambda: at_renaming("model.safetensors", 1, after=False),
-    "half-a-row-of-the-test-logged": lambda: at_call(CSVLogger, "log", 4, rows_but_some_bytes),
+    "half-a-row-of-the-test-logged": lambda: at_call(CSVCallback, "append", 4, rows_but_some_bytes),
     "before-the-summary-is-final": lambda: at_renaming("summary.json", 2, after=False),
 }
 

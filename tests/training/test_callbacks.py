@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+import sparsemtl as sm
 from sparsemtl.errors import MissingExtraError, ParameterError
 from sparsemtl.storage.metrics import METRIC_COLUMNS, MetricRow, parse_metrics
 from sparsemtl.training.callbacks import (
@@ -22,6 +26,7 @@ from sparsemtl.training.callbacks import (
     FitInfo,
     MLflowCallback,
     ProgressBar,
+    StepInfo,
     TensorBoardCallback,
     WandbCallback,
 )
@@ -322,3 +327,100 @@ def test_callbacks_are_built_by_name_and_print_as_they_are_built() -> None:
     callback = CALLBACKS.build("wandb", project="p")
     assert repr(callback) == "WandbCallback(project='p', options=None)"
     assert repr(ProgressBar()) == "ProgressBar()"
+
+
+# ---- the trainer -------------------------------------------------------------------------------------------------
+
+
+class Recording(Callback):
+    """Records its events, and draws a random number at each."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.rows: list[MetricRow] = []
+        self.steps: list[StepInfo] = []
+        self.info: FitInfo | None = None
+
+    def _record(self, event: str) -> None:
+        self.events.append(event)
+        torch.rand(1)
+
+    def on_fit_start(self, run: FitInfo) -> None:
+        self.info = run
+        self._record("fit_start")
+
+    def on_step(self, step: StepInfo) -> None:
+        self.steps.append(step)
+        self.events.append("step")
+
+    def on_epoch_end(self, rows: Sequence[MetricRow], improved: bool) -> None:
+        self.rows += rows
+        self._record("improved" if improved else "epoch_end")
+
+    def on_fit_end(self) -> None:
+        self._record("fit_end")
+
+    def on_test_end(self, rows: Sequence[MetricRow]) -> None:
+        self.rows += rows
+        self._record("test_end")
+
+    def on_run_end(self) -> None:
+        self._record("run_end")
+
+
+def loader(seed: int) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, 8, 3, generator=generator)
+    return [(batch, {"a": batch[:, 0], "b": batch.sum(1)}) for batch in x]
+
+
+def trainer(callbacks: Sequence[Callback] = (), **options: Any) -> sm.Trainer:
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Dropout(0.3), nn.Linear(4, 4))
+    model = sm.SharedBottom(encoder, [sm.Regression("a"), sm.Regression("b")])
+    given = {"epochs": 2, "progress": False, "accelerator": "cpu", "measure_cost": False, "callbacks": callbacks}
+    return sm.Trainer(model, **{**given, **options})
+
+
+def test_events_come_in_order_and_figures_are_those_of_the_file(tmp_path: Path) -> None:
+    recording = Recording()
+    training = trainer([recording], folder=tmp_path / "run", name="demo")
+    training.fit(loader(0), loader(1)).test(loader(2))
+    events = [event.replace("improved", "epoch_end") for event in recording.events]
+    epoch = ["step"] * 2 + ["epoch_end"]
+    assert events == ["fit_start", *epoch, *epoch, "fit_end", "test_end", "run_end"]
+    assert recording.events[3] == "improved"
+    assert recording.rows == read(tmp_path / "run" / "metrics.csv")
+    assert recording.info is not None
+    assert recording.info.primary == {"a": "r2", "b": "r2"}
+    assert (recording.info.name, recording.info.folder, recording.info.resume_at) == ("demo", tmp_path / "run", None)
+    assert [(step.epoch, step.batch) for step in recording.steps[::2]] == [(1, 1), (2, 1)]
+
+
+def test_callbacks_do_not_change_the_run() -> None:
+    weights = []
+    for callbacks in ([], [Recording(), Recording()]):
+        training = trainer(callbacks)
+        training.fit(loader(0), loader(1))
+        weights.append(training.model.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_callbacks_are_closed_after_an_error() -> None:
+    class Failing(Callback):
+        def on_epoch_end(self, rows: Sequence[MetricRow], improved: bool) -> None:
+            raise RuntimeError("full")
+
+    recording = Recording()
+    with pytest.raises(RuntimeError, match="full"):
+        trainer([recording, Failing()]).fit(loader(0), loader(1))
+    assert recording.events[-1] == "fit_end"
+
+
+def test_the_progress_bar_prints_a_line_per_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer(progress=True).fit(loader(0), loader(1))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("epoch   1/2  a r2 ")
+    assert lines[0].endswith("  *")
+    assert "  b r2 " in lines[1]

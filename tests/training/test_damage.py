@@ -27,7 +27,7 @@ from sparsemtl.data.tables.text_file import check_names
 from sparsemtl.errors import CheckpointError, DataError, RecordWarning, SparseMTLError
 from sparsemtl.storage.files import read_tree, write_tree
 from sparsemtl.storage.metrics import read_metrics
-from sparsemtl.training.loggers import CSVLogger
+from sparsemtl.training.callbacks import CSVCallback, FitInfo
 
 WRONG = ["x", -1, 1.5, True, None, [], {}, [1, "a"], {"a": 1}, torch.ones(2), torch.tensor([float("nan")])]
 """What stands in a field of a crafted file in place of what belongs there."""
@@ -113,7 +113,7 @@ def test_a_damaged_table_of_figures_is_kept_aside_and_the_run_goes_on(tmp_path: 
     content = ROWS.encode() + damage + (b"" if damage.endswith(b"\n") else b"\n")
     path.write_bytes(content)
     with pytest.warns(RecordWarning, match="is damaged: 1 of its lines cannot be read, the other 2 are kept"):
-        CSVLogger(path, resume_at=2)
+        CSVCallback(path).on_fit_start(FitInfo("demo", tmp_path, {}, 2, {}, resume_at=2))
     assert [row.task for row in read_metrics(path)] == ["a", "b"]
     assert (tmp_path / "metrics.csv.damaged").read_bytes() == content
 
@@ -123,7 +123,7 @@ def test_a_last_line_that_a_kill_cut_short_is_no_damage(tmp_path: Path) -> None:
     path.write_text(f"{ROWS}1,2,tr")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        CSVLogger(path, resume_at=2)
+        CSVCallback(path).on_fit_start(FitInfo("demo", tmp_path, {}, 2, {}, resume_at=2))
     assert path.read_text().splitlines() == ROWS.splitlines()
 
 

@@ -176,8 +176,11 @@ def _keywords(target: Callable[..., Any]) -> Iterator[Parameter]:
     if typing_extensions.is_typeddict(target):
         yield from _keys(target)
         return
+    parameters = inspect.signature(target).parameters
+    if not parameters:
+        return  # a class without a constructor, whose `object.__init__` has no annotations
     hints = _hints(target.__init__ if inspect.isclass(target) else target)
-    for name, parameter in inspect.signature(target).parameters.items():
+    for name, parameter in parameters.items():
         hint = hints.get(name, Any)
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             yield _parameter(name, hint, ... if parameter.default is parameter.empty else parameter.default)

@@ -1,4 +1,4 @@
-"""The figures of an epoch as rows for the loggers."""
+"""Figures of an epoch, as rows for callbacks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sparsemtl.training.structure import check_state
 
 
 class EpochAverages:
-    """Averages what the steps of an epoch tell."""
+    """Averages the losses of the steps of an epoch."""
 
     def __init__(self) -> None:
         self._losses: dict[str, tuple[float, int]] = {}
@@ -19,7 +19,7 @@ class EpochAverages:
         self.samples = 0
 
     def add(self, result: StepResult) -> None:
-        """Take a step in."""
+        """Add the losses, weights and samples of a step."""
         for task, loss in result.losses.items():
             total, count = self._losses.get(task, (0.0, 0))
             self._losses[task] = (total + loss, count + 1)
@@ -33,22 +33,22 @@ class EpochAverages:
 
     @property
     def weights(self) -> dict[str, float]:
-        """The balancer's last weights."""
+        """Last weights of the balancer."""
         return dict(self._weights)
 
     def rows(self, epoch: int, step: int) -> Iterator[MetricRow]:
-        """Training losses, and the balancer's last weights."""
+        """Yield the mean training losses, and the last weights of the balancer."""
         for task, loss in self.losses.items():
             yield MetricRow(epoch, step, "train", task, "loss", loss)
         for task, weight in self._weights.items():
             yield MetricRow(epoch, step, "balancing", task, "weight", weight)
 
     def state_dict(self) -> dict[str, object]:
-        """Everything that a resumed epoch needs."""
+        """Return everything that a resumed epoch needs."""
         return {"losses": dict(self._losses), "weights": dict(self._weights), "samples": self.samples}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Put it back."""
+        """Restore a state of `state_dict`."""
         check_state(state["losses"], dict.fromkeys(state["losses"], (0.0, 1)), "meter.losses")  # type: ignore[call-overload]
         check_state(state["weights"], dict.fromkeys(state["weights"], 0.0), "meter.weights")  # type: ignore[call-overload]
         self._losses = {task: (t, c) for task, (t, c) in state["losses"].items()}  # type: ignore[attr-defined]
@@ -57,19 +57,26 @@ class EpochAverages:
 
 
 def result_rows(epoch: int, step: int, split: str, results: Results) -> Iterator[MetricRow]:
-    """Every task's metrics on a split."""
+    """Yield every task's metrics on a split."""
     for task, metrics in results.items():
         for metric, value in metrics.items():
             yield MetricRow(epoch, step, split, task, metric, value)
 
 
-def measure_rows(epoch: int, step: int, measures: Iterable[tuple[str, str, float]]) -> Iterator[MetricRow]:
-    """What the sharing method measures."""
-    for task, name, value in measures:
-        yield MetricRow(epoch, step, "sharing", task, name, value)
+def figure_rows(epoch: int, step: int, split: str, figures: Iterable[tuple[str, str, float]]) -> Iterator[MetricRow]:
+    """Yield figures of the sharing method, the architecture or the balancer.
+
+    Args:
+        epoch: number of the epoch, from 1.
+        step: optimizer steps until then.
+        split: `sharing`, `architecture` or `balancing`.
+        figures: (task or "", name, value) of each.
+    """
+    for task, name, value in figures:
+        yield MetricRow(epoch, step, split, task, name, value)
 
 
 def run_rows(epoch: int, step: int, figures: Mapping[str, float]) -> Iterator[MetricRow]:
-    """Figures of the run as a whole."""
+    """Yield figures of all tasks together."""
     for name, value in figures.items():
         yield MetricRow(epoch, step, "run", "", name, value)

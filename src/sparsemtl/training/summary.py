@@ -1,8 +1,9 @@
-"""summary.json: what came out of a run, task by task."""
+"""Content of `summary.json`: results of a run per task, sizes, cost, and declarations for the report."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sparsemtl.balancing import Balancer
@@ -16,35 +17,54 @@ from sparsemtl.training.evaluation import Results
 from sparsemtl.training.selection import Selection
 
 
+@dataclass(frozen=True)
+class RunResults:
+    """Results of a run.
+
+    Attributes:
+        name: name of the run.
+        status: `trained`, or `finished` after the test.
+        epochs: number of epochs trained.
+        seconds: time spent in training steps.
+        validation: task -> metric -> value on validation data, at the selected epoch.
+        test: the same on test data; empty before the test.
+        notes: remarks beside the figures.
+        cost: cost of the networks; None if it was not measured.
+    """
+
+    name: str
+    status: str
+    epochs: int
+    seconds: float
+    validation: Results
+    test: Results
+    notes: Sequence[str] = ()
+    cost: RunCost | None = None
+
+
 def summarize(
+    results: RunResults,
     *,
-    name: str,
-    status: str,
     config: Mapping[str, Any],
     model: MultiTaskModel,
     sharing: Sharing,
     networks: TaskNetworks,
+    balancer: Balancer,
     selection: Selection,
-    epochs: int,
-    seconds: float,
-    validation: Results,
-    test: Results,
-    notes: Sequence[str] = (),
-    cost: RunCost | None = None,
 ) -> dict[str, Any]:
-    """Put a run's outcome together; see the keys."""
+    """Return the content of `summary.json`."""
     axes = ("data", "encoder", "architecture", "sharing", "balancing")
     masks = networks.kept(model.shared_parameters())
     return {
-        "name": name,
-        "status": status,
-        "method": config.get("label") or method_label(config),
+        "name": results.name,
+        "status": results.status,
+        "method": config.get("label") or _method_label(config),
         "seed": config.get("seed"),
-        "epochs": epochs,
+        "epochs": results.epochs,
         "monitor": selection.monitor,
         "selection": selection.summary(),
-        "seconds": seconds,
-        "notes": list(notes),
+        "seconds": results.seconds,
+        "notes": list(results.notes),
         "axes": {axis: _name(config.get(axis)) for axis in axes},
         "parameters": {
             "total": sum(p.numel() for p in model.parameters()),
@@ -54,20 +74,21 @@ def summarize(
         },
         "independent_tasks": model.independent,
         "tasks": {
-            task: _task(model.tasks[task], selection, validation.get(task, {}), test.get(task, {}))
-            for task in model.tasks
+            name: _task_entry(task, selection, results.validation.get(name, {}), results.test.get(name, {}))
+            for name, task in model.tasks.items()
         },
-        "cost": None if cost is None else cost.record(),
+        "cost": None if results.cost is None else results.cost.record(),
         "architecture": model.summary(),
         "sharing": sharing.summary(model, networks),
         "declarations": {
             "architecture": to_record(model.figures, model.tables()),
             "sharing": to_record(sharing.figures, sharing.tables(model, networks)),
+            "balancing": to_record(() if balancer.constant else balancer.figures, balancer.tables()),
         },
     }
 
 
-def _task(
+def _task_entry(
     task: Task, selection: Selection, validation: Mapping[str, float], test: Mapping[str, float]
 ) -> dict[str, Any]:
     metrics = task.metrics()
@@ -85,8 +106,8 @@ def _task(
     }
 
 
-def method_label(config: Mapping[str, Any]) -> str:
-    """A run's place in the grid of methods, in short: "shared-bottom, fisher keep 0.3, uncertainty"."""
+def _method_label(config: Mapping[str, Any]) -> str:
+    """Return a short name of the run's method: "shared-bottom, fisher keep 0.3, uncertainty"."""
     architecture, sharing, balancing = (_name(config.get(k)) for k in ("architecture", "sharing", "balancing"))
     keep = config.get("sharing", {}).get("keep") if isinstance(config.get("sharing"), Mapping) else None
     parts = [architecture, f"{sharing} keep {keep}" if keep is not None else sharing, balancing]
@@ -100,7 +121,7 @@ def _name(section: Any) -> str | None:
 def described(
     model: MultiTaskModel, sharing: Sharing, balancer: Balancer, *, seed: int | None, training: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A record of the objects of a run that was not made from a configuration."""
+    """Return a configuration that describes the objects of a run, which was made without one."""
     plain = (str, int, float, bool, type(None))
     options = {n: v for n, v in vars(sharing).items() if not n.startswith("_") and isinstance(v, plain)}
     return {

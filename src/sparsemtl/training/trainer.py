@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from typing_extensions import Doc
 
 from sparsemtl.balancing import Balancer, as_balancer
 from sparsemtl.errors import LabelWarning, ParameterError
@@ -40,28 +41,28 @@ from sparsemtl.tasks.batches import (
     preserve_loader_state,
 )
 from sparsemtl.training.arguments import check_maker, check_model, check_sharing
+from sparsemtl.training.callbacks import Callback, CSVCallback, FitInfo, ProgressBar, StepInfo, TensorBoardCallback
+from sparsemtl.training.callbacks.callback import fitting, notify
 from sparsemtl.training.checkpoint import Randomness, Stateful
 from sparsemtl.training.costs import RunCost, measure_costs
-from sparsemtl.training.epoch_averages import EpochAverages, measure_rows, result_rows, run_rows
+from sparsemtl.training.epoch_averages import EpochAverages, figure_rows, result_rows, run_rows
 from sparsemtl.training.evaluation import Results, Trained, evaluate, sample_predictions
 from sparsemtl.training.finite import check_weights
 from sparsemtl.training.groups import make_optimizer
 from sparsemtl.training.heads import materialize_heads
 from sparsemtl.training.last_batch import check_last_batches
-from sparsemtl.training.loggers import CSVLogger, Logger, loggers_of
 from sparsemtl.training.loss_scales import LossScaleWarning, unlike_scales
 from sparsemtl.training.machine import machine, with_own_threads
 from sparsemtl.training.mixing import Mix, remaining_batches, steps_in_epoch
 from sparsemtl.training.monitors import Monitor, primary_of
 from sparsemtl.training.plateau import Plateau
 from sparsemtl.training.processes import refuse_distributed
-from sparsemtl.training.progress import Progress
 from sparsemtl.training.resuming import Checkpoints, Position
 from sparsemtl.training.selection import Selection
 from sparsemtl.training.settings import run_settings
 from sparsemtl.training.snapshots import Snapshots
 from sparsemtl.training.step import Backend, TrainingStep, choose_update
-from sparsemtl.training.summary import described, summarize
+from sparsemtl.training.summary import RunResults, described, summarize
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -150,6 +151,9 @@ class Trainer:
         tensorboard: bool = False,
         measure_cost: bool = True,
         progress: bool = True,
+        callbacks: Annotated[
+            Sequence[Callback], Doc("Called at the events of a run, after those for its files and the progress bar.")
+        ] = (),
         name: str | None = None,
         config: Mapping[str, Any] | None = None,
         notes: Sequence[str] = (),
@@ -176,13 +180,15 @@ class Trainer:
         self.threads: int | None = threads
         self.folder = RunFolder(folder) if folder is not None else None
         self.checkpoint_every = checkpoint_every
-        self.tensorboard = tensorboard
         self.measure_cost = measure_cost
-        self.progress = progress
         self.name = name or (self.folder.path.name if self.folder else type(model).__name__)
         training = {"epochs": epochs, "accumulate": accumulate, "precision": precision}
         self.config = dict(config or described(model, self.sharing, self.balancer, seed=seed, training=training))
         self.notes = tuple(notes)
+        files: list[Callback] = [CSVCallback(self.folder.metrics)] if self.folder is not None else []
+        if tensorboard and self.folder is not None:
+            files.append(TensorBoardCallback())
+        self.callbacks: tuple[Callback, ...] = (*files, *([ProgressBar()] if progress else []), *callbacks)
         self._monitor: Monitor = monitor
         self._choose_after = choose_after
         self.selection = self._select_anew()
@@ -247,7 +253,6 @@ class Trainer:
         self.selection = self._select_anew()
         from sparsemtl.training.precision import default_dtype
 
-        bars = Progress(self.epochs, show=self.progress)  # before seeding: importing rich draws random numbers
         self.set_up(train)
         randomness = Randomness(loader_generators(train) + loader_generators(validation))
         meter = EpochAverages()
@@ -260,12 +265,7 @@ class Trainer:
             self._save(checkpoints)  # so that a run killed in its first epoch can be resumed
             if self.folder is not None:
                 self.folder.summary.unlink(missing_ok=True)  # that of an earlier run, which this one replaces
-        with ExitStack() as stack:
-            resume_at = self.position.logged_until if resume else None
-            loggers = loggers_of(self.folder, tensorboard=self.tensorboard, resume_at=resume_at)
-            for logger in loggers:
-                stack.callback(logger.close)
-            stack.enter_context(bars)
+        with fitting(self.callbacks, self._fit_info(self.position.logged_until if resume else None)):
             while self.position.epoch < self.epochs and not self._stale():
                 epoch = self.position.epoch
                 if not self.position.batch:
@@ -277,10 +277,10 @@ class Trainer:
                             self._begin_epoch(epoch, train)
                         self.model.begin_epoch(epoch)
                     checkpoints.start = randomness.state_dict()
-                self._train_epoch(train, checkpoints, meter, bars)
+                self._train_epoch(train, checkpoints, meter)
                 self._check_weights()
                 self._recompute_norms(train)
-                self._close_epoch(validation, checkpoints, meter, loggers, bars)
+                self._close_epoch(validation, checkpoints, meter)
         self._put_best_back(validation)
 
     def _begin_epoch(self, epoch: int, train: Loaders) -> None:
@@ -318,15 +318,13 @@ class Trainer:
             raise ParameterError("this loader trained or chose the model; test on data that did neither.")
         check_loaders(loaders, self.model.tasks)
         results = self._evaluate(loaders)
-        if self.folder is not None:
-            step = self.position.step
-            rows = result_rows(self.position.epoch, step, "test", results)
-            samples = sample_predictions(self._trained, loaders, self.device)
-            cost = self._measured(loaders)
-            with self._writing():
-                CSVLogger(self.folder.metrics, resume_at=step).log(rows)
-                self.folder.save(self.folder.samples, samples)
-                self._write_summary("finished", results, cost)
+        rows = list(result_rows(self.position.epoch, self.position.step, "test", results))
+        with self._writing():
+            notify(self.callbacks, "on_test_end", rows)
+            if self.folder is not None:
+                self.folder.save(self.folder.samples, sample_predictions(self._trained, loaders, self.device))
+                self._write_summary("finished", results, self._measured(loaders))
+            notify(self.callbacks, "on_run_end")
         return results
 
     @with_own_threads
@@ -412,9 +410,9 @@ class Trainer:
 
     # ---- one epoch -------------------------------------------------------------------------------------------
 
-    def _train_epoch(self, train: Loaders, checkpoints: Checkpoints, meter: EpochAverages, bars: Progress) -> None:
+    def _train_epoch(self, train: Loaders, checkpoints: Checkpoints, meter: EpochAverages) -> None:
         self.model.train()
-        bars.begin_epoch(self.position.epoch, steps_in_epoch(train, self.mix))
+        in_epoch = steps_in_epoch(train, self.mix)
         random, start = checkpoints.randomness, checkpoints.start
         batches = remaining_batches(train, self.model.tasks, self.mix, self.position.batch, random, start)
         began = time.perf_counter()
@@ -426,11 +424,10 @@ class Trainer:
             before = self.position.batch
             self.position.batch += len(window)
             self.position.step += 1
-            bars.step(
-                self.position.batch,
-                result.losses,
-                (meter.samples - seen) / max(time.perf_counter() - began, 1e-9),
-            )
+            speed = (meter.samples - seen) / max(time.perf_counter() - began, 1e-9)
+            step = StepInfo(self.position.epoch + 1, self.position.batch, in_epoch, result.losses, speed)
+            for callback in self.callbacks:
+                callback.on_step(step)
             if self._checkpoint_due(before):
                 self._save(checkpoints)
         self.position.seconds += time.perf_counter() - began
@@ -442,14 +439,7 @@ class Trainer:
         every = self.checkpoint_every
         return self.folder is not None and every is not None and before // every < self.position.batch // every
 
-    def _close_epoch(
-        self,
-        validation: Loaders,
-        checkpoints: Checkpoints,
-        meter: EpochAverages,
-        loggers: Sequence[Logger],
-        bars: Progress,
-    ) -> None:
+    def _close_epoch(self, validation: Loaders, checkpoints: Checkpoints, meter: EpochAverages) -> None:
         """Validate, choose, schedule, log, save."""
         epoch, step = self.position.epoch, self.position.step
         self.sharing.end_epoch(epoch, self.networks)
@@ -465,15 +455,17 @@ class Trainer:
             self.snapshots.keep(part, self.model, self.networks, self.sharing)
         figures = {"lr": float(self.optimizer.param_groups[0]["lr"]), "seconds": self.position.seconds}
         shown = epoch + 1  # people count from one
-        measures = [*self.sharing.metrics(self.model, self.networks), *self.model.metrics()]
+        tasks = tuple(self.model.tasks)
+        balancing = (("" if row is None else tasks[row], name, value) for row, name, value in self.balancer.metrics())
         rows = [
             *meter.rows(shown, step),
             *result_rows(shown, step, "validation", results),
-            *measure_rows(shown, step, measures),
+            *figure_rows(shown, step, "sharing", self.sharing.metrics(self.model, self.networks)),
+            *figure_rows(shown, step, "architecture", self.model.metrics()),
+            *figure_rows(shown, step, "balancing", balancing),
             *run_rows(shown, step, figures),
         ]
-        for logger in loggers:
-            logger.log(rows)
+        notify(self.callbacks, "on_epoch_end", rows, bool(improved))
         if self._plateau is not None:
             self._plateau.step(epoch, results)
         elif self.scheduler is not None:
@@ -482,9 +474,11 @@ class Trainer:
         self.position.batch = 0
         self.position.logged_until = step
         self._save(checkpoints)
-        primary = {task: primary_of(self.model.tasks[task])[0] for task in self.model.tasks}
-        whole = {name: value for task, name, value in measures if not task}
-        bars.end_epoch(epoch, results, primary, whole, better=bool(improved))
+
+    def _fit_info(self, resume_at: int | None) -> FitInfo:
+        folder = self.folder.path if self.folder is not None else None
+        primary = {name: primary_of(task)[0] for name, task in self.model.tasks.items()}
+        return FitInfo(self.name, folder, self.config, self.epochs, primary, resume_at)
 
     def _check_weights(self) -> None:
         """Raise before a model with weights that are not finite is validated, chosen or saved."""
@@ -566,20 +560,24 @@ class Trainer:
     def _write_summary(self, status: str, test: Results, cost: RunCost | None = None) -> None:
         if self.folder is None:
             return
-        summary = summarize(
+        results = RunResults(
             name=self.name,
             status=status,
-            config=self.config,
-            model=self.model,
-            sharing=self.sharing,
-            networks=self.networks,
-            selection=self.selection,
             epochs=self.position.epoch,
             seconds=self.position.seconds,
             validation=self.validation,
             test=test,
             notes=(*self.notes, *filter(None, [self.position.scales])),
             cost=cost,
+        )
+        summary = summarize(
+            results,
+            config=self.config,
+            model=self.model,
+            sharing=self.sharing,
+            networks=self.networks,
+            balancer=self.balancer,
+            selection=self.selection,
         )
         write_json(self.folder.summary, summary)
 
