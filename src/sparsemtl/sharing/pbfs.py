@@ -16,7 +16,7 @@ from sparsemtl.criteria.batch_norm import with_recomputed_batch_norm
 from sparsemtl.criteria.criterion import Scores
 from sparsemtl.criteria.select import top_k
 from sparsemtl.errors import NonFiniteScoreError, ParameterError, unknown_name
-from sparsemtl.networks.declarations import Figure
+from sparsemtl.networks.declarations import Figure, SummaryTable
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.randomness import fork_rng
@@ -219,6 +219,15 @@ class PBFSSharing(Sharing):
     def summary(self, model: MultiTaskModel, networks: TaskNetworks) -> dict[str, Any]:
         """Return the density per task, and the sparsity per task and shared module."""
         return {**mask_summary(networks), "sparsity": self.sparsities(model, networks)}
+
+    def tables(self, model: MultiTaskModel, networks: TaskNetworks) -> tuple[SummaryTable, ...]:
+        """Return the sparsity per shared module and task."""
+        found, names = self.sparsities(model, networks), tuple(model.tasks)
+        modules = dict.fromkeys(module for task in names for module in found[task])
+        rows = [(module, *(found[task].get(module) for task in names)) for module in modules]
+        caption = "Fraction of the kernels' weights that a task dropped; – for modules that it does not use."
+        columns = ("module", *names)
+        return (SummaryTable("Sparsity per shared module", columns, rows, caption, fractions=names, shaded=names),)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the progress of the schedule, and the scores in use."""

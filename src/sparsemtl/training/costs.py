@@ -1,4 +1,4 @@
-"""Cost of what a run trained: multiply-adds, weights and milliseconds of the compacted networks and of the others."""
+"""Cost of a run's networks before and after compaction: multiply-adds, weights and milliseconds."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.tasks.batches import Group, Loaders, as_group, groups_for, per_task, preserve_loader_state
 
 BATCH_SIZE = 16
-"""Samples of the batch that is timed, at most: a loader may give fewer."""
-PASSES = 20
-"""Timed passes, at most."""
-SECONDS = 0.3
-"""Time for the timed passes of a network, at most; where one pass takes longer, one is timed."""
+"""Largest number of samples in the timed batch; a loader may give fewer."""
+_PASSES = 20
+"""Largest number of timed forward passes."""
+_SECONDS = 0.3
+"""Time limit in seconds for the timed passes of a network; if one pass takes longer, only one is timed."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class NetworkCost:
+class _NetworkCost:
     """Cost of one network, before and after compaction.
 
     Attributes:
-        tasks: the tasks whose outputs it computes in one pass.
-        uncompacted: cost of the network as it was trained.
-        compacted: cost after `sm.compact`; equal to `uncompacted` where compaction fails.
-        failure: why compaction failed, "" if it did not.
+        tasks: the tasks whose outputs the network computes in one forward pass.
+        uncompacted: cost of the trained network.
+        compacted: cost after `sm.compact`; equal to `uncompacted` if compaction fails.
+        failure: reason why compaction failed; "" if it did not.
     """
 
     tasks: tuple[str, ...]
@@ -64,18 +64,18 @@ class RunCost:
     """Cost of all tasks of a run.
 
     Attributes:
-        batch_size: samples of the batch that was timed.
-        threads: threads of torch while it was timed.
-        device: device on which it was timed.
+        batch_size: number of samples in the timed batch.
+        threads: number of torch's threads during the timing.
+        device: device of the timing.
         networks: the networks that together compute every task once.
-        uncompacted: their sum. Weights that several networks share count once.
-        compacted: the same after compaction.
+        uncompacted: total cost of the networks; weights that several networks share count once.
+        compacted: total cost after compaction.
     """
 
     batch_size: int
     threads: int
     device: str
-    networks: tuple[NetworkCost, ...]
+    networks: tuple[_NetworkCost, ...]
     uncompacted: Cost
     compacted: Cost
 
@@ -85,8 +85,8 @@ class RunCost:
 
 
 @dataclass(frozen=True)
-class Example:
-    """A batch to measure on.
+class _Example:
+    """Batch for the measurement.
 
     Attributes:
         x: input of the network.
@@ -98,19 +98,19 @@ class Example:
 
 
 def measure_costs(model: MultiTaskModel, networks: TaskNetworks, loaders: Loaders) -> RunCost | None:
-    """Compact every task's network and measure it beside the uncompacted one.
+    """Compact every task's network, and return its cost before and after compaction.
 
-    Where one network serves all tasks and they read the same input, it is measured once, for all of them. Otherwise
-    each task has a pass of its own, and the sum is what all tasks cost. Apart from the milliseconds the result does
-    not depend on the machine. Neither the model nor the state of a random generator changes.
+    If one network serves all tasks and the tasks read the same input, the network is measured once, for all tasks.
+    Otherwise each task has its own forward pass, and the cost of all tasks is the sum. Apart from the milliseconds, the
+    result does not depend on the machine. Neither the model nor the state of a random generator changes.
 
     Args:
         model: the model.
         networks: the tasks' networks.
-        loaders: evaluation data; the first batch is measured on.
+        loaders: evaluation data, of which the first batch is used.
 
     Returns:
-        the cost, or None if a loader gives no batch.
+        Cost, or None if a loader gives no batch.
     """
     examples = _examples(loaders, model)
     if not examples:
@@ -132,8 +132,8 @@ def measure_costs(model: MultiTaskModel, networks: TaskNetworks, loaders: Loader
     )
 
 
-def _examples(loaders: Loaders, model: MultiTaskModel) -> dict[tuple[str, ...], Example]:
-    """Tasks that read the same input -> the first batch of it; empty if a loader gives none."""
+def _examples(loaders: Loaders, model: MultiTaskModel) -> dict[tuple[str, ...], _Example]:
+    """Return tasks that read the same input -> first batch of the input; empty if a loader gives no batch."""
     with preserve_loader_state(loaders), torch.random.fork_rng(devices=[]):
         if per_task(loaders):
             found = [next(groups_for(loaders, task), None) for task in model.tasks.values()]
@@ -143,29 +143,29 @@ def _examples(loaders: Loaders, model: MultiTaskModel) -> dict[tuple[str, ...], 
     return {} if None in found else {group.tasks: _example(group, model) for group in found if group is not None}
 
 
-def _example(group: Group, model: MultiTaskModel) -> Example:
-    """The first samples of a batch, where the model is, in its precision.
+def _example(group: Group, model: MultiTaskModel) -> _Example:
+    """Return the first samples of a batch, on the device and in the precision of the model.
 
-    Only a tensor with a row per sample can be cut; other inputs stay whole.
+    Only a tensor with one row per sample can be cut; other inputs stay whole.
     """
     x, size = group.x, len(next(iter(group.targets.values())))
     if isinstance(x, Tensor) and len(x) == size:
         x, size = x[:BATCH_SIZE], min(size, BATCH_SIZE)
-    return Example(Group(x, {}, group.tasks).to(*placement(model)).x, size)
+    return _Example(Group(x, {}, group.tasks).to(*placement(model)).x, size)
 
 
-def _network_cost(network: Any, tasks: tuple[str, ...], example: Example) -> NetworkCost:
+def _network_cost(network: Any, tasks: tuple[str, ...], example: _Example) -> _NetworkCost:
     plain = _Outputs(network, tasks)
     small, failure = _compacted(network, tasks, example)
     modules = [plain] if small is None else [plain, small]
     times = _milliseconds(modules, example.x)
     uncompacted = _cost(plain, example, _weights(network, tasks), times[0])
     compacted = uncompacted if small is None else _cost(small, example, parameter_count(small), times[1])
-    return NetworkCost(tasks, uncompacted, compacted, failure)
+    return _NetworkCost(tasks, uncompacted, compacted, failure)
 
 
-def _compacted(network: Any, tasks: tuple[str, ...], example: Example) -> tuple[nn.Module | None, str]:
-    """The compacted network, or None and the reason. No error here may cost a run its results."""
+def _compacted(network: Any, tasks: tuple[str, ...], example: _Example) -> tuple[nn.Module | None, str]:
+    """Return the compacted network and "", or None and the reason: no error here may cost a run its results."""
     try:
         if len(tasks) == 1:
             return compact(network, example_inputs=(example.x,), task=tasks[0]), ""
@@ -176,7 +176,7 @@ def _compacted(network: Any, tasks: tuple[str, ...], example: Example) -> tuple[
         return None, f"{type(error).__name__}: {error}"
 
 
-def _cost(module: nn.Module, example: Example, weights: int, milliseconds: float) -> Cost:
+def _cost(module: nn.Module, example: _Example, weights: int, milliseconds: float) -> Cost:
     layers = macs_by_layer(module, example.x)
     whole = sum(layers.values())
     heads = sum(count for name, count in layers.items() if name.startswith(("heads.", "network.heads.")))
@@ -184,9 +184,9 @@ def _cost(module: nn.Module, example: Example, weights: int, milliseconds: float
 
 
 def _milliseconds(modules: Sequence[nn.Module], x: Any) -> list[float]:
-    """Median time of every module, timed in turns: other work on the machine meets all of them."""
+    """Return the median time of every module, timed in turns, so that other work on the machine slows all of them."""
     once = [latency(module, x, warmup=1, repeats=1) for module in modules]
-    passes = min(PASSES, int(1000 * SECONDS / max(sum(once), 1e-6)))
+    passes = min(_PASSES, int(1000 * _SECONDS / max(sum(once), 1e-6)))
     if passes < 2:
         return once
     rounds = [[latency(module, x, warmup=0, repeats=1) for module in modules] for _ in range(passes)]
@@ -194,7 +194,7 @@ def _milliseconds(modules: Sequence[nn.Module], x: Any) -> list[float]:
 
 
 def _weights(network: Any, tasks: Sequence[str]) -> int:
-    """Number of parameters that one of the tasks uses."""
+    """Return the number of parameters that at least one of the tasks uses."""
     users, wanted = network.parameter_tasks(), frozenset(tasks)
     return sum(p.numel() for name, p in network.named_parameters() if users.get(name, wanted) & wanted)
 
@@ -204,8 +204,8 @@ def _together(model: MultiTaskModel, networks: TaskNetworks) -> bool:
     return networks.one_network and any(len(tasks) > 1 for tasks in model.parameter_tasks().values())
 
 
-def _shared_weights(model: MultiTaskModel, networks: TaskNetworks, example: Example) -> tuple[int, int]:
-    """Parameters of the one network of all tasks, uncompacted and compacted."""
+def _shared_weights(model: MultiTaskModel, networks: TaskNetworks, example: _Example) -> tuple[int, int]:
+    """Return the number of parameters of the network of all tasks, uncompacted and compacted."""
     tasks = tuple(model.tasks)
     network = networks.network(model, tasks[0])
     small, _ = _compacted(network, tasks, example)
@@ -223,7 +223,7 @@ def _sum(costs: Sequence[Cost], weights: int | None) -> Cost:
 
 
 class _Outputs(nn.Module):
-    """A network that computes only some tasks' outputs."""
+    """Network that computes the outputs of some tasks only."""
 
     def __init__(self, network: nn.Module, tasks: tuple[str, ...]) -> None:
         super().__init__()

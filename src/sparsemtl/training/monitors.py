@@ -1,4 +1,4 @@
-"""Value of an epoch by its validation results: one number, larger is better, and the tasks that it covers."""
+"""Value of an epoch on validation data: one number, larger is better, and the tasks that the number covers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 Monitor = Literal["score", "loss"] | Callable[[Results], float]
-"""`score`: see `RelativeChange`; `loss`: see `WeightedLoss`; or a function of the validation results (task -> metric ->
-value) that returns a number, larger is better. Where tasks are chosen apart, the function is called with one task's
-results at a time."""
+"""Rule of model selection: `score`, the mean relative change of the primary metrics; `loss`, minus the weighted mean
+loss; or a function of the validation results (task -> metric -> value) that returns a number, larger is better. If
+each task is selected on its own, the function is called with the results of one task at a time."""
 
 _DIGITS = 12
-"""Digits of a score that count: the last ones of a float64 depend on the unit of the metrics."""
+"""Number of digits of a score that count: the last digits of a float64 depend on the unit of the metrics."""
 
 
 @dataclass(frozen=True)
@@ -30,21 +30,21 @@ class Merit:
 
     Attributes:
         value: larger is better; finite.
-        tasks: the tasks that it covers; one whose metric is undefined in the epoch is left out.
+        tasks: the tasks that the value covers; a task whose metric is undefined in the epoch is left out.
     """
 
     value: float
     tasks: tuple[str, ...]
 
     def comparable(self, other: Merit) -> bool:
-        """Return whether both cover the same tasks, so that their values can be compared."""
+        """Return True if both cover the same tasks, so that their values can be compared."""
         return self.tasks == other.tasks
 
     def beats(self, other: Merit | None) -> bool:
-        """Return whether this epoch is better than `other`.
+        """Return True if this epoch is better than `other`.
 
-        Values are compared over the same tasks only. An epoch that covers more tasks beats one that covers fewer; of
-        two that cover as many, but not the same, the earlier one stays.
+        Values are compared over the same tasks only. An epoch that covers more tasks beats an epoch that covers fewer.
+        Of two epochs that cover equally many, but different tasks, the earlier one stays.
         """
         if other is None or len(self.tasks) > len(other.tasks):
             return True
@@ -52,20 +52,20 @@ class Merit:
 
 
 class Valuation(Protocol):
-    """Computes the merit of epochs from validation results."""
+    """Computation of the merit of epochs from validation results."""
 
     @property
     def words(self) -> str:
-        """The rule, for the summary and the report."""
+        """Rule in words, for the summary and the report."""
 
     def observe(self, epoch: int, results: Results) -> None:
-        """Take in an epoch (counted from 0) before its merit is asked for."""
+        """Observe an epoch (counted from 0), before `merit` is called for it."""
 
     def merit(self, results: Results, tasks: Sequence[str]) -> Merit | None:
-        """Return the merit over these tasks; None if nothing of it is defined."""
+        """Return the merit over these tasks; None if it is undefined for all of them."""
 
     def undefined(self, results: Results, tasks: Sequence[str]) -> list[tuple[str, str]]:
-        """Return (task, metric) of what a merit that covers not all tasks leaves out."""
+        """Return (task, metric) of the undefined metrics, which a merit leaves out."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs."""
@@ -75,14 +75,14 @@ class Valuation(Protocol):
 
 
 @dataclass(frozen=True)
-class Reference:
-    """What a task's metric is compared with.
+class _ReferenceValue:
+    """Reference value R of a task's metric.
 
     Attributes:
-        metric: its name.
+        metric: name of the metric.
         value: R.
-        scale: what changes are divided by, positive; None as long as it would have been 0 (see `RelativeChange`).
-        epoch: of R, counted from 1.
+        scale: positive divisor of changes; None as long as it would be 0 (see `RelativeChange`).
+        epoch: epoch of R, counted from 1.
     """
 
     metric: str
@@ -92,13 +92,13 @@ class Reference:
 
 
 class RelativeChange:
-    """`score`: the mean over the tasks of s (M - R) / |R|, the form of Maninis et al.'s Delta_m (CVPR 2019).
+    """Mean over the tasks of s (M - R) / |R|, in the form of Maninis et al.'s Delta_m (CVPR 2019); the monitor `score`.
 
-    M is the task's primary metric in the epoch, R its value in the first epoch observed in which it is defined, and
-    s = 1 where higher is better, -1 where lower is. No unit enters: metres and millimetres choose the same epoch.
-    For R² and explained variance the scale is 1 - R in place of |R|: the relative change of the variance that is left
-    unexplained. Their R is often close to 0 after an epoch, and a task divided by it would decide alone. If the scale
-    of R is 0, that of the first M where it is not takes its place; until then the change is 0.
+    M is the task's primary metric in the epoch, R its value in the first observed epoch in which it is defined, and
+    s = 1 if higher is better, -1 if lower is better. Units cancel: metres and millimetres select the same epoch.
+    For R² and explained variance the divisor is 1 - R in place of |R|, which gives the relative change of the
+    unexplained variance. Their R is often close to 0 after an epoch, and a task divided by it would decide alone.
+    If the divisor is 0, it is taken from the first M for which it is not 0; until then the change is 0.
 
     Args:
         tasks: task name -> task.
@@ -113,7 +113,7 @@ class RelativeChange:
     def __init__(self, tasks: Mapping[str, Task]) -> None:
         self._primary = {name: primary_of(task) for name, task in tasks.items()}
         self._origins = {name: _origin(next(iter(task.metrics().values()))) for name, task in tasks.items()}
-        self.references: dict[str, Reference] = {}
+        self.references: dict[str, _ReferenceValue] = {}
 
     def observe(self, epoch: int, results: Results) -> None:
         """Fix the references that are still missing."""
@@ -124,9 +124,9 @@ class RelativeChange:
             known = self.references.get(task)
             scale = abs(value - self._origins[task]) or None
             if known is None:
-                self.references[task] = Reference(metric, value, scale, epoch + 1)
+                self.references[task] = _ReferenceValue(metric, value, scale, epoch + 1)
             elif known.scale is None:
-                self.references[task] = Reference(metric, known.value, scale, known.epoch)
+                self.references[task] = _ReferenceValue(metric, known.value, scale, known.epoch)
 
     def merit(self, results: Results, tasks: Sequence[str]) -> Merit | None:
         """Return the mean relative change over the tasks whose metric is defined."""
@@ -159,23 +159,23 @@ class RelativeChange:
             check_state(reference, {"metric": "", "value": 0.0, "scale": None, "epoch": 0}, f"references.{task}")
             if reference["scale"] is not None:
                 check_state(reference["scale"], 0.0, f"references.{task}.scale")
-        self.references = {task: Reference(**reference) for task, reference in state["references"].items()}
+        self.references = {task: _ReferenceValue(**reference) for task, reference in state["references"].items()}
 
 
 class _Stateless:
     def observe(self, epoch: int, results: Results) -> None:
-        """Nothing is kept from epoch to epoch."""
+        """Keep nothing from epoch to epoch."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing."""
+        """Return an empty state."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore nothing."""
+        """Ignore the empty state."""
 
 
-class WeightedLoss(_Stateless):
-    """`loss`: minus the mean over the tasks of weight times validation loss.
+class _WeightedLoss(_Stateless):
+    """Minus the mean over the tasks of weight times validation loss; the monitor `loss`.
 
     Args:
         tasks: task name -> task.
@@ -197,11 +197,11 @@ class WeightedLoss(_Stateless):
         return [(task, "loss") for task in tasks if not math.isfinite(results[task]["loss"])]
 
 
-class OwnFunction(_Stateless):
-    """A user's function of the validation results, larger is better.
+class _OwnFunction(_Stateless):
+    """Function of the validation results that a user gives, larger is better.
 
     Args:
-        function: task -> metric -> value to a number.
+        function: maps task -> metric -> value to a number.
     """
 
     def __init__(self, function: Callable[[Results], float]) -> None:
@@ -219,26 +219,26 @@ class OwnFunction(_Stateless):
         return Merit(number, tuple(tasks)) if math.isfinite(number) else None
 
     def undefined(self, results: Results, tasks: Sequence[str]) -> list[tuple[str, str]]:
-        """Return the function for all tasks: it has one value or none."""
+        """Return the function with all tasks, which have one value together."""
         return [(", ".join(tasks), self.name)]
 
 
 def valuation_of(monitor: Any, tasks: Mapping[str, Task]) -> Valuation:
-    """Make what a `Monitor` stands for.
+    """Return the computation that a `Monitor` names.
 
     Args:
-        monitor: a `Monitor`; anything else is refused.
+        monitor: a `Monitor`.
         tasks: task name -> task.
 
     Raises:
-        ParameterError: if it is no score of validation data.
+        ParameterError: if `monitor` is not a `Monitor`.
     """
     if monitor == "score":
         return RelativeChange(tasks)
     if monitor == "loss":
-        return WeightedLoss(tasks)
+        return _WeightedLoss(tasks)
     if callable(monitor):
-        return OwnFunction(monitor)
+        return _OwnFunction(monitor)
     extra = " Test data only reports; it never chooses a model." if "test" in str(monitor) else ""
     raise ParameterError(
         f"`monitor` must be 'score', 'loss' or a function of the results, on validation data, got {monitor!r}.{extra}"
@@ -246,13 +246,13 @@ def valuation_of(monitor: Any, tasks: Mapping[str, Task]) -> Valuation:
 
 
 def primary_of(task: Task) -> tuple[str, bool]:
-    """Return a task's primary metric, and whether higher is better."""
+    """Return the name of a task's primary metric, and True if higher is better."""
     name, metric = next(iter(task.metrics().items()))
     return name, bool(metric.higher_is_better)
 
 
 def _origin(metric: Metric) -> float:
-    """Return the value from which a metric's scale is measured: 0, or 1 where 0 is the skill of a constant."""
+    """Return the value that a metric's divisor is measured from: 0, or 1 if a constant prediction has the value 0."""
     from torchmetrics.regression import ExplainedVariance, R2Score
 
     from sparsemtl.tasks.value_metrics import KnownR2
@@ -261,6 +261,6 @@ def _origin(metric: Metric) -> float:
 
 
 def _without_last_digits(value: float) -> float:
-    """Round to 12 decimals, or significant digits of larger values: the rest is rounding that units change."""
+    """Round to 12 decimals, or to 12 significant digits if larger than 1: further digits depend on units."""
     above = math.ceil(math.log10(abs(value))) if value else 0
     return round(value, _DIGITS - max(above, 0))

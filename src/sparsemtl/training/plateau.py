@@ -1,4 +1,4 @@
-"""What a `ReduceLROnPlateau` is stepped with after an epoch."""
+"""Steps of a `ReduceLROnPlateau` after each epoch."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from sparsemtl.training.monitors import Merit, Monitor, valuation_of
 
 
 class Plateau:
-    """Steps a `ReduceLROnPlateau` with the quantity that its mode is made for.
+    """Steps a `ReduceLROnPlateau` with a quantity that fits its mode.
 
-    With mode `max` it gets what chooses the model, see `Monitor`; the score is 0 in the first epoch validated, which
-    is its reference here, and rises. With mode `min` it gets the mean over the tasks of weight times validation loss.
-    An epoch in which less is defined than in one before is not comparable, and does not step it; where more is
-    defined than ever before, the comparison begins anew.
+    With mode `max` the scheduler gets the value that selects the model, see `Monitor`; the score is 0 in the first
+    validated epoch, which is the reference, and rises. With mode `min` the scheduler gets the mean over the tasks of
+    weight times validation loss. An epoch in which fewer metrics are defined than before does not step the scheduler.
+    An epoch in which more metrics are defined than ever before starts the comparison anew.
 
     Args:
         scheduler: the scheduler.
-        monitor: what chooses the model.
+        monitor: rule of model selection.
         tasks: task name -> task.
 
     Raises:
@@ -45,7 +45,7 @@ class Plateau:
         self._covered: tuple[str, ...] = ()
 
     def step(self, epoch: int, results: Results) -> None:
-        """Step the scheduler with an epoch's validation results, if they can be compared with those before."""
+        """Step the scheduler with an epoch's validation results, if they are comparable with earlier ones."""
         self._valuation.observe(epoch, results)
         merit = self._valuation.merit(results, self._tasks)
         if merit is None or not self._comparable(merit):
