@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsemtl.data import DATASETS, Split, TaskData
-from sparsemtl.data.two_regressions import LENGTH, draw_rule
+from sparsemtl.data.two_regressions import LENGTH, draw_functions
 from sparsemtl.errors import ParameterError
 
 COSINES = [-1.0, 0.0, 0.2, 0.5, 0.8, 1.0]
@@ -32,14 +32,14 @@ def both(split: Split) -> Tensor:
 @pytest.mark.parametrize("cosine", COSINES)
 @pytest.mark.parametrize("dimension", [2, 100])
 def test_the_weights_have_the_cosine_that_is_asked_for(cosine: float, dimension: int) -> None:
-    one, other = draw_rule(cosine, dimension, torch.Generator().manual_seed(3)).weights
+    one, other = draw_functions(cosine, dimension, torch.Generator().manual_seed(3)).weights
     assert one.norm().item() == pytest.approx(LENGTH)
     assert other.norm().item() == pytest.approx(LENGTH)
     assert torch.cosine_similarity(one, other, dim=0).item() == pytest.approx(cosine, abs=1e-6)
 
 
 def test_the_values_are_those_of_the_rule_written_out() -> None:
-    rule = draw_rule(0.4, 6, torch.Generator().manual_seed(1))
+    rule = draw_functions(0.4, 6, torch.Generator().manual_seed(1))
     x = torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     for row, values in zip(x, rule(x), strict=True):
         for w, value in zip(rule.weights, values, strict=True):

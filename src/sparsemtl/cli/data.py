@@ -11,7 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from sparsemtl.data import TaskData
-    from sparsemtl.data.check import Inspection, Reading
+    from sparsemtl.data.check import Inspection, ReadResult
     from sparsemtl.data.requirements import Found, Package
 
 MOST_ERRORS = 20
@@ -193,7 +193,7 @@ def _is_short(found: Found) -> bool:
     return found.count < (found.expected.count or 1)
 
 
-def _reading_lines(reading: Reading) -> Iterator[str]:
+def _reading_lines(reading: ReadResult) -> Iterator[str]:
     """Yield the lines about the result of reading a data set."""
     yield ""
     if reading.problem:

@@ -14,13 +14,13 @@ from sparsemtl.errors import DataError, ParameterError, unknown_name
 
 @dataclass(frozen=True, eq=False)
 class Attributes:
-    """Which image has which attributes.
+    """Attributes of images.
 
     Attributes:
-        path: the list.
+        path: file of the list.
         images: names of the images' files.
         names: names of the attributes.
-        table: 0 or 1, floats of shape (images, attributes).
+        table: 0 or 1, float32, shape (images, attributes).
     """
 
     path: Path
@@ -29,11 +29,7 @@ class Attributes:
     table: Tensor
 
     def columns(self, names: tuple[str, ...]) -> Tensor:
-        """The table with these attributes alone.
-
-        Raises:
-            ParameterError: if there is no such attribute.
-        """
+        """Return the columns of these attributes; raise a ParameterError if there is none of a name."""
         for name in names:
             if name not in self.names:
                 raise ParameterError(f"{self.path}: {unknown_name('attribute', name, self.names)}")
@@ -41,7 +37,7 @@ class Attributes:
 
 
 def read_attributes(path: Path) -> Attributes:
-    """Read a list: the number of images, the attributes' names, and a line a image with 1 or -1 for each.
+    """Read a list: the number of images, the attributes' names, and a line per image with 1 or -1 for each.
 
     Raises:
         DataError: naming the file and the line that does not fit.
@@ -67,11 +63,7 @@ def read_attributes(path: Path) -> Attributes:
 
 
 def text_lines(path: Path) -> list[str]:
-    """Lines of a list, without blank ones at its end.
-
-    Raises:
-        DataError: if it is absent or no text.
-    """
+    """Return the lines of a list, without blank ones at its end; raise a DataError if it is absent or no text."""
     try:
         return path.read_text(encoding="utf-8").rstrip().splitlines()
     except FileNotFoundError:

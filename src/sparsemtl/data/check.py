@@ -1,6 +1,6 @@
-"""What there is of a data set on disk, what is missing and how to get it, and whether it can be read.
+"""Inspection of a data set: the files on disk and those that are missing, and whether it can be read.
 
-A data set's module says what it needs with `requires_files`; nothing in here knows any data set.
+A data set's module declares its files by `requires_files`; nothing in here knows any data set.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ State = Literal["needs no files", "files of your own", "there", "in part", "abse
 
 @dataclass(frozen=True)
 class Inspection:
-    """What there is of a data set.
+    """Files of a data set on disk.
 
     Attributes:
-        name: the data set.
-        root: where it was looked for.
-        layout: what it needs; None if its module does not say.
-        alternatives: for every alternative of the layout the packages with what there is of them.
-        required: its parameters that have no default, such as those that name files of the user's own.
+        name: name of the data set.
+        root: folder under which its files were looked for.
+        layout: files that it needs; None if its module declares nothing.
+        alternatives: packages of each alternative of the layout, with the files that were found.
+        required: its parameters without a default, such as those that name files of the user's own.
     """
 
     name: str
@@ -40,30 +40,31 @@ class Inspection:
 
     @property
     def state(self) -> State:
-        """The best that can be said of any alternative."""
+        """State of the most complete alternative."""
         if not self.alternatives:
             return "files of your own" if self.required else "needs no files"
-        if any(all(complete(found) for _, found in packages) for packages in self.alternatives):
-            return "there"
+        for packages in self.alternatives:
+            if not any(part.absent for _, found in packages for part in found):
+                return "there"
         return "in part" if self.size else "absent"
 
     @property
     def size(self) -> int:
-        """Bytes on disk; files that several alternatives look for count once."""
+        """Bytes on disk; files of several alternatives count once."""
         packages = {id(package): found for packages in self.alternatives for package, found in packages}
         return sum(part.size for found in packages.values() for part in found)
 
 
 @dataclass
-class Reading:
-    """What came of reading a data set.
+class ReadResult:
+    """Result of reading a data set.
 
     Attributes:
         data: the data set, if it could be made.
         problem: why it could not, or why its first sample cannot be decoded.
-        errors: what is wrong with single samples.
-        remarks: kind -> how many samples a remark concerns, and the first of them.
-        samples: how many samples were decoded.
+        errors: errors of single samples.
+        remarks: kind -> number of samples that a remark concerns, and the first remark.
+        samples: number of decoded samples.
     """
 
     data: TaskData | None = None
@@ -74,42 +75,40 @@ class Reading:
 
 
 def inspect(name: str, root: str | Path | None = None) -> Inspection:
-    """Look for the files of a data set.
-
-    Raises:
-        ConfigError: if there is no such data set.
-    """
-    place = resolve_root(root)
-    layout = required_files(DATASETS[name])
+    """Look for the files of a data set; raise a ConfigError if there is no such data set."""
+    folder, layout = resolve_root(root), required_files(DATASETS[name])
     alternatives = layout.alternatives if layout else ()
-    found = tuple(tuple((package, scan(package, place)) for package in packages) for packages in alternatives)
+    found = tuple(tuple((package, scan(package, folder)) for package in packages) for packages in alternatives)
     required = tuple(name for name, parameter in parameters_of(DATASETS[name]).items() if parameter.required)
-    return Inspection(name, place, layout, found, required)
+    return Inspection(name, folder, layout, found, required)
 
 
-def complete(found: list[Found]) -> bool:
-    """Tell whether there is a file of every kind that is needed."""
-    return not any(part.absent for part in found)
-
-
-def read(name: str, options: Mapping[str, Any], *, every: bool = False) -> Reading:
+def read(name: str, options: Mapping[str, Any], *, every: bool = False) -> ReadResult:
     """Make a data set and decode a sample of it.
 
     Args:
-        name: the data set.
+        name: name of the data set.
         options: its parameters, `root` among them.
-        every: decode all samples, not the first one alone.
+        every: decode all samples instead of the first one.
     """
-    reading = Reading()
+    result = ReadResult()
     try:
-        reading.data = DATASETS.build(name, **options)
-        reading.data.input_shape  # noqa: B018  # decodes a sample
+        result.data = DATASETS.build(name, **options)
+        result.data.input_shape  # noqa: B018  # decodes a sample
     except SparseMTLError as error:
-        reading.problem = str(error)
-    if every and reading.data is not None:
-        for split in _lazy_splits(reading.data):
-            _read_all(split, reading)
-    return reading
+        result.problem = str(error)
+    for split in _lazy_splits(result.data) if every and result.data is not None else ():
+        for row in split.rows.tolist():
+            result.samples += 1
+            try:
+                sample = split.source.sample(row, split.targets)
+            except SparseMTLError as error:
+                result.errors.append(str(error))
+                continue
+            for kind, text in sample.remarks.items():
+                count, first = result.remarks.get(kind, (0, text))
+                result.remarks[kind] = (count + 1, first)
+    return result
 
 
 def _lazy_splits(data: TaskData) -> Iterator[LazySplit]:
@@ -117,17 +116,3 @@ def _lazy_splits(data: TaskData) -> Iterator[LazySplit]:
         for split in part.values() if isinstance(part, Mapping) else [part]:
             if isinstance(split, LazySplit):
                 yield split
-
-
-def _read_all(split: LazySplit, reading: Reading) -> None:
-    """Decode every sample, whatever is wrong with some of them."""
-    for row in split.rows.tolist():
-        reading.samples += 1
-        try:
-            sample = split.source.sample(row, split.targets)
-        except SparseMTLError as error:
-            reading.errors.append(str(error))
-            continue
-        for kind, text in sample.remarks.items():
-            count, first = reading.remarks.get(kind, (0, text))
-            reading.remarks[kind] = (count + 1, first)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor
+from typing_extensions import Doc
 
 from sparsemtl.data.base import Split, TaskData
-from sparsemtl.data.options import checked
+from sparsemtl.data.options import Root, checked
 from sparsemtl.data.requirements import requires_files
 from sparsemtl.data.splitting import partition
 from sparsemtl.errors import missing_extra
@@ -16,7 +17,7 @@ from sparsemtl.registry.parameters import Natural, Share
 from sparsemtl.tasks import Classification, MultiLabel, Regression, Task
 
 SHARES = (0.6, 0.2, 0.2)
-"""Training, validation and test."""
+"""Shares of training, validation and test."""
 SHAPES = {"loop": (0, 6, 8, 9), "bar": (4, 5, 7), "stem": (1, 4, 9)}
 """Attribute -> digits that have it: a closed loop, a straight horizontal or a straight vertical stroke."""
 
@@ -25,24 +26,25 @@ SHAPES = {"loop": (0, 6, 8, 9), "bar": (4, 5, 7), "stem": (1, 4, 9)}
 @checked
 def digits(
     *,
-    root: str | Path | None = None,
-    download: bool = False,
-    missing: Share = 0.0,
-    seed: Natural = 0,
+    root: Annotated[Root, Doc("Unused: scikit-learn brings the images along.")] = None,
+    download: Annotated[bool, Doc("Unused, likewise.")] = False,
+    missing: Annotated[
+        Share,
+        Doc(
+            "Share of each task's training labels that are hidden at random: partially labelled data. Validation and "
+            "test keep all labels."
+        ),
+    ] = 0.0,
+    seed: Annotated[
+        Natural, Doc("Seed of the split into 60 % training, 20 % validation, 20 % test, and of the hidden labels.")
+    ] = 0,
 ) -> TaskData:
     """Digits: 1,797 images of 8x8 pixels with four tasks, from scikit-learn (Alpaydin and Kaynak 1998).
 
     The tasks are `digit` (10 classes), `parity` (even or odd), `shape` (whether a printed digit of the class
     has a loop, a horizontal bar, a vertical stem) and `slant` (how far this very image leans to the right, in
-    columns a row, standardised to mean 0 and variance 1 in training). The first three follow from the class;
+    columns per row, standardised to mean 0 and variance 1 in training). The first three follow from the class;
     the last does not.
-
-    Args:
-        root: as in all data sets; scikit-learn brings these images along, so it is not read.
-        download: likewise.
-        missing: share of the training labels that are hidden, of every task at random, in [0, 1): partially
-            labelled data. Validation and test keep all labels.
-        seed: of the split into 60 % training, 20 % validation, 20 % test, and of what is hidden.
 
     Raises:
         MissingExtraError: if scikit-learn is not installed.
@@ -54,38 +56,31 @@ def digits(
         MultiLabel("shape", list(SHAPES)),
         Regression("slant"),
     )
-    train_rows, validation_rows, test_rows = partition(len(images), SHARES, seed=seed)
+    rows = partition(len(images), SHARES, seed=seed)
     lean = slant(images.squeeze(1))
-    spread, mean = torch.std_mean(lean[train_rows], correction=0)
-    whole = Split(
-        images,
-        {
-            "digit": classes,
-            "parity": classes % 2,
-            "shape": torch.stack([torch.isin(classes, torch.tensor(d)) for d in SHAPES.values()], dim=1).float(),
-            "slant": (lean - mean) / spread,
-        },
-    )
-    hidden = (f"{missing:.4g} of the training labels of every task are hidden at random",) if missing else ()
-    return TaskData(
-        "digits",
-        tasks,
-        train=_hide(whole.select(train_rows), tasks, missing, seed),
-        validation=whole.select(validation_rows),
-        test=whole.select(test_rows),
-        notes=(f"60 % training, 20 % validation, 20 % test at random (seed {seed})", *hidden),
-    )
+    spread, mean = torch.std_mean(lean[rows[0]], correction=0)
+    targets = {
+        "digit": classes,
+        "parity": classes % 2,
+        "shape": torch.stack([torch.isin(classes, torch.tensor(d)) for d in SHAPES.values()], dim=1).float(),
+        "slant": (lean - mean) / spread,
+    }
+    train, validation, test = (Split(images, targets).select(part) for part in rows)
+    notes = [f"60 % training, 20 % validation, 20 % test at random (seed {seed})"]
+    if missing:
+        notes.append(f"{missing:.4g} of the training labels of every task are hidden at random")
+    return TaskData("digits", tasks, _hide(train, tasks, missing, seed), validation, test, tuple(notes))
 
 
 def slant(images: Tensor) -> Tensor:
-    """How far glyphs lean to the right: the regression of bright pixels' columns on their rows.
+    """Return how far glyphs lean to the right: the regression of bright pixels' columns on their rows.
 
     Args:
         images: brightness, at least two rows lit in each, shape (N, H, W).
 
     Returns:
-        Columns to the right for each row up, shape (N,): the covariance of column and row over the variance
-        of the row, negated because rows count downwards.
+        columns to the right for each row up, shape (N,): the covariance of column and row over the variance of the row,
+        negated because rows count downwards.
     """
     weights = images / images.sum((1, 2), keepdim=True)
     rows = torch.arange(images.shape[1], dtype=images.dtype)
@@ -98,7 +93,7 @@ def slant(images: Tensor) -> Tensor:
 
 
 def _read() -> tuple[Tensor, Tensor]:
-    """Images in [0, 1], shape (1797, 1, 8, 8), and classes (1797,)."""
+    """Return images in [0, 1], shape (1797, 1, 8, 8), and classes (1797,)."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -108,7 +103,7 @@ def _read() -> tuple[Tensor, Tensor]:
 
 
 def _hide(split: Split, tasks: tuple[Task, ...], share: float, seed: int) -> Split:
-    """Replace a share of every task's labels by what stands for an unknown one."""
+    """Replace a share of every task's labels by that of an unknown one."""
     generator = torch.Generator().manual_seed(seed)
     targets = {name: labels.clone() for name, labels in split.targets.items()}
     for task in tasks:

@@ -1,4 +1,4 @@
-"""Which samples go where: always by a seed of its own, never by the global random state."""
+"""Splits of samples, drawn by a seed of their own, never by the global random state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparsemtl.errors import DataError, ParameterError
 
 
 def shuffled(count: int, seed: int) -> Tensor:
-    """The numbers 0 .. count - 1 in an order that depends on nothing but the seed."""
+    """Return the numbers 0 .. count - 1 in an order that depends on nothing but the seed."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
@@ -22,11 +22,11 @@ def partition(count: int, shares: Sequence[float], *, seed: int) -> list[Tensor]
 
     Args:
         count: number of samples.
-        shares: fraction of every part, each above 0; they add up to 1.
+        shares: fraction of each part, above 0; they add up to 1.
         seed: of the order.
 
     Returns:
-        Indices of every part's samples: disjoint, together all of them.
+        indices of each part's samples: disjoint, together all of them.
 
     Raises:
         ParameterError: if the shares do not add up to 1, or one is not above 0.
@@ -41,19 +41,7 @@ def partition(count: int, shares: Sequence[float], *, seed: int) -> list[Tensor]
 
 
 def by_class(labels: Tensor, shares: Sequence[float], *, seed: int) -> list[Tensor]:
-    """Cut samples into parts in which every class has its share, and the whole its own, as nearly as numbers allow.
-
-    Args:
-        labels: class of every sample, shape (N,).
-        shares: fraction of every part, each above 0; they add up to 1. The first part gets at least one sample of
-            every class.
-        seed: of the order.
-
-    Returns:
-        Indices of every part's samples, ascending: disjoint, together all of them.
-
-    Raises:
-        ParameterError: if the shares do not add up to 1, or one is not above 0.
+    """Cut samples into parts as `by_classes` does, by one class per sample, shape (N,).
 
     Example:
         >>> [rows.tolist() for rows in by_class(torch.tensor([0, 1, 0, 1, 0, 0]), [0.5, 0.5], seed=0)]
@@ -63,17 +51,19 @@ def by_class(labels: Tensor, shares: Sequence[float], *, seed: int) -> list[Tens
 
 
 def by_classes(labels: Sequence[Tensor], shares: Sequence[float], *, seed: int) -> list[Tensor]:
-    """Cut samples that have a class for each of several tasks, as `by_class` does for one.
+    """Cut samples into parts in which every class has its share, and the whole its own, as nearly as numbers allow.
 
     The samples are sorted by their classes, those of the task with the fewest first, and shuffled where all classes are
     the same; in this order every one goes to the part that is furthest behind its share.
 
     Args:
-        labels: class of every sample by task, shape (N,) each; one below 0 is none.
-        shares, seed: as in `by_class`. The first part gets at least one sample of every class of every task.
+        labels: class of each sample by task, shape (N,) each; one below 0 is none.
+        shares: fraction of each part, above 0; they add up to 1. The first part gets at least one sample of every class
+            of every task.
+        seed: of the order.
 
     Returns:
-        Indices of every part's samples, ascending: disjoint, together all of them.
+        indices of each part's samples, ascending: disjoint, together all of them.
 
     Raises:
         ParameterError: if the shares do not add up to 1, or one is not above 0.
@@ -91,19 +81,19 @@ def by_classes(labels: Sequence[Tensor], shares: Sequence[float], *, seed: int) 
     return [order[parts == part].sort().values for part in range(len(shares))]
 
 
-PERIOD = 10_000
+_PERIOD = 10_000
 """Samples after which parts are dealt out in the same turns again."""
 
 
 def _dealt(count: int, shares: Sequence[float]) -> Tensor:
-    """The part that every one of `count` samples goes to, shape (count,)."""
+    """Return the part that each of `count` samples goes to, shape (count,)."""
     given, dealt = [0] * len(shares), []
-    for number in range(1, min(count, PERIOD) + 1):
+    for number in range(1, min(count, _PERIOD) + 1):
         behind = [round(share * number - got, 9) for share, got in zip(shares, given, strict=True)]
         part = behind.index(max(behind))
         given[part] += 1
         dealt.append(part)
-    return torch.tensor(dealt).repeat(math.ceil(count / PERIOD))[:count]
+    return torch.tensor(dealt).repeat(math.ceil(count / _PERIOD))[:count]
 
 
 def _check_shares(shares: Sequence[float]) -> None:
@@ -116,7 +106,7 @@ def hold_out(count: int, validation: float, *, seed: int, train_size: int | None
 
     Args:
         count: number of training samples.
-        validation: the share held out, in (0, 1).
+        validation: fraction held out, in (0, 1).
         seed: of the order.
         train_size: use only so many for training, the first in the order; validation shrinks in proportion
             and stays at the end, so that the two never meet.
@@ -136,5 +126,5 @@ def hold_out(count: int, validation: float, *, seed: int, train_size: int | None
 
 
 def in_proportion(train_size: int, validation: float) -> int:
-    """Number of validation samples, at least one, beside `train_size` for the share `validation` of both."""
+    """Return the number of validation samples, at least one, beside `train_size` for this fraction of both."""
     return max(1, round(train_size * validation / (1 - validation)))

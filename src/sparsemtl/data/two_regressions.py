@@ -2,67 +2,54 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import torch
 from annotated_types import Interval
 from torch import Tensor
+from typing_extensions import Doc
 
 from sparsemtl.data.base import Split, TaskData
-from sparsemtl.data.options import checked
+from sparsemtl.data.options import Root, checked
 from sparsemtl.data.requirements import requires_files
 from sparsemtl.registry.parameters import Count, Natural, NonNegative
 from sparsemtl.tasks import Regression
 
 NAMES = ("first", "second")
 LENGTH = 0.3
-"""Of both weight vectors, c."""
+"""Length of both weight vectors, c."""
 WAVES = 5
-"""Sines that are added to each task's linear part, m."""
+"""Number of sines that are added to each task's linear part, m."""
 
 
 @requires_files(remark="generated when it is asked for.")
 @checked
 def two_regressions(
     *,
-    root: str | Path | None = None,
-    correlation: Annotated[float, Interval(ge=-1, le=1)] = 0.5,
-    train_size: Count = 100_000,
-    validation_size: Count = 10_000,
-    test_size: Count = 10_000,
-    dimension: Annotated[int, Interval(ge=2)] = 100,
-    noise: NonNegative = 0.1,
-    seed: Natural = 0,
+    root: Annotated[Root, Doc("Unused: nothing is read or kept.")] = None,
+    correlation: Annotated[
+        float,
+        Interval(ge=-1, le=1),
+        Doc("Cosine of the two tasks' weight vectors, p; the correlation of the labels is somewhat lower below 1."),
+    ] = 0.5,
+    train_size: Annotated[Count, Doc("Number of training samples.")] = 100_000,
+    validation_size: Annotated[Count, Doc("Number of validation samples.")] = 10_000,
+    test_size: Annotated[Count, Doc("Number of test samples.")] = 10_000,
+    dimension: Annotated[int, Interval(ge=2), Doc("Width of the inputs, d.")] = 100,
+    noise: Annotated[NonNegative, Doc("Standard deviation of the noise that is added to every label.")] = 0.1,
+    seed: Annotated[Natural, Doc("Seed of the functions and of all samples.")] = 0,
 ) -> TaskData:
-    """Two regressions: two functions of the same normal inputs, as alike as is asked for (Ma et al. 2018, section 3.2).
-
-    Args:
-        root: as in all data sets; nothing is read or kept.
-        correlation: cosine of the two tasks' weight vectors, p; the labels' own correlation is somewhat lower below 1.
-        train_size: number of training samples.
-        validation_size: number of validation samples.
-        test_size: number of test samples.
-        dimension: width of the inputs, d.
-        noise: standard deviation of what is added to every label.
-        seed: of the functions and of all samples.
-    """
+    """Two regressions: two functions of the same normal inputs, of a chosen likeness (Ma et al. 2018, section 3.2)."""
     generator = torch.Generator().manual_seed(seed)
-    rule = draw_rule(correlation, dimension, generator)
+    functions = draw_functions(correlation, dimension, generator)
     train, validation, test = (
-        _samples(rule, size, noise, generator) for size in (train_size, validation_size, test_size)
+        _samples(functions, size, noise, generator) for size in (train_size, validation_size, test_size)
     )
-    return TaskData(
-        "two-regressions",
-        tuple(Regression(name) for name in NAMES),
-        train,
-        validation,
-        test,
-        notes=(f"generated (seed {seed}), cosine of the two weight vectors {correlation:g}, noise {noise:g}",),
-    )
+    note = f"generated (seed {seed}), cosine of the two weight vectors {correlation:g}, noise {noise:g}"
+    return TaskData("two-regressions", tuple(map(Regression, NAMES)), train, validation, test, notes=(note,))
 
 
-class Rule(NamedTuple):
+class RelatedFunctions(NamedTuple):
     """The two functions: w·x + Σ sin(α w·x + β), with a w for each task.
 
     Attributes:
@@ -76,24 +63,23 @@ class Rule(NamedTuple):
     phases: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Values (N, 2) of inputs (N, d)."""
+        """Return values (N, 2) of inputs (N, d)."""
         linear = x @ self.weights.mT
         waves = torch.sin(linear.unsqueeze(2) * self.frequencies + self.phases)
         return linear + waves.sum(2)
 
 
-def draw_rule(correlation: float, dimension: int, generator: torch.Generator) -> Rule:
-    """Draw the functions, in double precision: weights of length 0.3 with this cosine, all else standard normal."""
+def draw_functions(correlation: float, dimension: int, generator: torch.Generator) -> RelatedFunctions:
+    """Draw the functions, float64: weights of length 0.3 with this cosine, all else standard normal."""
     one, other = torch.randn(2, dimension, generator=generator, dtype=torch.float64)
     along = one / one.norm()
     across = other - (other @ along) * along
-    across = across / across.norm()
-    second = correlation * along + (1 - correlation**2) ** 0.5 * across
+    second = correlation * along + (1 - correlation**2) ** 0.5 * (across / across.norm())
     frequencies, phases = torch.randn(2, WAVES, generator=generator, dtype=torch.float64)
-    return Rule(LENGTH * torch.stack([along, second]), frequencies, phases)
+    return RelatedFunctions(LENGTH * torch.stack([along, second]), frequencies, phases)
 
 
-def _samples(rule: Rule, count: int, noise: float, generator: torch.Generator) -> Split:
-    x = torch.randn(count, rule.weights.shape[1], generator=generator)
-    values = rule(x.double()) + noise * torch.randn(count, len(NAMES), generator=generator, dtype=torch.float64)
+def _samples(functions: RelatedFunctions, count: int, noise: float, generator: torch.Generator) -> Split:
+    x = torch.randn(count, functions.weights.shape[1], generator=generator)
+    values = functions(x.double()) + noise * torch.randn(count, len(NAMES), generator=generator, dtype=torch.float64)
     return Split(x, dict(zip(NAMES, values.float().unbind(1), strict=True)))

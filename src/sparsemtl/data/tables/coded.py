@@ -120,9 +120,6 @@ class CodedLoader(BatchLoader):
 
     Yields:
         pairs (inputs, target -> labels); inputs are one-hot unless the split leaves them coded.
-
-    Raises:
-        DataError: if there is no batch to yield.
     """
 
     @validated

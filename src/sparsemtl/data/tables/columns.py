@@ -7,28 +7,16 @@ value, is a mistake or makes the ages categories, only its owner knows.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparsemtl.data.tables.formats import (
-    DATE_FORMATS,
-    Dialect,
-    days,
-    load_pandas,
-    parse_dates,
-    suggest_option,
-    whole_number,
-)
+from sparsemtl.data.tables import formats
+from sparsemtl.data.tables.formats import Dialect, load_pandas
 from sparsemtl.data.tables.rows import Array, Rows
 from sparsemtl.errors import DataError, ParameterError, unknown_name
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _FEW = 20
 """Number of different texts that is never too large."""
@@ -48,9 +36,9 @@ class ColumnRoles:
     """
 
     targets: Mapping[str, bool]
-    drop: tuple[str, ...]
-    categorical: tuple[str, ...]
-    split_column: tuple[str, ...]
+    drop: Sequence[str]
+    categorical: Sequence[str]
+    split_column: Sequence[str]
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -75,30 +63,16 @@ class ColumnPreview:
     """Values of a column: numbers where they are numbers, texts elsewhere.
 
     Attributes:
-        rows: rows of the column.
         numbers: float64, NaN where a value is missing or a text, shape (N,).
         texts: names of categories, None where a value is missing or a number, shape (N,).
+        is_text: rows with a text, bool, shape (N,).
+        distinct: different texts, in the order in which they come.
     """
 
-    rows: Rows
     numbers: Array
     texts: Array
-
-    @cached_property
-    def is_text(self) -> Array:
-        """Rows with a text, bool, shape (N,)."""
-        is_text: Array = load_pandas().notna(self.texts)
-        return is_text
-
-    @cached_property
-    def distinct(self) -> list[str]:
-        """Different texts, in the order in which they come."""
-        return list(dict.fromkeys(self.texts[self.is_text]))
-
-    @property
-    def where(self) -> str:
-        """Place of the first text."""
-        return self.rows.where(self.is_text)
+    is_text: Array
+    distinct: list[str]
 
     @property
     def nearly_all_differ(self) -> bool:
@@ -111,21 +85,23 @@ def preview(rows: Rows, name: str, dialect: Dialect, *, as_text: bool = False) -
     pandas, column = load_pandas(), rows.frame[name]
     as_text = as_text or pandas.api.types.is_bool_dtype(column)
     if pandas.api.types.is_numeric_dtype(column) and not as_text:
-        numbers = column.to_numpy(np.float64, na_value=np.nan)
-        return ColumnPreview(rows, numbers, np.full(len(column), None, object))
-    codes, values = pandas.factorize(column)  # each different value once
-    values = np.asarray(values, dtype=object)
+        numbers, texts = column.to_numpy(np.float64, na_value=np.nan), np.full(len(column), None, object)
+        return ColumnPreview(numbers, texts, np.zeros(len(column), bool), [])
+    codes, found = pandas.factorize(column)  # each different value once; the code of a missing one is -1
+    values = np.asarray(found, dtype=object)
     stripped = pandas.Series([str(value).strip() for value in values], dtype=object)
-    numbers = np.full(len(values), np.nan)
+    parsed = np.full(len(values), np.nan)
     if not as_text:
-        numbers = dialect.numbers.parse(stripped).to_numpy(copy=True)
+        parsed = dialect.numbers.parse(stripped).to_numpy(copy=True)
         native = [isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) for value in values]
-        numbers[native] = values[native].astype(np.float64)
+        parsed[native] = values[native].astype(np.float64)
+    names = np.array([formats.whole_number(text, dialect.numbers.decimal) for text in stripped], dtype=object)
     missing = stripped.isin(dialect.missing_values).to_numpy()
-    numbers[missing] = np.nan
-    names = np.array([*(whole_number(text, dialect.numbers.decimal) for text in stripped), None], dtype=object)
-    names[:-1][missing | ~np.isnan(numbers)] = None
-    return ColumnPreview(rows, np.append(numbers, np.nan)[codes], names[codes])  # the code of a missing value is -1
+    parsed[missing] = np.nan
+    names[missing | ~np.isnan(parsed)] = None
+    texts = np.array([*names, None], dtype=object)[codes]
+    distinct = list(dict.fromkeys(name for name in names if name is not None))
+    return ColumnPreview(np.append(parsed, np.nan)[codes], texts, pandas.notna(texts), distinct)
 
 
 def select(rows: Rows, dialect: Dialect, numbers: Collection[str], texts: Collection[str]) -> Rows:
@@ -140,22 +116,14 @@ def select(rows: Rows, dialect: Dialect, numbers: Collection[str], texts: Collec
             raise DataError(f"{rows.path}: {unknown_name('column', name, rows.columns)}")
         found = preview(rows, name, dialect, as_text=name in texts)
         if name not in texts and found.distinct:
-            raise DataError(f"{found.where}: column {name!r} holds numbers, and here {found.distinct[0]!r}.")
+            text = found.distinct[0]
+            raise DataError(f"{rows.where(found.is_text)}: column {name!r} holds numbers, and here {text!r}.")
         columns[name] = found.texts if name in texts else found.numbers
     return replace(rows, frame=load_pandas().DataFrame(columns))
 
 
 def find_columns(rows: Rows, roles: ColumnRoles, dialect: Dialect) -> tuple[Rows, list[str], list[str]]:
-    """Find the kinds of the inputs' columns.
-
-    Args:
-        rows: the rows as they were read.
-        roles: roles of the columns.
-        dialect: form of the files.
-
-    Returns:
-        the columns of inputs, targets and parts as float64 or texts; names of the inputs that are numbers; names of the
-        inputs that are categories.
+    """Return the columns of inputs, targets and parts as float64 or texts, and which inputs are numbers and categories.
 
     Raises:
         DataError: if no input is left, a column is of no kind or of both, or a target holds other values than it
@@ -166,34 +134,33 @@ def find_columns(rows: Rows, roles: ColumnRoles, dialect: Dialect) -> tuple[Rows
     inputs = [name for name in rows.columns if name not in apart]
     if not inputs:
         raise DataError(f"{rows.path}: no column is left for the inputs, beside {', '.join(sorted(apart))}.")
-    columns = {name: _input(rows, name, dialect, categorical=name in roles.categorical) for name in inputs}
-    numbers = [name for name, values in columns.items() if values.dtype == np.float64]
-    for name, numeric in roles.targets.items():
-        columns[name] = _number_target(rows, name, dialect) if numeric else _class_target(rows, name, dialect)
-    for name in roles.split_column:
-        columns[name] = preview(rows, name, dialect, as_text=True).texts
+    columns = {}
+    for name in (*inputs, *roles.targets, *roles.split_column):
+        if name in dialect.dates:
+            columns[name] = _days(rows, name, dialect)
+        elif name in (*roles.categorical, *roles.split_column):
+            columns[name] = preview(rows, name, dialect, as_text=True).texts
+        elif name in inputs:
+            columns[name] = _input(rows, name, dialect)
+        else:
+            columns[name] = _target(rows, name, dialect, numeric=roles.targets[name])
     found = replace(rows, frame=load_pandas().DataFrame(columns))
+    numbers = [name for name in inputs if columns[name].dtype == np.float64]
     return found, numbers, [name for name in inputs if name not in numbers]
 
 
-def _input(rows: Rows, name: str, dialect: Dialect, *, categorical: bool) -> Array:
+def _input(rows: Rows, name: str, dialect: Dialect) -> Array:
     """Return an input's numbers, or its categories as texts."""
-    if name in dialect.dates:
-        return _days(rows, name, dialect)
-    found = preview(rows, name, dialect, as_text=categorical)
-    if categorical:
-        return found.texts
-    _check_times(rows, name)
+    found = _preview_without_times(rows, name, dialect)
     is_number = ~np.isnan(found.numbers)
     if not found.distinct:
         if not is_number.any():
             raise DataError(f"{rows.path}: column {name!r} holds neither numbers nor texts. Name it in `drop`.")
         return found.numbers
-    title, text = f"{found.where}: column {name!r}", found.distinct[0]
-    if remedy := suggest_option(found.distinct, dialect.numbers):
-        raise DataError(
-            f"{title}: {remedy} If the column holds categories all the same, add {name!r} to `categorical`."
-        )
+    title, text = f"{rows.where(found.is_text)}: column {name!r}", found.distinct[0]
+    if remedy := formats.suggest_option(found.distinct, dialect.numbers):
+        otherwise = f"If the column holds categories all the same, add {name!r} to `categorical`."
+        raise DataError(f"{title}: {remedy} {otherwise}")
     if is_number.any():
         raise DataError(
             f"{title} holds numbers, as in {rows.where(is_number)}, and here {text!r}. If that stands for a missing "
@@ -208,41 +175,44 @@ def _input(rows: Rows, name: str, dialect: Dialect, *, categorical: bool) -> Arr
     return found.texts
 
 
-def _number_target(rows: Rows, name: str, dialect: Dialect) -> Array:
-    if name in dialect.dates:
-        return _days(rows, name, dialect)
-    _check_times(rows, name)
-    found = preview(rows, name, dialect)
-    if found.distinct:
-        remedy = suggest_option(found.distinct, dialect.numbers)
-        message = f"{found.where}: the target {name!r} must hold numbers, and here is {found.distinct[0]!r}. {remedy}"
-        raise DataError(message.rstrip())
-    if np.isnan(found.numbers).all():
-        raise DataError(f"{rows.path}: the target {name!r} must hold numbers, and it holds none.")
-    return found.numbers
+def _target(rows: Rows, name: str, dialect: Dialect, *, numeric: bool) -> Array:
+    """Return a target's numbers, or its classes as texts."""
+    if numeric:
+        found = _preview_without_times(rows, name, dialect)
+        if not found.distinct and np.isnan(found.numbers).all():
+            raise DataError(f"{rows.path}: the target {name!r} must hold numbers, and it holds none.")
+        problem = "must hold numbers, and here is {text!r}."
+    else:
+        found = preview(rows, name, dialect, as_text=True)
+        problem = "would have {classes:,} classes in {rows:,} rows, as {text!r}. If it holds numbers, learn it by "
+        problem += "`kind: regression`."
+    if found.distinct if numeric else found.nearly_all_differ:
+        problem = problem.format(text=found.distinct[0], classes=len(found.distinct), rows=found.is_text.sum())
+        remedy = formats.suggest_option(found.distinct, dialect.numbers)
+        raise DataError(f"{rows.where(found.is_text)}: the target {name!r} {problem} {remedy}".rstrip())
+    return found.numbers if numeric else found.texts
 
 
-def _class_target(rows: Rows, name: str, dialect: Dialect) -> Array:
-    found = preview(rows, name, dialect, as_text=True)
-    if found.nearly_all_differ:
-        message = (
-            f"{found.where}: the target {name!r} would have {len(found.distinct):,} classes in {found.is_text.sum():,} "
-            f"rows, as {found.distinct[0]!r}. If it holds numbers, learn it by `kind: regression`. "
-            f"{suggest_option(found.distinct, dialect.numbers)}"
+def _preview_without_times(rows: Rows, name: str, dialect: Dialect) -> ColumnPreview:
+    column = rows.frame[name]
+    if load_pandas().api.types.is_datetime64_any_dtype(column):
+        where, first = rows.where(column.notna().to_numpy()), str(column.dropna().iloc[0])
+        raise DataError(
+            f"{where}: column {name!r} holds times, as {first!r}. Name it in `dates` (days since 1970-01-01 become its "
+            "number), or in `drop`."
         )
-        raise DataError(message.rstrip())
-    return found.texts
+    return preview(rows, name, dialect)
 
 
 def _days(rows: Rows, name: str, dialect: Dialect) -> Array:
     """Return the days of a column of dates, by its own format or the one that reads all values."""
-    column, form = rows.frame[name], dialect.dates[name]
-    if _holds_times(column):
-        return days(column).to_numpy()
-    codes, values = load_pandas().factorize(column)
-    texts = load_pandas().Series([str(value).strip() for value in values], dtype="str")
-    tried = DATE_FORMATS if form is None else (form,)
-    parsed = {each: parse_dates(texts, each).to_numpy() for each in tried}
+    pandas, column, form = load_pandas(), rows.frame[name], dialect.dates[name]
+    if pandas.api.types.is_datetime64_any_dtype(column):
+        return formats.days(column).to_numpy()
+    codes, values = pandas.factorize(column)
+    texts = pandas.Series([str(value).strip() for value in values], dtype="str")
+    tried = formats.DATE_FORMATS if form is None else (form,)
+    parsed = {each: formats.parse_dates(texts, each).to_numpy() for each in tried}
     fitting = [each for each, numbers in parsed.items() if not np.isnan(numbers).any()]
     if not fitting:
         wrong = np.isnan(min(parsed.values(), key=lambda numbers: np.isnan(numbers).sum()))
@@ -258,17 +228,3 @@ def _days(rows: Rows, name: str, dialect: Dialect) -> Array:
         )
     numbers: Array = np.append(parsed[fitting[0]], np.nan)[codes]
     return numbers
-
-
-def _holds_times(column: pd.Series[Any]) -> bool:
-    return bool(load_pandas().api.types.is_datetime64_any_dtype(column))
-
-
-def _check_times(rows: Rows, name: str) -> None:
-    column = rows.frame[name]
-    if _holds_times(column):
-        where, first = rows.where(column.notna().to_numpy()), str(column.dropna().iloc[0])
-        raise DataError(
-            f"{where}: column {name!r} holds times, as {first!r}. Name it in `dates` (days since 1970-01-01 become its "
-            "number), or in `drop`."
-        )

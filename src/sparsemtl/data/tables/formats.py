@@ -122,24 +122,15 @@ class Dialect:
 
 
 def whole_number(text: str, decimal: str = ".") -> str:
-    """Return a text as it names a category: `1.0` is `1`.
-
-    Args:
-        text: the text.
-        decimal: mark before a number's fraction in the file; a point counts in every file.
-    """
+    """Return a text as it names a category: `1.0` is `1`, and `1,0` where a comma stands before the fraction."""
     match = _WHOLE.fullmatch(text)
     return match[1] if match and match[2] in (".", decimal) else text
 
 
 def suggest_option(texts: Iterable[str], used: NumberFormat) -> str:
-    """Return a sentence with the option that reads texts that are numbers or dates in a local form, "" if they are not.
+    """Return the option that reads different texts of a column, "" if they are no numbers or dates in a local form.
 
-    A few other texts, such as a dash for a missing value, change nothing.
-
-    Args:
-        texts: different texts of a column.
-        used: format by which the texts are no numbers.
+    A few other texts, such as a dash for a missing value, change nothing. By the format `used` they are no numbers.
     """
     known = [text.strip() for text in texts]
     dates = [text for text in known if _DATE.fullmatch(text)]
@@ -155,7 +146,7 @@ def suggest_option(texts: Iterable[str], used: NumberFormat) -> str:
     units = sorted({unit for match in matches.values() for unit in match.group("before", "after") if unit})
     ways = sorted(_LOCAL, key=lambda way: way.decimal != used.decimal == ",")  # a decimal comma that was named stays
     fitting = [way for way in ways if _reads(way, units, numbers)]
-    options = [said for way in fitting if (said := _options(way, units, used))]
+    options = [said for way in fitting if (said := _options_of(way, units, used))]
     if not options:
         return ""
     either = " or ".join(options[: 2 if _ambiguous(fitting) else 1])
@@ -174,7 +165,7 @@ def _ambiguous(fitting: Sequence[NumberFormat]) -> bool:
     return len(plain) == 1 and any(way.thousands in plain for way in fitting)
 
 
-def _options(way: NumberFormat, units: Sequence[str], used: NumberFormat) -> str:
+def _options_of(way: NumberFormat, units: Sequence[str], used: NumberFormat) -> str:
     said = [f'`decimal: "{way.decimal}"`'] if way.decimal != used.decimal else []
     said += [f'`thousands: "{way.thousands}"`'] if way.thousands not in (None, used.thousands) else []
     quoted = ", ".join(f'"{unit}"' for unit in units)
@@ -201,11 +192,10 @@ def parse_dates(texts: pd.Series[Any], form: str) -> pd.Series[Any]:
 
 def wrong_date_format(form: str) -> str:
     """Return why pandas can read no date by a format, "" if it can."""
-    pandas = load_pandas()
     try:
-        pandas.to_datetime(pandas.Series(["2000-01-01"]), format=form, errors="coerce")
+        parse_dates(load_pandas().Series(["2000-01-01"]), form)
     except ValueError as error:
-        return f": {error}"
+        return str(error)
     return ""
 
 

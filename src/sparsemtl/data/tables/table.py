@@ -34,9 +34,7 @@ class TableOptions(TypedDict, total=False):
     """Options of a table: its columns, its split and the form of its files."""
 
     drop: Annotated[Sequence[str], Default(()), Doc("Columns that are not read.")]
-    categorical: Annotated[
-        Sequence[str], Default(()), Doc("Columns that hold categories, though they look like numbers.")
-    ]
+    categorical: Annotated[Sequence[str], Default(()), Doc("Columns of categories that look like numbers.")]
     missing: Annotated[
         Missing,
         Default("indicator"),
@@ -46,58 +44,33 @@ class TableOptions(TypedDict, total=False):
         ),
     ]
     missing_values: Annotated[Sequence[str], Default(MISSING_VALUES), Doc("Texts that stand for a missing value.")]
-    most_categories: Annotated[
-        Count, Default(1000), Doc("Largest number of categories of a column in training; more are an error.")
-    ]
+    most_categories: Annotated[Count, Default(1000), Doc("Largest number of categories per column in training.")]
     split: Annotated[
         Sequence[ProperFraction],
         Default((0.7, 0.15, 0.15)),
-        Doc(
-            "Shares of training, validation and test. Where the test rows have a file of their own and the validation "
-            "rows have none, the first two are the shares of the training file."
-        ),
+        Doc("Shares of training, validation and test; of two files, the first two divide the training file."),
     ]
-    stratify: Annotated[
-        bool,
-        Default(True),
-        Doc(
-            "Give every class of a classification these shares, as nearly as numbers allow, and at least one training "
-            "row; of several classifications, that with the fewest classes comes first."
-        ),
-    ]
-    split_column: Annotated[
-        str | None, Default(None), Doc("Column whose values train, validation and test are the parts of the rows.")
-    ]
+    stratify: Annotated[bool, Default(True), Doc("Give every class these shares, as nearly as numbers allow.")]
+    split_column: Annotated[str | None, Default(None), Doc("Column of each row's part: train, validation or test.")]
     separator: Annotated[
-        str | None,
-        Default(None),
-        Doc("Character between two values; by default a tab in .tsv files and a comma in others."),
+        str | None, Default(None), Doc("Character between two values; by default a tab in .tsv files, else a comma.")
     ]
     decimal: Annotated[Decimal, Default("."), Doc("Mark before a number's fraction.")]
     thousands: Annotated[
-        Thousands | None,
-        Default(None),
-        Doc("Mark between groups of three digits, as the comma in 55,027.64; a blank stands for any kind of space."),
+        Thousands | None, Default(None), Doc("Mark between groups of three digits; a blank is any kind of space.")
     ]
-    units: Annotated[
-        Sequence[str],
-        Default(()),
-        Doc("Texts before or after numbers that are left out, such as $ and %; 1.3% is 1.3."),
-    ]
+    units: Annotated[Sequence[str], Default(()), Doc("Texts beside numbers to leave out, as $ and %: 1.3% is 1.3.")]
     dates: Annotated[
         Sequence[str] | Mapping[str, str],
         Default(()),
         Doc(
             "Columns of dates, which become days since 1970-01-01, with fractions for times; or a mapping of columns "
-            "to formats, as `strptime` writes them. Without a format, the one that reads all values is found; day and "
-            "month in either order is an error."
+            "to formats, as `strptime` writes them. Without a format, the one that reads all values is found."
         ),
     ]
     skip_rows: Annotated[Natural, Default(0), Doc("Lines above the header, such as a title.")]
-    sheet: Annotated[str | None, Default(None), Doc("Sheet of an Excel file; the first by default.")]
-    text_encoding: Annotated[
-        str, Default("utf-8"), Doc("Encoding of text files, as Python names it; a byte order mark goes first.")
-    ]
+    sheet: Annotated[str | None, Default(None), Doc("Sheet of an Excel file; by default the first.")]
+    text_encoding: Annotated[str, Default("utf-8"), Doc("Encoding of text files; a byte order mark goes first.")]
 
 
 @requires_files(
@@ -112,8 +85,7 @@ def table(
         str | Sequence[str],
         Doc(
             "A file; a list of two or three files (training, validation and test, or training and test); or a folder "
-            "with files named train, validation (may be absent) and test. CSV may be compressed (.csv.gz, or .zip with "
-            "one table in it). An absent path is looked for under `root`."
+            "with files named train, validation (may be absent) and test. An absent path is looked for under `root`."
         ),
     ],
     targets: Annotated[Mapping[str, str | Mapping[str, Any]], Doc("Column -> kind of its task, or a mapping.")],
@@ -121,7 +93,7 @@ def table(
     seed: Annotated[Natural, Doc("Seed of the split.")] = 0,
     **options: Unpack[TableOptions],
 ) -> TaskData:
-    """Table: rows of your own, from CSV, Parquet or Excel files.
+    """Table: rows of your own, from CSV (plain, .gz, .bz2, .xz or .zip), Parquet or Excel files.
 
     A column whose every value is a number is an input number, one with none is an input category; one with both is
     refused until `categorical` or `missing_values` says what it is. Refused are also texts that look like numbers or
@@ -138,23 +110,21 @@ def table(
     Raises:
         DataError: if a file cannot be read as a table, or a value does not do; with its column and row.
         ParameterError: if there is no column of a name, or an argument does not do.
-        MissingExtraError: if pandas or scikit-learn, or pyarrow for Parquet, or openpyxl for Excel, is not installed.
+        MissingExtraError: if a package of the extra `tables` is not installed.
     """
     parsed, dialect, column = parse_targets(targets), _dialect(options), options["split_column"]
-    roles = ColumnRoles(
-        {target.column: target.numeric for target in parsed},
-        tuple(options["drop"]),
-        tuple(options["categorical"]),
-        () if column is None else (column,),
-    )
+    numeric = {target.column: target.numeric for target in parsed}
+    roles = ColumnRoles(numeric, options["drop"], options["categorical"], [] if column is None else [column])
     rows, numbers, categories = find_columns(read_rows(find_files(path, root), dialect, roles.texts), roles, dialect)
     if column is None:
         parts = divide(rows, parsed, options["split"], seed, stratify=options["stratify"])
     else:
         parts = by_column(rows, column)
+    notes = []
+    for kind, names in (("numbers", numbers), ("categories", categories)):
+        rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        notes += [f"input {kind}: {', '.join(names[:_SHOWN])}{rest}"] if names else []
     inputs = InputColumns(numbers, categories, options["missing"], options["most_categories"])
-    kinds = {"numbers": numbers, "categories": categories}
-    notes = [f"input {kind}: {_named(names)}" for kind, names in kinds.items() if names]
     return tabulate("table", rows, parts, inputs, parsed, encoding=encoding, notes=notes, warn=True)
 
 
@@ -164,34 +134,24 @@ def _dialect(options: TableOptions) -> Dialect:
     Raises:
         ParameterError: if one mark is to stand for two things, or a separator, unit or date format is none.
     """
-    separator, decimal, thousands, dates = (
-        options["separator"],
-        options["decimal"],
-        options["thousands"],
-        options["dates"],
-    )
+    separator, dates = options["separator"], options["dates"]
     if separator is not None and (len(separator) != 1 or separator in '"\r\n'):
         raise ParameterError(f"separator: expected one character, other than a quotation mark; got {separator!r}.")
-    if decimal == thousands:
-        raise ParameterError(f"decimal and thousands are both {decimal!r}. Give each a mark of its own.")
+    if options["decimal"] == options["thousands"]:
+        raise ParameterError(f"decimal and thousands are both {options['decimal']!r}. Give each a mark of its own.")
     for unit in options["units"]:
-        if not isinstance(unit, str) or not unit.strip() or any(mark.isdecimal() for mark in unit):
+        if not unit.strip() or any(mark.isdecimal() for mark in unit):
             raise ParameterError(f"units: expected texts without digits, such as $ and %; got {unit!r}.")
     for name, form in dates.items() if isinstance(dates, Mapping) else ():
         if wrong := wrong_date_format(form):
-            raise ParameterError(f'dates.{name}: expected a format of strptime, as "%d.%m.%Y"; got {form!r}{wrong}.')
-    units = sorted((unit.strip() for unit in options["units"]), key=len, reverse=True)
+            raise ParameterError(f'dates.{name}: expected a format of strptime, as "%d.%m.%Y"; got {form!r}: {wrong}.')
+    units = tuple(sorted(map(str.strip, options["units"]), key=len, reverse=True))
     return Dialect(
         separator,
-        NumberFormat(decimal, thousands, tuple(units)),
+        NumberFormat(options["decimal"], options["thousands"], units),
         dict(dates) if isinstance(dates, Mapping) else dict.fromkeys(dates),
         options["text_encoding"],
         tuple(options["missing_values"]),
         skip_rows=options["skip_rows"],
         sheet=options["sheet"],
     )
-
-
-def _named(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + rest

@@ -12,12 +12,11 @@ import warnings
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from io import TextIOWrapper
+from collections.abc import Collection, Sequence
+from io import BytesIO, TextIOWrapper
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sparsemtl.data.tables.formats import Dialect, load_pandas
 from sparsemtl.errors import DataError, ParameterError
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
 FIRST_ROWS = 20
 """Rows by which a separator and a title are recognised."""
 _SEPARATORS = (",", ";", "\t", "|")
-_TABS = (".tsv", ".tab")
-_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_TABS = {".tsv", ".tab"}
+_UNPACK = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -64,19 +63,19 @@ def read_text(path: Path, dialect: Dialect, texts: Collection[str] | None) -> pd
         DataError: if the file is absent, damaged or no table of this form; naming the option that would read it.
         ParameterError: if there is no such encoding.
     """
-    inner = Path(_zipped_table(path)) if path.suffix.lower() == ".zip" else path
+    pandas = load_pandas()
+    inner, data = _unpack(path)
     if inner.suffix.lower() in _FOREIGN:
         raise DataError(f"{path}: {inner.name} cannot be read. Save it as CSV, .parquet or .xlsx, not in an archive.")
-    usual = "\t" if any(ending.lower() in _TABS for ending in inner.suffixes) else ","
-    pandas, encoding, separator = load_pandas(), dialect.text_encoding, dialect.separator or usual
+    separator = dialect.separator or ("\t" if _TABS & {suffix.lower() for suffix in inner.suffixes} else ",")
+    encoding = _encoding(path, data[:64], dialect)
     every = texts is None or not dialect.numbers.plain
     try:
-        encoding = _encoding(path, dialect)
-        names = dialect.header or _header(path, dialect, encoding, separator)
-        with _opened(path) as file, warnings.catch_warnings():
+        names = dialect.header or _header(path, data, dialect, encoding, separator)
+        with warnings.catch_warnings():
             warnings.simplefilter("error", pandas.errors.ParserWarning)
             frame: pd.DataFrame = pandas.read_csv(
-                file,
+                BytesIO(data),
                 sep=separator,
                 encoding=encoding,
                 names=list(names),
@@ -91,8 +90,6 @@ def read_text(path: Path, dialect: Dialect, texts: Collection[str] | None) -> pd
                 skiprows=dialect.skip_rows,
             )
             return frame
-    except FileNotFoundError:
-        raise
     except pandas.errors.EmptyDataError:
         raise DataError(f"{path} is empty.") from None
     except (pandas.errors.ParserError, pandas.errors.ParserWarning) as error:
@@ -101,27 +98,16 @@ def read_text(path: Path, dialect: Dialect, texts: Collection[str] | None) -> pd
             "its values? Set `separator`; or `skip_rows`, if lines stand above the header."
         ) from None
     except UnicodeError:
-        raise DataError(_undecodable(path, encoding)) from None
-    except LookupError as error:
-        if "encoding" not in str(error):
-            raise
-        raise ParameterError(f"{error}; `text_encoding` is a name that Python knows, as utf-8.") from None
+        raise DataError(_undecodable(path, data, encoding)) from None
     except csv.Error as error:
         raise DataError(f"{path} cannot be read: {error}. Set `separator` to one character.") from None
-    except _DAMAGED as error:
-        raise DataError(f"{path} cannot be read: {error}.") from None
 
 
 def check_header(path: Path, rows: Sequence[Sequence[str]], dialect: Dialect) -> tuple[str, ...]:
-    """Return the names in the first row.
-
-    Args:
-        path: the file.
-        rows: first rows of the file.
-        dialect: form of the file.
+    """Return the names in the first of some rows.
 
     Raises:
-        DataError: if the first row is a title, which fills half of the columns at most, or the names do not do.
+        DataError: if it is a title, which fills half of the columns at most, or the names do not do.
     """
     filled = [sum(bool(value.strip()) for value in row) for row in rows]
     usual = max(set(filled[1:]), key=filled[1:].count) if len(filled) > 2 else 0
@@ -149,21 +135,23 @@ def check_names(path: Path, names: Sequence[str]) -> None:
             raise DataError(f"{path}: columns {first[name]} and {place} are both named {name!r}.")
 
 
-def _zipped_table(path: Path) -> str:
-    """Return the name of the one file of a ZIP archive, beside the files that macOS and others add."""
+def _unpack(path: Path) -> tuple[Path, bytes]:
+    """Return the contents of a file, or of the one file in a ZIP archive beside those that macOS and others add."""
     try:
+        if path.suffix.lower() != ".zip":
+            return path, _UNPACK.get(path.suffix.lower(), bytes)(path.read_bytes())
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if not name.endswith("/") and not _is_extra(name)]
+            if len(names) == 1:
+                return Path(names[0]), archive.read(names[0])
     except FileNotFoundError:
         raise
     except _DAMAGED as error:
         raise DataError(f"{path} cannot be read: {error}.") from None
-    if len(names) != 1:
-        raise DataError(
-            f"{path} holds {', '.join(names[:5]) or 'no file'}; expected one table. Unpack it, and name the file or "
-            "the files in `path`."
-        )
-    return names[0]
+    raise DataError(
+        f"{path} holds {', '.join(names[:5]) or 'no file'}; expected one table. Unpack it, and name the file or the "
+        "files in `path`."
+    )
 
 
 def _is_extra(name: str) -> bool:
@@ -171,42 +159,34 @@ def _is_extra(name: str) -> bool:
     return parts[0] == "__MACOSX" or parts[-1].startswith(".") or parts[-1] in ("Thumbs.db", "desktop.ini")
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for its bytes, unpacked by the ending of its name."""
-    if path.suffix.lower() == ".zip":
-        with zipfile.ZipFile(path) as archive, archive.open(_zipped_table(path)) as member:
-            yield member
-        return
-    with _OPENERS.get(path.suffix.lower(), open)(path, "rb") as file:
-        yield file
-
-
-def _encoding(path: Path, dialect: Dialect) -> str:
+def _encoding(path: Path, start: bytes, dialect: Dialect) -> str:
     """Return the encoding of the byte order mark, or else the dialect's."""
-    with _opened(path) as file:
-        start = file.read(64)
-    foreign = next((kind for mark, kind in _BYTES.items() if start.startswith(mark)), None)
-    if foreign is not None:
+    if foreign := next((kind for mark, kind in _BYTES.items() if start.startswith(mark)), None):
         raise DataError(f"{path} is {foreign}, not text. Give it the ending of its format, or save it as CSV.")
-    marked = next((name for mark, name in _MARKS.items() if start.startswith(mark)), None)
-    if marked is not None:
+    if marked := next((name for mark, name in _MARKS.items() if start.startswith(mark)), None):
         return marked
-    named = dialect.text_encoding
-    if b"\0" in start and not named.lower().replace("-", "").startswith(("utf16", "utf32")):
+    try:
+        named = codecs.lookup(dialect.text_encoding).name
+    except LookupError as error:
+        raise ParameterError(f"{error}; `text_encoding` is a name that Python knows, as utf-8.") from None
+    if b"\0" in start and not named.startswith(("utf-16", "utf-32")):
         guess = "utf-16-be" if start.startswith(b"\0") else "utf-16-le"
         raise DataError(f"{path} has null bytes, as no {named} text has. Try `text_encoding: {guess}`.")
-    return "utf-8-sig" if start.startswith(codecs.BOM_UTF8) and named.lower() in ("utf-8", "utf8") else named
+    return "utf-8-sig" if start.startswith(codecs.BOM_UTF8) and named == "utf-8" else named
 
 
-def _header(path: Path, dialect: Dialect, encoding: str, separator: str) -> tuple[str, ...]:
+def _header(path: Path, data: bytes, dialect: Dialect, encoding: str, separator: str) -> tuple[str, ...]:
     """Return the names in the first row, after a check that it is a header and divided by this separator."""
-    with _opened(path) as file, TextIOWrapper(file, encoding, newline="") as text:
-        lines = list(islice(text, dialect.skip_rows, dialect.skip_rows + 10 * FIRST_ROWS))  # values may fill several
-    first = _first_rows(lines, separator)
+    text = TextIOWrapper(BytesIO(data), encoding, newline="")
+    lines = list(islice(text, dialect.skip_rows, dialect.skip_rows + 10 * FIRST_ROWS))  # values may fill several
+    rows = {
+        mark: list(islice(filter(None, csv.reader(lines, delimiter=mark, skipinitialspace=True)), FIRST_ROWS))
+        for mark in (separator, *_SEPARATORS)
+    }
+    first = rows[separator]
     if not first:
         raise DataError(f"{path} is empty.")
-    usual = {mark: _usual_length(_first_rows(lines, mark)) for mark in (separator, *_SEPARATORS)}
+    usual = {mark: Counter(map(len, divided)).most_common(1)[0][0] for mark, divided in rows.items()}
     other = max(_SEPARATORS, key=lambda mark: usual[mark])
     if len(first[0]) == 1 and usual[other] > max(1, usual[separator]):  # a decimal comma divides each row in two
         raise DataError(
@@ -216,26 +196,12 @@ def _header(path: Path, dialect: Dialect, encoding: str, separator: str) -> tupl
     return check_header(path, first, dialect)
 
 
-def _first_rows(lines: Sequence[str], separator: str) -> list[list[str]]:
-    rows = csv.reader(lines, delimiter=separator, skipinitialspace=True)
-    return list(islice((row for row in rows if row), FIRST_ROWS))
-
-
-def _usual_length(rows: Sequence[Sequence[str]]) -> int:
-    lengths = Counter(map(len, rows))
-    return max(lengths, key=lambda length: lengths[length], default=0)
-
-
-def _undecodable(path: Path, encoding: str) -> str:
-    """Return a message with the byte that is no text, found by reading the file again."""
+def _undecodable(path: Path, data: bytes, encoding: str) -> str:
+    """Return a message with the byte that is no text."""
     remedy = f"is not {encoding}. Set `text_encoding` to that of the file, as latin-1 or cp1252."
-    decoder, offset = codecs.getincrementaldecoder(encoding)(), 0
-    with _opened(path) as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                decoder.decode(line)
-            except UnicodeDecodeError as error:
-                byte = f"byte {offset + error.start}, 0x{error.object[error.start]:02x},"
-                return f"{path}, line {number}: {byte} {remedy}"
-            offset += len(line)
+    try:
+        data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line, byte = data.count(b"\n", 0, error.start) + 1, data[error.start]
+        return f"{path}, line {line}: byte {error.start}, 0x{byte:02x}, {remedy}"
     return f"{path} {remedy}"
