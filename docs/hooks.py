@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import sparsemtl
+from sparsemtl.registry.parameters import parameters_of
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = (
@@ -96,11 +97,40 @@ def api_page(public: PublicName, tutorials: Mapping[str, str]) -> str:
         text = [f"# {public.name}", f"`{public.path}`", registry_summary(public.value), "\n".join(members)]
     else:
         text = [f"::: {public.path}"]
+        if table := options_table(public.value):
+            text += ["## Options", "Keyword arguments behind `**options`.", table]
+    snippet = ROOT / "docs" / "snippets" / f"{public.name}.md"
+    if snippet.is_file() and public.path.count(".") == 1:
+        text += ["## Example", snippet.read_text(encoding="utf-8").strip()]
     if users := [path for path, page in tutorials.items() if uses(page, public)]:
         up = "../" * public.page.count("/")
         links = [f"- [{heading(tutorials[path])}]({up}{path})" for path in users]
         text += ["## Used in", "\n".join(links)]
     return "\n\n".join(text) + "\n"
+
+
+def options_table(value: Any) -> str:
+    """Return the table of the keyword arguments that a signature takes as `**options: Unpack[...]`; "" without any."""
+    if not has_docstring(value):
+        return ""
+    named = _signature(value)
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in named.values()):
+        return ""
+    rows = [
+        (f"`{p.name}`", p.kind, f"`{p.default}`", p.meaning)
+        for p in parameters_of(value).values()
+        if p.keyword not in named
+    ]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    head = ["| Name | Type | Default | Description |", "| :--- | :--- | :--- | :--- |"]
+    return "\n".join([*head, *lines]) if lines else ""
+
+
+def _signature(value: Any) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(value).parameters
+    except (TypeError, ValueError):  # classes of protocols, C functions
+        return {}
 
 
 def registry_summary(registry: Any) -> str:

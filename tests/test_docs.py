@@ -173,6 +173,17 @@ def test_every_public_name_has_a_page_and_a_summary() -> None:
     assert undocumented == []
 
 
+def test_every_name_of_the_package_has_an_example_that_runs() -> None:
+    import sparsemtl
+
+    snippets = {page.stem for page in (DOCS / "snippets").glob("*.md")}
+    named = [name for name in sparsemtl.__all__ if HOOKS.has_docstring(getattr(sparsemtl, name))]
+    examples = {name: getattr(sparsemtl, name).__doc__ or "" for name in named}
+    run = {name for name, text in examples.items() if any(">>>" in l and "SKIP" not in l for l in text.splitlines())}
+    assert set(named) - snippets - run == set()
+    assert snippets <= set(named)
+
+
 def test_pages_of_the_api_are_different_files_where_capitals_do_not_count() -> None:
     pages = [public.page.lower() for public in PUBLIC]
     assert len(set(pages)) == len(pages)

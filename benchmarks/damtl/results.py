@@ -67,7 +67,7 @@ def read_study(folder: Path) -> pd.DataFrame:
 
 
 def seconds_before(study: StudyFolder, config: dict) -> float:
-    """Seconds of the pretraining run, 0 if there is none; where a seed has several, as for several overlaps, their mean."""
+    """Seconds of the pretraining run, 0 if there is none; the mean where a seed has several (several overlaps)."""
     if config["pretraining"] is None:
         return 0.0
     folders = map(RunFolder, study.pretraining.glob(f"seed-{config['seed']}-*"))
