@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, is_typeddict
 
 import sparsemtl
 from sparsemtl.registry.parameters import parameters_of
@@ -97,8 +97,8 @@ def api_page(public: PublicName, tutorials: Mapping[str, str]) -> str:
         text = [f"# {public.name}", f"`{public.path}`", registry_summary(public.value), "\n".join(members)]
     else:
         text = [f"::: {public.path}"]
-        if table := options_table(public.value):
-            text += ["## Options", "Keyword arguments behind `**options`.", table]
+        if table := parameter_table(public.value):
+            text += ["## Parameters", table]
     snippet = ROOT / "docs" / "snippets" / f"{public.name}.md"
     if snippet.is_file() and public.path.count(".") == 1:
         text += ["## Example", snippet.read_text(encoding="utf-8").strip()]
@@ -109,17 +109,18 @@ def api_page(public: PublicName, tutorials: Mapping[str, str]) -> str:
     return "\n\n".join(text) + "\n"
 
 
-def options_table(value: Any) -> str:
-    """Return the table of the keyword arguments that a signature takes as `**options: Unpack[...]`; "" without any."""
-    if not has_docstring(value):
-        return ""
-    named = _signature(value)
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in named.values()):
-        return ""
+def parameter_table(value: Any) -> str:
+    """Return the table of the parameters that are documented where they stand, by `Doc`; "" without any.
+
+    These are keyword-only parameters, also those behind `**options`, and the keys of a `TypedDict`. Parameters of an
+    `Args:` section are in the docstring.
+    """
+    docstring = inspect.getdoc(value) or ""
+    own = is_typeddict(value) or any(p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in _signature(value).values())
     rows = [
-        (f"`{p.name}`", p.kind, f"`{p.default}`", p.meaning)
-        for p in parameters_of(value).values()
-        if p.keyword not in named
+        (f"`{p.keyword}`", p.kind, "required" if p.required else f"`{p.default!r}`", p.meaning)
+        for p in (parameters_of(value).values() if own else ())
+        if p.meaning and not re.search(rf"^    (?:\w+, )*{p.keyword}(?:, \w+)*:", docstring, re.MULTILINE)
     ]
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     head = ["| Name | Type | Default | Description |", "| :--- | :--- | :--- | :--- |"]

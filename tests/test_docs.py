@@ -166,7 +166,8 @@ def test_every_public_name_has_a_page_and_a_summary() -> None:
 
     pages = {public.path: HOOKS.api_page(public, {}) for public in PUBLIC}
     assert {f"sparsemtl.{name}" for name in sparsemtl.__all__ if not name.startswith("__")} <= set(pages)
-    assert all(pages.values())
+    assert "Fraction of the maskable weights" in pages["sparsemtl.FisherSharing"]
+    assert "`target_sparsity`" in pages["sparsemtl.FisherSharing"], "options of `**options` are missing"
     undocumented = [
         public.path for public in PUBLIC if HOOKS.has_docstring(public.value) and not HOOKS.summary(public.value)
     ]
