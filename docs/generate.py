@@ -41,7 +41,10 @@ AXES: dict[str, tuple[Registry[Any], str]] = {
     "balancers": (BALANCERS, "One update from the losses or gradients of all tasks. Section `balancing`."),
     "datasets": (DATASETS, "Tasks from official files. Section `data`."),
     "encoders": (ENCODERS, "Modules that tasks share. Section `encoder`; in Python any `nn.Module` works."),
-    "heads": (HEADS, "Modules from features to the outputs of a task. Section `heads`, by task; in Python any `nn.Module`."),
+    "heads": (
+        HEADS,
+        "Modules from features to the outputs of a task. Section `heads`, by task; in Python any `nn.Module`.",
+    ),
     "optimizers": (OPTIMIZERS, "Section `optimizer`; in Python any of PyTorch's works."),
     "schedulers": (SCHEDULERS, "Section `scheduler`; one step per epoch."),
 }
