@@ -43,12 +43,18 @@ def in_order() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, in_order: list[str]) -> Path:
+def told() -> list[Path]:
+    """Folders that `finished` of the study was called with, in order."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, in_order: list[str], told: list[Path]) -> Path:
     """The folder of a finished study of `METHODS`, never to be changed."""
     folder = tmp_path_factory.mktemp("pretrained-study")
     with pytest.MonkeyPatch.context() as patch:
         note_runs(patch, in_order)
-        assert run_study(study(folder), folder / "out", progress=False) == {}
+        assert run_study(study(folder), folder / "out", progress=False, finished=told.append) == {}
     return folder / "out"
 
 
@@ -111,6 +117,12 @@ def test_runs_that_ask_for_the_same_share_one_run_before_them_for_every_seed(fin
 def test_pretraining_comes_first_and_once(finished: Path, in_order: list[str]) -> None:
     assert [name.rpartition("-")[0] for name in in_order[:2]] == ["pretraining/seed-0", "pretraining/seed-1"]
     assert in_order[2:] == [f"runs/{method}_seed-{seed}" for method in METHODS for seed in (0, 1)]
+
+
+def test_every_run_is_told_as_it_finishes_and_the_study_at_last(
+    finished: Path, in_order: list[str], told: list[Path]
+) -> None:
+    assert told == [*(finished / name for name in in_order), finished]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -291,7 +291,7 @@ def test_jobs_side_by_side_end_in_the_same_results(
 ) -> None:
     study = read_study(study_file, ["grid.optimizer.lr=[1e-3, 1e30]", "seeds=[0]"])
     with use_threads(3):
-        failures = run_study(study, tmp_path / "out", jobs=2, progress=False)
+        failures = run_study(study, tmp_path / "out", jobs=2, progress=False, finished=mark)
     assert sorted(failures) == sorted(run.name for run in study.runs if run.values["optimizer.lr"] == 1e30)
     found = [
         {key: row[key] for key in ("method", "sharing.keep", "task", "metric", "value")}
@@ -301,6 +301,13 @@ def test_jobs_side_by_side_end_in_the_same_results(
     assert found == alone
     for folder in (tmp_path / "out" / "runs").iterdir():
         assert json.loads((folder / "environment.json").read_text())["threads"] == 1
+        assert (folder / "marked").exists() == (folder.name not in failures)
+    assert (tmp_path / "out" / "marked").exists()
+
+
+def mark(folder: Path) -> None:
+    """Leave a file in a folder; called in the processes of a study."""
+    (folder / "marked").touch()
 
 
 @pytest.mark.slow

@@ -11,14 +11,12 @@ from torch import Tensor, nn
 
 from sparsemtl.errors import CheckpointError, ParameterError
 from sparsemtl.storage.files import read_tensors
+from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.tensor_checks import check_tensor
 
 _PREFIXES = ("", "backbone.", "encoder.", "encoder.network.")
 """Prefixes of an encoder's weights: in a classifier, in a segmentation network, in the model of a run, and in that of a
 run with a frozen encoder."""
-
-MODEL = "model.safetensors"
-"""File of the model's weights in the folder of a run."""
 
 
 def load_torchvision(
@@ -122,14 +120,17 @@ def _first_line(error: Exception) -> str:
 
 
 def _refuse_folder(path: Path) -> NoReturn:
-    weights = path / MODEL
-    hint = f"its weights are {weights}" if weights.is_file() else f"it has no {MODEL}, as the folder of a run has"
+    weights = RunFolder(path).model
+    hint = (
+        f"its weights are {weights}" if weights.is_file() else f"it has no {weights.name}, as the folder of a run has"
+    )
     raise CheckpointError(f"{path} is a folder; {hint}.")
 
 
 def _refuse_checkpoint(path: Path) -> NoReturn:
+    model = RunFolder(path.parent.parent).model.name
     raise CheckpointError(
-        f"{path} is a checkpoint, for resuming a run. Its model is in {MODEL} in the run's folder, once the run has "
+        f"{path} is a checkpoint, for resuming a run. Its model is in {model} in the run's folder, once the run has "
         "ended."
     )
 
