@@ -78,7 +78,8 @@ def download(urls: Sequence[str], target: Path, *, md5: str) -> None:
     for url in urls:
         try:
             with replacing(target) as aside:
-                pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=TIMEOUT)(url, str(aside), None)
+                get = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), chunk_size=1 << 20, timeout=TIMEOUT)
+                get(url, str(aside), None)
                 if (found := pooch.file_hash(str(aside), alg="md5")) != md5:
                     raise DataError(f"expected md5 {md5}, found {found}")
             return
