@@ -16,6 +16,7 @@ from sparsemtl.architectures import ARCHITECTURES
 from sparsemtl.backbones import resnet18
 from sparsemtl.compaction import compact, macs, parameter_count
 from sparsemtl.errors import MaskError, ParameterError
+from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.storage.files import read_tensors, write_tensors
 
 TASKS = ("a", "b")
@@ -242,3 +243,16 @@ def test_a_task_of_an_architecture_with_experts_becomes_its_own_network(architec
         expected = model(x, tasks=["a"])["a"]
     torch.testing.assert_close(small(x), expected, rtol=1e-12, atol=1e-12)
     assert parameter_count(small) < parameter_count(model)
+
+
+@pytest.mark.parametrize("task", ["a", "b"])
+def test_the_tasks_networks_take_the_place_of_masks_and_norms(task: str) -> None:
+    model = model_of()
+    masks = channel_masks(model)
+    networks = TaskNetworks.of_masks(masks)
+    assert torch.equal(
+        compact(model, networks, task=task, example_inputs=(IMAGES,))(IMAGES),
+        compact(model, masks, task=task, example_inputs=(IMAGES,))(IMAGES),
+    )
+    with pytest.raises(ParameterError, match=r"name the task to compact for \(task=...\)"):
+        compact(model, networks)

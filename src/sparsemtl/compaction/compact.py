@@ -18,6 +18,7 @@ from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.norms import TaskNorms
 from sparsemtl.networks.swap import unwrapped
 from sparsemtl.networks.swap_guards import is_swapped
+from sparsemtl.networks.task_networks import TaskNetworks
 
 
 @torch.inference_mode(False)
@@ -25,7 +26,7 @@ from sparsemtl.networks.swap_guards import is_swapped
 @torch.random.fork_rng(devices=[])
 def compact(
     model: nn.Module,
-    masks: TaskMasks | None = None,
+    masks: TaskMasks | TaskNetworks | None = None,
     *,
     example_inputs: Any = None,
     task: str | None = None,
@@ -48,7 +49,7 @@ def compact(
     Args:
         model: a `MultiTaskModel`, or any module that torch.fx can trace. It is not changed. Inputs are taken for
             batches: (B, channels, H, W) if the first layer is a convolution on images.
-        masks: which weights each task keeps; the result is the network of `task`.
+        masks: the weights that each task keeps, or the tasks' networks; the result is the network of `task`.
         example_inputs: a batch that the model reads: the only argument, a tuple of all, or a dict from their names;
             of a `MultiTaskModel` its only argument. If it is None, one is made from the widths of the first layers
             where that can be; otherwise a `CompactionWarning` says that nothing was verified.
@@ -85,6 +86,10 @@ def compact(
             "compact was called inside a task's network (masks.applied or networks.swapped). Call it outside, with "
             "`masks` and `task`."
         )
+    if isinstance(masks, TaskNetworks):
+        if task is None or norms is not None:
+            raise ParameterError("task networks: name the task to compact for (task=...), without `norms`.")
+        model, masks = masks.network(model, task), None
     tasks = tasks if tasks is None or isinstance(tasks, str) else tuple(tasks)
     _check_arguments(model, masks, task, tasks, norms)
     own = copied(model)

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from sparsemtl.criteria.channels import channel_units
 from sparsemtl.criteria.criterion import Criterion
 from sparsemtl.criteria.fisher import Fisher
-from sparsemtl.criteria.select import Granularity, Scope, RankingOptions, select, select_channels
+from sparsemtl.criteria.select import Granularity, RankingOptions, Scope, select, select_channels
 from sparsemtl.errors import MaskError, MaskWarning
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.model import MultiTaskModel, check_maskable, placement

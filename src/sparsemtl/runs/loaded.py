@@ -76,7 +76,7 @@ class LoadedRun:
 
     def compact(self, task: str, example_inputs: Any = None) -> CompactedModule:
         """Return the network of the task, physically small; see `sm.compact`."""
-        return compact(self.network(task), task=task, example_inputs=example_inputs)
+        return compact(self.model, self.networks, task=task, example_inputs=example_inputs)
 
 
 def load_run(folder: str | Path, model: MultiTaskModel | None = None) -> LoadedRun:
