@@ -16,6 +16,7 @@ from typing_extensions import Doc
 
 from sparsemtl.networks.norms import Statistics
 from sparsemtl.registry.parameters import Default
+from sparsemtl.registry.representation import ConstructorRepr
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +71,7 @@ class StepWeights:
         return self.losses.get(task, 1.0)
 
 
-class Sharing(abc.ABC):
+class Sharing(ConstructorRepr, abc.ABC):
     """Policy that decides what each task computes with and trains.
 
     A method keeps no model and no networks: both are handed to it. What it must know from one epoch to the next, such
