@@ -280,7 +280,7 @@ def made(**changes: Any) -> Trainer:
     ],
 )
 def test_training_settings_reach_the_trainer(key: str, value: Any) -> None:
-    assert getattr(made(training={key: value}), key) == value
+    assert made(training={key: value}).options[key] == value  # type: ignore[literal-required]
     assert getattr(made(), key) != value
 
 
@@ -296,16 +296,16 @@ def test_every_section_reaches_its_part() -> None:
         name="mine",
         seed=5,
     )
-    assert any("0.25 of the training labels" in note for note in trainer.notes)
+    assert any("0.25 of the training labels" in note for note in trainer.options["notes"])
     assert trainer.sharing.keep == 0.7  # type: ignore[attr-defined]
     assert trainer.model.independent
     trainer.balancer.attach(4, torch.device("cpu"))
     assert trainer.balancer.weights(torch.ones(4)).tolist() == [1, 2, 3, 4]
-    assert (trainer.selection.monitor, trainer.name, trainer.seed) == ("loss", "mine", 5)
-    optimizer = trainer._make_optimizer([torch.nn.Parameter(torch.zeros(1))])
+    assert (trainer.selection.monitor, trainer.name, trainer.options["seed"]) == ("loss", "mine", 5)
+    optimizer = trainer._parts.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
     assert (optimizer.defaults["lr"], optimizer.defaults["momentum"]) == (0.25, 0.5)
-    assert trainer._make_scheduler is not None
-    scheduler = trainer._make_scheduler(optimizer)
+    assert trainer._parts.make_scheduler is not None
+    scheduler = trainer._parts.make_scheduler(optimizer)
     for _ in range(4):
         optimizer.step()
         scheduler.step()  # type: ignore[call-arg]

@@ -24,7 +24,7 @@ from sparsemtl.storage.files import read_tensors, read_tree
 from sparsemtl.storage.metrics import read_metrics
 from sparsemtl.training.evaluation import Results
 from sparsemtl.training.mixing import Mix
-from sparsemtl.training.trainer import Precision
+from sparsemtl.training.options import Precision
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 

@@ -14,6 +14,7 @@ from sparsemtl.sharing.sharing import Sharing
 from sparsemtl.tasks.task import Task
 from sparsemtl.training.costs import RunCost
 from sparsemtl.training.evaluation import Results
+from sparsemtl.training.options import TrainingOptions
 from sparsemtl.training.selection import Selection
 
 
@@ -118,16 +119,18 @@ def _name(section: Any) -> str | None:
     return section.get("name") if isinstance(section, Mapping) else section
 
 
-def described(
-    model: MultiTaskModel, sharing: Sharing, balancer: Balancer, *, seed: int | None, training: Mapping[str, Any]
-) -> dict[str, Any]:
+def described(model: MultiTaskModel, sharing: Sharing, balancer: Balancer, options: TrainingOptions) -> dict[str, Any]:
     """Return a configuration that describes the objects of a run, which was made without one."""
     plain = (str, int, float, bool, type(None))
-    options = {n: v for n, v in vars(sharing).items() if not n.startswith("_") and isinstance(v, plain)}
+    own = {n: v for n, v in vars(sharing).items() if not n.startswith("_") and isinstance(v, plain)}
     return {
-        "seed": seed,
+        "seed": options["seed"],
         "architecture": {"name": type(model).__name__},
-        "sharing": {"name": type(sharing).__name__, **options},
+        "sharing": {"name": type(sharing).__name__, **own},
         "balancing": {"name": type(balancer).__name__},
-        "training": dict(training),
+        "training": {
+            "epochs": options["epochs"],
+            "accumulate": options["accumulate"],
+            "precision": options["precision"],
+        },
     }

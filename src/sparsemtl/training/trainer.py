@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from typing_extensions import Doc
+from typing_extensions import Doc, Unpack
 
 from sparsemtl.balancing import Balancer, as_balancer
 from sparsemtl.errors import LabelWarning, ParameterError
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.modes import eval_mode
-from sparsemtl.networks.randomness import seed_everything
 from sparsemtl.networks.recomputed_norms import BATCHES, recompute_norms
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.optim import OPTIMIZERS
-from sparsemtl.registry.parameters import Count, Natural, Positive, validated
+from sparsemtl.registry.parameters import validated
 from sparsemtl.sharing import DenseSharing, Sharing
 from sparsemtl.storage.files import write_json, write_tensors
 from sparsemtl.storage.locks import locked, refuse_foreign
@@ -37,7 +34,6 @@ from sparsemtl.tasks.batches import (
     Loaders,
     check_loaders,
     loader_generators,
-    per_task,
     preserve_loader_state,
 )
 from sparsemtl.training.arguments import check_maker, check_model, check_sharing
@@ -48,75 +44,23 @@ from sparsemtl.training.costs import RunCost, measure_costs
 from sparsemtl.training.epoch_averages import EpochAverages, figure_rows, result_rows, run_rows
 from sparsemtl.training.evaluation import Results, Trained, evaluate, sample_predictions
 from sparsemtl.training.finite import check_weights
-from sparsemtl.training.groups import make_optimizer
-from sparsemtl.training.heads import materialize_heads
-from sparsemtl.training.last_batch import check_last_batches
 from sparsemtl.training.loss_scales import LossScaleWarning, unlike_scales
 from sparsemtl.training.machine import machine, with_own_threads
-from sparsemtl.training.mixing import Mix, remaining_batches, steps_in_epoch
-from sparsemtl.training.monitors import Monitor, primary_of
-from sparsemtl.training.plateau import Plateau
+from sparsemtl.training.mixing import remaining_batches, steps_in_epoch
+from sparsemtl.training.monitors import primary_of
+from sparsemtl.training.options import RECORDED, TrainingOptions
 from sparsemtl.training.processes import refuse_distributed
 from sparsemtl.training.resuming import Checkpoints, Position
 from sparsemtl.training.selection import Selection
 from sparsemtl.training.settings import run_settings
+from sparsemtl.training.setup import Parts, Scheduler, Setup, set_up
 from sparsemtl.training.snapshots import Snapshots
-from sparsemtl.training.step import Backend, TrainingStep, choose_update
+from sparsemtl.training.step import TrainingStep
 from sparsemtl.training.summary import RunResults, described, summarize
-
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
-
-Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true"]
-Scheduler = LRScheduler | ReduceLROnPlateau
-RECORDED = (
-    "seed",
-    "accumulate",
-    "clip_norm",
-    "mix",
-    "restart_every",
-    "precision",
-    "norm_batches",
-    "_monitor",
-    "_choose_after",
-)
-"""Settings of a trainer that the numbers of a run depend on: they may not change when it is resumed."""
 
 
 class Trainer:
-    """Trains a multi-task model with a sharing method and a balancer, and keeps what validation finds best.
-
-    Args:
-        model: the architecture.
-        sharing: what every task reads and trains; everything by default.
-        balancing: a balancer's name, a `Balancer`, or a scalarizer or aggregator of TorchJD.
-        optimizer: makes an optimizer from parameter groups; a name takes its defaults.
-        scheduler: makes a learning-rate scheduler from an optimizer; it steps once an epoch.
-        epochs: epochs at most.
-        seed: seeds all generators before training; None leaves them as they are.
-        accumulate: batches whose gradients make one step.
-        clip_norm: largest norm of a step's gradient.
-        mix: how loaders of single tasks make an epoch, see `training.mixing`.
-        monitor: what chooses the model, on validation data: `score` (the mean relative change of the tasks' primary
-            metrics), `loss`, or a function of the results that returns a number, larger is better.
-        choose_after: epochs at the start of which none is chosen, for a penalty that takes time to make weights zero.
-        patience: stop after so many epochs without a better model.
-        restart_every: forget the optimizer's moments every so many epochs, as codes do that make a new optimizer.
-        norm_batches: training batches per task over which batch-norm statistics are recomputed with the present
-            weights, before every validation; 0 keeps running averages. By default 100 where every task has statistics
-            of its own, and 0 where they are shared.
-        accelerator: as Lightning Fabric names it: `auto`, `cpu`, `cuda`, `mps`.
-        precision: as Lightning Fabric names it.
-        threads: threads within an operation on the CPU; figures are the same bit for bit only with the same number.
-            None leaves torch's as it is; a resumed run then takes that of the run before it stopped.
-        folder: run folder; nothing is written if None.
-        checkpoint_every: also write a checkpoint every so many batches, for long epochs.
-        tensorboard: log for TensorBoard as well.
-        measure_cost: compact every task's network after the test, and measure what it costs.
-        progress: show a live bar, or lines where there is no terminal.
-        name: the run's name in reports.
-        config: the configuration to record in the run folder; described from the objects by default.
-        notes: what must be said beside the figures.
+    """Trains a multi-task model with a sharing method and a balancer, and keeps the best epoch of validation data.
 
     Example:
         >>> trainer = Trainer(model, sharing=FisherSharing(keep=0.3), epochs=10)   # doctest: +SKIP
@@ -129,107 +73,119 @@ class Trainer:
         self,
         model: MultiTaskModel,
         *,
-        sharing: Sharing | None = None,
-        balancing: Balancer | str | Any = "mean",
-        optimizer: str | Callable[[Any], Optimizer] = "adam",
-        scheduler: Callable[[Optimizer], Scheduler] | None = None,
-        epochs: Count = 10,
-        seed: Natural | None = 0,
-        accumulate: Count = 1,
-        clip_norm: Positive | None = None,
-        mix: Mix = "longest",
-        monitor: Monitor = "score",
-        choose_after: Natural = 0,
-        patience: Count | None = None,
-        restart_every: Count | None = None,
-        norm_batches: Natural | None = None,
-        accelerator: str = "auto",
-        precision: Precision = "32-true",
-        threads: Count | None = None,
-        folder: str | Path | None = None,
-        checkpoint_every: Count | None = None,
-        tensorboard: bool = False,
-        measure_cost: bool = True,
-        progress: bool = True,
+        sharing: Annotated[
+            Sharing | None, Doc("Sharing method; by default every task uses all shared weights.")
+        ] = None,
+        balancing: Annotated[
+            Balancer | str | Any, Doc("Name of a balancer, a `Balancer`, or a scalarizer or aggregator of TorchJD.")
+        ] = "mean",
+        optimizer: Annotated[
+            str | Callable[[Any], Optimizer],
+            Doc("Function of parameter groups that returns an optimizer, or a name for its defaults."),
+        ] = "adam",
+        scheduler: Annotated[
+            Callable[[Optimizer], Scheduler] | None,
+            Doc("Function of an optimizer that returns a learning-rate scheduler; it steps once per epoch."),
+        ] = None,
         callbacks: Annotated[
             Sequence[Callback], Doc("Called at the events of a run, after those for its files and the progress bar.")
         ] = (),
-        name: str | None = None,
-        config: Mapping[str, Any] | None = None,
-        notes: Sequence[str] = (),
+        **options: Unpack[TrainingOptions],
     ) -> None:
         check_model(model)
         check_maker("optimizer", optimizer, Optimizer)
         check_maker("scheduler", scheduler, (LRScheduler, ReduceLROnPlateau))
         check_sharing(sharing)
+        self.options = options
         self.model = model
         self.sharing = DenseSharing() if sharing is None else sharing
         self.balancer = as_balancer(balancing)
-        self._make_optimizer = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
-        self._make_scheduler = scheduler
-        self.epochs = epochs
-        self.seed = seed
-        self.accumulate = accumulate
-        self.clip_norm = clip_norm
-        self.mix: Mix = mix
-        self.patience = patience
-        self.restart_every = restart_every
-        self.norm_batches = norm_batches
-        self.accelerator = accelerator
-        self.precision = precision
-        self.threads: int | None = threads
-        self.folder = RunFolder(folder) if folder is not None else None
-        self.checkpoint_every = checkpoint_every
-        self.measure_cost = measure_cost
-        self.name = name or (self.folder.path.name if self.folder else type(model).__name__)
-        training = {"epochs": epochs, "accumulate": accumulate, "precision": precision}
-        self.config = dict(config or described(model, self.sharing, self.balancer, seed=seed, training=training))
-        self.notes = tuple(notes)
-        files: list[Callback] = [CSVCallback(self.folder.metrics)] if self.folder is not None else []
-        if tensorboard and self.folder is not None:
-            files.append(TensorBoardCallback())
-        self.callbacks: tuple[Callback, ...] = (*files, *([ProgressBar()] if progress else []), *callbacks)
-        self._monitor: Monitor = monitor
-        self._choose_after = choose_after
-        self.selection = self._select_anew()
+        make_optimizer = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
+        self._parts = Parts(model, self.sharing, self.balancer, make_optimizer, scheduler)
+        self.epochs = options["epochs"]
+        self.threads = options["threads"]
+        self.folder = RunFolder(options["folder"]) if options["folder"] is not None else None
+        self.name = options["name"] or (self.folder.path.name if self.folder else type(model).__name__)
+        self.config = dict(options["config"] or described(model, self.sharing, self.balancer, options))
+        self.callbacks: tuple[Callback, ...] = (*self._own_callbacks(), *callbacks)
+        self.selection = self._new_selection()
         self.snapshots = Snapshots(self.folder)
         self.position = Position()
         self.validation: Results = {}
-        self._chose: list[Loader] = []
-        self._ready = False
-        if choose_after >= epochs:
+        self._used: list[Loader] = []
+        self._setup: Setup | None = None
+        self._check_epochs()
+
+    def _own_callbacks(self) -> Iterator[Callback]:
+        if self.folder is not None:
+            yield CSVCallback(self.folder.metrics)
+            if self.options["tensorboard"]:
+                yield TensorBoardCallback()
+        if self.options["progress"]:
+            yield ProgressBar()
+
+    def _check_epochs(self) -> None:
+        if self.options["choose_after"] >= self.epochs:
             raise ParameterError(
-                f"`choose_after` must leave an epoch to choose, got {choose_after} of {epochs} epochs."
+                f"`choose_after` must leave an epoch to choose, got {self.options['choose_after']} of {self.epochs} "
+                "epochs."
             )
-        if not self.sharing.is_selectable(epochs - 1):
+        if not self.sharing.is_selectable(self.epochs - 1):
             raise ParameterError(
-                f"{type(self.sharing).__name__} would still be warming up when the {epochs} epochs end. "
+                f"{type(self.sharing).__name__} would still be warming up when the {self.epochs} epochs end. "
                 "Raise `epochs` or shorten the warm-up."
             )
 
     @property
+    def _ready(self) -> Setup:
+        if self._setup is None:
+            raise ParameterError("nothing was trained yet; call fit(train, validation) first.")
+        return self._setup
+
+    @property
+    def step(self) -> TrainingStep:
+        """The training step.
+
+        Raises:
+            ParameterError: if `fit` was not called yet.
+        """
+        return self._ready.step
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer.
+
+        Raises:
+            ParameterError: if `fit` was not called yet.
+        """
+        return self._ready.optimizer
+
+    @property
     def networks(self) -> TaskNetworks:
-        """What each task computes with: the current networks while training, afterwards those of the best epoch."""
-        self._check_ready()
-        return self.step.networks
+        """Networks of the tasks: the current ones while training, afterwards those of the best epoch.
+
+        Raises:
+            ParameterError: if `fit` was not called yet.
+        """
+        return self._ready.step.networks
 
     @property
     def masks(self) -> TaskMasks | None:
-        """Which shared weights each task uses; None if all tasks use all."""
-        return self.networks.kept(self.model.shared_parameters()) if self._ready else None
+        """Shared weights that each task uses; None if all tasks use all, or before training."""
+        return None if self._setup is None else self.networks.kept(self.model.shared_parameters())
 
     # ---- public ----------------------------------------------------------------------------------------------
 
     @with_own_threads
     def fit(self, train: Loaders, validation: Loaders, *, resume: bool = False) -> Trainer:
-        """Train; afterwards the model, masks and norms are those of the best validation epoch.
+        """Train; afterwards the model and the networks are those of the best validation epoch.
 
-        A second call begins a new run, from the weights as they are.
+        A second call starts a new run from the present weights.
 
         Args:
-            train: yields (x, {task: labels}), or task -> loader of (x, labels).
-            validation: the same; it chooses the model.
-            resume: go on from the folder's last checkpoint; the end is bit for bit that of an uninterrupted run.
+            train: loader of (x, {task: labels}), or task -> loader of (x, labels).
+            validation: loaders of the same form; they select the model.
+            resume: resume from the folder's last checkpoint; the result is bit for bit that of an uninterrupted run.
 
         Raises:
             NonFiniteError: if a loss, a gradient or a weight becomes NaN or infinite; the last checkpoint stays.
@@ -248,11 +204,9 @@ class Trainer:
         return self
 
     def _fit(self, train: Loaders, validation: Loaders, *, resume: bool) -> None:
-        self._chose = [*_each(train), *_each(validation)]
+        self._used = [*_each(train), *_each(validation)]
         self.position = Position()
-        self.selection = self._select_anew()
-        from sparsemtl.training.precision import default_dtype
-
+        self.selection = self._new_selection()
         self.set_up(train)
         randomness = Randomness(loader_generators(train) + loader_generators(validation))
         meter = EpochAverages()
@@ -267,15 +221,9 @@ class Trainer:
                 self.folder.summary.unlink(missing_ok=True)  # that of an earlier run, which this one replaces
         with fitting(self.callbacks, self._fit_info(self.position.logged_until if resume else None)):
             while self.position.epoch < self.epochs and not self._stale():
-                epoch = self.position.epoch
                 if not self.position.batch:
                     checkpoints.parts["meter"] = meter = EpochAverages()
-                    if self.restart_every is not None and epoch % self.restart_every == 0:
-                        self.optimizer.state.clear()
-                    with default_dtype(self.fabric.strategy.precision):
-                        with preserve_loader_state(train):
-                            self._begin_epoch(epoch, train)
-                        self.model.begin_epoch(epoch)
+                    self._begin_epoch(train)
                     checkpoints.start = randomness.state_dict()
                 self._train_epoch(train, checkpoints, meter)
                 self._check_weights()
@@ -283,9 +231,17 @@ class Trainer:
                 self._close_epoch(validation, checkpoints, meter)
         self._put_best_back(validation)
 
-    def _begin_epoch(self, epoch: int, train: Loaders) -> None:
-        """Let the sharing method change the networks before an epoch."""
-        changed = self.sharing.begin_epoch(epoch, self.model, self.networks, train)
+    def _begin_epoch(self, train: Loaders) -> None:
+        """Let the sharing method and the architecture change what they change before an epoch."""
+        from sparsemtl.training.precision import default_dtype
+
+        epoch, restart_every = self.position.epoch, self.options["restart_every"]
+        if restart_every is not None and epoch % restart_every == 0:
+            self.optimizer.state.clear()
+        with default_dtype(self._ready.fabric.strategy.precision):
+            with preserve_loader_state(train):
+                changed = self.sharing.begin_epoch(epoch, self.model, self.networks, train)
+            self.model.begin_epoch(epoch)
         self.step.networks = self.networks if changed is None else changed
 
     def _writing(self, *, anew: bool = False) -> AbstractContextManager[None]:
@@ -301,20 +257,22 @@ class Trainer:
         return locked(self.folder.path)
 
     def _record(self) -> None:
-        """Write what the run is made with, and what it runs on."""
+        """Write the configuration and the environment."""
         if self.folder is not None:
             self.folder.write_config(self.config)
-            self.folder.write_environment(machine(self.device) | {"device": str(self.device)}, seed=self.seed)
+            self.folder.write_environment(
+                machine(self._ready.device) | {"device": str(self._ready.device)}, seed=self.options["seed"]
+            )
 
     @with_own_threads
     def test(self, loaders: Loaders) -> Results:
-        """Evaluate the chosen model on test data, which only reports.
+        """Evaluate the selected model on test data, which only reports.
 
         Raises:
             ParameterError: if these are the loaders that trained or chose the model, or nothing was trained.
         """
-        self._check_ready()
-        if any(loader is used for loader in _each(loaders) for used in self._chose):
+        device = self._ready.device
+        if any(loader is used for loader in _each(loaders) for used in self._used):
             raise ParameterError("this loader trained or chose the model; test on data that did neither.")
         check_loaders(loaders, self.model.tasks)
         results = self._evaluate(loaders)
@@ -322,7 +280,7 @@ class Trainer:
         with self._writing():
             notify(self.callbacks, "on_test_end", rows)
             if self.folder is not None:
-                self.folder.save(self.folder.samples, sample_predictions(self._trained, loaders, self.device))
+                self.folder.save(self.folder.samples, sample_predictions(self._trained, loaders, device))
                 self._write_summary("finished", results, self._measured(loaders))
             notify(self.callbacks, "on_run_end")
         return results
@@ -330,94 +288,50 @@ class Trainer:
     @with_own_threads
     @torch.no_grad()
     def predict(self, x: Any, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """Outputs of the tasks (all by default) for one input, each by its own network, in eval mode."""
-        names = tuple(self.model.tasks if tasks is None else tasks)
-        for name in names:
-            self.model.check_task(name)
-        self._check_ready()
+        """Return task -> outputs for one input, each by the task's own network, in eval mode.
+
+        Args:
+            x: a batch, as the loaders yield it.
+            tasks: names of the tasks, all by default.
+        """
+        names, device = self.model.chosen(tasks), self._ready.device
         with eval_mode(self.model):
-            return self._trained.outputs(Group(x, {}, names).to(self.device))
+            return self._trained.outputs(Group(x, {}, names).to(device))
 
     def network(self, task: str) -> MultiTaskModel:
-        """A model that is the task's own network: its weights, masks and norm statistics as validation chose them.
+        """Return a model that is the network of the task in its selected epoch.
 
-        The other tasks' heads are in it, but only this task's output means anything. `sm.compact(trainer.network(task),
-        task=task)` makes it small.
+        The heads of the other tasks are in it, but only the output of this task has a meaning.
         """
         self.model.check_task(task)
-        self._check_ready()
         return cast("MultiTaskModel", self.networks.network(self.model, task))
 
     # ---- set-up ----------------------------------------------------------------------------------------------
 
     @with_own_threads
     def set_up(self, train: Loaders) -> None:
-        """Seed, and make all that training needs: `fit` begins so, and mistakes come up without it as well.
+        """Seed the generators, and make all that training needs, as `fit` does at its beginning.
 
         Args:
-            train: as for `fit`.
+            train: training data, as for `fit`.
 
         Raises:
-            ParameterError: if the accelerator, the optimizer or anything else cannot be had so.
+            ParameterError: if the accelerator, the optimizer or another part cannot be made.
         """
-        from lightning_fabric import Fabric
-
-        from sparsemtl.training.precision import fabric_options
-
-        if self.seed is not None:
-            seed_everything(self.seed)
-        try:
-            self.fabric: Fabric = Fabric(accelerator=self.accelerator, devices=1, **fabric_options(self.precision))
-        except (ValueError, RuntimeError) as error:
-            raise ParameterError(
-                f"accelerator={self.accelerator!r} with precision={self.precision!r} cannot be had here: {error}"
-            ) from error
-        self.device = self.fabric.device
-        materialize_heads(self.model, train)
-        check_last_batches(self.model, train)
-        self.module = self.fabric.setup_module(self.model)
-        networks = self.sharing.start(self.model)
-        self.balancer.attach(len(self.model.tasks), self.device)
-        extra = ((networks.parameters(), self.sharing.lr), (self.balancer.parameters(), None))
-        self.optimizer = make_optimizer(self._make_optimizer, self.model, extra)
-        self.scheduler = self._make_scheduler(self.optimizer) if self._make_scheduler else None
-        stepped: Any = self.fabric.setup_optimizers(self.optimizer)
-        self._plateau: Plateau | None = None
-        if isinstance(self.scheduler, ReduceLROnPlateau):
-            self._plateau = Plateau(self.scheduler, self._monitor, self.model.tasks)
-        scaled = getattr(self.fabric.strategy.precision, "scaler", None) is not None
-        backend = Backend(self.module, self.fabric.backward, self._clip(stepped), self.device, scaled)
-        update = choose_update(self.model, networks, self.balancer, asked=self.sharing.update, own_data=per_task(train))
-        self.step = TrainingStep(
-            self.model,
-            stepped,
-            networks,
-            sharing=self.sharing,
-            balancing=self.balancer,
-            update=update,
-            backend=backend,
-        )
-        self._settings = run_settings(
-            self.config, self.optimizer, {name.lstrip("_"): getattr(self, name) for name in RECORDED}
-        )
-        self._ready = True
-
-    def _clip(self, optimizer: Any) -> Callable[[], Any] | None:
-        if self.clip_norm is None:
-            return None
-        clip = partial(self.fabric.clip_gradients, self.module, optimizer, max_norm=self.clip_norm)
-        return partial(clip, error_if_nonfinite=False)  # the engine, or the gradient scaler, has looked before
+        self._setup = set_up(self._parts, self.options, train)
+        recorded = {name: self.options[name] for name in RECORDED}  # type: ignore[literal-required]
+        self._settings = run_settings(self.config, self._setup.optimizer, recorded)
 
     # ---- one epoch -------------------------------------------------------------------------------------------
 
     def _train_epoch(self, train: Loaders, checkpoints: Checkpoints, meter: EpochAverages) -> None:
         self.model.train()
-        in_epoch = steps_in_epoch(train, self.mix)
+        in_epoch = steps_in_epoch(train, self.options["mix"])
         random, start = checkpoints.randomness, checkpoints.start
-        batches = remaining_batches(train, self.model.tasks, self.mix, self.position.batch, random, start)
+        batches = remaining_batches(train, self.model.tasks, self.options["mix"], self.position.batch, random, start)
         began = time.perf_counter()
         seen = meter.samples
-        while window := list(islice(batches, self.accumulate)):
+        while window := list(islice(batches, self.options["accumulate"])):
             where = f"epoch {self.position.epoch + 1}, batch {self.position.batch + 1}, step {self.position.step + 1}"
             result = self.step.step(window, where)
             meter.add(result)
@@ -432,11 +346,13 @@ class Trainer:
                 self._save(checkpoints)
         self.position.seconds += time.perf_counter() - began
 
-    def _select_anew(self) -> Selection:
-        return Selection(self.model, self._monitor, apart=self.sharing.selects_per_task, after=self._choose_after)
+    def _new_selection(self) -> Selection:
+        return Selection(
+            self.model, self.options["monitor"], apart=self.sharing.selects_per_task, after=self.options["choose_after"]
+        )
 
     def _checkpoint_due(self, before: int) -> bool:
-        every = self.checkpoint_every
+        every = self.options["checkpoint_every"]
         return self.folder is not None and every is not None and before // every < self.position.batch // every
 
     def _close_epoch(self, validation: Loaders, checkpoints: Checkpoints, meter: EpochAverages) -> None:
@@ -466,10 +382,10 @@ class Trainer:
             *run_rows(shown, step, figures),
         ]
         notify(self.callbacks, "on_epoch_end", rows, bool(improved))
-        if self._plateau is not None:
-            self._plateau.step(epoch, results)
-        elif self.scheduler is not None:
-            self.scheduler.step()
+        if self._ready.plateau is not None:
+            self._ready.plateau.step(epoch, results)
+        elif self._ready.scheduler is not None:
+            self._ready.scheduler.step()
         self.position.epoch += 1
         self.position.batch = 0
         self.position.logged_until = step
@@ -488,8 +404,8 @@ class Trainer:
     def _recompute_norms(self, train: Loaders) -> None:
         """Give the networks that are validated, chosen and saved the batch-norm statistics of their weights."""
         default = BATCHES if self.sharing.bn == "per_task" else 0
-        if batches := default if self.norm_batches is None else self.norm_batches:
-            recompute_norms(self.model, train, networks=self.networks, batches=batches, module=self.module)
+        if batches := default if self.options["norm_batches"] is None else self.options["norm_batches"]:
+            recompute_norms(self.model, train, networks=self.networks, batches=batches, module=self._ready.module)
 
     def _compare_scales(self, meter: EpochAverages) -> None:
         """Warn once, and note beside the figures, if one loss is so large that it trains the shared weights alone."""
@@ -500,10 +416,13 @@ class Trainer:
             warnings.warn(self.position.scales, LossScaleWarning, stacklevel=4)
 
     def _evaluate(self, loaders: Loaders) -> Results:
-        return evaluate(self._trained, loaders, self.device)
+        return evaluate(self._trained, loaders, self._ready.device)
 
     def _stale(self) -> bool:
-        return self.patience is not None and self.selection.stale(self.position.epoch - 1) >= self.patience
+        return (
+            self.options["patience"] is not None
+            and self.selection.stale(self.position.epoch - 1) >= self.options["patience"]
+        )
 
     # ---- checkpoints -----------------------------------------------------------------------------------------
 
@@ -516,13 +435,13 @@ class Trainer:
             "selection": self.selection,
             "meter": meter,
             "randomness": randomness,
-            "precision": self.fabric.strategy.precision,  # in half precision it scales the losses
+            "precision": self._ready.fabric.strategy.precision,  # in half precision it scales the losses
         }
-        if self.scheduler is not None:
-            parts["scheduler"] = self.scheduler
-        if self._plateau is not None:
-            parts["plateau"] = self._plateau
-        return Checkpoints(self.folder, self.model, parts, randomness, self._settings, self.device)
+        if self._ready.scheduler is not None:
+            parts["scheduler"] = self._ready.scheduler
+        if self._ready.plateau is not None:
+            parts["plateau"] = self._ready.plateau
+        return Checkpoints(self.folder, self.model, parts, randomness, self._settings, self._ready.device)
 
     def _save(self, checkpoints: Checkpoints) -> None:
         if self.folder is not None:
@@ -543,18 +462,14 @@ class Trainer:
 
     @property
     def _trained(self) -> Trained:
-        return Trained(self.model, self.networks, self.module)
-
-    def _check_ready(self) -> None:
-        if not self._ready:
-            raise ParameterError("nothing was trained yet; call fit(train, validation) first.")
+        return Trained(self.model, self.networks, self._ready.module)
 
     def _measured(self, loaders: Loaders) -> RunCost | None:
-        if not self.measure_cost:
+        if not self.options["measure_cost"]:
             return None
         from sparsemtl.training.precision import default_dtype
 
-        with default_dtype(self.fabric.strategy.precision):
+        with default_dtype(self._ready.fabric.strategy.precision):
             return measure_costs(self.model, self.networks, loaders)
 
     def _write_summary(self, status: str, test: Results, cost: RunCost | None = None) -> None:
@@ -567,7 +482,7 @@ class Trainer:
             seconds=self.position.seconds,
             validation=self.validation,
             test=test,
-            notes=(*self.notes, *filter(None, [self.position.scales])),
+            notes=(*self.options["notes"], *filter(None, [self.position.scales])),
             cost=cost,
         )
         summary = summarize(

@@ -1,0 +1,111 @@
+"""Options of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypedDict
+
+from typing_extensions import Doc
+
+from sparsemtl.registry.parameters import Count, Default, Natural, Positive
+from sparsemtl.training.mixing import Mix
+from sparsemtl.training.monitors import Monitor
+
+Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true"]
+
+
+class EpochOptions(TypedDict, total=False):
+    """Options on which the weights of a run depend."""
+
+    epochs: Annotated[Count, Default(10), Doc("Largest number of epochs.")]
+    seed: Annotated[
+        Natural | None, Default(0), Doc("Seed of all generators before training; None leaves them as they are.")
+    ]
+    accumulate: Annotated[Count, Default(1), Doc("Batches whose gradients make one step.")]
+    clip_norm: Annotated[Positive | None, Default(None), Doc("Largest norm of the gradient of a step.")]
+    mix: Annotated[
+        Mix,
+        Default("longest"),
+        Doc(
+            "How loaders of single tasks make an epoch: `longest` and `shortest` take one batch of every task per "
+            "step, `proportional` one batch of one task."
+        ),
+    ]
+    monitor: Annotated[
+        Monitor,
+        Default("score"),
+        Doc(
+            "Value that selects the model on validation data: `score` (the mean relative change of the tasks' primary "
+            "metrics), `loss`, or a function of the results that returns a number, larger is better."
+        ),
+    ]
+    choose_after: Annotated[
+        Natural,
+        Default(0),
+        Doc("Epochs at the beginning that are never selected, for a penalty that needs time to make weights zero."),
+    ]
+    patience: Annotated[Count | None, Default(None), Doc("Epochs without a better model after which training stops.")]
+    restart_every: Annotated[
+        Count | None,
+        Default(None),
+        Doc("Epochs after which the moments of the optimizer are cleared, as codes do that make a new optimizer."),
+    ]
+    norm_batches: Annotated[
+        Natural | None,
+        Default(None),
+        Doc(
+            "Training batches per task over which batch-norm statistics are recomputed with the present weights before "
+            "every validation; 0 keeps running averages. By default 100 where every task has its own statistics, and 0 "
+            "where they are shared."
+        ),
+    ]
+    precision: Annotated[
+        Precision, Default("32-true"), Doc("Precision of weights and computation, by the name in Lightning Fabric.")
+    ]
+
+
+class TrainingOptions(EpochOptions, total=False):
+    """Options of `Trainer`."""
+
+    accelerator: Annotated[
+        str, Default("auto"), Doc("Accelerator by its name in Lightning Fabric: `auto`, `cpu`, `cuda` or `mps`.")
+    ]
+    threads: Annotated[
+        Count | None,
+        Default(None),
+        Doc(
+            "Threads within one operation on the CPU; figures are equal bit for bit only with an equal number. None "
+            "keeps PyTorch's number; a resumed run then takes that of its checkpoint."
+        ),
+    ]
+    folder: Annotated[str | Path | None, Default(None), Doc("Run folder; None writes nothing.")]
+    checkpoint_every: Annotated[
+        Count | None, Default(None), Doc("Batches after which a checkpoint is written within an epoch.")
+    ]
+    tensorboard: Annotated[bool, Default(False), Doc("Log for TensorBoard as well.")]
+    measure_cost: Annotated[
+        bool, Default(True), Doc("Compact the network of every task after the test, and measure its cost.")
+    ]
+    progress: Annotated[bool, Default(True), Doc("Show a progress bar, or lines where there is no terminal.")]
+    name: Annotated[str | None, Default(None), Doc("Name of the run in reports; by default that of its folder.")]
+    config: Annotated[
+        Mapping[str, Any] | None,
+        Default(None),
+        Doc("Configuration to record in the run folder; by default a description of the objects."),
+    ]
+    notes: Annotated[Sequence[str], Default(()), Doc("Notes beside the figures in reports.")]
+
+
+RECORDED = (
+    "seed",
+    "accumulate",
+    "clip_norm",
+    "mix",
+    "restart_every",
+    "precision",
+    "norm_batches",
+    "monitor",
+    "choose_after",
+)
+"""Options that may not change when a run is resumed, since its figures depend on them."""

@@ -1,0 +1,135 @@
+"""Set-up of a training run: everything between the arguments of a trainer and its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from sparsemtl.balancing import Balancer
+from sparsemtl.errors import ParameterError
+from sparsemtl.networks.model import MultiTaskModel
+from sparsemtl.networks.randomness import seed_everything
+from sparsemtl.sharing import Sharing
+from sparsemtl.tasks.batches import Loaders, per_task
+from sparsemtl.training.groups import make_optimizer
+from sparsemtl.training.heads import materialize_heads
+from sparsemtl.training.last_batch import check_last_batches
+from sparsemtl.training.options import TrainingOptions
+from sparsemtl.training.plateau import Plateau
+from sparsemtl.training.step import Backend, TrainingStep, choose_update
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+Scheduler = LRScheduler | ReduceLROnPlateau
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Arguments of a trainer that the set-up puts together.
+
+    Attributes:
+        model: the model.
+        sharing: the sharing method.
+        balancer: the balancer.
+        make_optimizer: makes an optimizer from parameter groups.
+        make_scheduler: makes a scheduler from an optimizer; None for a constant learning rate.
+    """
+
+    model: MultiTaskModel
+    sharing: Sharing
+    balancer: Balancer
+    make_optimizer: Callable[[Any], Optimizer]
+    make_scheduler: Callable[[Optimizer], Scheduler] | None
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run that is ready for its first step.
+
+    Attributes:
+        fabric: Lightning Fabric, which owns device and precision.
+        device: device of the model.
+        module: Fabric's wrapper of the model, callable in its place.
+        optimizer: the optimizer.
+        scheduler: the scheduler, if there is one.
+        plateau: stepper of a `ReduceLROnPlateau`, if the scheduler is one.
+        step: the training step.
+    """
+
+    fabric: Fabric
+    device: torch.device
+    module: nn.Module
+    optimizer: Optimizer
+    scheduler: Scheduler | None
+    plateau: Plateau | None
+    step: TrainingStep
+
+
+def set_up(parts: Parts, options: TrainingOptions, train: Loaders) -> Setup:
+    """Seed the generators, and make all that training needs.
+
+    Args:
+        parts: the parts of the run.
+        options: the options of the run.
+        train: training data.
+
+    Raises:
+        ParameterError: if the accelerator, the optimizer or another part cannot be made.
+    """
+    model = parts.model
+    if options["seed"] is not None:
+        seed_everything(options["seed"])
+    fabric = _fabric(options["accelerator"], options["precision"])
+    materialize_heads(model, train)
+    check_last_batches(model, train)
+    module = fabric.setup_module(model)
+    networks = parts.sharing.start(model)
+    parts.balancer.attach(len(model.tasks), fabric.device)
+    extra = ((networks.parameters(), parts.sharing.lr), (parts.balancer.parameters(), None))
+    optimizer = make_optimizer(parts.make_optimizer, model, extra)
+    scheduler = parts.make_scheduler(optimizer) if parts.make_scheduler else None
+    plateau = None
+    if isinstance(scheduler, ReduceLROnPlateau):
+        plateau = Plateau(scheduler, options["monitor"], model.tasks)
+    stepped: Any = fabric.setup_optimizers(optimizer)
+    scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
+    step = TrainingStep(
+        model,
+        stepped,
+        networks,
+        sharing=parts.sharing,
+        balancing=parts.balancer,
+        update=choose_update(model, networks, parts.balancer, asked=parts.sharing.update, own_data=per_task(train)),
+        backend=Backend(
+            module, fabric.backward, _clip(fabric, module, stepped, options["clip_norm"]), fabric.device, scaled
+        ),
+    )
+    return Setup(fabric, fabric.device, module, optimizer, scheduler, plateau, step)
+
+
+def _fabric(accelerator: str, precision: Any) -> Fabric:
+    from lightning_fabric import Fabric
+
+    from sparsemtl.training.precision import fabric_options
+
+    try:
+        return Fabric(accelerator=accelerator, devices=1, **fabric_options(precision))
+    except (ValueError, RuntimeError) as error:
+        raise ParameterError(
+            f"accelerator={accelerator!r} with precision={precision!r} cannot be had here: {error}"
+        ) from error
+
+
+def _clip(fabric: Fabric, module: Any, optimizer: Any, norm: float | None) -> Callable[[], Any] | None:
+    if norm is None:
+        return None
+    # the training step, or the gradient scaler, has checked for NaN and infinity before
+    return partial(fabric.clip_gradients, module, optimizer, max_norm=norm, error_if_nonfinite=False)
