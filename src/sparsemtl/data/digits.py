@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from sparsemtl.data.base import Split, TaskData
-from sparsemtl.data.options import Root, checked
+from sparsemtl.data.options import checked
 from sparsemtl.data.requirements import requires_files
 from sparsemtl.data.splitting import partition
 from sparsemtl.errors import missing_extra
@@ -26,8 +27,8 @@ SHAPES = {"loop": (0, 6, 8, 9), "bar": (4, 5, 7), "stem": (1, 4, 9)}
 @checked
 def digits(
     *,
-    root: Annotated[Root, Doc("Unused: scikit-learn brings the images along.")] = None,
-    download: Annotated[bool, Doc("Unused, likewise.")] = False,
+    root: Annotated[str | Path | None, Doc("Unused: scikit-learn brings the images along.")] = None,
+    download: Annotated[bool, Doc("Unused: there is nothing to download.")] = False,
     missing: Annotated[
         Share,
         Doc(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from sparsemtl.data.base import Split, TaskData
-from sparsemtl.data.options import Root, checked
+from sparsemtl.data.options import checked
 from sparsemtl.data.requirements import requires_files
 from sparsemtl.registry.parameters import Count, Natural, NonNegative
 from sparsemtl.tasks import Regression
@@ -26,7 +27,7 @@ WAVES = 5
 @checked
 def two_regressions(
     *,
-    root: Annotated[Root, Doc("Unused: nothing is read or kept.")] = None,
+    root: Annotated[str | Path | None, Doc("Unused: nothing is read or written.")] = None,
     correlation: Annotated[
         float,
         Interval(ge=-1, le=1),

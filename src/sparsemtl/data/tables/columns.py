@@ -59,7 +59,7 @@ class ColumnRoles:
 
 
 @dataclass(frozen=True, eq=False)
-class ColumnPreview:
+class _ColumnPreview:
     """Values of a column: numbers where they are numbers, texts elsewhere.
 
     Attributes:
@@ -80,13 +80,13 @@ class ColumnPreview:
         return bool(len(self.distinct) > max(_FEW, _MOST_DIFFERENT * self.is_text.sum()))
 
 
-def preview(rows: Rows, name: str, dialect: Dialect, *, as_text: bool = False) -> ColumnPreview:
+def _preview(rows: Rows, name: str, dialect: Dialect, *, as_text: bool = False) -> _ColumnPreview:
     """Return the values of a column; with `as_text`, numbers are texts."""
     pandas, column = load_pandas(), rows.frame[name]
     as_text = as_text or pandas.api.types.is_bool_dtype(column)
     if pandas.api.types.is_numeric_dtype(column) and not as_text:
         numbers, texts = column.to_numpy(np.float64, na_value=np.nan), np.full(len(column), None, object)
-        return ColumnPreview(numbers, texts, np.zeros(len(column), bool), [])
+        return _ColumnPreview(numbers, texts, np.zeros(len(column), bool), [])
     codes, found = pandas.factorize(column)  # each different value once; the code of a missing one is -1
     values = np.asarray(found, dtype=object)
     stripped = pandas.Series([str(value).strip() for value in values], dtype=object)
@@ -101,7 +101,7 @@ def preview(rows: Rows, name: str, dialect: Dialect, *, as_text: bool = False) -
     names[missing | ~np.isnan(parsed)] = None
     texts = np.array([*names, None], dtype=object)[codes]
     distinct = list(dict.fromkeys(name for name in names if name is not None))
-    return ColumnPreview(np.append(parsed, np.nan)[codes], texts, pandas.notna(texts), distinct)
+    return _ColumnPreview(np.append(parsed, np.nan)[codes], texts, pandas.notna(texts), distinct)
 
 
 def select(rows: Rows, dialect: Dialect, numbers: Collection[str], texts: Collection[str]) -> Rows:
@@ -114,7 +114,7 @@ def select(rows: Rows, dialect: Dialect, numbers: Collection[str], texts: Collec
     for name in (*numbers, *texts):
         if name not in rows.columns:
             raise DataError(f"{rows.path}: {unknown_name('column', name, rows.columns)}")
-        found = preview(rows, name, dialect, as_text=name in texts)
+        found = _preview(rows, name, dialect, as_text=name in texts)
         if name not in texts and found.distinct:
             text = found.distinct[0]
             raise DataError(f"{rows.where(found.is_text)}: column {name!r} holds numbers, and here {text!r}.")
@@ -139,7 +139,7 @@ def find_columns(rows: Rows, roles: ColumnRoles, dialect: Dialect) -> tuple[Rows
         if name in dialect.dates:
             columns[name] = _days(rows, name, dialect)
         elif name in (*roles.categorical, *roles.split_column):
-            columns[name] = preview(rows, name, dialect, as_text=True).texts
+            columns[name] = _preview(rows, name, dialect, as_text=True).texts
         elif name in inputs:
             columns[name] = _input(rows, name, dialect)
         else:
@@ -151,7 +151,7 @@ def find_columns(rows: Rows, roles: ColumnRoles, dialect: Dialect) -> tuple[Rows
 
 def _input(rows: Rows, name: str, dialect: Dialect) -> Array:
     """Return an input's numbers, or its categories as texts."""
-    found = _preview_without_times(rows, name, dialect)
+    found = _without_times(rows, name, dialect)
     is_number = ~np.isnan(found.numbers)
     if not found.distinct:
         if not is_number.any():
@@ -178,12 +178,12 @@ def _input(rows: Rows, name: str, dialect: Dialect) -> Array:
 def _target(rows: Rows, name: str, dialect: Dialect, *, numeric: bool) -> Array:
     """Return a target's numbers, or its classes as texts."""
     if numeric:
-        found = _preview_without_times(rows, name, dialect)
+        found = _without_times(rows, name, dialect)
         if not found.distinct and np.isnan(found.numbers).all():
             raise DataError(f"{rows.path}: the target {name!r} must hold numbers, and it holds none.")
         problem = "must hold numbers, and here is {text!r}."
     else:
-        found = preview(rows, name, dialect, as_text=True)
+        found = _preview(rows, name, dialect, as_text=True)
         problem = "would have {classes:,} classes in {rows:,} rows, as {text!r}. If it holds numbers, learn it by "
         problem += "`kind: regression`."
     if found.distinct if numeric else found.nearly_all_differ:
@@ -193,7 +193,7 @@ def _target(rows: Rows, name: str, dialect: Dialect, *, numeric: bool) -> Array:
     return found.numbers if numeric else found.texts
 
 
-def _preview_without_times(rows: Rows, name: str, dialect: Dialect) -> ColumnPreview:
+def _without_times(rows: Rows, name: str, dialect: Dialect) -> _ColumnPreview:
     column = rows.frame[name]
     if load_pandas().api.types.is_datetime64_any_dtype(column):
         where, first = rows.where(column.notna().to_numpy()), str(column.dropna().iloc[0])
@@ -201,7 +201,7 @@ def _preview_without_times(rows: Rows, name: str, dialect: Dialect) -> ColumnPre
             f"{where}: column {name!r} holds times, as {first!r}. Name it in `dates` (days since 1970-01-01 become its "
             "number), or in `drop`."
         )
-    return preview(rows, name, dialect)
+    return _preview(rows, name, dialect)
 
 
 def _days(rows: Rows, name: str, dialect: Dialect) -> Array:

@@ -75,7 +75,7 @@ class TableOptions(TypedDict, total=False):
 
 @requires_files(
     remark="a CSV, Parquet or Excel file of your own. `sparsemtl run` reads it by a configuration such as "
-    "examples/table.yaml; pandas, pyarrow for Parquet and openpyxl for Excel come with the extra `tables`."
+    "examples/table.yaml; it needs the extra `tables`."
 )
 @checked
 def table(

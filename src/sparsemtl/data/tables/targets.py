@@ -27,28 +27,17 @@ UNLABELLED = -100
 _GAP_NAMES = frozenset({"?", "-", "--", ".", "none", "missing", "unknown", "n.a."})
 """Names, in small letters, that stand for a missing value in some tables, and for a class in others."""
 Scale = Literal["standard", "unit"]
+_COMMON: dict[str, Any] = {"column": str, "weight": NonNegative}
 _KINDS: dict[str, dict[str, Any]] = {
-    "classification": {
-        "column": str,
-        "classes": Sequence[Any],
-        "above": float,
-        "equals": Any,
-        "label_smoothing": Share,
-        "weight": NonNegative,
-    },
-    "regression": {
-        "column": str,
-        "scale": Scale | Positive,
-        "criterion": Literal["mse", "l1", "huber"],
-        "weight": NonNegative,
-    },
+    "classification": {"classes": Sequence[Any], "above": float, "equals": Any, "label_smoothing": Share, **_COMMON},
+    "regression": {"scale": Scale | Positive, "criterion": Literal["mse", "l1", "huber"], **_COMMON},
 }
 """Options of a target by its kind."""
 _OF_TASKS = ("label_smoothing", "criterion", "weight")
 
 
 @dataclass(frozen=True)
-class Target:
+class _Target:
     """Labels of one task, made of one column.
 
     Attributes:
@@ -63,7 +52,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class ClassTarget(Target):
+class ClassTarget(_Target):
     """Classification: of the column's values, or of no and yes.
 
     Attributes:
@@ -145,7 +134,7 @@ class ClassTarget(Target):
 
 
 @dataclass(frozen=True)
-class NumberTarget(Target):
+class NumberTarget(_Target):
     """Regression of the column's number, which is `offset + factor * label`.
 
     Attributes:
