@@ -17,7 +17,7 @@ from torch import Tensor
 from sparsemtl.data.tables.coded import CodedSplit, OneHot
 from sparsemtl.data.tables.embedding import WIDEST, ColumnEmbedding, embedding_width
 from sparsemtl.data.tables.encoding import InputColumns, tabulate
-from sparsemtl.data.tables.parts import Parts
+from sparsemtl.data.tables.parts import RowParts
 from sparsemtl.data.tables.rows import Rows
 from sparsemtl.data.tables.targets import NumberTarget, in_order
 from sparsemtl.errors import ParameterError
@@ -40,7 +40,7 @@ def coded(column: Sequence[Any], parts: Sequence[int], *, numeric: bool) -> Tens
     )
     of_rows = np.array([*parts, 0, 0, 1, 2], np.uint8)
     inputs = InputColumns(["x"] if numeric else [], [] if numeric else ["x"], missing="indicator")
-    data = tabulate("t", rows, Parts(of_rows, ""), inputs, [NumberTarget("y", "y")], encoding="embedding")
+    data = tabulate("t", rows, RowParts(of_rows, ""), inputs, [NumberTarget("y", "y")], encoding="embedding")
     assert isinstance(data.train, CodedSplit)
     return data.train.coded[: len(column)]
 

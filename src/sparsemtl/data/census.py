@@ -16,7 +16,7 @@ from sparsemtl.data.splitting import partition
 from sparsemtl.data.tables.columns import select
 from sparsemtl.data.tables.encoding import EncodingOption, InputColumns, tabulate
 from sparsemtl.data.tables.formats import Dialect
-from sparsemtl.data.tables.parts import TRAIN, Parts, assigned, draw
+from sparsemtl.data.tables.parts import TRAIN, RowParts, assigned, draw
 from sparsemtl.data.tables.rows import read_rows
 from sparsemtl.data.tables.targets import ClassTarget
 from sparsemtl.registry.parameters import Natural
@@ -111,10 +111,10 @@ def _find(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
 
 
-def _divide(train: int, test: int, seed: int) -> Parts:
+def _divide(train: int, test: int, seed: int) -> RowParts:
     if not train:
         parts = draw(test, SHARES, seed)
-        return Parts(parts.of_rows, f"of the official test file alone: {parts.note}")
+        return RowParts(parts.of_rows, f"of the official test file alone: {parts.note}")
     held_out = 1 + assigned(test, partition(test, (0.5, 0.5), seed=seed))
     note = f"training: the official training file; the official test file is halved at random (seed {seed})"
-    return Parts(np.concatenate([np.full(train, TRAIN, np.uint8), held_out]), note)
+    return RowParts(np.concatenate([np.full(train, TRAIN, np.uint8), held_out]), note)

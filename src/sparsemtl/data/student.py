@@ -13,7 +13,7 @@ from sparsemtl.data.requirements import Expected, Package, requires_files
 from sparsemtl.data.tables.columns import select
 from sparsemtl.data.tables.encoding import EncodingOption, InputColumns, tabulate
 from sparsemtl.data.tables.formats import Dialect
-from sparsemtl.data.tables.parts import Parts, draw
+from sparsemtl.data.tables.parts import RowParts, draw
 from sparsemtl.data.tables.rows import read_rows
 from sparsemtl.data.tables.targets import NumberTarget
 from sparsemtl.registry.parameters import Natural
@@ -76,7 +76,7 @@ def student(
     rows = select(read_rows([path], dialect, CATEGORIES), dialect, (*NUMBERS, *GRADES), CATEGORIES)
     count = len(rows.frame)
     parts = draw(count, SHARES, seed)
-    parts = Parts(parts.of_rows, f"{subject}: {parts.note}")
+    parts = RowParts(parts.of_rows, f"{subject}: {parts.note}")
     targets = [NumberTarget(name, name, factor=BEST_GRADE) for name in GRADES]
     notes = counted({"pupils": count}, {"pupils": OFFICIAL[subject]})
     return tabulate("student", rows, parts, InputColumns(NUMBERS, CATEGORIES), targets, encoding=encoding, notes=notes)

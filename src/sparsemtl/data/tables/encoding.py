@@ -20,7 +20,7 @@ from typing_extensions import Doc
 from sparsemtl.data.base import TaskData
 from sparsemtl.data.tables.coded import CodedSplit, OneHot
 from sparsemtl.data.tables.embedding import ColumnEmbedding
-from sparsemtl.data.tables.parts import PARTS, TRAIN, Parts
+from sparsemtl.data.tables.parts import PARTS, TRAIN, RowParts
 from sparsemtl.data.tables.rows import Array, Rows
 from sparsemtl.data.tables.targets import AnyTarget, in_order
 from sparsemtl.errors import DataError, SparseMTLWarning, missing_extra
@@ -64,7 +64,7 @@ class InputColumns:
 def tabulate(
     name: str,
     rows: Rows,
-    parts: Parts,
+    parts: RowParts,
     inputs: InputColumns,
     targets: Sequence[AnyTarget],
     *,

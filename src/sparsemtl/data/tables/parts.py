@@ -1,4 +1,4 @@
-"""Parts of a table: which rows are for training, validation and test."""
+"""Division of a table's rows into training, validation and test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PARTS = ("training", "validation", "test")
 """Names of the parts, by number."""
 
 
-class Parts(NamedTuple):
+class RowParts(NamedTuple):
     """Parts of all rows.
 
     Attributes:
@@ -32,13 +32,13 @@ class Parts(NamedTuple):
     note: str
 
 
-def draw(count: int, shares: Sequence[float], seed: int) -> Parts:
+def draw(count: int, shares: Sequence[float], seed: int) -> RowParts:
     """Draw the parts of rows at random."""
     each = ", ".join(f"{100 * share:.4g} % {part}" for share, part in zip(shares, PARTS, strict=True))
-    return Parts(assigned(count, partition(count, shares, seed=seed)), f"{each} at random (seed {seed})")
+    return RowParts(assigned(count, partition(count, shares, seed=seed)), f"{each} at random (seed {seed})")
 
 
-def divide(rows: Rows, targets: Sequence[AnyTarget], shares: Sequence[float], seed: int, *, stratify: bool) -> Parts:
+def divide(rows: Rows, targets: Sequence[AnyTarget], shares: Sequence[float], seed: int, *, stratify: bool) -> RowParts:
     """Divide the rows of one file, or return what those of several are.
 
     Args:
@@ -57,25 +57,25 @@ def divide(rows: Rows, targets: Sequence[AnyTarget], shares: Sequence[float], se
         raise ParameterError(f"split: expected the shares of training, validation and test, got {shares}.")
     if len(others) == 2:
         of_rows = np.repeat(np.arange(3, dtype=np.uint8), [count, *(count for _, count in others)])
-        return Parts(of_rows, "training, validation and test rows are of files of their own")
+        return RowParts(of_rows, "training, validation and test rows are of files of their own")
     try:
         if others:
             share = shares[VALIDATION] / (shares[TRAIN] + shares[VALIDATION])
             shares = [1 - share, share]
             note = f"validation: {100 * share:.4g} % of the training file's rows at random (seed {seed})"
-            parts = Parts(assigned(count, partition(count, shares, seed=seed)), note)
+            parts = RowParts(assigned(count, partition(count, shares, seed=seed)), note)
         else:
             parts = draw(count, shares, seed)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     if stratify and (classes := [of[:count] for of in _strata(rows, targets)]):
         of_rows = assigned(count, by_classes(classes, shares, seed=seed))
-        parts = Parts(of_rows, f"{parts.note}, of every class")
+        parts = RowParts(of_rows, f"{parts.note}, of every class")
     test = np.full(sum(count for _, count in others), TEST, np.uint8)
-    return Parts(np.append(parts.of_rows, test), parts.note)
+    return RowParts(np.append(parts.of_rows, test), parts.note)
 
 
-def by_column(rows: Rows, name: str) -> Parts:
+def by_column(rows: Rows, name: str) -> RowParts:
     """Return the parts that a column names.
 
     Raises:
@@ -89,7 +89,7 @@ def by_column(rows: Rows, name: str) -> Parts:
     if (unknown := of_rows < 0).any():
         found = unknown_name("part", values[unknown].iloc[0], ROLES)
         raise DataError(f"{rows.where(unknown)}: column {name!r}: {found}")
-    return Parts(of_rows.astype(np.uint8), f"column {name!r} says which rows are for training, validation and test")
+    return RowParts(of_rows.astype(np.uint8), f"column {name!r} says which rows are for training, validation and test")
 
 
 def _strata(rows: Rows, targets: Sequence[AnyTarget]) -> list[Tensor]:
