@@ -1,4 +1,4 @@
-"""What sparsemtl raises and warns, and the one helper that words a wrong name."""
+"""Errors and warnings of sparsemtl, and the wording of messages about wrong names."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ForwardError(SparseMTLError, RuntimeError):
     """A module of the model, or a task's loss, cannot compute with what it is given; torch's own error is the cause."""
 
     def at(self, where: str) -> ForwardError:
-        """The same error with the place in a run; raise it from this one's cause."""
+        """Return the error with its place in a run, to be raised from the cause of this one."""
         return ForwardError(f"{where}: {self}")
 
 

@@ -51,7 +51,7 @@ class LoadedRun:
 
     @property
     def masks(self) -> TaskMasks | None:
-        """Which shared weights each task uses; None if all tasks use all."""
+        """Shared weights that each task uses; None if all tasks use all."""
         return self.networks.kept(self.model.shared_parameters())
 
     @torch.no_grad()

@@ -35,7 +35,7 @@ not fit into half precision does after a few dozen of them; one that still does 
 
 @dataclass(frozen=True)
 class Backend:
-    """How a model runs on a device and in a precision: Lightning Fabric's parts, or plain torch's.
+    """Execution of a model on a device and in a precision: by Lightning Fabric's parts, or plain torch.
 
     Attributes:
         module: callable in place of the model.
