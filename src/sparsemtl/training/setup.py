@@ -32,7 +32,7 @@ Scheduler = LRScheduler | ReduceLROnPlateau
 
 
 @dataclass(frozen=True)
-class Parts:
+class RunParts:
     """Arguments of a trainer that the set-up puts together.
 
     Attributes:
@@ -73,7 +73,7 @@ class Setup:
     step: TrainingStep
 
 
-def set_up(parts: Parts, options: TrainingOptions, train: Loaders) -> Setup:
+def set_up(parts: RunParts, options: TrainingOptions, train: Loaders) -> Setup:
     """Seed the generators, and make all that training needs.
 
     Args:

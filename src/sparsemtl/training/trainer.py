@@ -53,7 +53,7 @@ from sparsemtl.training.processes import refuse_distributed
 from sparsemtl.training.resuming import Checkpoints, Position
 from sparsemtl.training.selection import Selection
 from sparsemtl.training.settings import run_settings
-from sparsemtl.training.setup import Parts, Scheduler, Setup, set_up
+from sparsemtl.training.setup import RunParts, Scheduler, Setup, set_up
 from sparsemtl.training.snapshots import Snapshots
 from sparsemtl.training.step import TrainingStep
 from sparsemtl.training.summary import RunResults, described, summarize
@@ -101,7 +101,7 @@ class Trainer:
         self.sharing = DenseSharing() if sharing is None else sharing
         self.balancer = as_balancer(balancing)
         make_optimizer = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
-        self._parts = Parts(model, self.sharing, self.balancer, make_optimizer, scheduler)
+        self._parts = RunParts(model, self.sharing, self.balancer, make_optimizer, scheduler)
         self.epochs = options["epochs"]
         self.threads = options["threads"]
         self.folder = RunFolder(options["folder"]) if options["folder"] is not None else None
