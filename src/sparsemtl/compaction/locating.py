@@ -1,4 +1,4 @@
-"""Where a graph first gives something else than the model that it was traced from."""
+"""Search for the first layer whose output differs between a graph and the model that it was traced from."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from sparsemtl.compaction.examples import Inputs
+from sparsemtl.compaction.inputs import Inputs
 from sparsemtl.compaction.verification import difference, snapshot
 
-SAME = 1e-8
+_SAME = 1e-8
 """Outputs of a layer that differ by less, as a fraction of their spread, are the same in double precision."""
 
 
 def first_difference(model: nn.Module, graph: fx.GraphModule, inputs: Inputs, prefix: str) -> str:
-    """The name of the first layer that gives something else in a graph than in the model, "" if there is none.
+    """Return the name of the first layer whose output in a graph differs from the model's, "" if there is none.
 
     Args:
         model: the model.
-        graph: its graph before anything was cut.
-        inputs: what to run both on, in their precision.
-        prefix: what names of the model's layers begin with and those of the graph do not.
+        graph: its graph before any channels were removed.
+        inputs: inputs for both, in their precision.
+        prefix: prefix of the names of the model's layers that those of the graph lack.
     """
     expected: dict[str, Any] = {}
     hooks = [
@@ -41,11 +41,11 @@ def first_difference(model: nn.Module, graph: fx.GraphModule, inputs: Inputs, pr
 
 
 class _Walk(fx.Interpreter):
-    """Runs a graph and compares what its layers give.
+    """Interpreter of a graph that compares the outputs of its layers.
 
     Args:
         graph: the graph.
-        expected: name of a layer -> what it gives.
+        expected: name of a layer -> its output.
     """
 
     def __init__(self, graph: fx.GraphModule, expected: dict[str, Any]) -> None:
@@ -57,6 +57,6 @@ class _Walk(fx.Interpreter):
         """Run a layer."""
         self.last = str(target)
         output = super().call_module(target, args, kwargs)
-        if not self.wrong and target in self.expected and difference(self.expected.pop(target), output) > SAME:
+        if not self.wrong and target in self.expected and difference(self.expected.pop(target), output) > _SAME:
             self.wrong = str(target)
         return output

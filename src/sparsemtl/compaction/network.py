@@ -1,4 +1,4 @@
-"""The network while it is being compacted: a graph, and the modules and tensors that its nodes name."""
+"""Network while it is compacted: a graph, its modules and tensors, and the one layer that compaction adds."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 
 @dataclass
 class Network:
-    """A traced network.
+    """Traced network.
 
     Attributes:
-        graph: what is computed; its nodes refer to modules and tensors by name.
-        modules: those that the graph calls, by name.
-        tensors: parameters and buffers that the graph reads itself, by name.
-        name: of the class that was traced.
+        graph: graph of the computation; its nodes refer to modules and tensors by name.
+        modules: modules that the graph calls, by name.
+        tensors: parameters and buffers that the graph itself reads, by name.
+        name: name of the class that was traced.
         leaf_modules: names of modules that stay as they are.
     """
 
@@ -31,7 +32,7 @@ class Network:
 
     @classmethod
     def of(cls, root: nn.Module, graph: fx.Graph, *, prefix: str, name: str, leaf_modules: Collection[str]) -> Network:
-        """Take what a graph names out of the module that it was traced from, and the prefix off the names."""
+        """Return the network of a graph, with the modules and tensors that it names, whose names lose the prefix."""
         modules: dict[str, nn.Module] = {}
         tensors: dict[str, Any] = {}
         for node in graph.nodes:
@@ -43,16 +44,16 @@ class Network:
         return cls(graph, modules, tensors, name, frozenset(leaf_modules))
 
     def module(self, node: fx.Node) -> nn.Module | None:
-        """The module that a node calls."""
+        """Return the module that a node calls, None if it calls none."""
         return self.modules[str(node.target)] if node.op == "call_module" else None
 
     def tensor(self, value: object) -> Tensor | None:
-        """The tensor that a node reads from the network; None for any other node or value."""
+        """Return the tensor that a node reads from the network; None for any other node or value."""
         found = self.tensors[str(value.target)] if isinstance(value, fx.Node) and value.op == "get_attr" else None
         return found if isinstance(found, Tensor) else None
 
     def free(self) -> set[nn.Module]:
-        """The modules whose weights nothing else reads, and that have no hooks: those that may be changed."""
+        """Return the modules that may be changed: those without hooks, whose weights no other node reads."""
         uses = Counter(id(tensor) for tensor in self._reads())
         return {
             module
@@ -63,10 +64,41 @@ class Network:
         }
 
     def _reads(self) -> Iterator[Tensor]:
-        """Every parameter, once for every node that reads it."""
+        """Yield every parameter once per node that reads it."""
         for node in self.graph.nodes:
             module, tensor = self.module(node), self.tensor(node)
             if module is not None:
                 yield from module.parameters()
             elif tensor is not None:
                 yield tensor
+
+
+class Select(nn.Module):
+    """Layer that copies entries of one axis; with constants, of the axis and constant entries behind it.
+
+    Args:
+        index: entries to copy, int64; from the length of the axis on they are constants.
+        axis: axis of the input; 1 if there are constants.
+        constants: (count,), values that are the same at all positions.
+    """
+
+    index: Tensor
+    constants: Tensor | None
+
+    def __init__(self, index: Tensor, axis: int, constants: Tensor | None = None) -> None:
+        super().__init__()
+        self.axis = axis
+        self.register_buffer("index", index)
+        self.register_buffer("constants", constants)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., entries, ...) to (..., len(index), ...)."""
+        if self.constants is not None:
+            values = self.constants.view(1, -1, *[1] * (x.ndim - 2))
+            x = torch.cat([x, values.expand(x.shape[0], -1, *x.shape[2:])], dim=1)
+        return torch.index_select(x, self.axis, self.index)
+
+    def extra_repr(self) -> str:
+        """Return the text that `print` shows."""
+        constants = 0 if self.constants is None else len(self.constants)
+        return f"entries={len(self.index)}, axis={self.axis}, constants={constants}"

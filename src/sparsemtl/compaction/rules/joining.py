@@ -1,4 +1,4 @@
-"""Concatenation: channels of several tensors side by side."""
+"""Concatenations of channels, and selections of channels that an earlier compaction made."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx
 
-from sparsemtl.compaction.calls import argument
 from sparsemtl.compaction.channels import Constants, Layout, Need
-from sparsemtl.compaction.rules.rule import Editor, Rule, Site, kept
+from sparsemtl.compaction.network import Select
+from sparsemtl.compaction.operations import argument, operand
+from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Site, kept
 
 
-class Concatenation(Rule):
-    """The channels of every input, one after the other.
+class _Concatenation(ChannelRule):
+    """Rule of a concatenation: the channels of every input, one after the other.
 
     Args:
-        node: see `Rule`.
-        inputs: see `Rule`; one that is there twice counts twice.
-        layout: see `Rule`.
+        node: see `ChannelRule`.
+        inputs: see `ChannelRule`; one that is there twice counts twice.
+        layout: see `ChannelRule`.
         widths: channels of each.
     """
 
@@ -30,18 +31,18 @@ class Concatenation(Rule):
         self.widths = list(widths)
 
     def constants(self, *inputs: Constants | None) -> Constants:
-        """Those of the inputs."""
+        """Return the constants of the inputs."""
         found = [each or Constants.none(width) for each, width in zip(inputs, self.widths, strict=True)]
         return Constants(torch.cat([each.known for each in found]), torch.cat([each.value for each in found]))
 
     def needs(self, out: Need | None, *inputs: Layout) -> list[Need | None]:
-        """To each its part."""
+        """Return the part of the need that falls on each input."""
         assert out is not None
         parts = zip(out.live.split(self.widths), out.carried.split(self.widths), strict=True)
         return [Need(live, carried) for live, carried in parts]
 
     def rewrite(self, out: Need | None, present: Sequence[Tensor | None], editor: Editor) -> Tensor | None:
-        """Leave out inputs of which nothing is needed; the others give all that they still have."""
+        """Drop inputs of which nothing is needed; keep all channels of the others."""
         assert out is not None
         taken, masks = [], []
         for source, mask, width, carried in zip(
@@ -55,8 +56,8 @@ class Concatenation(Rule):
         return torch.cat(masks)
 
 
-def concatenation(site: Site) -> Rule | None:
-    """The rule of `torch.cat` along the channels."""
+def concatenation(site: Site) -> ChannelRule | None:
+    """Return the rule of `torch.cat` along the channels."""
     inputs = argument(site.node, 0, "tensors", ())
     axis = argument(site.node, 1, "dim", 0)
     listed = isinstance(inputs, (tuple, list)) and bool(inputs) and all(isinstance(node, fx.Node) for node in inputs)
@@ -70,4 +71,64 @@ def concatenation(site: Site) -> Rule | None:
     if axis % first.rank != first.axis:
         return None
     widths = [layout.channels for layout in layouts if layout.channels is not None]
-    return Concatenation(site.node, inputs, replace(first, channels=sum(widths)), widths)
+    return _Concatenation(site.node, inputs, replace(first, channels=sum(widths)), widths)
+
+
+class _ChannelSelection(ChannelRule):
+    """Rule of a selection: some channels of the input, and constant ones.
+
+    Args:
+        node: see `ChannelRule`.
+        source: what it reads.
+        layout: see `ChannelRule`.
+        layer: the module.
+        channels: input channels.
+    """
+
+    passes_on = True
+
+    def __init__(self, node: fx.Node, source: fx.Node, layout: Layout, layer: Select, channels: int) -> None:
+        super().__init__(node, [source], layout)
+        self.layer = layer
+        self.index = layer.index.cpu()
+        self.channels = channels
+
+    def constants(self, *inputs: Constants | None) -> Constants:
+        """Return its own constants and those of the selected channels."""
+        own = self.layer.constants
+        value = torch.zeros(0) if own is None else own.double().cpu()
+        read = inputs[0] or Constants.none(self.channels)
+        known = torch.cat([read.known, torch.ones(len(value), dtype=torch.bool)])
+        return Constants(known[self.index], torch.cat([read.value, value])[self.index])
+
+    def needs(self, out: Need | None, *inputs: Layout) -> list[Need | None]:
+        """Return the selected channels that are needed."""
+        assert out is not None
+        return [Need(self._selected_from(out.live), self._selected_from(out.carried))]
+
+    def _selected_from(self, outputs: Tensor) -> Tensor:
+        """Return the input channels of which some outputs are copies."""
+        chosen = self.index[outputs]
+        found = torch.zeros(self.channels, dtype=torch.bool)
+        found[chosen[chosen < self.channels]] = True
+        return found
+
+    def rewrite(self, out: Need | None, present: Sequence[Tensor | None], editor: Editor) -> Tensor | None:
+        """Select the channels that are needed, from where they are now."""
+        assert out is not None
+        mask = kept(present[0], self.channels)
+        constants = torch.arange(0 if self.layer.constants is None else len(self.layer.constants))
+        places = torch.cat([mask.cumsum(0) - 1, mask.sum() + constants])
+        self.layer.index = places[self.index[out.carried]].to(self.layer.index.device)
+        return out.carried
+
+
+def selection(site: Site) -> ChannelRule | None:
+    """Return the rule of `Select` on channels of one entry each."""
+    source, layer = operand(site.node), site.module
+    if source is None or not isinstance(layer, Select) or layer not in site.free:
+        return None
+    layout = site.layouts[source]
+    if not layout.whole or layout.channels is None or layer.axis != layout.axis:
+        return None
+    return _ChannelSelection(site.node, source, replace(layout, channels=len(layer.index)), layer, layout.channels)

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from sparsemtl.compaction.calls import operand
 from sparsemtl.compaction.channels import Constants, Layout, Need
-from sparsemtl.compaction.ops import CONVOLUTIONS, NORMS, torch_class
-from sparsemtl.compaction.rules.rule import Editor, Rule, Site
+from sparsemtl.compaction.operations import CONVOLUTIONS, NORMS, operand, torch_class
+from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Site, UnknownRule
 
 
-class PerChannel(Rule):
-    """A layer that makes every channel of the same channel of the input, with weights that are its own.
+class _PerChannel(ChannelRule):
+    """Rule of a layer that computes every channel from the same channel of the input, with weights per channel.
 
     Args:
-        node: see `Rule`.
+        node: see `ChannelRule`.
         source: what it reads.
-        layout: see `Rule`.
+        layout: see `ChannelRule`.
         layer: the module.
     """
 
@@ -36,33 +36,33 @@ class PerChannel(Rule):
         assert self.layout.channels is not None
         return self.layout.channels
 
+    @abc.abstractmethod
     def reads(self) -> Tensor:
-        """Which channels of the input matter to the output, (channels,), bool."""
-        return torch.ones(self.channels, dtype=torch.bool)
+        """Return the channels of the input that change the output, (channels,), bool."""
 
     def needs(self, out: Need | None, *inputs: Layout) -> list[Need | None]:
-        """What the output needs; of channels that do not matter only that they are there."""
+        """Return the need of the output; channels that do not change the output are only carried."""
         if out is None or inputs[0].channels is None:
             return [None]
         return [Need(out.live & self.reads(), out.carried)]
 
     def rewrite(self, out: Need | None, present: Sequence[Tensor | None], editor: Editor) -> Tensor | None:
-        """The output has the channels that the input has."""
+        """Keep the channels that the input still has."""
         (mask,) = present
         if mask is not None:
-            self.cut(mask)
+            self.keep_only(mask)
         return mask
 
-    def cut(self, mask: Tensor) -> None:
+    @abc.abstractmethod
+    def keep_only(self, mask: Tensor) -> None:
         """Keep only these channels, (channels,), bool."""
-        raise NotImplementedError
 
 
-class BatchNorm(PerChannel):
-    """A batch norm in eval mode: a scale and a shift for every channel."""
+class _BatchNorm(_PerChannel):
+    """Rule of a batch norm in eval mode: a scale and a shift per channel."""
 
     def constants(self, *inputs: Constants | None) -> Constants | None:
-        """Of a constant or a scale of zero comes a constant."""
+        """Return the channels with a constant input or a scale of zero."""
         affine = affine_of(self.layer)
         if affine is None or not self.layout.whole:
             return None
@@ -72,38 +72,40 @@ class BatchNorm(PerChannel):
         return Constants(read.known | (scale == 0), value)
 
     def reads(self) -> Tensor:
-        """Those with a scale other than zero."""
+        """Return the channels with a scale other than zero."""
         affine = affine_of(self.layer)
-        return super().reads() if affine is None or not self.layout.whole else (affine[0] != 0).cpu()
+        if affine is None or not self.layout.whole:
+            return torch.ones(self.channels, dtype=torch.bool)
+        return (affine[0] != 0).cpu()
 
-    def cut(self, mask: Tensor) -> None:
-        """Keep the numbers of these channels, as many each as it has entries."""
+    def keep_only(self, mask: Tensor) -> None:
+        """Keep the features of these channels, one per entry."""
         entries = mask.repeat_interleave(self.layer.num_features // len(mask))
-        cut_norm(self.layer, entries)
+        _cut_norm(self.layer, entries)
 
 
-class Depthwise(PerChannel):
-    """A convolution with as many groups as channels."""
+class _Depthwise(_PerChannel):
+    """Rule of a convolution with as many groups as channels."""
 
     def constants(self, *inputs: Constants | None) -> Constants:
-        """A channel without weights gives its bias."""
+        """Return the biases of channels without weights."""
         weight, bias = self.layer.weight.detach(), self.layer.bias
         shift = weight.new_zeros(len(weight)) if bias is None else bias.detach()
         return Constants((weight == 0).flatten(1).all(1).cpu(), shift.double().cpu())
 
     def reads(self) -> Tensor:
-        """Those with a weight other than zero."""
+        """Return the channels with a weight other than zero."""
         weight: Tensor = self.layer.weight.detach()
         return (weight != 0).flatten(1).any(1).cpu()
 
-    def cut(self, mask: Tensor) -> None:
+    def keep_only(self, mask: Tensor) -> None:
         """Keep the kernels of these channels."""
-        cut_entries(self.layer, ("weight", "bias"), mask)
+        _cut_entries(self.layer, ("weight", "bias"), mask)
         self.layer.in_channels = self.layer.out_channels = self.layer.groups = int(mask.sum())
 
 
 def affine_of(norm: Any) -> tuple[Tensor, Tensor] | None:
-    """Scale and shift (features,) that a batch norm is in eval mode, None if it uses the batch's statistics."""
+    """Return scale and shift (features,) of a batch norm in eval mode, None if it uses the batch's statistics."""
     if norm.running_mean is None or norm.running_var is None:
         return None
     scale = (norm.running_var + norm.eps).rsqrt()
@@ -112,13 +114,13 @@ def affine_of(norm: Any) -> tuple[Tensor, Tensor] | None:
     return scale, shift if norm.bias is None else shift + norm.bias.detach()
 
 
-def cut_norm(norm: Any, entries: Tensor) -> None:
+def _cut_norm(norm: Any, entries: Tensor) -> None:
     """Keep only some features of a batch norm."""
-    cut_entries(norm, ("weight", "bias", "running_mean", "running_var"), entries)
+    _cut_entries(norm, ("weight", "bias", "running_mean", "running_var"), entries)
     norm.num_features = int(entries.sum())
 
 
-def cut_entries(layer: Any, names: Sequence[str], entries: Tensor) -> None:
+def _cut_entries(layer: Any, names: Sequence[str], entries: Tensor) -> None:
     """Keep only some entries of the first axis of a layer's tensors."""
     for name in names:
         tensor = getattr(layer, name)
@@ -128,8 +130,8 @@ def cut_entries(layer: Any, names: Sequence[str], entries: Tensor) -> None:
             setattr(layer, name, tensor[entries])
 
 
-def batch_norm(site: Site) -> Rule | None:
-    """The rule of batch norms, whose channels are those of what they read, or stand on axis 1."""
+def batch_norm(site: Site) -> ChannelRule | None:
+    """Return the rule of batch norms, whose channels are those of their input, or lie on axis 1."""
     source, layer = operand(site.node), site.module
     if source is None or layer is None:
         return None
@@ -138,15 +140,15 @@ def batch_norm(site: Site) -> Rule | None:
     if read.channels is None:
         layout = Layout(rank or read.rank, features)
         known = layout.rank is not None
-        return Rule(site.node, [source], layout) if known else None
+        return UnknownRule(site.node, [source], layout) if known else None
     fits = read.rank is not None and read.axis == 1 and (features % read.channels == 0)
     if layer not in site.free or layer.training or not fits:
         return None
-    return BatchNorm(site.node, source, read, layer)
+    return _BatchNorm(site.node, source, read, layer)
 
 
-def depthwise(site: Site) -> Rule | None:
-    """The rule of convolutions with as many groups as channels that come in and go out; None for others."""
+def depthwise(site: Site) -> ChannelRule | None:
+    """Return the rule of convolutions with as many groups as input and output channels; None for others."""
     source, layer = operand(site.node), site.module
     if source is None or layer is None or len(site.node.all_input_nodes) != 1:
         return None
@@ -155,4 +157,4 @@ def depthwise(site: Site) -> Rule | None:
         return None
     if not read.whole or read.axis != 1 or read.channels != channels:
         return None
-    return Depthwise(site.node, source, Layout(CONVOLUTIONS[torch_class(layer)], read.channels), layer)
+    return _Depthwise(site.node, source, Layout(CONVOLUTIONS[torch_class(layer)], read.channels), layer)

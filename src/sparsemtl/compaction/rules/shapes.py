@@ -1,35 +1,35 @@
-"""Views that give channels other axes beside them: flattening, axes of length one, expansion."""
+"""Views that add axes beside the channels (flattening, axes of length one, expansion), and questions about shapes."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, fx
 
-from sparsemtl.compaction.calls import argument, operand, operation, shape_argument
 from sparsemtl.compaction.channels import Layout, Need
 from sparsemtl.compaction.checks import check_answer
 from sparsemtl.compaction.network import Network
+from sparsemtl.compaction.operations import argument, operand, operation, shape_argument
 from sparsemtl.compaction.rules.channelwise import Channelwise, preserved
-from sparsemtl.compaction.rules.rule import Editor, Maker, Rule, Site
+from sparsemtl.compaction.rules.rule import ChannelRule, Maker, Site, UnknownRule
 from sparsemtl.compaction.rules.spatial import is_map, item
 
 _RESHAPES = ("reshape", "view")
 
 
-def flatten(site: Site) -> Rule | None:
-    """Positions side by side: behind every channel's first, or on an axis of their own."""
+def flatten(site: Site) -> ChannelRule | None:
+    """Return the rule of flattening: positions go behind every channel's first one, or on an axis of their own."""
     layer: Any = site.module
     start = argument(site.node, 1, "start_dim", 0) if layer is None else layer.start_dim
     end = argument(site.node, 2, "end_dim", -1) if layer is None else layer.end_dim
     return _flattened(site, start) if end == -1 and isinstance(start, int) and start > 0 else None
 
 
-def reshape(site: Site) -> Rule | None:
-    """`x.view(batch, -1)`, which flattens, and `x.view(batch, channels, 1, 1)`; no other shape is understood."""
+def reshape(site: Site) -> ChannelRule | None:
+    """Return the rule of `x.view(batch, -1)`, which flattens, and `x.view(batch, channels, 1, 1)`; None for others."""
     source, shape = operand(site.node), shape_argument(site.node)
     if source is None or len(shape) < 2:
         return None
@@ -44,32 +44,31 @@ def reshape(site: Site) -> Rule | None:
     # as many entries as channels and samples: further axes of the tensor have length one
     counted = counted or (shape[1] == -1 and layout.rank == 2 and first)
     first = first or (shape[0] == -1 and shape[1] != -1)
-    return Reshape(site.node, [source], replace(layout, rank=len(shape)), preserved) if counted and first else None
+    return _reshaped(site, source, replace(layout, rank=len(shape))) if counted and first else None
 
 
-def _rows(site: Site, layout: Layout) -> Rule | None:
-    """`x.view(batch, channels, -1)`: positions on an axis of their own."""
+def _rows(site: Site, layout: Layout) -> ChannelRule | None:
+    """Return the rule of `x.view(batch, channels, -1)`: positions on an axis of their own."""
     fits = layout.whole and layout.axis == 1
-    return Reshape(site.node, [site.node.all_input_nodes[0]], replace(layout, rank=3), preserved) if fits else None
+    return _reshaped(site, site.node.all_input_nodes[0], replace(layout, rank=3)) if fits else None
 
 
-class Reshape(Channelwise):
-    """A view whose shape has the number of channels in it."""
-
-    def rewrite(self, out: Need | None, present: Sequence[Tensor | None], editor: Editor) -> Tensor | None:
-        """Write the number of channels that are left."""
-        mask = super().rewrite(out, present, editor)
-        if mask is not None:
-            source, (batch, channels, *others) = self.node.args[0], shape_argument(self.node)
-            left = channels if channels == -1 else int(mask.sum())
-            self.node.args, self.node.kwargs = (source, (batch, left, *others)), {}
-        return mask
+def _reshaped(site: Site, source: fx.Node, layout: Layout) -> ChannelRule:
+    """Return the rule of a view whose shape contains the number of channels."""
+    return Channelwise(site.node, [source], layout, preserved, on_removal=_write_channels)
 
 
-def settle_sizes(network: Network, rules: Mapping[fx.Node, Rule]) -> None:
-    """Write the number of channels of a tensor into shapes that ask for it, and guards about it off.
+def _write_channels(node: fx.Node, mask: Tensor) -> None:
+    """Write the number of channels that are left into the shape of a view."""
+    source, (batch, channels, *others) = node.args[0], shape_argument(node)
+    left = channels if channels == -1 else int(mask.sum())
+    node.args, node.kwargs = (source, (batch, left, *others)), {}
 
-    The number is known, and so nothing need be kept for the sake of a question about it.
+
+def write_known_sizes(network: Network, rules: Mapping[fx.Node, ChannelRule]) -> None:
+    """Write the number of channels of a tensor into shapes that ask for it, and remove guards about it.
+
+    The number is known, so that no channel is needed for a question about it.
     """
     layouts = {node: rule.layout for node, rule in rules.items()}
     for node in list(network.graph.nodes):
@@ -87,7 +86,7 @@ def settle_sizes(network: Network, rules: Mapping[fx.Node, Rule]) -> None:
 
 
 def _channels_of(size: fx.Node, layouts: Mapping[fx.Node, Layout]) -> int | None:
-    tensor, _ = asked_size(size)
+    tensor, _ = _asked_size(size)
     return layouts.get(tensor, Layout()).channels if tensor is not None else None
 
 
@@ -95,14 +94,14 @@ def _counts(size: object, channels: int | None, layouts: Mapping[fx.Node, Layout
     """Return whether a number in the graph is the number of channels of a tensor, and this many."""
     if not isinstance(size, fx.Node) or channels is None:
         return False
-    tensor, axis = asked_size(size)
+    tensor, axis = _asked_size(size)
     layout = layouts.get(tensor, Layout()) if tensor is not None else Layout()
     at_channels = layout.rank is not None and isinstance(axis, int) and axis % layout.rank == layout.axis
     return at_channels and layout.whole and layout.channels == channels
 
 
-def asked_size(size: fx.Node) -> tuple[fx.Node | None, object]:
-    """The tensor and the axis whose size a node is; (None, None) if it is none."""
+def _asked_size(size: fx.Node) -> tuple[fx.Node | None, object]:
+    """Return the tensor and the axis whose size a node is; (None, None) if it is no size."""
     if size.op == "call_method" and size.target == "size":
         return operand(size), argument(size, 1, "dim", None)
     shape = size.args[0] if size.target is operator.getitem else None
@@ -115,8 +114,8 @@ def asked_size(size: fx.Node) -> tuple[fx.Node | None, object]:
 
 
 def _is_batch(size: object, source: fx.Node, layouts: Mapping[fx.Node, Layout]) -> bool:
-    """Whether a number in the graph is the length of a tensor's first axis, or of one that it was computed from."""
-    tensor, axis = asked_size(size) if isinstance(size, fx.Node) else (None, None)
+    """Return whether a number is the length of a tensor's first axis, or of a tensor that it was computed from."""
+    tensor, axis = _asked_size(size) if isinstance(size, fx.Node) else (None, None)
     if tensor is None or axis != 0:
         return False
     waiting, seen = [source], {source}
@@ -132,21 +131,21 @@ def _is_batch(size: object, source: fx.Node, layouts: Mapping[fx.Node, Layout]) 
     return False
 
 
-def _flattened(site: Site, start: int) -> Rule | None:
+def _flattened(site: Site, start: int) -> ChannelRule | None:
     source = operand(site.node)
     if source is None:
         return None
     layout = site.layouts[source]
     if layout.channels is None:
-        return Rule(site.node, [source], Layout(rank=start + 1))
+        return UnknownRule(site.node, [source], Layout(rank=start + 1))
     if layout.rank is None or layout.axis > start or (not layout.whole and layout.rank != start + 1):
         return None
     spread = None if start == layout.axis and layout.rank > start + 1 else layout.spread
     return Channelwise(site.node, [source], replace(layout, rank=start + 1, spread=spread), preserved)
 
 
-def expand(site: Site) -> Rule | None:
-    """`x.expand(-1, -1, height, width)`: the channels stay as many."""
+def expand(site: Site) -> ChannelRule | None:
+    """Return the rule of `x.expand(-1, -1, height, width)`, which keeps the channels."""
     source, shape = operand(site.node), shape_argument(site.node)
     layout = site.layouts[source] if source is not None else Layout()
     if source is None or not is_map(layout) or len(shape) != layout.rank:
@@ -154,8 +153,8 @@ def expand(site: Site) -> Rule | None:
     return Channelwise(site.node, [source], layout, preserved) if shape[layout.axis] == -1 else None
 
 
-def expand_as(site: Site) -> Rule | None:
-    """`x.expand_as(y)` with as many channels as `y` has."""
+def expand_as(site: Site) -> ChannelRule | None:
+    """Return the rule of `x.expand_as(y)` where both have the same channels."""
     source, other = operand(site.node), argument(site.node, 1, "other", None)
     if source is None or not isinstance(other, fx.Node) or source is other:
         return None
@@ -164,8 +163,8 @@ def expand_as(site: Site) -> Rule | None:
     return Channelwise(site.node, [source, other], layout, lambda first, _: first) if fits else None
 
 
-def unsqueeze(site: Site) -> Rule | None:
-    """One more axis, behind the channels."""
+def unsqueeze(site: Site) -> ChannelRule | None:
+    """Return the rule of one more axis, behind the channels."""
     source, axis = operand(site.node), argument(site.node, 1, "dim", None)
     layout = site.layouts[source] if source is not None else Layout()
     if not isinstance(axis, int) or layout.rank is None:
@@ -173,8 +172,8 @@ def unsqueeze(site: Site) -> Rule | None:
     return _longer(site, 1) if axis % (layout.rank + 1) == layout.rank else None
 
 
-def getitem(site: Site) -> Rule | None:
-    """`x[:, :, None, None]` and `x[..., None]`, or one of the outputs of a layer with several."""
+def getitem(site: Site) -> ChannelRule | None:
+    """Return the rule of `x[:, :, None, None]` and `x[..., None]`, or of one output of a layer with several."""
     source = operand(site.node)
     index = site.node.args[1] if len(site.node.args) > 1 else None
     layout = site.layouts[source] if source is not None else Layout()
@@ -188,8 +187,8 @@ def getitem(site: Site) -> Rule | None:
     return _longer(site, len(behind)) if axes == layout.rank and all(each is None for each in behind) else None
 
 
-def _longer(site: Site, more: int) -> Rule | None:
-    """Some axes of length one at the end."""
+def _longer(site: Site, more: int) -> ChannelRule | None:
+    """Return the rule of some axes of length one at the end."""
     source = operand(site.node)
     layout = site.layouts[source] if source is not None else Layout()
     if source is None or not layout.whole or layout.rank is None or layout.axis != 1:
@@ -206,3 +205,55 @@ OPERATIONS: dict[str, Maker] = {
     "unsqueeze": unsqueeze,
 }
 """Operation of torch -> rule."""
+
+
+_HARMLESS = ("device", "dim", "dtype", "ndim")
+"""Questions whose answer has nothing to do with channels."""
+
+
+class _Asks(ChannelRule):
+    """Rule of a question whose answer does not depend on the number of channels: it needs none."""
+
+    def needs(self, out: Need | None, *inputs: Layout) -> list[Need | None]:
+        """Return a need of no channel."""
+        return [None if layout.channels is None else Need.nothing(layout.channels) for layout in inputs]
+
+
+def attribute(site: Site) -> ChannelRule | None:
+    """Return the rule of `x.shape`, `x.dtype` and similar attributes."""
+    source, name = operand(site.node), site.node.args[1]
+    if source is None:
+        return None
+    harmless = name in _HARMLESS or (name == "shape" and _other_axes_only(site.node, site.layouts[source]))
+    return _Asks(site.node, [source]) if harmless else None
+
+
+def size(site: Site) -> ChannelRule | None:
+    """Return the rule of `x.size()` and `x.size(axis)`."""
+    source, axis = operand(site.node), argument(site.node, 1, "dim", None)
+    if source is None:
+        return None
+    layout = site.layouts[source]
+    harmless = _other_axes_only(site.node, layout) if axis is None else _is_other(axis, layout)
+    return _Asks(site.node, [source]) if harmless else None
+
+
+def dimensions(site: Site) -> ChannelRule | None:
+    """Return the rule of `x.dim()`."""
+    source = operand(site.node)
+    return None if source is None else _Asks(site.node, [source])
+
+
+def _other_axes_only(shape: fx.Node, layout: Layout) -> bool:
+    """Return whether only sizes of axes other than the channels' are read."""
+    return all(
+        user.op == "call_function" and user.target is operator.getitem and _is_other(user.args[1], layout)
+        for user in shape.users
+    )
+
+
+def _is_other(index: object, layout: Layout) -> bool:
+    if layout.rank is None or not isinstance(index, int | slice):
+        return False
+    axes = range(layout.rank)[index]
+    return layout.axis not in (axes if isinstance(axes, range) else (axes,))

@@ -9,16 +9,15 @@ from typing import Any
 from torch import fx, nn
 
 from sparsemtl.backbones.segnet import unpooled
-from sparsemtl.compaction.calls import argument, operand, operation
 from sparsemtl.compaction.channels import Layout
-from sparsemtl.compaction.ops import torch_class
+from sparsemtl.compaction.operations import argument, operand, operation, torch_class
 from sparsemtl.compaction.rules.channelwise import Channelwise, Passing, alike, lost, preserved, zeros
-from sparsemtl.compaction.rules.rule import Maker, Rule, Site
+from sparsemtl.compaction.rules.rule import ChannelRule, Maker, Site, UnknownRule
 from sparsemtl.heads.linear import pooled
 
-AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+_AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 MAXIMA = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-PRESERVING = (
+_PRESERVING = (
     nn.AdaptiveAvgPool1d,
     nn.AdaptiveAvgPool2d,
     nn.AdaptiveAvgPool3d,
@@ -36,7 +35,7 @@ PRESERVING = (
 """Layers that keep a constant channel constant and give tensors with as many axes as they read."""
 
 
-PADS = {
+_PADS = {
     nn.ConstantPad1d: 1,
     nn.ConstantPad2d: 2,
     nn.ConstantPad3d: 3,
@@ -48,14 +47,14 @@ PADS = {
 
 
 def spatial(passing: Passing, *, least: int = 3) -> Maker:
-    """An operation on the axes behind the channels, which stay as many.
+    """Return the maker of an operation on the axes behind the channels, whose number does not change.
 
     Args:
         passing: what becomes of constants.
         least: axes that a batch must have for the channels to be on axis 1.
     """
 
-    def make(site: Site) -> Rule | None:
+    def make(site: Site) -> ChannelRule | None:
         source = operand(site.node)
         layout = site.layouts.get(source, Layout()) if source is not None else Layout()
         return alike(site, passing) if is_map(layout, least) else None
@@ -68,14 +67,14 @@ def is_map(layout: Layout, least: int = 3) -> bool:
     return layout.rank is not None and layout.rank >= least and layout.axis == 1 and layout.whole
 
 
-def max_pooling(site: Site) -> Rule | None:
-    """A function that gives maxima, and not their places as well."""
+def _max_pooling(site: Site) -> ChannelRule | None:
+    """Return the rule of a function that returns maxima without their positions."""
     position = 2 if operation(site.node).startswith("adaptive") else 6
     return None if argument(site.node, position, "return_indices", False) else spatial(preserved)(site)
 
 
-def average_pooling(site: Site) -> Rule | None:
-    """Padding counts as zeros, so that only zero stays constant, if there is any."""
+def _average_pooling(site: Site) -> ChannelRule | None:
+    """Return the rule of average pooling: with padding, which counts as zeros, only zero stays constant."""
     layer: Any = site.module
     padding = argument(site.node, 3, "padding", 0) if layer is None else layer.padding
     divisor = argument(site.node, 6, "divisor_override", None) if layer is None else vars(layer).get("divisor_override")
@@ -83,8 +82,8 @@ def average_pooling(site: Site) -> Rule | None:
     return spatial(zeros if padded else preserved)(site)
 
 
-def unpooling(site: Site) -> Rule | None:
-    """Values are put where the indices say, zeros elsewhere."""
+def _unpooling(site: Site) -> ChannelRule | None:
+    """Return the rule of _unpooling: values at the positions of the indices, zeros elsewhere."""
     args = site.node.args[:2]
     inputs = [arg for arg in args if isinstance(arg, fx.Node)]
     layouts = {site.layouts[node] for node in inputs}
@@ -93,8 +92,8 @@ def unpooling(site: Site) -> Rule | None:
     return Channelwise(site.node, inputs, site.layouts[inputs[0]], zeros)
 
 
-def item(site: Site) -> Rule | None:
-    """One of the outputs of a max-pooling that gives places too: both have its channels."""
+def item(site: Site) -> ChannelRule | None:
+    """Return the rule of one output of a max pooling that returns positions too: both have its channels."""
     source, index = operand(site.node), argument(site.node, 1, "index", None)
     module = site.network.module(source) if source is not None else None
     if source is None or torch_class(module) not in MAXIMA or not getattr(module, "return_indices", False):
@@ -102,17 +101,17 @@ def item(site: Site) -> Rule | None:
     return alike(site, lost if index == 1 else preserved) if index in (0, 1) and site.layouts[source].whole else None
 
 
-def mean(site: Site) -> Rule | None:
-    """A mean, or the largest or smallest, over positions."""
+def mean(site: Site) -> ChannelRule | None:
+    """Return the rule of a mean, maximum or minimum over positions."""
     return _reduction(site, preserved)
 
 
-def total(site: Site) -> Rule | None:
-    """A sum over positions."""
+def total(site: Site) -> ChannelRule | None:
+    """Return the rule of a sum over positions."""
     return _reduction(site, zeros)
 
 
-def _reduction(site: Site, passing: Passing) -> Rule | None:
+def _reduction(site: Site, passing: Passing) -> ChannelRule | None:
     source = operand(site.node)
     layout = site.layouts[source] if source is not None else Layout()
     given = argument(site.node, 1, "dim", None)
@@ -127,25 +126,25 @@ def _reduction(site: Site, passing: Passing) -> Rule | None:
     return Channelwise(site.node, [source], replace(layout, rank=rank), passing)
 
 
-def pooling_of_head(site: Site) -> Rule | None:
-    """`sparsemtl.heads.linear.pooled`: the mean over positions, if there are any."""
+def _pooling_of_head(site: Site) -> ChannelRule | None:
+    """Return the rule of `sparsemtl.heads.linear.pooled`: the mean over positions, if there are any."""
     (source,) = site.node.all_input_nodes
     layout = site.layouts[source]
     if layout.rank == 2:
         return Channelwise(site.node, [source], layout, preserved)
     if is_map(layout):
         return Channelwise(site.node, [source], replace(layout, rank=2), preserved)
-    return Rule(site.node, [source], Layout(rank=2))
+    return UnknownRule(site.node, [source], Layout(rank=2))
 
 
-def padding_layer(site: Site) -> Rule | None:
-    """Padding of axes behind the channels with one value."""
+def _padding_layer(site: Site) -> ChannelRule | None:
+    """Return the rule of a padding layer for axes behind the channels, with one value."""
     layer: Any = site.module
-    return spatial(zeros if layer.value == 0 else lost, least=2 + PADS[torch_class(layer)])(site)
+    return spatial(zeros if layer.value == 0 else lost, least=2 + _PADS[torch_class(layer)])(site)
 
 
-def zero_padding(site: Site) -> Rule | None:
-    """`F.pad` of axes behind the channels, with zeros."""
+def _zero_padding(site: Site) -> ChannelRule | None:
+    """Return the rule of `F.pad` for axes behind the channels, with zeros."""
     pads, mode, value = (
         argument(site.node, i + 1, name, default)
         for i, (name, default) in enumerate([("pad", ()), ("mode", "constant"), ("value", None)])
@@ -156,26 +155,26 @@ def zero_padding(site: Site) -> Rule | None:
 
 
 LAYERS: dict[type[nn.Module], Maker] = {
-    **dict.fromkeys(PRESERVING, spatial(preserved)),
-    **dict.fromkeys(AVERAGES, average_pooling),
+    **dict.fromkeys(_PRESERVING, spatial(preserved)),
+    **dict.fromkeys(_AVERAGES, _average_pooling),
     **dict.fromkeys(MAXIMA, spatial(preserved)),
-    **dict.fromkeys((nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d), unpooling),
-    **dict.fromkeys(PADS, padding_layer),
+    **dict.fromkeys((nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d), _unpooling),
+    **dict.fromkeys(_PADS, _padding_layer),
 }
 """Class of a layer -> rule."""
 
 _MEANS = ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "interpolate")
 _MAXIMA = tuple(f"{kind}max_pool{axes}d" for kind in ("", "adaptive_") for axes in (1, 2, 3))
 
-FUNCTIONS: dict[Callable[..., Any], Maker] = {pooled: pooling_of_head, unpooled: unpooling}
+FUNCTIONS: dict[Callable[..., Any], Maker] = {pooled: _pooling_of_head, unpooled: _unpooling}
 """Function of this package -> rule."""
 
 OPERATIONS: dict[str, Maker] = {
     **dict.fromkeys(_MEANS, spatial(preserved)),
-    **dict.fromkeys(_MAXIMA, max_pooling),
-    **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), average_pooling),
+    **dict.fromkeys(_MAXIMA, _max_pooling),
+    **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), _average_pooling),
     **dict.fromkeys(("mean", "amax", "amin"), mean),
-    "pad": zero_padding,
+    "pad": _zero_padding,
     "sum": total,
 }
 """Operation of torch -> rule."""
