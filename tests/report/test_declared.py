@@ -115,7 +115,7 @@ def test_tables_show_names_numbers_bars_and_shades(tmp_path: Path) -> None:
     )
     folder = run_of(tmp_path, tables=[table], part="architecture")
     (view,) = shown(folder)["architecture"].tables
-    assert [kind for _, kind in view.columns] == ["text", "number", "bar", "heat", "text"]
+    assert [kind for _, kind in view.columns] == ["text", "number", "fraction", "heat", "text"]
     assert [cell.text for cell in view.rows[0]] == ["conv1", "12,345", "50\N{NO-BREAK SPACE}%", "-0.25", "digit"]
     assert [cell.text for cell in view.rows[1]] == ["ink", "–", "–", "0.80", "–"]
     assert [cell.value for cell in view.rows[0]][2:4] == [0.5, 0.25]

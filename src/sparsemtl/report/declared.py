@@ -25,12 +25,12 @@ class _Cell:
     """_Cell of a table, ready to be shown.
 
     Attributes:
-        kind: how it is shown; a `bar` stands beside its text, `heat` is the shade behind it.
+        kind: how it is shown; a `fraction` has a bar beside its text, `heat` is the shade behind it.
         text: the value in words, an en dash if it is unknown.
         value: length of the bar or depth of the shade, in [0, 1].
     """
 
-    kind: Literal["text", "number", "bar", "heat"]
+    kind: Literal["text", "number", "fraction", "heat"]
     text: str
     value: float = 0.0
 
@@ -148,7 +148,7 @@ def _kind(table: SummaryTable, column: str, index: int) -> Any:
     if column in table.shaded:
         return "heat"
     if column in table.fractions:
-        return "bar"
+        return "fraction"
     values = [row[index] for row in table.rows if row[index] is not None]
     return "number" if values and not any(isinstance(value, str) for value in values) else "text"
 

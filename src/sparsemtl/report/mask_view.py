@@ -16,7 +16,7 @@ from sparsemtl.storage.run_folder import RunRecord
 
 
 @dataclass(frozen=True)
-class MaskedLayer:
+class _MaskedLayer:
     """Masks of one parameter, or of all parameters together.
 
     Attributes:
@@ -48,9 +48,9 @@ class MaskView:
     """
 
     tasks: tuple[str, ...]
-    whole: MaskedLayer
+    whole: _MaskedLayer
     counts: Sequence[int]
-    layers: Sequence[MaskedLayer]
+    layers: Sequence[_MaskedLayer]
     jaccard: Sequence[Sequence[float]]
     containment: Sequence[Sequence[float]]
     overlap: float | None
@@ -84,11 +84,11 @@ def mask_view(masks: TaskMasks) -> MaskView:
     densities = masks.layer_density()
     sizes = {name: shape.numel() for name, shape in masks.shapes().items()}
     layers = [
-        MaskedLayer(short, sizes[name], [densities[name][t] for t in masks], _shares(histograms[name]))
+        _MaskedLayer(short, sizes[name], [densities[name][t] for t in masks], _shares(histograms[name]))
         for name, short in zip(names, _shortened(names), strict=True)
     ]
     own = [masks.density(task) for task in masks]
-    whole = MaskedLayer("all layers", masks.size(), own, _shares(torch.stack(list(histograms.values())).sum(0)))
+    whole = _MaskedLayer("all layers", masks.size(), own, _shares(torch.stack(list(histograms.values())).sum(0)))
     return MaskView(
         masks.tasks,
         whole,
