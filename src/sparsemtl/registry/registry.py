@@ -1,4 +1,4 @@
-"""Registries: a class put in its axis's registry is at once in the configuration, the command line and the docs."""
+"""Registries: a class in the registry of its axis is at once in configurations, the command line and the docs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, Callable[..., T]], Generic[T]):
-    """The members of one axis by name.
+    """Members of one axis by name.
 
     Args:
-        kind: what a member is, as error messages call it ("sharing method").
-        members: name -> class, or function that builds one. Its keyword-only parameters are what a
-            configuration may set.
+        kind: name of the axis in error messages ("sharing method").
+        members: name -> class or function. A configuration may set its keyword-only parameters.
     """
 
     def __init__(self, kind: str, members: Mapping[str, Callable[..., T]]) -> None:
@@ -33,7 +32,7 @@ class Registry(Mapping[str, Callable[..., T]], Generic[T]):
             raise ConfigError(unknown_name(self.kind, name, self._members)) from None
 
     def __setitem__(self, name: str, member: Callable[..., T]) -> None:
-        """Add a member, as a package that extends sparsemtl does."""
+        """Add a member, from this package or another one."""
         self._members[name] = member
 
     def __contains__(self, name: object) -> bool:
@@ -46,7 +45,12 @@ class Registry(Mapping[str, Callable[..., T]], Generic[T]):
         return len(self._members)
 
     def build(self, name: str, /, *given: Any, **parameters: Any) -> T:
-        """Make the member `name`: `given` comes from the library, `parameters` from the user.
+        """Return a new member.
+
+        Args:
+            name: name of the member.
+            given: positional arguments, from the library.
+            parameters: keyword arguments, from the user.
 
         Raises:
             ConfigError: if the name or a parameter is unknown, or the member refuses a value.
@@ -64,11 +68,11 @@ class Registry(Mapping[str, Callable[..., T]], Generic[T]):
             raise ConfigError(f"{self.kind} {name!r}: {error}") from error
 
     def summary(self, name: str) -> str:
-        """First paragraph of the member's docstring, without its source."""
+        """Return the first paragraph of the member's docstring, without its source."""
         return _SOURCE.sub("", self._about(name), count=1)
 
     def source(self, name: str) -> str:
-        """Return the source of a member: brackets with a year in the first paragraph of its docstring; "" without."""
+        """Return the source of the member, the brackets with a year in its docstring's first paragraph, or ""."""
         found = _SOURCE.search(self._about(name))
         return found[1] if found else ""
 

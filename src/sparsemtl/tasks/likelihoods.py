@@ -60,7 +60,7 @@ class Likelihood(abc.ABC):
         """Return the score at labels drawn from the model, shape of `output`."""
 
 
-class SampledLikelihood(Likelihood):
+class _SampledLikelihood(Likelihood):
     """Base of likelihoods whose sampled score is the score at a sample."""
 
     def sampled_score(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -68,7 +68,7 @@ class SampledLikelihood(Likelihood):
         return self.score(output, self.sample(output, generator))
 
 
-class Categorical(SampledLikelihood):
+class Categorical(_SampledLikelihood):
     """Softmax over C classes: outputs are logits (B, C), labels are class indices (B,).
 
     Args:
@@ -99,7 +99,7 @@ class Categorical(SampledLikelihood):
             yield probabilities[:, index], direction
 
 
-class Bernoulli(SampledLikelihood):
+class Bernoulli(_SampledLikelihood):
     """Independent yes/no labels: outputs are logits (B, A), labels 0, 1 or NaN (missing), shape (B, A)."""
 
     def log_prob(self, output: Tensor, label: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class Bernoulli(SampledLikelihood):
             yield (probabilities * (1 - probabilities))[:, index], direction
 
 
-class Gaussian(SampledLikelihood):
+class Gaussian(_SampledLikelihood):
     """Normal distribution of unit variance: outputs are means (B, D), labels real or NaN (missing), shape (B, D)."""
 
     informative_mode = False
@@ -152,7 +152,7 @@ class Gaussian(SampledLikelihood):
             yield output.new_ones(len(output)), direction
 
 
-class PixelLikelihood(Likelihood):
+class _PixelLikelihood(Likelihood):
     """Base of likelihoods of maps: the log-probability of a map is the sum over its known pixels."""
 
     tractable = False
@@ -162,7 +162,7 @@ class PixelLikelihood(Likelihood):
         raise NotImplementedError(f"{type(self).__name__} has too many labels to iterate over. Use `sample`.")
 
 
-class PixelCategorical(PixelLikelihood, SampledLikelihood):
+class PixelCategorical(_PixelLikelihood, _SampledLikelihood):
     """Softmax per pixel: outputs are logits (B, C, H, W), labels class indices (B, H, W).
 
     Args:
@@ -188,7 +188,7 @@ class PixelCategorical(PixelLikelihood, SampledLikelihood):
         return drawn.view(pixels.shape[:-1])
 
 
-class PixelGaussian(PixelLikelihood):
+class PixelGaussian(_PixelLikelihood):
     """Normal distribution of unit variance per pixel: outputs are means (B, 1, H, W); labels <= 0 are unknown."""
 
     informative_mode = False
@@ -210,7 +210,7 @@ class PixelGaussian(PixelLikelihood):
         return torch.randn(output.shape, generator=generator, dtype=output.dtype, device=output.device)
 
 
-class PixelDirection(PixelLikelihood, SampledLikelihood):
+class PixelDirection(_PixelLikelihood, _SampledLikelihood):
     """Von Mises-Fisher distribution of concentration one per pixel: p(n | z) is proportional to exp(cos angle(n, z)).
 
     Outputs (B, 3, H, W) have any length, labels length one; a label of three zeros is unknown.
