@@ -13,10 +13,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from typer.main import get_command
+from typing_extensions import Doc
 
 from sparsemtl import __version__
 from sparsemtl.cli.main import _plain_keys, _registries, app, main
@@ -220,14 +221,10 @@ def test_a_class_put_in_a_registry_is_at_once_in_configuration_schema_and_list(
     sparsemtl: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Mine(DenseSharing):
-        """My own way (Me and You 2030).
-
-        Args:
-            strength: how much of it.
-        """
+        """My own way (Me and You 2030)."""
 
         @validated
-        def __init__(self, *, strength: Count = 2) -> None:
+        def __init__(self, *, strength: Annotated[Count, Doc("Strength of it.")] = 2) -> None:
             super().__init__()
 
     assert "sharing_mine" not in json_schema()["$defs"]
@@ -235,10 +232,10 @@ def test_a_class_put_in_a_registry_is_at_once_in_configuration_schema_and_list(
     SHARING["mine"] = Mine
     assert check({"sharing": "mine"})["sharing"] == {"name": "mine", "strength": 2}
     strength = json_schema()["$defs"]["sharing_mine"]["properties"]["strength"]
-    assert (strength["default"], strength["minimum"], strength["description"]) == (2, 1, "how much of it.")
+    assert (strength["default"], strength["minimum"], strength["description"]) == (2, 1, "Strength of it.")
     text = one_line(sparsemtl("list", "methods").out)
     assert "mine My own way. Source: Me and You 2030 parameter default values strength 2 an int in [1, inf)" in text
-    assert "strength: 2 an int in [1, inf) how much of it." in one_line(sparsemtl("list", "methods", "mine").out)
+    assert "strength: 2 an int in [1, inf) Strength of it." in one_line(sparsemtl("list", "methods", "mine").out)
 
 
 def test_the_schema_is_printed_or_written(sparsemtl: Shell, tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 from loops import each
 
@@ -9,17 +12,34 @@ from sparsemtl import DenseSharing, FisherSharing
 from sparsemtl.architectures import ARCHITECTURES
 from sparsemtl.backbones import ENCODERS
 from sparsemtl.balancing import BALANCERS
+from sparsemtl.criteria import CRITERIA
 from sparsemtl.data import DATASETS
 from sparsemtl.errors import ConfigError, ParameterError, missing_extra, unknown_name
 from sparsemtl.heads import HEADS
-from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
+from sparsemtl.optim import OPTIMIZERS, PENALTIES, SCHEDULERS
+from sparsemtl.registry.checking import fits
 from sparsemtl.registry.parameters import Count, parameters_of, validated
 from sparsemtl.registry.registry import Registry
 from sparsemtl.runs.config import check
+from sparsemtl.runs.schema import run_keys, training_keys
 from sparsemtl.sharing import SHARING
+from sparsemtl.study.grid import KEYS
 from sparsemtl.tasks import TASKS
+from sparsemtl.training.trainer import Trainer
 
-ALL = [ARCHITECTURES, BALANCERS, DATASETS, ENCODERS, HEADS, OPTIMIZERS, SCHEDULERS, SHARING, TASKS]
+ALL: list[Registry[Any]] = [
+    ARCHITECTURES,
+    BALANCERS,
+    CRITERIA,
+    DATASETS,
+    ENCODERS,
+    HEADS,
+    OPTIMIZERS,
+    PENALTIES,
+    SCHEDULERS,
+    SHARING,
+    TASKS,
+]
 MEMBERS = [(registry, name) for registry in ALL for name in registry]
 
 
@@ -105,11 +125,30 @@ def test_the_summary_is_the_first_paragraph_on_one_line() -> None:
 
 
 @each(("registry", "name"), MEMBERS)
-def test_every_member_says_in_a_sentence_what_it_is_and_describes_its_parameters(
-    registry: Registry[object], name: str
-) -> None:
+def test_every_member_has_a_summary_of_a_sentence(registry: Registry[object], name: str) -> None:
     assert registry.summary(name).endswith((".", ")"))
-    assert all(parameter.kind for parameter in parameters_of(registry[name]).values())
+
+
+DOCUMENTED = {
+    **{f"{registry.kind} {name}": parameters_of(registry[name]) for registry, name in MEMBERS},
+    "Trainer": parameters_of(Trainer),
+    "run": run_keys(),
+    "training": training_keys(),
+    "study": KEYS,
+}
+
+
+@each("owner", DOCUMENTED)
+def test_every_parameter_has_a_type_in_words_and_a_meaning_of_a_sentence(owner: str) -> None:
+    sentence = re.compile(r"[A-Z0-9(`].*\.")
+    assert [name for name, parameter in DOCUMENTED[owner].items() if not parameter.kind] == []
+    assert [name for name, parameter in DOCUMENTED[owner].items() if not sentence.fullmatch(parameter.meaning)] == []
+
+
+@each("owner", DOCUMENTED)
+def test_every_default_is_a_value_that_its_parameter_takes(owner: str) -> None:
+    defaults = {name: parameter for name, parameter in DOCUMENTED[owner].items() if not parameter.required}
+    assert [name for name, parameter in defaults.items() if not fits(parameter.default, parameter.hint)] == []
 
 
 def test_members_are_found_by_the_names_of_their_axis() -> None:

@@ -34,7 +34,7 @@ class AlignmentOptions(TypedDict, total=False):
         Align,
         Default("layer"),
         Doc(
-            "outputs of fully connected layers to compare: `layer`, those of both networks' layers on the features of "
+            "Outputs of fully connected layers to compare: `layer`, those of both networks' layers on the features of "
             "the task's network; `feature`, those in both networks on the same samples; `classic`, those in both "
             "networks, each on its own training samples; `none`, no alignment."
         ),
@@ -43,25 +43,25 @@ class AlignmentOptions(TypedDict, total=False):
         Kernel,
         Default("linear"),
         Doc(
-            "kernel of the discrepancy: `linear` compares the means of the classes; `rbf`, a sum of five Gaussian "
+            "Kernel of the discrepancy: `linear` compares the means of the classes; `rbf`, a sum of five Gaussian "
             "kernels, compares their distributions."
         ),
     ]
     strength: Annotated[
-        NonNegative, Default(0.9), Doc("factor of the alignment beside the task's loss, lambda_2 in the paper.")
+        NonNegative, Default(0.9), Doc("Factor of the alignment beside the task's loss, lambda_2 in the paper.")
     ]
     bank: Annotated[
         Count,
         Default(32),
         Doc(
-            "number of training samples of each auxiliary class with which `classic` compares if the kernel is `rbf`; "
+            "Number of training samples of each auxiliary class with which `classic` compares if the kernel is `rbf`; "
             "with `linear` it compares with the mean over all samples."
         ),
     ]
     remember: Annotated[
         NonNegative,
         Default(512.0),
-        Doc("size in megabytes of the cache of the auxiliary network's outputs, which `feature` computes per sample."),
+        Doc("Size in megabytes of the cache of the auxiliary network's outputs, which `feature` computes per sample."),
     ]
 
 
@@ -124,20 +124,20 @@ class Auxiliary(MultiTaskModel):
         weights: Annotated[
             Literal["own", "shared", "frozen"],
             Doc(
-                "training of the convolutions: `own`, every task trains a copy; `shared`, all tasks train the same "
+                "Training of the convolutions: `own`, every task trains a copy; `shared`, all tasks train the same "
                 "ones; `frozen`, all tasks use the same ones and nothing trains them."
             ),
         ] = "own",
         class_map: Annotated[
             Mapping[str, Mapping[str, Any] | None] | None,
             Doc(
-                "task -> class -> auxiliary class, or null for a class without a counterpart; null in place of a "
+                "Task -> class -> auxiliary class, or null for a class without a counterpart; null in place of a "
                 "task's mapping if none of its classes has one. By default classes are matched by name. Classes "
                 "without names must be mapped, unless the auxiliary task has equally many."
             ),
         ] = None,
         layers: Annotated[
-            Sequence[str] | None, Doc("names of the encoder's fully connected layers; by default all linear layers.")
+            Sequence[str] | None, Doc("Names of the encoder's fully connected layers; by default all linear layers.")
         ] = None,
         **alignment: Unpack[AlignmentOptions],
     ) -> None:

@@ -45,7 +45,7 @@ class CGC(GatedExperts):
         heads: Mapping[str, nn.Module] | None = None,
         *,
         shared_experts: Annotated[
-            Natural, Doc("number of experts that all tasks use; with 0 the tasks are independent.")
+            Natural, Doc("Number of experts that all tasks use; with 0 the tasks are independent.")
         ] = 1,
         **options: Unpack[ExpertOptions],
     ) -> None:

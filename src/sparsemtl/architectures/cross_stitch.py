@@ -52,7 +52,7 @@ class CrossStitch(Streams):
         tasks: Sequence[Task],
         heads: Mapping[str, nn.Module] | None = None,
         *,
-        per_channel: Annotated[bool, Doc("learn one A per channel, in place of one per mixture.")] = False,
+        per_channel: Annotated[bool, Doc("Learn one A per channel, in place of one per mixture.")] = False,
         **options: Unpack[StreamOptions],
     ) -> None:
         def stitch(streams: int, stage: nn.Module) -> _Stitch:

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 class ExpertOptions(TypedDict, total=False):
     """Options of architectures in which tasks have experts of their own."""
 
-    task_experts: Annotated[Natural, Default(1), Doc("number of experts of each task's own, per level.")]
+    task_experts: Annotated[Natural, Default(1), Doc("Number of experts of each task's own, per level.")]
     fresh: Annotated[
         bool,
         Default(True),
-        Doc("initialize the weights of every expert of a level except the first anew; if false, all start equal."),
+        Doc("Initialize the weights of every expert of a level except the first anew; if false, all start equal."),
     ]
 
 

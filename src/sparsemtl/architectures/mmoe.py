@@ -45,11 +45,11 @@ class MMoE(GatedExperts):
         tasks: Sequence[Task],
         heads: Mapping[str, nn.Module] | None = None,
         *,
-        experts: Annotated[Count, Doc("number of experts.")] = 8,
+        experts: Annotated[Count, Doc("Number of experts.")] = 8,
         fresh: Annotated[
             bool,
             Doc(
-                "initialize the weights of every expert except the first anew; if false, all start equal, which suits "
+                "Initialize the weights of every expert except the first anew; if false, all start equal, which suits "
                 "a pretrained encoder."
             ),
         ] = True,

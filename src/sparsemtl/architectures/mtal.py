@@ -81,13 +81,13 @@ class MTAL(MultiTaskModel):
         heads: Mapping[str, nn.Module] | None = None,
         *,
         rho: Annotated[
-            Fraction, Doc("cosine above which kernels are similar; with 1, none are, and the networks are separate.")
+            Fraction, Doc("Cosine above which kernels are similar; with 1, none are, and the networks are separate.")
         ] = 0.9,
-        warmup: Annotated[Natural, Doc("number of epochs before kernels are paired for the first time.")] = 1,
+        warmup: Annotated[Natural, Doc("Number of epochs before kernels are paired for the first time.")] = 1,
         fresh: Annotated[
             bool,
             Doc(
-                "initialize the weights of every copy of a module except the first anew; if false, all copies start "
+                "Initialize the weights of every copy of a module except the first anew; if false, all copies start "
                 "equal."
             ),
         ] = False,

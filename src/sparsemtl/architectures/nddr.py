@@ -66,12 +66,12 @@ class NDDR(Streams):
         tasks: Sequence[Task],
         heads: Mapping[str, nn.Module] | None = None,
         *,
-        norm: Annotated[bool, Doc("put a batch norm after every fusion.")] = True,
-        activation: Annotated[bool, Doc("put a ReLU after every fusion.")] = True,
+        norm: Annotated[bool, Doc("Put a batch norm after every fusion.")] = True,
+        activation: Annotated[bool, Doc("Put a ReLU after every fusion.")] = True,
         shortcut: Annotated[
             bool,
             Doc(
-                "after the last fusion, concatenate all fused features of a task, resized to the last ones, and reduce "
+                "After the last fusion, concatenate all fused features of a task, resized to the last ones, and reduce "
                 "them by a 1x1 convolution to the last ones' number of channels (NDDR-CNN-Shortcut)."
             ),
         ] = False,

@@ -62,22 +62,22 @@ class PBFS(GatedExperts):
         pools: Annotated[
             Sequence[Sequence[str]] | None,
             Doc(
-                "names of the tasks in each pool, made by `build_pools` or by hand; a task may be in several pools or "
+                "Names of the tasks in each pool, made by `build_pools` or by hand; a task may be in several pools or "
                 "in none. By default they are made from the labels."
             ),
         ] = None,
         alpha: Annotated[
             Positive,
             Doc(
-                "largest difference between the correlation of a pair of tasks and the mean of a pool with which the "
+                "Largest difference between the correlation of a pair of tasks and the mean of a pool with which the "
                 "pair joins the pool; the larger it is, the fewer pools there are."
             ),
         ] = 0.05,
-        experts_per_pool: Annotated[Count, Doc("number of experts in each pool.")] = 1,
+        experts_per_pool: Annotated[Count, Doc("Number of experts in each pool.")] = 1,
         pool_merge: Annotated[
             PoolMerge,
             Doc(
-                "slots of the pools in a task's gate, beside the task's own experts: `sum`, one slot for the sum of "
+                "Slots of the pools in a task's gate, beside the task's own experts: `sum`, one slot for the sum of "
                 "their experts, as in the paper; `gate`, one slot per expert."
             ),
         ] = "sum",

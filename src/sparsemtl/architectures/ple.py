@@ -52,10 +52,10 @@ class PLE(GatedExperts):
         heads: Mapping[str, nn.Module] | None = None,
         *,
         levels: Annotated[
-            Count, Doc("number of levels into which a module is cut; a list has its own number of levels.")
+            Count, Doc("Number of levels into which a module is cut; a list has its own number of levels.")
         ] = 2,
         shared_experts: Annotated[
-            Natural, Doc("number of experts per level that all tasks use; with 0 the tasks are independent.")
+            Natural, Doc("Number of experts per level that all tasks use; with 0 the tasks are independent.")
         ] = 1,
         **options: Unpack[ExpertOptions],
     ) -> None:

@@ -33,23 +33,23 @@ class StreamOptions(TypedDict, total=False):
         Sequence[str] | None,
         Default(None),
         Doc(
-            "names of the encoder's parts after which features are mixed. By default these are, in a stack, the layers "
+            "Names of the encoder's parts after which features are mixed. By default these are, in a stack, the layers "
             "with their activation, and in a residual network its stages."
         ),
     ]
     own: Annotated[
         Fraction,
         Default(0.9),
-        Doc("initial weight of a task's own features in their mixture; the other tasks share the rest to 1 equally."),
+        Doc("Initial weight of a task's own features in their mixture; the other tasks share the rest to 1 equally."),
     ]
     lr_factor: Annotated[
-        Positive, Default(1.0), Doc("factor of the learning rate of the mixing weights; the papers have 100 to 1000.")
+        Positive, Default(1.0), Doc("Factor of the learning rate of the mixing weights; the papers have 100 to 1000.")
     ]
     fresh: Annotated[
         bool,
         Default(False),
         Doc(
-            "initialize the weights of every copy of a module except the first anew; if false, all copies start equal."
+            "Initialize the weights of every copy of a module except the first anew; if false, all copies start equal."
         ),
     ]
 

@@ -81,7 +81,7 @@ class DynamicWeights(Balancer):
 def dwa(
     *,
     temperature: Annotated[
-        Positive, Doc("temperature of the softmax over the ratios; larger values give more equal weights.")
+        Positive, Doc("Temperature of the softmax over the ratios; larger values give more equal weights.")
     ] = 2.0,
 ) -> DynamicWeights:
     """Dynamic weight average: tasks whose loss falls slowly weigh more (Liu et al. 2019)."""

@@ -66,8 +66,8 @@ class Famo(Balancer):
 
 def famo(
     *,
-    lr: Annotated[Positive, Doc("learning rate of the Adam optimizer of the task weights.")] = 0.025,
-    weight_decay: Annotated[NonNegative, Doc("weight decay of that optimizer.")] = 1e-3,
+    lr: Annotated[Positive, Doc("Learning rate of the Adam optimizer of the task weights.")] = 0.025,
+    weight_decay: Annotated[NonNegative, Doc("Weight decay of that optimizer.")] = 1e-3,
 ) -> Famo:
     """Fast adaptive multi-task optimization: all losses fall at one relative rate (Liu et al. 2023)."""
     from torchjd.scalarization import FAMO

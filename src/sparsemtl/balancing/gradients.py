@@ -37,8 +37,8 @@ class GradientBalancer(TorchJDBalancer):
 
 def mgda(
     *,
-    epsilon: Annotated[Positive, Doc("step size of the Frank-Wolfe solver below which the solver stops.")] = 1e-6,
-    max_iters: Annotated[Count, Doc("largest number of iterations of the solver per training step.")] = 1000,
+    epsilon: Annotated[Positive, Doc("Step size of the Frank-Wolfe solver below which the solver stops.")] = 1e-6,
+    max_iters: Annotated[Count, Doc("Largest number of iterations of the solver per training step.")] = 1000,
 ) -> GradientBalancer:
     """Minimum-norm point of the gradients' convex hull (Désidéri 2012; Sener & Koltun 2018)."""
     from torchjd.aggregation import MGDA
@@ -55,7 +55,7 @@ def pcgrad() -> GradientBalancer:
 
 def gradvac(
     *,
-    beta: Annotated[Share, Doc("decay of the running averages of the gradients' cosine similarities.")] = 0.5,
+    beta: Annotated[Share, Doc("Decay of the running averages of the gradients' cosine similarities.")] = 0.5,
 ) -> GradientBalancer:
     """Gradient vaccine: pairwise cosine similarities are set to their running averages (Wang et al. 2021)."""
     from torchjd.aggregation import GradVac

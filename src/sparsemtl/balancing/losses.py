@@ -61,7 +61,7 @@ class LossBalancer(TorchJDBalancer):
 
 
 _Weights = Annotated[
-    list[float] | None, Doc("preference for each task, in the tasks' order, one number per task; equal by default.")
+    list[float] | None, Doc("Preference for each task, in the tasks' order, one number per task; equal by default.")
 ]
 
 
@@ -88,7 +88,7 @@ def total() -> LossBalancer:
 
 
 def constant(
-    *, weights: Annotated[list[float], Doc("factor of each loss, in the tasks' order, one number per task.")]
+    *, weights: Annotated[list[float], Doc("Factor of each loss, in the tasks' order, one number per task.")]
 ) -> LossBalancer:
     """Add the losses with constant weights."""
     from torchjd.scalarization import Constant
@@ -126,7 +126,7 @@ def imtl_l() -> LossBalancer:
 
 def stch(
     *,
-    mu: Annotated[Positive, Doc("smoothing; the smaller, the closer the combined loss is to the maximum.")] = 1.0,
+    mu: Annotated[Positive, Doc("Smoothing; the smaller, the closer the combined loss is to the maximum.")] = 1.0,
     weights: _Weights = None,
 ) -> LossBalancer:
     """Take a soft maximum of the weighted losses: smooth Tchebycheff (Lin et al. 2024)."""
@@ -138,7 +138,7 @@ def stch(
 def cosmos(
     *,
     alignment: Annotated[
-        NonNegative, Doc("factor of the cosine similarity between losses and preference; 0 is the weighted sum.")
+        NonNegative, Doc("Factor of the cosine similarity between losses and preference; 0 is the weighted sum.")
     ] = 1.0,
     weights: _Weights = None,
 ) -> LossBalancer:
@@ -150,7 +150,7 @@ def cosmos(
 
 def pbi(
     *,
-    theta: Annotated[NonNegative, Doc("factor of the losses' distance from the line of the preference.")] = 5.0,
+    theta: Annotated[NonNegative, Doc("Factor of the losses' distance from the line of the preference.")] = 5.0,
     weights: _Weights = None,
 ) -> LossBalancer:
     """Follow a preference by penalty-based boundary intersection (Zhang & Li 2007)."""

@@ -55,7 +55,6 @@ from typing_extensions import Doc, Unpack
 
 from sparsemtl.registry.checking import check_value
 from sparsemtl.registry.describe import describe
-from sparsemtl.registry.docstrings import documented
 
 Fraction = Annotated[float, Interval(gt=0, le=1)]
 """Fraction in (0, 1]."""
@@ -118,12 +117,7 @@ def parameters_of(target: Callable[..., Any]) -> dict[str, Parameter]:
     These are the keyword-only parameters. Positional ones (the model, the optimized parameters) are given by the
     library.
     """
-    old = documented(target)
-    return {
-        name: parameter if parameter.meaning else _parameter(parameter.keyword, parameter.hint, parameter.default, old)
-        for parameter in _keywords(target)
-        for name in [parameter.name]
-    }
+    return {parameter.name: parameter for parameter in _keywords(target)}
 
 
 def validated(function: Callable[P, R]) -> Callable[P, R]:
@@ -194,16 +188,16 @@ def _keys(options: Any) -> Iterator[Parameter]:
         yield _parameter(name, hint, ...)
 
 
-def _parameter(keyword: str, hint: Any, default: Any, meanings: Mapping[str, str] | None = None) -> Parameter:
+def _parameter(keyword: str, hint: Any, default: Any) -> Parameter:
     """Return a parameter with its `Default` and `Doc` taken out of the metadata of its annotation."""
-    name, meaning = keyword.removesuffix("_"), ""
+    meaning = ""
     if get_origin(hint) is Annotated:
         base, *metadata = get_args(hint)
         default = next((entry.value for entry in metadata if isinstance(entry, Default)), default)
         meaning = next((entry.documentation for entry in metadata if isinstance(entry, Doc)), "")
         constraints = [entry for entry in metadata if not isinstance(entry, (Default, Doc))]
         hint = Annotated[(base, *constraints)] if constraints else base
-    return Parameter(name, hint, default, meaning or (meanings or {}).get(name, ""), keyword)
+    return Parameter(keyword.removesuffix("_"), hint, default, meaning, keyword)
 
 
 def _is_unpack(hint: Any) -> bool:
