@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from torch import fx
 
 from sparsemtl.compaction.channels import Constants
-from sparsemtl.compaction.rules import Rule
+from sparsemtl.compaction.rules import ChannelRule
 
 
-def absorb_constants(rules: Mapping[fx.Node, Rule]) -> None:
+def absorb_constants(rules: Mapping[fx.Node, ChannelRule]) -> None:
     """Let layers take constants that they read into their weights, so that they do not read them any more."""
     found: dict[fx.Node, Constants | None] = {}
     for node, rule in rules.items():

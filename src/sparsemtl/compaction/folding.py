@@ -11,11 +11,11 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from sparsemtl.compaction.calls import operand
 from sparsemtl.compaction.network import Network
 from sparsemtl.compaction.ops import CONVOLUTIONS, NORMS, torch_class
-from sparsemtl.compaction.rules import Rule
+from sparsemtl.compaction.rules import ChannelRule
 from sparsemtl.compaction.rules.scaling import affine_of
 
 
-def fold_norms(network: Network, rules: Mapping[fx.Node, Rule]) -> None:
+def fold_norms(network: Network, rules: Mapping[fx.Node, ChannelRule]) -> None:
     """Multiply scales of batch norms into the weights of layers whose output nothing else reads."""
     free = network.free()
     for node in list(network.graph.nodes):

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from torch import fx
 
 from sparsemtl.compaction.channels import Need
-from sparsemtl.compaction.rules import Rule
+from sparsemtl.compaction.rules import ChannelRule
 
 
-def needs(rules: Mapping[fx.Node, Rule]) -> dict[fx.Node, Need | None]:
+def needs(rules: Mapping[fx.Node, ChannelRule]) -> dict[fx.Node, Need | None]:
     """What later nodes ask of every node: a channel is needed if one of them has a weight on it that counts.
 
     Args:

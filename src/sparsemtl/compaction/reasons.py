@@ -8,11 +8,13 @@ from torch import fx, nn
 
 from sparsemtl.compaction.network import Network
 from sparsemtl.compaction.ops import CONVOLUTIONS, NORMS, torch_class
-from sparsemtl.compaction.rules import Rule
+from sparsemtl.compaction.rules import ChannelRule, UnknownRule
 from sparsemtl.compaction.select import Select
 
 
-def reason_for(node: fx.Node, network: Network, rules: Mapping[fx.Node, Rule], free: Collection[nn.Module]) -> str:
+def reason_for(
+    node: fx.Node, network: Network, rules: Mapping[fx.Node, ChannelRule], free: Collection[nn.Module]
+) -> str:
     """Why no more of a layer is removed than its weights would let, "" if nothing is in the way."""
     own = _own_reason(node, network, rules[node], free)
     blocking = [] if own else _opaque_readers(node, rules)
@@ -22,7 +24,7 @@ def reason_for(node: fx.Node, network: Network, rules: Mapping[fx.Node, Rule], f
     return f"all its channels are read by {names}, not followed through"
 
 
-def _own_reason(node: fx.Node, network: Network, rule: Rule, free: Collection[nn.Module]) -> str:
+def _own_reason(node: fx.Node, network: Network, rule: ChannelRule, free: Collection[nn.Module]) -> str:
     """Return what is in the way of changing a layer itself."""
     module = network.module(node)
     if module is None:
@@ -34,7 +36,7 @@ def _own_reason(node: fx.Node, network: Network, rule: Rule, free: Collection[nn
     if module not in free:
         return "its weights are read more than once"
     groups = getattr(module, "groups", 1)
-    if type(rule) is not Rule:
+    if not isinstance(rule, UnknownRule):
         return ""
     if torch_class(module) in CONVOLUTIONS and groups > 1:
         return f"a convolution of {groups} groups"
@@ -44,7 +46,7 @@ def _own_reason(node: fx.Node, network: Network, rule: Rule, free: Collection[nn
     return f"{type(module).__name__} is not followed through"
 
 
-def _opaque_readers(node: fx.Node, rules: Mapping[fx.Node, Rule]) -> list[fx.Node]:
+def _opaque_readers(node: fx.Node, rules: Mapping[fx.Node, ChannelRule]) -> list[fx.Node]:
     """Nodes that need all that they read, among those that a layer's channels come to before the next layer."""
     found, waiting, seen = [], list(node.users), set(node.users)
     while waiting:
@@ -52,7 +54,7 @@ def _opaque_readers(node: fx.Node, rules: Mapping[fx.Node, Rule]) -> list[fx.Nod
         rule = rules.get(user)
         if rule is None or user.op == "output":
             continue
-        if type(rule) is Rule:
+        if isinstance(rule, UnknownRule):
             found.append(user)
         elif rule.passes_on:
             new = [each for each in user.users if each not in seen]

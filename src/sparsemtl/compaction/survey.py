@@ -10,7 +10,7 @@ from torch import fx, nn
 from sparsemtl.compaction.network import Network
 from sparsemtl.compaction.reasons import is_reported, reason_for
 from sparsemtl.compaction.report import LayerReport
-from sparsemtl.compaction.rules import Rule
+from sparsemtl.compaction.rules import ChannelRule
 
 Channels = tuple[int, int]
 """Channels that a layer reads and gives."""
@@ -29,7 +29,7 @@ class Survey:
             self.before.setdefault(name, (type(module).__name__, channels_of(module)))
         self.why: dict[str, str] = {}
 
-    def explain(self, network: Network, rules: Mapping[fx.Node, Rule]) -> None:
+    def explain(self, network: Network, rules: Mapping[fx.Node, ChannelRule]) -> None:
         """Note what is in the way of cutting, by the rules for a network whose norms were folded."""
         free = network.free()
         for node in network.graph.nodes:

@@ -1,10 +1,10 @@
-"""How channels pass through every kind of node. One file a kind; `rule.py` has the contract.
+"""Rules of channels for every kind of node. One file per kind; `rule.py` has the contract.
 
-A rule is only right for the cases that its maker looked at: where a maker gives None, `Rule` stands for the node, which
-needs all that it reads and cuts nothing. What nobody knows is therefore kept, and never wrong.
+A rule is right only for the cases that its maker checks: where a maker returns None, the node has an `UnknownRule`,
+which needs all that the node reads and removes nothing. Unknown operations are therefore kept, and never wrong.
 """
 
 from sparsemtl.compaction.rules.lookup import rules_for
-from sparsemtl.compaction.rules.rule import Editor, Rule
+from sparsemtl.compaction.rules.rule import ChannelRule, Editor, UnknownRule
 
-__all__ = ["Editor", "Rule", "rules_for"]
+__all__ = ["ChannelRule", "Editor", "UnknownRule", "rules_for"]

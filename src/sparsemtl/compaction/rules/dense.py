@@ -13,23 +13,23 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from sparsemtl.compaction.calls import operand
 from sparsemtl.compaction.channels import Constants, Layout, Need
 from sparsemtl.compaction.ops import CONVOLUTIONS, torch_class
-from sparsemtl.compaction.rules.rule import Editor, Rule, Site, kept
+from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Site, UnknownRule, kept
 from sparsemtl.compaction.select import Select
 
 WORTH = 19
 """Multiply-adds that must be saved for each number copied, to copy some channels in front of a layer (measured)."""
 
 
-class Dense(Rule):
+class Dense(ChannelRule):
     """A convolution of one group, a transposed one, or a linear layer.
 
     Its weight is looked at as a matrix (outputs, inputs, K) of the layer's channels; K are the places of a kernel, or
     the positions of a flattened channel.
 
     Args:
-        node: see `Rule`.
+        node: see `ChannelRule`.
         source: what it reads.
-        layout: see `Rule`.
+        layout: see `ChannelRule`.
         layer: the module.
         channels: input channels.
     """
@@ -183,7 +183,7 @@ def _merged(matrix: Tensor, read: Tensor, value: Tensor) -> Tensor:
     return matrix
 
 
-def convolution(site: Site) -> Rule | None:
+def convolution(site: Site) -> ChannelRule | None:
     """The rule of convolutions; of those with groups, `grouped` is."""
     source, layer = operand(site.node), site.module
     if source is None or layer is None or len(site.node.all_input_nodes) != 1:
@@ -193,11 +193,11 @@ def convolution(site: Site) -> Rule | None:
     read, channels = site.layouts[source], int(layer.in_channels)  # type: ignore[arg-type]
     fits = read.channels is None or (read.axis == 1 and read.whole and read.channels == channels)
     if layer not in site.free or layer.groups != 1 or not fits:
-        return Rule(site.node, [source], layout)
+        return UnknownRule(site.node, [source], layout)
     return Dense(site.node, source, layout, layer, channels)
 
 
-def linear(site: Site) -> Rule | None:
+def linear(site: Site) -> ChannelRule | None:
     """The rule of linear layers, on the last axis of tensors of any rank."""
     source, layer = operand(site.node), site.module
     if source is None or not isinstance(layer, nn.Linear):
@@ -207,5 +207,5 @@ def linear(site: Site) -> Rule | None:
     channels = layer.in_features if read.channels is None else read.channels
     fits = read.channels is None or (read.last and layer.in_features % channels == 0)
     if layer not in site.free or not fits:
-        return Rule(site.node, [source], layout)
+        return UnknownRule(site.node, [source], layout)
     return Dense(site.node, source, layout, layer, channels)

@@ -10,16 +10,16 @@ from torch import Tensor, fx
 
 from sparsemtl.compaction.calls import argument
 from sparsemtl.compaction.channels import Constants, Layout, Need
-from sparsemtl.compaction.rules.rule import Editor, Rule, Site, kept
+from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Site, kept
 
 
-class Concatenation(Rule):
+class Concatenation(ChannelRule):
     """The channels of every input, one after the other.
 
     Args:
-        node: see `Rule`.
-        inputs: see `Rule`; one that is there twice counts twice.
-        layout: see `Rule`.
+        node: see `ChannelRule`.
+        inputs: see `ChannelRule`; one that is there twice counts twice.
+        layout: see `ChannelRule`.
         widths: channels of each.
     """
 
@@ -55,7 +55,7 @@ class Concatenation(Rule):
         return torch.cat(masks)
 
 
-def concatenation(site: Site) -> Rule | None:
+def concatenation(site: Site) -> ChannelRule | None:
     """The rule of `torch.cat` along the channels."""
     inputs = argument(site.node, 0, "tensors", ())
     axis = argument(site.node, 1, "dim", 0)

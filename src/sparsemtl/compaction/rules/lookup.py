@@ -16,16 +16,16 @@ from sparsemtl.compaction.rules import shapes, spatial
 from sparsemtl.compaction.rules.channelwise import elementwise
 from sparsemtl.compaction.rules.dense import convolution, linear
 from sparsemtl.compaction.rules.joining import concatenation
-from sparsemtl.compaction.rules.rule import Maker, Rule, Site
+from sparsemtl.compaction.rules.rule import ChannelRule, Maker, Site, UnknownRule
 from sparsemtl.compaction.rules.scaling import batch_norm, depthwise
 from sparsemtl.compaction.rules.selecting import selection
 from sparsemtl.compaction.rules.sizes import attribute, dimensions, size
 from sparsemtl.compaction.select import Select
 
 
-def rules_for(network: Network) -> dict[fx.Node, Rule]:
+def rules_for(network: Network) -> dict[fx.Node, ChannelRule]:
     """The rule for every node of a graph, in order."""
-    rules: dict[fx.Node, Rule] = {}
+    rules: dict[fx.Node, ChannelRule] = {}
     layouts: dict[fx.Node, Layout] = {}
     free = network.free()
     for node in network.graph.nodes:
@@ -35,13 +35,13 @@ def rules_for(network: Network) -> dict[fx.Node, Rule]:
     return rules
 
 
-def _rule(site: Site) -> Rule:
+def _rule(site: Site) -> ChannelRule:
     node = site.node
     if node.op == "placeholder":
-        return Rule(node, [], Layout(axes_of_input(node, site.network)))
+        return UnknownRule(node, [], Layout(axes_of_input(node, site.network)))
     maker = _maker(site)
     rule = maker(site) if maker is not None else None
-    return rule or Rule(node, node.all_input_nodes)
+    return rule or UnknownRule(node, node.all_input_nodes)
 
 
 def _maker(site: Site) -> Maker | None:
@@ -55,7 +55,7 @@ def _maker(site: Site) -> Maker | None:
     return _OPERATIONS.get(operation(node))
 
 
-def _convolution(site: Site) -> Rule | None:
+def _convolution(site: Site) -> ChannelRule | None:
     return depthwise(site) or convolution(site)
 
 

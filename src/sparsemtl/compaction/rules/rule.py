@@ -1,7 +1,8 @@
-"""What a node does with channels: the contract that the passes rely on, and what is true of unknown operations."""
+"""Contract of the rules that the passes rely on, and the rule of unknown operations."""
 
 from __future__ import annotations
 
+import abc
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,17 +18,17 @@ from sparsemtl.compaction.network import Network
 from sparsemtl.compaction.select import Select
 
 
-class Rule:
-    """How channels pass through one node. This one knows nothing: every channel is needed and none is cut.
+class ChannelRule(abc.ABC):
+    """Rule of one node: constant channels, needed channels, and removal of the others.
 
     Args:
         node: the node.
-        inputs: the tensors with channels that it reads, in order.
-        layout: of its output.
+        inputs: tensors with channels that the node reads, in order.
+        layout: layout of its output.
     """
 
     passes_on: ClassVar[bool] = False
-    """Whether channels of the output are channels of the inputs."""
+    """True if channels of the output are channels of the inputs."""
 
     def __init__(self, node: fx.Node, inputs: Sequence[fx.Node], layout: Layout | None = None) -> None:
         self.node = node
@@ -35,54 +36,54 @@ class Rule:
         self.layout = layout or Layout()
 
     def constants(self, *inputs: Constants | None) -> Constants | None:
-        """Which channels of the output are constant, None if none is; may move constants into own weights.
+        """Return the constant channels of the output, None if there is none; may fold constants into own weights.
 
         Args:
-            inputs: those of the inputs; None for an input without any.
+            inputs: constant channels of the inputs; None for an input without any.
         """
         return None
 
+    @abc.abstractmethod
     def needs(self, out: Need | None, *inputs: Layout) -> list[Need | None]:
-        """What is needed of every input.
+        """Return the channels that the node needs of every input.
 
         Args:
-            out: what is needed of the output, None if it has no known channels.
+            out: needed channels of the output, None if it has no known channels.
             inputs: layouts of the inputs.
         """
-        return [everything(layout) for layout in inputs]
 
     def rewrite(self, out: Need | None, present: Sequence[Tensor | None], editor: Editor) -> Tensor | None:
-        """Cut what is not needed.
+        """Remove the channels that are not needed, and return those that the output still has, None for all.
 
         Args:
-            out: what is needed of the output.
-            present: which channels each input still has, (channels,), bool; None for all.
-            editor: what changes the graph.
-
-        Returns:
-            which channels the output still has; None for all.
+            out: needed channels of the output.
+            present: channels that each input still has, (channels,), bool; None for all.
+            editor: editor of the graph.
         """
         return None
 
 
-def everything(layout: Layout) -> Need | None:
-    """All channels of a tensor, None if it has no known ones."""
-    return None if layout.channels is None else Need.all(layout.channels)
+class UnknownRule(ChannelRule):
+    """Rule of nodes that are not understood: every channel is needed and none is removed."""
+
+    def needs(self, out: Need | None, *inputs: Layout) -> list[Need | None]:
+        """Return all channels of every input."""
+        return [None if layout.channels is None else Need.all(layout.channels) for layout in inputs]
 
 
 def kept(present: Tensor | None, channels: int) -> Tensor:
-    """Which channels are still there, written out."""
+    """Return the channels that are still there as a mask."""
     return torch.ones(channels, dtype=torch.bool) if present is None else present
 
 
 @dataclass
 class Editor:
-    """Puts selections of channels into a graph, each once.
+    """Editor that inserts selections of channels into a graph, each once.
 
     Attributes:
         network: the network.
-        made: (node, entries) -> the selection that there is already.
-        wider: nodes that will give fewer channels than later nodes expect -> what brings them back.
+        made: (node, entries) -> existing selection.
+        wider: nodes that will return fewer channels than later nodes expect -> layer that restores them.
     """
 
     network: Network
@@ -90,13 +91,13 @@ class Editor:
     wider: dict[fx.Node, Select] = field(default_factory=dict)
 
     def select(self, source: fx.Node, entries: Tensor, axis: int, device: torch.device) -> fx.Node:
-        """A node with some entries of another's axis.
+        """Return a node with some entries of another node's axis.
 
         Args:
             source: the other node.
-            entries: which to take of those that are there, bool.
+            entries: entries to take, bool.
             axis: the axis.
-            device: where the network computes.
+            device: device of the network.
         """
         index = entries.nonzero().flatten()
         key = (source, tuple(index.tolist()))
@@ -105,7 +106,7 @@ class Editor:
         return self.made[key]
 
     def finish(self) -> None:
-        """Put constants between the channels of nodes that give fewer of them."""
+        """Insert constants between the channels of nodes that return fewer of them."""
         for source, layer in self.wider.items():
             placed = self._add(source, layer)
             source.replace_all_uses_with(placed, delete_user_cb=partial(operator.is_not, placed))
@@ -117,20 +118,20 @@ class Editor:
             return self.network.graph.call_module(name, (source,))
 
     def device(self) -> torch.device:
-        """Where the network's first weight is."""
+        """Return the device of the network's first weight."""
         tensors = (p for module in self.network.modules.values() for p in module.parameters())
         return next((p.device for p in tensors), torch.device("cpu"))
 
 
 @dataclass(frozen=True)
 class Site:
-    """A node that a rule is sought for, and what is known so far.
+    """Node for which a rule is made, and the context of the node.
 
     Attributes:
         node: the node.
         network: its network.
-        layouts: of all nodes before.
-        free: the modules that may be changed.
+        layouts: layouts of all nodes before it.
+        free: modules that may be changed.
     """
 
     node: fx.Node
@@ -140,9 +141,9 @@ class Site:
 
     @property
     def module(self) -> nn.Module | None:
-        """The module that the node calls."""
+        """Module that the node calls."""
         return self.network.module(self.node)
 
 
-Maker = Callable[[Site], Rule | None]
-"""Makes the rule for a node, None if it is not a case that the rule is right for."""
+Maker = Callable[[Site], ChannelRule | None]
+"""Makes the rule of a node, None in a case that the rule is not right for."""

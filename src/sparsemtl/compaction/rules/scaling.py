@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,16 +12,16 @@ from torch import Tensor, fx, nn
 from sparsemtl.compaction.calls import operand
 from sparsemtl.compaction.channels import Constants, Layout, Need
 from sparsemtl.compaction.ops import CONVOLUTIONS, NORMS, torch_class
-from sparsemtl.compaction.rules.rule import Editor, Rule, Site
+from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Site, UnknownRule
 
 
-class PerChannel(Rule):
+class PerChannel(ChannelRule):
     """A layer that makes every channel of the same channel of the input, with weights that are its own.
 
     Args:
-        node: see `Rule`.
+        node: see `ChannelRule`.
         source: what it reads.
-        layout: see `Rule`.
+        layout: see `ChannelRule`.
         layer: the module.
     """
 
@@ -36,9 +37,9 @@ class PerChannel(Rule):
         assert self.layout.channels is not None
         return self.layout.channels
 
+    @abc.abstractmethod
     def reads(self) -> Tensor:
-        """Which channels of the input matter to the output, (channels,), bool."""
-        return torch.ones(self.channels, dtype=torch.bool)
+        """Return the channels of the input that change the output, (channels,), bool."""
 
     def needs(self, out: Need | None, *inputs: Layout) -> list[Need | None]:
         """What the output needs; of channels that do not matter only that they are there."""
@@ -50,12 +51,12 @@ class PerChannel(Rule):
         """The output has the channels that the input has."""
         (mask,) = present
         if mask is not None:
-            self.cut(mask)
+            self.keep_only(mask)
         return mask
 
-    def cut(self, mask: Tensor) -> None:
+    @abc.abstractmethod
+    def keep_only(self, mask: Tensor) -> None:
         """Keep only these channels, (channels,), bool."""
-        raise NotImplementedError
 
 
 class BatchNorm(PerChannel):
@@ -74,9 +75,11 @@ class BatchNorm(PerChannel):
     def reads(self) -> Tensor:
         """Those with a scale other than zero."""
         affine = affine_of(self.layer)
-        return super().reads() if affine is None or not self.layout.whole else (affine[0] != 0).cpu()
+        if affine is None or not self.layout.whole:
+            return torch.ones(self.channels, dtype=torch.bool)
+        return (affine[0] != 0).cpu()
 
-    def cut(self, mask: Tensor) -> None:
+    def keep_only(self, mask: Tensor) -> None:
         """Keep the numbers of these channels, as many each as it has entries."""
         entries = mask.repeat_interleave(self.layer.num_features // len(mask))
         cut_norm(self.layer, entries)
@@ -96,7 +99,7 @@ class Depthwise(PerChannel):
         weight: Tensor = self.layer.weight.detach()
         return (weight != 0).flatten(1).any(1).cpu()
 
-    def cut(self, mask: Tensor) -> None:
+    def keep_only(self, mask: Tensor) -> None:
         """Keep the kernels of these channels."""
         cut_entries(self.layer, ("weight", "bias"), mask)
         self.layer.in_channels = self.layer.out_channels = self.layer.groups = int(mask.sum())
@@ -128,7 +131,7 @@ def cut_entries(layer: Any, names: Sequence[str], entries: Tensor) -> None:
             setattr(layer, name, tensor[entries])
 
 
-def batch_norm(site: Site) -> Rule | None:
+def batch_norm(site: Site) -> ChannelRule | None:
     """The rule of batch norms, whose channels are those of what they read, or stand on axis 1."""
     source, layer = operand(site.node), site.module
     if source is None or layer is None:
@@ -138,14 +141,14 @@ def batch_norm(site: Site) -> Rule | None:
     if read.channels is None:
         layout = Layout(rank or read.rank, features)
         known = layout.rank is not None
-        return Rule(site.node, [source], layout) if known else None
+        return UnknownRule(site.node, [source], layout) if known else None
     fits = read.rank is not None and read.axis == 1 and (features % read.channels == 0)
     if layer not in site.free or layer.training or not fits:
         return None
     return BatchNorm(site.node, source, read, layer)
 
 
-def depthwise(site: Site) -> Rule | None:
+def depthwise(site: Site) -> ChannelRule | None:
     """The rule of convolutions with as many groups as channels that come in and go out; None for others."""
     source, layer = operand(site.node), site.module
     if source is None or layer is None or len(site.node.all_input_nodes) != 1:

@@ -10,17 +10,17 @@ from torch import Tensor, fx
 
 from sparsemtl.compaction.calls import operand
 from sparsemtl.compaction.channels import Constants, Layout, Need
-from sparsemtl.compaction.rules.rule import Editor, Rule, Site, kept
+from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Site, kept
 from sparsemtl.compaction.select import Select
 
 
-class Selection(Rule):
+class ChannelSelection(ChannelRule):
     """Some channels of the input, and constant ones.
 
     Args:
-        node: see `Rule`.
+        node: see `ChannelRule`.
         source: what it reads.
-        layout: see `Rule`.
+        layout: see `ChannelRule`.
         layer: the module.
         channels: input channels.
     """
@@ -63,7 +63,7 @@ class Selection(Rule):
         return out.carried
 
 
-def selection(site: Site) -> Rule | None:
+def selection(site: Site) -> ChannelRule | None:
     """The rule of `Select` on channels of one entry each."""
     source, layer = operand(site.node), site.module
     if source is None or not isinstance(layer, Select) or layer not in site.free:
@@ -71,4 +71,4 @@ def selection(site: Site) -> Rule | None:
     layout = site.layouts[source]
     if not layout.whole or layout.channels is None or layer.axis != layout.axis:
         return None
-    return Selection(site.node, source, replace(layout, channels=len(layer.index)), layer, layout.channels)
+    return ChannelSelection(site.node, source, replace(layout, channels=len(layer.index)), layer, layout.channels)

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, fx
 
 from sparsemtl.compaction.calls import argument, operand, operation, shape_argument
-from sparsemtl.compaction.channels import Layout, Need
+from sparsemtl.compaction.channels import Layout
 from sparsemtl.compaction.checks import check_answer
 from sparsemtl.compaction.network import Network
 from sparsemtl.compaction.rules.channelwise import Channelwise, preserved
-from sparsemtl.compaction.rules.rule import Editor, Maker, Rule, Site
+from sparsemtl.compaction.rules.rule import ChannelRule, Maker, Site, UnknownRule
 from sparsemtl.compaction.rules.spatial import is_map, item
 
 _RESHAPES = ("reshape", "view")
 
 
-def flatten(site: Site) -> Rule | None:
+def flatten(site: Site) -> ChannelRule | None:
     """Positions side by side: behind every channel's first, or on an axis of their own."""
     layer: Any = site.module
     start = argument(site.node, 1, "start_dim", 0) if layer is None else layer.start_dim
@@ -28,7 +28,7 @@ def flatten(site: Site) -> Rule | None:
     return _flattened(site, start) if end == -1 and isinstance(start, int) and start > 0 else None
 
 
-def reshape(site: Site) -> Rule | None:
+def reshape(site: Site) -> ChannelRule | None:
     """`x.view(batch, -1)`, which flattens, and `x.view(batch, channels, 1, 1)`; no other shape is understood."""
     source, shape = operand(site.node), shape_argument(site.node)
     if source is None or len(shape) < 2:
@@ -44,29 +44,28 @@ def reshape(site: Site) -> Rule | None:
     # as many entries as channels and samples: further axes of the tensor have length one
     counted = counted or (shape[1] == -1 and layout.rank == 2 and first)
     first = first or (shape[0] == -1 and shape[1] != -1)
-    return Reshape(site.node, [source], replace(layout, rank=len(shape)), preserved) if counted and first else None
+    return _reshaped(site, source, replace(layout, rank=len(shape))) if counted and first else None
 
 
-def _rows(site: Site, layout: Layout) -> Rule | None:
+def _rows(site: Site, layout: Layout) -> ChannelRule | None:
     """`x.view(batch, channels, -1)`: positions on an axis of their own."""
     fits = layout.whole and layout.axis == 1
-    return Reshape(site.node, [site.node.all_input_nodes[0]], replace(layout, rank=3), preserved) if fits else None
+    return _reshaped(site, site.node.all_input_nodes[0], replace(layout, rank=3)) if fits else None
 
 
-class Reshape(Channelwise):
-    """A view whose shape has the number of channels in it."""
-
-    def rewrite(self, out: Need | None, present: Sequence[Tensor | None], editor: Editor) -> Tensor | None:
-        """Write the number of channels that are left."""
-        mask = super().rewrite(out, present, editor)
-        if mask is not None:
-            source, (batch, channels, *others) = self.node.args[0], shape_argument(self.node)
-            left = channels if channels == -1 else int(mask.sum())
-            self.node.args, self.node.kwargs = (source, (batch, left, *others)), {}
-        return mask
+def _reshaped(site: Site, source: fx.Node, layout: Layout) -> ChannelRule:
+    """Return the rule of a view whose shape contains the number of channels."""
+    return Channelwise(site.node, [source], layout, preserved, on_removal=_write_channels)
 
 
-def settle_sizes(network: Network, rules: Mapping[fx.Node, Rule]) -> None:
+def _write_channels(node: fx.Node, mask: Tensor) -> None:
+    """Write the number of channels that are left into the shape of a view."""
+    source, (batch, channels, *others) = node.args[0], shape_argument(node)
+    left = channels if channels == -1 else int(mask.sum())
+    node.args, node.kwargs = (source, (batch, left, *others)), {}
+
+
+def settle_sizes(network: Network, rules: Mapping[fx.Node, ChannelRule]) -> None:
     """Write the number of channels of a tensor into shapes that ask for it, and guards about it off.
 
     The number is known, and so nothing need be kept for the sake of a question about it.
@@ -132,20 +131,20 @@ def _is_batch(size: object, source: fx.Node, layouts: Mapping[fx.Node, Layout]) 
     return False
 
 
-def _flattened(site: Site, start: int) -> Rule | None:
+def _flattened(site: Site, start: int) -> ChannelRule | None:
     source = operand(site.node)
     if source is None:
         return None
     layout = site.layouts[source]
     if layout.channels is None:
-        return Rule(site.node, [source], Layout(rank=start + 1))
+        return UnknownRule(site.node, [source], Layout(rank=start + 1))
     if layout.rank is None or layout.axis > start or (not layout.whole and layout.rank != start + 1):
         return None
     spread = None if start == layout.axis and layout.rank > start + 1 else layout.spread
     return Channelwise(site.node, [source], replace(layout, rank=start + 1, spread=spread), preserved)
 
 
-def expand(site: Site) -> Rule | None:
+def expand(site: Site) -> ChannelRule | None:
     """`x.expand(-1, -1, height, width)`: the channels stay as many."""
     source, shape = operand(site.node), shape_argument(site.node)
     layout = site.layouts[source] if source is not None else Layout()
@@ -154,7 +153,7 @@ def expand(site: Site) -> Rule | None:
     return Channelwise(site.node, [source], layout, preserved) if shape[layout.axis] == -1 else None
 
 
-def expand_as(site: Site) -> Rule | None:
+def expand_as(site: Site) -> ChannelRule | None:
     """`x.expand_as(y)` with as many channels as `y` has."""
     source, other = operand(site.node), argument(site.node, 1, "other", None)
     if source is None or not isinstance(other, fx.Node) or source is other:
@@ -164,7 +163,7 @@ def expand_as(site: Site) -> Rule | None:
     return Channelwise(site.node, [source, other], layout, lambda first, _: first) if fits else None
 
 
-def unsqueeze(site: Site) -> Rule | None:
+def unsqueeze(site: Site) -> ChannelRule | None:
     """One more axis, behind the channels."""
     source, axis = operand(site.node), argument(site.node, 1, "dim", None)
     layout = site.layouts[source] if source is not None else Layout()
@@ -173,7 +172,7 @@ def unsqueeze(site: Site) -> Rule | None:
     return _longer(site, 1) if axis % (layout.rank + 1) == layout.rank else None
 
 
-def getitem(site: Site) -> Rule | None:
+def getitem(site: Site) -> ChannelRule | None:
     """`x[:, :, None, None]` and `x[..., None]`, or one of the outputs of a layer with several."""
     source = operand(site.node)
     index = site.node.args[1] if len(site.node.args) > 1 else None
@@ -188,7 +187,7 @@ def getitem(site: Site) -> Rule | None:
     return _longer(site, len(behind)) if axes == layout.rank and all(each is None for each in behind) else None
 
 
-def _longer(site: Site, more: int) -> Rule | None:
+def _longer(site: Site, more: int) -> ChannelRule | None:
     """Some axes of length one at the end."""
     source = operand(site.node)
     layout = site.layouts[source] if source is not None else Layout()

@@ -8,13 +8,13 @@ from torch import fx
 
 from sparsemtl.compaction.calls import argument, operand
 from sparsemtl.compaction.channels import Layout, Need
-from sparsemtl.compaction.rules.rule import Rule, Site
+from sparsemtl.compaction.rules.rule import ChannelRule, Site
 
 HARMLESS = ("device", "dim", "dtype", "ndim")
 """Questions whose answer has nothing to do with channels."""
 
 
-class Asks(Rule):
+class Asks(ChannelRule):
     """A question whose answer does not tell how many channels there are: it needs none."""
 
     def needs(self, out: Need | None, *inputs: Layout) -> list[Need | None]:
@@ -22,7 +22,7 @@ class Asks(Rule):
         return [None if layout.channels is None else Need.nothing(layout.channels) for layout in inputs]
 
 
-def attribute(site: Site) -> Rule | None:
+def attribute(site: Site) -> ChannelRule | None:
     """`x.shape`, `x.dtype` and their like."""
     source, name = operand(site.node), site.node.args[1]
     if source is None:
@@ -31,7 +31,7 @@ def attribute(site: Site) -> Rule | None:
     return Asks(site.node, [source]) if harmless else None
 
 
-def size(site: Site) -> Rule | None:
+def size(site: Site) -> ChannelRule | None:
     """`x.size()` and `x.size(axis)`."""
     source, axis = operand(site.node), argument(site.node, 1, "dim", None)
     if source is None:
@@ -41,7 +41,7 @@ def size(site: Site) -> Rule | None:
     return Asks(site.node, [source]) if harmless else None
 
 
-def dimensions(site: Site) -> Rule | None:
+def dimensions(site: Site) -> ChannelRule | None:
     """`x.dim()`."""
     source = operand(site.node)
     return None if source is None else Asks(site.node, [source])

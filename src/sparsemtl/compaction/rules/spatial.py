@@ -13,7 +13,7 @@ from sparsemtl.compaction.calls import argument, operand, operation
 from sparsemtl.compaction.channels import Layout
 from sparsemtl.compaction.ops import torch_class
 from sparsemtl.compaction.rules.channelwise import Channelwise, Passing, alike, lost, preserved, zeros
-from sparsemtl.compaction.rules.rule import Maker, Rule, Site
+from sparsemtl.compaction.rules.rule import ChannelRule, Maker, Site, UnknownRule
 from sparsemtl.heads.linear import pooled
 
 AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
@@ -55,7 +55,7 @@ def spatial(passing: Passing, *, least: int = 3) -> Maker:
         least: axes that a batch must have for the channels to be on axis 1.
     """
 
-    def make(site: Site) -> Rule | None:
+    def make(site: Site) -> ChannelRule | None:
         source = operand(site.node)
         layout = site.layouts.get(source, Layout()) if source is not None else Layout()
         return alike(site, passing) if is_map(layout, least) else None
@@ -68,13 +68,13 @@ def is_map(layout: Layout, least: int = 3) -> bool:
     return layout.rank is not None and layout.rank >= least and layout.axis == 1 and layout.whole
 
 
-def max_pooling(site: Site) -> Rule | None:
+def max_pooling(site: Site) -> ChannelRule | None:
     """A function that gives maxima, and not their places as well."""
     position = 2 if operation(site.node).startswith("adaptive") else 6
     return None if argument(site.node, position, "return_indices", False) else spatial(preserved)(site)
 
 
-def average_pooling(site: Site) -> Rule | None:
+def average_pooling(site: Site) -> ChannelRule | None:
     """Padding counts as zeros, so that only zero stays constant, if there is any."""
     layer: Any = site.module
     padding = argument(site.node, 3, "padding", 0) if layer is None else layer.padding
@@ -83,7 +83,7 @@ def average_pooling(site: Site) -> Rule | None:
     return spatial(zeros if padded else preserved)(site)
 
 
-def unpooling(site: Site) -> Rule | None:
+def unpooling(site: Site) -> ChannelRule | None:
     """Values are put where the indices say, zeros elsewhere."""
     args = site.node.args[:2]
     inputs = [arg for arg in args if isinstance(arg, fx.Node)]
@@ -93,7 +93,7 @@ def unpooling(site: Site) -> Rule | None:
     return Channelwise(site.node, inputs, site.layouts[inputs[0]], zeros)
 
 
-def item(site: Site) -> Rule | None:
+def item(site: Site) -> ChannelRule | None:
     """One of the outputs of a max-pooling that gives places too: both have its channels."""
     source, index = operand(site.node), argument(site.node, 1, "index", None)
     module = site.network.module(source) if source is not None else None
@@ -102,17 +102,17 @@ def item(site: Site) -> Rule | None:
     return alike(site, lost if index == 1 else preserved) if index in (0, 1) and site.layouts[source].whole else None
 
 
-def mean(site: Site) -> Rule | None:
+def mean(site: Site) -> ChannelRule | None:
     """A mean, or the largest or smallest, over positions."""
     return _reduction(site, preserved)
 
 
-def total(site: Site) -> Rule | None:
+def total(site: Site) -> ChannelRule | None:
     """A sum over positions."""
     return _reduction(site, zeros)
 
 
-def _reduction(site: Site, passing: Passing) -> Rule | None:
+def _reduction(site: Site, passing: Passing) -> ChannelRule | None:
     source = operand(site.node)
     layout = site.layouts[source] if source is not None else Layout()
     given = argument(site.node, 1, "dim", None)
@@ -127,7 +127,7 @@ def _reduction(site: Site, passing: Passing) -> Rule | None:
     return Channelwise(site.node, [source], replace(layout, rank=rank), passing)
 
 
-def pooling_of_head(site: Site) -> Rule | None:
+def pooling_of_head(site: Site) -> ChannelRule | None:
     """`sparsemtl.heads.linear.pooled`: the mean over positions, if there are any."""
     (source,) = site.node.all_input_nodes
     layout = site.layouts[source]
@@ -135,16 +135,16 @@ def pooling_of_head(site: Site) -> Rule | None:
         return Channelwise(site.node, [source], layout, preserved)
     if is_map(layout):
         return Channelwise(site.node, [source], replace(layout, rank=2), preserved)
-    return Rule(site.node, [source], Layout(rank=2))
+    return UnknownRule(site.node, [source], Layout(rank=2))
 
 
-def padding_layer(site: Site) -> Rule | None:
+def padding_layer(site: Site) -> ChannelRule | None:
     """Padding of axes behind the channels with one value."""
     layer: Any = site.module
     return spatial(zeros if layer.value == 0 else lost, least=2 + PADS[torch_class(layer)])(site)
 
 
-def zero_padding(site: Site) -> Rule | None:
+def zero_padding(site: Site) -> ChannelRule | None:
     """`F.pad` of axes behind the channels, with zeros."""
     pads, mode, value = (
         argument(site.node, i + 1, name, default)
