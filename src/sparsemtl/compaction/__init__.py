@@ -9,8 +9,8 @@ what later layers read is traced back to its producers (`liveness`), and unneede
 """
 
 from sparsemtl.compaction.compact import compact
-from sparsemtl.compaction.compacted import CompactedModule
 from sparsemtl.compaction.cost import latency, macs, parameter_count
+from sparsemtl.compaction.pipeline import CompactedModule
 from sparsemtl.compaction.report import CompactionReport, LayerReport
 from sparsemtl.compaction.verification import Verification
 

@@ -1,14 +1,17 @@
-"""What a compacted network checks when it runs."""
+"""Checks that a compacted network runs on its inputs, and the check of their number of axes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 
-from sparsemtl.compaction.structures import tensors
+from sparsemtl.compaction.inputs import tensors
+from sparsemtl.compaction.network import Network
+from sparsemtl.compaction.operations import CONVOLUTIONS, NORMS, is_elementwise, torch_class
 from sparsemtl.errors import ParameterError
+from sparsemtl.heads.linear import pooled
 
 _AGAIN = "Compact the model with an example of such inputs (`example_inputs=...`)."
 
@@ -62,3 +65,39 @@ def created(name: str, *args: Any, **kwargs: Any) -> Tensor:
     """
     tensor: Tensor = getattr(torch, name)(*args, **kwargs)
     return tensor
+
+
+def check_inputs(network: Network) -> None:
+    """Let the network refuse batches with other axes than compaction takes them to have."""
+    for node in list(network.graph.nodes):
+        axes = axes_of_input(node, network) if node.op == "placeholder" else None
+        if axes is not None and not any(user.target is check_axes for user in node.users):
+            with network.graph.inserting_after(node):
+                network.graph.call_function(check_axes, (node, axes))
+
+
+def axes_of_input(source: fx.Node, network: Network) -> int | None:
+    """Axes of a batch, as the layers that read it first tell; None if no layer depends on it.
+
+    A convolution tells. So does a batch norm, or a head that averages over positions, behind a linear layer: features
+    are then taken for vectors. Linear layers alone work on batches of any axes.
+    """
+    for user in source.users:
+        if user.target is check_axes:
+            return int(str(user.args[1]))
+    vectors: bool = False
+    waiting, seen = [(source, False)], {source}
+    while waiting:
+        node, linear = waiting.pop(0)
+        for user in node.users:
+            layer = network.module(user)
+            kind = torch_class(layer)
+            axes = CONVOLUTIONS.get(kind) or NORMS.get(kind)
+            if axes is not None:
+                return axes
+            vectors |= linear and (kind in NORMS or user.target is pooled)
+            keeps_axes = kind is nn.Linear or kind in NORMS or is_elementwise(user, layer)
+            if keeps_axes and user not in seen:
+                seen.add(user)
+                waiting.append((user, linear or kind is nn.Linear))
+    return 2 if vectors else None

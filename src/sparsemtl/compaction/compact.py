@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsemtl.compaction.compacted import CompactedModule
-from sparsemtl.compaction.pipeline import compact_root
-from sparsemtl.compaction.plain import copied
+from sparsemtl.compaction.copies import copied
+from sparsemtl.compaction.pipeline import CompactedModule, compact_root
 from sparsemtl.compaction.trace import root_of
 from sparsemtl.errors import MaskError, ParameterError
 from sparsemtl.networks.masks import TaskMasks

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from sparsemtl.compaction.examples import Inputs
+from sparsemtl.compaction.inputs import Inputs
 
 BATCH = 2
 """Samples of an example."""

@@ -1,46 +1,241 @@
-"""How many axes the batches have that a network reads."""
+"""Inputs of a network: tensors in nested structures, a user's example, and random inputs of the same kind."""
 
 from __future__ import annotations
 
-from torch import fx, nn
+import copy
+import dataclasses
+import inspect
+import operator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from sparsemtl.compaction.checks import check_axes
-from sparsemtl.compaction.network import Network
-from sparsemtl.compaction.ops import CONVOLUTIONS, NORMS, is_elementwise, torch_class
-from sparsemtl.heads.linear import pooled
+import torch
+from torch import Tensor, fx, nn
 
-
-def check_inputs(network: Network) -> None:
-    """Let the network refuse batches with other axes than compaction takes them to have."""
-    for node in list(network.graph.nodes):
-        axes = axes_of_input(node, network) if node.op == "placeholder" else None
-        if axes is not None and not any(user.target is check_axes for user in node.users):
-            with network.graph.inserting_after(node):
-                network.graph.call_function(check_axes, (node, axes))
+from sparsemtl.errors import ParameterError
 
 
-def axes_of_input(source: fx.Node, network: Network) -> int | None:
-    """Axes of a batch, as the layers that read it first tell; None if no layer depends on it.
+def parts(value: Any) -> Iterator[tuple[Callable[[Any, Any], Any], Any, Any]]:
+    """What is inside of a container or object: (function, key, part), where `function(value, key)` gives the part."""
+    if isinstance(value, (tuple, list)):
+        yield from ((operator.getitem, index, part) for index, part in enumerate(value))
+    elif isinstance(value, Mapping):
+        yield from ((operator.getitem, key, value[key]) for key in value)
+    elif dataclasses.is_dataclass(value) and not _is_ours(value) and not isinstance(value, type):
+        yield from ((getattr, field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+    elif _is_record(value):
+        yield from ((getattr, name, part) for name, part in vars(value).items() if isinstance(part, Tensor))
 
-    A convolution tells. So does a batch norm, or a head that averages over positions, behind a linear layer: features
-    are then taken for vectors. Linear layers alone work on batches of any axes.
+
+def _is_ours(value: Any) -> bool:
+    return type(value).__module__.startswith("sparsemtl.compaction.")
+
+
+def _is_record(value: Any) -> bool:
+    """Return whether a value is an object of a user's that is there for its attributes."""
+    home = type(value).__module__
+    library = home == "builtins" or home.split(".")[0] in ("torch", "sparsemtl", "numpy")
+    return (
+        hasattr(value, "__dict__") and not library and not isinstance(value, (type, nn.Module)) and not callable(value)
+    )
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """All that is in a value and no container itself."""
+    if isinstance(value, slice):
+        yield from (value.start, value.stop, value.step)
+        return
+    inside = [] if isinstance(value, Tensor) else list(parts(value))
+    if not inside:
+        yield value
+    for _, _, part in inside:
+        yield from leaves(part)
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """All tensors in a value, in order."""
+    return [leaf for leaf in leaves(value) if isinstance(leaf, Tensor)]
+
+
+def mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """The same structure with a function of every leaf in the place of the leaf; what does not change stays itself."""
+    if isinstance(value, slice):
+        return slice(*(mapped(function, each) for each in (value.start, value.stop, value.step)))
+    inside = [] if isinstance(value, Tensor) else list(parts(value))
+    if not inside:
+        return function(value)
+    changed = {key: mapped(function, part) for _, key, part in inside}
+    if all(changed[key] is part for _, key, part in inside):
+        return value
+    return _rebuilt(value, changed)
+
+
+def _rebuilt(value: Any, changed: dict[Any, Any]) -> Any:
+    if isinstance(value, (tuple, list)):
+        values = list(changed.values())
+        return type(value)(*values) if hasattr(value, "_fields") else type(value)(values)
+    if isinstance(value, dict):
+        made = value.copy()
+        made.update(changed)
+        return made
+    if isinstance(value, Mapping):
+        return type(value)(changed)  # type: ignore[call-arg]
+    made = copy.copy(value)
+    for name, part in changed.items():
+        object.__setattr__(made, name, part)
+    return made
+
+
+MOST = 8
+"""Samples of a user's example that are run at most."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Arguments of one call of a module.
+
+    Attributes:
+        args: those without a name.
+        kwargs: those with one.
     """
-    for user in source.users:
-        if user.target is check_axes:
-            return int(str(user.args[1]))
-    vectors: bool = False
-    waiting, seen = [(source, False)], {source}
-    while waiting:
-        node, linear = waiting.pop(0)
-        for user in node.users:
-            layer = network.module(user)
-            kind = torch_class(layer)
-            axes = CONVOLUTIONS.get(kind) or NORMS.get(kind)
-            if axes is not None:
-                return axes
-            vectors |= linear and (kind in NORMS or user.target is pooled)
-            keeps_axes = kind is nn.Linear or kind in NORMS or is_elementwise(user, layer)
-            if keeps_axes and user not in seen:
-                seen.add(user)
-                waiting.append((user, linear or kind is nn.Linear))
-    return 2 if vectors else None
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, example: Any, module: nn.Module, *, single: bool) -> Inputs:
+        """Read `example_inputs`.
+
+        Args:
+            example: a tuple of all arguments, a mapping from their names, or the only argument.
+            module: the module that will be called.
+            single: whether the module has one argument, whatever the example is.
+
+        Raises:
+            ParameterError: if the module cannot be called so.
+        """
+        if isinstance(example, Inputs):
+            return example
+        if isinstance(example, tuple) and (not single or len(example) == 1) and not hasattr(example, "_fields"):
+            inputs = cls(example)
+        elif isinstance(example, Mapping) and not single and _names_arguments(example, module):
+            inputs = cls((), dict(example))
+        else:
+            inputs = cls((example,))
+        inputs.named(module)
+        return inputs
+
+    def named(self, module: nn.Module) -> dict[str, Any]:
+        """Name of each argument -> its value, in the order of the module's forward."""
+        signature = inspect.signature(type(module).forward)
+        try:
+            bound = signature.bind(module, *self.args, **self.kwargs).arguments
+        except TypeError as error:
+            raise ParameterError(
+                f"`example_inputs` does not fit {type(module).__name__}.forward: {error}. Give the only argument, a "
+                "tuple of all, or a dict from their names."
+            ) from None
+        named: dict[str, Any] = {}
+        for name, value in list(bound.items())[1:]:
+            kind = signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                named |= {f"{name}_{index}": each for index, each in enumerate(value)}
+            elif kind is inspect.Parameter.VAR_KEYWORD:
+                named |= value
+            else:
+                named[name] = value
+        return named
+
+    def mapped(self, function: Any) -> Inputs:
+        """The same with every tensor, and every description of one, replaced."""
+
+        def each(value: Any) -> Any:
+            return function(value) if isinstance(value, (Tensor, Like)) else value
+
+        return Inputs(mapped(each, self.args), mapped(each, dict(self.kwargs)))
+
+    def call(self, module: nn.Module) -> Any:
+        """Return what a module gives for copies of the tensors, into which it may write."""
+        own = self.mapped(Tensor.clone)
+        run = module.forward if isinstance(module, fx.GraphModule) else module  # which prints the errors of its calls
+        return run(*own.args, **own.kwargs)
+
+    def to(self, *, dtype: torch.dtype | None, device: torch.device) -> Inputs:
+        """The same elsewhere, floating point numbers in another type."""
+        return self.mapped(lambda t: t.detach().to(device, dtype if t.is_floating_point() else None))
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors in the arguments."""
+        return tensors((self.args, dict(self.kwargs)))
+
+    def samples(self) -> int | None:
+        """Length of the first axis if all tensors that have axes have it in common, None otherwise."""
+        lengths = {t.shape[0] for t in self.tensors() if t.ndim}
+        return lengths.pop() if len(lengths) == 1 else None
+
+    def first(self, samples: int) -> Inputs:
+        """Only the first samples, if all tensors have the batch on the first axis."""
+        own = self.samples()
+        return self if own is None or own <= samples else self.mapped(lambda t: t[:samples] if t.ndim else t)
+
+    def shapes(self) -> str:
+        """The shapes in words."""
+        return ", ".join(str(tuple(t.shape)) for t in self.tensors())
+
+
+def _names_arguments(example: Mapping[Any, Any], module: nn.Module) -> bool:
+    parameters = inspect.signature(type(module).forward).parameters
+    return bool(example) and all(name in parameters for name in example)
+
+
+def random_like(inputs: Inputs, seed: int, *, samples: int | None = None, stretched: Collection[int] = ()) -> Inputs:
+    """Random inputs of an example's kind: its shapes and types, numbers in its range.
+
+    Args:
+        inputs: the example.
+        seed: of the numbers.
+        samples: length of the first axis, if all tensors have it in common; the example's by default.
+        stretched: axes to make twice as long, in every tensor that has them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(tensor: Tensor) -> Tensor:
+        shape = list(tensor.shape)
+        if samples is not None and shape and inputs.samples() is not None:
+            shape[0] = samples
+        for axis in stretched:
+            if axis < len(shape):
+                shape[axis] *= 2
+        return tensor if tensor.is_complex() else Like.of(tensor).drawn(generator, shape).to(tensor.device)
+
+    return inputs.mapped(draw)
+
+
+@dataclass(frozen=True)
+class Like:
+    """What is remembered of a tensor of an example: its shape, its type, its range."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Like:
+        """Describe a tensor."""
+        numbers = tensor[tensor.isfinite()].double() if tensor.numel() and not tensor.is_complex() else torch.zeros(1)
+        low, high = (float(numbers.min()), float(numbers.max())) if len(numbers) else (0.0, 0.0)
+        return cls(tuple(tensor.shape), tensor.dtype, low, high)
+
+    def drawn(self, generator: torch.Generator, shape: Sequence[int] | None = None) -> Tensor:
+        """A random tensor like it, of this or another shape."""
+        size = self.shape if shape is None else tuple(shape)
+        if self.dtype == torch.bool:
+            return torch.rand(size, generator=generator) < (1 if self.low else 0.5 * self.high)
+        if not self.dtype.is_floating_point:
+            return torch.randint(int(self.low), int(self.high) + 1, size, generator=generator).to(self.dtype)
+        if self.low == self.high:  # zeros or ones stand for any numbers
+            return torch.randn(size, generator=generator, dtype=torch.float64).to(self.dtype)
+        numbers = torch.rand(size, generator=generator, dtype=torch.float64)
+        return (self.low + (self.high - self.low) * numbers).to(self.dtype)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from sparsemtl.compaction.examples import Inputs
+from sparsemtl.compaction.inputs import Inputs
 from sparsemtl.compaction.verification import difference, snapshot
 
 SAME = 1e-8

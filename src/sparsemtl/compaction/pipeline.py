@@ -1,4 +1,4 @@
-"""The steps of compaction, from a module of our own to the network that takes its place."""
+"""Steps of compaction, from a module of our own to the network that takes its place."""
 
 from __future__ import annotations
 
@@ -9,31 +9,51 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
+from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 
-from sparsemtl.compaction.checks import check_no_grad, check_sizes
-from sparsemtl.compaction.compacted import CompactedModule, attach, built
-from sparsemtl.compaction.constants import absorb_constants
+from sparsemtl.compaction.canonicalize import canonicalize, drop_unread
+from sparsemtl.compaction.checks import check_inputs, check_no_grad, check_sizes
+from sparsemtl.compaction.copies import Precision, copied
 from sparsemtl.compaction.cost import macs_by_layer, parameter_count
-from sparsemtl.compaction.examples import MOST, Inputs, Like
-from sparsemtl.compaction.folding import fold_norms
 from sparsemtl.compaction.inference import inferred
-from sparsemtl.compaction.inputs import check_inputs
-from sparsemtl.compaction.liveness import needs
+from sparsemtl.compaction.inputs import MOST, Inputs, Like, tensors
 from sparsemtl.compaction.locating import first_difference
 from sparsemtl.compaction.network import Network
-from sparsemtl.compaction.plain import copied
-from sparsemtl.compaction.precision import Precision
-from sparsemtl.compaction.report import CompactionReport
-from sparsemtl.compaction.rewrite import cut
+from sparsemtl.compaction.passes import fold_constants, fold_norms, needed_channels, remove_channels
+from sparsemtl.compaction.report import CompactionReport, LayerWidths
 from sparsemtl.compaction.rules import rules_for
 from sparsemtl.compaction.rules.shapes import settle_sizes
-from sparsemtl.compaction.structures import tensors
-from sparsemtl.compaction.survey import Survey
-from sparsemtl.compaction.tidy import drop_unread, tidy
 from sparsemtl.compaction.trace import Root, traced
 from sparsemtl.compaction.verification import Comparison, DifferentOutputsError, Verification, device_of
 from sparsemtl.errors import CompactionError, CompactionWarning, ParameterError
+
+
+class CompactedModule(fx.GraphModule):
+    """A compacted network.
+
+    Attributes:
+        report: what became of every layer, and how far the outputs are from the model's.
+    """
+
+    report: CompactionReport
+
+
+def built(network: Network, graph: fx.Graph) -> CompactedModule:
+    """A graph on the modules of a network, as a module in eval mode."""
+    graph.lint()
+    named = {node.target for node in graph.nodes if node.op in ("call_module", "get_attr")}
+    parts = {name: part for name, part in {**network.modules, **network.tensors}.items() if name in named}
+    module = CompactedModule(parts, graph, f"Compact{network.name}")
+    module.eval()
+    return module
+
+
+def attach(module: CompactedModule, report: CompactionReport) -> CompactedModule:
+    """Give a module its report, which copies of it have as well."""
+    module.report = report
+    module.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = {"report": report}
+    return module
 
 
 def compact_root(root: Root, example: Any, *, single: bool) -> CompactedModule:
@@ -50,14 +70,14 @@ def compact_root(root: Root, example: Any, *, single: bool) -> CompactedModule:
     if ran is not None or inputs is None:
         root.module.double()
     network = _traced(root, ran or copied(model.module), inputs)
-    survey = Survey(network)
+    widths = LayerWidths(network)
     parameters = parameter_count(model.module)
     macs = None if inputs is None else _macs(built(network, copy.deepcopy(network.graph)), inputs)
-    _shrink(network, survey)
+    _shrink(network, widths)
     small = built(network, network.graph)
     verification = _finished(small, model, precision, inputs, missing)
     report = CompactionReport(
-        layers=survey.layers(network),
+        layers=widths.layers(network),
         parameters=(parameters, parameter_count(small)),
         macs=None if macs is None or inputs is None else (macs, _macs(small, inputs)),
         verification=verification,
@@ -156,19 +176,19 @@ def _traced(root: Root, ran: nn.Module, inputs: Inputs | None) -> Network:
     like = next((p for p in ran.parameters() if p.is_floating_point()), None)
     same = None if inputs is None else inputs.to(dtype=None if like is None else like.dtype, device=device_of(ran))
     network = traced(root, ran, same)
-    tidy(network)
+    canonicalize(network)
     return network
 
 
-def _shrink(network: Network, survey: Survey) -> None:
+def _shrink(network: Network, widths: LayerWidths) -> None:
     check_inputs(network)
     settle_sizes(network, rules_for(network))
     drop_unread(network)
     fold_norms(network, rules_for(network))
     rules = rules_for(network)
-    survey.explain(network, rules)
-    absorb_constants(rules)
-    cut(network, rules, needs(rules))
+    widths.explain(network, rules)
+    fold_constants(rules)
+    remove_channels(network, rules, needed_channels(rules))
 
 
 def _first_difference(model: Root, inputs: Inputs, wrong: Inputs) -> str:

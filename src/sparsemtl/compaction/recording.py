@@ -17,8 +17,8 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from sparsemtl.compaction.checks import check_answer, check_axes, check_value, created
+from sparsemtl.compaction.inputs import leaves, mapped, parts, tensors
 from sparsemtl.compaction.numbers import Lazy, Recorded, number, plain
-from sparsemtl.compaction.structures import leaves, mapped, parts, tensors
 from sparsemtl.errors import CompactionError
 
 _QUESTIONS = (

@@ -1,10 +1,17 @@
-"""What compaction did to every layer, and what is known of the result."""
+"""Report of a compaction: the channels of every layer before and after, and the reasons why no more were removed."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from sparsemtl.compaction.examples import Inputs
+from torch import fx, nn
+
+from sparsemtl.compaction.inputs import Inputs
+from sparsemtl.compaction.network import Network, Select
+from sparsemtl.compaction.operations import CONVOLUTIONS, NORMS, torch_class
+from sparsemtl.compaction.rules import ChannelRule, UnknownRule
 from sparsemtl.compaction.verification import Verification
 
 
@@ -85,3 +92,130 @@ def _total(numbers: tuple[int, int]) -> str:
     before, after = numbers
     share = f" ({after / before:.1%})" if before else ""
     return f"{before:,} -> {after:,}{share}"
+
+
+def reason_for(
+    node: fx.Node, network: Network, rules: Mapping[fx.Node, ChannelRule], free: Collection[nn.Module]
+) -> str:
+    """Why no more of a layer is removed than its weights would let, "" if nothing is in the way."""
+    own = _own_reason(node, network, rules[node], free)
+    blocking = [] if own else _opaque_readers(node, rules)
+    if not blocking:
+        return own
+    names = ", ".join(dict.fromkeys(described(reader, network) for reader in blocking))
+    return f"all its channels are read by {names}, not followed through"
+
+
+def _own_reason(node: fx.Node, network: Network, rule: ChannelRule, free: Collection[nn.Module]) -> str:
+    """Return what is in the way of changing a layer itself."""
+    module = network.module(node)
+    if module is None:
+        return ""
+    if node.target in network.leaf_modules:
+        return "named in `leaf_modules`"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "has hooks"
+    if module not in free:
+        return "its weights are read more than once"
+    groups = getattr(module, "groups", 1)
+    if not isinstance(rule, UnknownRule):
+        return ""
+    if torch_class(module) in CONVOLUTIONS and groups > 1:
+        return f"a convolution of {groups} groups"
+    kinds = (*CONVOLUTIONS, *NORMS, nn.Linear)
+    if torch_class(module) in kinds:
+        return "its input has its channels on another axis, or they are not known"
+    return f"{type(module).__name__} is not followed through"
+
+
+def _opaque_readers(node: fx.Node, rules: Mapping[fx.Node, ChannelRule]) -> list[fx.Node]:
+    """Nodes that need all that they read, among those that a layer's channels come to before the next layer."""
+    found, waiting, seen = [], list(node.users), set(node.users)
+    while waiting:
+        user = waiting.pop(0)
+        rule = rules.get(user)
+        if rule is None or user.op == "output":
+            continue
+        if isinstance(rule, UnknownRule):
+            found.append(user)
+        elif rule.passes_on:
+            new = [each for each in user.users if each not in seen]
+            seen.update(new)
+            waiting += new
+    return found
+
+
+def described(node: fx.Node, network: Network) -> str:
+    """A node in words."""
+    module = network.module(node)
+    if module is not None:
+        return f"{node.target!r} ({type(module).__name__})"
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return f"`{name}`"
+
+
+def is_reported(module: nn.Module) -> bool:
+    """Return whether a layer has channels of its own, or weights that a report should mention."""
+    return not isinstance(module, Select) and next(module.parameters(), None) is not None
+
+
+Channels = tuple[int, int]
+"""Channels that a layer reads and gives."""
+
+
+class LayerWidths:
+    """What every layer was, and what it has become.
+
+    Args:
+        network: a network of which nothing was cut yet.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.before: dict[str, tuple[str, Channels]] = {}
+        for name, module in _layers(network):
+            self.before.setdefault(name, (type(module).__name__, channels_of(module)))
+        self.why: dict[str, str] = {}
+
+    def explain(self, network: Network, rules: Mapping[fx.Node, ChannelRule]) -> None:
+        """Note what is in the way of cutting, by the rules for a network whose norms were folded."""
+        free = network.free()
+        for node in network.graph.nodes:
+            if node.op == "call_module" and node.target in self.before:
+                self.why[node.target] = reason_for(node, network, rules, free)
+        left = {node.target for node in network.graph.nodes}
+        self.why |= dict.fromkeys((name for name in self.before if name not in left), "part of the layer before it")
+
+    def layers(self, network: Network) -> tuple[LayerReport, ...]:
+        """Return what became of every layer of a network that was cut."""
+        after = {name: channels_of(module) for name, module in _layers(network)}
+        return tuple(self._layer(name, after.get(name)) for name in self.before)
+
+    def _layer(self, name: str, after: Channels | None) -> LayerReport:
+        kind, before = self.before[name]
+        inputs, outputs = zip(before, after or (0, 0), strict=True)
+        return LayerReport(name, kind, inputs, outputs, self.why[name], removed=after is None)
+
+
+def _layers(network: Network) -> list[tuple[str, nn.Module]]:
+    nodes = [node for node in network.graph.nodes if node.op == "call_module"]
+    return [
+        (str(node.target), network.modules[node.target]) for node in nodes if is_reported(network.modules[node.target])
+    ]
+
+
+_WIDTHS = (
+    ("in_channels", "out_channels"),
+    ("in_features", "out_features"),
+    ("input_size", "hidden_size"),
+    ("num_embeddings", "embedding_dim"),
+)
+_WIDTH = ("num_features", "num_channels", "embed_dim", "num_parameters", "d_model")
+
+
+def channels_of(module: Any) -> Channels:
+    """Channels that a layer reads and gives, (0, 0) if it does not tell."""
+    for reads, gives in _WIDTHS:
+        if isinstance(getattr(module, reads, None), int):
+            return getattr(module, reads), int(getattr(module, gives, 0))
+    width = next((getattr(module, name) for name in _WIDTH if isinstance(getattr(module, name, None), int)), 0)
+    return width, width

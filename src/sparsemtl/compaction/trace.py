@@ -17,11 +17,10 @@ from sparsemtl.architectures.gates import mixed
 from sparsemtl.backbones.segnet import unpooled
 from sparsemtl.backbones.shapes import check_sides
 from sparsemtl.compaction.checks import check_answer, check_axes, check_no_grad, check_sizes, check_value, created
-from sparsemtl.compaction.examples import Inputs
-from sparsemtl.compaction.network import Network
-from sparsemtl.compaction.plain import fold_weights
+from sparsemtl.compaction.copies import fold_weights
+from sparsemtl.compaction.inputs import Inputs
+from sparsemtl.compaction.network import Network, Select
 from sparsemtl.compaction.recording import Recorder
-from sparsemtl.compaction.select import Select
 from sparsemtl.compaction.watching import watched
 from sparsemtl.errors import CompactionError, unknown_name
 from sparsemtl.heads.linear import pooled

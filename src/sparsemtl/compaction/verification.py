@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsemtl.compaction.examples import Inputs, random_like
-from sparsemtl.compaction.plain import copied
-from sparsemtl.compaction.structures import leaves, mapped
+from sparsemtl.compaction.copies import copied
+from sparsemtl.compaction.inputs import Inputs, leaves, mapped, random_like
 from sparsemtl.errors import CompactionError, ParameterError
 
 LIMITS = {torch.float64: 1e-8, torch.float32: 1e-3}

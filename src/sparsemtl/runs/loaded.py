@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemtl.compaction import compact
-from sparsemtl.compaction.compacted import CompactedModule
+from sparsemtl.compaction.pipeline import CompactedModule
 from sparsemtl.data import TaskData
 from sparsemtl.data.tables.embedding import ColumnEmbedding
 from sparsemtl.errors import CheckpointError, SparseMTLError

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from sparsemtl.compaction.calls import operand
 from sparsemtl.compaction.channels import Constants, Layout, Need
-from sparsemtl.compaction.ops import CONVOLUTIONS, torch_class
+from sparsemtl.compaction.network import Select
+from sparsemtl.compaction.operations import CONVOLUTIONS, operand, torch_class
 from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Site, UnknownRule, kept
-from sparsemtl.compaction.select import Select
 
 WORTH = 19
 """Multiply-adds that must be saved for each number copied, to copy some channels in front of a layer (measured)."""

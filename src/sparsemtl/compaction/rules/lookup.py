@@ -7,20 +7,17 @@ from typing import Any
 
 from torch import fx, nn
 
-from sparsemtl.compaction.calls import operation
 from sparsemtl.compaction.channels import Layout
-from sparsemtl.compaction.inputs import axes_of_input
-from sparsemtl.compaction.network import Network
-from sparsemtl.compaction.ops import CONVOLUTIONS, NORMS, is_elementwise, torch_class
+from sparsemtl.compaction.checks import axes_of_input
+from sparsemtl.compaction.network import Network, Select
+from sparsemtl.compaction.operations import CONVOLUTIONS, NORMS, is_elementwise, operation, torch_class
 from sparsemtl.compaction.rules import shapes, spatial
 from sparsemtl.compaction.rules.channelwise import elementwise
 from sparsemtl.compaction.rules.dense import convolution, linear
-from sparsemtl.compaction.rules.joining import concatenation
+from sparsemtl.compaction.rules.joining import concatenation, selection
 from sparsemtl.compaction.rules.rule import ChannelRule, Maker, Site, UnknownRule
 from sparsemtl.compaction.rules.scaling import batch_norm, depthwise
-from sparsemtl.compaction.rules.selecting import selection
-from sparsemtl.compaction.rules.sizes import attribute, dimensions, size
-from sparsemtl.compaction.select import Select
+from sparsemtl.compaction.rules.shapes import attribute, dimensions, size
 
 
 def rules_for(network: Network) -> dict[fx.Node, ChannelRule]:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsemtl.compaction.channels import Constants, Layout, Need
-from sparsemtl.compaction.network import Network
-from sparsemtl.compaction.select import Select
+from sparsemtl.compaction.network import Network, Select
 
 
 class ChannelRule(abc.ABC):

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sparsemtl.compaction.calls import operand
 from sparsemtl.compaction.channels import Constants, Layout, Need
-from sparsemtl.compaction.ops import CONVOLUTIONS, NORMS, torch_class
+from sparsemtl.compaction.operations import CONVOLUTIONS, NORMS, operand, torch_class
 from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Site, UnknownRule
 
 

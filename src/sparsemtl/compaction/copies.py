@@ -1,4 +1,4 @@
-"""Copies of a user's model, and weights that a model computes before it runs in the place of plain ones.
+"""Copies of a user's model: with plain weights in place of computed ones, and in the precision of the model.
 
 torch has four ways to compute a weight: `torch.nn.utils.prune` and the older `weight_norm` and `spectral_norm` do it
 in a hook before the forward pass, `torch.nn.utils.parametrize` when the weight is read.
@@ -61,3 +61,36 @@ def _fold_hooks(module: nn.Module) -> None:
             remove_weight_norm(module, hook.name)
         elif isinstance(hook, SpectralNorm):
             remove_spectral_norm(module, hook.name)
+
+
+class Precision:
+    """The types that the numbers of a model have.
+
+    Args:
+        model: the model.
+        prefix: what names begin with in it and not in the compacted network.
+    """
+
+    def __init__(self, model: nn.Module, prefix: str) -> None:
+        owned = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+        floating = {name.removeprefix(prefix): t.dtype for name, t in owned if t.is_floating_point()}
+        self._types = floating
+        self._usual = next(iter(floating.values()), torch.get_default_dtype())
+
+    @torch.no_grad()
+    def restore(self, module: nn.Module) -> None:
+        """Give every tensor of a compacted network the type that it had, new ones that of their layer's weight."""
+        made: dict[int, Tensor] = {}
+        for name, part in module.named_modules():
+            for kept in (part._parameters, part._buffers):
+                for own, tensor in kept.items():
+                    if tensor is not None and tensor.is_floating_point():
+                        kept[own] = made.setdefault(id(tensor), self._restored(f"{name}.{own}".lstrip("."), tensor))
+
+    def _restored(self, name: str, tensor: Tensor) -> Tensor:
+        weight = f"{name.rpartition('.')[0]}.weight".lstrip(".")
+        dtype = self._types.get(name) or self._types.get(weight, self._usual)
+        if tensor.dtype == dtype:
+            return tensor
+        cast = tensor.detach().to(dtype)
+        return nn.Parameter(cast, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else cast

@@ -1,0 +1,99 @@
+"""Passes over the canonical graph, in their order.
+
+Batch norms are folded into the layers before them (`fold_norms`), constants into the layers behind them
+(`fold_constants`); needed channels are traced back from the output (`needed_channels`), and the others are removed
+(`remove_channels`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from sparsemtl.compaction.canonicalize import drop_unread
+from sparsemtl.compaction.channels import Constants, Need
+from sparsemtl.compaction.network import Network
+from sparsemtl.compaction.operations import CONVOLUTIONS, NORMS, operand, torch_class
+from sparsemtl.compaction.rules import ChannelRule, Editor
+from sparsemtl.compaction.rules.scaling import affine_of
+
+
+def fold_norms(network: Network, rules: Mapping[fx.Node, ChannelRule]) -> None:
+    """Multiply scales of batch norms into the weights of layers whose output nothing else reads."""
+    free = network.free()
+    for node in list(network.graph.nodes):
+        norm, source = network.module(node), operand(node)
+        if source is None or torch_class(norm) not in NORMS or norm not in free or len(source.users) > 1:
+            continue
+        layer = network.module(source)
+        if layer in free and _can_take(layer, rules[source].layout.rank) and _fold(layer, norm):
+            node.replace_all_uses_with(source)
+            network.graph.erase_node(node)
+
+
+def _can_take(layer: Any, rank: int | None) -> bool:
+    kind = torch_class(layer)
+    if kind is nn.Linear:
+        return rank == 2
+    return kind in CONVOLUTIONS and not (isinstance(layer, _ConvTransposeNd) and layer.groups > 1)
+
+
+def _fold(layer: Any, norm: Any) -> bool:
+    """Change the layer; False if the norm is not the same for all batches, or not of the layer's channels."""
+    affine = None if norm.training else affine_of(norm)
+    if affine is None:
+        return False
+    scale, shift = affine
+    weight, bias = layer.weight.detach(), layer.bias
+    axis = 1 if isinstance(layer, _ConvTransposeNd) else 0
+    shape = [-1 if place == axis else 1 for place in range(weight.ndim)]
+    trained = layer.weight.requires_grad
+    layer.weight = nn.Parameter((weight * scale.view(shape)).to(weight.dtype), requires_grad=trained)
+    shift = shift if bias is None else shift + bias.detach() * scale
+    layer.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=trained)
+    return True
+
+
+def fold_constants(rules: Mapping[fx.Node, ChannelRule]) -> None:
+    """Let layers take constants that they read into their weights, so that they do not read them any more."""
+    found: dict[fx.Node, Constants | None] = {}
+    for node, rule in rules.items():
+        found[node] = rule.constants(*(found[source] for source in rule.inputs))
+
+
+def needed_channels(rules: Mapping[fx.Node, ChannelRule]) -> dict[fx.Node, Need | None]:
+    """What later nodes ask of every node: a channel is needed if one of them has a weight on it that counts.
+
+    Args:
+        rules: of the nodes, in order.
+
+    Returns:
+        node -> what is needed of its output, None where no channels are known.
+    """
+    found: dict[fx.Node, Need | None] = {
+        node: None if rule.layout.channels is None else Need.nothing(rule.layout.channels)
+        for node, rule in rules.items()
+    }
+    for node, rule in reversed(list(rules.items())):
+        out = found[node]
+        found[node] = out = None if out is None else out.settled()
+        asked = rule.needs(out, *(rules[source].layout for source in rule.inputs))
+        for source, need in zip(rule.inputs, asked, strict=True):
+            before = found[source]
+            found[source] = before if before is None or need is None else before | need
+    return found
+
+
+def remove_channels(
+    network: Network, rules: Mapping[fx.Node, ChannelRule], needed: Mapping[fx.Node, Need | None]
+) -> None:
+    """Make every layer as narrow as what is needed of it, and remove nodes that nobody reads any more."""
+    editor = Editor(network)
+    present: dict[fx.Node, Tensor | None] = {}
+    for node, rule in rules.items():
+        present[node] = rule.rewrite(needed[node], [present[source] for source in rule.inputs], editor)
+    editor.finish()
+    drop_unread(network)
