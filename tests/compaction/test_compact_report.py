@@ -57,7 +57,7 @@ REASONS = {
 def test_the_reader_in_the_way_is_named(kind: str) -> None:
     between, named = REASONS[kind]
     report = compacted(convolutions(between, nn.ReLU()), IMAGES).report
-    assert report.layer("0").change == "whole"
+    assert report.layer("0").change == "unchanged"
     with pytest.raises(AssertionError, match=named):
         raise AssertionError(report.layer("0").why)
 
@@ -207,7 +207,7 @@ def test_layers_of_unknown_width_are_not_reported_as_removed() -> None:
 
     tokens = torch.randint(0, 11, (2, 5), generator=torch.Generator().manual_seed(0))
     report = sm.compact(Text().eval(), example_inputs=tokens).report
-    assert [each.change for each in report.layers] == ["whole"] * 3
+    assert [each.change for each in report.layers] == ["unchanged"] * 3
     assert report.layer("embedding").outputs == (8, 8)
 
 

@@ -1,11 +1,10 @@
 """Compaction: a network with zeros in whole channels becomes a smaller one with the same outputs.
 
 The network runs on an example and every call is recorded as a graph of torch.fx (`recording`; without an example
-torch.fx traces it, `trace`). The graph is tidied until every node makes a new tensor (`in_place`). A rule for every
-operation (`rules`) defines how channels pass through it, whichever way the operation is written (`calls`). Four passes
-follow: batch norms go into the layers before them (`folding`), constants into the layers behind them (`constants`),
-what later layers read is traced back to its producers (`liveness`), and unneeded channels are cut (`rewrite`).
-`verification` compares the outputs before the network is returned, and `report` holds what was found.
+torch.fx traces it, `trace`). The graph is brought into a canonical form (`canonicalize`). A rule per operation
+(`rules`) defines how channels pass through it. Four passes follow (`passes`): batch norms are folded into the layers
+before them, constants into the layers behind them, needed channels are traced back from the output, and the others are
+removed. `verification` compares the outputs before the network is returned, and `report` describes the result.
 """
 
 from sparsemtl.compaction.compact import compact

@@ -38,7 +38,7 @@ _LAYERS: dict[str, type[nn.Module]] = {
 
 
 def canonicalize(network: Network) -> None:
-    """Bring a graph into the form that rules are written for.
+    """Bring a graph into the canonical form.
 
     Raises:
         CompactionError: if it writes into tensors that others are views of.
@@ -51,7 +51,7 @@ def canonicalize(network: Network) -> None:
 
 
 def drop_unread(network: Network) -> None:
-    """Remove nodes that nobody reads; functions of the user's may be checks, and stay."""
+    """Remove nodes that no other node reads; a user's functions may be checks, and stay."""
     for node in reversed(list(network.graph.nodes)):
         if not node.users and _only_computes(node):
             network.graph.erase_node(node)
@@ -66,7 +66,7 @@ def _only_computes(node: fx.Node) -> bool:
 
 
 def _drop_annotations(network: Network) -> None:
-    """Take away the types that a user's forward names: they may be strings, or of modules that are not there later."""
+    """Remove the type annotations of a user's forward: they may be strings, or of modules that are missing later."""
     for node in network.graph.nodes:
         node.type = None
 
@@ -102,7 +102,7 @@ def _functions_to_layers(network: Network) -> None:
 
 
 def _layer(network: Network, node: fx.Node, kind: type[nn.Module]) -> nn.Module | None:
-    """The layer that a function is, None if its weights are not the network's own."""
+    """Return the layer that computes a function, None if its weights are not the network's own."""
     given = argument(node, 1, "weight", None), argument(node, 2, "bias", None)
     weight, bias = (network.tensor(value) for value in given)
     if weight is None or (bias is None and given[1] is not None):
@@ -124,7 +124,7 @@ def _parameter(tensor: Tensor) -> nn.Parameter:
 
 
 def _name_for(network: Network, node: fx.Node) -> str:
-    """The name of the module that owns the weight, so that the weight keeps its name; or the node's own."""
+    """Return the name of the module that owns the weight, so that the weight keeps its name; or the node's name."""
     weight = argument(node, 1, "weight", None)
     owner = str(weight.target).rpartition(".")[0]
     taken = not owner or owner in network.modules
@@ -151,7 +151,7 @@ _ALIASES = frozenset(["contiguous", "detach"])
 
 
 def without_writing(network: Network) -> None:
-    """Replace every operation in place; what later reads the tensor that it wrote to, reads its result.
+    """Replace every operation in place; later readers of the tensor that it wrote to read its result.
 
     Raises:
         CompactionError: if another tensor may be a view of what is written to, so that it would change as well, or
@@ -187,7 +187,7 @@ def _is_torchs(node: fx.Node) -> bool:
 
 
 def _is_number(node: fx.Node) -> bool:
-    """Whether a node is a length or computed from lengths only: numbers are not written to."""
+    """Return whether a node is a length or computed from lengths only: numbers are not written to."""
     if node.op == "call_method":
         return node.target in ("size", "dim")
     if node.op != "call_function" or node.target is getattr:
@@ -197,7 +197,7 @@ def _is_number(node: fx.Node) -> bool:
 
 
 def _redirect(network: Network, node: fx.Node) -> None:
-    """Let those that read the written tensor after it was written read the result."""
+    """Make later readers of the written tensor read the result."""
     written = operand(node)
     if written is None or node.kwargs.get("out") is not None:
         raise _refused(network, node)
@@ -210,7 +210,7 @@ def _redirect(network: Network, node: fx.Node) -> None:
 
 
 def _unviewed(network: Network, node: fx.Node) -> bool:
-    """Whether no tensor that anything else reads may share a node's memory."""
+    """Return whether no tensor that another node reads may share a node's memory."""
     while not (_fresh(network, node) or node.op == "placeholder"):
         source = operand(node)
         if source is None or len(source.users) > 1:
@@ -220,7 +220,7 @@ def _unviewed(network: Network, node: fx.Node) -> bool:
 
 
 def _fresh(network: Network, node: fx.Node) -> bool:
-    """Whether a node makes a tensor of its own, or no tensor."""
+    """Return whether a node makes a new tensor, or no tensor."""
     module = network.module(node)
     if module is not None:
         return torch_class(module).__module__.startswith("torch.nn.") and not isinstance(module, _VIEWS)

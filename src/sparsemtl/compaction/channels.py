@@ -1,4 +1,4 @@
-"""What is known of a tensor in the graph: where its channels lie, which are constant, which are needed."""
+"""Channels of a tensor in the graph: their axis, the constant ones, the needed ones."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the channels of a tensor lie.
+    """Axis and number of the channels of a tensor.
 
     Attributes:
         rank: number of axes, None if it depends on the input.
-        channels: number of channels, None if nothing tells.
-        axis: their axis; -1 if the rank is None.
-        spread: entries along the axis that belong to one channel: its positions, side by side, once the tensor
-            is flattened. None where that depends on the input's size.
+        channels: number of channels, None if it is unknown.
+        axis: axis of the channels; -1 if the rank is None.
+        spread: number of entries along the axis per channel: its positions, side by side, once the tensor is flattened.
+            None where that depends on the input's size.
     """
 
     rank: int | None = None
@@ -42,7 +42,7 @@ class Constants:
 
     Attributes:
         known: (channels,), bool: the channel is constant.
-        value: (channels,), float64: its value, of no meaning where it is not.
+        value: (channels,), float64: the value of a constant channel, without meaning for others.
     """
 
     known: Tensor
@@ -50,22 +50,22 @@ class Constants:
 
     @classmethod
     def none(cls, channels: int) -> Constants:
-        """No channel is constant."""
+        """Return constants of which no channel is one."""
         return cls(torch.zeros(channels, dtype=torch.bool), torch.zeros(channels, dtype=torch.float64))
 
     def where(self, also: Tensor) -> Constants:
-        """Only the constants among these channels."""
+        """Return only the constants among these channels."""
         return Constants(self.known & also, self.value)
 
 
 @dataclass(frozen=True)
 class Need:
-    """Which channels of a tensor later nodes ask for.
+    """Channels of a tensor that later nodes need.
 
     Attributes:
-        live: (channels,), bool: the values count.
-        carried: (channels,), bool: the channel must be there. Of a tensor without a live channel one is carried,
-            for its size at least is read.
+        live: (channels,), bool: the values change the output.
+        carried: (channels,), bool: the channel must be present. A tensor without a live channel carries one, for
+            at least its size is read.
     """
 
     live: Tensor
@@ -73,24 +73,24 @@ class Need:
 
     @classmethod
     def nothing(cls, channels: int) -> Need:
-        """No channel is asked for."""
+        """Return a need of no channel."""
         return cls.of(torch.zeros(channels, dtype=torch.bool))
 
     @classmethod
     def all(cls, channels: int) -> Need:
-        """Every channel counts."""
+        """Return a need of every channel."""
         return cls.of(torch.ones(channels, dtype=torch.bool))
 
     @classmethod
     def of(cls, live: Tensor) -> Need:
-        """These channels count, and no others need be there."""
+        """Return a need of these channels alone."""
         return cls(live, live)
 
     def __or__(self, other: Need) -> Need:
         return Need(self.live | other.live, self.carried | other.carried)
 
-    def settled(self) -> Need:
-        """The same, with one channel at least."""
+    def at_least_one(self) -> Need:
+        """Return the same need with at least one channel."""
         if self.carried.any() or not len(self.carried):
             return self
         carried = self.carried.clone()

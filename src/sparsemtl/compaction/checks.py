@@ -17,7 +17,7 @@ _AGAIN = "Compact the model with an example of such inputs (`example_inputs=...`
 
 
 def check_axes(x: Tensor, axes: int) -> None:
-    """Raise a ParameterError unless an input has as many axes as compaction took it to have."""
+    """Raise a ParameterError unless an input has the number of axes that compaction assumed."""
     if x.ndim != axes:
         raise ParameterError(
             f"this network was compacted for batches with {axes} axes, as its first layers read them, got shape "
@@ -68,7 +68,7 @@ def created(name: str, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def check_inputs(network: Network) -> None:
-    """Let the network refuse batches with other axes than compaction takes them to have."""
+    """Add a check of the number of axes that compaction assumes for every input."""
     for node in list(network.graph.nodes):
         axes = axes_of_input(node, network) if node.op == "placeholder" else None
         if axes is not None and not any(user.target is check_axes for user in node.users):
@@ -77,7 +77,7 @@ def check_inputs(network: Network) -> None:
 
 
 def axes_of_input(source: fx.Node, network: Network) -> int | None:
-    """Axes of a batch, as the layers that read it first tell; None if no layer depends on it.
+    """Return the number of axes of a batch, which the first layers that read it determine; None if no layer does.
 
     A convolution tells. So does a batch norm, or a head that averages over positions, behind a linear layer: features
     are then taken for vectors. Linear layers alone work on batches of any axes.

@@ -1,4 +1,4 @@
-"""From a network with zeros in whole channels to a smaller one with the same outputs."""
+"""Compaction of a network with zeros in whole channels into a smaller one with the same outputs."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def compact(
     norms: TaskNorms | None = None,
     leaf_modules: Collection[str] = (),
 ) -> CompactedModule:
-    """Make a network smaller by the channels that are zero, constant or that no later layer reads.
+    """Return a smaller network without the channels that are zero, constant or that no later layer reads.
 
-    Outputs are those of the model in eval mode, but for rounding. Batch norms become part of the layers before them.
-    A channel is cut if no weight that counts reads it: the zeros of group lasso in input channels, of masks that
-    keep whole channels, of weights pruned elsewhere. Residual streams become narrower from where on no later layer
-    reads a channel. What is not understood (attention, convolutions with groups other than depthwise ones, a user's
-    own functions) stays as it is and keeps all that it reads.
+    Outputs are those of the model in eval mode, up to rounding. Batch norms become part of the layers before them.
+    A channel is removed if no weight other than zero reads it: input channels at zero by group lasso, by masks that
+    keep whole channels, by pruning elsewhere. Residual streams become narrower behind the last layer that reads a
+    channel. Operations without a rule (attention, convolutions with groups other than depthwise ones, a user's own
+    functions) are not changed, and keep all channels that they read.
 
-    The model runs on an example, so that code that asks of what class or shape a tensor is takes the way that it
-    takes then. Outputs before and after are compared in double and single precision: on the example, on random inputs
-    in its range, with other numbers of samples and other sizes where the model takes them.
+    The model runs on an example, so that branches on the class or shape of a tensor are those of the example. Outputs
+    before and after are compared in double and single precision: on the example, on random inputs in its range, with
+    other numbers of samples and other sizes where the model takes them.
 
     Args:
         model: a `MultiTaskModel`, or any module that torch.fx can trace. It is not changed. Inputs are taken for
@@ -126,7 +126,7 @@ def _check_arguments(
 
 
 def _task_tensors(model: nn.Module, masks: TaskMasks | None, norms: TaskNorms | None, task: str) -> dict[str, Tensor]:
-    """The weights and statistics that the task's network has in place of the model's."""
+    """Return the weights and statistics that the task's network has in place of the model's."""
     weights = {} if masks is None else masks.weights(model, task)
     statistics: Mapping[str, Tensor] = {} if norms is None else norms[task]
     return {**weights, **statistics}

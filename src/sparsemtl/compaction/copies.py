@@ -20,7 +20,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def copied(model: Module) -> Module:
-    """A deep copy; also of a model that has tensors with a history, which `copy.deepcopy` refuses.
+    """Return a deep copy; also of a model that has tensors with a history, which `copy.deepcopy` refuses.
 
     A pruned layer has such a weight once it has run in training.
     """
@@ -34,14 +34,14 @@ def copied(model: Module) -> Module:
 
 @torch.no_grad()
 def fold_weights(model: nn.Module) -> None:
-    """Put the values of weights that are computed in place of what computes them. The model must be in eval mode."""
+    """Replace weights that are computed by their values. The model must be in eval mode."""
     for module in list(model.modules()):
         _fold_parametrizations(module)
         _fold_hooks(module)
 
 
 def _fold_parametrizations(module: nn.Module) -> None:
-    """torch's own function for that changes the module's class, which copies of the module have in common."""
+    """Replace parametrizations; torch's own function would change the class that copies of the module share."""
     if not parametrize.is_parametrized(module):
         return
     computed = module._modules["parametrizations"]
@@ -53,7 +53,7 @@ def _fold_parametrizations(module: nn.Module) -> None:
 
 
 def _fold_hooks(module: nn.Module) -> None:
-    """Let torch remove its own hooks, the last first: what it computes, an earlier one may read."""
+    """Remove torch's hooks, the last first: its result may depend on an earlier one."""
     for hook in reversed(list(module._forward_pre_hooks.values())):
         if isinstance(hook, BasePruningMethod):
             prune.remove(module, hook._tensor_name)
@@ -64,7 +64,7 @@ def _fold_hooks(module: nn.Module) -> None:
 
 
 class Precision:
-    """The types that the numbers of a model have.
+    """Dtypes of the tensors of a model.
 
     Args:
         model: the model.
@@ -79,7 +79,7 @@ class Precision:
 
     @torch.no_grad()
     def restore(self, module: nn.Module) -> None:
-        """Give every tensor of a compacted network the type that it had, new ones that of their layer's weight."""
+        """Restore the dtype of every tensor of a compacted network; new tensors get that of their layer's weight."""
         made: dict[int, Tensor] = {}
         for name, part in module.named_modules():
             for kept in (part._parameters, part._buffers):

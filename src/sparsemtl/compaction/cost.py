@@ -1,4 +1,4 @@
-"""What a network costs: multiply-adds, parameters, milliseconds."""
+"""Cost of a network: multiply-adds, parameters, milliseconds."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from sparsemtl.networks.modes import eval_mode
 
 
 def macs(module: nn.Module, x: Any) -> int:
-    """Multiply-adds of the convolutions and linear layers in one forward pass.
+    """Count the multiply-adds of the convolutions and linear layers in one forward pass.
 
     What padding reads counts as well; norms, activations and convolutions that no module makes do not.
 
     Args:
         module: any module; it runs in eval mode, once.
-        x: what it reads: a batch counts for all its samples.
+        x: its input; all samples of a batch count.
 
     Example:
         >>> sm.macs(nn.Conv2d(3, 8, kernel_size=3, padding=1), torch.rand(1, 3, 10, 10))
@@ -35,7 +35,7 @@ def macs(module: nn.Module, x: Any) -> int:
 
 
 def macs_by_layer(module: nn.Module, *args: Any, **kwargs: Any) -> dict[str, int]:
-    """Count `macs` layer by layer.
+    """Count `macs` per layer.
 
     Args:
         module: as for `macs`.
@@ -73,7 +73,7 @@ def _macs_of(layer: nn.Module, x: Tensor, output: Tensor) -> int:
 
 
 def parameter_count(module: nn.Module) -> int:
-    """Number of weights, biases, scales and shifts; one that is there under several names counts once.
+    """Count weights, biases, scales and shifts; a parameter with several names counts once.
 
     Example:
         >>> sm.parameter_count(nn.Linear(3, 2))
@@ -83,13 +83,13 @@ def parameter_count(module: nn.Module) -> int:
 
 
 def latency(module: nn.Module, x: Any, *, warmup: int = 5, repeats: int = 30) -> float:
-    """Median time of one forward pass, in milliseconds, with as many threads as torch has now.
+    """Return the median time of one forward pass, in milliseconds, with torch's present number of threads.
 
     Args:
         module: any module; it runs in eval mode.
-        x: what it reads.
-        warmup: passes that are not timed, at least 0.
-        repeats: passes that are, at least 1.
+        x: its input.
+        warmup: number of passes that are not timed, at least 0.
+        repeats: number of passes that are timed, at least 1.
     """
     if warmup < 0 or repeats < 1:
         raise ParameterError(f"`warmup` must be at least 0 and `repeats` at least 1, got {warmup} and {repeats}.")
@@ -113,6 +113,6 @@ def _inferring(module: nn.Module) -> Iterator[None]:
 
 
 def _finish(module: nn.Module) -> None:
-    """Wait for what a GPU still has to do."""
+    """Wait for the GPUs of a module."""
     for device in {parameter.device for parameter in module.parameters() if parameter.is_cuda}:
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""An example that a module can be run on, inferred from the shapes of its layers."""
+"""Inference of an example that a module runs on, from the shapes of its layers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FEW = 5
 
 
 def inferred(module: nn.Module) -> tuple[Inputs | None, str]:
-    """An example that a module runs on, by the widths of its layers.
+    """Return an example that a module runs on, inferred from the widths of its layers.
 
     Args:
         module: a module in eval mode, on its device.
@@ -58,7 +58,7 @@ def _short(error: Exception) -> str:
 
 
 def _required(module: nn.Module) -> int | None:
-    """Return how many arguments a module's forward must have, None if it is called in another way."""
+    """Return the number of required arguments of a module's forward, None if they cannot be positional."""
     parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
@@ -66,7 +66,7 @@ def _required(module: nn.Module) -> int | None:
 
 
 def _choices(module: nn.Module, arguments: int, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
-    """Arguments to try, likely ones first: one kind for all, then one of each."""
+    """Yield arguments to try, likely ones first: one shape for all, then one per argument."""
     for shape in _shapes(module):
         yield tuple(_filled(shape, module, generator) for _ in range(arguments))
     if arguments > 1:
@@ -90,7 +90,7 @@ def _filled(shape: _Shape, module: nn.Module, generator: torch.Generator) -> Ten
 
 
 def _shapes(module: nn.Module) -> Iterator[_Shape]:
-    """Shapes of inputs to try: a few of each of the first layers, then usual images, then all of each layer."""
+    """Yield shapes to try: a few of each of the first layers, then usual images, then all of each layer."""
     layers = list(itertools.islice((each for each in _in_order(module) if any(_read_by(each))), LAYERS))
     few = itertools.chain.from_iterable(itertools.islice(_read_by(layer), FEW) for layer in layers)
     images = (_Shape((BATCH, channels, side, side)) for channels in (3, 1) for side in SIDES[:4])
@@ -98,14 +98,14 @@ def _shapes(module: nn.Module) -> Iterator[_Shape]:
 
 
 def _in_order(module: nn.Module) -> Iterator[nn.Module]:
-    """All modules, in the order in which they run if there is a graph that tells, or they were registered."""
+    """Yield all modules, in the order of the graph if there is one, else in the order of registration."""
     if isinstance(module, fx.GraphModule):
         yield from (module.get_submodule(str(node.target)) for node in module.graph.nodes if node.op == "call_module")
     yield from module.modules()
 
 
 def _read_by(layer: Any) -> Iterator[_Shape]:
-    """Shapes of batches that a layer reads."""
+    """Yield shapes of batches that a layer reads."""
     if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
         below = layer.num_embeddings
         yield from (_Shape((BATCH, length), below) for length in (7, 16, 1, 4, 32, 64, 128))
@@ -128,7 +128,7 @@ def _read_by(layer: Any) -> Iterator[_Shape]:
 
 
 def _with_channels(channels: int, axes: int, patch: int) -> Iterator[_Shape]:
-    """Batches with some channels and axes of positions.
+    """Yield shapes of batches with some channels and axes of positions.
 
     Args:
         channels: number of channels.

@@ -17,7 +17,7 @@ from sparsemtl.errors import ParameterError
 
 
 def parts(value: Any) -> Iterator[tuple[Callable[[Any, Any], Any], Any, Any]]:
-    """What is inside of a container or object: (function, key, part), where `function(value, key)` gives the part."""
+    """Yield (function, key, part) per part of a container or object, where `function(value, key)` returns the part."""
     if isinstance(value, (tuple, list)):
         yield from ((operator.getitem, index, part) for index, part in enumerate(value))
     elif isinstance(value, Mapping):
@@ -33,7 +33,7 @@ def _is_ours(value: Any) -> bool:
 
 
 def _is_record(value: Any) -> bool:
-    """Return whether a value is an object of a user's that is there for its attributes."""
+    """Return whether a value is an object of a user's class that holds tensors as attributes."""
     home = type(value).__module__
     library = home == "builtins" or home.split(".")[0] in ("torch", "sparsemtl", "numpy")
     return (
@@ -42,7 +42,7 @@ def _is_record(value: Any) -> bool:
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """All that is in a value and no container itself."""
+    """Yield everything in a value that is no container itself."""
     if isinstance(value, slice):
         yield from (value.start, value.stop, value.step)
         return
@@ -54,12 +54,12 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """All tensors in a value, in order."""
+    """Return all tensors in a value, in order."""
     return [leaf for leaf in leaves(value) if isinstance(leaf, Tensor)]
 
 
 def mapped(function: Callable[[Any], Any], value: Any) -> Any:
-    """The same structure with a function of every leaf in the place of the leaf; what does not change stays itself."""
+    """Return the same structure with a function applied to every leaf; unchanged parts are the same objects."""
     if isinstance(value, slice):
         return slice(*(mapped(function, each) for each in (value.start, value.stop, value.step)))
     inside = [] if isinstance(value, Tensor) else list(parts(value))
@@ -87,8 +87,8 @@ def _rebuilt(value: Any, changed: dict[Any, Any]) -> Any:
     return made
 
 
-MOST = 8
-"""Samples of a user's example that are run at most."""
+MAX_SAMPLES = 8
+"""Largest number of samples of a user's example that are run."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class Inputs:
     """Arguments of one call of a module.
 
     Attributes:
-        args: those without a name.
-        kwargs: those with one.
+        args: positional arguments.
+        kwargs: keyword arguments.
     """
 
     args: tuple[Any, ...]
@@ -110,7 +110,7 @@ class Inputs:
         Args:
             example: a tuple of all arguments, a mapping from their names, or the only argument.
             module: the module that will be called.
-            single: whether the module has one argument, whatever the example is.
+            single: True if the module has one argument, whatever the example is.
 
         Raises:
             ParameterError: if the module cannot be called so.
@@ -127,7 +127,7 @@ class Inputs:
         return inputs
 
     def named(self, module: nn.Module) -> dict[str, Any]:
-        """Name of each argument -> its value, in the order of the module's forward."""
+        """Return name -> value of the arguments, in the order of the module's forward."""
         signature = inspect.signature(type(module).forward)
         try:
             bound = signature.bind(module, *self.args, **self.kwargs).arguments
@@ -148,7 +148,7 @@ class Inputs:
         return named
 
     def mapped(self, function: Any) -> Inputs:
-        """The same with every tensor, and every description of one, replaced."""
+        """Return the same inputs with a function applied to every tensor and every description of one."""
 
         def each(value: Any) -> Any:
             return function(value) if isinstance(value, (Tensor, Like)) else value
@@ -156,31 +156,31 @@ class Inputs:
         return Inputs(mapped(each, self.args), mapped(each, dict(self.kwargs)))
 
     def call(self, module: nn.Module) -> Any:
-        """Return what a module gives for copies of the tensors, into which it may write."""
+        """Call a module with copies of the tensors, which it may change, and return its output."""
         own = self.mapped(Tensor.clone)
         run = module.forward if isinstance(module, fx.GraphModule) else module  # which prints the errors of its calls
         return run(*own.args, **own.kwargs)
 
     def to(self, *, dtype: torch.dtype | None, device: torch.device) -> Inputs:
-        """The same elsewhere, floating point numbers in another type."""
+        """Return the same inputs on another device, floating-point numbers in another dtype."""
         return self.mapped(lambda t: t.detach().to(device, dtype if t.is_floating_point() else None))
 
     def tensors(self) -> list[Tensor]:
-        """All tensors in the arguments."""
+        """Return all tensors in the arguments."""
         return tensors((self.args, dict(self.kwargs)))
 
     def samples(self) -> int | None:
-        """Length of the first axis if all tensors that have axes have it in common, None otherwise."""
+        """Return the length of the first axis if all tensors with axes share it, else None."""
         lengths = {t.shape[0] for t in self.tensors() if t.ndim}
         return lengths.pop() if len(lengths) == 1 else None
 
     def first(self, samples: int) -> Inputs:
-        """Only the first samples, if all tensors have the batch on the first axis."""
+        """Return only the first samples, if all tensors have the batch on the first axis."""
         own = self.samples()
         return self if own is None or own <= samples else self.mapped(lambda t: t[:samples] if t.ndim else t)
 
     def shapes(self) -> str:
-        """The shapes in words."""
+        """Return the shapes in words."""
         return ", ".join(str(tuple(t.shape)) for t in self.tensors())
 
 
@@ -190,13 +190,13 @@ def _names_arguments(example: Mapping[Any, Any], module: nn.Module) -> bool:
 
 
 def random_like(inputs: Inputs, seed: int, *, samples: int | None = None, stretched: Collection[int] = ()) -> Inputs:
-    """Random inputs of an example's kind: its shapes and types, numbers in its range.
+    """Return random inputs with an example's shapes and dtypes, and numbers in its range.
 
     Args:
         inputs: the example.
-        seed: of the numbers.
+        seed: seed of the numbers.
         samples: length of the first axis, if all tensors have it in common; the example's by default.
-        stretched: axes to make twice as long, in every tensor that has them.
+        stretched: axes that become twice as long, in every tensor that has them.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -214,7 +214,7 @@ def random_like(inputs: Inputs, seed: int, *, samples: int | None = None, stretc
 
 @dataclass(frozen=True)
 class Like:
-    """What is remembered of a tensor of an example: its shape, its type, its range."""
+    """Description of a tensor of an example: shape, dtype, range."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -223,13 +223,13 @@ class Like:
 
     @classmethod
     def of(cls, tensor: Tensor) -> Like:
-        """Describe a tensor."""
+        """Return the description of a tensor."""
         numbers = tensor[tensor.isfinite()].double() if tensor.numel() and not tensor.is_complex() else torch.zeros(1)
         low, high = (float(numbers.min()), float(numbers.max())) if len(numbers) else (0.0, 0.0)
         return cls(tuple(tensor.shape), tensor.dtype, low, high)
 
     def drawn(self, generator: torch.Generator, shape: Sequence[int] | None = None) -> Tensor:
-        """A random tensor like it, of this or another shape."""
+        """Return a random tensor of this description, of this or another shape."""
         size = self.shape if shape is None else tuple(shape)
         if self.dtype == torch.bool:
             return torch.rand(size, generator=generator) < (1 if self.low else 0.5 * self.high)

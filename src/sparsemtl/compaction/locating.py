@@ -1,4 +1,4 @@
-"""Where a graph first gives something else than the model that it was traced from."""
+"""Search for the first layer whose output differs between a graph and the model that it was traced from."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ SAME = 1e-8
 
 
 def first_difference(model: nn.Module, graph: fx.GraphModule, inputs: Inputs, prefix: str) -> str:
-    """The name of the first layer that gives something else in a graph than in the model, "" if there is none.
+    """Return the name of the first layer whose output in a graph differs from the model's, "" if there is none.
 
     Args:
         model: the model.
-        graph: its graph before anything was cut.
-        inputs: what to run both on, in their precision.
-        prefix: what names of the model's layers begin with and those of the graph do not.
+        graph: its graph before any channels were removed.
+        inputs: inputs for both, in their precision.
+        prefix: prefix of the names of the model's layers that those of the graph lack.
     """
     expected: dict[str, Any] = {}
     hooks = [
@@ -41,11 +41,11 @@ def first_difference(model: nn.Module, graph: fx.GraphModule, inputs: Inputs, pr
 
 
 class _Walk(fx.Interpreter):
-    """Runs a graph and compares what its layers give.
+    """Interpreter of a graph that compares the outputs of its layers.
 
     Args:
         graph: the graph.
-        expected: name of a layer -> what it gives.
+        expected: name of a layer -> its output.
     """
 
     def __init__(self, graph: fx.GraphModule, expected: dict[str, Any]) -> None:

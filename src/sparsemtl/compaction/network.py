@@ -14,13 +14,13 @@ from torch import Tensor, fx, nn
 
 @dataclass
 class Network:
-    """A traced network.
+    """Traced network.
 
     Attributes:
-        graph: what is computed; its nodes refer to modules and tensors by name.
-        modules: those that the graph calls, by name.
-        tensors: parameters and buffers that the graph reads itself, by name.
-        name: of the class that was traced.
+        graph: graph of the computation; its nodes refer to modules and tensors by name.
+        modules: modules that the graph calls, by name.
+        tensors: parameters and buffers that the graph itself reads, by name.
+        name: name of the class that was traced.
         leaf_modules: names of modules that stay as they are.
     """
 
@@ -32,7 +32,7 @@ class Network:
 
     @classmethod
     def of(cls, root: nn.Module, graph: fx.Graph, *, prefix: str, name: str, leaf_modules: Collection[str]) -> Network:
-        """Take what a graph names out of the module that it was traced from, and the prefix off the names."""
+        """Return the network of a graph, with the modules and tensors that it names, whose names lose the prefix."""
         modules: dict[str, nn.Module] = {}
         tensors: dict[str, Any] = {}
         for node in graph.nodes:
@@ -44,16 +44,16 @@ class Network:
         return cls(graph, modules, tensors, name, frozenset(leaf_modules))
 
     def module(self, node: fx.Node) -> nn.Module | None:
-        """The module that a node calls."""
+        """Return the module that a node calls, None if it calls none."""
         return self.modules[str(node.target)] if node.op == "call_module" else None
 
     def tensor(self, value: object) -> Tensor | None:
-        """The tensor that a node reads from the network; None for any other node or value."""
+        """Return the tensor that a node reads from the network; None for any other node or value."""
         found = self.tensors[str(value.target)] if isinstance(value, fx.Node) and value.op == "get_attr" else None
         return found if isinstance(found, Tensor) else None
 
     def free(self) -> set[nn.Module]:
-        """The modules whose weights nothing else reads, and that have no hooks: those that may be changed."""
+        """Return the modules that may be changed: those without hooks, whose weights no other node reads."""
         uses = Counter(id(tensor) for tensor in self._reads())
         return {
             module
@@ -64,7 +64,7 @@ class Network:
         }
 
     def _reads(self) -> Iterator[Tensor]:
-        """Every parameter, once for every node that reads it."""
+        """Yield every parameter once per node that reads it."""
         for node in self.graph.nodes:
             module, tensor = self.module(node), self.tensor(node)
             if module is not None:
@@ -74,11 +74,11 @@ class Network:
 
 
 class Select(nn.Module):
-    """Copy entries of one axis; with constants, of the axis and constant entries behind it.
+    """Layer that copies entries of one axis; with constants, of the axis and constant entries behind it.
 
     Args:
-        index: which entries, int64; those from the length of the axis on are constants.
-        axis: of the input; 1 if there are constants.
+        index: entries to copy, int64; from the length of the axis on they are constants.
+        axis: axis of the input; 1 if there are constants.
         constants: (count,), values that are the same at all positions.
     """
 
@@ -99,6 +99,6 @@ class Select(nn.Module):
         return torch.index_select(x, self.axis, self.index)
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """Return the text that `print` shows."""
         constants = 0 if self.constants is None else len(self.constants)
         return f"entries={len(self.index)}, axis={self.axis}, constants={constants}"

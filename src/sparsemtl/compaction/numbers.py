@@ -18,7 +18,7 @@ Lazy = Callable[[], fx.Node]
 
 
 class Guards(Protocol):
-    """What numbers need of the recorder that they belong to."""
+    """Interface of the recorder that numbers belong to."""
 
     def compute(self, function: Callable[..., Any], *args: Any) -> fx.Node:
         """Add a call of a function to the graph."""
@@ -28,7 +28,7 @@ class Guards(Protocol):
 
 
 class Recorded:
-    """A number and the node that computes it.
+    """Number with the node that computes it.
 
     Attributes:
         guards: the recorder.
@@ -103,7 +103,7 @@ def _compared(one: Recorded, compare: Callable[[Any, Any], bool], other: object)
 
 
 def _later(guards: Guards, function: Callable[..., Any], *args: Any) -> Lazy:
-    """A call that is put into the graph when it is first read."""
+    """Return a call that enters the graph when it is first read."""
     made: list[fx.Node] = []
 
     def node() -> fx.Node:
@@ -131,19 +131,19 @@ for _name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "pow"):
 
 
 class RecordedInt(Recorded, int):  # type: ignore[misc]  # rounds to a number that knows its node
-    """A whole number computed from sizes."""
+    """Integer computed from sizes."""
 
     __hash__ = Recorded.__hash__
 
 
 class RecordedFloat(Recorded, float):  # type: ignore[misc]
-    """A fraction computed from sizes."""
+    """Float computed from sizes."""
 
     __hash__ = Recorded.__hash__
 
 
 def number(value: Any, guards: Guards, node: Lazy) -> Any:
-    """A number as Python sees it, which knows its node; other values as they are."""
+    """Return a number with its node; other values unchanged."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return value
     made = (RecordedInt if isinstance(value, int) else RecordedFloat)(value)
@@ -152,7 +152,7 @@ def number(value: Any, guards: Guards, node: Lazy) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """The number alone."""
+    """Return the plain number."""
     if isinstance(value, RecordedInt):
         return int.__int__(value)
     return float.__float__(value) if isinstance(value, RecordedFloat) else value

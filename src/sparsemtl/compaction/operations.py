@@ -49,7 +49,7 @@ _FIRST = ("input", "x", "self", "tensor")
 
 
 def operation(node: fx.Node) -> str:
-    """The name of what a call does, "" if it is no call of torch's."""
+    """Return the name of the operation of a call, "" if it is no call of torch's."""
     if node.op == "call_method":
         return _plain_name(str(node.target))
     target: Any = node.target
@@ -60,20 +60,20 @@ def operation(node: fx.Node) -> str:
 
 
 def _plain_name(name: str) -> str:
-    """Without the underscores of special methods and of operations in place."""
+    """Return a name without the underscores of special methods and of operations in place."""
     name = name.strip("_") if name.startswith("__") else name.removesuffix("_")
     return _SYNONYMS.get(name, name)
 
 
 def operand(node: fx.Node) -> fx.Node | None:
-    """A node's first argument, if it is another node."""
+    """Return a node's first argument if it is another node, else None."""
     given = (node.kwargs[name] for name in _FIRST if name in node.kwargs)
     first = node.args[0] if node.args else next(given, None)
     return first if isinstance(first, fx.Node) else None
 
 
 def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
-    """An argument of a call, wherever it was given and by whichever of its names."""
+    """Return an argument of a call, given by position or by any of its names."""
     if len(node.args) > position:
         return node.args[position]
     given = (node.kwargs[each] for each in (name, *_KEYWORDS.get(name, ())) if each in node.kwargs)
@@ -81,7 +81,7 @@ def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
 
 
 def shape_argument(node: fx.Node) -> Sequence[Any]:
-    """A shape that a call was given behind its tensor, as numbers or as one sequence."""
+    """Return the shape that follows a call's tensor, as numbers or as one sequence."""
     given = node.args[1:] or (argument(node, 1, "shape", ()),)
     if len(given) == 1 and isinstance(given[0], (tuple, list)):
         return given[0]
@@ -89,7 +89,7 @@ def shape_argument(node: fx.Node) -> Sequence[Any]:
 
 
 def named_position(target: Callable[..., Any], name: str) -> int | None:
-    """Return where a function takes an argument without its name, None if it has no such argument or does not tell."""
+    """Return the position of a function's argument, None if there is no such argument or no signature."""
     try:
         names = list(inspect.signature(target).parameters)
     except (TypeError, ValueError):
@@ -150,12 +150,12 @@ NORMS: dict[type[nn.Module], int | None] = {
 
 
 def torch_class(module: nn.Module | None) -> type[nn.Module]:
-    """The class of torch's whose forward a module runs; its own, if there is none."""
+    """Return the class of torch's whose forward a module runs; the module's own class if there is none."""
     own = type(module) if module is not None else nn.Module
     kinds = (kind for kind in own.__mro__ if kind.__module__.startswith("torch.") and issubclass(kind, nn.Module))
     return next((kind for kind in kinds if kind.forward is own.forward), own)
 
 
 def is_elementwise(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether a node maps numbers at one place to a number at that place."""
+    """Return whether a node maps numbers at one position to a number at that position."""
     return torch_class(module) in ACTIVATIONS if node.op == "call_module" else operation(node) in ELEMENTWISE

@@ -42,7 +42,7 @@ def _can_take(layer: Any, rank: int | None) -> bool:
 
 
 def _fold(layer: Any, norm: Any) -> bool:
-    """Change the layer; False if the norm is not the same for all batches, or not of the layer's channels."""
+    """Change the layer; return False if the norm is not the same for all batches, or not of the layer's channels."""
     affine = None if norm.training else affine_of(norm)
     if affine is None:
         return False
@@ -58,20 +58,20 @@ def _fold(layer: Any, norm: Any) -> bool:
 
 
 def fold_constants(rules: Mapping[fx.Node, ChannelRule]) -> None:
-    """Let layers take constants that they read into their weights, so that they do not read them any more."""
+    """Fold the constants that layers read into their weights, so that the layers no longer read them."""
     found: dict[fx.Node, Constants | None] = {}
     for node, rule in rules.items():
         found[node] = rule.constants(*(found[source] for source in rule.inputs))
 
 
 def needed_channels(rules: Mapping[fx.Node, ChannelRule]) -> dict[fx.Node, Need | None]:
-    """What later nodes ask of every node: a channel is needed if one of them has a weight on it that counts.
+    """Return the need of every node: a channel is needed if a later node has a weight on it that changes the output.
 
     Args:
-        rules: of the nodes, in order.
+        rules: rules of the nodes, in order.
 
     Returns:
-        node -> what is needed of its output, None where no channels are known.
+        node -> need of its output, None where no channels are known.
     """
     found: dict[fx.Node, Need | None] = {
         node: None if rule.layout.channels is None else Need.nothing(rule.layout.channels)
@@ -79,7 +79,7 @@ def needed_channels(rules: Mapping[fx.Node, ChannelRule]) -> dict[fx.Node, Need 
     }
     for node, rule in reversed(list(rules.items())):
         out = found[node]
-        found[node] = out = None if out is None else out.settled()
+        found[node] = out = None if out is None else out.at_least_one()
         asked = rule.needs(out, *(rules[source].layout for source in rule.inputs))
         for source, need in zip(rule.inputs, asked, strict=True):
             before = found[source]
@@ -90,7 +90,7 @@ def needed_channels(rules: Mapping[fx.Node, ChannelRule]) -> dict[fx.Node, Need 
 def remove_channels(
     network: Network, rules: Mapping[fx.Node, ChannelRule], needed: Mapping[fx.Node, Need | None]
 ) -> None:
-    """Make every layer as narrow as what is needed of it, and remove nodes that nobody reads any more."""
+    """Remove the channels that are not needed from every layer, and the nodes that are no longer read."""
     editor = Editor(network)
     present: dict[fx.Node, Tensor | None] = {}
     for node, rule in rules.items():

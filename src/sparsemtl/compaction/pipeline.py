@@ -17,30 +17,30 @@ from sparsemtl.compaction.checks import check_inputs, check_no_grad, check_sizes
 from sparsemtl.compaction.copies import Precision, copied
 from sparsemtl.compaction.cost import macs_by_layer, parameter_count
 from sparsemtl.compaction.inference import inferred
-from sparsemtl.compaction.inputs import MOST, Inputs, Like, tensors
+from sparsemtl.compaction.inputs import MAX_SAMPLES, Inputs, Like, tensors
 from sparsemtl.compaction.locating import first_difference
 from sparsemtl.compaction.network import Network
 from sparsemtl.compaction.passes import fold_constants, fold_norms, needed_channels, remove_channels
 from sparsemtl.compaction.report import CompactionReport, LayerWidths
 from sparsemtl.compaction.rules import rules_for
-from sparsemtl.compaction.rules.shapes import settle_sizes
+from sparsemtl.compaction.rules.shapes import write_known_sizes
 from sparsemtl.compaction.trace import Root, traced
 from sparsemtl.compaction.verification import Comparison, DifferentOutputsError, Verification, device_of
 from sparsemtl.errors import CompactionError, CompactionWarning, ParameterError
 
 
 class CompactedModule(fx.GraphModule):
-    """A compacted network.
+    """Compacted network.
 
     Attributes:
-        report: what became of every layer, and how far the outputs are from the model's.
+        report: channels of every layer, and the difference of the outputs from the model's.
     """
 
     report: CompactionReport
 
 
 def built(network: Network, graph: fx.Graph) -> CompactedModule:
-    """A graph on the modules of a network, as a module in eval mode."""
+    """Return a graph on the modules of a network, as a module in eval mode."""
     graph.lint()
     named = {node.target for node in graph.nodes if node.op in ("call_module", "get_attr")}
     parts = {name: part for name, part in {**network.modules, **network.tensors}.items() if name in named}
@@ -50,7 +50,7 @@ def built(network: Network, graph: fx.Graph) -> CompactedModule:
 
 
 def attach(module: CompactedModule, report: CompactionReport) -> CompactedModule:
-    """Give a module its report, which copies of it have as well."""
+    """Attach a report to a module, which its copies keep."""
     module.report = report
     module.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = {"report": report}
     return module
@@ -60,9 +60,9 @@ def compact_root(root: Root, example: Any, *, single: bool) -> CompactedModule:
     """Compact a module and compare the outputs.
 
     Args:
-        root: the module; the result shares what it keeps of it.
+        root: the module; the result shares the parts that it keeps.
         example: `example_inputs` of `compact`.
-        single: whether the module has one argument, whatever the example is.
+        single: True if the module has one argument, whatever the example is.
     """
     model, precision = replace(root, module=copied(root.module)), Precision(root.module, root.prefix)
     inputs, missing = _inputs(model.module, example, single=single)
@@ -116,7 +116,7 @@ def _finished(
 
 
 def _refuse_others(small: CompactedModule, arguments: Mapping[str, Any], comparison: Comparison) -> None:
-    """Let a network refuse what it was found not to be right for: other sizes, or gradients."""
+    """Add checks for the inputs that a network is not right for: other sizes, or recorded gradients."""
     if comparison.without_gradients:
         with small.graph.inserting_before(next(iter(small.graph.nodes))):
             small.graph.call_function(check_no_grad)
@@ -129,7 +129,7 @@ def _refuse_others(small: CompactedModule, arguments: Mapping[str, Any], compari
 
 
 def _inputs(model: nn.Module, example: Any, *, single: bool) -> tuple[Inputs | None, str]:
-    """The example, or one that is inferred; why there is none."""
+    """Return the example or an inferred one, and the reason if there is none."""
     known = getattr(model, "report", None)
     if example is None and isinstance(known, CompactionReport) and known.example is not None:
         generator = torch.Generator().manual_seed(0)
@@ -139,7 +139,7 @@ def _inputs(model: nn.Module, example: Any, *, single: bool) -> tuple[Inputs | N
     given = Inputs.of(example, model, single=single)
     own = next((p for p in model.parameters() if p.is_floating_point()), None)
     given = given.to(dtype=None if own is None else own.dtype, device=device_of(model))
-    first = given.first(MOST)
+    first = given.first(MAX_SAMPLES)
     error = _error(model, first)
     if error is not None and first is not given:
         first, error = given, _error(model, given)
@@ -151,7 +151,7 @@ def _inputs(model: nn.Module, example: Any, *, single: bool) -> tuple[Inputs | N
 
 
 def _error(model: nn.Module, inputs: Inputs) -> Exception | None:
-    """Return what a model raises on inputs, None if it runs."""
+    """Return the error that a model raises on inputs, None if it runs."""
     try:
         inputs.call(model)
     except Exception as error:
@@ -160,7 +160,7 @@ def _error(model: nn.Module, inputs: Inputs) -> Exception | None:
 
 
 def _in_double(model: nn.Module, inputs: Inputs | None) -> nn.Module | None:
-    """A copy of a model in double precision, None if it does not run in it."""
+    """Return a copy of a model in double precision, None if it does not run in that precision."""
     if inputs is None or device_of(model).type == "mps":
         return None
     double = copied(model).double()
@@ -168,10 +168,10 @@ def _in_double(model: nn.Module, inputs: Inputs | None) -> nn.Module | None:
 
 
 def _traced(root: Root, ran: nn.Module, inputs: Inputs | None) -> Network:
-    """The graph of a module in its plain form.
+    """Return the graph of a module in canonical form.
 
-    It is recorded in double precision where the module runs in it: a type that the module asks for then differs from
-    one that it names.
+    It is recorded in double precision if the module runs in that precision: a dtype that the module reads from a tensor
+    then differs from one that it names.
     """
     like = next((p for p in ran.parameters() if p.is_floating_point()), None)
     same = None if inputs is None else inputs.to(dtype=None if like is None else like.dtype, device=device_of(ran))
@@ -182,7 +182,7 @@ def _traced(root: Root, ran: nn.Module, inputs: Inputs | None) -> Network:
 
 def _shrink(network: Network, widths: LayerWidths) -> None:
     check_inputs(network)
-    settle_sizes(network, rules_for(network))
+    write_known_sizes(network, rules_for(network))
     drop_unread(network)
     fold_norms(network, rules_for(network))
     rules = rules_for(network)
@@ -192,7 +192,7 @@ def _shrink(network: Network, widths: LayerWidths) -> None:
 
 
 def _first_difference(model: Root, inputs: Inputs, wrong: Inputs) -> str:
-    """The name of the first layer with other outputs in the graph than in the model, "" if there is none."""
+    """Return the name of the first layer whose output in the graph differs from the model's, "" if there is none."""
     again = replace(model, module=copied(model.module).double())
     network = _traced(again, copied(model.module).double(), inputs)
     graph = built(network, network.graph)
@@ -201,7 +201,7 @@ def _first_difference(model: Root, inputs: Inputs, wrong: Inputs) -> str:
 
 
 def _macs(module: nn.Module, inputs: Inputs) -> int:
-    """Multiply-adds of one sample, or of the example if no sample can be run alone.
+    """Return the multiply-adds of one sample, or of the example if no sample can be run alone.
 
     Raises:
         CompactionError: if the module cannot be run on the example either.

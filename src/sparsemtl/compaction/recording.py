@@ -1,8 +1,8 @@
-"""The graph of what a module does with real tensors.
+"""Graph of the calls that a module makes with real tensors.
 
-The module runs once, on an example. A mode of torch sees every call of a function or method of tensors and writes it
-down. All that Python asks of a tensor (its class, its rank, its type) has the true answer. What is right for the
-example alone is an error (a branch on values) or a guard (a branch on sizes).
+The module runs once, on an example. A mode of torch records every call of a function or method of tensors. All that
+Python asks of a tensor (its class, its rank, its dtype) has the true answer. What is right for the example alone is an
+error (a branch on values) or a guard (a branch on sizes).
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ _HELD = (*fx.node.base_types, torch.memory_format, torch.layout, type(None), typ
 
 
 class Recorder(TorchFunctionMode):
-    """Records the calls of torch's functions, and of modules and functions that it is told of.
+    """Mode that records the calls of torch's functions, and of given modules and functions.
 
     Args:
         root: the module whose parts are named.
-        is_leaf: whether a module, with a name, stays one node.
+        is_leaf: returns whether a module with a name stays one node.
 
     Attributes:
-        graph: what is recorded.
+        graph: recorded graph.
         inside: names of the modules that are running.
         constants: name -> tensor that the graph reads and the module does not own.
         likes: name -> name of the tensor of the module that an empty tensor of its type and device stands for.
@@ -108,7 +108,7 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Make a call, and write it down."""
+        """Make a call, and record it."""
         kwargs = kwargs or {}
         if self._busy or not self._knows(args, kwargs):
             return func(*args, **kwargs)
@@ -153,13 +153,13 @@ class Recorder(TorchFunctionMode):
         return value
 
     def length(self, value: Any) -> Any:
-        """Return what `len` gives, known to be a size."""
+        """Return the length as a recorded size."""
         if self._busy or not isinstance(value, Tensor) or not self._knows((value,), {}):
             return len(value)
         return self._sized(value, self._run(len, (value,), {}), 0)
 
     def _run(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Call a function on plain numbers; nothing is written down meanwhile."""
+        """Call a function on plain numbers, without recording."""
         self._busy = True
         try:
             return function(*mapped(plain, tuple(args)), **mapped(plain, kwargs))
@@ -167,7 +167,7 @@ class Recorder(TorchFunctionMode):
             self._busy = False
 
     def _write(self, value: Any, kind: str, target: Any, args: Any, kwargs: Any) -> None:
-        """Put a call into the graph; what it gave stands for it from now on."""
+        """Add a call to the graph; its value stands for its node from now on."""
         given = tuple(self._argument(each) for each in args)
         node = self.graph.create_node(kind, target, given, self._argument(dict(kwargs)))
         self._register(value, functools.partial(_same, node))
@@ -180,7 +180,7 @@ class Recorder(TorchFunctionMode):
     # ---- values and nodes ----------------------------------------------------------------------------------------
 
     def _register(self, value: Any, node: Lazy) -> None:
-        """Let a value, and all tensors in it, stand for a node."""
+        """Register a value, and all tensors in it, for a node."""
         if isinstance(value, Tensor):
             self._nodes[id(value)] = node
             self._shares.pop(id(value), None)
@@ -205,7 +205,7 @@ class Recorder(TorchFunctionMode):
         return isinstance(value, Recorded) or any(id(value) in each for each in known)
 
     def _argument(self, value: Any) -> Any:
-        """Return what a graph has in the place of a value."""
+        """Return the argument of a graph's node for a value."""
         if isinstance(value, Tensor):
             return self._node_of(value)
         if isinstance(value, Recorded):
@@ -230,7 +230,7 @@ class Recorder(TorchFunctionMode):
         raise CompactionError(f"a graph cannot hold {type(value).__name__} objects, which it takes or gives")
 
     def _all_of(self, values: Any) -> Lazy | None:
-        """What gave a list of tensors, if they are all that it gave: the next time there may be more or fewer."""
+        """Return the node of which a list of tensors is the whole output: other inputs may give more or fewer."""
         found = [self._shares.get(id(each)) for each in values]
         first = found[0] if found else None
         if first is None or found != [(first[0], index, first[2]) for index in range(first[2])]:
@@ -262,7 +262,7 @@ class Recorder(TorchFunctionMode):
     # ---- questions -------------------------------------------------------------------------------------------------
 
     def _answer(self, name: str, args: Any, kwargs: Any, value: Any) -> Any:
-        """Return what a call that gives no tensor gives."""
+        """Return the value of a call that returns no tensor."""
         if name in _RANKS:
             self._ranks_matter = True
             return value
@@ -278,7 +278,7 @@ class Recorder(TorchFunctionMode):
         return value
 
     def _sized(self, tensor: Tensor, value: Any, dim: Any = None) -> Any:
-        """A shape, or a size of one axis, that knows where it comes from."""
+        """Return a shape, or a size of one axis, with its node."""
         if isinstance(value, torch.Size):
             return torch.Size([self._sized(tensor, size, axis) for axis, size in enumerate(value)])
         axis = plain(dim) % max(tensor.ndim, 1)
@@ -288,7 +288,7 @@ class Recorder(TorchFunctionMode):
         return number(value, self, self._sizes[key])
 
     def _kind(self, name: str, tensor: Tensor, value: Any) -> Any:
-        """The type or device of a tensor, known to be that. It must stay so when the network is moved or cast."""
+        """Return the dtype or device of a tensor with its node, which stays right when the network is moved or cast."""
         if not self._depends(tensor) and id(tensor) in self._names:
             like = f"_like_{len(self.likes)}"
             self.likes[like] = self._names[id(tensor)]
@@ -319,7 +319,7 @@ def _same(node: fx.Node) -> fx.Node:
 
 
 def _renamed(value: Any, args: Any, kwargs: Any) -> Any:
-    """Another tensor of the same memory where a call returns its argument, as `x.to(x.dtype)` does.
+    """Return another tensor of the same memory where a call returns its argument, as `x.to(x.dtype)` does.
 
     In another precision the two may differ.
     """
@@ -328,13 +328,13 @@ def _renamed(value: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _name_of(func: Any) -> str:
-    """The name of a function or method, or of the attribute that is read."""
+    """Return the name of a function or method, or of the attribute that is read."""
     name = _SPECIAL.get(func) or getattr(func, "__name__", "")
     return str(func.__self__.__name__) if name == "__get__" else str(name)
 
 
 def _form(func: Any, name: str, args: Any, kwargs: Any) -> tuple[str, Any, Any, Any]:
-    """A call as graphs have it: operation, target, arguments."""
+    """Return a call as (operation, target, arguments) of a graph's node."""
     if name in _SWAPPED:
         return "call_function", _SWAPPED[name], (args[1], args[0]), kwargs
     if getattr(func, "__name__", "") == "__get__":

@@ -17,15 +17,15 @@ from sparsemtl.compaction.verification import Verification
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer.
+    """Channels of one layer before and after.
 
     Attributes:
         name: its name in the model, or that of the function that it is.
         kind: its class.
-        inputs: channels that it read and reads; (n, 0) if it was removed, (0, 0) if they are not known.
-        outputs: channels that it gave and gives.
-        why: why no more was removed where something is in the way; "" if every channel left counts.
-        removed: whether the compacted network has no such layer.
+        inputs: input channels before and after; (n, 0) if it was removed, (0, 0) if they are unknown.
+        outputs: output channels before and after.
+        why: reason why no more channels were removed; "" if every channel that is left changes the output.
+        removed: True if the compacted network has no such layer.
     """
 
     name: str
@@ -37,23 +37,23 @@ class LayerReport:
 
     @property
     def change(self) -> str:
-        """`removed`, `smaller` or `whole`."""
+        """One of `removed`, `smaller` and `unchanged`."""
         if self.removed:
             return "removed"
-        return "whole" if self.inputs[0] == self.inputs[1] and self.outputs[0] == self.outputs[1] else "smaller"
+        return "unchanged" if self.inputs[0] == self.inputs[1] and self.outputs[0] == self.outputs[1] else "smaller"
 
 
 @dataclass(frozen=True)
 class CompactionReport:
-    """What compaction did.
+    """Result of a compaction.
 
     Attributes:
-        layers: every layer with channels, in the order in which they run, and every part that was left as it is.
+        layers: all layers with channels, in the order in which they run, and all parts that were not changed.
         parameters: number of parameters before and after.
         macs: multiply-adds of convolutions and linear layers before and after, of one forward pass on one sample of
-            the example (on the whole example where a sample cannot be told); None without an example.
+            the example (on the whole example if no sample can be run alone); None without an example.
         verification: the comparison of outputs before and after.
-        example: what the network was run on, with a `Like` in the place of every tensor; None if on nothing.
+        example: inputs of the run, with a `Like` in the place of every tensor; None without an example.
     """
 
     layers: tuple[LayerReport, ...]
@@ -63,7 +63,7 @@ class CompactionReport:
     example: Inputs | None = None
 
     def layer(self, name: str) -> LayerReport:
-        """The report of one layer, by its name; KeyError if there is none."""
+        """Return the report of one layer, by its name; raise KeyError if there is none."""
         found = {layer.name: layer for layer in self.layers}
         return found[name]
 
@@ -97,7 +97,7 @@ def _total(numbers: tuple[int, int]) -> str:
 def reason_for(
     node: fx.Node, network: Network, rules: Mapping[fx.Node, ChannelRule], free: Collection[nn.Module]
 ) -> str:
-    """Why no more of a layer is removed than its weights would let, "" if nothing is in the way."""
+    """Return the reason why no more channels of a layer are removed, "" if there is none."""
     own = _own_reason(node, network, rules[node], free)
     blocking = [] if own else _opaque_readers(node, rules)
     if not blocking:
@@ -107,7 +107,7 @@ def reason_for(
 
 
 def _own_reason(node: fx.Node, network: Network, rule: ChannelRule, free: Collection[nn.Module]) -> str:
-    """Return what is in the way of changing a layer itself."""
+    """Return the reason why a layer itself cannot be changed."""
     module = network.module(node)
     if module is None:
         return ""
@@ -129,7 +129,7 @@ def _own_reason(node: fx.Node, network: Network, rule: ChannelRule, free: Collec
 
 
 def _opaque_readers(node: fx.Node, rules: Mapping[fx.Node, ChannelRule]) -> list[fx.Node]:
-    """Nodes that need all that they read, among those that a layer's channels come to before the next layer."""
+    """Return the nodes of unknown rules that a layer's channels reach before the next layer."""
     found, waiting, seen = [], list(node.users), set(node.users)
     while waiting:
         user = waiting.pop(0)
@@ -146,7 +146,7 @@ def _opaque_readers(node: fx.Node, rules: Mapping[fx.Node, ChannelRule]) -> list
 
 
 def described(node: fx.Node, network: Network) -> str:
-    """A node in words."""
+    """Return a node in words."""
     module = network.module(node)
     if module is not None:
         return f"{node.target!r} ({type(module).__name__})"
@@ -164,10 +164,10 @@ Channels = tuple[int, int]
 
 
 class LayerWidths:
-    """What every layer was, and what it has become.
+    """Channels of every layer before a compaction, and the reasons why some stay.
 
     Args:
-        network: a network of which nothing was cut yet.
+        network: network before any channels are removed.
     """
 
     def __init__(self, network: Network) -> None:
@@ -177,7 +177,7 @@ class LayerWidths:
         self.why: dict[str, str] = {}
 
     def explain(self, network: Network, rules: Mapping[fx.Node, ChannelRule]) -> None:
-        """Note what is in the way of cutting, by the rules for a network whose norms were folded."""
+        """Record the reasons why channels stay, by the rules for a network whose norms were folded."""
         free = network.free()
         for node in network.graph.nodes:
             if node.op == "call_module" and node.target in self.before:
@@ -186,7 +186,7 @@ class LayerWidths:
         self.why |= dict.fromkeys((name for name in self.before if name not in left), "part of the layer before it")
 
     def layers(self, network: Network) -> tuple[LayerReport, ...]:
-        """Return what became of every layer of a network that was cut."""
+        """Return the reports of the layers of a network whose channels were removed."""
         after = {name: channels_of(module) for name, module in _layers(network)}
         return tuple(self._layer(name, after.get(name)) for name in self.before)
 
@@ -213,7 +213,7 @@ _WIDTH = ("num_features", "num_channels", "embed_dim", "num_parameters", "d_mode
 
 
 def channels_of(module: Any) -> Channels:
-    """Channels that a layer reads and gives, (0, 0) if it does not tell."""
+    """Return the numbers of channels that a layer reads and returns, (0, 0) if they are unknown."""
     for reads, gives in _WIDTHS:
         if isinstance(getattr(module, reads, None), int):
             return getattr(module, reads), int(getattr(module, gives, 0))

@@ -1,4 +1,4 @@
-"""From a module to the graph of what it computes."""
+"""Tracing of a module into the graph of its computation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CALLS = (pooled, unpooled, mixed, created, *_CHECKS)
 
 
 def root_of(model: nn.Module, tasks: tuple[str, ...] | None, *, alone: bool, leaf_modules: Collection[str]) -> Root:
-    """Return what to trace of a model, in eval mode.
+    """Return the module to trace of a model, in eval mode.
 
     Args:
         model: the model; the result shares its modules.
@@ -57,12 +57,12 @@ def root_of(model: nn.Module, tasks: tuple[str, ...] | None, *, alone: bool, lea
 
 @dataclass(frozen=True)
 class Root:
-    """A module to trace.
+    """Module to trace.
 
     Attributes:
         module: the module, in eval mode.
-        name: of the user's class.
-        prefix: what names of the user's modules begin with in it.
+        name: name of the user's class.
+        prefix: prefix of the names of the user's modules in it.
         leaf_modules: names of modules that are not looked into, without the prefix.
     """
 
@@ -73,7 +73,7 @@ class Root:
 
 
 def traced(root: Root, ran: nn.Module | None = None, inputs: Inputs | None = None) -> Network:
-    """The graph of a module.
+    """Return the graph of a module.
 
     Args:
         root: the module. Weights that it computes are replaced by their values; the result shares all others.
@@ -96,7 +96,7 @@ def traced(root: Root, ran: nn.Module | None = None, inputs: Inputs | None = Non
 
 
 def _recorded(root: Root, ran: nn.Module, inputs: Inputs) -> fx.Graph:
-    """The graph of what a module does with real tensors."""
+    """Graph of the calls that a module makes with real tensors."""
     tracer = _Tracer(f"{root.prefix}{each}" for each in root.leaf_modules)
     recorder = Recorder(ran, tracer.is_leaf_module)
     inputs = inputs.mapped(Tensor.clone)  # the model may write into them
@@ -116,7 +116,7 @@ def _recorded(root: Root, ran: nn.Module, inputs: Inputs) -> fx.Graph:
 
 
 def _symbolic(root: Root) -> fx.Graph:
-    """The graph of what a module does with stand-ins for tensors."""
+    """Return the graph of a module's calls with stand-ins for tensors."""
     tracer = _Tracer((f"{root.prefix}{each}" for each in root.leaf_modules), strict=True)
     try:
         graph = tracer.trace(root.module, concrete_args=_fixed(type(root.module).forward))
@@ -139,12 +139,12 @@ class _Tasks(nn.Module):
 
 
 def _name(model: nn.Module) -> str:
-    """The class of a model, before it was compacted if it was."""
+    """Return the class name of a model, without the prefix of compacted ones."""
     return type(model).__name__.removeprefix("Compact")
 
 
 class _Tracer(fx.Tracer):
-    """Looks into every module but torch's own, those named and our `Select`; knows where it is.
+    """Tracer of every module but torch's own, `Select` and the named ones; keeps the path of the running module.
 
     A compacted network that was pickled is traced anew when it is loaded, by `_Tracer()` under this very name.
 
@@ -177,7 +177,7 @@ class _Tracer(fx.Tracer):
 
 
 class _Proxy(fx.Proxy):
-    """Stands for a tensor; knows `x += y` from `x = x + y`, which torch.fx takes for the same.
+    """Stand-in for a tensor that distinguishes `x += y` from `x = x + y`, which torch.fx does not.
 
     Of its class it says nothing: whoever asks whether it is a Tensor would take a branch by the wrong answer.
     """
@@ -205,7 +205,7 @@ class _Proxy(fx.Proxy):
 
 
 def _runs_torchs_code(module: nn.Module) -> bool:
-    """Whether a module's forward is one of torch's, in a class of torch's or of a user's."""
+    """Return whether a module's forward is one of torch's, in a class of torch's or of a user's."""
     if isinstance(module, (nn.Sequential, fx.GraphModule)) or "forward" in vars(module):
         return False
     code = [type(module).forward, getattr(type(module), "_conv_forward", type(module).forward)]
@@ -217,13 +217,13 @@ PLAIN = (type(None), bool, int, float, str)
 
 
 def _fixed(forward: Callable[..., Any]) -> dict[str, Any]:
-    """Arguments with a default: the graph is that of the default, `if mask is None` cannot be asked of it."""
+    """Return arguments with a default, to which the graph is fixed: a stand-in cannot answer `if mask is None`."""
     parameters = inspect.signature(forward).parameters.items()
     return {name: p.default for name, p in parameters if isinstance(p.default, PLAIN)}
 
 
 def _forget_fixed(graph: fx.Graph) -> None:
-    """Take the fixed arguments away, and the checks that they have their defaults."""
+    """Remove the fixed arguments, and the checks of their defaults."""
     for node in list(graph.nodes):
         if node.op == "placeholder" and node.args and isinstance(node.args[0], PLAIN):
             for checked in reversed(_readers(node)):
@@ -232,7 +232,7 @@ def _forget_fixed(graph: fx.Graph) -> None:
 
 
 def _readers(node: fx.Node) -> list[fx.Node]:
-    """All nodes that depend on a node, in order."""
+    """Return all nodes that depend on a node, in order."""
     found = {node: None}
     for later in node.graph.nodes:
         if any(read in found for read in later.all_input_nodes):
@@ -241,7 +241,7 @@ def _readers(node: fx.Node) -> list[fx.Node]:
 
 
 def _check(model: nn.Module, leaf_modules: Collection[str]) -> None:
-    """Raise on what no graph could be right for, and on names of modules that are not there."""
+    """Raise for modules that no graph could be right for, and for unknown names of modules."""
     for name, module in model.named_modules():
         where = f"{name or 'the model'!r} ({type(module).__name__})"
         if isinstance(module, torch.jit.ScriptModule):
@@ -255,7 +255,7 @@ def _check(model: nn.Module, leaf_modules: Collection[str]) -> None:
 
 
 def _untraceable(root: Root, inside: list[str], error: Exception) -> CompactionError:
-    """Name the innermost part that was running."""
+    """Return an error that names the innermost part that was running."""
     name = inside[-1] if inside else ""
     part = type(root.module.get_submodule(name)).__name__
     where = f"{name.removeprefix(root.prefix)!r} ({part})" if name else f"the model ({root.name})"

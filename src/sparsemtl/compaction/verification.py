@@ -1,4 +1,4 @@
-"""The outputs of a network before and after it was compacted, compared."""
+"""Comparison of the outputs of a network before and after it was compacted."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ BATCHES = (1, 3)
 
 @dataclass(frozen=True)
 class Verification:
-    """How far the outputs of a compacted network are from the model's.
+    """Difference of the outputs of a compacted network from the model's.
 
     Attributes:
         float64: largest difference in double precision, as a fraction of the spread of the output (its standard
             deviation, or its largest absolute value if that is more); None if it was not measured.
         float32: the same in single precision.
-        inputs: what was run: the example's shapes and how many inputs of its kind.
-        reason: why nothing was verified, "" if it was.
-        only: inputs that the compacted network is right for or takes, where they are fewer than the model takes.
+        inputs: description of the inputs: the example's shapes and the number of inputs like it.
+        reason: reason why nothing was verified, "" if outputs were compared.
+        only: restriction of the inputs that the compacted network takes, compared with the model.
     """
 
     float64: float | None = None
@@ -42,7 +42,7 @@ class Verification:
 
     @property
     def verified(self) -> bool:
-        """Return whether outputs were compared."""
+        """True if outputs were compared."""
         return not self.reason
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ class _Case:
 
     Attributes:
         inputs: the inputs.
-        stretched: the axes that are longer than the example's.
+        stretched: axes that are longer than the example's.
     """
 
     inputs: Inputs
@@ -70,8 +70,8 @@ class DifferentOutputsError(CompactionError):
     """The compacted network does not give the model's outputs.
 
     Args:
-        message: what differs.
-        inputs: where.
+        message: the difference.
+        inputs: inputs with that difference.
     """
 
     def __init__(self, message: str, inputs: Inputs) -> None:
@@ -88,7 +88,7 @@ class Comparison:
 
     Attributes:
         fixed: axes of the inputs on which the networks are right for the example's size alone.
-        without_gradients: whether the model gives these outputs under `torch.no_grad()` alone.
+        without_gradients: True if the model returns these outputs under `torch.no_grad()` alone.
     """
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
@@ -141,7 +141,7 @@ class Comparison:
             )
 
     def _rounding(self, outputs: Any) -> float:
-        """Return how far the model is from itself in double precision."""
+        """Return the difference of the model from itself in double precision."""
         error = 0.0 if self._exact is None else difference(self._exact, outputs)
         return error if error < 1 else 0.0
 
@@ -173,7 +173,7 @@ class Comparison:
             )
 
     def result(self) -> Verification:
-        """Return what was found."""
+        """Return the result of all comparisons."""
         if self._random:
             return Verification(reason="the model's outputs are not the same from one run to the next")
         if not self._errors:
@@ -191,7 +191,7 @@ class Comparison:
 
 
 def _cases(example: Inputs) -> Iterator[_Case]:
-    """Random inputs of the example's kind: other numbers of samples, other sizes."""
+    """Yield random inputs like the example, with other numbers of samples and other sizes."""
     yield from (_Case(random_like(example, seed=1, samples=count)) for count in BATCHES)
     axes = max((t.ndim for t in example.tensors()), default=0)
     together = [tuple(range(2, axes))] if axes > 3 else [(axis,) for axis in range(1, axes)]
@@ -199,7 +199,7 @@ def _cases(example: Inputs) -> Iterator[_Case]:
 
 
 def _error(model: nn.Module, small: nn.Module, case: _Case) -> float | Exception | None:
-    """Return how far outputs are apart, or why there are none; None if the model does not take such inputs."""
+    """Return the difference of outputs, or an error; None if the model does not take such inputs."""
     expected = _outputs(model, case.inputs)
     if isinstance(expected, Exception):
         return None
@@ -208,7 +208,7 @@ def _error(model: nn.Module, small: nn.Module, case: _Case) -> float | Exception
 
 
 def difference(expected: Any, found: Any) -> float:
-    """The largest difference of outputs, as a fraction of the spread of each; inf if their structures differ."""
+    """Return the largest difference of outputs, as a fraction of the spread of each; inf if structures differ."""
     pairs = list(leaves(expected)), list(leaves(found))
     if len(pairs[0]) != len(pairs[1]):
         return float("inf")
@@ -239,12 +239,12 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return where a model's first tensor is."""
+    """Return the device of a model's first tensor."""
     return next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
 
 
 def _outputs(model: nn.Module, inputs: Inputs, seed: int = 0) -> Any:
-    """Return what a network gives, or the error that it raises; always with the same random numbers."""
+    """Return the output of a network, or the error that it raises; always with the same random numbers."""
     device = device_of(model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed is slow where there is no GPU
@@ -257,5 +257,5 @@ def _outputs(model: nn.Module, inputs: Inputs, seed: int = 0) -> Any:
 
 
 def snapshot(output: Any) -> Any:
-    """An output whose tensors nobody can change any more."""
+    """Return a copy of an output, which later writes do not change."""
     return mapped(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, output)

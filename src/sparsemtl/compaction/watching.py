@@ -1,4 +1,4 @@
-"""What is put in the place of Python's and torch's own while a module is recorded, and taken away afterwards."""
+"""Replacements of functions of Python and torch while a module is recorded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MISSING = object()
 
 @contextmanager
 def watched(recorder: Recorder, root: nn.Module, calls: Collection[Callable[..., Any]]) -> Iterator[None]:
-    """Let a recorder see the calls of modules, of functions that stay one node, and of `len`.
+    """Send the calls of modules, of functions that stay one node, and of `len` to a recorder.
 
     Args:
         recorder: the recorder.
@@ -51,7 +51,7 @@ def watched(recorder: Recorder, root: nn.Module, calls: Collection[Callable[...,
 
 
 def _globals_of(root: nn.Module) -> list[dict[str, Any]]:
-    """The globals that the code of the user's modules reads."""
+    """Return the globals that the code of the user's modules reads."""
     found: dict[int, dict[str, Any]] = {}
     for module in root.modules():
         names = getattr(type(module).forward, "__globals__", {})
@@ -69,7 +69,7 @@ def _as_node(recorder: Recorder, function: Callable[..., Any]) -> Callable[..., 
 
 
 def _limits(finfo: Any) -> Callable[..., Any]:
-    """`torch.finfo` whose numbers are those of single precision for double: the graph is run in both."""
+    """Return `torch.finfo` with the numbers of single precision for double: the graph is run in both."""
     return lambda kind=None: finfo(torch.float32 if kind in (None, torch.float64) else kind)
 
 

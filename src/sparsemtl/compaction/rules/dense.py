@@ -20,7 +20,7 @@ WORTH = 19
 
 
 class Dense(ChannelRule):
-    """A convolution of one group, a transposed one, or a linear layer.
+    """Rule of a convolution of one group, a transposed one, or a linear layer.
 
     Its weight is looked at as a matrix (outputs, inputs, K) of the layer's channels; K are the places of a kernel, or
     the positions of a flattened channel.
@@ -40,20 +40,20 @@ class Dense(ChannelRule):
         self.transposed = isinstance(layer, _ConvTransposeNd)
 
     def matrix(self) -> Tensor:
-        """The weight, (outputs, inputs, K), a copy."""
+        """Return a copy of the weight, (outputs, inputs, K)."""
         weight: Tensor = self.layer.weight.detach().clone()
         weight = weight.transpose(0, 1) if self.transposed else weight
         return weight.reshape(weight.shape[0], self.channels, -1)
 
     def bias(self) -> Tensor:
-        """The bias, (outputs,), zeros if there is none; a copy."""
+        """Return a copy of the bias, (outputs,), zeros if there is none."""
         weight: Tensor = self.layer.weight
         bias: Tensor | None = self.layer.bias
         outputs = weight.shape[1 if self.transposed else 0]
         return weight.new_zeros(outputs) if bias is None else bias.detach().clone()
 
     def constants(self, *inputs: Constants | None) -> Constants:
-        """A row of zeros gives its bias, once constants that it reads have gone into the bias."""
+        """Fold the constants that are read into the bias; return the biases of rows of zeros."""
         (read,) = inputs
         if read is not None:
             self._absorb(read)
@@ -62,7 +62,7 @@ class Dense(ChannelRule):
         return Constants(rows, self.bias().double().cpu())
 
     def _absorb(self, constants: Constants) -> None:
-        """Read no constant of the input, or only one where their contribution is not the same at all places."""
+        """Fold the constants of the input into the bias, or into one channel if positions differ."""
         matrix, bias = self.matrix(), self.bias()
         read = constants.known & (matrix != 0).any(2).any(0).cpu()
         if not read.any():
@@ -76,7 +76,7 @@ class Dense(ChannelRule):
         self._store(matrix, bias)
 
     def _same_everywhere(self) -> bool:
-        """Whether a constant input channel adds the same at all positions: nothing is padded with zeros."""
+        """Return whether a constant input channel adds the same at all positions: nothing is padded with zeros."""
         if isinstance(self.layer, nn.Linear):
             return True
         if self.transposed:
@@ -84,7 +84,7 @@ class Dense(ChannelRule):
         return self.layer.padding_mode != "zeros" or not any(self.layer._reversed_padding_repeated_twice)
 
     def needs(self, out: Need | None, *inputs: Layout) -> list[Need | None]:
-        """The channels on which a live row has a weight."""
+        """Return the channels on which a live row has a weight."""
         if out is None or inputs[0].channels is None:
             return [None]
         return [Need.of(self._columns(out))]
@@ -93,7 +93,7 @@ class Dense(ChannelRule):
         return (self.matrix() != 0).any(2).cpu()[out.live].any(0)
 
     def rewrite(self, out: Need | None, present: Sequence[Tensor | None], editor: Editor) -> Tensor | None:
-        """Cut rows that are not carried and columns that are not there; rows that are only carried become zero."""
+        """Remove rows that are not carried and missing columns; rows that are only carried become zero."""
         assert out is not None
         matrix, bias = self.matrix(), self.bias()
         matrix[~out.live], bias[~out.live] = 0, 0
@@ -104,7 +104,7 @@ class Dense(ChannelRule):
         return out.carried
 
     def _rows(self, matrix: Tensor, bias: Tensor, carried: Tensor, editor: Editor) -> Tensor:
-        """Which rows to compute; if it is worth while, constant ones are put between them behind the layer."""
+        """Return the rows to compute; constant ones are inserted behind the layer if that is cheaper."""
         rows = (matrix != 0).any(2).any(1).cpu() & carried
         rows = rows if rows.any() else _first(carried)
         constant = carried & ~rows
@@ -119,14 +119,14 @@ class Dense(ChannelRule):
         return rows
 
     def _places(self) -> float:
-        """Multiply-adds for one output position, input channel and output channel."""
+        """Return the multiply-adds per output position, input channel and output channel."""
         if isinstance(self.layer, nn.Linear):
             return 1
         kernel: int = prod(self.layer.kernel_size)
         return kernel / prod(self.layer.stride) if self.transposed else kernel
 
     def _selected(self, columns: Tensor, needed: Tensor, rows: int, editor: Editor) -> Tensor:
-        """Which of the columns that are there to keep; if it is worth while, a selection goes in front."""
+        """Return the present columns to keep; a selection goes in front of the layer if that is cheaper."""
         wanted = needed if needed.any() else _first(columns)
         left, gone = int(wanted.sum()), int((columns & ~wanted).sum())
         if not gone or not self._worth_selecting(rows, left, gone):
@@ -139,14 +139,14 @@ class Dense(ChannelRule):
         return wanted
 
     def _worth_selecting(self, rows: int, left: int, gone: int) -> bool:
-        """Whether a copy of the channels left costs less than multiplying those that are gone."""
+        """Return whether copying the channels that are left costs less than multiplying those that are gone."""
         plain = self.transposed or isinstance(self.layer, nn.Linear)
         places = self.matrix().shape[2] / (1 if plain else prod(self.layer.stride))
         copied = left * (self.matrix().shape[2] if isinstance(self.layer, nn.Linear) else 1)
         return rows * gone * places > WORTH * copied
 
     def _store(self, matrix: Tensor, bias: Tensor) -> None:
-        """Give the layer these weights, and the widths that they have."""
+        """Set the layer's weights, and its widths accordingly."""
         layer, (outputs, inputs, _) = self.layer, matrix.shape
         if isinstance(layer, nn.Linear):
             weight = matrix.flatten(1)
@@ -162,12 +162,12 @@ class Dense(ChannelRule):
 
 
 def _first(channels: Tensor) -> Tensor:
-    """Only the first of some channels."""
+    """Return the first of some channels alone."""
     return channels & (channels.cumsum(0) == 1)
 
 
 def _merged(matrix: Tensor, read: Tensor, value: Tensor) -> Tensor:
-    """Let one constant channel stand in for all that are read.
+    """Return a weight in which one constant channel replaces all that are read.
 
     Args:
         matrix: (outputs, inputs, K), weights.
@@ -183,7 +183,7 @@ def _merged(matrix: Tensor, read: Tensor, value: Tensor) -> Tensor:
 
 
 def convolution(site: Site) -> ChannelRule | None:
-    """The rule of convolutions; of those with groups, `grouped` is."""
+    """Return the rule of convolutions of one group."""
     source, layer = operand(site.node), site.module
     if source is None or layer is None or len(site.node.all_input_nodes) != 1:
         return None
@@ -197,7 +197,7 @@ def convolution(site: Site) -> ChannelRule | None:
 
 
 def linear(site: Site) -> ChannelRule | None:
-    """The rule of linear layers, on the last axis of tensors of any rank."""
+    """Return the rule of linear layers, on the last axis of tensors of any rank."""
     source, layer = operand(site.node), site.module
     if source is None or not isinstance(layer, nn.Linear):
         return None

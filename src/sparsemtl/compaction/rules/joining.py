@@ -15,7 +15,7 @@ from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Site, kept
 
 
 class Concatenation(ChannelRule):
-    """The channels of every input, one after the other.
+    """Rule of a concatenation: the channels of every input, one after the other.
 
     Args:
         node: see `ChannelRule`.
@@ -31,18 +31,18 @@ class Concatenation(ChannelRule):
         self.widths = list(widths)
 
     def constants(self, *inputs: Constants | None) -> Constants:
-        """Those of the inputs."""
+        """Return the constants of the inputs."""
         found = [each or Constants.none(width) for each, width in zip(inputs, self.widths, strict=True)]
         return Constants(torch.cat([each.known for each in found]), torch.cat([each.value for each in found]))
 
     def needs(self, out: Need | None, *inputs: Layout) -> list[Need | None]:
-        """To each its part."""
+        """Return the part of the need that falls on each input."""
         assert out is not None
         parts = zip(out.live.split(self.widths), out.carried.split(self.widths), strict=True)
         return [Need(live, carried) for live, carried in parts]
 
     def rewrite(self, out: Need | None, present: Sequence[Tensor | None], editor: Editor) -> Tensor | None:
-        """Leave out inputs of which nothing is needed; the others give all that they still have."""
+        """Drop inputs of which nothing is needed; keep all channels of the others."""
         assert out is not None
         taken, masks = [], []
         for source, mask, width, carried in zip(
@@ -57,7 +57,7 @@ class Concatenation(ChannelRule):
 
 
 def concatenation(site: Site) -> ChannelRule | None:
-    """The rule of `torch.cat` along the channels."""
+    """Return the rule of `torch.cat` along the channels."""
     inputs = argument(site.node, 0, "tensors", ())
     axis = argument(site.node, 1, "dim", 0)
     listed = isinstance(inputs, (tuple, list)) and bool(inputs) and all(isinstance(node, fx.Node) for node in inputs)
@@ -75,7 +75,7 @@ def concatenation(site: Site) -> ChannelRule | None:
 
 
 class ChannelSelection(ChannelRule):
-    """Some channels of the input, and constant ones.
+    """Rule of a selection: some channels of the input, and constant ones.
 
     Args:
         node: see `ChannelRule`.
@@ -94,7 +94,7 @@ class ChannelSelection(ChannelRule):
         self.channels = channels
 
     def constants(self, *inputs: Constants | None) -> Constants:
-        """Its own and those of the selected channels."""
+        """Return its own constants and those of the selected channels."""
         own = self.layer.constants
         value = torch.zeros(0) if own is None else own.double().cpu()
         read = inputs[0] or Constants.none(self.channels)
@@ -102,12 +102,12 @@ class ChannelSelection(ChannelRule):
         return Constants(known[self.index], torch.cat([read.value, value])[self.index])
 
     def needs(self, out: Need | None, *inputs: Layout) -> list[Need | None]:
-        """The selected channels that are needed."""
+        """Return the selected channels that are needed."""
         assert out is not None
         return [Need(self._selected_from(out.live), self._selected_from(out.carried))]
 
     def _selected_from(self, outputs: Tensor) -> Tensor:
-        """The input channels that some of the outputs are copies of."""
+        """Return the input channels of which some outputs are copies."""
         chosen = self.index[outputs]
         found = torch.zeros(self.channels, dtype=torch.bool)
         found[chosen[chosen < self.channels]] = True
@@ -124,7 +124,7 @@ class ChannelSelection(ChannelRule):
 
 
 def selection(site: Site) -> ChannelRule | None:
-    """The rule of `Select` on channels of one entry each."""
+    """Return the rule of `Select` on channels of one entry each."""
     source, layer = operand(site.node), site.module
     if source is None or not isinstance(layer, Select) or layer not in site.free:
         return None

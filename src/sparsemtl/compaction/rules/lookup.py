@@ -1,4 +1,4 @@
-"""Which rule stands for a node."""
+"""Lookup of the rule of a node."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sparsemtl.compaction.rules.shapes import attribute, dimensions, size
 
 
 def rules_for(network: Network) -> dict[fx.Node, ChannelRule]:
-    """The rule for every node of a graph, in order."""
+    """Return the rule of every node of a graph, in order."""
     rules: dict[fx.Node, ChannelRule] = {}
     layouts: dict[fx.Node, Layout] = {}
     free = network.free()

@@ -15,7 +15,7 @@ from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Site, UnknownRu
 
 
 class PerChannel(ChannelRule):
-    """A layer that makes every channel of the same channel of the input, with weights that are its own.
+    """Rule of a layer that computes every channel from the same channel of the input, with weights per channel.
 
     Args:
         node: see `ChannelRule`.
@@ -41,13 +41,13 @@ class PerChannel(ChannelRule):
         """Return the channels of the input that change the output, (channels,), bool."""
 
     def needs(self, out: Need | None, *inputs: Layout) -> list[Need | None]:
-        """What the output needs; of channels that do not matter only that they are there."""
+        """Return the need of the output; channels that do not change the output are only carried."""
         if out is None or inputs[0].channels is None:
             return [None]
         return [Need(out.live & self.reads(), out.carried)]
 
     def rewrite(self, out: Need | None, present: Sequence[Tensor | None], editor: Editor) -> Tensor | None:
-        """The output has the channels that the input has."""
+        """Keep the channels that the input still has."""
         (mask,) = present
         if mask is not None:
             self.keep_only(mask)
@@ -59,10 +59,10 @@ class PerChannel(ChannelRule):
 
 
 class BatchNorm(PerChannel):
-    """A batch norm in eval mode: a scale and a shift for every channel."""
+    """Rule of a batch norm in eval mode: a scale and a shift per channel."""
 
     def constants(self, *inputs: Constants | None) -> Constants | None:
-        """Of a constant or a scale of zero comes a constant."""
+        """Return the channels with a constant input or a scale of zero."""
         affine = affine_of(self.layer)
         if affine is None or not self.layout.whole:
             return None
@@ -72,29 +72,29 @@ class BatchNorm(PerChannel):
         return Constants(read.known | (scale == 0), value)
 
     def reads(self) -> Tensor:
-        """Those with a scale other than zero."""
+        """Return the channels with a scale other than zero."""
         affine = affine_of(self.layer)
         if affine is None or not self.layout.whole:
             return torch.ones(self.channels, dtype=torch.bool)
         return (affine[0] != 0).cpu()
 
     def keep_only(self, mask: Tensor) -> None:
-        """Keep the numbers of these channels, as many each as it has entries."""
+        """Keep the features of these channels, one per entry."""
         entries = mask.repeat_interleave(self.layer.num_features // len(mask))
         cut_norm(self.layer, entries)
 
 
 class Depthwise(PerChannel):
-    """A convolution with as many groups as channels."""
+    """Rule of a convolution with as many groups as channels."""
 
     def constants(self, *inputs: Constants | None) -> Constants:
-        """A channel without weights gives its bias."""
+        """Return the biases of channels without weights."""
         weight, bias = self.layer.weight.detach(), self.layer.bias
         shift = weight.new_zeros(len(weight)) if bias is None else bias.detach()
         return Constants((weight == 0).flatten(1).all(1).cpu(), shift.double().cpu())
 
     def reads(self) -> Tensor:
-        """Those with a weight other than zero."""
+        """Return the channels with a weight other than zero."""
         weight: Tensor = self.layer.weight.detach()
         return (weight != 0).flatten(1).any(1).cpu()
 
@@ -105,7 +105,7 @@ class Depthwise(PerChannel):
 
 
 def affine_of(norm: Any) -> tuple[Tensor, Tensor] | None:
-    """Scale and shift (features,) that a batch norm is in eval mode, None if it uses the batch's statistics."""
+    """Return scale and shift (features,) of a batch norm in eval mode, None if it uses the batch's statistics."""
     if norm.running_mean is None or norm.running_var is None:
         return None
     scale = (norm.running_var + norm.eps).rsqrt()
@@ -131,7 +131,7 @@ def cut_entries(layer: Any, names: Sequence[str], entries: Tensor) -> None:
 
 
 def batch_norm(site: Site) -> ChannelRule | None:
-    """The rule of batch norms, whose channels are those of what they read, or stand on axis 1."""
+    """Return the rule of batch norms, whose channels are those of their input, or lie on axis 1."""
     source, layer = operand(site.node), site.module
     if source is None or layer is None:
         return None
@@ -148,7 +148,7 @@ def batch_norm(site: Site) -> ChannelRule | None:
 
 
 def depthwise(site: Site) -> ChannelRule | None:
-    """The rule of convolutions with as many groups as channels that come in and go out; None for others."""
+    """Return the rule of convolutions with as many groups as input and output channels; None for others."""
     source, layer = operand(site.node), site.module
     if source is None or layer is None or len(site.node.all_input_nodes) != 1:
         return None

@@ -21,7 +21,7 @@ _RESHAPES = ("reshape", "view")
 
 
 def flatten(site: Site) -> ChannelRule | None:
-    """Positions side by side: behind every channel's first, or on an axis of their own."""
+    """Return the rule of flattening: positions go behind every channel's first one, or on an axis of their own."""
     layer: Any = site.module
     start = argument(site.node, 1, "start_dim", 0) if layer is None else layer.start_dim
     end = argument(site.node, 2, "end_dim", -1) if layer is None else layer.end_dim
@@ -29,7 +29,7 @@ def flatten(site: Site) -> ChannelRule | None:
 
 
 def reshape(site: Site) -> ChannelRule | None:
-    """`x.view(batch, -1)`, which flattens, and `x.view(batch, channels, 1, 1)`; no other shape is understood."""
+    """Return the rule of `x.view(batch, -1)`, which flattens, and `x.view(batch, channels, 1, 1)`; None for others."""
     source, shape = operand(site.node), shape_argument(site.node)
     if source is None or len(shape) < 2:
         return None
@@ -48,7 +48,7 @@ def reshape(site: Site) -> ChannelRule | None:
 
 
 def _rows(site: Site, layout: Layout) -> ChannelRule | None:
-    """`x.view(batch, channels, -1)`: positions on an axis of their own."""
+    """Return the rule of `x.view(batch, channels, -1)`: positions on an axis of their own."""
     fits = layout.whole and layout.axis == 1
     return _reshaped(site, site.node.all_input_nodes[0], replace(layout, rank=3)) if fits else None
 
@@ -65,10 +65,10 @@ def _write_channels(node: fx.Node, mask: Tensor) -> None:
     node.args, node.kwargs = (source, (batch, left, *others)), {}
 
 
-def settle_sizes(network: Network, rules: Mapping[fx.Node, ChannelRule]) -> None:
-    """Write the number of channels of a tensor into shapes that ask for it, and guards about it off.
+def write_known_sizes(network: Network, rules: Mapping[fx.Node, ChannelRule]) -> None:
+    """Write the number of channels of a tensor into shapes that ask for it, and remove guards about it.
 
-    The number is known, and so nothing need be kept for the sake of a question about it.
+    The number is known, so that no channel is needed for a question about it.
     """
     layouts = {node: rule.layout for node, rule in rules.items()}
     for node in list(network.graph.nodes):
@@ -101,7 +101,7 @@ def _counts(size: object, channels: int | None, layouts: Mapping[fx.Node, Layout
 
 
 def asked_size(size: fx.Node) -> tuple[fx.Node | None, object]:
-    """The tensor and the axis whose size a node is; (None, None) if it is none."""
+    """Return the tensor and the axis whose size a node is; (None, None) if it is no size."""
     if size.op == "call_method" and size.target == "size":
         return operand(size), argument(size, 1, "dim", None)
     shape = size.args[0] if size.target is operator.getitem else None
@@ -114,7 +114,7 @@ def asked_size(size: fx.Node) -> tuple[fx.Node | None, object]:
 
 
 def _is_batch(size: object, source: fx.Node, layouts: Mapping[fx.Node, Layout]) -> bool:
-    """Whether a number in the graph is the length of a tensor's first axis, or of one that it was computed from."""
+    """Return whether a number is the length of a tensor's first axis, or of a tensor that it was computed from."""
     tensor, axis = asked_size(size) if isinstance(size, fx.Node) else (None, None)
     if tensor is None or axis != 0:
         return False
@@ -145,7 +145,7 @@ def _flattened(site: Site, start: int) -> ChannelRule | None:
 
 
 def expand(site: Site) -> ChannelRule | None:
-    """`x.expand(-1, -1, height, width)`: the channels stay as many."""
+    """Return the rule of `x.expand(-1, -1, height, width)`, which keeps the channels."""
     source, shape = operand(site.node), shape_argument(site.node)
     layout = site.layouts[source] if source is not None else Layout()
     if source is None or not is_map(layout) or len(shape) != layout.rank:
@@ -154,7 +154,7 @@ def expand(site: Site) -> ChannelRule | None:
 
 
 def expand_as(site: Site) -> ChannelRule | None:
-    """`x.expand_as(y)` with as many channels as `y` has."""
+    """Return the rule of `x.expand_as(y)` where both have the same channels."""
     source, other = operand(site.node), argument(site.node, 1, "other", None)
     if source is None or not isinstance(other, fx.Node) or source is other:
         return None
@@ -164,7 +164,7 @@ def expand_as(site: Site) -> ChannelRule | None:
 
 
 def unsqueeze(site: Site) -> ChannelRule | None:
-    """One more axis, behind the channels."""
+    """Return the rule of one more axis, behind the channels."""
     source, axis = operand(site.node), argument(site.node, 1, "dim", None)
     layout = site.layouts[source] if source is not None else Layout()
     if not isinstance(axis, int) or layout.rank is None:
@@ -173,7 +173,7 @@ def unsqueeze(site: Site) -> ChannelRule | None:
 
 
 def getitem(site: Site) -> ChannelRule | None:
-    """`x[:, :, None, None]` and `x[..., None]`, or one of the outputs of a layer with several."""
+    """Return the rule of `x[:, :, None, None]` and `x[..., None]`, or of one output of a layer with several."""
     source = operand(site.node)
     index = site.node.args[1] if len(site.node.args) > 1 else None
     layout = site.layouts[source] if source is not None else Layout()
@@ -188,7 +188,7 @@ def getitem(site: Site) -> ChannelRule | None:
 
 
 def _longer(site: Site, more: int) -> ChannelRule | None:
-    """Some axes of length one at the end."""
+    """Return the rule of some axes of length one at the end."""
     source = operand(site.node)
     layout = site.layouts[source] if source is not None else Layout()
     if source is None or not layout.whole or layout.rank is None or layout.axis != 1:
@@ -212,15 +212,15 @@ HARMLESS = ("device", "dim", "dtype", "ndim")
 
 
 class Asks(ChannelRule):
-    """A question whose answer does not tell how many channels there are: it needs none."""
+    """Rule of a question whose answer does not depend on the number of channels: it needs none."""
 
     def needs(self, out: Need | None, *inputs: Layout) -> list[Need | None]:
-        """Nothing."""
+        """Return a need of no channel."""
         return [None if layout.channels is None else Need.nothing(layout.channels) for layout in inputs]
 
 
 def attribute(site: Site) -> ChannelRule | None:
-    """`x.shape`, `x.dtype` and their like."""
+    """Return the rule of `x.shape`, `x.dtype` and similar attributes."""
     source, name = operand(site.node), site.node.args[1]
     if source is None:
         return None
@@ -229,7 +229,7 @@ def attribute(site: Site) -> ChannelRule | None:
 
 
 def size(site: Site) -> ChannelRule | None:
-    """`x.size()` and `x.size(axis)`."""
+    """Return the rule of `x.size()` and `x.size(axis)`."""
     source, axis = operand(site.node), argument(site.node, 1, "dim", None)
     if source is None:
         return None
@@ -239,13 +239,13 @@ def size(site: Site) -> ChannelRule | None:
 
 
 def dimensions(site: Site) -> ChannelRule | None:
-    """`x.dim()`."""
+    """Return the rule of `x.dim()`."""
     source = operand(site.node)
     return None if source is None else Asks(site.node, [source])
 
 
 def _other_axes_only(shape: fx.Node, layout: Layout) -> bool:
-    """Whether of a shape only axes other than the channels' are read."""
+    """Return whether only sizes of axes other than the channels' are read."""
     return all(
         user.op == "call_function" and user.target is operator.getitem and _is_other(user.args[1], layout)
         for user in shape.users

@@ -47,7 +47,7 @@ PADS = {
 
 
 def spatial(passing: Passing, *, least: int = 3) -> Maker:
-    """An operation on the axes behind the channels, which stay as many.
+    """Return the maker of an operation on the axes behind the channels, whose number does not change.
 
     Args:
         passing: what becomes of constants.
@@ -68,13 +68,13 @@ def is_map(layout: Layout, least: int = 3) -> bool:
 
 
 def max_pooling(site: Site) -> ChannelRule | None:
-    """A function that gives maxima, and not their places as well."""
+    """Return the rule of a function that returns maxima without their positions."""
     position = 2 if operation(site.node).startswith("adaptive") else 6
     return None if argument(site.node, position, "return_indices", False) else spatial(preserved)(site)
 
 
 def average_pooling(site: Site) -> ChannelRule | None:
-    """Padding counts as zeros, so that only zero stays constant, if there is any."""
+    """Return the rule of average pooling: with padding, which counts as zeros, only zero stays constant."""
     layer: Any = site.module
     padding = argument(site.node, 3, "padding", 0) if layer is None else layer.padding
     divisor = argument(site.node, 6, "divisor_override", None) if layer is None else vars(layer).get("divisor_override")
@@ -83,7 +83,7 @@ def average_pooling(site: Site) -> ChannelRule | None:
 
 
 def unpooling(site: Site) -> ChannelRule | None:
-    """Values are put where the indices say, zeros elsewhere."""
+    """Return the rule of unpooling: values at the positions of the indices, zeros elsewhere."""
     args = site.node.args[:2]
     inputs = [arg for arg in args if isinstance(arg, fx.Node)]
     layouts = {site.layouts[node] for node in inputs}
@@ -93,7 +93,7 @@ def unpooling(site: Site) -> ChannelRule | None:
 
 
 def item(site: Site) -> ChannelRule | None:
-    """One of the outputs of a max-pooling that gives places too: both have its channels."""
+    """Return the rule of one output of a max pooling that returns positions too: both have its channels."""
     source, index = operand(site.node), argument(site.node, 1, "index", None)
     module = site.network.module(source) if source is not None else None
     if source is None or torch_class(module) not in MAXIMA or not getattr(module, "return_indices", False):
@@ -102,12 +102,12 @@ def item(site: Site) -> ChannelRule | None:
 
 
 def mean(site: Site) -> ChannelRule | None:
-    """A mean, or the largest or smallest, over positions."""
+    """Return the rule of a mean, maximum or minimum over positions."""
     return _reduction(site, preserved)
 
 
 def total(site: Site) -> ChannelRule | None:
-    """A sum over positions."""
+    """Return the rule of a sum over positions."""
     return _reduction(site, zeros)
 
 
@@ -127,7 +127,7 @@ def _reduction(site: Site, passing: Passing) -> ChannelRule | None:
 
 
 def pooling_of_head(site: Site) -> ChannelRule | None:
-    """`sparsemtl.heads.linear.pooled`: the mean over positions, if there are any."""
+    """Return the rule of `sparsemtl.heads.linear.pooled`: the mean over positions, if there are any."""
     (source,) = site.node.all_input_nodes
     layout = site.layouts[source]
     if layout.rank == 2:
@@ -138,13 +138,13 @@ def pooling_of_head(site: Site) -> ChannelRule | None:
 
 
 def padding_layer(site: Site) -> ChannelRule | None:
-    """Padding of axes behind the channels with one value."""
+    """Return the rule of a padding layer for axes behind the channels, with one value."""
     layer: Any = site.module
     return spatial(zeros if layer.value == 0 else lost, least=2 + PADS[torch_class(layer)])(site)
 
 
 def zero_padding(site: Site) -> ChannelRule | None:
-    """`F.pad` of axes behind the channels, with zeros."""
+    """Return the rule of `F.pad` for axes behind the channels, with zeros."""
     pads, mode, value = (
         argument(site.node, i + 1, name, default)
         for i, (name, default) in enumerate([("pad", ()), ("mode", "constant"), ("value", None)])
