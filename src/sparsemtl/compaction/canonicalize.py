@@ -45,7 +45,7 @@ def canonicalize(network: Network) -> None:
     """
     _drop_annotations(network)
     _drop_identities(network)
-    without_writing(network)
+    _without_writing(network)
     _functions_to_layers(network)
     drop_unread(network)
 
@@ -150,7 +150,7 @@ _FRESH = frozenset(_NEW.split())
 _ALIASES = frozenset(["contiguous", "detach"])
 
 
-def without_writing(network: Network) -> None:
+def _without_writing(network: Network) -> None:
     """Replace every operation in place; later readers of the tensor that it wrote to read its result.
 
     Raises:

@@ -14,16 +14,16 @@ from torch.nn.modules.conv import _ConvNd
 
 from sparsemtl.compaction.inputs import Inputs
 
-BATCH = 2
+_BATCH = 2
 """Samples of an example."""
-SIDES = (32, 64, 28, 224, 16, 8, 128, 96, 48, 12, 20, 24, 40, 56, 80, 112, 160, 192, 256, 299, 384, 512)
-LENGTHS = (32, 64, 128, 100, 256, 512, 1000, 1024, 16, 8, 7, 2048, 4096, 8000, 16000)
-DEPTHS = (16, 8, 32, 12, 24, 64)
-SMALL = range(1, 65)
+_SIDES = (32, 64, 28, 224, 16, 8, 128, 96, 48, 12, 20, 24, 40, 56, 80, 112, 160, 192, 256, 299, 384, 512)
+_LENGTHS = (32, 64, 128, 100, 256, 512, 1000, 1024, 16, 8, 7, 2048, 4096, 8000, 16000)
+_DEPTHS = (16, 8, 32, 12, 24, 64)
+_SMALL = range(1, 65)
 """Sizes of which all are tried, the usual ones before: layers behind may fit one size alone."""
-LAYERS = 6
+_LAYERS = 6
 """Layers, the first ones, whose shapes are tried."""
-FEW = 5
+_FEW = 5
 """Shapes of each layer that are tried before those of another."""
 
 
@@ -91,9 +91,9 @@ def _filled(shape: _Shape, module: nn.Module, generator: torch.Generator) -> Ten
 
 def _shapes(module: nn.Module) -> Iterator[_Shape]:
     """Yield shapes to try: a few of each of the first layers, then usual images, then all of each layer."""
-    layers = list(itertools.islice((each for each in _in_order(module) if any(_read_by(each))), LAYERS))
-    few = itertools.chain.from_iterable(itertools.islice(_read_by(layer), FEW) for layer in layers)
-    images = (_Shape((BATCH, channels, side, side)) for channels in (3, 1) for side in SIDES[:4])
+    layers = list(itertools.islice((each for each in _in_order(module) if any(_read_by(each))), _LAYERS))
+    few = itertools.chain.from_iterable(itertools.islice(_read_by(layer), _FEW) for layer in layers)
+    images = (_Shape((_BATCH, channels, side, side)) for channels in (3, 1) for side in _SIDES[:4])
     yield from dict.fromkeys([*few, *images, *itertools.chain.from_iterable(map(_read_by, layers))])
 
 
@@ -108,15 +108,15 @@ def _read_by(layer: Any) -> Iterator[_Shape]:
     """Yield shapes of batches that a layer reads."""
     if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
         below = layer.num_embeddings
-        yield from (_Shape((BATCH, length), below) for length in (7, 16, 1, 4, 32, 64, 128))
-        yield _Shape((BATCH,), below)
+        yield from (_Shape((_BATCH, length), below) for length in (7, 16, 1, 4, 32, 64, 128))
+        yield _Shape((_BATCH,), below)
     elif isinstance(layer, nn.RNNBase):
-        axes = (BATCH, 7) if layer.batch_first else (7, BATCH)
+        axes = (_BATCH, 7) if layer.batch_first else (7, _BATCH)
         yield _Shape((*axes, layer.input_size))
     elif isinstance(layer, nn.MultiheadAttention):
-        yield _Shape((BATCH, 7, layer.embed_dim))
+        yield _Shape((_BATCH, 7, layer.embed_dim))
     elif isinstance(layer, nn.LayerNorm):
-        yield from (_Shape((BATCH, *layer.normalized_shape)), _Shape((BATCH, 7, *layer.normalized_shape)))
+        yield from (_Shape((_BATCH, *layer.normalized_shape)), _Shape((_BATCH, 7, *layer.normalized_shape)))
     elif isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
         yield from _with_channels(layer.num_features, {nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}.get(type(layer), 0), 1)
     elif isinstance(layer, _ConvNd):
@@ -136,9 +136,9 @@ def _with_channels(channels: int, axes: int, patch: int) -> Iterator[_Shape]:
         patch: sizes that are multiples of it are tried as well.
     """
     if axes == 0:
-        yield from (_Shape((BATCH, channels)), _Shape((BATCH, 7, channels)))
+        yield from (_Shape((_BATCH, channels)), _Shape((_BATCH, 7, channels)))
         return
-    usual = {1: LENGTHS, 2: SIDES}.get(axes, DEPTHS)
+    usual = {1: _LENGTHS, 2: _SIDES}.get(axes, _DEPTHS)
     further = [patch * count for count in range(2, 33)] if patch > 1 else []
-    for size in dict.fromkeys([*usual, *(SMALL if axes < 3 else ()), *further]):
-        yield _Shape((BATCH, channels, *[size] * axes))
+    for size in dict.fromkeys([*usual, *(_SMALL if axes < 3 else ()), *further]):
+        yield _Shape((_BATCH, channels, *[size] * axes))

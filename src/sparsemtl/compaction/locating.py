@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from sparsemtl.compaction.inputs import Inputs
 from sparsemtl.compaction.verification import difference, snapshot
 
-SAME = 1e-8
+_SAME = 1e-8
 """Outputs of a layer that differ by less, as a fraction of their spread, are the same in double precision."""
 
 
@@ -57,6 +57,6 @@ class _Walk(fx.Interpreter):
         """Run a layer."""
         self.last = str(target)
         output = super().call_module(target, args, kwargs)
-        if not self.wrong and target in self.expected and difference(self.expected.pop(target), output) > SAME:
+        if not self.wrong and target in self.expected and difference(self.expected.pop(target), output) > _SAME:
             self.wrong = str(target)
         return output

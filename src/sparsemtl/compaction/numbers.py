@@ -130,13 +130,13 @@ for _name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "pow"):
     setattr(Recorded, f"__r{_name}__", _arithmetic(_function, swapped=True))
 
 
-class RecordedInt(Recorded, int):  # type: ignore[misc]  # rounds to a number that knows its node
+class _RecordedInt(Recorded, int):  # type: ignore[misc]  # rounds to a number that knows its node
     """Integer computed from sizes."""
 
     __hash__ = Recorded.__hash__
 
 
-class RecordedFloat(Recorded, float):  # type: ignore[misc]
+class _RecordedFloat(Recorded, float):  # type: ignore[misc]
     """Float computed from sizes."""
 
     __hash__ = Recorded.__hash__
@@ -146,13 +146,13 @@ def number(value: Any, guards: Guards, node: Lazy) -> Any:
     """Return a number with its node; other values unchanged."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return value
-    made = (RecordedInt if isinstance(value, int) else RecordedFloat)(value)
+    made = (_RecordedInt if isinstance(value, int) else _RecordedFloat)(value)
     made.guards, made.node = guards, node
     return made
 
 
 def plain(value: Any) -> Any:
     """Return the plain number."""
-    if isinstance(value, RecordedInt):
+    if isinstance(value, _RecordedInt):
         return int.__int__(value)
-    return float.__float__(value) if isinstance(value, RecordedFloat) else value
+    return float.__float__(value) if isinstance(value, _RecordedFloat) else value

@@ -94,7 +94,7 @@ def _total(numbers: tuple[int, int]) -> str:
     return f"{before:,} -> {after:,}{share}"
 
 
-def reason_for(
+def _reason_for(
     node: fx.Node, network: Network, rules: Mapping[fx.Node, ChannelRule], free: Collection[nn.Module]
 ) -> str:
     """Return the reason why no more channels of a layer are removed, "" if there is none."""
@@ -154,7 +154,7 @@ def described(node: fx.Node, network: Network) -> str:
     return f"`{name}`"
 
 
-def is_reported(module: nn.Module) -> bool:
+def _is_reported(module: nn.Module) -> bool:
     """Return whether a layer has channels of its own, or weights that a report should mention."""
     return not isinstance(module, Select) and next(module.parameters(), None) is not None
 
@@ -173,7 +173,7 @@ class LayerWidths:
     def __init__(self, network: Network) -> None:
         self.before: dict[str, tuple[str, Channels]] = {}
         for name, module in _layers(network):
-            self.before.setdefault(name, (type(module).__name__, channels_of(module)))
+            self.before.setdefault(name, (type(module).__name__, _channels_of(module)))
         self.why: dict[str, str] = {}
 
     def explain(self, network: Network, rules: Mapping[fx.Node, ChannelRule]) -> None:
@@ -181,13 +181,13 @@ class LayerWidths:
         free = network.free()
         for node in network.graph.nodes:
             if node.op == "call_module" and node.target in self.before:
-                self.why[node.target] = reason_for(node, network, rules, free)
+                self.why[node.target] = _reason_for(node, network, rules, free)
         left = {node.target for node in network.graph.nodes}
         self.why |= dict.fromkeys((name for name in self.before if name not in left), "part of the layer before it")
 
     def layers(self, network: Network) -> tuple[LayerReport, ...]:
         """Return the reports of the layers of a network whose channels were removed."""
-        after = {name: channels_of(module) for name, module in _layers(network)}
+        after = {name: _channels_of(module) for name, module in _layers(network)}
         return tuple(self._layer(name, after.get(name)) for name in self.before)
 
     def _layer(self, name: str, after: Channels | None) -> LayerReport:
@@ -199,7 +199,7 @@ class LayerWidths:
 def _layers(network: Network) -> list[tuple[str, nn.Module]]:
     nodes = [node for node in network.graph.nodes if node.op == "call_module"]
     return [
-        (str(node.target), network.modules[node.target]) for node in nodes if is_reported(network.modules[node.target])
+        (str(node.target), network.modules[node.target]) for node in nodes if _is_reported(network.modules[node.target])
     ]
 
 
@@ -212,7 +212,7 @@ _WIDTHS = (
 _WIDTH = ("num_features", "num_channels", "embed_dim", "num_parameters", "d_model")
 
 
-def channels_of(module: Any) -> Channels:
+def _channels_of(module: Any) -> Channels:
     """Return the numbers of channels that a layer reads and returns, (0, 0) if they are unknown."""
     for reads, gives in _WIDTHS:
         if isinstance(getattr(module, reads, None), int):

@@ -27,7 +27,7 @@ from sparsemtl.heads.linear import pooled
 from sparsemtl.networks.model import MultiTaskModel
 
 _CHECKS = (check_sides, check_axes, check_answer, check_no_grad, check_sizes, check_value)
-CALLS = (pooled, unpooled, mixed, created, *_CHECKS)
+_CALLS = (pooled, unpooled, mixed, created, *_CHECKS)
 """Functions that stay one node each."""
 
 
@@ -102,7 +102,7 @@ def _recorded(root: Root, ran: nn.Module, inputs: Inputs) -> fx.Graph:
     inputs = inputs.mapped(Tensor.clone)  # the model may write into them
     arguments = inputs.named(ran)
     try:
-        with watched(recorder, ran, CALLS):
+        with watched(recorder, ran, _CALLS):
             recorder.begin(arguments)
             recorder.finish(type(ran).forward(ran, *inputs.args, **inputs.kwargs))
     except Exception as error:
@@ -156,7 +156,7 @@ class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, leaf_modules: Iterable[str] = (), *, strict: bool = False) -> None:
-        super().__init__(autowrap_functions=CALLS)
+        super().__init__(autowrap_functions=_CALLS)
         self.leaf_modules = frozenset(leaf_modules)
         self.strict = strict
         self.inside: list[str] = []
@@ -212,20 +212,20 @@ def _runs_torchs_code(module: nn.Module) -> bool:
     return all(function.__module__.startswith(("torch.nn.", "torch.ao.nn.")) for function in code)
 
 
-PLAIN = (type(None), bool, int, float, str)
+_PLAIN = (type(None), bool, int, float, str)
 """Types whose values a graph can be fixed to."""
 
 
 def _fixed(forward: Callable[..., Any]) -> dict[str, Any]:
     """Return arguments with a default, to which the graph is fixed: a stand-in cannot answer `if mask is None`."""
     parameters = inspect.signature(forward).parameters.items()
-    return {name: p.default for name, p in parameters if isinstance(p.default, PLAIN)}
+    return {name: p.default for name, p in parameters if isinstance(p.default, _PLAIN)}
 
 
 def _forget_fixed(graph: fx.Graph) -> None:
     """Remove the fixed arguments, and the checks of their defaults."""
     for node in list(graph.nodes):
-        if node.op == "placeholder" and node.args and isinstance(node.args[0], PLAIN):
+        if node.op == "placeholder" and node.args and isinstance(node.args[0], _PLAIN):
             for checked in reversed(_readers(node)):
                 graph.erase_node(checked)
             graph.erase_node(node)

@@ -13,11 +13,11 @@ from sparsemtl.compaction.copies import copied
 from sparsemtl.compaction.inputs import Inputs, leaves, mapped, random_like
 from sparsemtl.errors import CompactionError, ParameterError
 
-LIMITS = {torch.float64: 1e-8, torch.float32: 1e-3}
+_LIMITS = {torch.float64: 1e-8, torch.float32: 1e-3}
 """Precision -> largest difference, as a fraction of the outputs' spread."""
-ROUNDING = 20
+_ROUNDING = 20
 """In single precision, the difference may also be as many times that of the model from itself in double precision."""
-BATCHES = (1, 3)
+_BATCHES = (1, 3)
 """Numbers of samples that are run beside the example's."""
 
 
@@ -117,12 +117,12 @@ class Comparison:
                 recorded = _outputs(model, example)
             again = _outputs(model, example, seed=1)
             self._random = isinstance(again, Exception) or difference(expected, again) != 0
-            differs = isinstance(recorded, Exception) or difference(expected, recorded) > LIMITS[dtype]
+            differs = isinstance(recorded, Exception) or difference(expected, recorded) > _LIMITS[dtype]
             self.without_gradients = differs and not self._random
         if self._random:
             self._check_random(small, example)
             return
-        limit = max(LIMITS[dtype], ROUNDING * self._rounding(expected))
+        limit = max(_LIMITS[dtype], _ROUNDING * self._rounding(expected))
         self._exact = expected
         self._compare(model, small, _Case(example), dtype, limit)
         if dtype is torch.float64 or not self._errors.get(torch.float64):
@@ -192,7 +192,7 @@ class Comparison:
 
 def _cases(example: Inputs) -> Iterator[_Case]:
     """Yield random inputs like the example, with other numbers of samples and other sizes."""
-    yield from (_Case(random_like(example, seed=1, samples=count)) for count in BATCHES)
+    yield from (_Case(random_like(example, seed=1, samples=count)) for count in _BATCHES)
     axes = max((t.ndim for t in example.tensors()), default=0)
     together = [tuple(range(2, axes))] if axes > 3 else [(axis,) for axis in range(1, axes)]
     yield from (_Case(random_like(example, seed=2, samples=1, stretched=each), each) for each in together)

@@ -14,7 +14,7 @@ from sparsemtl.compaction.operations import argument, operand
 from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Site, kept
 
 
-class Concatenation(ChannelRule):
+class _Concatenation(ChannelRule):
     """Rule of a concatenation: the channels of every input, one after the other.
 
     Args:
@@ -71,10 +71,10 @@ def concatenation(site: Site) -> ChannelRule | None:
     if axis % first.rank != first.axis:
         return None
     widths = [layout.channels for layout in layouts if layout.channels is not None]
-    return Concatenation(site.node, inputs, replace(first, channels=sum(widths)), widths)
+    return _Concatenation(site.node, inputs, replace(first, channels=sum(widths)), widths)
 
 
-class ChannelSelection(ChannelRule):
+class _ChannelSelection(ChannelRule):
     """Rule of a selection: some channels of the input, and constant ones.
 
     Args:
@@ -131,4 +131,4 @@ def selection(site: Site) -> ChannelRule | None:
     layout = site.layouts[source]
     if not layout.whole or layout.channels is None or layer.axis != layout.axis:
         return None
-    return ChannelSelection(site.node, source, replace(layout, channels=len(layer.index)), layer, layout.channels)
+    return _ChannelSelection(site.node, source, replace(layout, channels=len(layer.index)), layer, layout.channels)

@@ -14,7 +14,7 @@ from sparsemtl.compaction.operations import CONVOLUTIONS, NORMS, operand, torch_
 from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Site, UnknownRule
 
 
-class PerChannel(ChannelRule):
+class _PerChannel(ChannelRule):
     """Rule of a layer that computes every channel from the same channel of the input, with weights per channel.
 
     Args:
@@ -58,7 +58,7 @@ class PerChannel(ChannelRule):
         """Keep only these channels, (channels,), bool."""
 
 
-class BatchNorm(PerChannel):
+class _BatchNorm(_PerChannel):
     """Rule of a batch norm in eval mode: a scale and a shift per channel."""
 
     def constants(self, *inputs: Constants | None) -> Constants | None:
@@ -81,10 +81,10 @@ class BatchNorm(PerChannel):
     def keep_only(self, mask: Tensor) -> None:
         """Keep the features of these channels, one per entry."""
         entries = mask.repeat_interleave(self.layer.num_features // len(mask))
-        cut_norm(self.layer, entries)
+        _cut_norm(self.layer, entries)
 
 
-class Depthwise(PerChannel):
+class _Depthwise(_PerChannel):
     """Rule of a convolution with as many groups as channels."""
 
     def constants(self, *inputs: Constants | None) -> Constants:
@@ -100,7 +100,7 @@ class Depthwise(PerChannel):
 
     def keep_only(self, mask: Tensor) -> None:
         """Keep the kernels of these channels."""
-        cut_entries(self.layer, ("weight", "bias"), mask)
+        _cut_entries(self.layer, ("weight", "bias"), mask)
         self.layer.in_channels = self.layer.out_channels = self.layer.groups = int(mask.sum())
 
 
@@ -114,13 +114,13 @@ def affine_of(norm: Any) -> tuple[Tensor, Tensor] | None:
     return scale, shift if norm.bias is None else shift + norm.bias.detach()
 
 
-def cut_norm(norm: Any, entries: Tensor) -> None:
+def _cut_norm(norm: Any, entries: Tensor) -> None:
     """Keep only some features of a batch norm."""
-    cut_entries(norm, ("weight", "bias", "running_mean", "running_var"), entries)
+    _cut_entries(norm, ("weight", "bias", "running_mean", "running_var"), entries)
     norm.num_features = int(entries.sum())
 
 
-def cut_entries(layer: Any, names: Sequence[str], entries: Tensor) -> None:
+def _cut_entries(layer: Any, names: Sequence[str], entries: Tensor) -> None:
     """Keep only some entries of the first axis of a layer's tensors."""
     for name in names:
         tensor = getattr(layer, name)
@@ -144,7 +144,7 @@ def batch_norm(site: Site) -> ChannelRule | None:
     fits = read.rank is not None and read.axis == 1 and (features % read.channels == 0)
     if layer not in site.free or layer.training or not fits:
         return None
-    return BatchNorm(site.node, source, read, layer)
+    return _BatchNorm(site.node, source, read, layer)
 
 
 def depthwise(site: Site) -> ChannelRule | None:
@@ -157,4 +157,4 @@ def depthwise(site: Site) -> ChannelRule | None:
         return None
     if not read.whole or read.axis != 1 or read.channels != channels:
         return None
-    return Depthwise(site.node, source, Layout(CONVOLUTIONS[torch_class(layer)], read.channels), layer)
+    return _Depthwise(site.node, source, Layout(CONVOLUTIONS[torch_class(layer)], read.channels), layer)

@@ -86,7 +86,7 @@ def write_known_sizes(network: Network, rules: Mapping[fx.Node, ChannelRule]) ->
 
 
 def _channels_of(size: fx.Node, layouts: Mapping[fx.Node, Layout]) -> int | None:
-    tensor, _ = asked_size(size)
+    tensor, _ = _asked_size(size)
     return layouts.get(tensor, Layout()).channels if tensor is not None else None
 
 
@@ -94,13 +94,13 @@ def _counts(size: object, channels: int | None, layouts: Mapping[fx.Node, Layout
     """Return whether a number in the graph is the number of channels of a tensor, and this many."""
     if not isinstance(size, fx.Node) or channels is None:
         return False
-    tensor, axis = asked_size(size)
+    tensor, axis = _asked_size(size)
     layout = layouts.get(tensor, Layout()) if tensor is not None else Layout()
     at_channels = layout.rank is not None and isinstance(axis, int) and axis % layout.rank == layout.axis
     return at_channels and layout.whole and layout.channels == channels
 
 
-def asked_size(size: fx.Node) -> tuple[fx.Node | None, object]:
+def _asked_size(size: fx.Node) -> tuple[fx.Node | None, object]:
     """Return the tensor and the axis whose size a node is; (None, None) if it is no size."""
     if size.op == "call_method" and size.target == "size":
         return operand(size), argument(size, 1, "dim", None)
@@ -115,7 +115,7 @@ def asked_size(size: fx.Node) -> tuple[fx.Node | None, object]:
 
 def _is_batch(size: object, source: fx.Node, layouts: Mapping[fx.Node, Layout]) -> bool:
     """Return whether a number is the length of a tensor's first axis, or of a tensor that it was computed from."""
-    tensor, axis = asked_size(size) if isinstance(size, fx.Node) else (None, None)
+    tensor, axis = _asked_size(size) if isinstance(size, fx.Node) else (None, None)
     if tensor is None or axis != 0:
         return False
     waiting, seen = [source], {source}
@@ -207,11 +207,11 @@ OPERATIONS: dict[str, Maker] = {
 """Operation of torch -> rule."""
 
 
-HARMLESS = ("device", "dim", "dtype", "ndim")
+_HARMLESS = ("device", "dim", "dtype", "ndim")
 """Questions whose answer has nothing to do with channels."""
 
 
-class Asks(ChannelRule):
+class _Asks(ChannelRule):
     """Rule of a question whose answer does not depend on the number of channels: it needs none."""
 
     def needs(self, out: Need | None, *inputs: Layout) -> list[Need | None]:
@@ -224,8 +224,8 @@ def attribute(site: Site) -> ChannelRule | None:
     source, name = operand(site.node), site.node.args[1]
     if source is None:
         return None
-    harmless = name in HARMLESS or (name == "shape" and _other_axes_only(site.node, site.layouts[source]))
-    return Asks(site.node, [source]) if harmless else None
+    harmless = name in _HARMLESS or (name == "shape" and _other_axes_only(site.node, site.layouts[source]))
+    return _Asks(site.node, [source]) if harmless else None
 
 
 def size(site: Site) -> ChannelRule | None:
@@ -235,13 +235,13 @@ def size(site: Site) -> ChannelRule | None:
         return None
     layout = site.layouts[source]
     harmless = _other_axes_only(site.node, layout) if axis is None else _is_other(axis, layout)
-    return Asks(site.node, [source]) if harmless else None
+    return _Asks(site.node, [source]) if harmless else None
 
 
 def dimensions(site: Site) -> ChannelRule | None:
     """Return the rule of `x.dim()`."""
     source = operand(site.node)
-    return None if source is None else Asks(site.node, [source])
+    return None if source is None else _Asks(site.node, [source])
 
 
 def _other_axes_only(shape: fx.Node, layout: Layout) -> bool:

@@ -15,9 +15,9 @@ from sparsemtl.compaction.rules.channelwise import Channelwise, Passing, alike, 
 from sparsemtl.compaction.rules.rule import ChannelRule, Maker, Site, UnknownRule
 from sparsemtl.heads.linear import pooled
 
-AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+_AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 MAXIMA = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-PRESERVING = (
+_PRESERVING = (
     nn.AdaptiveAvgPool1d,
     nn.AdaptiveAvgPool2d,
     nn.AdaptiveAvgPool3d,
@@ -35,7 +35,7 @@ PRESERVING = (
 """Layers that keep a constant channel constant and give tensors with as many axes as they read."""
 
 
-PADS = {
+_PADS = {
     nn.ConstantPad1d: 1,
     nn.ConstantPad2d: 2,
     nn.ConstantPad3d: 3,
@@ -67,13 +67,13 @@ def is_map(layout: Layout, least: int = 3) -> bool:
     return layout.rank is not None and layout.rank >= least and layout.axis == 1 and layout.whole
 
 
-def max_pooling(site: Site) -> ChannelRule | None:
+def _max_pooling(site: Site) -> ChannelRule | None:
     """Return the rule of a function that returns maxima without their positions."""
     position = 2 if operation(site.node).startswith("adaptive") else 6
     return None if argument(site.node, position, "return_indices", False) else spatial(preserved)(site)
 
 
-def average_pooling(site: Site) -> ChannelRule | None:
+def _average_pooling(site: Site) -> ChannelRule | None:
     """Return the rule of average pooling: with padding, which counts as zeros, only zero stays constant."""
     layer: Any = site.module
     padding = argument(site.node, 3, "padding", 0) if layer is None else layer.padding
@@ -82,8 +82,8 @@ def average_pooling(site: Site) -> ChannelRule | None:
     return spatial(zeros if padded else preserved)(site)
 
 
-def unpooling(site: Site) -> ChannelRule | None:
-    """Return the rule of unpooling: values at the positions of the indices, zeros elsewhere."""
+def _unpooling(site: Site) -> ChannelRule | None:
+    """Return the rule of _unpooling: values at the positions of the indices, zeros elsewhere."""
     args = site.node.args[:2]
     inputs = [arg for arg in args if isinstance(arg, fx.Node)]
     layouts = {site.layouts[node] for node in inputs}
@@ -126,7 +126,7 @@ def _reduction(site: Site, passing: Passing) -> ChannelRule | None:
     return Channelwise(site.node, [source], replace(layout, rank=rank), passing)
 
 
-def pooling_of_head(site: Site) -> ChannelRule | None:
+def _pooling_of_head(site: Site) -> ChannelRule | None:
     """Return the rule of `sparsemtl.heads.linear.pooled`: the mean over positions, if there are any."""
     (source,) = site.node.all_input_nodes
     layout = site.layouts[source]
@@ -137,13 +137,13 @@ def pooling_of_head(site: Site) -> ChannelRule | None:
     return UnknownRule(site.node, [source], Layout(rank=2))
 
 
-def padding_layer(site: Site) -> ChannelRule | None:
+def _padding_layer(site: Site) -> ChannelRule | None:
     """Return the rule of a padding layer for axes behind the channels, with one value."""
     layer: Any = site.module
-    return spatial(zeros if layer.value == 0 else lost, least=2 + PADS[torch_class(layer)])(site)
+    return spatial(zeros if layer.value == 0 else lost, least=2 + _PADS[torch_class(layer)])(site)
 
 
-def zero_padding(site: Site) -> ChannelRule | None:
+def _zero_padding(site: Site) -> ChannelRule | None:
     """Return the rule of `F.pad` for axes behind the channels, with zeros."""
     pads, mode, value = (
         argument(site.node, i + 1, name, default)
@@ -155,26 +155,26 @@ def zero_padding(site: Site) -> ChannelRule | None:
 
 
 LAYERS: dict[type[nn.Module], Maker] = {
-    **dict.fromkeys(PRESERVING, spatial(preserved)),
-    **dict.fromkeys(AVERAGES, average_pooling),
+    **dict.fromkeys(_PRESERVING, spatial(preserved)),
+    **dict.fromkeys(_AVERAGES, _average_pooling),
     **dict.fromkeys(MAXIMA, spatial(preserved)),
-    **dict.fromkeys((nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d), unpooling),
-    **dict.fromkeys(PADS, padding_layer),
+    **dict.fromkeys((nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d), _unpooling),
+    **dict.fromkeys(_PADS, _padding_layer),
 }
 """Class of a layer -> rule."""
 
 _MEANS = ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "interpolate")
 _MAXIMA = tuple(f"{kind}max_pool{axes}d" for kind in ("", "adaptive_") for axes in (1, 2, 3))
 
-FUNCTIONS: dict[Callable[..., Any], Maker] = {pooled: pooling_of_head, unpooled: unpooling}
+FUNCTIONS: dict[Callable[..., Any], Maker] = {pooled: _pooling_of_head, unpooled: _unpooling}
 """Function of this package -> rule."""
 
 OPERATIONS: dict[str, Maker] = {
     **dict.fromkeys(_MEANS, spatial(preserved)),
-    **dict.fromkeys(_MAXIMA, max_pooling),
-    **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), average_pooling),
+    **dict.fromkeys(_MAXIMA, _max_pooling),
+    **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), _average_pooling),
     **dict.fromkeys(("mean", "amax", "amin"), mean),
-    "pad": zero_padding,
+    "pad": _zero_padding,
     "sum": total,
 }
 """Operation of torch -> rule."""
