@@ -72,7 +72,7 @@ class Registry(Mapping[str, Callable[..., T]], Generic[T]):
         return _SOURCE.sub("", self._about(name), count=1)
 
     def source(self, name: str) -> str:
-        """Return the source of a member: brackets with a year in the first paragraph of its docstring; "" without."""
+        """Return the source of the member, the brackets with a year in its docstring's first paragraph, or ""."""
         found = _SOURCE.search(self._about(name))
         return found[1] if found else ""
 
