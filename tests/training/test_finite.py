@@ -218,6 +218,26 @@ def test_a_step_that_a_gradient_scaler_leaves_out_is_no_error_until_it_leaves_ou
     engine.step(batch, "here")
 
 
+class Following(sm.DenseSharing):
+    """Dense, with a count of the steps that it followed."""
+
+    steps = 0
+
+    def after_step(self, model: Any, networks: Any, optimizer: Any, weights: Any) -> None:
+        self.steps += 1
+
+
+def test_a_method_does_not_act_after_a_step_that_was_left_out() -> None:
+    engine = scaled_engine(treacherous(math.inf), "mean")
+    engine.sharing = following = Following()
+    batch = [[Group(*table(8), ("a", "b"))]]
+    engine.step(batch, "here")
+    assert following.steps == 0
+    Treacherous.after = Treacherous.calls + 1
+    engine.step(batch, "here")
+    assert following.steps == 1
+
+
 # Validation
 
 
