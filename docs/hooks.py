@@ -116,7 +116,10 @@ def parameter_table(value: Any) -> str:
     `Args:` section are in the docstring.
     """
     docstring = inspect.getdoc(value) or ""
-    own = is_typeddict(value) or any(p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in _signature(value).values())
+    constructed = not inspect.isclass(value) or inspect.isfunction(value.__init__)  # others have no constructor of ours
+    own = is_typeddict(value) or any(
+        p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in _signature(value).values() if constructed
+    )
     rows = [
         (f"`{p.keyword}`", p.kind, "required" if p.required else f"`{p.default!r}`", p.meaning)
         for p in (parameters_of(value).values() if own else ())

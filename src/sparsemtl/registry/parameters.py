@@ -18,6 +18,7 @@ schema of configurations, `sparsemtl list` and the documentation read them there
 Parameters that several constructors have in common stand in a `TypedDict` (PEP 692), each with its `Default`; one
 without is required. `validated` fills the defaults in, so that the constructor finds every key:
 
+    >>> from typing import TypedDict
     >>> class ScheduleOptions(TypedDict, total=False):
     ...     warmup: Annotated[Natural, Default(0), Doc("Dense epochs at the beginning.")]
     >>> class PruneLater(Prune):
@@ -184,6 +185,8 @@ def _keywords(target: Callable[..., Any]) -> Iterator[Parameter]:
 
 def _keys(options: Any) -> Iterator[Parameter]:
     """Yield the keys of a `TypedDict` as parameters."""
+    if not typing_extensions.is_typeddict(options):
+        raise TypeError(f"`Unpack` takes a TypedDict, got {options!r}. Is its name imported for type checkers only?")
     for name, hint in _hints(options).items():
         yield _parameter(name, hint, ...)
 

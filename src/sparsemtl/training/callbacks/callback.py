@@ -71,7 +71,7 @@ class Callback:
         >>> loader = [(torch.ones(4, 2), {"price": torch.zeros(4)})]
         >>> trainer = sm.Trainer(model, epochs=1, progress=False, callbacks=[LossPrinter()])
         >>> trainer.fit(loader, loader).masks
-        epoch 1: loss of price 0.02
+        epoch 1: loss of price 0.17
     """
 
     def __repr__(self) -> str:
