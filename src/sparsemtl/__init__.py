@@ -35,7 +35,7 @@ from sparsemtl.sharing import (
     SoftMaskSharing,
 )
 from sparsemtl.tasks import Classification, Depth, MultiLabel, Normals, Regression, Segmentation, Task
-from sparsemtl.training import Trainer, TrainingStep
+from sparsemtl.training import Callback, Trainer, TrainingStep
 
 __all__ = [
     "CGC",
@@ -44,6 +44,7 @@ __all__ = [
     "PBFS",
     "PLE",
     "Auxiliary",
+    "Callback",
     "Classification",
     "CrossStitch",
     "DenseSharing",

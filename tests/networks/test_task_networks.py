@@ -179,7 +179,7 @@ def test_files_that_are_not_of_this_model_are_refused_by_name(tmp_path: Path) ->
     narrow = model_of()
     narrow.encoder.first = nn.Linear(4, 8)
     with pytest.raises(
-        MaskError, match=r"'encoder\.first\.weight': the file has shape \(8, 5\), SharedBottom has \(8, 4\)"
+        MaskError, match=r"'encoder\.first\.weight': the network has shape \(8, 5\), SharedBottom has \(8, 4\)"
     ):
         TaskNetworks.load(path, narrow)
     write_tree(path, {"anything": 1})

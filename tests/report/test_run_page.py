@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from datetime import datetime
 
 import pandas as pd
 import pytest
@@ -104,6 +106,12 @@ def test_every_section_is_there(page):
         "Notes",
         "Configuration and environment",
     ]
+
+
+def test_the_page_states_when_the_run_ended(tmp_path):
+    folder = make_run(tmp_path / "run", tasks=["digit"], epochs=2)
+    os.utime(folder / "summary.json", (0, datetime(2026, 3, 9, 17, 45).timestamp()))
+    assert "9 March 2026, 17:45" in Page(write_report(folder).read_text()).text
 
 
 def test_what_a_user_wrote_is_escaped(html, page):

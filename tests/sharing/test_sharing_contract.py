@@ -133,7 +133,7 @@ def test_one_forward_for_all_tasks_is_refused_where_each_has_a_network_of_its_ow
     if sharing.one_network:
         assert sharing.update_for(own_data=False) == "joint"
     else:
-        with pytest.raises(ParameterError, match=r"update='joint' .* Use 'average' or 'alternate'"):
+        with pytest.raises(ParameterError, match=r"update='joint' .* Use update='average', or 'alternate'"):
             sharing.update_for(own_data=False)
 
 

@@ -315,5 +315,5 @@ def test_networks_of_the_tasks_own_take_a_loss_weighting(sharing: Callable[[], s
 
 
 def test_turns_that_were_asked_for_are_still_refused() -> None:
-    with pytest.raises(ParameterError, match="update 'alternate' takes a step for one task at a time"):
+    with pytest.raises(ParameterError, match="update='alternate' takes a step for one task at a time"):
         quiet(sharing=sm.DenseSharing(update="alternate"), balancing="uncertainty").fit(loader(), loader())

@@ -479,3 +479,10 @@ def test_tasks_may_read_the_same_target() -> None:
     x, targets = table()
     result = engine_of(model).step([[Group(x, {"b": targets["b"]}, ("b", "again"))]])
     assert set(result.losses) == {"b", "again"}
+
+
+def test_one_forward_pass_for_tasks_with_networks_of_their_own_is_refused() -> None:
+    model = shared()
+    networks = sm.RandomSharing(keep=0.5).start(model)
+    with pytest.raises(ParameterError, match="each task has a network of its own. Use update='average'"):
+        TrainingStep(model, torch.optim.SGD(model.parameters(), lr=0.1), networks, update="joint")

@@ -670,6 +670,8 @@ def test_the_folder_holds_everything_about_a_run(tmp_path: Path) -> None:
     assert summary["tasks"]["b"]["primary"] == "r2"
     assert summary["tasks"]["b"]["directions"] == dict.fromkeys(["loss", "mse", "rmse", "mae"], False) | {"r2": True}
     assert trainer.masks is not None
+    assert summary["parameters"]["total"] == sum(p.numel() for p in trainer.model.parameters())
+    assert summary["parameters"]["shared"] == sum(p.numel() for p in trainer.model.encoder.parameters())
     assert summary["parameters"]["kept"] == {task: trainer.masks.count(task) for task in "abc"}
     assert_same(dict(sorted(read_tensors(tmp_path / "model.safetensors")[0].items())), sorted_state(trainer.model))
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["sharing"]["keep"] == 0.5

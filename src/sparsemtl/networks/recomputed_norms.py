@@ -95,7 +95,7 @@ def recompute_norms(
     shared, apart = _live_norms(model)
     if not shared and not any(apart.values()):
         return
-    per_task_sets = networks.have_own_statistics
+    per_task_sets = networks.have_own_tensors
     if per_task_sets:
         averages = {task: BatchAverages({**shared, **apart[task]}) for task in model.tasks}
     else:

@@ -30,8 +30,8 @@ def swap_tensors(
     """Inside the context, `model` computes with `tensors` in place of its parameters and buffers of those names.
 
     Contexts nest and may end in any order; the one entered last wins. Another thread that enters a context on the same
-    model waits until this one has ended. Deep copies and pickles made inside are of the plain model. Functions that
-    `torch.compile` made of others run uncompiled inside.
+    model waits until this one has ended. Deep copies and pickles made inside are of the plain model. Compiled
+    functions run uncompiled inside (torch 2.6 or newer).
 
     Args:
         model: any module. A tensor that it holds under several names (tied weights) is replaced under all of them.
@@ -91,7 +91,7 @@ def own_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     found = {}
     for name in names:
         if name not in slots:
-            raise MaskError(f"{type(model).__name__}: {unknown_name('parameter', name, slots)}")
+            raise MaskError(f"{type(model).__name__}: {unknown_name('parameter or buffer', name, slots)}")
         module, attribute = slots[name][0]
         tensor = module._parameters.get(attribute)
         found[name] = module._buffers[attribute] if tensor is None else tensor
@@ -113,7 +113,7 @@ def refuse_compiled(model: nn.Module) -> None:
     """Raise if the code of the model has its weights frozen in.
 
     Raises:
-        MaskError: naming the module and the alternative.
+        MaskError: naming the module and an alternative.
     """
     _refuse_compiling()
     slots_of(model)
@@ -125,7 +125,7 @@ def _replacements(model: nn.Module, tensors: Mapping[str, Tensor | None]) -> dic
     values: dict[nn.Module, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         if name not in slots:
-            raise MaskError(f"the model {type(model).__name__} has no parameter or buffer {name!r}.")
+            raise MaskError(f"{type(model).__name__}: {unknown_name('parameter or buffer', name, slots)}")
         for module, attribute in slots[name]:
             values.setdefault(module, {})[attribute] = tensor
     return values
@@ -196,7 +196,7 @@ def slots_of(model: nn.Module, names: Iterable[str] = ()) -> dict[str, list[Slot
 def _refuse_frozen(module: nn.Module) -> None:
     if vars(module).get("_compiled_call_impl") is not None or "_orig_mod" in module._modules:
         raise MaskError(
-            "a compiled module ignores replaced weights. Use the plain module here, or compile a function of the "
+            f"{type(module).__name__} is compiled: a compiled module ignores replaced weights. Use the plain module here, or compile a function of the "
             "weights, run = torch.compile(lambda weights, x: torch.func.functional_call(model, weights, (x,))), "
             "and call run(masks.weights(model, task), x)."
         )
@@ -314,7 +314,7 @@ def _uncompiled() -> Iterator[None]:
 
     The stance is one for all contexts, which may end in any order.
     """
-    if torch.compiler.is_dynamo_compiling() or "torch._dynamo" not in sys.modules:
+    if "torch._dynamo" not in sys.modules:
         yield
         return
     set_stance: Any = getattr(torch.compiler, "set_stance", None)  # it came with torch 2.6

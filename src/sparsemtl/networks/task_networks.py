@@ -48,7 +48,7 @@ class TaskNetwork:
 
     @property
     def is_shared(self) -> bool:
-        """True if the forward pass of the task is that of every other task with the same property."""
+        """True if the task computes with the model's own weights and, unless of the batch, its statistics."""
         return not (self.weight_factors or self.output_factors or any(t is not None for t in self.own_tensors.values()))
 
     def mapped(self, change: Any) -> TaskNetwork:
@@ -138,7 +138,7 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         )
 
     @property
-    def have_own_statistics(self) -> bool:
+    def have_own_tensors(self) -> bool:
         """True if tasks have tensors of their own, such as the statistics of batch norms."""
         return any(tensor is not None for network in self.values() for tensor in network.own_tensors.values())
 
@@ -151,11 +151,11 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         return TaskMasks(found, model=self.model, method=self.method)
 
     def kept(self, parameters: Tensors) -> TaskMasks | None:
-        """Return which entries of some parameters each task computes with or trains; None if all tasks use all.
+        """Return the masks, or the entries of soft masks that are not zero; None without either.
 
         Args:
-            parameters: name -> parameter that tasks share. A soft mask keeps what it does not make zero; a task without
-                a factor for a parameter that another task masks keeps nothing of it.
+            parameters: name -> parameter that tasks share, read for soft masks only. A task without a factor for a
+                parameter that another task has a factor for does not use the parameter.
         """
         if self.masks is not None:
             return self.masks
@@ -190,8 +190,8 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
     def swapped(self, model: nn.Module, task: str) -> Iterator[None]:
         """Inside the context, `model` is the network of the task, for training and for inference.
 
-        Keep the context open until the backward pass is done: autograd may run modules again. Weights are those at the
-        moment of the call; enter the context anew after every optimizer step.
+        Run the backward pass inside the context too, the same one or entered again: autograd may run modules again.
+        Weights are those at the moment of entering; enter the context anew after every optimizer step.
 
         Raises:
             MaskError: if the networks do not fit the model, or the model is compiled; see `swap_tensors`.
@@ -243,15 +243,15 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
 
     def with_masks(self, masks: TaskMasks) -> TaskNetworks:
         """Return the networks with other masks in the place of theirs."""
-        on_gradients = any(network.gradient_mask for network in self.values())
-        own = {task: network.own_tensors for task, network in self.items()}
-        return TaskNetworks.of_masks(
-            masks, own, applies_to="gradients" if on_gradients else "weights", strict=self.strict
-        )
+        part = "gradient_mask" if any(network.gradient_mask for network in self.values()) else "weight_factors"
+        networks = {task: replace(network, **{part: masks[task]}) for task, network in self.items()}
+        made = TaskNetworks(networks, strict=self.strict, model=masks.model, method=masks.method)
+        made.__dict__["masks"] = masks
+        return made
 
     def with_own_tensors(self, tensors: Mapping[str, Mapping[str, Tensor | None]]) -> TaskNetworks:
         """Return the networks with further tensors of a task's own, task -> name -> tensor."""
-        return self._with({t: replace(n, own_tensors={**n.own_tensors, **tensors[t]}) for t, n in self.items()})
+        return self._with({t: replace(n, own_tensors={**n.own_tensors, **tensors.get(t, {})}) for t, n in self.items()})
 
     def to(self, device: torch.device | str) -> TaskNetworks:
         """Return the networks on another device."""
@@ -316,7 +316,7 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         return load_networks(path, model)
 
     def check(self, model: nn.Module) -> None:
-        """Raise unless every name is one of the model's, and every tensor fits the model's.
+        """Raise unless every name is one of the model's, and every tensor fits the model's tensor or module.
 
         Raises:
             MaskError: naming the task and the first tensor that does not fit.
@@ -326,11 +326,15 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
             **dict(model.named_parameters(remove_duplicate=False)),
             **dict(model.named_buffers(remove_duplicate=False)),
         }
+        modules = dict(model.named_modules())
         for task, network in self.items():
             for name, tensor in {**network.gradient_mask, **network.own_tensors}.items():
                 _check_fits(name, tensor, own, task, type(model).__name__)
             for name, factor in network.weight_factors.items():
                 _check_fits(name, factor, own, task, type(model).__name__, broadcast=True)
+            for name in network.output_factors:
+                if name not in modules:
+                    raise MaskError(f"task {task!r}: {type(model).__name__}: {unknown_name('module', name, modules)}")
 
 
 def dense_networks(
@@ -361,12 +365,12 @@ def _check_fits(
     name: str, tensor: Tensor | None, own: Mapping[str, Tensor], task: str, model: str, *, broadcast: bool = False
 ) -> None:
     if name not in own:
-        raise MaskError(f"task {task!r}: {model} has no parameter or buffer {name!r}. Was it saved for another model?")
+        raise MaskError(f"task {task!r}: {model} has no parameter or buffer {name!r}. Was it made for another model?")
     expected = own[name].shape
     if tensor is not None and tensor.shape != expected and not (broadcast and _broadcasts(tensor.shape, expected)):
         raise MaskError(
-            f"task {task!r}, {name!r}: the file has shape {tuple(tensor.shape)}, {model} has {tuple(expected)}. "
-            "Was it saved for another model?"
+            f"task {task!r}, {name!r}: the network has shape {tuple(tensor.shape)}, {model} has {tuple(expected)}. "
+            "Was it made for another model?"
         )
 
 

@@ -27,6 +27,7 @@ from sparsemtl.runs.pretraining import PretrainedNetwork
 from sparsemtl.runs.schema import TRAINER_KEYS
 from sparsemtl.sharing import SHARING, Sharing
 from sparsemtl.training import Trainer
+from sparsemtl.training.callbacks import CALLBACKS
 
 
 def make_trainer(
@@ -69,6 +70,7 @@ def make_trainer(
         config=config,
         notes=data.notes,
         progress=progress,
+        callbacks=[CALLBACKS.build(name) for name in training["callbacks"]],
         **{key: training[key] for key in TRAINER_KEYS},
     )
 

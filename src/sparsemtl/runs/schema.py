@@ -127,6 +127,16 @@ class ThreadKeys(TypedDict, total=False):
     ]
 
 
+class CallbackKeys(TypedDict, total=False):
+    """Key of the section `training` that names callbacks."""
+
+    callbacks: Annotated[
+        list[str],
+        Default([]),
+        Doc("Names of callbacks to call at the events of the run, such as `wandb`; see `sparsemtl list callbacks`."),
+    ]
+
+
 def run_keys() -> Keys:
     """Return the keys of a configuration that are no section."""
     return parameters_of(RunKeys)
@@ -136,7 +146,7 @@ def training_keys() -> Keys:
     """Return the keys of the section `training`."""
     trainer = parameters_of(Trainer)
     given = {key: _in_yaml(trainer[key]) for key in TRAINER_KEYS}
-    return parameters_of(LoaderKeys) | given | parameters_of(ThreadKeys)
+    return parameters_of(LoaderKeys) | given | parameters_of(ThreadKeys) | parameters_of(CallbackKeys)
 
 
 def _in_yaml(key: Parameter) -> Parameter:

@@ -21,7 +21,7 @@ from sparsemtl.tasks.batches import Loaders
 class FisherSharing(Sharing):
     """FS and EFS: masks by diagonal Fisher information, renewed while training (Zhang et al., FSMTL, AAAI 2024).
 
-    Training begins dense. From epoch `warmup` on, every `update_every` epochs, each task estimates the Fisher
+    Training begins dense, unless `warmup` is 0. From epoch `warmup` on, every `update_every` epochs, each task estimates the Fisher
     information of the dense shared weights (Eq. 9 or 10) and keeps the largest (Eq. 11); in between it trains its
     sub-network (Eq. 3 and 4).
 
@@ -36,7 +36,7 @@ class FisherSharing(Sharing):
         - The paper's Algorithm 2 squares a batch gradient with true labels, its Eq. 10 averages squared per-sample
           gradients with predicted labels. The equation is the default, `batch` is the algorithm.
         - For regression the predicted label makes Eq. 10 identically zero; such tasks use Eq. 9 for a Gaussian.
-        - Norm statistics are per task, and those of the dense network are estimated afresh for every renewal.
+        - Norm statistics are per task by default (`bn`), and those of the dense network are estimated afresh for every renewal.
         - Weights outside of the masks do not move by momentum and weight decay either (`strict`).
     """
 
@@ -63,7 +63,13 @@ class FisherSharing(Sharing):
         power: Annotated[Power, Doc("Power of the gradient that is averaged: `square` or `abs`.")] = "square",
         samples: Annotated[Count | None, Doc("Training samples per estimate; None is all.")] = 1024,
         warmup: Annotated[Natural, Doc("Dense epochs at the beginning.")] = 1,
-        update_every: Annotated[Natural, Doc("Epochs from one choice of masks to the next; 0 chooses once.")] = 1,
+        update_every: Annotated[
+            Natural,
+            Doc(
+                "Epochs from one choice of masks to the next; 0 chooses once. With `target_sparsity`, masks are also "
+                "chosen before every epoch until `reach_at`."
+            ),
+        ] = 1,
         **options: Unpack[SelectionOptions],
     ) -> None:
         self.keep = keep
@@ -82,7 +88,7 @@ class FisherSharing(Sharing):
     def begin_epoch(
         self, epoch: int, model: MultiTaskModel, networks: TaskNetworks, loaders: Loaders
     ) -> TaskNetworks | None:
-        """Choose masks by Fisher information after the warm-up, at every interval."""
+        """Return networks with new masks where a choice is due after the warm-up, otherwise None."""
         since = epoch - self._masks.schedule.warmup
         due = since == 0 or (since > 0 and self.update_every > 0 and since % self.update_every == 0)
         chooses = due or self._masks.schedule.falls_at(epoch)

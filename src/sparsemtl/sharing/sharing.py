@@ -41,8 +41,9 @@ class DenseOptions(TypedDict, total=False):
         Doc(
             "How a batch becomes optimizer steps: `joint`, one forward pass for all tasks and one step; `average`, one "
             "forward pass per task and one step; `alternate`, one forward pass and one step per task. By default "
-            "`joint` where one network serves all tasks, `average` where each task has its own data or the balancer "
-            "combines the tasks, and `alternate` otherwise."
+            "`average` where each task has its own data; else `joint` where one network serves all tasks (but "
+            "`alternate` if they share no trained weight); else `alternate`, or `average` if the balancer combines the "
+            "tasks."
         ),
     ]
     bn: Annotated[
@@ -59,8 +60,9 @@ class StepWeights:
     Attributes:
         losses: task -> the balancer's factor of its loss, without the task's own weight; the mean over accumulated
             batches, in which a batch without a label of the task counts as 0. 1 for tasks that are not named.
-        regularizer: factor of terms that belong to no task. 1 where a step is for all tasks; where tasks take turns,
-            every step has its part of the term, so that a round has as much of it as a step for all.
+        regularizer: factor of terms that belong to no task. 1 where a step is for all tasks; where tasks take turns, 1
+            over the sum of the balancer's weights, so that a round weighs the term against the losses as a step for all
+            does.
     """
 
     losses: Mapping[str, float] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The run folder: names of the files of a run, and how each is written and read."""
+"""The run folder: paths of a run's files, readers of them, and writers of its configuration and environment."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ _FREE = (
     "config.training.accelerator",
     "config.training.checkpoint_every",
     "config.training.tensorboard",
+    "config.training.callbacks",
     "config.training.threads",
 )
 """Settings that no weight depends on (threads: they are restored): they may change while a run is stopped."""

@@ -1,8 +1,8 @@
 """The training step: per task swap in its network, forward and backward; combine; step; restore what may not move.
 
-The order is fixed so that runs compare bit for bit: forward pass, loss and backward pass per task in the tasks' order,
-accumulating into `.grad`, then one step. A task's network stays in place until its backward pass is done, since
-autograd may run modules again.
+The order is fixed so that runs compare bit for bit: tasks in their order. With constant weights each task goes forward
+and backward in turn; otherwise all go forward, the balancer weighs them, and all go backward. A backward pass always
+runs inside its task's network, entered again if need be, since autograd may run modules again.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def choose_update(
     one_network = networks.one_network
     if asked == "joint" and not one_network:
         raise ParameterError(
-            "update='joint' runs one forward pass for all tasks, but each task has a network of its own "
-            f"({networks.method or 'see its networks'}). Use 'average' or 'alternate'."
+            "update='joint' runs one forward pass for all tasks, but each task has a network of its own. Use "
+            "update='average', or 'alternate' if the balancer's weights are constant."
         )
     if asked is not None:
         return asked
@@ -123,7 +123,8 @@ class TrainingStep:
         backend: device and precision; plain torch by default.
 
     Raises:
-        ParameterError: if tasks take turns but the balancer combines them.
+        ParameterError: if `joint` meets tasks with networks of their own, or tasks take turns but the balancer combines
+            them.
 
     Example:
         >>> tasks = [Classification("shape", 2), Classification("colour", 3)]
@@ -176,13 +177,12 @@ class TrainingStep:
     def _checked_update(self, update: Update | None) -> Update:
         if len(self.tasks) == 1:
             return "joint"
-        if update is None:
-            asked = None if self.sharing is None else self.sharing.update
-            update = choose_update(self.model, self.networks, self.balancer, asked=asked)
+        asked = update if update is not None or self.sharing is None else self.sharing.update
+        update = choose_update(self.model, self.networks, self.balancer, asked=asked)
         if update == "alternate" and not self.balancer.constant:
             raise ParameterError(
-                "update 'alternate' takes a step for one task at a time, so there is nothing for this balancer to "
-                "combine. Use sharing.update 'average', or a balancer of constant weights."
+                "update='alternate' takes a step for one task at a time, so there is nothing for this balancer to "
+                "combine. Use update='average', or a balancer of constant weights, such as 'mean'."
             )
         return update
 
