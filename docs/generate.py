@@ -25,6 +25,7 @@ from sparsemtl.registry.parameters import parameters_of
 from sparsemtl.registry.registry import Registry
 from sparsemtl.sharing import SHARING
 from sparsemtl.tasks import TASKS
+from sparsemtl.training.callbacks import CALLBACKS
 
 HERE = Path(__file__).parent
 METHODS: dict[str, tuple[str, Registry[Any]]] = {
@@ -47,6 +48,7 @@ AXES: dict[str, tuple[Registry[Any], str]] = {
     ),
     "optimizers": (OPTIMIZERS, "Section `optimizer`; in Python any of PyTorch's works."),
     "schedulers": (SCHEDULERS, "Section `scheduler`; one step per epoch."),
+    "callbacks": (CALLBACKS, "Names in `training.callbacks`; in Python `Trainer(callbacks=[...])`."),
 }
 _SECTION = re.compile(r"^(Args|Attributes|Raises|Returns|Yields|Example|Differences from the papers?):\n", re.MULTILINE)
 

@@ -137,7 +137,7 @@ def test_an_unknown_name_is_an_error_and_what_was_replaced_before_it_is_put_back
     model = model_of("nested")
     before = entries(model)
     with (
-        pytest.raises(MaskError, match=r"Sequential has no parameter or buffer '7\.weight'"),
+        pytest.raises(MaskError, match=r"Sequential: unknown parameter or buffer '7\.weight'"),
         swap_tensors(model, halved(model) | {"7.weight": torch.ones(1)}),
     ):
         pass

@@ -129,7 +129,7 @@ def test_the_editor_is_told_what_every_parameter_of_a_documented_class_means(edi
 
 
 def test_training_has_every_key_that_the_trainer_is_given() -> None:
-    assert set(training_keys()) == {"batch_size", "drop_last", *TRAINER_KEYS}
+    assert set(training_keys()) == {"batch_size", "drop_last", "callbacks", *TRAINER_KEYS}
 
 
 def valid(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:

@@ -353,7 +353,7 @@ def test_a_weight_that_is_not_finite_stops_before_anything_moved() -> None:
 
 @pytest.mark.parametrize("balancing", ["uncertainty", "dwa", "random", "famo", "mgda", "pcgrad"])
 def test_a_balancer_that_combines_is_refused_where_tasks_take_turns(balancing: str) -> None:
-    with pytest.raises(ParameterError, match=r"one task at a time.*Use sharing.update 'average'"):
+    with pytest.raises(ParameterError, match=r"one task at a time.*Use update='average'"):
         engine_of(shared(), "alternate", balancing=balancing)
 
 
@@ -484,5 +484,5 @@ def test_tasks_may_read_the_same_target() -> None:
 def test_one_forward_pass_for_tasks_with_networks_of_their_own_is_refused() -> None:
     model = shared()
     networks = sm.RandomSharing(keep=0.5).start(model)
-    with pytest.raises(ParameterError, match="each task has a network of its own. Use update='average'"):
+    with pytest.raises(ParameterError, match=r"each task has a network of its own\. Use update='average'"):
         TrainingStep(model, torch.optim.SGD(model.parameters(), lr=0.1), networks, update="joint")

@@ -184,7 +184,7 @@ def list_members(
         typer.Argument(
             metavar="WHAT",
             help="run, training, study, tasks, datasets, encoders, heads, architectures, methods, criteria, balancers, "
-            "optimizers or schedulers; or a section (sharing) or a key (pretraining) of a file; by default an "
+            "optimizers, schedulers or callbacks; or a section (sharing) or a key (pretraining) of a file; by default an "
             "overview.",
             show_default=False,
         ),
@@ -342,6 +342,7 @@ def _registries() -> dict[str, Registry[Any]]:
     from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
     from sparsemtl.sharing import SHARING
     from sparsemtl.tasks import TASKS
+    from sparsemtl.training.callbacks import CALLBACKS
 
     return {
         "tasks": TASKS,
@@ -354,4 +355,5 @@ def _registries() -> dict[str, Registry[Any]]:
         "balancers": BALANCERS,
         "optimizers": OPTIMIZERS,
         "schedulers": SCHEDULERS,
+        "callbacks": CALLBACKS,
     }

@@ -196,9 +196,9 @@ def slots_of(model: nn.Module, names: Iterable[str] = ()) -> dict[str, list[Slot
 def _refuse_frozen(module: nn.Module) -> None:
     if vars(module).get("_compiled_call_impl") is not None or "_orig_mod" in module._modules:
         raise MaskError(
-            f"{type(module).__name__} is compiled: a compiled module ignores replaced weights. Use the plain module here, or compile a function of the "
-            "weights, run = torch.compile(lambda weights, x: torch.func.functional_call(model, weights, (x,))), "
-            "and call run(masks.weights(model, task), x)."
+            f"{type(module).__name__} is compiled: a compiled module ignores replaced weights. Use the plain module, "
+            "or compile a function of the weights, run = torch.compile(lambda weights, x: "
+            "torch.func.functional_call(model, weights, (x,))), and call run(masks.weights(model, task), x)."
         )
     if isinstance(module, torch.jit.ScriptModule):
         raise MaskError(f"{type(module).__name__} is scripted; put masks on the plain module.")

@@ -20,13 +20,14 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from sparsemtl.errors import MaskError
 
+_is_jit_tracing: Any = torch.jit.is_tracing  # type: ignore[attr-defined]
 #: torch 2.9 renamed it.
 _is_fx_tracing: Any = getattr(_symbolic_trace, "is_fx_symbolic_tracing", _symbolic_trace.is_fx_tracing)
-_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()  # type: ignore[type-arg, valid-type]
+_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _making_locks = threading.Lock()
 
 
-def lock_of(model: nn.Module) -> threading.RLock:  # type: ignore[valid-type]
+def lock_of(model: nn.Module) -> threading.RLock:
     """Return the lock that a thread holds while it computes with replaced tensors of the model."""
     with _making_locks:
         return _locks.setdefault(model, threading.RLock())
@@ -98,7 +99,7 @@ def _check_call(module: nn.Module, _: Any) -> None:
     if uses is None and labels is None:
         return
     use = uses[-1] if uses else None
-    if use is not None and (torch.jit.is_tracing() or _is_fx_tracing() or torch.compiler.is_exporting()):
+    if use is not None and (_is_jit_tracing() or _is_fx_tracing() or torch.compiler.is_exporting()):
         raise MaskError(_TRACED)
     if torch._C._current_graph_task_id() != -1:  # autograd runs this forward pass again
         label = None if use is None else use.label

@@ -53,12 +53,11 @@ class TaskNetwork:
 
     def mapped(self, change: Any) -> TaskNetwork:
         """Return the network with every tensor changed by a function."""
-        return TaskNetwork(
-            **{
-                part.name: {name: None if t is None else change(t) for name, t in getattr(self, part.name).items()}
-                for part in fields(self)
-            }
-        )
+        parts: dict[str, Any] = {
+            part.name: {name: None if t is None else change(t) for name, t in getattr(self, part.name).items()}
+            for part in fields(self)
+        }
+        return TaskNetwork(**parts)
 
 
 class TaskNetworks(Mapping[str, TaskNetwork]):
@@ -277,7 +276,7 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         """Return the networks of a state; soft masks stay the parameters that they are and take its values."""
         made = {}
         for task, network in self.items():
-            parts = {
+            parts: dict[str, Any] = {
                 part.name: {n: _placed(t, self._device) for n, t in state[task][part.name].items()}
                 for part in fields(network)
             }

@@ -210,7 +210,9 @@ def _is_unpack(hint: Any) -> bool:
 @functools.cache
 def _hints(owner: Any) -> dict[str, Any]:
     """Return name -> annotation of a function or a `TypedDict`."""
-    names = getattr(inspect.unwrap(owner), "__globals__", vars(sys.modules[owner.__module__]))
+    if owner is object.__init__:  # of a class without a constructor
+        return {}
+    names = getattr(inspect.unwrap(owner), "__globals__", None) or vars(sys.modules[owner.__module__])
     return {name: _evaluated(hint, names) for name, hint in inspect.get_annotations(owner).items()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -125,7 +125,7 @@ class _Inputs:
 
     tasks: tuple[Task, ...]
     input_shape: tuple[int, ...]
-    stem: partial[nn.Module] | None
+    stem: Callable[[], nn.Module] | None
 
     def labels(self) -> Any:
         """Raise: labels are in the data only."""

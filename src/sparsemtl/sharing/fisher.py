@@ -21,9 +21,9 @@ from sparsemtl.tasks.batches import Loaders
 class FisherSharing(Sharing):
     """FS and EFS: masks by diagonal Fisher information, renewed while training (Zhang et al., FSMTL, AAAI 2024).
 
-    Training begins dense, unless `warmup` is 0. From epoch `warmup` on, every `update_every` epochs, each task estimates the Fisher
-    information of the dense shared weights (Eq. 9 or 10) and keeps the largest (Eq. 11); in between it trains its
-    sub-network (Eq. 3 and 4).
+    Training begins dense, unless `warmup` is 0. From epoch `warmup` on, every `update_every` epochs, each task
+    estimates the Fisher information of the dense shared weights (Eq. 9 or 10) and keeps the largest (Eq. 11); in
+    between it trains its sub-network (Eq. 3 and 4).
 
     Attributes:
         information: the criterion. For inputs whose samples are not on the first axis of tensors (graphs, sequences
@@ -36,7 +36,8 @@ class FisherSharing(Sharing):
         - The paper's Algorithm 2 squares a batch gradient with true labels, its Eq. 10 averages squared per-sample
           gradients with predicted labels. The equation is the default, `batch` is the algorithm.
         - For regression the predicted label makes Eq. 10 identically zero; such tasks use Eq. 9 for a Gaussian.
-        - Norm statistics are per task by default (`bn`), and those of the dense network are estimated afresh for every renewal.
+        - Norm statistics are per task by default (`bn`), and those of the dense network are estimated afresh for every
+          renewal.
         - Weights outside of the masks do not move by momentum and weight decay either (`strict`).
     """
 

@@ -43,7 +43,7 @@ Sparsities = Sparsity | Mapping[str, Sparsity]
 class PBFSOptions(MaskOptions, total=False):
     """Options of masks, with the update of the paper as default."""
 
-    update: Annotated[  # type: ignore[misc]  # another default than in `MaskOptions`
+    update: Annotated[  # another default than in `MaskOptions`
         Update | None,
         Default("average"),
         Doc("How a batch becomes optimizer steps: `joint` (masked gradients), `average` or `alternate`; see `dense`."),

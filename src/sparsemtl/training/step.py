@@ -155,7 +155,7 @@ class TrainingStep:
         self.model = model
         self.tasks = model.tasks
         self.networks = networks
-        self.sharing = sharing
+        self.sharing: Any = sharing  # a method may also be a `TaskPenalty`, a `Regularizer` and an `AfterStep`
         self.optimizer = optimizer
         self.backend = Backend.of(model) if backend is None else backend
         self.balancer = _attached(balancing, len(model.tasks), self.backend.device)
