@@ -184,8 +184,8 @@ def list_members(
         typer.Argument(
             metavar="WHAT",
             help="run, training, study, tasks, datasets, encoders, heads, architectures, methods, criteria, balancers, "
-            "optimizers, schedulers or callbacks; or a section (sharing) or a key (pretraining) of a file; by default an "
-            "overview.",
+            "optimizers, schedulers or callbacks; or a section (sharing) or a key (pretraining) of a file; by default "
+            "an overview.",
             show_default=False,
         ),
     ] = None,
