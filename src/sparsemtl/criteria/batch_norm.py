@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -11,7 +11,9 @@ from sparsemtl.criteria.criterion import Criterion, Scores
 from sparsemtl.networks.model import MultiTaskModel, placement
 from sparsemtl.networks.recomputed_norms import dense_statistics
 from sparsemtl.tasks.batches import Loaders, groups_for, per_task
-from sparsemtl.tasks.task import Task
+
+if TYPE_CHECKING:
+    from sparsemtl.tasks.task import Task
 
 
 def with_recomputed_batch_norm(criterion: Criterion, *, samples: int = 1024) -> Criterion:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from sparsemtl.tasks.batches import Loaders
-from sparsemtl.tasks.task import Task
+
+if TYPE_CHECKING:
+    from sparsemtl.tasks.task import Task
 
 Scores = dict[str, dict[str, Tensor]]
 """Task -> parameter name -> score per weight; the highest are kept."""

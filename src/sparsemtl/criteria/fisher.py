@@ -7,7 +7,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,9 @@ from sparsemtl.networks.swap import unwrapped
 from sparsemtl.registry.parameters import Count, Natural, validated
 from sparsemtl.tasks.batches import Loader, Loaders, check_loaders, evaluation_groups, per_task
 from sparsemtl.tasks.nests import map_tensors
-from sparsemtl.tasks.task import Task
+
+if TYPE_CHECKING:
+    from sparsemtl.tasks.task import Task
 
 Estimator = Literal["fs", "efs", "true", "sample", "batch"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,9 @@ from sparsemtl.networks.model import maskable_parameters, placement
 from sparsemtl.networks.swap import unwrapped
 from sparsemtl.registry.parameters import Count, validated
 from sparsemtl.tasks.batches import Group, Loaders, groups_for
-from sparsemtl.tasks.task import Task
+
+if TYPE_CHECKING:
+    from sparsemtl.tasks.task import Task
 
 
 class Gradient(Criterion):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from torch import nn
 from typing_extensions import Doc
@@ -12,7 +12,9 @@ from sparsemtl.criteria.criterion import Criterion, Scores
 from sparsemtl.networks.model import maskable_parameters
 from sparsemtl.registry.parameters import validated
 from sparsemtl.tasks.batches import Loaders
-from sparsemtl.tasks.task import Task
+
+if TYPE_CHECKING:
+    from sparsemtl.tasks.task import Task
 
 
 class Magnitude(Criterion):

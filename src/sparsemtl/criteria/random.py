@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import nn
@@ -13,7 +13,9 @@ from sparsemtl.criteria.criterion import Criterion, Scores
 from sparsemtl.networks.model import maskable_parameters
 from sparsemtl.registry.parameters import Natural, validated
 from sparsemtl.tasks.batches import Loaders
-from sparsemtl.tasks.task import Task
+
+if TYPE_CHECKING:
+    from sparsemtl.tasks.task import Task
 
 
 class Random(Criterion):
