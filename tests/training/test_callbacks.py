@@ -71,7 +71,7 @@ def test_the_file_has_a_header_and_a_line_per_figure(tmp_path: Path) -> None:
     assert len(lines) == 1 + 6
 
 
-text = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\x00"), max_size=8)
+text = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\x00\ufffd"), max_size=8)
 figures = st.builds(
     MetricRow, st.integers(0, 9), st.integers(0, 99), text, text, text, st.floats(allow_nan=False) | st.integers(-9, 9)
 )
