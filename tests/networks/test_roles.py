@@ -186,4 +186,5 @@ def test_a_computed_weight_that_a_penalty_does_not_cover_is_no_obstacle() -> Non
 
 def test_a_computed_weight_in_a_head_is_the_tasks_own_affair() -> None:
     heads = {"a": parametrizations.weight_norm(nn.Linear(5, 2)), "b": nn.Linear(5, 1)}
-    sm.RandomSharing().start(sm.SharedBottom(nn.Linear(3, 5), tasks, heads))
+    networks = sm.RandomSharing().start(sm.SharedBottom(nn.Linear(3, 5), tasks, heads))
+    assert list(networks["a"].weight_factors) == ["encoder.weight"]

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import sparsemtl as sm
 from sparsemtl.errors import CheckpointError, MaskError
+from sparsemtl.networks import swap, swap_guards
 from sparsemtl.networks.norms import own_statistics
 from sparsemtl.networks.swap import swap_tensors
 from sparsemtl.networks.task_networks import TaskNetwork, TaskNetworks, dense_networks
@@ -260,7 +261,42 @@ def test_a_backward_pass_after_the_context_is_refused_where_it_recomputes(kind: 
 def test_dense_training_after_masked_training_is_not_refused(how: str) -> None:
     model = model_of(how)
     one_by_one(model, KINDS["masks"](model))
+    model.zero_grad()
     loss_of(model, "a").backward()
+    plain = model_of()
+    loss_of(plain, "a").backward()
+    for name, p in plain.encoder.named_parameters():
+        assert p.grad is not None
+        assert torch.equal(p.grad, model.encoder.get_parameter(name).grad), name  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("how", RECOMPUTED)
+def test_labels_of_renewed_networks_are_not_kept_without_end(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swap_guards, "_MOST_LABELS", 3)
+    model = model_of(how)
+    for _ in range(6):
+        one_by_one(model, KINDS["masks"](model))
+    kept = [len(labels) for module, labels in swap_guards._recomputable.items() if module in set(model.modules())]
+    assert kept
+    assert max(kept) == 3
+
+
+def test_threads_on_models_of_their_own_leave_no_guard_behind() -> None:
+    def serve() -> None:
+        model, (x, _) = model_of().eval(), batch()
+        networks = KINDS["masks"](model)
+        for _ in range(100):
+            with networks.swapped(model, "a"), torch.no_grad():
+                model(x)
+
+    threads = [threading.Thread(target=serve) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not swap_guards._uses
+    assert not swap._eager
+    assert not swap._LAYERS
 
 
 def test_without_recomputation_a_backward_pass_after_the_context_is_right() -> None:

@@ -154,9 +154,10 @@ def test_pretrained_weights_are_finite_floats(value: torch.Tensor, message: str)
 
 
 def test_pretrained_weights_of_half_precision_are_fine() -> None:
-    load_torchvision(
-        Small(), {name: t.half() if t.is_floating_point() else t for name, t in Small().state_dict().items()}
-    )
+    half = {name: t.half() if t.is_floating_point() else t for name, t in Small().state_dict().items()}
+    network = Small()
+    load_torchvision(network, half)
+    assert torch.equal(network.state_dict()["conv.bias"], half["conv.bias"].float())
 
 
 def test_names_that_are_no_text_are_refused() -> None:

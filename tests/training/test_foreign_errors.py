@@ -52,11 +52,11 @@ def test_a_last_batch_of_one_sample_is_found_before_the_first_step(make: Callabl
 
 @pytest.mark.parametrize("train", [loader(17, drop_last=True), torch_loader(17, drop_last=True)])
 def test_dropping_it_trains(train: Any) -> None:
-    quiet(shared(norm=True), epochs=1).fit(train, loader(8))
+    assert quiet(shared(norm=True), epochs=1).fit(train, loader(8)).position.step == 2
 
 
 def test_without_batch_norm_a_batch_of_one_is_as_good_as_any() -> None:
-    quiet(shared(), epochs=1).fit(loader(17), loader(8))
+    assert quiet(shared(), epochs=1).fit(loader(17), loader(8)).position.step == 3
 
 
 class TimeFirst(BatchLoader):

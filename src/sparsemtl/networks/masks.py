@@ -37,6 +37,7 @@ class TaskMasks(Mapping[str, Mask]):
         self._masks = {task: dict(mask) for task, mask in masks.items()}
         self.model = model
         self.method = method
+        self._token = object()  # identifies the masks as long as anything refers to it, which an id does not
         self._factors: dict[tuple[str, str, torch.dtype, torch.device], Tensor] = {}
         self._check()
 
@@ -181,7 +182,7 @@ class TaskMasks(Mapping[str, Mask]):
         """
         model = unwrapped(model)
         refuse_compiled(model)
-        return swap_tensors(model, self.weights(model, task), label=(id(self), task))
+        return swap_tensors(model, self.weights(model, task), label=(self._token, task))
 
     def weights(self, model: nn.Module, task: str) -> dict[str, Tensor]:
         """Return parameter name -> mask * parameter, for `torch.func.functional_call` and compiled models."""

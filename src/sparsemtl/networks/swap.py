@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from sparsemtl.errors import MaskError, unknown_name
-from sparsemtl.networks.swap_guards import guarded, lock_of
+from sparsemtl.networks.swap_guards import guarded, lock_of, shared_state
 
 
 @contextmanager
@@ -318,13 +318,15 @@ def _uncompiled() -> Iterator[None]:
         yield
         return
     set_stance: Any = getattr(torch.compiler, "set_stance", None)  # it came with torch 2.6
-    stance = _eager[-1] if _eager else nullcontext() if set_stance is None else set_stance("force_eager")
-    if not _eager:
-        stance.__enter__()
-    _eager.append(stance)
+    with shared_state:
+        stance = _eager[-1] if _eager else nullcontext() if set_stance is None else set_stance("force_eager")
+        if not _eager:
+            stance.__enter__()
+        _eager.append(stance)
     try:
         yield
     finally:
-        _eager.pop()
-        if not _eager:
-            stance.__exit__(None, None, None)
+        with shared_state:
+            _eager.pop()
+            if not _eager:
+                stance.__exit__(None, None, None)

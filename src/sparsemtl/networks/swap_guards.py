@@ -24,12 +24,13 @@ _is_jit_tracing: Any = torch.jit.is_tracing  # type: ignore[attr-defined]
 #: torch 2.9 renamed it.
 _is_fx_tracing: Any = getattr(_symbolic_trace, "is_fx_symbolic_tracing", _symbolic_trace.is_fx_tracing)
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
-_making_locks = threading.Lock()
+shared_state = threading.Lock()
+"""Held while a thread changes state that all contexts share: the locks, the guards, the stance of the compiler."""
 
 
 def lock_of(model: nn.Module) -> threading.RLock:
     """Return the lock that a thread holds while it computes with replaced tensors of the model."""
-    with _making_locks:
+    with shared_state:
         return _locks.setdefault(model, threading.RLock())
 
 
@@ -48,8 +49,11 @@ class _Use:
 
 _uses: dict[nn.Module, list[_Use]] = {}
 """Module -> the contexts that it is in, the last entered on top."""
-_recomputable: WeakKeyDictionary[nn.Module, set[Hashable]] = WeakKeyDictionary()
-"""Module -> labels of the networks whose forward pass through it may be recomputed; None is the plain model."""
+_recomputable: WeakKeyDictionary[nn.Module, dict[Hashable, None]] = WeakKeyDictionary()
+"""Module -> labels of the networks whose forward pass through it may be recomputed, oldest first; None is the plain
+model."""
+_MOST_LABELS = 1000
+"""Labels that are kept per module: methods that renew networks would add labels without end."""
 _hook: Any = None
 
 
@@ -65,17 +69,19 @@ def guarded(modules: Sequence[nn.Module], label: Hashable) -> Iterator[None]:
         MaskError: inside the context, at such a call.
     """
     use = _Use(label)
-    for module in modules:
-        _uses.setdefault(module, []).append(use)
-    _watch()
+    with shared_state:
+        for module in modules:
+            _uses.setdefault(module, []).append(use)
+        _watch()
     try:
         yield
     finally:
-        for module in modules:
-            _uses[module].remove(use)
-            if not _uses[module]:
-                del _uses[module]
-        _watch()
+        with shared_state:
+            for module in modules:
+                _uses[module].remove(use)
+                if not _uses[module]:
+                    del _uses[module]
+            _watch()
 
 
 def is_swapped(model: nn.Module) -> bool:
@@ -107,15 +113,18 @@ def _check_call(module: nn.Module, _: Any) -> None:
             raise MaskError(_RECOMPUTED.format(module=type(module).__name__))
     elif use is None:
         if labels is not None and (module.training or torch.is_grad_enabled()):
-            labels.add(None)
+            labels[None] = None
     elif use.thread != threading.get_ident():
         raise MaskError(
             f"{type(module).__name__} was called while another thread computes with a task's network of the same "
             "model. Enter the task's context in each thread (they wait for each other), or give each thread a copy."
         )
     elif _is_recomputable(use):
-        _recomputable.setdefault(module, set()).add(use.label)
-        _recomputable[module].discard(None)
+        labels = _recomputable.setdefault(module, {})
+        labels.pop(None, None)
+        labels[use.label] = labels.pop(use.label, None)
+        if len(labels) > _MOST_LABELS:
+            del labels[next(iter(labels))]
 
 
 _TRACED = (

@@ -85,6 +85,7 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         self.strict = strict
         self.model = model
         self.method = method
+        self._token = object()  # identifies the value as long as anything refers to it, which an id does not
         self._regions: dict[tuple[str, ...], Mask | None] = {}
         self._numbers: dict[tuple[str, str, torch.dtype, torch.device], Tensor] = {}
 
@@ -199,7 +200,7 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         with ExitStack() as stack:
             tensors = {**network.own_tensors, **self.weights(model, task)}
             if tensors:
-                stack.enter_context(swap_tensors(model, tensors, label=(id(self), task)))
+                stack.enter_context(swap_tensors(model, tensors, label=(self._token, task)))
             for name, factor in network.output_factors.items():
                 hook = model.get_submodule(name).register_forward_hook(partial(_scale_output, factor))
                 stack.callback(hook.remove)
