@@ -115,21 +115,22 @@ class MetricWarning(SparseMTLWarning):
 
 
 RENAMED = {
-    "semantics": "mask_applies_to",
-    "target_density": "target_sparsity",
-    "resample_every": "update_every",
-    "start": "warmup",
-    "every": "update_every_steps",
-    "groups": "granularity",
+    "semantics": ("mask_applies_to", ", with the values 'weights' and 'gradients'"),
+    "target_density": ("target_sparsity", ", which is 1 - target_density"),
+    "resample_every": ("update_every", ""),
+    "start": ("warmup", ""),
+    "every": ("update_every_steps", ""),
+    "groups": ("granularity", ""),
 }
-"""Names of parameters in version 0.1 -> their present names."""
+"""Name of a parameter in version 0.1 -> its present name, and how the value changed."""
 
 
 def unknown_name(kind: str, found: str, known: Iterable[str]) -> str:
     """Word the message for a name that does not exist, with its new name or the nearest valid one first."""
     names = sorted(known)
-    if RENAMED.get(found) in names:
-        return f"unknown {kind} {found!r}: it is {RENAMED[found]!r} since version 0.2. Known: {', '.join(names)}."
+    new, change = RENAMED.get(found, ("", ""))
+    if new in names:
+        return f"unknown {kind} {found!r}: it is {new!r} since version 0.2{change}. Known: {', '.join(names)}."
     near = get_close_matches(str(found), names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"unknown {kind} {found!r}.{hint} Known: {', '.join(names) or 'none'}."

@@ -481,3 +481,17 @@ def test_the_order_of_overrides_of_pretraining_does_not_matter(order: list[str])
 
 def test_pretraining_can_be_taken_away() -> None:
     assert override({"pretraining": {"seed": 3}}, ["pretraining=null"]) == {"pretraining": None}
+
+
+def test_an_old_name_is_refused_with_the_new_one_and_the_change_of_its_value() -> None:
+    old = {
+        ("fisher", "semantics"): "'mask_applies_to' since version 0.2, with the values 'weights' and 'gradients'",
+        ("random", "target_density"): "'target_sparsity' since version 0.2, which is 1 - target_density",
+        ("random", "resample_every"): "'update_every' since version 0.2",
+        ("pbfs", "every"): "'update_every_steps' since version 0.2",
+        ("l1", "start"): "'warmup' since version 0.2",
+        ("group-lasso", "groups"): "'granularity' since version 0.2",
+    }
+    for (method, name), message in old.items():
+        with pytest.raises(ConfigError, match=f"sharing.{name}: unknown {method} parameter {name!r}: it is {message}"):
+            check({"sharing": {"name": method, name: 1}})
