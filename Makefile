@@ -41,7 +41,7 @@ docs: $(READY)
 
 # The documentation as pages of build/site, which open from the folder: build/site/index.html.
 site: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info runs

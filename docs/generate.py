@@ -50,7 +50,9 @@ AXES: dict[str, tuple[Registry[Any], str]] = {
     "schedulers": (SCHEDULERS, "Section `scheduler`; one step per epoch."),
     "callbacks": (CALLBACKS, "Names in `training.callbacks`; in Python `Trainer(callbacks=[...])`."),
 }
-_SECTION = re.compile(r"^(Args|Attributes|Raises|Returns|Yields|Example|Differences from the papers?):\n", re.MULTILINE)
+_SECTION = re.compile(
+    r"^(Args|Attributes|Raises|Returns|Yields|Examples|Differences from the papers?):\n", re.MULTILINE
+)
 
 
 def pages() -> Iterator[tuple[Path, str]]:
@@ -69,7 +71,7 @@ def method_page(section: str, registry: Registry[Any], name: str) -> str:
     blocks = [f"# {name}", *parts.pop("", []), _use(section, name, member)]
     if table := _table(member):
         blocks += ["## Parameters", table]
-    for heading in ("Example", "Differences from the paper", "Differences from the papers"):
+    for heading in ("Examples", "Differences from the paper", "Differences from the papers"):
         if heading in parts:
             blocks += [f"## {heading}", *parts[heading]]
     return "\n\n".join(blocks) + "\n"
@@ -105,7 +107,7 @@ def _sections(member: Callable[..., Any]) -> dict[str, list[str]]:
     for heading, text in zip(rest[::2], rest[1::2], strict=True):
         body, loose = re.match(r"((?:(?:    .*)?\n?)*)([\s\S]*)", text).groups()  # type: ignore[union-attr]
         body = inspect.cleandoc(body)
-        found[heading] = [f"```python\n{body}\n```"] if heading == "Example" else _blocks(body)
+        found[heading] = [f"```python\n{body}\n```"] if heading == "Examples" else _blocks(body)
         found[""] += _blocks(loose)
     return found
 

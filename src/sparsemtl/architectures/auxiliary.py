@@ -94,7 +94,7 @@ class Auxiliary(MultiTaskModel):
           neither auxiliary data nor a forward pass of the auxiliary network.
         - In the paper the auxiliary network has all classes of all tasks; here a class may have no counterpart.
 
-    Example:
+    Examples:
         >>> everything, pets = Classification("all", ["cat", "dog", "car"]), Classification("pets", ["dog", "cat"])
         >>> big = SharedBottom(nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.ReLU()), [everything])
         >>> x, y = torch.rand(6, 2, 2), torch.tensor([0, 1, 0, 1, 0, 1])

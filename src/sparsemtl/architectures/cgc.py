@@ -31,7 +31,7 @@ class CGC(GatedExperts):
         ParameterError: if there is no expert; or if `fresh`, and a module of the encoder with parameters has no
             `reset_parameters`.
 
-    Example:
+    Examples:
         >>> model = CGC(nn.Sequential(nn.Linear(6, 4), nn.ReLU()), [Classification("a", 3), Regression("b")])
         >>> model.levels[0].gates["b"]
         Linear(in_features=6, out_features=2, bias=False)

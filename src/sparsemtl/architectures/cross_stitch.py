@@ -38,7 +38,7 @@ class CrossStitch(Streams):
         - A has the learning rate of the other weights. The paper's 100 to 1000 times that rate (`lr_factor`) suit
           gradient descent, not optimizers that scale steps, such as Adam.
 
-    Example:
+    Examples:
         >>> model = CrossStitch(nn.Sequential(nn.Linear(6, 4), nn.ReLU()), [Classification("a", 3), Regression("b")])
         >>> model.mixers[0].weight.data
         tensor([[0.9000, 0.1000],

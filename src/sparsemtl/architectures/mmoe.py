@@ -32,7 +32,7 @@ class MMoE(GatedExperts):
     Raises:
         ParameterError: if `fresh`, and a module of the encoder with parameters has no `reset_parameters`.
 
-    Example:
+    Examples:
         >>> model = MMoE(nn.Sequential(nn.Linear(6, 4), nn.ReLU()), [Classification("a", 3), Regression("b")])
         >>> len(model.levels[0].pools["pool1"]), model.levels[0].gates["b"]
         (8, Linear(in_features=6, out_features=8, bias=False))

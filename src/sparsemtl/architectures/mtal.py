@@ -64,7 +64,7 @@ class MTAL(MultiTaskModel):
           of the difference of both alphas.
         - Similar kernels within one network are not tied.
 
-    Example:
+    Examples:
         >>> model = MTAL(nn.Sequential(nn.Linear(6, 4), nn.ReLU()), [Classification("a", 3), Regression("b")], warmup=0)
         >>> model.tied
         {'0': 0.0}

@@ -49,7 +49,7 @@ class NDDR(Streams):
           read the shortcut, as in their code.
         - The authors' code has two tasks. With more, each of the other tasks gets an equal part of 1 - `own`.
 
-    Example:
+    Examples:
         >>> model = NDDR(nn.Sequential(nn.Linear(6, 2), nn.ReLU()), [Classification("a", 3), Regression("b")])
         >>> outputs = model(torch.randn(5, 6))  # the fusions infer their width from a batch
         >>> model.mixers[0].weight.data

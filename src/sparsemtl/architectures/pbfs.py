@@ -44,7 +44,7 @@ class PBFS(GatedExperts):
         ParameterError: if pools name unknown tasks, or neither labels nor pools are given.
         LabelError: if all labels of a task are equal, so that they have no correlation.
 
-    Example:
+    Examples:
         >>> tasks = [Regression("a"), Regression("b"), Regression("c")]
         >>> model = PBFS(nn.Sequential(nn.Linear(6, 4), nn.ReLU()), tasks, pools=[["a", "b"], ["b", "c"]])
         >>> {task: gate.out_features for task, gate in model.levels[0].gates.items()}

@@ -37,7 +37,7 @@ class PLE(GatedExperts):
         ParameterError: if there is no expert, or the encoder has too few stages; or if `fresh`, and a module of the
             encoder with parameters has no `reset_parameters`.
 
-    Example:
+    Examples:
         >>> encoder = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2), nn.ReLU())
         >>> model = PLE(encoder, [Classification("a", 3), Regression("b")])
         >>> [level.pools["pool1"][0][0] for level in model.levels]

@@ -75,7 +75,7 @@ def build_pools(correlations: Tensor | Sequence[Sequence[float]], alpha: float, 
         - Eq. 5 sums over the pairs that joined the pool, and divides by the number of all pairs of the pool's tasks.
           We take all pairs in both places, so that a factor is a mean.
 
-    Example:
+    Examples:
         >>> grades = [[1, 0.8521, 0.8015], [0.8521, 1, 0.9049], [0.8015, 0.9049, 1]]
         >>> print(build_pools(grades, 0.0515, ["G1", "G2", "G3"]))
         pool      SMF  tasks
@@ -142,7 +142,7 @@ def label_correlations(tasks: Sequence[Task], labels: Mapping[str, Tensor]) -> T
         ParameterError: if a task's labels are maps, for which pools must be given.
         LabelError: if labels are missing, of other samples, or all alike where another task has labels.
 
-    Example:
+    Examples:
         >>> a, b = torch.tensor([0.0, 1.0, 2.0, 3.0]), torch.tensor([1, 1, 0, 0])
         >>> label_correlations([Regression("a"), Classification("b", 2)], {"a": a, "b": b})
         tensor([[ 1.0000, -0.8944],

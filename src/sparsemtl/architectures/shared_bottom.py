@@ -24,7 +24,7 @@ class SharedBottom(MultiTaskModel):
             encoder has no attribute `out_features` or `num_features`, default heads infer their width from the first
             batch: run one before an optimizer is made, as with torch's lazy modules.
 
-    Example:
+    Examples:
         >>> encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU())
         >>> model = SharedBottom(encoder, [Classification("digit", 10), Regression("ink")])
         >>> {task: tuple(output.shape) for task, output in model(torch.rand(5, 64)).items()}

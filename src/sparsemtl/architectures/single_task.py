@@ -25,7 +25,7 @@ class SingleTask(MultiTaskModel):
     Raises:
         ParameterError: if a task has no encoder, or the encoders of two tasks have parameters in common.
 
-    Example:
+    Examples:
         >>> model = SingleTask(nn.Linear(4, 8), [Classification("a", 3), Classification("b", 2)])
         >>> model.independent
         True

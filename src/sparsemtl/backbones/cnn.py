@@ -16,7 +16,7 @@ from sparsemtl.registry.parameters import Counts, validated
 class CNN(nn.Module):
     """Blocks of 3x3 convolution, (batch norm) and ReLU, max-pooling between them, averaged over positions.
 
-    Example:
+    Examples:
         >>> CNN((1, 28, 28), widths=[16, 32])(torch.rand(5, 1, 28, 28)).shape
         torch.Size([5, 32])
     """

@@ -16,7 +16,7 @@ from sparsemtl.registry.parameters import Counts, Share, validated
 class MLP(nn.Module):
     """Fully connected layers on flattened samples: linear, (batch norm), ReLU, (dropout), for each width.
 
-    Example:
+    Examples:
         >>> MLP((1, 8, 8), hidden=[32, 16])(torch.rand(5, 1, 8, 8)).shape
         torch.Size([5, 16])
     """

@@ -46,7 +46,7 @@ def load_torchvision(
             are not finite.
         ParameterError: if the model has no module or parameter of a name in `fresh`.
 
-    Example:
+    Examples:
         >>> encoder = resnet18()
         >>> load_torchvision(encoder, {**resnet18().state_dict(), "fc.weight": torch.zeros(1000, 512)})
     """

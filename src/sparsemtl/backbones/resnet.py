@@ -169,7 +169,7 @@ def resnet18(
 ) -> ResNet:
     """Return a ResNet-18: 2, 2, 2 and 2 blocks, 11.2 million parameters at width 64 (He et al. 2016).
 
-    Example:
+    Examples:
         >>> resnet18((3, 64, 64), width=8)(torch.rand(2, 3, 64, 64)).shape
         torch.Size([2, 64])
         >>> resnet18((3, 64, 64), width=8, output_stride=8)(torch.rand(2, 3, 64, 64)).shape
@@ -215,7 +215,7 @@ def resnet50_d(
     The ResNet-D of He et al. (2019) also averages before the projection of a shortcut of stride 2; the paper's network
     has plain shortcuts.
 
-    Example:
+    Examples:
         >>> resnet50_d(width=2)(torch.rand(1, 3, 64, 48)).shape
         torch.Size([1, 64, 8, 6])
     """

@@ -31,7 +31,7 @@ class SegNet(nn.Module):
     Differences from the paper:
         - The first convolution behind an unpooling has fewer channels, as in Maximum Roaming's code, not the last one.
 
-    Example:
+    Examples:
         >>> SegNet((3, 33, 48), width=4)(torch.rand(2, 3, 33, 48)).shape
         torch.Size([2, 4, 33, 48])
     """

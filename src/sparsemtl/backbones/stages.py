@@ -46,7 +46,7 @@ def stages_of(encoder: nn.Module, after: Sequence[str] | None = None) -> dict[st
     Raises:
         ParameterError: if the encoder declares no stages, or has no part of such a name.
 
-    Example:
+    Examples:
         >>> encoder = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 8), nn.ReLU())
         >>> list(stages_of(encoder)), list(stages_of(encoder, after=["2"]))
         (['1', '4'], ['2', '4'])

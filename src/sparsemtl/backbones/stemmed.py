@@ -15,7 +15,7 @@ class Stemmed(nn.Module):
         stem: module from a batch of samples to inputs of the body, such as `ColumnEmbedding` for categories.
         body: any encoder. Its attributes `out_features` and `stride` are those of the whole.
 
-    Example:
+    Examples:
         >>> body = nn.Linear(3, 2)
         >>> Stemmed(nn.Linear(7, 3), body).out_features
         2

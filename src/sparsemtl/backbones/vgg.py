@@ -175,7 +175,7 @@ def vgg11(
 
     torchvision's `vgg11` has `norm: false`, its `vgg11_bn` has `norm: true`.
 
-    Example:
+    Examples:
         >>> vgg11((1, 28, 28), width=4)(torch.rand(2, 1, 28, 28)).shape
         torch.Size([2, 32])
     """
@@ -217,7 +217,7 @@ def vgg5(
         - The paper's figure has no width of the fully connected layers; 512 is ours.
         - A pooling of a map of one row or one column is left out.
 
-    Example:
+    Examples:
         >>> vgg5((1, 28, 28), width=4, fc=[16, 8])(torch.rand(2, 1, 28, 28)).shape
         torch.Size([2, 8])
     """

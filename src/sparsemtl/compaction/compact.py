@@ -70,7 +70,7 @@ def compact(
         MaskError: if the masks do not fit the model.
         ParameterError: if the arguments do not go together.
 
-    Example:
+    Examples:
         >>> layers = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> _ = layers[2].weight.data[:, :6].zero_()
         >>> small = sm.compact(layers)

@@ -27,7 +27,7 @@ def macs(module: nn.Module, x: Any) -> int:
         module: any module; it runs in eval mode, once.
         x: its input; all samples of a batch count.
 
-    Example:
+    Examples:
         >>> sm.macs(nn.Conv2d(3, 8, kernel_size=3, padding=1), torch.rand(1, 3, 10, 10))
         21600
     """
@@ -75,7 +75,7 @@ def _macs_of(layer: nn.Module, x: Tensor, output: Tensor) -> int:
 def parameter_count(module: nn.Module) -> int:
     """Count weights, biases, scales and shifts; a parameter with several names counts once.
 
-    Example:
+    Examples:
         >>> sm.parameter_count(nn.Linear(3, 2))
         8
     """

@@ -89,7 +89,7 @@ def fisher_masks(
         min_per_layer: weights, or channels, that every layer keeps at least.
         estimation: parameters of `Fisher` (estimator, power, samples, ...).
 
-    Example:
+    Examples:
         >>> masks = fisher_masks(model, loader, keep=0.3)   # doctest: +SKIP
         >>> print(masks.overlap())                          # doctest: +SKIP
     """

@@ -308,7 +308,7 @@ def fisher_information(
         ParameterError: if the task is unknown or not named, or the loader is empty.
         LabelError: if no sample is labelled.
 
-    Example:
+    Examples:
         >>> scores = fisher_information(model, loader, "digit", samples=256)  # doctest: +SKIP
     """
     inner = unwrapped(model)

@@ -71,7 +71,10 @@ class TensorLoader(BatchLoader):
     Args:
         x: inputs, a tensor or any nest of tensors, all of N samples.
         targets: target -> labels, or one task's labels; N of each.
-        batch_size, shuffle, drop_last, generator: see `BatchLoader`.
+        batch_size: samples per batch.
+        shuffle: draw a new order for every pass.
+        drop_last: leave out a last batch that is not full.
+        generator: generator of the order; the global one by default.
 
     Raises:
         DataError: if lengths differ or there is no batch to yield.

@@ -43,7 +43,7 @@ def partition(count: int, shares: Sequence[float], *, seed: int) -> list[Tensor]
 def by_class(labels: Tensor, shares: Sequence[float], *, seed: int) -> list[Tensor]:
     """Cut samples into parts as `by_classes` does, by one class per sample, shape (N,).
 
-    Example:
+    Examples:
         >>> [rows.tolist() for rows in by_class(torch.tensor([0, 1, 0, 1, 0, 0]), [0.5, 0.5], seed=0)]
         [[0, 2, 3], [1, 4, 5]]
     """

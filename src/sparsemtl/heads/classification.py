@@ -19,7 +19,7 @@ class ClassificationHead(nn.Module):
           another one in the loss.
         - The 2x2 max-pooling also reads the last row and column of a map of odd size.
 
-    Example:
+    Examples:
         >>> ClassificationHead(16, 5, 8)(torch.rand(2, 16, 4, 6)).shape
         torch.Size([2, 5])
     """

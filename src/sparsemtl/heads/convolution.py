@@ -17,7 +17,7 @@ class ConvolutionHead(DenseHead):
     Head of the CityScapes experiments of MTAN, Maximum Roaming and FSMTL. Weights are drawn from Xavier's normal
     distribution, biases are zero, as in Maximum Roaming's code.
 
-    Example:
+    Examples:
         >>> ConvolutionHead(16, 5, 1)(torch.rand(2, 16, 32, 48)).shape
         torch.Size([2, 5, 32, 48])
     """

@@ -19,7 +19,7 @@ class DeepLabV3Head(DenseHead):
 
     Weights have the names of torchvision's DeepLabV3, whose dropout is 0.5; the default is that of Less is More.
 
-    Example:
+    Examples:
         >>> head = DeepLabV3Head(16, 5, 8, channels=4)
         >>> head(torch.rand(2, 16, 4, 6)).shape
         torch.Size([2, 5, 32, 48])

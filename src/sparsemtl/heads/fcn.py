@@ -16,7 +16,7 @@ class FCNHead(DenseHead):
 
     Weights have torchvision's names.
 
-    Example:
+    Examples:
         >>> FCNHead(16, 5, 8)(torch.rand(2, 16, 4, 6)).shape
         torch.Size([2, 5, 32, 48])
     """

@@ -15,7 +15,7 @@ from sparsemtl.registry.parameters import Count, Counts, validated
 class MLPHead(nn.Module):
     """Linear layers with ReLU between them, the tower of MMoE and PBFS; maps are averaged over positions first.
 
-    Example:
+    Examples:
         >>> MLPHead(16, 3, None, widths=[8])(torch.rand(5, 16)).shape
         torch.Size([5, 3])
     """

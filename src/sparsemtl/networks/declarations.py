@@ -28,7 +28,7 @@ class Figure:
         per_task: there is one number per task; otherwise one for all tasks together.
         higher_is_better: direction of improvement; None if there is none.
 
-    Example:
+    Examples:
         >>> Figure("density", "Density", "fraction of the weights that a task uses")
         Figure(name='density', title='Density', unit='fraction of the weights that a task uses', per_task=True, \
 higher_is_better=None)

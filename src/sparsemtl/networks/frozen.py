@@ -17,7 +17,7 @@ class Frozen(nn.Module):
     Args:
         network: any module; it is not copied. Its `out_features`, `stride` and stages are those of the frozen network.
 
-    Example:
+    Examples:
         >>> frozen = Frozen(nn.Linear(3, 2)).train()
         >>> frozen.network.training, any(p.requires_grad for p in frozen.parameters())
         (False, False)

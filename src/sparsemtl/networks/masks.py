@@ -25,7 +25,7 @@ class TaskMasks(Mapping[str, Mask]):
         model: name of the model class that the masks were made for, kept in files.
         method: name of what chose the masks, kept in files.
 
-    Example:
+    Examples:
         >>> masks = TaskMasks({"a": {"w": torch.tensor([True, False])}, "b": {"w": torch.tensor([True, True])}})
         >>> masks.density("a"), masks.density()
         (0.5, 0.75)

@@ -31,7 +31,7 @@ class TaskNorms:
     Args:
         model: a `MultiTaskModel`.
 
-    Example:
+    Examples:
         >>> norms = TaskNorms(model)                                            # doctest: +SKIP
         >>> with masks.applied(model, "digit"), norms.applied(model, "digit"):  # doctest: +SKIP
         ...     loss = tasks["digit"].loss(model(x)["digit"], y)

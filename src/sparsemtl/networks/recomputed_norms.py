@@ -79,7 +79,7 @@ def recompute_norms(
     Raises:
         ParameterError: if `batches` is below 1, or `networks` stands beside `norms` or `masks`.
 
-    Example:
+    Examples:
         >>> norms = TaskNorms(model)                                            # doctest: +SKIP
         >>> recompute_norms(model, loader, norms, masks=masks)                  # doctest: +SKIP
         >>> with masks.applied(model, "digit"), norms.applied(model, "digit"):  # doctest: +SKIP

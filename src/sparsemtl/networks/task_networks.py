@@ -69,7 +69,7 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         model: name of the model class, kept in the file.
         method: name of what made the networks, kept in the file.
 
-    Example:
+    Examples:
         >>> masks = TaskMasks({"a": {"w": torch.tensor([True, False])}, "b": {"w": torch.tensor([True, True])}})
         >>> networks = TaskNetworks.of_masks(masks)
         >>> networks.one_network, networks.trainable(["a"])["w"].tolist()

@@ -85,7 +85,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
     Learning-rate schedulers, gradient scalers and `state_dict` read the wrapped optimizer's groups and state. A copy
     (`copy.deepcopy`, pickle) holds a copy of the model as well: copy both at once, as `deepcopy((model, optimizer))`.
 
-    Example:
+    Examples:
         >>> optimizer = MaskedOptimizer(torch.optim.AdamW(model.parameters()), masks, model)  # doctest: +SKIP
         >>> optimizer.step()               # moves what at least one task keeps       # doctest: +SKIP
         >>> optimizer.step(task="digit")   # moves what this task keeps, and the rest of the model  # doctest: +SKIP

@@ -151,7 +151,7 @@ class GroupLasso(_Grouped):
     group's weight is sqrt(n_g) everywhere, not the square root of the number of channels; the map is exact near its
     threshold, and finite for a group of zeros.
 
-    Example:
+    Examples:
         >>> penalty = sm.optim.GroupLasso(strength=0.1)
         >>> weight = torch.ones(4, 3, 3, 3)
         >>> round(float(penalty.value([weight])), 4)  # 0.1 * 3 channels * sqrt(36) * norm 6

@@ -100,7 +100,7 @@ class ProximalAdamW(_Proximal, torch.optim.AdamW):
     Differences from the paper's code: torch decays the weights before Adam's step, not after; the proximal step is last
     in both.
 
-    Example:
+    Examples:
         >>> layer = nn.Conv2d(8, 4, 3)
         >>> penalty = sm.optim.GroupLasso(strength=1e-3)
         >>> optimizer = sm.optim.ProximalAdamW(layer.parameters(), lr=1e-2, penalty=penalty)

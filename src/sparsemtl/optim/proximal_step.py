@@ -49,7 +49,7 @@ class ProximalStep:
     Raises:
         ParameterError: if `penalty` is no penalty, or an option is unknown.
 
-    Example:
+    Examples:
         >>> layer = nn.Conv2d(8, 4, 3)
         >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
         >>> shrink = sm.optim.ProximalStep(sm.optim.GroupLasso(strength=0.02))

@@ -77,7 +77,7 @@ def total_sparsity(parameters: Parameters, grouping: Grouping | GroupName = "inp
 def group_sparsity(parameters: Parameters, grouping: Grouping | GroupName = "input-channel") -> float:
     """Return zero groups over all groups, in [0, 1]; see `layer_sparsity`.
 
-    Example:
+    Examples:
         >>> layer = nn.Conv2d(4, 2, 3)
         >>> _ = layer.weight.data[:, 0].zero_()
         >>> sm.optim.group_sparsity(layer.named_parameters(), "input-channel")

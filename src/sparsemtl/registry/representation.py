@@ -8,7 +8,7 @@ from typing import Any
 class ConstructorRepr:
     """Mixin whose `repr` is the call that made the object.
 
-    Example:
+    Examples:
         >>> class Point(ConstructorRepr):
         ...     def __init__(self, x: int, *, unit: str = "m") -> None:
         ...         self.x = x

@@ -18,7 +18,7 @@ class ReportCallback(Callback):
     Raises:
         ParameterError: if training starts without a run folder.
 
-    Example:
+    Examples:
         >>> trainer = sm.Trainer(model, folder="runs/demo", callbacks=[ReportCallback()])  # doctest: +SKIP
     """
 

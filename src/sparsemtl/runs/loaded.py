@@ -90,7 +90,7 @@ def load_run(folder: str | Path, model: MultiTaskModel | None = None) -> LoadedR
     Raises:
         CheckpointError: if the folder holds no trained run, a file is damaged, or the model cannot be built from it.
 
-    Example:
+    Examples:
         >>> run = load_run("runs/digits")                   # doctest: +SKIP
         >>> run.predict(images)["digit"].argmax(1)          # doctest: +SKIP
     """

@@ -34,7 +34,7 @@ class SoftMaskSharing(Sharing):
           `architecture: auxiliary` gives; on any other architecture all tasks share them.
         - Masks are trained by the run's optimizer, without weight decay.
 
-    Example:
+    Examples:
         >>> tasks = [Classification("shape", 2), Classification("colour", 3)]
         >>> model = SharedBottom(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 8)), tasks)
         >>> sharing, x, labels = SoftMaskSharing(lambda_=0.1), torch.rand(6, 1, 4, 4), torch.tensor([0, 1] * 3)

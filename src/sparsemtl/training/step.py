@@ -126,7 +126,7 @@ class TrainingStep:
         ParameterError: if `joint` meets tasks with networks of their own, or tasks take turns but the balancer combines
             them.
 
-    Example:
+    Examples:
         >>> tasks = [Classification("shape", 2), Classification("colour", 3)]
         >>> model = SharedBottom(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), tasks)
         >>> x, labels = torch.rand(6, 4), {"shape": torch.tensor([0, 1] * 3), "colour": torch.tensor([0, 1, 2] * 2)}

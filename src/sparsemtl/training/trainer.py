@@ -62,7 +62,7 @@ from sparsemtl.training.summary import RunResults, described, summarize
 class Trainer:
     """Trains a multi-task model with a sharing method and a balancer, and keeps the best epoch of validation data.
 
-    Example:
+    Examples:
         >>> trainer = Trainer(model, sharing=FisherSharing(keep=0.3), epochs=10)   # doctest: +SKIP
         >>> trainer.fit(train, validation)                                         # doctest: +SKIP
         >>> trainer.test(test)["digit"]["accuracy"]                                # doctest: +SKIP

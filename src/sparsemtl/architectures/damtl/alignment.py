@@ -36,7 +36,7 @@ def conditional_mmd(
         second_classes: int64 (M,), the same for the second samples.
         kernel: see `Kernel`.
 
-    Example:
+    Examples:
         >>> a, b = torch.tensor([[0.0], [2.0], [5.0]]), torch.tensor([[4.0], [7.0]])
         >>> conditional_mmd(a, b, torch.tensor([0, 0, 1]), torch.tensor([0, 2]))
         tensor(9.)

@@ -26,7 +26,7 @@ class OneHot:
         numeric: width of the numbers, which come first and stay as they are.
         cardinalities: number of codes per category, code 0 included.
 
-    Example:
+    Examples:
         >>> OneHot(1, (3, 4))(torch.tensor([[0.5, 2, 1], [-0.5, 0, 3]]))
         tensor([[ 0.5000,  0.0000,  1.0000,  1.0000,  0.0000,  0.0000],
                 [-0.5000,  0.0000,  0.0000,  0.0000,  0.0000,  1.0000]])

@@ -29,7 +29,7 @@ class ColumnEmbedding(nn.Module):
         numeric: width of the numbers, which come first.
         widths: widths of the categories' vectors; by default those of `embedding_width`.
 
-    Example:
+    Examples:
         >>> stem = ColumnEmbedding([3, 10], numeric=2, widths=[4, 5])
         >>> stem(torch.tensor([[0.1, -0.7, 2, 9]])).shape
         torch.Size([1, 11])

@@ -60,7 +60,7 @@ class Callback:
     the test `on_test_end` and `on_run_end`. Random numbers that a callback draws do not change the run, except in
     `on_step`.
 
-    Example:
+    Examples:
         >>> class LossPrinter(Callback):
         ...     def on_epoch_end(self, rows, improved):
         ...         for row in rows:
