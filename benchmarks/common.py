@@ -1,11 +1,18 @@
-"""Shared by the speed scripts: two networks, random batches, and ratios of paired times."""
+"""Shared by the speed scripts: networks, random batches, ratios of paired times, and the one form of their results.
+
+A script defines `measures(quick)`, which yields a `Measure` per row, and ends with `main(measures, __doc__)`. It prints
+its rows as a table, and with `--json FILE` writes them for `benchmarks/suite.py`.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -30,6 +37,62 @@ class Ratio(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.median:.3f} ({self.low:.3f} - {self.high:.3f})"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One row of the table of speeds.
+
+    Attributes:
+        name: what was measured, over what.
+        value: median and range; a ratio unless there is a unit.
+        goal: bound that the median should keep.
+        unit: "", "s", "ms", "GB", "bytes", "images/s".
+        at_least: the goal is a lower bound.
+    """
+
+    name: str
+    value: Ratio
+    goal: float | None = None
+    unit: str = ""
+    at_least: bool = False
+
+    @property
+    def is_met(self) -> bool | None:
+        """True if the median keeps the goal; None without a goal."""
+        if self.goal is None:
+            return None
+        return self.value.median >= self.goal if self.at_least else self.value.median <= self.goal
+
+    def __str__(self) -> str:
+        bound = "none set" if self.goal is None else f"{'>=' if self.at_least else '<='} {self.goal:g}"
+        met = {None: "", True: "yes", False: "**no**"}[self.is_met]
+        return f"| {self.name} | {self.value}{' ' + self.unit if self.unit else ''} | {bound} | {met} |"
+
+
+HEAD = "| measure | median (range) | goal | met |\n| :--- | ---: | ---: | :--- |"
+
+
+def main(measures: Callable[[bool], Iterator[Measure]], description: str | None) -> None:
+    """Run a script: print its rows as they come, and write them as JSON if asked.
+
+    Args:
+        measures: function of `quick`, which is True for fewer rows and repeats.
+        description: the script's docstring.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few rows and repeats, to find what became slower")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="file that the rows are written to")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(f"torch {torch.__version__}, {options.threads} threads\n\n{HEAD}")
+    rows = []
+    for row in measures(options.quick):
+        print(row, flush=True)
+        rows.append(asdict(row) | {"value": row.value._asdict()})
+    if options.json is not None:
+        options.json.write_text(json.dumps(rows, indent=1))
 
 
 def network(name: str, count: int) -> SharedBottom:
@@ -67,11 +130,18 @@ def seconds(run: Callable[[], object]) -> float:
 def paired(plain: Callable[[], object], other: Callable[[], object], repeats: int) -> Ratio:
     """Time of `other` over that of `plain`, measured alternately, so that other load on the machine affects both."""
     plain(), other()
-    ratios = []
-    for _ in range(repeats):
+
+    def ratio() -> float:
         base = seconds(plain)
-        ratios.append(seconds(other) / base)
-    return Ratio(statistics.median(ratios), min(ratios), max(ratios))
+        return seconds(other) / base
+
+    return spread(ratio, repeats)
+
+
+def spread(value: Callable[[], float], repeats: int) -> Ratio:
+    """Median and range of a value measured some times, such as seconds or bytes."""
+    values = [value() for _ in range(repeats)]
+    return Ratio(statistics.median(values), min(values), max(values))
 
 
 def arguments(description: str | None, *, repeats: int) -> argparse.ArgumentParser:
