@@ -13,7 +13,10 @@ from sparsemtl.architectures import (
     SharedBottom,
     SingleTask,
     Source,
+    WrappedModel,
+    from_model,
 )
+from sparsemtl.backbones import EncoderAdapter, TransformerEncoder
 from sparsemtl.compaction import compact, latency, macs, parameter_count
 from sparsemtl.criteria import choose_masks, fisher_information, fisher_masks
 from sparsemtl.networks.masks import TaskMasks
@@ -34,7 +37,17 @@ from sparsemtl.sharing import (
     Sharing,
     SoftMaskSharing,
 )
-from sparsemtl.tasks import Classification, Depth, MultiLabel, Normals, Regression, Segmentation, Task
+from sparsemtl.tasks import (
+    Classification,
+    ColumnLoader,
+    Depth,
+    MultiLabel,
+    Normals,
+    Regression,
+    Segmentation,
+    Task,
+    TokenClassification,
+)
 from sparsemtl.training import Callback, Trainer, TrainingStep
 
 __all__ = [
@@ -46,9 +59,11 @@ __all__ = [
     "Auxiliary",
     "Callback",
     "Classification",
+    "ColumnLoader",
     "CrossStitch",
     "DenseSharing",
     "Depth",
+    "EncoderAdapter",
     "FisherSharing",
     "GroupLassoSharing",
     "GroupMCPSharing",
@@ -73,13 +88,17 @@ __all__ = [
     "TaskNetwork",
     "TaskNetworks",
     "TaskNorms",
+    "TokenClassification",
     "Trainer",
     "TrainingStep",
+    "TransformerEncoder",
+    "WrappedModel",
     "__version__",
     "choose_masks",
     "compact",
     "fisher_information",
     "fisher_masks",
+    "from_model",
     "latency",
     "left_out_parameters",
     "load_run",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sparsemtl import Classification, Depth, Normals, Segmentation, SharedBottom
 from sparsemtl.errors import LabelError, LikelihoodWarning, ParameterError
 from sparsemtl.tasks import DenseTask
-from sparsemtl.tasks.likelihoods import PixelCategorical, PixelDirection, PixelGaussian
+from sparsemtl.tasks.likelihoods import PixelDirection, PixelGaussian, PositionCategorical
 
 SAMPLES, HEIGHT, WIDTH, CLASSES = 5, 4, 6, 3
 
@@ -243,7 +243,7 @@ def test_an_encoder_that_does_not_tell_its_stride_is_told_what_to_tell() -> None
 
 def test_a_maps_log_probability_is_the_sum_over_its_known_pixels() -> None:
     output, target = outputs(Segmentation("t", CLASSES)).detach(), segmentation_labels()
-    found = PixelCategorical(255).log_prob(output, target)
+    found = PositionCategorical(255).log_prob(output, target)
     slow = [
         sum(
             float(output[n, :, i, j].log_softmax(0)[int(target[n, i, j])])
@@ -258,7 +258,7 @@ def test_a_maps_log_probability_is_the_sum_over_its_known_pixels() -> None:
 
 def test_drawn_classes_have_the_softmaxs_frequencies() -> None:
     output = torch.log(torch.tensor([0.2, 0.3, 0.5])).view(1, 3, 1, 1).expand(1, 3, 100, 100)
-    drawn = PixelCategorical(255).sample(output, generator())
+    drawn = PositionCategorical(255).sample(output, generator())
     assert drawn.shape == (1, 100, 100)
     assert (torch.bincount(drawn.flatten()) / 1e4).tolist() == pytest.approx([0.2, 0.3, 0.5], abs=0.02)
 

@@ -12,6 +12,7 @@ from sparsemtl.architectures.ple import PLE
 from sparsemtl.architectures.pools import Pools, build_pools, label_correlations
 from sparsemtl.architectures.shared_bottom import SharedBottom
 from sparsemtl.architectures.single_task import SingleTask
+from sparsemtl.architectures.wrapped import WrappedModel, from_model
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.registry.registry import Registry
 
@@ -45,6 +46,8 @@ __all__ = [
     "SharedBottom",
     "SingleTask",
     "Source",
+    "WrappedModel",
     "build_pools",
+    "from_model",
     "label_correlations",
 ]

@@ -14,6 +14,7 @@ from sparsemtl.heads.dense import DenseHead
 from sparsemtl.heads.fcn import FCNHead
 from sparsemtl.heads.linear import linear_head
 from sparsemtl.heads.mlp import MLPHead
+from sparsemtl.heads.tokens import TokenFeatures, TokenHead
 from sparsemtl.registry.registry import Registry
 
 HEADS: Registry[nn.Module] = Registry(
@@ -25,6 +26,7 @@ HEADS: Registry[nn.Module] = Registry(
         "convolution": ConvolutionHead,
         "fcn": FCNHead,
         "deeplabv3": DeepLabV3Head,
+        "token": TokenHead,
     },
 )
 
@@ -36,5 +38,7 @@ __all__ = [
     "DenseHead",
     "FCNHead",
     "MLPHead",
+    "TokenFeatures",
+    "TokenHead",
     "linear_head",
 ]

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from typing_extensions import Doc
 
 from sparsemtl.errors import ParameterError
+from sparsemtl.heads.tokens import TokenFeatures
 from sparsemtl.registry.parameters import Count
 
 
 class LinearHead(nn.Linear):
     """Linear layer on features; feature maps (B, C, ...) are averaged over their positions first."""
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor | TokenFeatures) -> Tensor:
         """Map features (B, F) or (B, F, H, W) to outputs (B, out_features)."""
         return F.linear(pooled(features), self.weight, self.bias)
 
@@ -31,13 +32,16 @@ class LazyLinearHead(nn.LazyLinear):
         super().initialize_parameters(pooled(features))
 
 
-def pooled(features: Tensor) -> Tensor:
-    """Return features averaged over their positions: (B, F, ...) -> (B, F)."""
+def pooled(features: Tensor | TokenFeatures) -> Tensor:
+    """Return features averaged over their positions, (B, F, ...) -> (B, F), or the pooled ones of sequences."""
+    if isinstance(features, TokenFeatures):
+        return features.pooled
     if not isinstance(features, Tensor) or features.ndim not in (2, 4, 5):
         found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise ParameterError(
             "The default heads read features of shape (batch, width) or maps (batch, channels, height, width); "
-            f"the encoder gave {found}. Pass heads={{task: module}} that read such features."
+            f"the encoder gave {found}. Pass heads={{task: module}} that read such features; `sm.TransformerEncoder` "
+            "gives default heads one vector per sequence."
         )
     return features.flatten(2).mean(2) if features.ndim > 2 else features
 

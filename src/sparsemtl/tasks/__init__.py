@@ -6,6 +6,7 @@ loss, the gradient and the metrics of that task.
 
 from sparsemtl.registry.registry import Registry
 from sparsemtl.tasks.classification import Classification
+from sparsemtl.tasks.columns import ColumnLoader
 from sparsemtl.tasks.dense import DenseTask
 from sparsemtl.tasks.depth import Depth
 from sparsemtl.tasks.multilabel import MultiLabel
@@ -13,6 +14,7 @@ from sparsemtl.tasks.normals import Normals
 from sparsemtl.tasks.regression import Regression
 from sparsemtl.tasks.segmentation import Segmentation
 from sparsemtl.tasks.task import Loss, Task, TaskOptions
+from sparsemtl.tasks.tokens import TokenClassification
 
 TASKS: Registry[Task] = Registry(
     "task",
@@ -21,6 +23,7 @@ TASKS: Registry[Task] = Registry(
         "multi-label": MultiLabel,
         "regression": Regression,
         "segmentation": Segmentation,
+        "token-classification": TokenClassification,
         "depth": Depth,
         "normals": Normals,
     },
@@ -29,6 +32,7 @@ TASKS: Registry[Task] = Registry(
 __all__ = [
     "TASKS",
     "Classification",
+    "ColumnLoader",
     "DenseTask",
     "Depth",
     "Loss",
@@ -38,4 +42,5 @@ __all__ = [
     "Segmentation",
     "Task",
     "TaskOptions",
+    "TokenClassification",
 ]

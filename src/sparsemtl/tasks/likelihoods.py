@@ -24,7 +24,7 @@ class Likelihood(abc.ABC):
 
     #: False if the gradient of log p is zero at the most probable label, as for a Gaussian: `fs` is then all zero.
     informative_mode: bool = True
-    #: False if `expected` has too many factors to iterate over: one per pixel.
+    #: False if `expected` has too many factors to iterate over: one per pixel or token.
     tractable: bool = True
 
     @abc.abstractmethod
@@ -152,43 +152,48 @@ class Gaussian(_SampledLikelihood):
             yield output.new_ones(len(output)), direction
 
 
-class _PixelLikelihood(Likelihood):
-    """Base of likelihoods of maps: the log-probability of a map is the sum over its known pixels."""
+class _PositionLikelihood(Likelihood):
+    """Base of likelihoods of maps and sequences: the log-probability is the sum over the known positions."""
 
     tractable = False
 
     def expected(self, output: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Raise NotImplementedError: the exact factors take a backward pass per pixel; `sample` estimates them."""
+        """Raise NotImplementedError: the exact factors take a backward pass per position; `sample` estimates them."""
         raise NotImplementedError(f"{type(self).__name__} has too many labels to iterate over. Use `sample`.")
 
 
-class PixelCategorical(_PixelLikelihood, _SampledLikelihood):
-    """Softmax per pixel: outputs are logits (B, C, H, W), labels class indices (B, H, W).
+class PositionCategorical(_PositionLikelihood, _SampledLikelihood):
+    """Softmax per position: a class per pixel or per token.
+
+    Outputs are logits, (B, C, H, W) or (B, S, C); labels are class indices, (B, H, W) or (B, S).
 
     Args:
-        ignore_index: label of pixels without one.
+        ignore_index: label of positions without one.
+        class_axis: axis of the classes in the outputs.
     """
 
-    def __init__(self, ignore_index: int) -> None:
+    def __init__(self, ignore_index: int, class_axis: int = 1) -> None:
         self.ignore_index = ignore_index
+        self.class_axis = class_axis
 
     def log_prob(self, output: Tensor, label: Tensor) -> Tensor:
-        """Return the sum over the known pixels of log softmax(output)[label]."""
-        terms = F.cross_entropy(output, label, ignore_index=self.ignore_index, reduction="none")
+        """Return the sum over the known positions of log softmax(output)[label]."""
+        logits = output.movedim(self.class_axis, 1)
+        terms = F.cross_entropy(logits, label, ignore_index=self.ignore_index, reduction="none")
         return -terms.flatten(1).sum(1)
 
     def mode(self, output: Tensor) -> Tensor:
-        """Return the class of the largest logit per pixel, ties to the lowest index."""
-        return output.argmax(1)
+        """Return the class of the largest logit per position, ties to the lowest index."""
+        return output.argmax(self.class_axis)
 
     def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return a class per pixel, drawn from its softmax."""
-        pixels = output.detach().softmax(1).movedim(1, -1)
-        drawn = torch.multinomial(pixels.flatten(0, -2), 1, generator=generator)
-        return drawn.view(pixels.shape[:-1])
+        """Return a class per position, drawn from its softmax."""
+        positions = output.detach().softmax(self.class_axis).movedim(self.class_axis, -1)
+        drawn = torch.multinomial(positions.flatten(0, -2), 1, generator=generator)
+        return drawn.view(positions.shape[:-1])
 
 
-class PixelGaussian(_PixelLikelihood):
+class PixelGaussian(_PositionLikelihood):
     """Normal distribution of unit variance per pixel: outputs are means (B, 1, H, W); labels <= 0 are unknown."""
 
     informative_mode = False
@@ -210,7 +215,7 @@ class PixelGaussian(_PixelLikelihood):
         return torch.randn(output.shape, generator=generator, dtype=output.dtype, device=output.device)
 
 
-class PixelDirection(_PixelLikelihood, _SampledLikelihood):
+class PixelDirection(_PositionLikelihood, _SampledLikelihood):
     """Von Mises-Fisher distribution of concentration one per pixel: p(n | z) is proportional to exp(cos angle(n, z)).
 
     Outputs (B, 3, H, W) have any length, labels length one; a label of three zeros is unknown.

@@ -12,7 +12,7 @@ from sparsemtl.errors import LabelError, ParameterError
 from sparsemtl.registry.parameters import Natural, Share, validated
 from sparsemtl.tasks.cross_entropy import check_class_weights, cross_entropy
 from sparsemtl.tasks.dense import DenseTask
-from sparsemtl.tasks.likelihoods import PixelCategorical
+from sparsemtl.tasks.likelihoods import PositionCategorical
 from sparsemtl.tasks.task import TaskOptions
 
 if TYPE_CHECKING:
@@ -67,9 +67,9 @@ class Segmentation(DenseTask):
         return len(self.class_names)
 
     @property
-    def likelihood(self) -> PixelCategorical:
+    def likelihood(self) -> PositionCategorical:
         """Softmax per pixel."""
-        return PixelCategorical(self.ignore_index)
+        return PositionCategorical(self.ignore_index)
 
     def known(self, target: Tensor) -> Tensor:
         """Return a mask (B, H, W) of the pixels whose label is not the ignore index."""

@@ -1,0 +1,155 @@
+"""Token classification: one class per token of a sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+from torch import Tensor, nn
+from typing_extensions import Doc, Unpack
+
+from sparsemtl.errors import LabelError, ParameterError
+from sparsemtl.heads.tokens import TokenHead
+from sparsemtl.registry.parameters import Share, validated
+from sparsemtl.tasks.cross_entropy import check_class_weights, cross_entropy
+from sparsemtl.tasks.likelihoods import PositionCategorical
+from sparsemtl.tasks.task import Task, TaskOptions
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+
+class TokenClassification(Task):
+    """One class of several per token, such as a part of speech or a named entity.
+
+    Labels have shape (B, S) and lie in 0 .. classes - 1; outputs are logits (B, S, classes), as in transformers. The
+    loss is the mean cross-entropy of all labelled tokens of a batch. Metrics: `accuracy` and `f1_macro` over labelled
+    tokens; if the classes are BIO tags (`O`, `B-PER`, `I-PER`), `entity_f1` over whole entities. Metrics of your own
+    read logits (B, classes, S) and labels (B, S).
+    """
+
+    @validated
+    def __init__(
+        self,
+        name: Annotated[str, Doc("Name of the task.")],
+        classes: Annotated[int | Sequence[str], Doc("Number of classes, at least 2, or their names.")],
+        *,
+        ignore_index: Annotated[int, Doc("Label of tokens without one, such as padding; none of the classes.")] = -100,
+        label_smoothing: Annotated[Share, Doc("Share of a label that is spread over all classes, in [0, 1).")] = 0.0,
+        class_weights: Annotated[
+            Sequence[float] | None,
+            Doc("Factor per class, at least 0, of the weighted mean that is the loss; None: equal factors."),
+        ] = None,
+        **options: Unpack[TaskOptions],
+    ) -> None:
+        super().__init__(name, **options)
+        self.class_names = [str(c) for c in (range(classes) if isinstance(classes, int) else classes)]
+        if len(self.class_names) < 2:
+            raise ParameterError(f"task {name!r}: a token classification needs at least 2 classes, got {classes!r}.")
+        if 0 <= ignore_index < len(self.class_names):
+            raise ParameterError(f"task {name!r}: ignore_index={ignore_index} is one of the classes.")
+        check_class_weights(name, class_weights, len(self.class_names))
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+        self.class_weights = class_weights
+
+    @property
+    def outputs(self) -> int:
+        """One logit per class."""
+        return len(self.class_names)
+
+    @property
+    def likelihood(self) -> PositionCategorical:
+        """Softmax per token."""
+        return PositionCategorical(self.ignore_index, class_axis=2)
+
+    def head(self, features: int | None = None, stride: int | None = None) -> nn.Module:
+        """Return a linear layer on the features of every token; see `Task.head`.
+
+        Raises:
+            ParameterError: if the encoder has no `out_features`.
+        """
+        if features is None:
+            raise ParameterError(
+                f"task {self.name!r}: its default head needs the width of the encoder's token features. Set "
+                f"`out_features` on the encoder, or pass heads={{{self.name!r}: module}}."
+            )
+        return TokenHead(features, self.outputs)
+
+    def known(self, target: Tensor) -> Tensor:
+        """Return a mask (B, S) of the tokens whose label is not the ignore index."""
+        return target != self.ignore_index
+
+    def known_outputs(self, target: Tensor, output: Tensor) -> Tensor:
+        """Return a mask (B, S, 1) of the tokens with a label."""
+        return self.known(target).unsqueeze(2)
+
+    def check_labels(self, target: Tensor) -> None:
+        """Raise a LabelError unless labels are class indices or the ignore index."""
+        if target.is_floating_point() or target.ndim != 2:
+            raise LabelError(
+                f"task {self.name!r}: expected whole numbers of shape (batch, tokens), got {target.dtype} of shape "
+                f"{tuple(target.shape)}."
+            )
+        wrong = target[self.known(target) & ((target < 0) | (target >= self.outputs))]
+        if wrong.numel():
+            raise LabelError(
+                f"task {self.name!r}: label {wrong[0].item()} is not one of the classes 0 .. {self.outputs - 1}. "
+                f"A token without a label carries ignore_index={self.ignore_index}."
+            )
+
+    def check_output(self, output: Tensor, target: Tensor) -> None:
+        """Raise if the outputs have another width than the classes, or another number of tokens than the labels."""
+        if output.ndim != 3 or output.shape[2] != self.outputs:
+            raise ParameterError(
+                f"task {self.name!r}: its head must give outputs of shape (batch, tokens, {self.outputs}), got "
+                f"{tuple(output.shape)}."
+            )
+        if output.shape[1] != target.shape[1]:
+            raise LabelError(
+                f"task {self.name!r}: outputs of {output.shape[1]} tokens, labels of {target.shape[1]}. Pad the labels "
+                f"like the inputs, with {self.ignore_index}."
+            )
+
+    def cast(self, target: Tensor) -> Tensor:
+        """Return labels (B, S) as int64."""
+        return target.long()
+
+    def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the mean cross-entropy of the labelled tokens."""
+        return cross_entropy(
+            output.transpose(1, 2),
+            target,
+            self.known(target),
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            class_weights=self.class_weights,
+        )
+
+    def default_metrics(self) -> dict[str, Metric]:
+        """Return accuracy (micro) and macro F1 over labelled tokens; of BIO tags, F1 of entities as the first."""
+        from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+        from sparsemtl.tasks.entities import EntityF1, are_bio_tags
+
+        options = {"ignore_index": self.ignore_index, "validate_args": False}
+        metrics: dict[str, Metric] = {
+            "accuracy": MulticlassAccuracy(self.outputs, average="micro", **options),
+            "f1_macro": MulticlassF1Score(self.outputs, average="macro", **options),
+        }
+        if are_bio_tags(self.class_names):
+            return {"entity_f1": EntityF1(self.class_names, ignore_index=self.ignore_index), **metrics}
+        return metrics
+
+    def update(self, metrics: Mapping[str, Metric], output: Tensor, target: Tensor) -> None:
+        """Add the sequences of a batch with a labelled token to metrics."""
+        label = self.labels(target)
+        known = self.labelled(label)
+        if bool(known.any()):
+            logits = output[known].float().transpose(1, 2)
+            for metric in metrics.values():
+                metric.update(logits, label[known])
+
+    def predict(self, output: Tensor) -> Tensor:
+        """Return class indices (B, S)."""
+        return output.argmax(2)
