@@ -9,14 +9,15 @@ from sparsemtl.architectures import (
     PLE,
     Auxiliary,
     CrossStitch,
+    EncoderAdapter,
     MMoE,
     SharedBottom,
     SingleTask,
     Source,
+    TransformerEncoder,
     WrappedModel,
     from_model,
 )
-from sparsemtl.backbones import EncoderAdapter, TransformerEncoder
 from sparsemtl.compaction import compact, latency, macs, parameter_count
 from sparsemtl.criteria import choose_masks, fisher_information, fisher_masks
 from sparsemtl.networks.masks import TaskMasks

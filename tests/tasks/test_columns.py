@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from sparsemtl import Classification, SharedBottom, Trainer
-from sparsemtl.backbones import EncoderAdapter
+from sparsemtl.architectures import EncoderAdapter
 from sparsemtl.errors import LabelError, ParameterError
 from sparsemtl.tasks import ColumnLoader
 from sparsemtl.tasks.batches import loader_generators
@@ -43,15 +43,14 @@ def test_the_loaders_random_state_is_found_behind_the_columns() -> None:
 
 
 def test_a_run_trains_on_columns() -> None:
-    loader = ColumnLoader(DataLoader(Rows(), batch_size=4), inputs=["input"], targets={"intent": "label_1"})
-    loader.inputs = ["a"]
+    loader = ColumnLoader(DataLoader(Rows(), batch_size=4), inputs=["a"], targets={"intent": "label_1"})
 
     class Net(torch.nn.Linear):
         def forward(self, a: torch.Tensor) -> torch.Tensor:
             return super().forward(a)
 
     model = SharedBottom(EncoderAdapter(Net(2, 3), out_features=3), [Classification("intent", 2)])
-    trainer = Trainer(model, epochs=1, progress=False).fit(loader, [batch for batch in loader])
+    trainer = Trainer(model, epochs=1, progress=False).fit(loader, list(loader))
     assert set(trainer.predict({"a": torch.ones(2, 2)})) == {"intent"}
 
 

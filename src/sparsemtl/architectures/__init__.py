@@ -1,5 +1,6 @@
 """Architectures: the modules of a multi-task model, and the tasks that use each of them."""
 
+from sparsemtl.architectures.adapters import EncoderAdapter, TransformerEncoder
 from sparsemtl.architectures.auxiliary import Auxiliary
 from sparsemtl.architectures.cgc import CGC
 from sparsemtl.architectures.cross_stitch import CrossStitch
@@ -41,11 +42,13 @@ __all__ = [
     "PLE",
     "Auxiliary",
     "CrossStitch",
+    "EncoderAdapter",
     "MMoE",
     "Pools",
     "SharedBottom",
     "SingleTask",
     "Source",
+    "TransformerEncoder",
     "WrappedModel",
     "build_pools",
     "from_model",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from sparsemtl.backbones.adapters import call
+from sparsemtl.architectures.adapters import call
 from sparsemtl.errors import ParameterError, unknown_name
 from sparsemtl.networks.model import MultiTaskModel
 
@@ -128,7 +128,7 @@ def from_model(
 
 def _claim(model: nn.Module, patterns: str | Sequence[str], what: str, owners: dict[str, str]) -> list[str]:
     """Return the topmost modules that match, and note what they belong to."""
-    found = []
+    found: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         matching = [name for name, _ in model.named_modules() if name and fnmatchcase(name, pattern)]
         if not matching:

@@ -7,7 +7,6 @@ width is its attribute `out_features`. Features are vectors (B, out_features), o
 
 from torch import nn
 
-from sparsemtl.backbones.adapters import EncoderAdapter, TransformerEncoder
 from sparsemtl.backbones.cnn import CNN
 from sparsemtl.backbones.mlp import MLP
 from sparsemtl.backbones.pretrained import load_torchvision
@@ -38,10 +37,8 @@ __all__ = [
     "ENCODERS",
     "MLP",
     "VGG",
-    "EncoderAdapter",
     "ResNet",
     "SegNet",
-    "TransformerEncoder",
     "load_torchvision",
     "resnet18",
     "resnet34",

@@ -26,7 +26,6 @@ HEADS: Registry[nn.Module] = Registry(
         "convolution": ConvolutionHead,
         "fcn": FCNHead,
         "deeplabv3": DeepLabV3Head,
-        "token": TokenHead,
     },
 )
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
-from typing_extensions import Doc
 
 from sparsemtl.errors import ParameterError
-from sparsemtl.registry.parameters import Count
 
 
 class TokenFeatures(NamedTuple):
@@ -24,15 +22,7 @@ class TokenFeatures(NamedTuple):
 
 
 class TokenHead(nn.Linear):
-    """Linear layer on the features of every token."""
-
-    def __init__(
-        self,
-        features: Annotated[Count, Doc("Width of the features.")],
-        outputs: Annotated[Count, Doc("Outputs per token.")],
-        stride: Annotated[Count | None, Doc("Not used.")] = None,
-    ) -> None:
-        super().__init__(features, outputs)
+    """Linear layer on the features of every token: the default head of `TokenClassification`."""
 
     def forward(self, features: TokenFeatures | Tensor) -> Tensor:
         """Map features (B, S, width), or the tokens of `TokenFeatures`, to outputs (B, S, outputs)."""

@@ -132,13 +132,13 @@ class TokenClassification(Task):
 
         from sparsemtl.tasks.entities import EntityF1, are_bio_tags
 
-        options = {"ignore_index": self.ignore_index, "validate_args": False}
+        n, ignored = self.outputs, self.ignore_index
         metrics: dict[str, Metric] = {
-            "accuracy": MulticlassAccuracy(self.outputs, average="micro", **options),
-            "f1_macro": MulticlassF1Score(self.outputs, average="macro", **options),
+            "accuracy": MulticlassAccuracy(n, average="micro", ignore_index=ignored, validate_args=False),
+            "f1_macro": MulticlassF1Score(n, average="macro", ignore_index=ignored, validate_args=False),
         }
         if are_bio_tags(self.class_names):
-            return {"entity_f1": EntityF1(self.class_names, ignore_index=self.ignore_index), **metrics}
+            return {"entity_f1": EntityF1(self.class_names, ignore_index=ignored), **metrics}
         return metrics
 
     def update(self, metrics: Mapping[str, Metric], output: Tensor, target: Tensor) -> None:

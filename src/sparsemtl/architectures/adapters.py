@@ -111,8 +111,9 @@ def picked(outputs: Any, which: str | int | None) -> Any:
     if which is None:
         return outputs
     try:
-        by_key = isinstance(outputs, Mapping) or isinstance(which, int)
-        return outputs[which] if by_key else getattr(outputs, which)
+        if isinstance(which, int) or isinstance(outputs, Mapping):
+            return outputs[which]
+        return getattr(outputs, which)
     except (KeyError, IndexError, AttributeError, TypeError):
         found = list(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
         raise ParameterError(f"the module's output has no part {which!r}; it is {found}.") from None
