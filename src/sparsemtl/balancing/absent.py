@@ -78,6 +78,8 @@ def aggregate(module: nn.Module, rows: Tensor, present: Tensor) -> Tensor:
     """
     present = present.to(rows.device)
     call: Callable[[Tensor], Tensor] = module
+    if _is_foreign(module):
+        rows = rows.clone()  # it may keep the rows, whose memory the next step uses again
     if bool(present.all()) and not _has_gaps(module):
         return call(rows)
     rows = torch.where(present[:, None], rows, 0.0)
@@ -256,9 +258,13 @@ def _takes_fewer_rows(module: nn.Module) -> bool:
         module.weighting, (ConstantWeighting, MeanWeighting, SumWeighting)
     ):
         return False
-    parts = list(module.modules())
-    foreign = any(type(part).__module__.partition(".")[0] != "torchjd" for part in parts)
-    return not foreign and not any(isinstance(part, (KrumWeighting, TrimmedMean)) for part in parts)
+    fixed = any(isinstance(part, (KrumWeighting, TrimmedMean)) for part in module.modules())
+    return not fixed and not _is_foreign(module)
+
+
+def _is_foreign(module: nn.Module) -> bool:
+    """Return True if a part of the aggregator is neither of TorchJD nor of this package."""
+    return any(type(part).__module__.partition(".")[0] not in ("torchjd", "sparsemtl") for part in module.modules())
 
 
 def _block(indices: Tensor, rule: PerTask) -> tuple[Tensor, ...]:

@@ -51,7 +51,8 @@ class Balancer(abc.ABC):
         """Combine the tasks' gradients (T, P) into one (P,).
 
         Args:
-            rows: one gradient per task; zero for a task without one.
+            rows: one gradient per task; zero for a task without one. The next step uses their memory again: copy
+                what is needed for longer, and do not return a part of it.
             present: bool (T,), True for tasks that have a gradient; None if all have one. The balancer's state of
                 other tasks does not change.
 

@@ -25,7 +25,8 @@ from sparsemtl.optim.masked import FreezeOutsideMask
 from sparsemtl.sharing.sharing import AfterStep, Regularizer, Sharing, StepWeights, TaskPenalty, Update
 from sparsemtl.tasks.batches import Group, as_group
 from sparsemtl.tasks.nests import to_device
-from sparsemtl.training.finite import check_gradient, check_norm, check_rows, named_parameters
+from sparsemtl.training.finite import check_gradient, check_norm, check_rows, named_parameters, rows_are_finite
+from sparsemtl.training.gradient_rows import GradientRows
 from sparsemtl.training.structure import check_state
 
 MAX_SKIPPED = 100
@@ -166,7 +167,7 @@ class TrainingStep:
         self._shared = {name: p for name, p in together.items() if p.requires_grad}
         self._by_rows = self.balancer.combines_gradients and bool(self._shared)
         self._last_losses: dict[str, float] = {}
-        self._rows: dict[str, Tensor] = {}
+        self._rows = GradientRows(self._shared.values(), list(self.tasks))
         self._factors: Counter[str] = Counter()
         self._freezes: dict[tuple[str, ...], FreezeOutsideMask] = {}
         self._memory: dict[str, Tensor] = {}
@@ -242,7 +243,7 @@ class TrainingStep:
 
     def _combine(self, batches: Sequence[Sequence[_Batch]], result: StepResult) -> None:
         self.optimizer.zero_grad()
-        self._rows = {}
+        self._rows.present.clear()
         self._factors = Counter()
         for groups in batches:
             if self.balancer.constant and self.update == "average":
@@ -255,7 +256,7 @@ class TrainingStep:
         present = tuple(t for t in self.tasks if t in result.losses)
         if not present:
             return
-        if self._rows:
+        if self._rows.present:
             self._aggregate()
         for p in self.balancer.parameters():
             if p.grad is not None:
@@ -359,18 +360,17 @@ class TrainingStep:
 
     def _backward_apart(self, task: str, loss: Tensor, mask: Mapping[str, Tensor], *, retain: bool) -> None:
         """Run the backward pass of one task, whose shared gradient is masked or kept as a row before it is added."""
-        before = {name: p.grad for name, p in self._shared.items()}
+        before = [p.grad for p in self._shared.values()]
         for p in self._shared.values():
             p.grad = None
         self.backend.backward(loss, retain_graph=retain)
-        for name, p in self._shared.items():
-            if p.grad is not None and name in mask:
-                p.grad.masked_fill_(~mask[name], 0.0)
+        for name, masked in mask.items():
+            gradient = self._shared[name].grad if name in self._shared else None
+            if gradient is not None:
+                gradient.masked_fill_(~masked, 0.0)
         if self._by_rows:
-            row = torch.cat([_or_zeros(p).flatten() for p in self._shared.values()])
-            self._rows[task] = self._rows[task] + row if task in self._rows else row
-        for name, p in self._shared.items():
-            earlier = before[name]
+            self._rows.add(task)
+        for p, earlier in zip(self._shared.values(), before, strict=True):
             if self._by_rows:
                 p.grad = earlier
             elif earlier is not None:
@@ -378,17 +378,12 @@ class TrainingStep:
 
     def _aggregate(self) -> None:
         """Put the balancer's combination of the rows into the gradients of the shared weights."""
-        like = next(iter(self._rows.values()))
-        rows = torch.stack([self._rows.get(task, torch.zeros_like(like)) for task in self.tasks])
-        exact = torch.promote_types(rows.dtype, torch.float32)  # decompositions know no half precision
+        rows = self._rows.matrix()
         if not self.backend.scaled:
-            check_rows(self._rows, self._where)
-        finite = bool(rows.isfinite().all())  # otherwise the gradient scaler is to see it, and no decomposition
-        exactly = rows.to(exact)
-        combined = self.balancer.aggregate(exactly, self._flags(self._rows)) if finite else exactly.sum(0)
-        sizes = [p.numel() for p in self._shared.values()]
-        for p, part in zip(self._shared.values(), torch.split(combined, sizes), strict=True):
-            p.grad = part.view_as(p).to(p.dtype)
+            check_rows(rows, list(self.tasks), self._where)
+        finite = not self.backend.scaled or rows_are_finite(rows)  # a gradient scaler is to see what is not
+        combined = self.balancer.aggregate(rows, self._flags(self._rows.present)) if finite else rows.sum(0)
+        self._rows.set_gradients(combined)
 
     # ---- optimizer step --------------------------------------------------------------------------------------
 
@@ -483,10 +478,6 @@ def _attached(balancing: Balancer | Any, tasks: int, device: torch.device) -> Ba
     balancer = as_balancer(balancing)
     balancer.attach(tasks, device)
     return balancer
-
-
-def _or_zeros(parameter: nn.Parameter) -> Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def _check_finite(value: float, what: str, where: str) -> None:

@@ -1,0 +1,62 @@
+"""Gradients of the shared weights, one row per task, in one matrix that is kept from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+
+class GradientRows:
+    """Rows (T, P) of the tasks' gradients with respect to the shared weights.
+
+    A row is copied once, into memory of an earlier step: fresh memory of this size costs more than the copy.
+
+    Args:
+        parameters: the shared weights; P is the number of their entries.
+        tasks: names of all tasks, in the order of the rows.
+
+    Attributes:
+        present: names of the tasks that have a row in this step.
+    """
+
+    def __init__(self, parameters: Collection[nn.Parameter], tasks: Sequence[str]) -> None:
+        self._parameters = parameters
+        self._tasks = list(tasks)
+        self._memory = torch.empty(0)
+        self.present: set[str] = set()
+
+    def add(self, task: str) -> None:
+        """Add the parameters' `.grad` to the row of a task."""
+        gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in self._parameters]
+        if not self.present:
+            self._fit(gradients)
+        row = self._memory[self._tasks.index(task)]
+        if task in self.present:
+            row += torch.cat(gradients)
+        else:
+            torch.cat(gradients, out=row)
+            self.present.add(task)
+
+    def matrix(self) -> Tensor:
+        """Return the rows (T, P), zero for tasks that are not present; in float32 or float64, as solvers need it."""
+        for task, row in zip(self._tasks, self._memory, strict=True):
+            if task not in self.present:
+                row.zero_()
+        return self._memory.to(torch.promote_types(self._memory.dtype, torch.float32))
+
+    def set_gradients(self, combined: Tensor) -> None:
+        """Set the parameters' `.grad` to the parts of one vector (P,)."""
+        parts = torch.split(combined, [p.numel() for p in self._parameters])
+        for p, part in zip(self._parameters, parts, strict=True):
+            p.grad = part.view_as(p).to(p.dtype)
+
+    def _fit(self, gradients: Sequence[Tensor]) -> None:
+        """Allocate the matrix, unless the one of the last step has the shape, type and device."""
+        shape = (len(self._tasks), sum(map(len, gradients)))
+        dtype = reduce(torch.promote_types, (gradient.dtype for gradient in gradients))
+        device = gradients[0].device
+        if (self._memory.shape, self._memory.dtype, self._memory.device) != (shape, dtype, device):
+            self._memory = torch.empty(shape, dtype=dtype, device=device)
