@@ -1,55 +1,62 @@
 """Sparse multi-task learning: what several tasks should share inside one network, and what they should not."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from sparsemtl._version import __version__
-from sparsemtl.architectures import (
-    CGC,
-    MTAL,
-    NDDR,
-    PBFS,
-    PLE,
-    Auxiliary,
-    CrossStitch,
-    EncoderAdapter,
-    MMoE,
-    SharedBottom,
-    SingleTask,
-    Source,
-    TransformerEncoder,
-    WrappedModel,
-    from_model,
-)
-from sparsemtl.compaction import compact, latency, macs, parameter_count
-from sparsemtl.criteria import choose_masks, fisher_information, fisher_masks
-from sparsemtl.networks.masks import TaskMasks
-from sparsemtl.networks.model import MultiTaskModel, left_out_parameters, maskable_parameters
-from sparsemtl.networks.norms import TaskNorms
-from sparsemtl.networks.recomputed_norms import recompute_norms
-from sparsemtl.networks.task_networks import TaskNetwork, TaskNetworks
-from sparsemtl.optim import MaskedOptimizer
-from sparsemtl.runs.loaded import LoadedRun, load_run
-from sparsemtl.sharing import (
-    DenseSharing,
-    FisherSharing,
-    GroupLassoSharing,
-    GroupMCPSharing,
-    L1Sharing,
-    PBFSSharing,
-    RandomSharing,
-    Sharing,
-    SoftMaskSharing,
-)
-from sparsemtl.tasks import (
-    Classification,
-    ColumnLoader,
-    Depth,
-    MultiLabel,
-    Normals,
-    Regression,
-    Segmentation,
-    Task,
-    TokenClassification,
-)
-from sparsemtl.training import Callback, Trainer, TrainingStep
+
+if TYPE_CHECKING:
+    from sparsemtl.architectures import (
+        CGC,
+        MTAL,
+        NDDR,
+        PBFS,
+        PLE,
+        Auxiliary,
+        CrossStitch,
+        EncoderAdapter,
+        MMoE,
+        SharedBottom,
+        SingleTask,
+        Source,
+        TransformerEncoder,
+        WrappedModel,
+        from_model,
+    )
+    from sparsemtl.compaction import compact, latency, macs, parameter_count
+    from sparsemtl.criteria import choose_masks, fisher_information, fisher_masks
+    from sparsemtl.networks.masks import TaskMasks
+    from sparsemtl.networks.model import MultiTaskModel, left_out_parameters, maskable_parameters
+    from sparsemtl.networks.norms import TaskNorms
+    from sparsemtl.networks.recomputed_norms import recompute_norms
+    from sparsemtl.networks.task_networks import TaskNetwork, TaskNetworks
+    from sparsemtl.optim import MaskedOptimizer
+    from sparsemtl.runs.loaded import LoadedRun, load_run
+    from sparsemtl.sharing import (
+        DenseSharing,
+        FisherSharing,
+        GroupLassoSharing,
+        GroupMCPSharing,
+        L1Sharing,
+        PBFSSharing,
+        RandomSharing,
+        Sharing,
+        SoftMaskSharing,
+    )
+    from sparsemtl.tasks import (
+        Classification,
+        ColumnLoader,
+        Depth,
+        MultiLabel,
+        Normals,
+        Regression,
+        Segmentation,
+        Task,
+        TokenClassification,
+    )
+    from sparsemtl.training import Callback, Trainer, TrainingStep
 
 __all__ = [
     "CGC",
@@ -109,6 +116,82 @@ __all__ = [
     "recompute_norms",
 ]
 
+_EXPORTS = {
+    "sparsemtl.architectures": (
+        "CGC",
+        "MTAL",
+        "NDDR",
+        "PBFS",
+        "PLE",
+        "Auxiliary",
+        "CrossStitch",
+        "EncoderAdapter",
+        "MMoE",
+        "SharedBottom",
+        "SingleTask",
+        "Source",
+        "TransformerEncoder",
+        "WrappedModel",
+        "from_model",
+    ),
+    "sparsemtl.compaction": (
+        "compact",
+        "latency",
+        "macs",
+        "parameter_count",
+    ),
+    "sparsemtl.criteria": (
+        "choose_masks",
+        "fisher_information",
+        "fisher_masks",
+    ),
+    "sparsemtl.networks.masks": ("TaskMasks",),
+    "sparsemtl.networks.model": (
+        "MultiTaskModel",
+        "left_out_parameters",
+        "maskable_parameters",
+    ),
+    "sparsemtl.networks.norms": ("TaskNorms",),
+    "sparsemtl.networks.recomputed_norms": ("recompute_norms",),
+    "sparsemtl.networks.task_networks": (
+        "TaskNetwork",
+        "TaskNetworks",
+    ),
+    "sparsemtl.optim": ("MaskedOptimizer",),
+    "sparsemtl.runs.loaded": (
+        "LoadedRun",
+        "load_run",
+    ),
+    "sparsemtl.sharing": (
+        "DenseSharing",
+        "FisherSharing",
+        "GroupLassoSharing",
+        "GroupMCPSharing",
+        "L1Sharing",
+        "PBFSSharing",
+        "RandomSharing",
+        "Sharing",
+        "SoftMaskSharing",
+    ),
+    "sparsemtl.tasks": (
+        "Classification",
+        "ColumnLoader",
+        "Depth",
+        "MultiLabel",
+        "Normals",
+        "Regression",
+        "Segmentation",
+        "Task",
+        "TokenClassification",
+    ),
+    "sparsemtl.training": (
+        "Callback",
+        "Trainer",
+        "TrainingStep",
+    ),
+}
+"""Module -> names that are imported from it on first use (PEP 562): the command line starts without torch."""
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 _PACKAGES = (
     "architectures",
     "backbones",
@@ -125,8 +208,23 @@ _PACKAGES = (
     "tasks",
     "training",
 )
+"""Packages for users."""
+_INNER_PACKAGES = ("networks", "registry", "runs", "storage")
+"""Packages that are attributes of this one as well, but not listed."""
 
 
 def __dir__() -> list[str]:
     """List the library: what is exported, and the packages for users."""
     return sorted([*__all__, *_PACKAGES])
+
+
+if not TYPE_CHECKING:  # type checkers would take any name for one of the library
+
+    def __getattr__(name: str) -> Any:
+        """Import an exported name, or a package, on first use."""
+        if name in _PACKAGES or name in _INNER_PACKAGES:
+            return import_module(f"{__name__}.{name}")
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+        found = globals()[name] = getattr(import_module(_MODULE_OF[name]), name)
+        return found
