@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from sparsemtl.criteria import per_sample_layers
 from sparsemtl.criteria.gradient_powers import PowerSum
 from sparsemtl.criteria.per_sample_layers import add_kernel, zeros_for_kernel
+from sparsemtl.kernels.compiled import library
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -90,6 +93,39 @@ def test_transposed_convolutions_of_any_geometry_equal_autograd(
     convolution: tuple[nn.Module, tuple[int, ...]], power: str, chunk: int
 ) -> None:
     assert_sums_powers(*convolution, power, chunk)
+
+
+@pytest.mark.skipif(library("per_sample") is None, reason="needs a C++ compiler and ninja")
+@settings(max_examples=150, deadline=None)
+@given(st.one_of(convolutions(), transposed_convolutions()), POWERS)
+def test_convolutions_of_any_geometry_equal_autograd_by_the_compiled_kernel(
+    convolution: tuple[nn.Module, tuple[int, ...]], power: str
+) -> None:
+    with (
+        mock.patch.object(per_sample_layers, "_kernel_is_cheaper", return_value=True),
+        mock.patch.object(per_sample_layers, "_add_by_row", None),
+        mock.patch.object(per_sample_layers, "_add_by_tap", None),
+    ):
+        assert_sums_powers(*convolution, power, 10**7)
+
+
+@pytest.mark.parametrize("channels", [(3, 64, 7, 2, 32), (64, 64, 3, 1, 16), (8, 300, 3, 1, 4), (64, 96, 1, 1, 9)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_large_convolution_is_the_same_with_and_without_kernels(
+    channels: tuple[int, ...], memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, outputs, kernel, stride, size = channels
+    torch.manual_seed(0)
+    layer: Any = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
+    x = torch.randn(16, inputs, size, size).contiguous(memory_format=memory_format)
+    dy = torch.randn_like(layer(x))
+    compiled, torchs, truth = (zeros_for_kernel(layer.weight, dtype) for dtype in [torch.float32] * 2 + [torch.float64])
+    add_kernel(layer, x, dy, compiled, PowerSum("square", 2**23))
+    monkeypatch.setenv("SPARSEMTL_KERNELS", "0")
+    add_kernel(layer, x, dy, torchs, PowerSum("square", 2**23))
+    add_kernel(layer.double(), x.double(), dy.double(), truth, PowerSum("square", 2**23))
+    assert float((compiled - truth).abs().max() / truth.max()) < 5e-7
+    assert float((torchs - truth).abs().max() / truth.max()) < 1e-6  # a product of the BLAS, which may sum in one row
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8], ids=lambda size: f"{size}x{size}")

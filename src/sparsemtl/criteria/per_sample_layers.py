@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from sparsemtl.criteria.gradient_powers import PowerSum
+from sparsemtl.kernels import per_sample
 
 
 @dataclass(frozen=True)
@@ -179,10 +180,49 @@ def add_kernel(layer: _ConvNd, x: Tensor, dy: Tensor, total: Tensor, power_sum: 
         x, dy = dy, x
     geometry = _Geometry.of(layer)
     taps = total.permute(*range(2, total.ndim), 1, 0)
+    if _kernel_is_cheaper(geometry, x, dy, power_sum) and _add_by_kernel(geometry, x, dy, taps, power_sum):
+        return
     if power_sum.prefers_pairs(prod(dy.shape[2:])):
         _add_by_tap(geometry, x, dy, taps, power_sum)
     else:
         _add_by_row(geometry, x, dy, taps, power_sum)
+
+
+_WORTHWHILE = 10**7
+"""Multiply-adds above which a call of the compiled kernel is considered, so that small models need no compiler."""
+
+
+def _kernel_is_cheaper(geometry: _Geometry, x: Tensor, dy: Tensor, power_sum: PowerSum) -> bool:
+    """Return whether the compiled kernel costs less than products of torch, by count of multiply-adds."""
+    inputs, outputs = x.shape[1] // geometry.groups, dy.shape[1] // geometry.groups
+    read, written = tuple(x.shape[2:]), tuple(dy.shape[2:])
+    if len(x) * x.shape[1] * outputs * prod(geometry.kernel) * prod(written) < _WORTHWHILE:
+        return False
+    counts = [len(positions) for _, positions, _ in _positions(geometry, read, written)]
+    if power_sum.prefers_pairs(prod(written)):
+        torch_cost = sum(count * (count + 1) / 2 for count in counts) * 1.3
+    else:
+        torch_cost = len(counts) * (prod(written) + 4) * 1.5
+    kernel_cost = float(sum(count + 1 for count in counts if count))
+    kernel_cost *= -(-outputs // 32) * 32 / outputs  # vectors of outputs are filled up
+    kernel_cost *= max(1, 4 / inputs)  # few inputs do not fill the pipeline
+    return kernel_cost < torch_cost
+
+
+def _add_by_kernel(geometry: _Geometry, x: Tensor, dy: Tensor, taps: Tensor, power_sum: PowerSum) -> bool:
+    """Add to taps (*kernel, I, O) by the compiled kernel; return False if there is none for these tensors."""
+    total = taps.flatten(0, -3)
+    if not per_sample.takes(total, x, dy):
+        return False
+    positions = _kernel_positions(geometry, tuple(x.shape[2:]), tuple(dy.shape[2:]))
+    square = power_sum.power == "square"
+    return per_sample.add_products(total, x.flatten(2), dy.flatten(2), positions, geometry.groups, square=square)
+
+
+@functools.lru_cache(maxsize=256)
+def _kernel_positions(geometry: _Geometry, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> per_sample.Taps:
+    """Return `_positions` as the compiled kernel reads them."""
+    return per_sample.Taps([(read, written) for _, read, written in _positions(geometry, inputs, outputs)])
 
 
 def _add_by_tap(geometry: _Geometry, x: Tensor, dy: Tensor, taps: Tensor, power_sum: PowerSum) -> None:
