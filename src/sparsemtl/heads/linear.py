@@ -18,7 +18,7 @@ class LinearHead(nn.Linear):
 
     def forward(self, features: Tensor | TokenFeatures) -> Tensor:
         """Map features (B, F) or (B, F, H, W) to outputs (B, out_features)."""
-        return F.linear(pooled(features), self.weight, self.bias)
+        return F.linear(pooled(_vectors(features)), self.weight, self.bias)
 
 
 class LazyLinearHead(nn.LazyLinear):
@@ -29,13 +29,16 @@ class LazyLinearHead(nn.LazyLinear):
 
     def initialize_parameters(self, features: Tensor) -> None:
         """Set the width to that of the first features."""
-        super().initialize_parameters(pooled(features))
+        super().initialize_parameters(pooled(_vectors(features)))
 
 
-def pooled(features: Tensor | TokenFeatures) -> Tensor:
-    """Return features averaged over their positions, (B, F, ...) -> (B, F), or the pooled ones of sequences."""
-    if isinstance(features, TokenFeatures):
-        return features.pooled
+def _vectors(features: Tensor | TokenFeatures) -> Tensor:
+    """Return the features that heads of sample tasks read: of sequences the pooled ones."""
+    return features.pooled if isinstance(features, TokenFeatures) else features
+
+
+def pooled(features: Tensor) -> Tensor:
+    """Return features averaged over their positions: (B, F, ...) -> (B, F)."""
     if not isinstance(features, Tensor) or features.ndim not in (2, 4, 5):
         found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise ParameterError(

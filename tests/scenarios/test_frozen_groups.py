@@ -1,0 +1,45 @@
+"""Frozen layers, learning rates per group, and half precision in one run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import walk
+from torch import nn
+
+import sparsemtl as sm
+
+N = 24
+
+# ---- the user's code: 13 lines ----
+
+x = torch.randn(N, 5, generator=torch.Generator().manual_seed(0))
+targets = {"kind": x[:, :3].argmax(1), "size": x.sum(1)}
+tasks = [sm.Classification("kind", 3), sm.Regression("size")]
+
+
+def make() -> sm.MultiTaskModel:
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU())
+    encoder[0].requires_grad_(False)
+    return sm.SharedBottom(encoder, tasks, {t.name: t.head(16) for t in tasks})
+
+
+# ---- what must work ----
+
+batches = walk.batches_of(x, targets)
+
+
+@pytest.mark.parametrize("method", walk.METHODS)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_training(method: str, precision: str) -> None:
+    trainer = walk.train(make, method, batches, precision=precision)
+    frozen = make().encoder[0]
+    assert torch.equal(trainer.model.encoder[0].weight, frozen.weight)
+    walk.plain_loop(make(), method, batches)
+
+
+def test_fisher_information_equals_a_loop_over_samples() -> None:
+    model = make()
+    model.requires_grad_(True)
+    walk.check_fisher(model, batches[0], walk.rows)
