@@ -47,4 +47,7 @@ def test_fisher_information_equals_a_loop_over_samples() -> None:
 def test_the_network_of_a_task_becomes_smaller() -> None:
     sharing = sm.FisherSharing(keep=0.5, granularity="channel", estimator="sample", samples=16)
     trainer = sm.Trainer(make(), sharing=sharing, epochs=2, progress=False).fit(batches, list(batches))
-    walk.check_compaction(trainer, "topic", batches[0][0])
+    small = walk.check_compaction(trainer, "topic", batches[0][0])
+    whole = {"input_ids": ids[:3], "attention_mask": torch.ones_like(ids[:3])}  # nothing is padded
+    with torch.no_grad():
+        torch.testing.assert_close(small(whole), trainer.predict(whole)["topic"], rtol=1e-4, atol=1e-5)

@@ -46,6 +46,7 @@ def watched(recorder: Recorder, root: nn.Module, calls: Collection[Callable[...,
         stack.enter_context(_attribute(nn.Module, "__call__", module_call))
         stack.enter_context(_attribute(torch, "finfo", _limits(torch.finfo)))
         stack.enter_context(_attribute(tracing, "_is_fx_tracing_flag", True))
+        stack.enter_context(_attribute(torch.jit, "is_tracing", lambda: True))  # models then skip shortcuts by values
         stack.enter_context(recorder)
         yield
 
