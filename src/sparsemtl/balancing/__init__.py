@@ -29,6 +29,8 @@ BALANCERS: Registry[Balancer] = Registry(
         "pbi": losses.pbi,
         "famo": famo,
         "mgda": gradients.mgda,
+        "cagrad": gradients.cagrad,
+        "nash-mtl": gradients.nash_mtl,
         "pcgrad": gradients.pcgrad,
         "gradvac": gradients.gradvac,
         "graddrop": gradients.graddrop,

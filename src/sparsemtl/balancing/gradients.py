@@ -13,7 +13,7 @@ from typing_extensions import Doc
 
 from sparsemtl.balancing.absent import aggregate
 from sparsemtl.balancing.torchjd_balancer import TorchJDBalancer
-from sparsemtl.registry.parameters import Count, Positive, Share
+from sparsemtl.registry.parameters import NonNegative, Share
 
 
 class GradientBalancer(TorchJDBalancer):
@@ -35,15 +35,33 @@ class GradientBalancer(TorchJDBalancer):
         return aggregate(self.module, rows, everybody if present is None else present)
 
 
-def mgda(
-    *,
-    epsilon: Annotated[Positive, Doc("Step size of the Frank-Wolfe solver below which the solver stops.")] = 1e-6,
-    max_iters: Annotated[Count, Doc("Largest number of iterations of the solver per training step.")] = 1000,
-) -> GradientBalancer:
-    """Minimum-norm point of the gradients' convex hull (Désidéri 2012; Sener & Koltun 2018)."""
-    from torchjd.aggregation import MGDA
+def mgda() -> GradientBalancer:
+    """Minimum-norm point of the gradients' convex hull, exact to rounding (Désidéri 2012; Sener & Koltun 2018)."""
+    from sparsemtl.balancing import solved
 
-    return GradientBalancer(lambda tasks: MGDA(epsilon, max_iters))
+    return GradientBalancer(lambda tasks: solved.mgda())
+
+
+def cagrad(
+    *,
+    c: Annotated[NonNegative, Doc("Radius of the ball around the mean gradient, over the mean's length.")] = 0.5,
+) -> GradientBalancer:
+    """Conflict-averse gradient: near the mean, the best for the task that gains least (Liu et al. 2021)."""
+    from sparsemtl.balancing import solved
+
+    return GradientBalancer(lambda tasks: solved.cagrad(c))
+
+
+def nash_mtl(
+    *,
+    max_norm: Annotated[
+        NonNegative, Doc("Largest norm of the combined gradient of the shared weights; 0 sets no limit.")
+    ] = 1.0,
+) -> GradientBalancer:
+    """Nash bargaining solution of the gradients, solved anew at every step (Navon et al. 2022)."""
+    from sparsemtl.balancing import solved
+
+    return GradientBalancer(lambda tasks: solved.nash_mtl(max_norm))
 
 
 def pcgrad() -> GradientBalancer:
