@@ -26,6 +26,7 @@ from torch import nn
 
 import sparsemtl as sm
 from sparsemtl.data import TensorLoader
+from sparsemtl.optim import fused
 from sparsemtl.storage import files
 from sparsemtl.storage.files import read_tree
 from sparsemtl.storage.run_folder import RunFolder
@@ -119,8 +120,8 @@ def rows_but_some_bytes(original: Callable[..., None], logger: CSVCallback, rows
 
 
 MOMENTS: dict[str, Callable[[], None]] = {
-    "in-the-first-step": lambda: at_call(torch.optim.Adam, "step", 1, nothing),
-    "in-a-step": lambda: at_call(torch.optim.Adam, "step", 9, nothing),
+    "in-the-first-step": lambda: at_call(fused.Adam, "step", 1, nothing),
+    "in-a-step": lambda: at_call(fused.Adam, "step", 9, nothing),
     "while-validating": lambda: at_call(sm.Trainer, "_evaluate", 2, nothing),
     "half-a-checkpoint-written": lambda: at_call(files, "save_file", 6, half_a_file),
     "half-a-best-model-written": lambda: at_call(files, "save_file", 9, half_a_file),

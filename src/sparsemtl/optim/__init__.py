@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any
 
-import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, ReduceLROnPlateau, StepLR
 from typing_extensions import Doc
 
+from sparsemtl.optim import fused
 from sparsemtl.optim.groups import Grouping
 from sparsemtl.optim.masked import FreezeOutsideMask, MaskedOptimizer, freeze_outside_mask
 from sparsemtl.optim.penalties import L1, PENALTIES, GroupLasso, GroupMCP, Penalty
@@ -39,7 +39,8 @@ def adam(
     weight_decay: _Coupled = 0.0,
 ) -> Optimizer:
     """Adam (Kingma & Ba 2015); weight decay is coupled, as in the paper."""
-    return torch.optim.Adam(parameters, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay)
+    betas = (beta1, beta2)
+    return fused.use_fused(fused.Adam(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
 
 
 def adamw(
@@ -52,7 +53,8 @@ def adamw(
     weight_decay: _Decay = 0.01,
 ) -> Optimizer:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
-    return torch.optim.AdamW(parameters, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay)
+    betas = (beta1, beta2)
+    return fused.use_fused(fused.AdamW(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
 
 
 def sgd(
@@ -64,7 +66,8 @@ def sgd(
     weight_decay: _Coupled = 0.0,
 ) -> Optimizer:
     """Stochastic gradient descent with momentum."""
-    return torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+    made = fused.SGD(parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+    return fused.use_fused(made)
 
 
 def constant(

@@ -16,6 +16,7 @@ from sparsemtl.balancing import Balancer
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.randomness import seed_everything
+from sparsemtl.optim import fused
 from sparsemtl.sharing import Sharing
 from sparsemtl.tasks.batches import Loaders, per_task
 from sparsemtl.training.groups import make_optimizer
@@ -95,6 +96,7 @@ def set_up(parts: RunParts, options: TrainingOptions, train: Loaders) -> Setup:
     parts.balancer.attach(len(model.tasks), fabric.device)
     extra = ((networks.parameters(), parts.sharing.lr), (parts.balancer.parameters(), None))
     optimizer = make_optimizer(parts.make_optimizer, model, extra)
+    fused.guard(optimizer)
     scheduler = parts.make_scheduler(optimizer) if parts.make_scheduler else None
     plateau = None
     if isinstance(scheduler, ReduceLROnPlateau):

@@ -12,6 +12,9 @@ from torch.optim import Optimizer
 from sparsemtl.errors import CheckpointError, SparseMTLError
 from sparsemtl.storage.tensor_checks import check_tensor, kind_of
 
+_KERNELS = ("fused", "foreach")
+"""Options of torch's optimizers that choose a kernel. A run goes on by the kernel of its checkpoint."""
+
 
 @contextmanager
 def reading(where: str, what: str = "the state of this run") -> Iterator[None]:
@@ -113,7 +116,10 @@ def check_optimizer(found: Any, optimizer: Optimizer, where: str) -> None:
     if len(groups) != len(own["param_groups"]):
         raise CheckpointError(f"{where} has {len(groups)} groups of parameters there, {len(own['param_groups'])} here.")
     for number, (group, here) in enumerate(zip(groups, own["param_groups"], strict=True)):
+        here = {key: value for key, value in here.items() if key not in _KERNELS}
         check_state(group, here, f"{where}.param_groups[{number}]")
+        if any(group.get(key) not in (None, False, True) for key in _KERNELS):
+            raise CheckpointError(f"{where}.param_groups[{number}]: expected True, False or None for {_KERNELS}.")
         if list(group["params"]) != list(here["params"]):
             raise CheckpointError(f"{where}.param_groups[{number}] is about other parameters than here.")
     parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
