@@ -102,6 +102,10 @@ class CompactionWarning(SparseMTLWarning):
     """A network was compacted and its outputs were not compared with the model's."""
 
 
+class PluginWarning(SparseMTLWarning):
+    """An installed plugin could not be loaded."""
+
+
 class RecordWarning(SparseMTLWarning):
     """A part of a run folder's record is damaged, or not protected against another writer."""
 

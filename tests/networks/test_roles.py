@@ -188,3 +188,12 @@ def test_a_computed_weight_in_a_head_is_the_tasks_own_affair() -> None:
     heads = {"a": parametrizations.weight_norm(nn.Linear(5, 2)), "b": nn.Linear(5, 1)}
     networks = sm.RandomSharing().start(sm.SharedBottom(nn.Linear(3, 5), tasks, heads))
     assert list(networks["a"].weight_factors) == ["encoder.weight"]
+
+
+def test_the_linear_layers_of_gpt2_are_layers() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=20, eos_token_id=0, bos_token_id=0, n_embd=16, n_layer=1, n_head=4, n_inner=24
+    )
+    names = [name for name in sm.maskable_parameters(transformers.GPT2Model(config)) if name.startswith("h.0")]
+    assert names == [f"h.0.{layer}.weight" for layer in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")]

@@ -36,6 +36,7 @@ def weight_names(module: nn.Module) -> tuple[str, ...]:
     if isinstance(module, nn.RNNBase):
         return tuple(name for name in module._flat_weights_names if name.startswith("weight"))
     known = next((names for kind, names in WEIGHTS.items() if isinstance(module, kind)), ())
+    known = ("weight",) if is_transposed_linear(module) else known
     named = getattr(module, "maskable_weights", ())
     named = (named,) if isinstance(named, str) else tuple(named)
     for name in named:
@@ -45,6 +46,11 @@ def weight_names(module: nn.Module) -> tuple[str, ...]:
                 f"it has {', '.join(module._parameters) or 'none'}."
             )
     return (*known, *(name for name in named if name not in known))
+
+
+def is_transposed_linear(module: nn.Module) -> bool:
+    """Return True for transformers' `Conv1D`, the linear layer of GPT-2, whose weight is (inputs, outputs)."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
 
 
 def weight_ids(model: nn.Module) -> frozenset[int]:
