@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from vision_files import image, save
 
+from sparsemtl.data.images import pictures
 from sparsemtl.data.images.pictures import (
     Array,
     as_size,
@@ -22,6 +24,7 @@ from sparsemtl.data.images.pictures import (
     numbers,
     read_array,
     read_picture,
+    read_pictures,
     target_size,
 )
 from sparsemtl.errors import DataError, MissingExtraError, ParameterError
@@ -177,3 +180,36 @@ def test_an_image_whose_exif_data_are_none_is_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "photo.png"
     Image.fromarray(image(8)).save(path, exif=b"Exif\x00\x00nonsense")
     assert np.array_equal(read_picture(path, rgb=True, upright=True), image(8))
+
+
+@pytest.mark.parametrize("together", [1, 60, 2**18])
+def test_images_read_in_groups_are_those_read_one_by_one(
+    tmp_path: Path, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "TOGETHER", together)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    paths = []
+    for mode, ending in (("RGB", "jpg"), ("L", "jpg"), ("CMYK", "jpg"), ("P", "gif"), ("RGBA", "png"), ("L", "tif")):
+        for size in ((7, 5), (40, 30)):
+            paths.append(tmp_path / f"{mode}-{size[0]}.{ending}")
+            Image.fromarray(image(len(paths))).resize(size).convert(mode).save(paths[-1], exif=exif)
+    found = list(read_pictures(paths))
+    for path, array in zip(paths, found, strict=True):
+        with Image.open(io.BytesIO(path.read_bytes())) as file:  # by its path, Pillow turns a raw TIFF wrongly
+            expected = np.array(file.convert("RGB"))
+            turned = file.getexif().get(0x0112) == 6
+        assert np.array_equal(array, np.rot90(expected, -1) if turned else expected), path
+        assert np.array_equal(array, read_picture(path, rgb=True, upright=True))
+
+
+@pytest.mark.parametrize("damage", ["cut", "text"])
+def test_a_damaged_image_of_a_group_is_named(tmp_path: Path, damage: str) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for number, path in enumerate(paths):
+        save(path, image(number))
+    whole = paths[1].read_bytes()
+    paths[1].write_bytes({"cut": whole[: len(whole) // 2], "text": b"not a picture at all"}[damage])
+    with pytest.raises(DataError, match=r"1\.png is not a whole image"):
+        list(read_pictures(paths))
+    assert np.array_equal(next(read_pictures(paths[2:])), image(2))  # no lock is held

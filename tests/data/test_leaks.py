@@ -150,7 +150,9 @@ def test_pictures_are_decoded_once_and_recognised_from_what_is_kept(
     monkeypatch.setattr(ClassImages, "_fingerprint", lambda *_: pytest.fail("decoded again"))
     again = build(tmp_path, {"small": "small", "big": "big"}, size=16)
     assert again.notes == first.notes
-    monkeypatch.setattr("sparsemtl.data.images.classified.source.read_upright", lambda _: pytest.fail("decoded again"))
+    for reader in ("read_upright", "read_pictures"):
+        patch = f"sparsemtl.data.images.classified.source.{reader}"
+        monkeypatch.setattr(patch, lambda paths: [pytest.fail("decoded again") for _ in paths])
     next(iter(first.train["big"].loader(4)))
     (tmp_path / "pictures").joinpath(next((tmp_path / "pictures").glob("*.safetensors"))).write_bytes(b"damage")
     monkeypatch.undo()

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
-from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -70,6 +70,14 @@ class SampleSource(Protocol):
         Raises:
             DataError: naming the file, if one is absent, damaged or does not fit.
         """
+
+
+@runtime_checkable
+class BatchSource(SampleSource, Protocol):
+    """Decoder that is faster with several samples at once."""
+
+    def samples(self, rows: Sequence[int], targets: Sequence[str]) -> Sequence[DecodedSample]:
+        """Return what `sample` returns for each of these rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +148,10 @@ class LazySplit:
             DataError: if a sample cannot be decoded, or images differ in size.
         """
         numbers = self.rows[rows].tolist()
-        samples = [self.source.sample(number, self.targets) for number in numbers]
+        if isinstance(self.source, BatchSource):
+            samples = self.source.samples(numbers, self.targets)
+        else:
+            samples = [self.source.sample(number, self.targets) for number in numbers]
         for number, sample in zip(numbers, samples, strict=True):
             if sample.x.shape != samples[0].x.shape:
                 first, other = self.source.where(numbers[0]), self.source.where(number)

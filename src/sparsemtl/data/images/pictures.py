@@ -7,9 +7,13 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import io
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -28,14 +32,17 @@ Size = Count | Sequence[Count] | None
 """Height and width; or the length of the shorter side; or None: as in the file. In pixels."""
 BRIGHTEST = 2.0
 """Bound of the floats of an image; greater ones are no brightness in [0, 1]."""
+TOGETHER = 2**18
+"""Pixels from which on a group of images is decoded."""
+_PYTHON = Lock()
 _ORIENTATION = 0x0112
 """EXIF tag of the sides of the scene at which the first row and the first column of the file lie."""
 _TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
 """Pillow's names of the turns that undo the EXIF orientations 2 to 8."""
 
 
-def read_picture(path: Path, *, rgb: bool, upright: bool = False) -> Array:
-    """Read an image.
+def read_picture(path: str | Path, *, rgb: bool, upright: bool = False) -> Array:
+    """Return an image, read-only.
 
     Args:
         path: a PNG, JPEG or any other file that Pillow reads.
@@ -44,12 +51,43 @@ def read_picture(path: Path, *, rgb: bool, upright: bool = False) -> Array:
             on the sensor. Not for images that have maps of their pixels.
     """
     image = _opened(path)
+    _load(image, path)
+    return _pixels(image, path, rgb=rgb, upright=upright)
+
+
+def read_pictures(paths: Sequence[str | Path]) -> Iterator[Array]:
+    """Yield images as `read_picture` returns them with `rgb` and `upright`.
+
+    Small images go through opening, decoding and conversion in groups. Opening and conversion are Python, which only
+    one thread runs at a time. Without the lock, threads take Python from each other several times per image.
+    """
+    rest = deque(paths)
+    while rest:
+        group: list[tuple[Image, str | Path]] = []
+        pixels = 0
+        with _PYTHON:
+            while rest and pixels < TOGETHER:
+                path = rest.popleft()
+                image = _opened(path)
+                group.append((image, path))
+                pixels += image.width * image.height
+        for image, path in group:
+            _load(image, path)
+        with _PYTHON:
+            arrays = [_pixels(image, path, rgb=True, upright=True) for image, path in group]
+        yield from arrays
+
+
+def _pixels(image: Image, path: str | Path, *, rgb: bool, upright: bool) -> Array:
+    """Return the pixels of a decoded image."""
     if upright:
         image = _upright(image)
-    return np.array(_in_bytes(image, path).convert("RGB") if rgb else image)
+    if rgb and image.mode != "RGB":  # Pillow would copy an image of this mode
+        image = _in_bytes(image, path).convert("RGB")
+    return np.asarray(image)
 
 
-def _in_bytes(image: Image, path: Path) -> Image:
+def _in_bytes(image: Image, path: str | Path) -> Image:
     """Return an image of bytes; Pillow itself would replace all greater values by 255."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # from 0 to 65535
         bright = np.rint(np.asarray(image).astype(np.float64) / 257).astype(np.uint8)
@@ -83,16 +121,41 @@ def load_pillow(purpose: str) -> Any:
     return Image
 
 
-def _opened(path: Path) -> Image:
+def _opened(path: str | Path) -> Image:
+    """Return an image whose header is read; `_load` decodes its pixels."""
     pillow = load_pillow(f"reading {path}")
     try:
-        with pillow.open(path) as image:
-            image.load()
-            return cast("Image", image)
+        return cast("Image", pillow.open(io.BytesIO(_content(path))))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist.") from None
+    except pillow.UnidentifiedImageError:  # its text names a buffer
+        raise DataError(f"{path} is not a whole image: Pillow knows no such format. Get it again.") from None
     except Exception as error:  # Pillow raises errors of any type for a damaged file
-        raise DataError(f"{path} is not a whole image: {error}. Get it again.") from None
+        raise _damaged(path, error) from None
+
+
+def _load(image: Image, path: str | Path) -> None:
+    try:
+        image.load()
+    except Exception as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: str | Path, error: Exception) -> DataError:
+    return DataError(f"{path} is not a whole image: {error}. Get it again.")
+
+
+def _content(path: str | Path) -> bytes:
+    """Read a file by few calls: at each, a thread gives up the interpreter's lock, and other threads take it."""
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        size = os.fstat(file).st_size
+        content = os.read(file, size)
+        while len(content) < size and (more := os.read(file, size - len(content))):  # 2 GB at most per call
+            content += more
+        return content
+    finally:
+        os.close(file)
 
 
 def read_array(path: Path) -> Array:
@@ -178,8 +241,8 @@ def bilinear(image: Array, size: tuple[int, int]) -> Tensor:
     """Resize an image (H, W, 3) to a tensor (3, *size) of the same type, bytes or floats."""
     if image.shape[:2] != size and image.dtype == np.uint8:
         pillow = load_pillow("resizing images of bytes")
-        image = np.array(pillow.fromarray(image).resize(size[::-1], pillow.Resampling.BILINEAR))
-    x = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        image = np.asarray(pillow.fromarray(image).resize(size[::-1], pillow.Resampling.BILINEAR))
+    x = torch.from_numpy(image.transpose(2, 0, 1).copy())
     if tuple(x.shape[1:]) == size:
         return x
     return F.interpolate(x[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0]

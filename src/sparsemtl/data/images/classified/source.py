@@ -13,7 +13,7 @@ from torch import Tensor
 from sparsemtl.data.images.classified.cache import ImageCache
 from sparsemtl.data.images.classified.duplicates import Fingerprints, fingerprint
 from sparsemtl.data.images.classified.listing import Listing
-from sparsemtl.data.images.pictures import Array, Size, as_size, bilinear, read_picture
+from sparsemtl.data.images.pictures import Array, Size, as_size, bilinear, read_picture, read_pictures
 from sparsemtl.data.lazy import DecodedSample, decoding_threads
 from sparsemtl.errors import DataError, ParameterError
 
@@ -55,7 +55,7 @@ class Form:
 
 def read_upright(path: str | Path) -> Array:
     """Return an image (H, W, 3) of bytes, upright as a viewer would show the file."""
-    return read_picture(Path(path), rgb=True, upright=True)
+    return read_picture(path, rgb=True, upright=True)
 
 
 def _grey(colours: Tensor) -> Tensor:
@@ -90,11 +90,21 @@ class ClassImages:
 
     def sample(self, row: int, targets: Sequence[str]) -> DecodedSample:
         """Return an image, bytes (channels, height, width), with its class."""
-        if self.cache is not None and (cached := self.cache.read(row)) is not None:
-            x = torch.frombuffer(cached, dtype=torch.uint8).view(self.form.shape)
-        else:
-            x = self._formed(row, read_upright(self.where(row)))
-        return DecodedSample(x, dict.fromkeys(targets, self.listing.labels[row]), {})
+        (sample,) = self.samples([row], targets)
+        return sample
+
+    def samples(self, rows: Sequence[int], targets: Sequence[str]) -> list[DecodedSample]:
+        """Return several samples."""
+        found = {row: x for row in rows if (x := self._cached(row)) is not None}
+        absent = [row for row in rows if row not in found]
+        for row, image in zip(absent, read_pictures([self.where(row) for row in absent]), strict=True):
+            found[row] = self._formed(row, image)
+        labels = self.listing.labels
+        return [DecodedSample(found[row], dict.fromkeys(targets, labels[row]), {}) for row in rows]
+
+    def _cached(self, row: int) -> Tensor | None:
+        cached = None if self.cache is None else self.cache.read(row)
+        return None if cached is None else torch.frombuffer(cached, dtype=torch.uint8).view(self.form.shape)
 
     def fingerprints(self, workers: int | None) -> Fingerprints:
         """Return the fingerprints of all images. Those that are not cached are computed; this also fills the cache.
