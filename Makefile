@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := $(VENV)/.demo
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow lint types docs site clean
+.PHONY: demo test slow lint types docs site bench bench-quick clean
 
 demo: $(DEMO)
 	$(BIN)/sparsemtl study examples/rooms-study.yaml --jobs 2 --out runs/demo
@@ -42,6 +42,14 @@ docs: $(READY)
 # The documentation as pages of build/site, which open from the folder: build/site/index.html.
 site: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# All speed scripts, alone on the machine: benchmarks/results/speed.md, in half an hour.
+bench: $(READY)
+	$(BIN)/python benchmarks/suite.py
+
+# Rows that became worse by more than 10 % than those of speed.md.
+bench-quick: $(READY)
+	$(BIN)/python benchmarks/suite.py --quick
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info runs

@@ -36,7 +36,14 @@ class Ratio(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"{self.median:.3f} ({self.low:.3f} - {self.high:.3f})"
+        return f"{_short(self.median)} ({_short(self.low)} - {_short(self.high)})"
+
+
+def _short(value: float) -> str:
+    """Return a number with about four digits."""
+    size = abs(value)
+    form = ",.0f" if size >= 1000 else ".1f" if size >= 10 else ".3f" if size >= 0.01 or size == 0 else ".1e"
+    return format(value, form)
 
 
 @dataclass(frozen=True)

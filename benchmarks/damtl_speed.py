@@ -1,18 +1,16 @@
 """Cost of DAMTL: the alignment in a task's step, T tasks against T single-task steps, and cached features.
 
-    python benchmarks/damtl_speed.py [--rounds 30]
+    python benchmarks/damtl_speed.py [--quick]
 
-Ratios of times taken in turns in one process; medians of the ratios, with their quartiles' range.
+VGG-5 of width 32 with two fully connected layers of 512, 64x64 images, batches of 32.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
+from common import Measure, main, paired
 
 import sparsemtl as sm
 from sparsemtl.backbones import vgg5
@@ -21,6 +19,7 @@ from sparsemtl.training.step import TrainingStep
 
 SHAPE = (3, 64, 64)
 CLASSES = 10
+BATCH = 32
 Step = Callable[[], object]
 
 
@@ -44,44 +43,23 @@ def step_of(model: sm.MultiTaskModel, sharing: sm.Sharing, batch: int) -> Step:
     return lambda: engine.step([groups])
 
 
-def seconds(step: Step) -> float:
-    """Time of one call."""
-    began = time.perf_counter()
-    step()
-    return time.perf_counter() - began
-
-
-def ratio(one: Step, other: Step, rounds: int) -> str:
-    """Median of the paired ratios one / other, and the middle half of them."""
-    for _ in range(3):
-        one(), other()
-    ratios = sorted(seconds(one) / seconds(other) for _ in range(rounds))
-    low, _, high = statistics.quantiles(ratios, n=4)
-    return f"{statistics.median(ratios):.3f} ({low:.3f} - {high:.3f})"
-
-
-def main() -> None:
-    """Print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--batch", type=int, default=32)
-    options = parser.parse_args()
-    batch, rounds = options.batch, options.rounds
+def measures(quick: bool) -> Iterator[Measure]:
+    repeats, counts = (5, [2]) if quick else (31, [2, 4])
 
     def damtl(align: str, count: int, remember: float = 512.0) -> Step:
-        return step_of(auxiliary_model(align, count, remember=remember), sm.SoftMaskSharing(), batch)
+        return step_of(auxiliary_model(align, count, remember=remember), sm.SoftMaskSharing(), BATCH)
 
     plain = damtl("none", 1)
-    print(f"alignment `layer`, step / step without: {ratio(damtl('layer', 1), plain, rounds)}")
-    print(f"alignment `feature`, remembered, step / step without: {ratio(damtl('feature', 1), plain, rounds)}")
-    print(f"alignment `feature`, computed anew, step / step without: {ratio(damtl('feature', 1, 0.0), plain, rounds)}")
-    for count in (2, 4):
-        singles = [damtl("layer", 1) for _ in range(count)]
-        together = damtl("layer", count)
-        print(
-            f"{count} tasks, step / {count} steps of one: {ratio(together, lambda s=singles: [f() for f in s], rounds)}"
-        )
+    yield Measure("alignment `layer`, step over one without", paired(plain, damtl("layer", 1), repeats), 1.05)
+    cached = paired(plain, damtl("feature", 1), repeats)
+    yield Measure("alignment `feature`, auxiliary features cached, step over one without", cached)
+    computed = paired(plain, damtl("feature", 1, 0.0), repeats)
+    yield Measure("alignment `feature`, computed in every step, over one without", computed)
+    for count in counts:
+        singles, together = [damtl("layer", 1) for _ in range(count)], damtl("layer", count)
+        ratio = paired(lambda s=singles: [step() for step in s], together, repeats)
+        yield Measure(f"{count} tasks, step over {count} steps of one task", ratio, 1.1)
 
 
 if __name__ == "__main__":
-    main()
+    main(measures, __doc__)
