@@ -1,78 +1,156 @@
-"""Cost of masks in a training step.
+"""Time of the `Trainer`'s step and of evaluation, over the same by hand.
 
-    python benchmarks/step_speed.py [--repeats 31] [--threads 2] [--only mlp]
+    python benchmarks/step_speed.py [--quick] [--threads 2] [--json FILE]
 
-- *masked step*: T tasks, each forward and backward through `TaskMasks.applied`, over T plain forward and backward
-  passes, one a task, of the same network.
-- *strict update*: a training step of one task (forward, backward, Adam) by `MaskedOptimizer`, whose masks keep 0.3,
-  over the same step by the optimizer that it wraps. The masks are in the update only, not in the forward.
+Three classification tasks of ten classes, batches of 64; `small` is an MLP of two layers of 128 on 64 inputs, `mlp` of
+three layers of 1024, `resnet18` reads 3x64x64.
+
+- *Trainer step*: a step in `Trainer.fit`, over one of a plain loop: zero_grad, forward, mean of the three losses,
+  backward, step. Both have the optimizer that the row names. Blocks of steps alternate within one run.
+- *evaluation*: `evaluate`, with the loss and the five metrics of each task, over mean loss and accuracy by hand.
+- *masked evaluation*: the same of tasks with masks that keep 0.3, over masks that are put on once per task.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 
 import torch
-from common import BATCH, NETWORKS, Ratio, arguments, batch, network, paired
+import torch.nn.functional as F
+from common import BATCH, CLASSES, Batch, Measure, Ratio, batch, main, network, paired, spread
+from torch import Tensor, nn
 
-from sparsemtl import MaskedOptimizer, SharedBottom, TaskMasks, choose_masks
-from sparsemtl.criteria import Random
+import sparsemtl as sm
+from sparsemtl.networks.task_networks import TaskNetworks, dense_networks
+from sparsemtl.training.callbacks import Callback, StepInfo
+from sparsemtl.training.evaluation import Trained, evaluate
 
-KEEP = 0.3
-TARGETS = {"mlp": 1.3, "resnet18": 1.1}
-
-
-def random_masks(model: SharedBottom) -> TaskMasks:
-    """Masks that keep 30 % of the shared weights, drawn for every task."""
-    return choose_masks(Random(), model, [], keep=KEEP)
-
-
-def masked_step(name: str, count: int, repeats: int) -> Ratio:
-    """Time of T masked passes over that of T plain passes."""
-    model, (x, targets) = network(name, count), batch(name, count)
-    masks = random_masks(model)
-
-    def passes(masked: bool) -> None:
-        model.zero_grad()
-        for task in model.tasks.values():
-            if masked:
-                with masks.applied(model, task.name):
-                    loss = task.loss(model(x, tasks=[task.name])[task.name], targets)
-            else:
-                loss = task.loss(model(x, tasks=[task.name])[task.name], targets)
-            loss.backward()
-
-    return paired(lambda: passes(False), lambda: passes(True), repeats)
+TASKS = 3
+STEP_GOALS = {"small": 1.15, "mlp": 1.03, "resnet18": 1.02}
+STEPS = {"small": 50, "mlp": 5, "resnet18": 1}
+"""Steps per block."""
+EVALUATION_GOALS = {"small": 1.5, "mlp": 1.1}
+BATCHES = 32
 
 
-def strict_update(name: str, repeats: int) -> Ratio:
-    """Time of a strict step over that of a plain step."""
-    model, (x, targets) = network(name, 1), batch(name, 1)
-    (task,) = model.tasks.values()
-    plain = torch.optim.Adam(model.parameters(), lr=1e-4)
-    strict = MaskedOptimizer(plain, random_masks(model), model)
-
-    def step(update: Callable[[], object]) -> None:
-        model.zero_grad()
-        task.loss(model(x)[task.name], targets).backward()
-        update()
-
-    return paired(lambda: step(plain.step), lambda: step(strict.step), repeats)
+def model_and_batch(name: str) -> tuple[sm.SharedBottom, Batch]:
+    """A network with three tasks, and a random batch for it."""
+    if name != "small":
+        return network(name, TASKS), batch(name, TASKS)
+    torch.manual_seed(0)
+    tasks = [sm.Classification(f"task{t}", CLASSES) for t in range(TASKS)]
+    encoder = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU())
+    model = sm.SharedBottom(encoder, tasks, {task.name: nn.Linear(128, CLASSES) for task in tasks})
+    targets = {task.name: torch.randint(CLASSES, (BATCH,)) for task in tasks}
+    return model, (torch.randn(BATCH, 64), targets)
 
 
-def main() -> None:
-    options = arguments(__doc__, repeats=31).parse_args()
-    torch.set_num_threads(options.threads)
-    print(f"batch {BATCH}, keep {KEEP}, {options.threads} threads, torch {torch.__version__}\n")
-    print("| what | network | tasks | time ratio (range) | target |")
-    print("| :--- | :--- | ---: | ---: | ---: |")
-    for name in [options.only] if options.only else NETWORKS:
-        for count in (3, 8):
-            ratio = masked_step(name, count, options.repeats)
-            print(f"| masked step | {name} | {count} | {ratio} | {TARGETS[name]} |", flush=True)
-        target = "1.05" if name == "resnet18" else "none set"
-        print(f"| strict update | {name} | 1 | {strict_update(name, options.repeats)} | {target} |", flush=True)
+class Alternation(Callback):
+    """Runs a block of plain steps after each block of the trainer's, and keeps the ratios of their times."""
+
+    def __init__(self, plain: Callable[[], None], steps: int) -> None:
+        self.plain = plain
+        self.steps = steps
+        self.done = 0
+        self.began = 0.0
+        self.ratios: list[float] = []
+
+    def on_step(self, step: StepInfo) -> None:
+        """Time the blocks when one of the trainer's is complete; the first two warm up."""
+        self.done += 1
+        if self.done % self.steps:
+            return
+        middle = time.perf_counter()
+        for _ in range(self.steps):
+            self.plain()
+        end = time.perf_counter()
+        if self.done > 2 * self.steps:
+            self.ratios.append((middle - self.began) / (end - middle))
+        self.began = time.perf_counter()
+
+
+def trainer_step(name: str, *, fused: bool, repeats: int) -> Ratio:
+    """Time of a step in `Trainer.fit` over that of a plain loop's."""
+
+    def adam(parameters: object) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=1e-4, fused=fused or None)  # type: ignore[arg-type]
+
+    model, (x, targets) = model_and_batch(name)
+    plain, _ = model_and_batch(name)
+    optimizer = adam(plain.parameters())
+
+    def step() -> None:
+        optimizer.zero_grad()
+        features = plain.encoder(x)
+        losses = [F.cross_entropy(head(features), targets[task]) for task, head in plain.heads.items()]
+        (torch.stack(losses).sum() / TASKS).backward()
+        optimizer.step()
+
+    blocks = Alternation(step, STEPS[name])
+    trainer = sm.Trainer(model, optimizer=adam, epochs=1, progress=False, accelerator="cpu", callbacks=[blocks])
+    trainer.fit([(x, targets)] * (STEPS[name] * (repeats + 2)), [(x, targets)])
+    return spread(iter(blocks.ratios).__next__, len(blocks.ratios))
+
+
+def by_hand(outputs: Iterator[tuple[str, Tensor, Tensor]]) -> dict[str, tuple[float, float]]:
+    """Mean loss and accuracy per task."""
+    loss, right, count = ({f"task{t}": 0.0 for t in range(TASKS)} for _ in range(3))
+    for task, output, label in outputs:
+        loss[task] += float(F.cross_entropy(output, label, reduction="sum"))
+        right[task] += int((output.argmax(1) == label).sum())
+        count[task] += len(label)
+    return {task: (loss[task] / count[task], right[task] / count[task]) for task in loss}
+
+
+def evaluation(name: str, *, masked: bool, repeats: int) -> Ratio:
+    """Time of `evaluate` over that of loss and accuracy by hand."""
+    model, data = model_and_batch(name)
+    model.eval()
+    loader = [data] * BATCHES
+    networks: TaskNetworks = dense_networks(model, model.tasks)
+    if masked:
+        sharing = sm.RandomSharing(keep=0.3, seed=0)
+        networks = sharing.begin_epoch(0, model, sharing.start(model), loader) or networks
+
+    def dense_outputs() -> Iterator[tuple[str, Tensor, Tensor]]:
+        for x, targets in loader:
+            features = model.encoder(x)
+            for task, head in model.heads.items():
+                yield task, head(features), targets[task]
+
+    def masked_outputs() -> Iterator[tuple[str, Tensor, Tensor]]:
+        for task in model.tasks:
+            with networks.swapped(model, task):
+                for x, targets in loader:
+                    yield task, model.heads[task](model.encoder(x)), targets[task]
+
+    @torch.no_grad()
+    def plain() -> None:
+        by_hand(masked_outputs() if masked else dense_outputs())
+
+    def ours() -> None:
+        evaluate(Trained(model, networks, model), loader, torch.device("cpu"))
+
+    return paired(plain, ours, repeats)
+
+
+def measures(quick: bool) -> Iterator[Measure]:
+    """Yield the rows."""
+    for name in ("small", "mlp") if quick else ("small", "mlp", "resnet18"):
+        repeats = 7 if quick or name == "resnet18" else 21
+        for fused in (True,) if quick else (True, False):
+            kind = "fused Adam" if fused else "Adam in loops"
+            ratio = trainer_step(name, fused=fused, repeats=repeats)
+            yield Measure(f"Trainer step / plain loop, {name}, {kind}", ratio, STEP_GOALS[name])
+    for name, goal in EVALUATION_GOALS.items():
+        repeats = 5 if quick else 15
+        yield Measure(f"evaluation / by hand, {name}", evaluation(name, masked=False, repeats=repeats), goal)
+    for name in ("mlp",) if quick else ("small", "mlp"):
+        repeats = 3 if quick else 7
+        ratio = evaluation(name, masked=True, repeats=repeats)
+        yield Measure(f"masked evaluation / masks put on once per task, {name}", ratio, 1.1)
 
 
 if __name__ == "__main__":
-    main()
+    main(measures, __doc__)

@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from policies import Started
 from torch import Tensor, nn
-from training_toys import apart, assert_same, own_loaders, shared, state_of, table
+from training_toys import apart, assert_same, own_loaders, shared, state_of, table, tasks
 
 import sparsemtl as sm
 from sparsemtl.data import TensorLoader
-from sparsemtl.errors import LabelWarning
+from sparsemtl.errors import ForwardError, LabelWarning
 from sparsemtl.sharing.sharing import Sharing
 from sparsemtl.tasks.batches import Loaders
+from sparsemtl.training import evaluation
 from sparsemtl.training.evaluation import Results, Trained, evaluate, outputs_of, sample_predictions
 
 CPU = torch.device("cpu")
@@ -299,3 +300,115 @@ def test_only_the_first_batch_is_read_for_samples() -> None:
 
     model = shared()
     assert len(sample_predictions(trained(model, ready(model)), Once(), CPU)["all"]["x"]) == 4
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("missing", [False, True])
+def test_joined_batches_have_the_figures_of_one_batch_after_another_to_the_last_bit(
+    classes: int, missing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = sm.SharedBottom(nn.Linear(6, 7), [sm.Classification("a", classes)], {"a": nn.Linear(7, classes)})
+    x, _ = table(500)
+    label = torch.randint(classes, (500,))
+    if missing:
+        label[torch.rand(500) < 0.3] = -100
+        label[90:120] = -100
+    loader = TensorLoader(x, {"a": label}, batch_size=9)
+    joined = evaluated(model, loader)
+    (task,) = model.tasks.values()
+    metrics, total, count = task.metrics(), 0.0, 0
+    for part, labels in loader:
+        with torch.no_grad():
+            output = model(part)["a"]
+        known = int(task.known(labels["a"]).sum())
+        total += float(task.loss(output, labels)) * known
+        count += known
+        task.update(metrics, output, labels["a"])
+    assert joined["a"] == {"loss": total / count, **{name: float(m.compute()) for name, m in metrics.items()}}
+    monkeypatch.setattr(evaluation, "_JOINED", 100)
+    assert evaluated(model, loader) == joined
+
+
+class Reusing:
+    """Loader that yields the same memory again and again."""
+
+    def __init__(self, batches: TensorLoader) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        kept: Any = None
+        for x, targets in self.batches:
+            if kept is None or len(x) != len(kept[0]):
+                kept = x.clone(), {name: target.clone() for name, target in targets.items()}
+            kept[0].copy_(x)
+            for name, target in targets.items():
+                kept[1][name].copy_(target)
+            yield kept
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_figures_depend_neither_on_how_many_batches_a_network_reads_at_once_nor_on_the_loaders_memory(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = shared("abc", norm=True)
+    sharing = ready(model, METHODS[method]())
+    loader = TensorLoader(*table(100), batch_size=7)
+    found = evaluated(model, loader, sharing)
+    assert evaluated(model, Reusing(loader), sharing) == found
+    for name, value in (("_CHUNK_BATCHES", 1), ("_CHUNK_BATCHES", 4), ("_CHUNK_BYTES", 1), ("_CHUNK_BYTES", 400)):
+        monkeypatch.setattr(evaluation, name, value)
+        assert evaluated(model, loader, sharing) == found
+        monkeypatch.undo()
+
+
+def test_a_network_reads_several_batches_before_the_next_one_does() -> None:
+    model = shared(norm=True)
+    sharing = ready(model, sm.RandomSharing(keep=0.5))
+    counted = Counted(model)
+    list(outputs_of(trained(model, sharing, counted), TensorLoader(*table(24), batch_size=8), CPU))
+    assert counted.calls == [("a",)] * 3 + [("b",)] * 3
+
+
+class Opaque:
+    """Input that cannot be copied."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise TypeError("cannot be copied")
+
+
+class Opened(nn.Module):
+    out_features = 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 5)
+
+    def forward(self, x: Any) -> Tensor:
+        return self.layer(x.x if isinstance(x, Opaque) else x)
+
+
+def test_inputs_that_cannot_be_copied_are_read_batch_by_batch() -> None:
+    torch.manual_seed(0)
+    model = sm.SharedBottom(Opened(), tasks())
+    sharing = ready(model, sm.RandomSharing(keep=0.5))
+    counted = Counted(model)
+    loader = [(Opaque(x), targets) for x, targets in TensorLoader(*table(16), batch_size=8)]
+    list(outputs_of(trained(model, sharing, counted), loader, CPU))
+    assert counted.calls == [("a",), ("b",)] * 2
+
+
+def test_an_error_in_a_metric_leaves_the_model_as_it_was() -> None:
+    model = shared()
+    model.tasks["b"]._loss = lambda output, target: output.sum() / "nothing"  # type: ignore[operator]
+    sharing = ready(model, sm.RandomSharing(keep=0.5))
+    model.train()
+    weight = model.encoder[0].weight
+    with pytest.raises(ForwardError, match="task 'b': its loss failed") as caught:
+        evaluated(model, TensorLoader(*table(), batch_size=8), sharing)
+    assert model.encoder[0].weight is weight  # while the error, and with it every frame, is still referred to
+    assert all(module.training for module in model.modules())
+    del caught

@@ -21,7 +21,8 @@ from sparsemtl.networks.declarations import Figure, SummaryTable
 class Balancer(abc.ABC):
     """Base of balancers: combines the tasks of a training step."""
 
-    #: True if the weights are known before the losses, so that each task can go backward right after its forward pass.
+    #: True if the weights are the same at every step of a run. They are computed once, and each task can go backward
+    #: right after its forward pass.
     constant: bool = False
     #: True if the balancer combines the tasks' gradients with respect to the shared weights, one row per task.
     combines_gradients: bool = False

@@ -6,7 +6,7 @@ Sharing methods make this value. Training, evaluation, files, compaction and the
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -186,8 +186,7 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
 
     # ---- using -------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def swapped(self, model: nn.Module, task: str) -> Iterator[None]:
+    def swapped(self, model: nn.Module, task: str) -> AbstractContextManager[None]:
         """Inside the context, `model` is the network of the task, for training and for inference.
 
         Run the backward pass inside the context too, the same one or entered again: autograd may run modules again.
@@ -196,7 +195,12 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         Raises:
             MaskError: if the networks do not fit the model, or the model is compiled; see `swap_tensors`.
         """
-        network, model = self[task], unwrapped(model)
+        network = self[task]
+        changes = network.weight_factors or network.output_factors or network.own_tensors
+        return self._swapped(unwrapped(model), task, network) if changes else nullcontext()
+
+    @contextmanager
+    def _swapped(self, model: nn.Module, task: str, network: TaskNetwork) -> Iterator[None]:
         with ExitStack() as stack:
             tensors = {**network.own_tensors, **self.weights(model, task)}
             if tensors:

@@ -83,6 +83,10 @@ class Classification(SampleTask):
                 f"task {self.name!r}: expected class indices of shape (batch,), got labels of shape "
                 f"{tuple(target.shape)}."
             )
+        if not target.is_floating_point() and target.numel():
+            least, largest = target.aminmax()
+            if int(least) >= 0 and int(largest) < self.classes:
+                return
         known = target[self.known(target)]
         wrong = known[(known < 0) | (known >= self.classes) | (known != known.long())]
         if wrong.numel():
@@ -104,7 +108,6 @@ class Classification(SampleTask):
         return cross_entropy(
             output,
             target,
-            self.known(target),
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
             class_weights=self.class_weights,
@@ -139,9 +142,14 @@ class Classification(SampleTask):
             metrics["average_precision"] = own.SecondClassAveragePrecision(validate_args=False)
         return metrics
 
-    def update(self, metrics: Mapping[str, Metric], output: Tensor, target: Tensor) -> None:
+    @property
+    def joins_batches(self) -> bool:
+        """True for the task's own metrics, which count predictions or keep them all."""
+        return not self.has_given_metrics
+
+    def checked_update(self, metrics: Mapping[str, Metric], output: Tensor, label: Tensor) -> None:
         """Add the labelled samples of a batch to metrics."""
-        update_labelled(self, metrics, output, target)
+        update_labelled(self, metrics, output, label)
 
     def predict(self, output: Tensor) -> Tensor:
         """Return class indices (B,)."""

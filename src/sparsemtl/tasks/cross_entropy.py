@@ -15,7 +15,6 @@ from sparsemtl.errors import ParameterError
 def cross_entropy(
     output: Tensor,
     target: Tensor,
-    known: Tensor,
     *,
     ignore_index: int,
     label_smoothing: float,
@@ -27,19 +26,37 @@ def cross_entropy(
 
     Args:
         output: logits, (B, C) or (B, C, H, W).
-        target: class indices, (B,) or (B, H, W).
-        known: mask of the known labels, one bool per label.
+        target: class indices, (B,) or (B, H, W), and the ignore index where a label is unknown.
         ignore_index: label of the unknown ones.
         label_smoothing: share of a label that is spread over all classes, in [0, 1).
         class_weights: C factors of at least 0; all classes count alike if None.
     """
-    output = torch.where(known.unsqueeze(1), output, 0.0)  # NaN times a gradient of zero would still be NaN
+    on_cpu = target.device.type == "cpu"  # a GPU would have to be waited for
+    if on_cpu and _all_known(target, ignore_index, output.shape[1]):
+        if class_weights is None and not label_smoothing and output.dtype in _EXACT:
+            return F.cross_entropy(output, target, ignore_index=ignore_index)
+    else:  # NaN times a gradient of zero would still be NaN
+        output = torch.where((target != ignore_index).unsqueeze(1), output, 0.0)
     weights = None if class_weights is None else output.new_tensor(class_weights)
     total = F.cross_entropy(
         output, target, weights, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="sum"
     )
+    known = target != ignore_index
     count = known.sum() if weights is None else weights[target[known]].sum()
     return total / torch.where(count > 0, count, 1)
+
+
+def _all_known(target: Tensor, ignore_index: int, classes: int) -> bool:
+    """Return True if no label is the ignore index, which is the least or the largest label if it is no class."""
+    if not target.numel():
+        return False
+    if 0 <= ignore_index < classes:
+        return bool((target != ignore_index).all())
+    return int(target.min() if ignore_index < 0 else target.max()) != ignore_index
+
+
+_EXACT = (torch.float32, torch.float64)
+"""Precisions in which torch's mean is the quotient of its sum and the count, to the last bit."""
 
 
 def check_class_weights(task: str, class_weights: Sequence[float] | None, classes: int) -> None:

@@ -50,9 +50,9 @@ class DenseTask(Task):
                 "encoder's stride."
             )
 
-    def update(self, metrics: Mapping[str, Metric], output: Tensor, target: Tensor) -> None:
+    def checked_update(self, metrics: Mapping[str, Metric], output: Tensor, label: Tensor) -> None:
         """Add the samples of a batch with a known pixel to metrics."""
-        update_labelled(self, metrics, output, target)
+        update_labelled(self, metrics, output, label)
 
 
 def _size(tensor: Tensor) -> str:

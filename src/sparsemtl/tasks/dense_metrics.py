@@ -17,7 +17,16 @@ from torchmetrics import Metric
 from sparsemtl.tasks.vectors import cosine
 
 
-class _ConfusionMetric(Metric):
+class ReadsClasses:
+    """Mark of metrics that read class indices (B, H, W) in place of logits too, so that these are compared once."""
+
+
+def _classes(output: Tensor) -> Tensor:
+    """Return class indices (B, H, W) of logits (B, C, H, W), or class indices as they are."""
+    return output.argmax(1) if output.ndim == 4 else output
+
+
+class _ConfusionMetric(ReadsClasses, Metric):
     """Counts of (label, prediction) pairs of pixels.
 
     Args:
@@ -36,9 +45,9 @@ class _ConfusionMetric(Metric):
         self.add_state("confusion", torch.zeros(classes, classes, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        """Add logits (B, C, H, W) and labels (B, H, W)."""
+        """Add logits (B, C, H, W), or class indices (B, H, W), and labels (B, H, W)."""
         valid = target != self.ignore_index
-        pairs = target[valid] * self.classes + output.argmax(1)[valid]
+        pairs = (target * self.classes + _classes(output))[valid]
         self.confusion += torch.bincount(pairs, minlength=self.classes**2).view(self.classes, self.classes)
 
 
@@ -103,7 +112,7 @@ class _MeanMetric(Metric, abc.ABC):
         """Return the terms of a batch, a vector."""
 
 
-class IoULessIsMore(_MeanMetric):
+class IoULessIsMore(ReadsClasses, _MeanMetric):
     """Intersection over union of all classes of an image together, TP / (TP + FP + FN), averaged over the images.
 
     Variant of Upadhyay et al. (Less is More, 2023), not comparable with `MeanIoU`.
@@ -121,7 +130,7 @@ class IoULessIsMore(_MeanMetric):
     def terms(self, output: Tensor, target: Tensor) -> Tensor:
         """Return one term per image with a known pixel."""
         valid = (target != self.ignore_index).flatten(1)
-        right = (output.argmax(1) == target).flatten(1) & valid
+        right = (_classes(output) == target).flatten(1) & valid
         pixels, hits = valid.sum(1), right.sum(1)  # a wrong pixel is an FP of one class and an FN of another
         return (hits / (2 * pixels - hits))[pixels > 0]
 

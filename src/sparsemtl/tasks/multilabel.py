@@ -14,7 +14,7 @@ from sparsemtl.errors import LabelError, ParameterError
 from sparsemtl.registry.parameters import validated
 from sparsemtl.tasks.likelihoods import Bernoulli
 from sparsemtl.tasks.sample import SampleTask
-from sparsemtl.tasks.task import TaskOptions, known_pairs
+from sparsemtl.tasks.task import TaskOptions, known_pairs, select_known
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -62,9 +62,10 @@ class MultiLabel(SampleTask):
             raise LabelError(
                 f"task {self.name!r}: expected labels of shape (batch, {self.outputs}), got {tuple(target.shape)}."
             )
-        wrong = target[~((target == 0) | (target == 1) | target.isnan())]
-        if wrong.numel():
-            raise LabelError(f"task {self.name!r}: labels must be 0, 1 or NaN (unknown), found {wrong[0].item()}.")
+        right = (target == 0) | (target == 1) | target.isnan()
+        if not bool(right.all()):
+            wrong = target[~right][0].item()
+            raise LabelError(f"task {self.name!r}: labels must be 0, 1 or NaN (unknown), found {wrong}.")
 
     def cast(self, target: Tensor) -> Tensor:
         """Return labels as floats, in which NaN is unknown."""
@@ -89,16 +90,16 @@ class MultiLabel(SampleTask):
             "recall_macro": own.KnownLabelRecall(self.outputs, **options),
         }
 
-    def update(self, metrics: Mapping[str, Metric], output: Tensor, target: Tensor) -> None:
+    def checked_update(self, metrics: Mapping[str, Metric], output: Tensor, label: Tensor) -> None:
         """Add probabilities to metrics. Unknown labels of labelled samples become -1, which the metrics ignore."""
         from sparsemtl.tasks.label_metrics import UNKNOWN
 
-        label = self.labels(target)
-        known = self.labelled(label)
-        if bool(known.any()):
-            output = torch.where(label.isnan(), 0.0, output)  # a metric may look for NaN among all outputs
+        output = torch.where(label.isnan(), 0.0, output)  # a metric may look for NaN among all outputs
+        output, label = select_known(self.labelled(label), output, label)
+        if len(label):
+            output, label = output.float().sigmoid(), label.nan_to_num(UNKNOWN).long()
             for metric in metrics.values():
-                metric.update(output[known].float().sigmoid(), label[known].nan_to_num(UNKNOWN).long())
+                metric.update(output, label)
 
     def predict(self, output: Tensor) -> Tensor:
         """Return 0 or 1 per label, shape (B, labels)."""

@@ -48,6 +48,8 @@ def tensors_in(nest: Any) -> list[Tensor]:
 
 def to_device(nest: Any, device: torch.device | str) -> Any:
     """Return a nest with every tensor on a device. Objects of other kinds move by their own `to`, if there is one."""
+    if isinstance(nest, Tensor) and nest.device == device:
+        return nest
 
     def moved(part: Any) -> Any:
         return part.to(device) if callable(getattr(part, "to", None)) else part

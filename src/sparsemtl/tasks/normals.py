@@ -50,11 +50,11 @@ class Normals(DenseTask):
                 f"task {self.name!r}: expected normals of shape (batch, 3, height, width), got {tuple(target.shape)}."
             )
         length = squared_length(target).sqrt()
-        wrong = length[~((length - 1).abs() < 0.05) & (length != 0)]
-        if wrong.numel():
+        wrong = ~((length - 1).abs() < 0.05) & (length != 0)
+        if bool(wrong.any()):
             raise LabelError(
-                f"task {self.name!r}: a normal has length {wrong[0].item():.3g}; expected 1, or three zeros where it "
-                "is unknown."
+                f"task {self.name!r}: a normal has length {length[wrong][0].item():.3g}; expected 1, or three zeros "
+                "where it is unknown."
             )
 
     def cast(self, target: Tensor) -> Tensor:

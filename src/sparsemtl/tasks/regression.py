@@ -14,7 +14,7 @@ from sparsemtl.errors import LabelError
 from sparsemtl.registry.parameters import Count, validated
 from sparsemtl.tasks.likelihoods import Gaussian
 from sparsemtl.tasks.sample import SampleTask
-from sparsemtl.tasks.task import TaskOptions, known_pairs
+from sparsemtl.tasks.task import TaskOptions, known_pairs, select_known
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -93,16 +93,15 @@ class Regression(SampleTask):
             "mae": KnownAbsoluteError(),
         }
 
-    def update(self, metrics: Mapping[str, Metric], output: Tensor, target: Tensor) -> None:
+    def checked_update(self, metrics: Mapping[str, Metric], output: Tensor, label: Tensor) -> None:
         """Add the known values of a batch to metrics; to the user's own metrics, its fully labelled samples."""
         from sparsemtl.tasks.value_metrics import KnownValues
 
-        label = self.labels(target)
-        some, whole = self.labelled(label), ~label.isnan().any(1)
+        unknown = label.isnan()
+        some, whole = (select_known(~u, output.float(), label.float()) for u in (unknown.all(1), unknown.any(1)))
         for metric in metrics.values():
-            known = some if isinstance(metric, KnownValues) else whole
-            if bool(known.any()):
-                values = output[known].float(), label[known].float()
+            values = some if isinstance(metric, KnownValues) else whole
+            if len(values[1]):
                 metric.update(*values if isinstance(metric, KnownValues) else (v.squeeze(1) for v in values))
 
     def predict(self, output: Tensor) -> Tensor:

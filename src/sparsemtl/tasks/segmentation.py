@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from sparsemtl.registry.parameters import Natural, Share, validated
 from sparsemtl.tasks.cross_entropy import check_class_weights, cross_entropy
 from sparsemtl.tasks.dense import DenseTask
 from sparsemtl.tasks.likelihoods import PositionCategorical
-from sparsemtl.tasks.task import TaskOptions
+from sparsemtl.tasks.task import TaskOptions, select_known
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -82,11 +82,11 @@ class Segmentation(DenseTask):
                 f"task {self.name!r}: expected whole numbers of shape (batch, height, width), got {target.dtype} of "
                 f"shape {tuple(target.shape)}."
             )
-        wrong = target[self.known(target) & ((target < 0) | (target >= self.outputs))]
-        if wrong.numel():
+        wrong = self.known(target) & ((target < 0) | (target >= self.outputs))
+        if bool(wrong.any()):
             raise LabelError(
-                f"task {self.name!r}: label {wrong[0].item()} is not one of the classes 0 .. {self.outputs - 1}. "
-                f"A pixel without a label carries ignore_index={self.ignore_index}."
+                f"task {self.name!r}: label {target[wrong][0].item()} is not one of the classes 0 .. "
+                f"{self.outputs - 1}. A pixel without a label carries ignore_index={self.ignore_index}."
             )
 
     def cast(self, target: Tensor) -> Tensor:
@@ -98,7 +98,6 @@ class Segmentation(DenseTask):
         return cross_entropy(
             output,
             target,
-            self.known(target),
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
             class_weights=self.class_weights,
@@ -113,6 +112,16 @@ class Segmentation(DenseTask):
             "pixel_accuracy": PixelAccuracy(self.outputs, ignore_index=self.ignore_index),
             "iou_less_is_more": IoULessIsMore(ignore_index=self.ignore_index),
         }
+
+    def checked_update(self, metrics: Mapping[str, Metric], output: Tensor, label: Tensor) -> None:
+        """Add the samples of a batch with a known pixel to metrics."""
+        from sparsemtl.tasks.dense_metrics import ReadsClasses
+
+        output, label = select_known(self.labelled(label), output, label)
+        if len(label):
+            classes = output.argmax(1)
+            for metric in metrics.values():
+                metric.update(classes if isinstance(metric, ReadsClasses) else output.float(), label)
 
     def predict(self, output: Tensor) -> Tensor:
         """Return class indices (B, H, W)."""

@@ -127,8 +127,8 @@ class Task(abc.ABC):
         """Raise if the outputs have another shape than the task's, or broadcast against the labels."""
 
     @abc.abstractmethod
-    def update(self, metrics: Mapping[str, Metric], output: Tensor, target: Tensor) -> None:
-        """Add a batch to metrics, without its unlabelled samples."""
+    def checked_update(self, metrics: Mapping[str, Metric], output: Tensor, label: Tensor) -> None:
+        """Add a batch to metrics, without its unlabelled samples; labels are those that `labels` returned."""
 
     @abc.abstractmethod
     def cast(self, target: Tensor) -> Tensor:
@@ -201,6 +201,26 @@ class Task(abc.ABC):
             raise ParameterError(f"task {self.name!r}: its loss must be one number, got shape {tuple(loss.shape)}.")
         return loss
 
+    def update(self, metrics: Mapping[str, Metric], output: Tensor, target: Tensor) -> None:
+        """Add a batch to metrics, without its unlabelled samples.
+
+        Args:
+            metrics: what `metrics` returned.
+            output: outputs of the head, shape (B, outputs, ...).
+            target: labels as in the data, shape (B, ...).
+        """
+        self.checked_update(metrics, output, self.labels(target))
+
+    @property
+    def has_given_metrics(self) -> bool:
+        """True if metric objects were given in place of the kind's own."""
+        return isinstance(self._metrics, dict)
+
+    @property
+    def joins_batches(self) -> bool:
+        """True if metrics of joined batches equal those of one batch after another, to the last bit."""
+        return False
+
     def metrics(self) -> dict[str, Metric]:
         """Return new metrics by name, the primary one first.
 
@@ -249,13 +269,18 @@ def _selected_metrics(metrics: Mapping[str, Metric] | Sequence[str] | None) -> d
     return dict(metrics) if isinstance(metrics, Mapping) else list(dict.fromkeys(metrics))
 
 
-def update_labelled(task: Task, metrics: Mapping[str, Metric], output: Tensor, target: Tensor) -> None:
-    """Add the labelled samples of a batch to metrics."""
-    label = task.labels(target)
-    known = task.labelled(label)
-    if bool(known.any()):
+def update_labelled(task: Task, metrics: Mapping[str, Metric], output: Tensor, label: Tensor) -> None:
+    """Add the labelled samples of a batch to metrics; labels are those that `Task.labels` returned."""
+    output, label = select_known(task.labelled(label), output, label)
+    if len(label):
+        output = output.float()
         for metric in metrics.values():
-            metric.update(output[known].float(), label[known])
+            metric.update(output, label)
+
+
+def select_known(known: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return the entries of tensors along the first axis that a bool mask (B,) selects; no copies if it selects all."""
+    return tensors if bool(known.all()) else tuple(tensor[known] for tensor in tensors)
 
 
 def known_pairs(output: Tensor, target: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from sparsemtl.heads.tokens import TokenHead
 from sparsemtl.registry.parameters import Share, validated
 from sparsemtl.tasks.cross_entropy import check_class_weights, cross_entropy
 from sparsemtl.tasks.likelihoods import PositionCategorical
-from sparsemtl.tasks.task import Task, TaskOptions
+from sparsemtl.tasks.task import Task, TaskOptions, update_labelled
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -91,11 +91,11 @@ class TokenClassification(Task):
                 f"task {self.name!r}: expected whole numbers of shape (batch, tokens), got {target.dtype} of shape "
                 f"{tuple(target.shape)}."
             )
-        wrong = target[self.known(target) & ((target < 0) | (target >= self.outputs))]
-        if wrong.numel():
+        wrong = self.known(target) & ((target < 0) | (target >= self.outputs))
+        if bool(wrong.any()):
             raise LabelError(
-                f"task {self.name!r}: label {wrong[0].item()} is not one of the classes 0 .. {self.outputs - 1}. "
-                f"A token without a label carries ignore_index={self.ignore_index}."
+                f"task {self.name!r}: label {target[wrong][0].item()} is not one of the classes 0 .. "
+                f"{self.outputs - 1}. A token without a label carries ignore_index={self.ignore_index}."
             )
 
     def check_output(self, output: Tensor, target: Tensor) -> None:
@@ -120,7 +120,6 @@ class TokenClassification(Task):
         return cross_entropy(
             output.transpose(1, 2),
             target,
-            self.known(target),
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
             class_weights=self.class_weights,
@@ -141,14 +140,9 @@ class TokenClassification(Task):
             return {"entity_f1": EntityF1(self.class_names, ignore_index=ignored), **metrics}
         return metrics
 
-    def update(self, metrics: Mapping[str, Metric], output: Tensor, target: Tensor) -> None:
+    def checked_update(self, metrics: Mapping[str, Metric], output: Tensor, label: Tensor) -> None:
         """Add the sequences of a batch with a labelled token to metrics."""
-        label = self.labels(target)
-        known = self.labelled(label)
-        if bool(known.any()):
-            logits = output[known].float().transpose(1, 2)
-            for metric in metrics.values():
-                metric.update(logits, label[known])
+        update_labelled(self, metrics, output.transpose(1, 2), label)
 
     def predict(self, output: Tensor) -> Tensor:
         """Return class indices (B, S)."""

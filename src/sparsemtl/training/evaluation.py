@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.modes import eval_mode
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.tasks.batches import EMPTY, Group, Loaders, evaluation_groups, per_task
+from sparsemtl.tasks.nests import map_tensors, to_device
 from sparsemtl.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
 
 Results = dict[str, dict[str, float]]
 """Task -> metric -> value; `loss` is among the metrics."""
+
+_JOINED = 2**18
+"""Number of outputs of a task, of several batches, by which its metrics are updated at once."""
+_CHUNK_BATCHES, _CHUNK_BYTES = 32, 2**24
+"""Most batches, and bytes of their inputs, that are held while one network after another reads them."""
 
 
 @dataclass(frozen=True)
@@ -60,33 +67,93 @@ def evaluate(trained: Trained, loaders: Loaders, device: torch.device) -> Result
     Undefined values are NaN, with a warning: all values of a task without a labelled sample, or with a labelled sample
     for which its network computes NaN or infinity; and a metric that cannot be computed.
     """
-    tasks = trained.tasks
-    metrics = {name: {m: metric.to(device) for m, metric in task.metrics().items()} for name, task in tasks.items()}
-    totals = dict.fromkeys(tasks, 0.0)
-    counts = dict.fromkeys(tasks, 0)
-    samples = dict.fromkeys(tasks, 0)
-    broken: dict[str, list[int]] = {name: [] for name in tasks}
-    for name, output, target in outputs_of(trained, loaders, device):
-        task = tasks[name]
-        label = task.labels(target)
-        count = int(task.known(label).sum())
-        if count:
-            loss = float(task.loss(output, target))
-            broken[name] += [samples[name] + i for i in _broken(output, task.known_outputs(label, output), loss)]
-            if not broken[name]:
-                totals[name] += loss * count
-                counts[name] += count
-                task.update(metrics[name], output, target)
-        samples[name] += len(label)
-    results: Results = {}
-    for name in tasks:
-        if counts[name] and not broken[name]:
-            results[name] = {"loss": totals[name] / counts[name]}
-            results[name] |= {m: _computed(name, m, metric) for m, metric in metrics[name].items()}
-        else:
-            _warn_of_nothing(name, broken[name], samples[name])
-            results[name] = dict.fromkeys(["loss", *metrics[name]], float("nan"))
-    return results
+    tallies = {name: _Tally(task, device) for name, task in trained.tasks.items()}
+    with closing(outputs_of(trained, loaders, device)) as outputs:
+        for name, output, label in outputs:
+            tallies[name].add(output, label)
+    return {name: tally.results() for name, tally in tallies.items()}
+
+
+class _Tally:
+    """Loss and metrics of a task over the batches of a split.
+
+    Args:
+        task: the task.
+        device: device of the outputs.
+    """
+
+    def __init__(self, task: Task, device: torch.device) -> None:
+        self._task = task
+        self._metrics = {name: metric.to(device) for name, metric in task.metrics().items()}
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+        self._size = 0
+        self._total = 0.0
+        self._count = 0
+        self._samples = 0
+        self._broken: list[int] = []
+
+    def add(self, output: Tensor, label: Tensor) -> None:
+        """Add a batch. Batches wait for others where joining them changes no bit of the metrics."""
+        if self._task.joins_batches:
+            output, label = output.clone(), label.clone()  # the loader, or a compiled model, may use the memory again
+        self._waiting.append((output, label))
+        self._size += output.numel()
+        if self._size >= _JOINED or not self._task.joins_batches:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Add the waiting batches to the loss and the metrics."""
+        task, batches = self._task, self._waiting
+        self._waiting, self._size = [], 0
+        counts = _known_counts(task, [label for _, label in batches])
+        labelled = [batch for batch, count in zip(batches, counts, strict=True) if count]
+        losses = [task.checked_loss(output, label) for output, label in labelled]
+        values = iter([float(loss) for loss in losses])
+        joined = _joined(labelled)
+        finite = joined is None or _is_finite(joined[0])
+        for (output, label), count in zip(batches, counts, strict=True):
+            if count:
+                loss = next(values)
+                if not finite:
+                    wrong = _broken(output, task.known_outputs(label, output), loss)
+                    self._broken += [self._samples + i for i in wrong]
+                self._total += loss * count
+                self._count += count
+            self._samples += len(label)
+        if joined is not None and not self._broken:
+            task.checked_update(self._metrics, *joined)
+
+    def results(self) -> dict[str, float]:
+        """Return the mean loss and the metrics."""
+        if self._waiting:
+            self._flush()
+        name = self._task.name
+        if self._count and not self._broken:
+            mean = self._total / self._count
+            return {"loss": mean, **{m: _computed(name, m, metric) for m, metric in self._metrics.items()}}
+        _warn_of_nothing(name, self._broken, self._samples)
+        return dict.fromkeys(["loss", *self._metrics], float("nan"))
+
+
+def _known_counts(task: Task, labels: Sequence[Tensor]) -> list[int]:
+    """Return the number of known labels of each batch."""
+    known = task.known(labels[0] if len(labels) == 1 else torch.cat(list(labels)))
+    if bool(known.all()):
+        return [len(label) * known[:1].numel() for label in labels]
+    return [int(part.sum()) for part in known.split([len(label) for label in labels])]
+
+
+def _joined(batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
+    """Return outputs and labels of batches as those of one batch; None if there is no batch."""
+    if len(batches) <= 1:
+        return batches[0] if batches else None
+    outputs, labels = zip(*batches, strict=True)
+    return torch.cat(outputs), torch.cat(labels)
+
+
+def _is_finite(output: Tensor) -> bool:
+    """Return True if all outputs are finite: the least and the largest are, and are NaN if any is."""
+    return all(math.isfinite(float(value)) for value in output.aminmax())
 
 
 def _broken(output: Tensor, known: Tensor, loss: float) -> list[int]:
@@ -99,10 +166,7 @@ def _broken(output: Tensor, known: Tensor, loss: float) -> list[int]:
         known: which outputs a known label speaks of, broadcasts to `output`.
         loss: of the batch.
     """
-    finite = output.isfinite()
-    if bool(finite.all()):
-        return []
-    wrong = output.isnan() | (output == math.inf) if math.isfinite(loss) else ~finite
+    wrong = output.isnan() | (output == math.inf) if math.isfinite(loss) else ~output.isfinite()
     wrong = wrong & known.to(wrong.device)
     rows = wrong.flatten(1).any(1) if wrong.ndim > 1 else wrong
     return rows.nonzero().flatten().tolist()
@@ -110,14 +174,14 @@ def _broken(output: Tensor, known: Tensor, loss: float) -> list[int]:
 
 def _warn_of_nothing(task: str, broken: Sequence[int], samples: int) -> None:
     if not broken:
-        warnings.warn(f"task {task!r} has no labelled sample in this split.", LabelWarning, stacklevel=3)
+        warnings.warn(f"task {task!r} has no labelled sample in this split.", LabelWarning, stacklevel=4)
         return
     warnings.warn(
         f"task {task!r}: the network computes NaN or infinity for {len(broken)} of {samples} samples of this split, "
         f"the first of them sample {broken[0]} (counted from 0). The task's loss and metrics are undefined. Check the "
         "inputs for NaN.",
         MetricWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
 
 
@@ -125,28 +189,88 @@ def _computed(task: str, name: str, metric: Metric) -> float:
     try:
         value = float(metric.compute())
     except ValueError as error:
-        warnings.warn(f"task {task!r}: {name!r} is undefined on this split: {error}", LabelWarning, stacklevel=3)
+        warnings.warn(f"task {task!r}: {name!r} is undefined on this split: {error}", LabelWarning, stacklevel=4)
         return float("nan")
     if math.isnan(value):
-        warnings.warn(f"task {task!r}: {name!r} is undefined on this split: it is NaN.", MetricWarning, stacklevel=3)
+        warnings.warn(f"task {task!r}: {name!r} is undefined on this split: it is NaN.", MetricWarning, stacklevel=4)
     return value
 
 
 @torch.no_grad()
-def outputs_of(trained: Trained, loaders: Loaders, device: torch.device) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yield (task, output, labels) batch by batch, in eval mode."""
-    number, tasks = 0, trained.tasks
-    for number, group in enumerate(evaluation_groups(loaders, tasks), start=1):
-        with eval_mode(trained.module):
-            on_device = group.to(device)
-            try:
-                outputs = trained.outputs(on_device)
-            except ForwardError as error:
-                raise error.at(f"evaluation, batch {number}") from error.__cause__
-            for name, output in outputs.items():
-                yield name, output, on_device.targets[tasks[name].target]
+def outputs_of(
+    trained: Trained, loaders: Loaders, device: torch.device
+) -> Generator[tuple[str, Tensor, Tensor], None, None]:
+    """Yield (task, output, labels as `Task.labels` returns them), in eval mode and inside the task's network.
+
+    Where tasks have networks of their own, a network reads several batches before the next network does. A caller that
+    stops early closes the generator.
+    """
+    together = trained.networks.one_network
+    number = 0
+    with eval_mode(trained.module):
+        for chunk in _chunks(_batches(trained.tasks, loaders, device), alone=together):
+            tasks = tuple(chunk[0].labels)
+            for names in [tasks] if together else [(task,) for task in tasks]:
+                with trained.networks.swapped(trained.model, names[0]):
+                    for number, x, labels in chunk:
+                        try:
+                            outputs = trained.module(x, tasks=names)
+                        except ForwardError as error:
+                            raise error.at(f"evaluation, batch {number}") from error.__cause__
+                        for name, output in outputs.items():
+                            yield name, output, labels[name]
     if not number:
         raise LabelError(EMPTY.format(whose="loader to evaluate on"))
+
+
+class _Batch(NamedTuple):
+    """A batch on the device: its number, from 1, its input, and task -> checked labels."""
+
+    number: int
+    x: Any
+    labels: dict[str, Tensor]
+
+
+def _batches(tasks: Mapping[str, Task], loaders: Loaders, device: torch.device) -> Iterator[_Batch]:
+    """Yield the batches of a split."""
+    for number, group in enumerate(evaluation_groups(loaders, tasks), start=1):
+        labels = {name: to_device(tasks[name].labels(group.targets), device) for name in group.tasks}
+        yield _Batch(number, to_device(group.x, device), labels)
+
+
+def _chunks(batches: Iterable[_Batch], *, alone: bool) -> Iterator[list[_Batch]]:
+    """Yield lists of successive batches with the same tasks.
+
+    Args:
+        batches: the batches. Those that wait for others are copied: a loader may use its memory again.
+        alone: each batch is a list of its own.
+    """
+    chunk: list[_Batch] = []
+    size = 0
+    for batch in batches:
+        more = _CHUNK_BYTES if alone else _size(batch.x)
+        if chunk and (size + more > _CHUNK_BYTES or chunk[0].labels.keys() != batch.labels.keys()):
+            yield chunk
+            chunk, size = [], 0
+        size += more
+        if size >= _CHUNK_BYTES:
+            yield [*chunk, batch]
+            chunk, size = [], 0
+            continue
+        chunk.append(_Batch(batch.number, *map_tensors(torch.clone, (batch.x, batch.labels))))
+        if len(chunk) == _CHUNK_BATCHES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _size(nest: Any) -> int:
+    """Return the bytes of a nest of tensors; those of a whole chunk if it has other parts, which cannot be copied."""
+    others: list[Any] = []
+    found: list[Tensor] = []
+    map_tensors(found.append, nest, others.append)
+    return _CHUNK_BYTES if others else sum(tensor.numel() * tensor.element_size() for tensor in found)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -24,7 +24,8 @@ from sparsemtl.training.heads import materialize_heads
 from sparsemtl.training.last_batch import check_last_batches
 from sparsemtl.training.options import TrainingOptions
 from sparsemtl.training.plateau import Plateau
-from sparsemtl.training.step import Backend, TrainingStep, choose_update
+from sparsemtl.training.step import Backend, TrainingStep
+from sparsemtl.training.update import choose_update
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -58,7 +59,7 @@ class Setup:
     Attributes:
         fabric: Lightning Fabric, which owns device and precision.
         device: device of the model.
-        module: Fabric's wrapper of the model, callable in its place.
+        module: callable in place of the model: Fabric's wrapper, or the model itself where the wrapper adds nothing.
         optimizer: the optimizer.
         scheduler: the scheduler, if there is one.
         plateau: stepper of a `ReduceLROnPlateau`, if the scheduler is one.
@@ -91,7 +92,8 @@ def set_up(parts: RunParts, options: TrainingOptions, train: Loaders) -> Setup:
     fabric = _fabric(options["accelerator"], options["precision"])
     materialize_heads(model, train)
     check_last_batches(model, train)
-    module = fabric.setup_module(model)
+    plain = _adds_nothing(fabric)
+    module: nn.Module = fabric.to_device(model) if plain else fabric.setup_module(model)
     networks = parts.sharing.start(model)
     parts.balancer.attach(len(model.tasks), fabric.device)
     extra = ((networks.parameters(), parts.sharing.lr), (parts.balancer.parameters(), None))
@@ -101,7 +103,7 @@ def set_up(parts: RunParts, options: TrainingOptions, train: Loaders) -> Setup:
     plateau = None
     if isinstance(scheduler, ReduceLROnPlateau):
         plateau = Plateau(scheduler, options["monitor"], model.tasks)
-    stepped: Any = fabric.setup_optimizers(optimizer)
+    stepped: Any = optimizer if plain else fabric.setup_optimizers(optimizer)
     scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
     step = TrainingStep(
         model,
@@ -111,7 +113,11 @@ def set_up(parts: RunParts, options: TrainingOptions, train: Loaders) -> Setup:
         balancing=parts.balancer,
         update=choose_update(model, networks, parts.balancer, asked=parts.sharing.update, own_data=per_task(train)),
         backend=Backend(
-            module, fabric.backward, _clip(fabric, module, stepped, options["clip_norm"]), fabric.device, scaled
+            module,
+            Tensor.backward if plain else fabric.backward,
+            _clip(fabric, module, stepped, options["clip_norm"]),
+            fabric.device,
+            scaled,
         ),
     )
     return Setup(fabric, fabric.device, module, optimizer, scheduler, plateau, step)
@@ -128,6 +134,14 @@ def _fabric(accelerator: str, precision: Any) -> Fabric:
         raise ParameterError(
             f"accelerator={accelerator!r} with precision={precision!r} cannot be had here: {error}"
         ) from error
+
+
+def _adds_nothing(fabric: Fabric) -> bool:
+    """Return True for one device in single precision: no part of Fabric changes a forward, a backward or a step."""
+    from lightning_fabric.plugins.precision import Precision
+    from lightning_fabric.strategies import SingleDeviceStrategy
+
+    return type(fabric.strategy) is SingleDeviceStrategy and type(fabric.strategy.precision) is Precision
 
 
 def _clip(fabric: Fabric, module: Any, optimizer: Any, norm: float | None) -> Callable[[], Any] | None:

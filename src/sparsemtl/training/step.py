@@ -11,7 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import reduce
 from math import isfinite
+from operator import add
 from typing import Any
 
 import torch
@@ -22,12 +24,13 @@ from sparsemtl.errors import ForwardError, NonFiniteError, NonFiniteLossError, P
 from sparsemtl.networks.model import MultiTaskModel, placement
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.optim.masked import FreezeOutsideMask
-from sparsemtl.sharing.sharing import AfterStep, Regularizer, Sharing, StepWeights, TaskPenalty, Update
+from sparsemtl.sharing.sharing import Sharing, StepWeights, Update
 from sparsemtl.tasks.batches import Group, as_group
 from sparsemtl.tasks.nests import to_device
 from sparsemtl.training.finite import check_gradient, check_norm, check_rows, named_parameters, rows_are_finite
 from sparsemtl.training.gradient_rows import GradientRows
 from sparsemtl.training.structure import check_state
+from sparsemtl.training.update import choose_update
 
 MAX_SKIPPED = 100
 """Steps that a gradient scaler may leave out one after another. Each halves its scale, so that a gradient which does
@@ -71,41 +74,6 @@ class StepResult:
     losses: dict[str, float] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
     samples: int = 0
-
-
-def choose_update(
-    model: MultiTaskModel,
-    networks: TaskNetworks,
-    balancer: Balancer,
-    *,
-    asked: Update | None = None,
-    own_data: bool = False,
-) -> Update:
-    """Return how a batch becomes optimizer steps.
-
-    Args:
-        model: the model.
-        networks: the tasks' networks.
-        balancer: balancers of constant weights let tasks take turns; others combine the tasks of a step.
-        asked: wish of the sharing method or of the user; None leaves the choice to the rest.
-        own_data: every task has data of its own.
-
-    Raises:
-        ParameterError: if `joint` is asked for and the tasks do not compute with one network.
-    """
-    one_network = networks.one_network
-    if asked == "joint" and not one_network:
-        raise ParameterError(
-            "update='joint' runs one forward pass for all tasks, but each task has a network of its own. Use "
-            "update='average', or 'alternate' if the balancer's weights are constant."
-        )
-    if asked is not None:
-        return asked
-    if own_data:
-        return "average"
-    if one_network and not (balancer.constant and model.independent):
-        return "joint"
-    return "alternate" if balancer.constant else "average"
 
 
 class TrainingStep:
@@ -156,7 +124,7 @@ class TrainingStep:
         self.model = model
         self.tasks = model.tasks
         self.networks = networks
-        self.sharing: Any = sharing  # a method may also be a `TaskPenalty`, a `Regularizer` and an `AfterStep`
+        self.sharing: Any = sharing  # may have methods of a `TaskPenalty`, a `Regularizer` and an `AfterStep`
         self.optimizer = optimizer
         self.backend = Backend.of(model) if backend is None else backend
         self.balancer = _attached(balancing, len(model.tasks), self.backend.device)
@@ -166,8 +134,9 @@ class TrainingStep:
         together = {**model.shared_parameters(), **model.unmasked_parameters()}
         self._shared = {name: p for name, p in together.items() if p.requires_grad}
         self._by_rows = self.balancer.combines_gradients and bool(self._shared)
+        self._constant_weights: dict[str, float] = {}
         self._last_losses: dict[str, float] = {}
-        self._rows = GradientRows(self._shared.values(), list(self.tasks))
+        self._rows = GradientRows(list(self._shared.values()), list(self.tasks))
         self._factors: Counter[str] = Counter()
         self._freezes: dict[tuple[str, ...], FreezeOutsideMask] = {}
         self._memory: dict[str, Tensor] = {}
@@ -218,10 +187,11 @@ class TrainingStep:
     def _prepare(self, group: Group) -> _Batch:
         """Check the labels of a group, and move it to the device."""
         labels = {t: self.tasks[t].labels(group.targets) for t in group.tasks}
-        labelled = tuple(t for t in group.tasks if bool(self.tasks[t].labelled(labels[t]).any()))
-        count = max((len(label) for label in labels.values()), default=0)
+        labelled = tuple(t for t, label in labels.items() if bool(self.tasks[t].labelled(label).any()))
+        count = max((label.shape[0] for label in labels.values()), default=0)
         device = self.backend.device
-        return _Batch(to_device(group.x, device), to_device(labels, device), labelled, count)
+        labels = {t: to_device(label, device) for t, label in labels.items()}
+        return _Batch(to_device(group.x, device), labels, labelled, count)
 
     # ---- one step per task -----------------------------------------------------------------------------------
 
@@ -302,28 +272,34 @@ class TrainingStep:
             outputs = self.backend.module(batch.x, tasks=tasks)
         except ForwardError as error:
             raise error.at(self._where or "training") from error.__cause__
-        losses = {}
-        for name in tasks:
-            task, label = self.tasks[name], batch.labels[name]
-            loss = task.checked_loss(outputs[name], label)
-            value = float(loss.detach())
+        losses = {name: self.tasks[name].checked_loss(outputs[name], batch.labels[name]) for name in tasks}
+        for name, loss in losses.items():  # read when all are computed: on a GPU, the first one waits for the device
+            value = float(loss.item())
             _check_finite(value, f"the loss of task {name!r}", self._where)
             result.losses[name] = result.losses.get(name, 0.0) + value
-            own = self.model.penalty(name, label)
-            losses[name] = (loss if own is None else loss + own) * task.weight
-            if isinstance(self.sharing, TaskPenalty):
-                term = self.sharing.penalty(self.model, self.networks, name)
-                losses[name] = losses[name] if term is None else losses[name] + term
-        return losses
+        return {name: self._with_terms(name, loss, batch.labels[name]) for name, loss in losses.items()}
+
+    def _with_terms(self, task: str, loss: Tensor, label: Tensor) -> Tensor:
+        """Return the loss and the model's term times the task's weight, plus the method's term."""
+        own = self.model.penalty(task, label)
+        total = _times(loss if own is None else loss + own, self.tasks[task].weight)
+        penalty = getattr(self.sharing, "penalty", None)  # `isinstance` of a protocol takes much longer
+        term = None if penalty is None else penalty(self.model, self.networks, task)
+        return total if term is None else total + term
 
     def _weights(self, losses: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the balancer's weight of every task."""
-        self._last_losses.update({task: float(loss.detach()) for task, loss in losses.items()})
+        if self._constant_weights:
+            return dict(self._constant_weights)
+        if not self.balancer.constant:
+            self._last_losses.update({task: loss.item() for task, loss in losses.items()})
         present = self._flags(losses) if losses else None
         row = self.balancer.weights(self._row({}), present).tolist()
         for task, weight in zip(self.tasks, row, strict=True):
             _check_finite(weight, f"the balancer's weight of task {task!r}", self._where)
-        return dict(zip(self.tasks, row, strict=True))
+        weights = dict(zip(self.tasks, row, strict=True))
+        self._constant_weights = weights if self.balancer.constant else {}
+        return weights
 
     def _row(self, losses: Mapping[str, float]) -> Tensor:
         """Return the losses that a balancer reads, (T,); a task without one enters with its last, or with the mean."""
@@ -336,7 +312,7 @@ class TrainingStep:
         """Return the losses times their weights, for one of some batches that make a step."""
         factors = {task: weights[task] / parts for task in losses}
         self._factors.update(factors)
-        return {task: loss * factors[task] for task, loss in losses.items()}
+        return {task: _times(loss, factors[task]) for task, loss in losses.items()}
 
     def _flags(self, present: Iterable[str]) -> Tensor:
         """Return which of the tasks are present, (T,)."""
@@ -353,7 +329,7 @@ class TrainingStep:
             for i, (task, loss) in enumerate(losses.items()):
                 self._backward_apart(task, loss, masks[task], retain=self.update == "joint" and i < last)
         elif self.update == "joint":
-            self.backend.backward(sum(losses.values()))
+            self.backend.backward(reduce(add, losses.values()))
         else:
             for loss in losses.values():
                 self.backend.backward(loss)
@@ -389,7 +365,8 @@ class TrainingStep:
 
     def _move(self, tasks: tuple[str, ...], part: float = 1.0) -> None:
         """Take the step for some tasks, with a part of the term that belongs to no task."""
-        term = self.sharing.regularizer(self.model) if isinstance(self.sharing, Regularizer) else None
+        regularizer = getattr(self.sharing, "regularizer", None)
+        term = None if regularizer is None else regularizer(self.model)
         if term is not None:
             self.backend.backward(term * part)
         if not self.backend.scaled:
@@ -398,22 +375,26 @@ class TrainingStep:
             norm = self.backend.clip()
             if isinstance(norm, Tensor) and not self.backend.scaled:
                 check_norm(norm, tasks, self._where)
-        if self._take_step(tasks) and isinstance(self.sharing, AfterStep):
+        with self._frozen_outside(tasks), self._balancer_held(tasks):
+            stepped = self._take_step()
+        self._count_skipped(stepped)
+        after_step = getattr(self.sharing, "after_step", None)
+        if stepped and after_step is not None:
             weights = StepWeights(dict(self._factors), part)
-            changed = self.sharing.after_step(self.model, self.networks, self._inner, weights)
+            changed = after_step(self.model, self.networks, self._inner, weights)
             self.networks = self.networks if changed is None else changed
 
-    def _take_step(self, tasks: tuple[str, ...]) -> bool:
+    def _take_step(self) -> bool:
         """Step the optimizer; return False if a gradient scaler has left the step out, as half precision may need."""
+        if not self.backend.scaled:
+            self.optimizer.step()
+            return True
         stepped: list[bool] = []
         watch = self._inner.register_step_post_hook(lambda *_: stepped.append(True))
         try:
-            with self._frozen_outside(tasks), self._balancer_held(tasks):
-                self.optimizer.step()
+            self.optimizer.step()
         finally:
             watch.remove()
-        if self.backend.scaled:
-            self._count_skipped(bool(stepped))
         return bool(stepped)
 
     def _count_skipped(self, stepped: bool) -> None:
@@ -458,6 +439,7 @@ class TrainingStep:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state of `state_dict`."""
         check_state(state["last_losses"], dict.fromkeys(state["last_losses"], 0.0), "step.last_losses")
+        self._constant_weights = {}
         self._last_losses = dict(state["last_losses"])
         self.networks = self.networks.restored(state["networks"])
 
@@ -478,6 +460,11 @@ def _attached(balancing: Balancer | Any, tasks: int, device: torch.device) -> Ba
     balancer = as_balancer(balancing)
     balancer.attach(tasks, device)
     return balancer
+
+
+def _times(loss: Tensor, factor: float) -> Tensor:
+    """Return loss * factor, which is the loss itself for a factor of 1."""
+    return loss if factor == 1 else loss * factor
 
 
 def _check_finite(value: float, what: str, where: str) -> None:
