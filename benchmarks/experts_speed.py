@@ -1,21 +1,20 @@
 """Speed of gated experts on a table like census-income: 40 columns, one-hot in 480, batches of 1024, two tasks.
 
-    python benchmarks/experts_speed.py [--repeats 31] [--threads 2] [--only mmoe]
+    python benchmarks/experts_speed.py [--quick]
 
-- *throughput*: training steps (forward, losses, backward, Adam) a second of mmoe, cgc and ple, over those of the same
-  network with a plain loop over experts, gates and tasks.
+- *step ÷ loop*: time of a training step of mmoe, cgc and ple, over that of a plain loop over experts, gates and tasks
+  with the same weights; both with the fused Adam of torch.
 - *pbfs*: time of a training step of pbfs, whose tasks run one by one as each has a mask of its own on the pool, over
   that of a cgc with the same experts, whose tasks run together. Masks keep 0.3 of every weight tensor.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from common import Ratio, paired
+from common import Measure, main, paired
 from torch import Tensor, nn
 
 from sparsemtl import Classification, DenseSharing, RandomSharing
@@ -29,14 +28,16 @@ from sparsemtl.training.step import TrainingStep
 
 BATCH, COLUMNS, CODES = 1024, 40, 12
 KEEP = 0.3
-NETWORKS: dict[str, tuple[str, Sequence[int], dict[str, int]]] = {
-    "mmoe, 8 of [4]": ("mmoe", [4], {"experts": 8}),
-    "cgc, 3 of [32, 32]": ("cgc", [32, 32], {}),
-    "cgc, 12 of [32, 32]": ("cgc", [32, 32], {"shared_experts": 4, "task_experts": 4}),
-    "ple, 2 levels, 3 of [16]": ("ple", [16, 16], {}),
-    "ple, 2 levels, 12 of [16]": ("ple", [16, 16], {"shared_experts": 4, "task_experts": 4}),
+NETWORKS: dict[str, tuple[str, Sequence[int], dict[str, int], float | None]] = {
+    "mmoe, 8 of [4]": ("mmoe", [4], {"experts": 8}, 0.9),
+    "mmoe, 8 of [32, 32]": ("mmoe", [32, 32], {"experts": 8}, 0.9),
+    "mmoe, 8 of [256, 128]": ("mmoe", [256, 128], {"experts": 8}, None),
+    "cgc, 3 of [32, 32]": ("cgc", [32, 32], {}, None),
+    "cgc, 12 of [32, 32]": ("cgc", [32, 32], {"shared_experts": 4, "task_experts": 4}, None),
+    "ple, 2 levels, 12 of [16]": ("ple", [16, 16], {"shared_experts": 4, "task_experts": 4}, None),
 }
-TARGET, PBFS_TARGET = 1.5, 1.5
+"""Experts -> architecture, widths, options, and goal."""
+PBFS_GOAL = 1.5
 
 
 def tasks() -> list[Classification]:
@@ -81,69 +82,51 @@ class Loop(nn.Module):
         return (weights.unsqueeze(2) * torch.stack(features, dim=1)).sum(1)
 
 
-def plain_step(model: MultiTaskModel, run: nn.Module, group: Group) -> Callable[[], None]:
-    optimizer = torch.optim.Adam(model.parameters())
+def loop_step(model: MultiTaskModel, group: Group) -> Callable[[], None]:
+    """A training step by hand."""
+    run, optimizer = Loop(model), torch.optim.Adam(model.parameters(), fused=True)
 
     def step() -> None:
         optimizer.zero_grad()
         outputs = run(group.x)
-        losses = [task.loss(outputs[name], group.targets) for name, task in model.tasks.items()]
+        losses = [F.cross_entropy(outputs[name], group.targets[name]) for name in model.tasks]
         torch.stack(losses).mean().backward()
         optimizer.step()
 
     return step
 
 
-def throughput(name: str, repeats: int) -> Ratio:
-    """Samples per second, over those of the loop."""
-    architecture, hidden, options = NETWORKS[name]
-    group = batch()
-    together, apart = (network(architecture, hidden, **options) for _ in range(2))
-    check(together, apart, group)
-    return paired(plain_step(together, together, group), plain_step(apart, Loop(apart), group), repeats)
-
-
-def check(together: MultiTaskModel, apart: MultiTaskModel, group: Group) -> None:
-    """Check that both compute the same."""
-    found = Loop(apart)(group.x)
-    for task, output in together(group.x).items():
-        torch.testing.assert_close(output, found[task], rtol=1e-4, atol=1e-6)
-
-
-def engine_step(model: MultiTaskModel, sharing: Sharing, group: Group) -> Callable[[], object]:
+def our_step(model: MultiTaskModel, group: Group, sharing: Sharing | None = None) -> Callable[[], object]:
+    sharing = DenseSharing() if sharing is None else sharing
     networks = sharing.start(model)
     networks = sharing.begin_epoch(0, model, networks, []) or networks
     update = "joint" if networks.one_network else "average"
-    optimizer = torch.optim.Adam(model.parameters())
-    step = TrainingStep(model, optimizer, networks, sharing=sharing, balancing="sum", update=update)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    step = TrainingStep(model, optimizer, networks, sharing=sharing, update=update)
     return lambda: step.step([[group]])
 
 
-def pbfs_over_cgc(hidden: Sequence[int], repeats: int) -> Ratio:
-    """Time of a step with masks, over that of a dense one of cgc."""
-    group = batch()
-    dense = engine_step(network("cgc", hidden), DenseSharing(), group)
-    masked = engine_step(network("pbfs", hidden), RandomSharing(keep=KEEP, scope="layer", seed=0), group)
-    return paired(dense, masked, repeats)
+def check(model: MultiTaskModel, group: Group) -> None:
+    """Check that the loop computes the same."""
+    found = Loop(model)(group.x)
+    for task, output in model(group.x).items():
+        torch.testing.assert_close(output, found[task], rtol=1e-4, atol=1e-6)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=31, help="pairs of timings")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", choices=["mmoe", "cgc", "ple", "pbfs"])
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    print(f"batch {BATCH}, {COLUMNS * CODES} inputs, {options.threads} threads, torch {torch.__version__}\n")
-    print("| what | experts | ratio (range) | target |")
-    print("| :--- | :--- | ---: | ---: |")
-    for name, (architecture, _, _) in NETWORKS.items():
-        if options.only in (None, architecture):
-            print(f"| throughput | {name} | {throughput(name, options.repeats)} | at least {TARGET} |", flush=True)
-    if options.only in (None, "pbfs"):
-        ratio = pbfs_over_cgc([32, 32], options.repeats)
-        print(f"| time, pbfs over cgc | 3 of [32, 32] | {ratio} | at most {PBFS_TARGET} |", flush=True)
+def measures(quick: bool) -> Iterator[Measure]:
+    group, repeats = batch(), 15 if quick else 61
+    for name, (architecture, hidden, options, goal) in NETWORKS.items():
+        if quick and goal is None:
+            continue
+        ours, plain = (network(architecture, hidden, **options) for _ in range(2))
+        check(ours, group)
+        ratio = paired(loop_step(plain, group), our_step(ours, group), repeats)
+        yield Measure(f"step ÷ loop of experts, {name}", ratio, goal)
+    dense = our_step(network("cgc", [32, 32]), group)
+    masks = RandomSharing(keep=KEEP, scope="layer", seed=0)
+    masked = our_step(network("pbfs", [32, 32]), group, masks)
+    yield Measure("step of pbfs ÷ cgc, 3 of [32, 32]", paired(dense, masked, repeats), PBFS_GOAL)
 
 
 if __name__ == "__main__":
-    main()
+    main(measures, __doc__)

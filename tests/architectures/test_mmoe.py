@@ -57,13 +57,13 @@ def test_outputs_are_those_of_the_paper_written_out() -> None:
 @pytest.mark.parametrize("shape", [(4,), (2, 3, 3)])
 def test_mixtures_of_equal_features_are_those_features(shape: tuple[int, ...]) -> None:
     feature = torch.randn(6, *shape, dtype=torch.float64)
-    torch.testing.assert_close(mixed([feature] * 3, torch.randn(6, 3, dtype=torch.float64)), feature)
+    torch.testing.assert_close(mixed([torch.stack([feature] * 3)], torch.randn(6, 3, dtype=torch.float64)), feature)
 
 
 def test_one_sample_chooses_by_its_own_logits() -> None:
     logits = torch.tensor([[1000.0, 0.0], [0.0, 1000.0]])
     ones, twos = torch.ones(2, 3), torch.full((2, 3), 2.0)
-    assert torch.equal(mixed([ones, twos], logits), torch.tensor([[1.0] * 3, [2.0] * 3]))
+    assert torch.equal(mixed([torch.stack([ones, twos])], logits), torch.tensor([[1.0] * 3, [2.0] * 3]))
 
 
 def test_convolutional_experts_are_mixed_and_gates_read_the_folded_image() -> None:
@@ -77,7 +77,7 @@ def test_experts_that_give_maps_are_mixed_position_by_position() -> None:
     model = MMoE(nn.Conv2d(1, 4, 3), tasks(), {t: nn.Identity() for t in "abc"}, experts=2)
     x = torch.rand(5, 1, 6, 6)
     features = [expert(x) for expert in model.levels[0].pools["pool1"]]
-    torch.testing.assert_close(model(x)["b"], mixed(features, model.levels[0].gates["b"](x.flatten(1))))
+    torch.testing.assert_close(model(x)["b"], mixed([torch.stack(features)], model.levels[0].gates["b"](x.flatten(1))))
 
 
 class Stem(nn.Module):
@@ -130,3 +130,10 @@ def test_the_same_seed_makes_the_same_model() -> None:
         torch.manual_seed(5)
         models.append(MMoE(stack(4), tasks(), heads(), experts=3).double())
     assert_same_model(*models, batch())
+
+
+@pytest.mark.parametrize("counts", [[5], [1, 4], [2, 2, 1], [1] * 5])
+def test_features_may_be_stacked_in_parts(counts: list[int]) -> None:
+    whole, logits = torch.randn(5, 7, 3), torch.randn(7, 5)
+    expected = (logits.t().softmax(0).unsqueeze(2) * whole).sum(0)
+    assert torch.equal(mixed(list(whole.split(counts)), logits), expected)

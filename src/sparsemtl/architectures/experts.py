@@ -40,14 +40,15 @@ def run_side_by_side(groups: Sequence[InputGroup]) -> tuple[list[Tensor], list[T
     tensors (`swap_tensors`) are used. Dropout draws other numbers than experts that run one after the other.
 
     Returns:
-        features (B, ...) of every expert and logits (B, slots) of every gate, in the order of the groups.
+        features of the experts, stacked in tensors (n, B, ...): one of all experts that run together, else one per
+            expert; and logits (B, slots) of every gate; both in the order of the groups.
     """
     layers = _alike(groups)
     return _together(groups, layers) if layers is not None else _apart(groups)
 
 
 def _apart(groups: Sequence[InputGroup]) -> tuple[list[Tensor], list[Tensor]]:
-    features = [expert(group.x) for group in groups for expert in group.experts]
+    features = [expert(group.x).unsqueeze(0) for group in groups for expert in group.experts]
     logits = [gate(group.x.flatten(1)) for group in groups for gate in group.gates]
     return features, logits
 
@@ -66,7 +67,7 @@ def _together(groups: Sequence[InputGroup], layers: Sequence[Sequence[nn.Module]
     features = parts[0] if len(parts) == 1 else torch.cat(parts)
     for column in later[len(activations) :]:
         features = _bmm(features, column) if isinstance(column[0], nn.Linear) else column[0](features)
-    return list(features.unbind()), logits
+    return [features], logits
 
 
 def _first_layer(

@@ -126,14 +126,14 @@ class Level(nn.Module):
         features, logits = self._run(inputs, self.parts(outputs))
         mixtures = {task: mixed(self._slots(task, features), logits[f"gates.{task}"]) for task in outputs.tasks}
         if outputs.shared:
-            everything = [feature for own in features.values() for feature in own]
+            everything = [stack for stacks in features.values() for stack in stacks]
             mixtures[SHARED] = mixed(everything, logits["shared_gate"])
         return mixtures
 
     def _run(
         self, inputs: Mapping[str, Any], parts: Mapping[str, nn.Module]
     ) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
-        """Return the features of every group of experts and the logits of every gate, by the names of the parts."""
+        """Return the stacked features of every group of experts and the logits of every gate, by names of parts."""
         readers: dict[int, dict[str, nn.Module]] = {}
         read: dict[int, Any] = {}
         for name, part in parts.items():
@@ -142,24 +142,28 @@ class Level(nn.Module):
             read[id(x)] = x
             readers.setdefault(id(x), {})[name] = part
         groups = [InputGroup(read[key], *_experts_and_gates(own)) for key, own in readers.items()]
-        all_features, all_logits = map(iter, run_side_by_side(groups))
-        features: dict[str, list[Tensor]] = {}
-        logits: dict[str, Tensor] = {}
-        for own in readers.values():
-            for name, part in own.items():
-                if isinstance(part, nn.ModuleList):
-                    features[name] = list(islice(all_features, len(part)))
-                else:
-                    logits[name] = next(all_logits)
+        stacks, all_logits = run_side_by_side(groups)
+        in_order = [(name, part) for own in readers.values() for name, part in own.items()]
+        pools = {name: len(part) for name, part in in_order if isinstance(part, nn.ModuleList)}
+        features = dict(zip(pools, _divided(stacks, list(pools.values())), strict=True))
+        logits = dict(zip([name for name, _ in in_order if name not in pools], all_logits, strict=True))
         return {name: features[name] for name in parts if name in features}, logits
 
     def _slots(self, task: str, features: Mapping[str, list[Tensor]]) -> list[Tensor]:
-        """Return the features that a task's gate mixes, those of the task's own experts first."""
+        """Return the stacked features that a task's gate mixes, those of the task's own experts first."""
         own = features.get(f"experts.{task}", [])
-        pooled = [feature for pool in self.pools_of(task) for feature in features[f"pools.{pool}"]]
+        pooled = [stack for pool in self.pools_of(task) for stack in features[f"pools.{pool}"]]
         if self.merge == "sum" and pooled:
-            pooled = [reduce(torch.add, pooled)]
+            pooled = [reduce(torch.add, (feature for stack in pooled for feature in stack.unbind())).unsqueeze(0)]
         return [*own, *pooled]
+
+
+def _divided(stacks: list[Tensor], counts: list[int]) -> list[list[Tensor]]:
+    """Divide the features of all experts into those of groups of `counts` experts."""
+    if len(stacks) == 1 and len(counts) > 1:
+        return [[part] for part in stacks[0].split(counts)]
+    in_order = iter(stacks)
+    return [stacks] if len(counts) == 1 else [list(islice(in_order, count)) for count in counts]
 
 
 def _gate(reads: int | None, slots: int) -> nn.Linear:
@@ -171,19 +175,19 @@ def _experts_and_gates(parts: Mapping[str, nn.Module]) -> tuple[list[nn.Module],
     return experts, [part for part in parts.values() if not isinstance(part, nn.ModuleList)]
 
 
-def mixed(features: Sequence[Tensor], logits: Tensor) -> Tensor:
+def mixed(stacks: Sequence[Tensor], logits: Tensor) -> Tensor:
     """Return the mean of the experts' features, weighted by the softmax of a gate's logits, (B, ...).
 
     Args:
-        features: features of every expert, (B, ...).
+        stacks: features of the experts, (n, B, ...) each.
         logits: logits of the gate, (B, experts).
 
     Raises:
         ParameterError: if the experts' features differ in shape, or their number is not that of the logits.
     """
-    shapes = {tuple(feature.shape) for feature in features}
+    shapes = {tuple(stack.shape[1:]) for stack in stacks}
     if len(shapes) > 1:
         raise ParameterError(f"experts must give features of one shape to be mixed, found {sorted(shapes)}.")
     weights = logits.t().softmax(0)  # a softmax over the outer axis is many times as fast
-    stacked = torch.stack(list(features))
+    stacked = stacks[0] if len(stacks) == 1 else torch.cat(list(stacks))
     return (weights.reshape(weights.shape + (1,) * (stacked.ndim - 2)) * stacked).sum(0)
