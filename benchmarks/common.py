@@ -98,8 +98,8 @@ def main(measures: Callable[[bool], Iterator[Measure]], description: str | None)
     for row in measures(options.quick):
         print(row, flush=True)
         rows.append(asdict(row) | {"value": row.value._asdict()})
-    if options.json is not None:
-        options.json.write_text(json.dumps(rows, indent=1))
+        if options.json is not None:  # after each row, for the case that the script fails
+            options.json.write_text(json.dumps(rows, indent=1))
 
 
 def network(name: str, count: int) -> SharedBottom:

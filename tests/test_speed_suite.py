@@ -82,6 +82,23 @@ def test_all_rows_are_written_and_a_script_that_fails_is_named(
     assert "| kept | 1.000" in after  # sections of other scripts stay
 
 
+def test_a_script_that_takes_too_long_is_stopped_with_its_processes(
+    suite: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite, "LIMIT", {False: 3})
+    child = "import time; time.sleep(600)"
+    write(
+        tmp_path,
+        "slow_speed",
+        [row("in time", 1.0)],
+        then=f"import subprocess; subprocess.run([sys.executable, '-c', {child!r}])",
+    )
+    assert run(suite, monkeypatch) == 1  # returns though the child holds the pipe of messages
+    page = suite.PAGE.read_text()
+    assert "| in time | 1.000" in page
+    assert "**`slow_speed.py` failed**: stopped after 3 s" in page
+
+
 @pytest.mark.parametrize(
     ("unit", "at_least", "median", "same_cpu", "is_worse"),
     [
