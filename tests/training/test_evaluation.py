@@ -412,3 +412,28 @@ def test_an_error_in_a_metric_leaves_the_model_as_it_was() -> None:
     assert model.encoder[0].weight is weight  # while the error, and with it every frame, is still referred to
     assert all(module.training for module in model.modules())
     del caught
+
+
+def test_a_second_evaluation_starts_from_nothing_and_sees_changes_of_the_task() -> None:
+    model = shared("abc")
+    loader = TensorLoader(*table(), batch_size=8)
+    first = evaluated(model, loader)
+    assert evaluated(model, loader) == first
+    small = evaluated(model, TensorLoader(*table(9, seed=3), batch_size=8))
+    assert small == evaluated(deepcopy(model), TensorLoader(*table(9, seed=3), batch_size=8))
+    model.tasks["b"].primary = "mae"
+    assert list(evaluated(model, loader)["b"]) == ["loss", "mae", "r2", "mse", "rmse"]
+
+
+def test_metrics_of_the_users_own_are_new_in_each_evaluation() -> None:
+    from torchmetrics.regression import MeanAbsoluteError
+
+    class Stubborn(MeanAbsoluteError):
+        def reset(self) -> None:
+            """Keep everything."""
+
+    task = sm.Regression("b", metrics={"error": Stubborn()})
+    model = sm.SharedBottom(shared().encoder, [task])
+    loaders = [TensorLoader(*table(9, seed=seed), batch_size=8) for seed in (1, 2)]
+    figures = [evaluated(model, loader)["b"]["error"] for loader in loaders]
+    assert [evaluated(model, loader)["b"]["error"] for loader in loaders] == figures

@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,27 @@ def evaluate(trained: Trained, loaders: Loaders, device: torch.device) -> Result
     return {name: tally.results() for name, tally in tallies.items()}
 
 
+_KEPT: WeakKeyDictionary[Task, tuple[dict[str, Any], dict[str, Metric]]] = WeakKeyDictionary()
+"""Task -> its attributes and its metrics, reset: making metrics takes as long as evaluating a small split."""
+
+
+def _take_metrics(task: Task, device: torch.device) -> dict[str, Metric]:
+    """Return metrics of a task: those of its last evaluation, or new ones if the task was changed since."""
+    kept, metrics = _KEPT.pop(task, ({}, {}))  # taken out, since another thread may evaluate the task too
+    now = {**vars(task), "device": device}
+    if kept.keys() == now.keys() and all(value is now[name] for name, value in kept.items()):
+        return metrics
+    return {name: metric.to(device) for name, metric in task.metrics().items()}
+
+
+def _keep_metrics(task: Task, device: torch.device, metrics: dict[str, Metric]) -> None:
+    """Keep metrics of the task's kind for its next evaluation; those that were given are copied anew each time."""
+    if not task.has_given_metrics:
+        for metric in metrics.values():
+            metric.reset()
+        _KEPT[task] = ({**vars(task), "device": device}, metrics)
+
+
 class _Tally:
     """Loss and metrics of a task over the batches of a split.
 
@@ -84,7 +106,8 @@ class _Tally:
 
     def __init__(self, task: Task, device: torch.device) -> None:
         self._task = task
-        self._metrics = {name: metric.to(device) for name, metric in task.metrics().items()}
+        self._device = device
+        self._metrics = _take_metrics(task, device)
         self._waiting: list[tuple[Tensor, Tensor]] = []
         self._size = 0
         self._total = 0.0
@@ -128,11 +151,14 @@ class _Tally:
         if self._waiting:
             self._flush()
         name = self._task.name
+        results = dict.fromkeys(["loss", *self._metrics], float("nan"))
         if self._count and not self._broken:
-            mean = self._total / self._count
-            return {"loss": mean, **{m: _computed(name, m, metric) for m, metric in self._metrics.items()}}
-        _warn_of_nothing(name, self._broken, self._samples)
-        return dict.fromkeys(["loss", *self._metrics], float("nan"))
+            results["loss"] = self._total / self._count
+            results |= {m: _computed(name, m, metric) for m, metric in self._metrics.items()}
+        else:
+            _warn_of_nothing(name, self._broken, self._samples)
+        _keep_metrics(self._task, self._device, self._metrics)
+        return results
 
 
 def _known_counts(task: Task, labels: Sequence[Tensor]) -> list[int]:

@@ -38,9 +38,9 @@ def check_gradient(parameters: Mapping[str, nn.Parameter], tasks: Sequence[str],
     Raises:
         NonFiniteError: naming tasks and parameters.
     """
-    gradients = {name: _values(p.grad) for name, p in parameters.items() if p.grad is not None}
-    if not gradients or isfinite(_total(list(gradients.values()))):
+    if isfinite(_total([_values(p.grad) for p in parameters.values() if p.grad is not None])):
         return
+    gradients = {name: _values(p.grad) for name, p in parameters.items() if p.grad is not None}
     wrong = [name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())]
     if wrong:  # otherwise only the sum overflows
         raise NonFiniteError(
@@ -112,9 +112,11 @@ def _total(tensors: Sequence[Tensor]) -> float:
     """Return a sum over all tensors, which is not finite if one of their entries is not."""
     if any(tensor.is_cuda for tensor in tensors):
         return float(torch.stack(torch._foreach_norm(tensors)).sum())  # few kernels, and the device is waited for once
-    small = [tensor.flatten() for tensor in tensors if tensor.numel() <= _SMALL]
+    small = [tensor for tensor in tensors if tensor.numel() <= _SMALL]
     large = [tensor for tensor in tensors if tensor.numel() > _SMALL]
-    return sum(float(tensor.sum()) for tensor in (large if not small else [*large, torch.cat(small)]))
+    if small:
+        large.append(torch._utils._flatten_dense_tensors(small))
+    return sum(tensor.sum().item() for tensor in large)
 
 
 _SMALL = 2**14
