@@ -111,7 +111,7 @@ def _values(gradient: Tensor) -> Tensor:
 def _total(tensors: Sequence[Tensor]) -> float:
     """Return a sum over all tensors, which is not finite if one of their entries is not."""
     if any(tensor.is_cuda for tensor in tensors):
-        return float(torch.stack(torch._foreach_norm(tensors)).sum())  # few kernels, and the device is waited for once
+        return float(torch.stack(torch._foreach_norm(list(tensors))).sum())  # few kernels, and one wait for the device
     small = [tensor for tensor in tensors if tensor.numel() <= _SMALL]
     large = [tensor for tensor in tensors if tensor.numel() > _SMALL]
     if small:

@@ -139,7 +139,7 @@ def _fabric(accelerator: str, precision: Any) -> Fabric:
 def _adds_nothing(fabric: Fabric) -> bool:
     """Return True for one device in single precision: no part of Fabric changes a forward, a backward or a step."""
     from lightning_fabric.plugins.precision import Precision
-    from lightning_fabric.strategies import SingleDeviceStrategy
+    from lightning_fabric.strategies.single_device import SingleDeviceStrategy
 
     return type(fabric.strategy) is SingleDeviceStrategy and type(fabric.strategy.precision) is Precision
 
