@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -127,6 +128,7 @@ def study(runs: float) -> Callable[[], object]:
         for file in (first.metrics, first.summary, first.environment):
             shutil.copy(file, copy.path)
         copy.write_config(one.config)
+        copy.report.write_text("")  # a finished run has one
     return lambda: run_study(whole, out.path, progress=False, finished=write_report)
 
 
@@ -230,13 +232,19 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
 def growth(name: str, *, quick: bool) -> Growth:
     """Measure all sizes of a row, each in a process."""
     _, sizes, remark = PARTS[name]
-    sizes = sizes[:2] if quick else sizes
-    points = []
-    for size in sizes:
+    points: dict[float, tuple[float, float]] = {}
+    for size in sizes[:2] if quick else sizes:
         command = [sys.executable, __file__, "--point", name, str(size)]
-        points.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
-    seconds, megabytes = (list(values) for values in zip(*points, strict=True))
-    return Growth(name, list(sizes), seconds, megabytes, exponent(sizes, seconds), exponent(sizes, megabytes), remark)
+        with tempfile.TemporaryDirectory() as folder:  # for all files of the process
+            environment = {**os.environ, "TMPDIR": folder}
+            done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True, env=environment)
+        if done.returncode:
+            remark = f"{remark} {size:,.0f} failed".strip()
+        else:
+            points[size] = json.loads(done.stdout)
+    seconds, megabytes = ([point[index] for point in points.values()] for index in (0, 1))
+    slopes = [exponent(list(points), values) if len(points) > 1 else math.nan for values in (seconds, megabytes)]
+    return Growth(name, list(points), seconds, megabytes, *slopes, remark)
 
 
 def main() -> None:
