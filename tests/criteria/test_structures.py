@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsemtl import Classification, SharedBottom
+from sparsemtl import Classification, SharedBottom, fisher_masks
 from sparsemtl.architectures import TransformerEncoder
-from sparsemtl.criteria.structures import Structure, find_structures
+from sparsemtl.criteria.structures import Structure, find_structures, select_structures
 from sparsemtl.errors import MaskError
 
 transformers = pytest.importorskip("transformers")
@@ -138,6 +138,53 @@ def test_residual_streams_are_no_neurons_and_models_without_attention_have_no_he
 
     found = find_structures(SharedBottom(Residual(), TASKS), torch.randn(2, WIDTH), "neuron")
     assert list(found) == ["encoder.third.weight"]
+
+
+def test_whole_units_of_highest_mean_score_are_kept() -> None:
+    model, x = model_of("bert")
+    structures = find_structures(model, x, "head")
+    scores = {name: torch.rand(p.shape, dtype=torch.float64) for name, p in model.shared_parameters().items()}
+    masks = select_structures(scores, structures, 0.5)
+    ranking = {}
+    for layer, structure in structures.items():
+        for unit in range(structure.count):
+            entries = [scores[p.name].movedim(p.axis, 0)[p.units == unit].flatten() for p in structure.parts]
+            ranking[layer, unit] = float(torch.cat(entries).mean())
+    best = sorted(ranking, key=lambda key: ranking[key], reverse=True)[: len(ranking) // 2]
+    covered = set()
+    for layer, structure in structures.items():
+        for part in structure.parts:
+            covered.add(part.name)
+            kept = torch.tensor([(layer, unit) in best for unit in part.units.tolist()])
+            rows = masks[part.name].movedim(part.axis, 0)
+            assert torch.equal(rows, kept.view(-1, *[1] * (rows.ndim - 1)).expand(rows.shape))
+    assert all(bool(mask.all()) for name, mask in masks.items() if name not in covered)
+
+
+@pytest.mark.parametrize("kind", ["head", "neuron"])
+def test_fisher_masks_drop_whole_units_and_their_rows_and_columns_agree(kind: Any) -> None:
+    model, x = model_of("bert")
+    batch = (x, {"a": torch.tensor([0, 1, 0]), "b": torch.tensor([2, 1, 0])})
+    masks = fisher_masks(model, [batch], keep=0.5, granularity=kind, estimator="true")
+    structures = find_structures(model, x, kind)
+    count = sum(structure.count for structure in structures.values())
+    for task in masks:
+        kept = 0
+        for structure in structures.values():
+            by_part = [
+                [bool(masks[task][p.name].movedim(p.axis, 0)[p.units == unit].all()) for unit in range(structure.count)]
+                for p in structure.parts
+            ]
+            assert all(units == by_part[0] for units in by_part)
+            kept += sum(by_part[0])
+        assert kept == count // 2
+
+
+def test_scores_of_biases_are_needed() -> None:
+    model, x = model_of("bert")
+    scores = {name: p for name, p in model.shared_parameters().items() if p.ndim > 1}
+    with pytest.raises(MaskError, match="mask_all=True"):
+        select_structures(scores, find_structures(model, x, "head"), 0.5)
 
 
 def test_the_model_is_as_before() -> None:

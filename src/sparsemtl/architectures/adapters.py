@@ -62,7 +62,8 @@ class TransformerEncoder(nn.Module):
     Examples:
         >>> encoder = TransformerEncoder(AutoModel.from_pretrained("bert-base-uncased"))  # doctest: +SKIP
         >>> tasks = [Classification("topic", 3), TokenClassification("tags", 9)]          # doctest: +SKIP
-        >>> SharedBottom(encoder, tasks)({"input_ids": ids, "attention_mask": mask})      # doctest: +SKIP
+        >>> model = SharedBottom(encoder, tasks)                                          # doctest: +SKIP
+        >>> model({"input_ids": ids, "attention_mask": mask})                             # doctest: +SKIP
     """
 
     def __init__(self, model: nn.Module, pool: Pooling | None = None) -> None:

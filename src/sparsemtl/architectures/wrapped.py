@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class WrappedModel(MultiTaskModel):
-    """Multi-task model of the user's own; see `from_model`.
+    """Multi-task model of the user's own, as `from_model` returns it.
 
     Args:
         model: module that computes the outputs of all tasks in one forward pass.
@@ -25,6 +25,13 @@ class WrappedModel(MultiTaskModel):
         shared: names of the shared modules in `model`.
         heads: task -> names of the modules in `model` that only this task uses.
         outputs: function of the model's output that returns task -> outputs.
+
+    Examples:
+        >>> own = nn.ModuleDict({"body": nn.Linear(4, 8), "head": nn.Linear(8, 1)})
+        >>> own.forward = lambda x: {"size": own["head"](own["body"](x))}
+        >>> model = from_model(own, [Regression("size")], shared="body", heads={"size": "head"})
+        >>> type(model).__name__, list(model.task_modules("size"))
+        ('WrappedModel', ['model.head'])
     """
 
     def __init__(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -13,11 +14,12 @@ from sparsemtl.criteria.channels import channel_units
 from sparsemtl.criteria.criterion import Criterion
 from sparsemtl.criteria.fisher import Fisher
 from sparsemtl.criteria.select import Granularity, RankingOptions, Scope, select, select_channels
+from sparsemtl.criteria.structures import find_structures, select_structures
 from sparsemtl.errors import MaskError, MaskWarning
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.model import MultiTaskModel, check_maskable, placement
 from sparsemtl.networks.randomness import fork_rng
-from sparsemtl.tasks.batches import Loader, Loaders, as_group, check_readable
+from sparsemtl.tasks.batches import Group, Loader, Loaders, as_group, check_readable
 
 
 def choose_masks(
@@ -33,38 +35,38 @@ def choose_masks(
     """Return masks that keep, for every task, the `keep` weights of highest score; nothing else changes.
 
     Args:
-        criterion: scores the weights. For channels it must score biases and norms too (`mask_all=True`).
+        criterion: scores the weights. For units it must score biases and norms too (`mask_all=True`).
         model: the model.
         loaders: one loader for all tasks, or task -> loader.
         keep: fraction that every task keeps, in (0, 1].
         previous: current masks; a task whose scores are all zero keeps its mask, with a warning.
         method: name of the method in the masks' header.
         selection: `scope` ranks all weights together (`global`) or those of each layer separately (`layer`);
-            `granularity` is `weight`, or `channel` for whole output channels with their bias and norm; `min_per_layer`
-            is the number of weights, or channels, that every layer keeps at least.
+            `granularity` is `weight`, `channel` for whole output channels with their bias and norm, `head` for
+            attention heads, or `neuron` for hidden units of feed-forward layers; `min_per_layer` is the number of
+            weights or units that every layer keeps at least.
 
     Raises:
-        MaskError: if a score is NaN, or all of a task's are zero and there is no previous mask.
+        MaskError: if a score is NaN, all of a task's are zero and there is no previous mask, or the model has no such
+            units.
         ParameterError: if `keep` is out of range or too small for the floor, the model shares no weights, or a shared
             layer computes its weight from other parameters.
     """
     if previous is None:
         check_maskable(model)
-    by_channel = selection.get("granularity") == "channel"
+    granularity = selection.get("granularity", "weight")
     scope, least = selection.get("scope", "global"), selection.get("min_per_layer", 1)
-    if criterion.reads_data or by_channel:
+    if criterion.reads_data or granularity != "weight":
         check_readable(loaders)
     with fork_rng():
         scores = criterion.scores(model, loaders, list(model.tasks.values()))
-        units = _units(model, loaders) if by_channel else {}
+        keep_highest = _selection(granularity, model, loaders)
     masks: dict[str, Mapping[str, Tensor]] = {}
     for task, score in scores.items():
         if score and not any(bool(tensor.any()) for tensor in score.values()):
             masks[task] = _unchanged(task, previous)
-        elif by_channel:
-            masks[task] = select_channels(score, units, keep, scope=scope, min_per_layer=least)
         else:
-            masks[task] = select(score, keep, scope=scope, min_per_layer=least)
+            masks[task] = keep_highest(score, keep=keep, scope=scope, min_per_layer=least)
     return TaskMasks(masks, model=type(model).__name__, method=method or type(criterion).__name__)
 
 
@@ -85,15 +87,15 @@ def fisher_masks(
         loader: yields (x, {task: labels}), or task -> loader of (x, labels).
         keep: fraction of the shared weights that every task keeps, in (0, 1].
         scope: rank all weights together (`global`) or those of each layer separately (`layer`).
-        granularity: single weights, or whole output channels with their bias and norm.
-        min_per_layer: weights, or channels, that every layer keeps at least.
+        granularity: single weights, output channels with their bias and norm, attention heads, or neurons.
+        min_per_layer: weights or units that every layer keeps at least.
         estimation: parameters of `Fisher` (estimator, power, samples, ...).
 
     Examples:
         >>> masks = fisher_masks(model, loader, keep=0.3)   # doctest: +SKIP
         >>> print(masks.overlap())                          # doctest: +SKIP
     """
-    options = {"mask_all": True, **estimation} if granularity == "channel" else estimation
+    options = {"mask_all": True, **estimation} if granularity != "weight" else estimation
     return choose_masks(
         Fisher(**options),
         model,
@@ -115,9 +117,19 @@ def _unchanged(task: str, previous: TaskMasks | None) -> Mapping[str, Tensor]:
     return previous[task]
 
 
-def _units(model: MultiTaskModel, loaders: Loaders) -> dict[str, tuple[str, ...]]:
+def _selection(granularity: Granularity, model: MultiTaskModel, loaders: Loaders) -> Callable[..., dict[str, Tensor]]:
+    """Return the function of scores that keeps the highest weights or units."""
+    if granularity == "weight":
+        return select
+    group = _example(model, loaders)
+    if granularity == "channel":
+        return partial(select_channels, units=channel_units(model, group.x, group.tasks))
+    return partial(select_structures, structures=find_structures(model, group.x, granularity, group.tasks))
+
+
+def _example(model: MultiTaskModel, loaders: Loaders) -> Group:
+    """Return the first batch of the first task."""
     name = next(iter(model.tasks))
     loader: Loader = loaders[name] if isinstance(loaders, Mapping) else loaders
     owner = name if isinstance(loaders, Mapping) else None
-    group = as_group(next(iter(loader)), model.tasks, owner).to(*placement(model))
-    return channel_units(model, group.x, group.tasks)
+    return as_group(next(iter(loader)), model.tasks, owner).to(*placement(model))

@@ -14,7 +14,7 @@ from sparsemtl.errors import MaskError, NonFiniteScoreError, ParameterError
 from sparsemtl.registry.parameters import Count, Default
 
 Scope = Literal["global", "layer"]
-Granularity = Literal["weight", "channel"]
+Granularity = Literal["weight", "channel", "head", "neuron"]
 Units = Mapping[str, Sequence[str]]
 """Parameter that names a layer -> all parameters whose first axis is that layer's output channels."""
 
@@ -28,9 +28,11 @@ class RankingOptions(TypedDict, total=False):
         Doc("Rank all weights together (`global`) or those of each layer separately (`layer`)."),
     ]
     granularity: Annotated[
-        Granularity, Default("weight"), Doc("Single weights, or whole output channels with their bias and norm.")
+        Granularity,
+        Default("weight"),
+        Doc("Single weights, output channels with their bias and norm, attention heads, or feed-forward neurons."),
     ]
-    min_per_layer: Annotated[Count, Default(1), Doc("Weights, or channels, that every layer keeps at least.")]
+    min_per_layer: Annotated[Count, Default(1), Doc("Weights or units that every layer keeps at least.")]
 
 
 def select(

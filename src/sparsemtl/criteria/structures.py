@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemtl.criteria.model_state import preserve_model_state
+from sparsemtl.criteria.select import Scope, select
 from sparsemtl.errors import MaskError
 from sparsemtl.networks.model import maskable_parameters
 from sparsemtl.networks.roles import is_transposed_linear
@@ -96,6 +97,59 @@ def find_structures(model: nn.Module, x: Any, kind: Kind, tasks: tuple[str, ...]
         what = "attention heads" if kind == "head" else "feed-forward neurons"
         raise MaskError(f"{type(model).__name__}: no {what} were found among the shared layers.")
     return structures
+
+
+def select_structures(
+    scores: Mapping[str, Tensor],
+    structures: Mapping[str, Structure],
+    keep: float,
+    *,
+    scope: Scope = "global",
+    min_per_layer: int = 1,
+) -> dict[str, Tensor]:
+    """Keep whole units: K = clamp(round(keep * U), 1, U) of the U units of all layers together.
+
+    The score of a unit is the mean over its entries.
+
+    Args:
+        scores: parameter name -> scores, for all parameters of the structures; others are kept whole.
+        structures: layer -> its units, as `find_structures` returns them.
+        keep: fraction of the units in (0, 1].
+        scope: as in `select`.
+        min_per_layer: units that every layer keeps at least.
+
+    Returns:
+        parameter name -> bool tensor; parameters in the order of `scores`.
+
+    Raises:
+        MaskError: if a score is missing or NaN.
+        ParameterError: as in `select`.
+    """
+    units = {layer: _unit_scores(scores, structure) for layer, structure in structures.items()}
+    kept = select(units, keep, scope=scope, min_per_layer=min_per_layer)
+    masks = {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
+    for layer, structure in structures.items():
+        for part in structure.parts:
+            mask = masks[part.name]
+            along = kept[layer][part.units.to(mask.device)]
+            mask &= along.view(-1, *[1] * (mask.ndim - 1 - part.axis))
+    return masks
+
+
+def _unit_scores(scores: Mapping[str, Tensor], structure: Structure) -> Tensor:
+    """Return the mean score of the entries of each unit."""
+    entries = 0
+    total = next(iter(scores.values())).new_zeros(structure.count, dtype=torch.float64)
+    for part in structure.parts:
+        if part.name not in scores:
+            raise MaskError(
+                f"parameter {part.name!r} belongs to a unit but has no score. Units need the scores of biases too: "
+                "make the criterion with mask_all=True."
+            )
+        score = scores[part.name].movedim(part.axis, 0)
+        total.index_add_(0, part.units.to(total.device), score.double().reshape(len(score), -1).sum(1))
+        entries += score.numel()
+    return total * structure.count / entries
 
 
 Makers = Mapping[nn.Module, int]

@@ -53,10 +53,14 @@ class SelectionOptions(MaskOptions, total=False):
     granularity: Annotated[
         Granularity,
         Default("weight"),
-        Doc("What is kept or dropped: single weights, or output channels with their bias and norm."),
+        Doc(
+            "What is kept or dropped: single weights, output channels with their bias and norm, attention heads "
+            "(their rows of query, key and value, their columns of the output), or neurons (hidden units of "
+            "feed-forward layers)."
+        ),
     ]
-    min_per_layer: Annotated[Count, Default(1), Doc("Weights, or channels, that every layer keeps at least.")]
-    mask_all: Annotated[bool, Default(False), Doc("Mask biases and norms as well; always so for channels.")]
+    min_per_layer: Annotated[Count, Default(1), Doc("Weights or units that every layer keeps at least.")]
+    mask_all: Annotated[bool, Default(False), Doc("Mask biases and norms as well; always so for units.")]
 
 
 class CriterionMasks:
@@ -71,7 +75,7 @@ class CriterionMasks:
 
     def __init__(self, method: str, keep: float, options: SelectionOptions, *, warmup: int = 0) -> None:
         self.schedule = KeepSchedule(keep, warmup, options["target_sparsity"], options["reach_at"])
-        self.mask_all = options["mask_all"] or options["granularity"] == "channel"
+        self.mask_all = options["mask_all"] or options["granularity"] != "weight"
         self._method = method
         self._options = options
         self._changed: dict[str, float] = {}

@@ -26,6 +26,12 @@ class TokenClassification(Task):
     loss is the mean cross-entropy of all labelled tokens of a batch. Metrics: `accuracy` and `f1_macro` over labelled
     tokens; if the classes are BIO tags (`O`, `B-PER`, `I-PER`), `entity_f1` over whole entities. Metrics of your own
     read logits (B, classes, S) and labels (B, S).
+
+    Examples:
+        >>> task = TokenClassification("tags", ["O", "B-PER", "I-PER"])
+        >>> logits, labels = torch.zeros(1, 4, 3), torch.tensor([[1, 2, 0, -100]])  # the last token is padding
+        >>> round(task.loss(logits, labels).item(), 4)
+        1.0986
     """
 
     @validated
