@@ -120,7 +120,7 @@ def study(runs: float) -> Callable[[], object]:
         return read_study(folder / "study.yaml")
 
     out, whole = StudyFolder(folder / "out"), parsed(keeps, round(runs / settings))
-    run_study(parsed(keeps[:1], 1), out.path, progress=False)
+    run_study(parsed(keeps[:1], 1), out.path, progress=False, finished=write_report)  # imports what draws
     first = out.run(whole.runs[0].name)
     for one in whole.runs[1:]:
         copy = out.run(one.name)
