@@ -13,15 +13,15 @@ from common import Measure, main, seconds, spread
 
 from sparsemtl.data.scenes import render
 
-SIDE = 64
+SIDE, COUNT = 64, 256
 GOAL = 200
 
 
 def measures(quick: bool) -> Iterator[Measure]:
-    count, repeats = (64, 3) if quick else (256, 7)
+    repeats = 2 if quick else 7
 
     def rate() -> float:
-        return count / seconds(lambda: render(0, range(count), SIDE, SIDE))
+        return COUNT / seconds(lambda: render(0, range(COUNT), SIDE, SIDE))
 
     rate()
     yield Measure("rendered rooms", spread(rate, repeats), GOAL, "images/s", at_least=True)
