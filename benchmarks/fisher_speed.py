@@ -1,26 +1,33 @@
 """Cost of the exact diagonal Fisher information, in plain training steps.
 
-    python benchmarks/fisher_speed.py [--samples 1024] [--repeats 5] [--threads 2] [--only mlp]
+    python benchmarks/fisher_speed.py [--quick] [--threads 2] [--json FILE]
 
-For T tasks on one network: the time of `Fisher().scores`, check of the first batch and all, divided by
-the time of forward and backward of the same batches. Peak memory is each process's own, over what it had before it
-built the network. The error is the largest difference to one autograd backward a sample, over the largest score of
-the tensor.
+Time of `Fisher().scores` for T tasks on one network, with the check of the first batch, over the time of forward and
+backward pass of the same batches; with the C++ kernel, which needs a compiler, and without. Peak memory of a fresh
+process, over that of the same forward and backward passes. The error is the largest difference to one autograd backward
+pass per sample, over the largest score of the tensor.
 """
 
 from __future__ import annotations
 
-import argparse
+import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 
-import torch
-from common import BATCH, Batch, arguments, batch, joint_pass, network, paired
+from common import BATCH, Batch, Measure, batch, joint_pass, main, network, paired, spread
 
 from sparsemtl import SharedBottom
 from sparsemtl.criteria import Fisher
+from sparsemtl.kernels.compiled import library
 
-TARGETS = {("mlp", 3): 2.6, ("mlp", 8): 5.5, ("resnet18", 3): 4.0, ("resnet18", 8): 10.0}
+GOALS = {  # (network, tasks): (with the kernel, without)
+    ("mlp", 3): (2.6, 2.6),
+    ("mlp", 8): (5.5, 5.5),
+    ("resnet18", 3): (2.7, 3.3),
+    ("resnet18", 8): (6.2, 7.8),
+}
+ERROR = 5e-7
 
 
 def batches(name: str, count: int, samples: int) -> list[Batch]:
@@ -31,6 +38,7 @@ def batches(name: str, count: int, samples: int) -> list[Batch]:
 
 def train(model: SharedBottom, data: list[Batch]) -> None:
     """Forward and backward of every batch."""
+    model.train()
     for x, targets in data:
         joint_pass(model, x, targets)
 
@@ -41,10 +49,11 @@ def fisher(model: SharedBottom, data: list[Batch]) -> None:
 
 
 def error(name: str) -> float:
-    """Largest relative difference to the loop over samples, on a few of them."""
+    """Largest relative difference to the loop over samples, in float64, on a few of them."""
     model, data = network(name, 1), batches(name, 1, 4)
     tasks = list(model.tasks.values())
-    fast, loop = (Fisher(path=path).scores(model, data, tasks)["task0"] for path in ("auto", "loop"))
+    fast = Fisher().scores(model, data, tasks)["task0"]
+    loop = Fisher(path="loop").scores(model.double(), data, tasks)["task0"]
     return max(float((fast[n] - loop[n]).abs().max() / loop[n].max()) for n in loop)
 
 
@@ -67,27 +76,38 @@ def _status(field: str) -> float:
         return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
 
-def main() -> None:
-    parser = arguments(__doc__, repeats=5)
-    parser.add_argument("--samples", type=int, default=1024)
-    parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    if options.peak:
-        run, name, count = options.peak
-        print(measure_peak(run, name, int(count)))
+def switched(run: Callable[[], None], kernels: str) -> Callable[[], None]:
+    """A run with the C++ kernels on (1) or off (0)."""
+
+    def with_environment() -> None:
+        os.environ["SPARSEMTL_KERNELS"] = kernels
+        run()
+
+    return with_environment
+
+
+def measures(quick: bool) -> Iterator[Measure]:
+    """Ratios of time, then of memory, then errors."""
+    samples, repeats = (2 * BATCH, 1) if quick else (8 * BATCH, 3)
+    kinds = {"with the kernel": "1", "without": "0"} if library("per_sample") is not None else {"without": "0"}
+    for (name, count), goals in GOALS.items():
+        if quick and count > 3:
+            continue
+        model, data = network(name, count), batches(name, count, samples)
+        for kind, goal in zip(kinds, goals[-len(kinds) :], strict=True):
+            row = f"Fisher ÷ forward and backward pass, {name}, {count} tasks, {kind}"
+            run = switched(lambda m=model, d=data: fisher(m, d), kinds[kind])
+            yield Measure(row, paired(lambda m=model, d=data: train(m, d), run, repeats), goal)
+    if quick:
         return
-    print(f"batch {BATCH}, {options.samples} samples, {options.threads} threads, torch {torch.__version__}\n")
-    print("| network | tasks | time ratio (range) | target | memory ratio | largest error |")
-    print("| :--- | ---: | ---: | ---: | ---: | ---: |")
-    for (name, count), target in TARGETS.items():
-        if options.only in (None, name):
-            model, data = network(name, count), batches(name, count, options.samples)
-            train(model, data[:2]), fisher(model, data[:2])
-            time = paired(lambda m=model, d=data: train(m, d), lambda m=model, d=data: fisher(m, d), options.repeats)
-            memory = peak("fisher", name, count) / peak("train", name, count)
-            print(f"| {name} | {count} | {time} | {target} | {memory:.2f} | {error(name):.1e} |", flush=True)
+    for name in ("mlp", "resnet18"):
+        memory = spread(lambda n=name: peak("fisher", n, 3) / peak("train", n, 3), 1)
+        yield Measure(f"peak memory of Fisher ÷ forward and backward pass, {name}, 3 tasks", memory, 2)
+        yield Measure(f"error of Fisher, {name}", spread(lambda n=name: error(n), 1), ERROR)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--peak"]:
+        print(measure_peak(sys.argv[2], sys.argv[3], int(sys.argv[4])))
+    else:
+        main(measures, __doc__)

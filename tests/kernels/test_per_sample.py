@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -51,15 +52,24 @@ def some_taps(counts: list[int], inputs: int, outputs: int) -> list[tuple[Tensor
     counts=st.lists(st.integers(0, 140), min_size=1, max_size=10),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     square=st.booleans(),
+    packed=st.sampled_from([1, 2**14, per_sample._PACKED]),
 )
 def test_any_shape_gives_what_torch_gives(
-    samples: int, groups: int, inputs: int, outputs: int, counts: list[int], dtype: torch.dtype, square: bool
+    samples: int,
+    groups: int,
+    inputs: int,
+    outputs: int,
+    counts: list[int],
+    dtype: torch.dtype,
+    square: bool,
+    packed: int,
 ) -> None:
     x, dy = random((samples, groups * inputs, 23), dtype), random((samples, groups * outputs, 17), dtype)
     taps = some_taps(counts, 23, 17)
     total = torch.ones(len(taps), inputs, groups * outputs, dtype=dtype)
     assert per_sample.takes(total, x, dy)
-    assert per_sample.add_products(total, x, dy, per_sample.Taps(taps), groups, square=square)
+    with mock.patch.object(per_sample, "_PACKED", packed):
+        assert per_sample.add_products(total, x, dy, per_sample.Taps(taps), groups, square=square)
     truth = oracle(x, dy, taps, groups, square=square) + 1
     error = float((total.double() - truth).abs().max() / truth.max())
     assert error < (5e-7 if dtype == torch.float32 else 1e-14)

@@ -77,9 +77,7 @@ class PowerSum:
         if len(left) == 1:
             left, right = self.powered(left), self.powered(right)
         else:
-            first, second = torch.triu_indices(len(left), len(left), device=left.device)
-            twice = torch.where(first == second, 1, 2).to(total.dtype).view(-1, 1, 1, 1)
-            left, right = left[first] * left[second], right[first] * right[second] * twice
+            left, right = _of_pairs(left, 1), _of_pairs(right, 2)
         left, right = (factor.permute(2, 0, 1, 3).flatten(1, 2) for factor in (left, right))
         total.baddbmm_(left.transpose(1, 2), right)
 
@@ -105,6 +103,18 @@ class PowerSum:
 
     def _powered_(self, tensor: Tensor) -> Tensor:
         return tensor.square_() if self.power == "square" else tensor.abs_()
+
+
+def _of_pairs(factor: Tensor, weight: int) -> Tensor:
+    """Return the products of pairs of positions p <= q of a factor (P, ...), those of p < q times a weight."""
+    count = len(factor)
+    products = factor.new_empty(count * (count + 1) // 2, *factor.shape[1:])
+    weighted, start = factor * weight, 0
+    for p in range(count):
+        torch.mul(factor[p], factor[p], out=products[start])
+        torch.mul(weighted[p], factor[p + 1 :], out=products[start + 1 : start + count - p])
+        start += count - p
+    return products
 
 
 class GradientPowers(abc.ABC):

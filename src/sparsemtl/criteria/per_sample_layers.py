@@ -149,6 +149,30 @@ class _Geometry:
         pads = tuple(layer._reversed_padding_repeated_twice)
         return cls(layer.kernel_size, layer.stride, layer.dilation, pads, mode, layer.groups)
 
+    def outer_taps(
+        self, inputs: tuple[int, ...], outputs: tuple[int, ...]
+    ) -> list[tuple[tuple[int, ...], tuple[slice, ...], tuple[slice, ...]]]:
+        """Return (tap, slices of inputs, slices of outputs) along all axes but the last, where the tap reads no zeros.
+
+        Slices of inputs are those of the padded input where it is not padded by zeros.
+        """
+        axes = range(len(self.kernel) - 1)
+        taps = []
+        for tap in product(*(range(self.kernel[axis]) for axis in axes)):
+            slices = [self._inside(axis, tap[axis], inputs[axis], outputs[axis]) for axis in axes]
+            if all(written.start < written.stop for _, written in slices):
+                taps.append((tap, tuple(read for read, _ in slices), tuple(written for _, written in slices)))
+        return taps
+
+    def _inside(self, axis: int, tap: int, inputs: int, outputs: int) -> tuple[slice, slice]:
+        if self.mode != "constant":
+            return self.read(axis, tap, outputs), slice(0, outputs)
+        stride, first = self.stride[axis], tap * self.dilation[axis] - self.pads[-2 * axis - 2]
+        start = max(0, -(first // stride))  # of the outputs; the last one reads inputs - 1 at most
+        stop = min(outputs, (inputs - 1 - first) // stride + 1)
+        first += start * stride
+        return slice(first, first + (stop - start - 1) * stride + 1, stride), slice(start, stop)
+
     def read(self, axis: int, tap: int, outputs: int) -> slice:
         """Return the slice of a padded axis that a tap reads for this number of outputs."""
         start = tap * self.dilation[axis]
@@ -254,13 +278,14 @@ def _add_by_row(geometry: _Geometry, x: Tensor, dy: Tensor, taps: Tensor, power_
     """Add to taps (*kernel, I, O), all taps along the last axis together."""
     size = dy.shape[2:]
     right = dy.flatten(2).unflatten(1, (geometry.groups, -1)).transpose(2, 3)
+    outer_taps = geometry.outer_taps(tuple(x.shape[2:]), tuple(size))
     for samples in _chunks(geometry, x, dy, power_sum.chunk):
         rows = _rows(geometry, x[samples], size[-1])
-        gradient = right[samples].contiguous()
-        for outer in product(*(range(size) for size in geometry.kernel[:-1])):
-            window: Any = tuple(geometry.read(axis, tap, size[axis]) for axis, tap in enumerate(outer))
-            left = rows[(..., *window, slice(None))].flatten(4).flatten(2, 3)
-            power_sum.products(_grouped(taps[outer].flatten(0, 1), geometry.groups), left, gradient)
+        gradient = right[samples].contiguous().unflatten(2, size)
+        for tap, read, written in outer_taps:
+            left = rows[(..., *read, slice(None))].flatten(4).flatten(2, 3)
+            part = gradient[(slice(None), slice(None), *written)].flatten(2, -2)
+            power_sum.products(_grouped(taps[tap].flatten(0, 1), geometry.groups), left, part)
 
 
 def _chunks(geometry: _Geometry, x: Tensor, dy: Tensor, chunk: int) -> Iterator[slice]:
@@ -271,8 +296,12 @@ def _chunks(geometry: _Geometry, x: Tensor, dy: Tensor, chunk: int) -> Iterator[
 
 
 def _rows(geometry: _Geometry, x: Tensor, width: int) -> Tensor:
-    """Return the inputs of each tap of the last axis: (N, groups, kernel[-1], I / groups, *padded size, width)."""
-    padded = F.pad(x, geometry.pads, geometry.mode).unflatten(1, (geometry.groups, -1))
+    """Return the inputs of each tap of the last axis: (N, groups, kernel[-1], I / groups, *size, width).
+
+    Zeros are padded along the last axis alone, for `outer_taps` leaves out the others.
+    """
+    pads = geometry.pads[:2] if geometry.mode == "constant" else geometry.pads
+    padded = F.pad(x, pads, geometry.mode).unflatten(1, (geometry.groups, -1))
     last = len(geometry.kernel) - 1
     return torch.stack([padded[..., geometry.read(last, tap, width)] for tap in range(geometry.kernel[-1])], 2)
 

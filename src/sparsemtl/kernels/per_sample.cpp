@@ -16,7 +16,7 @@ constexpr int BYTES = 16, ROWS = 4;
 #endif
 constexpr int VECTORS = 2;     // vectors of outputs per tile
 constexpr int CACHE = 1 << 15; // bytes of inputs and output gradients that one pass over the samples reads
-constexpr int PRODUCTS = 9;    // tiles that read the same output gradients before the next ones are read
+constexpr int PRODUCTS = 36;   // tiles that read the same output gradients before the next ones are read
 constexpr int SUMMED = 32;     // positions summed on their own, which keeps rounding small
 
 template <typename T> struct Vector {
@@ -35,6 +35,26 @@ template <typename T> struct Samples {
     int64_t x_sample, x_channel, dy_sample;
 };
 
+template <bool SQUARE, typename V> static inline V powered(V gradient) {
+    return SQUARE ? gradient * gradient : (gradient < 0 ? -gradient : gradient);
+}
+
+// Set part to the products of one sample, summed over positions from start to end.
+template <typename T, int R, typename V>
+static inline __attribute__((always_inline)) void multiply(V (&part)[R][VECTORS], const T *x, int64_t x_channel, const T *dy,
+                                                           const Positions &at, int64_t start, int64_t end) {
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < VECTORS; v++) part[r][v] = V{};
+    for (int64_t p = start; p < end; p++) {
+        const T *read = x + at.read[p];
+        const V *written = reinterpret_cast<const V *>(dy + int64_t(at.written[p]) * Vector<T>::width);
+        V right[VECTORS];
+        for (int v = 0; v < VECTORS; v++) right[v] = written[v];
+        for (int r = 0; r < R; r++)
+            for (int v = 0; v < VECTORS; v++) part[r][v] += read[r * x_channel] * right[v];
+    }
+}
+
 // Add to total (R, outputs) with `stride` between its rows.
 template <typename T, int R, bool SQUARE>
 static void tile(T *total, int64_t stride, int64_t outputs, const Samples<T> &samples, const Positions &at) {
@@ -42,26 +62,21 @@ static void tile(T *total, int64_t stride, int64_t outputs, const Samples<T> &sa
     V sum[R][VECTORS] = {};
     for (int64_t n = 0; n < samples.count; n++) {
         const T *x = samples.x + n * samples.x_sample, *dy = samples.dy + n * samples.dy_sample;
+        V part[R][VECTORS];
+        if (at.count <= SUMMED) {
+            multiply<T, R>(part, x, samples.x_channel, dy, at, 0, at.count);
+            for (int r = 0; r < R; r++)
+                for (int v = 0; v < VECTORS; v++) sum[r][v] += powered<SQUARE>(part[r][v]);
+            continue;
+        }
         V gradient[R][VECTORS] = {};
         for (int64_t start = 0; start < at.count; start += SUMMED) {
-            const int64_t end = start + SUMMED < at.count ? start + SUMMED : at.count;
-            V part[R][VECTORS] = {};
-            for (int64_t p = start; p < end; p++) {
-                const T *read = x + at.read[p];
-                const V *written = reinterpret_cast<const V *>(dy + int64_t(at.written[p]) * Vector<T>::width);
-                V right[VECTORS];
-                for (int v = 0; v < VECTORS; v++) right[v] = written[v];
-                for (int r = 0; r < R; r++)
-                    for (int v = 0; v < VECTORS; v++) part[r][v] += read[r * samples.x_channel] * right[v];
-            }
+            multiply<T, R>(part, x, samples.x_channel, dy, at, start, start + SUMMED < at.count ? start + SUMMED : at.count);
             for (int r = 0; r < R; r++)
                 for (int v = 0; v < VECTORS; v++) gradient[r][v] += part[r][v];
         }
         for (int r = 0; r < R; r++)
-            for (int v = 0; v < VECTORS; v++) {
-                V g = gradient[r][v];
-                sum[r][v] += SQUARE ? g * g : (g < 0 ? -g : g);
-            }
+            for (int v = 0; v < VECTORS; v++) sum[r][v] += powered<SQUARE>(gradient[r][v]);
     }
     for (int r = 0; r < R; r++) {
         const T *row = reinterpret_cast<const T *>(sum[r]);
@@ -82,10 +97,34 @@ static void tiles(int64_t rows, T *total, int64_t stride, int64_t outputs, Sampl
     }
 }
 
-// Copy dy (N, groups * outputs, positions) to (blocks of all groups, N, positions, width), with zeros after a group's end.
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define SHUFFLES
+#endif
+#endif
+
+// Transpose 4 outputs at 4 positions; `positions` and `width` are the distances of rows in memory.
+template <typename T> static inline void transpose(T *to, int64_t width, const T *from, int64_t positions) {
+#ifdef SHUFFLES
+    typedef T V __attribute__((vector_size(4 * sizeof(T)), aligned(sizeof(T))));
+    V a = *(const V *)from, b = *(const V *)(from + positions);
+    V c = *(const V *)(from + 2 * positions), d = *(const V *)(from + 3 * positions);
+    V ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+    *(V *)to = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
+    *(V *)(to + width) = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+    ab = __builtin_shufflevector(a, b, 2, 6, 3, 7), cd = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    *(V *)(to + 2 * width) = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
+    *(V *)(to + 3 * width) = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+#else
+    for (int o = 0; o < 4; o++)
+        for (int p = 0; p < 4; p++) to[p * width + o] = from[o * positions + p];
+#endif
+}
+
+// Copy dy (N, groups * outputs, positions) to (blocks of all groups, N, positions, width); zeros follow a group's end.
 template <typename T>
 static void pack(T *packed, const T *dy, int64_t N, int64_t groups, int64_t outputs, int64_t positions, int threads) {
-    constexpr int64_t width = Vector<T>::width, step = 64 / sizeof(T);
+    constexpr int64_t width = Vector<T>::width;
     const int64_t blocks = (outputs + width - 1) / width;
 #pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
     for (int64_t block = 0; block < groups * blocks; block++)
@@ -94,47 +133,51 @@ static void pack(T *packed, const T *dy, int64_t N, int64_t groups, int64_t outp
             const int64_t count = outputs - first < width ? outputs - first : width;
             const T *from = dy + (n * groups * outputs + group * outputs + first) * positions;
             T *to = packed + (block * N + n) * positions * width;
-            for (int64_t start = 0; start < positions; start += step) { // a cache line of every output
-                const int64_t end = start + step < positions ? start + step : positions;
-                for (int64_t o = 0; o < count; o++)
-                    for (int64_t p = start; p < end; p++) to[p * width + o] = from[o * positions + p];
-            }
-            for (int64_t p = 0; p < positions && count < width; p++)
+            int64_t p = 0;
+            for (; p + 4 <= positions && count == width; p += 4)
+                for (int64_t o = 0; o < width; o += 4) transpose(to + p * width + o, width, from + o * positions + p, positions);
+            for (; p < positions; p++) {
+                for (int64_t o = 0; o < count; o++) to[p * width + o] = from[o * positions + p];
                 for (int64_t o = count; o < width; o++) to[p * width + o] = 0;
+            }
         }
 }
 
 template <typename T, bool SQUARE>
 static void add(T *total, const T *x, const T *dy, T *packed, const int32_t *const *read, const int32_t *const *written,
                 const int64_t *counts, const int64_t *sizes, int threads) {
-    const int64_t N = sizes[0], groups = sizes[1], inputs = sizes[2], outputs = sizes[3], taps = sizes[4];
+    const int64_t groups = sizes[1], inputs = sizes[2], outputs = sizes[3], taps = sizes[4];
     const int64_t in = sizes[5], out = sizes[6]; // positions
     constexpr int64_t width = Vector<T>::width;
-    pack(packed, dy, N, groups, outputs, out, threads);
-    const int64_t blocks = (outputs + width - 1) / width;
-    const int64_t unit = (PRODUCTS + taps - 1) / taps * ROWS, units = (inputs + unit - 1) / unit;
+    const int64_t blocks = (outputs + width - 1) / width, channels = groups * inputs;
+    int64_t unit = (PRODUCTS + taps - 1) / taps * ROWS;
+    while (unit > ROWS && groups * blocks * ((inputs + unit - 1) / unit) < 2 * threads) unit -= ROWS;
+    const int64_t units = (inputs + unit - 1) / unit;
     const int64_t fitting = CACHE / int64_t(sizeof(T)) / (out * width + in * ROWS);
     const int64_t step = fitting > 1 ? fitting : 1;
+    for (int64_t start = 0; start < sizes[0]; start += sizes[7]) {
+        const int64_t N = sizes[0] - start < sizes[7] ? sizes[0] - start : sizes[7];
+        pack(packed, dy + start * groups * outputs * out, N, groups, outputs, out, threads);
 #pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
-    for (int64_t block = 0; block < groups * blocks; block++)
-        for (int64_t u = 0; u < units; u++) {
-            const int64_t group = block / blocks, first = block % blocks * width;
-            const int64_t count = outputs - first < width ? outputs - first : width;
-            const int64_t end = (u + 1) * unit < inputs ? (u + 1) * unit : inputs;
-            for (int64_t n = 0; n < N; n += step)
-                for (int64_t i = u * unit; i < end; i += ROWS)
-                    for (int64_t tap = 0; tap < taps; tap++) {
-                        if (counts[tap] == 0) continue;
-                        const int64_t channels = groups * inputs, rows = end - i < ROWS ? end - i : ROWS;
-                        const Samples<T> samples{N - n < step ? N - n : step,
-                                                 x + (n * channels + group * inputs + i) * in,
-                                                 packed + (block * N + n) * out * width,
-                                                 channels * in, in, out * width};
-                        T *sum = total + (tap * inputs + i) * groups * outputs + group * outputs + first;
-                        tiles<T, SQUARE>(rows, sum, groups * outputs, count, samples,
-                                         Positions{read[tap], written[tap], counts[tap]});
-                    }
-        }
+        for (int64_t block = 0; block < groups * blocks; block++)
+            for (int64_t u = 0; u < units; u++) {
+                const int64_t group = block / blocks, first = block % blocks * width;
+                const int64_t count = outputs - first < width ? outputs - first : width;
+                const int64_t end = (u + 1) * unit < inputs ? (u + 1) * unit : inputs;
+                for (int64_t n = 0; n < N; n += step)
+                    for (int64_t i = u * unit; i < end; i += ROWS)
+                        for (int64_t tap = 0; tap < taps; tap++) {
+                            if (counts[tap] == 0) continue;
+                            const Samples<T> samples{N - n < step ? N - n : step,
+                                                     x + ((start + n) * channels + group * inputs + i) * in,
+                                                     packed + (block * N + n) * out * width,
+                                                     channels * in, in, out * width};
+                            T *sum = total + (tap * inputs + i) * groups * outputs + group * outputs + first;
+                            tiles<T, SQUARE>(end - i < ROWS ? end - i : ROWS, sum, groups * outputs, count, samples,
+                                             Positions{read[tap], written[tap], counts[tap]});
+                        }
+            }
+    }
 }
 
 extern "C" {

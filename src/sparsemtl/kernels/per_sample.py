@@ -12,6 +12,9 @@ from sparsemtl.kernels.compiled import library
 
 _TYPES = {torch.float32: "float", torch.float64: "double"}
 
+_PACKED = 2**20
+"""Bytes of output gradients that are packed at a time, and stay in the processor's second-level cache."""
+
 
 class Taps:
     """Positions of every tap of a convolution's kernel.
@@ -57,9 +60,11 @@ def add_products(total: Tensor, x: Tensor, dy: Tensor, taps: Taps, groups: int, 
     samples, outputs, written = dy.shape
     outputs //= groups
     width = getattr(compiled, f"width_{kind}")()
-    packed = total.new_empty(groups * -(-outputs // width) * samples * written * width)
-    sizes = (samples, groups, x.shape[1] // groups, outputs, len(taps.counts), x.shape[2], written)
+    packed_size = max(1, groups * -(-outputs // width) * width * written)  # of one sample
+    together = max(1, min(samples, _PACKED // (packed_size * total.element_size())))
+    packed = total.new_empty(together * packed_size)
+    sizes = (samples, groups, x.shape[1] // groups, outputs, len(taps.counts), x.shape[2], written, together)
     pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (total, x, dy, packed))
     add = getattr(compiled, f"add_{'square' if square else 'abs'}_{kind}")
-    add(*pointers, taps.read, taps.written, taps.counts, (ctypes.c_int64 * 7)(*sizes), torch.get_num_threads())
+    add(*pointers, taps.read, taps.written, taps.counts, (ctypes.c_int64 * 8)(*sizes), torch.get_num_threads())
     return True
