@@ -7,6 +7,7 @@ import matplotlib as mpl
 import pytest
 from reading import Page
 
+from sparsemtl.report import drawing
 from sparsemtl.report.charts import Axis, Gain, Line, gain_chart, line_chart
 from sparsemtl.report.drawing import NEUTRAL
 from sparsemtl.report.study_charts import _axis
@@ -20,6 +21,22 @@ def test_a_chart_is_one_svg_element_of_its_page():
     assert "xmlns" not in svg
     assert "http" not in svg
     assert not re.search(r"#0[1-5]0[0-9a-f]{3}", svg)
+
+
+def test_a_chart_is_the_one_that_savefig_draws(monkeypatch):
+    def chart():
+        return line_chart([Line([1, 2, 3], [0.1, 0.2, 0.3], 0), Line([1, 3], [10, 2000], 1)], label="a")
+
+    class BySavefig:
+        def __init__(self, figure):
+            self.figure = figure
+
+        def print_svg(self, file, **options):
+            self.figure.savefig(file, format="svg", **options)
+
+    drawn = chart()
+    monkeypatch.setattr(drawing, "FigureCanvasSVG", BySavefig)
+    assert chart() == drawn
 
 
 @pytest.mark.parametrize(("colour", "variable"), [(0, "--c0"), (3, "--c3"), (13, "--c3"), (NEUTRAL, "--ink")])

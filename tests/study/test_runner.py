@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import os
 import shutil
@@ -10,18 +11,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sparsemtl.data import DATASETS
 from sparsemtl.errors import ConfigError
+from sparsemtl.runs import run as runs
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.storage.yaml_text import dump_yaml, read_yaml
-from sparsemtl.study import runner
+from sparsemtl.study import calls, runner, workers
 from sparsemtl.study.costs import cost_rows
 from sparsemtl.study.grid import Study, read_study
 from sparsemtl.study.record import study_results
@@ -257,12 +261,12 @@ def test_side_by_side_every_run_is_run_once_and_its_failure_is_its_own(
 ) -> None:
     study, ran = read_study(study_file), []
 
-    def fake(run: Any, finished: Any) -> str | None:
+    def fake(run: Any) -> str | None:
         ran.append(run.name)
         return f"{run.name} diverged" if run.config["seed"] else None
 
     monkeypatch.setattr(runner, "_run_one", fake)
-    monkeypatch.setattr(runner, "ProcessPoolExecutor", threads_for_processes)
+    monkeypatch.setattr(calls, "ProcessPoolExecutor", threads_for_processes)
     failures = run_study(study, tmp_path, jobs=4, progress=False)
     assert sorted(ran) == sorted(run.name for run in study.runs)
     assert failures == {run.name: f"{run.name} diverged" for run in study.runs if run.seed}
@@ -276,11 +280,11 @@ def threads_for_processes(jobs: int, context: object, **options: Any) -> ThreadP
 def test_an_error_side_by_side_ends_the_study(
     study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(run: Any, finished: Any) -> str | None:
+    def fail(run: Any) -> str | None:
         raise ConfigError(run.name)
 
     monkeypatch.setattr(runner, "_run_one", fail)
-    monkeypatch.setattr(runner, "ProcessPoolExecutor", threads_for_processes)
+    monkeypatch.setattr(calls, "ProcessPoolExecutor", threads_for_processes)
     with pytest.raises(ConfigError, match="seed"):
         run_study(read_study(study_file), tmp_path, jobs=4, progress=False)
 
@@ -325,3 +329,154 @@ def test_an_interrupt_ends_all_jobs_at_once_and_without_a_traceback(tmp_path: Pa
     out, error = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
     assert error == "Stopped. Resume with the same command.\n"
+
+
+def draw(folder: Path) -> None:
+    """Stand in for `write_report`."""
+    (folder / "report.html").write_text("drawn", encoding="utf-8")
+
+
+def test_reports_are_drawn_at_the_end_and_those_that_are_there_are_kept(study_file: Path, copied_study: Path) -> None:
+    study, drawn = read_study(study_file), list[str]()
+
+    def noted(folder: Path) -> None:
+        drawn.append(folder.name)
+        draw(folder)
+
+    run_study(study, copied_study, progress=False, finished=noted)
+    assert drawn == [*(run.name for run in study.runs), "study"]
+    before = files(copied_study)
+    run_study(study, copied_study, progress=False, finished=noted)
+    assert len(drawn) == 7
+    assert files(copied_study) == before
+    (copied_study / "runs" / "stl_seed-1" / "report.html").unlink()
+    run_study(study, copied_study, progress=False, finished=noted)
+    assert drawn[7:] == ["stl_seed-1"]  # the study's page has the same links as before
+    (copied_study / "report.html").unlink()
+    run_study(study, copied_study, progress=False, finished=noted)
+    assert drawn[8:] == ["study"]
+    run_study(read_study(study_file, ["seeds=[0, 1, 2]"]), copied_study, progress=False, finished=noted)
+    assert drawn[9:] == ["stl_seed-2", "random_keep-0.3_seed-2", "random_keep-0.6_seed-2", "study"]
+
+
+def test_without_reports_of_runs_only_the_study_has_one(study_file: Path, copied_study: Path) -> None:
+    run_study(read_study(study_file), copied_study, progress=False, finished=draw, run_reports=False)
+    assert [path.parent for path in copied_study.rglob("report.html")] == [copied_study]
+
+
+def test_tables_and_report_follow_what_they_show(study_file: Path, copied_study: Path) -> None:
+    study, drawn = read_study(study_file), list[Path]()
+    run_study(study, copied_study, progress=False, finished=draw)
+    tables = (copied_study / "tables.md").read_bytes()
+    (copied_study / "tables.md").unlink()
+    summary = copied_study / "runs" / "stl_seed-0" / "summary.json"
+    summary.write_text(summary.read_text().replace('"accuracy": 0.', '"accuracy": 0.0'))
+    run_study(study, copied_study, progress=False)  # draws no report, which is then out of date
+    assert (copied_study / "tables.md").read_bytes() != tables
+    run_study(study, copied_study, progress=False, finished=drawn.append)
+    assert drawn == [copied_study]
+
+
+def test_data_are_read_once_by_runs_with_the_same_data(
+    tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, build = list[int](), type(DATASETS).build
+
+    def counted(registry: Any, name: str, /, *given: Any, **parameters: Any) -> Any:
+        if registry is DATASETS:
+            built.append(parameters["seed"])
+        return build(registry, name, *given, **parameters)
+
+    monkeypatch.setattr(type(DATASETS), "build", counted)
+    methods = {"a": {}, "b": {"sharing": "dense"}}
+    study = study_of(tmp_path, base=tiny, methods=methods, seeds=[0, 1], grid={"data.seed": [7, 8]})
+    run_study(study, tmp_path / "out", progress=False)
+    assert built == [7, 8]
+    assert runner._data_with("").keys() == set()  # nothing is kept in memory
+    for run in study.runs:
+        alone = runs.run(run.config, tmp_path / "alone" / run.name, progress=False)
+        summary = json.loads((tmp_path / "out" / "runs" / run.name / "summary.json").read_text())
+        assert {task: entry["test"] for task, entry in summary["tasks"].items()} == alone
+
+
+@pytest.fixture
+def unfrozen() -> Iterator[None]:
+    """Undo the freeze of the tests."""
+    gc.unfreeze()
+    yield
+    gc.collect()
+    gc.freeze()
+
+
+def test_a_run_leaves_no_garbage_and_the_objects_of_the_application_alone(unfrozen: None) -> None:
+    class Cycle:
+        def __init__(self) -> None:
+            self.me = self
+
+    def make(count: int) -> Any:
+        return weakref.ref(Cycle())
+
+    gc.collect()
+    before = weakref.ref(Cycle())
+    for number, made in calls.each(make, [1, 2], jobs=1):
+        assert number in (1, 2)
+        assert made() is None
+        assert gc.get_freeze_count() == 0
+    gc.collect()
+    assert before() is None
+    gc.freeze()
+    frozen = gc.get_freeze_count()
+    list(calls.each(make, [1], jobs=1))
+    assert gc.get_freeze_count() >= frozen > 0
+
+
+def test_workers_are_forked_only_if_a_server_was_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(workers, "_prepared", False)
+    monkeypatch.setattr(workers.forkserver, "set_forkserver_preload", lambda names: None)
+    monkeypatch.setattr(workers.forkserver, "ensure_running", lambda: started.append("server"))
+    assert workers.worker_context().get_start_method() == "spawn"
+    monkeypatch.setattr(workers.os.path, "exists", lambda path: path == "/dev/nvidiactl")
+    workers.prepare_workers()
+    assert (started, workers.worker_context().get_start_method()) == ([], "spawn")
+    monkeypatch.setattr(workers.os.path, "exists", lambda path: False)
+    monkeypatch.setattr(workers.sys, "platform", "linux")
+    workers.prepare_workers()
+    assert (started, workers.worker_context().get_start_method()) == (["server"], "forkserver")
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_reported_and_its_run_resumed(study_file: Path, tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from sparsemtl.cli.main import main\n"
+        "from sparsemtl.study import runner\n"
+        "real = runner.run\n"
+        "def run(config, folder, **options):\n"
+        "    killed = Path('killed')\n"
+        "    if not killed.exists():\n"
+        "        killed.touch()\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return real(config, folder, **options)\n"
+        "runner.run = run\n"
+        "if __name__ == '__main__':\n    main()\n"
+    )
+    (tmp_path / "killing.py").write_text(code)
+    command = [
+        sys.executable,
+        "killing.py",
+        "study",
+        str(study_file),
+        "--out",
+        "out",
+        "--jobs",
+        "2",
+        "--no-run-reports",
+    ]
+    first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert first.returncode == 1
+    assert "a process that trained runs was killed" in first.stderr
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (again.returncode, "Tables: " in again.stdout) == (0, True)
+    assert len(rows(tmp_path / "out")) > 0

@@ -123,10 +123,17 @@ def study(
     ] = None,
     out: Out = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=1, help="Number of runs at a time.")] = 1,
+    run_reports: Annotated[
+        bool, typer.Option("--run-reports/--no-run-reports", help="Draw the reports of the runs as well.")
+    ] = True,
     data_root: DataRoot = None,
     quiet: Quiet = False,
 ) -> None:
     """Run a grid of methods, settings and seeds; write tables and a report. Finished runs are skipped."""
+    if jobs > 1:
+        from sparsemtl.study.workers import prepare_workers
+
+        prepare_workers()  # meanwhile this process imports its own modules
     from sparsemtl.cli.terminal import show_study
     from sparsemtl.storage.study_folder import StudyFolder
     from sparsemtl.study.costs import with_costs
@@ -139,7 +146,9 @@ def study(
     folder = out or Path("runs") / file.stem
     grid = read_study(file, overrides or [])
     try:
-        failures = run_study(grid, folder, jobs=jobs, progress=not quiet, finished=_draw_report)
+        failures = run_study(
+            grid, folder, jobs=jobs, progress=not quiet, finished=_draw_report, run_reports=run_reports
+        )
     except KeyboardInterrupt:
         _say("Stopped. Resume with the same command.")
         raise typer.Exit(INTERRUPTED) from None

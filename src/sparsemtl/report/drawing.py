@@ -13,6 +13,7 @@ from typing import Any
 from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 INK, MUTED, RULE, BAD = "#010101", "#020202", "#030303", "#040404"
@@ -72,7 +73,8 @@ def draw(plot: Callable[[Axes], None], *, width: int, height: int, label: str) -
         axes.patch.set_visible(False)
         plot(axes)
         file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        # `savefig` would draw the figure twice, the first time for a bounding box that is not asked for.
+        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return Markup(_for_page(file.getvalue(), width, height, label))
 
 

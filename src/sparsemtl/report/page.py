@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 def render(template: str, **context: Any) -> str:
     """Fill a template; everything but our own markup is escaped."""
+    style = Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8"))
+    script = Markup((_TEMPLATES / "sort.js").read_text(encoding="utf-8"))
+    return _environment().get_template(template).render(**context, style=style, script=script, version=__version__)
+
+
+@functools.cache
+def _environment() -> Environment:
+    """Return the environment of the templates, which compiles each of them once."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -33,6 +42,4 @@ def render(template: str, **context: Any) -> str:
         "colour": css,
         "plural": words.plural,
     }
-    style = Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8"))
-    script = Markup((_TEMPLATES / "sort.js").read_text(encoding="utf-8"))
-    return environment.get_template(template).render(**context, style=style, script=script, version=__version__)
+    return environment

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sparsemtl.data import TaskData
 from sparsemtl.errors import CheckpointError
 from sparsemtl.runs.build import make_trainer
 from sparsemtl.runs.config import check
@@ -35,6 +36,7 @@ def run(
     resume: bool = False,
     progress: bool = True,
     finished: Finished | None = None,
+    built: dict[str, TaskData] | None = None,
 ) -> Results:
     """Train and test one run.
 
@@ -44,6 +46,7 @@ def run(
         resume: resume from the folder's last checkpoint, if there is one.
         progress: show a live bar.
         finished: called with the folder when the run has finished, such as `sparsemtl.report.write_report`.
+        built: cache of data sets, see `RunSpec`; several runs may have one.
 
     Returns:
         Test metrics per task.
@@ -55,7 +58,7 @@ def run(
         ParameterError: if the environment announces several processes.
     """
     refuse_distributed()
-    spec = RunSpec(check(config))
+    spec = RunSpec(check(config), built)
     return _run(spec, RunFolder(folder), resume=resume, progress=progress, finished=finished)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,7 @@ class StudyResults:
         """Tasks, in the order of the rows."""
         return tuple(self.primary)
 
-    @property
+    @cached_property
     def common(self) -> tuple[str, ...]:
         """Tasks of which every setting has rows; means over tasks are over these, so that they compare."""
         count = self.frame.groupby("task")["setting"].nunique()
@@ -113,13 +114,18 @@ class StudyResults:
         Raises:
             ParameterError: if the frame does not have it.
         """
-        rows = self.frame[(self.frame["task"] == task) & (self.frame["metric"] == metric)]
-        directions = rows["higher_is_better"].dropna()
-        if directions.empty:
+        if (task, metric) not in self._directions:
             raise ParameterError(
                 f"expected `higher_is_better` of metric {metric!r} of task {task!r} in results, found none."
             )
-        return str(directions.iloc[0]).lower() in ("true", "1", "1.0")
+        return self._directions[task, metric]
+
+    @cached_property
+    def _directions(self) -> dict[tuple[str, str], bool]:
+        """(task, metric) -> whether higher is better, as far as the frame has it."""
+        rows = self.frame.dropna(subset=["higher_is_better"]).drop_duplicates(["task", "metric"])
+        values = rows["higher_is_better"].astype(str).str.lower().isin(["true", "1", "1.0"])
+        return dict(zip(zip(rows["task"], rows["metric"], strict=True), values, strict=True))
 
     def only(self, settings: Iterable[str]) -> StudyResults:
         """Return the results of these settings, and of the tasks that one of them has."""

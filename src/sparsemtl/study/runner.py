@@ -1,42 +1,47 @@
-"""Run a study: finished runs are skipped, stopped runs are resumed, and tables are written at the end."""
+"""Run a study: finished runs are skipped, stopped runs are resumed; tables and reports are made at the end."""
 
 from __future__ import annotations
 
 import csv
-import gc
-import signal
-import threading
-import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+import functools
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sparsemtl._version import __version__
 from sparsemtl.data import TaskData
 from sparsemtl.errors import CheckpointError, ConfigError, SparseMTLError, TrainingError
 from sparsemtl.runs.build import make_sharing
-from sparsemtl.runs.pretraining import unfinished_pretraining
+from sparsemtl.runs.pretraining import pretraining_config, unfinished_pretraining
 from sparsemtl.runs.run import Finished, dry_run, run
 from sparsemtl.runs.spec import RunSpec
-from sparsemtl.runs.validation import differences
-from sparsemtl.storage.files import replacing, write_json, write_text
+from sparsemtl.runs.validation import data_section, differences
+from sparsemtl.storage.files import read_json, write_json, write_text
 from sparsemtl.storage.locks import locked, refuse_foreign
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.storage.yaml_text import dump_yaml, read_yaml
+from sparsemtl.study.calls import each
 from sparsemtl.study.costs import SPLIT, cost_rows, cost_table, with_costs
 from sparsemtl.study.grid import Study, StudyRun, value_text
 from sparsemtl.study.record import study_results
 from sparsemtl.study.tables import metric_tables, primary_table, to_csv, to_markdown
-from sparsemtl.training.processes import end_with_parent, refuse_distributed
+from sparsemtl.training.processes import refuse_distributed
 
 
 def run_study(
-    study: Study, out: str | Path, *, jobs: int = 1, progress: bool = True, finished: Finished | None = None
+    study: Study,
+    out: str | Path,
+    *,
+    jobs: int = 1,
+    progress: bool = True,
+    finished: Finished | None = None,
+    run_reports: bool = True,
 ) -> dict[str, str]:
     """Run all runs of a study, and write `results.csv` and the tables.
 
@@ -49,8 +54,10 @@ def run_study(
         jobs: runs at a time, each in a process of its own; results do not depend on the number, as each run has the
             threads of its `training.threads`.
         progress: show a bar over the runs.
-        finished: called with the folder of every run that has finished, and at the end with the study's, such as
-            `sparsemtl.report.write_report`. With several jobs it is pickled.
+        finished: draws a report into a folder, such as `sparsemtl.report.write_report`. It is called when all runs have
+            ended: with the folder of every run that has finished, unless it finished earlier and has a report, and at
+            last with the study's, unless nothing on its page has changed. With several jobs it is pickled.
+        run_reports: draw the reports of runs; without, only the study's.
 
     Returns:
         Name of every run without a result -> the reason.
@@ -64,17 +71,19 @@ def run_study(
     folder, options = StudyFolder(out), _Options(jobs, progress, finished)
     refuse_distributed()
     _check_free(folder)
-    _look_ahead(_todo(study, folder))  # before the folder is made
-    with locked(folder.path):
-        todo = _todo(study, folder)
+    todo = _todo(_jobs(study, folder, options))
+    _look_ahead(todo)  # before the folder is made
+    with locked(folder.path), _dropped_data():
+        todo = _todo(todo)
         _record(study, folder)
-        _pretrain(todo, options)
+        ran = _pretrain(todo, options)
         failures = _execute(todo, options, skipped=len(study.runs) - len(todo))
+        ran += [job.folder.path for job in todo if job.name not in failures]
+        if run_reports:
+            _draw(_without_report(study, folder, ran), options)
         _write_results(study, folder)
         if len(failures) < len(study.runs):
-            _write_tables(study, folder)
-            if finished is not None:
-                finished(folder.path)
+            _update(folder, options)
         return failures
 
 
@@ -101,9 +110,20 @@ def _check_free(folder: StudyFolder) -> None:
     refuse_foreign(folder.path)
 
 
-def _todo(study: Study, folder: StudyFolder) -> list[_Job]:
-    """Return the runs that are not finished."""
+def _jobs(study: Study, folder: StudyFolder, options: _Options) -> list[_Job]:
+    """Return all runs; in one process, those with the same data follow each other, so that the data are read once.
+
+    Several processes keep the order of the study: at the same time they would make the same data.
+    """
     jobs = [_Job(one.name, one.config, folder.run(one.name)) for one in study.runs]
+    if options.jobs > 1:
+        return jobs
+    order = {key: i for i, key in enumerate(dict.fromkeys(map(_data_key, jobs)))}
+    return sorted(jobs, key=lambda job: order[_data_key(job)])
+
+
+def _todo(jobs: Sequence[_Job]) -> list[_Job]:
+    """Return the runs that are not finished."""
     return [job for job in jobs if not _done(job)]
 
 
@@ -124,12 +144,19 @@ def _look_ahead(todo: Sequence[_Job]) -> None:
             dry_run(RunSpec(job.config, built), job.folder)
 
 
-def _pretrain(todo: Sequence[_Job], options: _Options) -> None:
-    """Run the pretraining of these runs, and its own pretraining first, so that no two processes run the same."""
-    if waiting := _pretraining_jobs(todo):
-        _pretrain(waiting, options)
-        for name, failure in _execute(_pretraining_jobs(todo), options, what="pretraining runs").items():
-            raise TrainingError(f"{name}, from which runs are to start: {failure}")
+def _pretrain(todo: Sequence[_Job], options: _Options) -> list[Path]:
+    """Run the pretraining of these runs, and its own pretraining first, so that no two processes run the same.
+
+    Returns:
+        Folders of the pretraining runs that were run.
+    """
+    if not (waiting := _pretraining_jobs(todo)):
+        return []
+    ran = _pretrain(waiting, options)
+    now = _pretraining_jobs(todo)
+    for name, failure in _execute(now, options, what="pretraining runs").items():
+        raise TrainingError(f"{name}, from which runs are to start: {failure}")
+    return [*ran, *(job.folder.path for job in now)]
 
 
 def _pretraining_jobs(todo: Sequence[_Job]) -> list[_Job]:
@@ -138,7 +165,7 @@ def _pretraining_jobs(todo: Sequence[_Job]) -> list[_Job]:
 
 
 def _done(job: _Job) -> bool:
-    if job.folder.config.exists():
+    if job.folder.config.exists() and job.folder.config.read_text(encoding="utf-8") != dump_yaml(job.config):
         wrong = list(differences(read_yaml(job.folder.config), job.config))
         if wrong:
             more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
@@ -150,7 +177,7 @@ def _done(job: _Job) -> bool:
 
 
 def _record(study: Study, folder: StudyFolder) -> None:
-    write_text(folder.config, dump_yaml(study.source))
+    _write(folder.config, dump_yaml(study.source))
     about = {
         "name": study.name,
         "baseline": study.baseline,
@@ -158,11 +185,46 @@ def _record(study: Study, folder: StudyFolder) -> None:
         "grid": list(study.grid),
         "notes": list(study.notes),
     }
-    write_json(folder.about, about)
+    if not folder.exists or folder.read_about() != about:
+        write_json(folder.about, about)
 
 
 def _execute(todo: Sequence[_Job], options: _Options, *, what: str = "runs", skipped: int = 0) -> dict[str, str]:
     """Run the jobs and print their progress; return name -> reason of those without a result."""
+    failures: dict[str, str] = {}
+    with _progress(what, len(todo), options) as (show, advance):
+        if skipped:
+            show(f"{skipped} of {skipped + len(todo)} runs are finished already.")
+        with closing(each(_run_one, todo, options.jobs)) as ended:
+            for count, (one, failure) in enumerate(ended, start=1):
+                advance()
+                show(f"[{count}/{len(todo)}] {one.name}{f': {failure}' if failure else ''}")
+                if failure:
+                    failures[one.name] = failure
+    return failures
+
+
+def _draw(folders: Sequence[Path], options: _Options) -> None:
+    """Draw the reports of runs."""
+    if options.finished is None or not folders:
+        return
+    with _progress("reports", len(folders), options) as (show, advance):
+        show(f"Drawing the reports of {len(folders)} {'run' if len(folders) == 1 else 'runs'}.")
+        with closing(each(options.finished, folders, options.jobs)) as drawn:
+            for _ in drawn:
+                advance()
+
+
+def _without_report(study: Study, folder: StudyFolder, ran: Sequence[Path]) -> list[Path]:
+    """Return the folders of the runs that were run now, and of finished ones without a report."""
+    pretraining = map(RunFolder, sorted(folder.pretraining.glob("*")))
+    earlier = (run for run in (*pretraining, *(folder.run(one.name) for one in study.runs)) if run.path not in ran)
+    return [*ran, *(run.path for run in earlier if not run.report.exists() and run.finished)]
+
+
+@contextmanager
+def _progress(what: str, total: int, options: _Options) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
+    """Show a bar on the error stream; yield a function that prints a line above it, and one that advances it."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -174,8 +236,6 @@ def _execute(todo: Sequence[_Job], options: _Options, *, what: str = "runs", ski
     )
 
     console = Console(stderr=True, quiet=not options.progress, highlight=False, markup=False, soft_wrap=True)
-    if skipped:
-        console.print(f"{skipped} of {skipped + len(todo)} runs are finished already.")
     columns = (
         TextColumn("[bold]{task.description}"),
         BarColumn(),
@@ -183,79 +243,40 @@ def _execute(todo: Sequence[_Job], options: _Options, *, what: str = "runs", ski
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    failures: dict[str, str] = {}
     live = Progress(*columns, console=console, transient=True, disable=not (options.progress and console.is_terminal))
-    with live, closing(_finished(todo, options)) as finished:
-        bar = live.add_task(what, total=len(todo))
-        for count, (one, failure) in enumerate(finished, start=1):
-            live.advance(bar)
-            console.print(f"[{count}/{len(todo)}] {one.name}{f': {failure}' if failure else ''}")
-            if failure:
-                failures[one.name] = failure
-    return failures
+    with live:
+        bar = live.add_task(what, total=total)
+        yield console.print, lambda: live.advance(bar)
 
 
-def _finished(todo: Sequence[_Job], options: _Options) -> Generator[tuple[_Job, str | None], None, None]:
-    """Run the jobs; yield each when it has ended, with the reason if it has no result."""
-    if options.jobs == 1:
-        for job in todo:
-            yield job, _run_one(job, options.finished)
-    elif todo:
-        yield from _in_processes(todo, options)
+def _run_one(job: _Job) -> str | None:
+    try:
+        with _naming(job):
+            run(job.config, job.folder.path, resume=True, progress=False, built=_data_with(_data_key(job)))
+    except TrainingError as error:
+        return str(error)
+    return None
 
 
-def _in_processes(todo: Sequence[_Job], options: _Options) -> Iterator[tuple[_Job, str | None]]:
-    others = set(active_children())
-    workers, start = min(options.jobs, len(todo)), (warnings.formatwarning,)
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=start) as pool:
-        with _ignored_interrupts():  # inherited by the processes: this process ends them, not Ctrl-C
-            pending = {pool.submit(_run_one, job, options.finished): job for job in todo}
-        try:
-            for future in as_completed(pending):
-                yield pending[future], future.result()
-        except BrokenProcessPool:
-            raise SparseMTLError(
-                "a process that trained runs was killed, perhaps because memory was used up. Resume with the same "
-                "command; fewer --jobs need less memory."
-            ) from None
-        except BaseException:
-            for worker in set(active_children()) - others:
-                worker.terminate()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+def _data_key(job: _Job) -> str:
+    """Return all that the data of a run and of its pretraining run depend on."""
+    parts = [job.config, *filter(None, [pretraining_config(job.config)])]
+    return json.dumps([(data_section(part), part["training"]["threads"]) for part in parts], sort_keys=True)
 
 
-def _start_worker(formatwarning: Callable[..., str]) -> None:
-    end_with_parent()
-    warnings.formatwarning = formatwarning
+@functools.lru_cache(maxsize=1)
+def _data_with(key: str) -> dict[str, TaskData]:
+    """Return the cache of data sets of the runs with this key in this process; that of other runs is dropped."""
+    return {}
 
 
 @contextmanager
-def _ignored_interrupts() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals reach the main thread only
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in _OF_A_TERMINAL}
+def _dropped_data() -> Iterator[None]:
+    """Drop the data sets of runs on exit."""
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-_OF_A_TERMINAL = [signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-"""Signals that a terminal sends to all its processes at once."""
-
-
-def _run_one(job: _Job, finished: Finished | None) -> str | None:
-    try:
-        with _naming(job):
-            run(job.config, job.folder.path, resume=True, progress=False, finished=finished)
-    except TrainingError as error:
-        return str(error)
-    finally:
-        gc.collect()  # models refer to themselves, and with them a run's data would stay until Python looks for cycles
-    return None
+        _data_with.cache_clear()
 
 
 @contextmanager
@@ -273,12 +294,13 @@ def _naming(job: _Job) -> Iterator[None]:
 def _write_results(study: Study, folder: StudyFolder) -> None:
     """Write the summaries of all finished runs to `results.csv`, a row per run, split, task and metric."""
     columns = ["run", "method", "seed", *study.grid, "split", "task", "metric", "higher_is_better", "value"]
-    with replacing(folder.results) as aside, aside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        for one in study.runs:
-            if (run_folder := folder.run(one.name)).finished:
-                writer.writerows(_rows(study, one, run_folder.read_summary()))
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow(columns)
+    for one in study.runs:
+        if (run_folder := folder.run(one.name)).finished:
+            writer.writerows(_rows(study, one, run_folder.read_summary()))
+    _write(folder.results, file.getvalue())
 
 
 def _rows(study: Study, one: StudyRun, summary: dict[str, Any]) -> Iterator[list[Any]]:
@@ -292,11 +314,47 @@ def _rows(study: Study, one: StudyRun, summary: dict[str, Any]) -> Iterator[list
         yield [*head, SPLIT, "", metric, False, value]
 
 
-def _write_tables(study: Study, folder: StudyFolder) -> None:
+def _update(folder: StudyFolder, options: _Options) -> None:
+    """Write the tables and draw the study's report, unless they are there and nothing that they show has changed."""
+    shown, record = _shown(folder), folder.path / _RECORD
+    before = read_json(record) if record.is_file() else {}
+    if before.get("tables") != shown or not (folder.tables.is_file() and folder.table_figures.is_file()):
+        _write_tables(folder)
+    drawn = before.get("report")
+    if options.finished is not None and (drawn != shown or not folder.report.is_file()):
+        options.finished(folder.path)
+        drawn = shown
+    if before != (now := {"tables": shown, "report": drawn}):
+        write_json(record, now)
+
+
+_RECORD = ".shown.json"
+"""File with the digest of what the tables show, and of what the report shows."""
+
+
+def _shown(folder: StudyFolder) -> str:
+    """Return the digest of all that tables and report show: the study's records, and those of its runs."""
+    digest = hashlib.sha256(__version__.encode())
+    files = [folder.about, folder.config, folder.results]
+    for run_folder in folder.run_folders():
+        files += [run_folder.config, run_folder.summary, run_folder.metrics, run_folder.environment]
+        digest.update(f"{run_folder.path.name} {run_folder.report.is_file()}".encode())
+    for path in files:
+        digest.update(hashlib.sha256(path.read_bytes() if path.is_file() else b"").digest())
+    return digest.hexdigest()
+
+
+def _write_tables(folder: StudyFolder) -> None:
     results = study_results(folder)
     tables = [with_costs(primary_table(results), results), *metric_tables(results).values()]
     if (costs := cost_table(results)) is not None:
         tables.append(costs)
     sections = [f"## {table.title}\n\n{to_markdown(table)}" for table in tables]
-    write_text(folder.tables, "\n".join([f"# {study.name}\n", *sections]))
+    write_text(folder.tables, "\n".join([f"# {folder.read_about()['name']}\n", *sections]))
     write_text(folder.table_figures, to_csv(tables))
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a text file unless it holds this text."""
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_text(path, text)

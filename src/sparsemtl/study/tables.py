@@ -154,7 +154,9 @@ class StudyTable:
         return decimals(self.figures.mean[column], significant=3 if column in self.units else 4)
 
 
-def table(results: StudyResults, metrics: Mapping[str, str], *, title: str, split: str = "test") -> StudyTable:
+def table(
+    results: StudyResults, metrics: Mapping[str, str], *, title: str, split: str = "test", delta: Spread | None = None
+) -> StudyTable:
     """Return the table of settings against tasks, by one metric per task.
 
     Args:
@@ -162,6 +164,7 @@ def table(results: StudyResults, metrics: Mapping[str, str], *, title: str, spli
         metrics: task -> metric, one column each.
         title: title of the table.
         split: `validation` or `test`.
+        delta: `gains(results, split)`, computed if it is not given; several tables have it in common.
     """
     higher: dict[str, bool | None] = {task: results.higher_is_better(task, m) for task, m in metrics.items()}
     common = tuple(task for task in metrics if task in results.common)
@@ -177,7 +180,7 @@ def table(results: StudyResults, metrics: Mapping[str, str], *, title: str, spli
         mean[RANK] = ranks(results, mean, {task: bool(higher[task]) for task in common}).mean(axis=1)
         std[RANK], n[RANK], higher[RANK], over[RANK] = math.nan, 0, False, common
     if (methods == results.baseline).any():
-        delta = gains(results, split)
+        delta = gains(results, split) if delta is None else delta
         for shown, given in ((mean, delta.mean), (std, delta.std), (n, delta.n)):
             shown[DELTA] = given[DELTA]
         higher[DELTA], over[DELTA] = True, results.common
@@ -198,8 +201,9 @@ def metric_tables(results: StudyResults, split: str = "test") -> dict[str, Study
         str(metric): {str(task): str(metric) for task in rows["task"].unique()}
         for metric, rows in frame.groupby("metric", sort=False)
     }
+    delta = gains(results, split)
     return {
-        metric: table(results, metrics, title=metric, split=split)
+        metric: table(results, metrics, title=metric, split=split, delta=delta)
         for metric, metrics in having.items()
         if metrics != results.primary
     }

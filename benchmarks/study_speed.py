@@ -1,0 +1,103 @@
+"""Time of a study beside its training: fixed cost per run, a finished study run again, and two jobs against one.
+
+    python benchmarks/study_speed.py [--quick] [--json FILE]
+
+The fixed cost is of six runs in one process that has run a study before: the time of the study less that of training,
+by run. Commands run in fresh processes; their time holds the import of torch. Jobs have one thread each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from common import Measure, Ratio, main, seconds, spread
+
+from sparsemtl.report import write_report
+from sparsemtl.storage.yaml_text import dump_yaml
+from sparsemtl.study.grid import Study, read_study
+from sparsemtl.study.runner import run_study
+
+SHORT: dict[str, Any] = {
+    "base": {"encoder": {"name": "mlp", "hidden": [8]}, "training": {"epochs": 2, "batch_size": 256}},
+    "seeds": [0, 1],
+    "methods": {
+        "stl": {"architecture": "single-task"},
+        "random": {"sharing": "random", "grid": {"sharing.keep": [0.3, 0.6]}},
+    },
+}
+"""Six runs that train for 0.06 seconds each."""
+
+
+def long(epochs: int) -> dict[str, Any]:
+    """A study of eight runs that train for about a second per 10 epochs each."""
+    base = {"encoder": "cnn", "training": {"epochs": epochs, "batch_size": 64}}
+    return {"base": base, "seeds": [0, 1, 2, 3], "methods": {"dense": {}, "random": {"sharing": "random"}}}
+
+
+def measures(quick: bool) -> Iterator[Measure]:
+    """Yield a row per figure."""
+    repeats = 2 if quick else 5
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        file = _written(folder / "short.yaml", SHORT)
+        study = read_study(file)
+        run_study(study, folder / "first", progress=False, finished=write_report)
+        yield Measure(
+            "fixed cost per run of a study",
+            spread(lambda: _fixed_cost(study, folder / "again"), repeats),
+            goal=0.3,
+            unit="s",
+        )
+        runs = [folder / "first" / "runs" / run.name for run in study.runs]
+        yield Measure("report of a run", spread(lambda: seconds(lambda: write_report(runs[0])), repeats), unit="s")
+        again = spread(lambda: seconds(lambda: _run(read_study(file), folder / "first")), repeats)
+        yield Measure("a finished study run again", again, goal=1, unit="s")
+        command = ("study", str(file), "--out", str(folder / "first"), "--quiet")
+        value = spread(lambda: seconds(lambda: _command(*command)), repeats)
+        yield Measure("the same, as a command", value, goal=1, unit="s")
+        if not quick:
+            yield Measure("`study --jobs 2`, times faster than one job", _speed_up(folder, 2), goal=1.7, at_least=True)
+
+
+def _run(study: Study, folder: Path) -> None:
+    run_study(study, folder, progress=False, finished=write_report)
+
+
+def _fixed_cost(study: Study, folder: Path) -> float:
+    shutil.rmtree(folder, ignore_errors=True)
+    total = seconds(lambda: run_study(study, folder, progress=False, finished=write_report, run_reports=False))
+    summaries = [json.loads(path.read_text()) for path in folder.glob("runs/*/summary.json")]
+    return (total - sum(summary["seconds"] for summary in summaries)) / len(summaries)
+
+
+def _speed_up(folder: Path, repeats: int) -> Ratio:
+    file = _written(folder / "long.yaml", long(epochs=30))
+
+    def once(jobs: int) -> float:
+        shutil.rmtree(folder / "long", ignore_errors=True)
+        words = ("study", str(file), "--out", str(folder / "long"), "--quiet", "--jobs", str(jobs))
+        return seconds(lambda: _command(*words))
+
+    return spread(lambda: once(1) / once(2), repeats)
+
+
+def _command(*words: str) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-m", "sparsemtl", *words], check=True, capture_output=True, env=environment)
+
+
+def _written(path: Path, study: dict[str, Any]) -> Path:
+    path.write_text(dump_yaml(study), encoding="utf-8")
+    return path
+
+
+if __name__ == "__main__":
+    main(measures, __doc__)
