@@ -74,8 +74,8 @@ def _run(study: Study, folder: Path) -> None:
 def _fixed_cost(study: Study, folder: Path) -> float:
     shutil.rmtree(folder, ignore_errors=True)
     total = seconds(lambda: run_study(study, folder, progress=False, finished=write_report, run_reports=False))
-    summaries = [json.loads(path.read_text()) for path in folder.glob("runs/*/summary.json")]
-    return (total - sum(summary["seconds"] for summary in summaries)) / len(summaries)
+    trained = [float(json.loads(path.read_text())["seconds"]) for path in folder.glob("runs/*/summary.json")]
+    return (total - sum(trained)) / len(trained)
 
 
 def _speed_up(folder: Path, repeats: int) -> Ratio:

@@ -433,14 +433,14 @@ def test_a_run_leaves_no_garbage_and_the_objects_of_the_application_alone(unfroz
 def test_workers_are_forked_only_if_a_server_was_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[str] = []
     monkeypatch.setattr(workers, "_prepared", False)
-    monkeypatch.setattr(workers.forkserver, "set_forkserver_preload", lambda names: None)
-    monkeypatch.setattr(workers.forkserver, "ensure_running", lambda: started.append("server"))
+    monkeypatch.setattr("multiprocessing.forkserver.set_forkserver_preload", lambda names: None)
+    monkeypatch.setattr("multiprocessing.forkserver.ensure_running", lambda: started.append("server"))
     assert workers.worker_context().get_start_method() == "spawn"
-    monkeypatch.setattr(workers.os.path, "exists", lambda path: path == "/dev/nvidiactl")
+    monkeypatch.setattr("os.path.exists", lambda path: path == "/dev/nvidiactl")
     workers.prepare_workers()
     assert (started, workers.worker_context().get_start_method()) == ([], "spawn")
-    monkeypatch.setattr(workers.os.path, "exists", lambda path: False)
-    monkeypatch.setattr(workers.sys, "platform", "linux")
+    monkeypatch.setattr("os.path.exists", lambda path: False)
+    monkeypatch.setattr("sys.platform", "linux")
     workers.prepare_workers()
     assert (started, workers.worker_context().get_start_method()) == (["server"], "forkserver")
 

@@ -74,7 +74,8 @@ def draw(plot: Callable[[Axes], None], *, width: int, height: int, label: str) -
         plot(axes)
         file = io.StringIO()
         # `savefig` would draw the figure twice, the first time for a bounding box that is not asked for.
-        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        canvas: Any = FigureCanvasSVG(figure)
+        canvas.print_svg(file, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return Markup(_for_page(file.getvalue(), width, height, label))
 
 
