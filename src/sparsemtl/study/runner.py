@@ -218,7 +218,8 @@ def _draw(folders: Sequence[Path], options: _Options) -> None:
 def _without_report(study: Study, folder: StudyFolder, ran: Sequence[Path]) -> list[Path]:
     """Return the folders of the runs that were run now, and of finished ones without a report."""
     pretraining = map(RunFolder, sorted(folder.pretraining.glob("*")))
-    earlier = (run for run in (*pretraining, *(folder.run(one.name) for one in study.runs)) if run.path not in ran)
+    now = set(ran)
+    earlier = (run for run in (*pretraining, *(folder.run(one.name) for one in study.runs)) if run.path not in now)
     return [*ran, *(run.path for run in earlier if not run.report.exists() and run.finished)]
 
 
