@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +12,11 @@ import pytest
 
 from sparsemtl.errors import ConfigError, PluginWarning
 from sparsemtl.registry import plugins
-from sparsemtl.registry.plugins import absolute_plugins, load_plugins
+from sparsemtl.registry.plugins import load_plugins, plugins_of, with_plugins
+from sparsemtl.runs.loaded import load_run
+from sparsemtl.runs.run import run
 from sparsemtl.sharing import SHARING
+from sparsemtl.storage.yaml_text import dump_yaml
 
 METHOD = """
 from sparsemtl.sharing import SHARING, DenseSharing
@@ -60,7 +64,44 @@ def test_a_plugin_is_imported_once(tmp_path: Path) -> None:
 
 
 def test_relative_files_start_at_the_configuration(tmp_path: Path) -> None:
-    assert absolute_plugins(["a.py", "pkg.mod"], tmp_path) == [str(tmp_path.resolve() / "a.py"), "pkg.mod"]
+    config = with_plugins({"seed": 1, "plugins": ["a.py", "pkg.mod"]}, tmp_path, ["b.py", "pkg.mod"])
+    assert config["plugins"] == [str(tmp_path.resolve() / "a.py"), "pkg.mod", str(Path("b.py").resolve())]
+    assert with_plugins({"seed": 1}, tmp_path) == {"seed": 1}
+    assert plugins_of({"plugins": "a.py"}) == []  # validation refuses it
+
+
+RUN = {
+    "data": "digits",
+    "encoder": {"name": "mlp", "hidden": [8]},
+    "sharing": "plugged-method",
+    "training": {"epochs": 1, "batch_size": 512},
+}
+
+
+def test_a_run_and_its_resumption_and_its_folder_know_the_plugin(tmp_path: Path) -> None:
+    written(tmp_path, "plugged_run", METHOD.format(name="plugged-method"))
+    with pytest.raises(ConfigError, match="plugged-method"):
+        run(RUN, tmp_path / "none", progress=False)
+    config = with_plugins({**RUN, "plugins": ["plugged_run.py"]}, tmp_path)
+    run(config, tmp_path / "run", progress=False)
+    SHARING._members.pop("plugged-method")  # as in another process
+    sys.modules.pop("plugged_run")
+    plugins._load.cache_clear()
+    loaded = load_run(tmp_path / "run")
+    assert loaded.config["plugins"] == [str(tmp_path.resolve() / "plugged_run.py")]
+    assert "plugged-method" in SHARING
+
+
+def test_a_study_in_two_processes_and_the_command_line_know_the_plugin(tmp_path: Path) -> None:
+    written(tmp_path, "plugged_study", METHOD.format(name="plugged-method"))
+    (tmp_path / "base.yaml").write_text(dump_yaml({**RUN, "plugins": ["plugged_study.py"]}))
+    (tmp_path / "study.yaml").write_text(dump_yaml({"base": "base.yaml", "methods": {"mine": None}, "seeds": [0, 1]}))
+    command = [sys.executable, "-m", "sparsemtl", "study", str(tmp_path / "study.yaml"), "--jobs", "2", "--quiet"]
+    done = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    command = [sys.executable, "-m", "sparsemtl", "list", "methods", "--plugin", str(tmp_path / "plugged_study.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "plugged-method" in done.stdout
 
 
 @pytest.mark.parametrize(

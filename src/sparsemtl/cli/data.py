@@ -90,6 +90,7 @@ def _sections_in(path: Path, changes: Sequence[str]) -> dict[str, dict[str, Any]
     Raises:
         ConfigError: if the file or a change of it is not valid.
     """
+    from sparsemtl.registry.plugins import with_plugins
     from sparsemtl.runs.changes import override
     from sparsemtl.runs.config import check, origins_of
     from sparsemtl.runs.pretraining import pretraining_config
@@ -97,7 +98,7 @@ def _sections_in(path: Path, changes: Sequence[str]) -> dict[str, dict[str, Any]
     from sparsemtl.storage.yaml_text import read_yaml
     from sparsemtl.study.grid import read_study
 
-    content = read_yaml(path)
+    content = with_plugins(read_yaml(path), path.parent)
     if "methods" in content:
         runs = {f"{run.name}: ": run.config for run in read_study(path, changes).runs}
     else:

@@ -1,4 +1,4 @@
-"""Commands run, resume, study, report, list, data and schema."""
+"""Commands run, resume, study, report, list, data, doctor and schema."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import typer
 
 from sparsemtl._version import __version__
 from sparsemtl.cli.data import app as data_app
+from sparsemtl.cli.doctor import doctor
 from sparsemtl.errors import ConfigError, SparseMTLError, SparseMTLWarning, unknown_name
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
+app.command()(doctor)
 
 Overrides = Annotated[
     list[str] | None,
@@ -46,6 +48,14 @@ DataRoot = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="Folder of the data sets; by default $SPARSEMTL_DATA, or ./data.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE|MODULE",
+        help="A plugin: a file my_methods.py or a module that adds members to the registries. May be given repeatedly.",
+        show_default=False,
+    ),
+]
 Out = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="Folder of the results; by default runs/<name of the file>.")
 ]
@@ -72,17 +82,19 @@ def run(
     overrides: Overrides = None,
     out: Out = None,
     data_root: DataRoot = None,
+    plugin: Plugins = None,
     quiet: Quiet = False,
 ) -> None:
     """Train and test one run, and draw its report."""
     from sparsemtl.cli.terminal import show_run
+    from sparsemtl.registry.plugins import with_plugins
     from sparsemtl.runs.changes import override
     from sparsemtl.runs.config import check, origins_of
     from sparsemtl.runs.run import run as run_config
     from sparsemtl.storage.yaml_text import read_yaml
 
     _use_data_root(data_root)
-    content = read_yaml(file)
+    content = with_plugins(read_yaml(file), file.parent, plugin or ())
     if "methods" in content:
         raise ConfigError(f"{file} is a study: it has `methods`. Run it with `sparsemtl study {file}`.")
     folder = out or Path("runs") / file.stem
@@ -127,6 +139,7 @@ def study(
         bool, typer.Option("--run-reports/--no-run-reports", help="Draw the reports of the runs as well.")
     ] = True,
     data_root: DataRoot = None,
+    plugin: Plugins = None,
     quiet: Quiet = False,
 ) -> None:
     """Run a grid of methods, settings and seeds; write tables and a report. Finished runs are skipped."""
@@ -144,7 +157,7 @@ def study(
 
     _use_data_root(data_root)
     folder = out or Path("runs") / file.stem
-    grid = read_study(file, overrides or [])
+    grid = read_study(file, overrides or [], plugin or [])
     try:
         failures = run_study(
             grid, folder, jobs=jobs, progress=not quiet, finished=_draw_report, run_reports=run_reports
@@ -202,8 +215,12 @@ def list_members(
         str | None,
         typer.Argument(metavar="NAME", help="One of them, to list the meaning of its parameters.", show_default=False),
     ] = None,
+    plugin: Plugins = None,
 ) -> None:
     """List the keys and members of a configuration, with parameters, defaults and sources."""
+    from sparsemtl.registry.plugins import load_plugins
+
+    load_plugins(plugin or ())
     from sparsemtl.cli.terminal import explained_keys, member, members, overview, show
     from sparsemtl.runs.schema import SECTIONS
 
@@ -228,8 +245,12 @@ def list_members(
 @app.command()
 def schema(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write to this file.")] = None,
+    plugin: Plugins = None,
 ) -> None:
     """Print the JSON schema of configurations, for editors."""
+    from sparsemtl.registry.plugins import load_plugins
+
+    load_plugins(plugin or ())
     from sparsemtl.runs.schema import json_schema
     from sparsemtl.storage.files import write_text
 

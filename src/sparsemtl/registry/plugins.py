@@ -10,10 +10,11 @@ import importlib
 import importlib.util
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 from sparsemtl.errors import ConfigError, PluginWarning
 
@@ -35,8 +36,26 @@ def load_plugins(names: Iterable[str] = ()) -> None:
         _load(str(Path(name).resolve()) if name.endswith(".py") else name)
 
 
+def plugins_of(config: Mapping[str, Any]) -> list[str]:
+    """Return the plugins that a configuration names; none if the key holds anything else, which validation refuses."""
+    names = config.get("plugins") or []
+    return list(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
+
+
+def with_plugins(config: Mapping[str, Any], folder: Path, more: Iterable[str] = ()) -> dict[str, Any]:
+    """Return a configuration whose plugins have absolute paths, so that it can be read from any folder.
+
+    Args:
+        config: a configuration as read from a file.
+        folder: folder of the file, at which relative paths in it start.
+        more: plugins of the command line, whose relative paths start at the working folder.
+    """
+    named = [*absolute_plugins(plugins_of(config), folder), *absolute_plugins(more, Path())]
+    return {**config, "plugins": list(dict.fromkeys(named))} if named else dict(config)
+
+
 def absolute_plugins(names: Iterable[str], folder: Path) -> list[str]:
-    """Return plugins with absolute paths; a relative path starts at `folder`, that of the configuration's file."""
+    """Return plugins with absolute paths; relative ones start at a folder."""
     return [str((folder / name).resolve()) if name.endswith(".py") else name for name in names]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsemtl.registry.plugins import load_plugins, plugins_of
 from sparsemtl.runs.pretraining import pretraining_config
 from sparsemtl.runs.validation import validate
 from sparsemtl.storage.yaml_text import line_numbers
@@ -29,8 +30,11 @@ def check(
         The complete configuration, as plain values.
 
     Raises:
-        ConfigError: naming every wrong key, what was expected there and the nearest valid name.
+        ConfigError: naming every wrong key, what was expected there and the nearest valid name; or a plugin that cannot
+            be loaded.
     """
+    if isinstance(config, Mapping):
+        load_plugins(plugins_of(config))
     complete = validate(config, where=where, origins=origins)
     pretraining_config(complete, where=where, origins=origins)
     return complete

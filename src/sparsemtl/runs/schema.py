@@ -63,6 +63,14 @@ class RunKeys(TypedDict, total=False):
     name: Annotated[str | None, Default(None), Doc("Name of the run; by default that of its folder.")]
     label: Annotated[str | None, Default(None), Doc("Name of the method in tables.")]
     seed: Annotated[Natural, Default(0), Doc("Seed of weights, data order and masks.")]
+    plugins: Annotated[
+        list[str],
+        Default([]),
+        Doc(
+            "Files that end with .py, relative to the configuration's file, and modules that add members to the "
+            "registries when they are imported."
+        ),
+    ]
     tasks: Annotated[list[str] | None, Default(None), Doc("Tasks of the data set to train; all by default.")]
     weights: Annotated[dict[str, NonNegative], Default({}), Doc("Task -> factor of its loss.")]
     pretrained: Annotated[

@@ -14,6 +14,7 @@ from typing_extensions import Doc
 
 from sparsemtl.errors import ConfigError, unknown_name
 from sparsemtl.registry.parameters import Default, Natural, parameters_of
+from sparsemtl.registry.plugins import with_plugins
 from sparsemtl.runs.changes import assignment, merge, nested, override
 from sparsemtl.runs.config import check
 from sparsemtl.runs.schema import SECTIONS
@@ -91,13 +92,14 @@ class Study:
         return tuple(dict.fromkeys(key for run in self.runs for key in run.values))
 
 
-def read_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
+def read_study(path: str | Path, overrides: Sequence[str] = (), plugins: Sequence[str] = ()) -> Study:
     """Read a study file; see `KEYS`. A path in `base` is relative to the file.
 
     Args:
         path: the file.
         overrides: changes of the base (`section.key=value`) and of the study (`name`, `seeds`, `baseline`,
             `grid.section.key`).
+        plugins: plugins to load beside those of the base.
 
     Raises:
         ConfigError: if a part of it is not valid; it names the key.
@@ -106,8 +108,10 @@ def read_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     source, rest = _changed(read_yaml(path), overrides, path)
     _check_keys(source, path)
     base = source.get("base") or {}
+    home = (path.parent / base).parent if isinstance(base, str) else path.parent
     base = read_yaml(path.parent / base) if isinstance(base, str) else base
-    base = override(_mapping(base, f"{path}: `base`", "a configuration, or the path of one"), rest)
+    base = _mapping(base, f"{path}: `base`", "a configuration, or the path of one")
+    base = override(with_plugins(base, home, plugins), rest)
     methods = _methods(source, path)
     baseline = source.get("baseline", "stl" if "stl" in methods else None)
     if baseline is not None and baseline not in methods:
