@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import sparsemtl as sm
+from sparsemtl.data import DATASETS
 from sparsemtl.errors import CheckpointError
 from sparsemtl.runs.run import run
 from sparsemtl.storage.run_folder import RunFolder
@@ -49,6 +50,16 @@ def test_the_loaded_run_predicts_what_the_trained_one_did(name: str, tmp_path: P
     if name == "options of tasks":
         assert loaded.tasks["digit"].weight == 2.0
         assert loaded.tasks["digit"].label_smoothing == 0.1  # type: ignore[attr-defined]
+
+
+def test_a_loaded_run_has_its_history_and_evaluates_other_data(tmp_path: Path) -> None:
+    loaded = made(tmp_path / "run", sharing={"name": "random", "keep": 0.5})
+    assert list(loaded.history.columns) == ["epoch", "step", "split", "task", "metric", "value"]
+    curve = loaded.history.query("split == 'validation' and task == 'digit' and metric == 'accuracy'")
+    assert curve["epoch"].tolist() == [1, 2]
+    *_, test = DATASETS.build("digits").loaders(batch_size=256)
+    assert loaded.evaluate(test) == loaded.metrics
+    assert set(loaded.metrics) == set(loaded.tasks)
 
 
 def test_another_process_without_the_data_loads_the_same(tmp_path: Path) -> None:
@@ -103,6 +114,7 @@ def test_every_kind_of_task_is_recorded_and_built_again() -> None:
         "segmentation": sm.Segmentation("t", 4),
         "depth": sm.Depth("t"),
         "normals": sm.Normals("t"),
+        "token-classification": sm.TokenClassification("t", ["O", "B-X"]),
     }
     assert set(kinds) == set(TASKS)
     for kind, task in kinds.items():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,20 @@ from sparsemtl.data import TaskData
 from sparsemtl.data.tables.embedding import ColumnEmbedding
 from sparsemtl.errors import CheckpointError, SparseMTLError
 from sparsemtl.networks.masks import TaskMasks
-from sparsemtl.networks.model import MultiTaskModel
+from sparsemtl.networks.model import MultiTaskModel, placement
 from sparsemtl.networks.modes import eval_mode
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.runs.build import make_model
 from sparsemtl.runs.config import check
 from sparsemtl.storage.files import read_json, read_tensors, write_json
+from sparsemtl.storage.metrics import metrics_frame
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.tasks import TASKS, Task
+from sparsemtl.tasks.batches import Loaders, check_loaders
+from sparsemtl.training.evaluation import Results, Trained, evaluate
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,33 @@ class LoadedRun:
     def masks(self) -> TaskMasks | None:
         """Shared weights that each task uses; None if all tasks use all."""
         return self.networks.kept(self.model.shared_parameters())
+
+    @property
+    def history(self) -> DataFrame:
+        """Figures that the run logged, one per row: epoch, step, split, task, metric, value.
+
+        Raises:
+            MissingExtraError: if pandas is not installed.
+        """
+        return metrics_frame(self.folder.read_metrics())
+
+    @property
+    def metrics(self) -> Results:
+        """Metrics per task on the test data; empty before the test."""
+        tasks = self.folder.read_summary()["tasks"] if self.folder.ended else {}
+        return {task: dict(entry["test"]) for task, entry in tasks.items() if entry.get("test")}
+
+    def evaluate(self, loaders: Loaders) -> Results:
+        """Return loss and metrics per task on other data, each task by its own network.
+
+        Args:
+            loaders: one loader for all tasks, or task -> loader.
+
+        Raises:
+            LabelError: if the loaders give no batch, or labels do not fit their task.
+        """
+        check_loaders(loaders, self.tasks)
+        return evaluate(Trained(self.model, self.networks, self.model), loaders, placement(self.model)[0])
 
     @torch.no_grad()
     def predict(self, x: Any, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from sparsemtl.errors import CheckpointError
+from sparsemtl.errors import CheckpointError, missing_extra
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 METRIC_COLUMNS = ("epoch", "step", "split", "task", "metric", "value")
 """Header of the file; one column per field of `MetricRow`, in the same order."""
@@ -32,6 +35,19 @@ class MetricRow(NamedTuple):
     task: str
     name: str
     value: float
+
+
+def metrics_frame(rows: Iterable[MetricRow]) -> DataFrame:
+    """Return figures as a table with the columns `METRIC_COLUMNS`.
+
+    Raises:
+        MissingExtraError: if pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError:
+        raise missing_extra("pandas", "report", "the history of a run") from None
+    return pandas.DataFrame(rows, columns=list(METRIC_COLUMNS))
 
 
 def read_metrics(path: Path) -> list[MetricRow]:
