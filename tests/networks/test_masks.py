@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from copy import deepcopy
@@ -14,9 +15,12 @@ from hypothesis import strategies as st
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+import sparsemtl as sm
 from sparsemtl.errors import CheckpointError, MaskError
 from sparsemtl.networks.files import MASKS as FORMAT
 from sparsemtl.networks.masks import TaskMasks
+from sparsemtl.networks.task_networks import TaskNetworks
+from sparsemtl.optim.masked import FreezeOutsideMask
 from sparsemtl.storage.bits import pack, unpack
 from sparsemtl.storage.files import read_tensors, write_tensors
 
@@ -79,6 +83,52 @@ def test_overlap_is_that_of_the_sets_of_coordinates(masks: TaskMasks, data: st.D
             both = len(kept[a] & kept[b])
             assert overlap.jaccard[i, j] == both / max(len(kept[a] | kept[b]), 1)
             assert overlap.containment[i, j] == both / max(len(kept[a]), 1)
+
+
+def test_overlap_is_summed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = TaskMasks({t: {n: torch.rand(3, 7, generator=generator) < 0.5 for n in "vw"} for t in "abcd"})
+    whole = masks.overlap()
+    monkeypatch.setattr("sparsemtl.networks.masks._PART", 4)
+    parts = masks.overlap()
+    assert torch.equal(parts.jaccard, whole.jaccard)
+    assert torch.equal(parts.containment, whole.containment)
+    for i, a in enumerate(masks):
+        for j, b in enumerate(masks):
+            both, either = masks.flat(a) & masks.flat(b), masks.flat(a) | masks.flat(b)
+            assert parts.jaccard[i, j] == int(both.sum()) / int(either.sum())
+
+
+def test_a_further_task_costs_one_byte_per_weight_while_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparsemtl.networks.masked_product.SMALL", 1)
+
+    def used(tasks: str) -> int:
+        layer = nn.Linear(64, 64, bias=False)
+        masks = random_masks(layer, tasks)
+        networks = TaskNetworks.of_masks(masks)
+        optimizer = sm.MaskedOptimizer(torch.optim.Adam(layer.parameters()), masks, layer)
+        step_memory: dict[str, Tensor] = {}
+        for task in masks:
+            optimizer.zero_grad()
+            with networks.swapped(layer, task):
+                layer(torch.ones(2, 64)).square().mean().backward()
+            optimizer.step(task=task)
+            with (
+                masks.applied(layer, task),
+                FreezeOutsideMask(dict(layer.named_parameters()), networks.trainable([task]) or {}, step_memory),
+            ):
+                layer(torch.ones(2, 64)).sum().backward()
+        gc.collect()
+        alive = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+        sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in alive if t.numel() == 64**2}
+        for products in (networks._products, masks._products):
+            for block in products.memory._blocks["weight"]:
+                sizes[torch.from_numpy(block._memory).data_ptr()] = block.size
+        return sum(sizes.values())
+
+    one, few, many = used("a"), used("ab"), used("abcdef")
+    assert few - one == 64**2
+    assert many - few == 4 * 64**2
 
 
 def test_overlap_of_an_unknown_parameter_is_an_error_with_the_nearest_name() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import pickle
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -324,3 +326,24 @@ def test_functions_compiled_inside_forget_the_replacements() -> None:
         run = torch.compile(lambda x: model(x), backend="eager")
         assert torch.equal(run(inputs()), halved_copy(model)(inputs()))
     assert torch.equal(run(inputs()), dense)
+
+
+@every_model
+def test_a_model_is_freed_after_its_use(kind: str) -> None:
+    model = model_of(kind)
+    with swap_tensors(model, halved(model)):
+        model(inputs())
+    modules = [ref(module) for module in model.modules()]
+    del model
+    gc.collect()
+    assert not any(module() is not None for module in modules)
+
+
+def test_a_tied_module_that_is_gone_is_left_out() -> None:
+    model = Tied()
+    with swap_tensors(model, halved(model)):
+        pass
+    del model.second
+    gc.collect()
+    with swap_tensors(model, {"first.weight": torch.zeros(4, 4)}):
+        assert torch.equal(model.first(inputs()), model.first.bias.expand(len(inputs()), 4))

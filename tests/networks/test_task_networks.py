@@ -202,6 +202,18 @@ def test_a_state_is_put_back_into_the_parameters_that_an_optimizer_holds(kind: s
             assert torch.equal(again[task].weight_factors[name], tensor)
 
 
+@every_kind
+def test_a_state_copies_what_training_changes_in_place(kind: str) -> None:
+    networks = KINDS[kind](model_of())
+    for task, parts in networks.state_dict().items():
+        for part, tensors in parts.items():
+            for name, tensor in tensors.items():
+                own = getattr(networks[task], part)[name]
+                if own is not None:
+                    assert torch.equal(tensor, own)
+                    assert (tensor.data_ptr() == own.data_ptr()) == (own.dtype == torch.bool)
+
+
 # The swap holds from the forward to the backward pass
 
 RECOMPUTED = ["reentrant", "not reentrant"]

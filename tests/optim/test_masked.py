@@ -185,6 +185,16 @@ def test_any_number_is_held_bit_for_bit_and_any_is_let_through(
     assert same_bits(weight[mask], after[mask])
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (5, 7)])
+def test_weights_are_held_in_parts(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparsemtl.networks.masked_product._PART", 3)
+    weight, mask = nn.Parameter(torch.randn(shape)), torch.rand(shape) < 0.5
+    before = weight.detach().clone()
+    with freeze_outside_mask({"w": weight}, {"w": mask}), torch.no_grad():
+        weight += 1
+    assert same_bits(weight, torch.where(mask, before + 1, before))
+
+
 def test_weights_are_held_in_any_memory_format() -> None:
     weight = nn.Parameter(torch.randn(3, 4, 2, 2).to(memory_format=torch.channels_last))
     mask, before = torch.rand(3, 4, 2, 2) < 0.5, weight.detach().clone()

@@ -11,10 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from sparsemtl.errors import MaskError, unknown_name
+from sparsemtl.networks.masked_product import MaskedProducts
 from sparsemtl.networks.swap import refuse_compiled, swap_tensors, unwrapped
 
 Mask = Mapping[str, Tensor]
 """Parameter name -> bool tensor of the parameter's shape; True is kept."""
+
+
+_PART = 2**16
+"""Weights per part of a sum over all pairs of tasks, which is computed in floats."""
 
 
 class TaskMasks(Mapping[str, Mask]):
@@ -38,7 +43,7 @@ class TaskMasks(Mapping[str, Mask]):
         self.model = model
         self.method = method
         self._token = object()  # identifies the masks as long as anything refers to it, which an id does not
-        self._factors: dict[tuple[str, str, torch.dtype, torch.device], Tensor] = {}
+        self._products = MaskedProducts()
         self._check()
 
     def _check(self) -> None:
@@ -107,7 +112,7 @@ class TaskMasks(Mapping[str, Mask]):
 
     def count(self, task: str) -> int:
         """Return the number of weights that the task keeps."""
-        return sum(int(mask.sum()) for mask in self[task].values())
+        return sum(int(mask.count_nonzero()) for mask in self[task].values())
 
     def density(self, task: str | None = None) -> float:
         """Return the fraction of the covered weights that a task keeps; without a task, the mean over tasks."""
@@ -117,7 +122,7 @@ class TaskMasks(Mapping[str, Mask]):
 
     def layer_density(self) -> dict[str, dict[str, float]]:
         """Return parameter name -> task -> fraction kept."""
-        return {n: {t: float(self[t][n].float().mean()) for t in self} for n in self.shapes()}
+        return {n: {t: _density(self[t][n]) for t in self} for n in self.shapes()}
 
     def overlap(self, parameters: Iterable[str] | None = None) -> Overlap:
         """Return the pairwise overlap of the masks, over all parameters or the named ones."""
@@ -131,12 +136,16 @@ class TaskMasks(Mapping[str, Mask]):
         """Return the number of weights of one parameter that pairs of tasks keep in common, (T, T)."""
         if parameter not in self.shapes():
             raise MaskError(unknown_name("parameter", parameter, self.shapes()))
-        kept = torch.stack([mask[parameter].flatten() for mask in self.values()]).double()
-        return kept @ kept.T
+        masks = [mask[parameter].flatten().view(torch.uint8) for mask in self.values()]
+        common = torch.zeros(len(self), len(self), dtype=torch.float64, device=masks[0].device)
+        for parts in zip(*(mask.split(_PART) for mask in masks), strict=True):
+            kept = torch.stack(parts).float()  # sums of so few ones are exact
+            common += kept @ kept.T
+        return common
 
     def changed(self, other: TaskMasks) -> dict[str, float]:
         """Return task -> fraction of the weights kept in `other` that are not kept here."""
-        gone = {task: int((other.flat(task) & ~self.flat(task)).sum()) for task in self}
+        gone = {t: sum(int((m & ~self[t][n]).count_nonzero()) for n, m in other[t].items()) for t in self}
         return {task: count / max(other.count(task), 1) for task, count in gone.items()}
 
     # ---- combining -----------------------------------------------------------------------------------------
@@ -186,15 +195,8 @@ class TaskMasks(Mapping[str, Mask]):
 
     def weights(self, model: nn.Module, task: str) -> dict[str, Tensor]:
         """Return parameter name -> mask * parameter, for `torch.func.functional_call` and compiled models."""
-        return {name: p * self.number(task, name, p) for name, p in self.check(model).items()}
-
-    def number(self, task: str, name: str, like: Tensor) -> Tensor:
-        """Return a mask as numbers of the dtype and device of `like`, converted once: bools would be at each step."""
-        key = (task, name, like.dtype, like.device)
-        if key not in self._factors:
-            with torch.inference_mode(False):  # one made for inference only could never train
-                self._factors[key] = self[task][name].to(like.device, like.dtype)
-        return self._factors[key]
+        mask = self[task]
+        return {name: self._products(p, mask[name], task, name) for name, p in self.check(model).items()}
 
     def check(self, model: nn.Module) -> dict[str, Tensor]:
         """Return the model's parameters that the masks cover, by name.
@@ -237,6 +239,10 @@ class TaskMasks(Mapping[str, Mask]):
         from sparsemtl.networks.files import load_masks
 
         return load_masks(path, model)
+
+
+def _density(mask: Tensor) -> float:
+    return int(mask.count_nonzero()) / max(mask.numel(), 1)
 
 
 @dataclass(frozen=True)

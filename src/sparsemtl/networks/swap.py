@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -86,13 +86,9 @@ def own_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     Raises:
         MaskError: if the model has no tensor of such a name.
     """
-    names = list(names)
-    slots = slots_of(model, names)
     found = {}
-    for name in names:
-        if name not in slots:
-            raise MaskError(f"{type(model).__name__}: {unknown_name('parameter or buffer', name, slots)}")
-        module, attribute = slots[name][0]
+    for name, slots in slots_of(model, names).items():
+        module, attribute = slots[0]
         tensor = module._parameters.get(attribute)
         found[name] = module._buffers[attribute] if tensor is None else tensor
     return found  # type: ignore[return-value]
@@ -121,13 +117,10 @@ def refuse_compiled(model: nn.Module) -> None:
 
 def _replacements(model: nn.Module, tensors: Mapping[str, Tensor | None]) -> dict[nn.Module, dict[str, Any]]:
     """Return module -> attribute -> what stands there inside the context."""
-    slots = slots_of(model, tensors)
     values: dict[nn.Module, dict[str, Any]] = {}
-    for name, tensor in tensors.items():
-        if name not in slots:
-            raise MaskError(f"{type(model).__name__}: {unknown_name('parameter or buffer', name, slots)}")
-        for module, attribute in slots[name]:
-            values.setdefault(module, {})[attribute] = tensor
+    for name, slots in slots_of(model, tensors).items():
+        for module, attribute in slots:
+            values.setdefault(module, {})[attribute] = tensors[name]
     return values
 
 
@@ -139,19 +132,19 @@ Slot = tuple[nn.Module, str]
 
 
 class _Map:
-    """Slots of one model as it was built at some time."""
+    """Slots of one model as it was built at some time; it keeps no module alive."""
 
     def __init__(self, model: nn.Module) -> None:
         self.version = _registrations
-        self.modules = list(model.modules())
-        by_tensor: dict[int, list[Slot]] = {}
+        self.modules = [ref(module) for module in model.modules()]
+        by_tensor: dict[int, list[tuple[ref[nn.Module], str]]] = {}
         names: dict[str, Tensor] = {}
         for prefix, module in model.named_modules(remove_duplicate=False):
             for attribute, tensor in [*module._parameters.items(), *module._buffers.items()]:
                 if tensor is not None:
                     slots = by_tensor.setdefault(id(tensor), [])
-                    if (module, attribute) not in slots:
-                        slots.append((module, attribute))
+                    if (ref(module), attribute) not in slots:
+                        slots.append((ref(module), attribute))
                     names[f"{prefix}.{attribute}" if prefix else attribute] = tensor
         self.slots = {name: by_tensor[id(tensor)] for name, tensor in names.items()}
 
@@ -166,7 +159,7 @@ class _Map:
                 module = module._modules.get(part)
                 if module is None:
                     return False
-            if (module, attribute) not in self.slots.get(name, ()):
+            if (ref(module), attribute) not in self.slots.get(name, ()):
                 return False
         return True
 
@@ -180,17 +173,23 @@ def slots_of(model: nn.Module, names: Iterable[str] = ()) -> dict[str, list[Slot
 
     Args:
         model: any module.
-        names: names that the caller reads; only they are checked against lists of modules that were cut since.
+        names: names of parameters and buffers.
 
     Raises:
-        MaskError: if a module is compiled or scripted, since its code has the weights frozen in.
+        MaskError: if the model has no tensor of such a name, or if a module is compiled or scripted, since its code has
+            the weights frozen in.
     """
+    names = list(names)
     known = _maps.get(model)
     if known is None or not known.fits(model, names):
         known = _maps[model] = _Map(model)
-    for module in known.modules:
-        _refuse_frozen(module)
-    return known.slots
+    for reference in known.modules:
+        if (module := reference()) is not None:
+            _refuse_frozen(module)
+    for name in names:
+        if name not in known.slots:
+            raise MaskError(f"{type(model).__name__}: {unknown_name('parameter or buffer', name, known.slots)}")
+    return {name: [(m, attribute) for r, attribute in known.slots[name] if (m := r()) is not None] for name in names}
 
 
 def _refuse_frozen(module: nn.Module) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemtl.errors import MaskError, unknown_name
+from sparsemtl.networks.masked_product import MaskedProducts
 from sparsemtl.networks.masks import Mask, TaskMasks
 from sparsemtl.networks.swap import current_tensors, materialize, own_tensors, swap_tensors, unwrapped
 
@@ -87,7 +88,7 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         self.method = method
         self._token = object()  # identifies the value as long as anything refers to it, which an id does not
         self._regions: dict[tuple[str, ...], Mask | None] = {}
-        self._numbers: dict[tuple[str, str, torch.dtype, torch.device], Tensor] = {}
+        self._products = MaskedProducts()
 
     @classmethod
     def of_masks(
@@ -175,7 +176,7 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
             return None
         key = tuple(tasks)
         if key not in self._regions:
-            union = self.masks.union(key)
+            union = self.masks[key[0]] if len(key) == 1 else self.masks.union(key)
             self._regions[key] = None if all(bool(mask.all()) for mask in union.values()) else union
         return self._regions[key]
 
@@ -222,16 +223,11 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
                     f"task {task!r}, {name!r}: the mask has shape {tuple(factor.shape)}, the parameter "
                     f"{tuple(weight.shape)}. Was the mask made for another model?"
                 )
-            weights[name] = weight * (self._number(task, name, weight) if factor.dtype == torch.bool else factor)
+            if factor.dtype == torch.bool:
+                weights[name] = self._products(weight, factor, task, name)
+            else:
+                weights[name] = weight * factor
         return weights
-
-    def _number(self, task: str, name: str, like: Tensor) -> Tensor:
-        """Return a mask as numbers of the dtype and device of `like`, converted once: bools would be at each step."""
-        key = (task, name, like.dtype, like.device)
-        if key not in self._numbers:
-            with torch.inference_mode(False):  # one made for inference only could never train
-                self._numbers[key] = self[task].weight_factors[name].to(like.device, like.dtype)
-        return self._numbers[key]
 
     def network(self, model: nn.Module, task: str) -> nn.Module:
         """Return a copy of the model, in eval mode, that is the network of the task."""
@@ -251,6 +247,7 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         networks = {task: replace(network, **{part: masks[task]}) for task, network in self.items()}
         made = TaskNetworks(networks, strict=self.strict, model=masks.model, method=masks.method)
         made.__dict__["masks"] = masks
+        made._products = MaskedProducts(self._products.memory)
         return made
 
     def with_own_tensors(self, tensors: Mapping[str, Mapping[str, Tensor | None]]) -> TaskNetworks:
@@ -266,15 +263,23 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         return self._with({task: network.mapped(lambda t: t.detach().clone()) for task, network in self.items()})
 
     def _with(self, networks: Mapping[str, TaskNetwork]) -> TaskNetworks:
-        return TaskNetworks(networks, strict=self.strict, model=self.model, method=self.method)
+        made = TaskNetworks(networks, strict=self.strict, model=self.model, method=self.method)
+        made._products = MaskedProducts(self._products.memory)
+        return made
 
     # ---- files -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return task -> part -> name -> tensor, copied."""
+        """Return task -> part -> name -> tensor; copies, except of bool tensors, which nothing changes in place."""
+        networks = self._with(
+            {
+                task: network.mapped(lambda t: t if t.dtype == torch.bool else t.detach().clone())
+                for task, network in self.items()
+            }
+        )
         return {
             task: {part.name: dict(getattr(network, part.name)) for part in fields(network)}
-            for task, network in self.detached().items()
+            for task, network in networks.items()
         }
 
     def restored(self, state: Mapping[str, Any]) -> TaskNetworks:
@@ -359,6 +364,10 @@ def _is_kept(factor: Tensor | None, parameter: Tensor) -> Tensor:
 
 def _scale_output(factor: Tensor, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
     return output * factor.to(output.device, output.dtype).view(1, -1, *[1] * (output.ndim - 2))
+
+
+def _state_of(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.bool else tensor.detach().clone()
 
 
 def _placed(tensor: Tensor | None, device: torch.device | None) -> Tensor | None:

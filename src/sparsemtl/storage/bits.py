@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,9 +11,7 @@ from sparsemtl.errors import MaskError
 
 def pack(mask: Tensor) -> Tensor:
     """Pack a bool tensor into bytes, eight entries each, the first entry in the highest bit."""
-    bits = mask.flatten().to(torch.uint8).cpu()
-    bits = torch.nn.functional.pad(bits, (0, -len(bits) % 8)).view(-1, 8)
-    return (bits << torch.arange(7, -1, -1, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+    return torch.from_numpy(np.packbits(mask.detach().cpu().flatten().numpy()))
 
 
 def unpack(packed: Tensor, shape: torch.Size) -> Tensor:
@@ -26,5 +25,5 @@ def unpack(packed: Tensor, shape: torch.Size) -> Tensor:
         raise MaskError(
             f"a packed mask of shape {tuple(shape)} has {size} bytes, got {tuple(packed.shape)} of {packed.dtype}."
         )
-    bits = (packed[:, None] >> torch.arange(7, -1, -1, dtype=torch.uint8)) & 1
-    return bits.flatten()[: shape.numel()].bool().view(shape)
+    bits = np.unpackbits(packed.cpu().numpy(), count=shape.numel())
+    return torch.from_numpy(bits).view(torch.bool).view(shape)

@@ -95,7 +95,7 @@ def _without_nan(value: Any) -> Any:
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
     """Write named tensors and a header of strings to a safetensors file at once, with a checksum over both."""
-    distinct = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    distinct = _distinct(tensors)
     size = sum(tensor.nbytes for tensor in distinct.values())
     with replacing(path, size) as aside:
         own = {"checksum": _checksum(distinct, header), "header": dict(header)}
@@ -105,6 +105,19 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappi
             if found := _SYSTEM_ERROR.search(str(error)):  # Rust's text for what Python raises as an OSError
                 raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
             raise
+
+
+def _distinct(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous tensors on the CPU that share no memory, which safetensors refuses; copies where needed."""
+    found: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        if plain.untyped_storage().data_ptr() in storages or plain.is_conj() or plain.is_neg():
+            plain = plain.clone().resolve_conj().resolve_neg()
+        storages.add(plain.untyped_storage().data_ptr())
+        found[name] = plain
+    return found
 
 
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
