@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Doc
@@ -17,6 +19,13 @@ Scope = Literal["global", "layer"]
 Granularity = Literal["weight", "channel", "head", "neuron"]
 Units = Mapping[str, Sequence[str]]
 """Parameter that names a layer -> all parameters whose first axis is that layer's output channels."""
+
+_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
+"""Dtypes whose values are ranked in single precision; all others are ranked in double precision."""
+_SAMPLE = 2**17
+"""Scores in the sample by which the search for the K-th highest is bounded."""
+_CHUNK = 2**22
+"""Scores among which ties are looked for at a time; an index of a tie has 8 bytes."""
 
 
 class RankingOptions(TypedDict, total=False):
@@ -64,7 +73,7 @@ def select(
     if not 0 < keep <= 1:
         raise ParameterError(f"`keep` must be in (0, 1], got {keep}.")
     for name, score in scores.items():
-        if bool(score.isnan().any()):
+        if score.numel() and bool(score.amax().isnan()):  # `amax` passes NaN on, and makes no tensor of bools
             wrong = int(score.isnan().sum())
             raise NonFiniteScoreError(f"parameter {name!r}: {wrong} scores are NaN. Did training diverge?")
     if scope == "layer":
@@ -72,18 +81,15 @@ def select(
             name: top_k(s.flatten(), max(budget(s.numel(), keep), min_per_layer)).view(s.shape)
             for name, s in scores.items()
         }
-    flat = torch.cat([score.flatten().double() for score in scores.values()])
-    floors = _floors(scores, min_per_layer)
-    k = budget(len(flat), keep)
-    if int(floors.sum()) > k:
+    sizes = [score.numel() for score in scores.values()]
+    k = budget(sum(sizes), keep)
+    if sum(min(min_per_layer, size) for size in sizes) > k:
         raise ParameterError(
-            f"keep={keep} leaves {k} of {len(flat)} weights, fewer than min_per_layer={min_per_layer} in each of "
+            f"keep={keep} leaves {k} of {sum(sizes)} weights, fewer than min_per_layer={min_per_layer} in each of "
             f"{len(scores)} layers. Raise keep or lower min_per_layer."
         )
-    kept = floors.clone()
-    kept[~floors] = top_k(flat[~floors], k - int(floors.sum()))
-    parts = kept.split([score.numel() for score in scores.values()])
-    return {name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)}
+    masks = _largest_of_all([score.flatten() for score in scores.values()], k, min_per_layer)
+    return {name: mask.view(score.shape) for (name, score), mask in zip(scores.items(), masks, strict=True)}
 
 
 def select_channels(
@@ -125,11 +131,16 @@ def select_channels(
         for layer, names in units.items()
     }  # fmt: skip
     chosen = select(channels, keep, scope=scope, min_per_layer=min_per_layer)
-    masks = {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
-    for layer, names in units.items():
-        for name in names:
-            masks[name] = chosen[layer].view(-1, *[1] * (scores[name].ndim - 1)).expand(scores[name].shape).clone()
-    return masks
+    layer_of = {name: layer for layer, names in units.items() for name in names}
+    return {
+        name: _rows(chosen[layer_of[name]], score) if name in layer_of else torch.ones_like(score, dtype=torch.bool)
+        for name, score in scores.items()
+    }
+
+
+def _rows(kept: Tensor, score: Tensor) -> Tensor:
+    """Return a bool mask of the shape of `score` whose rows (first axis) are all True where `kept` is."""
+    return kept.view(-1, *[1] * (score.ndim - 1)).expand(score.shape).clone()
 
 
 def budget(size: int, keep: float) -> int:
@@ -139,17 +150,64 @@ def budget(size: int, keep: float) -> int:
 
 def top_k(scores: Tensor, k: int) -> Tensor:
     """Return a bool mask of exactly the k largest entries of a vector; among equals the first."""
-    if k <= 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    if k >= len(scores):
-        return torch.ones_like(scores, dtype=torch.bool)
-    threshold = scores.kthvalue(len(scores) - k + 1).values
-    kept = scores > threshold
-    ties = (scores == threshold).nonzero().flatten()
-    kept[ties[: k - int(kept.sum())]] = True
+    return _largest([scores], k)[0]
+
+
+def _largest_of_all(scores: Sequence[Tensor], k: int, floor: int) -> list[Tensor]:
+    """Return bool masks of the k largest entries of some vectors, with at least `floor` of every vector."""
+    masks = _largest(scores, k)
+    if all(int(mask.count_nonzero()) >= min(floor, len(mask)) for mask in masks):
+        return masks
+    kept = [top_k(score, floor) for score in scores]
+    left = k - sum(int(mask.count_nonzero()) for mask in kept)
+    others = _largest([score[~mask] for score, mask in zip(scores, kept, strict=True)], left)
+    for mask, other in zip(kept, others, strict=True):
+        mask[~mask] = other
     return kept
 
 
-def _floors(scores: Mapping[str, Tensor], count: int) -> Tensor:
-    """Return a bool mask of the `count` highest scores of every parameter, over all parameters in one vector."""
-    return torch.cat([top_k(score.flatten().double(), min(count, score.numel())) for score in scores.values()])
+def _largest(scores: Sequence[Tensor], k: int) -> list[Tensor]:
+    """Return bool masks of exactly the k largest entries of some vectors together; among equals the first."""
+    if k <= 0 or k >= sum(map(len, scores)):
+        return [torch.full_like(score, k > 0, dtype=torch.bool) for score in scores]
+    dtype = torch.float32 if all(score.dtype in _SINGLE for score in scores) else torch.float64
+    threshold = _kth_largest([score.detach().to(dtype) for score in scores], k)
+    masks = [score.to(dtype) >= threshold for score in scores]
+    surplus = sum(int(mask.count_nonzero()) for mask in masks) - k
+    for score, mask in zip(reversed(scores), reversed(masks), strict=True):
+        for values, kept in zip(reversed(score.split(_CHUNK)), reversed(mask.split(_CHUNK)), strict=True):
+            if surplus > 0:
+                dropped = (values.to(dtype) == threshold).nonzero().flatten()[-surplus:]
+                kept[dropped] = False
+                surplus -= len(dropped)
+    return masks
+
+
+def _kth_largest(scores: Sequence[Tensor], k: int) -> Tensor:
+    """Return the k-th largest entry of some vectors together, a tensor without axes.
+
+    On the CPU it is looked for between two bounds that a sample suggests (Floyd & Rivest 1975), so that almost all
+    entries are compared but not copied.
+    """
+    if any(score.device.type != "cpu" for score in scores):
+        joined = torch.cat(list(scores))
+        return joined.kthvalue(len(joined) - k + 1).values
+    arrays = [score.numpy() for score in scores]
+    low, high = _bounds(arrays, k)
+    above = sum(np.count_nonzero(array > high) for array in arrays)
+    between = np.concatenate([array[(array >= low) & (array <= high)] for array in arrays])
+    if not above < k <= above + len(between):
+        above, between = 0, np.concatenate(arrays)
+    at = above + len(between) - k
+    between.partition(at)
+    return torch.tensor(between[at])
+
+
+def _bounds(arrays: Sequence[Any], k: int) -> tuple[Any, Any]:
+    """Return values between which the k-th largest entry is, but for a sample that misleads: six deviations of it."""
+    size = sum(map(len, arrays))
+    sample = np.sort(np.concatenate([array[:: max(1, size // _SAMPLE)] for array in arrays]))[::-1]
+    share = k / size
+    rank, margin = share * len(sample), 6 * (share * (1 - share) * len(sample)) ** 0.5 + 1
+    last = len(sample) - 1
+    return sample[min(last, math.ceil(rank + margin))], sample[max(0, math.floor(rank - margin))]
