@@ -171,7 +171,6 @@ NETWORKS: dict[str, Network] = {
     "parameter of its own": Network(
         lambda: Runs(lambda m, x: m.layer(x) * m.scale, layer=nn.Linear(5, 4), scale=nn.Parameter(torch.rand(1, 4))),
         (5,),
-        hooks=False,
     ),
     "subclass that computes something else": Network(lambda: tanh(DoubledLinear(5, 4)), (5,), hooks=False),
     "bilinear": Network(lambda: Runs(lambda m, x: m.layer(x, x), layer=nn.Bilinear(5, 5, 3)), (5,), hooks=False),
@@ -198,7 +197,6 @@ NETWORKS: dict[str, Network] = {
     "transformer": Network(
         lambda: Runs(lambda m, x: m.block(x)[:, 0], block=nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)),
         (3, 4),
-        hooks=False,
     ),
     "transformer, time first": Network(
         lambda: Runs(lambda m, x: m.block(x.transpose(0, 1))[0], block=nn.TransformerEncoderLayer(4, 2, 8)),
@@ -218,7 +216,6 @@ NETWORKS: dict[str, Network] = {
             mix=nn.Linear(4, 4),
         ),
         WORDS,
-        hooks=False,
     ),
     "as many positions as samples": Network(
         lambda: Runs(
@@ -228,7 +225,6 @@ NETWORKS: dict[str, Network] = {
             mix=nn.Linear(4, 4),
         ),
         WORDS,
-        hooks=False,
     ),
     "learned query": Network(
         lambda: Runs(
@@ -238,6 +234,83 @@ NETWORKS: dict[str, Network] = {
             key=nn.Linear(3, 3),
         ),
         (4, 3),
+    ),
+    "class token and map of positions": Network(
+        lambda: Runs(
+            lambda m, x: m.mix(torch.cat([m.token.expand(len(x), -1, -1), m.embed(x)], 1) + m.places).relu()[:, 0:2],
+            token=nn.Parameter(torch.rand(1, 1, 4)),
+            places=nn.Parameter(torch.rand(1, 4, 4)),
+            embed=nn.Linear(3, 4),
+            mix=nn.Linear(4, 4),
+        ),
+        (3, 3),
+    ),
+    "shared parameters of every rank": Network(
+        lambda: Runs(
+            lambda m, x: m.gain * m.layer(x + m.places * x) * m.scale.view_as(m.scale) + m.shift,
+            places=nn.Parameter(torch.rand(3, 4)),
+            layer=nn.Linear(4, 5),
+            gain=nn.Parameter(torch.rand(5)),
+            scale=nn.Parameter(torch.rand(())),
+            shift=nn.Parameter(torch.zeros(3, 1)),
+        ),
+        (3, 4),
+    ),
+    "gain of the channels of maps": Network(
+        lambda: Runs(
+            lambda m, x: x + m.first * m.layer(x) + (m.second * x.movedim(1, -1)).movedim(-1, 1),
+            layer=nn.Conv2d(2, 2, 1),
+            first=nn.Parameter(torch.rand(2, 1, 1)),
+            second=nn.Parameter(torch.rand(2)),
+        ),
+        (2, 3, 3),
+    ),
+    "shared parameter used twice": Network(
+        lambda: Runs(
+            lambda m, x: m.layer(x + m.place).tanh() * m.place,
+            layer=nn.Linear(4, 4),
+            place=nn.Parameter(torch.rand(1, 4)),
+        ),
+        (4,),
+    ),
+    "shared parameter that the model reshapes": Network(
+        lambda: Runs(
+            lambda m, x: m.layer(x) + m.places.reshape(6),
+            layer=nn.Linear(4, 6),
+            places=nn.Parameter(torch.rand(1, 2, 3)),
+        ),
+        (4,),
+        hooks=False,
+    ),
+    "bias behind a mean over the batch": Network(
+        lambda: Runs(
+            lambda m, x: m.layer(x) + m.shift.mean(0), layer=nn.Linear(4, 3), shift=nn.Parameter(torch.rand(1, 3))
+        ),
+        (4,),
+        hooks=False,
+    ),
+    "attention to itself with weights": Network(
+        lambda: Runs(lambda m, x: m.mix(x, x, x)[0], mix=nn.MultiheadAttention(4, 2, batch_first=True)), (3, 4)
+    ),
+    "attention to others, time first": Network(
+        lambda: Runs(
+            lambda m, x: m.mix(*(y.transpose(0, 1) for y in (x[:, :2], x, x)), need_weights=False)[0].transpose(0, 1),
+            mix=nn.MultiheadAttention(4, 2, bias=False),
+        ),
+        (3, 4),
+    ),
+    "attention with keys of its own": Network(
+        lambda: Runs(
+            lambda m, x: m.mix(x, x, x)[0], mix=nn.MultiheadAttention(4, 2, add_bias_kv=True, batch_first=True)
+        ),
+        (3, 4),
+        hooks=False,
+    ),
+    "attention used twice": Network(
+        lambda: Runs(
+            lambda m, x: m.mix(*[m.mix(x, x, x)[0]] * 3)[0], mix=nn.MultiheadAttention(4, 2, batch_first=True)
+        ),
+        (3, 4),
         hooks=False,
     ),
     "time first, fewer times than samples": Network(time_first("sum"), (SAMPLES - 1, 3), hooks=False),

@@ -59,10 +59,11 @@ def choose_masks(
     if criterion.reads_data or granularity != "weight":
         check_readable(loaders)
     with fork_rng():
-        scores = criterion.scores(model, loaders, list(model.tasks.values()))
+        scores = dict(criterion.scores(model, loaders, list(model.tasks.values())))
         keep_highest = _selection(granularity, model, loaders)
     masks: dict[str, Mapping[str, Tensor]] = {}
-    for task, score in scores.items():
+    for task in list(scores):
+        score = scores.pop(task)  # one by one: the scores of all tasks are larger than the model
         if score and not any(bool(tensor.any()) for tensor in score.values()):
             masks[task] = _unchanged(task, previous)
         else:

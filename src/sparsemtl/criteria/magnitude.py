@@ -29,4 +29,5 @@ class Magnitude(Criterion):
     def scores(self, model: nn.Module, loaders: Loaders, tasks: Sequence[Task]) -> Scores:
         """Return the absolute weights; no data is read."""
         parameters = maskable_parameters(model, mask_all=self.mask_all)
-        return {task.name: {n: p.detach().abs() for n, p in parameters.items()} for task in tasks}
+        magnitudes = {name: p.detach().abs() for name, p in parameters.items()}
+        return {task.name: dict(magnitudes) for task in tasks}

@@ -28,8 +28,20 @@ def preserve_model_state(model: nn.Module) -> Iterator[None]:
             stack.enter_context(torch.autocast(device, enabled=False))
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # it refuses backward in eval mode
+        stack.enter_context(_layer_by_layer())
         stack.enter_context(_restored(model))
         yield
+
+
+@contextmanager
+def _layer_by_layer() -> Iterator[None]:
+    """Keep torch's transformer layers from computing at once, without calling the layers that they are made of."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 @contextmanager

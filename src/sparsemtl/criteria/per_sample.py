@@ -1,12 +1,13 @@
 """Sums of powers of per-sample gradients: every parameter by the fastest path that is right for it.
 
-Per-sample gradients are computed in five files. `gradient_powers` has the sum and the contract. The fast path
-(`per_sample_hooks`) runs one forward and one backward pass per batch and applies a rule per layer class
-(`per_sample_layers`). The general path (`per_sample_functional`) runs one backward pass per sample. `per_sample`, here,
-chooses: a parameter takes the general path if its layer has no rule or is called twice, if other code reads the
-parameter, if it is tied to another, or if its layer's first axis is not the batch. This is not guessed but measured on
-the first batch: its first sample must have the gradients of autograd, and no layer may have a gradient in the rows of
-other samples.
+`gradient_powers` has the sum and the contract. The fast path (`per_sample_hooks`) runs one forward and one backward
+pass per batch and applies a rule per layer class (`per_sample_layers`); it also takes attention
+(`per_sample_attention`), and parameters and lookups that all samples share (`per_sample_shared`). The general path
+(`per_sample_functional`) runs one backward pass per sample. `per_sample`, here, chooses: a parameter takes the general
+path if its layer has no rule or is called twice, if other code reads the parameter, if it is tied to another, or if its
+layer's first axis is not the batch. This is not guessed but measured on the first two samples of the first batch, or on
+all of it if they cannot be cut out: the first sample must have the gradients of autograd, and no layer may have a
+gradient in the rows of other samples.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from torch import Tensor, nn
 from typing_extensions import Doc
 
 from sparsemtl.criteria.gradient_powers import BatchPowers, GradientPowers, PowerSum, Totals
-from sparsemtl.criteria.per_sample_functional import FunctionalPowers, Select
+from sparsemtl.criteria.per_sample_functional import FunctionalPowers, Select, check_rows, cut
 from sparsemtl.criteria.per_sample_hooks import HookedPowers, hookable, zeros_for
+from sparsemtl.criteria.per_sample_shared import SAMPLES, find_spreads, spreadable, succeeds
 from sparsemtl.errors import ParameterError
 from sparsemtl.registry.parameters import Default, Positive
+from sparsemtl.tasks.nests import tensors_in
 
 logger = logging.getLogger(__name__)
 
@@ -126,22 +129,23 @@ class _CheckedPowers(GradientPowers):
         self.select = select
         self.hooked = HookedPowers(model, hookable(model, parameters), sums)
         self.general: FunctionalPowers | None = None
-        self._leave([name for name in parameters if name not in self.hooked.parameters])
         self._checked = 0
+        self._counted = 0
 
     def zeros(self) -> dict[str, Tensor]:
         """Return totals of zeros in the rules' memory layout."""
         return zeros_for(self.model, self.parameters)
 
     def forward(self, x: Any, tasks: tuple[str, ...]) -> dict[str, Tensor]:
-        """Run the model; also check the first batch of several samples, which costs about two training steps."""
-        outputs = self.hooked.forward(x, tasks)
-        rows = min(len(next(iter(outputs.values()))), 2)
+        """Run the model; also check the first batch of several samples, on two of them if they can be cut out."""
+        outputs = self._run(x, tasks)
+        rows = min(len(next(iter(outputs.values()))), SAMPLES)
         if rows > self._checked:  # a single row may be the first of anything: two samples are checked again
-            self._leave(self._wrong(x))
-            self._checked = rows
-            outputs = self.hooked.forward(x, tasks)
-        self._leave(self.hooked.broken)
+            self._checked, hooked = rows, self.hooked
+            self._check(x, outputs)
+            if self.hooked is not hooked:
+                outputs = self._run(x, tasks)
+        self._leave(self.hooked.broken & self.hooked.parameters.keys())
         if self.general is not None:
             self.general.read(x, outputs)
         return outputs
@@ -152,6 +156,26 @@ class _CheckedPowers(GradientPowers):
             self.hooked.add(cotangents, totals)
         if self.general is not None:
             self.general.add(cotangents, totals)
+
+    def _run(self, x: Any, tasks: tuple[str, ...]) -> dict[str, Tensor]:
+        """Run the model with hooks; without those that change what it computes with, if it refuses them."""
+        changed = self.hooked.changed()
+        if not changed:
+            return self.hooked.forward(x, tasks)
+        batch = self._length(x)
+        try:
+            outputs = self.hooked.forward(x, tasks, batch)
+            if not self.hooked.spreads or len(next(iter(outputs.values()))) == batch:
+                return outputs
+        except Exception as refusal:  # a model may refuse a tensor of another shape by any error
+            logger.info("%s refuses shared tensors one per sample: %s", type(self.model).__name__, refusal)
+        self._leave(changed)
+        return self.hooked.forward(x, tasks)
+
+    def _length(self, x: Any) -> int:
+        """Return the number of samples, by the tensor whose first axis had it in the checked batch."""
+        lengths = [len(tensor) if tensor.ndim else 0 for tensor in tensors_in(x)]
+        return lengths[self._counted] if self._counted < len(lengths) else 0
 
     def _leave(self, names: Iterable[str]) -> None:
         """Move parameters to the general path from here on."""
@@ -168,31 +192,90 @@ class _CheckedPowers(GradientPowers):
         chosen = {name: p for name, p in self.parameters.items() if name not in self.hooked.parameters}
         self.general = FunctionalPowers(self.model, chosen, self.sums, select=self.select)
 
-    def _wrong(self, x: Any) -> list[str]:
-        """Return the parameters whose gradient on the first sample is not autograd's."""
-        if not self.hooked.parameters:
-            return []
+    def _check(self, x: Any, outputs: Mapping[str, Tensor]) -> None:
+        """Leave to the general path what hooks get wrong on a batch whose outputs are known."""
+        called, before = self.hooked.called, set(self.hooked.parameters)
+        pair = self._pair(x, outputs)
+        if pair is None:
+            wrong, _ = self._wrong(x, 0)
+        else:
+            self._adopt(pair, outputs)
+            wrong, seen = self._wrong(pair, SAMPLES)
+            if seen & before != called:  # the model computes otherwise with more samples
+                wrong |= self._wrong(x, len(next(iter(outputs.values()))))[0]
+        kept = self.hooked.parameters.keys() - wrong
+        self.hooked.drop(wrong)
+        self.general = None
+        self._leave(self.parameters.keys() - kept)
+
+    def _pair(self, x: Any, outputs: Mapping[str, Tensor]) -> Any | None:
+        """Return the first two samples as a batch of their own, None if they cannot be cut out."""
+        batch = len(next(iter(outputs.values())))
+        lengths = [len(tensor) if tensor.ndim else 0 for tensor in tensors_in(x)]
+        if batch < SAMPLES or batch not in lengths:
+            return None
+        self._counted = lengths.index(batch)
+        pair = cut(x, slice(0, SAMPLES), batch)
+        return pair if succeeds(lambda: self._returns(pair, outputs)) else None
+
+    def _returns(self, pair: Any, outputs: Mapping[str, Tensor]) -> bool:
+        """Return True if the model returns the first rows of the outputs for two samples; otherwise raise."""
+        check_rows(self.model(pair, tasks=tuple(outputs)), outputs, slice(0, SAMPLES))
+        return True
+
+    def _adopt(self, pair: Any, outputs: Mapping[str, Tensor]) -> None:
+        """Take parameters to the hooks that all samples share, where the model computes the same if they are spread."""
+        hooks = HookedPowers(self.model, self.hooked.parameters, self.sums)
+        hooks.forward(pair, self.tasks)
+        rest = {name: p for name, p in self.parameters.items() if name not in hooks.parameters}
+        own = spreadable(self.model, rest)
+        layers = {layer: names.values() for layer, names in hooks.shared.items()}
+        spreads = find_spreads(self.model, self.detached, own, layers, lambda: self._returns(pair, outputs))
+        if spreads:
+            chosen = {n: p for n, p in self.parameters.items() if n in hooks.parameters or n in spreads}
+            self.hooked = HookedPowers(self.model, chosen, self.sums, spreads)
+
+    def _wrong(self, x: Any, batch: int) -> tuple[set[str], set[str]]:
+        """Return the parameters whose gradient on the first sample is not autograd's, and those whose layer ran.
+
+        Args:
+            x: input of the model.
+            batch: number of its samples, needed where there are spreads.
+        """
+        try:
+            return self._compared(x, batch)
+        except Exception as refusal:
+            changed = self.hooked.changed()
+            if not changed:
+                raise
+            logger.info("%s refuses shared tensors one per sample: %s", type(self.model).__name__, refusal)
+            self.hooked.drop(changed)
+            return self._compared(x, batch)
+
+    def _compared(self, x: Any, batch: int) -> tuple[set[str], set[str]]:
+        """Return what `_wrong` returns; raise if the model refuses spreads, or returns other outputs with hooks."""
         plain = BatchPowers(self.model, self.hooked.parameters, self.sums)
         outputs = plain.forward(x, self.tasks)
         first = _of_sample(0, outputs)
-        expected = plain.zeros()
         gradients = plain.gradients(first)
-        for name, gradient in gradients.items():
-            self.sums.gradients(expected[name], gradient.unsqueeze(0))
         del plain  # and with it a graph of the size of a training step's
-        found = zeros_for(self.model, self.hooked.parameters)
-        self.hooked.forward(x, self.tasks)
-        self.hooked.add_alone(0, first, found)
+        hooked = HookedPowers(self.model, self.hooked.parameters, self.sums, self.hooked.spreads)
+        found = hooked.zeros()
+        same = hooked.forward(x, self.tasks, batch)
+        if hooked.changed():
+            check_rows(same, outputs, slice(None))
+        hooked.add_alone(0, first, found)
         if len(next(iter(outputs.values()))) > 1:  # a layer that reads one position of all samples: row 0 may be it
-            self.hooked.add_alone(1, _of_sample(1, outputs), {})
-        broken = self.hooked.broken | (gradients.keys() - self.hooked.called)
+            hooked.add_alone(1, _of_sample(1, outputs), {})
+        broken = hooked.broken | (gradients.keys() - hooked.called)
         root = 0.5 if self.sums.power == "square" else 1.0
-        largest = max((float(e.amax()) ** root for e in expected.values() if e.numel()), default=0.0)
-        return [
+        largest = max((float(g.abs().amax()) for g in gradients.values() if g.numel()), default=0.0)
+        wrong = {
             name
-            for name in expected
-            if name in broken or not _equal(found[name].clamp(min=0) ** root, expected[name] ** root, largest)
-        ]
+            for name, total in found.items()
+            if name in broken or not _equal(total.clamp_(min=0).pow_(root), gradients.get(name), largest)
+        }
+        return wrong, hooked.called
 
 
 def _of_sample(n: int, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -204,9 +287,10 @@ def _of_sample(n: int, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return cotangents
 
 
-def _equal(found: Tensor, expected: Tensor, largest: float) -> bool:
-    """Return whether gradients differ by no more than their rounding, or that of far larger gradients."""
+def _equal(found: Tensor, expected: Tensor | None, largest: float) -> bool:
+    """Return whether |gradients| differ by no more than their rounding, or that of far larger gradients."""
     if not found.numel():
         return True
+    expected = torch.zeros_like(found) if expected is None else expected.to(found.dtype).abs()
     scale = max(float(expected.amax()), 1e-3 * largest)
-    return float((found - expected).abs().amax()) <= _TOLERANCE.get(expected.dtype, _ROUNDING) * scale
+    return float((found - expected).abs().amax()) <= _TOLERANCE.get(found.dtype, _ROUNDING) * scale

@@ -93,12 +93,12 @@ class FunctionalPowers(GradientPowers):
                 for name, gradient in gradients.items():
                     self.sums.gradients(totals[name], gradient)
                 done = part.stop
-        except _CutError as error:
+        except CutError as error:
             self._refuse(error)
         if not self._cuts:
             self._add_rows(cotangents, totals, done)
 
-    def _refuse(self, error: _CutError) -> None:
+    def _refuse(self, error: CutError) -> None:
         """Stop cutting from the present batch on, or raise."""
         if self.select is not None:
             raise ParameterError(
@@ -132,7 +132,7 @@ class FunctionalPowers(GradientPowers):
         """Yield the gradients of a batch, checked.
 
         Raises:
-            _CutError: before the first samples that were cut out wrongly.
+            CutError: before the first samples that were cut out wrongly.
         """
         batch = len(next(iter(cotangents.values())))
         size = sum(p.numel() * p.element_size() for p in self.parameters.values())
@@ -143,7 +143,7 @@ class FunctionalPowers(GradientPowers):
             if self.vectorised:
                 try:
                     gradients, outputs = self._vectorised(part, own, batch)
-                except _CutError:
+                except CutError:
                     raise
                 except Exception as refusal:  # vmap raises errors of many classes
                     if self.strict:
@@ -151,7 +151,7 @@ class FunctionalPowers(GradientPowers):
                     logger.info("vmap refuses %s, sample by sample instead: %s", type(self.model).__name__, refusal)
                     self.vectorised = False
                 else:
-                    _check_rows(outputs, self._outputs, part)
+                    check_rows(outputs, self._outputs, part)
                     yield part, gradients
                     continue
             for n in range(part.start, part.stop):
@@ -161,13 +161,13 @@ class FunctionalPowers(GradientPowers):
         """Return the gradients (1, *shape) of a single sample."""
         part = slice(n, n + 1)
         try:
-            x = _cut(self._x, part, batch) if self.select is None else self.select(self._x, n)
+            x = cut(self._x, part, batch) if self.select is None else self.select(self._x, n)
             outputs = self._single.forward(x, tuple(cotangents))
         except Exception as error:
             if self.strict:
                 raise
-            raise _CutError(f"Sample {n} alone ends in {type(error).__name__}: {error}") from error
-        _check_rows(outputs, self._outputs, part)
+            raise CutError(f"Sample {n} alone ends in {type(error).__name__}: {error}") from error
+        check_rows(outputs, self._outputs, part)
         found = self._single.gradients({task: c[part] for task, c in cotangents.items()})
         return {name: found.get(name, torch.zeros_like(p))[None] for name, p in self._single.leaves.items()}
 
@@ -176,7 +176,7 @@ class FunctionalPowers(GradientPowers):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return gradients and outputs of samples, all at once."""
         axes = _leading_axes(self._x, batch)  # of the whole batch: a shared tensor may be as long as a part of it
-        x = _cut(self._x, part, batch)
+        x = cut(self._x, part, batch)
         leaves = tensors_in(x)
         wanted = {name: self.detached[name] for name in self.parameters}
 
@@ -196,11 +196,11 @@ class FunctionalPowers(GradientPowers):
 
 def _row(task: str, output: Tensor) -> Tensor:
     if output.shape[:1] != (1,):
-        raise _CutError(f"task {task!r}: shape {tuple(output.shape)} for one sample.")
+        raise CutError(f"task {task!r}: shape {tuple(output.shape)} for one sample.")
     return output.squeeze(0)
 
 
-class _CutError(ParameterError):
+class CutError(ParameterError):
     """The model's output for a sample that was cut out differs from its output inside the batch."""
 
 
@@ -209,12 +209,12 @@ def _leading_axes(x: Any, batch: int) -> list[int | None]:
     return [0 if _holds(tensor, batch) else None for tensor in tensors_in(x)]
 
 
-def _cut(x: Any, part: slice, batch: int) -> Any:
+def cut(x: Any, part: slice, batch: int) -> Any:
     """Cut samples out of an input: rows of the tensors whose first axis has the batch's length; the rest is shared."""
     return map_tensors(lambda tensor: tensor[part] if _holds(tensor, batch) else tensor, x)
 
 
-def _check_rows(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], part: slice) -> None:
+def check_rows(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], part: slice) -> None:
     """Raise unless cut samples have the outputs of the batch.
 
     Args:
@@ -223,16 +223,16 @@ def _check_rows(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], par
         part: slice of the n samples among the B rows.
 
     Raises:
-        _CutError: naming the task and the difference.
+        CutError: naming the task and the difference.
     """
     for task, output in found.items():
         rows = expected[task][part]
         if output.shape != rows.shape:
-            raise _CutError(f"task {task!r}: shape {tuple(output.shape)} instead of {tuple(rows.shape)}.")
+            raise CutError(f"task {task!r}: shape {tuple(output.shape)} instead of {tuple(rows.shape)}.")
         largest = float(expected[task].detach().nan_to_num(0.0, 0.0, 0.0).abs().amax()) if rows.numel() else 0.0
         if not torch.isclose(output, rows, rtol=0.0, atol=_tolerance(rows) * largest, equal_nan=True).all():
             error = float((output - rows).abs().amax())
-            raise _CutError(f"task {task!r}: the outputs differ by up to {error:.3g}.")
+            raise CutError(f"task {task!r}: the outputs differ by up to {error:.3g}.")
 
 
 def _tolerance(output: Tensor) -> float:
