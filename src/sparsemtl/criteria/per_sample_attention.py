@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ Project = Callable[[int, Tensor], Tensor]
 """Computes the query (0), key (1) or value (2) of inputs (N, S, E)."""
 
 
-def is_attention(layer: nn.Module) -> bool:
+def is_attention(layer: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
     """Return True for attention whose in-projections are the rows of one weight, and which adds nothing to them."""
     return (
         isinstance(layer, nn.MultiheadAttention)
