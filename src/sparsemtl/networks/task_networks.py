@@ -271,12 +271,7 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return task -> part -> name -> tensor; copies, except of bool tensors, which nothing changes in place."""
-        networks = self._with(
-            {
-                task: network.mapped(lambda t: t if t.dtype == torch.bool else t.detach().clone())
-                for task, network in self.items()
-            }
-        )
+        networks = {task: network.mapped(_state_of) for task, network in self.items()}
         return {
             task: {part.name: dict(getattr(network, part.name)) for part in fields(network)}
             for task, network in networks.items()
