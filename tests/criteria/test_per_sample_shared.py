@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import sparsemtl as sm
 from sparsemtl.criteria import Fisher
 from sparsemtl.criteria.per_sample_attention import attend
-from sparsemtl.criteria.per_sample_shared import Spread
+from sparsemtl.criteria.per_sample_shared import Expansion
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.model import maskable_parameters
 
@@ -163,7 +163,7 @@ def test_samples_that_depend_on_each_other_are_noticed_on_two(run: Any) -> None:
 @pytest.mark.parametrize("ones", [None, 0, 2])
 def test_spread_is_a_view_that_repeats_the_tensor(ones: int | None) -> None:
     tensor = rand(1, 3)
-    view = Spread(ones)(tensor, 5)
+    view = Expansion(ones)(tensor, 5)
     assert view.shape == ((5, 3) if ones is None else (5, *[1] * ones, 1, 3))
     assert view.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
     assert all(torch.equal(row.reshape(1, 3), tensor) for row in view)

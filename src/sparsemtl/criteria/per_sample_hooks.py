@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sparsemtl.criteria.gradient_powers import GradientPowers, PowerSum, Totals, wide, zeros_like
 from sparsemtl.criteria.per_sample_attention import attend, is_attention
 from sparsemtl.criteria.per_sample_layers import RULES, GradientRule, rule_for
-from sparsemtl.criteria.per_sample_shared import Spread
+from sparsemtl.criteria.per_sample_shared import Expansion
 from sparsemtl.networks.swap import swap_tensors
 
 
@@ -110,7 +110,7 @@ class HookedPowers(GradientPowers):
         model: nn.Module,
         parameters: Mapping[str, Tensor],
         sums: PowerSum,
-        spreads: Mapping[str, Spread] | None = None,
+        spreads: Mapping[str, Expansion] | None = None,
     ) -> None:
         super().__init__(model, parameters, sums)
         self.spreads = dict(spreads or {})

@@ -24,7 +24,7 @@ _LARGEST = 2**20
 
 
 @dataclass(frozen=True)
-class Spread:
+class Expansion:
     """View of a shared tensor in which every sample has one of its own.
 
     Args:
@@ -58,7 +58,7 @@ def find_spreads(
     parameters: Iterable[str],
     layers: Mapping[nn.Module, Iterable[str]],
     runs: Callable[[], bool],
-) -> dict[str, Spread]:
+) -> dict[str, Expansion]:
     """Return parameter name -> a spread under which the model returns the same outputs.
 
     Args:
@@ -76,10 +76,10 @@ def find_spreads(
                     found[name] = spread
                     break
     for layer, names in layers.items():
-        used: list[Spread] = []
+        used: list[Expansion] = []
 
-        def hook(module: nn.Module, _: Any, output: Tensor, used: list[Spread] = used) -> Tensor:
-            used.append(Spread() if len(output) == 1 else Spread(0))
+        def hook(module: nn.Module, _: Any, output: Tensor, used: list[Expansion] = used) -> Tensor:
+            used.append(Expansion() if len(output) == 1 else Expansion(0))
             return used[-1](output, SAMPLES)
 
         handle = layer.register_forward_hook(hook, prepend=True)
@@ -91,10 +91,10 @@ def find_spreads(
     return found
 
 
-def _forms(tensor: Tensor) -> list[Spread]:
+def _forms(tensor: Tensor) -> list[Expansion]:
     """Return the spreads to try, the likeliest first."""
-    first = [Spread()] if tensor.shape[:1] == (1,) else []
-    return first + [Spread(ones) for ones in range(4)]
+    first = [Expansion()] if tensor.shape[:1] == (1,) else []
+    return first + [Expansion(ones) for ones in range(4)]
 
 
 def succeeds(runs: Callable[[], bool]) -> bool:
