@@ -37,7 +37,7 @@ SHORT: dict[str, Any] = {
 
 
 def long(epochs: int) -> dict[str, Any]:
-    """A study of eight runs that train for about a second per 10 epochs each."""
+    """A study of eight runs that train for 0.3 seconds per epoch (dense) and 1 second (random) on one core."""
     base = {"encoder": "cnn", "training": {"epochs": epochs, "batch_size": 64}}
     return {"base": base, "seeds": [0, 1, 2, 3], "methods": {"dense": {}, "random": {"sharing": "random"}}}
 
@@ -79,7 +79,7 @@ def _fixed_cost(study: Study, folder: Path) -> float:
 
 
 def _speed_up(folder: Path, repeats: int) -> Ratio:
-    file = _written(folder / "long.yaml", long(epochs=30))
+    file = _written(folder / "long.yaml", long(epochs=5))
 
     def once(jobs: int) -> float:
         shutil.rmtree(folder / "long", ignore_errors=True)
