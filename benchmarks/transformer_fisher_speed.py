@@ -4,9 +4,9 @@
 
 Time of `Fisher(mask_all=True).scores` over 16 batches of 32, the check of the first batch included, divided by the time
 of forward and backward passes of the same batches. All parameters are scored, class tokens and positions too. The
-networks are a ViT and a BERT of transformers with random weights, and an encoder of torch's own layers with attention by
-`nn.MultiheadAttention`. The error is the largest difference to one backward pass per sample, over the largest score of
-the tensor or 1e-4 of the largest of all.
+networks are a ViT and a BERT of transformers with random weights, and an encoder of torch's own layers with attention
+by `nn.MultiheadAttention`. The error is the largest difference to one backward pass per sample, over the largest score
+of the tensor or 1e-4 of the largest of all.
 """
 
 from __future__ import annotations
