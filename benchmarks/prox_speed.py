@@ -1,33 +1,36 @@
 """Cost of a proximal step on the convolutions of ResNet-50.
 
-    python benchmarks/prox_speed.py [--repeats 31] [--threads 2]
+    python benchmarks/prox_speed.py [--quick] [--threads 2] [--json FILE]
 
-All 53 convolutions, 22,531 input channels, 23.5 M weights, single precision. A step's time over that of fused AdamW's,
-and over that of a training step (forward, backward, fused AdamW) on 16 images of 64x64. Adam's moments are those of a
-few training steps. Between two timings the optimizer takes a step, so that caches hold what they hold in training.
+All 53 convolutions, 22,531 input channels, 23.5 M weights, single precision: the time of a proximal step over that of
+fused AdamW's, or over that of a training step (forward, backward, fused AdamW) on 16 images of 64x64. Adam's moments
+are those of a few training steps. Between two timings the optimizer takes a step, so that caches hold what they hold in
+training. Rows "in torch" are without the compiled kernel.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+
 import torch
-from common import Ratio, arguments, paired
+from common import Measure, Ratio, main, paired
 from torch import nn
 
 from sparsemtl.backbones import resnet50
+from sparsemtl.kernels.compiled import library
 from sparsemtl.optim import L1, GroupLasso, GroupMCP, Penalty, ProximalStep
 
 BATCH, SIDE = 16, 64
 STRENGTH = 1e-5
-STEPS: dict[str, tuple[Penalty, bool]] = {
-    "group lasso, plain": (GroupLasso(strength=STRENGTH), False),
-    "group lasso, adaptive": (GroupLasso(strength=STRENGTH), True),
+LASSO = GroupLasso(strength=STRENGTH)
+OTHERS: dict[str, tuple[Penalty, bool]] = {
     "group lasso by outputs, adaptive": (GroupLasso(strength=STRENGTH, granularity="output-channel"), True),
     "group lasso by blocks, adaptive": (GroupLasso(strength=STRENGTH, granularity="block"), True),
     "l1, adaptive": (L1(strength=STRENGTH), True),
     "group MCP, plain": (GroupMCP(strength=STRENGTH), False),
     "group MCP, adaptive": (GroupMCP(strength=STRENGTH), True),
 }
-TARGETS = {"group lasso, plain": ("1.3", "4 %"), "group lasso, adaptive": ("none set", "15 %")}
 
 
 class Training:
@@ -39,6 +42,8 @@ class Training:
         self.convolutions = [m.weight for m in self.encoder.modules() if isinstance(m, nn.Conv2d)]
         self.images = torch.randn(BATCH, 3, SIDE, SIDE)
         self.optimizer = torch.optim.AdamW(self.encoder.parameters(), lr=1e-4, eps=1e-6, fused=True)
+        for _ in range(3):
+            self.step()
 
     def step(self) -> None:
         """Forward, backward, AdamW."""
@@ -46,32 +51,30 @@ class Training:
         self.encoder(self.images).square().mean().backward()
         self.optimizer.step()
 
-    def measure(self, penalty: Penalty, *, adaptive: bool, repeats: int) -> tuple[Ratio, Ratio]:
-        """A proximal step over AdamW's, and over a training step."""
+    def over_adam(self, penalty: Penalty, repeats: int, *, adaptive: bool) -> Ratio:
+        """Return the time of a proximal step over that of AdamW's."""
         shrink = ProximalStep(penalty, adaptive=adaptive)
+        return paired(self.optimizer.step, lambda: shrink(self.optimizer, self.convolutions), repeats)
 
-        def proximal() -> None:
-            shrink(self.optimizer, self.convolutions)
-
-        self.step()
-        over_adam = paired(self.optimizer.step, proximal, repeats)
-        return over_adam, paired(self.step, proximal, max(3, repeats // 3))
+    def share(self, penalty: Penalty, repeats: int) -> Ratio:
+        """Return the time of an adaptive proximal step over that of a training step."""
+        shrink = ProximalStep(penalty)
+        return paired(self.step, lambda: shrink(self.optimizer, self.convolutions), repeats)
 
 
-def main() -> None:
-    options = arguments(__doc__, repeats=31).parse_args()
-    torch.set_num_threads(options.threads)
+def measures(quick: bool) -> Iterator[Measure]:
+    """Yield the rows."""
     training = Training()
-    groups, weights = (sum(f(w) for w in training.convolutions) for f in (lambda w: w.shape[1], torch.Tensor.numel))
-    print(f"{len(training.convolutions)} convolutions, {groups:,} input channels, {weights / 1e6:.1f} M weights")
-    print(f"batch {BATCH} of {SIDE}x{SIDE}, {options.threads} threads, torch {torch.__version__}\n")
-    print("| step | over fused AdamW (range) | target | of a training step | target |")
-    print("| :--- | ---: | ---: | ---: | ---: |")
-    for name, (penalty, adaptive) in STEPS.items():
-        over_adam, over_step = training.measure(penalty, adaptive=adaptive, repeats=options.repeats)
-        limit, share = TARGETS.get(name, ("none set", "none set"))
-        print(f"| {name} | {over_adam} | {limit} | {over_step.median:.1%} | {share} |", flush=True)
+    repeats = 5 if quick else 11
+    yield Measure("group lasso, plain / fused AdamW", training.over_adam(LASSO, 3 * repeats, adaptive=False), 1.1)
+    if library("group_lasso") is not None:
+        yield Measure("group lasso, adaptive / training step, compiled", training.share(LASSO, repeats), 0.12)
+    os.environ["SPARSEMTL_KERNELS"] = "0"
+    yield Measure("group lasso, adaptive / training step, in torch", training.share(LASSO, repeats), 0.20)
+    del os.environ["SPARSEMTL_KERNELS"]
+    for name, (penalty, adaptive) in () if quick else OTHERS.items():
+        yield Measure(f"{name} / fused AdamW", training.over_adam(penalty, repeats, adaptive=adaptive))
 
 
 if __name__ == "__main__":
-    main()
+    main(measures, __doc__)

@@ -332,3 +332,15 @@ def test_long_groups_are_summed_in_slabs(monkeypatch: pytest.MonkeyPatch) -> Non
     whole = norms(x)
     monkeypatch.setattr(proximal, "CACHED", 60)
     torch.testing.assert_close(norms(x), whole, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 3, 200), (1, 200, 3, 1), (1, 200, 3, 200), (2, 200, 3, 5), (1, 1, 1, 1)], ids=str
+)
+def test_sums_are_new_tensors_in_which_nan_stays_in_its_group(shape: tuple[int, ...]) -> None:
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[0, 0, -1, 0] = torch.nan
+    before, found = x.clone(), sums(x)
+    torch.testing.assert_close(found, x.sum((1, 3), keepdim=True), rtol=1e-13, atol=0, equal_nan=True)
+    found.add_(1)
+    assert torch.equal(x.nan_to_num(), before.nan_to_num())

@@ -165,6 +165,7 @@ def test_memory_formats_train_alike() -> None:
     results = []
     for memory_format in (torch.contiguous_format, torch.channels_last):
         model = network().to(memory_format=memory_format)
+        model[0].bias.requires_grad_(False)  # its gradient is zero but for rounding, which Adam magnifies
         train(model, ProximalAdamW(model.parameters(), lr=1e-2, penalty=GroupLasso(strength=0.02)), 5)
         results.append(weights_of(model))
     for name, left in results[0].items():

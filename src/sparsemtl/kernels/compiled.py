@@ -27,7 +27,7 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-_FLAGS = ["-O3", "-march=native", "-fopenmp", "-ffp-contract=fast"]
+_FLAGS = ["-O3", "-march=native", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 _SECONDS = 120
 """Time after which a compilation is given up."""
 _COMPILE = """
@@ -48,10 +48,16 @@ def library(name: str) -> ctypes.CDLL | None:
     """
     if os.environ.get("SPARSEMTL_KERNELS") == "0":
         return None
+    with _lock:
+        return _own_library(name)
+
+
+@functools.cache
+def _own_library(name: str) -> ctypes.CDLL | None:
+    """Return the library of a source in this folder."""
     import pooch  # slow to import
 
-    with _lock:
-        return _library(Path(__file__).with_name(f"{name}.cpp"), pooch.os_cache("sparsemtl") / "kernels")
+    return _library(Path(__file__).with_name(f"{name}.cpp"), pooch.os_cache("sparsemtl") / "kernels")
 
 
 @functools.cache

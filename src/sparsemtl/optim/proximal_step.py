@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sparsemtl.errors import MaskWarning, ParameterError
+from sparsemtl.kernels import group_lasso
 from sparsemtl.optim.groups import Grouping, GroupView, Parameters, dense, laid_out_as, named, places
-from sparsemtl.optim.penalties import Penalty
+from sparsemtl.optim.penalties import GroupLasso, Penalty
 from sparsemtl.optim.proximal import CACHED, Reused, Scratch
 from sparsemtl.registry.parameters import validated
 
@@ -25,6 +27,9 @@ metric. `lr` is up to 6.5 times as large early in training, and the same late.""
 
 _SECOND_MOMENTS = ("max_exp_avg_sq", "exp_avg_sq")
 """Keys of v in the state of Adam and related optimizers; the first with `amsgrad`."""
+
+_COMPILED: dict[type[Penalty], ModuleType] = {GroupLasso: group_lasso}
+"""Penalty -> its compiled kernel; classes derived from one of these have maps of their own."""
 
 _PRECISE = (torch.float32, torch.float64)
 """Dtypes that maps compute in; others are converted to the first."""
@@ -121,8 +126,8 @@ class ProximalStep:
         found = []
         for _, parameter, step in self._taken(optimizer, parameters):
             read = self._read(parameter, dense(parameter.detach()), step)
-            pieces = [_evaluate(unit.critical_factor, x, s, unit, scratch).flatten() for x, s in _pieces(read)]
-            own = torch.cat(pieces).double()
+            pieces = [_evaluate(unit.critical_factor, x, s, unit, scratch) for x, s in _pieces(read, unit)]
+            own = torch.cat([factor.flatten() for factor in pieces]).double()
             found.append(own.index_fill_(0, self._kept_indices(own), math.inf))
         if not found:
             raise ParameterError("no weight that the penalty covers has a gradient; call this after an optimizer step.")
@@ -153,16 +158,16 @@ class ProximalStep:
         """Shrink a parameter; return a bool tensor, True if any of its groups is not zero."""
         weight = dense(parameter.detach())
         read = self._read(parameter, weight, step)
-        pieces = _pieces(read)
+        pieces = _pieces(read, self.penalty)
         kept = self._kept(pieces, scratch) if self.penalty.keep_min else [None] * len(pieces)
         mask = [self._shrink_piece(x, own, keep, scratch).any() for (x, own), keep in zip(pieces, kept, strict=True)]
         for view, (x, _) in zip(self._views_of(parameter), read, strict=True):
             view.write(weight, x)
         if not parameter.is_set_to(weight):
             parameter.copy_(weight)
-        return torch.stack(mask).any()
+        return mask[0] if len(mask) == 1 else torch.stack(mask).any()
 
-    def _read(self, parameter: Tensor, weight: Tensor, step: _Step) -> list[tuple[Tensor, _Step]]:
+    def _read(self, parameter: Tensor, weight: Tensor, step: _Step) -> list[_Groups]:
         """Return the groups of a parameter's weight per view, with the step whose moment has the same shape."""
         views = self._views_of(parameter)
         if step.moment is None:
@@ -182,7 +187,11 @@ class ProximalStep:
         """Shrink some groups, except those of `keep` that would become zero; return the mask of nonzero groups."""
         work = x if x.dtype in _PRECISE else x.float()
         before = None if keep is None else work.clone()
-        mask = self.penalty.shrink_(work, step.shift(work, self.penalty, scratch), scratch)
+        mask: Tensor
+        if kernel := _kernel(self.penalty, work, step):
+            mask = kernel.shrink_(work, step.moment, step.size * self.penalty.weight(work), step.eps)
+        else:
+            mask = self.penalty.shrink_(work, step.shift(work, self.penalty, scratch), scratch)
         if keep is not None and before is not None:
             work.copy_(torch.where(keep & ~mask, before, work))
             mask |= keep
@@ -190,7 +199,7 @@ class ProximalStep:
             x.copy_(work)
         return mask
 
-    def _kept(self, pieces: list[tuple[Tensor, _Step]], scratch: Scratch) -> list[Tensor]:
+    def _kept(self, pieces: list[_Groups], scratch: Scratch) -> list[Tensor]:
         """Return per piece of a weight the nonzero groups among the `keep_min` with the strongest pull."""
         pulls = [_evaluate(self.penalty.pull, x, step, self.penalty, scratch) for x, step in pieces]
         flat = torch.cat([pull.flatten() for pull in pulls])
@@ -221,12 +230,18 @@ class ProximalStep:
         return f"Lower the strength {self.penalty.strength:g} of {type(self.penalty).__name__}"
 
 
-def _pieces(read: list[tuple[Tensor, _Step]]) -> list[tuple[Tensor, _Step]]:
-    """Return groups and steps in pieces that fit into the cache."""
+def _kernel(penalty: Penalty, x: Tensor, step: _Step) -> ModuleType | None:
+    """Return the compiled kernel of a penalty, if it is right for these groups."""
+    kernel = _COMPILED.get(type(penalty))
+    return kernel if kernel is not None and kernel.takes(x, step.moment) else None
+
+
+def _pieces(read: list[_Groups], penalty: Penalty) -> list[_Groups]:
+    """Return groups and steps whole for a compiled kernel, else in pieces that fit into the cache."""
     return [
         (x[place], step if step.moment is None else step._replace(moment=step.moment[place]))
         for x, step in read
-        for place in places(x, _piece_size(x, plain=step.moment is None))
+        for place in ([...] if _kernel(penalty, x, step) else places(x, _piece_size(x, plain=step.moment is None)))
     ]
 
 
@@ -239,6 +254,9 @@ def _evaluate(
 ) -> Tensor:
     """Return a penalty's function of groups and a step."""
     work = x if x.dtype in _PRECISE else x.float()
+    if step.moment is not None and (kernel := _kernel(penalty, work, step)):
+        pull: Tensor = kernel.pull(work, step.moment, step.size * penalty.weight(work), step.eps)
+        return pull
     return function(work, step.shift(work, penalty, scratch), scratch)
 
 
@@ -263,4 +281,8 @@ class _Step(NamedTuple):
         if self.moment is None:
             return plain
         root = torch.rsqrt(self.moment.to(x.dtype), out=scratch("shift", x)).reciprocal_()  # twice as fast as sqrt
-        return root.add_(self.eps).reciprocal_().mul_(plain)
+        return torch.div(root.new_tensor(plain), root.add_(self.eps), out=root)
+
+
+_Groups = tuple[Tensor, _Step]
+"""Groups in the shape (L, A, G, B), and their step, whose moment has the same shape."""
