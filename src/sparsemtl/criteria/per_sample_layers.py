@@ -283,7 +283,8 @@ def _add_by_row(geometry: _Geometry, x: Tensor, dy: Tensor, taps: Tensor, power_
         rows = _rows(geometry, x[samples], size[-1])
         gradient = right[samples].contiguous().unflatten(2, size)
         for tap, read, written in outer_taps:
-            left = rows[(..., *read, slice(None))].flatten(4).flatten(2, 3)
+            window: Any = (..., *read, slice(None))
+            left = rows[window].flatten(4).flatten(2, 3)
             part = gradient[(slice(None), slice(None), *written)].flatten(2, -2)
             power_sum.products(_grouped(taps[tap].flatten(0, 1), geometry.groups), left, part)
 
