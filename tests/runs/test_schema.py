@@ -81,7 +81,8 @@ def test_the_editor_agrees_about_every_parameter(
 @each("value", [*VALUES, ["a"], [1], {"a": 1}, {"a": -1}, {"epochs": 2}, {"epoch": 2}])
 def test_the_editor_agrees_about_the_first_level(editor: dict[str, Any], value: Any) -> None:
     for key in (*run_keys(), "training", "unknown", *SECTIONS):
-        assert valid(editor, {key: value}, editor) == passes({key: value}), (key, value)
+        if (key, value) != ("plugins", ["a"]):  # there is no such plugin, which only a run can find out
+            assert valid(editor, {key: value}, editor) == passes({key: value}), (key, value)
 
 
 @each("value", [*VALUES, ["a"], {"a": 1}, {"epochs": 2}, {"epoch": 2}, {"name": "x"}])
@@ -89,7 +90,8 @@ def test_the_editor_agrees_about_the_first_level_of_pretraining(editor: dict[str
     taken_over = [section for section, (_, default) in SECTIONS.items() if default is not None]
     for key in (*run_keys(), "training", "unknown", *taken_over):
         config = {"pretraining": {key: value}}
-        if not (key in SECTIONS and isinstance(value, dict) and value and "name" not in value):
+        nameless = key in SECTIONS and isinstance(value, dict) and value and "name" not in value
+        if not nameless and (key, value) != ("plugins", ["a"]):
             assert valid(editor, config, editor) == passes(config), config
 
 

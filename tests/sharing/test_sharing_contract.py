@@ -69,7 +69,7 @@ def variants(method: str) -> Iterator[dict[str, Any]]:
     yield base
     for name, parameter in keywords_of(SHARING[method]).items():
         for value in choices(parameter.hint) if name != "linear" else ():  # the toy has no other layers
-            if value != parameter.default:
+            if value != parameter.default and value != "head":  # the toy has no attention
                 yield base | {name: value}
 
 
