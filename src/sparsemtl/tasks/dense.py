@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from sparsemtl.errors import LabelError, ParameterError
 from sparsemtl.heads.fcn import FCNHead
-from sparsemtl.tasks.task import Task, update_labelled
+from sparsemtl.tasks.task import Task
 
 if TYPE_CHECKING:
-    from torchmetrics import Metric
+    pass
 
 
 class DenseTask(Task):
@@ -49,10 +48,6 @@ class DenseTask(Task):
                 "input's size; heads bring maps up to it, which takes inputs whose sides are multiples of the "
                 "encoder's stride."
             )
-
-    def checked_update(self, metrics: Mapping[str, Metric], output: Tensor, label: Tensor) -> None:
-        """Add the samples of a batch with a known pixel to metrics."""
-        update_labelled(self, metrics, output, label)
 
 
 def _size(tensor: Tensor) -> str:

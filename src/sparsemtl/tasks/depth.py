@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
@@ -14,7 +14,7 @@ from sparsemtl.errors import LabelError
 from sparsemtl.registry.parameters import validated
 from sparsemtl.tasks.dense import DenseTask
 from sparsemtl.tasks.likelihoods import PixelGaussian
-from sparsemtl.tasks.task import TaskOptions, known_pairs
+from sparsemtl.tasks.task import TaskOptions, known_pairs, update_labelled
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -95,6 +95,10 @@ class Depth(DenseTask):
             "rmse": RootMeanSquare(),
             "mae_less_is_more": DepthErrorLessIsMore(),
         }
+
+    def checked_update(self, metrics: Mapping[str, Metric], output: Tensor, label: Tensor) -> None:
+        """Add the samples of a batch with a known pixel to metrics."""
+        update_labelled(self, metrics, output, label)
 
     def predict(self, output: Tensor) -> Tensor:
         """Return depth (B, 1, H, W)."""

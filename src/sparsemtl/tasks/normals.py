@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import torch
@@ -12,7 +13,7 @@ from sparsemtl.errors import LabelError
 from sparsemtl.registry.parameters import validated
 from sparsemtl.tasks.dense import DenseTask
 from sparsemtl.tasks.likelihoods import PixelDirection
-from sparsemtl.tasks.task import TaskOptions, known_pairs
+from sparsemtl.tasks.task import TaskOptions, known_pairs, update_labelled
 from sparsemtl.tasks.vectors import cosine, squared_length, unit
 
 if TYPE_CHECKING:
@@ -78,6 +79,10 @@ class Normals(DenseTask):
             "within_22": WithinAngle(22.5),
             "within_30": WithinAngle(30.0),
         }
+
+    def checked_update(self, metrics: Mapping[str, Metric], output: Tensor, label: Tensor) -> None:
+        """Add the samples of a batch with a known pixel to metrics."""
+        update_labelled(self, metrics, output, label)
 
     def predict(self, output: Tensor) -> Tensor:
         """Return unit vectors (B, 3, H, W)."""

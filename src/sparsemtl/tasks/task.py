@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,9 @@ class Task(abc.ABC):
         name: letters, digits, `_` and `-`. It names the head, the masks and the columns of every table.
         options: see `TaskOptions`.
     """
+
+    output_axis: ClassVar[int] = 1
+    """Axis of the outputs (B, ...) along which the values for one label lie, such as the logits of the classes."""
 
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -108,7 +111,9 @@ class Task(abc.ABC):
     def known_outputs(self, target: Tensor, output: Tensor) -> Tensor:
         """Return a mask of the outputs with a known label: bool, broadcasts to the outputs (B, ...)."""
         known = self.known(target)
-        return known.view(known.shape[0], *[1] * (output.ndim - known.ndim), *known.shape[1:])
+        for _ in range(output.ndim - known.ndim):
+            known = known.unsqueeze(self.output_axis)
+        return known
 
     @abc.abstractmethod
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ class TokenClassification(Task):
         1.0986
     """
 
+    output_axis = 2
+
     @validated
     def __init__(
         self,
@@ -67,7 +69,7 @@ class TokenClassification(Task):
     @property
     def likelihood(self) -> PositionCategorical:
         """Softmax per token."""
-        return PositionCategorical(self.ignore_index, class_axis=2)
+        return PositionCategorical(self.ignore_index, class_axis=self.output_axis)
 
     def head(self, features: int | None = None, stride: int | None = None) -> nn.Module:
         """Return a linear layer on the features of every token; see `Task.head`.
@@ -85,10 +87,6 @@ class TokenClassification(Task):
     def known(self, target: Tensor) -> Tensor:
         """Return a mask (B, S) of the tokens whose label is not the ignore index."""
         return target != self.ignore_index
-
-    def known_outputs(self, target: Tensor, output: Tensor) -> Tensor:
-        """Return a mask (B, S, 1) of the tokens with a label."""
-        return self.known(target).unsqueeze(2)
 
     def check_labels(self, target: Tensor) -> None:
         """Raise a LabelError unless labels are class indices or the ignore index."""
