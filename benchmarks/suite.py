@@ -35,7 +35,7 @@ FOLDER = Path(__file__).parent
 RECORD = FOLDER / "results" / "speed.json"
 PAGE = FOLDER / "results" / "speed.md"
 PACKAGES = ("sparsemtl", "torch", "torchjd", "numpy", "scipy", "pandas", "pillow")
-LIMIT = {False: 420, True: 40}
+LIMIT = {False: 600, True: 40}
 """Seconds after which a script is stopped, by `quick`."""
 WORSE = 1.1
 PORTABLE = ("", "x", "bytes", "MB", "GB")
@@ -111,6 +111,8 @@ def page(record: Mapping[str, Any]) -> str:
         "Medians and ranges. A figure without a unit is a ratio of times that were taken alternately in one process. "
         "`make bench-quick` names rows that became worse by more than 10 %.",
     ]
+    if missing := [script.name for name, script in scripts().items() if name not in record["scripts"]]:
+        parts.append(f"**Not run here**: {', '.join(f'`{name}`' for name in missing)}.")
     for name, result in record["scripts"].items():
         parts += section(scripts()[name], result)
     return "\n\n".join(parts) + "\n"
