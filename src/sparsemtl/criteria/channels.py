@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from sparsemtl.criteria.model_state import preserve_model_state
 from sparsemtl.networks.model import maskable_parameters
+from sparsemtl.networks.model_state import preserve_model_state
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, getattr(nn, "RMSNorm", nn.LayerNorm))  # RMSNorm: torch 2.4
 

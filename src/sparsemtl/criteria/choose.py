@@ -13,13 +13,13 @@ from typing_extensions import Unpack
 from sparsemtl.criteria.channels import channel_units
 from sparsemtl.criteria.criterion import Criterion
 from sparsemtl.criteria.fisher import Fisher
-from sparsemtl.criteria.select import Granularity, RankingOptions, Scope, select, select_channels
-from sparsemtl.criteria.structures import find_structures, select_structures
+from sparsemtl.criteria.select import Granularity, RankingOptions, Scope, select, select_channels, select_structures
 from sparsemtl.errors import MaskError, MaskWarning
 from sparsemtl.networks.masks import TaskMasks
-from sparsemtl.networks.model import MultiTaskModel, check_maskable, placement
+from sparsemtl.networks.model import MultiTaskModel, check_maskable, first_group
 from sparsemtl.networks.randomness import fork_rng
-from sparsemtl.tasks.batches import Group, Loader, Loaders, as_group, check_readable
+from sparsemtl.networks.structures import find_structures
+from sparsemtl.tasks.batches import Loaders, check_readable
 
 
 def choose_masks(
@@ -122,15 +122,7 @@ def _selection(granularity: Granularity, model: MultiTaskModel, loaders: Loaders
     """Return the function of scores that keeps the highest weights or units."""
     if granularity == "weight":
         return select
-    group = _example(model, loaders)
+    group = first_group(model, loaders)
     if granularity == "channel":
         return partial(select_channels, units=channel_units(model, group.x, group.tasks))
     return partial(select_structures, structures=find_structures(model, group.x, granularity, group.tasks))
-
-
-def _example(model: MultiTaskModel, loaders: Loaders) -> Group:
-    """Return the first batch of the first task."""
-    name = next(iter(model.tasks))
-    loader: Loader = loaders[name] if isinstance(loaders, Mapping) else loaders
-    owner = name if isinstance(loaders, Mapping) else None
-    return as_group(next(iter(loader)), model.tasks, owner).to(*placement(model))

@@ -16,10 +16,10 @@ from typing_extensions import Doc, Unpack
 
 from sparsemtl.criteria.criterion import Criterion, Scores
 from sparsemtl.criteria.gradient_powers import BatchPowers, GradientPowers, Power, PowerSum, wide
-from sparsemtl.criteria.model_state import preserve_model_state
 from sparsemtl.criteria.per_sample import PerSampleOptions, per_sample
 from sparsemtl.errors import LabelError, LikelihoodWarning, NonFiniteScoreError, ParameterError
 from sparsemtl.networks.model import MultiTaskModel, maskable_parameters, placement
+from sparsemtl.networks.model_state import preserve_model_state
 from sparsemtl.networks.swap import unwrapped
 from sparsemtl.registry.parameters import Count, Natural, validated
 from sparsemtl.tasks.batches import Loader, Loaders, check_loaders, evaluation_groups, per_task

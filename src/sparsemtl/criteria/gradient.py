@@ -11,9 +11,9 @@ from typing_extensions import Doc
 
 from sparsemtl.criteria.criterion import Criterion, Scores
 from sparsemtl.criteria.gradient_powers import BatchPowers, PowerSum, wide, zeros_like
-from sparsemtl.criteria.model_state import preserve_model_state
 from sparsemtl.errors import LabelError
 from sparsemtl.networks.model import maskable_parameters, placement
+from sparsemtl.networks.model_state import preserve_model_state
 from sparsemtl.networks.swap import unwrapped
 from sparsemtl.registry.parameters import Count, validated
 from sparsemtl.tasks.batches import Group, Loaders, groups_for

@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from sparsemtl.errors import MaskError, NonFiniteScoreError, ParameterError
+from sparsemtl.networks.structures import Structure
 from sparsemtl.registry.parameters import Count, Default
 
 Scope = Literal["global", "layer"]
@@ -211,3 +212,56 @@ def _bounds(arrays: Sequence[Any], k: int) -> tuple[Any, Any]:
     rank, margin = share * len(sample), 6 * (share * (1 - share) * len(sample)) ** 0.5 + 1
     last = len(sample) - 1
     return sample[min(last, math.ceil(rank + margin))], sample[max(0, math.floor(rank - margin))]
+
+
+def select_structures(
+    scores: Mapping[str, Tensor],
+    structures: Mapping[str, Structure],
+    keep: float,
+    *,
+    scope: Scope = "global",
+    min_per_layer: int = 1,
+) -> dict[str, Tensor]:
+    """Keep whole units: K = clamp(round(keep * U), 1, U) of the U units of all layers together.
+
+    The score of a unit is the mean over its entries.
+
+    Args:
+        scores: parameter name -> scores, for all parameters of the structures; others are kept whole.
+        structures: layer -> its units, as `find_structures` returns them.
+        keep: fraction of the units in (0, 1].
+        scope: as in `select`.
+        min_per_layer: units that every layer keeps at least.
+
+    Returns:
+        parameter name -> bool tensor; parameters in the order of `scores`.
+
+    Raises:
+        MaskError: if a score is missing or NaN.
+        ParameterError: as in `select`.
+    """
+    units = {layer: _unit_scores(scores, structure) for layer, structure in structures.items()}
+    kept = select(units, keep, scope=scope, min_per_layer=min_per_layer)
+    masks = {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
+    for layer, structure in structures.items():
+        for part in structure.parts:
+            mask = masks[part.name]
+            along = kept[layer][part.units.to(mask.device)]
+            mask &= along.view(-1, *[1] * (mask.ndim - 1 - part.axis))
+    return masks
+
+
+def _unit_scores(scores: Mapping[str, Tensor], structure: Structure) -> Tensor:
+    """Return the mean score of the entries of each unit."""
+    entries = 0
+    total = next(iter(scores.values())).new_zeros(structure.count, dtype=torch.float64)
+    for part in structure.parts:
+        if part.name not in scores:
+            raise MaskError(
+                f"parameter {part.name!r} belongs to a unit but has no score. Units need the scores of biases too: "
+                "make the criterion with mask_all=True."
+            )
+        score = scores[part.name].movedim(part.axis, 0)
+        total.index_add_(0, part.units.to(total.device), score.double().reshape(len(score), -1).sum(1))
+        entries += score.numel()
+    return total * structure.count / entries

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparsemtl.errors import ParameterError, unknown_name
 from sparsemtl.networks.roles import left_out, refuse_computed, weight_ids
+from sparsemtl.tasks.batches import Group, Loader, Loaders, as_group, first_batch
 from sparsemtl.tasks.forward_errors import PLAIN, explain
 
 if TYPE_CHECKING:
@@ -215,6 +216,14 @@ def placement(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
     """Return the device and the dtype in which a model reads floating-point inputs: those of its first weight."""
     weight = next((p for p in model.parameters() if p.is_floating_point()), None)
     return (torch.device("cpu"), None) if weight is None else (weight.device, weight.dtype)
+
+
+def first_group(model: MultiTaskModel, loaders: Loaders) -> Group:
+    """Return the first batch of the first task, on the model's device and in its dtype."""
+    name = next(iter(model.tasks))
+    owner = name if isinstance(loaders, Mapping) else None
+    loader: Loader = loaders if owner is None else loaders[owner]
+    return as_group(first_batch(loader, owner), model.tasks, owner).to(*placement(model))
 
 
 def heads_for(

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from sparsemtl import Classification, SharedBottom, fisher_masks
 from sparsemtl.architectures import TransformerEncoder
-from sparsemtl.criteria.structures import Structure, find_structures, select_structures
+from sparsemtl.criteria.select import select_structures
 from sparsemtl.errors import MaskError
+from sparsemtl.networks.structures import Structure, find_structures
 
 transformers = pytest.importorskip("transformers")
 TASKS = [Classification("a", 2), Classification("b", 3)]
@@ -81,6 +82,28 @@ def test_all_units_of_a_network_are_found(case: str, kind: str) -> None:
     layers, count = CASES[case][2][kind]
     found = find_structures(model, x, kind)
     assert [structure.count for structure in found.values()] == [count] * layers
+
+
+@each
+def test_units_are_found_by_the_way_of_tensors_not_by_the_weights(case: str, kind: str) -> None:
+    model, x = model_of(case)
+    plain = find_structures(model, x, kind)
+    for part in (part for structure in plain.values() for part in structure.parts):
+        model.get_parameter(part.name).data.zero_()
+    found = find_structures(model, x, kind)
+    assert found.keys() == plain.keys()
+    for layer, structure in found.items():
+        assert [(part.name, part.axis) for part in structure.parts] == [
+            (part.name, part.axis) for part in plain[layer].parts
+        ]
+        assert structure.parts[-1].name == layer
+        assert structure.kind == kind
+
+
+def test_activations_may_work_in_place() -> None:
+    encoder = nn.Sequential(nn.Linear(6, INNER), nn.ReLU(inplace=True), nn.Linear(INNER, WIDTH))
+    model = SharedBottom(encoder, TASKS, {task.name: task.head(WIDTH) for task in TASKS})
+    assert list(find_structures(model, ROWS, "neuron")) == ["encoder.2.weight"]
 
 
 @torch.no_grad()

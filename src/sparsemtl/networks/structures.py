@@ -2,7 +2,8 @@
 
 Units are found by one forward pass that is cut at the input of every linear layer, so that gradients show which outputs
 reach which inputs directly. A layer makes units of another layer's input if each block of its outputs reaches one block
-of the inputs and no other: blocks of one feature are neurons, blocks of as many features as a head has are heads.
+of the inputs and no other: blocks of one feature are neurons, blocks of as many features as a head has are heads. In
+this pass linear layers return random numbers, so that units whose weights are zero are found as well.
 """
 
 from __future__ import annotations
@@ -16,17 +17,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sparsemtl.criteria.model_state import preserve_model_state
-from sparsemtl.criteria.select import Scope, select
 from sparsemtl.errors import MaskError
 from sparsemtl.networks.model import maskable_parameters
+from sparsemtl.networks.model_state import preserve_model_state
 from sparsemtl.networks.roles import is_transposed_linear
 from sparsemtl.tasks.nests import map_tensors, tensors_in
 
 Kind = Literal["head", "neuron"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
     """Entries of one parameter by unit.
 
@@ -41,15 +41,17 @@ class Part:
     units: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Structure:
     """Units of one layer's input.
 
     Attributes:
+        kind: `head` or `neuron`.
         count: number of units.
-        parts: entries of parameters that belong to them.
+        parts: entries of parameters that belong to them, those of the weight that reads the units last.
     """
 
+    kind: Kind
     count: int
     parts: tuple[Part, ...]
 
@@ -82,7 +84,7 @@ def find_structures(model: nn.Module, x: Any, kind: Kind, tasks: tuple[str, ...]
         found = probe.neurons() if kind == "neuron" else probe.heads()
         structures = {
             f"{names[reader]}.weight": Structure(
-                count, tuple(part for part in _parts(names, reader, makers, count) if part.name in shared)
+                kind, count, tuple(part for part in _parts(names, reader, makers, count) if part.name in shared)
             )
             for reader, makers, count in found
             if f"{names[reader]}.weight" in shared
@@ -99,59 +101,6 @@ def find_structures(model: nn.Module, x: Any, kind: Kind, tasks: tuple[str, ...]
     return structures
 
 
-def select_structures(
-    scores: Mapping[str, Tensor],
-    structures: Mapping[str, Structure],
-    keep: float,
-    *,
-    scope: Scope = "global",
-    min_per_layer: int = 1,
-) -> dict[str, Tensor]:
-    """Keep whole units: K = clamp(round(keep * U), 1, U) of the U units of all layers together.
-
-    The score of a unit is the mean over its entries.
-
-    Args:
-        scores: parameter name -> scores, for all parameters of the structures; others are kept whole.
-        structures: layer -> its units, as `find_structures` returns them.
-        keep: fraction of the units in (0, 1].
-        scope: as in `select`.
-        min_per_layer: units that every layer keeps at least.
-
-    Returns:
-        parameter name -> bool tensor; parameters in the order of `scores`.
-
-    Raises:
-        MaskError: if a score is missing or NaN.
-        ParameterError: as in `select`.
-    """
-    units = {layer: _unit_scores(scores, structure) for layer, structure in structures.items()}
-    kept = select(units, keep, scope=scope, min_per_layer=min_per_layer)
-    masks = {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
-    for layer, structure in structures.items():
-        for part in structure.parts:
-            mask = masks[part.name]
-            along = kept[layer][part.units.to(mask.device)]
-            mask &= along.view(-1, *[1] * (mask.ndim - 1 - part.axis))
-    return masks
-
-
-def _unit_scores(scores: Mapping[str, Tensor], structure: Structure) -> Tensor:
-    """Return the mean score of the entries of each unit."""
-    entries = 0
-    total = next(iter(scores.values())).new_zeros(structure.count, dtype=torch.float64)
-    for part in structure.parts:
-        if part.name not in scores:
-            raise MaskError(
-                f"parameter {part.name!r} belongs to a unit but has no score. Units need the scores of biases too: "
-                "make the criterion with mask_all=True."
-            )
-        score = scores[part.name].movedim(part.axis, 0)
-        total.index_add_(0, part.units.to(total.device), score.double().reshape(len(score), -1).sum(1))
-        entries += score.numel()
-    return total * structure.count / entries
-
-
 Makers = Mapping[nn.Module, int]
 """Layer -> number of equal parts of its outputs that each hold all units, such as 3 of a fused query, key and value."""
 
@@ -161,6 +110,7 @@ class _Probe:
 
     def __init__(self, model: nn.Module, x: Any, tasks: tuple[str, ...] | None) -> None:
         self._ancestors = _ancestors(model)
+        self._generator = torch.Generator().manual_seed(0)
         self._inputs: dict[nn.Module, list[Tensor]] = {}
         self._outputs: dict[nn.Module, list[Tensor]] = {}
         self._whole: list[Tensor] = []  # read by a layer in a structure of several tensors
@@ -184,8 +134,11 @@ class _Probe:
             self._whole += [tensor for tensor in tensors_in(args[0]) if tensor.is_floating_point()]
         return (map_tensors(_leaf, args[0]), *args[1:])
 
-    def _keep(self, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        self._outputs.setdefault(layer, []).append(output)
+    def _keep(self, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Let the layer return positive numbers, at which no activation is zero and no weight of attention is."""
+        made = torch.rand(output.shape, generator=self._generator).add(0.5).to(output).requires_grad_()
+        self._outputs.setdefault(layer, []).append(made)
+        return made.clone()  # which an activation may change in place
 
     def neurons(self) -> Iterator[tuple[nn.Module, Makers, int]]:
         """Yield (reader, its makers, number of neurons)."""
@@ -307,4 +260,4 @@ def _multihead(name: str, module: nn.MultiheadAttention) -> Structure:
         for own in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias")
         if (parameter := module._parameters.get(own)) is not None
     ]
-    return Structure(count, (*rows, Part(f"{name}.out_proj.weight", 1, _contiguous(width, count, 1))))
+    return Structure("head", count, (*rows, Part(f"{name}.out_proj.weight", 1, _contiguous(width, count, 1))))
