@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         Segmentation,
         Task,
         TokenClassification,
+        balanced_class_weights,
     )
     from sparsemtl.training import Callback, Trainer, TrainingStep
 
@@ -102,6 +103,7 @@ __all__ = [
     "TransformerEncoder",
     "WrappedModel",
     "__version__",
+    "balanced_class_weights",
     "choose_masks",
     "compact",
     "fisher_information",
@@ -183,6 +185,7 @@ _EXPORTS = {
         "Segmentation",
         "Task",
         "TokenClassification",
+        "balanced_class_weights",
     ),
     "sparsemtl.training": (
         "Callback",

@@ -9,11 +9,15 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from sparsemtl.data import DATASETS, TaskData
 from sparsemtl.errors import ConfigError, unknown_name
 from sparsemtl.runs.pretraining import pretrained_tasks, pretraining_config
 from sparsemtl.runs.validation import data_section
 from sparsemtl.tasks import Task
+from sparsemtl.tasks.batches import as_group
 from sparsemtl.tasks.options import with_options
 
 
@@ -51,7 +55,7 @@ class RunSpec:
             _check_tasks(key, self.config[key] or (), whole)
         chosen = self._chosen(whole)
         data = whole if chosen is None else whole.only(chosen)
-        return replace(data, tasks=tuple(map(self._judged, data.tasks)))
+        return replace(data, tasks=tuple(self._judged(task, data) for task in data.tasks))
 
     def _whole(self) -> TaskData:
         """Return the data set with all its tasks."""
@@ -68,9 +72,10 @@ class RunSpec:
         trained = pretrained_tasks(self)
         return [task.name for task in whole.tasks if trained and task.name not in trained] or None
 
-    def _judged(self, task: Task) -> Task:
+    def _judged(self, task: Task, data: TaskData) -> Task:
         """Return the task with the configuration's options, weight and primary metric."""
-        own = copy(with_options(task, self.config["task_options"].get(task.name, {})))
+        options = self.config["task_options"].get(task.name, {})
+        own = copy(with_options(task, options, lambda: _training_labels(task, data)))
         own.weight = float(self.config["weights"].get(task.name, task.weight))
         own.primary = self.config["primary"].get(task.name)
         return own
@@ -81,3 +86,10 @@ def _check_tasks(key: str, names: Iterable[str], data: TaskData) -> None:
     for name in names:
         if name not in known:
             raise ConfigError(f"{key}: {unknown_name('task', name, known)}")
+
+
+def _training_labels(task: Task, data: TaskData) -> Tensor:
+    """Return the labels of a task's training samples, in order."""
+    part = data.train[task.name] if isinstance(data.train, Mapping) else data.train
+    groups = (as_group(batch, {task.name: task}, owner=task.name) for batch in part.loader(4096))
+    return torch.cat([task.labels(group.targets) for group in groups])

@@ -5,6 +5,7 @@ loss, the gradient and the metrics of that task.
 """
 
 from sparsemtl.registry.registry import Registry
+from sparsemtl.tasks.classes import balanced_class_weights
 from sparsemtl.tasks.classification import Classification
 from sparsemtl.tasks.columns import ColumnLoader
 from sparsemtl.tasks.dense import DenseTask
@@ -43,4 +44,5 @@ __all__ = [
     "Task",
     "TaskOptions",
     "TokenClassification",
+    "balanced_class_weights",
 ]

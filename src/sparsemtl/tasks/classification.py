@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 from torch import Tensor
 from typing_extensions import Doc, Unpack
 
-from sparsemtl.errors import LabelError, ParameterError
-from sparsemtl.registry.parameters import Share, validated
-from sparsemtl.tasks.cross_entropy import check_class_weights, cross_entropy
+from sparsemtl.errors import LabelError
+from sparsemtl.registry.parameters import validated
+from sparsemtl.tasks.classes import Classes, ClassOptions, task_options
 from sparsemtl.tasks.likelihoods import Categorical
 from sparsemtl.tasks.sample import SampleTask
-from sparsemtl.tasks.task import TaskOptions, update_labelled
+from sparsemtl.tasks.task import update_labelled
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -38,22 +38,15 @@ class Classification(SampleTask):
         ignore_index: Annotated[
             int, Doc("Label of samples without one; where labels are floats, NaN has the same meaning.")
         ] = -100,
-        label_smoothing: Annotated[Share, Doc("Share of a label that is spread over all classes, in [0, 1).")] = 0.0,
-        class_weights: Annotated[
-            Sequence[float] | None,
-            Doc("Factor per class, at least 0, of the weighted mean that is the loss; None: equal factors."),
-        ] = None,
-        **options: Unpack[TaskOptions],
+        **options: Unpack[ClassOptions],
     ) -> None:
-        super().__init__(name, **options)
+        super().__init__(name, **task_options(options))
+        self._classes = Classes(name, classes, ignore_index, options, of="sample")
         self.numbered = isinstance(classes, int)
-        self.class_names = [str(c) for c in (range(classes) if isinstance(classes, int) else classes)]
-        if len(self.class_names) < 2:
-            raise ParameterError(f"task {name!r}: a classification needs at least 2 classes, got {classes!r}.")
-        check_class_weights(name, class_weights, len(self.class_names))
+        self.class_names = self._classes.names
         self.ignore_index = ignore_index
-        self.label_smoothing = label_smoothing
-        self.class_weights = class_weights
+        self.label_smoothing = options["label_smoothing"]
+        self.class_weights = options["class_weights"]
 
     @property
     def classes(self) -> int:
@@ -83,17 +76,7 @@ class Classification(SampleTask):
                 f"task {self.name!r}: expected class indices of shape (batch,), got labels of shape "
                 f"{tuple(target.shape)}."
             )
-        if not target.is_floating_point() and target.numel():
-            least, largest = target.aminmax()
-            if int(least) >= 0 and int(largest) < self.classes:
-                return
-        known = target[self.known(target)]
-        wrong = known[(known < 0) | (known >= self.classes) | (known != known.long())]
-        if wrong.numel():
-            raise LabelError(
-                f"task {self.name!r}: label {wrong[0].item()} is not one of the classes 0 .. {self.classes - 1}. "
-                f"A sample without a label carries ignore_index={self.ignore_index} or NaN."
-            )
+        self._classes.check_labels(target, self.known(target))
 
     def cast(self, target: Tensor) -> Tensor:
         """Return labels (B,) or (B, 1) as int64 (B,), with the ignore index in the place of NaN."""
@@ -105,13 +88,7 @@ class Classification(SampleTask):
 
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the mean cross-entropy of the known labels."""
-        return cross_entropy(
-            output,
-            target,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            class_weights=self.class_weights,
-        )
+        return self._classes.loss(output, target)
 
     def default_metrics(self) -> dict[str, Metric]:
         """Return accuracy (micro), macro F1, precision and recall, and calibration error.

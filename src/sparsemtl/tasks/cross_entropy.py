@@ -19,6 +19,7 @@ def cross_entropy(
     ignore_index: int,
     label_smoothing: float,
     class_weights: Sequence[float] | None,
+    focal_gamma: float = 0.0,
 ) -> Tensor:
     """Return the mean cross-entropy over the known labels, a scalar; zero, with zero gradient, if none is known.
 
@@ -30,20 +31,34 @@ def cross_entropy(
         ignore_index: label of the unknown ones.
         label_smoothing: share of a label that is spread over all classes, in [0, 1).
         class_weights: C factors of at least 0; all classes count alike if None.
+        focal_gamma: exponent of the factor (1 - p)^gamma of a label's cross-entropy, p being the probability of its
+            class; 0 for no factor.
     """
     on_cpu = target.device.type == "cpu"  # a GPU would have to be waited for
     if on_cpu and _all_known(target, ignore_index, output.shape[1]):
-        if class_weights is None and not label_smoothing and output.dtype in _EXACT:
+        if class_weights is None and not (label_smoothing or focal_gamma) and output.dtype in _EXACT:
             return F.cross_entropy(output, target, ignore_index=ignore_index)
     else:  # NaN times a gradient of zero would still be NaN
         output = torch.where((target != ignore_index).unsqueeze(1), output, 0.0)
     weights = None if class_weights is None else output.new_tensor(class_weights)
-    total = F.cross_entropy(
-        output, target, weights, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="sum"
-    )
     known = target != ignore_index
+    if focal_gamma:
+        terms = F.cross_entropy(
+            output, target, weights, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none"
+        )
+        total = (_miss(output, torch.where(known, target, 0)) ** focal_gamma * terms).sum()
+    else:
+        total = F.cross_entropy(
+            output, target, weights, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="sum"
+        )
     count = known.sum() if weights is None else weights[target[known]].sum()
     return total / torch.where(count > 0, count, 1)
+
+
+def _miss(output: Tensor, target: Tensor) -> Tensor:
+    """Return 1 - p, p being the probability of the target; above 0, where the slope of any power of it is finite."""
+    log_p = -F.cross_entropy(output, target, reduction="none")
+    return -torch.expm1(log_p.clamp(max=-torch.finfo(output.dtype).tiny))
 
 
 def _all_known(target: Tensor, ignore_index: int, classes: int) -> bool:

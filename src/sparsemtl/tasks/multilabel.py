@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from typing_extensions import Doc, Unpack
 
 from sparsemtl.errors import LabelError, ParameterError
-from sparsemtl.registry.parameters import validated
+from sparsemtl.registry.parameters import NonNegative, validated
 from sparsemtl.tasks.likelihoods import Bernoulli
 from sparsemtl.tasks.sample import SampleTask
 from sparsemtl.tasks.task import TaskOptions, known_pairs, select_known
@@ -35,12 +36,31 @@ class MultiLabel(SampleTask):
         self,
         name: Annotated[str, Doc("Name of the task.")],
         labels: Annotated[int | Sequence[str], Doc("Number of labels, at least 1, or their names.")],
+        *,
+        pos_weight: Annotated[
+            Sequence[float] | None,
+            Doc("Factor per label, above 0, of the loss of its yes answers, as in torch's BCEWithLogitsLoss; None: 1."),
+        ] = None,
+        focal_gamma: Annotated[
+            NonNegative,
+            Doc(
+                "Exponent of the factor (1 - p)^gamma of a label's cross-entropy, p being the probability of the right "
+                "answer (focal loss, Lin et al. 2017); 0: no factor."
+            ),
+        ] = 0.0,
         **options: Unpack[TaskOptions],
     ) -> None:
         super().__init__(name, **options)
         self.label_names = [str(c) for c in (range(labels) if isinstance(labels, int) else labels)]
         if not self.label_names:
             raise ParameterError(f"task {name!r}: a multi-label task needs at least 1 label, got {labels!r}.")
+        if pos_weight is not None and not (len(pos_weight) == self.outputs and all(0 < w < inf for w in pos_weight)):
+            raise ParameterError(
+                f"task {name!r}: `pos_weight` must be {self.outputs} finite numbers above 0, one per label, got "
+                f"{list(pos_weight)!r}."
+            )
+        self.pos_weight = pos_weight
+        self.focal_gamma = focal_gamma
 
     @property
     def outputs(self) -> int:
@@ -75,7 +95,10 @@ class MultiLabel(SampleTask):
         """Return the mean binary cross-entropy of the known labels."""
         known = ~target.isnan()
         output, target = known_pairs(output, target, known)
-        terms = F.binary_cross_entropy_with_logits(output, target, reduction="none")
+        factors = None if self.pos_weight is None else output.new_tensor(self.pos_weight)
+        terms = F.binary_cross_entropy_with_logits(output, target, reduction="none", pos_weight=factors)
+        if self.focal_gamma:  # of the wrong answer, the probability is the sigmoid of minus or plus the logit
+            terms = torch.where(target > 0.5, -output, output).sigmoid() ** self.focal_gamma * terms
         return torch.where(known, terms, 0.0).sum() / known.sum().clamp(min=1)
 
     def default_metrics(self) -> dict[str, Metric]:

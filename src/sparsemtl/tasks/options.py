@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from sparsemtl.errors import ConfigError, SparseMTLError, unknown_name
 from sparsemtl.registry.checking import fits
 from sparsemtl.registry.parameters import Parameter, parameters_of
 from sparsemtl.tasks import TASKS, Task
+from sparsemtl.tasks.classes import balanced_class_weights
 
 _NO_OPTIONS = ("weight", "target", "ignore_index", "background", "loss")
 """Parameters that are no options: `weights` is a key of a run, a loss is code, the others depend on the labels."""
@@ -33,8 +36,13 @@ def check_options(options: Mapping[str, Any]) -> str | None:
     return None if wrong is None else unknown_name("task option", wrong, known)
 
 
-def with_options(task: Task, options: Mapping[str, Any]) -> Task:
+def with_options(task: Task, options: Mapping[str, Any], labels: Callable[[], Tensor] | None = None) -> Task:
     """Return a copy of a task with options changed, the task itself without options.
+
+    Args:
+        task: the task.
+        options: its options.
+        labels: returns the training labels, for `class_weights: balanced`.
 
     Raises:
         ConfigError: if the kind of task has no such option, or the option refuses the value.
@@ -48,8 +56,16 @@ def with_options(task: Task, options: Mapping[str, Any]) -> Task:
         if not fits(value, known[name].hint):
             raise ConfigError(f"{place}.{name}: expected {known[name].kind}, got {value!r}.")
     try:
+        if labels is not None and options.get("class_weights") == "balanced":
+            options = {**options, "class_weights": _balanced(task, labels())}
         changed = task.with_parameters(**options)
         changed.metrics()
     except SparseMTLError as error:
         raise ConfigError(f"{place}: {error}") from None
     return changed
+
+
+def _balanced(task: Task, labels: Tensor) -> list[float]:
+    """Return the weights of the classes of a task whose kind has classes."""
+    ignore_index: int = task.ignore_index  # type: ignore[attr-defined]
+    return balanced_class_weights(labels, task.outputs, ignore_index)

@@ -9,11 +9,11 @@ from torch import Tensor
 from typing_extensions import Doc, Unpack
 
 from sparsemtl.errors import LabelError, ParameterError
-from sparsemtl.registry.parameters import Natural, Share, validated
-from sparsemtl.tasks.cross_entropy import check_class_weights, cross_entropy
+from sparsemtl.registry.parameters import Natural, validated
+from sparsemtl.tasks.classes import Classes, ClassOptions, task_options
 from sparsemtl.tasks.dense import DenseTask
 from sparsemtl.tasks.likelihoods import PositionCategorical
-from sparsemtl.tasks.task import TaskOptions, select_known
+from sparsemtl.tasks.task import select_known
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -34,31 +34,23 @@ class Segmentation(DenseTask):
         classes: Annotated[int | Sequence[str], Doc("Number of classes, at least 2, or their names.")],
         *,
         ignore_index: Annotated[int, Doc("Label of pixels without one; none of the classes.")] = 255,
-        label_smoothing: Annotated[Share, Doc("Share of a label that is spread over all classes, in [0, 1).")] = 0.0,
-        class_weights: Annotated[
-            Sequence[float] | None,
-            Doc("Factor per class, at least 0, of the weighted mean that is the loss; None: equal factors."),
-        ] = None,
         background: Annotated[
             Natural | None, Doc('Index of a class that `miou` leaves out, such as "all else" beside one category.')
         ] = None,
-        **options: Unpack[TaskOptions],
+        **options: Unpack[ClassOptions],
     ) -> None:
-        super().__init__(name, **options)
-        self.class_names = [str(c) for c in (range(classes) if isinstance(classes, int) else classes)]
-        if len(self.class_names) < 2:
-            raise ParameterError(f"task {name!r}: a segmentation needs at least 2 classes, got {classes!r}.")
-        if 0 <= ignore_index < len(self.class_names):
-            raise ParameterError(f"task {name!r}: ignore_index={ignore_index} is one of the classes.")
+        super().__init__(name, **task_options(options))
+        self._classes = Classes(name, classes, ignore_index, options, of="pixel")
+        self._classes.check_ignore_index()
+        self.class_names = self._classes.names
         if background is not None and background >= len(self.class_names):
             raise ParameterError(
                 f"task {name!r}: `background` must be one of the classes 0 .. {len(self.class_names) - 1}, "
                 f"got {background}."
             )
-        check_class_weights(name, class_weights, len(self.class_names))
         self.ignore_index = ignore_index
-        self.label_smoothing = label_smoothing
-        self.class_weights = class_weights
+        self.label_smoothing = options["label_smoothing"]
+        self.class_weights = options["class_weights"]
         self.background = background
 
     @property
@@ -82,12 +74,7 @@ class Segmentation(DenseTask):
                 f"task {self.name!r}: expected whole numbers of shape (batch, height, width), got {target.dtype} of "
                 f"shape {tuple(target.shape)}."
             )
-        wrong = self.known(target) & ((target < 0) | (target >= self.outputs))
-        if bool(wrong.any()):
-            raise LabelError(
-                f"task {self.name!r}: label {target[wrong][0].item()} is not one of the classes 0 .. "
-                f"{self.outputs - 1}. A pixel without a label carries ignore_index={self.ignore_index}."
-            )
+        self._classes.check_labels(target, self.known(target))
 
     def cast(self, target: Tensor) -> Tensor:
         """Return labels (B, H, W) as int64."""
@@ -95,13 +82,7 @@ class Segmentation(DenseTask):
 
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the mean cross-entropy of the known pixels."""
-        return cross_entropy(
-            output,
-            target,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            class_weights=self.class_weights,
-        )
+        return self._classes.loss(output, target)
 
     def default_metrics(self) -> dict[str, Metric]:
         """Return mean IoU, pixel accuracy, and the IoU of Less is More."""

@@ -10,10 +10,10 @@ from typing_extensions import Doc, Unpack
 
 from sparsemtl.errors import LabelError, ParameterError
 from sparsemtl.heads.tokens import TokenHead
-from sparsemtl.registry.parameters import Share, validated
-from sparsemtl.tasks.cross_entropy import check_class_weights, cross_entropy
+from sparsemtl.registry.parameters import validated
+from sparsemtl.tasks.classes import Classes, ClassOptions, task_options
 from sparsemtl.tasks.likelihoods import PositionCategorical
-from sparsemtl.tasks.task import Task, TaskOptions, update_labelled
+from sparsemtl.tasks.task import Task, update_labelled
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -43,23 +43,15 @@ class TokenClassification(Task):
         classes: Annotated[int | Sequence[str], Doc("Number of classes, at least 2, or their names.")],
         *,
         ignore_index: Annotated[int, Doc("Label of tokens without one, such as padding; none of the classes.")] = -100,
-        label_smoothing: Annotated[Share, Doc("Share of a label that is spread over all classes, in [0, 1).")] = 0.0,
-        class_weights: Annotated[
-            Sequence[float] | None,
-            Doc("Factor per class, at least 0, of the weighted mean that is the loss; None: equal factors."),
-        ] = None,
-        **options: Unpack[TaskOptions],
+        **options: Unpack[ClassOptions],
     ) -> None:
-        super().__init__(name, **options)
-        self.class_names = [str(c) for c in (range(classes) if isinstance(classes, int) else classes)]
-        if len(self.class_names) < 2:
-            raise ParameterError(f"task {name!r}: a token classification needs at least 2 classes, got {classes!r}.")
-        if 0 <= ignore_index < len(self.class_names):
-            raise ParameterError(f"task {name!r}: ignore_index={ignore_index} is one of the classes.")
-        check_class_weights(name, class_weights, len(self.class_names))
+        super().__init__(name, **task_options(options))
+        self._classes = Classes(name, classes, ignore_index, options, of="token")
+        self._classes.check_ignore_index()
+        self.class_names = self._classes.names
         self.ignore_index = ignore_index
-        self.label_smoothing = label_smoothing
-        self.class_weights = class_weights
+        self.label_smoothing = options["label_smoothing"]
+        self.class_weights = options["class_weights"]
 
     @property
     def outputs(self) -> int:
@@ -95,12 +87,7 @@ class TokenClassification(Task):
                 f"task {self.name!r}: expected whole numbers of shape (batch, tokens), got {target.dtype} of shape "
                 f"{tuple(target.shape)}."
             )
-        wrong = self.known(target) & ((target < 0) | (target >= self.outputs))
-        if bool(wrong.any()):
-            raise LabelError(
-                f"task {self.name!r}: label {target[wrong][0].item()} is not one of the classes 0 .. "
-                f"{self.outputs - 1}. A token without a label carries ignore_index={self.ignore_index}."
-            )
+        self._classes.check_labels(target, self.known(target))
 
     def check_output(self, output: Tensor, target: Tensor) -> None:
         """Raise if the outputs have another width than the classes, or another number of tokens than the labels."""
@@ -121,13 +108,7 @@ class TokenClassification(Task):
 
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the mean cross-entropy of the labelled tokens."""
-        return cross_entropy(
-            output.transpose(1, 2),
-            target,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            class_weights=self.class_weights,
-        )
+        return self._classes.loss(output.transpose(1, 2), target)
 
     def default_metrics(self) -> dict[str, Metric]:
         """Return accuracy (micro) and macro F1 over labelled tokens; of BIO tags, F1 of entities as the first."""
