@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sparsemtl.networks.recomputed_norms import recompute_norms
     from sparsemtl.networks.task_networks import TaskNetwork, TaskNetworks
     from sparsemtl.optim import MaskedOptimizer
+    from sparsemtl.runs.check_run import check_run
     from sparsemtl.runs.loaded import LoadedRun, load_run
     from sparsemtl.sharing import (
         DenseSharing,
@@ -104,6 +105,7 @@ __all__ = [
     "WrappedModel",
     "__version__",
     "balanced_class_weights",
+    "check_run",
     "choose_masks",
     "compact",
     "fisher_information",
@@ -160,6 +162,7 @@ _EXPORTS = {
         "TaskNetworks",
     ),
     "sparsemtl.optim": ("MaskedOptimizer",),
+    "sparsemtl.runs.check_run": ("check_run",),
     "sparsemtl.runs.loaded": (
         "LoadedRun",
         "load_run",

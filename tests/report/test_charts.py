@@ -8,9 +8,10 @@ import pytest
 from reading import Page
 
 from sparsemtl.report import drawing
-from sparsemtl.report.charts import Axis, Gain, Line, gain_chart, line_chart
+from sparsemtl.report.charts import gain_chart, line_chart
 from sparsemtl.report.drawing import NEUTRAL
 from sparsemtl.report.study_charts import _axis
+from sparsemtl.views.plots import Axis, Gain, Line
 
 
 def test_a_chart_is_one_svg_element_of_its_page():

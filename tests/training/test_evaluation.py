@@ -20,7 +20,8 @@ from sparsemtl.errors import ForwardError, LabelWarning
 from sparsemtl.sharing.sharing import Sharing
 from sparsemtl.tasks.batches import Loaders
 from sparsemtl.training import evaluation
-from sparsemtl.training.evaluation import Results, Trained, evaluate, outputs_of, sample_predictions
+from sparsemtl.training.evaluation import Trained, evaluate, outputs_of, sample_predictions
+from sparsemtl.training.results import Results
 
 CPU = torch.device("cpu")
 

@@ -10,8 +10,8 @@ from training_toys import apart, shared, tasks
 
 import sparsemtl as sm
 from sparsemtl.errors import MetricWarning, ParameterError, SelectionError
-from sparsemtl.training.evaluation import Results
 from sparsemtl.training.monitors import Merit, RelativeChange, primary_of
+from sparsemtl.training.results import Results
 from sparsemtl.training.selection import Selection
 
 TOGETHER = shared()

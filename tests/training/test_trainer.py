@@ -22,9 +22,9 @@ from sparsemtl.errors import CheckpointError, LabelError, LabelWarning, NonFinit
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.storage.files import read_tensors, read_tree
 from sparsemtl.storage.metrics import read_metrics
-from sparsemtl.training.evaluation import Results
 from sparsemtl.training.mixing import Mix
 from sparsemtl.training.options import Precision
+from sparsemtl.training.results import Results
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 
@@ -605,7 +605,11 @@ def test_a_second_fit_is_a_second_run(tmp_path: Path) -> None:
     trainer = quiet(model, epochs=2, folder=tmp_path / "one")
     trainer.fit(loader(), held_out())
     other.load_state_dict(model.state_dict())
-    trainer.fit(loader(), held_out())
+    with pytest.raises(
+        CheckpointError, match=r"holds a run that stopped.*resume=True.*another `folder`.*overwrite=True"
+    ):
+        trainer.fit(loader(), held_out())
+    trainer.fit(loader(), held_out(), overwrite=True)
     quiet(other, epochs=2, folder=tmp_path / "two").fit(loader(), held_out())
     assert_same(state_of(model), state_of(other))
     assert trainer.position.epoch == 2

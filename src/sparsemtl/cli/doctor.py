@@ -8,50 +8,42 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, entry_points, requires, version
 from pathlib import Path
-from typing import Literal
 
 import typer
 
-State = Literal["ok", "missing", "broken"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the diagnosis.
-
-    Attributes:
-        what: part of the installation.
-        found: version, device or state.
-        state: `missing` is an extra that is not installed, `broken` is something that will fail.
-        remedy: command or change that mends it.
-    """
-
-    what: str
-    found: str
-    state: State = "ok"
-    remedy: str = ""
+from sparsemtl.storage.findings import Finding
 
 
 def doctor() -> None:
     """Show versions, devices, extras and plugins, and what is broken; exit with 1 if something is."""
+    findings = list(diagnosis())
+    show_findings(findings, "what")
+    if any(finding.state == "broken" for finding in findings):
+        raise typer.Exit(1)
+
+
+def show_findings(findings: Iterable[Finding], what: str) -> None:
+    """Print findings as a table.
+
+    Args:
+        findings: the findings.
+        what: heading of their first column.
+    """
     from rich.table import Table
 
     from sparsemtl.cli.terminal import show
 
-    table = Table("what", "found", "", box=None, pad_edge=False)
+    table = Table(what, "found", "", box=None, pad_edge=False)
     table.columns[0].no_wrap = True
-    broken = False
-    for finding in diagnosis():
-        note = finding.remedy if finding.state != "ok" else ""
-        table.add_row(finding.what, finding.found, f"{finding.state}: {note}" if note else "")
-        broken = broken or finding.state == "broken"
+    for column in table.columns[1:]:
+        column.overflow = "fold"  # a path that is cut is no help
+    for finding in findings:
+        note = f": {finding.remedy}" if finding.remedy else ""
+        table.add_row(finding.what, finding.found, "" if finding.state == "ok" else f"{finding.state}{note}")
     show(table)
-    if broken:
-        raise typer.Exit(1)
 
 
 def diagnosis() -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Commands run, resume, study, report, list, data, doctor and schema."""
+"""Commands run, resume, study, report, check, list, data, doctor and schema."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from sparsemtl._version import __version__
+from sparsemtl.cli.check import check
 from sparsemtl.cli.data import app as data_app
 from sparsemtl.cli.doctor import doctor
 from sparsemtl.errors import ConfigError, SparseMTLError, SparseMTLWarning, unknown_name
@@ -32,6 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
+app.command()(check)
 app.command()(doctor)
 
 Overrides = Annotated[

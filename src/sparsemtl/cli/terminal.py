@@ -17,12 +17,25 @@ from sparsemtl.registry.parameters import Parameter, parameters_of
 from sparsemtl.registry.registry import Registry
 from sparsemtl.runs.schema import SECTIONS, Keys, in_yaml_words
 from sparsemtl.storage.run_folder import RunFolder
-from sparsemtl.study.tables import MISSING, Cell, StudyTable
+from sparsemtl.study.tables import Cell, StudyTable
+from sparsemtl.views.tables import MISSING, cell_text
+from sparsemtl.views.tables import Table as PlainTable
 
 
 def show(what: RenderableType) -> None:
     """Print to standard output, as wide as the terminal; plain text without a terminal."""
     Console(highlight=False, markup=False).print(what)
+
+
+def rich_table(table: PlainTable) -> Table:
+    """Return a table of ours in rich's form, which wraps long texts."""
+    drawn = Table(*table.head, title=table.title or None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
+    _fold(drawn)
+    for row in table.rows:
+        drawn.add_row(*map(cell_text, row))
+    drawn.caption = "\n".join(table.notes) or None
+    drawn.caption_justify = "left"
+    return drawn
 
 
 def show_run(folder: Path) -> None:

@@ -13,6 +13,7 @@ from sparsemtl.compaction.network import Network, Select
 from sparsemtl.compaction.operations import CONVOLUTIONS, NORMS, torch_class
 from sparsemtl.compaction.rules import ChannelRule, UnknownRule
 from sparsemtl.compaction.verification import Verification
+from sparsemtl.views.tables import Table
 
 
 @dataclass(frozen=True)
@@ -68,17 +69,24 @@ class CompactionReport:
         return found[name]
 
     def __str__(self) -> str:
-        rows = [("layer", "kind", "in", "out", "", "why not more")]
-        rows += [
+        return self._table().text()
+
+    def _repr_html_(self) -> str:
+        """Return the report as a table, for notebooks."""
+        return self._table().html()
+
+    def _table(self) -> Table:
+        head = ("layer", "kind", "in", "out", "", "why not more")
+        rows = [
             (each.name, each.kind, _change(each.inputs), _change(each.outputs), each.change, each.why)
             for each in self.layers
         ]
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        lines = ["  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[5]]).rstrip() for row in rows]
-        lines.append(f"parameters: {_total(self.parameters)}")
-        lines.append(f"multiply-adds: {'not counted without an example' if self.macs is None else _total(self.macs)}")
-        lines.append(str(self.verification))
-        return "\n".join(lines)
+        notes = (
+            f"parameters: {_total(self.parameters)}",
+            f"multiply-adds: {'not counted without an example' if self.macs is None else _total(self.macs)}",
+            str(self.verification),
+        )
+        return Table(head, rows, notes=notes)
 
 
 def _change(channels: tuple[int, int]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,11 @@ from torch import Tensor, nn
 from sparsemtl.errors import MaskError, unknown_name
 from sparsemtl.networks.masked_product import MaskedProducts
 from sparsemtl.networks.swap import refuse_compiled, swap_tensors, unwrapped
+from sparsemtl.views.plots import axes_or_new, draw_shares
+from sparsemtl.views.tables import Shaded, Table, Value, short_names
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Mask = Mapping[str, Tensor]
 """Parameter name -> bool tensor of the parameter's shape; True is kept."""
@@ -20,6 +26,8 @@ Mask = Mapping[str, Tensor]
 
 _PART = 2**16
 """Weights per part of a sum over all pairs of tasks, which is computed in floats."""
+_ROWS = 40
+"""Parameters that the table of a notebook shows."""
 
 
 class TaskMasks(Mapping[str, Mask]):
@@ -92,6 +100,36 @@ class TaskMasks(Mapping[str, Mask]):
     def __repr__(self) -> str:
         densities = ", ".join(f"{task}: {self.density(task):.3f}" for task in self)
         return f"TaskMasks({densities}; {len(self.shapes())} parameters, {self.size():,} weights)"
+
+    def _repr_html_(self) -> str:
+        """Return the densities as a table, for notebooks."""
+        layers = self.layer_density()
+        rows: list[list[Value]] = [
+            [name, shape.numel(), *(Shaded(layers[name][t], layers[name][t]) for t in self)]
+            for name, shape in list(self.shapes().items())[:_ROWS]
+        ]
+        rows.append(["all parameters", self.size(), *(self.density(t) for t in self)])
+        hidden = len(layers) - _ROWS
+        notes = [f"{hidden} more parameters are in layer_density()."] if hidden > 0 else []
+        title = "Fraction of the weights that each task keeps" + (f", by {self.method}" if self.method else "")
+        return Table(["parameter", "weights", *self], rows, title, notes).html()
+
+    def plot(self, *, ax: Axes | None = None) -> Axes:
+        """Draw the fraction of each parameter that each task keeps, and return the axes.
+
+        Args:
+            ax: axes of matplotlib; by default those of a new figure.
+
+        Raises:
+            MissingExtraError: if matplotlib is not installed.
+        """
+        densities = self.layer_density()
+        names = short_names(list(densities))
+        width = 1.5 + 0.07 * max(map(len, names)) + 0.9 * len(self)
+        ax = axes_or_new(ax, width=width, height=1.2 + 0.26 * len(names))
+        draw_shares(ax, [list(density.values()) for density in densities.values()], names, self.tasks)
+        ax.set_title("fraction of the weights kept")
+        return ax
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -267,3 +305,35 @@ class Overlap:
             for task, row in zip(self.tasks, self.jaccard.tolist(), strict=True)
         ]
         return "\n".join([head, *rows])
+
+    def _repr_html_(self) -> str:
+        """Return the Jaccard indices as a table, for notebooks."""
+        rows: list[list[Value]] = [
+            [task, *(Shaded(value, value) for value in row)]
+            for task, row in zip(self.tasks, self.jaccard.tolist(), strict=True)
+        ]
+        return Table(["", *self.tasks], rows, "Jaccard index |A and B| / |A or B| of the tasks' masks").html()
+
+    def plot(self, measure: Literal["jaccard", "containment"] = "jaccard", *, ax: Axes | None = None) -> Axes:
+        """Draw the overlap of all pairs of tasks, and return the axes.
+
+        Args:
+            measure: `jaccard` or `containment`.
+            ax: axes of matplotlib; by default those of a new figure.
+
+        Raises:
+            MaskError: if there is no such measure.
+            MissingExtraError: if matplotlib is not installed.
+        """
+        measures = {
+            "jaccard": (self.jaccard, "Jaccard index of the masks"),
+            "containment": (self.containment, "part of the row's weights that the column keeps"),
+        }
+        if measure not in measures:
+            raise MaskError(unknown_name("measure", measure, measures))
+        values, title = measures[measure]
+        side = 2.2 + 0.7 * len(self.tasks)
+        ax = axes_or_new(ax, width=side + 0.6, height=side)
+        draw_shares(ax, values.tolist(), self.tasks, self.tasks)
+        ax.set_title(title)
+        return ax

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sparsemtl.networks.declarations import Figure, SummaryTable, Value
-from sparsemtl.report.charts import Chart, Line, line_chart
+from sparsemtl.report.charts import Chart, line_chart
 from sparsemtl.report.drawing import NEUTRAL
 from sparsemtl.report.words import arrow, number, percent
 from sparsemtl.storage.run_folder import RunRecord
+from sparsemtl.views.plots import Line
 
 TITLES = {"architecture": "Architecture", "sharing": "Sharing method", "balancing": "Balancing"}
 """Split of `metrics.csv`, and key of the declarations -> heading of the section."""

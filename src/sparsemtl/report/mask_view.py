@@ -13,6 +13,7 @@ from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.storage.files import read_tensors
 from sparsemtl.storage.run_folder import RunRecord
+from sparsemtl.views.tables import short_names
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def mask_view(masks: TaskMasks) -> MaskView:
     sizes = {name: shape.numel() for name, shape in masks.shapes().items()}
     layers = [
         _MaskedLayer(short, sizes[name], [densities[name][t] for t in masks], _shares(histograms[name]))
-        for name, short in zip(names, _shortened(names), strict=True)
+        for name, short in zip(names, short_names(names), strict=True)
     ]
     own = [masks.density(task) for task in masks]
     whole = _MaskedLayer("all layers", masks.size(), own, _shares(torch.stack(list(histograms.values())).sum(0)))
@@ -121,12 +122,3 @@ def _jaccard_by_chance(a: float, b: float) -> float:
 def _mean_of_pairs(matrix: Sequence[Sequence[float]]) -> float | None:
     pairs = [row[j] for i, row in enumerate(matrix) for j in range(i)]
     return sum(pairs) / len(pairs) if pairs else None
-
-
-def _shortened(names: Sequence[str]) -> list[str]:
-    """Drop the leading parts that all names share, and "weight" at the end; a number keeps the name before it."""
-    parts = [name.split(".") for name in names]
-    parts = [p[:-1] if p[-1] == "weight" and len(p) > 1 else p for p in parts]
-    while len({p[0] for p in parts}) == 1 and all(len(p) > 1 and not p[1].isdigit() for p in parts):
-        parts = [p[1:] for p in parts]
-    return [".".join(p) for p in parts]

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sparsemtl.report.charts import Chart, Line, line_chart
+from sparsemtl.report.charts import Chart, line_chart
 from sparsemtl.report.declared import TITLES, section
 from sparsemtl.report.mask_view import MaskView, mask_view, masks_of
 from sparsemtl.report.page import render
@@ -16,6 +16,7 @@ from sparsemtl.report.pictures import galleries
 from sparsemtl.report.run_cost import cost_view
 from sparsemtl.report.words import arrow, duration, percent, plural, scores
 from sparsemtl.storage.run_folder import RunFolder, RunRecord
+from sparsemtl.views.plots import Line
 
 
 @dataclass(frozen=True)

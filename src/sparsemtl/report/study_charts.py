@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import pandas as pd
 from markupsafe import Markup
 
-from sparsemtl.report.charts import Axis, Chart, Gain, Line, gain_chart, line_chart
+from sparsemtl.report.charts import Chart, gain_chart, line_chart
 from sparsemtl.report.words import arrow
 from sparsemtl.study.record import StudyRecord
 from sparsemtl.study.results import DELTA, Spread, StudyResults, gains, per_seed, spread
+from sparsemtl.views.plots import Axis, Gain, Line
 
 
 def gain_charts(best: StudyResults, colours: Mapping[str, int], baseline: str) -> list[Chart]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from sparsemtl.study.tables import MISSING, decimals, to_units
+from sparsemtl.study.tables import decimals, to_units
+from sparsemtl.views.tables import MISSING
 
 
 def number(value: float | None) -> str:

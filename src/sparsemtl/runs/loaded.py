@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,10 +29,11 @@ from sparsemtl.storage.metrics import metrics_frame
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.tasks import TASKS, Task
 from sparsemtl.tasks.batches import Loaders, check_loaders
-from sparsemtl.training.evaluation import Results, Trained, evaluate
+from sparsemtl.training.evaluation import Trained, evaluate
+from sparsemtl.training.results import Results
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from sparsemtl.storage.history import History
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class LoadedRun:
         return self.networks.kept(self.model.shared_parameters())
 
     @property
-    def history(self) -> DataFrame:
-        """Figures that the run logged, one per row: epoch, step, split, task, metric, value.
+    def history(self) -> History:
+        """Figures that the run logged, one per row: epoch, step, split, task, metric, value; `plot()` draws them.
 
         Raises:
             MissingExtraError: if pandas is not installed.
@@ -71,9 +73,15 @@ class LoadedRun:
 
     @property
     def metrics(self) -> Results:
-        """Metrics per task on the test data; empty before the test."""
+        """Metrics per task on the test data, NaN where undefined; empty before the test."""
         tasks = self.folder.read_summary()["tasks"] if self.folder.ended else {}
-        return {task: dict(entry["test"]) for task, entry in tasks.items() if entry.get("test")}
+        return Results(
+            {
+                task: {name: nan if value is None else value for name, value in entry["test"].items()}
+                for task, entry in tasks.items()
+                if entry.get("test")
+            }
+        )
 
     def evaluate(self, loaders: Loaders) -> Results:
         """Return loss and metrics per task on other data, each task by its own network.

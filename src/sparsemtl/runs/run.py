@@ -19,11 +19,10 @@ from sparsemtl.storage.locks import locked, refuse_foreign
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.storage.yaml_text import read_yaml
-from sparsemtl.tasks.batches import Loaders
 from sparsemtl.training import Trainer
-from sparsemtl.training.evaluation import Results
 from sparsemtl.training.machine import use_threads
 from sparsemtl.training.processes import refuse_distributed
+from sparsemtl.training.results import Results
 
 Finished = Callable[[Path], object]
 """Called with the folder of every run when it has finished, that of a pretraining run included."""
@@ -75,17 +74,13 @@ def _run(spec: RunSpec, folder: RunFolder, *, resume: bool, progress: bool, fini
         )
         trainer = make_trainer(spec.config, spec.data, folder.path, pretrained=pretrained, progress=progress)
         write_inputs(folder, spec.data)
-        train, validation, test = _loaders(spec)
-        trainer.fit(train, validation, resume=resume and folder.last.exists())
+        train, validation, test = spec.loaders()
+        goes_on = resume and folder.last.exists()
+        trainer.fit(train, validation, resume=goes_on, overwrite=not goes_on)  # the folder was checked above
         results = trainer.test(test)
         if finished is not None:
             finished(folder.path)
         return results
-
-
-def _loaders(spec: RunSpec) -> tuple[Loaders, Loaders, Loaders]:
-    training = spec.config["training"]
-    return spec.data.loaders(training["batch_size"], drop_last=training["drop_last"])
 
 
 def resume(folder: str | Path, *, progress: bool = True, finished: Finished | None = None) -> Results:
@@ -147,6 +142,6 @@ def dry_run(spec: RunSpec, folder: RunFolder) -> Trainer:
     data = spec.data
     pretrained = stand_in(spec, folder, dry_run)
     trainer = make_trainer(spec.config, data, None, pretrained=pretrained, progress=False)
-    train, *_ = _loaders(spec)
+    train, *_ = spec.loaders()
     trainer.set_up(train)
     return trainer

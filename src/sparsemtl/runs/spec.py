@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sparsemtl.data import DATASETS, TaskData
+from sparsemtl.data.base import Loaders
 from sparsemtl.errors import ConfigError, unknown_name
 from sparsemtl.runs.pretraining import pretrained_tasks, pretraining_config
 from sparsemtl.runs.validation import data_section
@@ -56,6 +57,11 @@ class RunSpec:
         chosen = self._chosen(whole)
         data = whole if chosen is None else whole.only(chosen)
         return replace(data, tasks=tuple(self._judged(task, data) for task in data.tasks))
+
+    def loaders(self) -> tuple[Loaders, Loaders, Loaders]:
+        """Return the loaders of training, validation and test data."""
+        training = self.config["training"]
+        return self.data.loaders(training["batch_size"], drop_last=training["drop_last"])
 
     def _whole(self) -> TaskData:
         """Return the data set with all its tasks."""

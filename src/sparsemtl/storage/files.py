@@ -68,7 +68,12 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write a JSON file at once; NaN becomes null, which every JSON reader can read."""
-    write_text(path, json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return a value as JSON; NaN becomes null, which every JSON reader can read."""
+    return json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n"
 
 
 def read_json(path: str | Path) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sparsemtl.errors import CheckpointError, missing_extra
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from sparsemtl.storage.history import History
 
 METRIC_COLUMNS = ("epoch", "step", "split", "task", "metric", "value")
 """Header of the file; one column per field of `MetricRow`, in the same order."""
@@ -37,17 +37,17 @@ class MetricRow(NamedTuple):
     value: float
 
 
-def metrics_frame(rows: Iterable[MetricRow]) -> DataFrame:
-    """Return figures as a table with the columns `METRIC_COLUMNS`.
+def metrics_frame(rows: Iterable[MetricRow]) -> History:
+    """Return figures as a frame with the columns `METRIC_COLUMNS`.
 
     Raises:
         MissingExtraError: if pandas is not installed.
     """
     try:
-        import pandas
+        from sparsemtl.storage.history import History
     except ImportError:
-        raise missing_extra("pandas", "report", "the history of a run") from None
-    return pandas.DataFrame(rows, columns=list(METRIC_COLUMNS))
+        raise missing_extra("pandas", "report", "The history of a run") from None
+    return History(list(rows), columns=list(METRIC_COLUMNS))
 
 
 def read_metrics(path: Path) -> list[MetricRow]:

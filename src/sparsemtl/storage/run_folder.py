@@ -78,6 +78,12 @@ class RunFolder:
             )
         return summary.get("status") == "finished"
 
+    def remove_results(self) -> None:
+        """Remove what an earlier run has written at its end, and its best models: a new run replaces it."""
+        best = self.last.parent.glob("best*.safetensors")
+        for path in (self.summary, self.model, self.networks, self.samples, self.report, *best):
+            path.unlink(missing_ok=True)
+
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the complete configuration."""
         write_text(self.config, dump_yaml(config))

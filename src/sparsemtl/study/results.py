@@ -13,10 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsemtl.errors import CheckpointError, ParameterError, missing_extra
+from sparsemtl.errors import CheckpointError, ParameterError, missing_extra, unknown_name
+from sparsemtl.views.plots import Gain, axes_or_new, draw_bars, draw_gains
+from sparsemtl.views.tables import MISSING, Table, Value
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 COLUMNS = ("run", "method", "seed", "split", "task", "metric", "higher_is_better", "value")
 """Columns of every frame of results; any other column is a key of the grid."""
@@ -135,6 +138,29 @@ class StudyResults:
         primary = {task: metric for task, metric in self.primary.items() if task in there}
         return replace(self, frame=frame, settings=self.settings.loc[chosen], primary=primary)
 
+    def _repr_html_(self) -> str:
+        """Return the primary metrics on test data as a table, for notebooks."""
+        figures = spread(per_seed(self, self.primary, "test"), self.settings)
+        rows: list[list[Value]] = [
+            [str(label), *(_mean_and_std(figures, label, task) for task in self.tasks), int(figures.n.loc[label].max())]
+            for label in self.settings.index
+        ]
+        head = ["setting", *(f"{task}: {metric}" for task, metric in self.primary.items()), "seeds"]
+        return Table(head, rows, "Test data, mean ± standard deviation over seeds").html()
+
+    def plot(self, task: str | None = None, *, ax: Axes | None = None) -> Axes:
+        """Draw every setting on test data, mean and standard deviation over seeds, and return the axes.
+
+        Args:
+            task: a task, whose primary metric is drawn; by default Δm, the mean change against the baseline in %.
+            ax: axes of matplotlib; by default those of a new figure.
+
+        Raises:
+            ParameterError: if there is no such task, or no baseline and no task.
+            MissingExtraError: if matplotlib is not installed.
+        """
+        return _draw_changes(self, ax) if task is None else _draw_task(self, task, ax)
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -250,6 +276,40 @@ def ranks(results: StudyResults, mean: pd.DataFrame, higher: Mapping[str, bool])
     ranked = {column: figures[column].rank(ascending=not up) for column, up in higher.items()}
     frame: pd.DataFrame = _pandas().DataFrame(ranked).reindex(mean.index)
     return frame
+
+
+def _mean_and_std(figures: Spread, label: Any, task: str) -> str:
+    mean, std = float(figures.mean.loc[label, task]), float(figures.std.loc[label, task])
+    return MISSING if math.isnan(mean) else f"{mean:.4g}" + ("" if math.isnan(std) else f" ± {std:.2g}")
+
+
+def _draw_changes(results: StudyResults, ax: Axes | None) -> Axes:
+    """Draw Δm of every setting."""
+    figures = gains(results)
+    settings = list(results.settings.index[figures.mean[DELTA].notna()])
+    if not settings:
+        raise ParameterError(
+            "no setting has a change against a baseline to draw. Name the baseline, "
+            f"`StudyResults.of(frame, baseline=...)`, or draw one task: plot(task={next(iter(results.tasks), '')!r})."
+        )
+    ax = axes_or_new(ax, height=1.0 + 0.4 * len(settings))
+    colours = {method: i for i, method in enumerate(results.settings["method"].unique())}
+    mean, std, method = figures.mean[DELTA], figures.std[DELTA], results.settings["method"]
+    draw_gains(ax, [Gain(str(s), colours[method[s]], float(mean[s]), float(std[s])) for s in settings])
+    ax.set_xlabel(f"{DELTA} against {results.baseline}")
+    return ax
+
+
+def _draw_task(results: StudyResults, task: str, ax: Axes | None) -> Axes:
+    """Draw the primary metric of a task for every setting."""
+    if task not in results.primary:
+        raise ParameterError(unknown_name("task", task, results.tasks))
+    figures = spread(per_seed(results, results.primary, "test"), results.settings)
+    labels = list(map(str, results.settings.index))
+    ax = axes_or_new(ax, height=1.0 + 0.4 * len(labels))
+    draw_bars(ax, labels, figures.mean[task].tolist(), errors=figures.std[task].tolist())
+    ax.set_xlabel(f"{results.primary[task]} of {task}")
+    return ax
 
 
 def _reference(results: StudyResults) -> str | None:

@@ -32,6 +32,7 @@ from sparsemtl.study.grid import Study, StudyRun, value_text
 from sparsemtl.study.record import study_results
 from sparsemtl.study.tables import metric_tables, primary_table, to_csv, to_markdown
 from sparsemtl.training.processes import refuse_distributed
+from sparsemtl.views.bars import is_live
 
 
 def run_study(
@@ -244,7 +245,7 @@ def _progress(what: str, total: int, options: _Options) -> Iterator[tuple[Callab
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    live = Progress(*columns, console=console, transient=True, disable=not (options.progress and console.is_terminal))
+    live = Progress(*columns, console=console, transient=True, disable=not (options.progress and is_live(console)))
     with live:
         bar = live.add_task(what, total=total)
         yield console.print, lambda: live.advance(bar)

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sparsemtl.study.results import DELTA, Spread, StudyResults, gains, per_seed, ranks, spread
+from sparsemtl.views.tables import MISSING
 
 if TYPE_CHECKING:
     import pandas as pd
 
 AVERAGE, RANK = "average", "rank"
-MISSING = "–"
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,18 @@ class StudyTable:
                 for column in self.higher
             )
             yield TableRow(label, self.methods[label], seeds, tuple(cells))
+
+    def _repr_html_(self) -> str:
+        """Return the table for notebooks; the best values are bold."""
+        head = "".join(f"<th>{html.escape(' '.join(part).strip())}</th>" for part in self.headers())
+        rows = "".join(
+            f"<tr><td>{html.escape(row.label)}</td>{''.join(map(_notebook_cell, row.cells))}<td>{row.seeds}</td></tr>"
+            for row in self.rows()
+        )
+        return (
+            f"<table><caption>{html.escape(self.title)}</caption><thead><tr><th>method</th>{head}<th>seeds</th></tr>"
+            f"</thead><tbody>{rows}</tbody></table><div>{html.escape(self.note)}</div>"
+        )
 
     def _whole(self, column: str) -> pd.Series[float]:
         """Return the means of a column; NaN in a row with fewer seeds than another row."""
@@ -257,6 +269,11 @@ def to_units(values: Iterable[float]) -> tuple[float, str]:
     largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
     steps = ((1e10, 1e-9, "G"), (1e7, 1e-6, "M"), (1e4, 1e-3, "k"))
     return next(((factor, symbol) for least, factor, symbol in steps if largest >= least), (1.0, ""))
+
+
+def _notebook_cell(cell: Cell) -> str:
+    text = cell.text + (f" ± {cell.deviation}" if cell.deviation else "") + (f" ({cell.note})" if cell.note else "")
+    return f"<td>{f'<b>{html.escape(text)}</b>' if cell.best else html.escape(text)}</td>"
 
 
 def _note(results: StudyResults, over: Mapping[str, tuple[str, ...]]) -> str:

@@ -88,6 +88,16 @@ class Classes:
             focal_gamma=self._options["focal_gamma"],
         )
 
+    def counts(self, label: Tensor, known: Tensor) -> dict[str, int]:
+        """Return name of every class -> number of known labels of it.
+
+        Args:
+            label: class indices, int64.
+            known: mask of the known labels, of the same shape.
+        """
+        counts = torch.bincount(label[known], minlength=len(self))
+        return dict(zip(self.names, counts.tolist(), strict=True))
+
     def check_ignore_index(self) -> None:
         """Raise a ParameterError if the ignore index is one of the classes."""
         if 0 <= self.ignore_index < len(self):

@@ -69,6 +69,10 @@ class Classification(SampleTask):
             return (target != self.ignore_index) & ~target.isnan()
         return target.long() != self.ignore_index
 
+    def class_counts(self, label: Tensor) -> dict[str, int]:
+        """Return name of every class -> number of its known labels."""
+        return self._classes.counts(label, self.known(label))
+
     def check_labels(self, target: Tensor) -> None:
         """Raise a LabelError unless labels are class indices or missing."""
         if target.ndim == 0 or target.shape[1:] not in ((), (1,)):

@@ -76,6 +76,10 @@ class MultiLabel(SampleTask):
         """Return a mask of the labels that are not NaN."""
         return ~target.isnan()
 
+    def class_counts(self, label: Tensor) -> dict[str, int]:
+        """Return name of every label -> number of samples that have it."""
+        return dict(zip(self.label_names, (label == 1).sum(0).tolist(), strict=True))
+
     def check_labels(self, target: Tensor) -> None:
         """Raise a LabelError unless labels are 0, 1 or NaN, one column per label."""
         if target.ndim != 2 or target.shape[1] != self.outputs:

@@ -67,6 +67,10 @@ class Segmentation(DenseTask):
         """Return a mask (B, H, W) of the pixels whose label is not the ignore index."""
         return target != self.ignore_index
 
+    def class_counts(self, label: Tensor) -> dict[str, int]:
+        """Return name of every class -> number of its known labels."""
+        return self._classes.counts(label, self.known(label))
+
     def check_labels(self, target: Tensor) -> None:
         """Raise a LabelError unless labels are class indices or the ignore index."""
         if target.is_floating_point() or target.ndim not in (3, 4) or target.shape[1:-2] not in ((), (1,)):

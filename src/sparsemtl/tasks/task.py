@@ -103,6 +103,14 @@ class Task(abc.ABC):
     def known(self, target: Tensor) -> Tensor:
         """Return a mask of the known labels: bool, shape (B,), or (B, ...) for several values or pixels per sample."""
 
+    def class_counts(self, label: Tensor) -> dict[str, int]:
+        """Return name of every class -> number of its labels; empty for a task without classes.
+
+        Args:
+            label: labels that `labels` returned.
+        """
+        return {}
+
     def labelled(self, target: Tensor) -> Tensor:
         """Return a mask of the samples with at least one known label: bool, shape (B,)."""
         known = self.known(target)

@@ -80,6 +80,10 @@ class TokenClassification(Task):
         """Return a mask (B, S) of the tokens whose label is not the ignore index."""
         return target != self.ignore_index
 
+    def class_counts(self, label: Tensor) -> dict[str, int]:
+        """Return name of every class -> number of its known labels."""
+        return self._classes.counts(label, self.known(label))
+
     def check_labels(self, target: Tensor) -> None:
         """Raise a LabelError unless labels are class indices or the ignore index."""
         if target.is_floating_point() or target.ndim != 2:

@@ -87,7 +87,7 @@ def restore(
         CheckpointError: if it is no checkpoint, or a damaged one, or one of another model, method, optimizer, schedule
             or of other settings.
     """
-    _check_form(state, where)
+    check_form(state, where)
     check_fingerprint(plain(state["fingerprint"]), model, where)
     there, here = plain(state["kinds"]), kinds(parts)
     for name in [*there, *here]:
@@ -116,7 +116,8 @@ def restore(
     return progress
 
 
-def _check_form(state: Any, where: str) -> None:
+def check_form(state: Any, where: str) -> None:
+    """Raise a CheckpointError unless a file holds the parts of a checkpoint of this version."""
     found = state.get("format") if isinstance(state, Mapping) else None
     if found != FORMAT:
         raise CheckpointError(f"{where} is not a checkpoint of this version: format {found!r}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from sparsemtl.storage.metrics import MetricRow
-from sparsemtl.training.evaluation import Results
+from sparsemtl.training.results import Results
 from sparsemtl.training.step import StepResult
 from sparsemtl.training.structure import check_state
 

@@ -20,12 +20,10 @@ from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.tasks.batches import EMPTY, Group, Loaders, evaluation_groups, per_task
 from sparsemtl.tasks.nests import map_tensors, to_device
 from sparsemtl.tasks.task import Task
+from sparsemtl.training.results import Results
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
-
-Results = dict[str, dict[str, float]]
-"""Task -> metric -> value; `loss` is among the metrics."""
 
 _JOINED = 2**18
 """Number of outputs of a task, of several batches, by which its metrics are updated at once."""
@@ -72,7 +70,7 @@ def evaluate(trained: Trained, loaders: Loaders, device: torch.device) -> Result
     with closing(outputs_of(trained, loaders, device)) as outputs:
         for name, output, label in outputs:
             tallies[name].add(output, label)
-    return {name: tally.results() for name, tally in tallies.items()}
+    return Results({name: tally.results() for name, tally in tallies.items()})
 
 
 _KEPT: WeakKeyDictionary[Task, tuple[dict[str, Any], dict[str, Metric]]] = WeakKeyDictionary()

@@ -15,25 +15,34 @@ class LossScaleWarning(SparseMTLWarning):
     """Warning that the scale of one loss is so large that it trains the shared weights nearly alone."""
 
 
-def unlike_scales(losses: Mapping[str, float], weights: Mapping[str, float], tasks: Mapping[str, Task]) -> str:
+def unlike_scales(
+    losses: Mapping[str, float],
+    weights: Mapping[str, float],
+    tasks: Mapping[str, Task],
+    *,
+    when: str = "in the first epoch",
+    ratio: float = MOST_UNLIKE,
+) -> str:
     """Return a note on losses of unlike scale, with what to do; "" if they are alike.
 
     Args:
-        losses: task -> mean training loss of the first epoch, without the task's own weight.
+        losses: task -> mean training loss, without the task's own weight.
         weights: task -> the balancer's constant weight; 1 for a task that is not named.
         tasks: the tasks, whose own weights count as well.
+        when: what the losses are of.
+        ratio: ratio of the largest loss to the smallest from which they are unlike.
     """
     weighted = {t: loss * tasks[t].weight * weights.get(t, 1.0) for t, loss in losses.items() if loss > 0}
     weighted = {task: loss for task, loss in weighted.items() if loss > 0}
     if len(weighted) < 2:
         return ""
     low, high = min(weighted, key=weighted.__getitem__), max(weighted, key=weighted.__getitem__)
-    if weighted[high] <= MOST_UNLIKE * weighted[low]:
+    if weighted[high] <= ratio * weighted[low]:
         return ""
     scaled = isinstance(tasks[high], Regression)
     remedy = "bring its labels to mean 0 and standard deviation 1 (`scale: standard` in a table's targets), " * scaled
     return (
-        f"losses of unlike scale in the first epoch: {weighted[high]:.3g} of {high}, {weighted[low]:.3g} of {low}. The "
-        f"shared weights learn mostly {high}: {remedy}give the tasks a `weight`, or choose a balancer that weights "
+        f"losses of unlike scale {when}: {weighted[high]:.3g} of {high}, {weighted[low]:.3g} of {low}. The shared "
+        f"weights learn mostly {high}: {remedy}give the tasks a `weight`, or choose a balancer that weights "
         "them, such as uncertainty."
     )

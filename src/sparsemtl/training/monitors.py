@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from sparsemtl.errors import ParameterError
 from sparsemtl.tasks.task import Task
-from sparsemtl.training.evaluation import Results
+from sparsemtl.training.results import Results
 from sparsemtl.training.structure import check_state
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ class _OwnFunction(_Stateless):
 
     def merit(self, results: Results, tasks: Sequence[str]) -> Merit | None:
         """Return the function's value for the tasks' results; None if it is not finite."""
-        value = self._function({task: dict(results[task]) for task in tasks})
+        value = self._function(Results({task: dict(results[task]) for task in tasks}))
         try:
             number = float(value)
         except (TypeError, ValueError):

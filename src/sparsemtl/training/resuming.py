@@ -17,6 +17,19 @@ from sparsemtl.training.machine import machine, machine_changes
 from sparsemtl.training.structure import check_state, reading
 
 
+def refuse_earlier_run(folder: RunFolder) -> None:
+    """Raise if a folder holds a run, which a new one would replace.
+
+    Raises:
+        CheckpointError: naming the three ways to go on.
+    """
+    if folder.last.exists() or folder.ended:
+        raise CheckpointError(
+            f"{folder.path} holds a {'finished run' if folder.finished else 'run that stopped'}. Go on with it by "
+            "`fit(..., resume=True)`, train into another `folder`, or replace it by `fit(..., overwrite=True)`."
+        )
+
+
 @dataclass
 class Position:
     """Position of a run.

@@ -10,8 +10,8 @@ from typing import Any
 
 from sparsemtl.errors import CheckpointError, MetricWarning, SelectionError
 from sparsemtl.networks.model import MultiTaskModel
-from sparsemtl.training.evaluation import Results
 from sparsemtl.training.monitors import Merit, Monitor, valuation_of
+from sparsemtl.training.results import Results
 from sparsemtl.training.structure import check_state
 
 

@@ -13,8 +13,8 @@ from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.sharing.sharing import Sharing
 from sparsemtl.tasks.task import Task
 from sparsemtl.training.costs import RunCost
-from sparsemtl.training.evaluation import Results
 from sparsemtl.training.options import TrainingOptions
+from sparsemtl.training.results import Results
 from sparsemtl.training.selection import Selection
 
 

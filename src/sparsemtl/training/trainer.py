@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from typing_extensions import Doc, Unpack
 
 from sparsemtl.balancing import Balancer, as_balancer
+from sparsemtl.compaction import compact
+from sparsemtl.compaction.pipeline import CompactedModule
 from sparsemtl.errors import LabelWarning, ParameterError
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.model import MultiTaskModel
@@ -27,6 +29,7 @@ from sparsemtl.registry.parameters import validated
 from sparsemtl.sharing import DenseSharing, Sharing
 from sparsemtl.storage.files import write_json, write_tensors
 from sparsemtl.storage.locks import locked, refuse_foreign
+from sparsemtl.storage.metrics import metrics_frame
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.tasks.batches import (
     Group,
@@ -37,12 +40,22 @@ from sparsemtl.tasks.batches import (
     preserve_loader_state,
 )
 from sparsemtl.training.arguments import check_maker, check_model, check_sharing
-from sparsemtl.training.callbacks import Callback, CSVCallback, FitInfo, ProgressBar, StepInfo, TensorBoardCallback
+from sparsemtl.training.callbacks import (
+    Callback,
+    CSVCallback,
+    FitInfo,
+    ProgressBar,
+    StepInfo,
+    TensorBoardCallback,
+)
 from sparsemtl.training.callbacks.callback import fitting, notify
+from sparsemtl.training.callbacks.memory import MemoryCallback
+from sparsemtl.training.check import TrainingCheck
+from sparsemtl.training.checking import check_training
 from sparsemtl.training.checkpoint import Randomness, Stateful
 from sparsemtl.training.costs import RunCost, measure_costs
 from sparsemtl.training.epoch_averages import EpochAverages, figure_rows, result_rows, run_rows
-from sparsemtl.training.evaluation import Results, Trained, evaluate, sample_predictions
+from sparsemtl.training.evaluation import Trained, evaluate, sample_predictions
 from sparsemtl.training.finite import check_weights
 from sparsemtl.training.loss_scales import LossScaleWarning, unlike_scales
 from sparsemtl.training.machine import machine, with_own_threads
@@ -50,13 +63,17 @@ from sparsemtl.training.mixing import remaining_batches, steps_in_epoch
 from sparsemtl.training.monitors import primary_of
 from sparsemtl.training.options import RECORDED, TrainingOptions
 from sparsemtl.training.processes import refuse_distributed
-from sparsemtl.training.resuming import Checkpoints, Position
+from sparsemtl.training.results import Results
+from sparsemtl.training.resuming import Checkpoints, Position, refuse_earlier_run
 from sparsemtl.training.selection import Selection
 from sparsemtl.training.settings import run_settings
 from sparsemtl.training.setup import RunParts, Scheduler, Setup, set_up
 from sparsemtl.training.snapshots import Snapshots
 from sparsemtl.training.step import TrainingStep
 from sparsemtl.training.summary import RunResults, described, summarize
+
+if TYPE_CHECKING:
+    from sparsemtl.storage.history import History
 
 
 class Trainer:
@@ -107,11 +124,12 @@ class Trainer:
         self.folder = RunFolder(options["folder"]) if options["folder"] is not None else None
         self.name = options["name"] or (self.folder.path.name if self.folder else type(model).__name__)
         self.config = dict(options["config"] or described(model, self.sharing, self.balancer, options))
-        self.callbacks: tuple[Callback, ...] = (*self._own_callbacks(), *callbacks)
+        self._figures = MemoryCallback()
+        self.callbacks: tuple[Callback, ...] = (*self._own_callbacks(), self._figures, *callbacks)
         self.selection = self._new_selection()
         self.snapshots = Snapshots(self.folder)
         self.position = Position()
-        self.validation: Results = {}
+        self.validation = Results()
         self._used: list[Loader] = []
         self._setup: Setup | None = None
         self._check_epochs()
@@ -174,10 +192,19 @@ class Trainer:
         """Shared weights that each task uses; None if all tasks use all, or before training."""
         return None if self._setup is None else self.networks.kept(self.model.shared_parameters())
 
+    @property
+    def history(self) -> History:
+        """Figures so far, one per row: epoch, step, split, task, metric, value; `plot()` draws them.
+
+        Raises:
+            MissingExtraError: if pandas is not installed.
+        """
+        return metrics_frame(self._figures.rows)
+
     # ---- public ----------------------------------------------------------------------------------------------
 
     @with_own_threads
-    def fit(self, train: Loaders, validation: Loaders, *, resume: bool = False) -> Trainer:
+    def fit(self, train: Loaders, validation: Loaders, *, resume: bool = False, overwrite: bool = False) -> Trainer:
         """Train; afterwards the model and the networks are those of the best validation epoch.
 
         A second call starts a new run from the present weights.
@@ -186,20 +213,26 @@ class Trainer:
             train: loader of (x, {task: labels}), or task -> loader of (x, labels).
             validation: loaders of the same form; they select the model.
             resume: resume from the folder's last checkpoint; the result is bit for bit that of an uninterrupted run.
+            overwrite: replace a run that the folder holds.
 
         Raises:
             NonFiniteError: if a loss, a gradient or a weight becomes NaN or infinite; the last checkpoint stays.
             SelectionError: if nothing that chooses the model is defined on the validation data.
             CheckpointError: if there is nothing to resume, or it was made by another run, or with other settings; if
-                the folder holds files of others, or another process writes there.
+                the folder holds a run and neither `resume` nor `overwrite` is true, or files of others, or if another
+                process writes there.
             LabelError: if a loader gives no batch, or labels do not fit their task.
-            ParameterError: if the environment announces several processes.
+            ParameterError: if the environment announces several processes, or both `resume` and `overwrite` are true.
             StorageError: if a file cannot be written.
         """
         refuse_distributed()
+        if resume and overwrite:
+            raise ParameterError("`resume` goes on with the run in the folder, `overwrite` replaces it; choose one.")
         check_loaders(train, self.model.tasks)
         check_loaders(validation, self.model.tasks)
         with self._writing(anew=not resume):
+            if self.folder is not None and not (resume or overwrite):
+                refuse_earlier_run(self.folder)
             self._fit(train, validation, resume=resume)
         return self
 
@@ -218,7 +251,7 @@ class Trainer:
             self._record()
             self._save(checkpoints)  # so that a run killed in its first epoch can be resumed
             if self.folder is not None:
-                self.folder.summary.unlink(missing_ok=True)  # that of an earlier run, which this one replaces
+                self.folder.remove_results()  # those of an earlier run, which this one replaces
         with fitting(self.callbacks, self._fit_info(self.position.logged_until if resume else None)):
             while self.position.epoch < self.epochs and not self._stale():
                 if not self.position.batch:
@@ -305,6 +338,23 @@ class Trainer:
         """
         self.model.check_task(task)
         return cast("MultiTaskModel", self.networks.network(self.model, task))
+
+    def compact(self, task: str, example_inputs: Any = None) -> CompactedModule:
+        """Return the network of the task in its selected epoch, physically small; see `sm.compact`."""
+        return compact(self.model, self.networks, task=task, example_inputs=example_inputs)
+
+    @with_own_threads
+    def check(self, train: Loaders, validation: Loaders | None = None) -> TrainingCheck:
+        """Run one batch through everything that training runs, on copies: this trainer and its model do not change.
+
+        Args:
+            train: training data, as for `fit`.
+            validation: validation data, as for `fit`; None leaves out the evaluation.
+
+        Raises:
+            SparseMTLError: any error that `fit` would raise at its start or in its first step.
+        """
+        return check_training(self._parts, self.options, train, validation)
 
     # ---- set-up ----------------------------------------------------------------------------------------------
 
@@ -458,7 +508,7 @@ class Trainer:
         if self.folder is not None:
             write_tensors(self.folder.model, self.model.state_dict(), {"model": type(self.model).__name__})
             self.networks.save(self.folder.networks)
-            self._write_summary("trained", {})
+            self._write_summary("trained", Results())
 
     @property
     def _trained(self) -> Trained:

@@ -1,4 +1,4 @@
-"""Live progress bar of a run: losses and metrics per task, speed, time left. Plain lines without a terminal."""
+"""Live progress bar of a run: losses and metrics per task, speed, time left. Only lines where it cannot be redrawn."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from typing import Any
 
 from sparsemtl.storage.metrics import MetricRow
 from sparsemtl.training.callbacks.callback import Callback, FitInfo, StepInfo
+from sparsemtl.views.bars import is_live
 
 
 class ProgressBar(Callback):
     """Shows a live progress bar on standard error, and one line per epoch.
 
     A line holds every task's primary metric on validation data, and what was measured of all tasks together. A star
-    marks the best epoch so far. Without a terminal there are only the lines.
+    marks the best epoch so far. The bar is shown in a terminal, and in a notebook where ipywidgets is installed;
+    elsewhere there are only the lines.
     """
 
     def __init__(self) -> None:
@@ -47,7 +49,7 @@ class ProgressBar(Callback):
             TextColumn("{task.fields[figures]}"),
             console=self._console,
             transient=True,
-            disable=not self._console.is_terminal,
+            disable=not is_live(self._console),
         )
         self._bars.start()
         self._whole = self._bars.add_task("run", total=run.epochs, speed="", figures="")
@@ -55,7 +57,7 @@ class ProgressBar(Callback):
 
     def on_step(self, step: StepInfo) -> None:
         """Show the losses of a step."""
-        if not self._console.is_terminal:
+        if self._bars.disable:
             return
         if step.epoch != self._epoch:
             self._epoch = step.epoch

@@ -1,0 +1,123 @@
+"""Command `sparsemtl check`: one batch of a configuration through everything, or every file of a run folder read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from sparsemtl.training.check import TrainingCheck
+
+
+def check(
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="FILE|FOLDER", help="A configuration, a study, or the folder of a run or of a study."),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="section.key=value", help="Changes of the file, as for `sparsemtl run`.", show_default=False
+        ),
+    ] = None,
+    data_root: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder of the data sets, as for `sparsemtl run`."),
+    ] = None,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE|MODULE", help="A plugin, as for `sparsemtl run`.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Check a configuration on one batch, or the files of a run folder; nothing is trained or written.
+
+    Of a configuration: shapes, losses and gradients per task, labels, memory, expected time, what is masked; warnings
+    do not fail. Of a folder: every file is read; the exit status is 1 if one is broken.
+    """
+    from sparsemtl.errors import ConfigError
+
+    if not path.is_dir():
+        if data_root is not None:
+            os.environ["SPARSEMTL_DATA"] = str(data_root)
+        _check_file(path, overrides or [], plugin or [], as_json=as_json)
+    elif overrides:
+        raise ConfigError(f"{path} is a folder: its files are checked as they are, without {overrides[0]!r}.")
+    else:
+        _check_folder(path, plugin or [], as_json=as_json)
+
+
+def _check_folder(folder: Path, plugins: list[str], *, as_json: bool) -> None:
+    from sparsemtl.cli.doctor import show_findings
+    from sparsemtl.registry.plugins import load_plugins
+    from sparsemtl.runs.check_run import check_run
+
+    load_plugins(plugins)
+    found = check_run(folder)
+    if as_json:
+        _print(found.record())
+    else:
+        show_findings(found.findings, "file")
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+def _check_file(file: Path, overrides: list[str], plugins: list[str], *, as_json: bool) -> None:
+    """Check a configuration, or the first run per method of a study."""
+    from sparsemtl.registry.plugins import with_plugins
+    from sparsemtl.runs.changes import override
+    from sparsemtl.runs.check_config import check_config
+    from sparsemtl.runs.config import check as check_keys
+    from sparsemtl.runs.config import origins_of
+    from sparsemtl.storage.yaml_text import read_yaml
+
+    content = with_plugins(read_yaml(file), file.parent, plugins)
+    configs: dict[str, Mapping[str, Any]]
+    if "methods" in content:
+        configs = _study_configs(file, overrides, plugins)
+    else:
+        where, origins = str(file), origins_of(file, overrides)
+        configs = {"": check_keys(override(content, overrides), where=where, origins=origins)}
+    records = {}
+    for name, config in configs.items():
+        checks = check_config(config)
+        records[name] = {run: one.record() for run, one in checks.items()}
+        if not as_json:
+            _show(name, checks)
+    if as_json:
+        _print(records if len(records) > 1 or "" not in records else records[""])
+
+
+def _study_configs(file: Path, overrides: list[str], plugins: list[str]) -> dict[str, Mapping[str, Any]]:
+    """Return method -> configuration of its first run."""
+    from sparsemtl.study.grid import read_study
+
+    configs: dict[str, Mapping[str, Any]] = {}
+    for run in read_study(file, overrides, plugins).runs:
+        configs.setdefault(str(run.config["label"]), run.config)
+    return configs
+
+
+def _show(name: str, checks: Mapping[str, TrainingCheck]) -> None:
+    """Print the check of a run after that of its pretraining run, with their warnings."""
+    from rich.text import Text
+
+    from sparsemtl.cli.terminal import rich_table, show
+
+    for run, one in checks.items():
+        if title := " ".join(part for part in (name, run if len(checks) > 1 else "") if part):
+            show(Text(f"\n{title}", style="bold"))
+        for table in one.tables():
+            show(rich_table(table))
+        for warning in one.warnings:
+            typer.secho(f"warning: {warning}", fg=typer.colors.YELLOW)
+
+
+def _print(record: Any) -> None:
+    from sparsemtl.storage.files import json_text
+
+    typer.echo(json_text(record), nl=False)
