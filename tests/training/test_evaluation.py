@@ -205,9 +205,18 @@ def test_evaluation_leaves_no_trace() -> None:
 def test_no_graph_is_built() -> None:
     model = shared()
     loader = TensorLoader(*table(), batch_size=9)
-    yielded = list(outputs_of(trained(model, ready(model)), loader, CPU))
+    with torch.no_grad():
+        yielded = list(outputs_of(trained(model, ready(model)), loader, CPU))
     assert [name for name, _, _ in yielded[:2]] == ["a", "b"]
     assert not any(output.requires_grad for _, output, _ in yielded)
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        assert not output.requires_grad
+        return output.sum()
+
+    for task in model.tasks.values():
+        task._loss = loss
+    evaluate(trained(model, ready(model)), loader, CPU)
 
 
 class Counted(nn.Module):
@@ -424,6 +433,14 @@ def test_a_second_evaluation_starts_from_nothing_and_sees_changes_of_the_task() 
     assert small == evaluated(deepcopy(model), TensorLoader(*table(9, seed=3), batch_size=8))
     model.tasks["b"].primary = "mae"
     assert list(evaluated(model, loader)["b"]) == ["loss", "mae", "r2", "mse", "rmse"]
+
+
+def test_metrics_are_made_once_per_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = shared("abc")
+    loader = TensorLoader(*table(), batch_size=8)
+    first = evaluate(trained(model, ready(model)), loader, torch.device("cpu"))
+    monkeypatch.setattr(sm.Task, "metrics", lambda task: pytest.fail("metrics were made again"))
+    assert evaluate(trained(model, ready(model)), loader, torch.device("cpu")) == first
 
 
 def test_metrics_of_the_users_own_are_new_in_each_evaluation() -> None:

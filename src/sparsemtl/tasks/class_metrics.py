@@ -58,4 +58,6 @@ class CalibrationError(MulticlassCalibrationError):
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add logits (N, C) and class indices (N,)."""
-        super().update(output.softmax(1), target)
+        confidences, classes = output.softmax(1).max(1)
+        self.confidences.append(confidences)
+        self.accuracies.append((classes == target).float())

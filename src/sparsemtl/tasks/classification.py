@@ -11,6 +11,7 @@ from typing_extensions import Doc, Unpack
 from sparsemtl.errors import LabelError
 from sparsemtl.registry.parameters import validated
 from sparsemtl.tasks.classes import Classes, ClassOptions, task_options
+from sparsemtl.tasks.compute_groups import group_metrics
 from sparsemtl.tasks.likelihoods import Categorical
 from sparsemtl.tasks.sample import SampleTask
 from sparsemtl.tasks.task import update_labelled
@@ -121,6 +122,8 @@ class Classification(SampleTask):
             metrics["recall"] = own.SecondClassRecall(validate_args=False)
             metrics["auroc"] = own.SecondClassAUROC(validate_args=False)
             metrics["average_precision"] = own.SecondClassAveragePrecision(validate_args=False)
+            group_metrics(metrics, "f1", "precision", "recall")
+        group_metrics(metrics, "f1_macro", "precision_macro", "recall_macro")
         return metrics
 
     @property

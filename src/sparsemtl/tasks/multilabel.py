@@ -13,6 +13,7 @@ from typing_extensions import Doc, Unpack
 
 from sparsemtl.errors import LabelError, ParameterError
 from sparsemtl.registry.parameters import NonNegative, validated
+from sparsemtl.tasks.compute_groups import group_metrics
 from sparsemtl.tasks.likelihoods import Bernoulli
 from sparsemtl.tasks.sample import SampleTask
 from sparsemtl.tasks.task import TaskOptions, known_pairs, select_known
@@ -110,12 +111,14 @@ class MultiLabel(SampleTask):
         from sparsemtl.tasks import label_metrics as own
 
         options: dict[str, Any] = {"average": "none", "ignore_index": own.UNKNOWN, "validate_args": False}
-        return {
+        metrics: dict[str, Metric] = {
             "accuracy": own.KnownLabelAccuracy(self.outputs, **options),
             "f1_macro": own.KnownLabelF1(self.outputs, **options),
             "precision_macro": own.KnownLabelPrecision(self.outputs, **options),
             "recall_macro": own.KnownLabelRecall(self.outputs, **options),
         }
+        group_metrics(metrics, *metrics)
+        return metrics
 
     def checked_update(self, metrics: Mapping[str, Metric], output: Tensor, label: Tensor) -> None:
         """Add probabilities to metrics. Unknown labels of labelled samples become -1, which the metrics ignore."""

@@ -12,6 +12,7 @@ from typing_extensions import Doc, Unpack
 
 from sparsemtl.errors import LabelError
 from sparsemtl.registry.parameters import Count, validated
+from sparsemtl.tasks.compute_groups import group_metrics
 from sparsemtl.tasks.likelihoods import Gaussian
 from sparsemtl.tasks.sample import SampleTask
 from sparsemtl.tasks.task import TaskOptions, known_pairs, select_known
@@ -86,12 +87,14 @@ class Regression(SampleTask):
         """Return R², which compares tasks of any scale, MSE, its root and MAE."""
         from sparsemtl.tasks.value_metrics import KnownAbsoluteError, KnownR2, KnownSquaredError
 
-        return {
+        metrics: dict[str, Metric] = {
             "r2": KnownR2(self.dims),
             "mse": KnownSquaredError(),
             "rmse": KnownSquaredError(squared=False),
             "mae": KnownAbsoluteError(),
         }
+        group_metrics(metrics, "mse", "rmse")
+        return metrics
 
     def checked_update(self, metrics: Mapping[str, Metric], output: Tensor, label: Tensor) -> None:
         """Add the known values of a batch to metrics; to the user's own metrics, its fully labelled samples."""

@@ -11,6 +11,7 @@ from typing_extensions import Doc, Unpack
 from sparsemtl.errors import LabelError, ParameterError
 from sparsemtl.registry.parameters import Natural, validated
 from sparsemtl.tasks.classes import Classes, ClassOptions, task_options
+from sparsemtl.tasks.compute_groups import group_metrics
 from sparsemtl.tasks.dense import DenseTask
 from sparsemtl.tasks.likelihoods import PositionCategorical
 from sparsemtl.tasks.task import select_known
@@ -92,11 +93,13 @@ class Segmentation(DenseTask):
         """Return mean IoU, pixel accuracy, and the IoU of Less is More."""
         from sparsemtl.tasks.dense_metrics import IoULessIsMore, MeanIoU, PixelAccuracy
 
-        return {
+        metrics: dict[str, Metric] = {
             "miou": MeanIoU(self.outputs, ignore_index=self.ignore_index, background=self.background),
             "pixel_accuracy": PixelAccuracy(self.outputs, ignore_index=self.ignore_index),
             "iou_less_is_more": IoULessIsMore(ignore_index=self.ignore_index),
         }
+        group_metrics(metrics, "miou", "pixel_accuracy")
+        return metrics
 
     def checked_update(self, metrics: Mapping[str, Metric], output: Tensor, label: Tensor) -> None:
         """Add the samples of a batch with a known pixel to metrics."""

@@ -18,6 +18,7 @@ from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.modes import eval_mode
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.tasks.batches import EMPTY, Group, Loaders, evaluation_groups, per_task
+from sparsemtl.tasks.compute_groups import hand_on_states, updated_metrics
 from sparsemtl.tasks.nests import map_tensors, to_device
 from sparsemtl.tasks.task import Task
 from sparsemtl.training.results import Results
@@ -60,6 +61,7 @@ class Trained:
         return outputs
 
 
+@torch.no_grad()
 def evaluate(trained: Trained, loaders: Loaders, device: torch.device) -> Results:
     """Return the mean loss over the labels of the whole split and the metrics, per task.
 
@@ -73,15 +75,15 @@ def evaluate(trained: Trained, loaders: Loaders, device: torch.device) -> Result
     return Results({name: tally.results() for name, tally in tallies.items()})
 
 
-_KEPT: WeakKeyDictionary[Task, tuple[dict[str, Any], dict[str, Metric]]] = WeakKeyDictionary()
-"""Task -> its attributes and its metrics, reset: making metrics takes as long as evaluating a small split."""
+_KEPT: WeakKeyDictionary[Task, tuple[dict[str, Any], torch.device, dict[str, Metric]]] = WeakKeyDictionary()
+"""Task -> its attributes, the device and its metrics, reset: making metrics takes as long as a small evaluation."""
 
 
 def _take_metrics(task: Task, device: torch.device) -> dict[str, Metric]:
     """Return metrics of a task: those of its last evaluation, or new ones if the task was changed since."""
-    kept, metrics = _KEPT.pop(task, ({}, {}))  # taken out, since another thread may evaluate the task too
-    now = {**vars(task), "device": device}
-    if kept.keys() == now.keys() and all(value is now[name] for name, value in kept.items()):
+    kept, where, metrics = _KEPT.pop(task, ({}, None, {}))  # taken out, since another thread may evaluate the task too
+    now = vars(task)
+    if where == device and kept.keys() == now.keys() and all(value is now[name] for name, value in kept.items()):
         return metrics
     return {name: metric.to(device) for name, metric in task.metrics().items()}
 
@@ -89,9 +91,9 @@ def _take_metrics(task: Task, device: torch.device) -> dict[str, Metric]:
 def _keep_metrics(task: Task, device: torch.device, metrics: dict[str, Metric]) -> None:
     """Keep metrics of the task's kind for its next evaluation; those that were given are copied anew each time."""
     if not task.has_given_metrics:
-        for metric in metrics.values():
+        for metric in updated_metrics(metrics).values():
             metric.reset()
-        _KEPT[task] = ({**vars(task), "device": device}, metrics)
+        _KEPT[task] = (dict(vars(task)), device, metrics)
 
 
 class _Tally:
@@ -106,6 +108,8 @@ class _Tally:
         self._task = task
         self._device = device
         self._metrics = _take_metrics(task, device)
+        self._updated = updated_metrics(self._metrics)
+        self._joins = task.joins_batches
         self._waiting: list[tuple[Tensor, Tensor]] = []
         self._size = 0
         self._total = 0.0
@@ -115,11 +119,11 @@ class _Tally:
 
     def add(self, output: Tensor, label: Tensor) -> None:
         """Add a batch. Batches wait for others where joining them changes no bit of the metrics."""
-        if self._task.joins_batches:
+        if self._joins:
             output, label = output.clone(), label.clone()  # the loader, or a compiled model, may use the memory again
         self._waiting.append((output, label))
         self._size += output.numel()
-        if self._size >= _JOINED or not self._task.joins_batches:
+        if self._size >= _JOINED or not self._joins:
             self._flush()
 
     def _flush(self) -> None:
@@ -142,7 +146,7 @@ class _Tally:
                 self._count += count
             self._samples += len(label)
         if joined is not None and not self._broken:
-            task.checked_update(self._metrics, *joined)
+            task.checked_update(self._updated, *joined)
 
     def results(self) -> dict[str, float]:
         """Return the mean loss and the metrics."""
@@ -151,6 +155,7 @@ class _Tally:
         name = self._task.name
         results = dict.fromkeys(["loss", *self._metrics], float("nan"))
         if self._count and not self._broken:
+            hand_on_states(self._metrics)
             results["loss"] = self._total / self._count
             results |= {m: _computed(name, m, metric) for m, metric in self._metrics.items()}
         else:
@@ -163,7 +168,8 @@ def _known_counts(task: Task, labels: Sequence[Tensor]) -> list[int]:
     """Return the number of known labels of each batch."""
     known = task.known(labels[0] if len(labels) == 1 else torch.cat(list(labels)))
     if bool(known.all()):
-        return [len(label) * known[:1].numel() for label in labels]
+        per_sample = known[:1].numel()
+        return [len(label) * per_sample for label in labels]
     return [int(part.sum()) for part in known.split([len(label) for label in labels])]
 
 
@@ -220,14 +226,13 @@ def _computed(task: str, name: str, metric: Metric) -> float:
     return value
 
 
-@torch.no_grad()
 def outputs_of(
     trained: Trained, loaders: Loaders, device: torch.device
 ) -> Generator[tuple[str, Tensor, Tensor], None, None]:
     """Yield (task, output, labels as `Task.labels` returns them), in eval mode and inside the task's network.
 
-    Where tasks have networks of their own, a network reads several batches before the next network does. A caller that
-    stops early closes the generator.
+    Where tasks have networks of their own, a network reads several batches before the next network does. The caller
+    disables gradients, since a generator would do so anew for each item, and closes the generator if it stops early.
     """
     together = trained.networks.one_network
     number = 0
