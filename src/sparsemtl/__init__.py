@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sparsemtl.networks.model import MultiTaskModel, left_out_parameters, maskable_parameters
     from sparsemtl.networks.norms import TaskNorms
     from sparsemtl.networks.recomputed_norms import recompute_norms
+    from sparsemtl.networks.structures import find_structures
     from sparsemtl.networks.task_networks import TaskNetwork, TaskNetworks
     from sparsemtl.optim import MaskedOptimizer
     from sparsemtl.runs.check_run import check_run
@@ -108,6 +109,7 @@ __all__ = [
     "check_run",
     "choose_masks",
     "compact",
+    "find_structures",
     "fisher_information",
     "fisher_masks",
     "from_model",
@@ -157,6 +159,7 @@ _EXPORTS = {
     ),
     "sparsemtl.networks.norms": ("TaskNorms",),
     "sparsemtl.networks.recomputed_norms": ("recompute_norms",),
+    "sparsemtl.networks.structures": ("find_structures",),
     "sparsemtl.networks.task_networks": (
         "TaskNetwork",
         "TaskNetworks",

@@ -26,7 +26,8 @@ from sparsemtl.optim import (
     parameter_sparsity,
     total_sparsity,
 )
-from sparsemtl.optim.groups import dense, places
+from sparsemtl.optim.groups import places
+from sparsemtl.optim.layers import dense
 from sparsemtl.registry.parameters import parameters_of
 
 Indices = set[tuple[int, ...]]

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -38,7 +39,12 @@ class Part:
 
     name: str
     axis: int
-    units: Tensor
+    units: Tensor = field(repr=False)
+
+    @cached_property
+    def order(self) -> Tensor:
+        """Positions along the axis by unit, and by position within a unit."""
+        return self.units.argsort(stable=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +105,22 @@ def find_structures(model: nn.Module, x: Any, kind: Kind, tasks: tuple[str, ...]
         what = "attention heads" if kind == "head" else "feed-forward neurons"
         raise MaskError(f"{type(model).__name__}: no {what} were found among the shared layers.")
     return structures
+
+
+def structures_to_state(structures: Mapping[str, Structure]) -> dict[str, Any]:
+    """Return structures as plain values and tensors, for a checkpoint."""
+    return {
+        layer: {"kind": own.kind, "count": own.count, "parts": [[p.name, p.axis, p.units] for p in own.parts]}
+        for layer, own in structures.items()
+    }
+
+
+def structures_from_state(state: Mapping[str, Any]) -> dict[str, Structure]:
+    """Return the structures of a state of `structures_to_state`."""
+    return {
+        layer: Structure(own["kind"], own["count"], tuple(Part(*part) for part in own["parts"]))
+        for layer, own in state.items()
+    }
 
 
 Makers = Mapping[nn.Module, int]

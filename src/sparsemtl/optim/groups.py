@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from sparsemtl.errors import ParameterError, unknown_name
+from sparsemtl.networks.structures import Structure
+from sparsemtl.optim.layers import Layer, check_structures, unit_layers
 
 GroupName = Literal["input-channel", "output-channel", "block", "weight"]
 """W[:, c], W[n], rectangles of output by input channels with their whole kernels, or every entry as a group."""
@@ -42,7 +44,8 @@ class Grouping:
     """Grouping of the entries of weights.
 
     Args:
-        by: name of a grouping, or function from a weight to the group number per entry.
+        by: name of a grouping, function from a weight to the group number per entry, or the heads or neurons of a model
+            (`find_structures`), whose entries in all their parameters are one group.
         block: output by input channels of a `block`; at the edges blocks are smaller.
         linear: group weights of two axes as well as those of four (convolutions).
 
@@ -53,27 +56,42 @@ class Grouping:
     is the output's; in a grouped convolution the groups share it.
     """
 
-    by: GroupName | GroupFunction = "input-channel"
+    by: GroupName | GroupFunction | Mapping[str, Structure] = "input-channel"
     block: tuple[int, ...] = (4, 4)
     linear: bool = False
 
     def __post_init__(self) -> None:
-        if not callable(self.by) and self.by not in get_args(GroupName):
+        if isinstance(self.by, Mapping):
+            check_structures(self.by)
+        elif not callable(self.by) and self.by not in get_args(GroupName):
             raise ParameterError(unknown_name("grouping", self.by, get_args(GroupName)))
         if len(self.block) != 2 or not all(isinstance(side, int) and side >= 1 for side in self.block):
             raise ParameterError(f"`block` must be two whole numbers of at least 1, got {self.block!r}.")
 
     @property
     def name(self) -> str:
-        """Granularity in a word: the name of the grouping, or of the user's function."""
+        """Granularity in a word: the name of the grouping, of the user's function, or of a unit."""
+        if isinstance(self.by, Mapping):
+            return next((structure.kind for structure in self.by.values()), "unit")
         return getattr(self.by, "__name__", "custom") if callable(self.by) else self.by
 
     def covers(self, weight: Tensor) -> bool:
-        """Return whether the grouping applies to a weight: four axes, or two with `linear`."""
-        return weight.ndim == 4 or (self.linear and weight.ndim == 2)
+        """Return whether the grouping applies to a weight alone: four axes, or two with `linear`; no heads, neurons."""
+        return not isinstance(self.by, Mapping) and (weight.ndim == 4 or (self.linear and weight.ndim == 2))
+
+    def layers(self, parameters: Parameters) -> Iterator[Layer]:
+        """Yield the parameters that the grouping applies to, those whose groups are read together as one layer.
+
+        Raises:
+            ParameterError: for heads and neurons, if no parameter has the name of a part of them.
+        """
+        if isinstance(self.by, Mapping):
+            yield from unit_layers(self.by, dict(named(parameters)))
+        else:
+            yield from (Layer(name, (weight,)) for name, weight in named(parameters) if self.covers(weight))
 
     def split(self, weight: Tensor) -> tuple[GroupView, ...]:
-        """Return the views of a weight's groups, which fit every tensor of its shape.
+        """Return the views of the groups of a weight, or of what `Layer.gather` returns; they fit tensors of its shape.
 
         Raises:
             ParameterError: if a user's function does not return group numbers.
@@ -84,7 +102,7 @@ class Grouping:
                 return (_SingleWeights(),)
             case "input-channel":
                 return _tiles(rows, columns, (rows, 1))
-            case "output-channel":
+            case "output-channel" | Mapping():
                 return _tiles(rows, columns, (1, columns))
             case "block":
                 height, width = self.block
@@ -148,11 +166,6 @@ def named(parameters: Parameters) -> Iterator[tuple[str, Tensor]]:
         yield (f"parameter {place} of shape {tuple(item.shape)}", item) if isinstance(item, Tensor) else item
 
 
-def dense(weight: Tensor) -> Tensor:
-    """Return the weight itself if it is contiguous in one of torch's memory formats, else a contiguous copy."""
-    return weight if weight.is_contiguous() or _channels_last(weight) else weight.contiguous()
-
-
 def laid_out_as(tensor: Tensor, weight: Tensor) -> Tensor:
     """Return the tensor in the memory format of a dense weight of its shape; itself if it has that format already."""
     last = not weight.is_contiguous()
@@ -166,10 +179,6 @@ def places(part: Tensor, size: int) -> Iterator[tuple[slice, slice, slice]]:
     for row in range(0, slabs, rows):
         for column in range(0, groups, columns):
             yield slice(row, row + rows), slice(None), slice(column, column + columns)
-
-
-def _channels_last(weight: Tensor) -> bool:
-    return weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def _kernels(weight: Tensor) -> Tensor:

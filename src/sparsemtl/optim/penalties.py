@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, get_type_hints
+from typing import Annotated, get_args, get_type_hints
 
 import torch
 from torch import Tensor
 from typing_extensions import Doc
 
+from sparsemtl.errors import ParameterError
+from sparsemtl.networks.structures import Kind, Structure
 from sparsemtl.optim import proximal
-from sparsemtl.optim.groups import GroupFunction, Grouping, GroupName, Parameters, dense, named
+from sparsemtl.optim.groups import GroupFunction, Grouping, GroupName, Parameters
 from sparsemtl.optim.proximal import Scratch, fresh
 from sparsemtl.registry.checking import check_value
 from sparsemtl.registry.parameters import Natural, NonNegative, Positive
@@ -48,7 +50,7 @@ class Penalty(abc.ABC):
         """Grouping of the weights."""
 
     def covers(self, weight: Tensor) -> bool:
-        """Return whether the penalty acts on a weight."""
+        """Return whether the penalty acts on a weight alone; heads and neurons span several, see `grouping.layers`."""
         return self.grouping.covers(weight)
 
     def weight(self, x: Tensor) -> float:
@@ -84,9 +86,9 @@ class Penalty(abc.ABC):
     def value(self, parameters: Parameters) -> Tensor:
         """Return the penalty of all covered weights, a differentiable scalar."""
         costs = [
-            self.cost(view.read(dense(weight)))
-            for _, weight in named(parameters)
-            if self.covers(weight)
+            self.cost(view.read(weight))
+            for layer in self.grouping.layers(parameters)
+            for weight in [layer.gather(layer.parameters)]
             for view in self.grouping.split(weight)
         ]
         return torch.stack(costs).sum() if costs else torch.zeros(())
@@ -123,16 +125,22 @@ class _Grouped(Penalty):
     """Penalty on the norms of groups."""
 
     granularity: Annotated[
-        GroupName | GroupFunction,
+        GroupName | GroupFunction | Mapping[str, Structure],
         Doc(
             "Groups: `input-channel` W[:, c], `output-channel` W[n], `block`, `weight`, or a function that returns the "
-            "number of the group per entry of a weight, in a shape that broadcasts to the weight's. It is called once "
-            "per weight."
+            "number of the group per entry of a weight, in a shape that broadcasts to the weight's; it is called once "
+            "per weight. Or the attention heads or feed-forward neurons of a model, as `sm.find_structures` returns "
+            "them: the rows that make a head or a neuron and the columns that read it are one group."
         ),
     ] = "input-channel"
     block: Annotated[Sequence[int], Doc("Output by input channels of a `block`, with their whole kernels.")] = (4, 4)
 
     def __post_init__(self) -> None:
+        if self.granularity in get_args(Kind):
+            raise ParameterError(
+                f"granularity={self.granularity!r} needs the {self.granularity}s of a model: "
+                f"granularity=sm.find_structures(model, x, {self.granularity!r}) for an input x of the model."
+            )
         super().__post_init__()
         object.__setattr__(self, "block", tuple(self.block))
         self.grouping  # noqa: B018 - raise for a wrong grouping now, not at the first step

@@ -15,6 +15,7 @@ import torch
 from torch.optim import Optimizer
 
 from sparsemtl.errors import ParameterError
+from sparsemtl.optim.groups import Parameters
 from sparsemtl.optim.penalties import Penalty
 from sparsemtl.optim.proximal_step import ProximalStep, ProxLR
 
@@ -47,10 +48,10 @@ class _Proximal(Optimizer):
         used = [group for group in self.param_groups if group["penalty"] is not None]
         for group in used:
             ProximalStep(group["penalty"], adaptive=group["adaptive"], prox_lr=group["prox_lr"])  # checks them
-        if used and not any(group["penalty"].covers(p) for group in used for p in group["params"]):
+        if used and not any(True for group in used for _ in group["penalty"].grouping.layers(_named(group))):
             raise ParameterError(
-                "no parameter is covered by a penalty: it acts on weights of four axes (convolutions), and on those of "
-                "two with linear=True."
+                "no parameter is covered by a penalty: it acts on weights of four axes (convolutions), on those of two "
+                "with linear=True, and on heads and neurons in the group that holds the weight that reads them."
             )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -86,7 +87,8 @@ class ProximalAdamW(_Proximal, torch.optim.AdamW):
     Args:
         params: parameters, named parameters or parameter groups. A group may have its own `penalty` (or None),
             `adaptive` and `prox_lr`. Pass `sm.maskable_parameters(model).values()` to a penalty: gains and maps of
-            positions may have as many axes as a weight.
+            positions may have as many axes as a weight. A penalty on heads or neurons needs named parameters, and acts
+            on the parts of a unit that are in the group; `ProximalStep` acts across groups.
         lr: learning rate.
         betas: as in `torch.optim.AdamW`.
         eps: as in `torch.optim.AdamW`; by default that of the reference code.
@@ -171,16 +173,22 @@ def _shrink_groups(optimizer: _Proximal, args: Any, kwargs: Any) -> None:
             optimizer._shrinks[index] = ProximalStep(group["penalty"])
         shrink = optimizer._shrinks[index]
         shrink.penalty, shrink.adaptive, shrink.prox_lr = group["penalty"], group["adaptive"], group["prox_lr"]
-        names = group.get("param_names")
-        shrink(optimizer, group["params"] if names is None else zip(names, group["params"], strict=True))
+        shrink(optimizer, _named(group))
+
+
+def _named(group: dict[str, Any]) -> Parameters:
+    """Return the parameters of a group, with their names if the optimizer was given them."""
+    names = group.get("param_names")
+    return group["params"] if names is None else zip(names, group["params"], strict=True)
 
 
 def _plain_values(penalty: Penalty | None) -> dict[str, Any] | None:
-    """Return a penalty as plain values without functions."""
+    """Return a penalty as plain values, without functions and units."""
     if penalty is None:
         return None
     values = {field.name: getattr(penalty, field.name) for field in fields(penalty)}
-    return {"kind": type(penalty).__name__, **{k: v for k, v in values.items() if not callable(v)}}
+    plain = {key: value for key, value in values.items() if not callable(value) and not isinstance(value, Mapping)}
+    return {"kind": type(penalty).__name__, **plain}
 
 
 def _restored(saved: Mapping[str, Any] | None, own: Penalty | None, index: int) -> Penalty | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 
 from sparsemtl.errors import MaskWarning, ParameterError
 from sparsemtl.kernels import group_lasso
-from sparsemtl.optim.groups import Grouping, GroupView, Parameters, dense, laid_out_as, named, places
+from sparsemtl.optim.groups import Grouping, GroupView, Parameters, laid_out_as, places
+from sparsemtl.optim.layers import Layer
 from sparsemtl.optim.penalties import GroupLasso, Penalty
 from sparsemtl.optim.proximal import CACHED, Reused, Scratch
 from sparsemtl.registry.parameters import validated
@@ -101,10 +102,10 @@ class ProximalStep:
         """
         nonzero: dict[str, Tensor] = {}
         scratch = Reused()
-        for name, parameter, step in self._taken(optimizer, parameters):
+        for layer, step in self._taken(optimizer, parameters):
             step = step._replace(size=step.size * factor)
             if step.size * self.penalty.strength > _NOTHING:
-                nonzero[name] = self._shrink(parameter, step, scratch)
+                nonzero[layer.name] = self._shrink(layer, step, scratch)
         self._warn_of_empty(nonzero)
 
     @torch.no_grad()
@@ -124,8 +125,8 @@ class ProximalStep:
         """
         unit, scratch = replace(self.penalty, strength=1.0), Reused()
         found = []
-        for _, parameter, step in self._taken(optimizer, parameters):
-            read = self._read(parameter, dense(parameter.detach()), step)
+        for layer, step in self._taken(optimizer, parameters):
+            read = self._read(layer, layer.gather(_detached(layer)), step)
             pieces = [_evaluate(unit.critical_factor, x, s, unit, scratch) for x, s in _pieces(read, unit)]
             own = torch.cat([factor.flatten() for factor in pieces]).double()
             found.append(own.index_fill_(0, self._kept_indices(own), math.inf))
@@ -133,15 +134,23 @@ class ProximalStep:
             raise ParameterError("no weight that the penalty covers has a gradient; call this after an optimizer step.")
         return torch.cat(found)
 
-    def _taken(self, optimizer: Optimizer, parameters: Parameters) -> Iterator[tuple[str, Tensor, _Step]]:
-        """Yield (name, weight, proximal step) of the covered weights that took part in the optimizer's step."""
+    def _taken(self, optimizer: Optimizer, parameters: Parameters) -> Iterator[tuple[Layer, _Step]]:
+        """Yield the covered layers that took part in the optimizer's step, with their proximal steps.
+
+        Units consist of their parameters that took part, if the weight that reads the units is among them.
+        """
         groups = {p: group for group in optimizer.param_groups for p in group["params"]}
-        for name, parameter in named(parameters):
-            if parameter.grad is None or not self.penalty.covers(parameter):
+        for layer in self.penalty.grouping.layers(parameters):
+            taken = [parameter.grad is not None for parameter in layer.parameters]
+            if not taken[-1]:
                 continue
-            if parameter not in groups:
-                raise ParameterError(f"{name} is not among the parameters of {type(optimizer).__name__}.")
-            yield name, parameter, self._step(groups[parameter], optimizer.state.get(parameter, {}))
+            layer = layer if all(taken) else layer.restricted(taken)
+            for index, parameter in enumerate(layer.parameters):
+                if parameter not in groups:
+                    name = layer.parts[index].name if layer.parts else layer.name
+                    raise ParameterError(f"{name} is not among the parameters of {type(optimizer).__name__}.")
+            steps = [self._step(groups[p], optimizer.state.get(p, {})) for p in layer.parameters]
+            yield _joint(layer, steps) if layer.parts else (layer, steps[0])
 
     def _step(self, group: dict[str, Any], state: dict[str, Any]) -> _Step:
         """Return the proximal step of a parameter of this group and with this state."""
@@ -154,29 +163,31 @@ class ProximalStep:
             lr *= math.sqrt(1 - beta2**t) / (1 - beta1**t)
         return _Step(lr, moment, float(group["eps"]))
 
-    def _shrink(self, parameter: Tensor, step: _Step, scratch: Scratch) -> Tensor:
-        """Shrink a parameter; return a bool tensor, True if any of its groups is not zero."""
-        weight = dense(parameter.detach())
-        read = self._read(parameter, weight, step)
+    def _shrink(self, layer: Layer, step: _Step, scratch: Scratch) -> Tensor:
+        """Shrink the parameters of a layer; return a bool tensor, True if any of its groups is not zero."""
+        weight = layer.gather(_detached(layer))
+        read = self._read(layer, weight, step)
         pieces = _pieces(read, self.penalty)
         kept = self._kept(pieces, scratch) if self.penalty.keep_min else [None] * len(pieces)
         mask = [self._shrink_piece(x, own, keep, scratch).any() for (x, own), keep in zip(pieces, kept, strict=True)]
-        for view, (x, _) in zip(self._views_of(parameter), read, strict=True):
+        for view, (x, _) in zip(self._views_of(layer, weight), read, strict=True):
             view.write(weight, x)
-        if not parameter.is_set_to(weight):
-            parameter.copy_(weight)
+        layer.scatter(weight)
         return mask[0] if len(mask) == 1 else torch.stack(mask).any()
 
-    def _read(self, parameter: Tensor, weight: Tensor, step: _Step) -> list[_Groups]:
-        """Return the groups of a parameter's weight per view, with the step whose moment has the same shape."""
-        views = self._views_of(parameter)
+    def _read(self, layer: Layer, weight: Tensor, step: _Step) -> list[_Groups]:
+        """Return the groups of a layer's weight per view, with the step whose moment has the same shape."""
+        views = self._views_of(layer, weight)
         if step.moment is None:
             return [(view.read(weight), step) for view in views]
         moment = laid_out_as(step.moment, weight)
         return [(view.read(weight), step._replace(moment=view.read(moment))) for view in views]
 
-    def _views_of(self, parameter: Tensor) -> tuple[GroupView, ...]:
-        """Return the views of the parameter's groups, made once."""
+    def _views_of(self, layer: Layer, weight: Tensor) -> tuple[GroupView, ...]:
+        """Return the views of the groups of a layer's weight, made once for each parameter that is one."""
+        if layer.parts:
+            return self.penalty.grouping.split(weight)
+        (parameter,) = layer.parameters
         if self._grouping != self.penalty.grouping:
             self._grouping, self._views = self.penalty.grouping, {}
         if parameter not in self._views:
@@ -230,6 +241,33 @@ class ProximalStep:
         return f"Lower the strength {self.penalty.strength:g} of {type(self.penalty).__name__}"
 
 
+def _detached(layer: Layer) -> list[Tensor]:
+    return [parameter.detach() for parameter in layer.parameters]
+
+
+def _joint(layer: Layer, steps: Sequence[_Step]) -> tuple[Layer, _Step]:
+    """Return units and one step for all their parameters.
+
+    In a step with learning rates of their own, the metric of an entry is over its rate: the map of
+    1/2 sum d_j / lr_j (x_j - z_j)^2 + R(z) is that of size lr in the metric d_j lr / lr_j, for any lr. Parameters whose
+    rate is zero do not move, and take no part.
+    """
+    *_, last = steps
+    if last.size == 0:
+        return layer, last._replace(moment=None)
+    moving = [step.size > 0 for step in steps]
+    layer, steps = layer.restricted(moving), [step for step in steps if step.size > 0]
+    moments = [step.moment for step in steps if step.moment is not None]
+    alike = {(step.size, step.eps, step.moment is None) for step in steps}
+    if len(alike) == 1:
+        return layer, last._replace(moment=layer.gather(moments) if moments else None)
+    squares = [
+        step.diagonal(parameter).mul(last.size / step.size).square()
+        for step, parameter in zip(steps, layer.parameters, strict=True)
+    ]
+    return layer, _Step(last.size, layer.gather(squares), 0.0)
+
+
 def _kernel(penalty: Penalty, x: Tensor, step: _Step) -> ModuleType | None:
     """Return the compiled kernel of a penalty, if it is right for these groups."""
     kernel = _COMPILED.get(type(penalty))
@@ -274,6 +312,12 @@ class _Step(NamedTuple):
     size: float
     moment: Tensor | None
     eps: float
+
+    def diagonal(self, like: Tensor) -> Tensor:
+        """Return the diagonal of the metric of a parameter, in the parameter's shape."""
+        if self.moment is None:
+            return torch.ones_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
+        return self.moment.to(torch.promote_types(like.dtype, torch.float32)).sqrt().add_(self.eps)
 
     def shift(self, x: Tensor, penalty: Penalty, scratch: Scratch) -> Tensor | float:
         """Return step size times the penalty's weight, over the diagonal of the metric."""

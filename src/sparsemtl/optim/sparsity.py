@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from sparsemtl.errors import ParameterError
-from sparsemtl.optim.groups import Grouping, GroupName, Parameters, dense, named
+from sparsemtl.optim.groups import Grouping, GroupName, Parameters
+from sparsemtl.optim.layers import Layer
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class Sparsity:
     """Numbers of groups and weights that are zero, at one granularity.
 
     Args:
-        granularity: `input-channel`, `output-channel`, `block`, `weight`, or the name of a user's function.
+        granularity: `input-channel`, `output-channel`, `block`, `weight`, `head`, `neuron`, or the name of a user's
+            function.
         groups: number of groups.
         zero_groups: number of groups whose weights are all zero.
         weights: number of weights.
@@ -50,7 +52,7 @@ class Sparsity:
 
 @torch.no_grad()
 def layer_sparsity(parameters: Parameters, grouping: Grouping | GroupName = "input-channel") -> dict[str, Sparsity]:
-    """Return name -> sparsity, for every weight that the grouping covers.
+    """Return name -> sparsity, for every weight that the grouping covers, or every weight that reads units.
 
     Args:
         parameters: name -> parameter, or the pairs of `named_parameters()`.
@@ -60,10 +62,11 @@ def layer_sparsity(parameters: Parameters, grouping: Grouping | GroupName = "inp
         ParameterError: if the grouping covers none of the parameters.
     """
     own = grouping if isinstance(grouping, Grouping) else Grouping(grouping)
-    found = {name: _sparsity(weight, own) for name, weight in named(parameters) if own.covers(weight)}
+    found = {layer.name: _sparsity(layer, own) for layer in own.layers(parameters)}
     if not found:
         raise ParameterError(
-            "nothing to measure: no parameter has four axes (convolutions); linear=True counts those of two as well."
+            "nothing to measure: no parameter has four axes (convolutions); linear=True counts those of two as well. "
+            "Heads and neurons are measured where the weight that reads them is among the parameters."
         )
     return found
 
@@ -96,10 +99,10 @@ def parameter_sparsity(parameters: Parameters, grouping: Grouping | GroupName = 
     return total_sparsity(parameters, grouping).of_parameters
 
 
-def _sparsity(weight: torch.Tensor, grouping: Grouping) -> Sparsity:
-    total = Sparsity(grouping.name)
+def _sparsity(layer: Layer, grouping: Grouping) -> Sparsity:
+    total, weight = Sparsity(grouping.name), layer.gather(layer.parameters)
     for view in grouping.split(weight):
-        groups = view.read(dense(weight))
+        groups = view.read(weight)
         size, zero = groups.shape[1] * groups.shape[3], (groups == 0).all(3).all(1)
         zeros = int(zero.sum())
         total += Sparsity(grouping.name, zero.numel(), zeros, groups.numel(), zeros * size)

@@ -13,17 +13,25 @@ from typing_extensions import Doc
 
 from sparsemtl.errors import MaskWarning, ParameterError
 from sparsemtl.networks.declarations import Figure, SummaryTable
-from sparsemtl.networks.model import MultiTaskModel
+from sparsemtl.networks.model import MultiTaskModel, first_group
 from sparsemtl.networks.norms import own_statistics
+from sparsemtl.networks.randomness import fork_rng
 from sparsemtl.networks.roles import refuse_computed, weight_ids
+from sparsemtl.networks.structures import (
+    Kind,
+    Structure,
+    find_structures,
+    structures_from_state,
+    structures_to_state,
+)
 from sparsemtl.networks.task_networks import TaskNetworks, dense_networks
 from sparsemtl.optim.penalties import Penalty
 from sparsemtl.optim.proximal_step import ProximalStep, ProxLR
-from sparsemtl.optim.sparsity import Sparsity, layer_sparsity, total_sparsity
+from sparsemtl.optim.sparsity import Sparsity, layer_sparsity
 from sparsemtl.registry.parameters import Count, Default, Natural, Share
 from sparsemtl.sharing.schedules import StepRamp, check_reach_at, cubic
 from sparsemtl.sharing.sharing import DenseOptions, Sharing, StepWeights
-from sparsemtl.tasks.batches import Loaders
+from sparsemtl.tasks.batches import Loaders, check_readable
 
 
 class ProximalOptions(DenseOptions, total=False):
@@ -75,9 +83,12 @@ class ProximalSharing(Sharing):
     asks for, s (1 - (1 - t)^3) of all on the way to the target s, t going from 0 to 1 between `warmup` and `reach_at`
     (Zhu & Gupta 2017), and s from then on.
 
+    Heads and neurons are found in the first batch, and are groups over all their parameters.
+
     Args:
         penalty: the penalty.
         options: options of the method.
+        units: groups of the penalty that are found in the model, in place of the penalty's own.
     """
 
     figures = (
@@ -86,7 +97,7 @@ class ProximalSharing(Sharing):
         Figure("lambda", "Strength of the penalty", per_task=False),
     )
 
-    def __init__(self, penalty: Penalty, options: ProximalOptions) -> None:
+    def __init__(self, penalty: Penalty, options: ProximalOptions, units: Kind | None = None) -> None:
         self.update = options["update"]
         self.bn = options["bn"]
         self.warmup = options["warmup"]
@@ -101,6 +112,9 @@ class ProximalSharing(Sharing):
         if self.target_sparsity is not None:
             self.shrink.remedy = f"Lower `target_sparsity` ({self.target_sparsity:g})"
         self._ramp = StepRamp(self.warmup, self.reach_at)
+        self._units = units
+        if units is not None:
+            self._set_units({})
 
     def start(self, model: MultiTaskModel) -> TaskNetworks:
         """Return networks without masks.
@@ -109,7 +123,7 @@ class ProximalSharing(Sharing):
             ParameterError: if the penalty covers no weight, or a layer computes such a weight from other parameters.
         """
         refuse_computed(model.shared_modules(), self.shrink.penalty.covers)
-        if not self.covered(model):
+        if self._units is None and not self.covered(model):
             raise ParameterError(
                 f"{type(self).__name__} finds nothing to make sparse: {type(model).__name__} shares "
                 f"{len(model.shared_parameters())} parameters, none of them of a convolution. `linear=True` takes "
@@ -118,16 +132,41 @@ class ProximalSharing(Sharing):
         return dense_networks(model, model.tasks, own_statistics(model, self.bn))
 
     def covered(self, model: MultiTaskModel) -> dict[str, nn.Parameter]:
-        """Return the shared weights that the penalty covers, by name."""
+        """Return the shared weights that the penalty covers, by name; of units the trained parameters, biases too."""
+        if self._units is not None:
+            trained = {name: p for name, p in model.shared_parameters().items() if p.requires_grad}
+            layers = self.shrink.penalty.grouping.layers(trained)
+            return {part.name: trained[part.name] for layer in layers for part in layer.parts}
         weights, covers = weight_ids(model), self.shrink.penalty.covers
         return {name: p for name, p in model.shared_parameters().items() if id(p) in weights and covers(p)}
 
     def begin_epoch(
         self, epoch: int, model: MultiTaskModel, networks: TaskNetworks, loaders: Loaders
     ) -> TaskNetworks | None:
-        """Note the progress of the schedule; the networks stay."""
+        """Note the progress of the schedule, and find the units; the networks stay.
+
+        Raises:
+            MaskError: if the model has no such units.
+            ParameterError: if all of them are frozen.
+        """
         self._ramp.begin_epoch(epoch, loaders)
+        if self._units is not None and not self._found:
+            check_readable(loaders)
+            with fork_rng():
+                group = first_group(model, loaders)
+                self._set_units(find_structures(model, group.x, self._units, group.tasks))
+            if not self.covered(model):
+                raise ParameterError(
+                    f"{type(self).__name__} finds no {self._units} to make sparse: the weights that read them, such as "
+                    f"{next(iter(self._found))!r}, are frozen (requires_grad=False)."
+                )
         return None
+
+    def _set_units(self, structures: Mapping[str, Structure]) -> None:
+        """Make units the penalty's groups."""
+        self._found = dict(structures)
+        groups: dict[str, Any] = {"granularity": self._found}
+        self.shrink.penalty = replace(self.shrink.penalty, **groups)
 
     def is_selectable(self, epoch: int) -> bool:
         """Return True after the warm-up; with a target, once it is reached."""
@@ -164,7 +203,7 @@ class ProximalSharing(Sharing):
     def end_training(self, model: MultiTaskModel, networks: TaskNetworks) -> None:
         """Warn if the penalty has left no group at zero."""
         strength = self.shrink.penalty.strength
-        total = total_sparsity(self.covered(model), self.shrink.penalty.grouping)
+        total = self._total(self._layers(model))
         if strength > 0 and not total.zero_groups:
             warnings.warn(
                 f"{type(self).__name__}: of {total.groups} groups (granularity {total.granularity}), none is zero in "
@@ -205,17 +244,20 @@ class ProximalSharing(Sharing):
         return (SummaryTable(title, ("layer", "groups", "left", "fraction left"), rows, fractions=("fraction left",)),)
 
     def _layers(self, model: MultiTaskModel) -> dict[str, Sparsity]:
-        return layer_sparsity(self.covered(model), self.shrink.penalty.grouping)
+        covered = self.covered(model)
+        return layer_sparsity(covered, self.shrink.penalty.grouping) if covered else {}
 
     def _total(self, layers: Mapping[str, Sparsity]) -> Sparsity:
-        first, *rest = layers.values()
-        return sum(rest, start=first)
+        return sum(layers.values(), start=Sparsity(self.shrink.penalty.grouping.name))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the strength found so far, and the progress of the schedule."""
-        return {"strength": self.shrink.penalty.strength, "progress": self._ramp.state_dict()}
+        """Return the strength found so far, the progress of the schedule, and the units."""
+        state = {"strength": self.shrink.penalty.strength, "progress": self._ramp.state_dict()}
+        return state if self._units is None else {**state, "units": structures_to_state(self._found)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state of `state_dict`."""
+        if self._units is not None:
+            self._set_units(structures_from_state(state["units"]))
         self.shrink.penalty = replace(self.shrink.penalty, strength=state["strength"])
         self._ramp.load_state_dict(state["progress"])
