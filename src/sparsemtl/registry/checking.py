@@ -146,5 +146,6 @@ class _InPython:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         if self.kind is object:
             return core_schema.any_schema()
-        refused = core_schema.is_instance_schema(self.kind if isinstance(self.kind, type) else Callable)
+        is_class = isinstance(self.kind, type) and get_origin(self.kind) is None  # in Python 3.10, list[int] is a type
+        refused = core_schema.is_instance_schema(self.kind if is_class else Callable)
         return core_schema.json_or_python_schema(json_schema=refused, python_schema=core_schema.any_schema())
