@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,6 +58,10 @@ def test_missing_tools_of_kernels_are_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("SPARSEMTL_KERNELS", raising=False)
     monkeypatch.setattr(doctor.shutil, "which", lambda tool: None if tool == "ninja" else f"/bin/{tool}")
     assert "ninja" in doctor._kernels().found
+    monkeypatch.setattr(doctor.shutil, "which", lambda tool: f"/bin/{tool}")
+    monkeypatch.setattr("sparsemtl.kernels.compiled.failures", lambda: [Path("answer.failed")])
+    assert doctor._kernels().state == "broken"
+    assert "answer.failed" in doctor._kernels().remedy
     monkeypatch.setenv("SPARSEMTL_KERNELS", "0")
     assert "turned off" in doctor._kernels().found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import shutil
 import signal
 import subprocess
@@ -104,7 +105,68 @@ def test_failed_compilation(
     monkeypatch.setattr(compiled, "_COMPILE", "raise ImportError('no setuptools')")
     assert compiled._library(write(tmp_path / fails), tmp_path / "cache") is None
     assert_logged_once(caplog, "no setuptools")
-    assert not list((tmp_path / "cache").iterdir())
+    (file,) = (tmp_path / "cache").iterdir()  # no folder of the build is left
+    assert file.suffix == ".failed"
+
+
+def test_compilation_that_failed_is_not_tried_again_for_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, cache = write(tmp_path), tmp_path / "cache"
+    tried = []
+
+    def fail(source: Path, target: Path) -> None:
+        tried.append(target)
+        target.parent.mkdir(exist_ok=True)
+        raise subprocess.CalledProcessError(1, "c++", stderr="no headers")
+
+    def another_process() -> object:
+        compiled._library.cache_clear()
+        return compiled._library(source, cache)
+
+    monkeypatch.setattr(compiled, "_key", lambda source: "key")
+    monkeypatch.setattr(compiled, "_compile", fail)
+    monkeypatch.setattr(compiled, "_cache", lambda: cache)
+    assert another_process() is another_process() is None
+    assert len(tried) == 1
+    (failure,) = compiled.failures()
+    assert failure.read_text() == "no headers"
+    assert "no headers" in caplog.messages[-1]
+    assert f"delete {failure}" in caplog.messages[-1]
+    failure.unlink()
+    assert another_process() is None
+    assert len(tried) == 2
+    os.utime(failure, (0, time.time() - compiled._RETRY_AFTER - 1))
+    assert compiled.failures() == []
+    assert another_process() is None
+    assert len(tried) == 3
+    monkeypatch.setattr(compiled, "_key", lambda source: "another source or compiler")
+    assert another_process() is None
+    assert len(tried) == 4
+
+
+@needs_compiler
+def test_compilation_that_succeeds_forgets_the_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "_key", lambda source: "key")
+    (tmp_path / "answer-key.failed").write_text("no headers")
+    os.utime(tmp_path / "answer-key.failed", (0, 0))
+    assert compiled._library(write(tmp_path), tmp_path) is not None
+    assert not list(tmp_path.glob("*.failed"))
+
+
+def test_what_computes_a_kernel_is_known_once_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "_asked", set())
+    monkeypatch.setenv("SPARSEMTL_KERNELS", "0")
+    compiled.library("per_sample")
+    assert compiled.computed_by() == {"per_sample": "torch"}
+    monkeypatch.delenv("SPARSEMTL_KERNELS")
+    monkeypatch.setattr(compiled, "_library", lambda source, cache: object())
+    monkeypatch.setattr(compiled, "_version", lambda compiler: f"{compiler} 12\nmore")
+    monkeypatch.setenv("CXX", "clang")
+    compiled._own_library.cache_clear()
+    compiled.library("per_sample")
+    assert compiled.computed_by() == {"per_sample": "C++ (clang 12)"}
+    compiled._own_library.cache_clear()
 
 
 def test_compilation_that_hangs_is_given_up(

@@ -15,6 +15,7 @@ from torch import nn
 import sparsemtl as sm
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import ConfigError, ParameterError, ReproducibilityWarning
+from sparsemtl.kernels import compiled
 from sparsemtl.runs.run import run
 from sparsemtl.storage.files import read_tensors, read_tree
 from sparsemtl.storage.yaml_text import dump_yaml
@@ -125,6 +126,17 @@ def test_a_run_resumed_on_another_machine_says_so(killed: Path, monkeypatch: pyt
     with pytest.warns(ReproducibilityWarning) as caught:
         trainer(killed).fit(*loaders(), resume=True)
     assert words in str(caught[0].message)
+
+
+def test_a_run_resumed_without_its_kernels_says_so(killed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "_asked", {"group_lasso"})
+    monkeypatch.setattr(compiled, "_found", lambda name: (None, "C++ (g++ 12)"))
+    with use_threads(2), pytest.raises(Killed):
+        trainer(killed).fit(*loaders(Dying), overwrite=True)
+    monkeypatch.setattr(compiled, "_asked", set())
+    monkeypatch.setattr(compiled, "_found", lambda name: (None, "torch"))
+    with pytest.warns(ReproducibilityWarning, match=r"kernel group_lasso C\+\+ \(g\+\+ 12\) there and torch here"):
+        trainer(killed).fit(*loaders(), resume=True)
 
 
 def test_a_checkpoint_knows_its_machine(killed: Path) -> None:

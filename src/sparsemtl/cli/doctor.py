@@ -148,12 +148,17 @@ def _imports() -> Iterator[Finding]:
 
 
 def _kernels() -> Finding:
+    from sparsemtl.kernels.compiled import failures
+
     if os.environ.get("SPARSEMTL_KERNELS") == "0":
         return Finding("C++ kernels", "turned off by SPARSEMTL_KERNELS=0")
     compiler = os.environ.get("CXX", "c++").split()[0]
     for tool, remedy in ((compiler, "install a C++ compiler"), ("ninja", "pip install 'sparsemtl[kernels]'")):
         if shutil.which(tool) is None:
             return Finding("C++ kernels", f"{tool} was not found; torch computes instead", "missing", remedy)
+    if failed := failures():
+        remedy = f"read {failed[0]}, and delete it to compile again"
+        return Finding("C++ kernels", "compilation failed; torch computes instead", "broken", remedy)
     return Finding("C++ kernels", f"compiled on first use by {shutil.which(compiler)}")
 
 

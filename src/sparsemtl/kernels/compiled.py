@@ -21,15 +21,21 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import torch
 
 logger = logging.getLogger(__name__)
 
+NAMES = tuple(sorted(source.stem for source in Path(__file__).parent.glob("*.cpp")))
+"""Names of the kernels."""
+
 _FLAGS = ["-O3", "-march=native", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 _SECONDS = 120
 """Time after which a compilation is given up."""
+_RETRY_AFTER = 24 * 3600
+"""Seconds after which a compilation that failed is tried again."""
 _COMPILE = """
 import sys
 from torch.utils.cpp_extension import load
@@ -38,26 +44,48 @@ load(name, [source], extra_cflags=flags, build_directory=folder, with_cuda=False
 """
 
 _lock = threading.Lock()
+_asked: set[str] = set()
+
+
+def computed_by() -> dict[str, str]:
+    """Return name of each kernel that this process has asked for -> "torch", or "C++" with the compiler's version."""
+    return {name: _found(name)[1] for name in sorted(_asked)}
 
 
 def library(name: str) -> ctypes.CDLL | None:
     """Return the compiled library of `<name>.cpp` in this folder; None where torch must do the work.
 
-    Compiles at most once per process and machine, in a few seconds. Without a compiler, without ninja, if compilation
-    fails, or if the cache cannot be written, one line is logged and the answer is None.
+    Compiles at most once per machine, in a few seconds. Without a compiler, without ninja, if compilation fails, or if
+    the cache cannot be written, one line is logged and the answer is None. After a failure, no process compiles again
+    for a day, unless the file is deleted that holds the compiler's output.
     """
+    _asked.add(name)
+    return _found(name)[0]
+
+
+def _found(name: str) -> tuple[ctypes.CDLL | None, str]:
     if os.environ.get("SPARSEMTL_KERNELS") == "0":
-        return None
+        return None, "torch"
     with _lock:
         return _own_library(name)
 
 
 @functools.cache
-def _own_library(name: str) -> ctypes.CDLL | None:
-    """Return the library of a source in this folder."""
+def _own_library(name: str) -> tuple[ctypes.CDLL | None, str]:
+    """Return the library of a source in this folder, and what computes with it or without it."""
+    found = _library(Path(__file__).with_name(f"{name}.cpp"), _cache())
+    return found, "torch" if found is None else _compiler()
+
+
+def failures() -> list[Path]:
+    """Return the files with the output of compilations that failed and are not tried again yet."""
+    return [file for file in sorted(_cache().glob("*.failed")) if _is_recent(file)]
+
+
+def _cache() -> Path:
     import pooch  # slow to import
 
-    return _library(Path(__file__).with_name(f"{name}.cpp"), pooch.os_cache("sparsemtl") / "kernels")
+    return Path(pooch.os_cache("sparsemtl")) / "kernels"
 
 
 @functools.cache
@@ -66,20 +94,57 @@ def _library(source: Path, cache: Path) -> ctypes.CDLL | None:
     try:
         target = cache / f"{source.stem}-{_key(source)}.so"
         if not target.exists():
-            _compile(source, target)
+            _compile_or_recall(source, target)
         return ctypes.CDLL(str(target))
     except (OSError, subprocess.SubprocessError) as error:
-        output = getattr(error, "stderr", None) or str(error)
-        logger.warning("kernel %s is not available, torch computes instead: %s", source.stem, output.strip()[-500:])
+        logger.warning("kernel %s is not available, torch computes instead: %s", source.stem, _output(error)[-500:])
         return None
+
+
+def _compile_or_recall(source: Path, target: Path) -> None:
+    """Compile a source, unless that failed within the last day; the output of a failure is kept beside the library."""
+    failure = target.with_suffix(".failed")
+    if failure.exists() and _is_recent(failure):
+        raise OSError(f"{failure.read_text()[-300:]} (Earlier failure; delete {failure} to compile again.)")
+    try:
+        _compile(source, target)
+    except subprocess.SubprocessError as error:
+        failure.write_text(_output(error))
+        raise
+    failure.unlink(missing_ok=True)
+
+
+def _is_recent(failure: Path) -> bool:
+    return time.time() - failure.stat().st_mtime < _RETRY_AFTER
+
+
+def _output(error: Exception) -> str:
+    output = getattr(error, "stderr", None) or str(error)
+    return (output.decode(errors="replace") if isinstance(output, bytes) else output).strip()
 
 
 def _key(source: Path) -> str:
     """Return the hash of all that the library depends on. Machines that share the cache may differ in processor."""
-    compiler = shlex.split(os.environ.get("CXX", "c++"))
-    version = subprocess.run([*compiler, "--version"], check=True, capture_output=True, text=True, timeout=_SECONDS)
-    parts = [source.read_text(), *_FLAGS, *compiler, version.stdout, torch.__version__, _processor()]
+    compiler = os.environ.get("CXX", "c++")
+    parts = [source.read_text(), *_FLAGS, *shlex.split(compiler), _version(compiler), torch.__version__, _processor()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _version(compiler: str) -> str:
+    """Return what a compiler says of its version.
+
+    Raises:
+        OSError: if there is no such compiler.
+        subprocess.SubprocessError: if it fails.
+    """
+    command = [*shlex.split(compiler), "--version"]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS).stdout
+
+
+def _compiler() -> str:
+    """Return the name of C++ with the first line of the compiler's version."""
+    return f"C++ ({_version(os.environ.get('CXX', 'c++')).partition(chr(10))[0].strip()})"
 
 
 def _processor() -> str:

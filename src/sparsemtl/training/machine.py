@@ -1,7 +1,7 @@
-"""Machine of a run: processor, instructions, device, torch and threads, on which the last bits of figures depend.
+"""Machine of a run: processor, instructions, device, torch, compiled kernels and threads.
 
-Sums over tensors are split between threads and between the lanes of vector instructions, and another order of summands
-rounds to other bits.
+The last bits of figures depend on all of them. Sums over tensors are split between threads and between the lanes of
+vector instructions, and another order of summands rounds to other bits.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
+
+from sparsemtl.kernels.compiled import NAMES, computed_by, library
 
 
 class HasThreads(Protocol):
@@ -56,13 +58,24 @@ def with_own_threads(method: Callable[Concatenate[T, P], R]) -> Callable[Concate
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """Return the names of processor, instructions, device and version of torch."""
+    """Return the names of processor, instructions, device, version of torch, and what computed each kernel so far."""
     return {
         "processor": _processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "torch": str(torch.__version__),
+        **{f"{_KERNEL}{name}": by for name, by in computed_by().items()},
     }
+
+
+_KERNEL = "kernel "
+
+
+def load_kernels(before: Mapping[str, str]) -> None:
+    """Load the kernels that a machine had used, so that `machine` returns what computes them here."""
+    for name in NAMES:
+        if f"{_KERNEL}{name}" in before:
+            library(name)
 
 
 def machine_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

@@ -13,7 +13,7 @@ from sparsemtl.errors import CheckpointError, ReproducibilityWarning
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.training.checkpoint import Randomness, Stateful, check_progress, restore, snapshot
-from sparsemtl.training.machine import machine, machine_changes
+from sparsemtl.training.machine import load_kernels, machine, machine_changes
 from sparsemtl.training.structure import check_state, reading
 
 
@@ -124,6 +124,7 @@ class Checkpoints:
 
     def _warn_of_changes(self, threads: int | None, there: Mapping[str, str]) -> None:
         """Warn if the run resumes with another number of threads, or on another machine, than it started."""
+        load_kernels(there)
         changed = machine_changes(there, machine(self.device))
         if threads is not None and threads != torch.get_num_threads():
             changed.append(f"threads {threads} there and {torch.get_num_threads()} here")
