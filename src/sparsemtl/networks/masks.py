@@ -125,7 +125,7 @@ class TaskMasks(Mapping[str, Mask]):
         """
         densities = self.layer_density()
         names = short_names(list(densities))
-        width = 1.5 + 0.07 * max(map(len, names)) + 0.9 * len(self)
+        width = 1.5 + 0.07 * max(map(len, names)) + max(0.8, 0.1 * max(map(len, self))) * len(self)
         ax = axes_or_new(ax, width=width, height=1.2 + 0.26 * len(names))
         draw_shares(ax, [list(density.values()) for density in densities.values()], names, self.tasks)
         ax.set_title("fraction of the weights kept")
@@ -332,8 +332,9 @@ class Overlap:
         if measure not in measures:
             raise MaskError(unknown_name("measure", measure, measures))
         values, title = measures[measure]
-        side = 2.2 + 0.7 * len(self.tasks)
-        ax = axes_or_new(ax, width=side + 0.6, height=side)
+        longest = max(map(len, self.tasks))
+        side = 1.2 + max(0.7, 0.1 * longest) * len(self.tasks)
+        ax = axes_or_new(ax, width=side + 0.1 * longest, height=side)
         draw_shares(ax, values.tolist(), self.tasks, self.tasks)
         ax.set_title(title)
         return ax

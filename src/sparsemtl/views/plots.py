@@ -190,7 +190,7 @@ def draw_gains(axes: Axes, gains: Sequence[Gain], *, palette: Palette = NOTEBOOK
     axes.set_ylim(-0.6, len(gains) - 0.4)
     axes.tick_params(axis="y", length=0, labelcolor=palette.ink)
     axes.grid(False, axis="y")
-    axes.spines["left"].set_visible(False)
+    axes.spines[["left", "top", "right"]].set_visible(False)
     narrow = max(len(gain.label) for gain in gains) > 20  # names leave little room for the axis
     axes.xaxis.set_major_locator(MaxNLocator(2 if narrow else 5))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g}".replace("-", "\N{MINUS SIGN}") if value else "0")
@@ -214,8 +214,7 @@ def draw_bars(axes: Axes, labels: Sequence[str], values: Sequence[float], *, err
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.16)  # room for the values
     axes.axvline(0, color=NOTEBOOK.ink, linewidth=1)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["left", "top", "right"]].set_visible(False)
 
 
 def draw_shares(axes: Axes, values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str]) -> None:
