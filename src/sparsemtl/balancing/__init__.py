@@ -10,6 +10,7 @@ from sparsemtl.balancing.dwa import DynamicWeights, dwa
 from sparsemtl.balancing.famo import Famo, famo
 from sparsemtl.balancing.gradients import GradientBalancer
 from sparsemtl.balancing.losses import LossBalancer
+from sparsemtl.balancing.torchjd_balancer import Given
 from sparsemtl.errors import ParameterError
 from sparsemtl.registry.registry import Registry
 
@@ -57,17 +58,17 @@ def as_balancer(balancing: Balancer | str | Any) -> Balancer:
     from torchjd.scalarization import DWA, FAMO, Constant, Mean, Scalarizer, Sum
 
     if isinstance(balancing, FAMO):
-        return Famo(lambda tasks: balancing)
+        return Famo(Given(balancing))
     if isinstance(balancing, DWA):
-        return DynamicWeights(lambda tasks: balancing)
+        return DynamicWeights(Given(balancing))
     if isinstance(balancing, Scalarizer):
         return LossBalancer(
-            lambda tasks: balancing,
+            Given(balancing),
             constant=isinstance(balancing, (Mean, Sum, Constant)),
             trained=any(p.requires_grad for p in balancing.parameters()),
         )
     if isinstance(balancing, Aggregator):
-        return GradientBalancer(lambda tasks: balancing)
+        return GradientBalancer(Given(balancing))
     raise ParameterError(
         f"`balancing` must be a name, a balancer, or a scalarizer or aggregator of TorchJD, got {balancing!r}."
     )

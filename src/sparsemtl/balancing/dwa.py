@@ -11,6 +11,7 @@ from typing_extensions import Doc
 
 from sparsemtl.balancing.balancer import Balancer
 from sparsemtl.balancing.losses import LossBalancer
+from sparsemtl.balancing.torchjd_balancer import Always
 from sparsemtl.registry.parameters import Positive
 
 if TYPE_CHECKING:
@@ -87,4 +88,4 @@ def dwa(
     """Dynamic weight average: tasks whose loss falls slowly weigh more (Liu et al. 2019)."""
     from torchjd.scalarization import DWA
 
-    return DynamicWeights(lambda tasks: DWA(temperature))
+    return DynamicWeights(Always(DWA, temperature))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
@@ -72,4 +73,4 @@ def famo(
     """Fast adaptive multi-task optimization: all losses fall at one relative rate (Liu et al. 2023)."""
     from torchjd.scalarization import FAMO
 
-    return Famo(lambda tasks: FAMO(tasks, lr=lr, weight_decay=weight_decay))
+    return Famo(partial(FAMO, lr=lr, weight_decay=weight_decay))

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from sparsemtl.balancing.absent import aggregate
-from sparsemtl.balancing.torchjd_balancer import TorchJDBalancer
+from sparsemtl.balancing.torchjd_balancer import Always, TorchJDBalancer
 from sparsemtl.registry.parameters import NonNegative, Share
 
 
@@ -39,7 +39,7 @@ def mgda() -> GradientBalancer:
     """Minimum-norm point of the gradients' convex hull, exact to rounding (Désidéri 2012; Sener & Koltun 2018)."""
     from sparsemtl.balancing import solved
 
-    return GradientBalancer(lambda tasks: solved.mgda())
+    return GradientBalancer(Always(solved.mgda))
 
 
 def cagrad(
@@ -49,7 +49,7 @@ def cagrad(
     """Conflict-averse gradient: near the mean, the best for the task that gains least (Liu et al. 2021)."""
     from sparsemtl.balancing import solved
 
-    return GradientBalancer(lambda tasks: solved.cagrad(c))
+    return GradientBalancer(Always(solved.cagrad, c))
 
 
 def nash_mtl(
@@ -61,14 +61,14 @@ def nash_mtl(
     """Nash bargaining solution of the gradients, solved anew at every step (Navon et al. 2022)."""
     from sparsemtl.balancing import solved
 
-    return GradientBalancer(lambda tasks: solved.nash_mtl(max_norm))
+    return GradientBalancer(Always(solved.nash_mtl, max_norm))
 
 
 def pcgrad() -> GradientBalancer:
     """Projection of conflicting gradients onto each other's normal planes (Yu et al. 2020)."""
     from torchjd.aggregation import PCGrad
 
-    return GradientBalancer(lambda tasks: PCGrad())
+    return GradientBalancer(Always(PCGrad))
 
 
 def gradvac(
@@ -78,39 +78,39 @@ def gradvac(
     """Gradient vaccine: pairwise cosine similarities are set to their running averages (Wang et al. 2021)."""
     from torchjd.aggregation import GradVac
 
-    return GradientBalancer(lambda tasks: GradVac(beta))
+    return GradientBalancer(Always(GradVac, beta))
 
 
 def graddrop() -> GradientBalancer:
     """Gradient sign dropout: entries are dropped at random by the agreement of their signs (Chen et al. 2020)."""
     from torchjd.aggregation import GradDrop
 
-    return GradientBalancer(lambda tasks: GradDrop())
+    return GradientBalancer(Always(GradDrop))
 
 
 def imtl_g() -> GradientBalancer:
     """IMTL-G: an update with equal projections on all tasks' gradients (Liu et al. 2021)."""
     from torchjd.aggregation import IMTLG
 
-    return GradientBalancer(lambda tasks: IMTLG())
+    return GradientBalancer(Always(IMTLG))
 
 
 def aligned_mtl() -> GradientBalancer:
     """Alignment of the gradients' principal components (Senushkin et al. 2023)."""
     from torchjd.aggregation import AlignedMTL
 
-    return GradientBalancer(lambda tasks: AlignedMTL())
+    return GradientBalancer(Always(AlignedMTL))
 
 
 def config() -> GradientBalancer:
     """Conflict-free inverse gradients (Liu et al. 2024)."""
     from torchjd.aggregation import ConFIG
 
-    return GradientBalancer(lambda tasks: ConFIG())
+    return GradientBalancer(Always(ConFIG))
 
 
 def random_gradients() -> GradientBalancer:
     """Random gradient weighting (Lin et al. 2021)."""
     from torchjd.aggregation import Random
 
-    return GradientBalancer(lambda tasks: Random())
+    return GradientBalancer(Always(Random))

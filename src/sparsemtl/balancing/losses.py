@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Doc
 
-from sparsemtl.balancing.torchjd_balancer import TorchJDBalancer
+from sparsemtl.balancing.torchjd_balancer import Always, TorchJDBalancer
 from sparsemtl.errors import ParameterError
 from sparsemtl.registry.parameters import NonNegative, Positive
 
@@ -77,23 +78,21 @@ def mean() -> LossBalancer:
     """Average the losses: plain multi-task learning."""
     from torchjd.scalarization import Mean
 
-    return LossBalancer(lambda tasks: Mean(), constant=True)
+    return LossBalancer(Always(Mean), constant=True)
 
 
 def total() -> LossBalancer:
     """Add the losses: under SGD, this is the mean with T times the learning rate."""
     from torchjd.scalarization import Sum
 
-    return LossBalancer(lambda tasks: Sum(), constant=True)
+    return LossBalancer(Always(Sum), constant=True)
 
 
 def constant(
     *, weights: Annotated[list[float], Doc("Factor of each loss, in the tasks' order, one number per task.")]
 ) -> LossBalancer:
     """Add the losses with constant weights."""
-    from torchjd.scalarization import Constant
-
-    return LossBalancer(lambda tasks: Constant(_vector("constant", weights, tasks)), constant=True)
+    return LossBalancer(partial(_constant, weights), constant=True)
 
 
 def uncertainty() -> LossBalancer:
@@ -107,14 +106,14 @@ def random_weights() -> LossBalancer:
     """Draw loss weights at every step: softmax of normal numbers (Lin et al. 2021)."""
     from torchjd.scalarization import Random
 
-    return LossBalancer(lambda tasks: Random())
+    return LossBalancer(Always(Random))
 
 
 def geometric() -> LossBalancer:
     """Take the geometric mean of the losses (GLS, Chennupati et al. 2019)."""
     from torchjd.scalarization import GeometricMean
 
-    return LossBalancer(lambda tasks: GeometricMean())
+    return LossBalancer(Always(GeometricMean))
 
 
 def imtl_l() -> LossBalancer:
@@ -130,9 +129,7 @@ def stch(
     weights: _Weights = None,
 ) -> LossBalancer:
     """Take a soft maximum of the weighted losses: smooth Tchebycheff (Lin et al. 2024)."""
-    from torchjd.scalarization import STCH
-
-    return LossBalancer(lambda tasks: STCH(mu, _vector("stch", weights, tasks) / (tasks if weights is None else 1)))
+    return LossBalancer(partial(_stch, mu, weights))
 
 
 def cosmos(
@@ -143,9 +140,7 @@ def cosmos(
     weights: _Weights = None,
 ) -> LossBalancer:
     """Add the weighted losses and penalize their angle to the preference: COSMOS (Ruchte & Grabocka 2021)."""
-    from torchjd.scalarization import COSMOS
-
-    return LossBalancer(lambda tasks: COSMOS(alignment, _vector("cosmos", weights, tasks)))
+    return LossBalancer(partial(_cosmos, alignment, weights))
 
 
 def pbi(
@@ -154,6 +149,31 @@ def pbi(
     weights: _Weights = None,
 ) -> LossBalancer:
     """Follow a preference by penalty-based boundary intersection (Zhang & Li 2007)."""
+    return LossBalancer(partial(_pbi, theta, weights))
+
+
+# Functions of the number of tasks; unlike lambdas, they can be pickled.
+
+
+def _constant(weights: list[float], tasks: int) -> Scalarizer:
+    from torchjd.scalarization import Constant
+
+    return Constant(_vector("constant", weights, tasks))
+
+
+def _stch(mu: float, weights: list[float] | None, tasks: int) -> Scalarizer:
+    from torchjd.scalarization import STCH
+
+    return STCH(mu, _vector("stch", weights, tasks) / (tasks if weights is None else 1))
+
+
+def _cosmos(alignment: float, weights: list[float] | None, tasks: int) -> Scalarizer:
+    from torchjd.scalarization import COSMOS
+
+    return COSMOS(alignment, _vector("cosmos", weights, tasks))
+
+
+def _pbi(theta: float, weights: list[float] | None, tasks: int) -> Scalarizer:
     from torchjd.scalarization import PBI
 
-    return LossBalancer(lambda tasks: PBI(theta, _vector("pbi", weights, tasks)))
+    return PBI(theta, _vector("pbi", weights, tasks))

@@ -15,6 +15,29 @@ from sparsemtl.balancing.nash import init_problem
 from sparsemtl.tasks.nests import to_device
 
 
+class Always:
+    """Function from any number of tasks to `make(*arguments)`; unlike a lambda, it can be pickled and copied."""
+
+    def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
+        self._make = make
+        self._arguments = arguments
+
+    def __call__(self, tasks: int) -> Any:
+        """Return a new module."""
+        return self._make(*self._arguments)
+
+
+class Given:
+    """Function from any number of tasks to one module of the user's; a copy of the function copies the module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def __call__(self, tasks: int) -> Any:
+        """Return the module."""
+        return self._module
+
+
 class TorchJDBalancer(Balancer, abc.ABC):
     """Base of balancers that call one TorchJD module.
 

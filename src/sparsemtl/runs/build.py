@@ -186,5 +186,8 @@ def _heads(sections: Mapping[str, Any], data: TaskData, encoder: nn.Module) -> d
 
 
 def _scheduler(section: dict[str, Any], epochs: int) -> Any:
-    name = section.pop("name")
-    return lambda optimizer: SCHEDULERS.build(name, optimizer, epochs, **section)
+    return partial(_build_scheduler, section.pop("name"), epochs, section)
+
+
+def _build_scheduler(name: str, epochs: int, parameters: Mapping[str, Any], optimizer: Any) -> Any:
+    return SCHEDULERS.build(name, optimizer, epochs, **parameters)

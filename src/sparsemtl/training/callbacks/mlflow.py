@@ -80,6 +80,7 @@ class MLflowCallback(Callback):
     def on_run_end(self) -> None:
         """End the run."""
         self._mlflow.end_run()
+        self._mlflow = None  # a trainer can be pickled after the test
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -82,3 +82,4 @@ class ProgressBar(Callback):
     def on_fit_end(self) -> None:
         """Hide the bars."""
         self._bars.stop()
+        self._bars = self._console = None  # a trainer can be pickled after training

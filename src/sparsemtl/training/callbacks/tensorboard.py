@@ -51,3 +51,4 @@ class TensorBoardCallback(Callback):
     def on_fit_end(self) -> None:
         """Flush and close the event file."""
         self._writer.close()
+        self._writer = None  # a trainer can be pickled after training

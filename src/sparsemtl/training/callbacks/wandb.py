@@ -62,3 +62,4 @@ class WandbCallback(Callback):
     def on_run_end(self) -> None:
         """Finish the run."""
         self._run.finish()
+        self._run = None  # a trainer can be pickled after the test
