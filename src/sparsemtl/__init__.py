@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from sparsemtl.tasks import (
         Classification,
         ColumnLoader,
+        CustomTask,
         Depth,
         MultiLabel,
         Normals,
@@ -72,6 +73,7 @@ __all__ = [
     "Classification",
     "ColumnLoader",
     "CrossStitch",
+    "CustomTask",
     "DenseSharing",
     "Depth",
     "EncoderAdapter",
@@ -184,6 +186,7 @@ _EXPORTS = {
     "sparsemtl.tasks": (
         "Classification",
         "ColumnLoader",
+        "CustomTask",
         "Depth",
         "MultiLabel",
         "Normals",

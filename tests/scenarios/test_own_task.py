@@ -1,4 +1,4 @@
-"""A loss, a metric and a head of the user's own: focal loss, balanced accuracy, a head of two layers."""
+"""Losses, metrics, a head and a likelihood of the user's own: focal and ordinal loss, functions as metrics."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 import walk
 from torch import Tensor, nn
+from torch.distributions import Categorical
 from torchmetrics.classification import MulticlassAccuracy
 
 import sparsemtl as sm
 
 N = 24
 
-# ---- the user's code: 14 lines ----
+# ---- the user's code: 33 lines ----
 
 
 def focal(output: Tensor, label: Tensor) -> Tensor:
@@ -22,17 +23,37 @@ def focal(output: Tensor, label: Tensor) -> Tensor:
     return -((1 - log_p.exp()) ** 2 * log_p).mean()
 
 
+class Ordinal(nn.Module):
+    """One score against learned thresholds (McCullagh 1980)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thresholds = nn.Parameter(torch.tensor([-1.0, 1.0]))
+
+    def distribution(self, score: Tensor) -> Categorical:
+        above, ends = (score - self.thresholds).sigmoid(), torch.ones_like(score)
+        return Categorical(probs=(torch.cat([ends, above], 1) - torch.cat([above, 0 * ends], 1)).clamp(min=1e-6))
+
+    def forward(self, score: Tensor, label: Tensor) -> Tensor:
+        return -self.distribution(score).log_prob(label)
+
+
 x = torch.randn(N, 5, generator=torch.Generator().manual_seed(0))
-targets = {"kind": x[:, :3].argmax(1), "size": x.sum(1)}
+targets = {"kind": x[:, :3].argmax(1), "grade": (x[:, 0] * 1.5).round().clamp(-1, 1).long() + 1, "size": x.sum(1)}
 balanced = MulticlassAccuracy(3, average="macro")
-tasks = [sm.Classification("kind", 3, loss=focal, metrics={"balanced": balanced}), sm.Regression("size")]
-own_head = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+errors = {"squared": F.mse_loss, "absolute": F.l1_loss}
 
 
 def make() -> sm.MultiTaskModel:
     torch.manual_seed(0)
-    encoder = nn.Sequential(nn.Linear(5, 16), nn.ReLU())
-    return sm.SharedBottom(encoder, tasks, {"kind": own_head, "size": tasks[1].head(16)})
+    ordinal = Ordinal()
+    kind = sm.Classification("kind", 3, loss=focal, metrics={"balanced": balanced})
+    grade = sm.CustomTask("grade", 1, loss=ordinal, likelihood=ordinal.distribution)
+    median = {"metrics": {"median": lambda z, y: (z - y).abs().median()}, "higher_is_better": {"median": False}}
+    size = sm.Regression("size", loss=errors, loss_weights={"absolute": 0.5}, **median)
+    head = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    heads = {"kind": head, "grade": nn.Linear(16, 1), "size": size.head(16)}
+    return sm.SharedBottom(nn.Sequential(nn.Linear(5, 16), nn.ReLU()), [kind, grade, size], heads)
 
 
 # ---- what must work ----
@@ -44,6 +65,10 @@ batches = walk.batches_of(x, targets)
 def test_training(method: str) -> None:
     trainer = walk.train(make, method, batches)
     assert set(trainer.validation["kind"]) == {"loss", "balanced"}
+    assert set(trainer.validation["grade"]) == {"loss", "batch_loss"}
+    assert set(trainer.validation["size"]) == {"loss", "loss_squared", "loss_absolute", "median"}
+    assert bool((trainer.model.get_parameter("losses.grade.thresholds") != torch.tensor([-1.0, 1.0])).all())
+    walk.check_compaction(trainer, "grade", batches[0][0])
     walk.plain_loop(make(), method, batches)
 
 

@@ -266,8 +266,8 @@ def test_a_loss_of_ones_own_sees_the_labelled_samples_only() -> None:
 
 
 def test_a_loss_that_is_no_mean_is_refused() -> None:
-    task = Classification("digit", 3, loss=lambda output, label: F.cross_entropy(output, label, reduction="none"))
-    with pytest.raises(ParameterError, match=r"task 'digit': its loss must be one number, got shape \(7,\)"):
+    task = Classification("digit", 3, loss=lambda output, label: F.cross_entropy(output, label, reduction="none")[:5])
+    with pytest.raises(ParameterError, match=r"task 'digit': its loss must be one number, .* got shape \(5,\)"):
         task.loss(outputs(task), classes())
 
 

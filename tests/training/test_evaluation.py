@@ -19,6 +19,7 @@ from sparsemtl.data import TensorLoader
 from sparsemtl.errors import ForwardError, LabelWarning
 from sparsemtl.sharing.sharing import Sharing
 from sparsemtl.tasks.batches import Loaders
+from sparsemtl.tasks.own_losses import OwnLosses
 from sparsemtl.training import evaluation
 from sparsemtl.training.evaluation import Trained, evaluate, outputs_of, sample_predictions
 from sparsemtl.training.results import Results
@@ -413,7 +414,7 @@ def test_inputs_that_cannot_be_copied_are_read_batch_by_batch() -> None:
 
 def test_an_error_in_a_metric_leaves_the_model_as_it_was() -> None:
     model = shared()
-    model.tasks["b"]._loss = lambda output, target: output.sum() / "nothing"  # type: ignore[operator]
+    model.tasks["b"]._losses = OwnLosses("b", lambda output, target: output.sum() / "nothing", None)
     sharing = ready(model, sm.RandomSharing(keep=0.5))
     model.train()
     weight = model.encoder[0].weight

@@ -19,6 +19,7 @@ from sparsemtl.balancing import as_balancer
 from sparsemtl.errors import NonFiniteLossError, ParameterError
 from sparsemtl.sharing.sharing import Update
 from sparsemtl.tasks.batches import Group
+from sparsemtl.tasks.own_losses import OwnLosses
 from sparsemtl.training.step import Backend, TrainingStep
 
 CPU = torch.device("cpu")
@@ -325,7 +326,7 @@ def test_a_loss_that_is_not_finite_stops_before_anything_moved(update: Update, t
     engine = engine_of(model, update, **MOVING)
     engine.step([batch_of()])
     before = state_of(model), deepcopy(engine.optimizer.state_dict())
-    engine.tasks[task]._loss = lambda output, target: output.sum() * value
+    engine.tasks[task]._losses = OwnLosses("t", lambda output, target: output.sum() * value, None)
     with pytest.raises(NonFiniteLossError, match=rf"the loss of task '{task}' is .*at epoch 3, batch 2, step 9"):
         engine.step([batch_of(), batch_of()], "epoch 3, batch 2, step 9")
     assert_same((state_of(model), engine.optimizer.state_dict()), before)
@@ -335,7 +336,7 @@ def test_in_turns_only_the_tasks_before_a_broken_one_have_moved() -> None:
     model, reference = shared(), shared()
     engine_of(reference, "alternate").step([unlabelled(batch_of(), "b")])
     engine = engine_of(model, "alternate")
-    engine.tasks["b"]._loss = lambda output, target: output.sum() * float("nan")
+    engine.tasks["b"]._losses = OwnLosses("t", lambda output, target: output.sum() * float("nan"), None)
     with pytest.raises(NonFiniteLossError, match="the loss of task 'b' is nan"):
         engine.step([batch_of()])
     assert_same(state_of(model), state_of(reference))
@@ -345,7 +346,7 @@ def test_a_weight_that_is_not_finite_stops_before_anything_moved() -> None:
     model = shared()
     engine = engine_of(model, balancing="geometric-mean")
     before = state_of(model)
-    engine.tasks["b"]._loss = lambda output, target: output.sum() * 0
+    engine.tasks["b"]._losses = OwnLosses("t", lambda output, target: output.sum() * 0, None)
     with pytest.raises(NonFiniteLossError, match=r"the balancer's weight of task '.' is .*at epoch 1"):
         engine.step([batch_of()], "epoch 1")
     assert_same(state_of(model), before)

@@ -111,7 +111,7 @@ class GatedExperts(MultiTaskModel, abc.ABC):
         parts = {"stem": self.stem} if self.stem is not None else {}
         for index, (level, outputs) in enumerate(self._level_outputs([task])):
             parts |= {f"levels.{index}.{name}": part for name, part in level.parts(outputs).items()}
-        return {**parts, f"heads.{task}": self.heads[task]}
+        return {**parts, f"heads.{task}": self.heads[task], **self.loss_modules(task)}
 
     def parameter_tasks(self) -> dict[str, frozenset[str]]:
         """Return the tasks that use each parameter.

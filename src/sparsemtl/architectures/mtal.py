@@ -190,7 +190,8 @@ class MTAL(MultiTaskModel):
         """Return the task's head, and the modules of its encoder without kernels, such as norms."""
         self.check_task(task)
         _, others = _divided(self.encoders[task])
-        return {**{_path(task, name): module for name, module in others.items()}, f"heads.{task}": self.heads[task]}
+        own = {_path(task, name): module for name, module in others.items()}
+        return {**own, f"heads.{task}": self.heads[task], **self.loss_modules(task)}
 
 
 class _Ties(nn.Module):

@@ -46,8 +46,8 @@ class SharedBottom(MultiTaskModel):
         """Return the tasks that use each parameter: all tasks for the encoder, one for a head."""
         everyone = frozenset(self.tasks)
         users = {f"encoder.{name}": everyone for name, _ in self.encoder.named_parameters()}
-        for task, head in self.heads.items():
-            users.update({f"heads.{task}.{name}": frozenset({task}) for name, _ in head.named_parameters()})
+        for task in self.tasks:
+            users.update(dict.fromkeys(self.task_parameters(task), frozenset({task})))
         return users
 
     def shared_modules(self) -> dict[str, nn.Module]:
@@ -57,4 +57,4 @@ class SharedBottom(MultiTaskModel):
     def task_modules(self, task: str) -> dict[str, nn.Module]:
         """Return the task's head."""
         self.check_task(task)
-        return {f"heads.{task}": self.heads[task]}
+        return {f"heads.{task}": self.heads[task], **self.loss_modules(task)}

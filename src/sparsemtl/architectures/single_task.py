@@ -58,4 +58,5 @@ class SingleTask(MultiTaskModel):
     def task_modules(self, task: str) -> dict[str, nn.Module]:
         """Return the task's encoder and head."""
         self.check_task(task)
-        return {f"encoders.{task}": self.encoders[task], f"heads.{task}": self.heads[task]}
+        own = {f"encoders.{task}": self.encoders[task], f"heads.{task}": self.heads[task]}
+        return {**own, **self.loss_modules(task)}

@@ -156,7 +156,8 @@ class Streams(MultiTaskModel, abc.ABC):
     def _own_modules(self, task: str) -> dict[str, nn.Module]:
         """Return the task's head, and the parts of its encoder after the last mixer."""
         self.check_task(task)
-        return {**dict(self._encoder_parts(task, mixed=False)), f"heads.{task}": self.heads[task]}
+        own = {**dict(self._encoder_parts(task, mixed=False)), f"heads.{task}": self.heads[task]}
+        return {**own, **self.loss_modules(task)}
 
     def _encoder_parts(self, task: str, *, mixed: bool) -> Iterator[tuple[str, nn.Module]]:
         """Yield the largest modules of a task's encoder that lie before the last mixer, or after it."""

@@ -77,7 +77,7 @@ class WrappedModel(MultiTaskModel):
     def task_modules(self, task: str) -> dict[str, nn.Module]:
         """Return the modules of the task's head."""
         self.check_task(task)
-        return self._modules_of(self._heads[task])
+        return {**self._modules_of(self._heads[task]), **self.loss_modules(task)}
 
     def _modules_of(self, names: Iterable[str]) -> dict[str, nn.Module]:
         return {f"model.{name}": self.model.get_submodule(name) for name in names}

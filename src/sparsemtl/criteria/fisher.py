@@ -24,6 +24,7 @@ from sparsemtl.networks.swap import unwrapped
 from sparsemtl.registry.parameters import Count, Natural, validated
 from sparsemtl.tasks.batches import Loader, Loaders, check_loaders, evaluation_groups, per_task
 from sparsemtl.tasks.nests import map_tensors
+from sparsemtl.tasks.own_likelihoods import LossLikelihood
 
 if TYPE_CHECKING:
     from sparsemtl.tasks.task import Task
@@ -50,6 +51,9 @@ class Fisher(Criterion):
     cast to that precision.
 
     Differences from the paper:
+        - A task with `likelihood="loss"`, or a `CustomTask` without a likelihood, has no distribution of labels: g is
+          minus the gradient of the sample's loss at its label, and the other estimators are replaced by `true`. A loss
+          of pairs or of the whole batch takes `true` or `batch` only, by name.
         - A Gaussian's predicted label is its mean, where g is zero: for regression `fs` is replaced by `efs`, with
           one warning per task. For depth and normals it is replaced by `sample`, as is `efs` for every map.
         - `efs` of independent labels (yes/no answers, real values) sums p(1 - p) (dz / d weight)^2, or
@@ -108,7 +112,7 @@ class Fisher(Criterion):
         parameters = maskable_parameters(model, mask_all=self.mask_all)
         means = []
         for task in tasks:
-            means.append(_Mean(task, self._estimator_for(task), self.samples, _generator(self.seed, task, model)))
+            means.append(_Mean(task, self.samples, _generator(self.seed, task, model)))
         with preserve_model_state(model):
             for together in [[mean] for mean in means] if per_task(loaders) else [means]:
                 self._estimate(model, parameters, _loaders_of(together, loaders), together)
@@ -131,6 +135,8 @@ class Fisher(Criterion):
                 x = map_tensors(Tensor.detach, group.x)
                 outputs = powers.forward(x, tuple(mean.task.name for mean in active))
                 for mean in active:
+                    if mean.estimator is None:
+                        mean.estimator = self._estimator_for(mean, outputs[mean.task.name])
                     for cotangent in self._cotangents(mean, outputs[mean.task.name]):
                         powers.add({mean.task.name: cotangent}, mean.totals)
             if all(mean.done for mean in means):
@@ -144,13 +150,23 @@ class Fisher(Criterion):
             return BatchPowers(model, parameters, sums)
         return per_sample(model, parameters, tasks, sums, self.path, self.select)
 
-    def _estimator_for(self, task: Task) -> Estimator:
-        """Return the estimator to use for `task`.
+    def _estimator_for(self, mean: _Mean, output: Tensor) -> Estimator:
+        """Return the estimator to use for a task.
 
         Falls back to `efs` (or `sample`, where `efs` would need one backward pass per pixel and label) if `fs` is
-        identically zero for the task's likelihood; warns once per task.
+        identically zero for the task's likelihood, and to `true` if a loss takes the place of a likelihood; warns once
+        per task.
+
+        Raises:
+            ParameterError: if outputs do not fit the kind's own likelihood, or a loss ties the samples of a batch
+                together and the estimator needs them apart.
         """
-        likelihood = task.likelihood
+        task = mean.task
+        if not task.has_own_likelihood:
+            _check_form(task, output, mean.label)
+        likelihood = task.likelihood.at(output)
+        if isinstance(likelihood, LossLikelihood):
+            return self._estimator_for_loss(mean, output, likelihood)
         kind = type(likelihood).__name__
         exact: Estimator = "efs" if likelihood.tractable else "sample"
         if self.estimator == "fs" and not likelihood.informative_mode:
@@ -159,10 +175,31 @@ class Fisher(Criterion):
             why = f"estimator='efs' takes a backward for every label of every pixel of a {kind}"
         else:
             return self.estimator
+        self._warn_once(task, f"{why}; using {exact!r}.")
+        return exact
+
+    def _estimator_for_loss(self, mean: _Mean, output: Tensor, likelihood: LossLikelihood) -> Estimator:
+        if self.estimator in ("true", "batch"):
+            return self.estimator
+        task, rows = mean.task, mean.counts
+        if likelihood.couples_samples(output[rows].to(wide(output.dtype)), mean.label[rows]):
+            raise ParameterError(
+                f"task {task.name!r}: its loss depends on pairs of samples or on the whole batch, so that a sample has "
+                f"no loss of its own, and estimator={self.estimator!r} no meaning. estimator='true' takes each "
+                "sample's part in the gradient of its batch's loss, 'batch' the squared gradient of the batch's loss; "
+                "both depend on the batch size. Or pass `likelihood` to the task."
+            )
+        self._warn_once(
+            task,
+            "its loss is no distribution that labels could be drawn from; using estimator='true', the squared gradient "
+            "of each sample's loss at its label (empirical Fisher information). Or pass `likelihood` to the task.",
+        )
+        return "true"
+
+    def _warn_once(self, task: Task, message: str) -> None:
         if task not in self._replaced:
             self._replaced.add(task)
-            warnings.warn(f"task {task.name!r}: {why}; using {exact!r}.", LikelihoodWarning, stacklevel=3)
-        return exact
+            warnings.warn(f"task {task.name!r}: {message}", LikelihoodWarning, stacklevel=3)
 
     def _cotangents(self, mean: _Mean, output: Tensor) -> Iterator[Tensor]:
         """Yield gradients at a task's output whose powers at the weights add up to the batch's estimate."""
@@ -188,10 +225,21 @@ class Fisher(Criterion):
             for _ in range(self.draws):
                 yield one / self.draws, likelihood.sampled_score(output, mean.generator)
         elif mean.estimator == "true":
-            yield one, likelihood.score(output, mean.label)
+            yield one, mean.score(output)
         else:  # n times the power of the mean over n samples
             n = mean.counts.sum() if self.power == "square" else 1
-            yield one / n, likelihood.score(output, mean.label)
+            yield one / n, mean.score(output)
+
+
+def _check_form(task: Task, output: Tensor, label: Tensor) -> None:
+    """Raise unless outputs have the form that the kind's own likelihood reads."""
+    try:
+        task.check_output(output, label)
+    except ParameterError as error:
+        raise ParameterError(
+            f"{error} For outputs of another form, Fisher information needs the task's `likelihood`: a function of the "
+            "outputs that returns a torch.distributions.Distribution, or 'loss'."
+        ) from error
 
 
 def _check_outputs(task: Task, output: Tensor) -> None:
@@ -210,9 +258,9 @@ class _Mean:
 
     Attributes:
         task: the task.
-        estimator: labels of the gradients.
         limit: labelled samples to take, all if None.
         generator: generator of drawn labels.
+        estimator: labels of the gradients, chosen at the first outputs.
         totals: parameter name -> sum so far.
         seen: samples so far.
         label: labels (B, ...) of the present batch.
@@ -220,9 +268,9 @@ class _Mean:
     """
 
     task: Task
-    estimator: Estimator
     limit: int | None
     generator: torch.Generator
+    estimator: Estimator | None = None
     totals: dict[str, Tensor] = field(default_factory=dict)
     seen: int = 0
     label: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -248,6 +296,15 @@ class _Mean:
         """Return a mask that broadcasts to the outputs (B, ...): those of known labels, of samples that count."""
         counts = self.counts.view(-1, *[1] * (output.ndim - 1))
         return counts & self.task.known_outputs(self.label, output)
+
+    def score(self, output: Tensor) -> Tensor:
+        """Return the score at the labels of the data, shape of `output`; of a loss, among the samples that count."""
+        likelihood, rows = self.task.likelihood, self.counts
+        if not isinstance(likelihood, LossLikelihood) or bool(rows.all()):
+            return likelihood.score(output, self.label)
+        scores = torch.zeros_like(output)
+        scores[rows] = likelihood.score(output[rows], self.label[rows])
+        return scores
 
     def scores(self) -> dict[str, Tensor]:
         """Return parameter name -> mean."""

@@ -26,7 +26,9 @@ class MultiTaskModel(nn.Module, abc.ABC):
     """Base of networks with an output per task.
 
     An architecture returns from `parameter_tasks` the tasks that use each parameter, from `shared_modules` the modules
-    that sharing methods may mask, and from `unmasked_modules` the other modules that several tasks use.
+    that sharing methods may mask, and from `unmasked_modules` the other modules that several tasks use. Losses of tasks
+    that are modules with parameters or buffers belong to the model, as `losses.<task>`; `task_modules` includes
+    `loss_modules(task)`.
     """
 
     figures: ClassVar[tuple[Figure, ...]] = ()
@@ -44,6 +46,9 @@ class MultiTaskModel(nn.Module, abc.ABC):
         if doubled:
             raise ParameterError(f"task names must differ, {doubled} occur more than once.")
         self.tasks: dict[str, Task] = {task.name: task for task in tasks}
+        modules = {task.name: getattr(task, "loss_modules", lambda: None)() for task in tasks}
+        if any(modules.values()):
+            self.losses = nn.ModuleDict({name: module for name, module in modules.items() if module is not None})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; raise errors of its modules with the task, the module and its input.
@@ -129,6 +134,11 @@ class MultiTaskModel(nn.Module, abc.ABC):
     @abc.abstractmethod
     def task_modules(self, task: str) -> dict[str, nn.Module]:
         """Return the modules that only this task uses, by name."""
+
+    def loss_modules(self, task: str) -> dict[str, nn.Module]:
+        """Return the modules of the task's loss that have parameters or buffers, by name."""
+        losses = self._modules.get("losses")
+        return {f"losses.{task}": losses[task]} if isinstance(losses, nn.ModuleDict) and task in losses else {}
 
     def task_parameters(self, task: str) -> dict[str, nn.Parameter]:
         """Return the parameters of the modules that only this task uses, by name."""

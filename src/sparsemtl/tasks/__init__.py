@@ -8,13 +8,15 @@ from sparsemtl.registry.registry import Registry
 from sparsemtl.tasks.classes import balanced_class_weights
 from sparsemtl.tasks.classification import Classification
 from sparsemtl.tasks.columns import ColumnLoader
+from sparsemtl.tasks.custom import CustomTask
 from sparsemtl.tasks.dense import DenseTask
 from sparsemtl.tasks.depth import Depth
 from sparsemtl.tasks.multilabel import MultiLabel
 from sparsemtl.tasks.normals import Normals
+from sparsemtl.tasks.own_losses import Loss
 from sparsemtl.tasks.regression import Regression
 from sparsemtl.tasks.segmentation import Segmentation
-from sparsemtl.tasks.task import Loss, Task, TaskOptions
+from sparsemtl.tasks.task import Task, TaskOptions
 from sparsemtl.tasks.tokens import TokenClassification
 
 TASKS: Registry[Task] = Registry(
@@ -34,6 +36,7 @@ __all__ = [
     "TASKS",
     "Classification",
     "ColumnLoader",
+    "CustomTask",
     "DenseTask",
     "Depth",
     "Loss",

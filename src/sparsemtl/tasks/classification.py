@@ -60,7 +60,7 @@ class Classification(SampleTask):
         return self.classes
 
     @property
-    def likelihood(self) -> Categorical:
+    def default_likelihood(self) -> Categorical:
         """Softmax over the classes."""
         return Categorical(self.ignore_index)
 

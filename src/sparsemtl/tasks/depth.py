@@ -52,7 +52,7 @@ class Depth(DenseTask):
         self.scale = scale
 
     @property
-    def likelihood(self) -> PixelGaussian:
+    def default_likelihood(self) -> PixelGaussian:
         """Normal distribution of unit variance per pixel."""
         return PixelGaussian()
 

@@ -26,6 +26,12 @@ class Likelihood(abc.ABC):
     informative_mode: bool = True
     #: False if `expected` has too many factors to iterate over: one per pixel or token.
     tractable: bool = True
+    #: False if only labels of the data have a score, as for a loss in place of a distribution.
+    drawable: bool = True
+
+    def at(self, output: Tensor) -> Likelihood:
+        """Return the likelihood whose properties above hold for such outputs; by default, itself."""
+        return self
 
     @abc.abstractmethod
     def log_prob(self, output: Tensor, label: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ class MultiLabel(SampleTask):
         return len(self.label_names)
 
     @property
-    def likelihood(self) -> Bernoulli:
+    def default_likelihood(self) -> Bernoulli:
         """Independent Bernoulli distributions."""
         return Bernoulli()
 

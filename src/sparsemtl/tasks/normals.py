@@ -36,7 +36,7 @@ class Normals(DenseTask):
         super().__init__(name, **options)
 
     @property
-    def likelihood(self) -> PixelDirection:
+    def default_likelihood(self) -> PixelDirection:
         """Von Mises-Fisher distribution of concentration one per pixel."""
         return PixelDirection()
 

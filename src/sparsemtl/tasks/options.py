@@ -16,7 +16,10 @@ from sparsemtl.registry.parameters import Parameter, parameters_of
 from sparsemtl.tasks import TASKS, Task
 from sparsemtl.tasks.classes import balanced_class_weights
 
-_NO_OPTIONS = ("weight", "target", "ignore_index", "background", "loss")
+_NO_OPTIONS = (
+    *("weight", "target", "ignore_index", "background"),
+    *("loss", "loss_weights", "likelihood", "higher_is_better"),
+)
 """Parameters that are no options: `weights` is a key of a run, a loss is code, the others depend on the labels."""
 
 

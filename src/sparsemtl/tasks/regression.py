@@ -53,7 +53,7 @@ class Regression(SampleTask):
         return self.dims
 
     @property
-    def likelihood(self) -> Gaussian:
+    def default_likelihood(self) -> Gaussian:
         """Normal distribution of unit variance."""
         return Gaussian()
 

@@ -60,7 +60,7 @@ class Segmentation(DenseTask):
         return len(self.class_names)
 
     @property
-    def likelihood(self) -> PositionCategorical:
+    def default_likelihood(self) -> PositionCategorical:
         """Softmax per pixel."""
         return PositionCategorical(self.ignore_index)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import abc
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +13,15 @@ from typing_extensions import Doc, Unpack
 
 from sparsemtl.errors import LabelError, ParameterError, unknown_name
 from sparsemtl.registry.parameters import Default, NonNegative, validated
-from sparsemtl.tasks.forward_errors import PLAIN, explain_loss
+from sparsemtl.tasks.given_metrics import check_metrics, is_function, known_rows, made_metric, selected_metrics
 from sparsemtl.tasks.likelihoods import Likelihood
+from sparsemtl.tasks.own_likelihoods import DistributionLikelihood, DistributionOf, LossLikelihood
+from sparsemtl.tasks.own_losses import Loss, OwnLosses
+from sparsemtl.tasks.targets import labels_among, target_keys
 from sparsemtl.tasks.torchmetrics_import import import_torchmetrics
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""Loss of the user's own: outputs (N, ...) and labels (N, ...) of the labelled samples -> their mean, a scalar."""
 
 
 class TaskOptions(TypedDict, total=False):
@@ -29,22 +29,49 @@ class TaskOptions(TypedDict, total=False):
 
     weight: Annotated[NonNegative, Default(1.0), Doc("Factor of the task's loss, at least 0.")]
     target: Annotated[
-        str | None,
-        Default(None),
-        Doc("Key of the task's labels in the targets of a batch; by default the name of the task."),
-    ]
-    loss: Annotated[
-        Loss | None,
-        Default(None),
-        Doc("Loss in place of the kind's own: a function of the outputs and labels of labelled samples, their mean."),
-    ]
-    metrics: Annotated[
-        Mapping[str, Metric] | Sequence[str] | None,
+        str | Sequence[str] | None,
         Default(None),
         Doc(
-            "Names of the kind's own metrics to measure, or name -> torchmetrics metric to measure in their place. The "
-            "first is the primary one, by which models are selected. Every metric needs `higher_is_better`."
+            "Key of the task's labels in the targets of a batch; by default the name of the task. Several keys are "
+            "joined along axis 1, (B,) being a column; the batch may hold them under the task's name."
         ),
+    ]
+    loss: Annotated[
+        Loss | Mapping[str, Any] | None,
+        Default(None),
+        Doc(
+            "Loss in place of the kind's own: a function or module of the outputs and labels of labelled samples, that "
+            "returns their mean, or a loss per sample or label. Parameters and buffers of a module are trained, moved "
+            "and saved with the model. Several losses by name are added; each is logged as `loss_<name>`."
+        ),
+    ]
+    loss_weights: Annotated[
+        Mapping[str, NonNegative] | None, Default(None), Doc("Factor per named loss, at least 0; 1 by default.")
+    ]
+    likelihood: Annotated[
+        Likelihood | DistributionOf | Literal["loss"] | None,
+        Default(None),
+        Doc(
+            "Distribution of labels in place of the kind's own, for Fisher information: a function of the outputs that "
+            "returns a torch.distributions.Distribution, or a `Likelihood`. `loss`: the gradient of the loss in place "
+            "of that of a log-probability, at the labels of the data (empirical Fisher information). With a loss of "
+            "your own and outputs that mean something else than the kind's, pass one of them."
+        ),
+    ]
+    metrics: Annotated[
+        Mapping[str, Any] | Sequence[str] | None,
+        Default(None),
+        Doc(
+            "Names of the kind's own metrics to measure; or name -> what to measure in their place: a torchmetrics "
+            "metric, a function of outputs and labels, or the name of one of the kind's own. A function receives all "
+            "known labels of a split at once, and the head's outputs for them; of maps and sequences, those of known "
+            "pixels (N, C) and tokens. The first is the primary one, by which models are selected."
+        ),
+    ]
+    higher_is_better: Annotated[
+        Mapping[str, bool] | None,
+        Default(None),
+        Doc("Direction per metric: of every function, and of torchmetrics metrics that leave it undefined."),
     ]
 
 
@@ -76,13 +103,16 @@ class Task(abc.ABC):
                 f"A task cannot be named {name!r}: the torch module that holds the heads has an attribute of that "
                 f"name. Choose another; target={name!r} keeps the labels' key."
             )
-        _check_loss(name, options["loss"])
-        _check_metrics(name, options["metrics"])
+        check_metrics(name, options["metrics"], options["higher_is_better"] or {})
         self.name = name
         self.weight = float(options["weight"])
-        self.target = options["target"] or name
-        self._loss = options["loss"]
-        self._metrics = _selected_metrics(options["metrics"])
+        #: Keys of the labels in the targets of a batch.
+        self.targets = target_keys(name, options["target"])
+        self.target = self.targets[0] if len(self.targets) == 1 else name
+        self._losses = _own_losses(name, options["loss"], options["loss_weights"])
+        self._likelihood = _checked_likelihood(name, options["likelihood"])
+        self._metrics = selected_metrics(options["metrics"])
+        self._directions = dict(options["higher_is_better"] or {})
         #: Name of the metric by which models are selected; the first one if None.
         self.primary: str | None = None
 
@@ -96,8 +126,27 @@ class Task(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def default_likelihood(self) -> Likelihood:
+        """Distribution of labels given outputs, for outputs of this kind of task."""
+
+    @property
     def likelihood(self) -> Likelihood:
         """Distribution of labels given outputs, under which Fisher information is computed."""
+        own = self._likelihood
+        if own is None:
+            return self.default_likelihood
+        if own == "loss":
+            return self.loss_likelihood()
+        return own if isinstance(own, Likelihood) else DistributionLikelihood(self.name, own, self.known)
+
+    @property
+    def has_own_likelihood(self) -> bool:
+        """True if a likelihood was given in place of the kind's own."""
+        return self._likelihood is not None
+
+    def loss_likelihood(self) -> LossLikelihood:
+        """Return the gradient of the task's loss in place of that of a log-probability."""
+        return LossLikelihood(self.name, self.checked_loss, self.known)
 
     @abc.abstractmethod
     def known(self, target: Tensor) -> Tensor:
@@ -166,14 +215,7 @@ class Task(abc.ABC):
         Raises:
             LabelError: if the targets lack the task's, or a label is not one of the task's.
         """
-        if isinstance(targets, Mapping):
-            if self.target not in targets:
-                raise LabelError(
-                    f"task {self.name!r}: the batch has no target {self.target!r}, only {sorted(targets)}."
-                )
-            target = targets[self.target]
-        else:
-            target = targets
+        target = labels_among(self, targets) if isinstance(targets, Mapping) else targets
         if not isinstance(target, Tensor):
             raise LabelError(f"task {self.name!r}: labels must be a tensor, got {type(target).__name__}.")
         if not target.is_cuda:  # on a GPU the check would wait for the device at every step
@@ -191,28 +233,35 @@ class Task(abc.ABC):
 
     def checked_loss(self, output: Tensor, label: Tensor) -> Tensor:
         """Return the loss for labels that `labels` returned, without a second check of them; see `loss`."""
+        return self.checked_losses(output, label)["loss"]
+
+    def checked_losses(self, output: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """Return the loss as `loss`, and each of several losses as `loss_<name>`, not weighted.
+
+        Args:
+            output: outputs of the head, shape (B, outputs, ...).
+            label: labels that `labels` returned.
+        """
         if len(output) != len(label):
             raise LabelError(f"task {self.name!r}: {len(output)} outputs but {len(label)} labels.")
-        if self._loss is None:
+        if self._losses is None:
             self.check_output(output, label)
-            return self.default_loss(output, label)
+            return {"loss": self.default_loss(output, label)}
         known = self.labelled(label)
         if not bool(known.any()):
-            return output[:0].sum()
-        output, label = output[known], label[known]
-        try:
-            loss = self._loss(output, label)
-        except PLAIN as error:
-            if type(error) not in PLAIN:
-                raise
-            raise explain_loss(self.name, error, output, label) from error
-        if not isinstance(loss, Tensor):
-            raise ParameterError(
-                f"task {self.name!r}: its loss must return a tensor, got {type(loss).__name__}. Is it an instance?"
-            )
-        if loss.ndim:
-            raise ParameterError(f"task {self.name!r}: its loss must be one number, got shape {tuple(loss.shape)}.")
-        return loss
+            return dict.fromkeys(self.loss_names, output[:0].sum())
+        means = self._losses.means(self, output[known], label[known])
+        terms = {f"loss_{name}": means[name] for name in self._losses.names}
+        return {"loss": self._losses.total(means), **terms}
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """Names under which losses are logged: `loss`, and `loss_<name>` of each of several losses."""
+        return ("loss", *(f"loss_{name}" for name in (self._losses.names if self._losses else ())))
+
+    def loss_modules(self) -> nn.Module | None:
+        """Return the losses that are modules with parameters or buffers, which a model holds; None without."""
+        return None if self._losses is None else self._losses.modules()
 
     def update(self, metrics: Mapping[str, Metric], output: Tensor, target: Tensor) -> None:
         """Add a batch to metrics, without its unlabelled samples.
@@ -222,7 +271,23 @@ class Task(abc.ABC):
             output: outputs of the head, shape (B, outputs, ...).
             target: labels as in the data, shape (B, ...).
         """
-        self.checked_update(metrics, output, self.labels(target))
+        self.update_metrics(metrics, output, self.labels(target))
+
+    def update_metrics(self, metrics: Mapping[str, Metric], output: Tensor, label: Tensor) -> None:
+        """Add a batch to metrics, functions of the user's own among them; labels are those that `labels` returned."""
+        functions = self._functions() & metrics.keys()
+        others = {name: metric for name, metric in metrics.items() if name not in functions} if functions else metrics
+        self.checked_update(others, output, label)
+        if functions:
+            output, label = known_rows(self, output, label)
+            for name in functions:
+                metrics[name].update(output.float(), label)
+
+    def _functions(self) -> set[str]:
+        """Return the names of the metrics that are functions."""
+        if not isinstance(self._metrics, dict):
+            return set()
+        return {name for name, metric in self._metrics.items() if is_function(metric)}
 
     @property
     def has_given_metrics(self) -> bool:
@@ -241,19 +306,26 @@ class Task(abc.ABC):
             DependencyError: if torchmetrics cannot be imported.
             ParameterError: if a metric lacks its direction, or `primary` is none of them.
         """
-        from copy import deepcopy
-
         import_torchmetrics()
         if isinstance(self._metrics, dict):
-            metrics = deepcopy(self._metrics)
+            kind = self.default_metrics() if any(isinstance(m, str) for m in self._metrics.values()) else {}
+            metrics = {
+                name: self._own_metric(given, kind)
+                if isinstance(given, str)
+                else made_metric(name, given, self._directions.get(name))
+                for name, given in self._metrics.items()
+            }
         else:
             metrics = self.default_metrics()
             metrics = {metric: self._own_metric(metric, metrics) for metric in self._metrics or metrics}
         for name, metric in metrics.items():
             if metric.higher_is_better is None:
                 raise ParameterError(
-                    f"task {self.name!r}: metric {name!r} has no `higher_is_better`. Set it to True or False."
+                    f"task {self.name!r}: metric {name!r} has no `higher_is_better`. Set it to True or False, or pass "
+                    f"higher_is_better={{{name!r}: True}} to the task."
                 )
+            if name in self.loss_names:
+                raise ParameterError(f"task {self.name!r}: metric {name!r} has the name of a loss. Choose another.")
         if self.primary is None:
             return metrics
         if self.primary not in metrics:
@@ -276,10 +348,21 @@ class Task(abc.ABC):
         return changed
 
 
-def _selected_metrics(metrics: Mapping[str, Metric] | Sequence[str] | None) -> dict[str, Metric] | list[str] | None:
-    if not metrics:
-        return None
-    return dict(metrics) if isinstance(metrics, Mapping) else list(dict.fromkeys(metrics))
+def _own_losses(task: str, loss: Any, weights: Mapping[str, float] | None) -> OwnLosses | None:
+    if loss is None and weights:
+        raise ParameterError(f"task {task!r}: `loss_weights` needs `loss`, a mapping name -> loss.")
+    return None if loss is None else OwnLosses(task, loss, weights)
+
+
+def _checked_likelihood(task: str, likelihood: Any) -> Any:
+    if likelihood is None or likelihood == "loss" or isinstance(likelihood, Likelihood):
+        return likelihood
+    if isinstance(likelihood, (str, type)) or not callable(likelihood):
+        raise ParameterError(
+            f"task {task!r}: `likelihood` must be a function outputs -> torch.distributions.Distribution, a "
+            f"`Likelihood` or 'loss', got {likelihood!r}."
+        )
+    return likelihood
 
 
 def update_labelled(task: Task, metrics: Mapping[str, Metric], output: Tensor, label: Tensor) -> None:
@@ -307,28 +390,3 @@ def known_pairs(output: Tensor, target: Tensor, known: Tensor) -> tuple[Tensor, 
     dtype = torch.promote_types(output.dtype, torch.float32)  # labels may not fit into half precision
     output, target = output.to(dtype), target.to(dtype)
     return torch.where(known, output, 0.0), torch.where(known, target, 0.0)
-
-
-def _check_loss(task: str, loss: object) -> None:
-    if isinstance(loss, type):
-        raise ParameterError(
-            f"task {task!r}: `loss` is the class {loss.__name__}; pass an instance, {loss.__name__}()."
-        )
-    if loss is not None and not callable(loss):
-        raise ParameterError(
-            f"task {task!r}: `loss` must be a function (outputs, labels) -> scalar, got {type(loss).__name__}."
-        )
-
-
-def _check_metrics(task: str, metrics: object) -> None:
-    if not isinstance(metrics, Mapping):
-        return  # names, which `metrics()` checks
-    for name, metric in metrics.items():
-        if isinstance(metric, type):
-            raise ParameterError(
-                f"task {task!r}: metric {name!r} is the class {metric.__name__}; pass an instance of it."
-            )
-        if not all(hasattr(metric, part) for part in ("update", "compute", "higher_is_better")):
-            raise ParameterError(
-                f"task {task!r}: metric {name!r} must be a torchmetrics metric, got {type(metric).__name__}."
-            )

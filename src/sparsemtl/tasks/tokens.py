@@ -59,7 +59,7 @@ class TokenClassification(Task):
         return len(self.class_names)
 
     @property
-    def likelihood(self) -> PositionCategorical:
+    def default_likelihood(self) -> PositionCategorical:
         """Softmax per token."""
         return PositionCategorical(self.ignore_index, class_axis=self.output_axis)
 

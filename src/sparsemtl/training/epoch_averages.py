@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from sparsemtl.storage.metrics import MetricRow
 from sparsemtl.training.results import Results
@@ -15,6 +16,7 @@ class EpochAverages:
 
     def __init__(self) -> None:
         self._losses: dict[str, tuple[float, int]] = {}
+        self._terms: dict[str, tuple[float, int]] = {}  # "task/loss_name" -> sum, steps
         self._weights: dict[str, float] = {}
         self.samples = 0
 
@@ -23,6 +25,10 @@ class EpochAverages:
         for task, loss in result.losses.items():
             total, count = self._losses.get(task, (0.0, 0))
             self._losses[task] = (total + loss, count + 1)
+        for task, terms in result.terms.items():
+            for name, loss in terms.items():
+                total, count = self._terms.get(f"{task}/{name}", (0.0, 0))
+                self._terms[f"{task}/{name}"] = (total + loss, count + 1)
         self._weights = result.weights
         self.samples += result.samples
 
@@ -40,18 +46,29 @@ class EpochAverages:
         """Yield the mean training losses, and the last weights of the balancer."""
         for task, loss in self.losses.items():
             yield MetricRow(epoch, step, "train", task, "loss", loss)
+        for key, (total, count) in self._terms.items():
+            task, _, name = key.partition("/")
+            yield MetricRow(epoch, step, "train", task, name, total / count)
         for task, weight in self._weights.items():
             yield MetricRow(epoch, step, "balancing", task, "weight", weight)
 
     def state_dict(self) -> dict[str, object]:
         """Return everything that a resumed epoch needs."""
-        return {"losses": dict(self._losses), "weights": dict(self._weights), "samples": self.samples}
+        return {
+            "losses": dict(self._losses),
+            "terms": dict(self._terms),
+            "weights": dict(self._weights),
+            "samples": self.samples,
+        }
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Restore a state of `state_dict`."""
         check_state(state["losses"], dict.fromkeys(state["losses"], (0.0, 1)), "meter.losses")  # type: ignore[call-overload]
+        terms: Any = state.get("terms", {})  # checkpoints of 0.2 have none
+        check_state(terms, dict.fromkeys(terms, (0.0, 1)), "meter.terms")
         check_state(state["weights"], dict.fromkeys(state["weights"], 0.0), "meter.weights")  # type: ignore[call-overload]
         self._losses = {task: (t, c) for task, (t, c) in state["losses"].items()}  # type: ignore[attr-defined]
+        self._terms = {key: (t, c) for key, (t, c) in terms.items()}
         self._weights = dict(state["weights"])  # type: ignore[call-overload]
         self.samples = int(state["samples"])  # type: ignore[call-overload]
 

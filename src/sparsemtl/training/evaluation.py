@@ -112,7 +112,7 @@ class _Tally:
         self._joins = task.joins_batches
         self._waiting: list[tuple[Tensor, Tensor]] = []
         self._size = 0
-        self._total = 0.0
+        self._totals = dict.fromkeys(task.loss_names, 0.0)
         self._count = 0
         self._samples = 0
         self._broken: list[int] = []
@@ -132,31 +132,32 @@ class _Tally:
         self._waiting, self._size = [], 0
         counts = _known_counts(task, [label for _, label in batches])
         labelled = [batch for batch, count in zip(batches, counts, strict=True) if count]
-        losses = [task.checked_loss(output, label) for output, label in labelled]
-        values = iter([float(loss) for loss in losses])
+        losses = [task.checked_losses(output, label) for output, label in labelled]
+        values = iter([{name: float(loss.detach()) for name, loss in terms.items()} for terms in losses])
         joined = _joined(labelled)
         finite = joined is None or _is_finite(joined[0])
         for (output, label), count in zip(batches, counts, strict=True):
             if count:
-                loss = next(values)
+                terms = next(values)
                 if not finite:
-                    wrong = _broken(output, task.known_outputs(label, output), loss)
+                    wrong = _broken(output, task.known_outputs(label, output), terms["loss"])
                     self._broken += [self._samples + i for i in wrong]
-                self._total += loss * count
+                for name, loss in terms.items():
+                    self._totals[name] += loss * count
                 self._count += count
             self._samples += len(label)
         if joined is not None and not self._broken:
-            task.checked_update(self._updated, *joined)
+            task.update_metrics(self._updated, *joined)
 
     def results(self) -> dict[str, float]:
         """Return the mean loss and the metrics."""
         if self._waiting:
             self._flush()
         name = self._task.name
-        results = dict.fromkeys(["loss", *self._metrics], float("nan"))
+        results = dict.fromkeys([*self._totals, *self._metrics], float("nan"))
         if self._count and not self._broken:
             hand_on_states(self._metrics)
-            results["loss"] = self._total / self._count
+            results |= {loss: total / self._count for loss, total in self._totals.items()}
             results |= {m: _computed(name, m, metric) for m, metric in self._metrics.items()}
         else:
             _warn_of_nothing(name, self._broken, self._samples)

@@ -67,11 +67,13 @@ class StepResult:
 
     Attributes:
         losses: task with a label -> its loss, the mean over the batches in which it had one.
+        terms: task with several losses and a label -> `loss_<name>` -> its mean, likewise, not weighted.
         weights: task -> the balancer's weight.
         samples: number of samples.
     """
 
     losses: dict[str, float] = field(default_factory=dict)
+    terms: dict[str, dict[str, float]] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
     samples: int = 0
 
@@ -182,6 +184,8 @@ class TrainingStep:
             self._combine(ready, result)
         counts = Counter(task for groups in ready for batch in groups for task in batch.labelled)
         result.losses = {task: total / counts[task] for task, total in result.losses.items()}
+        for task, terms in result.terms.items():
+            result.terms[task] = {name: total / counts[task] for name, total in terms.items()}
         return result
 
     def _prepare(self, group: Group) -> _Batch:
@@ -272,11 +276,15 @@ class TrainingStep:
             outputs = self.backend.module(batch.x, tasks=tasks)
         except ForwardError as error:
             raise error.at(self._where or "training") from error.__cause__
-        losses = {name: self.tasks[name].checked_loss(outputs[name], batch.labels[name]) for name in tasks}
+        terms = {name: self.tasks[name].checked_losses(outputs[name], batch.labels[name]) for name in tasks}
+        losses = {name: found.pop("loss") for name, found in terms.items()}
         for name, loss in losses.items():  # read when all are computed: on a GPU, the first one waits for the device
             value = float(loss.item())
             _check_finite(value, f"the loss of task {name!r}", self._where)
             result.losses[name] = result.losses.get(name, 0.0) + value
+            if terms[name]:
+                totals = result.terms.setdefault(name, dict.fromkeys(terms[name], 0.0))
+                totals.update({term: totals[term] + float(loss.item()) for term, loss in terms[name].items()})
         return {name: self._with_terms(name, loss, batch.labels[name]) for name, loss in losses.items()}
 
     def _with_terms(self, task: str, loss: Tensor, label: Tensor) -> Tensor:

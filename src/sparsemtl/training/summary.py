@@ -99,7 +99,7 @@ def _task_entry(
         "primary": next(iter(metrics)),
         "best_epoch": selection.best_epoch(task.name),
         "directions": {
-            "loss": False,
+            **dict.fromkeys(task.loss_names, False),
             **{name: bool(metric.higher_is_better) for name, metric in metrics.items()},
         },
         "validation": dict(validation),
