@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, cast
 
 import torch
@@ -103,20 +103,21 @@ class Classes:
         if 0 <= self.ignore_index < len(self):
             raise ParameterError(f"task {self._task!r}: ignore_index={self.ignore_index} is one of the classes.")
 
-    def check_labels(self, target: Tensor, known: Tensor) -> None:
+    def check_labels(self, target: Tensor, known: Callable[[Tensor], Tensor]) -> None:
         """Raise a LabelError unless known labels are classes.
 
         Args:
             target: labels.
-            known: mask of the known ones, of the same shape.
+            known: function of labels that returns the mask of the known ones; not called if all labels are classes.
         """
         if not target.is_floating_point() and target.numel():
             least, largest = target.aminmax()
             if int(least) >= 0 and int(largest) < len(self):
                 return
-        wrong = known & ((target < 0) | (target >= len(self)))
+        present = known(target)
+        wrong = present & ((target < 0) | (target >= len(self)))
         if target.is_floating_point():
-            wrong |= known & (target != target.trunc())
+            wrong |= present & (target != target.trunc())
         if bool(wrong.any()):
             missing = f"ignore_index={self.ignore_index}" + (" or NaN" if self._of == "sample" else "")
             raise LabelError(

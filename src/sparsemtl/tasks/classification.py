@@ -81,7 +81,7 @@ class Classification(SampleTask):
                 f"task {self.name!r}: expected class indices of shape (batch,), got labels of shape "
                 f"{tuple(target.shape)}."
             )
-        self._classes.check_labels(target, self.known(target))
+        self._classes.check_labels(target, self.known)
 
     def cast(self, target: Tensor) -> Tensor:
         """Return labels (B,) or (B, 1) as int64 (B,), with the ignore index in the place of NaN."""

@@ -79,7 +79,7 @@ class Segmentation(DenseTask):
                 f"task {self.name!r}: expected whole numbers of shape (batch, height, width), got {target.dtype} of "
                 f"shape {tuple(target.shape)}."
             )
-        self._classes.check_labels(target, self.known(target))
+        self._classes.check_labels(target, self.known)
 
     def cast(self, target: Tensor) -> Tensor:
         """Return labels (B, H, W) as int64."""

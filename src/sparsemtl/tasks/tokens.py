@@ -91,7 +91,7 @@ class TokenClassification(Task):
                 f"task {self.name!r}: expected whole numbers of shape (batch, tokens), got {target.dtype} of shape "
                 f"{tuple(target.shape)}."
             )
-        self._classes.check_labels(target, self.known(target))
+        self._classes.check_labels(target, self.known)
 
     def check_output(self, output: Tensor, target: Tensor) -> None:
         """Raise if the outputs have another width than the classes, or another number of tokens than the labels."""

@@ -53,6 +53,17 @@ def check_maker(name: str, maker: object, kind: type | tuple[type, ...]) -> None
         raise ParameterError(f"Trainer: `{name}` must be a function that makes one, got {_shown(maker)}.")
 
 
+def check_epochs(sharing: Sharing, epochs: int, choose_after: int) -> None:
+    """Raise unless some epoch may be selected."""
+    if choose_after >= epochs:
+        raise ParameterError(f"`choose_after` must leave an epoch to choose, got {choose_after} of {epochs} epochs.")
+    if not sharing.is_selectable(epochs - 1):
+        raise ParameterError(
+            f"{type(sharing).__name__} would still be warming up when the {epochs} epochs end. "
+            "Raise `epochs` or shorten the warm-up."
+        )
+
+
 def check_made(name: str, made: object, kind: type) -> None:
     """Raise unless a function returned an object of the expected class."""
     if not isinstance(made, kind):

@@ -74,6 +74,15 @@ class Setup:
     plateau: Plateau | None
     step: TrainingStep
 
+    def stateful(self) -> dict[str, Any]:
+        """Return the parts beside optimizer and step that have a state, by name."""
+        parts = {
+            "precision": self.fabric.strategy.precision,  # in half precision it scales the losses
+            "scheduler": self.scheduler,
+            "plateau": self.plateau,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
 
 def set_up(parts: RunParts, options: TrainingOptions, train: Loaders) -> Setup:
     """Seed the generators, and make all that training needs.

@@ -16,6 +16,7 @@ from sparsemtl.training.costs import RunCost
 from sparsemtl.training.options import TrainingOptions
 from sparsemtl.training.results import Results
 from sparsemtl.training.selection import Selection
+from sparsemtl.training.setup import RunParts
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,14 @@ class RunResults:
 
 def summarize(
     results: RunResults,
+    parts: RunParts,
     *,
     config: Mapping[str, Any],
-    model: MultiTaskModel,
-    sharing: Sharing,
     networks: TaskNetworks,
-    balancer: Balancer,
     selection: Selection,
 ) -> dict[str, Any]:
     """Return the content of `summary.json`."""
+    model, sharing, balancer = parts.model, parts.sharing, parts.balancer
     axes = ("data", "encoder", "architecture", "sharing", "balancing")
     masks = networks.kept(model.shared_parameters())
     return {

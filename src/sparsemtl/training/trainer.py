@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -27,8 +26,6 @@ from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.optim import OPTIMIZERS
 from sparsemtl.registry.parameters import validated
 from sparsemtl.sharing import DenseSharing, Sharing
-from sparsemtl.storage.files import write_json, write_tensors
-from sparsemtl.storage.locks import locked, refuse_foreign
 from sparsemtl.storage.metrics import metrics_frame
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.tasks.batches import (
@@ -39,17 +36,11 @@ from sparsemtl.tasks.batches import (
     loader_generators,
     preserve_loader_state,
 )
-from sparsemtl.training.arguments import check_maker, check_model, check_sharing
-from sparsemtl.training.callbacks import (
-    Callback,
-    CSVCallback,
-    FitInfo,
-    ProgressBar,
-    StepInfo,
-    TensorBoardCallback,
-)
+from sparsemtl.training.arguments import check_epochs, check_maker, check_model, check_sharing
+from sparsemtl.training.callbacks import Callback, FitInfo, StepInfo
 from sparsemtl.training.callbacks.callback import fitting, notify
 from sparsemtl.training.callbacks.memory import MemoryCallback
+from sparsemtl.training.callbacks.own import own_callbacks
 from sparsemtl.training.check import TrainingCheck
 from sparsemtl.training.checking import check_training
 from sparsemtl.training.checkpoint import Randomness, Stateful
@@ -58,13 +49,14 @@ from sparsemtl.training.epoch_averages import EpochAverages, figure_rows, result
 from sparsemtl.training.evaluation import Trained, evaluate, sample_predictions
 from sparsemtl.training.finite import check_weights
 from sparsemtl.training.loss_scales import LossScaleWarning, unlike_scales
-from sparsemtl.training.machine import machine, with_own_threads
+from sparsemtl.training.machine import with_own_threads
 from sparsemtl.training.mixing import remaining_batches, steps_in_epoch
 from sparsemtl.training.monitors import primary_of
 from sparsemtl.training.options import RECORDED, TrainingOptions
 from sparsemtl.training.processes import refuse_distributed
 from sparsemtl.training.results import Results
-from sparsemtl.training.resuming import Checkpoints, Position, refuse_earlier_run
+from sparsemtl.training.resuming import Checkpoints, Position
+from sparsemtl.training.run_files import RunFiles
 from sparsemtl.training.selection import Selection
 from sparsemtl.training.settings import run_settings
 from sparsemtl.training.setup import RunParts, Scheduler, Setup, set_up
@@ -122,37 +114,18 @@ class Trainer:
         self.epochs = options["epochs"]
         self.threads = options["threads"]
         self.folder = RunFolder(options["folder"]) if options["folder"] is not None else None
+        self._files = RunFiles(self.folder)
         self.name = options["name"] or (self.folder.path.name if self.folder else type(model).__name__)
         self.config = dict(options["config"] or described(model, self.sharing, self.balancer, options))
         self._figures = MemoryCallback()
-        self.callbacks: tuple[Callback, ...] = (*self._own_callbacks(), self._figures, *callbacks)
+        self.callbacks = (*own_callbacks(self.folder, options), self._figures, *callbacks)
         self.selection = self._new_selection()
         self.snapshots = Snapshots(self.folder)
         self.position = Position()
         self.validation = Results()
         self._used: list[Loader] = []
         self._setup: Setup | None = None
-        self._check_epochs()
-
-    def _own_callbacks(self) -> Iterator[Callback]:
-        if self.folder is not None:
-            yield CSVCallback(self.folder.metrics)
-            if self.options["tensorboard"]:
-                yield TensorBoardCallback()
-        if self.options["progress"]:
-            yield ProgressBar()
-
-    def _check_epochs(self) -> None:
-        if self.options["choose_after"] >= self.epochs:
-            raise ParameterError(
-                f"`choose_after` must leave an epoch to choose, got {self.options['choose_after']} of {self.epochs} "
-                "epochs."
-            )
-        if not self.sharing.is_selectable(self.epochs - 1):
-            raise ParameterError(
-                f"{type(self.sharing).__name__} would still be warming up when the {self.epochs} epochs end. "
-                "Raise `epochs` or shorten the warm-up."
-            )
+        check_epochs(self.sharing, self.epochs, options["choose_after"])
 
     @property
     def _ready(self) -> Setup:
@@ -230,9 +203,7 @@ class Trainer:
             raise ParameterError("`resume` goes on with the run in the folder, `overwrite` replaces it; choose one.")
         check_loaders(train, self.model.tasks)
         check_loaders(validation, self.model.tasks)
-        with self._writing(anew=not resume):
-            if self.folder is not None and not (resume or overwrite):
-                refuse_earlier_run(self.folder)
+        with self._files.fitting(resume=resume, overwrite=overwrite):
             self._fit(train, validation, resume=resume)
         return self
 
@@ -246,12 +217,10 @@ class Trainer:
         checkpoints = self._checkpoints(randomness, meter)
         if resume:
             self.position, self.threads = checkpoints.resume(self.threads)
-            self._record()  # once it is known to be the same run's
-        else:
-            self._record()
+        self._files.write_begin(self.config, self._ready.device, self.options["seed"])
+        if not resume:
             self._save(checkpoints)  # so that a run killed in its first epoch can be resumed
-            if self.folder is not None:
-                self.folder.remove_results()  # those of an earlier run, which this one replaces
+            self._files.remove_results()
         with fitting(self.callbacks, self._fit_info(self.position.logged_until if resume else None)):
             while self.position.epoch < self.epochs and not self._stale():
                 if not self.position.batch:
@@ -277,26 +246,6 @@ class Trainer:
             self.model.begin_epoch(epoch)
         self.step.networks = self.networks if changed is None else changed
 
-    def _writing(self, *, anew: bool = False) -> AbstractContextManager[None]:
-        """Hold the lock of the run folder inside the context.
-
-        Args:
-            anew: a run begins; the folder must be empty or ours.
-        """
-        if self.folder is None:
-            return nullcontext()
-        if anew:
-            refuse_foreign(self.folder.path)
-        return locked(self.folder.path)
-
-    def _record(self) -> None:
-        """Write the configuration and the environment."""
-        if self.folder is not None:
-            self.folder.write_config(self.config)
-            self.folder.write_environment(
-                machine(self._ready.device) | {"device": str(self._ready.device)}, seed=self.options["seed"]
-            )
-
     @with_own_threads
     def test(self, loaders: Loaders) -> Results:
         """Evaluate the selected model on test data, which only reports.
@@ -310,10 +259,10 @@ class Trainer:
         check_loaders(loaders, self.model.tasks)
         results = self._evaluate(loaders)
         rows = list(result_rows(self.position.epoch, self.position.step, "test", results))
-        with self._writing():
+        with self._files.writing():
             notify(self.callbacks, "on_test_end", rows)
             if self.folder is not None:
-                self.folder.save(self.folder.samples, sample_predictions(self._trained, loaders, device))
+                self._files.write_samples(sample_predictions(self._trained, loaders, device))
                 self._write_summary("finished", results, self._measured(loaders))
             notify(self.callbacks, "on_run_end")
         return results
@@ -485,12 +434,8 @@ class Trainer:
             "selection": self.selection,
             "meter": meter,
             "randomness": randomness,
-            "precision": self._ready.fabric.strategy.precision,  # in half precision it scales the losses
+            **self._ready.stateful(),
         }
-        if self._ready.scheduler is not None:
-            parts["scheduler"] = self._ready.scheduler
-        if self._ready.plateau is not None:
-            parts["plateau"] = self._ready.plateau
         return Checkpoints(self.folder, self.model, parts, randomness, self._settings, self._ready.device)
 
     def _save(self, checkpoints: Checkpoints) -> None:
@@ -505,10 +450,8 @@ class Trainer:
         self.sharing.end_training(self.model, self.networks)
         self.model.eval()
         self.validation = self._evaluate(validation)
-        if self.folder is not None:
-            write_tensors(self.folder.model, self.model.state_dict(), {"model": type(self.model).__name__})
-            self.networks.save(self.folder.networks)
-            self._write_summary("trained", Results())
+        self._files.write_networks(self.model, self.networks)
+        self._write_summary("trained", Results())
 
     @property
     def _trained(self) -> Trained:
@@ -535,16 +478,9 @@ class Trainer:
             notes=(*self.options["notes"], *filter(None, [self.position.scales])),
             cost=cost,
         )
-        summary = summarize(
-            results,
-            config=self.config,
-            model=self.model,
-            sharing=self.sharing,
-            networks=self.networks,
-            balancer=self.balancer,
-            selection=self.selection,
+        self._files.write_summary(
+            summarize(results, self._parts, config=self.config, networks=self.networks, selection=self.selection)
         )
-        write_json(self.folder.summary, summary)
 
 
 def _each(loaders: Loaders) -> list[Loader]:
