@@ -21,7 +21,6 @@ from sparsemtl.criteria import CRITERIA
 from sparsemtl.data import DATASETS
 from sparsemtl.heads import HEADS
 from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
-from sparsemtl.registry.parameters import parameters_of
 from sparsemtl.registry.registry import Registry
 from sparsemtl.sharing import SHARING
 from sparsemtl.tasks import TASKS
@@ -69,7 +68,7 @@ def method_page(section: str, registry: Registry[Any], name: str) -> str:
     member = registry[name]
     parts = _sections(member)
     blocks = [f"# {name}", *parts.pop("", []), _use(section, name, member)]
-    if table := _table(member):
+    if table := _table(registry, name):
         blocks += ["## Parameters", table]
     for heading in ("Examples", "Differences from the paper", "Differences from the papers"):
         if heading in parts:
@@ -83,7 +82,7 @@ def axis_page(axis: str, registry: Registry[Any], about: str) -> str:
     for name in registry:
         parts = _sections(registry[name])
         blocks += [f"## {name}", *parts[""]]
-        if table := _table(registry[name]):
+        if table := _table(registry, name):
             blocks.append(table)
         for heading in ("Differences from the paper", "Differences from the papers"):
             if heading in parts:
@@ -116,11 +115,11 @@ def _blocks(text: str) -> list[str]:
     return [block.strip("\n") for block in re.split(r"\n{2,}", text.strip()) if block.strip()]
 
 
-def _table(member: Callable[..., Any]) -> str:
+def _table(registry: Registry[Any], name: str) -> str:
     """Return the table of the parameters that a configuration may set, "" without parameters."""
     rows = [
         (f"`{p.name}`", p.kind, "required" if p.required else f"`{p.default}`", p.meaning)
-        for p in parameters_of(member).values()
+        for p in registry.parameters(name).values()
     ]
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return (

@@ -41,7 +41,7 @@ def test_nothing_at_all_is_a_configuration_of_defaults() -> None:
 
 @each(("section", "name"), MEMBERS)
 def test_a_bare_name_stands_for_the_constructors_defaults(section: str, name: str) -> None:
-    defaults = {key: parameter.default for key, parameter in parameters_of(SECTIONS[section][0][name]).items()}
+    defaults = {key: parameter.default for key, parameter in SECTIONS[section][0].parameters(name).items()}
     complete = check({section: name})
     assert complete == check({section: {"name": name}})
     assert complete[section] == plain({"name": name, **defaults})

@@ -238,7 +238,10 @@ def test_a_trainer_takes_multi_task_models_only(make: Callable[[], Any], message
 
 
 ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
-    "an optimizer": ({"optimizer": torch.optim.SGD([torch.ones(1)])}, "`optimizer` must be a function that makes one"),
+    "an optimizer": (
+        {"optimizer": torch.optim.SGD([torch.ones(1)])},
+        "would not be trained: no group of the SGD holds it",
+    ),
     "a number": ({"optimizer": 0.1}, "`optimizer` must be a function that makes one, got 0.1"),
     "a sharing class": ({"sharing": sm.FisherSharing}, "`sharing` must be .* got the class FisherSharing"),
     "a sharing name": ({"sharing": "fisher"}, "`sharing` must be a sharing method"),

@@ -130,6 +130,13 @@ class GatedExperts(MultiTaskModel, abc.ABC):
         """Return the pools, and the experts that several tasks use."""
         return self._where(lambda kind, users: kind == "pools" or (kind == "experts" and len(users) > 1))
 
+    def encoder_modules(self) -> dict[str, nn.Module]:
+        """Return the experts of one level; none if there are several levels, or a stem below them."""
+        if len(self.levels) > 1 or self.stem is not None:
+            return {}
+        pools = self._where(lambda kind, users: kind in ("pools", "experts"))  # lists of experts, side by side
+        return {f"{name}.{index}": expert for name, pool in pools.items() for index, expert in pool.named_children()}
+
     def unmasked_modules(self) -> dict[str, nn.Module]:
         """Return the stem, and the gates that several tasks use."""
         return self._where(lambda kind, users: kind == "stem" or (kind in _GATES and len(users) > 1))

@@ -55,6 +55,10 @@ class SingleTask(MultiTaskModel):
         """Return an empty mapping."""
         return {}
 
+    def encoder_modules(self) -> dict[str, nn.Module]:
+        """Return the encoder of every task."""
+        return {f"encoders.{task}": encoder for task, encoder in self.encoders.items()}
+
     def task_modules(self, task: str) -> dict[str, nn.Module]:
         """Return the task's encoder and head."""
         self.check_task(task)

@@ -149,6 +149,10 @@ class Streams(MultiTaskModel, abc.ABC):
         """Return the parts of all encoders up to the last mixer."""
         return {name: module for task in self.tasks for name, module in self._encoder_parts(task, mixed=True)}
 
+    def encoder_modules(self) -> dict[str, nn.Module]:
+        """Return the whole encoder of every task."""
+        return {f"encoders.{task}": encoder for task, encoder in self.encoders.items()}
+
     def unmasked_modules(self) -> dict[str, nn.Module]:
         """Return the mixers."""
         return {f"mixers.{index}": mixer for index, mixer in enumerate(self.mixers)}

@@ -69,6 +69,13 @@ class WrappedModel(MultiTaskModel):
         """Return the shared modules."""
         return self._modules_of(self._shared)
 
+    def encoder_modules(self) -> dict[str, nn.Module]:
+        """Return the shared module, or the module directly around all shared ones; none if they stand apart."""
+        if len(self._shared) == 1:
+            return self.shared_modules()
+        around = {name.rpartition(".")[0] for name in self._shared}
+        return self._modules_of(around) if len(around) == 1 and "" not in around else {}
+
     def unmasked_modules(self) -> dict[str, nn.Module]:
         """Return the modules that are neither shared nor of a head: all tasks use them, and no mask acts on them."""
         named = [*self._shared, *(name for names in self._heads.values() for name in names)]

@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from sparsemtl.errors import ConfigError, unknown_name
-from sparsemtl.registry.parameters import Parameter, parameters_of
+from sparsemtl.registry.parameters import Parameter
 from sparsemtl.registry.registry import Registry
 from sparsemtl.runs.schema import SECTIONS, Keys, in_yaml_words
 from sparsemtl.storage.run_folder import RunFolder
@@ -104,7 +104,7 @@ def members(registry: Registry[Any]) -> Table:
     for name in registry:
         parameters = Table("parameter", "default", "values", box=None, pad_edge=False)
         _fold(parameters)
-        for parameter in parameters_of(registry[name]).values():
+        for parameter in registry.parameters(name).values():
             parameters.add_row(parameter.name, _default(parameter), in_yaml_words(parameter.kind))
         table.add_row(name, Group(*_about(registry, name), *([parameters] if parameters.row_count else [])))
     return table
@@ -112,7 +112,7 @@ def members(registry: Registry[Any]) -> Table:
 
 def member(registry: Registry[Any], name: str) -> RenderableType:
     """Return one member with the meaning of its parameters, as a list, which also fits a narrow terminal."""
-    return Group(*_about(registry, name), *_explained(parameters_of(registry[name]).values()))
+    return Group(*_about(registry, name), *_explained(registry.parameters(name).values()))
 
 
 def explained_keys(what: str, keys: Keys, name: str | None = None) -> RenderableType:

@@ -76,6 +76,10 @@ class MultiTaskModel(nn.Module, abc.ABC):
     def shared_modules(self) -> dict[str, nn.Module]:
         """Return the modules that tasks share, by name: masks and statistics per task act on them."""
 
+    def encoder_modules(self) -> dict[str, nn.Module]:
+        """Return the encoders whose blocks have a depth, by name; by default the shared modules, none if none has."""
+        return self.shared_modules()
+
     def shared_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters of the shared modules, by name."""
         return _parameters_in(self.shared_modules())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from typing_extensions import Doc
 from sparsemtl.optim import fused
 from sparsemtl.optim.groups import Grouping
 from sparsemtl.optim.masked import FreezeOutsideMask, MaskedOptimizer, freeze_outside_mask
+from sparsemtl.optim.parameter_groups import ParameterGroup, ParameterGroupOptions, parameter_groups
 from sparsemtl.optim.penalties import L1, PENALTIES, GroupLasso, GroupMCP, Penalty
 from sparsemtl.optim.proximal_optimizers import ProximalAdamW, ProximalSGD
 from sparsemtl.optim.proximal_step import ProximalStep
@@ -86,8 +88,15 @@ def cosine(
     *,
     floor: Annotated[NonNegative, Doc("Learning rate at the end.")] = 0.0,
 ) -> LRScheduler:
-    """Lower the learning rate to `floor` along half a cosine over the epochs (Loshchilov & Hutter 2017)."""
-    return CosineAnnealingLR(optimizer, T_max=epochs, eta_min=floor)
+    """Lower the learning rate to `floor` along half a cosine over the epochs (Loshchilov & Hutter 2017).
+
+    `floor` is that of the first parameter group; groups with another learning rate end at the same fraction of theirs.
+    """
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    if not floor or len(set(rates)) == 1:
+        return CosineAnnealingLR(optimizer, T_max=epochs, eta_min=floor)
+    end = floor / rates[0]
+    return LambdaLR(optimizer, lambda epoch: end + (1 - end) * (1 + math.cos(math.pi * epoch / epochs)) / 2)
 
 
 def step(
@@ -112,7 +121,9 @@ def plateau(
     return ReduceLROnPlateau(optimizer, "max", patience=patience, factor=factor, threshold=0.0, threshold_mode="abs")
 
 
-OPTIMIZERS: Registry[Optimizer] = Registry("optimizer", {"adam": adam, "adamw": adamw, "sgd": sgd})
+OPTIMIZERS: Registry[Optimizer] = Registry(
+    "optimizer", {"adam": adam, "adamw": adamw, "sgd": sgd}, common=ParameterGroupOptions
+)
 SCHEDULERS: Registry[LRScheduler] = Registry(
     "scheduler", {"constant": constant, "cosine": cosine, "step": step, "plateau": plateau}
 )
@@ -127,6 +138,8 @@ __all__ = [
     "GroupMCP",
     "Grouping",
     "MaskedOptimizer",
+    "ParameterGroup",
+    "ParameterGroupOptions",
     "Penalty",
     "ProximalAdamW",
     "ProximalSGD",
@@ -135,6 +148,7 @@ __all__ = [
     "freeze_outside_mask",
     "group_sparsity",
     "layer_sparsity",
+    "parameter_groups",
     "parameter_sparsity",
     "total_sparsity",
 ]

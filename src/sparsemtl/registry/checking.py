@@ -22,6 +22,8 @@ STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, a
 """Configuration of every pydantic model and adapter: nothing is converted, numbers are finite."""
 BEYOND_LIMIT = "beyond_limit"
 """Pydantic type of the error of a whole number that PyTorch cannot count with."""
+EXPLAINED = "explained"
+"""Pydantic type of errors whose message says all."""
 
 
 def fits(value: object, hint: Any) -> bool:
@@ -52,7 +54,7 @@ def advice_on(issues: Sequence[Mapping[str, Any]], hint: Any) -> str:
         hint: annotation that the value does not satisfy.
     """
     for issue in issues:
-        if issue["type"] == BEYOND_LIMIT:
+        if issue["type"] in (BEYOND_LIMIT, EXPLAINED):
             return f" {issue['msg']}"
         if issue["type"] == "finite_number":
             return " Numbers are finite."

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from sparsemtl.errors import ConfigError, SparseMTLError, unknown_name
-from sparsemtl.registry.parameters import parameters_of
+from sparsemtl.registry.parameters import Parameter, parameters_of
 
 T = TypeVar("T")
 
@@ -19,11 +19,14 @@ class Registry(Mapping[str, Callable[..., T]], Generic[T]):
     Args:
         kind: name of the axis in error messages ("sharing method").
         members: name -> class or function. A configuration may set its keyword-only parameters.
+        common: a `TypedDict` of keys that a configuration may set beside those of any member, and that the library
+            reads itself.
     """
 
-    def __init__(self, kind: str, members: Mapping[str, Callable[..., T]]) -> None:
+    def __init__(self, kind: str, members: Mapping[str, Callable[..., T]], common: Any = None) -> None:
         self.kind = kind
         self._members = dict(members)
+        self._common = {} if common is None else parameters_of(common)
 
     def __getitem__(self, name: str) -> Callable[..., T]:
         try:
@@ -43,6 +46,10 @@ class Registry(Mapping[str, Callable[..., T]], Generic[T]):
 
     def __len__(self) -> int:
         return len(self._members)
+
+    def parameters(self, name: str) -> dict[str, Parameter]:
+        """Return what a configuration may set beside a member's name: name -> parameter."""
+        return parameters_of(self[name]) | self._common
 
     def build(self, name: str, /, *given: Any, **parameters: Any) -> T:
         """Return a new member.

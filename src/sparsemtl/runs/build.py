@@ -62,6 +62,8 @@ def make_trainer(
         model,
         sharing=make_sharing(config),
         balancing=BALANCERS.build(balancing.pop("name"), **balancing),
+        parameter_groups=optimizer.pop("parameter_groups"),
+        layer_decay=optimizer.pop("layer_decay"),
         optimizer=partial(OPTIMIZERS.build, optimizer.pop("name"), **optimizer),
         scheduler=_scheduler(scheduler, training["epochs"]) if scheduler else None,
         seed=config["seed"],

@@ -219,7 +219,7 @@ def _section_type(section: str, registry: Registry[Any]) -> Any:
     members = tuple(
         _model(
             f"{section}_{name}",
-            {"name": Parameter("name", Literal[name]), **parameters_of(registry[name])},
+            {"name": Parameter("name", Literal[name]), **registry.parameters(name)},
             registry.summary(name),
         )
         for name in registry

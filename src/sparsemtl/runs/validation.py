@@ -11,8 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from sparsemtl.errors import ConfigError, unknown_name
-from sparsemtl.registry.checking import BEYOND_LIMIT, advice_on
-from sparsemtl.registry.parameters import parameters_of
+from sparsemtl.registry.checking import BEYOND_LIMIT, EXPLAINED, advice_on
 from sparsemtl.runs.changes import with_name
 from sparsemtl.runs.schema import SECTIONS, Keys, in_yaml_words, run_keys, schema_model, training_keys
 from sparsemtl.storage import comparison
@@ -119,7 +118,8 @@ def _problem(issues: Sequence[_Issue], place: _Place, config: Mapping[str, Any])
     found = config[section][key] if len(place) > 1 else config[key]
     if not _TYPE_OR_RANGE.fullmatch(kind):  # only pydantic has a message for this kind of annotation
         message: str = issues[0]["msg"]
-        return f"{message[:1].lower()}{message[1:]}, got {shown(found)}."
+        text = f"{message[:1].lower()}{message[1:]}"
+        return text if kind == EXPLAINED else f"{text}, got {shown(found)}."
     return f"expected {expected}, got {shown(found)}.{advice_on(issues, parameter.hint)}"
 
 
@@ -137,7 +137,7 @@ def _unknown_key(place: _Place, config: Mapping[str, Any]) -> str:
     if section not in SECTIONS:
         return unknown_name("key", key, known)
     registry = SECTIONS[section][0]
-    owners = [name for name in registry if key in parameters_of(registry[name])]
+    owners = [name for name in registry if key in registry.parameters(name)]
     hint = f" It is a parameter of {', '.join(owners)}." if owners else ""
     return f"{unknown_name(config[section]['name'] + ' parameter', key, known)}{hint}"
 
@@ -147,4 +147,4 @@ def _keys_beside(place: _Place, config: Mapping[str, Any]) -> Keys:
         return run_keys()
     if place[0] == "training":
         return training_keys()
-    return parameters_of(SECTIONS[place[0]][0][config[place[0]]["name"]])
+    return SECTIONS[place[0]][0].parameters(config[place[0]]["name"])

@@ -38,11 +38,13 @@ def check_sharing(sharing: object) -> None:
 
 
 def check_maker(name: str, maker: object, kind: type | tuple[type, ...]) -> None:
-    """Raise unless the argument makes an optimizer or a scheduler, names an optimizer, or is None."""
+    """Raise unless the argument makes an optimizer or a scheduler, is or names an optimizer, or is None."""
     if isinstance(maker, kind):
+        if name == "optimizer":
+            return
         raise ParameterError(
             f"Trainer: `{name}` must be a function that makes one, got the {type(maker).__name__} itself. It is made "
-            f"when heads have their widths: pass `lambda {_ARGUMENT[name]}: ...` that returns it."
+            "for the optimizer of each run: pass `lambda optimizer: ...` that returns it."
         )
     if name == "scheduler" and isinstance(maker, str):
         raise ParameterError(
@@ -68,9 +70,6 @@ def check_made(name: str, made: object, kind: type) -> None:
     """Raise unless a function returned an object of the expected class."""
     if not isinstance(made, kind):
         raise ParameterError(f"Trainer: `{name}` returned {_shown(made)}, expected a torch {name}.")
-
-
-_ARGUMENT = {"optimizer": "parameters", "scheduler": "optimizer"}
 
 
 def _wrapped(model: object) -> list[Any]:

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from typing_extensions import Doc
 
-from sparsemtl.registry.parameters import Count, Default, Natural, Positive
+from sparsemtl.optim.parameter_groups import ParameterGroupOptions, ParameterGroups
+from sparsemtl.registry.parameters import Count, Default, Fraction, Natural, Positive
 from sparsemtl.training.mixing import Mix
 from sparsemtl.training.monitors import Monitor
 
@@ -46,6 +47,19 @@ class EpochOptions(TypedDict, total=False):
         Doc("Epochs at the beginning that are never selected, for a penalty that needs time to make weights zero."),
     ]
     patience: Annotated[Count | None, Default(None), Doc("Epochs without a better model after which training stops.")]
+    parameter_groups: Annotated[
+        ParameterGroups,
+        Default([]),
+        Doc(
+            "Learning rates and weight decay by names: `parameters` (names, globs, classes of modules), `lr`, "
+            "`weight_decay`; see `sm.optim.parameter_groups`."
+        ),
+    ]
+    layer_decay: Annotated[
+        Fraction | None,
+        Default(None),
+        Doc("Factor of the learning rate from one block of an encoder to the block below it."),
+    ]
     restart_every: Annotated[
         Count | None,
         Default(None),
@@ -97,11 +111,18 @@ class TrainingOptions(EpochOptions, total=False):
     notes: Annotated[Sequence[str], Default(()), Doc("Notes beside the figures in reports.")]
 
 
+def group_options(options: TrainingOptions) -> ParameterGroupOptions:
+    """Return those options that are about parameter groups."""
+    return {"parameter_groups": options["parameter_groups"], "layer_decay": options["layer_decay"]}
+
+
 RECORDED = (
     "seed",
     "accumulate",
     "clip_norm",
     "mix",
+    "parameter_groups",
+    "layer_decay",
     "restart_every",
     "precision",
     "norm_batches",

@@ -22,7 +22,7 @@ from sparsemtl.tasks.batches import Loaders, per_task
 from sparsemtl.training.groups import make_optimizer
 from sparsemtl.training.heads import materialize_heads
 from sparsemtl.training.last_batch import check_last_batches
-from sparsemtl.training.options import TrainingOptions
+from sparsemtl.training.options import TrainingOptions, group_options
 from sparsemtl.training.plateau import Plateau
 from sparsemtl.training.step import Backend, TrainingStep
 from sparsemtl.training.update import choose_update
@@ -106,7 +106,7 @@ def set_up(parts: RunParts, options: TrainingOptions, train: Loaders) -> Setup:
     networks = parts.sharing.start(model)
     parts.balancer.attach(len(model.tasks), fabric.device)
     extra = ((networks.parameters(), parts.sharing.lr), (parts.balancer.parameters(), None))
-    optimizer = make_optimizer(parts.make_optimizer, model, extra)
+    optimizer = make_optimizer(parts.make_optimizer, model, extra, options=group_options(options))
     fused.guard(optimizer)
     scheduler = parts.make_scheduler(optimizer) if parts.make_scheduler else None
     plateau = None

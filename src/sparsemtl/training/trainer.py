@@ -23,7 +23,6 @@ from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.modes import eval_mode
 from sparsemtl.networks.recomputed_norms import BATCHES, recompute_norms
 from sparsemtl.networks.task_networks import TaskNetworks
-from sparsemtl.optim import OPTIMIZERS
 from sparsemtl.registry.parameters import validated
 from sparsemtl.sharing import DenseSharing, Sharing
 from sparsemtl.storage.metrics import metrics_frame
@@ -48,11 +47,12 @@ from sparsemtl.training.costs import RunCost, measure_costs
 from sparsemtl.training.epoch_averages import EpochAverages, figure_rows, result_rows, run_rows
 from sparsemtl.training.evaluation import Trained, evaluate, sample_predictions
 from sparsemtl.training.finite import check_weights
+from sparsemtl.training.groups import optimizer_maker
 from sparsemtl.training.loss_scales import LossScaleWarning, unlike_scales
 from sparsemtl.training.machine import with_own_threads
 from sparsemtl.training.mixing import remaining_batches, steps_in_epoch
 from sparsemtl.training.monitors import primary_of
-from sparsemtl.training.options import RECORDED, TrainingOptions
+from sparsemtl.training.options import RECORDED, TrainingOptions, group_options
 from sparsemtl.training.processes import refuse_distributed
 from sparsemtl.training.results import Results
 from sparsemtl.training.resuming import Checkpoints, Position
@@ -89,8 +89,11 @@ class Trainer:
             Balancer | str | Any, Doc("Name of a balancer, a `Balancer`, or a scalarizer or aggregator of TorchJD.")
         ] = "mean",
         optimizer: Annotated[
-            str | Callable[[Any], Optimizer],
-            Doc("Function of parameter groups that returns an optimizer, or a name for its defaults."),
+            str | Callable[[Any], Optimizer] | Optimizer,
+            Doc(
+                "Name of an optimizer, for its defaults; a function of parameter groups that returns one; or an "
+                "optimizer of the model's parameters in groups of your own, whose state each `fit` clears."
+            ),
         ] = "adam",
         scheduler: Annotated[
             Callable[[Optimizer], Scheduler] | None,
@@ -109,7 +112,7 @@ class Trainer:
         self.model = model
         self.sharing = DenseSharing() if sharing is None else sharing
         self.balancer = as_balancer(balancing)
-        make_optimizer = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
+        make_optimizer = optimizer_maker(optimizer, model, group_options(options))
         self._parts = RunParts(model, self.sharing, self.balancer, make_optimizer, scheduler)
         self.epochs = options["epochs"]
         self.threads = options["threads"]
