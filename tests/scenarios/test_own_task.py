@@ -67,7 +67,7 @@ def test_training(method: str) -> None:
     assert set(trainer.validation["kind"]) == {"loss", "balanced"}
     assert set(trainer.validation["grade"]) == {"loss", "batch_loss"}
     assert set(trainer.validation["size"]) == {"loss", "loss_squared", "loss_absolute", "median"}
-    assert bool((trainer.model.get_parameter("losses.grade.thresholds") != torch.tensor([-1.0, 1.0])).all())
+    assert bool((trainer.model.get_parameter("task_losses.grade.thresholds") != torch.tensor([-1.0, 1.0])).all())
     walk.check_compaction(trainer, "grade", batches[0][0])
     walk.plain_loop(make(), method, batches)
 

@@ -155,11 +155,11 @@ def test_a_losss_parameters_are_trained_and_saved_with_the_model(architecture: s
     trainer = sm.Trainer(model, epochs=2, progress=False, folder=tmp_path / "run", seed=0, **options)
     with pytest.warns(LikelihoodWarning) if sharing else _nothing():  # of the regression
         trainer.fit([(x, LABELS)], [(x, LABELS)])
-    moved = model.losses["grade"].thresholds
+    moved = model.task_losses["grade"].thresholds
     assert moved is loss.thresholds
     assert not torch.equal(moved, before)
-    assert model.parameter_tasks()["losses.grade.thresholds"] == {"grade"}
-    assert "losses.grade" in model.task_modules("grade")
+    assert model.parameter_tasks()["task_losses.grade.thresholds"] == {"grade"}
+    assert "task_losses.grade" in model.task_modules("grade")
     assert model.parameter_tasks().keys() == dict(model.named_parameters()).keys()
     other = ARCHITECTURES[architecture]([ordinal_task(Ordinal(3)), sm.Regression("size")])
     other(x)
@@ -167,7 +167,7 @@ def test_a_losss_parameters_are_trained_and_saved_with_the_model(architecture: s
     torch.testing.assert_close(other.tasks["grade"].loss(x[:, :1], LABELS), model.tasks["grade"].loss(x[:, :1], LABELS))
     copied = copy.deepcopy(model).double()  # buffers and parameters follow, and the copy's task has them
     assert copied.tasks["grade"].loss(x[:, :1].double(), LABELS).dtype == torch.float64
-    assert copied.losses["grade"].thresholds is not moved
+    assert copied.task_losses["grade"].thresholds is not moved
 
 
 class _nothing:
@@ -179,8 +179,8 @@ def test_several_losses_hold_their_modules_by_name() -> None:
     loss = nn.ModuleDict({"ordinal": Ordinal(3), "zero": nn.Identity()})
     task = sm.CustomTask("grade", 1, loss={"ordinal": loss["ordinal"], "norm": lambda z, y: z.square().mean()})
     model = ARCHITECTURES["shared bottom"]([task])
-    assert {name for name, _ in model.losses.named_parameters()} == {"grade.ordinal.thresholds"}
-    assert not hasattr(ARCHITECTURES["shared bottom"]([sm.Regression("t", loss=nn.MSELoss())]), "losses")
+    assert {name for name, _ in model.task_losses.named_parameters()} == {"grade.ordinal.thresholds"}
+    assert not hasattr(ARCHITECTURES["shared bottom"]([sm.Regression("t", loss=nn.MSELoss())]), "task_losses")
 
 
 def test_training_logs_each_loss(tmp_path: Any) -> None:
@@ -402,6 +402,17 @@ def test_a_loss_over_pairs_trains_and_is_refused_by_estimators_that_need_samples
     assert trainer.validation["grade"]["batch_loss"] == pytest.approx(trainer.validation["grade"]["loss"])
 
 
+def test_a_first_batch_of_one_sample_does_not_hide_that_a_loss_is_over_pairs() -> None:
+    model = ARCHITECTURES["shared bottom"]([sm.CustomTask("grade", 3, loss=lambda z, y: z.square().sum(1).prod())])
+    model(x)
+    batches = [(x[:1], {"grade": LABELS["grade"][:1]}), (x, LABELS)]
+    with (
+        pytest.warns(LikelihoodWarning, match="using estimator='true'"),
+        pytest.raises(ParameterError, match="depends on pairs"),
+    ):
+        sm.fisher_information(model, batches, "grade", "fs")
+
+
 @pytest.mark.parametrize(
     "loss",
     [
@@ -429,6 +440,13 @@ def test_outputs_that_the_kinds_likelihood_cannot_read_are_refused() -> None:
 
 def number(output: Tensor, label: Tensor) -> float:
     return 0.0
+
+
+def ragged(task: sm.Task) -> None:
+    metrics = task.metrics()
+    for width in (2, 3):
+        task.update(metrics, randn(4, width), randn(4))
+    metrics["own"].compute()
 
 
 WRONG = {
@@ -472,6 +490,10 @@ WRONG = {
             sm.Regression("t", metrics={"own": lambda z, y: z}, higher_is_better={"own": True}), randn(4, 1), randn(4)
         ),
         r"metric 'own': its function must return one number, got shape \(4, 1\)",
+    ),
+    "a function of maps of different sizes": (
+        lambda: ragged(sm.CustomTask("t", 1, loss=number, metrics={"own": number}, higher_is_better={"own": True})),
+        r"metric 'own': .* rows of different shapes \[\(2,\), \(3,\)\]\. Write a torchmetrics metric",
     ),
     "a loss that is asked for a probability": (
         lambda: sm.CustomTask("t", 1, loss=number).likelihood.mode(torch.zeros(2, 1)),

@@ -135,8 +135,9 @@ class Fisher(Criterion):
                 x = map_tensors(Tensor.detach, group.x)
                 outputs = powers.forward(x, tuple(mean.task.name for mean in active))
                 for mean in active:
-                    if mean.estimator is None:
+                    if not mean.decided:
                         mean.estimator = self._estimator_for(mean, outputs[mean.task.name])
+                        mean.decided = int(mean.counts.sum()) > 1  # one sample shows no tie to others
                     for cotangent in self._cotangents(mean, outputs[mean.task.name]):
                         powers.add({mean.task.name: cotangent}, mean.totals)
             if all(mean.done for mean in means):
@@ -199,7 +200,7 @@ class Fisher(Criterion):
     def _warn_once(self, task: Task, message: str) -> None:
         if task not in self._replaced:
             self._replaced.add(task)
-            warnings.warn(f"task {task.name!r}: {message}", LikelihoodWarning, stacklevel=3)
+            warnings.warn(f"task {task.name!r}: {message}", LikelihoodWarning, stacklevel=5)
 
     def _cotangents(self, mean: _Mean, output: Tensor) -> Iterator[Tensor]:
         """Yield gradients at a task's output whose powers at the weights add up to the batch's estimate."""
@@ -261,6 +262,7 @@ class _Mean:
         limit: labelled samples to take, all if None.
         generator: generator of drawn labels.
         estimator: labels of the gradients, chosen at the first outputs.
+        decided: the estimator is final.
         totals: parameter name -> sum so far.
         seen: samples so far.
         label: labels (B, ...) of the present batch.
@@ -270,7 +272,8 @@ class _Mean:
     task: Task
     limit: int | None
     generator: torch.Generator
-    estimator: Estimator | None = None
+    estimator: Estimator = "true"
+    decided: bool = False
     totals: dict[str, Tensor] = field(default_factory=dict)
     seen: int = 0
     label: Tensor = field(default_factory=lambda: torch.empty(0))

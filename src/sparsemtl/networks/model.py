@@ -27,7 +27,7 @@ class MultiTaskModel(nn.Module, abc.ABC):
 
     An architecture returns from `parameter_tasks` the tasks that use each parameter, from `shared_modules` the modules
     that sharing methods may mask, and from `unmasked_modules` the other modules that several tasks use. Losses of tasks
-    that are modules with parameters or buffers belong to the model, as `losses.<task>`; `task_modules` includes
+    that are modules with parameters or buffers belong to the model, as `task_losses.<task>`; `task_modules` includes
     `loss_modules(task)`.
     """
 
@@ -48,7 +48,7 @@ class MultiTaskModel(nn.Module, abc.ABC):
         self.tasks: dict[str, Task] = {task.name: task for task in tasks}
         modules = {task.name: getattr(task, "loss_modules", lambda: None)() for task in tasks}
         if any(modules.values()):
-            self.losses = nn.ModuleDict({name: module for name, module in modules.items() if module is not None})
+            self.task_losses = nn.ModuleDict({name: module for name, module in modules.items() if module is not None})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; raise errors of its modules with the task, the module and its input.
@@ -141,8 +141,8 @@ class MultiTaskModel(nn.Module, abc.ABC):
 
     def loss_modules(self, task: str) -> dict[str, nn.Module]:
         """Return the modules of the task's loss that have parameters or buffers, by name."""
-        losses = self._modules.get("losses")
-        return {f"losses.{task}": losses[task]} if isinstance(losses, nn.ModuleDict) and task in losses else {}
+        losses = self._modules.get("task_losses")
+        return {f"task_losses.{task}": losses[task]} if isinstance(losses, nn.ModuleDict) and task in losses else {}
 
     def task_parameters(self, task: str) -> dict[str, nn.Parameter]:
         """Return the parameters of the modules that only this task uses, by name."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,8 +77,7 @@ class OwnLosses:
         """Return the weighted sum of means."""
         if not self._named:
             return means[""]
-        terms = [self._weights.get(name, 1.0) * mean for name, mean in means.items()]
-        return torch.stack(terms).sum()
+        return reduce(add, (self._weights.get(name, 1.0) * mean for name, mean in means.items()))
 
 
 def _has_state(loss: object) -> bool:

@@ -39,7 +39,7 @@ class FunctionMetric(Metric):
 
     def update(self, output: Tensor, label: Tensor) -> None:
         """Keep outputs (N, ...) and labels (N, ...) of a batch."""
-        self.outputs.append(output)
+        self.outputs.append(output.detach())
         self.labels.append(label)
 
     def compute(self) -> Tensor:
@@ -50,7 +50,16 @@ class FunctionMetric(Metric):
         """
         if not self.outputs:
             raise ValueError("no label is known.")
-        found: Any = self.function(dim_zero_cat(self.outputs), dim_zero_cat(self.labels))
+        try:
+            outputs, labels = dim_zero_cat(self.outputs), dim_zero_cat(self.labels)
+        except RuntimeError as error:
+            shapes = sorted({tuple(output.shape[1:]) for output in self.outputs})
+            raise ParameterError(
+                f"metric {self.name!r}: its function reads a whole split, whose batches have rows of different shapes "
+                f"{shapes}. Write a torchmetrics metric, which reads one batch at a time."
+            ) from error
+        with torch.no_grad():
+            found: Any = self.function(outputs, labels)
         try:
             return torch.as_tensor(float(found))
         except (TypeError, ValueError, RuntimeError) as error:
