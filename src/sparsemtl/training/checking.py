@@ -31,7 +31,6 @@ from sparsemtl.training.loss_scales import unlike_scales
 from sparsemtl.training.memory import bytes_of, saved_tensors
 from sparsemtl.training.mixing import steps_in_epoch
 from sparsemtl.training.options import TrainingOptions
-from sparsemtl.training.precision import default_dtype
 from sparsemtl.training.probe import Probes, probe_tasks
 from sparsemtl.training.selection import Selection
 from sparsemtl.training.setup import RunParts, Setup, set_up
@@ -75,6 +74,8 @@ def _copied(parts: RunParts) -> RunParts:
 
 
 def _check(parts: RunParts, options: TrainingOptions, train: Loaders, validation: Loaders | None) -> TrainingCheck:
+    from sparsemtl.training.precision import default_dtype  # imports Lightning Fabric, which takes seconds
+
     reading = count_labels(train, parts.model.tasks, limit=_READING)
     setup = set_up(parts, options, train)
     groups = _first_groups(train, setup.step)
@@ -293,5 +294,5 @@ def _about_scales(step: TrainingStep, probes: Probes, weights: Mapping[str, floa
         yield (
             f"gradients of unlike size on the shared weights in the first batch: norm {scaled[high]:.3g} of {high}, "
             f"{scaled[low]:.3g} of {low}. The shared weights learn mostly {high}: give the tasks a `weight`, or choose "
-            "a balancer that combines gradients, such as upgrad or mgda."
+            "a balancer that combines gradients, such as mgda or pcgrad."
         )
