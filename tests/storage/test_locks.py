@@ -173,7 +173,9 @@ def test_an_absent_or_empty_folder_and_hidden_files_are_fine(tmp_path: Path) -> 
 
 def test_a_folder_that_a_run_began_in_takes_a_new_one(tmp_path: Path) -> None:
     trainer(tmp_path).fit(*loaders())
-    trainer(tmp_path).fit(*loaders())
+    with pytest.raises(CheckpointError, match="overwrite=True"):
+        trainer(tmp_path).fit(*loaders())
+    trainer(tmp_path).fit(*loaders(), overwrite=True)
 
 
 def test_a_copy_without_hidden_files_is_known_by_its_record(tmp_path: Path) -> None:
