@@ -14,10 +14,14 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Distribution, Normal, Poisson
 from torchmetrics import Metric
+from torchmetrics.classification import MulticlassCohenKappa
 from torchmetrics.regression import MeanSquaredError
 
 import sparsemtl as sm
-from sparsemtl.errors import LabelError, LikelihoodWarning, ParameterError
+from sparsemtl.errors import ConfigError, LabelError, LikelihoodWarning, ParameterError
+from sparsemtl.runs.config import check
+from sparsemtl.runs.spec import RunSpec
+from sparsemtl.tasks import METRICS, function_metric
 
 NAN = float("nan")
 N = 8
@@ -262,6 +266,25 @@ def test_a_function_reads_rows_of_known_labels(case: str) -> None:
     rows, labels = expected(output, label)
     assert torch.equal(seen[0].squeeze(1) if case == "depths" else seen[0], rows.float())
     assert torch.equal(seen[1], labels)
+
+
+def test_a_configuration_names_metrics_of_plugins(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def far(output: Tensor, label: Tensor) -> Tensor:
+        return ((output.argmax(1) - label).abs() > 1).double().mean()
+
+    members = {"far": function_metric(far, higher_is_better=False), "kappa": lambda: MulticlassCohenKappa(10)}
+    monkeypatch.setattr(METRICS, "_members", members)
+    options = {"task_options": {"digit": {"metrics": ["accuracy", "far", "kappa"]}}, "primary": {"digit": "far"}}
+    task = next(task for task in RunSpec(check({**tiny, **options})).data.tasks if task.name == "digit")
+    label, output = torch.arange(10), randn(10, 10)
+    label[3] = -100
+    found = measured(task, output, label)
+    assert list(found) == ["far", "accuracy", "kappa"]
+    assert found["far"] == pytest.approx(float(far(output[label >= 0], label[label >= 0])))
+    assert task.has_given_metrics
+    assert not task.joins_batches
+    with pytest.raises(ConfigError, match=r"unknown metric 'fra'\. Did you mean 'far'"):
+        RunSpec(check({**tiny, "task_options": {"digit": {"metrics": ["fra"]}}})).data  # noqa: B018
 
 
 def test_the_direction_decides_which_epoch_is_best() -> None:

@@ -11,6 +11,7 @@ from sparsemtl.tasks.columns import ColumnLoader
 from sparsemtl.tasks.custom import CustomTask
 from sparsemtl.tasks.dense import DenseTask
 from sparsemtl.tasks.depth import Depth
+from sparsemtl.tasks.given_metrics import METRICS, function_metric
 from sparsemtl.tasks.multilabel import MultiLabel
 from sparsemtl.tasks.normals import Normals
 from sparsemtl.tasks.own_losses import Loss
@@ -33,6 +34,7 @@ TASKS: Registry[Task] = Registry(
 )
 
 __all__ = [
+    "METRICS",
     "TASKS",
     "Classification",
     "ColumnLoader",
@@ -48,4 +50,5 @@ __all__ = [
     "TaskOptions",
     "TokenClassification",
     "balanced_class_weights",
+    "function_metric",
 ]

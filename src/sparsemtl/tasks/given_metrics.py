@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from torch import Tensor
 
 from sparsemtl.errors import ParameterError, unknown_name
+from sparsemtl.registry.registry import Registry
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -18,6 +19,32 @@ if TYPE_CHECKING:
 
 GivenMetric: TypeAlias = "Metric | MetricFunction | str"
 """A torchmetrics metric, a function of outputs and labels, or the name of one of the kind's own metrics."""
+
+METRICS: Registry[Metric] = Registry("metric", {})
+"""Metrics of plugins by name, for `metrics` of any task and configuration: classes of torchmetrics metrics, and
+functions without arguments that return one, such as `function_metric` makes."""
+
+
+def function_metric(function: MetricFunction, *, higher_is_better: bool) -> Callable[[], Metric]:
+    """Return a member of `METRICS` that measures a function of the outputs and labels of a whole split.
+
+    Args:
+        function: as in `metrics` of a task.
+        higher_is_better: direction of improvement.
+
+    Examples:
+        >>> METRICS["mape"] = function_metric(lambda z, y: ((z - y) / y).abs().mean(), higher_is_better=False)
+        >>> list(Regression("price", metrics=["mape", "mae"]).metrics())
+        ['mape', 'mae']
+        >>> del METRICS._members["mape"]
+    """
+
+    def make() -> Metric:
+        from sparsemtl.tasks.own_metrics import FunctionMetric
+
+        return FunctionMetric(getattr(function, "__name__", "function"), function, higher_is_better=higher_is_better)
+
+    return make
 
 
 def check_metrics(task: str, metrics: object, directions: Mapping[str, bool]) -> None:

@@ -26,6 +26,8 @@ class FunctionMetric(Metric):
     """
 
     full_state_update = False
+    #: True for metrics that are updated with rows of known labels, see `known_rows`.
+    reads_rows = True
     outputs: list[Tensor]
     labels: list[Tensor]
 

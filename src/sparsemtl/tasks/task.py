@@ -13,7 +13,7 @@ from typing_extensions import Doc, Unpack
 
 from sparsemtl.errors import LabelError, ParameterError, unknown_name
 from sparsemtl.registry.parameters import Default, NonNegative, validated
-from sparsemtl.tasks.given_metrics import check_metrics, is_function, known_rows, made_metric, selected_metrics
+from sparsemtl.tasks.given_metrics import METRICS, check_metrics, known_rows, made_metric, selected_metrics
 from sparsemtl.tasks.likelihoods import Likelihood
 from sparsemtl.tasks.own_likelihoods import DistributionLikelihood, DistributionOf, LossLikelihood
 from sparsemtl.tasks.own_losses import Loss, OwnLosses
@@ -62,10 +62,11 @@ class TaskOptions(TypedDict, total=False):
         Mapping[str, Any] | Sequence[str] | None,
         Default(None),
         Doc(
-            "Names of the kind's own metrics to measure; or name -> what to measure in their place: a torchmetrics "
-            "metric, a function of outputs and labels, or the name of one of the kind's own. A function receives all "
-            "known labels of a split at once, and the head's outputs for them; of maps and sequences, those of known "
-            "pixels (N, C) and tokens. The first is the primary one, by which models are selected."
+            "Names of metrics to measure, of the kind's own and of `METRICS` (plugins); or name -> what to measure in "
+            "their place: a torchmetrics metric, a function of outputs and labels, or the name of one of the kind's "
+            "own. A function receives all known labels of a split at once, and the head's outputs for them; of maps "
+            "and sequences, those of known pixels (N, C) and tokens. The first is the primary one, by which models are "
+            "selected."
         ),
     ]
     higher_is_better: Annotated[
@@ -275,24 +276,17 @@ class Task(abc.ABC):
 
     def update_metrics(self, metrics: Mapping[str, Metric], output: Tensor, label: Tensor) -> None:
         """Add a batch to metrics, functions of the user's own among them; labels are those that `labels` returned."""
-        functions = self._functions() & metrics.keys()
-        others = {name: metric for name, metric in metrics.items() if name not in functions} if functions else metrics
-        self.checked_update(others, output, label)
+        functions = {name: metric for name, metric in metrics.items() if getattr(metric, "reads_rows", False)}
+        self.checked_update({name: metrics[name] for name in metrics if name not in functions}, output, label)
         if functions:
             output, label = known_rows(self, output, label)
-            for name in functions:
-                metrics[name].update(output.float(), label)
-
-    def _functions(self) -> set[str]:
-        """Return the names of the metrics that are functions."""
-        if not isinstance(self._metrics, dict):
-            return set()
-        return {name for name, metric in self._metrics.items() if is_function(metric)}
+            for metric in functions.values():
+                metric.update(output.float(), label)
 
     @property
     def has_given_metrics(self) -> bool:
-        """True if metric objects were given in place of the kind's own."""
-        return isinstance(self._metrics, dict)
+        """True if metrics were given that are not the kind's own: objects, functions, or names of plugins' metrics."""
+        return isinstance(self._metrics, dict) or any(name in METRICS for name in self._metrics or ())
 
     @property
     def joins_batches(self) -> bool:
@@ -333,9 +327,11 @@ class Task(abc.ABC):
         return {self.primary: metrics.pop(self.primary), **metrics}
 
     def _own_metric(self, name: str, metrics: Mapping[str, Metric]) -> Metric:
-        if name not in metrics:
-            raise ParameterError(f"task {self.name!r}: {unknown_name('metric', name, metrics)}")
-        return metrics[name]
+        if name in metrics:
+            return metrics[name]
+        if name in METRICS:
+            return METRICS.build(name)
+        raise ParameterError(f"task {self.name!r}: {unknown_name('metric', name, {**metrics, **METRICS})}")
 
     def with_parameters(self, **parameters: Any) -> Task:
         """Return a task of the same class with some keyword parameters changed.
