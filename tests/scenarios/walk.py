@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,25 @@ import sparsemtl as sm
 Batch = tuple[Any, dict[str, Tensor]]
 Make = Callable[[], sm.MultiTaskModel]
 
+Kind = Literal["channel", "head", "neuron"]
 METHODS: dict[str, Callable[[], sm.Sharing]] = {
     "fisher": lambda: sm.FisherSharing(keep=0.5, estimator="sample", samples=16),
     "random": lambda: sm.RandomSharing(keep=0.5, seed=0),
     "group-lasso": lambda: sm.GroupLassoSharing(lambda_=1e-5, target_sparsity=0.3, reach_at=1, keep_min=1, linear=True),
     "soft-masks": lambda: sm.SoftMaskSharing(lambda_=1e-2, linear=True),
 }
+WHOLE: dict[str, Callable[[Kind], sm.Sharing]] = {
+    "fisher": lambda kind: sm.FisherSharing(keep=0.5, granularity=kind, estimator="sample", samples=8),
+    "random": lambda kind: sm.RandomSharing(keep=0.5, granularity=kind, seed=0),
+    "group-lasso": lambda kind: sm.GroupLassoSharing(
+        granularity="input-channel" if kind == "channel" else kind,
+        target_sparsity=0.5,
+        reach_at=1,
+        keep_min=1,
+        linear=True,
+    ),
+}
+"""Methods by which whole channels, heads or neurons go."""
 
 
 def train(make: Make, method: str, loader: Any, folder: Path | None = None, **options: Any) -> sm.Trainer:
@@ -38,13 +51,15 @@ def copies(loader: Any) -> Any:
     return {task: list(own) for task, own in loader.items()} if isinstance(loader, Mapping) else list(loader)
 
 
-def plain_loop(model: sm.MultiTaskModel, method: str, batches: Sequence[Batch], steps: int = 2) -> None:
-    """Train in a loop of the user's own; what a task does not keep does not move at its steps."""
-    sharing = METHODS[method]()
+def plain_loop(
+    model: sm.MultiTaskModel, method: str | sm.Sharing, batches: Sequence[Batch], epochs: int = 2
+) -> sm.TaskNetworks:
+    """Train in a loop of the user's own; a weight that no task keeps does not move. Return the tasks' networks."""
+    sharing = METHODS[method]() if isinstance(method, str) else method
     networks = sharing.start(model)
     optimizer = torch.optim.Adam([*model.parameters(), *networks.parameters()], lr=1e-2)
     step = sm.TrainingStep(model, optimizer, networks, sharing=sharing)
-    for epoch in range(steps):
+    for epoch in range(epochs):
         step.networks = sharing.begin_epoch(epoch, model, step.networks, batches) or step.networks
         for x, targets in batches:
             before = {name: p.detach().clone() for name, p in model.shared_parameters().items()}
@@ -55,20 +70,29 @@ def plain_loop(model: sm.MultiTaskModel, method: str, batches: Sequence[Batch], 
                 for name, kept in masks.union().items():
                     moved = model.shared_parameters()[name].detach() != before[name]
                     assert not bool((moved & ~kept).any()), name
+    return step.networks
 
 
-def check_fisher(model: sm.MultiTaskModel, batch: Batch, one: Callable[[Any, int], Any], **options: Any) -> None:
+def check_fisher(
+    model: sm.MultiTaskModel,
+    batch: Batch,
+    one: Callable[[Any, int], Any],
+    tasks: Sequence[str] | None = None,
+    **options: Any,
+) -> None:
     """Compare scores at the true labels with a loop over samples, each run alone.
 
     Args:
         model: the model.
         batch: a batch.
         one: cuts sample i out of the input, as a batch of one.
+        tasks: names of the tasks that have labels, all by default.
         options: of `fisher_information`.
     """
     model = model.double().eval()
     x, targets = double(batch[0]), batch[1]
-    for name, task in model.tasks.items():
+    for name in model.chosen(tasks):
+        task = model.tasks[name]
         label = task.labels(targets)
         counted = [i for i, is_labelled in enumerate(task.labelled(label).tolist()) if is_labelled]
         scores = sm.fisher_information(model, [(x, targets)], name, "true", **options)
@@ -88,16 +112,21 @@ def check_fisher(model: sm.MultiTaskModel, batch: Batch, one: Callable[[Any, int
         assert any(bool(score.any()) for score in total.values())
 
 
-def check_compaction(trainer: sm.Trainer, task: str, x: Any) -> nn.Module:
-    """Check that the network of a task becomes smaller and computes the same."""
-    network = trainer.network(task)
-    small = sm.compact(network, task=task, example_inputs=x)
+def check_whole(make: Make, method: str, kind: Kind, loader: Any, task: str, x: Any) -> nn.Module:
+    """Train by a method that drops whole units; check that a task's network becomes smaller and computes the same."""
+    trainer = sm.Trainer(make(), sharing=WHOLE[method](kind), epochs=2, seed=0, progress=False)
+    trainer.fit(loader, copies(loader))
+    small = trainer.compact(task, x)
     with torch.no_grad():
-        expected, found = network(x, tasks=[task])[task], small(x)
-    found = found[task] if isinstance(found, dict) else found
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert sm.parameter_count(small) < sm.parameter_count(network)
+        torch.testing.assert_close(small(x), trainer.predict(x, [task])[task], rtol=1e-4, atol=1e-5)
+    if (make, task) not in _WHOLE_SIZES:
+        _WHOLE_SIZES[make, task] = sm.parameter_count(sm.compact(make(), task=task, example_inputs=x))
+    assert sm.parameter_count(small) < _WHOLE_SIZES[make, task]
     return small
+
+
+_WHOLE_SIZES: dict[tuple[Make, str], int] = {}
+"""Parameters that a task needs of an untrained model, all of whose units are there."""
 
 
 def double(x: Any) -> Any:
