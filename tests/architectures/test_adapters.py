@@ -10,7 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsemtl import Classification, EncoderAdapter, SharedBottom, TokenClassification, TransformerEncoder
+from sparsemtl import (
+    Classification,
+    EncoderAdapter,
+    SharedBottom,
+    TokenClassification,
+    TransformerEncoder,
+    left_out_parameters,
+    maskable_parameters,
+)
 from sparsemtl.errors import ParameterError
 
 transformers = pytest.importorskip("transformers")
@@ -114,3 +122,52 @@ def test_an_output_is_picked_by_key_attribute_or_index() -> None:
     for value, which in (({"a": 1}, "b"), ((1, 2), 2), (SimpleNamespace(a=3), "b")):
         with pytest.raises(ParameterError, match="no part"):
             run(value, which)
+
+
+def vit() -> nn.Module:
+    config = transformers.ViTConfig(image_size=8, patch_size=4, num_channels=1, **TINY)
+    return transformers.ViTModel(config, add_pooling_layer=False)
+
+
+def gpt2() -> nn.Module:
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=20, n_positions=8, n_embd=16, n_layer=1, n_head=2)
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "covered", "left_out"),
+    [
+        (
+            bert,
+            {"query", "key", "value", "dense"},
+            {
+                "embeddings.word_embeddings.weight": "an embedding",
+                "embeddings.position_embeddings.weight": "a table of positions",
+                "embeddings.token_type_embeddings.weight": "an embedding",
+            },
+        ),
+        (
+            vit,
+            {"q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2", "projection"},
+            {
+                "embeddings.cls_token": "a position or class token",
+                "embeddings.position_embeddings": "a position or class token",
+            },
+        ),
+        (
+            gpt2,
+            {"c_attn", "c_proj", "c_fc"},
+            {"transformer.wte.weight": "an embedding", "transformer.wpe.weight": "a table of positions"},
+        ),
+    ],
+)
+def test_masks_leave_embeddings_and_positions_of_transformers_alone(
+    make: Any, covered: set[str], left_out: dict[str, str]
+) -> None:
+    model = make()
+    assert {name.split(".")[-2] for name in maskable_parameters(model)} == covered
+    reasons = left_out_parameters(model)
+    for name, kind in left_out.items():
+        assert reasons[name].startswith(kind), name
+    assert set(maskable_parameters(model, only=list(left_out))) == set(left_out)

@@ -57,8 +57,8 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "bilinear": (lambda: nn.Bilinear(3, 2, 4), ["weight"]),
     "convolution": (lambda: nn.Conv1d(3, 2, 3), ["weight"]),
     "transposed convolution": (lambda: nn.ConvTranspose3d(3, 2, 3), ["weight"]),
-    "embedding": (lambda: nn.Embedding(3, 2), ["weight"]),
-    "embedding bag": (lambda: nn.EmbeddingBag(3, 2), ["weight"]),
+    "embedding": (lambda: nn.Embedding(3, 2), []),
+    "embedding bag": (lambda: nn.EmbeddingBag(3, 2), []),
     "recurrent": (
         lambda: nn.LSTM(3, 4, bidirectional=True, proj_size=2),
         [f"weight_{part}_l0{way}" for way in ("", "_reverse") for part in ("ih", "hh", "hr")],

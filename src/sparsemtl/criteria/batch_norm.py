@@ -35,6 +35,7 @@ class _WithRecomputedBatchNorm(Criterion):
     def __init__(self, criterion: Criterion, samples: int) -> None:
         self.criterion = criterion
         self.samples = samples
+        self.scored = criterion.scored
 
     def __repr__(self) -> str:
         return f"with_recomputed_batch_norm({self.criterion!r}, samples={self.samples})"

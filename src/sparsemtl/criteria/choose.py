@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from sparsemtl.criteria.channels import channel_units
 from sparsemtl.criteria.criterion import Criterion
 from sparsemtl.criteria.fisher import Fisher
-from sparsemtl.criteria.select import Granularity, RankingOptions, Scope, select, select_channels, select_structures
+from sparsemtl.criteria.select import ChoiceOptions, Granularity, Scope, select, select_channels, select_structures
 from sparsemtl.errors import MaskError, MaskWarning
+from sparsemtl.networks.coverage import CoverageOptions
+from sparsemtl.networks.mask_description import left_out_of
 from sparsemtl.networks.masks import TaskMasks
-from sparsemtl.networks.model import MultiTaskModel, check_maskable, first_group
+from sparsemtl.networks.model import MultiTaskModel, check_maskable, first_group, maskable_parameters
+from sparsemtl.networks.patterns import Patterns
 from sparsemtl.networks.randomness import fork_rng
-from sparsemtl.networks.structures import find_structures
+from sparsemtl.networks.structures import find_structures, restricted
 from sparsemtl.tasks.batches import Loaders, check_readable
 
 
@@ -30,7 +34,7 @@ def choose_masks(
     keep: float,
     previous: TaskMasks | None = None,
     method: str = "",
-    **selection: Unpack[RankingOptions],
+    **selection: Unpack[ChoiceOptions],
 ) -> TaskMasks:
     """Return masks that keep, for every task, the `keep` weights of highest score; nothing else changes.
 
@@ -41,7 +45,9 @@ def choose_masks(
         keep: fraction that every task keeps, in (0, 1].
         previous: current masks; a task whose scores are all zero keeps its mask, with a warning.
         method: name of the method in the masks' header.
-        selection: `scope` ranks all weights together (`global`) or those of each layer separately (`layer`);
+        selection: `only` and `exclude` name the weights to choose from, as in `maskable_parameters`; where units are
+            chosen, those of the named layers. The masks cover no others, which stay as they are for all tasks. `scope`
+            ranks all weights together (`global`) or those of each layer separately (`layer`);
             `granularity` is `weight`, `channel` for whole output channels with their bias and norm, `head` for
             attention heads, or `neuron` for hidden units of feed-forward layers; `min_per_layer` is the number of
             weights or units that every layer keeps at least.
@@ -52,23 +58,48 @@ def choose_masks(
         ParameterError: if `keep` is out of range or too small for the floor, the model shares no weights, or a shared
             layer computes its weight from other parameters.
     """
-    if previous is None:
-        check_maskable(model)
+    patterns: CoverageOptions = {"only": selection.get("only"), "exclude": selection.get("exclude")}
     granularity = selection.get("granularity", "weight")
+    scores_all = bool(criterion.scored.get("mask_all"))
+    if previous is None:
+        check_maskable(model, mask_all=scores_all and granularity == "weight", **patterns)
     scope, least = selection.get("scope", "global"), selection.get("min_per_layer", 1)
     if criterion.reads_data or granularity != "weight":
         check_readable(loaders)
     with fork_rng():
         scores = dict(criterion.scores(model, loaders, list(model.tasks.values())))
-        keep_highest = _selection(granularity, model, loaders)
+        if granularity == "weight":
+            names: Iterable[str] = maskable_parameters(model, mask_all=scores_all, **patterns)
+            keep_highest: Callable[..., dict[str, Tensor]] = select
+        else:
+            names, keep_highest = _units(granularity, model, loaders, patterns)
     masks: dict[str, Mapping[str, Tensor]] = {}
     for task in list(scores):
         score = scores.pop(task)  # one by one: the scores of all tasks are larger than the model
+        if any(patterns.values()):
+            score = _named(score, names, criterion)
         if score and not any(bool(tensor.any()) for tensor in score.values()):
-            masks[task] = _unchanged(task, previous)
+            masks[task] = _unchanged(task, previous, score)
         else:
             masks[task] = keep_highest(score, keep=keep, scope=scope, min_per_layer=least)
-    return TaskMasks(masks, model=type(model).__name__, method=method or type(criterion).__name__)
+    covered = next(iter(masks.values()), {})
+    return TaskMasks(
+        masks,
+        model=type(model).__name__,
+        method=method or type(criterion).__name__,
+        left_out=left_out_of(model, covered, mask_all=scores_all and granularity == "weight", **patterns),
+    )
+
+
+def _named(scores: dict[str, Tensor], names: Iterable[str], criterion: Criterion) -> dict[str, Tensor]:
+    """Return the scores of the named parameters, in their order."""
+    wanted = set(names)
+    if missing := sorted(wanted - set(scores)):
+        raise MaskError(
+            f"{criterion!r} has no score for {missing[0]!r}, from which masks are chosen. Make it with the same `only` "
+            "and `exclude`; for units, with mask_all=True and without them."
+        )
+    return {name: score for name, score in scores.items() if name in wanted}
 
 
 def fisher_masks(
@@ -76,10 +107,11 @@ def fisher_masks(
     loader: Loaders,
     keep: float = 0.3,
     *,
+    only: Patterns | None = None,
+    exclude: Patterns | None = None,
     scope: Scope = "global",
     granularity: Granularity = "weight",
-    min_per_layer: int = 1,
-    **estimation: Any,
+    **options: Any,
 ) -> TaskMasks:
     """Return masks that keep, for every task, the weights of largest Fisher information (FSMTL Eq. 10 and 11).
 
@@ -87,42 +119,63 @@ def fisher_masks(
         model: the model; it is not changed.
         loader: yields (x, {task: labels}), or task -> loader of (x, labels).
         keep: fraction of the shared weights that every task keeps, in (0, 1].
+        only: weights to choose from, by names, globs or classes of modules, as in `maskable_parameters`. The masks
+            cover no others, which stay as they are for all tasks.
+        exclude: weights that masks do not cover, named in the same way.
         scope: rank all weights together (`global`) or those of each layer separately (`layer`).
         granularity: single weights, output channels with their bias and norm, attention heads, or neurons.
-        min_per_layer: weights or units that every layer keeps at least.
-        estimation: parameters of `Fisher` (estimator, power, samples, ...).
+        options: `min_per_layer`, the weights or units that every layer keeps at least, by default 1; and parameters of
+            `Fisher` (estimator, power, samples, ...).
 
     Examples:
-        >>> masks = fisher_masks(model, loader, keep=0.3)   # doctest: +SKIP
-        >>> print(masks.overlap())                          # doctest: +SKIP
+        >>> masks = fisher_masks(model, loader, keep=0.3)                                 # doctest: +SKIP
+        >>> masks = fisher_masks(model, loader, keep=0.3, only=nn.Conv2d, exclude="*.0")  # doctest: +SKIP
+        >>> print(masks.overlap())                                                        # doctest: +SKIP
     """
-    options = {"mask_all": True, **estimation} if granularity != "weight" else estimation
+    least = options.pop("min_per_layer", 1)
+    if granularity == "weight":
+        criterion = Fisher(only=only, exclude=exclude, **options)
+    else:
+        criterion = Fisher(**{"mask_all": True, **options})
     return choose_masks(
-        Fisher(**options),
+        criterion,
         model,
         loader,
         keep=keep,
         method="fisher",
+        only=only,
+        exclude=exclude,
         scope=scope,
         granularity=granularity,
-        min_per_layer=min_per_layer,
+        min_per_layer=least,
     )
 
 
-def _unchanged(task: str, previous: TaskMasks | None) -> Mapping[str, Tensor]:
+def _unchanged(task: str, previous: TaskMasks | None, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     if previous is None:
         raise MaskError(
             f"task {task!r}: every score is zero, so that its weights cannot be ranked. Is its head trained?"
         )
     warnings.warn(f"task {task!r}: every score is zero; it keeps its mask.", MaskWarning, stacklevel=3)
-    return previous[task]
+    before = previous[task]  # which does not cover parameters that were frozen then
+    return {n: before[n] if n in before else torch.ones_like(s, dtype=torch.bool) for n, s in scores.items()}
 
 
-def _selection(granularity: Granularity, model: MultiTaskModel, loaders: Loaders) -> Callable[..., dict[str, Tensor]]:
-    """Return the function of scores that keeps the highest weights or units."""
-    if granularity == "weight":
-        return select
+def _units(
+    granularity: Literal["channel", "head", "neuron"],
+    model: MultiTaskModel,
+    loaders: Loaders,
+    patterns: CoverageOptions,
+) -> tuple[set[str], Callable[..., dict[str, Tensor]]]:
+    """Return the parameters of the units that may be dropped, and the function of scores that keeps the highest."""
     group = first_group(model, loaders)
     if granularity == "channel":
-        return partial(select_channels, units=channel_units(model, group.x, group.tasks))
-    return partial(select_structures, structures=find_structures(model, group.x, granularity, group.tasks))
+        units = channel_units(model, group.x, group.tasks)
+        if any(patterns.values()):
+            layers = maskable_parameters(model, **patterns)
+            allowed = maskable_parameters(model, mask_all=True, exclude=patterns["exclude"])
+            units = {layer: tuple(n for n in units[layer] if n in allowed) for layer in units if layer in layers}
+        return {name for names in units.values() for name in names}, partial(select_channels, units=units)
+    structures = restricted(find_structures(model, group.x, granularity, group.tasks), model, **patterns)
+    names = {part.name for found in structures.values() for part in found.parts}
+    return names, partial(select_structures, structures=structures)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from torch import Tensor, nn
+from typing_extensions import Doc
 
+from sparsemtl.networks.coverage import CoverageOptions, coverage_options
+from sparsemtl.registry.parameters import Default
 from sparsemtl.tasks.batches import Loaders
 
 if TYPE_CHECKING:
@@ -17,14 +20,33 @@ Scores = dict[str, dict[str, Tensor]]
 """Task -> parameter name -> score per weight; the highest are kept."""
 
 
+class ScoredOptions(CoverageOptions, total=False):
+    """Options of all criteria: which parameters they score."""
+
+    mask_all: Annotated[
+        bool,
+        Default(False),
+        Doc("Score every trained shared parameter: biases, norms, embeddings and positions as well."),
+    ]
+
+
+def scored_options(options: ScoredOptions) -> ScoredOptions:
+    """Return the options of the scored parameters, patterns checked."""
+    return {"mask_all": options["mask_all"], **coverage_options(options)}
+
+
 class Criterion(abc.ABC):
     """Base of criteria: a score of every maskable weight for every task."""
 
     #: False for criteria that read the weights alone.
     reads_data: bool = True
+    #: Options that say which parameters are scored, for `maskable_parameters`.
+    scored: ScoredOptions = ScoredOptions()
 
     def __repr__(self) -> str:
-        given = (f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_"))
+        own = {name: value for name, value in vars(self).items() if name != "scored" and not name.startswith("_")}
+        values = {**own, **self.scored}
+        given = (f"{name}={value!r}" for name, value in values.items())
         return f"{type(self).__name__}({', '.join(given)})"
 
     @abc.abstractmethod

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from typing_extensions import Doc, Unpack
 
-from sparsemtl.criteria.criterion import Criterion, Scores
+from sparsemtl.criteria.criterion import Criterion, ScoredOptions, Scores, scored_options
 from sparsemtl.criteria.gradient_powers import BatchPowers, GradientPowers, Power, PowerSum, wide
 from sparsemtl.criteria.per_sample import PerSampleOptions, per_sample
 from sparsemtl.errors import LabelError, LikelihoodWarning, NonFiniteScoreError, ParameterError
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from sparsemtl.tasks.task import Task
 
 Estimator = Literal["fs", "efs", "true", "sample", "batch"]
+
+
+class FisherOptions(ScoredOptions, PerSampleOptions, total=False):
+    """Options of the scored parameters, and of the computation of per-sample gradients."""
 
 
 class Fisher(Criterion):
@@ -80,18 +84,17 @@ class Fisher(Criterion):
         ] = 1024,
         draws: Annotated[Count, Doc("Labels that `sample` draws per sample.")] = 1,
         seed: Annotated[Natural, Doc("Seed of the drawn labels.")] = 0,
-        mask_all: Annotated[bool, Doc("Also score biases and norms.")] = False,
-        **per_sample: Unpack[PerSampleOptions],
+        **options: Unpack[FisherOptions],
     ) -> None:
         self.estimator = estimator
         self.power = power
         self.samples = samples
         self.draws = draws
         self.seed = seed
-        self.mask_all = mask_all
-        self.chunk_mb = per_sample["chunk_mb"]
-        self.path = per_sample["path"]
-        self.select = per_sample["select"]
+        self.chunk_mb = options["chunk_mb"]
+        self.path = options["path"]
+        self.select = options["select"]
+        self.scored = scored_options(options)
         self._replaced: set[Task] = set()
 
     def reseeded(self, seed: int) -> Fisher:
@@ -109,7 +112,7 @@ class Fisher(Criterion):
         """
         model = unwrapped(model)
         _check_initialised(model)
-        parameters = maskable_parameters(model, mask_all=self.mask_all)
+        parameters = maskable_parameters(model, **self.scored)
         means = []
         for task in tasks:
             means.append(_Mean(task, self.samples, _generator(self.seed, task, model)))

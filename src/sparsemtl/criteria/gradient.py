@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Doc
+from typing_extensions import Doc, Unpack
 
-from sparsemtl.criteria.criterion import Criterion, Scores
+from sparsemtl.criteria.criterion import Criterion, ScoredOptions, Scores, scored_options
 from sparsemtl.criteria.gradient_powers import BatchPowers, PowerSum, wide, zeros_like
 from sparsemtl.errors import LabelError
 from sparsemtl.networks.model import maskable_parameters, placement
@@ -33,11 +33,11 @@ class Gradient(Criterion):
         times_weight: Annotated[
             bool, Doc("Multiply by the weight, which estimates the change of the loss when the weight is removed.")
         ] = False,
-        mask_all: Annotated[bool, Doc("Also score biases and norms.")] = False,
+        **scored: Unpack[ScoredOptions],
     ) -> None:
         self.samples = samples
         self.times_weight = times_weight
-        self.mask_all = mask_all
+        self.scored = scored_options(scored)
 
     def scores(self, model: nn.Module, loaders: Loaders, tasks: Sequence[Task]) -> Scores:
         """Average the loss's gradient over the samples, in eval mode; the model is left as it is.
@@ -46,7 +46,7 @@ class Gradient(Criterion):
             LabelError: if a task has no labelled sample.
         """
         model = unwrapped(model)
-        parameters = maskable_parameters(model, mask_all=self.mask_all)
+        parameters = maskable_parameters(model, **self.scored)
         with preserve_model_state(model):
             return {task.name: self._of_task(model, loaders, task, parameters) for task in tasks}
 

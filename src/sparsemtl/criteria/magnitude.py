@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from torch import nn
-from typing_extensions import Doc
+from typing_extensions import Unpack
 
-from sparsemtl.criteria.criterion import Criterion, Scores
+from sparsemtl.criteria.criterion import Criterion, ScoredOptions, Scores, scored_options
 from sparsemtl.networks.model import maskable_parameters
 from sparsemtl.registry.parameters import validated
 from sparsemtl.tasks.batches import Loaders
@@ -23,11 +23,11 @@ class Magnitude(Criterion):
     reads_data = False
 
     @validated
-    def __init__(self, *, mask_all: Annotated[bool, Doc("Also score biases and norms.")] = False) -> None:
-        self.mask_all = mask_all
+    def __init__(self, **scored: Unpack[ScoredOptions]) -> None:
+        self.scored = scored_options(scored)
 
     def scores(self, model: nn.Module, loaders: Loaders, tasks: Sequence[Task]) -> Scores:
         """Return the absolute weights; no data is read."""
-        parameters = maskable_parameters(model, mask_all=self.mask_all)
+        parameters = maskable_parameters(model, **self.scored)
         magnitudes = {name: p.detach().abs() for name, p in parameters.items()}
         return {task.name: dict(magnitudes) for task in tasks}

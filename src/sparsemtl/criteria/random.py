@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import nn
-from typing_extensions import Doc
+from typing_extensions import Doc, Unpack
 
-from sparsemtl.criteria.criterion import Criterion, Scores
+from sparsemtl.criteria.criterion import Criterion, ScoredOptions, Scores, scored_options
 from sparsemtl.networks.model import maskable_parameters
 from sparsemtl.registry.parameters import Natural, validated
 from sparsemtl.tasks.batches import Loaders
@@ -28,15 +28,15 @@ class Random(Criterion):
         self,
         *,
         seed: Annotated[Natural, Doc("Seed of the scores. Masks of different tasks differ.")] = 0,
-        mask_all: Annotated[bool, Doc("Also score biases and norms.")] = False,
+        **scored: Unpack[ScoredOptions],
     ) -> None:
         self.seed = seed
-        self.mask_all = mask_all
+        self.scored = scored_options(scored)
 
     def scores(self, model: nn.Module, loaders: Loaders, tasks: Sequence[Task]) -> Scores:
         """Draw scores; no data is read."""
         generator = torch.Generator().manual_seed(self.seed)
-        parameters = maskable_parameters(model, mask_all=self.mask_all)
+        parameters = maskable_parameters(model, **self.scored)
         return {
             task.name: {
                 name: torch.rand(p.shape, generator=generator, dtype=torch.float64).to(p.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from sparsemtl.errors import MaskError, NonFiniteScoreError, ParameterError
+from sparsemtl.networks.coverage import CoverageOptions
 from sparsemtl.networks.structures import Structure
 from sparsemtl.registry.parameters import Count, Default
 
@@ -29,8 +30,8 @@ _CHUNK = 2**22
 """Scores among which ties are looked for at a time; an index of a tie has 8 bytes."""
 
 
-class RankingOptions(TypedDict, total=False):
-    """Options of the ranking of scores."""
+class ChoiceOptions(CoverageOptions, total=False):
+    """Options of the choice of masks: the weights to choose from, and the ranking of their scores."""
 
     scope: Annotated[
         Scope,

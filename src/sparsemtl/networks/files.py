@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemtl.errors import CheckpointError, MaskError
+from sparsemtl.networks.mask_description import LeftOut
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.task_networks import TaskNetwork, TaskNetworks
 from sparsemtl.storage.bits import pack, unpack
@@ -32,6 +33,8 @@ def save_masks(masks: TaskMasks, path: str | Path) -> None:
         "tasks": json.dumps(masks.tasks),
         "shapes": json.dumps({name: list(shape) for name, shape in masks.shapes().items()}),
     }
+    if masks.left_out is not None:
+        header["left_out"] = json.dumps({name: [list(shape), why] for name, (shape, why) in masks.left_out.items()})
     write_tensors(path, packed, header)
 
 
@@ -45,6 +48,7 @@ def load_masks(path: str | Path, model: nn.Module | None = None) -> TaskMasks:
         {t: {n: _unpacked(path, packed, t, n, shape) for n, shape in shapes.items()} for t in tasks},
         model=header.get("model", ""),
         method=header.get("method", ""),
+        left_out=_left_out(path, header),
     )
     if model is not None:
         masks.check(model)
@@ -59,6 +63,17 @@ def _layout(path: str | Path, header: Mapping[str, str]) -> tuple[list[str], dic
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise MaskError(f"{path} is damaged: its header does not list tasks and shapes ({error!r}).") from None
     return tasks, shapes
+
+
+def _left_out(path: str | Path, header: Mapping[str, str]) -> dict[str, LeftOut] | None:
+    """Return the parameters that the masks of a file leave out; None for files that do not list them."""
+    if "left_out" not in header:
+        return None
+    try:
+        listed = json.loads(header["left_out"])
+        return {str(name): LeftOut(torch.Size(shape), str(why)) for name, (shape, why) in listed.items()}
+    except (TypeError, ValueError, AttributeError) as error:
+        raise MaskError(f"{path} is damaged: its header does not list what is left out ({error!r}).") from None
 
 
 def _unpacked(path: str | Path, packed: Mapping[str, Tensor], task: str, name: str, shape: torch.Size) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from sparsemtl.views.tables import Shaded, Table, Value, short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from sparsemtl.networks.mask_description import LeftOut, MaskDescription
 
 Mask = Mapping[str, Tensor]
 """Parameter name -> bool tensor of the parameter's shape; True is kept."""
@@ -37,6 +39,8 @@ class TaskMasks(Mapping[str, Mask]):
         masks: task -> parameter name -> bool tensor, True where the task keeps the weight.
         model: name of the model class that the masks were made for, kept in files.
         method: name of what chose the masks, kept in files.
+        left_out: parameters of the model that the masks do not cover, with shape and reason, kept in files; None where
+            they are not known.
 
     Examples:
         >>> masks = TaskMasks({"a": {"w": torch.tensor([True, False])}, "b": {"w": torch.tensor([True, True])}})
@@ -46,10 +50,18 @@ class TaskMasks(Mapping[str, Mask]):
         [[1.0, 0.5], [0.5, 1.0]]
     """
 
-    def __init__(self, masks: Mapping[str, Mask], *, model: str = "", method: str = "") -> None:
+    def __init__(
+        self,
+        masks: Mapping[str, Mask],
+        *,
+        model: str = "",
+        method: str = "",
+        left_out: Mapping[str, LeftOut] | None = None,
+    ) -> None:
         self._masks = {task: dict(mask) for task, mask in masks.items()}
         self.model = model
         self.method = method
+        self.left_out = None if left_out is None else dict(left_out)
         self._token = object()  # identifies the masks as long as anything refers to it, which an id does not
         self._products = MaskedProducts()
         self._check()
@@ -69,7 +81,7 @@ class TaskMasks(Mapping[str, Mask]):
                     raise MaskError(f"task {task!r}, parameter {name!r}: a mask is bool, got {m.dtype}.")
 
     @classmethod
-    def ones(cls, parameters: Mapping[str, Tensor], tasks: Iterable[str], **header: str) -> TaskMasks:
+    def ones(cls, parameters: Mapping[str, Tensor], tasks: Iterable[str], **header: Any) -> TaskMasks:
         """Return masks that keep everything."""
         return cls(
             {t: {n: torch.ones_like(p, dtype=torch.bool) for n, p in parameters.items()} for t in tasks},
@@ -100,6 +112,22 @@ class TaskMasks(Mapping[str, Mask]):
     def __repr__(self) -> str:
         densities = ", ".join(f"{task}: {self.density(task):.3f}" for task in self)
         return f"TaskMasks({densities}; {len(self.shapes())} parameters, {self.size():,} weights)"
+
+    def describe(self, model: nn.Module | None = None) -> MaskDescription:
+        """Return what the masks cover, with shape and density per task, and why they leave out the rest.
+
+        `print` shows a table, `describe(...).frame()` is a pandas data frame.
+
+        Args:
+            model: the model. Masks that were chosen for a model, or read from a file of such masks, know what they
+                leave out; other masks know it by the model alone.
+
+        Raises:
+            MaskError: if the masks do not fit the model.
+        """
+        from sparsemtl.networks.mask_description import describe
+
+        return describe(self, model)
 
     def _repr_html_(self) -> str:
         """Return the densities as a table, for notebooks."""
@@ -183,7 +211,8 @@ class TaskMasks(Mapping[str, Mask]):
 
     def changed(self, other: TaskMasks) -> dict[str, float]:
         """Return task -> fraction of the weights kept in `other` that are not kept here."""
-        gone = {t: sum(int((m & ~self[t][n]).count_nonzero()) for n, m in other[t].items()) for t in self}
+        both = self.shapes().keys() & other.shapes()  # a weight that masks do not cover is kept
+        gone = {t: sum(int((other[t][n] & ~self[t][n]).count_nonzero()) for n in both) for t in self}
         return {task: count / max(other.count(task), 1) for task, count in gone.items()}
 
     # ---- combining -----------------------------------------------------------------------------------------
@@ -213,7 +242,7 @@ class TaskMasks(Mapping[str, Mask]):
     def to(self, device: torch.device | str) -> TaskMasks:
         """Return the masks on another device."""
         moved = {task: {name: m.to(device) for name, m in mask.items()} for task, mask in self.items()}
-        return TaskMasks(moved, model=self.model, method=self.method)
+        return TaskMasks(moved, model=self.model, method=self.method, left_out=self.left_out)
 
     # ---- using ---------------------------------------------------------------------------------------------
 

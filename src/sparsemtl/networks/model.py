@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import abc
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from sparsemtl.errors import ParameterError, unknown_name
-from sparsemtl.networks.roles import left_out, refuse_computed, weight_ids
+from sparsemtl.networks.coverage import CoverageOptions, CoveredParameters, coverage
+from sparsemtl.networks.patterns import Patterns
 from sparsemtl.tasks.batches import Group, Loader, Loaders, as_group, first_batch
 from sparsemtl.tasks.forward_errors import PLAIN, explain
 
@@ -180,43 +182,58 @@ def _parameters_in(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
     }
 
 
-def maskable_parameters(model: nn.Module, *, mask_all: bool = False) -> dict[str, nn.Parameter]:
-    """Return the shared parameters that masks cover, by name: by default the weights of layers.
+def maskable_parameters(
+    model: nn.Module, *, mask_all: bool = False, only: Patterns | None = None, exclude: Patterns | None = None
+) -> dict[str, nn.Parameter]:
+    """Return the shared parameters that masks cover, by name: by default the trained weights of layers.
 
-    These are the weights of linear and bilinear layers, convolutions, embeddings, recurrent layers and attention's
-    projections. A module of your own names its weights in an attribute, such as `maskable_weights = ("kernel",)` in the
-    class. Biases, norms, gains, class tokens and maps of positions are left out, whatever their shape; `left_out` lists
-    them.
+    These are the weights of linear and bilinear layers, convolutions, recurrent layers and attention's projections. A
+    module of your own names its weights in an attribute, such as `maskable_weights = ("kernel",)` in the class. Biases,
+    norms, gains, embeddings, positions and frozen parameters are left out, whatever their shape; `left_out_parameters`
+    lists them with the reason.
 
     Args:
         model: a `MultiTaskModel`, or any module, all of whose parameters then count as shared.
-        mask_all: take all shared parameters.
+        mask_all: take all shared parameters that are trained.
+        only: names or globs of parameters and modules, or classes of modules, to take no others. A pattern that matches
+            no weight but an embedding, a position or a parameter of your own takes that.
+        exclude: parameters to leave out, named in the same way; it has the last word.
 
     Raises:
-        ParameterError: if a shared layer computes its weight from other parameters (weight norm), unless `mask_all`.
+        ParameterError: if a pattern matches nothing, or if a shared layer computes its weight from other parameters
+            (weight norm), unless `mask_all`.
     """
-    shared = model.shared_parameters() if isinstance(model, MultiTaskModel) else dict(model.named_parameters())
-    if mask_all:
-        return shared
-    refuse_computed(_shared_modules(model))
-    weights = weight_ids(model)
-    return {name: p for name, p in shared.items() if id(p) in weights}
+    found = shared_coverage(model, mask_all=mask_all, only=only, exclude=exclude)
+    return (found if mask_all else found.refuse_computed()).covered
 
 
-def left_out_parameters(model: nn.Module) -> dict[str, str]:
-    """Return the shared parameters that masks do not cover by default, name -> why."""
-    return left_out(_shared_modules(model))
+def left_out_parameters(
+    model: nn.Module, *, mask_all: bool = False, only: Patterns | None = None, exclude: Patterns | None = None
+) -> dict[str, str]:
+    """Return the shared parameters that masks do not cover, name -> why; arguments as for `maskable_parameters`."""
+    return shared_coverage(model, mask_all=mask_all, only=only, exclude=exclude).reasons
 
 
-def check_maskable(model: nn.Module) -> None:
+def shared_coverage(
+    model: nn.Module,
+    *,
+    mask_all: bool = False,
+    refusal: Callable[[Tensor], str] = lambda weight: "",
+    **options: Unpack[CoverageOptions],
+) -> CoveredParameters:
+    """Return which shared parameters masks or penalties act on, and why not on the others; see `coverage`."""
+    names = [name for name, _ in model.named_parameters()]
+    return coverage(_shared_modules(model), mask_all=mask_all, refusal=refusal, others=names, **options)
+
+
+def check_maskable(model: nn.Module, *, mask_all: bool = False, **options: Unpack[CoverageOptions]) -> None:
     """Raise unless masks can act on the shared layers; log parameters of a user's modules that they leave out.
 
     Raises:
-        ParameterError: if a shared layer computes its weight from other parameters.
+        ParameterError: if a pattern matches nothing, or a shared layer computes its weight from other parameters.
     """
-    modules = _shared_modules(model)
-    refuse_computed(modules)
-    for name, why in left_out(modules).items():
+    found = shared_coverage(model, mask_all=mask_all, **options).refuse_computed()
+    for name, why in found.reasons.items():
         shape = model.get_parameter(name).shape
         if len(shape) > 1 and 1 not in shape and "maskable_weights" in why:
             logger.warning("%r of shape %s is not masked: it is %s.", name, tuple(shape), why)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
@@ -64,13 +64,28 @@ def parameters_matching(model: nn.Module, pattern: Pattern, option: str) -> list
     }
     if found := [name for name, inside in around.items() if matches(pattern, name, inside)]:
         return found
+    raise no_match(option, pattern, around, f"{type(model).__name__} holds {', '.join(dict(model.named_children()))}.")
+
+
+def no_match(option: str, pattern: Pattern, around: Mapping[str, Sequence[nn.Module]], known: str) -> ParameterError:
+    """Return the error for a pattern that matches nothing, with the nearest names.
+
+    Args:
+        option: name of the option.
+        pattern: the pattern.
+        around: name of every parameter that might be meant -> the modules around it.
+        known: last sentence of the message.
+    """
     names = dict.fromkeys(part for name in around for part in outwards(name))
     classes = dict.fromkeys(type(module).__name__ for inside in around.values() for module in inside)
     wanted = pattern.__name__ if isinstance(pattern, type) else pattern.strip("*.")
     near = get_close_matches(wanted, [*names, *classes], n=3, cutoff=0.6)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    shown = pattern.__name__ if isinstance(pattern, type) else repr(pattern)
-    raise ParameterError(
-        f"`{option}`: no parameter, module or class of modules matches {shown}.{hint} "
-        f"{type(model).__name__} holds {', '.join(name for name, _ in model.named_children())}."
+    return ParameterError(
+        f"`{option}`: no parameter, module or class of modules matches {shown(pattern)}.{hint} {known}"
     )
+
+
+def shown(pattern: Pattern) -> str:
+    """Return a pattern as messages write it."""
+    return pattern.__name__ if isinstance(pattern, type) else repr(pattern)

@@ -11,14 +11,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from sparsemtl.errors import MaskError
+from sparsemtl.networks.coverage import CoverageOptions
 from sparsemtl.networks.model import maskable_parameters
 from sparsemtl.networks.model_state import preserve_model_state
 from sparsemtl.networks.roles import is_transposed_linear
@@ -105,6 +107,35 @@ def find_structures(model: nn.Module, x: Any, kind: Kind, tasks: tuple[str, ...]
         what = "attention heads" if kind == "head" else "feed-forward neurons"
         raise MaskError(f"{type(model).__name__}: no {what} were found among the shared layers.")
     return structures
+
+
+def restricted(
+    structures: Mapping[str, Structure], model: nn.Module, **options: Unpack[CoverageOptions]
+) -> dict[str, Structure]:
+    """Return the units whose reading weight `only` and `exclude` name, each with those of its parts that they name.
+
+    A bias belongs to the weight of its module.
+
+    Args:
+        structures: layer -> its units, as `find_structures` returns them.
+        model: the model.
+        options: see `CoverageOptions`; without patterns nothing changes.
+    """
+    if not any(options.values()):
+        return dict(structures)
+    layers = maskable_parameters(model, **options)
+    modules = {name.rpartition(".")[0] for name in layers}
+    left = maskable_parameters(model).keys() - layers.keys()
+    allowed = maskable_parameters(model, mask_all=True, exclude=options.get("exclude")).keys() - left
+
+    def named(part: Part) -> bool:
+        return part.name in allowed and part.name.rpartition(".")[0] in modules
+
+    return {
+        layer: replace(found, parts=tuple(filter(named, found.parts)))
+        for layer, found in structures.items()
+        if layer in layers
+    }
 
 
 def structures_to_state(structures: Mapping[str, Structure]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from sparsemtl.optim.groups import Grouping
 from sparsemtl.optim.masked import FreezeOutsideMask, MaskedOptimizer, freeze_outside_mask
 from sparsemtl.optim.parameter_groups import ParameterGroup, ParameterGroupOptions, parameter_groups
 from sparsemtl.optim.penalties import L1, PENALTIES, GroupLasso, GroupMCP, Penalty
+from sparsemtl.optim.penalty_groups import penalty_groups
 from sparsemtl.optim.proximal_optimizers import ProximalAdamW, ProximalSGD
 from sparsemtl.optim.proximal_step import ProximalStep
 from sparsemtl.optim.sparsity import Sparsity, group_sparsity, layer_sparsity, parameter_sparsity, total_sparsity
@@ -150,5 +151,6 @@ __all__ = [
     "layer_sparsity",
     "parameter_groups",
     "parameter_sparsity",
+    "penalty_groups",
     "total_sparsity",
 ]

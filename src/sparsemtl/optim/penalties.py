@@ -28,11 +28,11 @@ class Penalty(abc.ABC):
     """Base of penalties: strength * sum over groups g of sqrt(n_g) * size of g, for n_g weights in the group.
 
     A penalty covers tensors of four axes (weights of convolutions, 1x1 too) and no others. Gains and maps of positions
-    may have four axes as well: pass `sm.maskable_parameters(model)`, which holds weights of layers alone.
+    may have four axes as well: pass `sm.maskable_parameters(model)`, or groups that `penalty_groups` makes.
     """
 
     strength: Annotated[NonNegative, Doc("Factor of the penalty, lambda in the papers.")]
-    linear: Annotated[bool, Doc("Cover weights of two axes (linear layers, embeddings) as well.")] = False
+    linear: Annotated[bool, Doc("Cover weights of two axes (linear layers) as well.")] = False
     keep_min: Annotated[
         Natural,
         Doc(
@@ -52,6 +52,13 @@ class Penalty(abc.ABC):
     def covers(self, weight: Tensor) -> bool:
         """Return whether the penalty acts on a weight alone; heads and neurons span several, see `grouping.layers`."""
         return self.grouping.covers(weight)
+
+    def refusal(self, weight: Tensor) -> str:
+        """Return why the penalty does not act on a weight, "" if it does, alone or in a head or neuron."""
+        if isinstance(self.grouping.by, Mapping):
+            return ""
+        advice = "; `linear` covers weights of two" if weight.ndim == 2 else ""
+        return "" if self.covers(weight) else f"a weight of {weight.ndim} axes, not four{advice}"
 
     def weight(self, x: Tensor) -> float:
         """Return the slope of the penalty at zero, for groups in the shape (L, A, G, B): strength * sqrt(A * B)."""

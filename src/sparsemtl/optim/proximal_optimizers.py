@@ -86,9 +86,9 @@ class ProximalAdamW(_Proximal, torch.optim.AdamW):
 
     Args:
         params: parameters, named parameters or parameter groups. A group may have its own `penalty` (or None),
-            `adaptive` and `prox_lr`. Pass `sm.maskable_parameters(model).values()` to a penalty: gains and maps of
-            positions may have as many axes as a weight. A penalty on heads or neurons needs named parameters, and acts
-            on the parts of a unit that are in the group; `ProximalStep` acts across groups.
+            `adaptive` and `prox_lr`. Make them by `penalty_groups`: gains and maps of positions may have as many axes
+            as a weight. A penalty on heads or neurons needs named parameters, and acts on the parts of a unit that are
+            in the group; `ProximalStep` acts across groups.
         lr: learning rate.
         betas: as in `torch.optim.AdamW`.
         eps: as in `torch.optim.AdamW`; by default that of the reference code.

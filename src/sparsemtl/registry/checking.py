@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic_core import CoreSchema, PydanticCustomError, PydanticOmit, core_schema
 
 from sparsemtl.errors import ParameterError
 from sparsemtl.registry.describe import describe
@@ -108,7 +108,7 @@ def checkable(hint: Any) -> Any:
         return Annotated[int, _AS_INT, _below(63)]
     if hint in (None, type(None), Any, bool, float, str, Path) or origin is Literal:
         return hint
-    return Annotated[Any, _InPython(hint)]
+    return Annotated[Any, _Class(arguments[0]) if origin is type else _InPython(hint)]
 
 
 @functools.cache
@@ -151,3 +151,17 @@ class _InPython:
         is_class = isinstance(self.kind, type) and get_origin(self.kind) is None  # in Python 3.10, list[int] is a type
         refused = core_schema.is_instance_schema(self.kind if is_class else Callable)
         return core_schema.json_or_python_schema(json_schema=refused, python_schema=core_schema.any_schema())
+
+
+@dataclass(frozen=True)
+class _Class:
+    """Schema of subclasses of a class, which only Python can give."""
+
+    base: Any
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        refused = core_schema.is_subclass_schema(self.base)
+        return core_schema.json_or_python_schema(json_schema=refused, python_schema=core_schema.any_schema())
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: Any) -> Any:
+        raise PydanticOmit

@@ -20,7 +20,7 @@ def describe(hint: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(repr(option) for option in get_args(hint))
     if origin in (Union, types.UnionType):
-        return _either([describe(option) for option in get_args(hint)])
+        return _either([describe(option) for option in _options(hint)])
     if hint is None or hint is type(None):
         return "None"
     if origin in (Sequence, list):
@@ -29,6 +29,11 @@ def describe(hint: Any) -> str:
         return _holding("a mapping", "to", get_args(hint)[1])
     simple = {float: "a float", int: "an int", bool: "a bool", str: "a string", Any: "any value"}
     return simple.get(hint) or str(getattr(hint, "__name__", str(hint).replace("typing.", "")))
+
+
+def _options(hint: Any) -> list[Any]:
+    """Return the alternatives of a union without classes, which only Python can give and the meaning names."""
+    return [option for option in get_args(hint) if get_origin(option) is not type]
 
 
 def _bounds(metadata: Sequence[Any]) -> Iterator[Any]:
@@ -62,7 +67,7 @@ def _holding(container: str, preposition: str, hint: Any) -> str:
 def _several(hint: Any) -> str:
     """Return the plural: "ints in [1, inf)" for "an int in [1, inf)"."""
     if get_origin(hint) in (Union, types.UnionType):
-        return _either([_several(option) for option in get_args(hint)])
+        return _either([_several(option) for option in _options(hint)])
     if hint is None or hint is type(None):
         return "None"
     if get_origin(hint) is Literal:

@@ -9,8 +9,9 @@ from typing_extensions import Doc
 
 from sparsemtl.criteria.batch_norm import with_recomputed_batch_norm
 from sparsemtl.criteria.choose import choose_masks
-from sparsemtl.criteria.criterion import Criterion
+from sparsemtl.criteria.criterion import Criterion, ScoredOptions
 from sparsemtl.criteria.select import Granularity, Scope
+from sparsemtl.networks.coverage import CoverageOptions, coverage_options
 from sparsemtl.networks.declarations import Figure
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.task_networks import TaskNetworks
@@ -60,7 +61,11 @@ class SelectionOptions(MaskOptions, total=False):
         ),
     ]
     min_per_layer: Annotated[Count, Default(1), Doc("Weights or units that every layer keeps at least.")]
-    mask_all: Annotated[bool, Default(False), Doc("Mask biases and norms as well; always so for units.")]
+    mask_all: Annotated[
+        bool,
+        Default(False),
+        Doc("Mask biases, norms, embeddings and positions as well; for units, always what belongs to them."),
+    ]
 
 
 class CriterionMasks:
@@ -71,11 +76,17 @@ class CriterionMasks:
         keep: fraction of the maskable weights that each task keeps, in (0, 1].
         options: options of the method.
         warmup: dense epochs at the beginning.
+
+    Attributes:
+        scored: options of the criterion, so that it scores what the masks cover.
     """
 
     def __init__(self, method: str, keep: float, options: SelectionOptions, *, warmup: int = 0) -> None:
         self.schedule = KeepSchedule(keep, warmup, options["target_sparsity"], options["reach_at"])
         self.mask_all = options["mask_all"] or options["granularity"] != "weight"
+        by_weight = options["granularity"] == "weight"  # units need the scores of everything that belongs to them
+        patterns: CoverageOptions = coverage_options(options) if by_weight else {}
+        self.scored: ScoredOptions = {"mask_all": self.mask_all, **patterns}
         self._method = method
         self._options = options
         self._changed: dict[str, float] = {}
@@ -109,6 +120,7 @@ class CriterionMasks:
             scope=options["scope"],
             granularity=options["granularity"],
             min_per_layer=options["min_per_layer"],
+            **coverage_options(options),
             previous=previous,
             method=self._method,
         )

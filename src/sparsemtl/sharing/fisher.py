@@ -79,8 +79,7 @@ class FisherSharing(Sharing):
         self.bn = statistics_kind(options)
         self.update_every = update_every
         self._masks = CriterionMasks(type(self).__name__, keep, options, warmup=warmup)
-        mask_all = self._masks.mask_all
-        self.information = Fisher(estimator=estimator, power=power, samples=samples, mask_all=mask_all)
+        self.information = Fisher(estimator=estimator, power=power, samples=samples, **self._masks.scored)
 
     def start(self, model: MultiTaskModel) -> TaskNetworks:
         """Return networks whose masks keep everything."""

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any
 
 from typing_extensions import Doc
 
 from sparsemtl.errors import MaskError
+from sparsemtl.networks.coverage import CoverageOptions, coverage_options
 from sparsemtl.networks.declarations import Figure
+from sparsemtl.networks.mask_description import left_out_of
 from sparsemtl.networks.masks import TaskMasks
-from sparsemtl.networks.model import MultiTaskModel, check_maskable, maskable_parameters
+from sparsemtl.networks.model import MultiTaskModel, check_maskable, maskable_parameters, shared_coverage
 from sparsemtl.networks.norms import Statistics, own_statistics
 from sparsemtl.networks.task_networks import MaskTarget, TaskNetworks
 from sparsemtl.registry.parameters import Default
 from sparsemtl.sharing.sharing import Update
 
 
-class MaskOptions(TypedDict, total=False):
+class MaskOptions(CoverageOptions, total=False):
     """Options of all methods that mask shared weights."""
 
     mask_applies_to: Annotated[
@@ -71,17 +73,22 @@ def full_networks(model: MultiTaskModel, method: str, options: MaskOptions, *, m
         mask_all: mask biases and norms as well.
 
     Raises:
-        MaskError: if the model shares no weights.
-        ParameterError: if a shared layer computes its weight from other parameters.
+        MaskError: if the model shares no weights that masks cover.
+        ParameterError: if `only` or `exclude` names nothing, or a shared layer computes its weight from other
+            parameters.
     """
-    check_maskable(model)
-    parameters = maskable_parameters(model, mask_all=mask_all)
+    patterns = coverage_options(options)
+    check_maskable(model, mask_all=mask_all, **patterns)
+    parameters = maskable_parameters(model, mask_all=mask_all, **patterns)
     if not parameters:
+        reasons = shared_coverage(model, mask_all=mask_all, **patterns).reasons
+        left = "".join(f" {name} is {why}." for name, why in list(reasons.items())[:3])
         raise MaskError(
-            f"{method} masks the weights that tasks share, and {type(model).__name__} shares none. "
+            f"{method} masks the weights that tasks share, and {type(model).__name__} shares none.{left} "
             "Use DenseSharing with it; a module of your own names its weights in `maskable_weights`."
         )
-    masks = TaskMasks.ones(parameters, model.tasks, model=type(model).__name__, method=method)
+    left_out = left_out_of(model, parameters, mask_all=mask_all, **patterns)
+    masks = TaskMasks.ones(parameters, model.tasks, model=type(model).__name__, method=method, left_out=left_out)
     return TaskNetworks.of_masks(
         masks,
         own_statistics(model, statistics_kind(options)),

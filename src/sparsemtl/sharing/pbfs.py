@@ -16,6 +16,7 @@ from sparsemtl.criteria.batch_norm import with_recomputed_batch_norm
 from sparsemtl.criteria.criterion import Scores
 from sparsemtl.criteria.select import top_k
 from sparsemtl.errors import NonFiniteScoreError, ParameterError, unknown_name
+from sparsemtl.networks.coverage import coverage_options
 from sparsemtl.networks.declarations import Figure, SummaryTable
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.model import MultiTaskModel
@@ -106,7 +107,7 @@ class PBFSSharing(Sharing):
         self.warmup = warmup
         self.update_every_steps = update_every_steps
         self.allow_empty = allow_empty
-        self.criterion = CRITERIA.build(criterion)
+        self.criterion = CRITERIA.build(criterion, **coverage_options(options))
         self.update = options["update"]
         self.bn = statistics_kind(options)
         self._options = options
@@ -136,7 +137,7 @@ class PBFSSharing(Sharing):
         }
         for key in [*_keys(self.target_sparsity), *_keys(self.initial_sparsity)]:
             _check_key(key, model)
-        return networks.with_masks(TaskMasks(masks, model=full.model, method=full.method))
+        return networks.with_masks(TaskMasks(masks, model=full.model, method=full.method, left_out=full.left_out))
 
     def _ends_of(self, task: str, module: str) -> tuple[float, float]:
         """Return the initial and the target sparsity of a task's kernels in a shared module."""
@@ -185,7 +186,7 @@ class PBFSSharing(Sharing):
             _check_scores(scores[task][name], task, name)
             kept = self._count(mask.numel(), initial + (target - initial) * due)
             masks[task][name] = _best(scores[task][name], mask, kept)
-        return networks.with_masks(TaskMasks(masks, model=before.model, method=before.method))
+        return networks.with_masks(TaskMasks(masks, model=before.model, method=before.method, left_out=before.left_out))
 
     def _score(self, model: MultiTaskModel, loaders: Loaders) -> Scores:
         """Return the scores of the weights, on the dense network."""

@@ -12,15 +12,16 @@ from torch.optim import Optimizer
 from typing_extensions import Doc
 
 from sparsemtl.errors import MaskWarning, ParameterError
+from sparsemtl.networks.coverage import CoverageOptions, CoveredParameters, coverage_options
 from sparsemtl.networks.declarations import Figure, SummaryTable
-from sparsemtl.networks.model import MultiTaskModel, first_group
+from sparsemtl.networks.model import MultiTaskModel, first_group, shared_coverage
 from sparsemtl.networks.norms import own_statistics
 from sparsemtl.networks.randomness import fork_rng
-from sparsemtl.networks.roles import refuse_computed, weight_ids
 from sparsemtl.networks.structures import (
     Kind,
     Structure,
     find_structures,
+    restricted,
     structures_from_state,
     structures_to_state,
 )
@@ -34,7 +35,7 @@ from sparsemtl.sharing.sharing import DenseOptions, Sharing, StepWeights
 from sparsemtl.tasks.batches import Loaders, check_readable
 
 
-class ProximalOptions(DenseOptions, total=False):
+class ProximalOptions(DenseOptions, CoverageOptions, total=False):
     """Options of all methods with a proximal step."""
 
     adaptive: Annotated[
@@ -112,6 +113,8 @@ class ProximalSharing(Sharing):
         if self.target_sparsity is not None:
             self.shrink.remedy = f"Lower `target_sparsity` ({self.target_sparsity:g})"
         self._ramp = StepRamp(self.warmup, self.reach_at)
+        self._patterns = coverage_options(options)
+        self._names: tuple[str, ...] | None = None
         self._units = units
         if units is not None:
             self._set_units({})
@@ -120,10 +123,13 @@ class ProximalSharing(Sharing):
         """Return networks without masks.
 
         Raises:
-            ParameterError: if the penalty covers no weight, or a layer computes such a weight from other parameters.
+            ParameterError: if the penalty covers no weight, `only` or `exclude` names nothing, or a layer computes such
+                a weight from other parameters.
         """
-        refuse_computed(model.shared_modules(), self.shrink.penalty.covers)
-        if self._units is None and not self.covered(model):
+        found = self.coverage(model)
+        if self._units is None:
+            self._names = tuple(found.refuse_computed().covered)
+        if not found.covered:
             raise ParameterError(
                 f"{type(self).__name__} finds nothing to make sparse: {type(model).__name__} shares "
                 f"{len(model.shared_parameters())} parameters, none of them of a convolution. `linear=True` takes "
@@ -132,13 +138,22 @@ class ProximalSharing(Sharing):
         return dense_networks(model, model.tasks, own_statistics(model, self.bn))
 
     def covered(self, model: MultiTaskModel) -> dict[str, nn.Parameter]:
-        """Return the shared weights that the penalty covers, by name; of units the trained parameters, biases too."""
+        """Return the shared weights that the penalty covers, by name, those of `start`; of units their biases too."""
         if self._units is not None:
             trained = {name: p for name, p in model.shared_parameters().items() if p.requires_grad}
             layers = self.shrink.penalty.grouping.layers(trained)
             return {part.name: trained[part.name] for layer in layers for part in layer.parts}
-        weights, covers = weight_ids(model), self.shrink.penalty.covers
-        return {name: p for name, p in model.shared_parameters().items() if id(p) in weights and covers(p)}
+        if self._names is None:
+            return self.coverage(model).covered
+        return {name: model.get_parameter(name) for name in self._names}
+
+    def coverage(self, model: MultiTaskModel) -> CoveredParameters:
+        """Return the shared weights that the penalty covers, and why not the others; units are of these weights.
+
+        Raises:
+            ParameterError: if `only` or `exclude` names nothing.
+        """
+        return shared_coverage(model, refusal=self.shrink.penalty.refusal, **self._patterns)
 
     def begin_epoch(
         self, epoch: int, model: MultiTaskModel, networks: TaskNetworks, loaders: Loaders
@@ -154,11 +169,12 @@ class ProximalSharing(Sharing):
             check_readable(loaders)
             with fork_rng():
                 group = first_group(model, loaders)
-                self._set_units(find_structures(model, group.x, self._units, group.tasks))
-            if not self.covered(model):
+                found = find_structures(model, group.x, self._units, group.tasks)
+            self._set_units(restricted(found, model, **self._patterns))
+            if not self._found or not self.covered(model):
                 raise ParameterError(
                     f"{type(self).__name__} finds no {self._units} to make sparse: the weights that read them, such as "
-                    f"{next(iter(self._found))!r}, are frozen (requires_grad=False)."
+                    f"{next(iter(found))!r}, are frozen (requires_grad=False), or `only` and `exclude` leave them out."
                 )
         return None
 

@@ -62,7 +62,7 @@ class RandomSharing(Sharing):
         criterion = None
         if epoch == drawn or self._masks.schedule.falls_at(epoch):
             seed = torch.initial_seed() % 2**31 if self.seed is None else self.seed
-            criterion = Random(seed=seed + drawn * SEED_STEP, mask_all=self._masks.mask_all)
+            criterion = Random(seed=seed + drawn * SEED_STEP, **self._masks.scored)
         return self._masks.choose(criterion, epoch, model, networks, loaders)
 
     def is_selectable(self, epoch: int) -> bool:

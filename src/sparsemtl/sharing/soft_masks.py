@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from typing_extensions import Doc
+from typing_extensions import Doc, Unpack
 
 from sparsemtl.errors import EmptyMaskError, ParameterError
+from sparsemtl.networks.coverage import CoverageOptions, CoveredParameters, coverage, coverage_options
 from sparsemtl.networks.declarations import Figure
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.norms import Statistics, own_statistics
-from sparsemtl.networks.roles import refuse_computed, weight_ids
 from sparsemtl.networks.task_networks import TaskNetwork, TaskNetworks
 from sparsemtl.registry.parameters import NonNegative, Positive, validated
 from sparsemtl.sharing.sharing import Sharing, StepWeights, Update
@@ -86,6 +86,7 @@ class SoftMaskSharing(Sharing):
             Statistics,
             Doc("Batch-norm statistics: one set for all tasks, one set per task, or those of the batch itself."),
         ] = "per_task",
+        **patterns: Unpack[CoverageOptions],
     ) -> None:
         self.strength = lambda_
         self.granularity = granularity
@@ -94,19 +95,17 @@ class SoftMaskSharing(Sharing):
         self.lr = mask_lr
         self.update = update
         self.bn = bn
+        self._patterns = coverage_options(patterns)
 
     def start(self, model: MultiTaskModel) -> TaskNetworks:
         """Return networks with initial soft masks.
 
         Raises:
-            ParameterError: if the model shares nothing to mask, or a layer computes its weight from other parameters.
+            ParameterError: if the model shares nothing to mask, `only` or `exclude` names nothing, or a layer computes
+                its weight from other parameters.
         """
-        dimensions = (2, 4) if self.linear else (4,)
-        coverable = {**model.shared_parameters(), **model.replicated_parameters()}
-        modules = {**model.shared_modules(), **model.replicated_modules()}
-        refuse_computed(modules, lambda weight: weight.ndim in dimensions)
-        weights = weight_ids(model)
-        covered = {name: p for name, p in coverable.items() if id(p) in weights and p.ndim in dimensions}
+        found = self.coverage(model).refuse_computed()
+        covered, coverable = found.covered, [*found.covered, *found.reasons]
         if not covered:
             layers = "convolution or linear layer" if self.linear else "convolution"
             hint = "" if self.linear else " `linear=True` takes linear layers as well."
@@ -123,6 +122,22 @@ class SoftMaskSharing(Sharing):
             for task in model.tasks
         }
         return TaskNetworks(networks, model=type(model).__name__, method=type(self).__name__)
+
+    def coverage(self, model: MultiTaskModel) -> CoveredParameters:
+        """Return the weights that are masked, and why not the others.
+
+        Raises:
+            ParameterError: if `only` or `exclude` names nothing.
+        """
+        modules = {**model.shared_modules(), **model.replicated_modules()}
+        names = [name for name, _ in model.named_parameters()]
+        return coverage(modules, **self._patterns, refusal=self._refusal, others=names)
+
+    def _refusal(self, weight: Tensor) -> str:
+        if weight.ndim in ((2, 4) if self.linear else (4,)):
+            return ""
+        advice = "; `linear` covers weights of two" if weight.ndim == 2 else ""
+        return f"a weight of {weight.ndim} axes, not four{advice}"
 
     def _initial(self, weight: Tensor) -> nn.Parameter:
         like = weight.detach()

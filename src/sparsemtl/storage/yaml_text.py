@@ -197,7 +197,8 @@ def _yaml_errors(where: str) -> Iterator[None]:
         mark = error.problem_mark
         position = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         context = f" {error.context}" if error.context else ""
-        raise ConfigError(f"{where}{position}: not valid YAML{context}: {error.problem}.") from None
+        advice = " Text that begins with * stands in quotes." if "alias" in f"{context} {error.problem}" else ""
+        raise ConfigError(f"{where}{position}: not valid YAML{context}: {error.problem}.{advice}") from None
     except RecursionError:
         raise ConfigError(f"{where}: not valid YAML: nested more than {DEEPEST} deep.") from None
     except (yaml.YAMLError, ValueError) as error:

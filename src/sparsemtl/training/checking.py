@@ -204,8 +204,10 @@ def _length(loaders: Sequence[Any]) -> int | None:
 
 
 def _coverage(model: MultiTaskModel, networks: TaskNetworks) -> Coverage:
-    shared, reasons = model.shared_parameters(), left_out_parameters(model)
+    shared = model.shared_parameters()
     masks = networks.kept(shared)
+    listed = None if masks is None else masks.left_out
+    reasons = left_out_parameters(model) if listed is None else {name: why for name, (_, why) in listed.items()}
     masked = {name: shape.numel() for name, shape in masks.shapes().items()} if masks else {}
     outputs = next(iter(networks.values())).output_factors
     why = "the sharing method does not mask it" if masks else "the sharing method masks no weights"
