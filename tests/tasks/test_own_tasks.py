@@ -138,14 +138,47 @@ def ordinal_task(loss: nn.Module, **options: Any) -> sm.Task:
 
 x = torch.randn(N, 4, generator=torch.Generator().manual_seed(3))
 LABELS = {"grade": torch.tensor([0, 1, 2, 2, 1, 0, 2, 1]), "size": x.sum(1)}
+
+
+def encoder() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU())
+
+
+class Whole(nn.Module):
+    """A model of the user's own with heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.grade, self.size = encoder(), nn.Linear(6, 1), nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        features = self.body(x)
+        return {"grade": self.grade(features), "size": self.size(features)}
+
+
 ARCHITECTURES: dict[str, Callable[[list[sm.Task]], sm.MultiTaskModel]] = {
-    "shared bottom": lambda tasks: sm.SharedBottom(nn.Sequential(nn.Linear(4, 6), nn.ReLU()), tasks),
-    "single task": lambda tasks: sm.SingleTask(nn.Sequential(nn.Linear(4, 6), nn.ReLU()), tasks),
-    "experts": lambda tasks: sm.MMoE(nn.Sequential(nn.Linear(4, 6), nn.ReLU()), tasks, num_experts=2),
-    "streams": lambda tasks: sm.CrossStitch(
-        nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 6), nn.ReLU()), tasks, stitch_after=["0"]
+    "shared bottom": lambda tasks: sm.SharedBottom(encoder(), tasks),
+    "single task": lambda tasks: sm.SingleTask(encoder(), tasks),
+    "experts": lambda tasks: sm.MMoE(encoder(), tasks),
+    "streams": lambda tasks: sm.CrossStitch(encoder(), tasks),
+    "similar kernels": lambda tasks: sm.MTAL(encoder(), tasks, warmup=0),
+    "the user's own": lambda tasks: sm.from_model(
+        Whole(), tasks, shared="body", heads={"grade": "grade", "size": "size"}
     ),
 }
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_gives_a_losss_parameters_to_its_task(architecture: str) -> None:
+    model = ARCHITECTURES[architecture]([ordinal_task(Ordinal(3)), sm.Regression("size")])
+    model(x)
+    name = "task_losses.grade.thresholds"
+    assert name in dict(model.named_parameters())
+    assert model.parameter_tasks()[name] == {"grade"}
+    assert model.parameter_tasks().keys() == dict(model.named_parameters()).keys()
+    assert name in model.task_parameters("grade")
+    assert not {name for name in model.task_parameters("size") if name.startswith("task_losses")}
+    assert name not in {**model.shared_parameters(), **model.unmasked_parameters(), **model.replicated_parameters()}
 
 
 @pytest.mark.parametrize("architecture", ["shared bottom", "single task"])
