@@ -13,7 +13,7 @@ from sparsemtl.views.tables import Shaded, Table, Value, html_of, text_of
 
 
 @dataclass(frozen=True)
-class Coverage:
+class MaskCoverage:
     """Shared weights that the sharing method masks, and those that it does not.
 
     Attributes:
@@ -85,7 +85,7 @@ class TrainingCheck:
     counts: Mapping[str, LabelCounts]
     memory: Mapping[str, int | None]
     time: ExpectedTime
-    coverage: Coverage
+    coverage: MaskCoverage
     device: str
     warnings: tuple[str, ...]
 
@@ -178,7 +178,7 @@ def _seconds(seconds: float | None) -> str:
     return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
 
 
-def _masks(coverage: Coverage) -> Table:
+def _masks(coverage: MaskCoverage) -> Table:
     """Return the masked parameters by name, the others by the reason why they are not."""
     rows: list[list[Value]] = [[name, count, "masked"] for name, count in list(coverage.masked.items())[:_ROWS]]
     if len(coverage.masked) > _ROWS:

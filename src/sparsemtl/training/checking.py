@@ -24,7 +24,7 @@ from sparsemtl.tasks.batches import (
     per_task,
     preserve_loader_state,
 )
-from sparsemtl.training.check import Coverage, ExpectedTime, TrainingCheck
+from sparsemtl.training.check import ExpectedTime, MaskCoverage, TrainingCheck
 from sparsemtl.training.evaluation import Trained, evaluate
 from sparsemtl.training.label_counts import Reading, count_labels
 from sparsemtl.training.loss_scales import unlike_scales
@@ -203,7 +203,7 @@ def _length(loaders: Sequence[Any]) -> int | None:
 # ---- what it means ---------------------------------------------------------------------------------------------
 
 
-def _coverage(model: MultiTaskModel, networks: TaskNetworks) -> Coverage:
+def _coverage(model: MultiTaskModel, networks: TaskNetworks) -> MaskCoverage:
     shared = model.shared_parameters()
     masks = networks.kept(shared)
     listed = None if masks is None else masks.left_out
@@ -211,7 +211,7 @@ def _coverage(model: MultiTaskModel, networks: TaskNetworks) -> Coverage:
     masked = {name: shape.numel() for name, shape in masks.shapes().items()} if masks else {}
     outputs = next(iter(networks.values())).output_factors
     why = "the sharing method does not mask it" if masks else "the sharing method masks no weights"
-    return Coverage(
+    return MaskCoverage(
         {**masked, **{f"outputs of {name}": factor.numel() for name, factor in outputs.items()}},
         {name: reasons.get(name, why) if masks else why for name in shared if name not in masked},
         {task: masks.density(task) for task in masks} if masks else {},
