@@ -205,7 +205,7 @@ def test_a_computed_weight_may_be_excluded() -> None:
 def test_scores_of_named_weights_are_those_of_the_full_run_bit_for_bit(path: Any) -> None:
     model = make()
     full = Fisher(path=path, estimator="efs").scores(model, DATA, tasks)
-    for pattern in ("Linear", "encoder.conv", "*.2.weight"):
+    for pattern in ("Linear", "encoder.conv") if path == "hooks" else ("Linear",):
         part = Fisher(path=path, estimator="efs", only=pattern).scores(model, DATA, tasks)
         rest = Fisher(path=path, estimator="efs", exclude=pattern).scores(model, DATA, tasks)
         for task, scores in full.items():
@@ -264,8 +264,9 @@ def trained(sharing: sm.Sharing, epochs: int = 2) -> sm.Trainer:
     return trainer
 
 
-@pytest.mark.parametrize("method", ["fisher", "random", "pbfs"])
-@pytest.mark.parametrize("granularity", ["weight", "channel"])
+@pytest.mark.parametrize(
+    ("method", "granularity"), [("fisher", "weight"), ("fisher", "channel"), ("random", "weight"), ("pbfs", "weight")]
+)
 def test_weights_that_masks_do_not_cover_train_for_all_tasks(method: str, granularity: str) -> None:
     options: dict[str, Any] = {"fisher": {"estimator": "efs", "warmup": 0, "keep": 0.5}, "pbfs": {"reach_at": 2}}
     extra = {} if method == "pbfs" else {"granularity": granularity}
