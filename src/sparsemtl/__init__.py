@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         WrappedModel,
         from_model,
     )
-    from sparsemtl.compaction import compact, latency, macs, parameter_count
+    from sparsemtl.compaction import compact, export, latency, load_network, macs, parameter_count, speedups
     from sparsemtl.criteria import choose_masks, fisher_information, fisher_masks
     from sparsemtl.networks.masks import TaskMasks
     from sparsemtl.networks.model import MultiTaskModel, left_out_parameters, maskable_parameters
@@ -111,17 +111,20 @@ __all__ = [
     "check_run",
     "choose_masks",
     "compact",
+    "export",
     "find_structures",
     "fisher_information",
     "fisher_masks",
     "from_model",
     "latency",
     "left_out_parameters",
+    "load_network",
     "load_run",
     "macs",
     "maskable_parameters",
     "parameter_count",
     "recompute_norms",
+    "speedups",
 ]
 
 _EXPORTS = {
@@ -144,9 +147,12 @@ _EXPORTS = {
     ),
     "sparsemtl.compaction": (
         "compact",
+        "export",
         "latency",
+        "load_network",
         "macs",
         "parameter_count",
+        "speedups",
     ),
     "sparsemtl.criteria": (
         "choose_masks",

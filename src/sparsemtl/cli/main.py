@@ -1,4 +1,4 @@
-"""Commands run, resume, study, report, check, list, data, doctor and schema."""
+"""Commands run, resume, study, report, list and schema; further ones stand in files of their own."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from sparsemtl._version import __version__
 from sparsemtl.cli.check import check
 from sparsemtl.cli.data import app as data_app
 from sparsemtl.cli.doctor import doctor
+from sparsemtl.cli.ship import bench, compact, export
 from sparsemtl.errors import ConfigError, SparseMTLError, SparseMTLWarning, unknown_name
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
-app.command()(check)
-app.command()(doctor)
+for command in (check, compact, export, bench, doctor):
+    app.command()(command)
 
 Overrides = Annotated[
     list[str] | None,

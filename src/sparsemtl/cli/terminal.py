@@ -38,6 +38,15 @@ def rich_table(table: PlainTable) -> Table:
     return drawn
 
 
+def show_whole(table: Table) -> None:
+    """Print a table, no cell of which is wrapped, even if the terminal is too narrow."""
+    for column in table.columns:
+        column.no_wrap = True
+    console = Console(highlight=False, markup=False)
+    console.width = max(console.width, console.measure(table, options=console.options.update_width(10_000)).minimum)
+    console.print(table)
+
+
 def show_run(folder: Path) -> None:
     """Print the primary metric per task of a run, and the path of its report."""
     run = RunFolder(folder)

@@ -9,17 +9,26 @@ removed. `verification` compares the outputs before the network is returned, and
 
 from sparsemtl.compaction.compact import compact
 from sparsemtl.compaction.cost import latency, macs, parameter_count
+from sparsemtl.compaction.exporting import Exported, export
+from sparsemtl.compaction.graph_file import read_network as load_network
 from sparsemtl.compaction.pipeline import CompactedModule
 from sparsemtl.compaction.report import CompactionReport, LayerReport
+from sparsemtl.compaction.timing import Speedup, Timing, speedups
 from sparsemtl.compaction.verification import Verification
 
 __all__ = [
     "CompactedModule",
     "CompactionReport",
+    "Exported",
     "LayerReport",
+    "Speedup",
+    "Timing",
     "Verification",
     "compact",
+    "export",
     "latency",
+    "load_network",
     "macs",
     "parameter_count",
+    "speedups",
 ]

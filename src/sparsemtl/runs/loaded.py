@@ -24,7 +24,7 @@ from sparsemtl.networks.modes import eval_mode
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.runs.build import make_model
 from sparsemtl.runs.config import check
-from sparsemtl.storage.files import read_json, read_tensors, write_json
+from sparsemtl.storage.files import read_json, read_tensors, read_tree, write_json
 from sparsemtl.storage.metrics import metrics_frame
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.tasks import TASKS, Task
@@ -116,8 +116,21 @@ class LoadedRun:
         return cast("MultiTaskModel", self.networks.network(self.model, task))
 
     def compact(self, task: str, example_inputs: Any = None) -> CompactedModule:
-        """Return the network of the task, physically small; see `sm.compact`."""
-        return compact(self.model, self.networks, task=task, example_inputs=example_inputs)
+        """Return the network of the task, physically small; see `sm.compact`.
+
+        Args:
+            task: name of the task.
+            example_inputs: a batch that the model reads; by default the samples of the test data that the run keeps.
+        """
+        self.model.check_task(task)
+        example = self._samples(task) if example_inputs is None else example_inputs
+        return compact(self.model, self.networks, task=task, example_inputs=example)
+
+    def _samples(self, task: str) -> Tensor | None:
+        """Return inputs of the task from the test data; None if the run keeps none."""
+        kept = read_tree(self.folder.samples) if self.folder.samples.is_file() else {}
+        found = kept.get(task, kept.get("all"))
+        return None if found is None or not len(found["x"]) else found["x"]
 
 
 def load_run(folder: str | Path, model: MultiTaskModel | None = None) -> LoadedRun:

@@ -1,0 +1,181 @@
+"""Commands compact, export and bench: the small networks of a run, as files and in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sparsemtl.errors import ParameterError, unknown_name
+
+if TYPE_CHECKING:
+    from sparsemtl.compaction import Speedup
+    from sparsemtl.runs.loaded import LoadedRun
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run that has been trained.")]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task", "-t", metavar="TASK", help="A task, may be given repeatedly; by default all.", show_default=False
+    ),
+]
+
+
+def compact(
+    run: Run,
+    task: Tasks = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder of the files; by default RUN/compact.", show_default=False),
+    ] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Show the channels of every layer, and why they stay.")
+    ] = False,
+) -> None:
+    """Write each task's network, physically small and verified, as TASK.safetensors (`sm.load_network`)."""
+    from rich.table import Table
+
+    import sparsemtl as sm
+    from sparsemtl.cli.terminal import show_whole
+
+    loaded = sm.load_run(run)
+    folder = out or loaded.folder.path / "compact"
+    table = Table("task", "parameters", "multiply-adds", "difference", box=None, pad_edge=False)
+    for name in _each(_chosen(loaded, task)):
+        small = loaded.compact(name)
+        sm.export(small, folder / f"{name}.safetensors")
+        report = small.report
+        if layers:
+            typer.echo(f"{name}\n{report}\n")
+        counts = (_change(report.parameters), "" if report.macs is None else _change(report.macs))
+        found = report.verification.float64
+        table.add_row(name, *counts, "not compared" if found is None else f"{found:.0e}")
+    show_whole(table)
+    typer.echo(f"Files: {folder}/TASK.safetensors")
+
+
+def export(
+    run: Run,
+    format: Annotated[str, typer.Option("--format", "-f", metavar="onnx|pt2|safetensors", help="Format of the files.")],
+    task: Tasks = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder of the files; by default RUN/export.", show_default=False),
+    ] = None,
+) -> None:
+    """Write each task's small network as ONNX, as an archive of torch.export (pt2) or as safetensors; check outputs."""
+    from rich.table import Table
+
+    import sparsemtl as sm
+    from sparsemtl.cli.terminal import show_whole
+    from sparsemtl.compaction.exporting import FORMATS
+
+    if format not in FORMATS:
+        raise ParameterError(unknown_name("format", format, FORMATS))
+    loaded = sm.load_run(run)
+    folder = out or loaded.folder.path / "export"
+    table = Table("task", "bytes", "samples", "difference", box=None, pad_edge=False)
+    for name in _each(_chosen(loaded, task)):
+        file = sm.export(
+            loaded.compact(name), folder / f"{name}.{format}", outputs=[name] if format == "onnx" else None
+        )
+        found = "not run" if file.difference is None else f"{file.difference:.0e}"
+        table.add_row(name, f"{file.bytes:,}", str(file.batch or "any"), found)
+    show_whole(table)
+    typer.echo(f"Files: {folder}/TASK.{format}")
+
+
+def bench(
+    run: Run,
+    task: Tasks = None,
+    batch_size: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N", min=1, help="Samples of a batch, may be given repeatedly; by default 1 and 16."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Number of threads; by default torch's.", show_default=False)
+    ] = None,
+    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Number of passes that are timed.")] = 30,
+) -> None:
+    """Time each task's network before and after compaction, in turns, in torch and in onnxruntime."""
+    import torch
+    from rich.table import Table
+
+    import sparsemtl as sm
+    from sparsemtl.cli.terminal import show_whole
+
+    loaded = sm.load_run(run)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    heads = (
+        "task",
+        "runtime",
+        "samples",
+        "before, ms (p95)",
+        "after, ms (p95)",
+        "faster",
+        "multiply-adds",
+        "became time",
+    )
+    table = Table(*heads, box=None, pad_edge=False)
+    try:
+        for name in _each(_chosen(loaded, task)):
+            for found in _speedups(loaded, name, batch_size or (1, 16), repeats):
+                yielded = "" if found.yielded is None else f"{found.yielded:.0%}"
+                left = found.macs[1] / found.macs[0] if found.macs[0] else 1.0
+                times = [f"{time.median:.3f} ({time.p95:.3f})" for time in (found.before, found.after)]
+                table.add_row(
+                    name, found.runtime, str(found.batch), *times, f"{found.ratio:.2f}x", f"{left:.0%}", yielded
+                )
+    finally:
+        torch.set_num_threads(before)
+    show_whole(table)
+    typer.echo(
+        f"{threads or before} threads, medians of {repeats} passes. `became time`: share of the saved multiply-adds "
+        "that became saved time."
+    )
+
+
+def _cells(found: Speedup) -> Iterator[str]:
+    yield from (found.runtime, str(found.batch))
+    yield from (f"{time.median:.3f} ({time.p95:.3f})" for time in (found.before, found.after))
+    yield f"{found.ratio:.2f}x"
+    yield f"{found.macs[1] / found.macs[0]:.0%}" if found.macs[0] else ""
+    yield "" if found.yielded is None else f"{found.yielded:.0%}"
+
+
+def _speedups(loaded: LoadedRun, name: str, sizes: Sequence[int], repeats: int) -> Iterator[Speedup]:
+    import torch
+
+    import sparsemtl as sm
+
+    small = loaded.compact(name)
+    assert small.report.example is not None
+    generator = torch.Generator().manual_seed(0)
+    (like,) = small.report.example.args  # a configuration's model has one argument
+    for size in sizes:
+        x = like.drawn(generator, (size, *like.shape[1:]))
+        yield from sm.speedups(loaded.network(name), small, x, task=name, repeats=repeats)
+
+
+def _chosen(loaded: LoadedRun, tasks: Sequence[str] | None) -> Sequence[str]:
+    for name in tasks or ():
+        if name not in loaded.tasks:
+            raise ParameterError(unknown_name("task", name, loaded.tasks))
+    return tasks or list(loaded.tasks)
+
+
+def _change(numbers: tuple[int, int]) -> str:
+    before, after = numbers
+    return f"{before:,} -> {after:,} ({after / before:.0%})" if before else f"{after:,}"
+
+
+def _each(tasks: Sequence[str]) -> Iterable[str]:
+    """Yield the tasks, with a progress bar in a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(tasks, "networks", console=console, transient=True, disable=not console.is_terminal)

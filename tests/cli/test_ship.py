@@ -1,0 +1,78 @@
+"""A trained run becomes small networks in files, and their times, by one command each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import sparsemtl as sm
+from sparsemtl.cli.main import app
+from sparsemtl.errors import CheckpointError, ParameterError
+from sparsemtl.runs.config import check
+from sparsemtl.runs.run import run as run_config
+from sparsemtl.storage.files import read_tree
+
+CONFIG = {
+    "data": {"name": "digits", "tasks": ["digit", "slant"]},
+    "encoder": {"name": "mlp", "widths": [12, 10]},
+    "sharing": {"name": "random", "keep": 0.5, "granularity": "channel"},
+    "training": {"epochs": 1, "batch_size": 512},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("ship") / "run"
+    run_config(check(CONFIG, where="test"), folder, progress=False)
+    return folder
+
+
+def told(*words: str | Path) -> str:
+    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_each_task_has_a_small_network_in_a_file(run: Path) -> None:
+    output = told("compact", run, "--layers")
+    assert "digit  " in output
+    assert "why not more" in output
+    loaded = sm.load_run(run)
+    x = read_tree(run / "samples.safetensors")["all"]["x"]
+    for task, expected in loaded.predict(x).items():
+        small = sm.load_network(run / "compact" / f"{task}.safetensors")
+        torch.testing.assert_close(small(x), expected, atol=1e-5, rtol=1e-4)
+        assert sm.parameter_count(small) < sm.parameter_count(loaded.network(task))
+
+
+def test_a_network_is_exported_on_its_own(run: Path, tmp_path: Path) -> None:
+    output = told("export", run, "--format", "pt2", "--task", "slant", "--out", tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["slant.pt2"]
+    assert f"{tmp_path / 'slant.pt2'}".replace("slant", "TASK") in output.replace("\n", "")
+
+
+def test_times_stand_beside_the_multiply_adds_that_were_saved(run: Path) -> None:
+    threads = torch.get_num_threads()
+    output = told("bench", run, "--task", "digit", "--batch-size", "4", "--threads", "1", "--repeats", "2")
+    assert "eager" in output
+    assert "1 threads, medians of 2 passes" in output
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("command", [("compact",), ("export", "--format", "pt2"), ("bench",)])
+def test_an_unknown_task_is_refused_with_those_there_are(command: tuple[str, ...], run: Path) -> None:
+    with pytest.raises(ParameterError, match=r"unknown task 'digt'. Did you mean 'digit'\? Known: digit, slant"):
+        told(*command, run, "--task", "digt")
+
+
+def test_an_unknown_format_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match=r"unknown format 'onyx'. Did you mean 'onnx'\?"):
+        told("export", tmp_path, "--format", "onyx")
+
+
+def test_a_folder_without_a_trained_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is not a run folder"):
+        told("compact", tmp_path)
