@@ -16,8 +16,8 @@ from sparsemtl.runs.run import run as run_config
 from sparsemtl.storage.files import read_tree
 
 CONFIG = {
-    "data": {"name": "digits", "tasks": ["digit", "slant"]},
-    "encoder": {"name": "mlp", "widths": [12, 10]},
+    "data": "digits",
+    "encoder": {"name": "mlp", "hidden": [12, 10]},
     "sharing": {"name": "random", "keep": 0.5, "granularity": "channel"},
     "training": {"epochs": 1, "batch_size": 512},
 }
@@ -64,7 +64,7 @@ def test_times_stand_beside_the_multiply_adds_that_were_saved(run: Path) -> None
 
 @pytest.mark.parametrize("command", [("compact",), ("export", "--format", "pt2"), ("bench",)])
 def test_an_unknown_task_is_refused_with_those_there_are(command: tuple[str, ...], run: Path) -> None:
-    with pytest.raises(ParameterError, match=r"unknown task 'digt'. Did you mean 'digit'\? Known: digit, slant"):
+    with pytest.raises(ParameterError, match=r"unknown task 'digt'. Did you mean 'digit'\? Known: digit, parity"):
         told(*command, run, "--task", "digt")
 
 
