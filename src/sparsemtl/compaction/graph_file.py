@@ -185,7 +185,7 @@ def _plain(value: Any) -> Any:
 
 
 def _output(program: torch.export.ExportedProgram) -> Any:
-    named = [_Leaf(value=_encoded(value)) for value in program.graph.output_node().args[0]]  # type: ignore[union-attr]
+    named = [_Leaf(value=_encoded(value)) for value in program.graph.output_node().args[0]]
     return _plain(pytree.tree_unflatten(named, program.call_spec.out_spec))
 
 

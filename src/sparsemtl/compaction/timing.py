@@ -130,8 +130,12 @@ def _eager(networks: Mapping[str, nn.Module], x: Any) -> dict[Key, Callable[[], 
     if isinstance(x, Tensor) and x.ndim == 4:
         pixels = x.to(memory_format=torch.channels_last)
         for kind, network in networks.items():
-            runs[kind, "channels last"] = partial(copied(network).to(memory_format=torch.channels_last), pixels)
+            runs[kind, "channels last"] = partial(_channels_last(network), pixels)
     return runs
+
+
+def _channels_last(network: nn.Module) -> nn.Module:
+    return copied(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def _in_onnxruntime(networks: Mapping[str, nn.Module], x: Any) -> dict[Key, Callable[[], object]]:
