@@ -33,9 +33,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(data_app, name="data")
-for command in (check, compact, export, bench, doctor):
-    app.command()(command)
 
 Overrides = Annotated[
     list[str] | None,
@@ -262,6 +259,11 @@ def schema(
         typer.echo(text)
     else:
         write_text(out, text + "\n")
+
+
+for command in (check, compact, export, bench, doctor):
+    app.command()(command)
+app.add_typer(data_app, name="data")
 
 
 def main() -> None:
