@@ -55,10 +55,25 @@ CHANNELWISE = {
     "gate of means": lambda x: x * torch.sigmoid(F.adaptive_avg_pool2d(x, 1)),
     "expanded mean": lambda x: F.adaptive_avg_pool2d(x, 1).expand(-1, -1, x.shape[2], x.size(3)) + x,
     "dropout": lambda x: F.dropout(x, 0.5, training=False),
+    "scaled by positions": lambda x: x * x.size(-1),
+    "sum with a row": lambda x: x + torch.ones(1, 1, 1, x.shape[3], dtype=x.dtype),
+    "swapped": lambda x: x.transpose(1, 2).transpose(1, 2),
+    "permuted": lambda x: x.permute(0, 2, 3, 1).softmax(1).permute(0, 3, 1, 2),
+    "rows side by side": lambda x: torch.cat([x[:, :, :3], x[:, :, 5:]], 2),
+    "halves of rows": lambda x: torch.add(*x.chunk(2, 2)),
 }
 
 
-ENDING_CONSTANTS = ("norm of batches", "padded average pooling", "zero padding", "padding")
+ENDING_CONSTANTS = (
+    "norm of batches",
+    "padded average pooling",
+    "zero padding",
+    "padding",
+    "permuted",
+    "rows side by side",
+    "scaled by positions",
+    "sum with a row",
+)
 """Behind these a channel without weights is not, or not known to be, the same everywhere."""
 
 
@@ -91,8 +106,6 @@ OPAQUE = {
     "as large as a part of its shape": lambda x: F.interpolate(x, size=x.shape[1:3]),
     "some of the shape": lambda x: x * x.shape[:2][1],
     "size of another's channels": lambda x: x + x.new_ones(x.shape),
-    "scaled by positions": lambda x: x * x.size(-1),
-    "swapped": lambda x: x.transpose(1, 2).transpose(1, 2),
     "own scale": nn.PReLU(6),
 }
 

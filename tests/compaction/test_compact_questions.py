@@ -123,15 +123,11 @@ KEPT: dict[str, Function] = {
     "parts": lambda m, x: torch.cat(x.split(3, dim=1), dim=1),
     "samples": lambda m, x: torch.stack(x.unbind(), 0),
     "channels": lambda m, x: torch.cat(x.unbind(1), 1).view(x.shape),
-    "only part": lambda m, x: torch.relu(x.chunk(1, 1)[0]),
     "both halves as arguments": lambda m, x: torch.maximum(*x.chunk(2, 1)).repeat(1, 2, 1, 1),
-    "swapped halves": lambda m, x: torch.cat(x.chunk(2, 1)[::-1], 1),
     "length one": lambda m, x: F.normalize(x, dim=1),
     "divided by a norm": lambda m, x: x / torch.norm(x),
     "divided by norms": lambda m, x: x / x.norm(dim=1, keepdim=True),
     "cumulated": lambda m, x: torch.cumsum(x, 1, out=None),
-    "ones": lambda m, x: x + torch.ones(x.shape[0], 1, 1, 1, dtype=x.dtype, device=x.device),
-    "numbers of places": lambda m, x: x + torch.arange(x.size(3), device=x.device),
     "as long as the batch": lambda m, x: x.view(len(x), -1).view(x.shape),
     "largest": lambda m, x: x - x.max(1, keepdim=True).values,
 }
@@ -142,6 +138,20 @@ def test_what_is_not_followed_keeps_all_channels(function: str) -> None:
     small = compacted(alive(Asking(KEPT[function])), IMAGES)
     assert small.first.out_channels == 8
     assert small.report.layer("first").why
+
+
+FOLLOWED: dict[str, Function] = {
+    "only part": lambda m, x: torch.relu(x.chunk(1, 1)[0]),
+    "swapped halves": lambda m, x: torch.cat(x.chunk(2, 1)[::-1], 1),
+    "ones": lambda m, x: x + torch.ones(x.shape[0], 1, 1, 1, dtype=x.dtype, device=x.device),
+    "numbers of places": lambda m, x: x + torch.arange(x.size(3), device=x.device),
+}
+
+
+@pytest.mark.parametrize("function", FOLLOWED)
+def test_what_is_followed_loses_channels(function: str) -> None:
+    small = compacted(alive(Asking(FOLLOWED[function])), IMAGES)
+    assert (small.first.out_channels, small.second.in_channels) == (5, 5)
 
 
 POSITIONS: dict[str, Function] = {

@@ -45,6 +45,7 @@ def canonicalize(network: Network) -> None:
     """
     _drop_annotations(network)
     _drop_identities(network)
+    _open_gates(network)
     _without_writing(network)
     _functions_to_layers(network)
     drop_unread(network)
@@ -88,6 +89,22 @@ def _is_identity(network: Network, node: fx.Node) -> bool:
     return operation(node) in DROPOUTS and argument(node, 2, "training", True) is False
 
 
+def _open_gates(network: Network) -> None:
+    """Replace gated linear units by the halves of their input, one of which is the other's gate."""
+    for node in list(network.graph.nodes):
+        source, graph = operand(node), network.graph
+        module: Any = network.module(node)
+        if source is None or not (operation(node) == "glu" or torch_class(module) is nn.GLU):
+            continue
+        axis = argument(node, 1, "dim", -1) if module is None else module.dim
+        with graph.inserting_before(node):
+            halves = graph.call_method("chunk", (source, 2, axis))
+            value, gate = (graph.call_function(operator.getitem, (halves, index)) for index in (0, 1))
+            gated = graph.call_function(operator.mul, (value, graph.call_function(torch.sigmoid, (gate,))))
+        node.replace_all_uses_with(gated)
+        graph.erase_node(node)
+
+
 def _functions_to_layers(network: Network) -> None:
     """Turn `F.linear(x, self.weight)` and its like into calls of layers that own the weights."""
     for node in list(network.graph.nodes):
@@ -104,7 +121,7 @@ def _functions_to_layers(network: Network) -> None:
 def _layer(network: Network, node: fx.Node, kind: type[nn.Module]) -> nn.Module | None:
     """Return the layer that computes a function, None if its weights are not the network's own."""
     given = argument(node, 1, "weight", None), argument(node, 2, "bias", None)
-    weight, bias = (network.tensor(value) for value in given)
+    weight, bias = (_constant(network, value) for value in given)
     if weight is None or (bias is None and given[1] is not None):
         return None
     options: dict[str, Any] = {"bias": False, "device": "meta"}
@@ -119,6 +136,19 @@ def _layer(network: Network, node: fx.Node, kind: type[nn.Module]) -> nn.Module 
     return layer.eval()
 
 
+def _constant(network: Network, value: Any) -> Tensor | None:
+    """Return a tensor of the network's, or a part of one; None for other nodes and values."""
+    if not isinstance(value, fx.Node) or value.op == "get_attr":
+        return network.tensor(value)
+    whole = operand(value)
+    part = whole is not None and operation(value) == "getitem" and operation(whole) == "chunk"
+    tensor = network.tensor(operand(whole)) if part and whole is not None else None
+    if tensor is None or whole is None:
+        return None
+    parts = tensor.detach().chunk(argument(whole, 1, "chunks", 1), argument(whole, 2, "dim", 0))
+    return nn.Parameter(parts[value.args[1]].clone(), requires_grad=tensor.requires_grad)  # type: ignore[index]
+
+
 def _parameter(tensor: Tensor) -> nn.Parameter:
     return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
 
@@ -126,7 +156,11 @@ def _parameter(tensor: Tensor) -> nn.Parameter:
 def _name_for(network: Network, node: fx.Node) -> str:
     """Return the name of the module that owns the weight, so that the weight keeps its name; or the node's name."""
     weight = argument(node, 1, "weight", None)
-    owner = str(weight.target).rpartition(".")[0]
+    whole = weight if weight.op == "get_attr" else operand(operand(weight))  # type: ignore[arg-type]
+    owner, _, own = str(whole.target).rpartition(".")  # type: ignore[union-attr]
+    if own.endswith("_weight"):  # another module may be named as its owner is
+        owner = f"{owner}.{own.removesuffix('_weight')}".lstrip(".")
+    owner = owner if whole is weight else f"{owner}_{weight.args[1]}"
     taken = not owner or owner in network.modules
     return node.name if taken else owner
 

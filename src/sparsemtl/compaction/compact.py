@@ -38,8 +38,9 @@ def compact(
     Outputs are those of the model in eval mode, up to rounding. Batch norms become part of the layers before them.
     A channel is removed if no weight other than zero reads it: input channels at zero by group lasso, by masks that
     keep whole channels, by pruning elsewhere. Residual streams become narrower behind the last layer that reads a
-    channel. Operations without a rule (attention, convolutions with groups other than depthwise ones, a user's own
-    functions) are not changed, and keep all channels that they read.
+    channel. Attention heads whose values or output columns are zero are removed; heads that share keys and values go
+    together. Operations without a rule (convolutions with groups other than depthwise ones, a user's own functions)
+    are not changed, and keep all channels that they read.
 
     The model runs on an example, so that branches on the class or shape of a tensor are those of the example. Outputs
     before and after are compared in double and single precision: on the example, on random inputs in its range, with

@@ -77,7 +77,8 @@ def _rebuilt(value: Any, changed: dict[Any, Any]) -> Any:
         return type(value)(*values) if hasattr(value, "_fields") else type(value)(values)
     if isinstance(value, dict):
         made = value.copy()
-        made.update(changed)
+        for key, part in changed.items():  # transformers' outputs refuse `update`
+            made[key] = part
         return made
     if isinstance(value, Mapping):
         return type(value)(changed)  # type: ignore[call-arg]

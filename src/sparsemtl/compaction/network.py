@@ -1,4 +1,4 @@
-"""Network while it is compacted: a graph, its modules and tensors, and the one layer that compaction adds."""
+"""Network while it is compacted: a graph, its modules and tensors, and the layers that compaction adds."""
 
 from __future__ import annotations
 
@@ -71,6 +71,32 @@ class Network:
                 yield from module.parameters()
             elif tensor is not None:
                 yield tensor
+
+
+class Constant(nn.Module):
+    """Layer whose output is the same at all positions.
+
+    Args:
+        bias: (outputs,), the output; a buffer unless it is a parameter.
+    """
+
+    bias: Tensor
+
+    def __init__(self, bias: Tensor) -> None:
+        super().__init__()
+        if isinstance(bias, nn.Parameter):
+            self.bias = bias
+        else:
+            self.register_buffer("bias", bias)
+        self.in_features, self.out_features = 0, len(bias)
+
+    def forward(self, *sizes: int) -> Tensor:
+        """Return a tensor (*sizes, outputs)."""
+        return self.bias.expand(*sizes, -1)
+
+    def extra_repr(self) -> str:
+        """Return the text that `print` shows."""
+        return f"outputs={len(self.bias)}"
 
 
 class Select(nn.Module):

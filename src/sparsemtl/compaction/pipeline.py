@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 
 from sparsemtl.compaction.canonicalize import canonicalize, drop_unread
@@ -24,6 +24,7 @@ from sparsemtl.compaction.passes import fold_constants, fold_norms, needed_chann
 from sparsemtl.compaction.report import CompactionReport, LayerWidths
 from sparsemtl.compaction.rules import rules_for
 from sparsemtl.compaction.rules.shapes import write_known_sizes
+from sparsemtl.compaction.sizes import forget, measure, trace_sizes
 from sparsemtl.compaction.trace import Root, traced
 from sparsemtl.compaction.verification import Comparison, DifferentOutputsError, Verification, device_of
 from sparsemtl.errors import CompactionError, CompactionWarning, ParameterError
@@ -73,6 +74,8 @@ def compact_root(root: Root, example: Any, *, single: bool) -> CompactedModule:
     widths = LayerWidths(network)
     parameters = parameter_count(model.module)
     macs = None if inputs is None else _macs(built(network, copy.deepcopy(network.graph)), inputs)
+    if inputs is not None:
+        _measure(network, model.module, inputs)
     _shrink(network, widths)
     small = built(network, network.graph)
     verification = _finished(small, model, precision, inputs, missing)
@@ -180,15 +183,26 @@ def _traced(root: Root, ran: nn.Module, inputs: Inputs | None) -> Network:
     return network
 
 
+def _measure(network: Network, model: nn.Module, inputs: Inputs) -> None:
+    """Record the shapes of all tensors of a graph on the example."""
+    whole = built(network, copy.deepcopy(network.graph))
+    like = next((p for p in whole.parameters() if p.is_floating_point()), None)
+    same = inputs.to(dtype=None if like is None else like.dtype, device=device_of(whole))
+    measure(network, whole, list(same.mapped(Tensor.clone).named(model).values()))
+
+
 def _shrink(network: Network, widths: LayerWidths) -> None:
     check_inputs(network)
-    write_known_sizes(network, rules_for(network))
+    trace_sizes(network)
+    while write_known_sizes(network, rules_for(network)):
+        drop_unread(network)
     drop_unread(network)
     fold_norms(network, rules_for(network))
     rules = rules_for(network)
     widths.explain(network, rules)
     fold_constants(rules)
     remove_channels(network, rules, needed_channels(rules))
+    forget(network)
 
 
 def _first_difference(model: Root, inputs: Inputs, wrong: Inputs) -> str:

@@ -13,12 +13,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from sparsemtl.compaction.checks import check_answer, check_axes, check_value, created
 from sparsemtl.compaction.inputs import leaves, mapped, parts, tensors
 from sparsemtl.compaction.numbers import Lazy, Recorded, number, plain
+from sparsemtl.compaction.opening import attention, stays_whole
 from sparsemtl.errors import CompactionError
 
 _QUESTIONS = (
@@ -31,6 +33,9 @@ _QUESTIONS = (
 _ANSWERED = frozenset(_QUESTIONS.split())
 """Questions that have nothing to do with values or channels: the answer is all there is to them."""
 _RANKS = frozenset(["dim", "ndim", "ndimension"])
+_DIVISIONS = frozenset(["chunk", "glu", "split", "tensor_split"])
+_VIEWS = frozenset(["reshape", "unflatten", "view"])
+_STATIC = ("static_k", "static_v")
 _SPECIAL = {
     getattr(Tensor, name): name for name in ("__pow__", "__ipow__", "__itruediv__", "__pos__", "__neg__", "__abs__")
 }
@@ -113,6 +118,9 @@ class Recorder(TorchFunctionMode):
         if self._busy or not self._knows(args, kwargs):
             return func(*args, **kwargs)
         name = _name_of(func)
+        if func is F.multi_head_attention_forward and not any(kwargs.get(each) is not None for each in _STATIC):
+            with self:
+                return attention(*args, **kwargs)
         value = self._run(func, args, kwargs)
         if name in ("shape", "size"):
             return self._sized(args[0], value, *args[1:], **kwargs)
@@ -123,6 +131,9 @@ class Recorder(TorchFunctionMode):
                 "it writes into a part of a tensor (`x[...] = y`), which is not followed. Make a new tensor instead, "
                 "with torch.where, torch.cat or torch.stack"
             )
+        # the canonical form of `glu` is a division
+        more_axes = isinstance(value, Tensor) and name in _VIEWS and value.ndim > args[0].ndim
+        self._ranks_matter |= more_axes or name in _DIVISIONS
         if tensors(value) or (value is None and name.startswith("_assert")):
             value = _renamed(value, args, kwargs)
             self._write(value, *_form(func, name, args, kwargs))
@@ -135,7 +146,7 @@ class Recorder(TorchFunctionMode):
         if self._busy or name is None:
             return call(module, *args, **kwargs)
         self.inside.append(name)
-        if self.is_leaf(module, name):
+        if self.is_leaf(module, name) or stays_whole(module, args, kwargs):
             self._check_weights(module)
             value = self._run(functools.partial(call, module), args, kwargs)
             self._write(value, "call_module", name, args, kwargs)

@@ -10,8 +10,9 @@ from torch import fx, nn
 
 from sparsemtl.compaction.inputs import Inputs
 from sparsemtl.compaction.network import Network, Select
-from sparsemtl.compaction.operations import CONVOLUTIONS, NORMS, torch_class
-from sparsemtl.compaction.rules import ChannelRule, UnknownRule
+from sparsemtl.compaction.operations import CONVOLUTIONS, NORMS, operation, torch_class
+from sparsemtl.compaction.rules import ChannelRule, Regrouping, UnknownRule
+from sparsemtl.compaction.rules.dense import Dense
 from sparsemtl.compaction.verification import Verification
 from sparsemtl.views.tables import Table
 
@@ -27,6 +28,7 @@ class LayerReport:
         outputs: output channels before and after.
         why: reason why no more channels were removed; "" if every channel that is left changes the output.
         removed: True if the compacted network has no such layer.
+        heads: attention heads that the layer makes or reads before and after; (0, 0) if it is no part of attention.
     """
 
     name: str
@@ -35,6 +37,7 @@ class LayerReport:
     outputs: tuple[int, int]
     why: str = ""
     removed: bool = False
+    heads: tuple[int, int] = (0, 0)
 
     @property
     def change(self) -> str:
@@ -76,9 +79,16 @@ class CompactionReport:
         return self._table().html()
 
     def _table(self) -> Table:
-        head = ("layer", "kind", "in", "out", "", "why not more")
+        heads = any(any(each.heads) for each in self.layers)  # a column for networks with attention alone
+        head = ("layer", "kind", "in", "out", *(["heads"] if heads else []), "", "why not more")
         rows = [
-            (each.name, each.kind, _change(each.inputs), _change(each.outputs), each.change, each.why)
+            (
+                each.name,
+                each.kind,
+                *map(_change, (each.inputs, each.outputs, *([each.heads] if heads else []))),
+                each.change,
+                each.why,
+            )
             for each in self.layers
         ]
         notes = (
@@ -167,6 +177,8 @@ def _is_reported(module: nn.Module) -> bool:
     return not isinstance(module, Select) and next(module.parameters(), None) is not None
 
 
+_PRODUCTS = ("scaled_dot_product_attention", "matmul", "bmm")
+
 Channels = tuple[int, int]
 """Channels that a layer reads and gives."""
 
@@ -183,6 +195,7 @@ class LayerWidths:
         for name, module in _layers(network):
             self.before.setdefault(name, (type(module).__name__, _channels_of(module)))
         self.why: dict[str, str] = {}
+        self._heads: list[tuple[Regrouping, list[str]]] = []
 
     def explain(self, network: Network, rules: Mapping[fx.Node, ChannelRule]) -> None:
         """Record the reasons why channels stay, by the rules for a network whose norms were folded."""
@@ -190,18 +203,77 @@ class LayerWidths:
         for node in network.graph.nodes:
             if node.op == "call_module" and node.target in self.before:
                 self.why[node.target] = _reason_for(node, network, rules, free)
+        for node, rule in rules.items():
+            if (
+                isinstance(rule, Regrouping)
+                and rule.channels < len(rule.units)
+                and (readers := _readers_of(node, rules))
+            ):
+                makers = _makers_of(node, rules)
+                around = [*makers, *readers]
+                self.why |= {str(each.target): why for each in makers if (why := _constant_heads(each, rule, rules))}
+                self._heads.append((rule, [str(each.target) for each in around]))
         left = {node.target for node in network.graph.nodes}
         self.why |= dict.fromkeys((name for name in self.before if name not in left), "part of the layer before it")
+
+    def _count_heads(self, network: Network) -> dict[str, tuple[int, int]]:
+        """Return the attention heads before and after of every layer that makes or reads them."""
+        left = set(network.graph.nodes)
+        found: dict[str, tuple[int, int]] = {}
+        for rule, names in self._heads:
+            heads = rule.channels, rule.left if rule.node in left else 0
+            found |= {name: max(heads, found.get(name, (0, 0))) for name in names}
+        return found
 
     def layers(self, network: Network) -> tuple[LayerReport, ...]:
         """Return the reports of the layers of a network whose channels were removed."""
         after = {name: _channels_of(module) for name, module in _layers(network)}
-        return tuple(self._layer(name, after.get(name)) for name in self.before)
+        heads = self._count_heads(network)
+        return tuple(self._layer(name, after.get(name), heads.get(name, (0, 0))) for name in self.before)
 
-    def _layer(self, name: str, after: Channels | None) -> LayerReport:
+    def _layer(self, name: str, after: Channels | None, heads: tuple[int, int]) -> LayerReport:
         kind, before = self.before[name]
         inputs, outputs = zip(before, after or (0, 0), strict=True)
-        return LayerReport(name, kind, inputs, outputs, self.why[name], removed=after is None)
+        return LayerReport(name, kind, inputs, outputs, self.why[name], removed=after is None, heads=heads)
+
+
+def _makers_of(node: fx.Node, rules: Mapping[fx.Node, ChannelRule]) -> list[fx.Node]:
+    """Return the layers whose channels a node's are."""
+    found, waiting = [], list(rules[node].inputs)
+    while waiting:
+        source = waiting.pop()
+        if rules[source].passes_on:
+            waiting += rules[source].inputs
+        elif source.op == "call_module":
+            found.append(source)
+    return found
+
+
+def _constant_heads(maker: fx.Node, heads: Regrouping, rules: Mapping[fx.Node, ChannelRule]) -> str:
+    """Return how many heads have constants other than zero for values, which would have to pass a softmax."""
+    layer = rules[maker]
+    if not isinstance(layer, Dense) or len(heads.units) != len(layer.bias()):
+        return ""
+    zero = (layer.matrix() == 0).all(2).all(1).cpu()
+    count = sum(bool(zero[heads.units == unit].all()) for unit in range(heads.channels))
+    constant = bool(layer.bias().cpu()[zero].any())
+    return f"{count} heads are constant: their weights are zero and their biases are not" if count and constant else ""
+
+
+def _readers_of(node: fx.Node, rules: Mapping[fx.Node, ChannelRule]) -> list[fx.Node]:
+    """Return the layers that read a node's channels, none if no product of matrices is among the nodes before them."""
+    found, waiting, seen = [], [node], {node}
+    products = False
+    while waiting:
+        current = waiting.pop()
+        products |= operation(current) in _PRODUCTS
+        for user in current.users:
+            if user in rules and rules[user].passes_on and user not in seen:
+                seen.add(user)
+                waiting.append(user)
+            elif user.op == "call_module" and user in rules:
+                found.append(user)
+    return found if products else []
 
 
 def _layers(network: Network) -> list[tuple[str, nn.Module]]:

@@ -19,7 +19,8 @@ from sparsemtl.backbones.shapes import check_sides
 from sparsemtl.compaction.checks import check_answer, check_axes, check_no_grad, check_sizes, check_value, created
 from sparsemtl.compaction.copies import fold_weights
 from sparsemtl.compaction.inputs import Inputs
-from sparsemtl.compaction.network import Network, Select
+from sparsemtl.compaction.network import Constant, Network, Select
+from sparsemtl.compaction.opening import is_opened, open_transposed
 from sparsemtl.compaction.recording import Recorder
 from sparsemtl.compaction.watching import watched
 from sparsemtl.errors import CompactionError, unknown_name
@@ -84,6 +85,8 @@ def traced(root: Root, ran: nn.Module | None = None, inputs: Inputs | None = Non
         CompactionError: if the module does what no graph can hold, naming the part.
     """
     fold_weights(root.module)
+    leaf_modules = [f"{root.prefix}{name}" for name in root.leaf_modules]
+    open_transposed(root.module, leaf_modules)
     if isinstance(root.module, fx.GraphModule):
         root.module.graph._tracer_cls = _Tracer  # what is pickled is traced anew, and only ours knows our functions
         graph = root.module.graph
@@ -91,13 +94,14 @@ def traced(root: Root, ran: nn.Module | None = None, inputs: Inputs | None = Non
         graph = _symbolic(root)
     else:
         fold_weights(ran)
+        open_transposed(ran, leaf_modules)
         graph = _recorded(root, ran, inputs)
     return Network.of(root.module, graph, prefix=root.prefix, name=root.name, leaf_modules=root.leaf_modules)
 
 
 def _recorded(root: Root, ran: nn.Module, inputs: Inputs) -> fx.Graph:
     """Graph of the calls that a module makes with real tensors."""
-    tracer = _Tracer(f"{root.prefix}{each}" for each in root.leaf_modules)
+    tracer = _Tracer((f"{root.prefix}{each}" for each in root.leaf_modules), opens=True)
     recorder = Recorder(ran, tracer.is_leaf_module)
     inputs = inputs.mapped(Tensor.clone)  # the model may write into them
     arguments = inputs.named(ran)
@@ -151,21 +155,25 @@ class _Tracer(fx.Tracer):
     Args:
         leaf_modules: names of modules not to look into.
         strict: refuse to tell the class of a stand-in.
+        opens: look into torch's attention and the layers around it.
     """
 
     proxy_buffer_attributes = True
 
-    def __init__(self, leaf_modules: Iterable[str] = (), *, strict: bool = False) -> None:
+    def __init__(self, leaf_modules: Iterable[str] = (), *, strict: bool = False, opens: bool = False) -> None:
         super().__init__(autowrap_functions=_CALLS)
         self.leaf_modules = frozenset(leaf_modules)
         self.strict = strict
+        self.opens = opens
         self.inside: list[str] = []
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Select) or module_qualified_name in self.leaf_modules or _runs_torchs_code(m)
+        if isinstance(m, (Constant, Select)) or module_qualified_name in self.leaf_modules:
+            return True
+        return _runs_torchs_code(m) and not (self.opens and is_opened(m))
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -4,7 +4,8 @@ A rule is right only for the cases that its maker checks: where a maker returns 
 which needs all that the node reads and removes nothing. Unknown operations are therefore kept, and never wrong.
 """
 
+from sparsemtl.compaction.rules.axes import Regrouping
 from sparsemtl.compaction.rules.lookup import rules_for
 from sparsemtl.compaction.rules.rule import ChannelRule, Editor, UnknownRule
 
-__all__ = ["ChannelRule", "Editor", "UnknownRule", "rules_for"]
+__all__ = ["ChannelRule", "Editor", "Regrouping", "UnknownRule", "rules_for"]

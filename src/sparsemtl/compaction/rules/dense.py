@@ -97,6 +97,9 @@ class Dense(ChannelRule):
         assert out is not None
         matrix, bias = self.matrix(), self.bias()
         matrix[~out.live], bias[~out.live] = 0, 0
+        constant = isinstance(self.layer, nn.Linear) and bool(out.live.any()) and not matrix.any()
+        if constant and editor.fix(self.node, bias[out.carried]):
+            return out.carried
         columns = kept(present[0], self.channels)
         wanted = self._selected(columns, self._columns(out), int(out.carried.sum()), editor)
         rows = self._rows(matrix, bias, out.carried, editor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import fx, nn
@@ -11,7 +11,7 @@ from sparsemtl.compaction.channels import Layout
 from sparsemtl.compaction.checks import axes_of_input
 from sparsemtl.compaction.network import Network, Select
 from sparsemtl.compaction.operations import CONVOLUTIONS, NORMS, is_elementwise, operation, torch_class
-from sparsemtl.compaction.rules import shapes, spatial
+from sparsemtl.compaction.rules import aligned, axes, shapes, spatial
 from sparsemtl.compaction.rules.channelwise import elementwise
 from sparsemtl.compaction.rules.dense import convolution, linear
 from sparsemtl.compaction.rules.joining import concatenation, selection
@@ -36,40 +36,43 @@ def _rule(site: Site) -> ChannelRule:
     node = site.node
     if node.op == "placeholder":
         return UnknownRule(node, [], Layout(axes_of_input(node, site.network)))
-    maker = _maker(site)
-    rule = maker(site) if maker is not None else None
-    return rule or UnknownRule(node, node.all_input_nodes)
+    rules = (maker(site) for maker in _makers(site))
+    return next((rule for rule in rules if rule is not None), None) or UnknownRule(node, node.all_input_nodes)
 
 
-def _maker(site: Site) -> Maker | None:
+def _makers(site: Site) -> Sequence[Maker]:
+    """Return the makers to try, in order."""
     node = site.node
     if is_elementwise(node, site.module):
-        return elementwise
+        return (elementwise, aligned.broadcast)
     if node.op == "call_module":
-        return _LAYERS.get(torch_class(site.module))
+        return _LAYERS.get(torch_class(site.module), ())
     if node.op == "call_function" and node.target in _FUNCTIONS:
         return _FUNCTIONS[node.target]
-    return _OPERATIONS.get(operation(node))
+    name = operation(node)
+    return [table[name] for table in _OPERATIONS if name in table]
 
 
-def _convolution(site: Site) -> ChannelRule | None:
-    return depthwise(site) or convolution(site)
-
-
-_LAYERS: dict[type[nn.Module], Maker] = {
-    **dict.fromkeys(CONVOLUTIONS, _convolution),
-    **dict.fromkeys(NORMS, batch_norm),
-    **spatial.LAYERS,
-    nn.Flatten: shapes.flatten,
-    nn.Linear: linear,
-    Select: selection,
+_LAYERS: dict[type[nn.Module], Sequence[Maker]] = {
+    **dict.fromkeys(CONVOLUTIONS, (depthwise, convolution)),
+    **dict.fromkeys(NORMS, (batch_norm,)),
+    **{kind: (maker,) for kind, maker in spatial.LAYERS.items()},
+    nn.Flatten: (shapes.flatten,),
+    **dict.fromkeys((nn.LayerNorm, nn.RMSNorm), (aligned.norm,)),
+    nn.Linear: (linear,),
+    nn.Softmax: (aligned.softmax,),
+    Select: (selection,),
 }
-_FUNCTIONS: dict[Callable[..., Any], Maker] = {**spatial.FUNCTIONS, getattr: attribute}
-_OPERATIONS: dict[str, Maker] = {
-    **spatial.OPERATIONS,
-    **shapes.OPERATIONS,
-    "cat": concatenation,
-    "dim": dimensions,
-    "ndimension": dimensions,
-    "size": size,
+_FUNCTIONS: dict[Callable[..., Any], Sequence[Maker]] = {
+    **{function: (maker,) for function, maker in spatial.FUNCTIONS.items()},
+    getattr: (attribute, axes.moved),
 }
+_OPERATIONS: Sequence[dict[str, Maker]] = (
+    spatial.OPERATIONS,
+    shapes.OPERATIONS,
+    axes.OPERATIONS,
+    aligned.OPERATIONS,
+    {"cat": concatenation, "dim": dimensions, "ndimension": dimensions, "size": size},
+    {"cat": aligned.joined},
+)
+"""Operation of torch -> rule; those of later tables for the cases that earlier ones are not right for."""

@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
 
 from sparsemtl.compaction.channels import Constants, Layout, Need
-from sparsemtl.compaction.network import Network, Select
+from sparsemtl.compaction.network import Constant, Network, Select
+from sparsemtl.compaction.sizes import shape_of, size_of
 
 
 class ChannelRule(abc.ABC):
@@ -103,6 +104,32 @@ class Editor:
         if key not in self.made:
             self.made[key] = self._add(source, Select(index.to(device), axis))
         return self.made[key]
+
+    def fix(self, node: fx.Node, bias: Tensor) -> bool:
+        """Replace a linear layer by a constant at the positions of its input; return False if these are not known.
+
+        Args:
+            node: the layer, whose weights are zero.
+            bias: (outputs,), the constant.
+        """
+        source = node.all_input_nodes[0]
+        shape = shape_of(source)
+        if shape is None or len(shape) < 3:  # of vectors alone, one input costs next to nothing
+            return False
+        places = [size_of(source, axis, self.network) for axis in range(len(shape) - 1)]
+        if not all(isinstance(place, (int, tuple)) for place in places):
+            return False
+        layer: Any = self.network.module(node)
+        with self.network.graph.inserting_before(node):
+            node.args = tuple(
+                place if isinstance(place, int) else self.network.graph.call_method("size", place)  # type: ignore[arg-type]
+                for place in places
+            )
+        node.kwargs = {}
+        has_bias = layer.bias is not None
+        own = nn.Parameter(bias, requires_grad=layer.bias.requires_grad) if has_bias else bias
+        self.network.modules[str(node.target)] = Constant(own).eval()
+        return True
 
     def finish(self) -> None:
         """Insert constants between the channels of nodes that return fewer of them."""

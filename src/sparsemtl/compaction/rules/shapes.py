@@ -65,24 +65,48 @@ def _write_channels(node: fx.Node, mask: Tensor) -> None:
     node.args, node.kwargs = (source, (batch, left, *others)), {}
 
 
-def write_known_sizes(network: Network, rules: Mapping[fx.Node, ChannelRule]) -> None:
+def write_known_sizes(network: Network, rules: Mapping[fx.Node, ChannelRule]) -> bool:
     """Write the number of channels of a tensor into shapes that ask for it, and remove guards about it.
 
     The number is known, so that no channel is needed for a question about it.
+
+    Returns:
+        True if a shape was changed: rules of nodes behind it may then find more.
     """
+    changed = False
     layouts = {node: rule.layout for node, rule in rules.items()}
     for node in list(network.graph.nodes):
         source = operand(node)
         if source is not None and operation(node) in (*_RESHAPES, "expand") and source in layouts:
             channels = layouts[source].channels
             own = -1 if operation(node) == "expand" else channels  # -1 of an expansion is what there is
-            shape = [own if _counts(size, channels, layouts) else size for size in shape_argument(node)]
+            shape = [
+                own if _counts(size, channels, layouts) else _known(size, layouts) for size in shape_argument(node)
+            ]
+            changed |= any(isinstance(each, fx.Node) for each in {*shape_argument(node)} - {*shape})
             node.args, node.kwargs = (source, tuple(shape)), {}
         elif node.target is check_answer:
             asked = node.args[0]
             numbers = asked.all_input_nodes if isinstance(asked, fx.Node) else []
             if all(_counts(each, _channels_of(each, layouts), layouts) for each in numbers):
                 network.graph.erase_node(node)
+    return changed
+
+
+def _known(size: Any, layouts: Mapping[fx.Node, Layout]) -> Any:
+    """Return a number in the graph that is computed from numbers of channels as an integer, others unchanged."""
+    if not isinstance(size, fx.Node):
+        return size
+    tensor, _ = _asked_size(size)
+    if tensor is not None:
+        layout = layouts.get(tensor, Layout())
+        known = layout.whole and _counts(size, layout.channels, layouts)
+        return layout.channels if known else size
+    if size.target in (operator.add, operator.sub, operator.mul, operator.floordiv):
+        numbers = [_known(each, layouts) for each in size.args]
+        if all(isinstance(each, int) for each in numbers):
+            return size.target(*numbers)
+    return size
 
 
 def _channels_of(size: fx.Node, layouts: Mapping[fx.Node, Layout]) -> int | None:

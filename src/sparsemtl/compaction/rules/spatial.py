@@ -116,14 +116,18 @@ def _reduction(site: Site, passing: Passing) -> ChannelRule | None:
     layout = site.layouts[source] if source is not None else Layout()
     given = argument(site.node, 1, "dim", None)
     axes = (given,) if isinstance(given, int) else given
-    if source is None or not is_map(layout) or not axes or not all(isinstance(axis, int) for axis in axes):
+    if source is None or not layout.whole or layout.rank is None or not axes:
         return None
-    assert layout.rank is not None
+    if not all(isinstance(axis, int) for axis in axes):
+        return None
     places = {axis % layout.rank for axis in axes}
-    if min(places) <= layout.axis:
+    if layout.axis in places or 0 in places:
         return None
-    rank = layout.rank if argument(site.node, 2, "keepdim", False) else layout.rank - len(places)
-    return Channelwise(site.node, [source], replace(layout, rank=rank), passing)
+    if argument(site.node, 2, "keepdim", False):
+        return Channelwise(site.node, [source], layout, passing)
+    before = sum(axis < layout.axis for axis in places)
+    found = replace(layout, rank=layout.rank - len(places), axis=layout.axis - before)
+    return Channelwise(site.node, [source], found, passing)
 
 
 def _pooling_of_head(site: Site) -> ChannelRule | None:

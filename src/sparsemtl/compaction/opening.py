@@ -1,0 +1,154 @@
+"""Layers that are opened before or while they are recorded, so that rules see their weights and heads.
+
+transformers' `Conv1D` becomes a linear layer. torch's attention, in layers of any class that call it, becomes linear
+layers around a product of queries and keys.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsemtl.compaction.operations import torch_class
+from sparsemtl.networks.roles import is_transposed_linear
+
+OPENED: tuple[type[nn.Module], ...] = (
+    nn.MultiheadAttention,
+    nn.Transformer,
+    nn.TransformerDecoder,
+    nn.TransformerDecoderLayer,
+    nn.TransformerEncoder,
+    nn.TransformerEncoderLayer,
+)
+"""Classes of torch's that are looked into."""
+
+
+def is_opened(module: Any) -> bool:
+    """Return whether a module of torch's is looked into: attention without tokens of its own beside the given ones."""
+    kind: type = torch_class(module)
+    plain = kind is not nn.MultiheadAttention or (module.bias_k is None and not module.add_zero_attn)
+    return kind in OPENED and plain
+
+
+def stays_whole(module: Any, args: Any, kwargs: Any) -> bool:
+    """Return whether an encoder or decoder runs other code for other values: of masks, or with nested tensors."""
+    kind = torch_class(module)
+    if kind is nn.TransformerEncoder:
+        mask, padding, causal = _given(args, kwargs, ("mask", "src_key_padding_mask", "is_causal"))
+        return (mask is not None and causal is None) or (padding is not None and module.use_nested_tensor is True)
+    if kind is nn.TransformerDecoder:
+        mask, causal = kwargs.get("tgt_mask", args[2] if len(args) > 2 else None), kwargs.get("tgt_is_causal")
+        return mask is not None and causal is None
+    return False
+
+
+def _given(args: Any, kwargs: Any, names: tuple[str, ...]) -> list[Any]:
+    """Return the arguments behind the first one, None for those that were not given."""
+    return [args[place] if place < len(args) else kwargs.get(name) for place, name in enumerate(names, 1)]
+
+
+@torch.no_grad()
+def open_transposed(model: nn.Module, leaf_modules: Collection[str]) -> None:
+    """Replace layers whose weight is (inputs, outputs) by linear layers with the same outputs."""
+    made: dict[nn.Module, nn.Linear] = {}
+    for name, module in list(model.named_modules()):
+        for own, child in list(module.named_children()):
+            inside = f"{name}.{own}".lstrip(".")
+            whole = any(inside == leaf or inside.startswith(f"{leaf}.") for leaf in leaf_modules)
+            if is_transposed_linear(child) and not (whole or child._forward_hooks or child._forward_pre_hooks):
+                if child not in made:
+                    made[child] = _linear(child)
+                module._modules[own] = made[child]
+
+
+def _linear(layer: Any) -> nn.Linear:
+    inputs, outputs = layer.weight.shape
+    made = nn.Linear(inputs, outputs, bias=layer.bias is not None, device="meta")
+    made.weight = nn.Parameter(layer.weight.t().contiguous(), requires_grad=layer.weight.requires_grad)
+    made.bias = layer.bias
+    return made.train(layer.training)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    embed_dim_to_check: int,
+    num_heads: int,
+    in_proj_weight: Tensor | None,
+    in_proj_bias: Tensor | None,
+    bias_k: None,
+    bias_v: None,
+    add_zero_attn: bool,
+    dropout_p: float,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Compute what `torch.nn.functional.multi_head_attention_forward` does, with the heads on an axis of their own.
+
+    Args:
+        query, key, value: (positions, B, width), or without the axis of the batch.
+        embed_dim_to_check, num_heads, in_proj_weight, in_proj_bias, bias_k, bias_v, add_zero_attn, dropout_p,
+            out_proj_weight, out_proj_bias, options: as for torch's function.
+    """
+    batched = query.ndim == 3
+    if not batched:
+        same = query is key and key is value
+        query = query.unsqueeze(1)
+        key, value = (query, query) if same else (key.unsqueeze(1), value.unsqueeze(1))
+    padding = options.get("key_padding_mask")
+    padding = padding if padding is None or batched else padding.unsqueeze(0)
+    mask = _merged(options.get("attn_mask"), padding, query, num_heads)
+    causal = options.get("is_causal", False) and padding is None and not options.get("need_weights", True)
+    width = embed_dim_to_check // num_heads
+    queries, keys, values = (
+        part.view(part.size(0), part.size(1), num_heads, width).permute(1, 2, 0, 3)
+        for part in _projected(query, key, value, in_proj_weight, in_proj_bias, options)
+    )
+    weights = None
+    if options.get("need_weights", True):
+        scores = torch.matmul(queries * math.sqrt(1.0 / width), keys.transpose(-2, -1))
+        weights = F.softmax(scores if mask is None else scores + mask, dim=-1)
+        made = torch.matmul(weights, values)
+        weights = weights.mean(dim=1) if options.get("average_attn_weights", True) else weights
+        weights = weights if batched else weights.squeeze(0)
+    else:
+        made = F.scaled_dot_product_attention(queries, keys, values, None if causal else mask, is_causal=causal)
+    made = made.permute(2, 0, 1, 3)
+    output = F.linear(made.reshape(made.size(0), made.size(1), -1), out_proj_weight, out_proj_bias)
+    return output if batched else output.squeeze(1), weights
+
+
+def _projected(
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor | None, bias: Tensor | None, options: Any
+) -> tuple[Tensor, ...]:
+    """Return queries, keys and values, (positions, B, width)."""
+    if weight is not None and query is key and key is value:
+        return F.linear(query, weight, bias).chunk(3, dim=-1)
+    separate = tuple(options.get(f"{name}_proj_weight") for name in "qkv")
+    weights = separate if weight is None else weight.chunk(3)
+    biases = (None, None, None) if bias is None else bias.chunk(3)
+    return tuple(F.linear(*each) for each in zip((query, key, value), weights, biases, strict=True))
+
+
+def _merged(mask: Tensor | None, padding: Tensor | None, query: Tensor, heads: int) -> Tensor | None:
+    """Return both masks as numbers to add to scores, (B or 1, heads or 1, queries, keys)."""
+    if mask is not None:
+        mask = _added(mask, query)
+        mask = mask.view(query.size(1), heads, mask.size(1), mask.size(2)) if mask.ndim == 3 else mask[None, None]
+    if padding is None:
+        return mask
+    padding = _added(padding, query)[:, None, None, :]
+    return padding if mask is None else mask + padding
+
+
+def _added(mask: Tensor, query: Tensor) -> Tensor:
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=query.dtype).masked_fill(mask, float("-inf"))
