@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := $(VENV)/.demo
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow lint types docs site bench bench-quick clean
+.PHONY: demo test slow lint types docs site bench bench-quick wheel-test lowest clean
 
 demo: $(DEMO)
 	$(BIN)/sparsemtl study examples/rooms-study.yaml --jobs 2 --out runs/demo
@@ -50,6 +50,14 @@ bench: $(READY)
 # Rows that became worse by more than 10 % than those of speed.md.
 bench-quick: $(READY)
 	$(BIN)/python benchmarks/suite.py --quick
+
+# A wheel of the committed files, installed and used away from the checkout: `make wheel-test PYTHON=python3.13`.
+wheel-test:
+	PYTHON=$(PYTHON) .ci/wheel-test
+
+# Tests with the lowest versions that pyproject.toml allows, on Python 3.10.
+lowest:
+	.ci/lowest
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import pickle
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -26,6 +27,14 @@ def test_every_file_of_the_package_that_is_no_code_is_named_as_package_data() ->
     assert files
     assert files <= named
     assert package / "py.typed" in named
+
+
+def test_the_version_is_that_of_the_newest_section_of_the_changelog() -> None:
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    found = re.search(r"^## (\S+)( \(not released\))?", changes, re.MULTILINE)
+    assert found is not None
+    release, unreleased = found.groups()
+    assert sparsemtl.__version__ == (f"{release}.dev0" if unreleased else release)
 
 
 def test_every_folder_with_code_is_a_package() -> None:

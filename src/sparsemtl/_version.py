@@ -1,3 +1,3 @@
-"""The version of sparsemtl, in one place."""
+"""The version of sparsemtl, in one place: the packaging, the command line and run folders read it here."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"

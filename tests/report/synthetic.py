@@ -14,7 +14,8 @@ import torch
 from sparsemtl.networks.declarations import Figure, to_record
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.task_networks import TaskNetworks
-from sparsemtl.storage.files import write_json, write_tree
+from sparsemtl.storage.files import write_tree
+from sparsemtl.storage.text_files import write_json
 from sparsemtl.study.costs import SPLIT, cost_rows
 
 KINDS = {

@@ -31,9 +31,10 @@ from sparsemtl.runs.config import check
 from sparsemtl.runs.pretraining import PretrainedNetwork, pretrain, pretraining_config
 from sparsemtl.runs.run import resume, run
 from sparsemtl.runs.spec import RunSpec
-from sparsemtl.storage.files import read_json, read_tensors, read_tree, write_tensors
+from sparsemtl.storage.files import read_tensors, read_tree, write_tensors
 from sparsemtl.storage.locks import locked
 from sparsemtl.storage.run_folder import RunFolder
+from sparsemtl.storage.text_files import read_json
 from sparsemtl.storage.yaml_text import read_yaml
 from sparsemtl.tasks import Classification
 from sparsemtl.training import Trainer

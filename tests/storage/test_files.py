@@ -27,16 +27,8 @@ from torch import Tensor, nn
 
 import sparsemtl
 from sparsemtl.errors import CheckpointError, StorageError
-from sparsemtl.storage.files import (
-    read_json,
-    read_tensors,
-    read_tree,
-    replacing,
-    write_json,
-    write_tensors,
-    write_text,
-    write_tree,
-)
+from sparsemtl.storage.files import read_tensors, read_tree, write_tensors, write_tree
+from sparsemtl.storage.text_files import read_json, replacing, write_json, write_text
 
 DTYPES = [
     torch.float32,
@@ -273,11 +265,11 @@ import json, os, resource, signal, sys
 from pathlib import Path
 
 import torch
-from sparsemtl.storage import files
+from sparsemtl.storage import files, text_files
 
 KINDS = {
     "tree": lambda path, text: files.write_tree(path, {"text": text, "weights": torch.full((300,), float(len(text)))}),
-    "text": lambda path, text: files.write_text(path, 100 * text),
+    "text": lambda path, text: text_files.write_text(path, 100 * text),
 }
 WRITING = ("replacing", "write_tensors", "write_text")
 
@@ -287,7 +279,7 @@ def killed_before_line(number):
 
     def trace(frame, event, argument):
         nonlocal seen
-        if frame.f_code.co_filename != files.__file__ or frame.f_code.co_name not in WRITING:
+        if frame.f_code.co_filename not in (files.__file__, text_files.__file__) or frame.f_code.co_name not in WRITING:
             return None
         if event == "line":
             seen += 1
@@ -451,7 +443,7 @@ def test_a_full_disk_is_named_with_the_file_and_the_space(
 
 LIMITED = """
 import resource, sys, torch
-from sparsemtl.storage import files
+from sparsemtl.storage import files, text_files
 from sparsemtl.errors import StorageError
 from sparsemtl.storage.metrics import MetricRow
 from sparsemtl.training.callbacks import CSVCallback
@@ -463,8 +455,8 @@ logger.on_test_end([])
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 for write in (
     lambda: files.write_tree(folder / "tree", torch.ones(3000)),
-    lambda: files.write_text(folder / "text", "x" * 3000),
-    lambda: files.write_json(folder / "json", "x" * 3000),
+    lambda: text_files.write_text(folder / "text", "x" * 3000),
+    lambda: text_files.write_json(folder / "json", "x" * 3000),
     lambda: logger.append([MetricRow(1, 1, "train", "a", "loss", 1.0)] * 100),
 ):
     try:

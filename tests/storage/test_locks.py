@@ -20,9 +20,9 @@ import pytest
 import sparsemtl as sm
 from sparsemtl.errors import CheckpointError, ParameterError
 from sparsemtl.runs.run import resume, run
-from sparsemtl.storage.files import write_text
 from sparsemtl.storage.locks import LOCK, locked, refuse_foreign
 from sparsemtl.storage.run_folder import RunFolder
+from sparsemtl.storage.text_files import write_text
 from sparsemtl.storage.yaml_text import dump_yaml
 from sparsemtl.study.grid import read_study
 from sparsemtl.study.runner import run_study

@@ -118,6 +118,6 @@ def _show(name: str, checks: Mapping[str, TrainingCheck]) -> None:
 
 
 def _print(record: Any) -> None:
-    from sparsemtl.storage.files import json_text
+    from sparsemtl.storage.text_files import json_text
 
     typer.echo(json_text(record), nl=False)

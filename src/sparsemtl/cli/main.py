@@ -25,6 +25,7 @@ from sparsemtl.errors import ConfigError, SparseMTLError, SparseMTLWarning, unkn
 if TYPE_CHECKING:
     from sparsemtl.registry.registry import Registry
     from sparsemtl.runs.schema import Keys
+    from sparsemtl.storage.study_folder import StudyFolder
 
 app = typer.Typer(
     help="Sparse multi-task learning: learn what tasks should share inside one network, and what they should not.",
@@ -143,39 +144,56 @@ def study(
     quiet: Quiet = False,
 ) -> None:
     """Run a grid of methods, settings and seeds; write tables and a report. Finished runs are skipped."""
+    from sparsemtl.cli.finished import command_digest, keep, recall
+    from sparsemtl.cli.study_table import PrintedTable, show_study
+    from sparsemtl.storage.study_folder import StudyFolder
+
+    _use_data_root(data_root)
+    folder = StudyFolder(out or Path("runs") / file.stem)
+    command = command_digest(file, overrides or [], plugin or [])
+    if (known := recall(folder, command, run_reports=run_reports)) is not None:
+        count, table = known
+        if not quiet:
+            _say(f"{count} of {count} runs are finished already.")
+        show_study(table)
+        _show_files(folder)
+        return
     if jobs > 1:
         from sparsemtl.study.workers import prepare_workers
 
         prepare_workers()  # meanwhile this process imports its own modules
-    from sparsemtl.cli.terminal import show_study
-    from sparsemtl.storage.study_folder import StudyFolder
     from sparsemtl.study.costs import with_costs
     from sparsemtl.study.grid import read_study
     from sparsemtl.study.record import study_results
     from sparsemtl.study.runner import run_study
     from sparsemtl.study.tables import primary_table
 
-    _use_data_root(data_root)
-    folder = out or Path("runs") / file.stem
     grid = read_study(file, overrides or [], plugin or [])
     try:
         failures = run_study(
-            grid, folder, jobs=jobs, progress=not quiet, finished=_draw_report, run_reports=run_reports
+            grid, folder.path, jobs=jobs, progress=not quiet, finished=_draw_report, run_reports=run_reports
         )
     except KeyboardInterrupt:
         _say("Stopped. Resume with the same command.")
         raise typer.Exit(INTERRUPTED) from None
     if len(failures) < len(grid.runs):
-        files = StudyFolder(folder)
-        results = study_results(files)
-        show_study(with_costs(primary_table(results), results))
-        typer.echo(f"Tables: {files.tables}")
-        if files.report.exists():
-            typer.echo(f"Report: {files.report}")
+        results = study_results(folder)
+        table = PrintedTable.of(with_costs(primary_table(results), results))
+        show_study(table)
+        _show_files(folder)
+        if not failures:
+            keep(folder, command, [run.name for run in grid.runs], table)
     for name, failure in failures.items():
         typer.secho(f"No result of {name}: {failure}", err=True, fg=typer.colors.RED)
     if failures:
         raise typer.Exit(1)
+
+
+def _show_files(folder: StudyFolder) -> None:
+    """Print the paths of a study's tables and report."""
+    typer.echo(f"Tables: {folder.tables}")
+    if folder.report.exists():
+        typer.echo(f"Report: {folder.report}")
 
 
 @app.command()
@@ -252,7 +270,7 @@ def schema(
 
     load_plugins(plugin or ())
     from sparsemtl.runs.schema import json_schema
-    from sparsemtl.storage.files import write_text
+    from sparsemtl.storage.text_files import write_text
 
     text = json.dumps(json_schema(), indent=2)
     if out is None:

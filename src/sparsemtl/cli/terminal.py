@@ -17,7 +17,6 @@ from sparsemtl.registry.parameters import Parameter
 from sparsemtl.registry.registry import Registry
 from sparsemtl.runs.schema import SECTIONS, Keys, in_yaml_words
 from sparsemtl.storage.run_folder import RunFolder
-from sparsemtl.study.tables import Cell, StudyTable
 from sparsemtl.views.tables import MISSING, cell_text
 from sparsemtl.views.tables import Table as PlainTable
 
@@ -59,28 +58,6 @@ def show_run(folder: Path) -> None:
         table.add_row(task, metric, *(MISSING if value is None else f"{value:.4f}" for value in values))
     show(table)
     print(f"Report: {run.report}" if run.report.exists() else f"Results: {run.path}")
-
-
-def show_study(table: StudyTable) -> None:
-    """Print a table of a study; numbers are never wrapped, even if the terminal is too narrow."""
-    heads = [f"{name}\n{unit}" for name, unit in table.headers()]
-    lines = [[*map(_figure, row.cells), str(row.seeds)] for row in table.rows()]
-    drawn = Table("method", title=table.title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in zip([*heads, "seeds"], *lines, strict=True):
-        width = max(len(line) for text in column for line in text.split("\n"))
-        drawn.add_column(column[0], justify="right", no_wrap=True, min_width=width)
-    for row, line in zip(table.rows(), lines, strict=True):
-        drawn.add_row(row.label, *line)
-    console = Console(highlight=False, markup=False)
-    drawn.columns[0].min_width = max(len(word) for row in table.rows() for word in row.label.split())
-    console.width = max(console.width, console.measure(drawn, options=console.options.update_width(10_000)).minimum)
-    console.print(drawn)
-    if table.note:
-        console.print(table.note)
-
-
-def _figure(cell: Cell) -> str:
-    return "\n".join(part for part in (cell.text, cell.deviation and f"±{cell.deviation}", cell.note) if part)
 
 
 def overview(plain: Mapping[str, Keys], registries: Mapping[str, Registry[Any]]) -> RenderableType:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsemtl.errors import DataError
-from sparsemtl.storage.files import replacing
+from sparsemtl.storage.text_files import replacing
 
 TIMEOUT = 60.0
 """Seconds without an answer after which a server counts as absent."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sparsemtl.errors import CheckpointError, missing_extra
-from sparsemtl.storage.files import write_text
+from sparsemtl.storage.text_files import write_text
 
 __all__ = ["write_report"]
 

@@ -16,11 +16,12 @@ from sparsemtl.networks.randomness import fork_rng
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.runs.config import check
 from sparsemtl.runs.loaded import load_run
-from sparsemtl.storage.files import read_json, read_tensors, read_tree
+from sparsemtl.storage.files import read_tensors, read_tree
 from sparsemtl.storage.findings import Finding
 from sparsemtl.storage.metrics import MetricRow, parse_metrics, read_metrics
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.study_folder import StudyFolder
+from sparsemtl.storage.text_files import read_json
 from sparsemtl.training.checkpoint import check_form, check_progress
 from sparsemtl.views.tables import Table
 

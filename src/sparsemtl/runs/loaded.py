@@ -24,9 +24,10 @@ from sparsemtl.networks.modes import eval_mode
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.runs.build import make_model
 from sparsemtl.runs.config import check
-from sparsemtl.storage.files import read_json, read_tensors, read_tree, write_json
+from sparsemtl.storage.files import read_tensors, read_tree
 from sparsemtl.storage.metrics import metrics_frame
 from sparsemtl.storage.run_folder import RunFolder
+from sparsemtl.storage.text_files import read_json, write_json
 from sparsemtl.tasks import TASKS, Task
 from sparsemtl.tasks.batches import Loaders, check_loaders
 from sparsemtl.training.evaluation import Trained, evaluate

@@ -22,9 +22,9 @@ from filelock import FileLock, Timeout
 
 from sparsemtl.errors import CheckpointError, RecordWarning
 from sparsemtl.storage.disk import storage_errors
-from sparsemtl.storage.files import write_json
 from sparsemtl.storage.run_folder import REPORT, RunFolder
 from sparsemtl.storage.study_folder import StudyFolder
+from sparsemtl.storage.text_files import write_json
 
 LOCK = ".lock"
 MARK = ".sparsemtl.json"

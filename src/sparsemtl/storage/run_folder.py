@@ -12,11 +12,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from sparsemtl.errors import CheckpointError
-from sparsemtl.storage.files import read_json, read_tree, write_json, write_text, write_tree
 from sparsemtl.storage.metrics import MetricRow, read_metrics
+from sparsemtl.storage.text_files import read_json, write_json, write_text
 from sparsemtl.storage.yaml_text import dump_yaml, read_yaml
 
 REPORT = "report.html"
@@ -133,7 +131,7 @@ class RunFolder:
         Raises:
             CheckpointError: if the file is damaged.
         """
-        samples: Mapping[str, Any] = read_tree(self.samples) if self.samples.is_file() else {}
+        samples: Mapping[str, Any] = self.load(self.samples) if self.samples.is_file() else {}
         return samples
 
     def read(self) -> RunRecord:
@@ -147,6 +145,8 @@ class RunFolder:
 
     def write_environment(self, machine: Mapping[str, str], *, seed: int | None) -> None:
         """Write the versions of packages, the platform, `machine` and torch's present number of threads."""
+        import torch
+
         packages = (
             "sparsemtl",
             "torch",
@@ -172,10 +172,14 @@ class RunFolder:
 
     def save(self, path: Path, tree: Any) -> None:
         """Write a checkpoint at once: a kill leaves the previous one or the new one."""
+        from sparsemtl.storage.files import write_tree  # imports torch, which a look at a finished study does not need
+
         write_tree(path, tree)
 
     def load(self, path: Path) -> Any:
         """Read a checkpoint."""
+        from sparsemtl.storage.files import read_tree
+
         return read_tree(path)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sparsemtl.errors import CheckpointError
-from sparsemtl.storage.files import read_json
 from sparsemtl.storage.run_folder import REPORT, RunFolder
+from sparsemtl.storage.text_files import read_json
 
 
 class StudyFolder:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparsemtl._version import __version__
 from sparsemtl.data import TaskData
 from sparsemtl.errors import CheckpointError, ConfigError, SparseMTLError, TrainingError
 from sparsemtl.runs.build import make_sharing
@@ -21,15 +19,16 @@ from sparsemtl.runs.pretraining import pretraining_config, unfinished_pretrainin
 from sparsemtl.runs.run import Finished, dry_run, run
 from sparsemtl.runs.spec import RunSpec
 from sparsemtl.runs.validation import data_section, differences
-from sparsemtl.storage.files import read_json, write_json, write_text
 from sparsemtl.storage.locks import locked, refuse_foreign
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.study_folder import StudyFolder
+from sparsemtl.storage.text_files import write_json, write_text
 from sparsemtl.storage.yaml_text import dump_yaml, read_yaml
 from sparsemtl.study.calls import each
 from sparsemtl.study.costs import SPLIT, cost_rows, cost_table, with_costs
 from sparsemtl.study.grid import Study, StudyRun, value_text
 from sparsemtl.study.record import study_results
+from sparsemtl.study.shown import RECORD, digest, read_record
 from sparsemtl.study.tables import metric_tables, primary_table, to_csv, to_markdown
 from sparsemtl.training.processes import refuse_distributed
 from sparsemtl.views.bars import is_live
@@ -318,8 +317,7 @@ def _rows(study: Study, one: StudyRun, summary: dict[str, Any]) -> Iterator[list
 
 def _update(folder: StudyFolder, options: _Options) -> None:
     """Write the tables and draw the study's report, unless they are there and nothing that they show has changed."""
-    shown, record = _shown(folder), folder.path / _RECORD
-    before = read_json(record) if record.is_file() else {}
+    shown, before = digest(folder), read_record(folder)
     if before.get("tables") != shown or not (folder.tables.is_file() and folder.table_figures.is_file()):
         _write_tables(folder)
     drawn = before.get("report")
@@ -327,23 +325,7 @@ def _update(folder: StudyFolder, options: _Options) -> None:
         options.finished(folder.path)
         drawn = shown
     if before != (now := {"tables": shown, "report": drawn}):
-        write_json(record, now)
-
-
-_RECORD = ".shown.json"
-"""File with the digest of what the tables show, and of what the report shows."""
-
-
-def _shown(folder: StudyFolder) -> str:
-    """Return the digest of all that tables and report show: the study's records, and those of its runs."""
-    digest = hashlib.sha256(__version__.encode())
-    files = [folder.about, folder.config, folder.results]
-    for run_folder in folder.run_folders():
-        files += [run_folder.config, run_folder.summary, run_folder.metrics, run_folder.environment]
-        digest.update(f"{run_folder.path.name} {run_folder.report.is_file()}".encode())
-    for path in files:
-        digest.update(hashlib.sha256(path.read_bytes() if path.is_file() else b"").digest())
-    return digest.hexdigest()
+        write_json(folder.path / RECORD, now)
 
 
 def _write_tables(folder: StudyFolder) -> None:

@@ -11,9 +11,10 @@ import torch
 
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.task_networks import TaskNetworks
-from sparsemtl.storage.files import write_json, write_tensors
+from sparsemtl.storage.files import write_tensors
 from sparsemtl.storage.locks import locked, refuse_foreign
 from sparsemtl.storage.run_folder import RunFolder
+from sparsemtl.storage.text_files import write_json
 from sparsemtl.training.machine import machine
 from sparsemtl.training.resuming import refuse_earlier_run
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from sparsemtl.errors import RecordWarning
 from sparsemtl.storage.disk import storage_errors
-from sparsemtl.storage.files import replacing
 from sparsemtl.storage.metrics import METRIC_COLUMNS, MetricRow, parse_metrics
+from sparsemtl.storage.text_files import replacing
 from sparsemtl.training.callbacks.callback import Callback, FitInfo
 
 
