@@ -44,6 +44,6 @@ def test_fisher_information_equals_a_loop_over_samples() -> None:
     walk.check_fisher(make(), batches[0], walk.rows)
 
 
-@pytest.mark.parametrize(("method", "kind"), [("fisher", "neuron"), ("random", "neuron"), ("group-lasso", "neuron")])
+@pytest.mark.parametrize(("method", "kind"), [("fisher", "head"), ("random", "neuron"), ("group-lasso", "head")])
 def test_the_network_of_a_task_becomes_smaller(method: str, kind: walk.Kind) -> None:
     walk.check_whole(make, method, kind, batches, "topic", batches[0][0])
