@@ -23,7 +23,7 @@ from sparsemtl.compaction.report import CompactionReport
 from sparsemtl.compaction.verification import difference
 from sparsemtl.errors import CompactionError, CompactionWarning, ParameterError, missing_extra
 from sparsemtl.networks.modes import eval_mode
-from sparsemtl.storage.files import replacing
+from sparsemtl.storage.text_files import replacing
 
 _LIMIT = 1e-3
 """Largest difference of the outputs of a file, as a fraction of their spread."""
