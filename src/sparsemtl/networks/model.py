@@ -253,7 +253,7 @@ def first_group(model: MultiTaskModel, loaders: Loaders) -> Group:
     """Return the first batch of the first task, on the model's device and in its dtype."""
     name = next(iter(model.tasks))
     owner = name if isinstance(loaders, Mapping) else None
-    loader: Loader = loaders if owner is None else loaders[owner]
+    loader: Loader = loaders[name] if isinstance(loaders, Mapping) else loaders
     return as_group(first_batch(loader, owner), model.tasks, owner).to(*placement(model))
 
 
