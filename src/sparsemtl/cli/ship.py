@@ -37,15 +37,16 @@ def compact(
     """Write each task's network, physically small and verified, as TASK.safetensors (`sm.load_network`)."""
     from rich.table import Table
 
-    import sparsemtl as sm
     from sparsemtl.cli.terminal import show_whole
+    from sparsemtl.compaction import export as export_network
+    from sparsemtl.runs.loaded import load_run
 
-    loaded = sm.load_run(run)
+    loaded = load_run(run)
     folder = out or loaded.folder.path / "compact"
     table = Table("task", "parameters", "multiply-adds", "difference", box=None, pad_edge=False)
     for name in _each(_chosen(loaded, task)):
         small = loaded.compact(name)
-        sm.export(small, folder / f"{name}.safetensors")
+        export_network(small, folder / f"{name}.safetensors")
         report = small.report
         if layers:
             typer.echo(f"{name}\n{report}\n")
@@ -68,17 +69,18 @@ def export(
     """Write each task's small network as ONNX, as an archive of torch.export (pt2) or as safetensors; check outputs."""
     from rich.table import Table
 
-    import sparsemtl as sm
     from sparsemtl.cli.terminal import show_whole
     from sparsemtl.compaction.exporting import FORMATS
+    from sparsemtl.compaction.exporting import export as export_network
+    from sparsemtl.runs.loaded import load_run
 
     if format not in FORMATS:
         raise ParameterError(unknown_name("format", format, FORMATS))
-    loaded = sm.load_run(run)
+    loaded = load_run(run)
     folder = out or loaded.folder.path / "export"
     table = Table("task", "bytes", "samples", "difference", box=None, pad_edge=False)
     for name in _each(_chosen(loaded, task)):
-        file = sm.export(
+        file = export_network(
             loaded.compact(name), folder / f"{name}.{format}", outputs=[name] if format == "onnx" else None
         )
         found = "not run" if file.difference is None else f"{file.difference:.0e}"
@@ -103,10 +105,10 @@ def bench(
     import torch
     from rich.table import Table
 
-    import sparsemtl as sm
     from sparsemtl.cli.terminal import show_whole
+    from sparsemtl.runs.loaded import load_run
 
-    loaded = sm.load_run(run)
+    loaded = load_run(run)
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     heads = (
@@ -149,7 +151,7 @@ def _cells(found: Speedup) -> Iterator[str]:
 def _speedups(loaded: LoadedRun, name: str, sizes: Sequence[int], repeats: int) -> Iterator[Speedup]:
     import torch
 
-    import sparsemtl as sm
+    from sparsemtl.compaction import speedups
 
     small = loaded.compact(name)
     assert small.report.example is not None
@@ -157,7 +159,7 @@ def _speedups(loaded: LoadedRun, name: str, sizes: Sequence[int], repeats: int) 
     (like,) = small.report.example.args  # a configuration's model has one argument
     for size in sizes:
         x = like.drawn(generator, (size, *like.shape[1:]))
-        yield from sm.speedups(loaded.network(name), small, x, task=name, repeats=repeats)
+        yield from speedups(loaded.network(name), small, x, task=name, repeats=repeats)
 
 
 def _chosen(loaded: LoadedRun, tasks: Sequence[str] | None) -> Sequence[str]:
