@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import pkgutil
+from pathlib import Path
 from typing import Annotated, TypedDict
 
 import pytest
@@ -34,7 +35,10 @@ EXAMPLES = examples()
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=[example.name for example in EXAMPLES])
-def test_the_example_gives_what_it_says(example: doctest.DocTest) -> None:
+def test_the_example_gives_what_it_says(
+    example: doctest.DocTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where examples may write
     torch.manual_seed(0)
     report: list[str] = []
     result = doctest.DocTestRunner().run(example, out=report.append)
@@ -47,7 +51,7 @@ def test_the_examples_of_the_foundation_are_among_them() -> None:
     assert owners >= {"TaskMasks", "SharedBottom", "SingleTask", "MLP", "CNN", "load_torchvision"}
 
 
-def test_an_example_that_lies_is_caught() -> None:
+def test_an_example_that_lies_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lie = doctest.DocTestParser().get_doctest(">>> 1 + 1\n3\n", {}, "lie", None, None)
     with pytest.raises(AssertionError, match="Expected"):
-        test_the_example_gives_what_it_says(lie)
+        test_the_example_gives_what_it_says(lie, tmp_path, monkeypatch)

@@ -525,6 +525,7 @@ def test_the_command_line_says_that_the_files_are_ones_own() -> None:
     assert "folders of your own" in result.output
 
 
+@pytest.mark.slow
 def test_the_example_trains_on_five_small_folders_and_a_big_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,6 +92,7 @@ def test_a_run_and_its_resumption_and_its_folder_know_the_plugin(tmp_path: Path)
     assert "plugged-method" in SHARING
 
 
+@pytest.mark.slow
 def test_a_study_in_two_processes_and_the_command_line_know_the_plugin(tmp_path: Path) -> None:
     written(tmp_path, "plugged_study", METHOD.format(name="plugged-method"))
     (tmp_path / "base.yaml").write_text(dump_yaml({**RUN, "plugins": ["plugged_study.py"]}))

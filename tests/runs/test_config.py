@@ -13,6 +13,7 @@ from loops import each
 
 from sparsemtl.errors import ConfigError
 from sparsemtl.registry.parameters import parameters_of
+from sparsemtl.registry.plugins import with_plugins
 from sparsemtl.runs.changes import merge, nested, override
 from sparsemtl.runs.config import check, origins_of
 from sparsemtl.runs.pretraining import pretraining_config
@@ -66,7 +67,7 @@ def test_a_section_without_its_name_is_the_defaults() -> None:
 
 @each("path", sorted((ROOT / "examples").glob("*.yaml")))
 def test_the_examples_are_valid(path: Path) -> None:
-    content = read_yaml(path)
+    content = with_plugins(read_yaml(path), path.parent)
     check(content.get("base", content), where=str(path))
 
 

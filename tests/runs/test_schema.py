@@ -58,7 +58,11 @@ def test_a_configuration_takes_what_the_constructor_takes(sections: Any, section
     given = complete_member(section, name)
     for key, parameter in parameters_of(SECTIONS[section][0][name]).items():
         for value in [*VALUES, *HELD] if "Callable" not in parameter.kind else VALUES:
-            assert accepts(sections[section], {**given, key: value}) == fits(value, parameter.hint), (parameter, value)
+            accepted, passes = accepts(sections[section], {**given, key: value}), fits(value, parameter.hint)
+            if "type[" in str(parameter.hint):  # classes: the constructor's own check refuses the rest
+                assert passes or not accepted, (parameter, value)
+            else:
+                assert accepted == passes, (parameter, value)
 
 
 @each("value", VALUES)
