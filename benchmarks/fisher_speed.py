@@ -88,7 +88,7 @@ def switched(run: Callable[[], None], kernels: str) -> Callable[[], None]:
 
 def measures(quick: bool) -> Iterator[Measure]:
     """Ratios of time, then of memory, then errors."""
-    samples, repeats = (2 * BATCH, 1) if quick else (8 * BATCH, 3)
+    samples, repeats = (2 * BATCH, 1) if quick else (4 * BATCH, 3)
     kinds = {"with the kernel": "1", "without": "0"} if library("per_sample") is not None else {"without": "0"}
     for (name, count), goals in GOALS.items():
         if quick and count > 3:

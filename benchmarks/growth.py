@@ -37,7 +37,7 @@ from sparsemtl.training.step import TrainingStep
 LAYERS, BATCH, CLASSES, KEEP, SEEDS = 4, 16, 10, 0.3, 10
 REPEATS, LEAST = 3, 2.0
 """Runs per size, of which one is enough if it takes so many seconds."""
-TASKS, PARAMETERS, RUNS, ROWS = (4, 16, 64), (1e6, 1e7, 1e8), (25, 100, 400, 1000), (1e5, 1e6, 1e7)
+TASKS, PARAMETERS, RUNS, ROWS = (4, 16, 64), (1e6, 1e7, 1e8), (25, 200, 1000), (1e5, 1e6, 1e7)
 Part = Callable[[float], Callable[[], object]]
 """Sets a size up, and returns what is measured."""
 
@@ -129,7 +129,13 @@ def study(runs: float) -> Callable[[], object]:
             shutil.copy(file, copy.path)
         copy.write_config(one.config)
         copy.report.write_text("")  # a finished run has one
-    return lambda: run_study(whole, out.path, progress=False, finished=write_report)
+
+    def again() -> None:
+        out.report.unlink(missing_ok=True)
+        out.tables.unlink(missing_ok=True)
+        run_study(whole, out.path, progress=False, finished=write_report)
+
+    return again
 
 
 def table_file(rows: float) -> Path:

@@ -181,8 +181,8 @@ def measures(quick: bool) -> Iterator[Measure]:
             yield Measure(f"masked step, {name}, T={count}, over plain passes", ratio, MASKED_STEP[name])
         ratio = strict_update(name, 5 if quick else 15)
         yield Measure(f"strict update, {name}, over fused Adam", ratio, STRICT_UPDATE[name])
-    yield from files(1 if quick else 7)
-    sizes = [(10**6, 8)] if quick else [(10**6, 8), (10**7, 8), (25 * 10**6, 8), (25 * 10**6, 64)]
+    yield from files(1 if quick else 5)
+    sizes = [(10**6, 8)] if quick else [(10**6, 8), (10**7, 8), (25 * 10**6, 8), (10**6, 64)]
     for weights, tasks in sizes:
         yield Measure(f"overlap, {weights:,} weights, T={tasks}", overlap(weights, tasks, 2), None, "s")
 

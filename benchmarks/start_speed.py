@@ -20,7 +20,7 @@ ALL = "import torch; from sparsemtl import *"
 
 def measures(quick: bool) -> Iterator[Measure]:
     """Yield a row per command and import."""
-    repeats = 3 if quick else 11
+    repeats = 3 if quick else 7
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "PYTHONPYCACHEPREFIX": cache}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
