@@ -247,10 +247,6 @@ class Auxiliary(MultiTaskModel):
         """Return the common part, if there is one."""
         return {} if isinstance(self.trunk, nn.Identity) else {"trunk": self.trunk}
 
-    def encoder_modules(self) -> dict[str, nn.Module]:
-        """Return none: an encoder is cut into a trunk and copies of the rest."""
-        return {}
-
     def replicated_modules(self) -> dict[str, nn.Module]:
         """Return the tasks' encoders without the fully connected layers, if every task has its own."""
         if self.shared_modules():

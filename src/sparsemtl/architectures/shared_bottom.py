@@ -54,6 +54,10 @@ class SharedBottom(MultiTaskModel):
         """Return the encoder."""
         return {"encoder": self.encoder}
 
+    def encoder_modules(self) -> dict[str, nn.Module]:
+        """Return the encoder."""
+        return self.shared_modules()
+
     def task_modules(self, task: str) -> dict[str, nn.Module]:
         """Return the task's head."""
         self.check_task(task)

@@ -79,8 +79,8 @@ class MultiTaskModel(nn.Module, abc.ABC):
         """Return the modules that tasks share, by name: masks and statistics per task act on them."""
 
     def encoder_modules(self) -> dict[str, nn.Module]:
-        """Return the encoders whose blocks have a depth, by name; by default the shared modules, none if none has."""
-        return self.shared_modules()
+        """Return the encoders whose blocks have a depth, by name, for `layer_decay`; none by default."""
+        return {}
 
     def shared_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters of the shared modules, by name."""
