@@ -161,8 +161,8 @@ def _heights(model: nn.Module) -> dict[str, int]:
     encoders = model.encoder_modules() if isinstance(model, MultiTaskModel) else {"": model}
     if not encoders:
         raise ParameterError(
-            f"`layer_decay`: blocks of {type(model).__name__} have no depth. Name learning rates in `parameter_groups`. "
-            "An architecture of your own may name its encoders in `encoder_modules`."
+            f"`layer_decay`: blocks of {type(model).__name__} have no depth. Name learning rates in `parameter_groups`, "
+            "or, in an architecture of your own, its encoders in `encoder_modules`."
         )
     return {
         f"{prefix}.{name}" if prefix else name: height
