@@ -161,7 +161,7 @@ def _heights(model: nn.Module) -> dict[str, int]:
     encoders = model.encoder_modules() if isinstance(model, MultiTaskModel) else {"": model}
     if not encoders:
         raise ParameterError(
-            f"`layer_decay`: blocks of {type(model).__name__} have no depth. Name learning rates in `parameter_groups`, "
+            f"`layer_decay`: blocks of {type(model).__name__} have no depth. Name rates in `parameter_groups`, "
             "or, in an architecture of your own, its encoders in `encoder_modules`."
         )
     return {
