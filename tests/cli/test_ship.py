@@ -58,6 +58,8 @@ def test_times_stand_beside_the_multiply_adds_that_were_saved(run: Path) -> None
     threads = torch.get_num_threads()
     output = told("bench", run, "--task", "digit", "--batch-size", "4", "--threads", "1", "--repeats", "2")
     assert "eager" in output
+    assert "became time" in output  # whole, though the terminal is narrow
+    assert "…" not in output
     assert "1 threads, medians of 2 passes" in output
     assert torch.get_num_threads() == threads
 

@@ -152,11 +152,16 @@ def _speedups(loaded: LoadedRun, name: str, sizes: Sequence[int], repeats: int) 
     import torch
 
     from sparsemtl.compaction import speedups
+    from sparsemtl.compaction.inputs import Like
 
     small = loaded.compact(name)
-    assert small.report.example is not None
-    generator = torch.Generator().manual_seed(0)
-    (like,) = small.report.example.args  # a configuration's model has one argument
+    example = small.report.example
+    if example is None or len(example.args) != 1 or not isinstance(example.args[0], Like):
+        raise ParameterError(
+            f"{loaded.folder.path}: inputs of {name!r} are no tensor that the run keeps samples of. Time them in "
+            "Python: `sm.speedups(run.network(task), run.compact(task, batch), batch, task=task)`."
+        )
+    generator, like = torch.Generator().manual_seed(0), example.args[0]
     for size in sizes:
         x = like.drawn(generator, (size, *like.shape[1:]))
         yield from speedups(loaded.network(name), small, x, task=name, repeats=repeats)

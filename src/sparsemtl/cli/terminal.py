@@ -39,10 +39,8 @@ def rich_table(table: PlainTable) -> Table:
 
 def show_whole(table: Table) -> None:
     """Print a table, no cell of which is wrapped, even if the terminal is too narrow."""
-    for column in table.columns:
-        column.no_wrap = True
     console = Console(highlight=False, markup=False)
-    console.width = max(console.width, console.measure(table, options=console.options.update_width(10_000)).minimum)
+    console.width = max(console.width, console.measure(table, options=console.options.update_width(10_000)).maximum)
     console.print(table)
 
 

@@ -100,8 +100,8 @@ def export(
         program = _program(own, inputs, axes)
         with replacing(path) as aside:
             run = FORMATS[kind](program, aside, _Call(own, inputs, tuple(outputs or ())))
-            found = None if run is None else _compared(own, run, inputs, path)
-    batch = None if _is_dynamic(program) else inputs.samples()
+            found, others = (None, True) if run is None else _compared(own, run, inputs, path)
+    batch = None if others and _is_dynamic(program) else inputs.samples()
     return Exported(path, kind, path.stat().st_size, found, batch)
 
 
@@ -168,23 +168,24 @@ def _is_dynamic(program: torch.export.ExportedProgram) -> bool:
     return any(isinstance(v, Tensor) and v.ndim and fixed(v.shape[0]) is None for v in values)
 
 
-def _compared(network: nn.Module, run: Run, inputs: Inputs, path: Path) -> float:
-    """Return the largest difference of a file's outputs; on the example, and on other batches where it takes them."""
-    error = difference(inputs.call(network), run(inputs))
+def _compared(network: nn.Module, run: Run, inputs: Inputs, path: Path) -> tuple[float, bool]:
+    """Return the largest difference of a file's outputs, and whether it takes other batches than the example's."""
+    error, others = difference(inputs.call(network), run(inputs)), True
     for samples in (1, 5):
         other = random_like(inputs, samples, samples=samples)
         if other.samples() != samples:
             break
         try:
             found = run(other)
-        except Exception:  # a file for the example's size alone says so itself
+        except Exception:
+            others = False
             continue
         error = max(error, difference(other.call(network), found))
     if not error <= _LIMIT:
         raise CompactionError(
             f"{path} was not written: its outputs would differ from the network's by {error:.2g} of their spread."
         )
-    return error
+    return error, others
 
 
 # ---- formats ---------------------------------------------------------------------------------------------------

@@ -149,7 +149,7 @@ def _in_onnxruntime(networks: Mapping[str, nn.Module], x: Any) -> dict[Key, Call
         return {}
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    fed = [tensor.numpy() for tensor in ([x] if isinstance(x, Tensor) else x.values())]
+    fed = [tensor.cpu().numpy() for tensor in ([x] if isinstance(x, Tensor) else x.values())]
     runs: dict[Key, Callable[[], object]] = {}
     for kind, content in contents.items():
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
@@ -171,6 +171,8 @@ def _in_turns(runs: Mapping[Key, Callable[[], object]], repeats: int) -> dict[Ke
             for key, run in runs.items():
                 start = time.perf_counter()
                 run()
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()  # a pass on a GPU ends later than its call
                 if count >= _WARMUP:
                     times[key].append(1000 * (time.perf_counter() - start))
     return {key: Timing(*np.percentile(found, (50, 95)).tolist()) for key, found in times.items()}
