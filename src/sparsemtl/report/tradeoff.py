@@ -171,15 +171,22 @@ def _bar(deviation: float) -> float | None:
 
 
 def _horizontal(axes: Any, values: Sequence[float]) -> None:
-    """Label the axis of multiply-adds: at 1, 2 and 5 of every power of ten."""
+    """Label the axis of multiply-adds: at round values of every power of ten, the more the narrower it is."""
     low, high = min(values), max(values)
     axes.set_xlim(low / 1.35, high * 1.35)
     factor, symbol = to_units([high])
-    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0) if high / low < 200 else (1.0,)))
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=_ticks(high / low)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * factor:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(f"multiply-adds per sample{', ' + _NAMES[symbol] if symbol else ''}")
+    axes.set_xlabel(f"multiply-adds per sample{', ' + _NAMES[symbol] if symbol else ''} (logarithmic)")
     axes.tick_params(length=0, which="both")
+
+
+def _ticks(span: float) -> tuple[float, ...]:
+    """Return the values between 1 and 10 that are labelled, for an axis of this span (largest / smallest)."""
+    if span < 20:
+        return (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+    return (1.0, 2.0, 5.0) if span < 200 else (1.0,)
 
 
 _NAMES = {"k": "thousands", "M": "millions", "G": "billions"}
