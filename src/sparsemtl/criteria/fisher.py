@@ -126,8 +126,6 @@ class Fisher(Criterion):
     ) -> None:
         """Compute the means of tasks that read the same data."""
         powers = self._powers(model, parameters, [mean.task.name for mean in means])
-        for mean in means:
-            mean.totals = powers.zeros()
         device, dtype = placement(model)
         batches = 0
         for group in evaluation_groups(loaders, {mean.task.name: mean.task for mean in means}):
@@ -138,6 +136,8 @@ class Fisher(Criterion):
                 x = map_tensors(Tensor.detach, group.x)
                 outputs = powers.forward(x, tuple(mean.task.name for mean in active))
                 for mean in active:
+                    if not mean.totals:  # not before the first pass, whose check would add to the peak of memory
+                        mean.totals = powers.zeros()
                     if not mean.decided:
                         mean.estimator = self._estimator_for(mean, outputs[mean.task.name])
                         mean.decided = int(mean.counts.sum()) > 1  # one sample shows no tie to others
@@ -145,6 +145,7 @@ class Fisher(Criterion):
                         powers.add({mean.task.name: cotangent}, mean.totals)
             if all(mean.done for mean in means):
                 break
+        powers.sums.flush()
         if not batches:
             raise ParameterError("the loader gave no batch. A generator that was read before is empty; pass a list.")
 

@@ -4,13 +4,16 @@ Most layers' gradients come factored: sample n's is left_n right_n, a product ov
 of a sequence) at which the layer read and wrote. Three forms of the sum are equal, and `PowerSum` takes the cheapest:
 a single position gives sum_n (l r)^2 = (l^2)^T (r^2), one matrix product; few positions give the square expanded into
 pairs, sum_pq (l_p l_q)^T (r_p r_q), one as well; many give the gradients themselves, a few at a time.
+
+A product of few rows takes as long as to read and write a large total. Single positions of large totals therefore wait
+for those of the next batches (`PowerSum.flush`).
 """
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -29,10 +32,29 @@ FEW = 6
 _CACHED = 2**18
 """Bytes above which each gradient is squared on its own, while it and its total are in the processor's cache."""
 
+_WAITED_FOR = 2**20
+"""Bytes of a total from which single positions wait."""
+_ENOUGH = 128
+"""Number of samples that do not wait for more."""
+
+
+@dataclass
+class _Waiting:
+    """Powers of single positions that wait to be added to `total` (I, O): factors (N, I) and (N, O) per batch."""
+
+    total: Tensor
+    left: list[Tensor] = field(default_factory=list)
+    right: list[Tensor] = field(default_factory=list)
+
+    def add(self) -> None:
+        """Add to the total."""
+        left, right = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in (self.left, self.right))
+        self.total.addmm_(left.T, right)
+
 
 @dataclass(frozen=True)
 class PowerSum:
-    """Sum over samples of |gradient|^power, added to totals.
+    """Sum over samples of |gradient|^power, added to totals, which are complete after `flush`.
 
     Factors are cast to the total's dtype before anything is squared, so that half precision cannot overflow.
 
@@ -43,10 +65,34 @@ class PowerSum:
 
     power: Power
     chunk: int
+    _waiting: dict[int, _Waiting] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def flush(self) -> None:
+        """Add what waits."""
+        for waiting in self._waiting.values():
+            waiting.add()
+        self._waiting.clear()
 
     def gradients(self, total: Tensor, gradients: Tensor) -> None:
         """Add gradients (N, *S) to a total (*S)."""
         total += self.powered(gradients.to(total.dtype)).sum(0)
+
+    def outer_products(self, total: Tensor, left: Tensor, right: Tensor) -> None:
+        """Add gradients left_n right_n, at the latest in `flush`.
+
+        Args:
+            total: (I, O).
+            left: (N, I).
+            right: (N, O).
+        """
+        if total.numel() * total.element_size() < _WAITED_FOR:
+            self.pairs(total[None], left[None, :, None], right[None, :, None])
+            return
+        waiting = self._waiting.setdefault(total.data_ptr(), _Waiting(total))
+        waiting.left.append(self.powered(left.to(total.dtype)))
+        waiting.right.append(self.powered(right.to(total.dtype)))
+        if sum(map(len, waiting.left)) >= _ENOUGH:
+            self._waiting.pop(total.data_ptr()).add()
 
     def products(self, total: Tensor, left: Tensor, right: Tensor) -> None:
         """Add gradients left_n right_n.
@@ -146,6 +192,8 @@ class GradientPowers(abc.ABC):
     @abc.abstractmethod
     def add(self, cotangents: Mapping[str, Tensor], totals: Totals) -> None:
         """Add the powers of d (sum over tasks of <cotangent, output>) / d parameter, of every sample on its own.
+
+        Totals are complete after `sums.flush()`.
 
         Args:
             cotangents: task -> gradient with respect to its output, of the output's shape.

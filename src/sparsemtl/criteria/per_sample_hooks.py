@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsemtl.criteria.gradient_powers import GradientPowers, PowerSum, Totals, wide, zeros_like
+from sparsemtl.criteria.gradient_powers import GradientPowers, PowerSum, Totals, wide
 from sparsemtl.criteria.per_sample_attention import attend, is_attention
 from sparsemtl.criteria.per_sample_layers import RULES, GradientRule, rule_for
 from sparsemtl.criteria.per_sample_shared import Expansion
@@ -327,9 +327,13 @@ def _ruled(model: nn.Module, names: Iterable[str]) -> set[str]:
 
 def zeros_for(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return totals of zeros in the memory layout of the layers' rules."""
-    totals = zeros_like(parameters)
-    for layer, names in _layers(model, parameters).items():
-        rule = rule_for(layer)
-        if rule is not None:
-            totals.update({name: rule.zeros(parameters[name], wide(parameters[name].dtype)) for name in names.values()})
-    return totals
+    rules = {
+        name: rule
+        for layer, names in _layers(model, parameters).items()
+        if (rule := rule_for(layer)) is not None
+        for name in names.values()
+    }
+    return {
+        name: rules[name].zeros(p, wide(p.dtype)) if name in rules else torch.zeros_like(p, dtype=wide(p.dtype))
+        for name, p in parameters.items()
+    }

@@ -52,7 +52,13 @@ def rule_for(layer: nn.Module) -> GradientRule | None:
 
 def _linear(layer: nn.Linear, x: Tensor, dy: Tensor, totals: Mapping[str, Tensor], sums: PowerSum) -> None:
     """Add W: sum over positions of dy x^T; b: of dy."""
-    x, dy = (tensor.unsqueeze(1) if tensor.ndim == 2 else tensor.flatten(1, -2) for tensor in (x, dy))
+    if x.ndim == 2:
+        if "weight" in totals:
+            sums.outer_products(totals["weight"], dy, x)
+        if "bias" in totals:
+            sums.gradients(totals["bias"], dy)
+        return
+    x, dy = x.flatten(1, -2), dy.flatten(1, -2)
     if "weight" in totals:
         sums.products(totals["weight"].unsqueeze(0), dy.transpose(1, 2).unsqueeze(1), x.unsqueeze(1))
     if "bias" in totals:
