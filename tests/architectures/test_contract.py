@@ -30,6 +30,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "cgc": {},
     "ple": {},
     "pbfs": {"pools": [["digit", "shape"], ["shape", "ink"]]},
+    "squeeze-excitation": {"reduction": 2},
 }
 """Architecture -> its parameters for the tasks below."""
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -43,6 +44,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "cgc, several": ("cgc", {"shared_experts": 2, "task_experts": 2}),
     "ple, apart": ("ple", {"shared_experts": 0}),
     "ple, shared": ("ple", {"shared_experts": 2, "task_experts": 0}),
+    "squeeze-excitation, last layer": ("squeeze-excitation", {"after": ["3"]}),
     "pbfs, gate": ("pbfs", {"pools": [["digit", "ink"]], "pool_merge": "gate", "experts_per_pool": 2}),
 }
 """The same with other parameters."""

@@ -13,6 +13,7 @@ from sparsemtl.architectures.ple import PLE
 from sparsemtl.architectures.pools import Pools, build_pools, label_correlations
 from sparsemtl.architectures.shared_bottom import SharedBottom
 from sparsemtl.architectures.single_task import SingleTask
+from sparsemtl.architectures.squeeze_excitation import SqueezeExcitation
 from sparsemtl.architectures.wrapped import WrappedModel, from_model
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.registry.registry import Registry
@@ -30,6 +31,7 @@ ARCHITECTURES: Registry[MultiTaskModel] = Registry(
         "cgc": CGC,
         "ple": PLE,
         "pbfs": PBFS,
+        "squeeze-excitation": SqueezeExcitation,
     },
 )
 
@@ -48,6 +50,7 @@ __all__ = [
     "SharedBottom",
     "SingleTask",
     "Source",
+    "SqueezeExcitation",
     "TransformerEncoder",
     "WrappedModel",
     "build_pools",

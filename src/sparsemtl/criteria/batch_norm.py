@@ -41,11 +41,12 @@ class _WithRecomputedBatchNorm(Criterion):
         return f"with_recomputed_batch_norm({self.criterion!r}, samples={self.samples})"
 
     def scores(self, model: nn.Module, loaders: Loaders, tasks: Sequence[Task]) -> Scores:
-        """Estimate the statistics on the tasks' data, then score; tasks with data of their own one by one."""
+        """Estimate the statistics on the tasks' data, then score; tasks with data or networks of their own in turn."""
         if not isinstance(model, MultiTaskModel) or not self.criterion.reads_data:
             return self.criterion.scores(model, loaders, tasks)
         scores: Scores = {}
-        for together in [[task] for task in tasks] if per_task(loaders) else [tasks]:
+        apart = per_task(loaders) or model.norms_per_task
+        for together in [[task] for task in tasks] if apart else [tasks]:
             with dense_statistics(model, self._inputs(model, loaders, together[0]), together[0].name):
                 scores.update(self.criterion.scores(model, loaders, together))
         return scores

@@ -122,7 +122,8 @@ def _layers(row: Sequence[_Child], prefix: str) -> Iterator[Block]:
 
 
 def _has_parts(child: _Child) -> bool:
-    return any(map(_holds_parameters, child[1].children()))
+    layer = getattr(child[1], "stands_for", child[1])  # of a module that has taken the place of a layer
+    return any(map(_holds_parameters, layer.children()))
 
 
 def _holds_parameters(module: nn.Module) -> bool:

@@ -35,6 +35,8 @@ class MultiTaskModel(nn.Module, abc.ABC):
 
     figures: ClassVar[tuple[Figure, ...]] = ()
     """Declarations of the names that `metrics` yields."""
+    norms_per_task: ClassVar[bool] = False
+    """True if tasks run different networks through the shared modules, so that batch norms need statistics per task."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         super().__init__()

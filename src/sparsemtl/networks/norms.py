@@ -110,14 +110,22 @@ def statistics_of(model: MultiTaskModel) -> dict[str, Tensor]:
     }
 
 
-def own_statistics(model: MultiTaskModel, kind: Statistics) -> dict[str, dict[str, Tensor | None]]:
+def statistics_for(model: MultiTaskModel, asked: Statistics | None) -> Statistics:
+    """Return whose statistics the tasks use: as asked for, or else one set unless tasks run different networks."""
+    return asked or ("per_task" if model.norms_per_task else "shared")
+
+
+def own_statistics(model: MultiTaskModel, asked: Statistics | None) -> dict[str, dict[str, Tensor | None]]:
     """Return task -> buffer name -> the statistics that the task uses in place of the model's.
 
     Args:
         model: the model; sets per task start as copies of its own.
-        kind: whose statistics a task uses; None stands for those of the batch.
+        asked: whose statistics a task uses, see `statistics_for`.
+
+    Returns:
+        None stands for the statistics of the batch.
     """
-    found = statistics_of(model)
+    kind, found = statistics_for(model, asked), statistics_of(model)
     if kind == "per_task" and model.shared_modules():
         with torch.inference_mode(False):  # statistics made for inference only could never be updated
             return {task: {name: t.detach().clone() for name, t in found.items()} for task in model.tasks}

@@ -14,6 +14,7 @@ from sparsemtl.criteria.select import Granularity, Scope
 from sparsemtl.networks.coverage import CoverageOptions, coverage_options
 from sparsemtl.networks.declarations import Figure
 from sparsemtl.networks.model import MultiTaskModel
+from sparsemtl.networks.norms import statistics_for
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.registry.parameters import Count, Default, Share
 from sparsemtl.sharing.masking import (
@@ -113,7 +114,7 @@ class CriterionMasks:
             return None
         options, previous = self._options, masks_of(networks)
         masks = choose_masks(
-            criterion if statistics_kind(options) == "shared" else with_recomputed_batch_norm(criterion),
+            criterion if _are_shared(model, options) else with_recomputed_batch_norm(criterion),
             model,
             loaders,
             keep=self.schedule.keep_at(epoch),
@@ -144,3 +145,7 @@ class CriterionMasks:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state of `state_dict`."""
         self._changed = dict(state["changed"])
+
+
+def _are_shared(model: MultiTaskModel, options: SelectionOptions) -> bool:
+    return statistics_for(model, statistics_kind(options)) == "shared"

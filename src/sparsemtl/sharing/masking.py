@@ -51,7 +51,7 @@ class MaskOptions(CoverageOptions, total=False):
         Default(None),
         Doc(
             "Batch-norm statistics: one set for all tasks, one set per task, or those of the batch itself. By default "
-            "`per_task` for masked weights and `shared` for masked gradients."
+            "`per_task` for masked weights, and as for `dense` for masked gradients."
         ),
     ]
 
@@ -97,9 +97,9 @@ def full_networks(model: MultiTaskModel, method: str, options: MaskOptions, *, m
     )
 
 
-def statistics_kind(options: MaskOptions) -> Statistics:
-    """Return whose batch-norm statistics the tasks use."""
-    return options["bn"] or ("per_task" if options["mask_applies_to"] == "weights" else "shared")
+def statistics_kind(options: MaskOptions) -> Statistics | None:
+    """Return whose batch-norm statistics the tasks use; None for the architecture's default."""
+    return options["bn"] or ("per_task" if options["mask_applies_to"] == "weights" else None)
 
 
 def masks_of(networks: TaskNetworks) -> TaskMasks:

@@ -20,6 +20,7 @@ from sparsemtl.networks.coverage import coverage_options
 from sparsemtl.networks.declarations import Figure, SummaryTable
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.model import MultiTaskModel
+from sparsemtl.networks.norms import statistics_for
 from sparsemtl.networks.randomness import fork_rng
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.registry.parameters import Count, Default, Natural, validated
@@ -190,7 +191,8 @@ class PBFSSharing(Sharing):
 
     def _score(self, model: MultiTaskModel, loaders: Loaders) -> Scores:
         """Return the scores of the weights, on the dense network."""
-        criterion = self.criterion if self.bn == "shared" else with_recomputed_batch_norm(self.criterion)
+        shared = statistics_for(model, self.bn) == "shared"
+        criterion = self.criterion if shared else with_recomputed_batch_norm(self.criterion)
         with fork_rng():
             return criterion.scores(model, loaders, list(model.tasks.values()))
 

@@ -47,9 +47,12 @@ class DenseOptions(TypedDict, total=False):
         ),
     ]
     bn: Annotated[
-        Statistics,
-        Default("shared"),
-        Doc("Batch-norm statistics: one set for all tasks, one set per task, or those of the batch itself."),
+        Statistics | None,
+        Default(None),
+        Doc(
+            "Batch-norm statistics: one set for all tasks, one set per task, or those of the batch itself. By default "
+            "`shared`, or `per_task` for architectures in which tasks run different networks (`squeeze-excitation`)."
+        ),
     ]
 
 
@@ -86,8 +89,9 @@ class Sharing(ConstructorRepr, abc.ABC):
     selects_per_task: ClassVar[bool] = False
     #: How a batch becomes optimizer steps; None chooses by the data, the networks and the balancer.
     update: Update | None = None
-    #: Batch-norm statistics of the tasks; where they are per task, training recomputes them before validation.
-    bn: Statistics = "shared"
+    #: Batch-norm statistics of the tasks, None for the architecture's default; where they are per task, training
+    #: recomputes them before validation.
+    bn: Statistics | None = "shared"
     #: Learning rate of `TaskNetworks.parameters()`; None is the optimizer's.
     lr: float | None = None
 

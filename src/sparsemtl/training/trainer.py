@@ -21,6 +21,7 @@ from sparsemtl.errors import LabelWarning, ParameterError
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.modes import eval_mode
+from sparsemtl.networks.norms import statistics_for
 from sparsemtl.networks.recomputed_norms import BATCHES, recompute_norms
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.registry.parameters import validated
@@ -405,7 +406,7 @@ class Trainer:
 
     def _recompute_norms(self, train: Loaders) -> None:
         """Give the networks that are validated, chosen and saved the batch-norm statistics of their weights."""
-        default = BATCHES if self.sharing.bn == "per_task" else 0
+        default = BATCHES if statistics_for(self.model, self.sharing.bn) == "per_task" else 0
         if batches := default if self.options["norm_batches"] is None else self.options["norm_batches"]:
             recompute_norms(self.model, train, networks=self.networks, batches=batches, module=self._ready.module)
 
