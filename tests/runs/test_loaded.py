@@ -24,6 +24,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "pbfs, selected per task": {"sharing": {"name": "pbfs", "warmup": 0, "reach_at": 1, "target_sparsity": 0.5}},
     "dense": {},
     "single tasks": {"architecture": "single-task"},
+    "excitations": {"architecture": "squeeze-excitation", "sharing": {"name": "random", "keep": 0.5}},
     "experts": {"architecture": "mmoe"},
     "options of tasks": {"task_options": {"digit": {"label_smoothing": 0.1}}, "weights": {"digit": 2.0}},
 }
@@ -50,6 +51,20 @@ def test_the_loaded_run_predicts_what_the_trained_one_did(name: str, tmp_path: P
     if name == "options of tasks":
         assert loaded.tasks["digit"].weight == 2.0
         assert loaded.tasks["digit"].label_smoothing == 0.1  # type: ignore[attr-defined]
+
+
+def test_masks_of_a_loaded_run_know_why_they_leave_out_the_rest(tmp_path: Path) -> None:
+    sharing = {"name": "random", "keep": 0.5, "exclude": ["encoder.layers.1"]}
+    encoder = {"name": "mlp", "hidden": [8, 8]}
+    for name, changes in {"masks": {"sharing": sharing}, "soft": CONFIGS["soft masks"]}.items():
+        masks = made(tmp_path / name, encoder=encoder, **changes).masks
+        assert masks is not None
+        described = masks.describe()
+        assert "not known" not in str(described)
+        assert described.left_out is not None
+        assert described.left_out["heads.digit.bias"].reason == "of task 'digit' alone, like its head"
+        excluded = described.left_out.get("encoder.layers.1.weight")
+        assert (excluded is not None and "exclude" in excluded.reason) == (name == "masks")
 
 
 def test_a_loaded_run_has_its_history_and_evaluates_other_data(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def save_masks(masks: TaskMasks, path: str | Path) -> None:
         "shapes": json.dumps({name: list(shape) for name, shape in masks.shapes().items()}),
     }
     if masks.left_out is not None:
-        header["left_out"] = json.dumps({name: [list(shape), why] for name, (shape, why) in masks.left_out.items()})
+        header["left_out"] = json.dumps(_listed(masks.left_out))
     write_tensors(path, packed, header)
 
 
@@ -48,7 +48,7 @@ def load_masks(path: str | Path, model: nn.Module | None = None) -> TaskMasks:
         {t: {n: _unpacked(path, packed, t, n, shape) for n, shape in shapes.items()} for t in tasks},
         model=header.get("model", ""),
         method=header.get("method", ""),
-        left_out=_left_out(path, header),
+        left_out=_left_out(path, json.loads, header["left_out"]) if "left_out" in header else None,
     )
     if model is not None:
         masks.check(model)
@@ -65,13 +65,20 @@ def _layout(path: str | Path, header: Mapping[str, str]) -> tuple[list[str], dic
     return tasks, shapes
 
 
-def _left_out(path: str | Path, header: Mapping[str, str]) -> dict[str, LeftOut] | None:
-    """Return the parameters that the masks of a file leave out; None for files that do not list them."""
-    if "left_out" not in header:
-        return None
+def _listed(left_out: Mapping[str, LeftOut]) -> dict[str, list[Any]]:
+    return {name: [list(shape), why] for name, (shape, why) in left_out.items()}
+
+
+def _left_out(path: str | Path, read: Callable[[Any], Any], listed: Any) -> dict[str, LeftOut]:
+    """Return the parameters that the masks of a file leave out.
+
+    Args:
+        path: the file.
+        read: function of what the file holds that returns the list.
+        listed: what the file holds.
+    """
     try:
-        listed = json.loads(header["left_out"])
-        return {str(name): LeftOut(torch.Size(shape), str(why)) for name, (shape, why) in listed.items()}
+        return {str(name): LeftOut(torch.Size(shape), str(why)) for name, (shape, why) in read(listed).items()}
     except (TypeError, ValueError, AttributeError) as error:
         raise MaskError(f"{path} is damaged: its header does not list what is left out ({error!r}).") from None
 
@@ -89,8 +96,10 @@ def _unpacked(path: str | Path, packed: Mapping[str, Tensor], task: str, name: s
 
 def save_networks(networks: TaskNetworks, path: str | Path) -> None:
     """Write task networks; see `TaskNetworks.save`."""
-    header = {"format": NETWORKS, "model": networks.model, "method": networks.method, "strict": networks.strict}
-    write_tree(Path(path), {**header, "tasks": networks.state_dict()})
+    header: dict[str, Any] = {"format": NETWORKS, "model": networks.model, "method": networks.method}
+    if networks.left_out is not None:
+        header["left_out"] = _listed(networks.left_out)
+    write_tree(Path(path), {**header, "strict": networks.strict, "tasks": networks.state_dict()})
 
 
 def load_networks(path: str | Path, model: nn.Module | None = None) -> TaskNetworks:
@@ -106,6 +115,7 @@ def load_networks(path: str | Path, model: nn.Module | None = None) -> TaskNetwo
         strict=bool(tree.get("strict", True)),
         model=str(tree.get("model", "")),
         method=str(tree.get("method", "")),
+        left_out=_left_out(path, dict, tree["left_out"]) if "left_out" in tree else None,
     )
     if model is not None:
         made.check(model)

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from sparsemtl.errors import MaskError, unknown_name
 from sparsemtl.networks.masked_product import MaskedProducts
 from sparsemtl.networks.masks import Mask, TaskMasks
 from sparsemtl.networks.swap import current_tensors, materialize, own_tensors, swap_tensors, unwrapped
+
+if TYPE_CHECKING:
+    from sparsemtl.networks.mask_description import LeftOut
 
 MaskTarget = Literal["weights", "gradients"]
 """`weights`: a task computes with mask * weight, in training and inference. `gradients`: all tasks compute with the
@@ -69,6 +72,7 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         strict: a step for some tasks moves no weight that none of their masks keeps.
         model: name of the model class, kept in the file.
         method: name of what made the networks, kept in the file.
+        left_out: parameters that the masks do not cover, with shape and reason, kept in the file; None where unknown.
 
     Examples:
         >>> masks = TaskMasks({"a": {"w": torch.tensor([True, False])}, "b": {"w": torch.tensor([True, True])}})
@@ -78,7 +82,13 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
     """
 
     def __init__(
-        self, networks: Mapping[str, TaskNetwork], *, strict: bool = True, model: str = "", method: str = ""
+        self,
+        networks: Mapping[str, TaskNetwork],
+        *,
+        strict: bool = True,
+        model: str = "",
+        method: str = "",
+        left_out: Mapping[str, LeftOut] | None = None,
     ) -> None:
         if not networks:
             raise MaskError("task networks need at least one task.")
@@ -86,6 +96,7 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         self.strict = strict
         self.model = model
         self.method = method
+        self.left_out = left_out
         self._token = object()  # identifies the value as long as anything refers to it, which an id does not
         self._regions: dict[tuple[str, ...], Mask | None] = {}
         self._products = MaskedProducts()
@@ -110,7 +121,7 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         part = "weight_factors" if applies_to == "weights" else "gradient_mask"
         own = own_tensors or {}
         networks = {task: TaskNetwork(own_tensors=own.get(task, {}), **{part: masks[task]}) for task in masks}
-        made = cls(networks, strict=strict, model=masks.model, method=masks.method)
+        made = cls(networks, strict=strict, model=masks.model, method=masks.method, left_out=masks.left_out)
         made.__dict__["masks"] = masks
         return made
 
@@ -149,7 +160,7 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         found = {task: network.gradient_mask or network.weight_factors for task, network in self.items()}
         if not all(found.values()) or any(m.dtype != torch.bool for mask in found.values() for m in mask.values()):
             return None
-        return TaskMasks(found, model=self.model, method=self.method)
+        return TaskMasks(found, model=self.model, method=self.method, left_out=self.left_out)
 
     def kept(self, parameters: Tensors) -> TaskMasks | None:
         """Return the masks, or the entries of soft masks that are not zero; None without either.
@@ -245,7 +256,8 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         """Return the networks with other masks in the place of theirs."""
         part = "gradient_mask" if any(network.gradient_mask for network in self.values()) else "weight_factors"
         networks = {task: replace(network, **{part: masks[task]}) for task, network in self.items()}
-        made = TaskNetworks(networks, strict=self.strict, model=masks.model, method=masks.method)
+        header: dict[str, Any] = {"model": masks.model, "method": masks.method, "left_out": masks.left_out}
+        made = TaskNetworks(networks, strict=self.strict, **header)
         made.__dict__["masks"] = masks
         made._products = MaskedProducts(self._products.memory)
         return made
@@ -263,7 +275,8 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         return self._with({task: network.mapped(lambda t: t.detach().clone()) for task, network in self.items()})
 
     def _with(self, networks: Mapping[str, TaskNetwork]) -> TaskNetworks:
-        made = TaskNetworks(networks, strict=self.strict, model=self.model, method=self.method)
+        header: dict[str, Any] = {"model": self.model, "method": self.method, "left_out": self.left_out}
+        made = TaskNetworks(networks, strict=self.strict, **header)
         made._products = MaskedProducts(self._products.memory)
         return made
 

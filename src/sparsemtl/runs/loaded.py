@@ -18,6 +18,7 @@ from sparsemtl.compaction.pipeline import CompactedModule
 from sparsemtl.data import TaskData
 from sparsemtl.data.tables.embedding import ColumnEmbedding
 from sparsemtl.errors import CheckpointError, SparseMTLError
+from sparsemtl.networks.mask_description import left_out_of
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.model import MultiTaskModel, placement
 from sparsemtl.networks.modes import eval_mode
@@ -60,8 +61,11 @@ class LoadedRun:
 
     @property
     def masks(self) -> TaskMasks | None:
-        """Shared weights that each task uses; None if all tasks use all."""
-        return self.networks.kept(self.model.shared_parameters())
+        """Shared weights that each task uses, with the reason why others are left out; None if all tasks use all."""
+        masks = self.networks.kept(self.model.shared_parameters())
+        if masks is not None and masks.left_out is None:  # soft masks, and files of earlier versions
+            masks.left_out = dict(left_out_of(self.model, masks.shapes()))
+        return masks
 
     @property
     def history(self) -> History:
