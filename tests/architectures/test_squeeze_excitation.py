@@ -40,6 +40,11 @@ def model_of(encoder: nn.Module | None = None, **options: Any) -> sm.SqueezeExci
     return model.train()
 
 
+def own_of(model: sm.SqueezeExcitation, task: str) -> list[Any]:
+    """Excitations of a task."""
+    return list(model.excitations[task])  # type: ignore[call-overload]
+
+
 def sites(encoder: nn.Module, after: Any = None) -> tuple[str, ...]:
     return sm.SqueezeExcitation(encoder, tasks(), after=after).sites
 
@@ -53,7 +58,7 @@ def test_a_task_computes_the_formula_of_the_paper() -> None:
         for name, layer in plain.named_children():
             z = layer(z)
             if name in model.sites:
-                own = model.excitations[task][model.sites.index(name)]
+                own = own_of(model, task)[model.sites.index(name)]
                 inner = own.squeeze.weight @ z.mean((2, 3)).T + own.squeeze.bias[:, None]
                 factor = torch.sigmoid(own.excite.weight @ inner.clamp(min=0) + own.excite.bias[:, None]).T
                 z = z * factor[:, :, None, None]
@@ -63,9 +68,7 @@ def test_a_task_computes_the_formula_of_the_paper() -> None:
 def test_with_zeros_behind_the_squeeze_the_scale_is_exactly_one_half() -> None:
     model, plain = model_of(), convolutions()
     for module in model.excitations.modules():
-        if isinstance(module, nn.Linear) and module in {
-            own.excite for t in model.tasks for own in model.excitations[t]
-        }:
+        if isinstance(module, nn.Linear) and module in {own.excite for t in model.tasks for own in own_of(model, t)}:
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
     for name in model.sites:
@@ -85,7 +88,7 @@ def test_only_its_own_loss_reaches_the_excitations_of_a_task() -> None:
 
 
 def test_the_layer_between_has_at_least_one_unit() -> None:
-    widths = [[own.squeeze.out_features for own in model_of(reduction=r).excitations["kind"]] for r in (1, 4, 16)]
+    widths = [[own.squeeze.out_features for own in own_of(model_of(reduction=r), "kind")] for r in (1, 4, 16)]
     assert widths == [[6, 4], [1, 1], [1, 1]]
 
 
@@ -128,7 +131,7 @@ def test_after_names_modules_by_names_globs_and_classes() -> None:
     assert sites(network, "BasicBlock") == sites(network, ["layer*.?"])
     assert sites(network, nn.BatchNorm2d) == sites(network)
     model = sm.SqueezeExcitation(network, tasks(), after="layer?")
-    assert [own.excite.out_features for own in model.excitations["kind"]] == [4, 8, 16, 32]
+    assert [own.excite.out_features for own in own_of(model, "kind")] == [4, 8, 16, 32]
     assert model(torch.rand(2, 3, 32, 32))["kind"].shape == (2, 3)
 
 
@@ -151,7 +154,7 @@ def test_features_of_tokens_are_scaled_along_their_last_axis() -> None:
     model = sm.SqueezeExcitation(nn.Sequential(layer, nn.Flatten()), tasks(), after="0")
     x = torch.rand(2, 3, 4)
     model.eval()
-    own, z = model.excitations["kind"][0], layer.eval()(x)
+    own, z = own_of(model, "kind")[0], layer.eval()(x)
     found = model(x)["kind"]
     torch.testing.assert_close(found, model.heads["kind"]((z * own(z.mean(1)).unsqueeze(1)).flatten(1)))
     with pytest.raises(ParameterError, match=r"4 channels on axis 1 or the last axis, and on one of them only"):
@@ -222,6 +225,12 @@ def test_the_excitations_of_a_task_are_part_of_its_small_network() -> None:
     assert first.outputs[1] < first.outputs[0]
 
 
+def gradient_of(model: nn.Module, name: str) -> Tensor:
+    found = model.get_parameter(name).grad
+    assert found is not None
+    return found
+
+
 def test_fisher_information_is_that_of_a_loop_over_samples() -> None:
     model = model_of().eval()
     loader = TensorLoader(IMAGES, {"kind": torch.arange(4) % 3, "size": torch.rand(4)}, batch_size=4)
@@ -230,7 +239,7 @@ def test_fisher_information_is_that_of_a_loop_over_samples() -> None:
     for i in range(4):
         model.zero_grad()
         model.tasks["kind"].loss(model(IMAGES[i : i + 1])["kind"], torch.tensor([i % 3])).backward()
-        expected = {n: e + (model.get_parameter(n).grad ** 2) / 4 for n, e in expected.items()}
+        expected = {n: e + (gradient_of(model, n) ** 2) / 4 for n, e in expected.items()}
     for name, score in scores.items():
         torch.testing.assert_close(score.to(expected[name].dtype), expected[name], rtol=1e-4, atol=1e-9)
 

@@ -149,7 +149,8 @@ class _Excitation(nn.Module):
 
     def forward(self, means: Tensor) -> Tensor:
         """Map means (B, C) to factors (B, C) in (0, 1)."""
-        return self.excite(F.relu(self.squeeze(means))).sigmoid()
+        factors: Tensor = self.excite(F.relu(self.squeeze(means))).sigmoid()
+        return factors
 
 
 class _Scaled(nn.Module):
@@ -179,7 +180,7 @@ class _Scaled(nn.Module):
         task = _task.get()
         if task is None:
             raise ParameterError(_RECOMPUTED if torch._C._current_graph_task_id() != -1 else _OUTSIDE)
-        z = self.module(*args, **kwargs)
+        z: Tensor = self.module(*args, **kwargs)
         excitation = self.excitations[task]
         axis = self._axis(z, excitation.squeeze.in_features)
         if z.ndim == 2:
@@ -260,7 +261,7 @@ def _blocks(body: nn.Module) -> dict[str, nn.Module]:
         raise ParameterError(
             f"{type(body).__name__} has no convolution behind which channels could be scaled. Name modules in `after`."
         )
-    return {name: module for name, module in body.named_modules() if found.get(name) is module}
+    return {name: found[name] for name, _ in body.named_modules() if name in found}
 
 
 def _paired(row: Sequence[_Entry], kind: type[nn.Module]) -> Iterator[_Entry]:
