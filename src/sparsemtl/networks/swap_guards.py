@@ -134,8 +134,8 @@ _TRACED = (
 _RECOMPUTED = (
     "activation checkpointing recomputes the forward pass of {module}, which ran as a task's network, outside of that "
     "network's context. Call backward() inside the same `with` block as the forward pass; with several tasks, enter "
-    "the task's context again around its own backward(). Criteria such as Fisher information run the model in eval "
-    "mode, where it must not be checkpointed: `checkpoint(...) if self.training else ...`."
+    "the task's context again around its own backward(). Criteria such as Fisher information turn only "
+    "torch.utils.checkpoint off; in eval mode, other code must not checkpoint: `... if self.training else ...`."
 )
 
 
