@@ -160,6 +160,31 @@ def test_labelled_tells_which_samples_have_a_label(kind: str, unlabelled: Tensor
     label = task.labels(without(target, missing, unlabelled))
     assert torch.equal(task.labelled(label), ~unlabelled)
     assert torch.equal(task.labels(label).nan_to_num(7), label.nan_to_num(7)), "labels may be read twice"
+    assert task.complete_labels(without(target, missing, unlabelled))[1] == (not bool(unlabelled.any()))
+
+
+@each_kind
+def test_the_loss_of_complete_labels_is_the_loss_bit_for_bit(kind: str) -> None:
+    task, target, _ = KINDS[kind]
+    label, complete = task.complete_labels(target)
+    assert complete
+    assert torch.equal(label, task.labels(target))
+    leaves = [outputs(task), outputs(task)]
+    losses = [
+        task.checked_losses(leaf, label, complete=flag)["loss"]
+        for leaf, flag in zip(leaves, (False, True), strict=True)
+    ]
+    gradients = [torch.autograd.grad(loss, leaf)[0] for loss, leaf in zip(losses, leaves, strict=True)]
+    assert torch.equal(*losses)
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("missing", [2, -100, 255])
+def test_no_label_is_not_complete_labels(missing: int) -> None:
+    task = Classification("t", 3, ignore_index=missing)
+    assert not task.complete_labels(torch.empty(0, dtype=torch.long))[1]
+    assert not task.complete_labels(torch.tensor([0, missing, 1]))[1]
+    assert task.complete_labels(torch.tensor([0, 1, 1]))[1]
 
 
 # ---- partially known rows ------------------------------------------------------------------------------------

@@ -39,8 +39,8 @@ class SharedBottom(MultiTaskModel):
     def forward(self, x: Any, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Run the encoder once, then the head of each named task."""
         chosen = self.chosen(tasks)
-        features = self.encoder(x)
-        return {task: self.heads[task](features) for task in chosen}
+        features, heads = self.encoder(x), self.heads
+        return {task: heads[task](features) for task in chosen}
 
     def parameter_tasks(self) -> dict[str, frozenset[str]]:
         """Return the tasks that use each parameter: all tasks for the encoder, one for a head."""

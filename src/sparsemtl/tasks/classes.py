@@ -72,12 +72,13 @@ class Classes:
     def __len__(self) -> int:
         return len(self.names)
 
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+    def loss(self, output: Tensor, target: Tensor, *, complete: bool = False) -> Tensor:
         """Return the mean cross-entropy of the known labels, with smoothing and factors as the options say.
 
         Args:
             output: logits (B, classes, ...).
             target: labels (B, ...).
+            complete: all labels are known; False searches for unknown ones.
         """
         return cross_entropy(
             output,
@@ -86,6 +87,7 @@ class Classes:
             label_smoothing=self._options["label_smoothing"],
             class_weights=cast("Sequence[float] | None", self._options["class_weights"]),
             focal_gamma=self._options["focal_gamma"],
+            complete=complete,
         )
 
     def counts(self, label: Tensor, known: Tensor) -> dict[str, int]:
@@ -103,27 +105,29 @@ class Classes:
         if 0 <= self.ignore_index < len(self):
             raise ParameterError(f"task {self._task!r}: ignore_index={self.ignore_index} is one of the classes.")
 
-    def check_labels(self, target: Tensor, known: Callable[[Tensor], Tensor]) -> None:
-        """Raise a LabelError unless known labels are classes.
+    def check_labels(self, target: Tensor, known: Callable[[Tensor], Tensor]) -> bool | None:
+        """Raise a LabelError unless known labels are classes; return True if this has shown that all are known.
 
         Args:
             target: labels.
             known: function of labels that returns the mask of the known ones; not called if all labels are classes.
         """
+        classes = len(self.names)
         if not target.is_floating_point() and target.numel():
             least, largest = target.aminmax()
-            if int(least) >= 0 and int(largest) < len(self):
-                return
+            if int(least) >= 0 and int(largest) < classes:
+                return not 0 <= self.ignore_index < classes or None
         present = known(target)
-        wrong = present & ((target < 0) | (target >= len(self)))
+        wrong = present & ((target < 0) | (target >= classes))
         if target.is_floating_point():
             wrong |= present & (target != target.trunc())
         if bool(wrong.any()):
             missing = f"ignore_index={self.ignore_index}" + (" or NaN" if self._of == "sample" else "")
             raise LabelError(
                 f"task {self._task!r}: label {target[wrong][0].item()} is not one of the classes 0 .. "
-                f"{len(self) - 1}. A {self._of} without a label carries {missing}."
+                f"{classes - 1}. A {self._of} without a label carries {missing}."
             )
+        return None
 
 
 def balanced_class_weights(labels: Tensor, classes: int, ignore_index: int = -100) -> list[float]:

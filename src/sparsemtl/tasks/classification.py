@@ -74,14 +74,14 @@ class Classification(SampleTask):
         """Return name of every class -> number of its known labels."""
         return self._classes.counts(label, self.known(label))
 
-    def check_labels(self, target: Tensor) -> None:
+    def check_labels(self, target: Tensor) -> bool | None:
         """Raise a LabelError unless labels are class indices or missing."""
         if target.ndim == 0 or target.shape[1:] not in ((), (1,)):
             raise LabelError(
                 f"task {self.name!r}: expected class indices of shape (batch,), got labels of shape "
                 f"{tuple(target.shape)}."
             )
-        self._classes.check_labels(target, self.known)
+        return self._classes.check_labels(target, self.known)
 
     def cast(self, target: Tensor) -> Tensor:
         """Return labels (B,) or (B, 1) as int64 (B,), with the ignore index in the place of NaN."""
@@ -94,6 +94,10 @@ class Classification(SampleTask):
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the mean cross-entropy of the known labels."""
         return self._classes.loss(output, target)
+
+    def complete_loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the same of labels that are all known, without a search for others."""
+        return self._classes.loss(output, target, complete=True)
 
     def default_metrics(self) -> dict[str, Metric]:
         """Return accuracy (micro), macro F1, precision and recall, and calibration error.

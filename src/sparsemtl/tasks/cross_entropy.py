@@ -20,6 +20,7 @@ def cross_entropy(
     label_smoothing: float,
     class_weights: Sequence[float] | None,
     focal_gamma: float = 0.0,
+    complete: bool = False,
 ) -> Tensor:
     """Return the mean cross-entropy over the known labels, a scalar; zero, with zero gradient, if none is known.
 
@@ -33,10 +34,11 @@ def cross_entropy(
         class_weights: C factors of at least 0; all classes count alike if None.
         focal_gamma: exponent of the factor (1 - p)^gamma of a label's cross-entropy, p being the probability of its
             class; 0 for no factor.
+        complete: all labels are known; False searches for unknown ones.
     """
     on_cpu = target.device.type == "cpu"  # a GPU would have to be waited for
-    if on_cpu and _all_known(target, ignore_index, output.shape[1]):
-        if class_weights is None and not (label_smoothing or focal_gamma) and output.dtype in _EXACT:
+    if complete or (on_cpu and _all_known(target, ignore_index, output.shape[1])):
+        if on_cpu and class_weights is None and not (label_smoothing or focal_gamma) and output.dtype in _EXACT:
             return F.cross_entropy(output, target, ignore_index=ignore_index)
     else:  # NaN times a gradient of zero would still be NaN
         output = torch.where((target != ignore_index).unsqueeze(1), output, 0.0)

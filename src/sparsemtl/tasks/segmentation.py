@@ -72,14 +72,14 @@ class Segmentation(DenseTask):
         """Return name of every class -> number of its known labels."""
         return self._classes.counts(label, self.known(label))
 
-    def check_labels(self, target: Tensor) -> None:
+    def check_labels(self, target: Tensor) -> bool | None:
         """Raise a LabelError unless labels are class indices or the ignore index."""
         if target.is_floating_point() or target.ndim not in (3, 4) or target.shape[1:-2] not in ((), (1,)):
             raise LabelError(
                 f"task {self.name!r}: expected whole numbers of shape (batch, height, width), got {target.dtype} of "
                 f"shape {tuple(target.shape)}."
             )
-        self._classes.check_labels(target, self.known)
+        return self._classes.check_labels(target, self.known)
 
     def cast(self, target: Tensor) -> Tensor:
         """Return labels (B, H, W) as int64."""
@@ -88,6 +88,10 @@ class Segmentation(DenseTask):
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the mean cross-entropy of the known pixels."""
         return self._classes.loss(output, target)
+
+    def complete_loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the same of labels that are all known, without a search for others."""
+        return self._classes.loss(output, target, complete=True)
 
     def default_metrics(self) -> dict[str, Metric]:
         """Return mean IoU, pixel accuracy, and the IoU of Less is More."""

@@ -177,13 +177,20 @@ class Task(abc.ABC):
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the mean loss of the known labels, zero if there is none."""
 
+    def complete_loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return `default_loss` of labels that are all known; kinds of tasks may leave out the search for others."""
+        return self.default_loss(output, target)
+
     @abc.abstractmethod
     def default_metrics(self) -> dict[str, Metric]:
         """Return the metrics of this kind of task by name, the primary one first."""
 
     @abc.abstractmethod
-    def check_labels(self, target: Tensor) -> None:
-        """Raise a LabelError if the labels have another shape, or a label is not one of the task's."""
+    def check_labels(self, target: Tensor) -> bool | None:
+        """Raise a LabelError if the labels have another shape, or a label is not one of the task's.
+
+        May return True if the check has shown that there are labels and all are known, which saves a search for others.
+        """
 
     @abc.abstractmethod
     def check_output(self, output: Tensor, target: Tensor) -> None:
@@ -216,12 +223,21 @@ class Task(abc.ABC):
         Raises:
             LabelError: if the targets lack the task's, or a label is not one of the task's.
         """
+        return self._read(targets)[0]
+
+    def complete_labels(self, targets: Mapping[str, Tensor] | Tensor) -> tuple[Tensor, bool]:
+        """Return labels as `labels`, and True if there are some and all are known."""
+        label, complete = self._read(targets)
+        return label, complete or (label.shape[0] > 0 and bool(self.known(label).all()))
+
+    def _read(self, targets: Mapping[str, Tensor] | Tensor) -> tuple[Tensor, bool]:
+        """Return checked labels, and True if the check has shown that all are known."""
         target = labels_among(self, targets) if isinstance(targets, Mapping) else targets
         if not isinstance(target, Tensor):
             raise LabelError(f"task {self.name!r}: labels must be a tensor, got {type(target).__name__}.")
-        if not target.is_cuda:  # on a GPU the check would wait for the device at every step
-            self.check_labels(target)
-        return self.cast(target)
+        # on a GPU the check would wait for the device at every step
+        complete = None if target.is_cuda else self.check_labels(target)
+        return self.cast(target), bool(complete)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the mean loss of a batch, a scalar; zero, with zero gradient, if no sample is labelled.
@@ -236,18 +252,19 @@ class Task(abc.ABC):
         """Return the loss for labels that `labels` returned, without a second check of them; see `loss`."""
         return self.checked_losses(output, label)["loss"]
 
-    def checked_losses(self, output: Tensor, label: Tensor) -> dict[str, Tensor]:
+    def checked_losses(self, output: Tensor, label: Tensor, *, complete: bool = False) -> dict[str, Tensor]:
         """Return the loss as `loss`, and each of several losses as `loss_<name>`, not weighted.
 
         Args:
             output: outputs of the head, shape (B, outputs, ...).
             label: labels that `labels` returned.
+            complete: all labels are known; False searches for unknown ones.
         """
-        if len(output) != len(label):
+        if output.shape[0] != label.shape[0]:
             raise LabelError(f"task {self.name!r}: {len(output)} outputs but {len(label)} labels.")
         if self._losses is None:
             self.check_output(output, label)
-            return {"loss": self.default_loss(output, label)}
+            return {"loss": self.complete_loss(output, label) if complete else self.default_loss(output, label)}
         known = self.labelled(label)
         if not bool(known.any()):
             return dict.fromkeys(self.loss_names, output[:0].sum())

@@ -38,7 +38,7 @@ def check_gradient(parameters: Mapping[str, nn.Parameter], tasks: Sequence[str],
     Raises:
         NonFiniteError: naming tasks and parameters.
     """
-    if isfinite(_total([_values(p.grad) for p in parameters.values() if p.grad is not None])):
+    if isfinite(_total([_values(g) for p in parameters.values() if (g := p.grad) is not None])):
         return
     gradients = {name: _values(p.grad) for name, p in parameters.items() if p.grad is not None}
     wrong = [name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())]
@@ -110,10 +110,12 @@ def _values(gradient: Tensor) -> Tensor:
 
 def _total(tensors: Sequence[Tensor]) -> float:
     """Return a sum over all tensors, which is not finite if one of their entries is not."""
-    if any(tensor.is_cuda for tensor in tensors):
-        return float(torch.stack(torch._foreach_norm(list(tensors))).sum())  # few kernels, and one wait for the device
-    small = [tensor for tensor in tensors if tensor.numel() <= _SMALL]
-    large = [tensor for tensor in tensors if tensor.numel() > _SMALL]
+    small: list[Tensor] = []
+    large: list[Tensor] = []
+    for tensor in tensors:
+        if tensor.is_cuda:
+            return float(torch.stack(torch._foreach_norm(list(tensors))).sum())  # few kernels, one wait for the device
+        (small if tensor.numel() <= _SMALL else large).append(tensor)
     if small:
         large.append(torch._utils._flatten_dense_tensors(small))
     return sum(tensor.sum().item() for tensor in large)

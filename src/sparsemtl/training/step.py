@@ -11,9 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import reduce
 from math import isfinite
-from operator import add
 from typing import Any
 
 import torch
@@ -43,7 +41,7 @@ class Backend:
 
     Attributes:
         module: callable in place of the model.
-        backward: called with a scalar, and `retain_graph`.
+        backward: called with losses, a scalar or (n,), their factors as `gradient`, and `retain_graph`.
         clip: called before an optimizer step; may return the gradient's norm, to be checked.
         device: device of the batches.
         scaled: a gradient scaler leaves out steps whose gradient is not finite, and lowers its scale.
@@ -139,7 +137,7 @@ class TrainingStep:
         self._constant_weights: dict[str, float] = {}
         self._last_losses: dict[str, float] = {}
         self._rows = GradientRows(list(self._shared.values()), list(self.tasks))
-        self._factors: Counter[str] = Counter()
+        self._factors: dict[str, float] = {}
         self._freezes: dict[tuple[str, ...], FreezeOutsideMask] = {}
         self._memory: dict[str, Tensor] = {}
         self.trained = named_parameters(model, sharing=networks.parameters(), balancer=self.balancer.parameters())
@@ -190,12 +188,20 @@ class TrainingStep:
 
     def _prepare(self, group: Group) -> _Batch:
         """Check the labels of a group, and move it to the device."""
-        labels = {t: self.tasks[t].labels(group.targets) for t in group.tasks}
-        labelled = tuple(t for t, label in labels.items() if bool(self.tasks[t].labelled(label).any()))
-        count = max((label.shape[0] for label in labels.values()), default=0)
-        device = self.backend.device
-        labels = {t: to_device(label, device) for t, label in labels.items()}
-        return _Batch(to_device(group.x, device), labels, labelled, count)
+        labels: dict[str, Tensor] = {}
+        labelled: list[str] = []
+        complete: set[str] = set()
+        count, device = 0, self.backend.device
+        for name in group.tasks:
+            task = self.tasks[name]
+            label, is_complete = task.complete_labels(group.targets)
+            if is_complete:
+                complete.add(name)
+            if is_complete or bool(task.labelled(label).any()):
+                labelled.append(name)
+            count = max(count, label.shape[0])
+            labels[name] = to_device(label, device)
+        return _Batch(to_device(group.x, device), labels, tuple(labelled), complete, count)
 
     # ---- one step per task -----------------------------------------------------------------------------------
 
@@ -208,7 +214,7 @@ class TrainingStep:
             if not mine:
                 continue
             self.optimizer.zero_grad()
-            self._factors = Counter()
+            self._factors = {}
             for batch in mine:
                 self._forward_backward(batch, (task,), result, len(batches))
             self._move((task,), part=scale / len(weights))
@@ -218,7 +224,7 @@ class TrainingStep:
     def _combine(self, batches: Sequence[Sequence[_Batch]], result: StepResult) -> None:
         self.optimizer.zero_grad()
         self._rows.present.clear()
-        self._factors = Counter()
+        self._factors = {}
         for groups in batches:
             if self.balancer.constant and self.update == "average":
                 result.weights = self._weights({})
@@ -226,7 +232,7 @@ class TrainingStep:
                     self._forward_backward(batch, tasks, result, len(batches))
             elif losses := self._losses_of_all(groups, result):
                 result.weights = self._weights(losses)
-                self._backward_of_all(self._weighed(losses, result.weights, len(batches)))
+                self._backward_of_all(losses, self._parts(losses, result.weights, len(batches)))
         present = tuple(t for t in self.tasks if t in result.losses)
         if not present:
             return
@@ -243,7 +249,7 @@ class TrainingStep:
         """Run a forward and a backward pass whose weights are known, for one of some batches that make a step."""
         with self.networks.swapped(self.model, tasks[0]):
             losses = self._losses(batch, tasks, result)
-            self._backward(self._weighed(losses, result.weights, parts))
+            self._backward(losses, self._parts(losses, result.weights, parts))
 
     def _losses_of_all(self, groups: Sequence[_Batch], result: StepResult) -> dict[str, Tensor]:
         """Return the losses of a batch's tasks that have a label."""
@@ -253,12 +259,12 @@ class TrainingStep:
                 losses.update(self._losses(batch, tasks, result))
         return losses
 
-    def _backward_of_all(self, losses: Mapping[str, Tensor]) -> None:
+    def _backward_of_all(self, losses: Mapping[str, Tensor], factors: Mapping[str, float]) -> None:
         """Run the backward passes of losses, each inside its task's network again."""
         together = [tuple(losses)] if self.update == "joint" else [(task,) for task in losses]
         for tasks in together:
             with self.networks.swapped(self.model, tasks[0]):
-                self._backward({task: losses[task] for task in tasks})
+                self._backward({task: losses[task] for task in tasks}, factors)
 
     def _passes(self, groups: Sequence[_Batch]) -> Iterator[tuple[_Batch, tuple[str, ...]]]:
         """Yield the forward passes of a batch: all of a group's tasks at once, or one by one."""
@@ -276,11 +282,14 @@ class TrainingStep:
             outputs = self.backend.module(batch.x, tasks=tasks)
         except ForwardError as error:
             raise error.at(self._where or "training") from error.__cause__
-        terms = {name: self.tasks[name].checked_losses(outputs[name], batch.labels[name]) for name in tasks}
+        terms = {
+            name: self.tasks[name].checked_losses(outputs[name], batch.labels[name], complete=name in batch.complete)
+            for name in tasks
+        }
         losses = {name: found.pop("loss") for name, found in terms.items()}
-        for name, loss in losses.items():  # read when all are computed: on a GPU, the first one waits for the device
-            value = float(loss.item())
-            _check_finite(value, f"the loss of task {name!r}", self._where)
+        for name, value in zip(tasks, _values(losses.values()), strict=True):
+            if not isfinite(value):
+                raise _not_finite(f"the loss of task {name!r}", value, self._where)
             result.losses[name] = result.losses.get(name, 0.0) + value
             if terms[name]:
                 totals = result.terms.setdefault(name, dict.fromkeys(terms[name], 0.0))
@@ -300,11 +309,12 @@ class TrainingStep:
         if self._constant_weights:
             return dict(self._constant_weights)
         if not self.balancer.constant:
-            self._last_losses.update({task: loss.item() for task, loss in losses.items()})
+            self._last_losses.update(zip(losses, _values(losses.values()), strict=True))
         present = self._flags(losses) if losses else None
         row = self.balancer.weights(self._row({}), present).tolist()
         for task, weight in zip(self.tasks, row, strict=True):
-            _check_finite(weight, f"the balancer's weight of task {task!r}", self._where)
+            if not isfinite(weight):
+                raise _not_finite(f"the balancer's weight of task {task!r}", weight, self._where)
         weights = dict(zip(self.tasks, row, strict=True))
         self._constant_weights = weights if self.balancer.constant else {}
         return weights
@@ -316,11 +326,12 @@ class TrainingStep:
         row = [losses.get(task, last.get(task, fallback)) for task in self.tasks]
         return torch.tensor(row, device=self.backend.device)
 
-    def _weighed(self, losses: Mapping[str, Tensor], weights: Mapping[str, float], parts: int) -> dict[str, Tensor]:
-        """Return the losses times their weights, for one of some batches that make a step."""
-        factors = {task: weights[task] / parts for task in losses}
-        self._factors.update(factors)
-        return {task: _times(loss, factors[task]) for task, loss in losses.items()}
+    def _parts(self, tasks: Iterable[str], weights: Mapping[str, float], parts: int) -> dict[str, float]:
+        """Return the factors of the tasks' losses, for one of some batches that make a step, and count them."""
+        factors = {task: weights[task] / parts for task in tasks}
+        for task, factor in factors.items():
+            self._factors[task] = self._factors.get(task, 0.0) + factor
+        return factors
 
     def _flags(self, present: Iterable[str]) -> Tensor:
         """Return which of the tasks are present, (T,)."""
@@ -329,18 +340,17 @@ class TrainingStep:
 
     # ---- backward pass ---------------------------------------------------------------------------------------
 
-    def _backward(self, losses: Mapping[str, Tensor]) -> None:
-        """Add the gradients of losses of one network to `.grad`, masked, or keep them as rows for the balancer."""
+    def _backward(self, losses: Mapping[str, Tensor], factors: Mapping[str, float]) -> None:
+        """Add the gradients of one network's losses times their factors to `.grad`, masked, or keep them as rows."""
         masks = {task: self.networks[task].gradient_mask for task in losses}
         if self._by_rows or any(masks.values()):
             last = len(losses) - 1
             for i, (task, loss) in enumerate(losses.items()):
+                loss = _times(loss, factors[task])
                 self._backward_apart(task, loss, masks[task], retain=self.update == "joint" and i < last)
-        elif self.update == "joint":
-            self.backend.backward(reduce(add, losses.values()))
         else:
-            for loss in losses.values():
-                self.backend.backward(loss)
+            together = torch.stack(list(losses.values()))
+            self.backend.backward(together, gradient=together.new_tensor([factors[task] for task in losses]))
 
     def _backward_apart(self, task: str, loss: Tensor, mask: Mapping[str, Tensor], *, retain: bool) -> None:
         """Run the backward pass of one task, whose shared gradient is masked or kept as a row before it is added."""
@@ -454,11 +464,20 @@ class TrainingStep:
 
 @dataclass(frozen=True)
 class _Batch:
-    """A group on the device, with checked labels."""
+    """A group on the device, with checked labels.
+
+    Attributes:
+        x: the input.
+        labels: task -> labels.
+        labelled: the tasks with a known label.
+        complete: the tasks all of whose labels are known.
+        count: number of samples.
+    """
 
     x: Any
     labels: dict[str, Tensor]
     labelled: tuple[str, ...]
+    complete: set[str]
     count: int
 
 
@@ -475,9 +494,13 @@ def _times(loss: Tensor, factor: float) -> Tensor:
     return loss if factor == 1 else loss * factor
 
 
-def _check_finite(value: float, what: str, where: str) -> None:
-    if not isfinite(value):
-        raise NonFiniteLossError(
-            f"{what} is {value}{' at ' + where if where else ''}. No step was taken on it. "
-            "A smaller learning rate or `clip_norm` often helps; check the inputs for NaN."
-        )
+def _values(losses: Iterable[Tensor]) -> list[float]:
+    """Return the values of losses; a GPU is waited for once."""
+    return torch.stack([loss.detach() for loss in losses]).tolist()
+
+
+def _not_finite(what: str, value: float, where: str) -> NonFiniteLossError:
+    return NonFiniteLossError(
+        f"{what} is {value}{' at ' + where if where else ''}. No step was taken on it. "
+        "A smaller learning rate or `clip_norm` often helps; check the inputs for NaN."
+    )
