@@ -54,7 +54,8 @@ WRONG = [
     ({"depth": {"criterion": "rmse"}}, "task_options.depth.criterion: expected one of 'l1', 'mse', got 'rmse'."),
     (
         {"depth": {"label_smoothing": 0.1}},
-        "task_options.depth: unknown option of Depth 'label_smoothing'. Known: criterion, metrics, scale.",
+        "task_options.depth: unknown option of Depth 'label_smoothing'. Known: criterion, "
+        "higher_is_better, likelihood, loss, loss_weights, metrics, scale.",
     ),
     (
         {"scene": {"label_smoothing": 1.0}},
@@ -78,7 +79,7 @@ def test_what_is_wrong_is_named_with_its_place(options: dict[str, Any], message:
         tasks_of({**ROOMS, "task_options": options}, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["critrion", "weight", "target", "loss", "ignore_index", "background"])
+@pytest.mark.parametrize("name", ["critrion", "weight", "target", "predict", "ignore_index", "background"])
 def test_an_option_of_no_kind_is_named_before_any_data_are_read(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check({"task_options": {"digit": {name: 1}}}, where="my.yaml", origins={"task_options.digit": "line 3"})
@@ -109,7 +110,7 @@ def test_a_run_records_its_options_and_is_resumed_with_them(tmp_path: Path, tiny
 @pytest.mark.parametrize("kind", TASKS)
 def test_options_are_those_that_the_data_do_not_decide(kind: str) -> None:
     assert "metrics" in options_of(TASKS[kind])
-    assert not {"weight", "target", "loss", "ignore_index", "background"} & set(options_of(TASKS[kind]))
+    assert not {"weight", "target", "predict", "ignore_index", "background"} & set(options_of(TASKS[kind]))
 
 
 def test_a_task_made_anew_keeps_what_it_was_made_with() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
@@ -20,6 +21,10 @@ from sparsemtl.errors import ConfigError, PluginWarning
 
 GROUP = "sparsemtl.plugins"
 """Group of the entry points of installed plugins."""
+NAMED_CODE = re.compile(r"(?P<home>.+\.py|\w+(\.\w+)*):(?P<name>[A-Za-z_]\w*(\.\w+)*)")
+"""Function or object that a configuration names: `file.py:name` or `package.module:name`."""
+_CODE_KEYS = ("task_options", "pretraining")
+"""Keys of a configuration whose values may name code."""
 
 
 def load_plugins(names: Iterable[str] = ()) -> None:
@@ -43,7 +48,7 @@ def plugins_of(config: Mapping[str, Any]) -> list[str]:
 
 
 def with_plugins(config: Mapping[str, Any], folder: Path, more: Iterable[str] = ()) -> dict[str, Any]:
-    """Return a configuration whose plugins have absolute paths, so that it can be read from any folder.
+    """Return a configuration whose plugins and named code have absolute paths, so that it can be read from any folder.
 
     Args:
         config: a configuration as read from a file.
@@ -51,7 +56,25 @@ def with_plugins(config: Mapping[str, Any], folder: Path, more: Iterable[str] = 
         more: plugins of the command line, whose relative paths start at the working folder.
     """
     named = [*absolute_plugins(plugins_of(config), folder), *absolute_plugins(more, Path())]
-    return {**config, "plugins": list(dict.fromkeys(named))} if named else dict(config)
+    config = with_absolute_code(config, folder)
+    return {**config, "plugins": list(dict.fromkeys(named))} if named else config
+
+
+def with_absolute_code(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a configuration in which files of named code have absolute paths; relative ones start at a folder."""
+    return {**config, **{key: absolute_code(config[key], folder) for key in _CODE_KEYS if key in config}}
+
+
+def absolute_code(value: Any, folder: Path) -> Any:
+    """Return a nest of values in which files of named code have absolute paths; relative ones start at a folder."""
+    if isinstance(value, Mapping):
+        return {key: absolute_code(each, folder) for key, each in value.items()}
+    if isinstance(value, list):
+        return [absolute_code(each, folder) for each in value]
+    match = NAMED_CODE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return value
+    return f"{absolute_plugins([match['home']], folder)[0]}:{match['name']}"
 
 
 def absolute_plugins(names: Iterable[str], folder: Path) -> list[str]:

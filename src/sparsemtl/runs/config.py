@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsemtl.registry.plugins import load_plugins, plugins_of
+from sparsemtl.registry.plugins import load_plugins, plugins_of, with_absolute_code
 from sparsemtl.runs.pretraining import pretraining_config
 from sparsemtl.runs.validation import validate
 from sparsemtl.storage.yaml_text import line_numbers
@@ -35,7 +35,7 @@ def check(
     """
     if isinstance(config, Mapping):
         load_plugins(plugins_of(config))
-    complete = validate(config, where=where, origins=origins)
+    complete = with_absolute_code(validate(config, where=where, origins=origins), Path())
     pretraining_config(complete, where=where, origins=origins)
     return complete
 

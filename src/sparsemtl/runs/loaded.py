@@ -31,6 +31,7 @@ from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.text_files import read_json, write_json
 from sparsemtl.tasks import TASKS, Task
 from sparsemtl.tasks.batches import Loaders, check_loaders
+from sparsemtl.tasks.options import CODE, with_code
 from sparsemtl.training.evaluation import Trained, evaluate
 from sparsemtl.training.results import Results
 
@@ -171,9 +172,9 @@ def load_run(folder: str | Path, model: MultiTaskModel | None = None) -> LoadedR
 # ---- the parts of the data that a model is built from ----------------------------------------------------------
 
 
-def write_inputs(folder: RunFolder, data: TaskData) -> None:
+def write_inputs(folder: RunFolder, data: TaskData, task_options: Mapping[str, Any]) -> None:
     """Write what a model is built from beside the configuration: the tasks, the shape of an input, and the stem."""
-    tasks = [_record(task) for task in data.tasks]
+    tasks = [_record(task, task_options.get(task.name, {})) for task in data.tasks]
     if None not in tasks:
         write_json(folder.inputs, {"tasks": tasks, "shape": list(data.input_shape), "stem": _stem_record(data.stem)})
 
@@ -211,11 +212,18 @@ def _built(run: RunFolder, config: Mapping[str, Any]) -> MultiTaskModel:
         raise CheckpointError(f"{run.path}: its model cannot be built without the data: {error} {by_hand}") from error
 
 
-def _record(task: Task) -> dict[str, Any] | None:
-    """Return the arguments of a task as JSON; None if they are none, such as a loss of the user's own."""
+def _record(task: Task, options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the arguments of a task as JSON; None if they are none, such as a loss of a user's own data set.
+
+    Args:
+        task: the task.
+        options: its options in the configuration, by whose names code is recorded.
+    """
     kind = next((name for name, kind in TASKS.items() if kind is type(task)), None)
     args, kwargs = task._arguments
-    record = {"kind": kind, "args": list(args), "kwargs": dict(kwargs), "weight": task.weight, "primary": task.primary}
+    named = {name: options[name] for name in CODE if name in options}
+    kwargs = {**kwargs, **named}
+    record = {"kind": kind, "args": list(args), "kwargs": kwargs, "weight": task.weight, "primary": task.primary}
     try:
         return None if kind is None else json.loads(json.dumps(record))
     except TypeError:
@@ -223,7 +231,8 @@ def _record(task: Task) -> dict[str, Any] | None:
 
 
 def _task(record: Mapping[str, Any]) -> Task:
-    task: Task = TASKS[record["kind"]](*record["args"], **record["kwargs"])
+    kwargs = with_code(record["kwargs"], f"task {record['args'][0]!r}" if record["args"] else "a task")
+    task: Task = TASKS[record["kind"]](*record["args"], **kwargs)
     task.weight = record["weight"]
     task.primary = record["primary"]
     return task

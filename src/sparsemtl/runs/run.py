@@ -73,7 +73,7 @@ def _run(spec: RunSpec, folder: RunFolder, *, resume: bool, progress: bool, fini
             spec, folder, train=partial(_run, resume=True, progress=progress, finished=finished), dry_run=dry_run
         )
         trainer = make_trainer(spec.config, spec.data, folder.path, pretrained=pretrained, progress=progress)
-        write_inputs(folder, spec.data)
+        write_inputs(folder, spec.data, spec.config["task_options"])
         train, validation, test = spec.loaders()
         goes_on = resume and folder.last.exists()
         trainer.fit(train, validation, resume=goes_on, overwrite=not goes_on)  # the folder was checked above

@@ -97,7 +97,8 @@ class RunKeys(TypedDict, total=False):
         Default({}),
         Doc(
             "Task -> options of its kind, in place of the data set's: criterion, scale, label_smoothing, "
-            "class_weights, metrics (names, the primary one first). `sparsemtl list tasks` lists the options per kind."
+            "class_weights, metrics (names, the primary one first). Losses, likelihoods and metrics of your own are "
+            "named, `loss: losses.py:ordinal`. `sparsemtl list tasks` lists the options per kind."
         ),
     ]
     primary: Annotated[

@@ -15,6 +15,7 @@ from torch import Tensor
 from sparsemtl.data import DATASETS, TaskData
 from sparsemtl.data.base import Loaders
 from sparsemtl.errors import ConfigError, unknown_name
+from sparsemtl.networks.randomness import fork_rng, seed_everything
 from sparsemtl.runs.pretraining import pretrained_tasks, pretraining_config
 from sparsemtl.runs.validation import data_section
 from sparsemtl.tasks import Task
@@ -81,7 +82,9 @@ class RunSpec:
     def _judged(self, task: Task, data: TaskData) -> Task:
         """Return the task with the configuration's options, weight and primary metric."""
         options = self.config["task_options"].get(task.name, {})
-        own = copy(with_options(task, options, lambda: _training_labels(task, data)))
+        with fork_rng():  # a loss of the user's own may be a module with random initial weights
+            seed_everything(self.config["seed"])
+            own = copy(with_options(task, options, lambda: _training_labels(task, data)))
         own.weight = float(self.config["weights"].get(task.name, task.weight))
         own.primary = self.config["primary"].get(task.name)
         return own

@@ -14,7 +14,7 @@ from typing_extensions import Doc
 
 from sparsemtl.errors import ConfigError, unknown_name
 from sparsemtl.registry.parameters import Default, Natural, parameters_of
-from sparsemtl.registry.plugins import with_plugins
+from sparsemtl.registry.plugins import absolute_code, with_plugins
 from sparsemtl.runs.changes import assignment, merge, nested, override
 from sparsemtl.runs.config import check
 from sparsemtl.runs.schema import SECTIONS
@@ -116,7 +116,8 @@ def read_study(path: str | Path, overrides: Sequence[str] = (), plugins: Sequenc
     baseline = source.get("baseline", "stl" if "stl" in methods else None)
     if baseline is not None and baseline not in methods:
         raise ConfigError(f"{path}: baseline: {unknown_name('method', baseline, methods)}")
-    grid = _mapping(source.get("grid") or {}, f"{path}: `grid`", "a mapping of keys to lists of values")
+    grid = absolute_code(source.get("grid") or {}, path.parent)
+    grid = _mapping(grid, f"{path}: `grid`", "a mapping of keys to lists of values")
     runs = tuple(_expand(base, methods, grid, _seeds(source, path), path))
     _refuse_duplicates(runs, path)
     return Study(
@@ -166,7 +167,9 @@ def _methods(source: Mapping[str, Any], path: Path) -> dict[str, Mapping[str, An
         raise ConfigError(f"{path}: `methods` is empty; expected {expected}.")
     return {
         _text(name, f"{path}: the method's name"): _mapping(
-            changes or {}, f"{path}: method {name!r}", "changes of the base, such as {sharing: fisher}"
+            absolute_code(changes or {}, path.parent),
+            f"{path}: method {name!r}",
+            "changes of the base, such as {sharing: fisher}",
         )
         for name, changes in methods.items()
     }
