@@ -12,7 +12,7 @@ demo: $(DEMO)
 	@echo "Open runs/demo/report.html"
 
 test: $(READY)
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 slow: $(READY)
 	$(BIN)/pytest -m slow

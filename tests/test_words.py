@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -66,21 +65,19 @@ ONLY_IN = {"settled": "sharing", "Survey": "data"}
 
 
 @cache
-def trees() -> dict[Path, ast.Module]:
-    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(SOURCE.rglob("*.py"))}
+def nodes() -> list[tuple[str, ast.Module | Definition]]:
+    """Return all modules and definitions with the place of each."""
+    return [
+        (f"{path.relative_to(SOURCE)}:{getattr(node, 'lineno', 1)}", node)
+        for path in sorted(SOURCE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.Module, *DEFINITIONS))
+    ]
 
 
-def nodes() -> Iterator[tuple[str, ast.AST]]:
-    """Yield all nodes with the place of each."""
-    for path, tree in trees().items():
-        for node in ast.walk(tree):
-            yield f"{path.relative_to(SOURCE)}:{getattr(node, 'lineno', 1)}", node
-
-
-def docstrings() -> Iterator[tuple[str, str]]:
-    for place, node in nodes():
-        if isinstance(node, (ast.Module, *DEFINITIONS)) and (text := ast.get_docstring(node)):
-            yield place, text
+@cache
+def docstrings() -> list[tuple[str, str]]:
+    return [(place, text) for place, node in nodes() if (text := ast.get_docstring(node))]
 
 
 def test_no_docstring_starts_without_a_head() -> None:

@@ -9,9 +9,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from sparsemtl.cli import doctor
 from sparsemtl.cli.doctor import Finding, diagnosis
+from sparsemtl.cli.main import app
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look for one small package in place of those that take seconds to import."""
+    monkeypatch.setattr(doctor, "_OPTIONAL", ("typer",))
 
 
 def findings() -> dict[str, Finding]:
@@ -21,6 +29,7 @@ def findings() -> dict[str, Finding]:
 def test_base_dependencies_devices_and_extras_are_named() -> None:
     found = findings()
     assert {"Python", "sparsemtl", "torch", "pydantic", "CPU", "GPU", "C++ kernels", "extra report"} <= set(found)
+    assert found["typer"].state == "ok"
     assert all(found[name].state == "ok" for name in ("torch", "pydantic", "typer", "rich"))
     assert found["torch"].found.startswith("2.")
 
@@ -76,7 +85,19 @@ def test_plugins_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == {"plugin good": "ok", "plugin bad": "broken"}
 
 
-def test_the_command_prints_the_table() -> None:
+def test_the_command_prints_the_table_and_fails_if_something_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_plugins", lambda: iter(()))
+    whole = CliRunner().invoke(app, ["doctor"])
+    assert "torch" in whole.output
+    assert whole.exit_code == ("broken:" in whole.output)
+    monkeypatch.setattr(doctor, "_plugins", lambda: iter([Finding("plugin bad", "old", "broken", "uninstall it")]))
+    broken = CliRunner().invoke(app, ["doctor"])
+    assert broken.exit_code == 1
+    assert "broken: uninstall it" in broken.output
+
+
+@pytest.mark.slow
+def test_the_command_runs_in_a_process_of_its_own() -> None:
     run = subprocess.run([sys.executable, "-m", "sparsemtl", "doctor"], capture_output=True, text=True, check=False)
     assert "torch" in run.stdout
     assert run.returncode == ("broken:" in run.stdout)

@@ -5,6 +5,7 @@ import re
 
 import matplotlib as mpl
 import pytest
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from reading import Page
 
 from sparsemtl.report import drawing
@@ -30,7 +31,7 @@ def test_a_chart_is_the_one_that_savefig_draws(monkeypatch):
 
     class BySavefig:
         def __init__(self, figure):
-            self.figure = figure
+            self.figure = FigureCanvasSVG(figure).figure  # text has the widths of SVG
 
         def print_svg(self, file, **options):
             self.figure.savefig(file, format="svg", **options)

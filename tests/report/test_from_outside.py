@@ -88,7 +88,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for registry, name, member in added:
             patch.setitem(registry._members, name, member)
         config = {
-            "data": "two-regressions",
+            "data": {"name": "two-regressions", "train_size": 200, "validation_size": 50, "test_size": 50},
             "encoder": {"name": "mlp", "hidden": [4]},
             "architecture": "lighthouse",
             "sharing": "tide",

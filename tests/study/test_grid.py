@@ -250,7 +250,7 @@ def test_the_demo_can_be_set_up_and_gives_every_seed_images_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SPARSEMTL_DATA", str(tmp_path))
-    small = ["data.train_size=16", "data.validation_size=2", "data.test_size=2"]
+    small = ["data.train_size=8", "data.validation_size=2", "data.test_size=2", "data.height=24", "data.width=24"]
     study = read_study(ROOT / "examples" / "rooms-study.yaml", small)
     assert len(set(study.methods)) == 3
     assert {run.seed for run in study.runs} == {0, 1, 2}

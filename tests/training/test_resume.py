@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -73,30 +75,41 @@ def trainer(folder: Path, method: str, single: bool = False) -> sm.Trainer:
     )
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Function (method, single=False) -> folder of a run that was never stopped, trained once."""
+
+    @cache
+    def folder(method: str, single: bool = False) -> Path:
+        folder: Path = tmp_path_factory.mktemp("whole") / "run"
+        trainer(folder, method, single).fit(*loaders())
+        return folder
+
+    return folder
+
+
 @pytest.mark.parametrize("died_after", [3, 5, 8, 12, 19])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_resumed_run_ends_like_the_uninterrupted_one(tmp_path: Path, method: str, died_after: int) -> None:
-    train, validation = loaders()
-    trainer(tmp_path / "whole", method).fit(train, validation)
+def test_a_resumed_run_ends_like_the_uninterrupted_one(
+    tmp_path: Path, uninterrupted: Callable[..., Path], method: str, died_after: int
+) -> None:
     train, validation = loaders()
     # Choosing masks reads the training data too: the loader dies in there as well as between steps.
     with pytest.raises(Killed):
         trainer(tmp_path / "cut", method).fit(Dying(train, died_after), validation)
     train, validation = loaders()
     trainer(tmp_path / "cut", method).fit(train, validation, resume=True)
-    assert_same_end(tmp_path / "whole", tmp_path / "cut")
+    assert_same_end(uninterrupted(method), tmp_path / "cut")
 
 
 @pytest.mark.parametrize("died_after", [5, 13])
-def test_independent_tasks_resume_too(tmp_path: Path, died_after: int) -> None:
-    train, validation = loaders()
-    trainer(tmp_path / "whole", "dense", single=True).fit(train, validation)
+def test_independent_tasks_resume_too(tmp_path: Path, uninterrupted: Callable[..., Path], died_after: int) -> None:
     train, validation = loaders()
     with pytest.raises(Killed):
         trainer(tmp_path / "cut", "dense", single=True).fit(Dying(train, died_after), validation)
     train, validation = loaders()
     trainer(tmp_path / "cut", "dense", single=True).fit(train, validation, resume=True)
-    assert_same_end(tmp_path / "whole", tmp_path / "cut")
+    assert_same_end(uninterrupted("dense", single=True), tmp_path / "cut")
 
 
 def assert_same_end(whole: Path, cut: Path) -> None:

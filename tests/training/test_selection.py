@@ -10,7 +10,8 @@ from training_toys import apart, shared, tasks
 
 import sparsemtl as sm
 from sparsemtl.errors import MetricWarning, ParameterError, SelectionError
-from sparsemtl.training.monitors import Merit, RelativeChange, primary_of
+from sparsemtl.training.metric_facts import metric_facts
+from sparsemtl.training.monitors import Merit, RelativeChange
 from sparsemtl.training.results import Results
 from sparsemtl.training.selection import Selection
 
@@ -220,7 +221,8 @@ def test_a_function_sees_one_task_s_results_where_tasks_are_chosen_apart() -> No
 
 def test_a_metric_that_should_be_low_counts_negative() -> None:
     selection = Selection(WITH_ERROR)
-    assert primary_of(error_task()) == ("mae", False)
+    facts = metric_facts(error_task())
+    assert (facts.primary, facts.directions["mae"]) == ("mae", False)
     assert selection.update(0, measured(0.5, 2.0)) == ["all"]
     assert selection.update(1, measured(0.5, 3.0)) == []
     assert selection.update(2, measured(0.5, 1.0)) == ["all"]

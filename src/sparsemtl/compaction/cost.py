@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from math import prod
 from typing import Any
@@ -91,19 +91,29 @@ def latency(module: nn.Module, x: Any, *, warmup: int = 5, repeats: int = 30) ->
         warmup: number of passes that are not timed, at least 0.
         repeats: number of passes that are timed, at least 1.
     """
+    return latencies([module], x, warmup=warmup, repeats=repeats)[0]
+
+
+def latencies(modules: Sequence[nn.Module], x: Any, *, warmup: int = 5, repeats: int = 30) -> list[float]:
+    """Return the `latency` of each module; they take turns, so that other work on the machine slows all of them."""
     if warmup < 0 or repeats < 1:
         raise ParameterError(f"`warmup` must be at least 0 and `repeats` at least 1, got {warmup} and {repeats}.")
-    times = []
-    with _inferring(module):
+    devices = {p.device for module in modules for p in module.parameters() if p.is_cuda}
+    times: list[list[float]] = [[] for _ in modules]
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(_inferring(module))
         for _ in range(warmup):
-            module(x)
+            for module in modules:
+                module(x)
         for _ in range(repeats):
-            _finish(module)
-            start = time.perf_counter()
-            module(x)
-            _finish(module)
-            times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times)
+            for module, own in zip(modules, times, strict=True):
+                _finish(devices)
+                start = time.perf_counter()
+                module(x)
+                _finish(devices)
+                own.append(time.perf_counter() - start)
+    return [1000 * statistics.median(own) for own in times]
 
 
 @contextmanager
@@ -112,7 +122,7 @@ def _inferring(module: nn.Module) -> Iterator[None]:
         yield
 
 
-def _finish(module: nn.Module) -> None:
-    """Wait for the GPUs of a module."""
-    for device in {parameter.device for parameter in module.parameters() if parameter.is_cuda}:
+def _finish(devices: Iterable[torch.device]) -> None:
+    """Wait for GPUs."""
+    for device in devices:
         torch.cuda.synchronize(device)

@@ -134,7 +134,12 @@ def read_tree(path: str | Path) -> Any:
         raise CheckpointError(f"{path} is not a checkpoint of sparsemtl: {error!r} in its header 'tree'.") from None
 
 
+_PLAIN = frozenset({type(None), bool, int, float, str})
+
+
 def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if type(value) in _PLAIN:  # first, for the thousands of numbers in the states of random generators
+        return value
     if isinstance(value, Tensor):
         key = f"t{len(tensors)}"
         if value.dtype == torch.bool:
@@ -146,7 +151,7 @@ def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
         return {"dict": [[_encode(key, tensors), _encode(item, tensors)] for key, item in value.items()]}
     if isinstance(value, (list, tuple)):
         return {type(value).__name__ if type(value) in (list, tuple) else "list": [_encode(v, tensors) for v in value]}
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if isinstance(value, (int, float, str)):
         return value
     raise CheckpointError(f"expected tensors, numbers and text in a checkpoint, got {type(value).__name__}.")
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from sparsemtl.study.results import DELTA, Spread, StudyResults, gains, per_seed, ranks, spread
 from sparsemtl.views.tables import MISSING
@@ -116,26 +118,27 @@ class StudyTable:
 
     def rows(self) -> Iterator[TableRow]:
         """Yield the rows, in order."""
-        mean, n = self.figures.mean, self.figures.n
-        digits = {column: self._digits(column) for column in self.higher}
-        best = {
-            column: set() if up is None else _best(self._whole(column), digits[column], up)
-            for column, up in self.higher.items()
-        }
-        for label in mean.index:
-            seeds = int(n.loc[label].max())
-            cells = (
-                _cell(
-                    column,
-                    float(mean.loc[label, column]),
-                    self._deviation(label, column),
-                    digits[column],
-                    f"n={n.loc[label, column]}" if column != RANK and n.loc[label, column] < seeds else "",
-                    label in best[column],
-                )
-                for column in self.higher
-            )
-            yield TableRow(label, self.methods[label], seeds, tuple(cells))
+        seeds = self.figures.n.max(axis=1).tolist()
+        columns = [self._cells(column, seeds) for column in self.higher]
+        for i, (label, count) in enumerate(zip(self.figures.mean.index, seeds, strict=True)):
+            yield TableRow(label, self.methods[label], count, tuple(cells[i] for cells in columns))
+
+    def _cells(self, column: str, seeds: Sequence[int]) -> list[Cell]:
+        """Return the cells of a column.
+
+        Args:
+            column: a key of `higher`.
+            seeds: number of seeds of every row.
+        """
+        up, digits = self.higher[column], self._digits(column)
+        means, counts = self.figures.mean[column].tolist(), self.figures.n[column].tolist()
+        deviations = self.figures.std[column].tolist()
+        if column in self.units:  # a cost that is equal for all seeds has no deviation to show
+            deviations = [deviation or math.nan for deviation in deviations]
+        marks = [False] * len(means) if up is None else _best(means, self._whole(column), digits, higher=up)
+        notes = [f"n={n}" if column != RANK and n < most else "" for n, most in zip(counts, seeds, strict=True)]
+        cells = zip(means, deviations, notes, marks, strict=True)
+        return [_cell(column, mean, deviation, digits, note, best) for mean, deviation, note, best in cells]
 
     def _repr_html_(self) -> str:
         """Return the table for notebooks; the best values are bold."""
@@ -149,16 +152,12 @@ class StudyTable:
             f"</thead><tbody>{rows}</tbody></table><div>{html.escape(self.note)}</div>"
         )
 
-    def _whole(self, column: str) -> pd.Series[float]:
-        """Return the means of a column; NaN in a row with fewer seeds than another row."""
-        tasks = self.over.get(column, (column,))
-        n = self.figures.n[[task for task in tasks if task in self.metrics]]  # a table of one metric may lack tasks
-        return self.figures.mean[column].where((n == n.max()).all(axis=1))
-
-    def _deviation(self, label: str, column: str) -> float:
-        """Return the standard deviation; NaN, which is not shown, for a cost that is equal for all seeds."""
-        value = float(self.figures.std[column][label])
-        return math.nan if column in self.units and value == 0 else value
+    def _whole(self, column: str) -> list[bool]:
+        """Return per row whether no other row has the figures of a column of more seeds."""
+        tasks = [task for task in self.over.get(column, (column,)) if task in self.metrics]
+        counts = [self.figures.n[task].tolist() for task in tasks]  # a table of one metric may lack tasks
+        most = list(map(max, counts))
+        return [all(row[i] == m for row, m in zip(counts, most, strict=True)) for i in range(len(self.figures.mean))]
 
     def _digits(self, column: str) -> int:
         if column in (RANK, DELTA):
@@ -236,25 +235,28 @@ def to_csv(tables: Iterable[StudyTable]) -> str:
     """
     import pandas as pd
 
-    records = [
-        {
-            "table": table.title,
-            "setting": row.label,
-            "method": row.method,
-            "column": column,
-            "tasks": ", ".join(table.over.get(column, (column,))),
-            "metric": table.metrics.get(column, table.units.get(column, "")),
-            "higher_is_better": higher,
-            "mean": cell.value,
-            "std": table.figures.std.loc[row.label, column],
-            "n": "" if column == RANK else table.figures.n.loc[row.label, column],
-            "best": cell.best,
-        }
-        for table in tables
-        for row in table.rows()
-        for (column, higher), cell in zip(table.higher.items(), row.cells, strict=True)
-    ]
-    return pd.DataFrame(records).to_csv(index=False)
+    return pd.DataFrame(record for table in tables for record in _records(table)).to_csv(index=False)
+
+
+def _records(table: StudyTable) -> Iterator[dict[str, Any]]:
+    rows = list(table.rows())
+    deviations = {column: table.figures.std[column].tolist() for column in table.higher}
+    counts = {column: table.figures.n[column].tolist() for column in table.higher}
+    for i, row in enumerate(rows):
+        for (column, higher), cell in zip(table.higher.items(), row.cells, strict=True):
+            yield {
+                "table": table.title,
+                "setting": row.label,
+                "method": row.method,
+                "column": column,
+                "tasks": ", ".join(table.over.get(column, (column,))),
+                "metric": table.metrics.get(column, table.units.get(column, "")),
+                "higher_is_better": higher,
+                "mean": cell.value,
+                "std": deviations[column][i],
+                "n": "" if column == RANK else counts[column][i],
+                "best": cell.best,
+            }
 
 
 def decimals(values: Iterable[float], *, significant: int = 4) -> int:
@@ -285,10 +287,20 @@ def _note(results: StudyResults, over: Mapping[str, tuple[str, ...]]) -> str:
     return f"Tasks that not all methods have are left out of {', '.join(over)}: {', '.join(left)}."
 
 
-def _best(mean: pd.Series[float], digits: int, higher: bool) -> set[str]:
-    """Return the settings with the best value as shown, several if they look equal; none of fewer than two values."""
-    shown = mean.dropna().round(digits)
-    return set(shown.index[shown == (shown.max() if higher else shown.min())]) if len(shown) > 1 else set()
+def _best(means: Sequence[float], whole: Sequence[bool], digits: int, *, higher: bool) -> list[bool]:
+    """Return per row whether it has the best value as shown, several if they look equal; of two values at least.
+
+    Args:
+        means: values of the rows; NaN is not compared.
+        whole: rows to compare.
+        digits: number of digits after the point that are shown.
+        higher: higher is better.
+    """
+    shown = np.where(whole, np.round(means, digits), math.nan)
+    if np.isfinite(shown).sum() < 2:
+        return [False] * len(means)
+    best: list[bool] = (shown == (np.nanmax(shown) if higher else np.nanmin(shown))).tolist()
+    return best
 
 
 def _cell(column: str, mean: float, std: float, digits: int, note: str, best: bool) -> Cell:

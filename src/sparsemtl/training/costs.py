@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparsemtl.compaction import compact
-from sparsemtl.compaction.cost import latency, macs_by_layer, parameter_count
+from sparsemtl.compaction.cost import latencies, macs_by_layer, parameter_count
 from sparsemtl.errors import SparseMTLError
 from sparsemtl.networks.model import MultiTaskModel, placement
 from sparsemtl.networks.task_networks import TaskNetworks
@@ -185,12 +184,9 @@ def _cost(module: nn.Module, example: _Example, weights: int, milliseconds: floa
 
 def _milliseconds(modules: Sequence[nn.Module], x: Any) -> list[float]:
     """Return the median time of every module, timed in turns, so that other work on the machine slows all of them."""
-    once = [latency(module, x, warmup=1, repeats=1) for module in modules]
+    once = latencies(modules, x, warmup=1, repeats=1)
     passes = min(_PASSES, int(1000 * _SECONDS / max(sum(once), 1e-6)))
-    if passes < 2:
-        return once
-    rounds = [[latency(module, x, warmup=0, repeats=1) for module in modules] for _ in range(passes)]
-    return [median(times) for times in zip(*rounds, strict=True)]
+    return once if passes < 2 else latencies(modules, x, warmup=0, repeats=passes)
 
 
 def _weights(network: Any, tasks: Sequence[str]) -> int:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from sparsemtl.errors import ParameterError
 from sparsemtl.tasks.task import Task
+from sparsemtl.training.metric_facts import metric_facts
 from sparsemtl.training.results import Results
 from sparsemtl.training.structure import check_state
-
-if TYPE_CHECKING:
-    from torchmetrics import Metric
 
 Monitor = Literal["score", "loss"] | Callable[[Results], float]
 """Rule of model selection: `score`, the mean relative change of the primary metrics; `loss`, minus the weighted mean
@@ -111,8 +109,9 @@ class RelativeChange:
     )
 
     def __init__(self, tasks: Mapping[str, Task]) -> None:
-        self._primary = {name: primary_of(task) for name, task in tasks.items()}
-        self._origins = {name: _origin(next(iter(task.metrics().values()))) for name, task in tasks.items()}
+        facts = {name: metric_facts(task) for name, task in tasks.items()}
+        self._primary = {name: (of.primary, of.directions[of.primary]) for name, of in facts.items()}
+        self._origins = {name: of.origin for name, of in facts.items()}
         self.references: dict[str, _ReferenceValue] = {}
 
     def observe(self, epoch: int, results: Results) -> None:
@@ -243,21 +242,6 @@ def valuation_of(monitor: Any, tasks: Mapping[str, Task]) -> Valuation:
     raise ParameterError(
         f"`monitor` must be 'score', 'loss' or a function of the results, on validation data, got {monitor!r}.{extra}"
     )
-
-
-def primary_of(task: Task) -> tuple[str, bool]:
-    """Return the name of a task's primary metric, and True if higher is better."""
-    name, metric = next(iter(task.metrics().items()))
-    return name, bool(metric.higher_is_better)
-
-
-def _origin(metric: Metric) -> float:
-    """Return the value that a metric's divisor is measured from: 0, or 1 if a constant prediction has the value 0."""
-    from torchmetrics.regression import ExplainedVariance, R2Score
-
-    from sparsemtl.tasks.value_metrics import KnownR2
-
-    return 1.0 if isinstance(metric, (ExplainedVariance, KnownR2, R2Score)) else 0.0
 
 
 def _without_last_digits(value: float) -> float:

@@ -13,6 +13,7 @@ from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.sharing.sharing import Sharing
 from sparsemtl.tasks.task import Task
 from sparsemtl.training.costs import RunCost
+from sparsemtl.training.metric_facts import metric_facts
 from sparsemtl.training.options import TrainingOptions
 from sparsemtl.training.results import Results
 from sparsemtl.training.selection import Selection
@@ -92,16 +93,13 @@ def summarize(
 def _task_entry(
     task: Task, selection: Selection, validation: Mapping[str, float], test: Mapping[str, float]
 ) -> dict[str, Any]:
-    metrics = task.metrics()
+    facts = metric_facts(task)
     return {
         "kind": type(task).__name__,
         "classes": getattr(task, "class_names", None) or getattr(task, "label_names", None),
-        "primary": next(iter(metrics)),
+        "primary": facts.primary,
         "best_epoch": selection.best_epoch(task.name),
-        "directions": {
-            **dict.fromkeys(task.loss_names, False),
-            **{name: bool(metric.higher_is_better) for name, metric in metrics.items()},
-        },
+        "directions": {**dict.fromkeys(task.loss_names, False), **facts.directions},
         "validation": dict(validation),
         "test": dict(test),
     }

@@ -51,8 +51,8 @@ from sparsemtl.training.finite import check_weights
 from sparsemtl.training.groups import optimizer_maker
 from sparsemtl.training.loss_scales import LossScaleWarning, unlike_scales
 from sparsemtl.training.machine import with_own_threads
+from sparsemtl.training.metric_facts import metric_facts
 from sparsemtl.training.mixing import remaining_batches, steps_in_epoch
-from sparsemtl.training.monitors import primary_of
 from sparsemtl.training.options import RECORDED, TrainingOptions, group_options
 from sparsemtl.training.processes import refuse_distributed
 from sparsemtl.training.results import Results
@@ -396,7 +396,7 @@ class Trainer:
 
     def _fit_info(self, resume_at: int | None) -> FitInfo:
         folder = self.folder.path if self.folder is not None else None
-        primary = {name: primary_of(task)[0] for name, task in self.model.tasks.items()}
+        primary = {name: metric_facts(task).primary for name, task in self.model.tasks.items()}
         return FitInfo(self.name, folder, self.config, self.epochs, primary, resume_at)
 
     def _check_weights(self) -> None:

@@ -1,0 +1,62 @@
+"""Names and directions of a task's metrics, kept per task: making the metrics takes as long as a small evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from sparsemtl.tasks.task import Task
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+
+@dataclass(frozen=True)
+class MetricFacts:
+    """Facts of a task's metrics.
+
+    Attributes:
+        directions: name of every metric, the primary one first -> True if higher is better.
+        origin: value that the divisor of the primary metric's changes is measured from: 0, or 1 if a constant
+            prediction has the value 0.
+    """
+
+    directions: Mapping[str, bool]
+    origin: float
+
+    @property
+    def primary(self) -> str:
+        """Name of the primary metric."""
+        return next(iter(self.directions))
+
+
+_KEPT: WeakKeyDictionary[Task, tuple[dict[str, Any], MetricFacts]] = WeakKeyDictionary()
+"""Task -> its attributes, and the facts; only of tasks with metrics of their kind."""
+
+
+def metric_facts(task: Task) -> MetricFacts:
+    """Return the facts of a task's metrics; they are found anew if the task was changed since.
+
+    Raises:
+        ParameterError: as `Task.metrics`.
+    """
+    attributes = vars(task)
+    kept, facts = _KEPT.get(task, ({}, None))
+    if facts is not None and kept.keys() == attributes.keys() and all(v is attributes[n] for n, v in kept.items()):
+        return facts
+    metrics = task.metrics()
+    directions = {name: bool(metric.higher_is_better) for name, metric in metrics.items()}
+    facts = MetricFacts(directions, _origin(next(iter(metrics.values()))))
+    if not task.has_given_metrics:
+        _KEPT[task] = (dict(attributes), facts)
+    return facts
+
+
+def _origin(metric: Metric) -> float:
+    from torchmetrics.regression import ExplainedVariance, R2Score
+
+    from sparsemtl.tasks.value_metrics import KnownR2
+
+    return 1.0 if isinstance(metric, (ExplainedVariance, KnownR2, R2Score)) else 0.0
