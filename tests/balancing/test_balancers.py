@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import sparsemtl as sm
 from sparsemtl.balancing import BALANCERS, Balancer, GradientBalancer, LossBalancer, as_balancer
+from sparsemtl.balancing.targets import Representation
 from sparsemtl.errors import ConfigError, ParameterError
 from sparsemtl.registry.parameters import parameters_of
 from sparsemtl.sharing.sharing import Update
@@ -60,6 +61,8 @@ GRADIENT_BALANCERS = [name for name in BALANCERS if made(name, 2).combines_gradi
 UPDATES: list[Update] = ["joint", "average"]
 APPLIES: list[Any] = ["weights", "gradients"]
 LOSS_BALANCERS = [name for name in BALANCERS if name not in GRADIENT_BALANCERS]
+READERS = [name for name in BALANCERS if type(made(name, 2)).gradient_target is not Balancer.gradient_target]
+"""Balancers that read gradients at a target and weigh the losses."""
 
 
 def model_of(names: str = "ab") -> sm.SharedBottom:
@@ -68,6 +71,17 @@ def model_of(names: str = "ab") -> sm.SharedBottom:
     encoder.out_features = 6  # type: ignore[assignment]
     kinds: dict[str, sm.Task] = {"a": sm.Classification("a", 3), "b": sm.Regression("b"), "c": sm.MultiLabel("c", 2)}
     return sm.SharedBottom(encoder, [kinds[name] for name in names]).double()
+
+
+def updates_of(name: str) -> list[Update]:
+    """The updates with which a balancer works: all, unless it reads gradients at one representation of all tasks."""
+    at = made(name, 3).gradient_target(model_of("abc"))
+    return ["joint"] if isinstance(at, Representation) else UPDATES
+
+
+BY_UPDATE = [(name, update) for name in BALANCERS for update in updates_of(name)]
+PER_TASK = [name for name, update in BY_UPDATE if update == "average"]
+"""Balancers of tasks with networks of their own."""
 
 
 def batch_of(names: str = "ab", seed: int = 0, *, missing: str = "") -> list[Group]:
@@ -137,7 +151,7 @@ def test_weights_are_one_finite_number_a_task() -> None:
             assert not weights.requires_grad
 
 
-@pytest.mark.parametrize("name", [name for name in LOSS_BALANCERS if name != "famo"])
+@pytest.mark.parametrize("name", [name for name in LOSS_BALANCERS if name not in ("famo", *READERS)])
 def test_weights_are_the_slopes_of_the_combined_loss(name: str) -> None:
     losses, nudges = torch.tensor([0.5, 2.0, 1.0]), torch.eye(3) * 0.01
 
@@ -200,7 +214,7 @@ def test_a_state_is_a_copy() -> None:
 
 
 def test_a_task_missing_in_a_batch_disturbs_nobody() -> None:
-    for name, update in product(BALANCERS, UPDATES):
+    for name, update in BY_UPDATE:
         model = model_of("abc")
         engine = engine_of(model, made(name, 3), update)
         engine.step([batch_of("abc")])
@@ -217,7 +231,7 @@ def test_a_task_missing_in_a_batch_disturbs_nobody() -> None:
 
 
 def test_masks_of_ones_change_nothing() -> None:
-    for name in BALANCERS:
+    for name in PER_TASK:
         with case(name):
             states = []
             for sharing in (
@@ -236,7 +250,7 @@ def test_masks_of_ones_change_nothing() -> None:
 
 
 def test_masked_rows_from_passes_of_their_own_are_combined() -> None:
-    for name, mask_applies_to in product(BALANCERS, APPLIES):
+    for name, mask_applies_to in product(PER_TASK, APPLIES):
         with case(name, mask_applies_to):
             model = model_of("abc")
             sharing = sm.RandomSharing(keep=0.4, mask_applies_to=mask_applies_to, seed=2)
@@ -271,8 +285,13 @@ def test_attaching_takes_everything_to_the_device() -> None:
         with case(name):
             balancer = made(name, 2)
             balancer.attach(2, torch.device("meta"))
-            for part in module_of(balancer).modules():
-                for key, value in {**vars(part), **part._parameters, **part._buffers}.items():
+            module = getattr(balancer, "module", nn.Module())
+            for part in (balancer, *module.modules()):
+                for key, value in {
+                    **vars(part),
+                    **vars(part).get("_parameters", {}),
+                    **vars(part).get("_buffers", {}),
+                }.items():
                     assert not isinstance(value, Tensor) or value.device.type == "meta", key
 
 
@@ -345,7 +364,7 @@ def test_a_member_is_the_one_of_its_name_in_torchjd(name: str) -> None:
 
 def test_every_member_of_torchjds_is_compared() -> None:
     solved = {"mgda", "cagrad", "nash-mtl"}  # compared in test_solvers.py
-    assert set(BALANCERS) == {*ORIGINALS, "mean", "sum", "constant", *solved}
+    assert set(BALANCERS) == {*ORIGINALS, "mean", "sum", "constant", *solved, *READERS}
 
 
 # Loss weights

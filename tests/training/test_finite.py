@@ -19,8 +19,9 @@ import sparsemtl as sm
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import NonFiniteError, SelectionError, TrainingError
 from sparsemtl.tasks.batches import Group
+from sparsemtl.training.backend import Backend
 from sparsemtl.training.finite import check_gradient, check_weights
-from sparsemtl.training.step import MAX_SKIPPED, Backend, TrainingStep
+from sparsemtl.training.step import MAX_SKIPPED, TrainingStep
 
 SGD = partial(torch.optim.SGD, lr=0.05)
 CPU = torch.device("cpu")

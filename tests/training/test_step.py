@@ -20,7 +20,8 @@ from sparsemtl.errors import NonFiniteLossError, ParameterError
 from sparsemtl.sharing.sharing import Update
 from sparsemtl.tasks.batches import Group
 from sparsemtl.tasks.own_losses import OwnLosses
-from sparsemtl.training.step import Backend, TrainingStep
+from sparsemtl.training.backend import Backend
+from sparsemtl.training.step import TrainingStep
 
 CPU = torch.device("cpu")
 UPDATES: tuple[Update, ...] = ("joint", "average", "alternate")

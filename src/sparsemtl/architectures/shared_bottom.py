@@ -54,6 +54,10 @@ class SharedBottom(MultiTaskModel):
         """Return the encoder."""
         return {"encoder": self.encoder}
 
+    def common_representation(self) -> str:
+        """Return the name of the encoder."""
+        return "encoder"
+
     def encoder_modules(self) -> dict[str, nn.Module]:
         """Return the encoder."""
         return self.shared_modules()

@@ -9,7 +9,9 @@ from sparsemtl.balancing.balancer import Balancer
 from sparsemtl.balancing.dwa import DynamicWeights, dwa
 from sparsemtl.balancing.famo import Famo, famo
 from sparsemtl.balancing.gradients import GradientBalancer
+from sparsemtl.balancing.gradnorm import GradNorm
 from sparsemtl.balancing.losses import LossBalancer
+from sparsemtl.balancing.representation import RepresentationBalancer, mgda_ub
 from sparsemtl.balancing.torchjd_balancer import Given
 from sparsemtl.errors import ParameterError
 from sparsemtl.registry.registry import Registry
@@ -29,7 +31,9 @@ BALANCERS: Registry[Balancer] = Registry(
         "cosmos": losses.cosmos,
         "pbi": losses.pbi,
         "famo": famo,
+        "gradnorm": GradNorm,
         "mgda": gradients.mgda,
+        "mgda-ub": mgda_ub,
         "cagrad": gradients.cagrad,
         "nash-mtl": gradients.nash_mtl,
         "pcgrad": gradients.pcgrad,
@@ -74,4 +78,12 @@ def as_balancer(balancing: Balancer | str | Any) -> Balancer:
     )
 
 
-__all__ = ["BALANCERS", "Balancer", "GradientBalancer", "LossBalancer", "as_balancer"]
+__all__ = [
+    "BALANCERS",
+    "Balancer",
+    "GradNorm",
+    "GradientBalancer",
+    "LossBalancer",
+    "RepresentationBalancer",
+    "as_balancer",
+]

@@ -76,20 +76,42 @@ def aggregate(module: nn.Module, rows: Tensor, present: Tensor) -> Tensor:
         rows: gradients (T, P), one row per task; rows of absent tasks are not read.
         present: bool (T,), True for tasks that have a gradient.
     """
+    return _of_present(module, module, rows, present)[0]
+
+
+def row_weights(module: nn.Module, rows: Tensor, present: Tensor) -> Tensor:
+    """Return the factors (T,) with which an aggregator adds the gradients; zero for absent tasks.
+
+    Args:
+        module: a `torchjd.aggregation.WeightedAggregator`.
+        rows: gradients (T, P), as for `aggregate`.
+        present: bool (T,), as for `aggregate`.
+    """
+    weighting: Any = module.weighting
+    weights, read = _of_present(module, weighting, rows, present)
+    full = rows.new_zeros(len(rows))
+    full[read] = weights.to(full)
+    return full
+
+
+def _of_present(
+    module: nn.Module, call: Callable[[Tensor], Tensor], rows: Tensor, present: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the result of a call for the rows that are read, and which these are, bool (T,)."""
     present = present.to(rows.device)
-    call: Callable[[Tensor], Tensor] = module
+    everybody = torch.ones_like(present)
     if _is_foreign(module):
         rows = rows.clone()  # it may keep the rows, whose memory the next step uses again
     if bool(present.all()) and not _has_gaps(module):
-        return call(rows)
+        return call(rows), everybody
     rows = torch.where(present[:, None], rows, 0.0)
     if not _takes_fewer_rows(module):
-        return call(rows)
+        return call(rows), everybody
     needed = present.clone()
     if _has_primary(module):
         needed[0] = True  # with a gradient of zero: the other tasks are secondary to this task, not to each other
     with _restricted(module, needed, present):
-        return call(rows[needed])
+        return call(rows[needed]), needed
 
 
 @contextmanager

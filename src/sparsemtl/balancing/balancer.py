@@ -1,7 +1,8 @@
 """The contract of balancers: the losses or gradients of T tasks into one update.
 
-A training step gives a balancer one row of losses and, if the balancer combines gradients, one row of gradients per
-task. A balancer never reads the model.
+A training step gives a balancer one row of losses and, if the balancer declares so, one row of gradients per task:
+those of the shared weights, which it combines, or those at a target that it names, from which it chooses weights. A
+balancer computes no gradient itself.
 """
 
 from __future__ import annotations
@@ -9,13 +10,17 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sparsemtl.balancing.frozen_entries import frozen_entries
 from sparsemtl.networks.declarations import Figure, SummaryTable
+
+if TYPE_CHECKING:
+    from sparsemtl.balancing.targets import GradientTarget
+    from sparsemtl.networks.model import MultiTaskModel
 
 
 class Balancer(abc.ABC):
@@ -28,11 +33,22 @@ class Balancer(abc.ABC):
     combines_gradients: bool = False
     #: True if the balancer reads the losses of the same batch once more after the step.
     needs_post_step_losses: bool = False
+    #: Tasks over which the gradient of a shared weight is averaged, for balancers of constant weights: all of them, or
+    #: `selected`, those whose network uses the weight.
+    normalise: Literal["all", "selected"] = "all"
+    #: Shared weights whose gradients are combined: all, or the `overlap`, those that several tasks use. A weight that
+    #: one task uses gets the plain gradient of this task.
+    scope: Literal["all", "overlap"] = "all"
 
     figures: ClassVar[tuple[Figure, ...]] = (
         Figure("weight", "Loss weights", "factor of each task's loss in the last step of the epoch"),
     )
     """Declarations of the names that are logged: `weight` for every balancer, and those that `metrics` yields."""
+
+    @property
+    def takes_turns(self) -> bool:
+        """True if a step for one task at a time is possible: nothing of the tasks is combined."""
+        return self.constant and self.normalise == "all"
 
     def attach(self, tasks: int, device: torch.device) -> None:
         """Start a run with this number of tasks, with all tensors on this device."""
@@ -61,6 +77,26 @@ class Balancer(abc.ABC):
             NotImplementedError: if the balancer combines losses.
         """
         raise NotImplementedError(f"{type(self).__name__} combines losses.")
+
+    def gradient_target(self, model: MultiTaskModel) -> GradientTarget | None:
+        """Return what the tasks' losses are differentiated by before `weights` is called; None for nothing.
+
+        Raises:
+            ParameterError: if the model has no such thing.
+        """
+        return None
+
+    def observe_gradients(self, losses: Tensor, rows: Tensor, present: Tensor) -> None:
+        """Read the gradients of a batch at the target, before `weights` is called for this batch.
+
+        Args:
+            losses: the tasks' losses times their own weights, detached, (T,), as `weights` reads them.
+            rows: gradients (T, P) of these losses at the target, float32 or float64; zero for a task without a label.
+            present: bool (T,), True for tasks with a label in this batch.
+        """
+
+    def end_step(self) -> None:
+        """Update what is learned once per optimizer step, after the step; batches that accumulate make one step."""
 
     def observe_post_step_losses(self, losses: Tensor, present: Tensor | None = None) -> None:
         """Read the losses of the same batch after the step, (T,); `present` as in `weights`."""

@@ -96,6 +96,13 @@ class MultiTaskModel(nn.Module, abc.ABC):
         """Return the parameters of the unmasked modules, by name."""
         return _parameters_in(self.unmasked_modules())
 
+    def common_representation(self) -> str | None:
+        """Return the name of the module whose output all tasks read, and through which all shared weights act.
+
+        Balancers that compare gradients there (`mgda-ub`) work with such architectures only. None if there is none.
+        """
+        return None
+
     def replicated_modules(self) -> dict[str, nn.Module]:
         """Return modules of which every task has a copy, by name: soft masks act on them as on shared modules."""
         return {}

@@ -7,7 +7,7 @@ from typing import Any
 
 from sparsemtl.storage.metrics import MetricRow
 from sparsemtl.training.results import Results
-from sparsemtl.training.step import StepResult
+from sparsemtl.training.step_result import StepResult
 from sparsemtl.training.structure import check_state
 
 

@@ -8,7 +8,7 @@ from math import isfinite
 import torch
 from torch import Tensor, nn
 
-from sparsemtl.errors import NonFiniteError
+from sparsemtl.errors import NonFiniteError, NonFiniteLossError
 from sparsemtl.networks.model import MultiTaskModel
 
 
@@ -61,6 +61,20 @@ def check_norm(norm: Tensor, tasks: Sequence[str], where: str = "") -> None:
             f"the gradient of {_listed('task', tasks)} is so large{_at(where)} that its norm overflows and cannot be "
             "clipped. The step was not taken. A smaller learning rate often helps."
         )
+
+
+def not_finite_loss(what: str, value: float, where: str = "") -> NonFiniteLossError:
+    """Return the error for a loss or a weight of one that is not finite, before a step is taken on it.
+
+    Args:
+        what: beginning of the message, such as "the loss of task 'a'".
+        value: the loss, or its weight.
+        where: the place in the run.
+    """
+    return NonFiniteLossError(
+        f"{what} is {value}{_at(where)}. No step was taken on it. "
+        "A smaller learning rate or `clip_norm` often helps; check the inputs for NaN."
+    )
 
 
 def check_rows(rows: Tensor, tasks: Sequence[str], where: str = "") -> None:

@@ -19,12 +19,13 @@ from sparsemtl.networks.randomness import seed_everything
 from sparsemtl.optim import fused
 from sparsemtl.sharing import Sharing
 from sparsemtl.tasks.batches import Loaders, per_task
+from sparsemtl.training.backend import Backend
 from sparsemtl.training.groups import make_optimizer
 from sparsemtl.training.heads import materialize_heads
 from sparsemtl.training.last_batch import check_last_batches
 from sparsemtl.training.options import TrainingOptions, group_options
 from sparsemtl.training.plateau import Plateau
-from sparsemtl.training.step import Backend, TrainingStep
+from sparsemtl.training.step import TrainingStep
 from sparsemtl.training.update import choose_update
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def set_up(parts: RunParts, options: TrainingOptions, train: Loaders) -> Setup:
     if isinstance(scheduler, ReduceLROnPlateau):
         plateau = Plateau(scheduler, options["monitor"], model.tasks)
     stepped: Any = optimizer if plain else fabric.setup_optimizers(optimizer)
-    scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
     step = TrainingStep(
         model,
         stepped,
@@ -126,7 +127,8 @@ def set_up(parts: RunParts, options: TrainingOptions, train: Loaders) -> Setup:
             Tensor.backward if plain else fabric.backward,
             _clip(fabric, module, stepped, options["clip_norm"]),
             fabric.device,
-            scaled,
+            scaler is not None,
+            None if scaler is None else scaler.get_scale,
         ),
     )
     return Setup(fabric, fabric.device, module, optimizer, scheduler, plateau, step)

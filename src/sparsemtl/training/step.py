@@ -8,72 +8,43 @@ runs inside its task's network, entered again if need be, since autograd may run
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsemtl.balancing import Balancer, as_balancer
-from sparsemtl.errors import ForwardError, NonFiniteError, NonFiniteLossError, ParameterError
-from sparsemtl.networks.model import MultiTaskModel, placement
+from sparsemtl.errors import ForwardError, NonFiniteError, ParameterError
+from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.optim.masked import FreezeOutsideMask
 from sparsemtl.sharing.sharing import Sharing, StepWeights, Update
 from sparsemtl.tasks.batches import Group, as_group
 from sparsemtl.tasks.nests import to_device
-from sparsemtl.training.finite import check_gradient, check_norm, check_rows, named_parameters, rows_are_finite
+from sparsemtl.training.backend import Backend
+from sparsemtl.training.finite import (
+    check_gradient,
+    check_norm,
+    check_rows,
+    named_parameters,
+    not_finite_loss,
+    rows_are_finite,
+)
 from sparsemtl.training.gradient_rows import GradientRows
+from sparsemtl.training.step_result import StepResult
 from sparsemtl.training.structure import check_state
+from sparsemtl.training.task_gradients import TaskGradients
 from sparsemtl.training.update import choose_update
+from sparsemtl.training.weight_users import WeightUsers
 
 MAX_SKIPPED = 100
 """Steps that a gradient scaler may leave out one after another. Each halves its scale, so that a gradient which does
 not fit into half precision does after a few dozen of them; one that still does not is not finite at any scale."""
-
-
-@dataclass(frozen=True)
-class Backend:
-    """Execution of a model on a device and in a precision: by Lightning Fabric's parts, or plain torch.
-
-    Attributes:
-        module: callable in place of the model.
-        backward: called with losses, a scalar or (n,), their factors as `gradient`, and `retain_graph`.
-        clip: called before an optimizer step; may return the gradient's norm, to be checked.
-        device: device of the batches.
-        scaled: a gradient scaler leaves out steps whose gradient is not finite, and lowers its scale.
-    """
-
-    module: nn.Module
-    backward: Callable[..., None]
-    clip: Callable[[], Any] | None
-    device: torch.device
-    scaled: bool = False
-
-    @classmethod
-    def of(cls, model: MultiTaskModel) -> Backend:
-        """Return plain torch's backend, on the device of the model."""
-        return cls(model, lambda loss, **options: loss.backward(**options), None, placement(model)[0])
-
-
-@dataclass
-class StepResult:
-    """Result of a step.
-
-    Attributes:
-        losses: task with a label -> its loss, the mean over the batches in which it had one.
-        terms: task with several losses and a label -> `loss_<name>` -> its mean, likewise, not weighted.
-        weights: task -> the balancer's weight.
-        samples: number of samples.
-    """
-
-    losses: dict[str, float] = field(default_factory=dict)
-    terms: dict[str, dict[str, float]] = field(default_factory=dict)
-    weights: dict[str, float] = field(default_factory=dict)
-    samples: int = 0
 
 
 class TrainingStep:
@@ -138,6 +109,9 @@ class TrainingStep:
         self._last_losses: dict[str, float] = {}
         self._rows = GradientRows(list(self._shared.values()), list(self.tasks))
         self._factors: dict[str, float] = {}
+        self._users = WeightUsers(model, self._shared)
+        target = self.balancer.gradient_target(model)
+        self._observed = None if target is None else TaskGradients(model, target, self.update, self.backend)
         self._freezes: dict[tuple[str, ...], FreezeOutsideMask] = {}
         self._memory: dict[str, Tensor] = {}
         self.trained = named_parameters(model, sharing=networks.parameters(), balancer=self.balancer.parameters())
@@ -149,7 +123,7 @@ class TrainingStep:
             return "joint"
         asked = update if update is not None or self.sharing is None else self.sharing.update
         update = choose_update(self.model, self.networks, self.balancer, asked=asked)
-        if update == "alternate" and not self.balancer.constant:
+        if update == "alternate" and not self.balancer.takes_turns:
             raise ParameterError(
                 "update='alternate' takes a step for one task at a time, so there is nothing for this balancer to "
                 "combine. Use update='average', or a balancer of constant weights, such as 'mean'."
@@ -230,7 +204,7 @@ class TrainingStep:
                 result.weights = self._weights({})
                 for batch, tasks in self._passes(groups):
                     self._forward_backward(batch, tasks, result, len(batches))
-            elif losses := self._losses_of_all(groups, result):
+            elif losses := self._observed_losses(groups, result):
                 result.weights = self._weights(losses)
                 self._backward_of_all(losses, self._parts(losses, result.weights, len(batches)))
         present = tuple(t for t in self.tasks if t in result.losses)
@@ -238,10 +212,13 @@ class TrainingStep:
             return
         if self._rows.present:
             self._aggregate()
+        if self.balancer.normalise == "selected":
+            self._users.average_over_users(self.networks)
         for p in self.balancer.parameters():
             if p.grad is not None:
                 p.grad /= len(batches)
         self._move(present)
+        self.balancer.end_step()
         if self.balancer.needs_post_step_losses:
             self._observe_post_step_losses(batches[-1])
 
@@ -257,6 +234,18 @@ class TrainingStep:
         for batch, tasks in self._passes(groups):
             with self.networks.swapped(self.model, tasks[0]):
                 losses.update(self._losses(batch, tasks, result))
+        return losses
+
+    def _observed_losses(self, groups: Sequence[_Batch], result: StepResult) -> dict[str, Tensor]:
+        """Return the losses of a batch; the balancer reads their gradients at its target, if it has one."""
+        if self._observed is None:
+            return self._losses_of_all(groups, result)
+        with self._observed.recording():
+            losses = self._losses_of_all(groups, result)
+        rows = self._observed.rows(losses, self.networks, self._where)
+        if rows is not None:
+            row = self._row({task: loss.item() for task, loss in losses.items()})
+            self.balancer.observe_gradients(row, rows, self._flags(losses))
         return losses
 
     def _backward_of_all(self, losses: Mapping[str, Tensor], factors: Mapping[str, float]) -> None:
@@ -289,7 +278,7 @@ class TrainingStep:
         losses = {name: found.pop("loss") for name, found in terms.items()}
         for name, value in zip(tasks, _values(losses.values()), strict=True):
             if not isfinite(value):
-                raise _not_finite(f"the loss of task {name!r}", value, self._where)
+                raise not_finite_loss(f"the loss of task {name!r}", value, self._where)
             result.losses[name] = result.losses.get(name, 0.0) + value
             if terms[name]:
                 totals = result.terms.setdefault(name, dict.fromkeys(terms[name], 0.0))
@@ -314,7 +303,7 @@ class TrainingStep:
         row = self.balancer.weights(self._row({}), present).tolist()
         for task, weight in zip(self.tasks, row, strict=True):
             if not isfinite(weight):
-                raise _not_finite(f"the balancer's weight of task {task!r}", weight, self._where)
+                raise not_finite_loss(f"the balancer's weight of task {task!r}", weight, self._where)
         weights = dict(zip(self.tasks, row, strict=True))
         self._constant_weights = weights if self.balancer.constant else {}
         return weights
@@ -376,7 +365,13 @@ class TrainingStep:
         if not self.backend.scaled:
             check_rows(rows, list(self.tasks), self._where)
         finite = not self.backend.scaled or rows_are_finite(rows)  # a gradient scaler is to see what is not
-        combined = self.balancer.aggregate(rows, self._flags(self._rows.present)) if finite else rows.sum(0)
+        combine = partial(self.balancer.aggregate, present=self._flags(self._rows.present))
+        if not finite:
+            combined = rows.sum(0)
+        elif self.balancer.scope == "overlap":
+            combined = self._users.combine_overlap(rows, self.networks, combine)
+        else:
+            combined = combine(rows)
         self._rows.set_gradients(combined)
 
     # ---- optimizer step --------------------------------------------------------------------------------------
@@ -497,10 +492,3 @@ def _times(loss: Tensor, factor: float) -> Tensor:
 def _values(losses: Iterable[Tensor]) -> list[float]:
     """Return the values of losses; a GPU is waited for once."""
     return torch.stack([loss.detach() for loss in losses]).tolist()
-
-
-def _not_finite(what: str, value: float, where: str) -> NonFiniteLossError:
-    return NonFiniteLossError(
-        f"{what} is {value}{' at ' + where if where else ''}. No step was taken on it. "
-        "A smaller learning rate or `clip_norm` often helps; check the inputs for NaN."
-    )

@@ -22,7 +22,7 @@ def choose_update(
     Args:
         model: the model.
         networks: the tasks' networks.
-        balancer: balancers of constant weights let tasks take turns; others combine the tasks of a step.
+        balancer: tells whether tasks may take turns, or are combined in a step.
         asked: wish of the sharing method or of the user; None leaves the choice to the rest.
         own_data: every task has data of its own.
 
@@ -41,4 +41,4 @@ def choose_update(
         return "average"
     if one_network and not (balancer.constant and model.independent):
         return "joint"
-    return "alternate" if balancer.constant else "average"
+    return "alternate" if balancer.takes_turns else "average"
