@@ -31,7 +31,8 @@ class GradNorm(Balancer):
     scaled to sum to T. A step costs T gradients from the losses down to W more than plain training. L_t(0) is the loss
     of the first step in which the task has a label. Weights of a task without a label stay as they are.
 
-    Differences from the paper: weights are at least 1e-3 before they are scaled.
+    Differences from the paper:
+        Weights are at least 1e-3 before they are scaled.
     """
 
     @validated

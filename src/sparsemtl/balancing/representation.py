@@ -7,8 +7,8 @@ tasks (Sener & Koltun 2018, Sec. 3.3).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -54,11 +54,20 @@ class RepresentationBalancer(TorchJDBalancer):
         if self._divide_by in ("l2", "loss+"):
             divisors = divisors * rows.norm(dim=1)
         usable = torch.where(divisors > 0, divisors, 1.0)  # a gradient of zero stays zero
-        self._weights = row_weights(self.module, rows / usable[:, None], present)
+        self._weights = row_weights(self.module, rows / usable[:, None], present).float()
 
     def weights(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
         """Return the weights of the gradients that were observed last."""
         return self._weights.to(losses)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the module's state, and the last weights."""
+        return {**super().state_dict(), "weights": self._weights.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the result of `state_dict`."""
+        super().load_state_dict(state)
+        self._weights = state["weights"].clone().to(self._device)
 
 
 def mgda_ub(
