@@ -45,7 +45,7 @@ from sparsemtl.errors import ConfigError, MaskError, ParameterError
 from sparsemtl.networks.randomness import random_state
 from sparsemtl.registry.parameters import parameters_of as keywords_of
 from sparsemtl.sharing import SHARING, PBFSSharing, ProximalSharing, Sharing, SoftMaskSharing
-from sparsemtl.sharing.sharing import Update
+from sparsemtl.sharing.sharing import TURNS, Update
 from sparsemtl.storage.files import read_tree, write_tree
 from sparsemtl.tasks.batches import Loaders
 from sparsemtl.training.step import TrainingStep
@@ -211,13 +211,13 @@ def test_what_it_says_about_weights_fits_the_shared_ones(method: str, options: d
 def test_a_step_moves_only_what_it_may(method: str, options: dict[str, Any]) -> None:
     engine = trained_variant(method, options)
     Started.of(engine).begin_epoch(2, loader())
-    states = watch_steps(engine)
     for seed in range(3):
-        engine.step([[batch_of(seed)]])
-    stepped = [(task,) for task in NAMES] * 3 if engine.update == "alternate" else [NAMES] * 3
-    for step, (before, after) in enumerate(pairwise(states)):
-        assert_held(before, after, Started.of(engine).active(stepped[step]))
-    assert len(states) == 1 + len(stepped)
+        states, networks = watch_steps(engine), engine.networks
+        result = engine.step([[batch_of(seed)]])
+        stepped = [(task,) for task in result.losses] if engine.update in TURNS else [NAMES]
+        assert len(result.losses) == (1 if engine.update == "random_one" else len(NAMES))
+        for those, (before, after) in zip(stepped, pairwise(states), strict=True):
+            assert_held(before, after, networks.trainable(those))
 
 
 @every_variant
@@ -308,9 +308,13 @@ def test_a_model_that_shares_nothing_is_trained_or_refused_in_words(method: str)
     apart, sharing = sm.SingleTask(encoder(), tasks()), build(method)
     name = type(sharing).__name__
     refused = {
-        (sm.FisherSharing, sm.RandomSharing, PBFSSharing): pytest.raises(
-            MaskError, match=rf"{name} masks .* SingleTask shares none. Use Dense"
-        ),
+        (
+            sm.FisherSharing,
+            sm.RandomSharing,
+            PBFSSharing,
+            sm.TaskRoutingSharing,
+            sm.MaximumRoamingSharing,
+        ): pytest.raises(MaskError, match=rf"{name} masks .* SingleTask shares none. Use Dense"),
         ProximalSharing: pytest.raises(
             ParameterError, match=rf"{name} finds nothing to make sparse: SingleTask shares 0"
         ),

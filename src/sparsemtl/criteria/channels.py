@@ -7,13 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from sparsemtl.networks.model import maskable_parameters
 from sparsemtl.networks.model_state import preserve_model_state
-
-_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, getattr(nn, "RMSNorm", nn.LayerNorm))  # RMSNorm: torch 2.4
+from sparsemtl.networks.outputs import NORMS, channel_axis
 
 
 def channel_units(model: nn.Module, x: Any, tasks: tuple[str, ...] | None = None) -> dict[str, tuple[str, ...]]:
@@ -40,11 +38,11 @@ def channel_units(model: nn.Module, x: Any, tasks: tuple[str, ...] | None = None
         and not getattr(m, "transposed", False)
         and f"{prefixes[m]}.weight" in shared
     ]
-    norms = _norms_behind(model, layers, x, tasks)
+    norms = norms_behind(model, layers, x, tasks)
     return {
         f"{prefixes[layer]}.weight": tuple(
             name
-            for module in (layer, *norms[layer])
+            for module in (layer, *norms.get(layer, ()))
             for own in module._parameters
             if (name := f"{prefixes[module]}.{own}") in shared
         )
@@ -52,26 +50,36 @@ def channel_units(model: nn.Module, x: Any, tasks: tuple[str, ...] | None = None
     }
 
 
-def _norms_behind(
-    model: nn.Module, layers: Sequence[nn.Module], x: Any, tasks: tuple[str, ...] | None
+def norms_behind(
+    model: nn.Module, layers: Sequence[nn.Module], x: Any, tasks: tuple[str, ...] | None = None
 ) -> dict[nn.Module, list[nn.Module]]:
-    """Return layer -> the norms that read its output."""
+    """Return layer -> the norms that read the very tensor that it returns, for layers that a forward pass calls.
+
+    Args:
+        model: a `MultiTaskModel`.
+        layers: layers of the model.
+        x: an input that the model accepts.
+        tasks: tasks to run, all by default.
+    """
     made_by: dict[int, nn.Module] = {}
     kept: list[Tensor] = []  # the id of a tensor is unique only while the tensor is alive
-    norms: dict[nn.Module, list[nn.Module]] = {layer: [] for layer in layers}
+    norms: dict[nn.Module, list[nn.Module]] = {}
 
     def record(module: nn.Module, _: Any, output: Tensor) -> None:
         made_by[id(output)] = module
+        norms.setdefault(module, [])
         kept.append(output)
 
     def match(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         read: Any = next(iter((*args, *kwargs.values())), None)
         layer = made_by.get(id(read))
-        if layer is not None and _axis(layer, read) == _axis(module, read) and module not in norms[layer]:
+        if layer is None or module in norms[layer]:
+            return
+        if channel_axis(layer, read.ndim) == channel_axis(module, read.ndim):
             norms[layer].append(module)
 
     hooks = [layer.register_forward_hook(record) for layer in layers]
-    hooks += [m.register_forward_pre_hook(match, with_kwargs=True) for m in model.modules() if isinstance(m, _NORMS)]
+    hooks += [m.register_forward_pre_hook(match, with_kwargs=True) for m in model.modules() if isinstance(m, NORMS)]
     try:
         with preserve_model_state(model), torch.no_grad():
             model(x, tasks=tasks)
@@ -79,11 +87,3 @@ def _norms_behind(
         for hook in hooks:
             hook.remove()
     return norms
-
-
-def _axis(module: nn.Module, x: Tensor) -> int:
-    """Return the axis of x along which the module's parameters lie: a layer's output channels, a norm's features."""
-    if isinstance(module, nn.Linear):
-        return x.ndim - 1
-    scaled: tuple[int, ...] | None = getattr(module, "normalized_shape", None)
-    return 1 if scaled is None else x.ndim - len(scaled)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sparsemtl.errors import CheckpointError, MaskError
 from sparsemtl.networks.mask_description import LeftOut
 from sparsemtl.networks.masks import TaskMasks
-from sparsemtl.networks.task_networks import TaskNetwork, TaskNetworks
+from sparsemtl.networks.task_networks import LATER_PARTS, TaskNetwork, TaskNetworks
 from sparsemtl.storage.bits import pack, unpack
 from sparsemtl.storage.files import read_tensors, read_tree, write_tensors, write_tree
 
@@ -124,9 +124,9 @@ def load_networks(path: str | Path, model: nn.Module | None = None) -> TaskNetwo
 
 def _read_network(parts: Any, where: str) -> TaskNetwork:
     names = {part.name for part in fields(TaskNetwork)}
-    if not isinstance(parts, Mapping) or set(parts) != names:
+    if not isinstance(parts, Mapping) or set(parts) | set(LATER_PARTS) != names:
         raise CheckpointError(f"{where} is damaged: expected the parts {sorted(names)}, found {parts!r:.80}.")
-    for part in names:
+    for part in parts:
         for name, tensor in parts[part].items():
             if not isinstance(tensor, Tensor) and not (tensor is None and part == "own_tensors"):
                 raise CheckpointError(f"{where}, {part}.{name} is damaged: expected a tensor, found {tensor!r}.")

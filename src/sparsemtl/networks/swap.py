@@ -25,7 +25,10 @@ from sparsemtl.networks.swap_guards import guarded, lock_of, shared_state
 
 @contextmanager
 def swap_tensors(
-    model: nn.Module, tensors: Mapping[str, Tensor | None], label: Hashable | None = None
+    model: nn.Module,
+    tensors: Mapping[str, Tensor | None],
+    label: Hashable | None = None,
+    also: Iterable[nn.Module] = (),
 ) -> Iterator[None]:
     """Inside the context, `model` computes with `tensors` in place of its parameters and buffers of those names.
 
@@ -38,6 +41,7 @@ def swap_tensors(
         tensors: qualified name -> replacement of the same shape, or None where a module accepts that.
         label: identifies the network that the replacements make. A forward pass that is recomputed in the backward
             pass (activation checkpointing) must run under the label that it first ran under.
+        also: further modules that compute otherwise inside the context; they are guarded likewise.
 
     Raises:
         MaskError: if a name does not exist; if the model is compiled or scripted, since such code has its weights
@@ -48,7 +52,7 @@ def swap_tensors(
     with lock_of(model):
         layer = _Layer(_replacements(model, tensors))
         try:
-            with _uncompiled(), guarded((model, *layer.modules), object() if label is None else label):
+            with _uncompiled(), guarded((model, *layer.modules, *also), object() if label is None else label):
                 layer.show()
                 yield
         finally:

@@ -6,9 +6,9 @@ Sharing methods make this value. Training, evaluation, files, compaction and the
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sparsemtl.errors import MaskError, unknown_name
 from sparsemtl.networks.masked_product import MaskedProducts
 from sparsemtl.networks.masks import Mask, TaskMasks
+from sparsemtl.networks.outputs import fold_outputs, folded_weights, masked_outputs, modules_of, row_axes
 from sparsemtl.networks.swap import current_tensors, materialize, own_tensors, swap_tensors, unwrapped
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ MaskTarget = Literal["weights", "gradients"]
 dense weights, and only the gradient of the task is masked."""
 
 Tensors = Mapping[str, Tensor]
+LATER_PARTS = ("kept_weights",)
+"""Parts of a network that states and files have only where they are not empty: those of earlier versions lack them."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +42,20 @@ class TaskNetwork:
     Attributes:
         weight_factors: parameter name -> bool (a mask) or float (a soft mask), broadcast to the parameter's shape; the
             task computes with factor * weight.
-        output_factors: module name -> bool, (channels,); the task computes with factor * output, channels on axis 1.
+        output_factors: module name -> bool, (channels,); the task computes with factor * output. Channels lie on axis
+            1, of linear layers and layer norms on the last.
         own_tensors: parameter or buffer name -> the task's own tensor in place of the model's; None where a batch norm
             uses the statistics of the batch.
         gradient_mask: parameter name -> bool, True where the gradient of the task counts.
+        kept_weights: parameter name -> bool, the weights that belong to the task where output factors say so: rows of
+            the channels that it computes. They are its mask in `TaskNetworks.masks`; the forward pass ignores them.
     """
 
     weight_factors: Tensors = field(default_factory=dict)
     output_factors: Tensors = field(default_factory=dict)
     own_tensors: Mapping[str, Tensor | None] = field(default_factory=dict)
     gradient_mask: Tensors = field(default_factory=dict)
+    kept_weights: Tensors = field(default_factory=dict)
 
     @property
     def is_shared(self) -> bool:
@@ -62,6 +69,16 @@ class TaskNetwork:
             for part in fields(self)
         }
         return TaskNetwork(**parts)
+
+    @cached_property
+    def masked_outputs(self) -> Tensors:
+        """Output factors that switch off at least one channel."""
+        return {name: factor for name, factor in self.output_factors.items() if not bool(factor.all())}
+
+    @property
+    def mask(self) -> Tensors:
+        """What the task keeps of the weights; empty where nothing says so."""
+        return self.kept_weights or self.gradient_mask or self.weight_factors
 
 
 class TaskNetworks(Mapping[str, TaskNetwork]):
@@ -156,8 +173,8 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
 
     @cached_property
     def masks(self) -> TaskMasks | None:
-        """The masks, on weights or gradients; None where the tasks have none, or have soft masks."""
-        found = {task: network.gradient_mask or network.weight_factors for task, network in self.items()}
+        """The masks, on weights, outputs or gradients; None where the tasks have none, or have soft masks."""
+        found = {task: network.mask for task, network in self.items()}
         if not all(found.values()) or any(m.dtype != torch.bool for mask in found.values() for m in mask.values()):
             return None
         return TaskMasks(found, model=self.model, method=self.method, left_out=self.left_out)
@@ -208,18 +225,15 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
             MaskError: if the networks do not fit the model, or the model is compiled; see `swap_tensors`.
         """
         network = self[task]
-        changes = network.weight_factors or network.output_factors or network.own_tensors
+        changes = network.weight_factors or network.masked_outputs or network.own_tensors
         return self._swapped(unwrapped(model), task, network) if changes else nullcontext()
 
     @contextmanager
     def _swapped(self, model: nn.Module, task: str, network: TaskNetwork) -> Iterator[None]:
-        with ExitStack() as stack:
-            tensors = {**network.own_tensors, **self.weights(model, task)}
-            if tensors:
-                stack.enter_context(swap_tensors(model, tensors, label=(self._token, task)))
-            for name, factor in network.output_factors.items():
-                hook = model.get_submodule(name).register_forward_hook(partial(_scale_output, factor))
-                stack.callback(hook.remove)
+        tensors = {**network.own_tensors, **self.weights(model, task)}
+        masked = modules_of(model, network.masked_outputs)
+        outputs = {module: network.masked_outputs[name] for name, module in masked.items()}
+        with swap_tensors(model, tensors, (self._token, task), also=outputs), masked_outputs(outputs):
             yield
 
     def weights(self, model: nn.Module, task: str) -> dict[str, Tensor]:
@@ -242,13 +256,30 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
 
     def network(self, model: nn.Module, task: str) -> nn.Module:
         """Return a copy of the model, in eval mode, that is the network of the task."""
-        with self.swapped(model, task):
-            return materialize(unwrapped(model)).eval()
+        network = self[task]
+        with self._swapped(unwrapped(model), task, replace(network, output_factors={})):
+            made = materialize(unwrapped(model)).eval()
+        fold_outputs(made, network.masked_outputs)
+        return made
 
     def tensors(self, model: nn.Module, task: str) -> dict[str, Tensor | None]:
-        """Return every parameter and buffer by name as the task computes with it, copied."""
+        """Return every parameter and buffer by name as the task computes with it, copied.
+
+        Raises:
+            MaskError: if the task switches off outputs that no weight makes, such as those of a norm without scale.
+        """
+        rows, left = folded_weights(unwrapped(model), self[task].masked_outputs)
+        if left:
+            raise MaskError(
+                f"task {task!r}: the factor on the outputs of {next(iter(left))!r} is in no weight of that module. "
+                "`network(model, task)` is a model that computes with it."
+            )
         with self.swapped(model, task):
-            return {n: None if t is None else t.detach().clone() for n, t in current_tensors(unwrapped(model)).items()}
+            found = {n: None if t is None else t.detach().clone() for n, t in current_tensors(unwrapped(model)).items()}
+        for name, factor in rows.items():
+            if (tensor := found[name]) is not None:
+                tensor.mul_(factor.to(tensor.device))
+        return found
 
     # ---- changing ----------------------------------------------------------------------------------------------
 
@@ -260,6 +291,21 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         made = TaskNetworks(networks, strict=self.strict, **header)
         made.__dict__["masks"] = masks
         made._products = MaskedProducts(self._products.memory)
+        return made
+
+    def with_outputs(self, factors: Mapping[str, Tensors], masks: TaskMasks) -> TaskNetworks:
+        """Return the networks with further output factors.
+
+        Args:
+            factors: task -> module name -> factor, in the place of those of the same modules.
+            masks: the weights that belong to each task by all of its factors.
+        """
+        networks = {
+            task: replace(n, output_factors={**n.output_factors, **factors[task]}, kept_weights=masks[task])
+            for task, n in self.items()
+        }
+        made = self._with(networks)
+        made.__dict__["masks"] = masks
         return made
 
     def with_own_tensors(self, tensors: Mapping[str, Mapping[str, Tensor | None]]) -> TaskNetworks:
@@ -286,7 +332,11 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         """Return task -> part -> name -> tensor; copies, except of bool tensors, which nothing changes in place."""
         networks = {task: network.mapped(_state_of) for task, network in self.items()}
         return {
-            task: {part.name: dict(getattr(network, part.name)) for part in fields(network)}
+            task: {
+                part.name: dict(getattr(network, part.name))
+                for part in fields(network)
+                if part.name not in LATER_PARTS or getattr(network, part.name)
+            }
             for task, network in networks.items()
         }
 
@@ -295,7 +345,7 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         made = {}
         for task, network in self.items():
             parts: dict[str, Any] = {
-                part.name: {n: _placed(t, self._device) for n, t in state[task][part.name].items()}
+                part.name: {n: _placed(t, self._device) for n, t in state[task].get(part.name, {}).items()}
                 for part in fields(network)
             }
             for name, factor in network.weight_factors.items():
@@ -345,13 +395,20 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         }
         modules = dict(model.named_modules())
         for task, network in self.items():
-            for name, tensor in {**network.gradient_mask, **network.own_tensors}.items():
+            for name, tensor in {**network.gradient_mask, **network.kept_weights, **network.own_tensors}.items():
                 _check_fits(name, tensor, own, task, type(model).__name__)
             for name, factor in network.weight_factors.items():
                 _check_fits(name, factor, own, task, type(model).__name__, broadcast=True)
-            for name in network.output_factors:
+            for name, factor in network.output_factors.items():
                 if name not in modules:
                     raise MaskError(f"task {task!r}: {type(model).__name__}: {unknown_name('module', name, modules)}")
+                rows = next(((row, axis) for row, axis in (row_axes(modules[name]) or {}).items()), None)
+                channels = modules[name].get_parameter(rows[0]).shape[rows[1]] if rows else len(factor)
+                if factor.shape != (channels,):
+                    raise MaskError(
+                        f"task {task!r}: the factor on the outputs of {name!r} has shape {tuple(factor.shape)}, that "
+                        f"module of {type(model).__name__} has {channels} channels. Was it made for another model?"
+                    )
 
 
 def dense_networks(
@@ -368,10 +425,6 @@ def _is_kept(factor: Tensor | None, parameter: Tensor) -> Tensor:
     if factor is None:
         return torch.zeros_like(parameter, dtype=torch.bool)
     return (factor.detach() != 0).expand_as(parameter).clone()
-
-
-def _scale_output(factor: Tensor, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    return output * factor.to(output.device, output.dtype).view(1, -1, *[1] * (output.ndim - 2))
 
 
 def _state_of(tensor: Tensor) -> Tensor:

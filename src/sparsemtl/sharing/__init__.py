@@ -7,11 +7,13 @@ from sparsemtl.sharing.fisher import FisherSharing
 from sparsemtl.sharing.group_lasso import GroupLassoSharing
 from sparsemtl.sharing.group_mcp import GroupMCPSharing
 from sparsemtl.sharing.l1 import L1Sharing
+from sparsemtl.sharing.maximum_roaming import MaximumRoamingSharing
 from sparsemtl.sharing.pbfs import PBFSSharing
 from sparsemtl.sharing.proximal import ProximalSharing
 from sparsemtl.sharing.random import RandomSharing
-from sparsemtl.sharing.sharing import AfterStep, Regularizer, Sharing, StepWeights, TaskPenalty
+from sparsemtl.sharing.sharing import AfterBatch, AfterStep, Regularizer, Sharing, StepWeights, TaskPenalty
 from sparsemtl.sharing.soft_masks import SoftMaskSharing
+from sparsemtl.sharing.task_routing import TaskRoutingSharing
 
 SHARING: Registry[Sharing] = Registry(
     "sharing method",
@@ -24,11 +26,14 @@ SHARING: Registry[Sharing] = Registry(
         "group-mcp": GroupMCPSharing,
         "pbfs": PBFSSharing,
         "soft-masks": SoftMaskSharing,
+        "task-routing": TaskRoutingSharing,
+        "maximum-roaming": MaximumRoamingSharing,
     },
 )
 
 __all__ = [
     "SHARING",
+    "AfterBatch",
     "AfterStep",
     "CriterionMasks",
     "DenseSharing",
@@ -36,6 +41,7 @@ __all__ = [
     "GroupLassoSharing",
     "GroupMCPSharing",
     "L1Sharing",
+    "MaximumRoamingSharing",
     "PBFSSharing",
     "ProximalSharing",
     "RandomSharing",
@@ -45,4 +51,5 @@ __all__ = [
     "SoftMaskSharing",
     "StepWeights",
     "TaskPenalty",
+    "TaskRoutingSharing",
 ]

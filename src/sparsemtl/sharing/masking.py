@@ -34,9 +34,9 @@ class MaskOptions(CoverageOptions, total=False):
         Update | None,
         Default(None),
         Doc(
-            "How a batch becomes optimizer steps: `joint` (for masked gradients), `average` or `alternate`; see "
-            "`dense`. By default `alternate`, or `average` where each task has its own data or the balancer combines "
-            "the tasks."
+            "How a batch becomes optimizer steps: `joint` (for masked gradients), `average`, `alternate` or "
+            "`random_one`; see `dense`. By default `alternate`, or `average` where each task has its own data or the "
+            "balancer combines the tasks."
         ),
     ]
     strict: Annotated[

@@ -48,7 +48,10 @@ class PBFSOptions(MaskOptions, total=False):
     update: Annotated[  # another default than in `MaskOptions`
         Update | None,
         Default("average"),
-        Doc("How a batch becomes optimizer steps: `joint` (masked gradients), `average` or `alternate`; see `dense`."),
+        Doc(
+            "How a batch becomes optimizer steps: `joint` (masked gradients), `average`, `alternate` or `random_one`; "
+            "see `dense`."
+        ),
     ]
 
 

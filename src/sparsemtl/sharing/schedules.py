@@ -71,19 +71,16 @@ class KeepSchedule:
         return epoch >= (self.warmup if self.reach_at is None else self.reach_at)
 
 
-class StepRamp:
-    """Progress of training in steps, from the beginning of epoch `warmup` to the end of epoch `reach_at` - 1.
+class EpochClock:
+    """Position of training in epochs, counted by steps or by batches.
 
-    The number of steps per epoch is known from the loader or from the epoch before; until then steps do not count.
+    Their number per epoch is known from the loader or from the epoch before.
 
-    Args:
-        warmup: epochs before the ramp begins.
-        reach_at: epochs by which it ends; None: it stays at its beginning.
+    Attributes:
+        epoch: epoch under way, counted from 0.
     """
 
-    def __init__(self, warmup: int, reach_at: int | None) -> None:
-        self.warmup = warmup
-        self.reach_at = reach_at
+    def __init__(self) -> None:
         self.epoch = 0
         self._steps = 0
         self._steps_in_epoch = 0
@@ -96,22 +93,19 @@ class StepRamp:
             self._steps_in_epoch = len(loaders)
         self.epoch, self._steps = epoch, 0
 
-    def step(self) -> None:
-        """Count a step."""
-        self._steps += 1
+    def step(self, count: int = 1) -> None:
+        """Count steps."""
+        self._steps += count
 
     @property
-    def begun(self) -> bool:
-        """True from epoch `warmup` on."""
-        return self.epoch >= self.warmup
+    def is_known(self) -> bool:
+        """True if the number of steps per epoch is known."""
+        return self._steps_in_epoch > 0
 
     @property
-    def progress(self) -> float:
-        """Progress in [0, 1]."""
-        if self.reach_at is None:
-            return 0.0
-        within = min(self._steps / self._steps_in_epoch, 1.0) if self._steps_in_epoch else 1.0
-        return min(max(self.epoch + within - self.warmup, 0.0) / (self.reach_at - self.warmup), 1.0)
+    def position(self) -> float:
+        """Epochs since the beginning; the end of the epoch under way where its number of steps is not known."""
+        return self.epoch + (min(self._steps / self._steps_in_epoch, 1.0) if self.is_known else 1.0)
 
     def state_dict(self) -> dict[str, int]:
         """Return what a resumed run needs."""
@@ -122,3 +116,45 @@ class StepRamp:
         self.epoch, self._steps, self._steps_in_epoch = (
             int(state[key]) for key in ("epoch", "steps", "steps_in_epoch")
         )
+
+
+class StepRamp:
+    """Progress of training in steps, from the beginning of epoch `warmup` to the end of epoch `reach_at` - 1.
+
+    Args:
+        warmup: epochs before the ramp begins.
+        reach_at: epochs by which it ends; None: it stays at its beginning.
+    """
+
+    def __init__(self, warmup: int, reach_at: int | None) -> None:
+        self.warmup = warmup
+        self.reach_at = reach_at
+        self._clock = EpochClock()
+
+    def begin_epoch(self, epoch: int, loaders: Loaders) -> None:
+        """Note the epoch (counted from 0) that begins, and its number of steps."""
+        self._clock.begin_epoch(epoch, loaders)
+
+    def step(self) -> None:
+        """Count a step."""
+        self._clock.step()
+
+    @property
+    def begun(self) -> bool:
+        """True from epoch `warmup` on."""
+        return self._clock.epoch >= self.warmup
+
+    @property
+    def progress(self) -> float:
+        """Progress in [0, 1]."""
+        if self.reach_at is None:
+            return 0.0
+        return min(max(self._clock.position - self.warmup, 0.0) / (self.reach_at - self.warmup), 1.0)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return what a resumed run needs."""
+        return self._clock.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Restore a state of `state_dict`."""
+        self._clock.load_state_dict(state)

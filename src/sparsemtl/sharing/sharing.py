@@ -1,8 +1,8 @@
 """Contract of sharing methods: policies that decide what each task's network is, and when it changes.
 
 A method returns `TaskNetworks`; whoever trains keeps the value and hands it back. A method of one's own is a subclass
-of `Sharing` with `start`. It changes networks in `begin_epoch`, or after optimizer steps by `AfterStep`, and adds terms
-to losses by `TaskPenalty` and `Regularizer`.
+of `Sharing` with `start`. It changes networks in `begin_epoch`, after optimizer steps by `AfterStep`, or after batches
+by `AfterBatch`, and adds terms to losses by `TaskPenalty` and `Regularizer`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,13 @@ if TYPE_CHECKING:
     from sparsemtl.networks.task_networks import TaskNetworks
     from sparsemtl.tasks.batches import Loaders
 
-Update = Literal["joint", "average", "alternate"]
+Update = Literal["joint", "average", "alternate", "random_one"]
 """How a batch becomes optimizer steps: `joint`, one forward pass for all tasks and one step; `average`, one forward
-pass per task and one step on the combined gradient; `alternate`, one forward pass and one step per task, in turn."""
+pass per task and one step on the combined gradient; `alternate`, one forward pass and one step per task, in turn;
+`random_one`, one forward pass and one step for one task, drawn uniformly among those with a label in the batch."""
+
+TURNS: tuple[Update, ...] = ("alternate", "random_one")
+"""Updates whose steps are for one task each."""
 
 
 class DenseOptions(TypedDict, total=False):
@@ -40,10 +44,10 @@ class DenseOptions(TypedDict, total=False):
         Default(None),
         Doc(
             "How a batch becomes optimizer steps: `joint`, one forward pass for all tasks and one step; `average`, one "
-            "forward pass per task and one step; `alternate`, one forward pass and one step per task. By default "
-            "`average` where each task has its own data; else `joint` where one network serves all tasks (but "
-            "`alternate` if they share no trained weight); else `alternate`, or `average` if the balancer combines the "
-            "tasks."
+            "forward pass per task and one step; `alternate`, one forward pass and one step per task; `random_one`, "
+            "one forward pass and one step for a task drawn at random. By default `average` where each task has its "
+            "own data; else `joint` where one network serves all tasks (but `alternate` if they share no trained "
+            "weight); else `alternate`, or `average` if the balancer combines the tasks."
         ),
     ]
     bn: Annotated[
@@ -166,6 +170,20 @@ class AfterStep(Protocol):
             optimizer: the optimizer that took the step.
             weights: factors of the losses and of the regularizer in the step. A proximal step of a term must weigh the
                 term as the gradient step weighed the loss beside it.
+        """
+
+
+@runtime_checkable
+class AfterBatch(Protocol):
+    """Sharing method that changes networks within epochs, after batches."""
+
+    def after_batch(self, model: MultiTaskModel, networks: TaskNetworks, batches: int) -> TaskNetworks | None:
+        """Return other networks, or None to keep the current ones.
+
+        Args:
+            model: the model; it must not be changed.
+            networks: the current networks.
+            batches: number of batches since the last call: more than 1 where gradients accumulate.
         """
 
 

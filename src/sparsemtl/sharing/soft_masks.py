@@ -78,8 +78,8 @@ class SoftMaskSharing(Sharing):
         update: Annotated[
             Update | None,
             Doc(
-                "How a batch becomes optimizer steps: `average` or `alternate`; see `dense`. By default `alternate`, "
-                "or `average` where each task has its own data or the balancer combines the tasks."
+                "How a batch becomes optimizer steps: `average`, `alternate` or `random_one`; see `dense`. By default "
+                "`alternate`, or `average` where each task has its own data or the balancer combines the tasks."
             ),
         ] = None,
         bn: Annotated[

@@ -15,6 +15,7 @@ from sparsemtl.errors import LabelWarning, MetricWarning, ParameterError, Sparse
 from sparsemtl.networks.model import MultiTaskModel, left_out_parameters
 from sparsemtl.networks.randomness import fork_rng
 from sparsemtl.networks.task_networks import TaskNetwork, TaskNetworks
+from sparsemtl.sharing.sharing import TURNS
 from sparsemtl.tasks.batches import (
     Group,
     Loaders,
@@ -282,7 +283,7 @@ def _about_scales(step: TrainingStep, probes: Probes, weights: Mapping[str, floa
                 f"task {task!r}: its loss has no gradient on the shared weights in the first batch. Does its head or "
                 "its loss detach the features?"
             )
-    if not (step.balancer.constant and step.update != "alternate"):
+    if not (step.balancer.constant and step.update not in TURNS):
         return  # the balancer, or a step per task, brings them together
     losses = {probe.task: probe.loss for probe in probes.tasks if probe.loss is not None}
     note = unlike_scales(losses, weights, step.tasks, when="in the first batch", ratio=_UNLIKE)

@@ -23,7 +23,7 @@ from sparsemtl.errors import ForwardError, NonFiniteError, ParameterError
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.optim.masked import FreezeOutsideMask
-from sparsemtl.sharing.sharing import Sharing, StepWeights, Update
+from sparsemtl.sharing.sharing import TURNS, Sharing, StepWeights, Update
 from sparsemtl.tasks.batches import Group, as_group
 from sparsemtl.tasks.nests import to_device
 from sparsemtl.training.backend import Backend
@@ -56,10 +56,10 @@ class TrainingStep:
             balancer's.
         networks: the tasks' networks. Set the attribute when they change; methods that change them after a step do so
             here.
-        sharing: sharing method that made the networks, for its terms and its acts after a step; None has none.
+        sharing: sharing method that made the networks, for its terms and its acts after steps; None has none.
         balancing: a `Balancer` that is attached, or a name, scalarizer or aggregator of TorchJD that makes one.
-        update: `joint`, `average` or `alternate`; by default as `choose_update` returns it. A single task has no other
-            to take turns with, so that all three are one.
+        update: `joint`, `average`, `alternate` or `random_one`; by default as `choose_update` returns it. A single task
+            has no other to take turns with, so that all are one.
         backend: device and precision; plain torch by default.
 
     Raises:
@@ -95,7 +95,7 @@ class TrainingStep:
         self.model = model
         self.tasks = model.tasks
         self.networks = networks
-        self.sharing: Any = sharing  # may have methods of a `TaskPenalty`, a `Regularizer` and an `AfterStep`
+        self.sharing: Any = sharing  # may have methods of `TaskPenalty`, `Regularizer`, `AfterStep` and `AfterBatch`
         self.optimizer = optimizer
         self.backend = Backend.of(model) if backend is None else backend
         self.balancer = _attached(balancing, len(model.tasks), self.backend.device)
@@ -123,9 +123,9 @@ class TrainingStep:
             return "joint"
         asked = update if update is not None or self.sharing is None else self.sharing.update
         update = choose_update(self.model, self.networks, self.balancer, asked=asked)
-        if update == "alternate" and not self.balancer.takes_turns:
+        if update in TURNS and not self.balancer.takes_turns:
             raise ParameterError(
-                "update='alternate' takes a step for one task at a time, so there is nothing for this balancer to "
+                f"update={update!r} takes a step for one task at a time, so there is nothing for this balancer to "
                 "combine. Use update='average', or a balancer of constant weights, such as 'mean'."
             )
         return update
@@ -143,17 +143,21 @@ class TrainingStep:
 
         Raises:
             NonFiniteLossError: if a task's loss, or the weight that the balancer gives it, is NaN or infinite; before
-                the step that it belongs to. With `alternate`, tasks before it in turn have taken theirs.
+                the step that it belongs to. Where tasks take turns, those before have taken theirs.
             NonFiniteError: if the gradient is, likewise; where a gradient scaler leaves such steps out, after
                 `MAX_SKIPPED` of them.
         """
         self._where = where
         ready = [[self._prepare(group) for group in groups] for groups in batches]
         result = StepResult(samples=sum(batch.count for groups in ready for batch in groups))
-        if self.update == "alternate":
-            self._alternate(ready, result)
+        if self.update in TURNS:
+            self._take_turns(ready, result)
         else:
             self._combine(ready, result)
+        after_batch = getattr(self.sharing, "after_batch", None)
+        if after_batch is not None:
+            changed = after_batch(self.model, self.networks, len(batches))
+            self.networks = self.networks if changed is None else changed
         counts = Counter(task for groups in ready for batch in groups for task in batch.labelled)
         result.losses = {task: total / counts[task] for task, total in result.losses.items()}
         for task, terms in result.terms.items():
@@ -179,17 +183,18 @@ class TrainingStep:
 
     # ---- one step per task -----------------------------------------------------------------------------------
 
-    def _alternate(self, batches: Sequence[Sequence[_Batch]], result: StepResult) -> None:
+    def _take_turns(self, batches: Sequence[Sequence[_Batch]], result: StepResult) -> None:
         weights = self._weights({})
         scale = len(weights) / sum(weights.values())  # only the weights' ratios matter: 1 for mean and sum alike
         result.weights = {task: weight * scale for task, weight in weights.items()}
-        for task in self.tasks:
-            mine = [batch for groups in batches for batch in groups if task in batch.labelled]
-            if not mine:
-                continue
+        labelled = {t: [b for groups in batches for b in groups if t in b.labelled] for t in self.tasks}
+        turns = [task for task, mine in labelled.items() if mine]
+        if self.update == "random_one" and turns:
+            turns = [turns[int(torch.randint(len(turns), ()))]]
+        for task in turns:
             self.optimizer.zero_grad()
             self._factors = {}
-            for batch in mine:
+            for batch in labelled[task]:
                 self._forward_backward(batch, (task,), result, len(batches))
             self._move((task,), part=scale / len(weights))
 

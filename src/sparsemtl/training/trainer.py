@@ -26,6 +26,7 @@ from sparsemtl.networks.recomputed_norms import BATCHES, recompute_norms
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.registry.parameters import validated
 from sparsemtl.sharing import DenseSharing, Sharing
+from sparsemtl.sharing.sharing import TURNS
 from sparsemtl.storage.metrics import metrics_frame
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.tasks.batches import (
@@ -365,7 +366,9 @@ class Trainer:
         self.balancer.end_epoch()
         for task in self.model.tasks:
             if task not in meter.losses:
-                warnings.warn(f"task {task!r} had no labelled sample in epoch {epoch + 1}.", LabelWarning, stacklevel=3)
+                drawn = ", or was not drawn" if self.step.update == "random_one" else ""
+                text = f"task {task!r} had no labelled sample in epoch {epoch + 1}{drawn}."
+                warnings.warn(text, LabelWarning, stacklevel=3)
         if epoch == 0:
             self._compare_scales(meter)
         results = self._evaluate(validation)
@@ -412,7 +415,7 @@ class Trainer:
 
     def _compare_scales(self, meter: EpochAverages) -> None:
         """Warn once, and note beside the figures, if one loss is so large that it trains the shared weights alone."""
-        if not (self.balancer.constant and self.step.update != "alternate" and self.model.shared_parameters()):
+        if not (self.balancer.constant and self.step.update not in TURNS and self.model.shared_parameters()):
             return
         self.position.scales = unlike_scales(meter.losses, meter.weights, self.model.tasks)
         if self.position.scales:
