@@ -75,6 +75,15 @@ def soft_of(model: sm.MultiTaskModel) -> TaskNetworks:
     )
 
 
+def masked_outputs_of(model: sm.MultiTaskModel) -> TaskNetworks:
+    """Outputs of a layer, and of a norm behind one, switched off by turns."""
+    off = {
+        t: {n: torch.arange(8) % 2 == i for n in ("encoder.first", "encoder.blocks.1.1")} for i, t in enumerate(TASKS)
+    }
+    own = own_statistics(model, "per_task")
+    return TaskNetworks({t: TaskNetwork(output_factors=off[t], own_tensors=own[t]) for t in TASKS})
+
+
 KINDS: dict[str, Callable[[sm.MultiTaskModel], TaskNetworks]] = {
     "dense": lambda model: dense_networks(model, TASKS),
     "own statistics": lambda model: dense_networks(model, TASKS, own_statistics(model, "per_task")),
@@ -82,6 +91,7 @@ KINDS: dict[str, Callable[[sm.MultiTaskModel], TaskNetworks]] = {
     "masks": lambda model: TaskNetworks.of_masks(masks_of(model), own_statistics(model, "per_task")),
     "masks of gradients": lambda model: TaskNetworks.of_masks(masks_of(model), applies_to="gradients"),
     "soft masks": soft_of,
+    "masks of outputs": masked_outputs_of,
     "own weights under masks": lambda model: TaskNetworks.of_masks(
         masks_of(model),
         {t: {n: p.detach() + i for n, p in model.shared_parameters().items()} for i, t in enumerate(TASKS)},
@@ -92,6 +102,9 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 def by_hand(model: sm.MultiTaskModel, network: TaskNetwork) -> dict[str, Any]:
     values: dict[str, Any] = {**model.state_dict(), **{n: t for n, t in network.own_tensors.items() if t is not None}}
+    for module, factor in network.output_factors.items():
+        for name in (f"{module}.weight", f"{module}.bias"):
+            values[name] = values[name] * factor.view(-1, *[1] * (values[name].ndim - 1))
     return values | {name: values[name] * factor for name, factor in network.weight_factors.items()}
 
 

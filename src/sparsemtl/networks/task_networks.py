@@ -77,7 +77,7 @@ class TaskNetwork:
 
     @property
     def mask(self) -> Tensors:
-        """What the task keeps of the weights; empty where nothing says so."""
+        """Mask of the task over weights; empty without one."""
         return self.kept_weights or self.gradient_mask or self.weight_factors
 
 
@@ -305,6 +305,7 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
             for task, n in self.items()
         }
         made = self._with(networks)
+        made.left_out = masks.left_out
         made.__dict__["masks"] = masks
         return made
 

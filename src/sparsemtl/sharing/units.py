@@ -2,8 +2,9 @@
 
 A unit is an output channel of a convolution, or of a linear layer outside of attention. Where a norm reads the very
 tensor that the layer returns, the channel is zero behind the norm, else behind the layer; either way before the
-activation. What belongs to a unit, and moves only in steps of its tasks, is the layer's row of weights, its bias, and
-the norm's scale and shift.
+activation. In front of a norm over several channels (group, layer and RMS norm) it is zero too: its weights would act
+through the statistics. What belongs to a unit, and moves only in steps of its tasks, is the layer's row of weights, its
+bias, and the norm's scale and shift.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from typing_extensions import Doc
 
@@ -72,7 +74,7 @@ class UnitLayer:
     Attributes:
         name: name of the layer.
         channels: number of its units, C.
-        outputs: names of the modules whose outputs are masked: the norms that read the layer, or the layer itself.
+        outputs: names of the modules whose outputs are masked: the norms that read the layer, the layer itself, or all.
         rows: name of every parameter with a row per unit -> axis of the units.
     """
 
@@ -111,11 +113,11 @@ def networks_of_all_units(model: MultiTaskModel, method: str, options: RoutingOp
             f"{method} masks the outputs of layers that tasks share, and {type(model).__name__} shares none.{left} "
             "Use DenseSharing with it, or name layers in `only`."
         )
-    rows = {f"{name}.{own}": module._parameters[own] for name, module in layers.items() for own in row_axes(module)}
+    rows = {f"{name}.{own}": m.get_parameter(own) for name, m in layers.items() for own in row_axes(m) or ()}
     left_out = left_out_of(model, rows, **coverage_options(options))
     left_out |= {name: LeftOut(left_out[name].shape, why) for name, why in reasons.items()}
     masks = TaskMasks.ones(rows, model.tasks, model=type(model).__name__, method=method, left_out=left_out)
-    ones = {name: torch.ones_like(m.weight[_first(m)], dtype=torch.bool) for name, m in layers.items()}
+    ones = {name: torch.ones_like(_one_per_unit(m), dtype=torch.bool) for name, m in layers.items()}
     own = own_statistics(model, options["bn"])
     networks = {task: TaskNetwork(own_tensors=own[task]) for task in model.tasks}
     made = TaskNetworks(networks, strict=options["strict"], model=masks.model, method=method)
@@ -142,8 +144,10 @@ def find_units(model: MultiTaskModel, loaders: Loaders, options: RoutingOptions)
             logger.warning("all tasks use all outputs of %r: %s.", name, why)
             continue
         rows = {f"{names[m]}.{own}": axis for m in (layer, *norms[layer]) for own, axis in (row_axes(m) or {}).items()}
-        outputs = tuple(names[norm] for norm in norms[layer]) or (name,)
-        units.append(UnitLayer(name, len(layer.weight[_first(layer)]), outputs, rows))
+        outputs = tuple(names[norm] for norm in norms[layer])
+        if not all(isinstance(norm, _NormBase) for norm in norms[layer]) or not outputs:
+            outputs = (name, *outputs)
+        units.append(UnitLayer(name, len(_one_per_unit(layer)), outputs, rows))
     return units
 
 
@@ -225,10 +229,11 @@ def _is_layer(module: nn.Module) -> bool:
     return isinstance(module, (_ConvNd, nn.Linear)) or is_transposed_linear(module)
 
 
-def _first(layer: nn.Module) -> tuple[int | slice, ...]:
-    """Return the index of one weight of every unit, (C,)."""
-    axis, ndim = (row_axes(layer) or {})["weight"], layer.weight.ndim  # type: ignore[union-attr]
-    return tuple(slice(None) if own == axis else 0 for own in range(ndim))
+def _one_per_unit(layer: nn.Module) -> Tensor:
+    """Return one weight of every unit, (C,)."""
+    weight = layer.get_parameter("weight").detach()
+    axis = (row_axes(layer) or {})["weight"]
+    return weight[tuple(slice(None) if own == axis else 0 for own in range(weight.ndim))]
 
 
 def _attention(model: nn.Module) -> set[str]:
