@@ -295,7 +295,12 @@ class _Run:
         path = self.folder.networks
         networks = TaskNetworks.load(path)
         for task, network in networks.items():
-            for name, tensor in {**network.own_tensors, **network.weight_factors, **network.gradient_mask}.items():
+            for name, tensor in {
+                **network.own_tensors,
+                **network.weight_factors,
+                **network.gradient_mask,
+                **network.kept_weights,
+            }.items():
                 if self.model and name not in self.model:
                     raise CheckpointError(f"{path}: task {task!r} has {name!r}, which the model does not have.")
                 if tensor is not None and tensor.is_floating_point():
