@@ -17,6 +17,7 @@ import typer
 
 from sparsemtl._version import __version__
 from sparsemtl.cli.check import check
+from sparsemtl.cli.compare import compare
 from sparsemtl.cli.data import app as data_app
 from sparsemtl.cli.doctor import doctor
 from sparsemtl.cli.ship import bench, compact, export
@@ -130,7 +131,7 @@ def study(
         typer.Argument(
             metavar="key=value",
             help="Changes of the base of all runs, such as training.epochs=2, or of the study: seeds=[0,1], "
-            "baseline=stl, grid.sharing.keep=[0.3,0.5].",
+            "baseline=stl, grid.sharing.keep=[0.3,0.5], tune.optimizer.lr=[0.01,0.1].",
             show_default=False,
         ),
     ] = None,
@@ -163,8 +164,10 @@ def study(
 
         prepare_workers()  # meanwhile this process imports its own modules
     from sparsemtl.study.costs import with_costs
+    from sparsemtl.study.evidence import weak_points
     from sparsemtl.study.grid import read_study
-    from sparsemtl.study.record import study_results
+    from sparsemtl.study.reading import study_results
+    from sparsemtl.study.results import tuned_settings
     from sparsemtl.study.runner import run_study
     from sparsemtl.study.tables import primary_table
 
@@ -177,8 +180,9 @@ def study(
         _say("Stopped. Resume with the same command.")
         raise typer.Exit(INTERRUPTED) from None
     if len(failures) < len(grid.runs):
-        results = study_results(folder)
-        table = PrintedTable.of(with_costs(primary_table(results), results))
+        whole = study_results(folder)
+        results = tuned_settings(whole)
+        table = PrintedTable.of(with_costs(primary_table(results), results), weak_points(whole))
         show_study(table)
         _show_files(folder)
         if not failures:
@@ -279,7 +283,7 @@ def schema(
         write_text(out, text + "\n")
 
 
-for command in (check, compact, export, bench, doctor):
+for command in (check, compare, compact, export, bench, doctor):
     app.command()(command)
 app.add_typer(data_app, name="data")
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -22,19 +24,21 @@ class PrintedTable:
         heads: name of every column, with its unit on a second line.
         rows: label of every setting, then a text per column.
         note: note below the table; "" without one.
+        weak: weak points of the study's evidence.
     """
 
     title: str
     heads: list[str]
     rows: list[list[str]]
     note: str
+    weak: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, table: StudyTable) -> PrintedTable:
-        """Return the texts of a table."""
+    def of(cls, table: StudyTable, weak: Sequence[str] = ()) -> PrintedTable:
+        """Return the texts of a table, and weak points to print below it."""
         heads = [*(f"{name}\n{unit}" for name, unit in table.headers()), "seeds"]
         rows = [[row.label, *map(_figure, row.cells), str(row.seeds)] for row in table.rows()]
-        return cls(table.title, heads, rows, table.note)
+        return cls(table.title, heads, rows, table.note, list(weak))
 
 
 def show_study(table: PrintedTable) -> None:
@@ -51,6 +55,10 @@ def show_study(table: PrintedTable) -> None:
     console.print(drawn)
     if table.note:
         console.print(table.note)
+    if table.weak:
+        console.print("The evidence of this study is weak:")
+        for point in table.weak:
+            console.print(Padding(f"- {point}", (0, 0, 0, 2)))
 
 
 def _figure(cell: Cell) -> str:

@@ -15,6 +15,7 @@ from sparsemtl.data.images.nyu import nyu_v2
 from sparsemtl.data.images.overlaid import OVERLAID
 from sparsemtl.data.lazy import LazySplit
 from sparsemtl.data.movielens import movielens
+from sparsemtl.data.options import following_run
 from sparsemtl.data.scenes.dataset import rendered_scenes
 from sparsemtl.data.student import student
 from sparsemtl.data.subsets.label_subsets import label_subsets
@@ -44,6 +45,7 @@ DATASETS: Registry[TaskData] = Registry(
         **OBJECT_SETS,
         "tiny-imagenet": tiny_imagenet,
     },
+    in_configurations=following_run,
 )
 
 __all__ = ["DATASETS", "LazySplit", "Split", "TaskData", "TensorLoader"]

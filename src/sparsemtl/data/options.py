@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from annotated_types import Interval
 from typing_extensions import Doc
 
-from sparsemtl.registry.parameters import validated
+from sparsemtl.registry.parameters import Parameter, validated
 
 ROOT_VARIABLE = "SPARSEMTL_DATA"
 """Environment variable that names the root folder."""
@@ -25,3 +26,14 @@ checked = validated
 def resolve_root(root: str | Path | None) -> Path:
     """Return the folder under which data sets lie: `root`, else the environment's SPARSEMTL_DATA, else ./data."""
     return Path(root or os.environ.get(ROOT_VARIABLE) or "data").expanduser()
+
+
+def following_run(parameter: Parameter) -> Parameter:
+    """Return a data set's parameter as configurations have it: by default `seed` is null, which is the run's seed.
+
+    Every seed of a study then has its own split, and figures vary as they would on other data.
+    """
+    if parameter.name != "seed":
+        return parameter
+    meaning = parameter.meaning if "null" in parameter.meaning else f"{parameter.meaning} null is the run's seed.".strip()
+    return replace(parameter, hint=parameter.hint | None, default=None, meaning=meaning)

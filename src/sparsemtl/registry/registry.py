@@ -21,12 +21,21 @@ class Registry(Mapping[str, Callable[..., T]], Generic[T]):
         members: name -> class or function. A configuration may set its keyword-only parameters.
         common: a `TypedDict` of keys that a configuration may set beside those of any member, and that the library
             reads itself.
+        in_configurations: returns a member's parameter as configurations have it, where that differs from Python.
     """
 
-    def __init__(self, kind: str, members: Mapping[str, Callable[..., T]], common: Any = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        members: Mapping[str, Callable[..., T]],
+        common: Any = None,
+        *,
+        in_configurations: Callable[[Parameter], Parameter] = lambda parameter: parameter,
+    ) -> None:
         self.kind = kind
         self._members = dict(members)
         self._common = {} if common is None else parameters_of(common)
+        self._in_configurations = in_configurations
 
     def __getitem__(self, name: str) -> Callable[..., T]:
         try:
@@ -49,7 +58,8 @@ class Registry(Mapping[str, Callable[..., T]], Generic[T]):
 
     def parameters(self, name: str) -> dict[str, Parameter]:
         """Return what a configuration may set beside a member's name: name -> parameter."""
-        return parameters_of(self[name]) | self._common
+        own = {key: self._in_configurations(parameter) for key, parameter in parameters_of(self[name]).items()}
+        return own | self._common
 
     def build(self, name: str, /, *given: Any, **parameters: Any) -> T:
         """Return a new member.

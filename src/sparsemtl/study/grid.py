@@ -29,11 +29,20 @@ class _StudyKeys(TypedDict, total=False):
         str | dict[str, Any], Default({}), Doc("Configuration common to all runs: keys and sections, or a run's file.")
     ]
     methods: Annotated[
-        dict[str, dict[str, Any] | None], Doc("Method -> its changes of `base`, among them a `grid` of its own.")
+        dict[str, dict[str, Any] | None],
+        Doc("Method -> its changes of `base`, among them a `grid` and a `tune` of its own."),
     ]
     seeds: Annotated[list[Natural], Default([0, 1, 2]), Doc("Seeds that every method runs with.")]
     grid: Annotated[
         dict[str, list[Any]], Default({}), Doc("Key, as in sharing.keep -> values that every method runs with.")
+    ]
+    tune: Annotated[
+        dict[str, list[Any]],
+        Default({}),
+        Doc(
+            "Key, as in optimizer.lr -> values that every method runs with, of which tables show the one that is best "
+            "on validation data, mean over seeds, for each value of `grid`."
+        ),
     ]
     baseline: Annotated[
         str | None, Default(None), Doc("Method that gains are measured against; by default `stl`, if there is one.")
@@ -45,6 +54,8 @@ KEYS = parameters_of(_StudyKeys)
 """Keys of a study file, with type, default and meaning."""
 _OWN = {"seed": "the study's `seeds` set it", "label": "it is the method's name"}
 """Key of a run that a method cannot set -> the reason."""
+_GRIDS = ("grid", "tune")
+"""Keys of a study, and of a method, that map keys of a run to lists of values."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,7 @@ class Study:
         methods: names of the methods, in the order of the rows of the tables.
         baseline: method that gains are measured against, or None.
         notes: notes below the tables.
+        tune: keys whose values validation chooses.
         runs: all runs.
         source: content of the study file, with overrides applied.
     """
@@ -83,6 +95,7 @@ class Study:
     methods: tuple[str, ...]
     baseline: str | None
     notes: tuple[str, ...]
+    tune: tuple[str, ...]
     runs: tuple[StudyRun, ...]
     source: Mapping[str, Any]
 
@@ -98,7 +111,7 @@ def read_study(path: str | Path, overrides: Sequence[str] = (), plugins: Sequenc
     Args:
         path: the file.
         overrides: changes of the base (`section.key=value`) and of the study (`name`, `seeds`, `baseline`,
-            `grid.section.key`).
+            `grid.section.key`, `tune.section.key`).
         plugins: plugins to load beside those of the base.
 
     Raises:
@@ -116,15 +129,16 @@ def read_study(path: str | Path, overrides: Sequence[str] = (), plugins: Sequenc
     baseline = source.get("baseline", "stl" if "stl" in methods else None)
     if baseline is not None and baseline not in methods:
         raise ConfigError(f"{path}: baseline: {unknown_name('method', baseline, methods)}")
-    grid = absolute_code(source.get("grid") or {}, path.parent)
-    grid = _mapping(grid, f"{path}: `grid`", "a mapping of keys to lists of values")
-    runs = tuple(_expand(base, methods, grid, _seeds(source, path), path))
+    given = {kind: absolute_code(source.get(kind) or {}, path.parent) for kind in _GRIDS}
+    grids = {kind: _values_by_key(given, kind, str(path)) for kind in _GRIDS}
+    runs = tuple(_expand(base, methods, grids, _seeds(source, path), path))
     _refuse_duplicates(runs, path)
     return Study(
         name=_text(source.get("name", path.stem), f"{path}: `name`"),
         methods=tuple(methods),
         baseline=baseline,
         notes=_notes(source, path),
+        tune=_tuned(source, methods, path),
         runs=runs,
         source={**source, "base": base},
     )
@@ -136,8 +150,8 @@ def _changed(source: dict[str, Any], overrides: Sequence[str], path: Path) -> tu
     for text in overrides:
         key, value = assignment(text)
         first, _, inner = key.partition(".")
-        if first == "grid" and inner:
-            changed["grid"] = {**(changed.get("grid") or {}), inner: value}
+        if first in _GRIDS and inner:
+            changed[first] = {**(changed.get(first) or {}), inner: value}
         elif key in ("name", "seeds", "baseline"):
             changed[key] = value
         elif first in KEYS:
@@ -202,32 +216,52 @@ def _text(value: Any, what: str) -> str:
     return value
 
 
+def _values_by_key(source: Mapping[str, Any], kind: str, where: str) -> Mapping[str, Any]:
+    """Return key -> its values of `grid` or `tune`, of a study or a method."""
+    return _mapping(source.get(kind) or {}, f"{where}: `{kind}`", "a mapping of keys to lists of values")
+
+
 def _expand(
     base: Mapping[str, Any],
     methods: Mapping[str, Mapping[str, Any]],
-    common: Mapping[str, Any],
+    common: Mapping[str, Mapping[str, Any]],
     seeds: Sequence[int],
     path: Path,
 ) -> Iterator[StudyRun]:
     for method, changes in methods.items():
         where = f"{path}, method {method!r}"
-        own = _mapping(changes.get("grid") or {}, f"{where}: `grid`", "a mapping of keys to lists of values")
-        grid = {**common, **own}
-        config = merge(base, {key: value for key, value in changes.items() if key != "grid"})
-        _check_grid(grid, where)
-        _refuse_own((*changes, *grid), where)
-        for point in product(*grid.values()):
-            values = dict(zip(grid, point, strict=True))
+        grid, tune = ({**common[kind], **_values_by_key(changes, kind, where)} for kind in _GRIDS)
+        config = merge(base, {key: value for key, value in changes.items() if key not in _GRIDS})
+        _check_grids(grid, tune, where)
+        _refuse_own((*changes, *grid, *tune), where)
+        axes = {**grid, **tune}
+        for point in product(*axes.values()):
+            values = dict(zip(axes, point, strict=True))
             settings = "".join(f", {key}={value_text(value)}" for key, value in values.items())
             complete = check({**merge(config, nested(values.items())), "label": method}, where=where + settings)
             for seed in seeds:
                 yield StudyRun(_run_name(method, values, seed), method, seed, values, {**complete, "seed": seed})
 
 
-def _check_grid(grid: Mapping[str, Any], where: str) -> None:
-    for key, values in grid.items():
-        if not isinstance(values, list) or not values:
-            raise ConfigError(f"{where}: the grid's `{key}` must be a list of values, got {values!r}.")
+def _check_grids(grid: Mapping[str, Any], tune: Mapping[str, Any], where: str) -> None:
+    for kind, axes in (("grid's", grid), ("tune's", tune)):
+        for key, values in axes.items():
+            if not isinstance(values, list) or not values:
+                raise ConfigError(f"{where}: the {kind} `{key}` must be a list of values, got {values!r}.")
+
+
+def _tuned(study: Mapping[str, Any], methods: Mapping[str, Mapping[str, Any]], path: Path) -> tuple[str, ...]:
+    """Return the keys of all `tune`; raise if one is also in a `grid`."""
+    shown, tuned = (
+        dict.fromkeys(key for source in (study, *methods.values()) for key in source.get(kind) or ()) for kind in _GRIDS
+    )
+    for key in tuned:
+        if key in shown:
+            raise ConfigError(
+                f"{path}: `{key}` is in a `grid`, whose values all have rows, and in a `tune`, of whose values one is "
+                "chosen. Keep one of them; a method without a choice has a list of one value."
+            )
+    return tuple(tuned)
 
 
 def _refuse_own(keys: Sequence[str], where: str) -> None:

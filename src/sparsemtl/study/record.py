@@ -9,7 +9,8 @@ from typing import Any
 
 from sparsemtl.storage.run_folder import RunRecord
 from sparsemtl.storage.study_folder import StudyFolder
-from sparsemtl.study.results import StudyResults, read_results
+from sparsemtl.study.reading import study_results
+from sparsemtl.study.results import StudyResults
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,3 @@ class StudyRecord:
             tuple(run.path.name for run in runs if not run.ended),
             folder.config.read_text(encoding="utf-8") if folder.config.is_file() else "",
         )
-
-
-def study_results(folder: StudyFolder) -> StudyResults:
-    """Read the results of a study's finished runs, with methods and baseline as `study.json` has them.
-
-    Raises:
-        CheckpointError: if `study.json` or `results.csv` is missing, or a file is damaged.
-    """
-    about, frame = folder.read_about(), read_results(folder.results)
-    runs = [run for name in frame["run"].unique() if (run := folder.run(str(name))).ended] if "run" in frame else []
-    primary = {task: entry["primary"] for run in runs for task, entry in run.read_summary()["tasks"].items()}
-    return StudyResults.of(frame, baseline=about.get("baseline"), methods=about.get("methods", ()), primary=primary)

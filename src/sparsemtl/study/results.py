@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sparsemtl.errors import CheckpointError, ParameterError, missing_extra, unknown_name
-from sparsemtl.views.plots import Gain, axes_or_new, draw_bars, draw_gains
+from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.views.tables import MISSING, Table, Value
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+
+    from sparsemtl.study.statistics import Friedman, Interval, Pair
+    from sparsemtl.study.tables import StudyTable
 
 COLUMNS = ("run", "method", "seed", "split", "task", "metric", "higher_is_better", "value")
 """Columns of every frame of results; any other column is a key of the grid."""
@@ -58,6 +61,8 @@ class StudyResults:
         grid: keys of the grid.
         primary: task -> its primary metric.
         baseline: method that Δm compares with and ranks leave out, or None.
+        tuned: key of the grid whose value validation chooses -> its values.
+        folders: study folders that the figures were read from.
     """
 
     frame: pd.DataFrame
@@ -65,6 +70,8 @@ class StudyResults:
     grid: tuple[str, ...]
     primary: Mapping[str, str]
     baseline: str | None
+    tuned: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    folders: tuple[Path, ...] = ()
 
     @classmethod
     def of(
@@ -74,6 +81,7 @@ class StudyResults:
         baseline: str | None = None,
         methods: Sequence[str] = (),
         primary: Mapping[str, str] | None = None,
+        tuned: Sequence[str] = (),
     ) -> StudyResults:
         """Check and order a frame of results.
 
@@ -82,9 +90,10 @@ class StudyResults:
             baseline: name of the baseline.
             methods: order of the methods; others follow in order of appearance.
             primary: task -> primary metric; by default the first one in the frame that is not the loss.
+            tuned: keys of the grid whose value validation chooses for every row of a table.
 
         Raises:
-            ParameterError: if a column is missing, or a setting has a figure of one seed twice.
+            ParameterError: if a column is missing, a setting has a figure of one seed twice, or `tuned` names no key.
         """
         pandas = _pandas()
         for column in COLUMNS:
@@ -98,7 +107,32 @@ class StudyResults:
             str(task): (primary or {}).get(str(task)) or _first_metric(rows["metric"])
             for task, rows in frame[frame["task"] != ""].groupby("task", sort=False)
         }
-        return cls(frame, _settings(frame, methods, grid), grid, judges, baseline)
+        for key in tuned:
+            if key not in grid:
+                raise ParameterError(unknown_name("key of the grid", key, grid))
+        settings = _settings(frame, methods, grid)
+        values = {key: tuple(sorted(settings[key].dropna().unique())) for key in tuned}
+        return cls(frame, settings, grid, judges, baseline, values)
+
+    @classmethod
+    def read(cls, *folders: str | Path, baseline: str | None = None) -> StudyResults:
+        """Read the results of the finished runs of one study, or of several.
+
+        Several studies are several data sets: a task is called `<study>: <task>`, and every method stands with the
+        setting that was best on the validation data of each study.
+
+        Args:
+            folders: study folders.
+            baseline: baseline in place of the studies' own.
+
+        Raises:
+            CheckpointError: if a folder is no study, or a file of it is missing or damaged.
+            ParameterError: if there is no folder, two studies have one name, the baselines differ or none has
+                `baseline`.
+        """
+        from sparsemtl.study.reading import read_studies
+
+        return read_studies([StudyFolder(folder) for folder in folders], baseline)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -148,18 +182,83 @@ class StudyResults:
         head = ["setting", *(f"{task}: {metric}" for task, metric in self.primary.items()), "seeds"]
         return Table(head, rows, "Test data, mean ± standard deviation over seeds").html()
 
-    def plot(self, task: str | None = None, *, ax: Axes | None = None) -> Axes:
-        """Draw every setting on test data, mean and standard deviation over seeds, and return the axes.
+    def best(self) -> StudyResults:
+        """Return the results of one setting per method: the best one on validation data; see `best_settings`."""
+        return best_settings(self)
+
+    def table(self, metric: str | None = None, *, split: str = "test") -> StudyTable:
+        """Return the table of settings against tasks, with ranks and Δm.
 
         Args:
-            task: a task, whose primary metric is drawn; by default Δm, the mean change against the baseline in %.
+            metric: a metric, of all tasks that have it; by default the primary metric of every task.
+            split: `test` or `validation`.
+
+        Raises:
+            ParameterError: if no task has the metric.
+        """
+        from sparsemtl.study import tables
+
+        if metric is None:
+            return tables.primary_table(self, split)
+        return tables.metric_table(self, metric, split)
+
+    def friedman(self, *, level: float = 0.95, baseline: bool = False) -> Friedman:
+        """Return the Friedman test over tasks and seeds, with Nemenyi's critical difference; see `study.statistics`."""
+        from sparsemtl.study import statistics
+
+        return statistics.friedman(self, level=level, baseline=baseline)
+
+    def pairs(self, *, baseline: bool = False) -> list[Pair]:
+        """Return Wilcoxon's signed-rank test of every two settings, with Holm's correction."""
+        from sparsemtl.study import statistics
+
+        return statistics.pairs(self, baseline=baseline)
+
+    def intervals(
+        self, *, against: str | None = None, level: float = 0.95, method: Literal["t", "bootstrap"] = "t"
+    ) -> list[Interval]:
+        """Return the confidence interval of every setting's Δm, paired by seed."""
+        from sparsemtl.study import statistics
+
+        return statistics.intervals(self, against=against, level=level, method=method)
+
+    def profiles(self) -> pd.DataFrame:
+        """Return performance profiles: setting -> fraction of tasks and seeds within a distance of the best, in %."""
+        from sparsemtl.study import statistics
+
+        return statistics.profiles(self)
+
+    def warnings(self) -> list[str]:
+        """Return why the evidence of the study is weak, and what to do; empty if nothing was found.
+
+        Results of a frame, without study folders, are judged by their figures alone.
+        """
+        from sparsemtl.study.evidence import weak_points
+
+        return weak_points(self)
+
+    def summary(self) -> str:
+        """Return the table of one setting per method, intervals, tests, and `warnings` as text."""
+        from sparsemtl.study.summary import summary_text
+
+        return summary_text(self)
+
+    def plot(self, what: str | None = None, *, ax: Axes | None = None) -> Axes:
+        """Draw every setting on test data, and return the axes.
+
+        Args:
+            what: a task, for its primary metric; by default Δm, the mean change against the baseline in %; or `ranks`
+                (critical-difference diagram), `profiles` (performance profiles) or `tasks` (bars per task, all of one
+                metric). A task of one of these names is drawn as a task.
             ax: axes of matplotlib; by default those of a new figure.
 
         Raises:
-            ParameterError: if there is no such task, or no baseline and no task.
-            MissingExtraError: if matplotlib is not installed.
+            ParameterError: if there is no such task, no baseline and no task, or too little to compare.
+            MissingExtraError: if matplotlib, or scipy for `ranks`, is not installed.
         """
-        return _draw_changes(self, ax) if task is None else _draw_task(self, task, ax)
+        from sparsemtl.study.plots import draw
+
+        return draw(self, what, ax)
 
 
 @dataclass(frozen=True)
@@ -211,26 +310,47 @@ def best_settings(results: StudyResults) -> StudyResults:
     Raises:
         ParameterError: if a method has several settings and no validation figures.
     """
+    return _selected(tuned_settings(results), ["method"])
+
+
+def tuned_settings(results: StudyResults) -> StudyResults:
+    """Return the results with one value of every tuned key per method and value of the other keys, by validation.
+
+    Settings that differ in tuned keys alone are compared as `best_settings` compares those of a method.
+
+    Raises:
+        ParameterError: if there are several and no validation figures.
+    """
+    if not results.tuned:
+        return results
+    return _selected(results, ["method", *(key for key in results.grid if key not in results.tuned)])
+
+
+def _selected(results: StudyResults, same: list[str]) -> StudyResults:
+    """Return the results of the best setting, by validation, of every group with equal values in the columns `same`."""
     figures = spread(per_seed(results, results.primary, "validation"), results.settings)
-    sign = _signs(results)
-    winners = []
-    for method, group in results.settings.groupby("method", sort=False):
-        winner = group.index[0]
-        if len(group) > 1:
-            own = figures.mean.loc[group.index].dropna(axis=1, how="all")
-            if own.empty:
-                raise ParameterError(
-                    f"method {method!r} has {len(group)} settings and no validation figures to select by; test "
-                    "figures must not select."
-                )
-            reference = own.mean()
-            scale = reference.abs().where(reference != 0, own.abs().mean())
-            merit = sign[own.columns] * (own - reference) / scale.where(scale != 0, 1.0)
-            seeds = figures.n.loc[group.index, own.columns]
-            whole = merit.mean(axis=1, skipna=False).where((seeds == seeds.max()).all(axis=1))
-            winner = (merit.mean(axis=1) if whole.isna().all() else whole).fillna(-math.inf).idxmax()
-        winners.append(winner)
+    groups = results.settings.groupby(same, sort=False, dropna=False)
+    winners = {_winner(results, figures, group) for _, group in groups}
     return results.only(label for label in results.settings.index if label in winners)
+
+
+def _winner(results: StudyResults, figures: Spread, group: pd.DataFrame) -> str:
+    """Return the setting of a group with the best validation figures."""
+    if len(group) == 1:
+        return str(group.index[0])
+    sign = signs(results)
+    own = figures.mean.loc[group.index].dropna(axis=1, how="all")
+    if own.empty:
+        raise ParameterError(
+            f"method {group['method'].iloc[0]!r} has {len(group)} settings and no validation figures to select by; "
+            "test figures must not select."
+        )
+    reference = own.mean()
+    scale = reference.abs().where(reference != 0, own.abs().mean())
+    merit = sign[own.columns] * (own - reference) / scale.where(scale != 0, 1.0)
+    seeds = figures.n.loc[group.index, own.columns]
+    whole = merit.mean(axis=1, skipna=False).where((seeds == seeds.max()).all(axis=1))
+    return str((merit.mean(axis=1) if whole.isna().all() else whole).fillna(-math.inf).idxmax())
 
 
 def gains(results: StudyResults, split: str = "test") -> Spread:
@@ -241,6 +361,11 @@ def gains(results: StudyResults, split: str = "test") -> Spread:
     the gain of one of them is. The baseline's own row is missing, and all rows without a baseline. Of a baseline with
     several settings, the one that validation selects counts.
     """
+    return spread(gains_per_seed(results, split), results.settings)
+
+
+def gains_per_seed(results: StudyResults, split: str = "test") -> pd.DataFrame:
+    """Return the changes of `gains` by (setting, seed); one row per setting where the seeds are not paired."""
     pandas = _pandas()
     values = per_seed(results, results.primary, split)
     parts = {}
@@ -254,12 +379,12 @@ def gains(results: StudyResults, split: str = "test") -> Spread:
         own = own if paired else own.mean().to_frame().T
         against = base.loc[own.index] if paired else base.mean()
         size = against.abs().replace(0, math.nan)
-        parts[str(setting)] = 100 * _signs(results) * (own - against) / size
+        parts[str(setting)] = 100 * signs(results) * (own - against) / size
     columns = list(results.primary)
-    frame = pandas.concat(parts, names=["setting", "seed"]) if parts else values.iloc[:0]
+    frame: pd.DataFrame = pandas.concat(parts, names=["setting", "seed"]) if parts else values.iloc[:0]
     frame = frame.reindex(columns=columns)
     frame[DELTA] = frame[list(results.common)].mean(axis=1, skipna=False)
-    return spread(frame, results.settings)
+    return frame
 
 
 def ranks(results: StudyResults, mean: pd.DataFrame, higher: Mapping[str, bool]) -> pd.DataFrame:
@@ -283,43 +408,16 @@ def _mean_and_std(figures: Spread, label: Any, task: str) -> str:
     return MISSING if math.isnan(mean) else f"{mean:.4g}" + ("" if math.isnan(std) else f" ± {std:.2g}")
 
 
-def _draw_changes(results: StudyResults, ax: Axes | None) -> Axes:
-    """Draw Δm of every setting."""
-    figures = gains(results)
-    settings = list(results.settings.index[figures.mean[DELTA].notna()])
-    if not settings:
-        raise ParameterError(
-            "no setting has a change against a baseline to draw. Name the baseline, "
-            f"`StudyResults.of(frame, baseline=...)`, or draw one task: plot(task={next(iter(results.tasks), '')!r})."
-        )
-    ax = axes_or_new(ax, height=1.0 + 0.4 * len(settings))
-    colours = {method: i for i, method in enumerate(results.settings["method"].unique())}
-    mean, std, method = figures.mean[DELTA], figures.std[DELTA], results.settings["method"]
-    draw_gains(ax, [Gain(str(s), colours[method[s]], float(mean[s]), float(std[s])) for s in settings])
-    ax.set_xlabel(f"{DELTA} against {results.baseline}")
-    return ax
-
-
-def _draw_task(results: StudyResults, task: str, ax: Axes | None) -> Axes:
-    """Draw the primary metric of a task for every setting."""
-    if task not in results.primary:
-        raise ParameterError(unknown_name("task", task, results.tasks))
-    figures = spread(per_seed(results, results.primary, "test"), results.settings)
-    labels = list(map(str, results.settings.index))
-    ax = axes_or_new(ax, height=1.0 + 0.4 * len(labels))
-    draw_bars(ax, labels, figures.mean[task].tolist(), errors=figures.std[task].tolist())
-    ax.set_xlabel(f"{results.primary[task]} of {task}")
-    return ax
-
-
 def _reference(results: StudyResults) -> str | None:
     own = results.settings.index[results.settings["method"] == results.baseline]
     return None if own.empty else str(best_settings(results.only(own)).settings.index[0])
 
 
-def _signs(results: StudyResults) -> pd.Series[float]:
-    signs = {task: 1.0 if results.higher_is_better(task, m) else -1.0 for task, m in results.primary.items()}
-    series: pd.Series[float] = _pandas().Series(signs)
+def signs(results: StudyResults) -> pd.Series[float]:
+    """Return task -> 1 if higher is better of its primary metric, else -1."""
+    series: pd.Series[float] = _pandas().Series(
+        {task: 1.0 if results.higher_is_better(task, m) else -1.0 for task, m in results.primary.items()}, dtype=float
+    )
     return series
 
 

@@ -26,9 +26,12 @@ from sparsemtl.storage.text_files import write_json, write_text
 from sparsemtl.storage.yaml_text import dump_yaml, read_yaml
 from sparsemtl.study.calls import each
 from sparsemtl.study.costs import SPLIT, cost_rows, cost_table, with_costs
+from sparsemtl.study.evidence import weak_points
 from sparsemtl.study.grid import Study, StudyRun, value_text
-from sparsemtl.study.record import study_results
+from sparsemtl.study.reading import study_results
+from sparsemtl.study.results import tuned_settings
 from sparsemtl.study.shown import RECORD, digest, read_record
+from sparsemtl.study.summary import weak_text
 from sparsemtl.study.tables import metric_tables, primary_table, to_csv, to_markdown
 from sparsemtl.training.processes import refuse_distributed
 from sparsemtl.views.bars import is_live
@@ -169,9 +172,11 @@ def _done(job: _Job) -> bool:
         wrong = list(differences(read_yaml(job.folder.config), job.config))
         if wrong:
             more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            split = any(difference.startswith("data.seed is ") for difference in wrong)
+            earlier = " Before version 0.3 all seeds had one split by default: `data.seed=0` resumes such a study."
             raise ConfigError(
                 f"{job.folder.path} holds a run of another configuration: {'; '.join(wrong[:3])}{more}. "
-                "Use another --out, or delete that folder."
+                f"Use another --out, or delete that folder.{earlier if split else ''}"
             )
     return job.folder.finished
 
@@ -184,6 +189,7 @@ def _record(study: Study, folder: StudyFolder) -> None:
         "methods": list(study.methods),
         "grid": list(study.grid),
         "notes": list(study.notes),
+        **({"tune": list(study.tune)} if study.tune else {}),
     }
     if not folder.exists or folder.read_about() != about:
         write_json(folder.about, about)
@@ -329,12 +335,14 @@ def _update(folder: StudyFolder, options: _Options) -> None:
 
 
 def _write_tables(folder: StudyFolder) -> None:
-    results = study_results(folder)
+    whole = study_results(folder)
+    results = tuned_settings(whole)
     tables = [with_costs(primary_table(results), results), *metric_tables(results).values()]
     if (costs := cost_table(results)) is not None:
         tables.append(costs)
     sections = [f"## {table.title}\n\n{to_markdown(table)}" for table in tables]
-    write_text(folder.tables, "\n".join([f"# {folder.read_about()['name']}\n", *sections]))
+    weak = [f"{weak_text(points)}\n"] if (points := weak_points(whole)) else []
+    write_text(folder.tables, "\n".join([f"# {folder.read_about()['name']}\n", *weak, *sections]))
     write_text(folder.table_figures, to_csv(tables))
 
 

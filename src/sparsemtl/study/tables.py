@@ -17,7 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparsemtl.study.results import DELTA, Spread, StudyResults, gains, per_seed, ranks, spread
+from sparsemtl.errors import ParameterError, unknown_name
+from sparsemtl.study.results import (
+    DELTA,
+    Spread,
+    StudyResults,
+    gains,
+    per_seed,
+    plain,
+    ranks,
+    spread,
+    tuned_settings,
+)
 from sparsemtl.views.tables import MISSING
 
 if TYPE_CHECKING:
@@ -140,6 +151,20 @@ class StudyTable:
         cells = zip(means, deviations, notes, marks, strict=True)
         return [_cell(column, mean, deviation, digits, note, best) for mean, deviation, note, best in cells]
 
+    def to_markdown(self) -> str:
+        """Return the table in Markdown, with its note below."""
+        return to_markdown(self)
+
+    def to_latex(self) -> str:
+        """Return the table in LaTeX, for the package booktabs."""
+        from sparsemtl.study.latex import to_latex
+
+        return to_latex(self)
+
+    def to_csv(self) -> str:
+        """Return the figures as CSV, a row per setting and column."""
+        return to_csv([self])
+
     def _repr_html_(self) -> str:
         """Return the table for notebooks; the best values are bold."""
         head = "".join(f"<th>{html.escape(' '.join(part).strip())}</th>" for part in self.headers())
@@ -205,18 +230,34 @@ def primary_table(results: StudyResults, split: str = "test") -> StudyTable:
     return table(results, results.primary, title=names[0] if len(names) == 1 else "primary metrics", split=split)
 
 
+def metric_table(results: StudyResults, metric: str, split: str = "test") -> StudyTable:
+    """Return the table of the tasks that have a metric.
+
+    Raises:
+        ParameterError: if no task has it.
+    """
+    having = _tasks_by_metric(results, split)
+    if metric not in having:
+        raise ParameterError(unknown_name("metric", metric, having))
+    return table(results, having[metric], title=metric, split=split)
+
+
 def metric_tables(results: StudyResults, split: str = "test") -> dict[str, StudyTable]:
     """Return metric -> table of the tasks that have it, without the table that `primary_table` returns."""
-    frame = results.frame[(results.frame["split"] == split) & (results.frame["task"] != "")]
-    having = {
-        str(metric): {str(task): str(metric) for task in rows["task"].unique()}
-        for metric, rows in frame.groupby("metric", sort=False)
-    }
     delta = gains(results, split)
     return {
         metric: table(results, metrics, title=metric, split=split, delta=delta)
-        for metric, metrics in having.items()
+        for metric, metrics in _tasks_by_metric(results, split).items()
         if metrics != results.primary
+    }
+
+
+def _tasks_by_metric(results: StudyResults, split: str) -> dict[str, dict[str, str]]:
+    """Return metric -> the tasks that have it, each with the metric."""
+    frame = results.frame[(results.frame["split"] == split) & (results.frame["task"] != "")]
+    return {
+        str(metric): {str(task): str(metric) for task in rows["task"].unique()}
+        for metric, rows in frame.groupby("metric", sort=False)
     }
 
 
@@ -279,6 +320,17 @@ def _notebook_cell(cell: Cell) -> str:
 
 
 def _note(results: StudyResults, over: Mapping[str, tuple[str, ...]]) -> str:
+    return " ".join(filter(None, [_note_on_tasks(results, over), *_notes_on_tuning(results)]))
+
+
+def _notes_on_tuning(results: StudyResults) -> Iterator[str]:
+    """Yield the values of which validation chose one per row; nothing for a table of all of them."""
+    if len(tuned_settings(results).settings) == len(results.settings):
+        for key, values in results.tuned.items():
+            yield f"{key} of each row is the best on validation data, mean over seeds, of {', '.join(map(plain, values))}."
+
+
+def _note_on_tasks(results: StudyResults, over: Mapping[str, tuple[str, ...]]) -> str:
     left = [task for task in results.tasks if task not in results.common]
     if not left or not over:
         return ""

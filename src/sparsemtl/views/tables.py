@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import html
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -52,6 +54,20 @@ class Table:
             for line in lines
         )
         return "\n".join([*([self.title] if self.title else []), *aligned, *self.notes])
+
+    def markdown(self) -> str:
+        """Return the table in Markdown, with its title above and its notes below."""
+        sides = [" ---: " if self._is_right(column) else " :--- " for column in range(len(self.head))]
+        lines = [_pipes(self.head), f"|{'|'.join(sides)}|", *(_pipes(map(cell_text, row)) for row in self.rows)]
+        return "\n".join([*([self.title, ""] if self.title else []), *lines, *(f"\n{note}" for note in self.notes)])
+
+    def csv(self) -> str:
+        """Return head and rows as CSV; numbers are not rounded, a missing value is empty."""
+        file = io.StringIO(newline="")
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(self.head)
+        writer.writerows([v.value if isinstance(v, Shaded) else v for v in row] for row in self.rows)
+        return file.getvalue()
 
     def html(self) -> str:
         """Return the table as an HTML element, with every text escaped."""
@@ -105,6 +121,10 @@ def _cell(value: Value, right: bool) -> str:
     if isinstance(value, Shaded):
         style += f"; background: rgba(31, 119, 180, {0.6 * min(max(value.share, 0.0), 1.0):.3f})"
     return _tag("td", style, cell_text(value))
+
+
+def _pipes(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _side(right: bool) -> str:
