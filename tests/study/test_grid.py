@@ -17,6 +17,7 @@ from sparsemtl.errors import ConfigError
 from sparsemtl.runs.config import check
 from sparsemtl.runs.run import dry_run
 from sparsemtl.runs.spec import RunSpec
+from sparsemtl.runs.validation import data_section
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.yaml_text import dump_yaml
 from sparsemtl.study.grid import Study, read_study, value_text
@@ -61,6 +62,41 @@ def test_a_study_is_its_methods_times_their_grids_times_the_seeds(tmp_path: Path
 def one(lr: float, widths: Any, seed: int, **changes: Any) -> dict[str, Any]:
     encoder = {"name": "cnn", "widths": widths}
     return check({"encoder": encoder, "optimizer": {"lr": lr}, "training": {"epochs": 2}, "seed": seed, **changes})
+
+
+def test_tuned_keys_multiply_the_grid_and_are_named(tmp_path: Path) -> None:
+    source = {
+        "methods": {
+            "stl": {"architecture": "single-task"},
+            "decay": {"tune": {"optimizer.weight_decay": [0.0, 0.1]}},
+            "random": {"sharing": "random", "grid": {"sharing.keep": [0.2, 0.4]}, "tune": {"optimizer.lr": [0.5]}},
+        },
+        "seeds": [3],
+    }
+    study = study_of(tmp_path, source, "tune.optimizer.lr=[0.1, 0.01]")
+    assert study.tune == ("optimizer.lr", "optimizer.weight_decay")
+    assert study.grid == ("optimizer.lr", "optimizer.weight_decay", "sharing.keep")
+    values = {method: [run.values for run in study.runs if run.method == method] for method in study.methods}
+    assert values["stl"] == [{"optimizer.lr": lr} for lr in (0.1, 0.01)]
+    assert values["decay"] == [
+        {"optimizer.lr": lr, "optimizer.weight_decay": decay} for lr in (0.1, 0.01) for decay in (0.0, 0.1)
+    ]
+    assert values["random"] == [{"sharing.keep": keep, "optimizer.lr": 0.5} for keep in (0.2, 0.4)]
+    for run in study.runs:
+        assert run.config["optimizer"]["lr"] == run.values["optimizer.lr"]
+
+
+def test_every_seed_of_a_study_has_its_own_split_unless_the_data_s_seed_is_given(tmp_path: Path) -> None:
+    def splits(*changes: str) -> list[Any]:
+        study = study_of(tmp_path, {"base": {"data": "digits"}, "methods": {"a": {}}, "seeds": [3, 5]}, *changes)
+        return [data_section(run.config)["seed"] for run in study.runs]
+
+    assert splits() == [3, 5]
+    assert splits("data.seed=null") == [3, 5]
+    assert splits("data.seed=0") == [0, 0]
+    assert splits("data=celebamask-hq") == [3, 5]
+    study = study_of(tmp_path, {"base": {"data": "celeba"}, "methods": {"a": {}}})  # an official split
+    assert all("seed" not in data_section(run.config) for run in study.runs)
 
 
 def test_every_run_says_its_method_seed_and_values(tmp_path: Path) -> None:
@@ -187,6 +223,13 @@ WRONG = [
         "method 'a': the grid's `optimizer.lr` must be a list of values, got 3.",
     ),
     ("methods: {a: {}}\ngrid: {optimizer.lr: []}", "the grid's `optimizer.lr` must be a list of values, got []."),
+    ("methods: {a: {}}\ntune: 3", "`tune` must be a mapping of keys to lists of values, got 3."),
+    ("methods: {a: {tune: {optimizer.lr: []}}}", "the tune's `optimizer.lr` must be a list of values, got []."),
+    ("methods: {a: {}}\ntune: {seed: [1]}", "method 'a': `seed` cannot be set here: the study's `seeds` set it."),
+    (
+        "methods: {a: {grid: {optimizer.lr: [1.0]}}, b: {}}\ntune: {optimizer.lr: [0.1]}",
+        "`optimizer.lr` is in a `grid`, whose values all have rows, and in a `tune`, of whose values one is chosen.",
+    ),
     ("methods: {a: {}}\ngrid: {shring: [dense]}", "method 'a', shring=dense is not valid:\n  shring: unknown key"),
     ("methods: {a: {}}\ngrid: {sharing: [dense, fishr]}", "method 'a', sharing=fishr is not valid:"),
     ("methods: {a: {}}\ngrid: {sharing.keep: [0.3]}", "  sharing.keep: unknown dense parameter 'keep'."),

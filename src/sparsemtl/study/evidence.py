@@ -92,7 +92,7 @@ def _learned_nothing(results: StudyResults, best: StudyResults, runs: _Runs) -> 
             entries = [summary["tasks"][task] for summary in summaries if task in summary["tasks"]]
             dead = [figure for entry in entries if (figure := _constant_figure(entry))]
             if 2 * len(dead) > len(entries):
-                found[method == results.baseline].append(f"{setting} on {task} ({dead[0]})")
+                found[method == results.baseline].append(f"{method} on {task} ({dead[0]})")
     advice = "Check the labels, and try another `optimizer.lr`, scaled inputs or another encoder."
     if found[True]:
         yield f"The baseline has learned nothing: {_listed(found[True])}. Changes against it mean nothing. {advice}"
@@ -135,8 +135,8 @@ def _one_split(results: StudyResults, best: StudyResults, runs: _Runs) -> Iterat
 def _few_seeds(results: StudyResults, best: StudyResults, runs: _Runs) -> Iterator[str]:
     """Yield the settings with too few seeds."""
     counts = best.frame[best.frame["split"] == "test"].groupby("setting")["seed"].nunique()
-    few = {str(setting): int(counts.get(setting, 0)) for setting in best.settings.index}
-    few = {setting: count for setting, count in few.items() if count < _FEWEST_SEEDS}
+    few = {str(method): int(counts.get(setting, 0)) for setting, method in best.settings["method"].items()}
+    few = {method: count for method, count in few.items() if count < _FEWEST_SEEDS}
     if few:
         everyone = len(few) == len(best.settings) and len(set(few.values())) == 1
         which = "Every method" if everyone else _listed(few)
@@ -150,11 +150,11 @@ def _few_seeds(results: StudyResults, best: StudyResults, runs: _Runs) -> Iterat
 def _last_epochs(results: StudyResults, best: StudyResults, runs: _Runs) -> Iterator[str]:
     """Yield the settings whose best epoch is the last one in more than half of the runs."""
     late, epochs = {}, set()
-    for setting in map(str, best.settings.index):
-        summaries = runs.summaries(best, setting).values()
+    for setting, method in best.settings["method"].items():
+        summaries = runs.summaries(best, str(setting)).values()
         ended = [s for s in summaries if any(t.get("best_epoch") == s.get("epochs") for t in s["tasks"].values())]
         if 2 * len(ended) > len(summaries):
-            late[setting] = f"{setting} ({len(ended)} of {_runs(len(summaries))})"
+            late[method] = f"{method} ({len(ended)} of {_runs(len(summaries))})"
             epochs |= {summary["epochs"] for summary in ended}
     if late:
         trained = f"{min(epochs)} to {max(epochs)}" if len(epochs) > 1 else str(*epochs)
@@ -175,7 +175,9 @@ def _grid_ends(results: StudyResults, best: StudyResults, runs: _Runs) -> Iterat
             side = _end(key, row[key], values)
             if side:
                 tried = ", ".join(map(plain, sorted(values)))
-                ends.setdefault(f"`{key}` {plain(row[key])}, the {side} of {tried}", []).append(str(setting))
+                ends.setdefault(f"`{key}` {plain(row[key])}, the {side} of {tried}", []).append(
+                    _name(shown, str(setting))
+                )
         for end, settings in ends.items():
             more = "smaller" if "the smallest of" in end else "larger"
             yield f"The best value is at the end of its grid: {end}, for {_listed(settings)}. Add {more} values."
@@ -200,7 +202,7 @@ def _uncertain(results: StudyResults, best: StudyResults, runs: _Runs) -> Iterat
         found = [interval for interval in intervals(best) if not math.isnan(interval.low)]
     except MissingExtraError:
         return  # an install without scipy has figures without intervals
-    within = [_interval_text(interval) for interval in found if interval.holds_zero]
+    within = [_interval_text(best, interval) for interval in found if interval.holds_zero]
     if within:
         yield (
             f"No difference from {results.baseline} is shown for {_listed(within)}: the {_level(found)} interval of Δm "
@@ -213,13 +215,20 @@ def _uncertain(results: StudyResults, best: StudyResults, runs: _Runs) -> Iterat
         if not math.isnan(gap.low) and gap.holds_zero:
             yield (
                 f"The order of the best two is not shown: the {_level(found)} interval of their difference holds zero, "
-                f"{_interval_text(gap)} against {second}. More `seeds` make it narrower."
+                f"{_interval_text(best, gap)} against {_name(best, second)}. More `seeds` make it narrower."
             )
 
 
-def _interval_text(interval: Interval) -> str:
+def _name(results: StudyResults, setting: str) -> str:
+    """Return the method of a setting, with its values in brackets where the method has several settings."""
+    method = str(results.settings["method"][setting])
+    alone = (results.settings["method"] == method).sum() == 1
+    return method if alone else f"{method} ({setting.removeprefix(method).lstrip(', ')})"
+
+
+def _interval_text(results: StudyResults, interval: Interval) -> str:
     low, high = (f"{bound:+.2f}".replace("-", "\N{MINUS SIGN}") for bound in (interval.low, interval.high))
-    return f"{interval.setting} ({low} to {high} %)"
+    return f"{_name(results, interval.setting)} ({low} to {high} %)"
 
 
 def _level(found: list[Interval]) -> str:
@@ -229,8 +238,8 @@ def _level(found: list[Interval]) -> str:
 def _unlike_losses(results: StudyResults, best: StudyResults, runs: _Runs) -> Iterator[str]:
     """Yield the methods that add the losses of jointly trained tasks although one of them outweighs another."""
     found: dict[str, str] = {}
-    for setting in map(str, best.settings.index):
-        for name, summary in list(runs.summaries(best, setting).items())[:1]:
+    for setting, method in best.settings["method"].items():
+        for name, summary in list(runs.summaries(best, str(setting)).items())[:1]:
             plain_sum = summary.get("axes", {}).get("balancing") == "mean" and not summary.get("independent_tasks")
             losses = _first_losses(runs.run(name)) if plain_sum and len(summary["tasks"]) > 1 else {}
             positive = {task: loss for task, loss in losses.items() if loss > 0}
@@ -238,7 +247,7 @@ def _unlike_losses(results: StudyResults, best: StudyResults, runs: _Runs) -> It
                 continue
             low, high = min(positive, key=positive.__getitem__), max(positive, key=positive.__getitem__)
             if positive[high] > _UNLIKE * positive[low]:
-                found[setting] = f"{high} {positive[high]:.3g}, {low} {positive[low]:.3g}"
+                found[method] = f"{high} {positive[high]:.3g}, {low} {positive[low]:.3g}"
     if found:
         first = next(iter(found))
         yield (

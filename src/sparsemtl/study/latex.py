@@ -31,7 +31,15 @@ def plain_latex(table: Table) -> str:
 
 def _tabular(columns: str, heads: Sequence[str], rows: Sequence[str], notes: Sequence[str]) -> str:
     comments = [f"% {note}" for note in notes if note]
-    body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", *heads, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
+    body = [
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        *heads,
+        r"\midrule",
+        *rows,
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
     return "\n".join(["% \\usepackage{booktabs}", *comments, *body]) + "\n"
 
 

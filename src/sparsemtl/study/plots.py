@@ -69,7 +69,7 @@ def _draw_tasks(results: StudyResults, ax: Axes | None) -> Axes:
     return ax
 
 
-_COMPARISONS: dict[str, Callable[[StudyResults, "Axes | None"], "Axes"]] = {
+_COMPARISONS: dict[str, Callable[[StudyResults, Axes | None], Axes]] = {
     "ranks": _draw_ranks,
     "profiles": _draw_profiles,
     "tasks": _draw_tasks,

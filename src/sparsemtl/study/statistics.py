@@ -170,13 +170,14 @@ def friedman(results: StudyResults, *, level: float = 0.95, baseline: bool = Fal
             "Two settings are compared by `pairs()`."
         )
     ranks = figures.rank(axis=1, ascending=False).mean().sort_values(kind="stable")
-    statistic, p = (float(value) for value in stats.friedmanchisquare(*figures.to_numpy().T))
-    if math.isnan(statistic):  # all settings are equal in all blocks
-        statistic, p = 0.0, 1.0
+    equal = bool((figures.nunique(axis=1) == 1).all())  # which scipy divides by zero for
+    statistic, p = (0.0, 1.0) if equal else map(float, stats.friedmanchisquare(*figures.to_numpy().T))
     rest = count * (k - 1) - statistic
     f_statistic = (count - 1) * statistic / rest if rest > 1e-9 * count else math.inf
     f_p = float(stats.f.sf(f_statistic, k - 1, (k - 1) * (count - 1)))
-    critical = float(stats.studentized_range.ppf(level, k, math.inf)) / math.sqrt(2) * math.sqrt(k * (k + 1) / 6 / count)
+    critical = (
+        float(stats.studentized_range.ppf(level, k, math.inf)) / math.sqrt(2) * math.sqrt(k * (k + 1) / 6 / count)
+    )
     named = {str(name): float(rank) for name, rank in ranks.items()}
     return Friedman(named, count, statistic, p, f_statistic, f_p, level, critical)
 

@@ -68,7 +68,12 @@ def draw_ranks(
         y = -0.22 * (i + 1)
         pad = 0.008 * width
         axes.plot(
-            [min(ends) - pad, max(ends) + pad], [y, y], color=palette.ink, linewidth=4, solid_capstyle="round", alpha=0.75
+            [min(ends) - pad, max(ends) + pad],
+            [y, y],
+            color=palette.ink,
+            linewidth=4,
+            solid_capstyle="round",
+            alpha=0.75,
         )
     half = (len(ranked) + 1) // 2
     top = -0.22 * (len(groups) + 1) - 0.2
