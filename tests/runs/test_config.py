@@ -18,7 +18,7 @@ from sparsemtl.runs.changes import merge, nested, override
 from sparsemtl.runs.config import check, origins_of
 from sparsemtl.runs.pretraining import pretraining_config
 from sparsemtl.runs.schema import SECTIONS, run_keys, training_keys
-from sparsemtl.runs.validation import differences
+from sparsemtl.runs.validation import data_section, differences
 from sparsemtl.storage.yaml_text import read_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -393,13 +393,14 @@ def test_the_run_before_is_what_is_common_with_the_changes_of_pretraining(
     own: dict[str, Any], common: dict[str, Any], changes: dict[str, Any]
 ) -> None:
     complete = check({**own, **common, "pretraining": changes})
-    assert pretraining_config(complete) == check(merge(check(common), {"tasks": ["auxiliary"], **changes}))
+    taken = check(common) | {"data": data_section(check(common))}  # the draws of the run, whatever the other's seed
+    assert pretraining_config(complete) == check(merge(taken, {"tasks": ["auxiliary"], **changes}))
     assert {**complete, "pretraining": None} == check({**own, **common})
 
 
 def test_a_run_has_none_before_it_unless_it_says_so() -> None:
     assert pretraining_config(check({})) is None
-    assert pretraining_config(check({"pretraining": {}})) == check({"tasks": ["auxiliary"]})
+    assert pretraining_config(check({"pretraining": {}})) == check({"tasks": ["auxiliary"], "data": {"seed": 0}})
 
 
 @each("tasks", [None, ["digit"], ["digit", "slant"]])

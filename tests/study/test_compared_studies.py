@@ -86,12 +86,12 @@ def test_studies_that_do_not_go_together_are_refused(folders: tuple[Path, Path],
         StudyResults.read()
     with pytest.raises(ParameterError, match="are both called 'first'"):
         StudyResults.read(folders[0], folders[0])
-    with pytest.raises(ParameterError, match="no study has a method 'mlt' to compare with. Known: stl, mtl, fisher"):
+    with pytest.raises(ParameterError, match=r"no study has a method 'mlt' to compare with\. Known: stl, mtl, fisher"):
         StudyResults.read(*folders, baseline="mlt")
     other = make_study(tmp_path, "other")
     about = (other / "study.json").read_text().replace('"baseline": "stl"', '"baseline": "mtl"')
     (other / "study.json").write_text(about)
-    with pytest.raises(ParameterError, match="the studies have different baselines: .*--baseline"):
+    with pytest.raises(ParameterError, match=r"the studies have different baselines: .*--baseline"):
         StudyResults.read(folders[0], other)
     assert StudyResults.read(folders[0], other, baseline="stl").baseline == "stl"
     with pytest.raises(CheckpointError, match=r"study\.json"):
@@ -101,8 +101,7 @@ def test_studies_that_do_not_go_together_are_refused(folders: tuple[Path, Path],
 def test_a_table_by_another_metric(folders: tuple[Path, Path]) -> None:
     best = StudyResults.read(folders[0]).best()
     assert list(best.table("accuracy").metrics) == ["a"]
-    assert best.table().to_markdown() == best.table().to_markdown()
-    with pytest.raises(ParameterError, match="unknown metric 'acuracy'. Did you mean 'accuracy'"):
+    with pytest.raises(ParameterError, match=r"unknown metric 'acuracy'\. Did you mean 'accuracy'"):
         best.table("acuracy")
 
 
@@ -112,9 +111,9 @@ def test_latex_has_rules_bold_best_values_and_escaped_names(folders: tuple[Path,
         r"\begin{tabular}{lrrrrrrr}",
         r"\toprule",
         r"  method & first: a & first: b & second\_set: a & second\_set: b & rank & $\Delta$m \% & seeds \\",
-        r"   & accuracy $\uparrow$ & r2 $\uparrow$ & accuracy $\uparrow$ & r2 $\uparrow$ & $\downarrow$ & $\uparrow$ &  \\",
+        r"   & " + r"accuracy $\uparrow$ & r2 $\uparrow$ & " * 2 + r"$\downarrow$ & $\uparrow$ &  \\",
     ]
-    assert re.fullmatch(r"  fisher & \\textbf\{0\.7011\} \{\\scriptsize \$\\pm\$ 0\.0010\} .* & 3 \\\\", lines[-3])
+    assert re.fullmatch(r"  fisher & \\textbf\{0\.7010\} \{\\scriptsize \$\\pm\$ 0\.0010\} .* & 3 \\\\", lines[-3])
     assert lines[-2:] == [r"\bottomrule", r"\end{tabular}"]
     columns = {line.count(" & ") for line in lines if line.endswith(r" \\")}
     assert columns == {7}

@@ -89,8 +89,8 @@ def test_a_baseline_that_learned_nothing_is_named_with_its_figure(folder: Path) 
     edit(folder, "stl-0.1-*", die)
     (point,) = weak(folder)
     assert point.startswith(
-        "The baseline has learned nothing: stl on a (test recall_macro 0.505, by chance 0.5) and stl on b (test r2 0.01, "
-        "at the labels' variance 0). Changes against it mean nothing."
+        "The baseline has learned nothing: stl on a (test recall_macro 0.505, by chance 0.5) and stl on b (test r2 "
+        "0.01, at the labels' variance 0). Changes against it mean nothing."
     )
     edit(folder, "mtl-0.1-*", die)
     assert weak(folder)[1].startswith("A constant prediction is as good as mtl on a")

@@ -35,7 +35,6 @@ def following_run(parameter: Parameter) -> Parameter:
     """
     if parameter.name != "seed":
         return parameter
-    meaning = (
-        parameter.meaning if "null" in parameter.meaning else f"{parameter.meaning} null is the run's seed.".strip()
-    )
+    said = "null" in parameter.meaning
+    meaning = parameter.meaning if said else f"{parameter.meaning} null is the run's seed.".strip()
     return replace(parameter, hint=parameter.hint | None, default=None, meaning=meaning)

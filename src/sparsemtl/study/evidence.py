@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from numbers import Real
 from typing import Any
 
 from sparsemtl.errors import MissingExtraError
@@ -70,12 +69,13 @@ class _Runs:
 
     def summaries(self, results: StudyResults, setting: str) -> dict[str, dict[str, Any]]:
         """Return run -> summary of a setting's runs that ended."""
-        names = results.frame.loc[results.frame["setting"] == setting, "run"].unique() if self.folder else []
+        frame = results.frame
+        names = list(map(str, frame.loc[frame["setting"] == setting, "run"].unique())) if self.folder else []
         for name in names:
             if name not in self._summaries:
                 run = self.run(name)
                 self._summaries[name] = run.read_summary() if run.ended else None
-        return {str(name): found for name in names if (found := self._summaries[name]) is not None}
+        return {name: found for name in names if (found := self._summaries[name]) is not None}
 
     def run(self, name: str) -> RunFolder:
         """Return the folder of a run."""
@@ -185,7 +185,7 @@ def _grid_ends(results: StudyResults, best: StudyResults, runs: _Runs) -> Iterat
 
 def _end(key: str, value: Any, values: Sequence[Any]) -> str:
     """Return "smallest" or "largest" if a value ends its grid and could be exceeded; "" otherwise."""
-    numbers = [v for v in values if isinstance(v, Real) and not isinstance(v, bool)]
+    numbers = [v for v in values if type(v) in (int, float)]
     if len(numbers) < 2 or len(numbers) < len(values) or value != value:
         return ""
     if value == min(numbers):

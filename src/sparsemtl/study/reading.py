@@ -14,7 +14,7 @@ def read_studies(folders: Sequence[StudyFolder], baseline: str | None = None) ->
     """Read the results of studies; arguments as those of `StudyResults.read`."""
     if not folders:
         raise ParameterError("`StudyResults.read` needs a study folder, such as runs/digits-study.")
-    studies = {}
+    studies: dict[str, StudyResults] = {}
     for folder in folders:
         name = str(folder.read_about()["name"])
         if name in studies:
@@ -60,7 +60,8 @@ def _joined(studies: dict[str, StudyResults]) -> StudyResults:
             f"the studies have different baselines: {', '.join(map(str, baselines))}. Name the one to compare with: "
             "`baseline=`, on the command line --baseline."
         )
-    parts, primary = [], {}
+    parts: list[pd.DataFrame] = []
+    primary: dict[str, str] = {}
     for name, study in studies.items():
         best = best_settings(study)
         rows = best.frame[best.frame["task"] != ""].drop(columns=[*best.grid, "setting"])  # costs do not compare

@@ -130,22 +130,24 @@ def blocks(results: StudyResults, *, baseline: bool = False) -> pd.DataFrame:
     Raises:
         ParameterError: if fewer than two settings or no whole block are left.
     """
+    import pandas as pd
+
     values = per_seed(results, results.primary, "test")
     own = results.settings.index[results.settings["method"] == results.baseline]
     there = values.loc[values.index.get_level_values("setting").isin(own)] if len(own) else values
     size = there.mean().abs()
     scaled = 100 * values * signs(results) / size.where(size > 0, 1.0)
-    scaled.columns.name = "task"
     settings = [s for s in results.settings.index if baseline or s not in own]
     if len(settings) < 2:
         raise ParameterError(
             f"a comparison needs two settings{'' if baseline else ' beside the baseline'}, found {len(settings)}."
         )
-    wide = scaled.stack(future_stack=True).unstack("setting").reindex(columns=settings)
-    whole: pd.DataFrame = wide.dropna().map(lambda value: float(f"{value:.12g}"))  # equal figures are ties
+    by_task = {task: scaled[task].unstack("setting") for task in scaled}
+    wide = pd.concat(by_task, names=["task"]).reindex(columns=settings).dropna()
+    whole = wide.apply(lambda column: column.map(lambda value: float(f"{value:.12g}")))  # equal figures are ties
     if whole.empty:
         raise ParameterError("there is no task and seed of which all settings have a test figure, so none is compared.")
-    return whole.swaplevel().sort_index(level=0, sort_remaining=True)
+    return whole
 
 
 def friedman(results: StudyResults, *, level: float = 0.95, baseline: bool = False) -> Friedman:
@@ -266,7 +268,7 @@ def profiles(results: StudyResults) -> pd.DataFrame:
 def pairs_table(found: Sequence[Pair]) -> Table:
     """Return pairs as a table."""
     head = ["first", "second", "wins", "ties", "losses", "median difference, %", "p", "p (Holm)"]
-    rows = [
+    rows: list[Sequence[Value]] = [
         [p.first, p.second, p.wins, p.ties, p.losses, f"{p.difference:+.2f}", shown_p(p.p), shown_p(p.holm)]
         for p in found
     ]
@@ -302,9 +304,9 @@ def comparison(
         method: kind of the intervals.
     """
     tables = {}
-    if against is not None or results.baseline in set(results.settings["method"]):
-        if found := intervals(results, against=against, level=level, method=method):
-            tables["intervals"] = intervals_table(found)
+    compared = against is not None or results.baseline in set(results.settings["method"])
+    if compared and (found := intervals(results, against=against, level=level, method=method)):
+        tables["intervals"] = intervals_table(found)
     if (entrants := int((results.settings["method"] != results.baseline).sum())) < 2:
         return tables
     try:

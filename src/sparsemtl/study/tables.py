@@ -327,7 +327,8 @@ def _notes_on_tuning(results: StudyResults) -> Iterator[str]:
     """Yield the values of which validation chose one per row; nothing for a table of all of them."""
     if len(tuned_settings(results).settings) == len(results.settings):
         for key, values in results.tuned.items():
-            yield f"{key} of each row is the best on validation data, mean over seeds, of {', '.join(map(plain, values))}."
+            tried = ", ".join(map(plain, values))
+            yield f"{key} of each row is the best on validation data, mean over seeds, of {tried}."
 
 
 def _note_on_tasks(results: StudyResults, over: Mapping[str, tuple[str, ...]]) -> str:
