@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from sparsemtl.runs.loaded import LoadedRun, load_run
     from sparsemtl.sharing import (
         DenseSharing,
+        DiSparseSharing,
         FisherSharing,
         GroupLassoSharing,
         GroupMCPSharing,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
         RandomSharing,
         Sharing,
         SoftMaskSharing,
+        SparseTrainingSharing,
         TaskRoutingSharing,
     )
     from sparsemtl.tasks import (
@@ -79,6 +81,7 @@ __all__ = [
     "CustomTask",
     "DenseSharing",
     "Depth",
+    "DiSparseSharing",
     "EncoderAdapter",
     "FisherSharing",
     "GroupLassoSharing",
@@ -100,6 +103,7 @@ __all__ = [
     "SingleTask",
     "SoftMaskSharing",
     "Source",
+    "SparseTrainingSharing",
     "SqueezeExcitation",
     "Task",
     "TaskMasks",
@@ -187,6 +191,7 @@ _EXPORTS = {
     ),
     "sparsemtl.sharing": (
         "DenseSharing",
+        "DiSparseSharing",
         "FisherSharing",
         "GroupLassoSharing",
         "GroupMCPSharing",
@@ -197,6 +202,7 @@ _EXPORTS = {
         "Sharing",
         "SoftMaskSharing",
         "TaskRoutingSharing",
+        "SparseTrainingSharing",
     ),
     "sparsemtl.tasks": (
         "Classification",

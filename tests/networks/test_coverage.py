@@ -153,9 +153,11 @@ def test_a_pattern_that_names_nothing_is_an_error(options: dict[str, Any], messa
         sm.maskable_parameters(make(), **options)
 
 
-@pytest.mark.parametrize("method", ["fisher", "random", "pbfs", "group-lasso", "l1", "group-mcp", "soft-masks"])
+@pytest.mark.parametrize(
+    "method", ["fisher", "random", "pbfs", "group-lasso", "l1", "group-mcp", "soft-masks", "disparse"]
+)
 def test_every_method_checks_its_patterns(method: str) -> None:
-    linear = {} if method in ("fisher", "random", "pbfs") else {"linear": True}
+    linear = {} if method in ("fisher", "random", "pbfs", "disparse") else {"linear": True}
     with pytest.raises(ParameterError, match=r"nn\.Conv2d, got 3"):
         SHARING.build(method, only=3)
     with pytest.raises(ParameterError, match=r"Did you mean 'encoder\.mlp"):

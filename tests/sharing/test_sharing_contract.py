@@ -314,6 +314,8 @@ def test_a_model_that_shares_nothing_is_trained_or_refused_in_words(method: str)
             PBFSSharing,
             sm.TaskRoutingSharing,
             sm.MaximumRoamingSharing,
+            sm.DiSparseSharing,
+            sm.SparseTrainingSharing,
         ): pytest.raises(MaskError, match=rf"{name} masks .* SingleTask shares none. Use Dense"),
         ProximalSharing: pytest.raises(
             ParameterError, match=rf"{name} finds nothing to make sparse: SingleTask shares 0"
@@ -359,7 +361,7 @@ def test_keeping_everything_is_dense_training_on_any_data_and_granularity(
     loaders: Loaders = loader() if data == "shared" else own_loaders()
     sharing = everything(method, strict=strict, granularity=granularity)
     masked = trained(sharing, loaders, optimizer="sgd")
-    dense = trained(build("dense", bn="per_task"), loaders, optimizer="sgd", update=masked.update)
+    dense = trained(build("dense", bn=sharing.bn), loaders, optimizer="sgd", update=masked.update)
     assert_same(state_of(masked.model), state_of(dense.model))
     assert_same(Started.of(masked).norms, Started.of(dense).norms)
 
@@ -379,7 +381,8 @@ def test_keeping_everything_in_one_forward_is_dense_training_up_to_rounding(meth
 @pytest.mark.parametrize("method", MASKED)
 def test_the_trainer_with_everything_kept_ends_like_the_dense_one(method: str, update: Update) -> None:
     ends = []
-    for sharing in (build(method, keep=1.0, warmup=0, update=update), build("dense", update=update, bn="per_task")):
+    kept = build(method, keep=1.0, warmup=0, update=update)
+    for sharing in (kept, build("dense", update=update, bn=kept.bn)):
         network = model(dropout=0.3)
         sm.Trainer(network, sharing=sharing, epochs=2, progress=False, accelerator="cpu").fit(loader(), loader(seed=2))
         ends.append(state_of(network))

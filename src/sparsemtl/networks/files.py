@@ -99,6 +99,8 @@ def save_networks(networks: TaskNetworks, path: str | Path) -> None:
     header: dict[str, Any] = {"format": NETWORKS, "model": networks.model, "method": networks.method}
     if networks.left_out is not None:
         header["left_out"] = _listed(networks.left_out)
+    if networks.common:
+        header["common"] = True
     write_tree(Path(path), {**header, "strict": networks.strict, "tasks": networks.state_dict()})
 
 
@@ -116,6 +118,7 @@ def load_networks(path: str | Path, model: nn.Module | None = None) -> TaskNetwo
         model=str(tree.get("model", "")),
         method=str(tree.get("method", "")),
         left_out=_left_out(path, dict, tree["left_out"]) if "left_out" in tree else None,
+        common=tree.get("common") is True,
     )
     if model is not None:
         made.check(model)

@@ -60,7 +60,12 @@ class TaskNetwork:
     @property
     def is_shared(self) -> bool:
         """True if the task computes with the model's own weights and, unless of the batch, its statistics."""
-        return not (self.weight_factors or self.output_factors or any(t is not None for t in self.own_tensors.values()))
+        return not (self.weight_factors or self.output_factors or self.has_own_tensors)
+
+    @property
+    def has_own_tensors(self) -> bool:
+        """True if the task has tensors of its own; batch norms that use the statistics of the batch have none."""
+        return any(tensor is not None for tensor in self.own_tensors.values())
 
     def mapped(self, change: Any) -> TaskNetwork:
         """Return the network with every tensor changed by a function."""
@@ -90,6 +95,7 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         model: name of the model class, kept in the file.
         method: name of what made the networks, kept in the file.
         left_out: parameters that the masks do not cover, with shape and reason, kept in the file; None where unknown.
+        common: all tasks have the same factors and masks, so that one forward pass can serve them.
 
     Examples:
         >>> masks = TaskMasks({"a": {"w": torch.tensor([True, False])}, "b": {"w": torch.tensor([True, True])}})
@@ -106,11 +112,13 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         model: str = "",
         method: str = "",
         left_out: Mapping[str, LeftOut] | None = None,
+        common: bool = False,
     ) -> None:
         if not networks:
             raise MaskError("task networks need at least one task.")
         self._networks = dict(networks)
         self.strict = strict
+        self.common = common
         self.model = model
         self.method = method
         self.left_out = left_out
@@ -126,6 +134,7 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         *,
         applies_to: MaskTarget = "weights",
         strict: bool = True,
+        common: bool = False,
     ) -> TaskNetworks:
         """Return the networks that masks make.
 
@@ -134,11 +143,13 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
             own_tensors: task -> its own tensors, such as the statistics of batch norms.
             applies_to: what the masks act on.
             strict: see the class.
+            common: see the class.
         """
         part = "weight_factors" if applies_to == "weights" else "gradient_mask"
         own = own_tensors or {}
         networks = {task: TaskNetwork(own_tensors=own.get(task, {}), **{part: masks[task]}) for task in masks}
-        made = cls(networks, strict=strict, model=masks.model, method=masks.method, left_out=masks.left_out)
+        header: dict[str, Any] = {"model": masks.model, "method": masks.method, "left_out": masks.left_out}
+        made = cls(networks, strict=strict, common=common, **header)
         made.__dict__["masks"] = masks
         return made
 
@@ -162,14 +173,14 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
     def one_network(self) -> bool:
         """True if one forward pass serves all tasks."""
         first, *rest = self.values()
-        return all(network.is_shared for network in self.values()) and all(
-            set(network.own_tensors) == set(first.own_tensors) for network in rest
-        )
+        if any(network.has_own_tensors or not (self.common or network.is_shared) for network in self.values()):
+            return False
+        return all(set(network.own_tensors) == set(first.own_tensors) for network in rest)
 
     @property
     def have_own_tensors(self) -> bool:
         """True if tasks have tensors of their own, such as the statistics of batch norms."""
-        return any(tensor is not None for network in self.values() for tensor in network.own_tensors.values())
+        return any(network.has_own_tensors for network in self.values())
 
     @cached_property
     def masks(self) -> TaskMasks | None:
@@ -288,7 +299,7 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         part = "gradient_mask" if any(network.gradient_mask for network in self.values()) else "weight_factors"
         networks = {task: replace(network, **{part: masks[task]}) for task, network in self.items()}
         header: dict[str, Any] = {"model": masks.model, "method": masks.method, "left_out": masks.left_out}
-        made = TaskNetworks(networks, strict=self.strict, **header)
+        made = TaskNetworks(networks, strict=self.strict, common=self.common, **header)
         made.__dict__["masks"] = masks
         made._products = MaskedProducts(self._products.memory)
         return made
@@ -323,7 +334,7 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
 
     def _with(self, networks: Mapping[str, TaskNetwork]) -> TaskNetworks:
         header: dict[str, Any] = {"model": self.model, "method": self.method, "left_out": self.left_out}
-        made = TaskNetworks(networks, strict=self.strict, **header)
+        made = TaskNetworks(networks, strict=self.strict, common=self.common, **header)
         made._products = MaskedProducts(self._products.memory)
         return made
 

@@ -3,6 +3,7 @@
 from sparsemtl.registry.registry import Registry
 from sparsemtl.sharing.criterion_masks import CriterionMasks, SelectionOptions
 from sparsemtl.sharing.dense import DenseSharing
+from sparsemtl.sharing.disparse import DiSparseSharing
 from sparsemtl.sharing.fisher import FisherSharing
 from sparsemtl.sharing.group_lasso import GroupLassoSharing
 from sparsemtl.sharing.group_mcp import GroupMCPSharing
@@ -13,6 +14,7 @@ from sparsemtl.sharing.proximal import ProximalSharing
 from sparsemtl.sharing.random import RandomSharing
 from sparsemtl.sharing.sharing import AfterBatch, AfterStep, Regularizer, Sharing, StepWeights, TaskPenalty
 from sparsemtl.sharing.soft_masks import SoftMaskSharing
+from sparsemtl.sharing.sparse_training import SparseTrainingSharing
 from sparsemtl.sharing.task_routing import TaskRoutingSharing
 
 SHARING: Registry[Sharing] = Registry(
@@ -28,6 +30,8 @@ SHARING: Registry[Sharing] = Registry(
         "soft-masks": SoftMaskSharing,
         "task-routing": TaskRoutingSharing,
         "maximum-roaming": MaximumRoamingSharing,
+        "disparse": DiSparseSharing,
+        "sparse-training": SparseTrainingSharing,
     },
 )
 
@@ -37,6 +41,7 @@ __all__ = [
     "AfterStep",
     "CriterionMasks",
     "DenseSharing",
+    "DiSparseSharing",
     "FisherSharing",
     "GroupLassoSharing",
     "GroupMCPSharing",
@@ -49,6 +54,7 @@ __all__ = [
     "SelectionOptions",
     "Sharing",
     "SoftMaskSharing",
+    "SparseTrainingSharing",
     "StepWeights",
     "TaskPenalty",
     "TaskRoutingSharing",

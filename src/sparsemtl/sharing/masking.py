@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
+import torch
 from typing_extensions import Doc
 
-from sparsemtl.errors import MaskError
+from sparsemtl.errors import MaskError, MaskWarning
 from sparsemtl.networks.coverage import CoverageOptions, coverage_options
 from sparsemtl.networks.declarations import Figure
 from sparsemtl.networks.mask_description import left_out_of
-from sparsemtl.networks.masks import TaskMasks
+from sparsemtl.networks.masks import Mask, TaskMasks
 from sparsemtl.networks.model import MultiTaskModel, check_maskable, maskable_parameters, shared_coverage
 from sparsemtl.networks.norms import Statistics, own_statistics
 from sparsemtl.networks.task_networks import MaskTarget, TaskNetworks
 from sparsemtl.registry.parameters import Default
-from sparsemtl.sharing.sharing import Update
+from sparsemtl.sharing.sharing import DenseOptions, Update
 
 
-class MaskOptions(CoverageOptions, total=False):
-    """Options of all methods that mask shared weights."""
+class StrictOptions(TypedDict, total=False):
+    """Options of all methods that freeze what masks leave out."""
 
-    mask_applies_to: Annotated[
-        MaskTarget,
-        Default("weights"),
+    strict: Annotated[
+        bool,
+        Default(True),
         Doc(
-            "`weights` masks the weights that a task computes with (FSMTL, Eq. 3); `gradients` masks only the gradient "
-            "of the task (Eq. 4), and all tasks compute with the dense weights."
+            "No step moves a weight that none of its tasks keeps, whatever momentum and weight decay the optimizer has."
         ),
     ]
+
+
+class CommonMaskOptions(CoverageOptions, StrictOptions, DenseOptions, total=False):
+    """Options of methods whose tasks have one mask together, and therefore one network."""
+
+
+class TaskMaskOptions(CoverageOptions, StrictOptions, total=False):
+    """Options of methods whose tasks have masks of their own."""
+
     update: Annotated[
         Update | None,
         Default(None),
@@ -37,13 +47,6 @@ class MaskOptions(CoverageOptions, total=False):
             "How a batch becomes optimizer steps: `joint` (for masked gradients), `average`, `alternate` or "
             "`random_one`; see `dense`. By default `alternate`, or `average` where each task has its own data or the "
             "balancer combines the tasks."
-        ),
-    ]
-    strict: Annotated[
-        bool,
-        Default(True),
-        Doc(
-            "No step moves a weight that none of its tasks keeps, whatever momentum and weight decay the optimizer has."
         ),
     ]
     bn: Annotated[
@@ -56,6 +59,19 @@ class MaskOptions(CoverageOptions, total=False):
     ]
 
 
+class MaskOptions(TaskMaskOptions, total=False):
+    """Options of methods whose masks act on weights or on gradients."""
+
+    mask_applies_to: Annotated[
+        MaskTarget,
+        Default("weights"),
+        Doc(
+            "`weights` masks the weights that a task computes with (FSMTL, Eq. 3); `gradients` masks only the gradient "
+            "of the task (Eq. 4), and all tasks compute with the dense weights."
+        ),
+    ]
+
+
 MASK_FIGURES = (
     Figure("density", "Density", "fraction of the maskable weights that the task keeps"),
     Figure("overlap", "Overlap", "mean Jaccard index of the masks of two tasks, in [0, 1]", per_task=False),
@@ -63,8 +79,8 @@ MASK_FIGURES = (
 """Figures of `mask_metrics`."""
 
 
-def full_networks(model: MultiTaskModel, method: str, options: MaskOptions, *, mask_all: bool = False) -> TaskNetworks:
-    """Return networks whose masks keep everything.
+def full_masks(model: MultiTaskModel, method: str, options: CoverageOptions, *, mask_all: bool = False) -> TaskMasks:
+    """Return masks that keep everything.
 
     Args:
         model: the model.
@@ -88,13 +104,54 @@ def full_networks(model: MultiTaskModel, method: str, options: MaskOptions, *, m
             "Use DenseSharing with it; a module of your own names its weights in `maskable_weights`."
         )
     left_out = left_out_of(model, parameters, mask_all=mask_all, **patterns)
-    masks = TaskMasks.ones(parameters, model.tasks, model=type(model).__name__, method=method, left_out=left_out)
+    return TaskMasks.ones(parameters, model.tasks, model=type(model).__name__, method=method, left_out=left_out)
+
+
+def full_networks(model: MultiTaskModel, method: str, options: MaskOptions, *, mask_all: bool = False) -> TaskNetworks:
+    """Return networks whose masks keep everything; see `full_masks`."""
     return TaskNetworks.of_masks(
-        masks,
+        full_masks(model, method, options, mask_all=mask_all),
         own_statistics(model, statistics_kind(options)),
         applies_to=options["mask_applies_to"],
         strict=options["strict"],
     )
+
+
+def with_common_mask(networks: TaskNetworks, mask: Mask) -> TaskNetworks:
+    """Return networks in which one mask is that of all tasks."""
+    before = masks_of(networks)
+    masks = TaskMasks(dict.fromkeys(before, mask), model=before.model, method=before.method, left_out=before.left_out)
+    return networks.with_masks(masks)
+
+
+def used_masks(model: MultiTaskModel, masks: TaskMasks) -> TaskMasks:
+    """Return masks without the weights of modules that a task does not use."""
+    users = model.parameter_tasks()
+    used = {
+        task: {name: mask if task in users[name] else torch.zeros_like(mask) for name, mask in masks[task].items()}
+        for task in masks
+    }
+    return TaskMasks(used, model=masks.model, method=masks.method, left_out=masks.left_out)
+
+
+def warn_of_dead_layers(masks: TaskMasks, before: TaskMasks, *, common: bool = False) -> None:
+    """Warn of every layer of which a task keeps nothing any more, and kept something before.
+
+    Args:
+        masks: the masks in force.
+        before: the masks before them.
+        common: all tasks have one mask, so that one warning is enough.
+    """
+    for task in masks.tasks[:1] if common else masks.tasks:
+        for name, mask in masks[task].items():
+            if bool(before[task][name].any()) and not bool(mask.any()):
+                whose = "all tasks" if common else f"task {task!r}"
+                warnings.warn(
+                    f"{masks.method}: no weight of {name!r} is left in the network of {whose}, so that nothing passes "
+                    "through this layer. Keep more weights, or leave the layer alone with `exclude`.",
+                    MaskWarning,
+                    stacklevel=3,
+                )
 
 
 def statistics_kind(options: MaskOptions) -> Statistics | None:

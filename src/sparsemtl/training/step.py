@@ -337,7 +337,7 @@ class TrainingStep:
     def _backward(self, losses: Mapping[str, Tensor], factors: Mapping[str, float]) -> None:
         """Add the gradients of one network's losses times their factors to `.grad`, masked, or keep them as rows."""
         masks = {task: self.networks[task].gradient_mask for task in losses}
-        if self._by_rows or any(masks.values()):
+        if self._by_rows or (any(masks.values()) and not self.networks.common):
             last = len(losses) - 1
             for i, (task, loss) in enumerate(losses.items()):
                 loss = _times(loss, factors[task])
@@ -345,6 +345,15 @@ class TrainingStep:
         else:
             together = torch.stack(list(losses.values()))
             self.backend.backward(together, gradient=together.new_tensor([factors[task] for task in losses]))
+        if self.networks.common and not self._by_rows:
+            self._mask_gradients(next(iter(masks.values())))
+
+    def _mask_gradients(self, mask: Mapping[str, Tensor]) -> None:
+        """Clear the entries of the shared gradient that a mask leaves out."""
+        for name, masked in mask.items():
+            gradient = self._shared[name].grad if name in self._shared else None
+            if gradient is not None:
+                gradient.masked_fill_(~masked, 0.0)
 
     def _backward_apart(self, task: str, loss: Tensor, mask: Mapping[str, Tensor], *, retain: bool) -> None:
         """Run the backward pass of one task, whose shared gradient is masked or kept as a row before it is added."""
@@ -352,10 +361,7 @@ class TrainingStep:
         for p in self._shared.values():
             p.grad = None
         self.backend.backward(loss, retain_graph=retain)
-        for name, masked in mask.items():
-            gradient = self._shared[name].grad if name in self._shared else None
-            if gradient is not None:
-                gradient.masked_fill_(~masked, 0.0)
+        self._mask_gradients(mask)
         if self._by_rows:
             self._rows.add(task)
         for p, earlier in zip(self._shared.values(), before, strict=True):
