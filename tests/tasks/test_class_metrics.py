@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn import metrics as reference
 from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy
 
 from sparsemtl.tasks import Classification
 
@@ -57,7 +58,7 @@ def test_macro_metrics_are_scikit_learn_s_means_over_the_classes_that_occur(clas
         assert found[f"{name}_macro"] == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("classes", [2, 5, 15, 16])
 @pytest.mark.parametrize("scale", [SMALL, 8.0])
 def test_the_calibration_error_is_that_counted_by_hand(classes: int, scale: float) -> None:
     output, target = sample(classes, scale)
@@ -69,3 +70,15 @@ def test_the_calibration_error_is_that_counted_by_hand(classes: int, scale: floa
         if inside.any():
             error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
     assert measured(classes, output, target)["calibration_error"] == pytest.approx(error, abs=1e-5)
+
+
+def test_metrics_of_one_s_own_read_classes_or_outputs_as_they_need() -> None:
+    output, target = sample(6, 1.0)
+    rows = torch.arange(len(target))
+    own = {"first": MulticlassAccuracy(6, average="micro"), "two": MulticlassAccuracy(6, average="micro", top_k=2)}
+    task = Classification("t", 6, metrics=own)
+    metrics = task.metrics()
+    task.update(metrics, output, target)
+    ranks = output.argsort(1, descending=True).argsort(1)[rows, target]
+    assert float(metrics["first"].compute()) == pytest.approx(float((ranks < 1).float().mean()))
+    assert float(metrics["two"].compute()) == pytest.approx(float((ranks < 2).float().mean()))

@@ -1,21 +1,27 @@
-"""What a step and an evaluation compute once: checks of labels, constant weights; and no wrapper that adds nothing."""
+"""What a run computes once: checks of labels, constant weights, results of the best epoch, metrics; no idle wrapper."""
 
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from training_toys import loader, quiet, shared, table
+from training_toys import apart, loader, quiet, shared, table
 
 import sparsemtl as sm
+import sparsemtl.training.trainer
 from sparsemtl.balancing import Balancer
-from sparsemtl.errors import NonFiniteError
+from sparsemtl.errors import CheckpointError, NonFiniteError
 from sparsemtl.networks.task_networks import dense_networks
 from sparsemtl.training.evaluation import Trained, evaluate
 from sparsemtl.training.finite import check_gradient
+from sparsemtl.training.metric_facts import metric_facts
+from sparsemtl.training.results import Results
+from sparsemtl.training.selection import Selection
 
 CPU = torch.device("cpu")
 
@@ -72,6 +78,42 @@ def test_labels_are_checked_once_per_batch_in_evaluation(monkeypatch: pytest.Mon
     calls = counted_checks(monkeypatch, model)
     evaluate(Trained(model, dense_networks(model, model.tasks), model), loader(40, batch_size=8), CPU)
     assert calls == {"a": 5, "b": 5, "c": 5}
+
+
+@pytest.mark.parametrize("model", [shared("abc", norm=True), apart()])
+def test_the_best_epoch_is_evaluated_once(monkeypatch: pytest.MonkeyPatch, model: sm.MultiTaskModel) -> None:
+    calls = 0
+
+    def counted(*arguments: Any) -> Results:
+        nonlocal calls
+        calls += 1
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(sparsemtl.training.trainer, "evaluate", counted)
+    held_out = loader(40, batch_size=8, shuffle=False)
+    trainer = quiet(model, epochs=3, optimizer=partial(torch.optim.Adam, lr=0.1)).fit(loader(), held_out)
+    assert calls == 3
+    assert trainer.validation == evaluate(Trained(model, trainer.networks, model), held_out, CPU)
+
+
+def test_results_of_the_best_epoch_outlive_a_checkpoint_and_older_ones_are_evaluated_anew(tmp_path: Path) -> None:
+    held_out = loader(40, batch_size=8, shuffle=False)
+    trainer = quiet(epochs=2, folder=tmp_path).fit(loader(), held_out)
+    state = trainer.selection.state_dict()
+    copied = Selection(trainer.model)
+    copied.load_state_dict(state)
+    assert copied.results == trainer.validation
+    copied.load_state_dict({name: value for name, value in state.items() if name != "results"})
+    assert copied.results == {}
+    with pytest.raises(CheckpointError, match=r"selection\.results\.a"):
+        copied.load_state_dict({**state, "results": {"a": {"loss": "low"}}})
+
+
+def test_the_primary_metric_is_that_of_the_task_as_it_is_now() -> None:
+    task = sm.Regression("t")
+    assert (metric_facts(task).primary, metric_facts(task).origin) == ("r2", 1.0)
+    task.primary = "mae"
+    assert (metric_facts(task).primary, metric_facts(task).origin) == ("mae", 0.0)
 
 
 @pytest.mark.parametrize(("precision", "plain"), [("32-true", True), ("64-true", False), ("bf16-mixed", False)])

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 import sparsemtl as sm
 from sparsemtl.errors import NonFiniteError
-from sparsemtl.training.finite import check_rows, rows_are_finite
+from sparsemtl.storage.tensor_checks import is_finite
+from sparsemtl.training.finite import check_rows
 from sparsemtl.training.gradient_rows import GradientRows
 from sparsemtl.training.step import TrainingStep
 
@@ -82,7 +83,7 @@ def test_a_combination_goes_back_to_the_parameters_in_their_shapes_and_types() -
 
 
 def test_rows_whose_sum_overflows_are_finite() -> None:
-    assert rows_are_finite(torch.full((2, 4), torch.finfo(torch.float32).max))
+    assert is_finite(torch.full((2, 4), torch.finfo(torch.float32).max))
     check_rows(torch.full((2, 4), torch.finfo(torch.float32).max), "ab")
 
 
@@ -90,7 +91,7 @@ def test_rows_whose_sum_overflows_are_finite() -> None:
 def test_tasks_whose_rows_are_not_finite_are_named(value: float) -> None:
     rows = torch.ones(3, 4)
     rows[1, 2] = value
-    assert not rows_are_finite(rows)
+    assert not is_finite(rows)
     with pytest.raises(NonFiniteError, match="gradient of task 'b' with respect to the shared weights"):
         check_rows(rows, "abc")
     rows[2] = torch.tensor([torch.inf, -torch.inf, 1.0, 1.0])

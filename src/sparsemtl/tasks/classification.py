@@ -14,7 +14,7 @@ from sparsemtl.tasks.classes import Classes, ClassOptions, task_options
 from sparsemtl.tasks.compute_groups import group_metrics
 from sparsemtl.tasks.likelihoods import Categorical
 from sparsemtl.tasks.sample import SampleTask
-from sparsemtl.tasks.task import update_labelled
+from sparsemtl.tasks.task import select_known
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -137,7 +137,14 @@ class Classification(SampleTask):
 
     def checked_update(self, metrics: Mapping[str, Metric], output: Tensor, label: Tensor) -> None:
         """Add the labelled samples of a batch to metrics."""
-        update_labelled(self, metrics, output, label)
+        from torchmetrics.classification import MulticlassStatScores
+
+        output, label = select_known(self.known(label), output.float(), label)
+        if len(label):
+            classes = output.max(1).indices  # found once for all metrics of predicted classes
+            for metric in metrics.values():
+                reads_classes = isinstance(metric, MulticlassStatScores) and metric.top_k == 1
+                metric.update(classes if reads_classes else output, label)
 
     def predict(self, output: Tensor) -> Tensor:
         """Return class indices (B,)."""

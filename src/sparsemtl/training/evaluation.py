@@ -8,7 +8,6 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from sparsemtl.tasks.compute_groups import hand_on_states, updated_metrics
 from sparsemtl.tasks.nests import map_tensors, to_device
 from sparsemtl.tasks.task import Task
 from sparsemtl.training.results import Results
+from sparsemtl.training.task_cache import TaskCache
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -75,25 +75,23 @@ def evaluate(trained: Trained, loaders: Loaders, device: torch.device) -> Result
     return Results({name: tally.results() for name, tally in tallies.items()})
 
 
-_KEPT: WeakKeyDictionary[Task, tuple[dict[str, Any], torch.device, dict[str, Metric]]] = WeakKeyDictionary()
-"""Task -> its attributes, the device and its metrics, reset: making metrics takes as long as a small evaluation."""
+_METRICS: TaskCache[tuple[torch.device, dict[str, Metric]]] = TaskCache()
+"""Device and metrics of each task's last evaluation, reset."""
 
 
 def _take_metrics(task: Task, device: torch.device) -> dict[str, Metric]:
-    """Return metrics of a task: those of its last evaluation, or new ones if the task was changed since."""
-    kept, where, metrics = _KEPT.pop(task, ({}, None, {}))  # taken out, since another thread may evaluate the task too
-    now = vars(task)
-    if where == device and kept.keys() == now.keys() and all(value is now[name] for name, value in kept.items()):
+    """Return metrics of a task: those of its last evaluation, or new ones."""
+    where, metrics = _METRICS.take(task) or (None, {})
+    if where == device:
         return metrics
     return {name: metric.to(device) for name, metric in task.metrics().items()}
 
 
 def _keep_metrics(task: Task, device: torch.device, metrics: dict[str, Metric]) -> None:
-    """Keep metrics of the task's kind for its next evaluation; those that were given are copied anew each time."""
-    if not task.has_given_metrics:
-        for metric in updated_metrics(metrics).values():
-            metric.reset()
-        _KEPT[task] = (dict(vars(task)), device, metrics)
+    """Keep metrics of a task for its next evaluation."""
+    for metric in updated_metrics(metrics).values():
+        metric.reset()
+    _METRICS.keep(task, (device, metrics))
 
 
 class _Tally:
@@ -130,9 +128,9 @@ class _Tally:
         """Add the waiting batches to the loss and the metrics."""
         task, batches = self._task, self._waiting
         self._waiting, self._size = [], 0
-        counts = _known_counts(task, [label for _, label in batches])
+        counts, complete = _known_counts(task, [label for _, label in batches])
         labelled = [batch for batch, count in zip(batches, counts, strict=True) if count]
-        losses = [task.checked_losses(output, label) for output, label in labelled]
+        losses = [task.checked_losses(output, label, complete=complete) for output, label in labelled]
         values = iter([{name: float(loss.detach()) for name, loss in terms.items()} for terms in losses])
         joined = _joined(labelled)
         finite = joined is None or _is_finite(joined[0])
@@ -165,13 +163,13 @@ class _Tally:
         return results
 
 
-def _known_counts(task: Task, labels: Sequence[Tensor]) -> list[int]:
-    """Return the number of known labels of each batch."""
+def _known_counts(task: Task, labels: Sequence[Tensor]) -> tuple[list[int], bool]:
+    """Return the number of known labels of each batch, and True if all labels are known."""
     known = task.known(labels[0] if len(labels) == 1 else torch.cat(list(labels)))
     if bool(known.all()):
         per_sample = known[:1].numel()
-        return [len(label) * per_sample for label in labels]
-    return [int(part.sum()) for part in known.split([len(label) for label in labels])]
+        return [label.shape[0] * per_sample for label in labels], True
+    return [int(part.sum()) for part in known.split([label.shape[0] for label in labels])], False
 
 
 def _joined(batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparsemtl.errors import NonFiniteError, NonFiniteLossError
 from sparsemtl.networks.model import MultiTaskModel
+from sparsemtl.storage.tensor_checks import is_finite
 
 
 def named_parameters(model: MultiTaskModel, **extra: Iterable[nn.Parameter]) -> dict[str, nn.Parameter]:
@@ -41,7 +42,7 @@ def check_gradient(parameters: Mapping[str, nn.Parameter], tasks: Sequence[str],
     if isfinite(_total([_values(g) for p in parameters.values() if (g := p.grad) is not None])):
         return
     gradients = {name: _values(p.grad) for name, p in parameters.items() if p.grad is not None}
-    wrong = [name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())]
+    wrong = [name for name, gradient in gradients.items() if not is_finite(gradient)]
     if wrong:  # otherwise only the sum overflows
         raise NonFiniteError(
             f"the gradient of {_listed('task', tasks)} is NaN or infinite{_at(where)}, in "
@@ -88,18 +89,13 @@ def check_rows(rows: Tensor, tasks: Sequence[str], where: str = "") -> None:
     Raises:
         NonFiniteError: naming the tasks.
     """
-    if rows_are_finite(rows):
+    if is_finite(rows):
         return
-    wrong = [task for task, row in zip(tasks, rows, strict=True) if not bool(row.isfinite().all())]
+    wrong = [task for task, row in zip(tasks, rows, strict=True) if not is_finite(row)]
     raise NonFiniteError(
         f"the gradient of {_listed('task', wrong)} with respect to the shared weights is NaN or infinite"
         f"{_at(where)}. The step was not taken. A smaller learning rate often helps."
     )
-
-
-def rows_are_finite(rows: Tensor) -> bool:
-    """Return True if all entries are finite. Costs one sum: if that is finite, so is every entry."""
-    return bool(rows.sum().isfinite()) or bool(rows.isfinite().all())
 
 
 @torch.no_grad()
@@ -113,7 +109,7 @@ def check_weights(parameters: Mapping[str, nn.Parameter], when: str) -> None:
     Raises:
         NonFiniteError: naming the parameters.
     """
-    wrong = [name for name, p in parameters.items() if not bool(p.isfinite().all())]
+    wrong = [name for name, p in parameters.items() if not is_finite(p)]
     if wrong:
         raise NonFiniteError(f"{_listed('parameter', wrong)}: NaN or infinite {when}. A smaller learning rate helps.")
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING
 
 from sparsemtl.tasks.task import Task
+from sparsemtl.training.task_cache import TaskCache
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -32,8 +32,7 @@ class MetricFacts:
         return next(iter(self.directions))
 
 
-_KEPT: WeakKeyDictionary[Task, tuple[dict[str, Any], MetricFacts]] = WeakKeyDictionary()
-"""Task -> its attributes, and the facts; only of tasks with metrics of their kind."""
+_FACTS: TaskCache[MetricFacts] = TaskCache()
 
 
 def metric_facts(task: Task) -> MetricFacts:
@@ -42,15 +41,12 @@ def metric_facts(task: Task) -> MetricFacts:
     Raises:
         ParameterError: as `Task.metrics`.
     """
-    attributes = vars(task)
-    kept, facts = _KEPT.get(task, ({}, None))
-    if facts is not None and kept.keys() == attributes.keys() and all(v is attributes[n] for n, v in kept.items()):
-        return facts
-    metrics = task.metrics()
-    directions = {name: bool(metric.higher_is_better) for name, metric in metrics.items()}
-    facts = MetricFacts(directions, _origin(next(iter(metrics.values()))))
-    if not task.has_given_metrics:
-        _KEPT[task] = (dict(attributes), facts)
+    facts = _FACTS.take(task)
+    if facts is None:
+        metrics = task.metrics()
+        directions = {name: bool(metric.higher_is_better) for name, metric in metrics.items()}
+        facts = MetricFacts(directions, _origin(next(iter(metrics.values()))))
+    _FACTS.keep(task, facts)
     return facts
 
 

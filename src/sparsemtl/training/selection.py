@@ -57,6 +57,8 @@ class Selection:
             else {"all": tuple(model.tasks)}
         )
         self.best: dict[str, Best] = {}
+        #: Validation results of each task in the best epoch of its part.
+        self.results = Results()
         #: (task, metric) -> the epochs, counted from 1, that could be chosen and in which the metric was undefined.
         self.undefined: dict[tuple[str, str], list[int]] = {}
 
@@ -80,6 +82,7 @@ class Selection:
                     raise SelectionError(self._nothing_left(part, f"in epoch {epoch + 1}"))
             elif merit.beats(best.merit if best else None):
                 self.best[part] = Best(merit, epoch)
+                self.results.update({task: dict(validation[task]) for task in tasks})
                 improved.append(part)
         return improved
 
@@ -139,6 +142,7 @@ class Selection:
                 part: {"value": best.merit.value, "tasks": list(best.merit.tasks), "epoch": best.epoch}
                 for part, best in self.best.items()
             },
+            "results": {task: dict(values) for task, values in self.results.items()},
             "undefined": [[task, metric, list(epochs)] for (task, metric), epochs in self.undefined.items()],
             "monitor": self._valuation.state_dict(),
         }
@@ -159,6 +163,11 @@ class Selection:
             part: Best(Merit(best["value"], tuple(best["tasks"])), best["epoch"])
             for part, best in state["best"].items()
         }
+        results: Any = state.get("results", {})  # earlier checkpoints have none
+        check_state(results, {task: {} for task in results}, "selection.results")
+        for task, values in results.items():
+            check_state(values, dict.fromkeys(values, 0.0), f"selection.results.{task}")
+        self.results = Results({task: dict(values) for task, values in results.items()})
         check_state(state["undefined"], [["", "", [0]]] * len(state["undefined"]), "selection.undefined")
         self.undefined = {(task, metric): list(epochs) for task, metric, epochs in state["undefined"]}
         self._valuation.load_state_dict(state["monitor"])

@@ -53,8 +53,9 @@ class Snapshots:
             sharing: gets the state of the first part.
         """
         states = {part: self._load(part) for part in parts}
-        for part, state in states.items():
-            _check(state, model, networks, sharing, self._where(part))
+        if self._folder is not None:
+            for part, state in states.items():
+                _check(state, model, networks, sharing, self._where(part))
         with reading(self._where(parts[0]), "the best model of this run"):
             first = states[parts[0]]
             sharing.load_state_dict(first["sharing"])

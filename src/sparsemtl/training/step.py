@@ -24,6 +24,7 @@ from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.optim.masked import FreezeOutsideMask
 from sparsemtl.sharing.sharing import TURNS, Sharing, StepWeights, Update
+from sparsemtl.storage.tensor_checks import is_finite
 from sparsemtl.tasks.batches import Group, as_group
 from sparsemtl.tasks.nests import to_device
 from sparsemtl.training.backend import Backend
@@ -33,7 +34,6 @@ from sparsemtl.training.finite import (
     check_rows,
     named_parameters,
     not_finite_loss,
-    rows_are_finite,
 )
 from sparsemtl.training.gradient_rows import GradientRows
 from sparsemtl.training.step_result import StepResult
@@ -375,7 +375,7 @@ class TrainingStep:
         rows = self._rows.matrix()
         if not self.backend.scaled:
             check_rows(rows, list(self.tasks), self._where)
-        finite = not self.backend.scaled or rows_are_finite(rows)  # a gradient scaler is to see what is not
+        finite = not self.backend.scaled or is_finite(rows)  # a gradient scaler is to see what is not
         combine = partial(self.balancer.aggregate, present=self._flags(self._rows.present))
         if not finite:
             combined = rows.sum(0)

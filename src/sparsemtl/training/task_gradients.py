@@ -15,9 +15,10 @@ from sparsemtl.errors import ParameterError
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.sharing.sharing import Update
+from sparsemtl.storage.tensor_checks import is_finite
 from sparsemtl.tasks.nests import tensors_in
 from sparsemtl.training.backend import Backend
-from sparsemtl.training.finite import check_rows, rows_are_finite
+from sparsemtl.training.finite import check_rows
 
 _Swapped = Callable[[str], AbstractContextManager[None]]
 
@@ -106,7 +107,7 @@ class TaskGradients:
         if scale is None:
             check_rows(rows, names, where)
             return rows
-        return rows / scale() if rows_are_finite(rows) else None
+        return rows / scale() if is_finite(rows) else None
 
     def _targets(self, losses: Mapping[str, Tensor], swapped: _Swapped) -> list[Any]:
         if isinstance(self._target, SharedLayer):

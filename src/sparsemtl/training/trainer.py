@@ -456,7 +456,8 @@ class Trainer:
         self.step.networks = self.snapshots.restore(parts, self.model, self.networks, self.sharing)
         self.sharing.end_training(self.model, self.networks)
         self.model.eval()
-        self.validation = self._evaluate(validation)
+        best = self.selection.results  # of the epochs that were restored; a checkpoint of 0.2 may lack them
+        self.validation = best if best.keys() == self.model.tasks.keys() else self._evaluate(validation)
         self._files.write_networks(self.model, self.networks)
         self._write_summary("trained", Results())
 
