@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from sparsemtl.cli import doctor
-from sparsemtl.cli.doctor import Finding, diagnosis
+from sparsemtl.cli import diagnosis as doctor
+from sparsemtl.cli.diagnosis import Finding, diagnosis
 from sparsemtl.cli.main import app
 
 
