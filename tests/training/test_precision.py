@@ -60,6 +60,7 @@ def data(dtype: torch.dtype = torch.float32) -> list[Any]:
 
 
 def trainer(model: sm.MultiTaskModel, precision: Any, sharing: sm.Sharing | None, folder: Path | None) -> sm.Trainer:
+    """Trainer that measures the costs of networks in one precision; `test_costs` measures them in all."""
     epochs = 2 if sharing is None or sharing.is_selectable(1) else 3
     return sm.Trainer(
         model,
@@ -69,6 +70,7 @@ def trainer(model: sm.MultiTaskModel, precision: Any, sharing: sm.Sharing | None
         accelerator="cpu",
         progress=False,
         folder=folder,
+        measure_cost=precision == "32-true",
     )
 
 
