@@ -20,6 +20,8 @@ from compaction_toys import (
 from torch import Tensor, nn
 
 from sparsemtl.backbones import CNN, MLP, SegNet, resnet18, resnet34, resnet50, resnet50_d
+from sparsemtl.backbones.blocks import Bottleneck
+from sparsemtl.backbones.resnet import ResNet
 from sparsemtl.compaction import compact, macs, parameter_count
 from sparsemtl.compaction.rules import dense
 from sparsemtl.compaction.rules.dense import WORTH
@@ -32,12 +34,14 @@ ENCODERS: dict[str, Callable[[], nn.Module]] = {
     "cnn": lambda: CNN((3, 32, 32), widths=[6, 8, 10]),
     "cnn without norms": lambda: CNN((3, 32, 32), widths=[6, 8, 10], norm=False),
     "resnet18": lambda: resnet18((3, 32, 32), width=4),
-    "resnet34 of maps": lambda: resnet34((3, 32, 32), width=2, output_stride=16),
-    "resnet50": lambda: resnet50((3, 32, 32), width=2),
-    "resnet50-d": lambda: resnet50_d((3, 32, 32), width=2),
+    "resnet of maps": lambda: ResNet((3, 32, 32), depths=(1, 2, 1, 2), width=2, output_stride=16),
+    "bottlenecks": lambda: ResNet((3, 32, 32), depths=(1, 2, 1, 1), block=Bottleneck, width=2),
+    "bottlenecks-d": lambda: ResNet(
+        (3, 32, 32), depths=(1, 1, 2, 1), block=Bottleneck, stem="deep", width=2, output_stride=8, dilate_entry=True
+    ),
     "segnet": lambda: SegNet((3, 32, 32), width=4),
 }
-MAPS = ("resnet34 of maps", "resnet50-d", "segnet")
+MAPS = ("resnet of maps", "bottlenecks-d", "segnet")
 HEADS: dict[str, Callable[[int, int | None], nn.Module]] = {
     "linear": lambda width, stride: LinearHead(width, 3),
     "classification": lambda width, stride: ClassificationHead(width, 3, stride, channels=5, hidden=6),
@@ -65,6 +69,14 @@ def test_outputs_stay_and_cost_shrinks(encoder: str, head: str, pattern: str) ->
     small = compacted(zeroed(model, pattern, 0.5), x)
     assert macs(small, x) < 0.7 * macs(model, x)
     assert parameter_count(small) < 0.7 * parameter_count(model)
+
+
+@pytest.mark.parametrize("make", [resnet34, resnet50, resnet50_d])
+def test_networks_of_published_depth_shrink_as_well(make: Callable[..., nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = alive(make((3, 32, 32), width=2))
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    assert macs(compacted(zeroed(model, "both", 0.5), x), x) < 0.7 * macs(model, x)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
