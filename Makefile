@@ -11,9 +11,11 @@ demo: $(DEMO)
 	$(BIN)/sparsemtl study examples/rooms-study.yaml --jobs 2 --out runs/demo
 	@echo "Open runs/demo/report.html"
 
+# Each process takes neighbouring tests, so that what a module trains is trained once, and idle ones take over the rest.
 test: $(READY)
 	$(BIN)/pytest -n 2 --dist worksteal
 
+# Long checks, which run nowhere automatically: see CONTRIBUTING.md.
 slow: $(READY)
 	$(BIN)/pytest -m slow
 

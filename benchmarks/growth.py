@@ -181,7 +181,7 @@ PARTS: dict[str, tuple[Part, Sequence[float], str]] = {
             ("masked training step", step, ""),
             ("choice of masks by Fisher information", selection, ""),
             ("masks, save and load", files, ""),
-            ("masks, overlap", overlap, "all pairs of tasks: T x T products"),
+            ("masks, overlap", overlap, "products of all pairs of tasks (exponent 2) beside reading the masks (1)"),
         )
     },
     **{
