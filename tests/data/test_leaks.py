@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 PARTS = ("train", "validation", "test")
 
 
+@cache
 def picture(seed: int, height: int = 96, width: int = 128) -> Array:
     """A picture as photographs are: most contrast in large forms, some in small ones."""
     draw = np.random.default_rng(seed)
@@ -28,7 +30,9 @@ def picture(seed: int, height: int = 96, width: int = 128) -> Array:
         field = draw.normal(0, strength, (cells, cells, 3)).clip(-120, 120) + 128
         grown = Image.fromarray(field.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
         made += np.asarray(grown).astype(float) - 128
-    return (made + 128).clip(0, 255).astype(np.uint8)
+    image: Array = (made + 128).clip(0, 255).astype(np.uint8)
+    image.flags.writeable = False
+    return image
 
 
 def save(path: Path, image: Array, size: tuple[int, int] | None = None, **options: Any) -> None:
@@ -93,16 +97,30 @@ def test_a_copy_of_what_another_task_is_tested_on_is_not_trained_on(tmp_path: Pa
     assert (files(exact, "train", "big") == files(data, "train", "big")) == (kind in EXACT)
 
 
+@pytest.fixture(scope="module")
+def folder_with_copies(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Function of a kind of copies -> folder of pictures that each lie there twice."""
+
+    @cache
+    def folder(kind: str) -> Path:
+        root = tmp_path_factory.mktemp("copies")
+        for number in range(20):
+            save(root / "birds" / f"c{number % 2}" / f"{number}.png", picture(number))
+            if kind == "the same file":
+                save(root / "birds" / f"c{number % 2}" / f"{number}-copy.png", picture(number))
+            else:
+                COPIES[kind](root / "birds" / f"c{number % 2}" / f"{number}-copy", picture(number))
+        return root
+
+    return folder
+
+
 @pytest.mark.parametrize("kind", ["the same file", *COPIES])
 @pytest.mark.parametrize("seed", range(3))
-def test_copies_inside_one_task_do_not_cross_its_parts(tmp_path: Path, kind: str, seed: int) -> None:
-    for number in range(20):
-        save(tmp_path / "birds" / f"c{number % 2}" / f"{number}.png", picture(number))
-        if kind == "the same file":
-            save(tmp_path / "birds" / f"c{number % 2}" / f"{number}-copy.png", picture(number))
-        else:
-            COPIES[kind](tmp_path / "birds" / f"c{number % 2}" / f"{number}-copy", picture(number))
-    data = build(tmp_path, {"birds": "birds"}, seed=seed)
+def test_copies_inside_one_task_do_not_cross_its_parts(
+    folder_with_copies: Callable[[str], Path], kind: str, seed: int
+) -> None:
+    data = build(folder_with_copies(kind), {"birds": "birds"}, seed=seed)
     shown = {part: {name.removesuffix("-copy") for name in files(data, part, "birds")} for part in PARTS}
     assert not shown["train"] & (shown["validation"] | shown["test"])
     assert not shown["validation"] & shown["test"]
