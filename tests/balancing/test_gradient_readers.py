@@ -18,6 +18,7 @@ from sparsemtl.errors import NonFiniteLossError, ParameterError
 from sparsemtl.tasks.batches import Group
 from sparsemtl.training.backend import Backend
 from sparsemtl.training.step import TrainingStep
+from sparsemtl.training.task_gradients import TaskGradients
 
 
 def attached(name: str, count: int, **parameters: Any) -> Any:
@@ -139,6 +140,30 @@ def test_batches_that_accumulate_are_one_step_of_the_whole_batch() -> None:
     engine_of(parts, other).step(halves)
     torch.testing.assert_close(one.weights(torch.ones(2)), other.weights(torch.ones(2)))
     assert_close(state_of(whole), state_of(parts))
+
+
+def test_rows_take_the_memory_of_rows_that_are_gone_and_of_no_others() -> None:
+    model, (group,) = model_of("ab"), batch_of("ab")
+    networks = sm.DenseSharing().start(model)
+    gradients = TaskGradients(model, shared_layer(model, None), "joint", Backend.of(model))
+
+    def rows(*tasks: str) -> Tensor:
+        losses = {task: loss for task, loss in losses_of(model, group).items() if task in tasks}
+        found = gradients.rows(losses, networks)
+        assert found is not None
+        return found
+
+    first = rows("a", "b")
+    before, place = first.clone(), first.data_ptr()
+    second = rows("b")
+    assert torch.equal(first, before)
+    assert not second[0].any()
+    assert torch.equal(second[1], before[1])
+    del first
+    third = rows("a")
+    assert third.data_ptr() == place
+    assert torch.equal(third[0], before[0])
+    assert not third[1].any()
 
 
 def assert_close(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:

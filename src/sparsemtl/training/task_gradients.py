@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparsemtl.balancing.targets import GradientTarget, Representation, SharedLayer
 from sparsemtl.errors import ParameterError
+from sparsemtl.networks.masked_product import ProductMemory
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.sharing.sharing import Update
@@ -43,6 +44,7 @@ class TaskGradients:
         self._target = target
         self._weights: list[nn.Parameter] = []
         self._outputs: list[list[Tensor]] = []
+        self._memory = ProductMemory()
         if isinstance(target, Representation) and update != "joint":
             raise ParameterError(
                 f"the balancer compares gradients at one representation of all tasks, the output of {target.module!r}, "
@@ -90,7 +92,11 @@ class TaskGradients:
         targets = self._targets(losses, swapped)
         kind = torch.promote_types(targets[0].dtype, torch.float32)
         names = list(self._model.tasks)
-        rows = torch.zeros(len(names), sum(t.numel() for t in targets), dtype=kind, device=targets[0].device)
+        size = sum(target.numel() for target in targets)
+        rows = self._empty(torch.empty(len(names), size, dtype=kind, device=targets[0].device))
+        for task, row in zip(names, rows, strict=True):
+            if task not in losses:
+                row.zero_()
         for task, loss in losses.items():
             with swapped(task):
                 found = self._gradients(loss, targets)
@@ -108,6 +114,10 @@ class TaskGradients:
             check_rows(rows, names, where)
             return rows
         return rows / scale() if is_finite(rows) else None
+
+    def _empty(self, like: Tensor) -> Tensor:
+        """Return memory for rows: of an earlier step, if nothing refers to its rows any more."""
+        return self._memory.empty_like("rows", like) if like.device.type == "cpu" else like
 
     def _targets(self, losses: Mapping[str, Tensor], swapped: _Swapped) -> list[Any]:
         if isinstance(self._target, SharedLayer):
