@@ -5,16 +5,27 @@
 - *solver*: milliseconds for the weights of random gradients, from their Gramian.
 - *step*: time of a training step that combines the gradients of three tasks, over that of a loop by hand that goes
   backward once per task, stacks the gradients and combines them by the mean; both with the fused Adam of torch.
+- *TorchJD by hand*: the same over a loop that calls TorchJD's own class for the balancer: `mtl_backward` and
+  `jac_to_grad` for an aggregator, one backward pass for a scalarizer.
+- *gradients by hand*: a step with GradNorm or MGDA-UB over a loop that takes a gradient per task at the same place, the
+  last shared layer or the representation, beside a plain step: forward, mean of the losses, backward, fused Adam.
+- *memory of a task's gradient*: peak memory that one more task adds to a few steps, over the size of a gradient of the
+  shared weights; from 2 to 8 tasks, each in a fresh process.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
-from common import Batch, Measure, batch, main, network, paired, seconds, spread
+from common import Batch, Measure, Ratio, batch, main, network, paired, resident, seconds, spread
 from torch import Tensor
+from torchjd import aggregation, scalarization
+from torchjd.autojac import jac_to_grad, mtl_backward
 
 from sparsemtl import DenseSharing, SharedBottom, TrainingStep
 from sparsemtl.balancing import BALANCERS
@@ -30,6 +41,20 @@ SOLVERS: dict[tuple[str, int], float | None] = {
 """Balancer and number of tasks -> goal in milliseconds."""
 WIDTH = 1000
 STEP_GOAL = 1.1
+TORCHJD_GOAL = 1.15
+GRADIENTS_GOAL = 1.1
+AGGREGATORS: dict[str, Callable[[], Any]] = {
+    "mgda": aggregation.MGDA,
+    "pcgrad": aggregation.PCGrad,
+    "imtl-g": aggregation.IMTLG,
+    "aligned-mtl": aggregation.AlignedMTL,
+}
+SCALARIZERS: dict[str, Callable[[], Any]] = {
+    "geometric-mean": scalarization.GeometricMean,
+    "random": scalarization.Random,
+}
+MEMORY: dict[str, float | None] = {"mgda": 1.1, "mgda-ub": 0.1, "gradnorm": None}
+"""Balancer -> goal of the memory that a task adds, over the size of its gradient."""
 
 
 def solver(name: str, tasks: int) -> Callable[[], Tensor]:
@@ -73,6 +98,69 @@ def by_hand(model: SharedBottom, optimizer: torch.optim.Optimizer, group: Batch)
     optimizer.step()
 
 
+def torchjd_loop(name: str, module: Any) -> Callable[[], None]:
+    """A step that calls a scalarizer or an aggregator of TorchJD."""
+    model, (x, targets) = network(name, 3), batch(name, 3)
+    model(x)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        features = model.encoder(x)
+        losses = [task.loss(model.heads[t](features), targets[t]) for t, task in model.tasks.items()]
+        if isinstance(module, scalarization.Scalarizer):
+            module(torch.stack(losses)).backward()
+        else:
+            mtl_backward(losses, features)
+            jac_to_grad(model.encoder.parameters(), module)
+        optimizer.step()
+
+    return run
+
+
+def gradients_loop(name: str, *, at_representation: bool) -> Callable[[], None]:
+    """A plain step, and a gradient per task at the representation or at the last shared weight of two or more axes."""
+    model, (x, targets) = network(name, 3), batch(name, 3)
+    model(x)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    last = [p for p in model.encoder.parameters() if p.ndim > 1][-1]
+
+    def run() -> None:
+        optimizer.zero_grad()
+        features = model.encoder(x)
+        losses = [task.loss(model.heads[t](features), targets[t]) for t, task in model.tasks.items()]
+        for loss in losses:
+            torch.autograd.grad(loss, features if at_representation else last, retain_graph=True)[0].norm()
+        torch.stack(losses).mean().backward()
+        optimizer.step()
+
+    return run
+
+
+def peak(balancing: str, tasks: int) -> float:
+    """Peak memory of a few steps in a fresh process, in MB."""
+    command = [sys.executable, __file__, "--peak", balancing, str(tasks)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def measure_peak(balancing: str, tasks: int) -> float:
+    """Peak memory of a few steps in this process, in MB, over what it has with the libraries loaded."""
+    step("mlp", balancing)()
+    before = resident("VmRSS")
+    model, (x, targets) = network("mlp", tasks), batch("mlp", tasks)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run = TrainingStep(model, optimizer, DenseSharing().start(model), balancing=balancing)
+    for _ in range(3):
+        run(x, targets)
+    return resident("VmHWM") - before
+
+
+def memory_of_a_task(balancing: str) -> Ratio:
+    """Peak memory per further task, over the size of a gradient."""
+    size = 4 * sum(p.numel() for p in network("mlp", 2).shared_parameters().values()) / 2**20
+    return spread(lambda: (peak(balancing, 8) - peak(balancing, 2)) / (6 * size), 1)
+
+
 def measures(quick: bool) -> Iterator[Measure]:
     for (name, tasks), goal in SOLVERS.items():
         if quick and goal is None:
@@ -87,7 +175,22 @@ def measures(quick: bool) -> Iterator[Measure]:
             ratio = paired(loop(name), step(name, balancing), 11 if name == "mlp" else 5)
             goal = None if balancing == "pcgrad" else STEP_GOAL
             yield Measure(f"step with {balancing} ÷ loop by hand with the mean, {name}, 3 tasks", ratio, goal)
+    for name in ("mlp",) if quick else ("mlp", "resnet18"):
+        for balancing, make in {**AGGREGATORS, **SCALARIZERS}.items():
+            if balancing != "mgda" and (quick or (name == "resnet18" and balancing in AGGREGATORS)):
+                continue
+            ratio = paired(torchjd_loop(name, make()), step(name, balancing), 11 if name == "mlp" else 5)
+            yield Measure(f"step with {balancing} ÷ TorchJD by hand, {name}, 3 tasks", ratio, TORCHJD_GOAL)
+        for balancing in ("gradnorm", "mgda-ub"):
+            by_hand = gradients_loop(name, at_representation=balancing == "mgda-ub")
+            ratio = paired(by_hand, step(name, balancing), 11 if name == "mlp" else 5)
+            yield Measure(f"step with {balancing} ÷ gradients by hand, {name}, 3 tasks", ratio, GRADIENTS_GOAL)
+    for balancing, goal in () if quick else MEMORY.items():
+        yield Measure(f"memory of a task's gradient with {balancing}, mlp", memory_of_a_task(balancing), goal)
 
 
 if __name__ == "__main__":
-    main(measures, __doc__)
+    if sys.argv[1:2] == ["--peak"]:
+        print(measure_peak(sys.argv[2], int(sys.argv[3])))
+    else:
+        main(measures, __doc__)

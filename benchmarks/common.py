@@ -127,6 +127,12 @@ def joint_pass(model: SharedBottom, x: Tensor, targets: dict[str, Tensor]) -> No
     torch.stack([task.loss(outputs[name], targets) for name, task in model.tasks.items()]).sum().backward()
 
 
+def resident(field: str) -> float:
+    """Memory of this process in MB: `VmRSS` now, `VmHWM` at its peak."""
+    with open("/proc/self/status") as lines:
+        return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+
+
 def seconds(run: Callable[[], object]) -> float:
     """Time of one call."""
     start = time.perf_counter()

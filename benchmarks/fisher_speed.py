@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
-from common import BATCH, CLASSES, Batch, Measure, batch, joint_pass, main, network, paired, spread
+from common import BATCH, CLASSES, Batch, Measure, batch, joint_pass, main, network, paired, resident, spread
 from torch import nn
 
 from sparsemtl import Classification, SharedBottom
@@ -73,15 +73,10 @@ def measure_peak(run: str, name: str, count: int) -> float:
     small = SharedBottom(nn.Linear(1024, 8), [task], {"task0": nn.Linear(8, CLASSES)})
     for warm_up in (train, fisher):  # torch loads some of its modules at their first use
         warm_up(small, batches("mlp", 1, 2))
-    before = _status("VmRSS")
+    before = resident("VmRSS")
     model, data = network(name, count), batches(name, count, 3 * BATCH)
     {"train": train, "fisher": fisher}[run](model, data)
-    return _status("VmHWM") - before
-
-
-def _status(field: str) -> float:
-    with open("/proc/self/status") as lines:
-        return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+    return resident("VmHWM") - before
 
 
 def switched(run: Callable[[], None], kernels: str) -> Callable[[], None]:

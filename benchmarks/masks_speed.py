@@ -6,6 +6,8 @@
 - *masks while training*: bytes of all live tensors and kept memory, per weight and further task, after a step per task.
 - *masked step*: T tasks, each forward and backward through `TaskMasks.applied`, over T plain forward and backward
   passes, one per task, of the same network.
+- *routed step*: a training step of T tasks with output factors that keep half of the units, over T plain forward and
+  backward passes, one per task, and a step of fused Adam.
 - *strict update*: a training step of one task (forward, backward, fused Adam) by `MaskedOptimizer`, whose masks keep
   0.3, over the same step by the optimizer that it wraps. The masks are in the update only, not in the forward pass.
 - *checkpoint*: model, Adam's state and the masks of 8 tasks of a ResNet-50, over `torch.save` of the same state. Ours
@@ -28,13 +30,27 @@ import torch
 from common import NETWORKS, Measure, Ratio, batch, main, network, paired, seconds, spread
 from torch import Tensor, nn
 
-from sparsemtl import Classification, MaskedOptimizer, SharedBottom, TaskMasks
+from sparsemtl import (
+    Classification,
+    MaskedOptimizer,
+    MaximumRoamingSharing,
+    SharedBottom,
+    TaskMasks,
+    TaskRoutingSharing,
+    TrainingStep,
+)
 from sparsemtl.backbones import resnet50
 from sparsemtl.networks.masked_product import MaskedProducts, ProductMemory
 from sparsemtl.networks.task_networks import TaskNetworks
+from sparsemtl.sharing import Sharing
 from sparsemtl.storage.files import write_tree
 
 KEEP = 0.3
+ROUTED: dict[str, Callable[[], Sharing]] = {
+    "task-routing": lambda: TaskRoutingSharing(keep=0.5, seed=0),
+    "maximum-roaming": lambda: MaximumRoamingSharing(keep=0.5, seed=0),
+}
+ROUTED_STEP = 1.1
 MASKED_STEP = {"mlp": 1.3, "resnet18": 1.1}
 STRICT_UPDATE = {"mlp": None, "resnet18": 1.05}
 
@@ -112,6 +128,25 @@ def masked_step(name: str, count: int, repeats: int) -> Ratio:
     return paired(lambda: passes(False), lambda: passes(True), repeats)
 
 
+def routed_step(name: str, count: int, sharing: Sharing, repeats: int) -> Ratio:
+    """Time of a training step with units of each task's own over that of T plain passes and a step of Adam."""
+    model, plain, (x, targets) = network(name, count), network(name, count), batch(name, count)
+    model(x), plain(x)
+    networks = sharing.start(model)
+    networks = sharing.begin_epoch(0, model, networks, [(x, targets)]) or networks
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+    step = TrainingStep(model, optimizer, networks, sharing=sharing)
+    adam = torch.optim.Adam(plain.parameters(), lr=1e-4, fused=True)
+
+    def passes() -> None:
+        adam.zero_grad()
+        for task in plain.tasks.values():
+            task.loss(plain(x, tasks=[task.name])[task.name], targets[task.name]).backward()
+        adam.step()
+
+    return paired(passes, lambda: step(x, targets), repeats)
+
+
 def strict_update(name: str, repeats: int) -> Ratio:
     """Time of a strict step over that of a plain step."""
     model, (x, targets) = network(name, 1), batch(name, 1)
@@ -179,6 +214,9 @@ def measures(quick: bool) -> Iterator[Measure]:
         for count in (3,) if quick else (3, 8):
             ratio = masked_step(name, count, 3 if quick else 9)
             yield Measure(f"masked step, {name}, T={count}, over plain passes", ratio, MASKED_STEP[name])
+        for method, make in () if quick else ROUTED.items():
+            ratio = routed_step(name, 3, make(), 9)
+            yield Measure(f"routed step, {method}, {name}, T=3, over plain passes", ratio, ROUTED_STEP)
         ratio = strict_update(name, 5 if quick else 15)
         yield Measure(f"strict update, {name}, over fused Adam", ratio, STRICT_UPDATE[name])
     yield from files(1 if quick else 5)
