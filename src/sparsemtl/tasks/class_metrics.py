@@ -71,7 +71,7 @@ def _most_probable(output: Tensor) -> tuple[Tensor, Tensor]:
     """
     count, classes = output.shape
     if classes >= _FEW:
-        return output.softmax(1).max(1)  # type: ignore[return-value]
+        return output.softmax(1).max(1)
     columns = output.new_zeros(classes, -(-count // _VECTOR) * _VECTOR)
     columns[:, :count] = output.t()
     probabilities, found = columns.softmax(0).max(0)

@@ -7,10 +7,8 @@ runs inside its task's network, entered again if need be, since autograd may run
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from math import isfinite
 from typing import Any
@@ -19,15 +17,15 @@ import torch
 from torch import Tensor
 
 from sparsemtl.balancing import Balancer, as_balancer
-from sparsemtl.errors import ForwardError, NonFiniteError, ParameterError
+from sparsemtl.errors import NonFiniteError, ParameterError
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.optim.masked import FreezeOutsideMask
 from sparsemtl.sharing.sharing import TURNS, Sharing, StepWeights, Update
 from sparsemtl.storage.tensor_checks import is_finite
 from sparsemtl.tasks.batches import Group, as_group
-from sparsemtl.tasks.nests import to_device
 from sparsemtl.training.backend import Backend
+from sparsemtl.training.batch_losses import BatchLosses, ReadyBatch, times, values_of
 from sparsemtl.training.finite import (
     check_gradient,
     check_norm,
@@ -98,6 +96,7 @@ class TrainingStep:
         self.sharing: Any = sharing  # may have methods of `TaskPenalty`, `Regularizer`, `AfterStep` and `AfterBatch`
         self.optimizer = optimizer
         self.backend = Backend.of(model) if backend is None else backend
+        self._losses = BatchLosses(model, self.backend, sharing)
         self.balancer = _attached(balancing, len(model.tasks), self.backend.device)
         self.update = self._checked_update(update)
         self._inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
@@ -148,7 +147,7 @@ class TrainingStep:
                 `MAX_SKIPPED` of them.
         """
         self._where = where
-        ready = [[self._prepare(group) for group in groups] for groups in batches]
+        ready = [[self._losses.ready(group) for group in groups] for groups in batches]
         result = StepResult(samples=sum(batch.count for groups in ready for batch in groups))
         if self.update in TURNS:
             self._take_turns(ready, result)
@@ -158,32 +157,12 @@ class TrainingStep:
         if after_batch is not None:
             changed = after_batch(self.model, self.networks, len(batches))
             self.networks = self.networks if changed is None else changed
-        counts = Counter(task for groups in ready for batch in groups for task in batch.labelled)
-        result.losses = {task: total / counts[task] for task, total in result.losses.items()}
-        for task, terms in result.terms.items():
-            result.terms[task] = {name: total / counts[task] for name, total in terms.items()}
+        result.average()
         return result
-
-    def _prepare(self, group: Group) -> _Batch:
-        """Check the labels of a group, and move it to the device."""
-        labels: dict[str, Tensor] = {}
-        labelled: list[str] = []
-        complete: set[str] = set()
-        count, device = 0, self.backend.device
-        for name in group.tasks:
-            task = self.tasks[name]
-            label, is_complete = task.complete_labels(group.targets)
-            if is_complete:
-                complete.add(name)
-            if is_complete or bool(task.labelled(label).any()):
-                labelled.append(name)
-            count = max(count, label.shape[0])
-            labels[name] = to_device(label, device)
-        return _Batch(to_device(group.x, device), labels, tuple(labelled), complete, count)
 
     # ---- one step per task -----------------------------------------------------------------------------------
 
-    def _take_turns(self, batches: Sequence[Sequence[_Batch]], result: StepResult) -> None:
+    def _take_turns(self, batches: Sequence[Sequence[ReadyBatch]], result: StepResult) -> None:
         weights = self._weights({})
         scale = len(weights) / sum(weights.values())  # only the weights' ratios matter: 1 for mean and sum alike
         result.weights = {task: weight * scale for task, weight in weights.items()}
@@ -200,7 +179,7 @@ class TrainingStep:
 
     # ---- one step for all tasks ------------------------------------------------------------------------------
 
-    def _combine(self, batches: Sequence[Sequence[_Batch]], result: StepResult) -> None:
+    def _combine(self, batches: Sequence[Sequence[ReadyBatch]], result: StepResult) -> None:
         self.optimizer.zero_grad()
         self._rows.present.clear()
         self._factors = {}
@@ -227,21 +206,21 @@ class TrainingStep:
         if self.balancer.needs_post_step_losses:
             self._observe_post_step_losses(batches[-1])
 
-    def _forward_backward(self, batch: _Batch, tasks: tuple[str, ...], result: StepResult, parts: int) -> None:
+    def _forward_backward(self, batch: ReadyBatch, tasks: tuple[str, ...], result: StepResult, parts: int) -> None:
         """Run a forward and a backward pass whose weights are known, for one of some batches that make a step."""
         with self.networks.swapped(self.model, tasks[0]):
-            losses = self._losses(batch, tasks, result)
+            losses = self._losses(batch, tasks, self.networks, result, self._where)
             self._backward(losses, self._parts(losses, result.weights, parts))
 
-    def _losses_of_all(self, groups: Sequence[_Batch], result: StepResult) -> dict[str, Tensor]:
+    def _losses_of_all(self, groups: Sequence[ReadyBatch], result: StepResult) -> dict[str, Tensor]:
         """Return the losses of a batch's tasks that have a label."""
         losses: dict[str, Tensor] = {}
         for batch, tasks in self._passes(groups):
             with self.networks.swapped(self.model, tasks[0]):
-                losses.update(self._losses(batch, tasks, result))
+                losses.update(self._losses(batch, tasks, self.networks, result, self._where))
         return losses
 
-    def _observed_losses(self, groups: Sequence[_Batch], result: StepResult) -> dict[str, Tensor]:
+    def _observed_losses(self, groups: Sequence[ReadyBatch], result: StepResult) -> dict[str, Tensor]:
         """Return the losses of a batch; the balancer reads their gradients at its target, if it has one."""
         if self._observed is None:
             return self._losses_of_all(groups, result)
@@ -260,7 +239,7 @@ class TrainingStep:
             with self.networks.swapped(self.model, tasks[0]):
                 self._backward({task: losses[task] for task in tasks}, factors)
 
-    def _passes(self, groups: Sequence[_Batch]) -> Iterator[tuple[_Batch, tuple[str, ...]]]:
+    def _passes(self, groups: Sequence[ReadyBatch]) -> Iterator[tuple[ReadyBatch, tuple[str, ...]]]:
         """Yield the forward passes of a batch: all of a group's tasks at once, or one by one."""
         for batch in groups:
             if self.update == "joint":
@@ -270,40 +249,12 @@ class TrainingStep:
                 for task in batch.labelled:
                     yield batch, (task,)
 
-    def _losses(self, batch: _Batch, tasks: tuple[str, ...], result: StepResult) -> dict[str, Tensor]:
-        """Run one forward pass; return losses and the model's terms times the tasks' weights, plus the method's."""
-        try:
-            outputs = self.backend.module(batch.x, tasks=tasks)
-        except ForwardError as error:
-            raise error.at(self._where or "training") from error.__cause__
-        terms = {
-            name: self.tasks[name].checked_losses(outputs[name], batch.labels[name], complete=name in batch.complete)
-            for name in tasks
-        }
-        losses = {name: found.pop("loss") for name, found in terms.items()}
-        for name, value in zip(tasks, _values(losses.values()), strict=True):
-            if not isfinite(value):
-                raise not_finite_loss(f"the loss of task {name!r}", value, self._where)
-            result.losses[name] = result.losses.get(name, 0.0) + value
-            if terms[name]:
-                totals = result.terms.setdefault(name, dict.fromkeys(terms[name], 0.0))
-                totals.update({term: totals[term] + float(loss.item()) for term, loss in terms[name].items()})
-        return {name: self._with_terms(name, loss, batch.labels[name]) for name, loss in losses.items()}
-
-    def _with_terms(self, task: str, loss: Tensor, label: Tensor) -> Tensor:
-        """Return the loss and the model's term times the task's weight, plus the method's term."""
-        own = self.model.penalty(task, label)
-        total = _times(loss if own is None else loss + own, self.tasks[task].weight)
-        penalty = getattr(self.sharing, "penalty", None)  # `isinstance` of a protocol takes much longer
-        term = None if penalty is None else penalty(self.model, self.networks, task)
-        return total if term is None else total + term
-
     def _weights(self, losses: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the balancer's weight of every task."""
         if self._constant_weights:
             return dict(self._constant_weights)
         if not self.balancer.constant:
-            self._last_losses.update(zip(losses, _values(losses.values()), strict=True))
+            self._last_losses.update(zip(losses, values_of(losses.values()), strict=True))
         present = self._flags(losses) if losses else None
         row = self.balancer.weights(self._row({}), present).tolist()
         for task, weight in zip(self.tasks, row, strict=True):
@@ -340,7 +291,7 @@ class TrainingStep:
         if self._by_rows or (any(masks.values()) and not self.networks.common):
             last = len(losses) - 1
             for i, (task, loss) in enumerate(losses.items()):
-                loss = _times(loss, factors[task])
+                loss = times(loss, factors[task])
                 self._backward_apart(task, loss, masks[task], retain=self.update == "joint" and i < last)
         else:
             together = torch.stack(list(losses.values()))
@@ -445,7 +396,7 @@ class TrainingStep:
         missing = len(tasks) < len(self.tasks) and not self.balancer.constant
         return self.balancer.held(self._flags(tasks), self._inner) if missing else nullcontext()
 
-    def _observe_post_step_losses(self, groups: Sequence[_Batch]) -> None:
+    def _observe_post_step_losses(self, groups: Sequence[ReadyBatch]) -> None:
         before = self._where
         self._where = f"{before}, post-step losses".lstrip(", ")
         with torch.no_grad():
@@ -468,38 +419,9 @@ class TrainingStep:
         self.networks = self.networks.restored(state["networks"])
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """A group on the device, with checked labels.
-
-    Attributes:
-        x: the input.
-        labels: task -> labels.
-        labelled: the tasks with a known label.
-        complete: the tasks all of whose labels are known.
-        count: number of samples.
-    """
-
-    x: Any
-    labels: dict[str, Tensor]
-    labelled: tuple[str, ...]
-    complete: set[str]
-    count: int
-
-
 def _attached(balancing: Balancer | Any, tasks: int, device: torch.device) -> Balancer:
     if isinstance(balancing, Balancer):
         return balancing
     balancer = as_balancer(balancing)
     balancer.attach(tasks, device)
     return balancer
-
-
-def _times(loss: Tensor, factor: float) -> Tensor:
-    """Return loss * factor, which is the loss itself for a factor of 1."""
-    return loss if factor == 1 else loss * factor
-
-
-def _values(losses: Iterable[Tensor]) -> list[float]:
-    """Return the values of losses; a GPU is waited for once."""
-    return torch.stack([loss.detach() for loss in losses]).tolist()

@@ -1,0 +1,124 @@
+"""Losses of the tasks on a training batch: labels are checked once, and one forward pass serves several tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsemtl.errors import ForwardError
+from sparsemtl.networks.model import MultiTaskModel
+from sparsemtl.networks.task_networks import TaskNetworks
+from sparsemtl.tasks.batches import Group
+from sparsemtl.tasks.nests import to_device
+from sparsemtl.training.backend import Backend
+from sparsemtl.training.finite import not_finite_loss
+from sparsemtl.training.step_result import StepResult
+
+
+@dataclass(frozen=True)
+class ReadyBatch:
+    """A group on the device, with checked labels.
+
+    Attributes:
+        x: the input.
+        labels: task -> labels.
+        labelled: the tasks with a known label.
+        complete: the tasks all of whose labels are known.
+        count: number of samples.
+    """
+
+    x: Any
+    labels: dict[str, Tensor]
+    labelled: tuple[str, ...]
+    complete: set[str]
+    count: int
+
+
+class BatchLosses:
+    """Computes the losses of batches.
+
+    Args:
+        model: the model.
+        backend: device of the batches, and what runs in place of the model.
+        sharing: sharing method, which may have a term per task (`TaskPenalty`); None has none.
+    """
+
+    def __init__(self, model: MultiTaskModel, backend: Backend, sharing: Any) -> None:
+        self._model = model
+        self._backend = backend
+        self._penalty = getattr(sharing, "penalty", None)
+
+    def ready(self, group: Group) -> ReadyBatch:
+        """Check the labels of a group, and move it to the device.
+
+        Raises:
+            LabelError: if labels do not fit their task.
+        """
+        labels: dict[str, Tensor] = {}
+        labelled: list[str] = []
+        complete: set[str] = set()
+        count, device = 0, self._backend.device
+        for name in group.tasks:
+            task = self._model.tasks[name]
+            label, is_complete = task.complete_labels(group.targets)
+            if is_complete:
+                complete.add(name)
+            if is_complete or bool(task.labelled(label).any()):
+                labelled.append(name)
+            count = max(count, label.shape[0])
+            labels[name] = to_device(label, device)
+        return ReadyBatch(to_device(group.x, device), labels, tuple(labelled), complete, count)
+
+    def __call__(
+        self, batch: ReadyBatch, tasks: tuple[str, ...], networks: TaskNetworks, result: StepResult, where: str
+    ) -> dict[str, Tensor]:
+        """Run one forward pass; return losses and the model's terms times the tasks' weights, plus the method's terms.
+
+        Args:
+            batch: the batch.
+            tasks: names of the tasks, which have one network; the model computes with it now.
+            networks: the networks of all tasks.
+            result: the losses without terms and weights are added to it.
+            where: place in the run, for error messages.
+
+        Raises:
+            NonFiniteLossError: if a loss is NaN or infinite.
+        """
+        try:
+            outputs = self._backend.module(batch.x, tasks=tasks)
+        except ForwardError as error:
+            raise error.at(where or "training") from error.__cause__
+        terms = {
+            name: self._model.tasks[name].checked_losses(
+                outputs[name], batch.labels[name], complete=name in batch.complete
+            )
+            for name in tasks
+        }
+        losses = {name: found.pop("loss") for name, found in terms.items()}
+        for name, value in zip(tasks, values_of(losses.values()), strict=True):
+            if not isfinite(value):
+                raise not_finite_loss(f"the loss of task {name!r}", value, where)
+            result.add(name, value, {term: float(loss.item()) for term, loss in terms[name].items()})
+        return {name: self._with_terms(name, loss, batch, networks) for name, loss in losses.items()}
+
+    def _with_terms(self, task: str, loss: Tensor, batch: ReadyBatch, networks: TaskNetworks) -> Tensor:
+        """Return the loss and the model's term times the task's weight, plus the method's term."""
+        own = self._model.penalty(task, batch.labels[task])
+        total = times(loss if own is None else loss + own, self._model.tasks[task].weight)
+        term = None if self._penalty is None else self._penalty(self._model, networks, task)
+        return total if term is None else total + term
+
+
+def values_of(losses: Iterable[Tensor]) -> list[float]:
+    """Return the values of losses; a GPU is waited for once."""
+    return torch.stack([loss.detach() for loss in losses]).tolist()  # type: ignore[no-any-return]
+
+
+def times(loss: Tensor, factor: float) -> Tensor:
+    """Return loss * factor, which is the loss itself for a factor of 1."""
+    return loss if factor == 1 else loss * factor
