@@ -204,6 +204,37 @@ def test_weights_are_held_in_any_memory_format() -> None:
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("rows", [[], [0], [1, 4], [0, 1, 2, 3, 4]])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_whole_rows_are_held_bit_for_bit(
+    dtype: torch.dtype, memory_format: torch.memory_format, rows: list[int]
+) -> None:
+    weight = nn.Parameter(torch.randn(5, 8, 2, 2).to(dtype).to(memory_format=memory_format))
+    with torch.no_grad():
+        weight[:, :3, 0, 0] = torch.tensor([torch.nan, torch.inf, -0.0], dtype=dtype)
+    whole = torch.ones(weight.shape, dtype=torch.bool)
+    whole[rows] = False
+    part = whole.clone()
+    part[0, 0] = not part[0, 0, 0, 0]
+    before, memory = weight.detach().clone(), {}
+    for mask in (whole, part, whole, part):
+        with FreezeOutsideMask({"w": weight}, {"w": mask}, memory), torch.no_grad():
+            weight += 1
+        now = weight.detach().clone()
+        assert same_bits(now[~mask], before[~mask])
+        assert same_bits(now[mask], (before + 1)[mask])
+        before = now
+
+
+def test_nothing_is_copied_where_everything_may_move() -> None:
+    weight, memory = nn.Parameter(torch.zeros(4, 20)), {}
+    with FreezeOutsideMask({"w": weight}, {"w": torch.ones(4, 20, dtype=torch.bool)}, memory), torch.no_grad():
+        weight += 1
+    assert not memory
+    assert bool((weight == 1).all())
+
+
 def test_a_hold_serves_many_steps_and_shares_its_memory_with_others() -> None:
     weight, memory = nn.Parameter(torch.zeros(3)), {}
     first = FreezeOutsideMask({"w": weight}, {"w": torch.tensor([True, True, False])}, memory)

@@ -22,12 +22,13 @@ from sparsemtl.networks.masks import TaskMasks
 class FreezeOutsideMask:
     """Context after which the entries of parameters outside of a mask are as before, bit for bit.
 
-    It may be entered any number of times. Bits are restored by integer arithmetic, which is exact for NaN, infinities
-    and signed zeros too, and several times as fast as indexing or `torch.where`.
+    It may be entered any number of times. Whole rows (first axis) that may not move are copied, and nothing where all
+    may move. Elsewhere bits are restored by integer arithmetic, which is exact for NaN, infinities and signed zeros
+    too, and several times as fast as indexing or `torch.where`.
 
     Args:
         parameters: name -> parameter, for all names in `active`.
-        active: name -> bool tensor, True where the parameter may move.
+        active: name -> bool tensor, True where the parameter may move; it must not change.
         memory: name -> tensor that holds the values meanwhile; instances that are not entered at the same time may
             share it.
     """
@@ -39,17 +40,31 @@ class FreezeOutsideMask:
         self._parameters = {name: parameters[name] for name in active}
         self._memory = {} if memory is None else memory
         self._moved: dict[tuple[str, torch.device], Tensor] = {}
+        self._rows: dict[str, Tensor | None] = {}
 
     def __enter__(self) -> None:
         for name, parameter in self._parameters.items():
+            if name not in self._rows:
+                self._rows[name] = _frozen_rows(self.active[name])
+            rows, own = self._rows[name], parameter.detach()
+            if rows is not None and not len(rows):
+                continue
             before = self._memory.get(name)
             if before is None or before.dtype != parameter.dtype or before.device != parameter.device:
                 before = self._memory[name] = torch.empty_like(parameter, requires_grad=False)
-            before.copy_(parameter.detach())
+            if rows is None:
+                before.copy_(own)
+            else:
+                rows = self._rows[name] = rows.to(parameter.device)
+                torch.index_select(own, 0, rows, out=before[: len(rows)])
 
     def __exit__(self, *error: object) -> None:
         for name, parameter in self._parameters.items():
-            _restore(_bits(parameter), _bits(self._memory[name]), self._active_on(name, parameter.device))
+            rows = self._rows[name]
+            if rows is None:
+                _restore(_bits(parameter), _bits(self._memory[name]), self._active_on(name, parameter.device))
+            elif len(rows):
+                parameter.detach().index_copy_(0, rows, self._memory[name][: len(rows)])
 
     def _active_on(self, name: str, device: torch.device) -> Tensor:
         """Return the mask on the device of its parameter, moved once."""
@@ -58,6 +73,21 @@ class FreezeOutsideMask:
         if (name, device) not in self._moved:
             self._moved[name, device] = self.active[name].to(device)
         return self._moved[name, device]
+
+
+def _frozen_rows(active: Tensor) -> Tensor | None:
+    """Return the indices of the rows that may not move; None if only a part of some row may, or rows are short."""
+    if bool(active.all()):
+        return torch.empty(0, dtype=torch.int64)
+    if active.ndim < 2 or active[0].numel() < _SHORTEST_ROW:
+        return None
+    rows = active.flatten(1)
+    some = rows.any(1)
+    return (~some).nonzero().flatten() if torch.equal(some, rows.all(1)) else None
+
+
+_SHORTEST_ROW = 16
+"""Entries of a row from which copying rows is faster than arithmetic on all entries."""
 
 
 def _restore(now: Tensor, before: Tensor, active: Tensor) -> None:
