@@ -58,6 +58,7 @@ def test_every_section_is_there(page):
         "Quality against cost",
         "Results on test data",
         "Gain or loss against single-task training",
+        "Differences between methods",
         "Results over sharing.keep",
         "Learning curves",
         "Cost",
@@ -78,6 +79,48 @@ def test_the_table_shows_the_settings_that_validation_chose_and_marks_the_best(f
             assert cell.text.replace("-", "−") in page.text
     assert len(best) >= 4
     assert set(best) <= set(page.best)
+
+
+def test_what_makes_the_evidence_weak_stands_below_the_lead(html, page):
+    assert "The evidence of this study is weak." in page.text
+    for part in (
+        "All seeds have the same split (digits has no",
+        "has fewer than 3 seeds (2)",
+        "at the end of its grid",
+    ):
+        assert part in page.text
+    assert "Add smaller values." in page.text or "Add larger values." in page.text
+    assert "<code>seeds</code>" in html
+
+
+def test_differences_are_intervals_ranks_profiles_and_pairs(html, page):
+    labels = [value for tag, name, value in page.attributes if (tag, name) == ("svg", "aria-label")]
+    assert {"mean ranks with critical difference", "performance profiles"} <= set(labels)
+    assert "Friedman test over 4 blocks" in page.text
+    assert "t interval of its mean, paired by seed" in page.text
+    assert "Wilcoxon signed-rank test over tasks and seeds, corrected by Holm's method" in page.text
+
+
+def test_tasks_of_one_metric_have_bars(copy):
+    def alike(rows):
+        primary = rows["metric"].isin(["accuracy", "mse"])
+        return rows.assign(metric=rows["metric"].where(~primary, "accuracy"))
+
+    edit_results(copy, alike)
+    for summary in copy.glob("runs/*/summary.json"):
+        text = summary.read_text().replace('"mse"', '"accuracy"')
+        summary.write_text(text)
+    labels = [
+        v for tag, name, v in Page(write_report(copy).read_text()).attributes if (tag, name) == ("svg", "aria-label")
+    ]
+    assert "accuracy of every task" in labels
+
+
+def test_two_methods_are_not_ranked(copy):
+    edit_results(copy, lambda rows: rows[rows["method"].isin(["stl", "mtl"])].drop(columns="sharing.keep"))
+    page = Page(write_report(copy).read_text())
+    assert "Differences between methods" not in page.sections
+    assert "t interval" in page.text
 
 
 def test_the_lead_names_who_gains_most_over_single_task_training(page):

@@ -11,7 +11,8 @@ from sparsemtl.report.drawing import BAD, INK, MUTED, draw, series
 from sparsemtl.views.plots import EPOCHS, Axis, Gain, Line, Palette, draw_gains, draw_lines
 
 WIDTH, HEIGHT = 340, 200
-_PAGE = Palette(series, INK, MUTED, BAD)
+PAGE = Palette(series, INK, MUTED, BAD)
+"""Colours of the page."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def line_chart(
         levels: (y, colour) of horizontal lines, for values without a position on the axis.
     """
     return draw(
-        lambda axes: draw_lines(axes, lines, palette=_PAGE, axis=axis, marks=marks, levels=levels),
+        lambda axes: draw_lines(axes, lines, palette=PAGE, axis=axis, marks=marks, levels=levels),
         width=WIDTH,
         height=HEIGHT,
         label=label,
@@ -59,5 +60,5 @@ def line_chart(
 def gain_chart(gains: Sequence[Gain], *, label: str) -> Markup:
     """Draw changes against the baseline, one row per method; worse is left of zero."""
     return draw(
-        lambda axes: draw_gains(axes, gains, palette=_PAGE), width=WIDTH, height=46 + 26 * len(gains), label=label
+        lambda axes: draw_gains(axes, gains, palette=PAGE), width=WIDTH, height=46 + 26 * len(gains), label=label
     )

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from sparsemtl._version import __version__
 from sparsemtl.report import words
 from sparsemtl.report.drawing import css
+from sparsemtl.views.tables import cell_text
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -41,5 +42,8 @@ def _environment() -> Environment:
         "listing": words.listing,
         "colour": css,
         "plural": words.plural,
+        "code": words.code,
+        "signed": words.signed,
+        "cell": cell_text,
     }
     return environment

@@ -12,11 +12,13 @@ import pandas as pd
 
 from sparsemtl.report.page import render
 from sparsemtl.report.study_charts import gain_charts, key_charts, learning_curves
+from sparsemtl.report.study_comparison import study_comparison
 from sparsemtl.report.study_lead import baseline_name, lead
 from sparsemtl.report.tradeoff import tradeoff
 from sparsemtl.report.words import duration
 from sparsemtl.storage.run_folder import RunRecord
 from sparsemtl.study.costs import cost_table, with_costs
+from sparsemtl.study.evidence import weak_points
 from sparsemtl.study.record import StudyRecord
 from sparsemtl.study.results import StudyResults, best_settings, per_seed, plain, run_level
 from sparsemtl.study.tables import metric_tables, primary_table
@@ -83,6 +85,8 @@ def study_page(path: Path) -> str:
         colours=colours,
         lead=lead(best, main, baseline),
         baseline_name=baseline,
+        weak=weak_points(results),
+        comparison=study_comparison(best, colours),
         tradeoff=tradeoff(best, colours),
         networks=cost_table(best),
         facts=list(_facts(study)),

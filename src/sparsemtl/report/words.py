@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from markupsafe import Markup, escape
+
 from sparsemtl.study.tables import decimals, to_units
 from sparsemtl.views.tables import MISSING
 
@@ -65,6 +67,12 @@ def listing(words: Iterable[str]) -> str:
 def plural(count: int, word: str) -> str:
     """Return a count and its noun: "1 task", "3 tasks"."""
     return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+def code(text: str) -> Markup:
+    """Return a text as HTML, with what stands between backticks as code."""
+    parts = [escape(part) for part in text.split("`")]
+    return Markup("").join(Markup(f"<code>{part}</code>") if i % 2 else part for i, part in enumerate(parts))
 
 
 def scores(values: Sequence[tuple[str, str, float]]) -> str:

@@ -120,8 +120,8 @@ class Interval:
 def blocks(results: StudyResults, *, baseline: bool = False) -> pd.DataFrame:
     """Return test figures by (task, seed), one column per setting; higher is better.
 
-    Figures are in % of the size of the task's mean over seeds: that of the baseline, or without a baseline that of all
-    settings. A block in which a setting lacks its figure is left out.
+    Figures are in % of the size of the task's mean over seeds: that of the baseline, or of all settings where there is
+    no baseline. A block in which a setting lacks its figure is left out.
 
     Args:
         results: results of a study, of one setting per method or all.
@@ -135,7 +135,7 @@ def blocks(results: StudyResults, *, baseline: bool = False) -> pd.DataFrame:
     values = per_seed(results, results.primary, "test")
     own = results.settings.index[results.settings["method"] == results.baseline]
     there = values.loc[values.index.get_level_values("setting").isin(own)] if len(own) else values
-    size = there.mean().abs()
+    size = there.mean().abs().fillna(values.mean().abs())
     scaled = 100 * values * signs(results) / size.where(size > 0, 1.0)
     settings = [s for s in results.settings.index if baseline or s not in own]
     if len(settings) < 2:

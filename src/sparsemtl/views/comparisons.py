@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from sparsemtl.views.plots import NOTEBOOK, Palette
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_DECADES = 30.0
+"""Largest distance to the best in % up to which profiles have a linear axis."""
 _STEP = 0.5
 """Distance of two labels of a critical-difference diagram, in units of its vertical axis."""
 
@@ -132,7 +135,10 @@ def draw_profiles(
         colours: setting -> index of its colour.
         palette: colours.
     """
+    from matplotlib.ticker import NullLocator
+
     end = 1.05 * max(places) or 1.0
+    wide = end > _DECADES
     for name, values in shares.items():
         axes.plot(
             [*places, end],
@@ -142,10 +148,22 @@ def draw_profiles(
             linewidth=1.8,
             label=name,
         )
+    if wide:
+        axes.set_xscale("symlog", linthresh=1.0)
+        axes.set_xticks([0, *(10**power for power in range(int(math.log10(end)) + 1))])
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(0, end)
     axes.set_ylim(0, 1.03)
-    axes.set_xlabel("at most this much worse than the best, %")
+    axes.set_xlabel(f"at most this much worse than the best, %{' (logarithmic above 1)' if wide else ''}")
     axes.tick_params(length=0)
+
+
+def bars_floor(low: float, high: float) -> float:
+    """Return where the axis of bars begins: at zero, or below the lowest end if all lie in a small part of it."""
+    if low < 0:
+        return 1.08 * low
+    return max(low - 0.3 * (high - low), 0.0) if low > 0.6 * high else 0.0
 
 
 def draw_task_bars(
@@ -185,11 +203,15 @@ def draw_task_bars(
             color=palette.ink,
             linewidth=1.1,
         )
-    finite = [value for values in means.values() for value in values if np.isfinite(value)]
-    largest = max([float(np.nanmax(np.nan_to_num(list(values)))) for values in deviations.values()], default=0.0)
-    low, high = min(finite), max(finite)
-    floor = 0.0 if low <= 0 or low < 0.6 * high else low - largest - 0.4 * (high - low + largest)
-    axes.set_ylim(min(floor, low - largest) if low < 0 else max(floor, 0.0), None)
+    sides = [
+        (value - spread, value + spread)
+        for name, values in means.items()
+        for value, spread in zip(values, np.nan_to_num(np.asarray(deviations[name], dtype=float)), strict=True)
+        if np.isfinite(value)
+    ]
+    low, high = min(side for side, _ in sides), max(side for _, side in sides)
+    floor = bars_floor(low, high)
+    axes.set_ylim(floor, high + 0.04 * (high - floor))
     turned = sum(map(len, tasks)) > 70
     axes.set_xticks(range(len(tasks)), list(tasks), rotation=45 if turned else 0, ha="right" if turned else "center")
     axes.set_xlim(-0.6, len(tasks) - 0.4)
