@@ -9,8 +9,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
+import sparsemtl as sm
 from sparsemtl.backbones import ENCODERS
+from sparsemtl.data import DATASETS, Split
 from sparsemtl.registry.plugins import with_plugins
 from sparsemtl.runs.changes import override
 from sparsemtl.runs.config import check
@@ -47,6 +50,17 @@ def test_three_text_tasks_on_one_bert(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert [line.split(":")[0] for line in figures] == ["intent", "sentiment", "tags"]
     small, _, whole = sizes.removeprefix("intent alone: ").split()[:3]
     assert int(small) < int(whole)
+
+
+def test_three_text_tasks_from_a_configuration_alone(tmp_path: Path) -> None:
+    small = ["data.train_size=64", "data.validation_size=32", "data.test_size=32", "sharing.samples=32"]
+    config = check(override(read_yaml(EXAMPLES / "text-tasks.yaml"), [*small, "training.epochs=2"]))
+    results = run(config, tmp_path / "run", progress=False)
+    assert list(results) == ["intent", "sentiment", "tags"]
+    loaded = sm.load_run(tmp_path / "run")
+    words = DATASETS.build("sentences", train_size=1, validation_size=1, test_size=4).test
+    assert isinstance(words, Split)
+    torch.testing.assert_close(loaded.compact("tags")(words.x), loaded.predict(words.x)["tags"])
 
 
 def test_two_image_tasks_on_a_vit_as_a_script_and_as_a_configuration(

@@ -14,7 +14,7 @@ from sparsemtl.data import DATASETS, LazySplit, Split, TaskData
 from sparsemtl.data.tables.coded import CodedSplit
 from sparsemtl.errors import ConfigError, ParameterError
 from sparsemtl.registry.parameters import parameters_of
-from sparsemtl.tasks import DenseTask, Task
+from sparsemtl.tasks import DenseTask, Task, TokenClassification
 
 SMALL: dict[str, dict[str, Any]] = {
     "multi-mnist": {"train_size": 90, "test_size": 30},
@@ -25,6 +25,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "cityscapes": {"workers": 0},
     "celeba": {"workers": 0},
     "celebamask-hq": {"workers": 0, "size": 16, "split": "random"},
+    "sentences": {"train_size": 90, "validation_size": 20, "test_size": 30},
     "two-regressions": {"train_size": 90, "validation_size": 20, "test_size": 30},
     "table": {"path": "shop.csv", "targets": {"bought": "classification"}},
     "label-subsets": {"source": {"name": "digits", "task": "digit"}, "classes": 6, "overlap": 2},
@@ -32,6 +33,7 @@ SMALL: dict[str, dict[str, Any]] = {
     **SMALL_OBJECTS,
 }
 TABLES = ("census-income", "movielens-100k", "student", "two-regressions", "table")
+TEXTS = ("sentences",)
 
 
 def that_take(parameter: str) -> list[str]:
@@ -61,6 +63,8 @@ def in_memory(split: Any) -> Split:
 
 def no_outputs(task: Task, split: Split) -> Tensor:
     """Outputs of nothing but zeros."""
+    if isinstance(task, TokenClassification):
+        return torch.zeros(len(split), *split.shape, task.outputs)
     return torch.zeros(len(split), task.outputs, *(split.shape[1:] if isinstance(task, DenseTask) else ()))
 
 
@@ -69,11 +73,11 @@ def test_inputs_are_numbers_of_the_announced_shape(name: str, laid_root: Path) -
     data = build(name, laid_root)
     for _, split in splits(data):
         assert split.x.shape[1:] == data.input_shape
-        assert split.x.dtype == torch.float32
+        assert split.x.dtype == (torch.int64 if name in TEXTS else torch.float32)
         assert bool(split.x.isfinite().all())
 
 
-@pytest.mark.parametrize("name", [name for name in DATASETS if name not in TABLES])
+@pytest.mark.parametrize("name", [name for name in DATASETS if name not in (*TABLES, *TEXTS)])
 def test_images_lie_in_the_unit_range(name: str, laid_root: Path) -> None:
     for _, split in splits(build(name, laid_root)):
         assert split.x.min() >= 0

@@ -1,6 +1,5 @@
 """Architectures: the modules of a multi-task model, and the tasks that use each of them."""
 
-from sparsemtl.architectures.adapters import EncoderAdapter, TransformerEncoder
 from sparsemtl.architectures.auxiliary import Auxiliary
 from sparsemtl.architectures.cgc import CGC
 from sparsemtl.architectures.cross_stitch import CrossStitch
@@ -15,6 +14,7 @@ from sparsemtl.architectures.shared_bottom import SharedBottom
 from sparsemtl.architectures.single_task import SingleTask
 from sparsemtl.architectures.squeeze_excitation import SqueezeExcitation
 from sparsemtl.architectures.wrapped import WrappedModel, from_model
+from sparsemtl.backbones.adapters import EncoderAdapter, TransformerEncoder
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.registry.registry import Registry
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from sparsemtl.architectures.adapters import call
+from sparsemtl.backbones.adapters import call
 from sparsemtl.errors import ParameterError, unknown_name
 from sparsemtl.networks.model import MultiTaskModel
 

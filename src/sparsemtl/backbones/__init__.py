@@ -12,6 +12,7 @@ from sparsemtl.backbones.mlp import MLP
 from sparsemtl.backbones.pretrained import load_torchvision
 from sparsemtl.backbones.resnet import ResNet, resnet18, resnet34, resnet50, resnet50_d
 from sparsemtl.backbones.segnet import SegNet
+from sparsemtl.backbones.transformers_library import transformers_model
 from sparsemtl.backbones.vgg import VGG, vgg5, vgg11, vgg13, vgg16
 from sparsemtl.registry.registry import Registry
 
@@ -29,6 +30,7 @@ ENCODERS: Registry[nn.Module] = Registry(
         "vgg11": vgg11,
         "vgg13": vgg13,
         "vgg16": vgg16,
+        "transformers": transformers_model,
     },
 )
 
@@ -44,6 +46,7 @@ __all__ = [
     "resnet34",
     "resnet50",
     "resnet50_d",
+    "transformers_model",
     "vgg5",
     "vgg11",
     "vgg13",

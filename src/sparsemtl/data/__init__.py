@@ -17,6 +17,7 @@ from sparsemtl.data.lazy import LazySplit
 from sparsemtl.data.movielens import movielens
 from sparsemtl.data.options import following_run
 from sparsemtl.data.scenes.dataset import rendered_scenes
+from sparsemtl.data.sentences import sentences
 from sparsemtl.data.student import student
 from sparsemtl.data.subsets.label_subsets import label_subsets
 from sparsemtl.data.tables.table import table
@@ -39,6 +40,7 @@ DATASETS: Registry[TaskData] = Registry(
         "movielens-100k": movielens,
         "student": student,
         "two-regressions": two_regressions,
+        "sentences": sentences,
         "table": table,
         "label-subsets": label_subsets,
         "image-folders": image_folders,

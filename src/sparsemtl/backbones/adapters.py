@@ -55,6 +55,8 @@ class TransformerEncoder(nn.Module):
         pool: vector of a sequence: `pooler` is the model's own pooler output; `first` is the first token, as BERT's and
             ViT's class token; `last` is the last token that the attention mask keeps, for decoders; `mean` is the mean
             over the tokens that it keeps. By default `pooler`, if the model has one.
+        padding: token number of padding, which the attention mask leaves out where inputs are a tensor of token numbers
+            (B, S). None: the tensor is the model's first argument and has no mask.
 
     Raises:
         ParameterError: if the model has no pooler and `pool` does not say what to take.
@@ -66,7 +68,7 @@ class TransformerEncoder(nn.Module):
         >>> model({"input_ids": ids, "attention_mask": mask})                             # doctest: +SKIP
     """
 
-    def __init__(self, model: nn.Module, pool: Pooling | None = None) -> None:
+    def __init__(self, model: nn.Module, pool: Pooling | None = None, *, padding: int | None = None) -> None:
         super().__init__()
         if pool not in ("pooler", "first", "last", "mean", None):
             raise ParameterError(f"`pool` must be 'pooler', 'first', 'last' or 'mean', got {pool!r}.")
@@ -78,6 +80,7 @@ class TransformerEncoder(nn.Module):
             )
         self.model = model
         self.pool: Pooling = pool or "pooler"
+        self.padding = padding
         self.out_features = int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]
 
     def forward(self, x: Any) -> TokenFeatures:
@@ -86,6 +89,8 @@ class TransformerEncoder(nn.Module):
         Args:
             x: keyword arguments of the model as a mapping (`BatchEncoding`), or its first argument as a tensor.
         """
+        if self.padding is not None and isinstance(x, Tensor):
+            x = {"input_ids": x, "attention_mask": (x != self.padding).long()}
         outputs = call(self.model, x)
         tokens: Tensor = outputs.last_hidden_state
         if self.pool == "pooler":
