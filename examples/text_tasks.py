@@ -17,10 +17,10 @@ from sparsemtl.data import DATASETS, Split, TensorLoader
 from sparsemtl.data.sentences import PADDING
 
 
-def loader(split: Split, **options: bool) -> TensorLoader:
+def loader(split: Split, *, shuffle: bool = False) -> TensorLoader:
     """Return batches of (inputs of BERT, task -> labels)."""
     inputs = {"input_ids": split.x, "attention_mask": (split.x != PADDING).long()}
-    return TensorLoader(inputs, split.targets, batch_size=32, **options)
+    return TensorLoader(inputs, split.targets, batch_size=32, shuffle=shuffle)
 
 
 def main(samples: int = 600, epochs: int = 8) -> sm.Trainer:

@@ -42,7 +42,8 @@ def model_of(encoder: nn.Module | None = None, **options: Any) -> sm.SqueezeExci
 
 def own_of(model: sm.SqueezeExcitation, task: str) -> list[Any]:
     """Excitations of a task."""
-    return list(model.excitations[task])  # type: ignore[call-overload]
+    found: list[Any] = list(model.excitations[task])  # type: ignore[call-overload]
+    return found
 
 
 def sites(encoder: nn.Module, after: Any = None) -> tuple[str, ...]:

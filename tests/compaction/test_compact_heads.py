@@ -235,6 +235,20 @@ class Attention(nn.Module):
             parts = self.fused(x).reshape(batch, length, 3, HEADS, width // HEADS).permute(2, 0, 3, 1, 4)
             made = F.scaled_dot_product_attention(*parts.unbind(0))
             return self.output(made.transpose(1, 2).reshape(batch, length, width))
+        if self.form == "fused, one by one":
+            whole = self.fused(x).reshape(batch, length, 3, HEADS, width // HEADS).permute(2, 0, 3, 1, 4)
+            made = F.scaled_dot_product_attention(whole[0], whole[1], whole[2])
+            return self.output(made.transpose(1, 2).reshape(batch, length, width))
+        if self.form == "fused, sliced":
+            whole = self.fused(x)
+            cuts = whole[..., :width], whole[:, :, width : 2 * width], whole[..., -width:]
+            q, k, v = (cut.reshape(batch, length, HEADS, SIZE).transpose(1, 2) for cut in cuts)
+            made = F.scaled_dot_product_attention(q, k, v)
+            return self.output(made.transpose(1, 2).reshape(batch, length, width))
+        if self.form == "einsum":
+            q, k, v = (part(x).view(batch, length, -1, SIZE) for part in (self.query, self.key, self.value))
+            weights = (torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(SIZE)).softmax(-1)
+            return self.output(torch.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, length, width))
         if self.form == "fused by heads":
             parts = self.fused(x).view(batch, length, HEADS, 3 * SIZE).transpose(1, 2).chunk(3, dim=-1)
             made = F.scaled_dot_product_attention(*parts)
@@ -257,7 +271,9 @@ def _attention(form: str, groups: int = HEADS, **options: Any) -> Attention:
 
 
 @pytest.mark.parametrize("heads", [0, 1, 3, HEADS])
-@pytest.mark.parametrize("form", ["fused", "fused by heads", "norms", "plain"])
+@pytest.mark.parametrize(
+    "form", ["fused", "fused by heads", "fused, one by one", "fused, sliced", "norms", "plain", "einsum"]
+)
 def test_no_form_of_attention_keeps_a_head_that_nobody_reads(form: str, heads: int) -> None:
     model = _attention(form)
     with torch.no_grad():
@@ -308,7 +324,50 @@ def test_heads_that_are_mixed_all_stay() -> None:
     assert report.layer("fused").outputs == (3 * WIDTH, 3 * WIDTH - SIZE)  # of values alone: weights need all others
 
 
-def test_padding_in_torchs_encoder_leaves_it_whole() -> None:
-    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, NEURONS, batch_first=True)
-    model = _built(lambda: nn.Sequential(nn.TransformerEncoder(layer, 1)))[0]
-    assert _compacted(model, {"src": HIDDEN}).report.layer("layers.0.self_attn.out_proj").heads == (HEADS, HEADS)
+def test_einsums_over_other_letters_keep_their_tensors() -> None:
+    """A letter twice in one tensor, two that are summed, and an ellipsis."""
+    for equation in ("bqhd,bkhd->bqk", "bqhd,bqhd->bqh", "...d,...d->..."):
+
+        class Other(Attention):
+            def forward(self, x: Tensor, equation: str = equation) -> Tensor:
+                q, k = (part(x).view(2, LENGTH, HEADS, SIZE) for part in (self.query, self.key))
+                return torch.einsum(equation, q, k)
+
+        other = _built(lambda: Other("plain"))
+        assert _compacted(other, {"x": HIDDEN}).report.layer("query").outputs == (WIDTH, WIDTH)
+
+
+LEFT = PADDED == 0
+RIGHT = LEFT.flip(1)
+
+
+class Padded(nn.Module):
+    """Torch's encoder with its last norm, on padded positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, NEURONS, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, norm=nn.LayerNorm(WIDTH))
+
+    def forward(self, x: Tensor, padded: Tensor) -> Tensor:
+        return self.encoder(x, src_key_padding_mask=padded)
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.float64])
+@pytest.mark.parametrize("example", [LEFT, RIGHT], ids=["left", "right"])
+def test_heads_of_torchs_encoder_go_and_padded_positions_are_what_they_were(example: Tensor, kind: torch.dtype) -> None:
+    model = _built(Padded)
+    with torch.no_grad():
+        for layer in model.encoder.layers:  # type: ignore[operator, union-attr]
+            layer.self_attn.out_proj.weight[:, : 2 * SIZE] = 0
+    given = [
+        m if kind == torch.bool else torch.zeros(m.shape, dtype=kind).masked_fill(m, -math.inf) for m in (LEFT, RIGHT)
+    ]
+    first = given[0] if example is LEFT else given[1]
+    small = _compacted(model, {"x": HIDDEN, "padded": first})
+    assert small.report.layer("encoder.layers.1.self_attn.out_proj").heads == (HEADS, 2)
+    longer = torch.randn(3, 7, WIDTH, dtype=torch.float64)
+    mask = torch.arange(7) >= torch.tensor([[7], [4], [1]])
+    masks = [*given, mask if kind == torch.bool else torch.zeros(3, 7, dtype=kind).masked_fill(mask, -math.inf)]
+    for x, padded in zip((HIDDEN, HIDDEN, longer), masks, strict=True):
+        _same(small, model, {"x": x, "padded": padded})

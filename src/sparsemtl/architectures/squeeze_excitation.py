@@ -183,13 +183,12 @@ class _Scaled(nn.Module):
         z: Tensor = self.module(*args, **kwargs)
         excitation = self.excitations[task]
         axis = self._axis(z, excitation.squeeze.in_features)
-        if z.ndim == 2:
-            return z * excitation(z)
-        if axis == 1:
-            factors = excitation(z.flatten(2).mean(2))
-            return z * factors[(slice(None), slice(None), *(None,) * (z.ndim - 2))]
-        factors = excitation(z.flatten(1, -2).mean(1))
-        return z * factors[(slice(None), *(None,) * (z.ndim - 2))]
+        more = (None,) * (z.ndim - 2)
+        means = z if z.ndim == 2 else z.flatten(2).mean(2) if axis == 1 else z.flatten(1, -2).mean(1)
+        factors: Tensor = excitation(means)
+        if z.ndim > 2:
+            factors = factors[(slice(None), slice(None), *more) if axis == 1 else (slice(None), *more)]
+        return z * factors
 
     def _axis(self, z: object, channels: int) -> int:
         """Return the axis of the channels, 1 or -1."""

@@ -60,11 +60,13 @@ def transformers_model(
             "`AutoConfig.for_model`, such as 'bert' or 'vit'; a folder or a name on the hub holds a '/'."
         )
     if stored:
-        found = AutoModel.from_pretrained(model, **config)
+        found: Any = AutoModel.from_pretrained(model, **config)
     else:
         settings = AutoConfig.for_model(model)
         own = _of_images(input_shape) if hasattr(settings, "image_size") else {}
-        found = AutoModel.from_config(AutoConfig.for_model(model, **{**own, **config}))
+        found = AutoModel.from_config(  # type: ignore[no-untyped-call]
+            AutoConfig.for_model(model, **{**own, **config})
+        )
     pool = pool or ("mean" if getattr(found, "pooler", None) is None else "pooler")
     if pool != "pooler" and hasattr(found, "pooler"):
         found.pooler = None  # weights that no task would use

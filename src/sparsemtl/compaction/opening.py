@@ -36,15 +36,45 @@ def is_opened(module: Any) -> bool:
 
 
 def stays_whole(module: Any, args: Any, kwargs: Any) -> bool:
-    """Return whether an encoder or decoder runs other code for other values: of masks, or with nested tensors."""
+    """Return whether an encoder or decoder runs other code for other values of a mask."""
     kind = torch_class(module)
     if kind is nn.TransformerEncoder:
-        mask, padding, causal = _given(args, kwargs, ("mask", "src_key_padding_mask", "is_causal"))
-        return (mask is not None and causal is None) or (padding is not None and module.use_nested_tensor is True)
+        mask, _, causal = _given(args, kwargs, ("mask", "src_key_padding_mask", "is_causal"))
+        return mask is not None and causal is None
     if kind is nn.TransformerDecoder:
         mask, causal = kwargs.get("tgt_mask", args[2] if len(args) > 2 else None), kwargs.get("tgt_is_causal")
         return mask is not None and causal is None
     return False
+
+
+def pads(module: Any, args: Any, kwargs: Any) -> bool:
+    """Return whether an encoder takes torch's path of nested tensors, where its masks are aligned to the left."""
+    if torch_class(module) is not nn.TransformerEncoder or module.use_nested_tensor is not True:
+        return False
+    mask, padding, causal = _given(args, kwargs, ("mask", "src_key_padding_mask", "is_causal"))
+    return mask is None and padding is not None and not causal and getattr(module, "mask_check", True) is True
+
+
+def padded_encoder(
+    module: Any, src: Tensor, mask: None = None, src_key_padding_mask: Any = None, is_causal: bool | None = None
+) -> Tensor:
+    """Compute what `nn.TransformerEncoder` does with nested tensors: zeros at padded positions, before its last norm.
+
+    If any sequence has padding in front of a position that is not padded, torch takes its other path, without zeros.
+
+    Args:
+        module: the encoder.
+        src: (B, positions, width).
+        mask, is_causal: not given.
+        src_key_padding_mask: (B, positions), True or a number other than zero at padded positions.
+    """
+    hidden = src
+    for layer in module.layers:
+        hidden = layer(hidden, src_key_padding_mask=src_key_padding_mask)
+    padded = src_key_padding_mask if src_key_padding_mask.dtype == torch.bool else src_key_padding_mask != 0
+    aligned = torch.logical_not((padded[:, :-1] & padded[:, 1:].logical_not()).any())
+    hidden = hidden.masked_fill((padded & aligned).unsqueeze(-1), 0.0)
+    return hidden if module.norm is None else module.norm(hidden)  # type: ignore[no-any-return]
 
 
 def _given(args: Any, kwargs: Any, names: tuple[str, ...]) -> list[Any]:

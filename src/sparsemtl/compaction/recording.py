@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from sparsemtl.compaction.checks import check_answer, check_axes, check_value, created
 from sparsemtl.compaction.inputs import leaves, mapped, parts, tensors
 from sparsemtl.compaction.numbers import Lazy, Recorded, number, plain
-from sparsemtl.compaction.opening import attention, stays_whole
+from sparsemtl.compaction.opening import attention, padded_encoder, pads, stays_whole
 from sparsemtl.errors import CompactionError
 
 _QUESTIONS = (
@@ -151,7 +151,9 @@ class Recorder(TorchFunctionMode):
             value = self._run(functools.partial(call, module), args, kwargs)
             self._write(value, "call_module", name, args, kwargs)
         else:
-            value = call(module, *args, **kwargs)
+            value = (
+                padded_encoder(module, *args, **kwargs) if pads(module, args, kwargs) else call(module, *args, **kwargs)
+            )
         self.inside.pop()  # not after an error: it names where the error was
         return value
 

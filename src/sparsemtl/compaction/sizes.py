@@ -21,7 +21,7 @@ CASTS = frozenset(["double", "float", "half", "bfloat16", "to", "type", "type_as
 """Operations that change the type or the device of a tensor alone."""
 SPLITS = ("split", "chunk", "tensor_split")
 """Operations that cut a tensor into several along an axis."""
-_ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv)
+_ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv, operator.neg)
 _SAME = ("softmax", "contiguous", "dropout", "masked_fill", "where")
 
 
@@ -69,7 +69,16 @@ def size_of(node: fx.Node, axis: int, network: Network) -> Size:
     place: Size = (node, axis)
     while isinstance(place, tuple) and (earlier := _earlier(*place, network)) is not None:
         place = earlier
-    return place
+    return _of_reader(*place, network) or place if isinstance(place, tuple) else place
+
+
+def _of_reader(node: fx.Node, axis: int, network: Network) -> int | None:
+    """Return the size of the last axis of an input that a linear layer reads: it is the same for all inputs."""
+    shape = shape_of(node)
+    if node.op != "placeholder" or shape is None or axis != len(shape) - 1:
+        return None
+    readers = (network.module(user) for user in node.users)
+    return next((layer.in_features for layer in readers if torch_class(layer) is nn.Linear), None)  # type: ignore[union-attr, return-value]
 
 
 def number_of(entry: object, network: Network) -> Size | None:
@@ -177,20 +186,41 @@ def _of_operand(node: fx.Node, axis: int, shape: tuple[int, ...]) -> Size | None
 
 
 def _axis_read(node: fx.Node, axis: int, rank: int) -> int | None:
-    """Return which axis becomes a whole axis of an output that has axes of length one beside it, None for others."""
+    """Return which axis an unsqueezed or indexed tensor has taken whole as an axis of its own, None for others."""
     if operation(node) == "unsqueeze":
         place = argument(node, 1, "dim", None)
         if not isinstance(place, int) or place % rank == axis:
             return None
         return axis - (axis > place % rank)
-    index = node.args[1] if len(node.args) > 1 else None
-    if not isinstance(index, tuple) or not all(each in (None, Ellipsis, slice(None)) for each in index):
+    source = operand(node)
+    before = None if source is None else shape_of(source)
+    found = None if before is None else index_of_axes(node.args[1], len(before))
+    read = None if found is None else next((i for i, (made, _) in enumerate(found) if made == axis), None)
+    return read if found is not None and read is not None and found[read][1] == slice(None) else None
+
+
+def index_of_axes(index: Any, rank: int) -> list[tuple[int | None, Any]] | None:
+    """Return for each axis of an indexed tensor the axis that it becomes, None for a number, and its part of the index.
+
+    Args:
+        index: numbers, slices, new axes, an ellipsis.
+        rank: axes of the tensor.
+
+    Returns:
+        None for an index of anything else.
+    """
+    parts = index if isinstance(index, tuple) else (index,)
+    if not all(each is None or each is Ellipsis or isinstance(each, (int, slice)) for each in parts):
         return None
-    place = next((i for i, each in enumerate(index) if each is Ellipsis), len(index))
-    kinds = [each is None for each in index[:place]]
-    behind = [each is None for each in index[place + 1 :]]
-    kinds += [False] * (rank - len(kinds) - len(behind)) + behind
-    return None if kinds[axis] else axis - sum(kinds[:axis])
+    rest = [slice(None)] * (rank - sum(each is not None and each is not Ellipsis for each in parts))
+    place = next((i for i, each in enumerate(parts) if each is Ellipsis), len(parts))
+    found: list[tuple[int | None, Any]] = []
+    made = 0
+    for each in (*parts[:place], *rest, *parts[place + 1 :]):
+        if each is not None:
+            found.append((None if isinstance(each, int) else made, each))
+        made += not isinstance(each, int)
+    return found
 
 
 def axes_order(node: fx.Node, rank: int) -> list[int] | None:

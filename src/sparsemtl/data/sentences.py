@@ -60,13 +60,14 @@ def sentences(
     numbers fit, such as `encoder: {name: transformers, model: bert, padding: 0}`.
     """
     draw = random.Random(seed)
-    parts = [_split(draw, size) for size in (train_size, validation_size, test_size)]
+    train, validation, test = (_split(draw, size) for size in (train_size, validation_size, test_size))
     tasks = (
         Classification("intent", list(INTENTS)),
         Classification("sentiment", list(MOODS)),
         TokenClassification("tags", TAGS),
     )
-    return TaskData("sentences", tasks, *parts, notes=(f"generated from templates (seed {seed})",))
+    note = f"generated from templates (seed {seed})"
+    return TaskData("sentences", tasks, train, validation, test, notes=(note,))
 
 
 def vocabulary() -> dict[str, int]:

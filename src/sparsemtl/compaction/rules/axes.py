@@ -18,7 +18,16 @@ from sparsemtl.compaction.channels import Constants, Layout, Need
 from sparsemtl.compaction.operations import argument, operand, operation, shape_argument
 from sparsemtl.compaction.rules.channelwise import Channelwise, preserved, zeros
 from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Maker, Site, kept
-from sparsemtl.compaction.sizes import SPLITS, Group, axes_order, fixed_group, part_shapes, shape_of
+from sparsemtl.compaction.sizes import (
+    SPLITS,
+    Group,
+    axes_order,
+    fixed_group,
+    index_of_axes,
+    number_of,
+    part_shapes,
+    shape_of,
+)
 
 _PARTS = (2, 3)
 """Lengths of an axis in front of the heads that stands for queries, keys and values."""
@@ -309,10 +318,12 @@ def indexed(site: Site) -> ChannelRule | None:
         return None
     if operation(source) in (*SPLITS, "unbind"):
         return _of_list(site, source, index)
-    axis = _axis_behind(index if isinstance(index, tuple) else (index,), layout)
-    shape = shape_of(site.node)
-    if axis is None or shape is None:
+    found, shape = index_of_axes(index, layout.rank), shape_of(site.node)
+    if found is None or shape is None:
         return None
+    axis, part = found[layout.axis]
+    if axis is None or part != slice(None):
+        return _sliced(site, source, layout, index)
     return Channelwise(site.node, [source], replace(layout, rank=len(shape), axis=axis), preserved)
 
 
@@ -330,21 +341,53 @@ def _of_list(site: Site, source: fx.Node, index: object) -> ChannelRule | None:
     return _Part(site.node, source, replace(layout, channels=widths[index]), sum(widths[:index]))
 
 
-def _axis_behind(index: tuple[Any, ...], layout: Layout) -> int | None:
-    """Return the axis of the channels after an index of numbers, slices and new axes, None if it does not take all."""
-    assert layout.rank is not None
-    if not all(each is None or each is Ellipsis or isinstance(each, (int, slice)) for each in index):
+class _Slice(_Part):
+    """Rule of a slice along the channels.
+
+    Args:
+        node: see `ChannelRule`.
+        source: what it reads.
+        layout: see `ChannelRule`.
+        first: number of its first channel.
+        axis: axis of the channels in what it reads.
+    """
+
+    def __init__(self, node: fx.Node, source: fx.Node, layout: Layout, first: int, axis: int) -> None:
+        super().__init__(node, source, layout, first)
+        self.axis_read = axis
+
+    def rewrite(self, out: Need | None, present: Sequence[Tensor | None], editor: Editor) -> Tensor | None:
+        """Write the numbers of the channels that are left before the slice and in it."""
+        left = super().rewrite(out, present, editor)
+        if left is None or present[0] is None:
+            return left
+        spread, rank = self.layout.spread or 1, len(shape_of(self.inputs[0]) or ())
+        start = int(present[0][: self.place.start].sum()) * spread
+        index: list[Any] = [each for _, each in index_of_axes(self.node.args[1], rank) or ()]
+        index[self.axis_read] = slice(start, start + int(left.sum()) * spread)
+        self.node.args = (self.node.args[0], tuple(index))
+        return left
+
+
+def _sliced(site: Site, source: fx.Node, layout: Layout, index: Any) -> ChannelRule | None:
+    """Return the rule of an index that takes some channels, side by side, and makes no new axes."""
+    before, after = shape_of(source), shape_of(site.node)
+    found = None if before is None else index_of_axes(index, len(before))
+    parts = index if isinstance(index, tuple) else (index,)
+    if found is None or before is None or after is None or any(each is None for each in parts) or not layout.spread:
         return None
-    read = sum(each is not None and each is not Ellipsis for each in index)
-    rest = [slice(None)] * (layout.rank - read)
-    place = next((i for i, each in enumerate(index) if each is Ellipsis), len(index))
-    axis = made = 0
-    for each in (*index[:place], *rest, *index[place + 1 :]):
-        if axis == layout.axis and each is not None:
-            return made if each == slice(None) else None
-        axis += each is not None
-        made += not isinstance(each, int)
-    return None
+    axis, part = found[layout.axis]
+    if axis is None or part.step not in (None, 1):
+        return None
+    bounds = [None if each is None else number_of(each, site.network) for each in (part.start, part.stop)]
+    if not all(each is None or isinstance(each, int) for each in bounds):
+        return None
+    start, stop, _ = slice(*bounds).indices(before[layout.axis])
+    if stop <= start or start % layout.spread or stop % layout.spread:
+        return None
+    first, channels = start // layout.spread, (stop - start) // layout.spread
+    made = replace(layout, rank=len(after), axis=axis, channels=channels)
+    return _Slice(site.node, source, made, first, layout.axis)
 
 
 OPERATIONS: dict[str, Maker] = {
