@@ -6,6 +6,8 @@ import shutil
 
 import pandas as pd
 import pytest
+from markupsafe import Markup
+from matplotlib.figure import Figure
 from reading import Page
 from synthetic import make_study
 
@@ -34,8 +36,17 @@ def page(html):
     return Page(html)
 
 
+def plotted(plot, *, width, height, label):
+    """Plot a chart as `draw` does, without writing it as SVG, which takes most of the time of a page."""
+    plot(Figure().add_subplot())
+    return Markup('<svg role="img" aria-label="{}"></svg>').format(label)
+
+
 @pytest.fixture
-def copy(folder, tmp_path):
+def copy(folder, tmp_path, monkeypatch):
+    """A copy of the study to be changed, whose charts are plotted and not written."""
+    for module in ("charts", "tradeoff"):
+        monkeypatch.setattr(f"sparsemtl.report.{module}.draw", plotted)
     return shutil.copytree(folder, tmp_path / "copy")
 
 
