@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         GroupLassoSharing,
         GroupMCPSharing,
         L1Sharing,
+        LotterySharing,
         MaximumRoamingSharing,
         PBFSSharing,
         RandomSharing,
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
         balanced_class_weights,
     )
     from sparsemtl.training import Callback, Trainer, TrainingStep
+    from sparsemtl.training.lottery_masks import lottery_masks
 
 __all__ = [
     "CGC",
@@ -88,6 +90,7 @@ __all__ = [
     "GroupMCPSharing",
     "L1Sharing",
     "LoadedRun",
+    "LotterySharing",
     "MMoE",
     "MaskedOptimizer",
     "MaximumRoamingSharing",
@@ -130,6 +133,7 @@ __all__ = [
     "left_out_parameters",
     "load_network",
     "load_run",
+    "lottery_masks",
     "macs",
     "maskable_parameters",
     "parameter_count",
@@ -196,6 +200,7 @@ _EXPORTS = {
         "GroupLassoSharing",
         "GroupMCPSharing",
         "L1Sharing",
+        "LotterySharing",
         "MaximumRoamingSharing",
         "PBFSSharing",
         "RandomSharing",
@@ -222,6 +227,7 @@ _EXPORTS = {
         "Trainer",
         "TrainingStep",
     ),
+    "sparsemtl.training.lottery_masks": ("lottery_masks",),
 }
 """Module -> names that are imported from it on first use (PEP 562): the command line starts without torch."""
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}

@@ -14,6 +14,7 @@ import sparsemtl as sm
 from sparsemtl.criteria import CRITERIA, Fisher, choose_masks
 from sparsemtl.errors import ConfigError, MaskError, ParameterError
 from sparsemtl.networks.patterns import Pattern, Patterns
+from sparsemtl.registry.parameters import parameters_of
 from sparsemtl.runs.changes import override
 from sparsemtl.runs.config import check
 from sparsemtl.sharing import SHARING
@@ -154,10 +155,22 @@ def test_a_pattern_that_names_nothing_is_an_error(options: dict[str, Any], messa
 
 
 @pytest.mark.parametrize(
-    "method", ["fisher", "random", "pbfs", "group-lasso", "l1", "group-mcp", "soft-masks", "disparse"]
+    "method",
+    [
+        "fisher",
+        "random",
+        "pbfs",
+        "group-lasso",
+        "l1",
+        "group-mcp",
+        "soft-masks",
+        "lottery",
+        "disparse",
+        "sparse-training",
+    ],
 )
 def test_every_method_checks_its_patterns(method: str) -> None:
-    linear = {} if method in ("fisher", "random", "pbfs", "disparse") else {"linear": True}
+    linear = {"linear": True} if "linear" in parameters_of(SHARING[method]) else {}
     with pytest.raises(ParameterError, match=r"nn\.Conv2d, got 3"):
         SHARING.build(method, only=3)
     with pytest.raises(ParameterError, match=r"Did you mean 'encoder\.mlp"):

@@ -94,8 +94,12 @@ def takes(method: str, parameter: str) -> bool:
 
 
 def build(method: str, **options: Any) -> Sharing:
-    """A method of the registry, on linear layers if it must be told; options that it does not know are left out."""
-    options = {"linear": True, **options}
+    """A method of the registry, on linear layers if it must be told; options that it does not know are left out.
+
+    One that trains in iterations has one, so that it is at its end after as few epochs as others.
+    """
+    one: dict[str, Any] = {"linear": True, "iterations": 1, "iteration": 1, "epochs_per_iteration": 1}
+    options = {**one, **options}
     return SHARING.build(method, **{name: value for name, value in options.items() if takes(method, name)})
 
 

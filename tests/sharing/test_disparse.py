@@ -78,7 +78,7 @@ def test_what_may_not_be_chosen_does_not_count_in_the_ranks() -> None:
 
 @pytest.mark.parametrize("keep", [0.1, 0.37, 0.9])
 @pytest.mark.parametrize("variant", ["static", "pretrained"])
-def test_masks_are_those_of_saliencies_of_each_task_alone_with_the_exact_count(variant: str, keep: float) -> None:
+def test_masks_are_those_of_saliencies_of_each_task_alone_with_the_exact_count(variant: Any, keep: float) -> None:
     network = model(norm=False)
     network(loader().__iter__().__next__()[0])
     sharing = sm.DiSparseSharing(variant=variant, keep=keep)
@@ -145,7 +145,7 @@ def test_dynamic_masks_keep_their_density_per_layer_and_exchange_less_and_less()
 
 
 def test_an_exchange_drops_the_smallest_and_grows_by_gradients_of_each_task() -> None:
-    network = model(norm=False)
+    network: Any = model(norm=False)
     sharing: Any = sm.DiSparseSharing(variant="dynamic", keep=0.5, drop=1.0, reach_at=4, only="encoder.0")
     networks = sharing.begin_epoch(0, network, sharing.start(network), loader())
     before = masks_of(networks)["kind"]["encoder.0.weight"]
@@ -174,7 +174,7 @@ def test_densities_of_erdos_renyi_kernels_add_up_to_the_count(keep: float) -> No
 def test_bad_schedules_and_layers_that_die_are_named() -> None:
     with pytest.raises(ParameterError, match="`reach_at` must come after the warm-up of 10 epochs, got 10"):
         sm.DiSparseSharing(variant="dynamic", warmup=10)
-    network = sm.SharedBottom(encoder(norm=False), tasks())
+    network: Any = sm.SharedBottom(encoder(norm=False), tasks())
     network(loader().__iter__().__next__()[0])
     with torch.no_grad():
         network.encoder[0].weight.mul_(1e-6)  # no task asks for the first layer

@@ -316,6 +316,7 @@ def test_a_model_that_shares_nothing_is_trained_or_refused_in_words(method: str)
             sm.MaximumRoamingSharing,
             sm.DiSparseSharing,
             sm.SparseTrainingSharing,
+            sm.LotterySharing,
         ): pytest.raises(MaskError, match=rf"{name} masks .* SingleTask shares none. Use Dense"),
         ProximalSharing: pytest.raises(
             ParameterError, match=rf"{name} finds nothing to make sparse: SingleTask shares 0"

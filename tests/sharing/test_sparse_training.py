@@ -96,7 +96,7 @@ def test_the_gradient_is_masked_where_the_update_is_not_strict() -> None:
 
 @pytest.mark.parametrize("select_by", ["neuron", "global", "random", "lowest"])
 def test_ablations_train_as_many_weights(select_by: Any) -> None:
-    network = model()
+    network: Any = model()
     sharing = sm.SparseTrainingSharing(keep=0.5, select_by=select_by)
     masks = masks_of(sharing.begin_epoch(0, network, sharing.start(network), loader()))["kind"]  # type: ignore[arg-type]
     assert sum(int(mask.sum()) for mask in masks.values()) == 44

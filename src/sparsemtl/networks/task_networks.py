@@ -45,7 +45,7 @@ class TaskNetwork:
         output_factors: module name -> bool, (channels,); the task computes with factor * output. Channels lie on axis
             1, of linear layers and layer norms on the last.
         own_tensors: parameter or buffer name -> the task's own tensor in place of the model's; None where a batch norm
-            uses the statistics of the batch.
+            uses the statistics of the batch. A parameter that requires a gradient is trained.
         gradient_mask: parameter name -> bool, True where the gradient of the task counts.
         kept_weights: parameter name -> bool, the weights that belong to the task where output factors say so: rows of
             the channels that it computes. They are its mask in `TaskNetworks.masks`; the forward pass ignores them.
@@ -183,6 +183,11 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         return any(network.has_own_tensors for network in self.values())
 
     @cached_property
+    def apart(self) -> bool:
+        """True if tasks train copies of their own: none trains what another does, and no balancer weighs them."""
+        return any(True for _ in self.copies())
+
+    @cached_property
     def masks(self) -> TaskMasks | None:
         """The masks, on weights, outputs or gradients; None where the tasks have none, or have soft masks."""
         found = {task: network.mask for task, network in self.items()}
@@ -211,7 +216,7 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
 
     def trainable(self, tasks: Sequence[str]) -> Mask | None:
         """Return which entries a step for some tasks may move, by parameter name; None is everything."""
-        if not self.strict or self.masks is None:
+        if not self.strict or self.masks is None or self.apart:
             return None
         key = tuple(tasks)
         if key not in self._regions:
@@ -220,9 +225,17 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         return self._regions[key]
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Yield the soft masks that an optimizer trains beside the model, without weight decay."""
+        """Yield what an optimizer trains beside the model: soft masks, without weight decay, and the tasks' copies."""
         for network in self.values():
             yield from (cast("nn.Parameter", f) for f in network.weight_factors.values() if f.requires_grad)
+        yield from (copy for _, _, copy in self.copies())
+
+    def copies(self) -> Iterator[tuple[str, str, nn.Parameter]]:
+        """Yield (task, name, copy) of the parameters of which a task trains a copy of its own."""
+        for task, network in self.items():
+            for name, tensor in network.own_tensors.items():
+                if tensor is not None and tensor.requires_grad:
+                    yield task, name, cast("nn.Parameter", tensor)
 
     # ---- using -------------------------------------------------------------------------------------------------
 
@@ -324,6 +337,16 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         """Return the networks with further tensors of a task's own, task -> name -> tensor."""
         return self._with({t: replace(n, own_tensors={**n.own_tensors, **tensors.get(t, {})}) for t, n in self.items()})
 
+    def without_copies(self) -> TaskNetworks:
+        """Return the networks without the parameters of which tasks train copies."""
+        named = {(task, name) for task, name, _ in self.copies()}
+        return self._with(
+            {
+                task: replace(n, own_tensors={k: t for k, t in n.own_tensors.items() if (task, k) not in named})
+                for task, n in self.items()
+            }
+        )
+
     def to(self, device: torch.device | str) -> TaskNetworks:
         """Return the networks on another device."""
         return self._with({task: network.mapped(lambda t: t.to(device)) for task, network in self.items()})
@@ -353,17 +376,18 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         }
 
     def restored(self, state: Mapping[str, Any]) -> TaskNetworks:
-        """Return the networks of a state; soft masks stay the parameters that they are and take its values."""
+        """Return the networks of a state; soft masks and copies stay the parameters that they are, with its values."""
         made = {}
         for task, network in self.items():
             parts: dict[str, Any] = {
                 part.name: {n: _placed(t, self._device) for n, t in state[task].get(part.name, {}).items()}
                 for part in fields(network)
             }
-            for name, factor in network.weight_factors.items():
-                if factor.requires_grad:
-                    with torch.no_grad():
-                        parts["weight_factors"][name] = factor.copy_(parts["weight_factors"][name])
+            for kind in ("weight_factors", "own_tensors"):
+                for name, tensor in getattr(network, kind).items():
+                    if tensor is not None and tensor.requires_grad and name in parts[kind]:
+                        with torch.no_grad():
+                            parts[kind][name] = tensor.copy_(parts[kind][name])
             made[task] = TaskNetwork(**parts)
         return self._with(made)
 

@@ -164,7 +164,7 @@ def make_sharing(config: Mapping[str, Any]) -> Sharing:
     if not sharing.is_selectable(epochs - 1):
         raise ConfigError(
             f"sharing {name!r} would still be warming up after {epochs} epochs. "
-            "Raise `training.epochs` or shorten its warm-up."
+            f"Raise `training.epochs` to at least {sharing.first_selectable() + 1}, or shorten its warm-up."
         )
     return sharing
 

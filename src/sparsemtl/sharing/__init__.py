@@ -8,11 +8,20 @@ from sparsemtl.sharing.fisher import FisherSharing
 from sparsemtl.sharing.group_lasso import GroupLassoSharing
 from sparsemtl.sharing.group_mcp import GroupMCPSharing
 from sparsemtl.sharing.l1 import L1Sharing
+from sparsemtl.sharing.lottery import LotterySharing
 from sparsemtl.sharing.maximum_roaming import MaximumRoamingSharing
 from sparsemtl.sharing.pbfs import PBFSSharing
 from sparsemtl.sharing.proximal import ProximalSharing
 from sparsemtl.sharing.random import RandomSharing
-from sparsemtl.sharing.sharing import AfterBatch, AfterStep, Regularizer, Sharing, StepWeights, TaskPenalty
+from sparsemtl.sharing.sharing import (
+    AfterBatch,
+    AfterStep,
+    ObservesValidation,
+    Regularizer,
+    Sharing,
+    StepWeights,
+    TaskPenalty,
+)
 from sparsemtl.sharing.soft_masks import SoftMaskSharing
 from sparsemtl.sharing.sparse_training import SparseTrainingSharing
 from sparsemtl.sharing.task_routing import TaskRoutingSharing
@@ -28,6 +37,7 @@ SHARING: Registry[Sharing] = Registry(
         "group-mcp": GroupMCPSharing,
         "pbfs": PBFSSharing,
         "soft-masks": SoftMaskSharing,
+        "lottery": LotterySharing,
         "task-routing": TaskRoutingSharing,
         "maximum-roaming": MaximumRoamingSharing,
         "disparse": DiSparseSharing,
@@ -46,7 +56,9 @@ __all__ = [
     "GroupLassoSharing",
     "GroupMCPSharing",
     "L1Sharing",
+    "LotterySharing",
     "MaximumRoamingSharing",
+    "ObservesValidation",
     "PBFSSharing",
     "ProximalSharing",
     "RandomSharing",

@@ -8,6 +8,7 @@ by `AfterBatch`, and adds terms to losses by `TaskPenalty` and `Regularizer`.
 from __future__ import annotations
 
 import abc
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypedDict, runtime_checkable
@@ -121,6 +122,10 @@ class Sharing(ConstructorRepr, abc.ABC):
         """
         return None
 
+    def restarts_at(self, epoch: int) -> bool:
+        """Return True if training starts afresh before an epoch: optimizer and scheduler lose their state."""
+        return False
+
     def end_epoch(self, epoch: int, networks: TaskNetworks) -> None:
         """Check the networks after the epoch (counted from 0), before validation.
 
@@ -131,6 +136,10 @@ class Sharing(ConstructorRepr, abc.ABC):
     def is_selectable(self, epoch: int) -> bool:
         """Return False for epochs whose model is never selected, such as those of a warm-up."""
         return True
+
+    def first_selectable(self) -> int:
+        """Return the first epoch (counted from 0) whose model may be selected."""
+        return next(epoch for epoch in itertools.count() if self.is_selectable(epoch))
 
     def end_training(self, model: MultiTaskModel, networks: TaskNetworks) -> None:
         """Warn if the selected model is not what the method is for."""
@@ -184,6 +193,20 @@ class AfterBatch(Protocol):
             model: the model; it must not be changed.
             networks: the current networks.
             batches: number of batches since the last call: more than 1 where gradients accumulate.
+        """
+
+
+@runtime_checkable
+class ObservesValidation(Protocol):
+    """Sharing method that reads how good each task is on validation data."""
+
+    def observe_validation(self, epoch: int, scores: Mapping[str, float]) -> None:
+        """Observe an epoch (counted from 0) after its validation.
+
+        Args:
+            epoch: the epoch.
+            scores: task -> finite value by the run's monitor, larger is better; without tasks for which it is
+                undefined.
         """
 
 

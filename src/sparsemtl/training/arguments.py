@@ -62,7 +62,7 @@ def check_epochs(sharing: Sharing, epochs: int, choose_after: int) -> None:
     if not sharing.is_selectable(epochs - 1):
         raise ParameterError(
             f"{type(sharing).__name__} would still be warming up when the {epochs} epochs end. "
-            "Raise `epochs` or shorten the warm-up."
+            f"Raise `epochs` to at least {sharing.first_selectable() + 1}, or shorten the warm-up."
         )
 
 

@@ -107,7 +107,8 @@ def restore(
             if isinstance(part, Optimizer):
                 check_optimizer(state["parts"][name], part, own)
             else:
-                check_state(state["parts"][name], part.state_dict(), own)
+                form = getattr(part, "state_form", part.state_dict)
+                check_state(state["parts"][name], form(), own)
     model.load_state_dict(state["model"])
     for name, part in parts.items():
         with reading(where, f"the state of its {name}"):

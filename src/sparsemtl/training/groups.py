@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.model import MultiTaskModel
+from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.optim import OPTIMIZERS, MaskedOptimizer
 from sparsemtl.optim.parameter_groups import ParameterGroupOptions, named_groups
 from sparsemtl.training.arguments import check_made
@@ -101,6 +102,17 @@ def make_optimizer(
     for group in optimizer.param_groups:
         group["lr"] *= group.pop("lr_factor", 1.0)
     return optimizer
+
+
+def add_copies(optimizer: Optimizer, model: MultiTaskModel, networks: TaskNetworks) -> None:
+    """Add the copies that tasks train of some parameters to the groups of the originals."""
+    copies = list(networks.copies())
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]} if copies else {}
+    for task, name, copy in copies:
+        group = groups[id(model.get_parameter(name))]
+        group["params"].append(copy)
+        if "param_names" in group:
+            group["param_names"].append(f"{task}/{name}")
 
 
 def _held(optimizer: Optimizer) -> set[int]:

@@ -244,6 +244,30 @@ def valuation_of(monitor: Any, tasks: Mapping[str, Task]) -> Valuation:
     )
 
 
+def task_values(monitor: Any, results: Results, tasks: Mapping[str, Task]) -> dict[str, float]:
+    """Return task -> value of an epoch by a `Monitor`, larger is better; without tasks for which it is undefined.
+
+    Epochs of one task are ordered as where the task is selected on its own. For `score`, the value is the primary
+    metric, or minus it where lower is better.
+
+    Args:
+        monitor: a `Monitor`.
+        results: results of the epoch.
+        tasks: task name -> task.
+    """
+    values = {}
+    for name, task in tasks.items():
+        if monitor == "score":
+            facts = metric_facts(task)
+            value = results[name][facts.primary] * (1 if facts.directions[facts.primary] else -1)
+        else:
+            merit = valuation_of(monitor, {name: task}).merit(results, [name])
+            value = math.nan if merit is None else merit.value
+        if math.isfinite(value):
+            values[name] = value
+    return values
+
+
 def _without_last_digits(value: float) -> float:
     """Round to 12 decimals, or to 12 significant digits if larger than 1: further digits depend on units."""
     above = math.ceil(math.log10(abs(value))) if value else 0

@@ -20,11 +20,12 @@ from sparsemtl.optim import fused
 from sparsemtl.sharing import Sharing
 from sparsemtl.tasks.batches import Loaders, per_task
 from sparsemtl.training.backend import Backend
-from sparsemtl.training.groups import make_optimizer
+from sparsemtl.training.groups import add_copies, make_optimizer
 from sparsemtl.training.heads import materialize_heads
 from sparsemtl.training.last_batch import check_last_batches
 from sparsemtl.training.options import TrainingOptions, group_options
 from sparsemtl.training.plateau import Plateau
+from sparsemtl.training.restart import FreshStart
 from sparsemtl.training.step import TrainingStep
 from sparsemtl.training.update import choose_update
 
@@ -65,6 +66,7 @@ class Setup:
         scheduler: the scheduler, if there is one.
         plateau: stepper of a `ReduceLROnPlateau`, if the scheduler is one.
         step: the training step.
+        restart: puts optimizer and scheduler back to their first state.
     """
 
     fabric: Fabric
@@ -74,6 +76,7 @@ class Setup:
     scheduler: Scheduler | None
     plateau: Plateau | None
     step: TrainingStep
+    restart: FreshStart
 
     def stateful(self) -> dict[str, Any]:
         """Return the parts beside optimizer and step that have a state, by name."""
@@ -106,8 +109,11 @@ def set_up(parts: RunParts, options: TrainingOptions, train: Loaders) -> Setup:
     module: nn.Module = fabric.to_device(model) if plain else fabric.setup_module(model)
     networks = parts.sharing.start(model)
     parts.balancer.attach(len(model.tasks), fabric.device)
-    extra = ((networks.parameters(), parts.sharing.lr), (parts.balancer.parameters(), None))
+    copied = {id(copy) for _, _, copy in networks.copies()}
+    soft_masks = [p for p in networks.parameters() if id(p) not in copied]
+    extra = ((soft_masks, parts.sharing.lr), (parts.balancer.parameters(), None))
     optimizer = make_optimizer(parts.make_optimizer, model, extra, options=group_options(options))
+    add_copies(optimizer, model, networks)
     fused.guard(optimizer)
     scheduler = parts.make_scheduler(optimizer) if parts.make_scheduler else None
     plateau = None
@@ -131,7 +137,8 @@ def set_up(parts: RunParts, options: TrainingOptions, train: Loaders) -> Setup:
             None if scaler is None else scaler.get_scale,
         ),
     )
-    return Setup(fabric, fabric.device, module, optimizer, scheduler, plateau, step)
+    restart = FreshStart(optimizer, scheduler, plateau)
+    return Setup(fabric, fabric.device, module, optimizer, scheduler, plateau, step, restart)
 
 
 def _fabric(accelerator: str, precision: Any) -> Fabric:

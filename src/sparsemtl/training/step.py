@@ -149,7 +149,7 @@ class TrainingStep:
         self._where = where
         ready = [[self._losses.ready(group) for group in groups] for groups in batches]
         result = StepResult(samples=sum(batch.count for groups in ready for batch in groups))
-        if self.update in TURNS:
+        if self.update in TURNS or self.networks.apart:
             self._take_turns(ready, result)
         else:
             self._combine(ready, result)
@@ -163,12 +163,12 @@ class TrainingStep:
     # ---- one step per task -----------------------------------------------------------------------------------
 
     def _take_turns(self, batches: Sequence[Sequence[ReadyBatch]], result: StepResult) -> None:
-        weights = self._weights({})
+        weights = dict.fromkeys(self.tasks, 1.0) if self.networks.apart else self._weights({})
         scale = len(weights) / sum(weights.values())  # only the weights' ratios matter: 1 for mean and sum alike
         result.weights = {task: weight * scale for task, weight in weights.items()}
         labelled = {t: [b for groups in batches for b in groups if t in b.labelled] for t in self.tasks}
         turns = [task for task, mine in labelled.items() if mine]
-        if self.update == "random_one" and turns:
+        if self.update == "random_one" and turns and not self.networks.apart:
             turns = [turns[int(torch.randint(len(turns), ()))]]
         for task in turns:
             self.optimizer.zero_grad()
@@ -288,7 +288,7 @@ class TrainingStep:
     def _backward(self, losses: Mapping[str, Tensor], factors: Mapping[str, float]) -> None:
         """Add the gradients of one network's losses times their factors to `.grad`, masked, or keep them as rows."""
         masks = {task: self.networks[task].gradient_mask for task in losses}
-        if self._by_rows or (any(masks.values()) and not self.networks.common):
+        if (self._by_rows and not self.networks.apart) or (any(masks.values()) and not self.networks.common):
             last = len(losses) - 1
             for i, (task, loss) in enumerate(losses.items()):
                 loss = times(loss, factors[task])
@@ -410,6 +410,10 @@ class TrainingStep:
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs beside the model, the optimizer, the sharing method and the balancer."""
         return {"last_losses": dict(self._last_losses), "networks": self.networks.state_dict()}
+
+    def state_form(self) -> dict[str, Any]:
+        """Return what every state has: the copies that tasks train are there in some epochs only."""
+        return {**self.state_dict(), "networks": self.networks.without_copies().state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state of `state_dict`."""

@@ -25,7 +25,7 @@ from sparsemtl.networks.norms import statistics_for
 from sparsemtl.networks.recomputed_norms import BATCHES, recompute_norms
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.registry.parameters import validated
-from sparsemtl.sharing import DenseSharing, Sharing
+from sparsemtl.sharing import DenseSharing, ObservesValidation, Sharing
 from sparsemtl.sharing.sharing import TURNS
 from sparsemtl.storage.metrics import metrics_frame
 from sparsemtl.storage.run_folder import RunFolder
@@ -54,6 +54,7 @@ from sparsemtl.training.loss_scales import LossScaleWarning, unlike_scales
 from sparsemtl.training.machine import with_own_threads
 from sparsemtl.training.metric_facts import metric_facts
 from sparsemtl.training.mixing import remaining_batches, steps_in_epoch
+from sparsemtl.training.monitors import task_values
 from sparsemtl.training.options import RECORDED, TrainingOptions, group_options
 from sparsemtl.training.processes import refuse_distributed
 from sparsemtl.training.results import Results
@@ -245,6 +246,8 @@ class Trainer:
         epoch, restart_every = self.position.epoch, self.options["restart_every"]
         if restart_every is not None and epoch % restart_every == 0:
             self.optimizer.state.clear()
+        if self.sharing.restarts_at(epoch):
+            self._ready.restart()
         with default_dtype(self._ready.fabric.strategy.precision):
             with preserve_loader_state(train):
                 changed = self.sharing.begin_epoch(epoch, self.model, self.networks, train)
@@ -369,9 +372,11 @@ class Trainer:
                 drawn = ", or was not drawn" if self.step.update == "random_one" else ""
                 text = f"task {task!r} had no labelled sample in epoch {epoch + 1}{drawn}."
                 warnings.warn(text, LabelWarning, stacklevel=3)
-        if epoch == 0:
+        if epoch == 0 and not self.networks.apart:
             self._compare_scales(meter)
         results = self._evaluate(validation)
+        if isinstance(self.sharing, ObservesValidation):
+            self.sharing.observe_validation(epoch, task_values(self.options["monitor"], results, self.model.tasks))
         improved = self.selection.update(epoch, results) if self.sharing.is_selectable(epoch) else []
         for part in improved:
             self.snapshots.keep(part, self.model, self.networks, self.sharing)
@@ -452,8 +457,7 @@ class Trainer:
 
     def _put_best_back(self, validation: Loaders) -> None:
         self.selection.check()
-        parts = list(self.selection.parts)
-        self.step.networks = self.snapshots.restore(parts, self.model, self.networks, self.sharing)
+        self.step.networks = self.snapshots.restore(list(self.selection.parts), self.model, self.networks, self.sharing)
         self.sharing.end_training(self.model, self.networks)
         self.model.eval()
         best = self.selection.results  # of the epochs that were restored; a checkpoint of 0.2 may lack them
