@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         SparseTrainingSharing,
         TaskRoutingSharing,
     )
+    from sparsemtl.study.results import StudyResults
     from sparsemtl.tasks import (
         Classification,
         ColumnLoader,
@@ -108,6 +109,7 @@ __all__ = [
     "Source",
     "SparseTrainingSharing",
     "SqueezeExcitation",
+    "StudyResults",
     "Task",
     "TaskMasks",
     "TaskNetwork",
@@ -209,6 +211,7 @@ _EXPORTS = {
         "TaskRoutingSharing",
         "SparseTrainingSharing",
     ),
+    "sparsemtl.study.results": ("StudyResults",),
     "sparsemtl.tasks": (
         "Classification",
         "ColumnLoader",
