@@ -22,7 +22,7 @@ from typing_extensions import Doc
 from sparsemtl import __version__
 from sparsemtl.cli.main import _plain_keys, _registries, app, main
 from sparsemtl.errors import MaskWarning, MissingExtraError
-from sparsemtl.registry.parameters import Count, parameters_of, validated
+from sparsemtl.registry.parameters import Count, validated
 from sparsemtl.registry.registry import Registry
 from sparsemtl.runs.changes import override
 from sparsemtl.runs.config import check
@@ -182,7 +182,7 @@ def test_a_list_shows_every_member_with_sentence_source_parameters_and_defaults(
     for name in registry:
         assert one_line(f"{name} {registry.summary(name)[:20]}") in text
         assert one_line(registry.source(name)) in text
-        for parameter in parameters_of(registry[name]).values():
+        for parameter in registry.parameters(name).values():
             default = parameter.default
             shown = "required" if parameter.required else default if isinstance(default, str) else json.dumps(default)
             if len(shown) < 24:

@@ -22,7 +22,7 @@ _MOST_BARS = 120
 
 @dataclass(frozen=True)
 class StudyComparison:
-    """What the report shows of the differences between methods.
+    """Differences between methods, as the report of a study shows them.
 
     Attributes:
         tables: `intervals` and `pairs`, as far as there is enough to compare.
