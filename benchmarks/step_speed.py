@@ -5,20 +5,23 @@
 Three classification tasks of ten classes, batches of 64; `small` is an MLP of two layers of 128 on 64 inputs, `mlp` of
 three layers of 1024, `resnet18` reads 3x64x64.
 
-- *Trainer step*: a step in `Trainer.fit`, over one of a plain loop: zero_grad, forward, mean of the three losses,
-  backward, step. Both have the optimizer that the row names. Blocks of steps alternate within one run.
+- *Trainer step / plain loop*: a step in `Trainer.fit`, over one of a loop by hand: zero_grad, forward, mean of the
+  three losses, backward, step. Both have the optimizer that the row names. Blocks of steps alternate within one run.
+- *Trainer step / checked loop*: over the same loop with the trainer's guarantees, written by hand: the labels are
+  classes, the losses are finite before the backward pass, and so is the gradient before the step.
 - *evaluation*: `evaluate`, with the loss and the five metrics of each task, over mean loss and accuracy by hand.
 - *masked evaluation*: the same of tasks with masks that keep 0.3, over masks that are put on once per task.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
-from common import BATCH, CLASSES, Batch, Measure, Ratio, batch, main, network, paired, spread
+from common import BATCH, CLASSES, Batch, Measure, Ratio, batch, main, network, paired, seconds, spread
 from torch import Tensor, nn
 
 import sparsemtl as sm
@@ -47,50 +50,72 @@ def model_and_batch(name: str) -> tuple[sm.SharedBottom, Batch]:
 
 
 class Alternation(Callback):
-    """Runs a block of plain steps after each block of the trainer's, and keeps the ratios of their times."""
+    """Runs a block of each loop by hand after each block of the trainer's, and keeps the ratios of their times."""
 
-    def __init__(self, plain: Callable[[], None], steps: int) -> None:
-        self.plain = plain
+    def __init__(self, loops: Mapping[str, Callable[[], None]], steps: int) -> None:
+        self.loops = loops
         self.steps = steps
         self.done = 0
         self.began = 0.0
-        self.ratios: list[float] = []
+        self.ratios: dict[str, list[float]] = {name: [] for name in loops}
 
     def on_step(self, step: StepInfo) -> None:
         """Time the blocks when one of the trainer's is complete; the first two warm up."""
         self.done += 1
         if self.done % self.steps:
             return
-        middle = time.perf_counter()
-        for _ in range(self.steps):
-            self.plain()
-        end = time.perf_counter()
-        if self.done > 2 * self.steps:
-            self.ratios.append((middle - self.began) / (end - middle))
+        ours = time.perf_counter() - self.began
+        for name, loop in self.loops.items():
+            time_of_loop = seconds(lambda loop=loop: [loop() for _ in range(self.steps)])  # type: ignore[misc]
+            if self.done > 2 * self.steps:
+                self.ratios[name].append(ours / time_of_loop)
         self.began = time.perf_counter()
 
 
-def trainer_step(name: str, *, fused: bool, repeats: int) -> Ratio:
-    """Time of a step in `Trainer.fit` over that of a plain loop's."""
+def loop(name: str, adam: Callable[[object], torch.optim.Optimizer], *, checked: bool) -> Callable[[], None]:
+    """A training step by hand; `checked` as the trainer checks."""
+    model, (x, targets) = model_and_batch(name)
+    parameters = list(model.parameters())
+    optimizer = adam(parameters)
+
+    def check_labels() -> None:
+        for label in targets.values():
+            least, largest = label.aminmax()
+            if int(least) < 0 or int(largest) >= CLASSES:
+                raise ValueError("a label is not one of the classes.")
+
+    def check_finite(*values: float) -> None:
+        if not all(map(math.isfinite, values)):
+            raise ValueError("a loss or the gradient is not finite.")
+
+    def step() -> None:
+        if checked:
+            check_labels()
+        optimizer.zero_grad()
+        features = model.encoder(x)
+        losses = torch.stack([F.cross_entropy(head(features), targets[task]) for task, head in model.heads.items()])
+        if checked:
+            check_finite(*losses.tolist())
+        (losses.sum() / TASKS).backward()
+        if checked:
+            check_finite(sum(float(p.grad.sum()) for p in parameters))  # type: ignore[union-attr]
+        optimizer.step()
+
+    return step
+
+
+def trainer_step(name: str, *, fused: bool, repeats: int) -> dict[str, Ratio]:
+    """Time of a step in `Trainer.fit` over that of loops by hand, plain and checked."""
 
     def adam(parameters: object) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=1e-4, fused=fused or None)  # type: ignore[arg-type]
 
-    model, (x, targets) = model_and_batch(name)
-    plain, _ = model_and_batch(name)
-    optimizer = adam(plain.parameters())
-
-    def step() -> None:
-        optimizer.zero_grad()
-        features = plain.encoder(x)
-        losses = [F.cross_entropy(head(features), targets[task]) for task, head in plain.heads.items()]
-        (torch.stack(losses).sum() / TASKS).backward()
-        optimizer.step()
-
-    blocks = Alternation(step, STEPS[name])
+    model, data = model_and_batch(name)
+    loops = {f"{kind} loop": loop(name, adam, checked=kind == "checked") for kind in ("plain", "checked")}
+    blocks = Alternation(loops, STEPS[name])
     trainer = sm.Trainer(model, optimizer=adam, epochs=1, progress=False, accelerator="cpu", callbacks=[blocks])
-    trainer.fit([(x, targets)] * (STEPS[name] * (repeats + 2)), [(x, targets)])
-    return spread(iter(blocks.ratios).__next__, len(blocks.ratios))
+    trainer.fit([data] * (STEPS[name] * (repeats + 2)), [data])
+    return {kind: spread(iter(ratios).__next__, len(ratios)) for kind, ratios in blocks.ratios.items()}
 
 
 def by_hand(outputs: Iterator[tuple[str, Tensor, Tensor]]) -> dict[str, tuple[float, float]]:
@@ -141,8 +166,8 @@ def measures(quick: bool) -> Iterator[Measure]:
         repeats = 7 if quick or name == "resnet18" else 21
         for fused in (True,) if quick else (True, False):
             kind = "fused Adam" if fused else "Adam in loops"
-            ratio = trainer_step(name, fused=fused, repeats=repeats)
-            yield Measure(f"Trainer step / plain loop, {name}, {kind}", ratio, STEP_GOALS[name])
+            for other, ratio in trainer_step(name, fused=fused, repeats=repeats).items():
+                yield Measure(f"Trainer step / {other}, {name}, {kind}", ratio, STEP_GOALS[name])
     for name, goal in EVALUATION_GOALS.items():
         repeats = 5 if quick else 15
         yield Measure(f"evaluation / by hand, {name}", evaluation(name, masked=False, repeats=repeats), goal)

@@ -110,7 +110,8 @@ def modules_of(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
     Raises:
         MaskError: if the model has no module of such a name.
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
+    names = list(names)
+    modules = dict(model.named_modules(remove_duplicate=False)) if names else {}
     for name in names:
         if name not in modules:
             raise MaskError(f"{type(model).__name__}: {unknown_name('module', name, modules)}")

@@ -113,7 +113,7 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
 @torch.no_grad()
 def _align(optimizer: Optimizer) -> None:
     """Align what is not known to be aligned since the last step."""
-    known: dict[int, Any] = optimizer._aligned  # type: ignore[attr-defined]
+    known: dict[Tensor, Any] = optimizer._aligned  # type: ignore[attr-defined]
     for group in optimizer.param_groups:
         if not group.get("fused"):
             continue
@@ -123,7 +123,7 @@ def _align(optimizer: Optimizer) -> None:
                 continue
             state = optimizer.state[p]
             strided = gradient.layout is torch.strided
-            if not strided or known.get(id(p)) != (p.stride(), gradient.stride(), len(state)):
+            if not strided or known.get(p) != (p.stride(), gradient.stride(), len(state)):
                 if not strided or not _is_dense(p):
                     group["fused"] = None
                     break
@@ -133,7 +133,7 @@ def _align(optimizer: Optimizer) -> None:
                 for key, value in state.items():
                     if isinstance(value, Tensor) and value.shape == p.shape:
                         state[key] = _laid_out_as(value, p)
-                known[id(p)] = (p.stride(), p.grad.stride(), len(state))
+                known[p] = (p.stride(), p.grad.stride(), len(state))
 
 
 def _is_dense(p: Tensor) -> bool:

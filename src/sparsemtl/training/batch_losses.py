@@ -116,7 +116,7 @@ class BatchLosses:
 
 def values_of(losses: Iterable[Tensor]) -> list[float]:
     """Return the values of losses; a GPU is waited for once."""
-    return torch.stack([loss.detach() for loss in losses]).tolist()  # type: ignore[no-any-return]
+    return torch.stack([loss.detach() for loss in losses]).tolist()
 
 
 def times(loss: Tensor, factor: float) -> Tensor:
