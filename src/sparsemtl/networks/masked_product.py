@@ -14,8 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sparsemtl.kernels.masked_product import multiply
+
 SMALL = 2**14
 """Entries below which torch's own product is as fast."""
+_LARGE = 2**18
+"""Entries from which the compiled kernel computes, where there is one: less gains too little to compile it for."""
 _PART = 2**17
 """Entries per thread and part of `cached_parts`: a part of a few tensors fits into the cache of a core."""
 
@@ -139,8 +143,9 @@ class _MaskedProduct(torch.autograd.Function):
         ctx.save_for_forward(mask)
         ctx.memory, ctx.name = memory, name
         product = memory.empty_like(name, weight)
-        for part, factors, weights in cached_parts(product, mask.view(torch.uint8), weight):
-            part.copy_(factors).mul_(weights)  # torch converts bytes to floats several times as fast as bools
+        if weight.numel() < _LARGE or not multiply(weight, mask, product):
+            for part, factors, weights in cached_parts(product, mask.view(torch.uint8), weight):
+                part.copy_(factors).mul_(weights)  # torch converts bytes to floats several times as fast as bools
         return product
 
     @staticmethod
