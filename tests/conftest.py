@@ -39,15 +39,20 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture
-def tiny() -> dict[str, Any]:
-    """A configuration that trains in a fraction of a second."""
-    training = {**TINY["training"], "measure_cost": False}
-    return {**TINY, "sharing": {"name": "random", "keep": 0.5}, "training": training}
+def measured() -> dict[str, Any]:
+    """A configuration that trains in a fraction of a second, and measures the costs of the networks as long again."""
+    return {**TINY, "sharing": {"name": "random", "keep": 0.5}}
+
+
+@pytest.fixture
+def tiny(measured: dict[str, Any]) -> dict[str, Any]:
+    """The same without measured costs."""
+    return {**measured, "training": {**TINY["training"], "measure_cost": False}}
 
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of `tiny`."""
+    """The folder of a finished run of `measured`."""
     from sparsemtl.report import write_report
     from sparsemtl.runs.run import run
 

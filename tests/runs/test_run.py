@@ -74,9 +74,9 @@ def killed_in_its_second_epoch(config: dict[str, Any], folder: Path, monkeypatch
 
 
 def test_a_run_leaves_its_configuration_versions_metrics_checkpoints_masks_and_report(
-    finished_run: Path, tiny: dict[str, Any]
+    finished_run: Path, measured: dict[str, Any]
 ) -> None:
-    assert read_yaml(finished_run / "config.yaml") == check(tiny)
+    assert read_yaml(finished_run / "config.yaml") == check(measured)
     environment = json.loads((finished_run / "environment.json").read_text())
     assert environment["seed"] == 0
     assert environment["versions"]["torch"] == torch.__version__
@@ -116,14 +116,14 @@ def test_another_seed_is_another_run(finished_run: Path, tiny: dict[str, Any], t
 
 def test_a_run_that_was_killed_and_resumed_is_the_same_run(
     finished_run: Path,
-    tiny: dict[str, Any],
+    measured: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     epochs: list[int],
 ) -> None:
-    killed_in_its_second_epoch(tiny, tmp_path / "cut", monkeypatch)
+    killed_in_its_second_epoch(measured, tmp_path / "cut", monkeypatch)
     with pytest.raises(CheckpointError, match=r"holds a run that stopped\. Resume it with `sparsemtl resume .*cut`"):
-        run(tiny, tmp_path / "cut", progress=False)
+        run(measured, tmp_path / "cut", progress=False)
     resume(tmp_path / "cut", progress=False)
     assert epochs == [0, 1]
     assert_same_run(finished_run, tmp_path / "cut")
