@@ -20,6 +20,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "multi-mnist": {"train_size": 90, "test_size": 30},
     "multi-fashion": {"train_size": 90, "test_size": 30},
     "multi-fashion-mnist": {"train_size": 90, "test_size": 30},
+    "pair-attributes": {"train_size": 90, "test_size": 30},
     "scenes": {"train_size": 9, "validation_size": 3, "test_size": 3, "height": 16, "width": 16},
     "nyu-v2": {"workers": 0},
     "cityscapes": {"workers": 0},

@@ -49,3 +49,23 @@ def test_an_absent_part_is_named(tmp_path: Path, lay: Callable[..., dict[str, Te
     lay(tmp_path, MNIST)
     with pytest.raises(DataError, match=f"kmnist: .*KMNIST/raw lacks {KMNIST.files[0]}"):
         DATASETS.build("dkl", root=tmp_path)
+
+
+def test_three_sources_are_those_of_their_own_data_sets(laid_root: Path) -> None:
+    data = DATASETS.build("three-sources", root=laid_root, train_size=18, test_size=5, seed=3)
+    assert data.heterogeneous
+    assert [(task.name, task.outputs) for task in data.tasks] == [("digit", 10), ("item", 10), ("small-digit", 10)]
+    for name, task in (("mnist", "digit"), ("fashion-mnist", "item")):
+        alone = DATASETS.build(name, root=laid_root, train_size=18, test_size=5, seed=3)
+        for part, own in ((data.train, alone.train), (data.validation, alone.validation), (data.test, alone.test)):
+            assert torch.equal(part[task].x, own.x)
+    small = DATASETS.build("digits", seed=3)
+    for part, own, count in (
+        (data.train, small.train, 18),
+        (data.validation, small.validation, 360),
+        (data.test, small.test, 5),
+    ):
+        found = part["small-digit"]
+        assert found.x.shape == (count, 1, 28, 28)
+        assert torch.equal(found.targets["small-digit"], own.targets["digit"][:count])
+        torch.testing.assert_close(found.x.mean((1, 2, 3)), own.x[:count].mean((1, 2, 3)), atol=0.05, rtol=0)

@@ -103,3 +103,35 @@ def test_sixty_thousand_pairs_come_from_the_official_files(real_root: Path) -> N
     assert (data.train.targets["left"] == data.train.targets["right"]).float().mean().item() == pytest.approx(
         0.1, abs=0.01
     )
+
+
+YES = {
+    "left": [
+        ("even", "02468", "13579"),
+        ("large", "56789", "01234"),
+        ("loop", "0689", "123457"),
+        ("stem", "149", "0235678"),
+    ],
+    "right": [
+        ("footwear", "579", "0123468"),
+        ("top", "0246", "135789"),
+        ("sleeves", "246", "0135789"),
+        ("below-waist", "1579", "023468"),
+    ],
+}
+"""Side -> attribute, classes that have it, classes that do not."""
+
+
+def test_attributes_are_those_of_the_classes_of_the_same_pairs(laid_root: Path) -> None:
+    data = DATASETS.build("pair-attributes", root=laid_root, train_size=90, test_size=50)
+    classes = {name: {task: (low, high) for task, low, high in rows} for name, rows in YES.items()}
+    assert [task.name for task in data.tasks] == [task for rows in YES.values() for task, *_ in rows]
+    for part, pairs in zip((data.train, data.validation, data.test), built(laid_root), strict=True):
+        assert isinstance(part, Split)
+        assert torch.equal(part.x, pairs.x)
+        for side, attributes in classes.items():
+            for task, (yes, no) in attributes.items():
+                labels = part.targets[task]
+                for number, label in zip(pairs.targets[side].tolist(), labels.tolist(), strict=True):
+                    assert label == int(str(number) in yes)
+                    assert (str(number) in yes) != (str(number) in no)

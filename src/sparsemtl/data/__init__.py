@@ -4,6 +4,7 @@ from sparsemtl.data.base import Split, TaskData, TensorLoader
 from sparsemtl.data.census import census_income
 from sparsemtl.data.digits import digits
 from sparsemtl.data.dkl import dkl
+from sparsemtl.data.images.attribute_pairs import pair_attributes
 from sparsemtl.data.images.celeba import celeba
 from sparsemtl.data.images.celebamask import celebamask_hq
 from sparsemtl.data.images.cityscapes import cityscapes
@@ -13,6 +14,7 @@ from sparsemtl.data.images.classified.tiny_imagenet import tiny_imagenet
 from sparsemtl.data.images.mnist import MNIST_FAMILY
 from sparsemtl.data.images.nyu import nyu_v2
 from sparsemtl.data.images.overlaid import OVERLAID
+from sparsemtl.data.images.three_sources import three_sources
 from sparsemtl.data.lazy import LazySplit
 from sparsemtl.data.movielens import movielens
 from sparsemtl.data.options import following_run
@@ -30,7 +32,9 @@ DATASETS: Registry[TaskData] = Registry(
         "digits": digits,
         **MNIST_FAMILY,
         **OVERLAID,
+        "pair-attributes": pair_attributes,
         "dkl": dkl,
+        "three-sources": three_sources,
         "scenes": rendered_scenes,
         "nyu-v2": nyu_v2,
         "cityscapes": cityscapes,
