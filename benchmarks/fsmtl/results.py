@@ -1,0 +1,139 @@
+"""FSMTL's Table 1 from the studies beside this file, each row beside the paper's figures of other data.
+
+for study in multi-fashion pair-attributes three-sources; do
+    sparsemtl study benchmarks/fsmtl/$study.yaml --jobs 2 --no-run-reports --out RUNS/$study
+done
+python benchmarks/fsmtl/results.py RUNS --paper ../shared/paper_tables
+sparsemtl compare RUNS/multi-fashion RUNS/pair-attributes RUNS/three-sources      # tests over all data sets
+
+Full size, on a GPU: celeba.yaml, cityscapes.yaml and dkl.yaml; rows of the first and the last stand beside the paper's figures of
+the same data set. Table 2 (Cityscapes) has other measures: `sparsemtl study` prints them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from sparsemtl.storage.study_folder import StudyFolder
+from sparsemtl.study.results import StudyResults, tuned_settings
+
+MEASURES = {"accuracy": "Acc", "precision_macro": "Precision", "recall_macro": "Recall", "f1_macro": "F-score"}
+"""Metric of every task -> column, the mean over the tasks."""
+STUDIES = {
+    "multi-fashion": "",
+    "pair-attributes": "CelebA",
+    "three-sources": "DKL-mnist",
+    "celeba": "CelebA",
+    "dkl": "DKL-mnist",
+}
+"""Study -> data set of the paper's Table 1 that it stands in for; "" for none."""
+FULL_SIZE = ("celeba", "dkl")
+PAPER = {
+    "stl": "STL",
+    "mtl": "MTL",
+    "gradnorm": "GradNorm",
+    "mgda-ub": "MGDA-UB",
+    "cagrad": "CAGrad",
+    "nash-mtl": "Nash-MTL",
+    "rlw": "RLW",
+    "rgw": "RGW",
+    "se": "SE",
+    "tr": "TR",
+    "mr": "MR",
+    "rs": "RS",
+    "fs": "FS",
+}
+"""Method -> its name in the paper."""
+ALONE = ("stl", "narrow stl", "sparse stl")
+"""Methods without sharing, which ranks leave out as the paper leaves out STL."""
+KEPT, RATE = "sharing.keep", "optimizer.lr"
+
+
+def figures(study: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the mean over the tasks per setting and seed, and the learning rate that validation chose per setting.
+
+    The runs of one task each of `sparse stl` are one setting.
+    """
+    chosen = tuned_settings(StudyResults.read(study))
+    frame = chosen.frame[(chosen.frame["split"] == "test") & chosen.frame["metric"].isin(MEASURES)].copy()
+    frame["method"] = frame["method"].str.replace(r"^sparse stl, .*", "sparse stl", regex=True)
+    kept = frame[KEPT] if KEPT in frame else pd.Series(float("nan"), frame.index)
+    frame["row"] = frame["method"] + kept.map(lambda keep: "" if pd.isna(keep) else f", keep {keep:g}")
+    means = frame.groupby(["row", "seed", "metric"], sort=False)["value"].mean().unstack("metric")
+    rates = frame.groupby("row", sort=False)[RATE].unique() if RATE in frame else pd.Series(dtype=object)
+    return means[list(MEASURES)], rates.map(lambda values: ", ".join(f"{value:g}" for value in sorted(values)))
+
+
+def gains(means: pd.DataFrame) -> pd.Series:
+    """Return the change of the mean accuracy against single-task training of the same seed and split, in %."""
+    accuracy = means["accuracy"].unstack("seed")
+    return (100 * (accuracy / accuracy.loc["stl"] - 1)).stack()
+
+
+def ranks(means: pd.DataFrame) -> pd.Series:
+    """Return the mean rank over the four measures, ties averaged, of all rows that share."""
+    over_seeds = means.groupby("row", sort=False).mean()
+    sharing = over_seeds[[row.partition(", keep")[0] not in ALONE for row in over_seeds.index]]
+    return sharing.rank(ascending=False).mean(axis=1)
+
+
+def paper_table(folder: Path, dataset: str) -> pd.DataFrame:
+    """Return the paper's Table 1 on a data set: method x (Acc, F-score, rank, p)."""
+    path = folder / "fsmtl_table1.csv"
+    if not dataset or not path.is_file():
+        return pd.DataFrame()
+    rows = pd.read_csv(path)
+    rows = rows[rows["dataset"] == dataset]
+    table = rows.pivot_table(index="method", columns="metric", values="mean")
+    return table.assign(p=rows.groupby("method")["setting"].first())
+
+
+def table(study: Path, dataset: str, paper: Path, *, same_data: bool) -> str:
+    """Return a Markdown table in the paper's form."""
+    means, rates = figures(study)
+    gain, rank, printed = gains(means), ranks(means), paper_table(paper, dataset)
+    whose = f"{dataset}{'' if same_data else ', other data'}"
+    beside = [f"paper ({whose}): Acc", "F-score", "Avg Rank"] if len(printed) else []
+    head = ["method", *MEASURES.values(), "Avg Rank", "Acc against stl, %", "lr", *beside]
+    lines = [f"| {' | '.join(head)} |", "| :--- |" + " ---: |" * (len(head) - 1)]
+    for row, own in means.groupby("row", sort=False):
+        cells = [spread(own[metric], 3) for metric in MEASURES]
+        cells += [f"{rank[row]:.2f}" if row in rank else "–", spread(gain.loc[[row]], 2), rates.get(row, "–")]
+        lines.append(f"| {row} | {' | '.join([*cells, *_printed(str(row), printed)])} |")
+    return "\n".join(lines)
+
+
+def _printed(row: str, printed: pd.DataFrame) -> list[str]:
+    if not len(printed):
+        return []
+    method = PAPER.get(row.partition(", keep")[0], "")
+    if method not in printed.index:
+        return ["–"] * 3
+    found = printed.loc[method]
+    rank = found.get("avg_rank")
+    accuracy = f"{found['accuracy']:.3f} ({found['p']})"
+    return [accuracy, f"{found['fscore_macro']:.3f}", "–" if pd.isna(rank) else f"{rank:g}"]
+
+
+def spread(values: pd.Series, digits: int) -> str:
+    """Return mean ± standard deviation over seeds."""
+    return f"{round(values.mean(), digits) + 0.0:.{digits}f} ± {values.std():.{digits}f}"
+
+
+def main() -> None:
+    """Print the tables of the studies that have results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--paper", type=Path, default=Path("../shared/paper_tables"))
+    options = parser.parse_args()
+    for study, dataset in STUDIES.items():
+        folder = StudyFolder(options.runs / study)
+        if folder.results.is_file():
+            print(f"## {study}\n\n{table(folder.path, dataset, options.paper, same_data=study in FULL_SIZE)}\n")
+
+
+if __name__ == "__main__":
+    main()
