@@ -1,13 +1,15 @@
 """FSMTL's Table 1 from the studies beside this file, each row beside the paper's figures of other data.
 
 for study in multi-fashion pair-attributes three-sources; do
-    sparsemtl study benchmarks/fsmtl/$study.yaml --jobs 2 --no-run-reports --out RUNS/$study
+    for file in $study $study-sparse-stl; do
+        sparsemtl study benchmarks/fsmtl/$file.yaml --jobs 2 --no-run-reports --out RUNS/$file
+    done
 done
 python benchmarks/fsmtl/results.py RUNS --paper ../shared/paper_tables
-sparsemtl compare RUNS/multi-fashion RUNS/pair-attributes RUNS/three-sources      # tests over all data sets
+sparsemtl compare RUNS/multi-fashion RUNS/pair-attributes RUNS/three-sources   # tests over all data sets
 
-Full size, on a GPU: celeba.yaml, cityscapes.yaml and dkl.yaml; rows of the first and the last stand beside the paper's figures of
-the same data set. Table 2 (Cityscapes) has other measures: `sparsemtl study` prints them.
+For a GPU, at full size: celeba.yaml, cityscapes.yaml and dkl.yaml. Tables of the first and the last stand beside the
+paper's figures of the same data. Cityscapes (Table 2) has other measures, which `sparsemtl study` prints.
 """
 
 from __future__ import annotations
@@ -52,13 +54,14 @@ ALONE = ("stl", "narrow stl", "sparse stl")
 KEPT, RATE = "sharing.keep", "optimizer.lr"
 
 
-def figures(study: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+def figures(study: Path) -> tuple[pd.DataFrame, pd.Series]:
     """Return the mean over the tasks per setting and seed, and the learning rate that validation chose per setting.
 
-    The runs of one task each of `sparse stl` are one setting.
+    The runs of one task each of `<study>-sparse-stl`, if they are there, are one setting.
     """
-    chosen = tuned_settings(StudyResults.read(study))
-    frame = chosen.frame[(chosen.frame["split"] == "test") & chosen.frame["metric"].isin(MEASURES)].copy()
+    folders = [folder for folder in (study, study.with_name(f"{study.name}-sparse-stl")) if folder.is_dir()]
+    frame = pd.concat([tuned_settings(StudyResults.read(folder)).frame for folder in folders])
+    frame = frame[(frame["split"] == "test") & frame["metric"].isin(MEASURES)].copy()
     frame["method"] = frame["method"].str.replace(r"^sparse stl, .*", "sparse stl", regex=True)
     kept = frame[KEPT] if KEPT in frame else pd.Series(float("nan"), frame.index)
     frame["row"] = frame["method"] + kept.map(lambda keep: "" if pd.isna(keep) else f", keep {keep:g}")
