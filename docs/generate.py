@@ -82,6 +82,8 @@ def axis_page(axis: str, registry: Registry[Any], about: str) -> str:
     for name in registry:
         parts = _sections(registry[name])
         blocks += [f"## {name}", *parts[""]]
+        if aliases := registry.aliases(name):
+            blocks.append(f"Also: {', '.join(f'`{alias}`' for alias in aliases)}.")
         if table := _table(registry, name):
             blocks.append(table)
         for heading in ("Differences from the paper", "Differences from the papers"):

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 import torchjd.aggregation as aggregation
-from test_balancers import CPU, batch_of, case, engine_of, made, model_of, module_of
+from test_balancers import CPU, FIXED, NAMES, batch_of, case, engine_of, made, model_of, module_of
 from torch import Tensor, nn
 from torchjd.scalarization import DWA
 
 import sparsemtl as sm
-from sparsemtl.balancing import BALANCERS, as_balancer
+from sparsemtl.balancing import BALANCERS, as_balancer, solved
 from sparsemtl.balancing.absent import PerTask, per_task_attributes
 from sparsemtl.training.step import TrainingStep
 from sparsemtl.training.structure import check_state
@@ -31,11 +31,12 @@ PREFERRED = [1.0, 3.0, 2.0]
 LEFT_OUT: dict[str, Make] = {
     **{
         name: lambda tasks, name=name: module_of(attached(name, len(tasks)))
-        for name in BALANCERS
-        if made(name, 2).combines_gradients
+        for name in NAMES
+        if made(name, 2).combines_gradients and name not in FIXED
     },
     "aligned-mtl, preferred": lambda tasks: aggregation.AlignedMTL(chosen(PREFERRED, tasks)),
     "config, preferred": lambda tasks: aggregation.ConFIG(chosen(PREFERRED, tasks)),
+    "nash-mtl, kept": lambda tasks: solved.nash_mtl(1.0, 3),
     "graddrop, leaking": lambda tasks: aggregation.GradDrop(leak=chosen([0.2, 0.9, 0.5], tasks)),
     "excess": lambda tasks: aggregation.ExcessMTL(),
     "excess, after a warm-up": lambda tasks: aggregation.ExcessMTL(robust_step_size=0.1, n_warmup_steps=2),
@@ -370,7 +371,7 @@ def test_a_user_s_aggregator_with_memory_of_its_own_keeps_its_rows() -> None:
 
 def test_a_state_after_steps_is_taken_for_one_of_a_run_that_starts() -> None:
     """A checkpoint is refused whose parts have another form than the run's own before its first step."""
-    for name in BALANCERS:
+    for name in NAMES:
         with case(name):
             balancer = made(name, 3)
             engine = engine_of(model_of("abc"), balancer)

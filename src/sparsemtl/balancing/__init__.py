@@ -8,6 +8,7 @@ from sparsemtl.balancing import gradients, losses
 from sparsemtl.balancing.balancer import Balancer
 from sparsemtl.balancing.dwa import DynamicWeights, dwa
 from sparsemtl.balancing.famo import Famo, famo
+from sparsemtl.balancing.found import found_members
 from sparsemtl.balancing.gradients import GradientBalancer
 from sparsemtl.balancing.gradnorm import GradNorm
 from sparsemtl.balancing.losses import LossBalancer
@@ -36,14 +37,21 @@ BALANCERS: Registry[Balancer] = Registry(
         "mgda-ub": mgda_ub,
         "cagrad": gradients.cagrad,
         "nash-mtl": gradients.nash_mtl,
-        "pcgrad": gradients.pcgrad,
-        "gradvac": gradients.gradvac,
-        "graddrop": gradients.graddrop,
-        "imtl-g": gradients.imtl_g,
-        "aligned-mtl": gradients.aligned_mtl,
-        "config": gradients.config,
-        "random-gradients": gradients.random_gradients,
+        "cr-mogm": gradients.cr_mogm,
     },
+    aliases={
+        "rlw": "random",
+        "rgw": "random-gradients",
+        "uw": "uncertainty",
+        "gls": "geometric-mean",
+        "crmogm": "cr-mogm",
+    },
+    find=found_members,
+    reasons=dict.fromkeys(
+        ("modo", "sdmgrad"),
+        "It needs the gradients of two independent batches per step, and a step has those of one. In a loop of your "
+        "own, use `torchjd.aggregation` directly.",
+    ),
 )
 
 

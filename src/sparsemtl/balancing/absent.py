@@ -50,8 +50,11 @@ def per_task_attributes() -> dict[type, dict[str, PerTask]]:
         SDMGradWeighting,
     )
 
+    from sparsemtl.balancing.solved import KeptWeighting
+
     # TorchJD 0.18 offers `reset()` as the only public access to running averages, so these names are private ones.
     return {
+        KeptWeighting: {"weights": PerTask()},
         ConstantWeighting: {"weights": PerTask()},
         CRMOGMWeighting: {"_lambda": PerTask(), "_initial_weights": PerTask()},
         ExcessMTLWeighting: {
@@ -281,7 +284,17 @@ def _takes_fewer_rows(module: nn.Module) -> bool:
     ):
         return False
     fixed = any(isinstance(part, (KrumWeighting, TrimmedMean)) for part in module.modules())
-    return not fixed and not _is_foreign(module)
+    return not fixed and not _is_foreign(module) and not _has_unknown_state(module)
+
+
+def _has_unknown_state(module: nn.Module) -> bool:
+    """Return True if a part keeps a state whose entries per task are not known, as in a newer TorchJD."""
+    from torchjd import Stateful
+    from torchjd.aggregation import NashMTL
+
+    known = (NashMTL, *per_task_attributes())
+    stateful = (part for part in module.modules() if isinstance(part, Stateful))
+    return any(not any(isinstance(inner, known) for inner in part.modules()) for part in stateful)
 
 
 def _is_foreign(module: nn.Module) -> bool:

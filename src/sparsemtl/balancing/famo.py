@@ -14,6 +14,7 @@ from typing_extensions import Doc
 from sparsemtl.balancing.balancer import Balancer
 from sparsemtl.balancing.frozen_entries import frozen_entries
 from sparsemtl.balancing.losses import LossBalancer
+from sparsemtl.errors import ParameterError
 from sparsemtl.registry.parameters import NonNegative, Positive
 
 if TYPE_CHECKING:
@@ -69,8 +70,20 @@ def famo(
     *,
     lr: Annotated[Positive, Doc("Learning rate of the Adam optimizer of the task weights.")] = 0.025,
     weight_decay: Annotated[NonNegative, Doc("Weight decay of that optimizer.")] = 1e-3,
+    min_losses: Annotated[
+        list[float] | None,
+        Doc("Smallest loss of each task, in the tasks' order, that logarithms are taken above; 0 by default."),
+    ] = None,
 ) -> Famo:
     """Fast adaptive multi-task optimization: all losses fall at one relative rate (Liu et al. 2023)."""
+    return Famo(partial(_famo, lr, weight_decay, min_losses))
+
+
+def _famo(lr: float, weight_decay: float, min_losses: list[float] | None, tasks: int) -> FAMO:
+    """Return the scalarizer; unlike a lambda, this function can be pickled."""
     from torchjd.scalarization import FAMO
 
-    return Famo(partial(FAMO, lr=lr, weight_decay=weight_decay))
+    if min_losses is not None and len(min_losses) != tasks:
+        raise ParameterError(f"famo: {tasks} tasks need {tasks} numbers in `min_losses`, got {len(min_losses)}.")
+    smallest = None if min_losses is None else torch.tensor(min_losses, dtype=torch.float32)
+    return FAMO(tasks, smallest, lr, weight_decay)

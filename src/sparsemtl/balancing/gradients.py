@@ -5,15 +5,71 @@ Heads get the plain gradient of their own task, shared weights the aggregate.
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypedDict
 
 import torch
-from torch import Tensor
-from typing_extensions import Doc
+from annotated_types import Interval
+from torch import Tensor, nn
+from typing_extensions import Doc, Unpack
 
 from sparsemtl.balancing.absent import aggregate
-from sparsemtl.balancing.torchjd_balancer import Always, TorchJDBalancer
-from sparsemtl.registry.parameters import NonNegative, Share
+from sparsemtl.balancing.balancer import Balancer
+from sparsemtl.balancing.representation import RepresentationBalancer
+from sparsemtl.balancing.torchjd_balancer import Always, TorchJDBalancer, check_tasks
+from sparsemtl.errors import ParameterError
+from sparsemtl.registry.parameters import Count, Default, NonNegative
+
+Scope = Literal["all", "overlap"]
+
+
+class GradientOptions(TypedDict, total=False):
+    """Options of every aggregator."""
+
+    scope: Annotated[
+        Scope,
+        Default("all"),
+        Doc(
+            "Shared weights whose gradients are combined: all, or the overlap, those that several tasks use. A weight "
+            "that one task uses gets the plain gradient of this task."
+        ),
+    ]
+    gradients: Annotated[
+        Literal["weights", "representation"],
+        Default("weights"),
+        Doc(
+            "What the gradients belong to: the shared weights, one row of their number per task; or the tasks' common "
+            "representation, which bounds the memory, and the weights found there weigh the losses, heads included "
+            "(for aggregators that read inner products only)."
+        ),
+    ]
+
+
+def gradient_balancer(
+    make: Callable[[int], nn.Module],
+    *,
+    scope: Scope = "all",
+    gradients: Literal["weights", "representation"] = "weights",
+) -> GradientBalancer | RepresentationBalancer:
+    """Return the balancer of an aggregator.
+
+    Args:
+        make: function from the number of tasks to the aggregator.
+        scope: see `GradientOptions`.
+        gradients: see `GradientOptions`.
+
+    Raises:
+        ParameterError: if the options exclude each other.
+    """
+    if gradients == "weights":
+        return GradientBalancer(make, scope=scope)
+    if scope != "all":
+        raise ParameterError(
+            "`scope: overlap` chooses among the gradients of the shared weights, and `gradients: representation` reads "
+            "none of them. Leave one of the two out."
+        )
+    return RepresentationBalancer(make)
 
 
 class GradientBalancer(TorchJDBalancer):
@@ -21,9 +77,19 @@ class GradientBalancer(TorchJDBalancer):
 
     Args:
         make: function from the number of tasks to a `torchjd.aggregation.Aggregator`.
+        scope: weights whose gradients are combined; see `Balancer.scope`.
     """
 
     combines_gradients = True
+
+    def __init__(self, make: Callable[[int], nn.Module], *, scope: Scope = "all") -> None:
+        super().__init__(make)
+        self.scope = scope
+
+    def attach(self, tasks: int, device: torch.device) -> None:
+        """Make the aggregator, after a trial with this number of tasks."""
+        check_tasks(self.make, tasks)
+        super().attach(tasks, device)
 
     def weights(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
         """Return ones (T,): the aggregator weighs the gradients."""
@@ -32,85 +98,100 @@ class GradientBalancer(TorchJDBalancer):
     def aggregate(self, rows: Tensor, present: Tensor | None = None) -> Tensor:
         """Combine gradients (T, P) into one (P,); see the module `absent` for tasks that are not present."""
         everybody = torch.ones(len(rows), dtype=torch.bool)
-        return aggregate(self.module, rows, everybody if present is None else present)
+        with self.vectors_in(rows.dtype):
+            return aggregate(self.module, rows, everybody if present is None else present)
 
 
-def mgda() -> GradientBalancer:
+def mgda(**options: Unpack[GradientOptions]) -> Balancer:
     """Minimum-norm point of the gradients' convex hull, exact to rounding (Désidéri 2012; Sener & Koltun 2018)."""
     from sparsemtl.balancing import solved
 
-    return GradientBalancer(Always(solved.mgda))
+    return gradient_balancer(Always(solved.mgda), **options)
 
 
 def cagrad(
     *,
     c: Annotated[NonNegative, Doc("Radius of the ball around the mean gradient, over the mean's length.")] = 0.5,
-) -> GradientBalancer:
+    rescale: Annotated[
+        Literal[0, 1, 2],
+        Doc("Scaling of the paper's code: 0, none; 1, by 1 / (1 + c^2), which it runs with; 2, by 1 / (1 + c)."),
+    ] = 0,
+    **options: Unpack[GradientOptions],
+) -> Balancer:
     """Conflict-averse gradient: near the mean, the best for the task that gains least (Liu et al. 2021)."""
     from sparsemtl.balancing import solved
 
-    return GradientBalancer(Always(solved.cagrad, c))
+    return gradient_balancer(Always(solved.cagrad, c, rescale), **options)
 
 
 def nash_mtl(
     *,
-    max_norm: Annotated[
-        NonNegative, Doc("Largest norm of the combined gradient of the shared weights; 0 sets no limit.")
-    ] = 1.0,
-) -> GradientBalancer:
-    """Nash bargaining solution of the gradients, solved anew at every step (Navon et al. 2022)."""
+    max_norm: Annotated[NonNegative, Doc("Largest norm of the combined gradient; 0 sets no limit.")] = 1.0,
+    update_weights_every: Annotated[
+        Count, Doc("Steps from one solution to the next; the weights stay between them.")
+    ] = 1,
+    **options: Unpack[GradientOptions],
+) -> Balancer:
+    """Nash bargaining solution of the gradients (Navon et al. 2022)."""
     from sparsemtl.balancing import solved
 
-    return GradientBalancer(Always(solved.nash_mtl, max_norm))
+    return gradient_balancer(Always(solved.nash_mtl, max_norm, update_weights_every), **options)
 
 
-def pcgrad() -> GradientBalancer:
-    """Projection of conflicting gradients onto each other's normal planes (Yu et al. 2020)."""
-    from torchjd.aggregation import PCGrad
-
-    return GradientBalancer(Always(PCGrad))
-
-
-def gradvac(
+def cr_mogm(
     *,
-    beta: Annotated[Share, Doc("Decay of the running averages of the gradients' cosine similarities.")] = 0.5,
-) -> GradientBalancer:
-    """Gradient vaccine: pairwise cosine similarities are set to their running averages (Wang et al. 2021)."""
-    from torchjd.aggregation import GradVac
+    weighting: Annotated[
+        str, Doc("Name of the aggregator whose weights are averaged; one that adds the gradients with weights.")
+    ] = "mgda",
+    parameters: Annotated[dict[str, Any] | None, Doc("Parameters of that aggregator by name.")] = None,
+    alpha: Annotated[
+        Annotated[float, Interval(ge=0, le=1)], Doc("Decay of the running average in [0, 1]; 0 averages nothing.")
+    ] = 0.9,
+    initial_weights: Annotated[
+        list[float] | None, Doc("First weights, in the tasks' order, one number per task; by default the first found.")
+    ] = None,
+    **options: Unpack[GradientOptions],
+) -> Balancer:
+    """Average the weights of another aggregator over the steps (CR-MOGM, Zhou et al. 2022)."""
+    from sparsemtl.balancing import BALANCERS
 
-    return GradientBalancer(Always(GradVac, beta))
-
-
-def graddrop() -> GradientBalancer:
-    """Gradient sign dropout: entries are dropped at random by the agreement of their signs (Chen et al. 2020)."""
-    from torchjd.aggregation import GradDrop
-
-    return GradientBalancer(Always(GradDrop))
-
-
-def imtl_g() -> GradientBalancer:
-    """IMTL-G: an update with equal projections on all tasks' gradients (Liu et al. 2021)."""
-    from torchjd.aggregation import IMTLG
-
-    return GradientBalancer(Always(IMTLG))
-
-
-def aligned_mtl() -> GradientBalancer:
-    """Alignment of the gradients' principal components (Senushkin et al. 2023)."""
-    from torchjd.aggregation import AlignedMTL
-
-    return GradientBalancer(Always(AlignedMTL))
+    inner = BALANCERS.build(weighting, **(parameters or {}))
+    if not isinstance(inner, GradientBalancer):
+        raise ParameterError(f"cr-mogm averages the weights of an aggregator, and {weighting!r} combines no gradients.")
+    return gradient_balancer(Smoothed(inner.make, weighting, alpha, initial_weights), **options)
 
 
-def config() -> GradientBalancer:
-    """Conflict-free inverse gradients (Liu et al. 2024)."""
-    from torchjd.aggregation import ConFIG
+@dataclass(frozen=True)
+class Smoothed:
+    """Function from the number of tasks to an aggregator with a running average of its weights.
 
-    return GradientBalancer(Always(ConFIG))
+    Attributes:
+        make: function to the aggregator itself.
+        name: its name, for messages.
+        alpha: decay of the average.
+        initial: first weights.
+    """
 
+    make: Callable[[int], nn.Module]
+    name: str
+    alpha: float
+    initial: list[float] | None
 
-def random_gradients() -> GradientBalancer:
-    """Random gradient weighting (Lin et al. 2021)."""
-    from torchjd.aggregation import Random
+    def __call__(self, tasks: int) -> nn.Module:
+        """Return the aggregator."""
+        from torchjd.aggregation import CRMOGMWeighting, GramianWeightedAggregator, WeightedAggregator
 
-    return GradientBalancer(Always(Random))
+        if self.initial is not None and len(self.initial) != tasks:
+            raise ParameterError(
+                f"cr-mogm: {tasks} tasks need {tasks} numbers in `initial_weights`, got {len(self.initial)}."
+            )
+        initial = None if self.initial is None else torch.tensor(self.initial)
+        inner = self.make(tasks)
+        if isinstance(inner, GramianWeightedAggregator):
+            weighting = CRMOGMWeighting(inner.gramian_weighting, self.alpha, initial)
+            return GramianWeightedAggregator(weighting)
+        if isinstance(inner, WeightedAggregator):
+            return WeightedAggregator(CRMOGMWeighting(inner.weighting, self.alpha, initial))
+        raise ParameterError(
+            f"cr-mogm averages the weights of gradients, and {self.name!r} does not add the gradients with weights."
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,20 @@ class LossBalancer(TorchJDBalancer):
         make: function from the number of tasks to a `torchjd.scalarization.Scalarizer`.
         constant: True if the slopes do not depend on the losses.
         trained: True if the run's optimizer trains the scalarizer's parameters.
+        normalise: tasks over which gradients are averaged; see `Balancer.normalise`.
     """
 
-    def __init__(self, make: Callable[[int], Scalarizer], *, constant: bool = False, trained: bool = False) -> None:
+    def __init__(
+        self,
+        make: Callable[[int], Scalarizer],
+        *,
+        constant: bool = False,
+        trained: bool = False,
+        normalise: Literal["all", "selected"] = "all",
+    ) -> None:
         super().__init__(make)
         self.constant = constant
+        self.normalise = normalise
         self._trained = trained
 
     def weights(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
@@ -65,6 +74,10 @@ _Weights = Annotated[
     list[float] | None, Doc("Preference for each task, in the tasks' order, one number per task; equal by default.")
 ]
 
+_Reference = Annotated[
+    list[float] | None, Doc("Smallest loss of each task, in the tasks' order, that distances start at; 0 by default.")
+]
+
 
 def _vector(name: str, weights: list[float] | None, tasks: int) -> Tensor:
     if weights is None:
@@ -74,11 +87,20 @@ def _vector(name: str, weights: list[float] | None, tasks: int) -> Tensor:
     return torch.tensor(weights, dtype=torch.float32)
 
 
-def mean() -> LossBalancer:
+def mean(
+    *,
+    normalise: Annotated[
+        Literal["all", "selected"],
+        Doc(
+            "Tasks over which the gradient of a shared weight is averaged: all T; or selected, those whose network "
+            "uses the weight, so that a weight of one task gets this task's whole gradient. Tasks then take no turns."
+        ),
+    ] = "all",
+) -> LossBalancer:
     """Average the losses: plain multi-task learning."""
     from torchjd.scalarization import Mean
 
-    return LossBalancer(Always(Mean), constant=True)
+    return LossBalancer(Always(Mean), constant=True, normalise=normalise)
 
 
 def total() -> LossBalancer:
@@ -127,9 +149,10 @@ def stch(
     *,
     mu: Annotated[Positive, Doc("Smoothing; the smaller, the closer the combined loss is to the maximum.")] = 1.0,
     weights: _Weights = None,
+    reference: _Reference = None,
 ) -> LossBalancer:
     """Take a soft maximum of the weighted losses: smooth Tchebycheff (Lin et al. 2024)."""
-    return LossBalancer(partial(_stch, mu, weights))
+    return LossBalancer(partial(_stch, mu, weights, reference))
 
 
 def cosmos(
@@ -147,9 +170,10 @@ def pbi(
     *,
     theta: Annotated[NonNegative, Doc("Factor of the losses' distance from the line of the preference.")] = 5.0,
     weights: _Weights = None,
+    reference: _Reference = None,
 ) -> LossBalancer:
     """Follow a preference by penalty-based boundary intersection (Zhang & Li 2007)."""
-    return LossBalancer(partial(_pbi, theta, weights))
+    return LossBalancer(partial(_pbi, theta, weights, reference))
 
 
 # Functions of the number of tasks; unlike lambdas, they can be pickled.
@@ -161,10 +185,11 @@ def _constant(weights: list[float], tasks: int) -> Scalarizer:
     return Constant(_vector("constant", weights, tasks))
 
 
-def _stch(mu: float, weights: list[float] | None, tasks: int) -> Scalarizer:
+def _stch(mu: float, weights: list[float] | None, reference: list[float] | None, tasks: int) -> Scalarizer:
     from torchjd.scalarization import STCH
 
-    return STCH(mu, _vector("stch", weights, tasks) / (tasks if weights is None else 1))
+    given = _vector("stch", weights, tasks) / (tasks if weights is None else 1)
+    return STCH(mu, given, _reference("stch", reference, tasks))
 
 
 def _cosmos(alignment: float, weights: list[float] | None, tasks: int) -> Scalarizer:
@@ -173,7 +198,13 @@ def _cosmos(alignment: float, weights: list[float] | None, tasks: int) -> Scalar
     return COSMOS(alignment, _vector("cosmos", weights, tasks))
 
 
-def _pbi(theta: float, weights: list[float] | None, tasks: int) -> Scalarizer:
+def _pbi(theta: float, weights: list[float] | None, reference: list[float] | None, tasks: int) -> Scalarizer:
     from torchjd.scalarization import PBI
 
-    return PBI(theta, _vector("pbi", weights, tasks))
+    return PBI(theta, _vector("pbi", weights, tasks), _reference("pbi", reference, tasks))
+
+
+def _reference(name: str, reference: list[float] | None, tasks: int) -> Tensor | None:
+    if reference is not None and len(reference) != tasks:
+        raise ParameterError(f"{name}: {tasks} tasks need {tasks} numbers in `reference`, got {len(reference)}.")
+    return None if reference is None else torch.tensor(reference, dtype=torch.float32)

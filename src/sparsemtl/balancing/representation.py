@@ -16,7 +16,8 @@ from typing_extensions import Doc
 
 from sparsemtl.balancing.absent import row_weights
 from sparsemtl.balancing.targets import GradientTarget, representation
-from sparsemtl.balancing.torchjd_balancer import Always, TorchJDBalancer
+from sparsemtl.balancing.torchjd_balancer import Always, TorchJDBalancer, check_tasks
+from sparsemtl.errors import ParameterError
 from sparsemtl.networks.model import MultiTaskModel
 
 Normalise = Literal["none", "l2", "loss", "loss+"]
@@ -38,8 +39,20 @@ class RepresentationBalancer(TorchJDBalancer):
         self._weights = torch.ones(0)
 
     def attach(self, tasks: int, device: torch.device) -> None:
-        """Make the module; tasks weigh the same until gradients are known."""
+        """Make the module; tasks weigh the same until gradients are known.
+
+        Raises:
+            ParameterError: if the aggregator reads more than inner products.
+        """
+        from torchjd.aggregation import GramianWeightedAggregator
+
+        check_tasks(self.make, tasks)
         super().attach(tasks, device)
+        if not isinstance(self.module, GramianWeightedAggregator):
+            raise ParameterError(
+                f"`gradients: representation` weighs losses by the gradients' inner products, and "
+                f"{type(self.module).__name__} combines gradients by more than these. Use `gradients: weights`."
+            )
         self._weights = torch.full((tasks,), 1.0 / tasks, device=device)
 
     def gradient_target(self, model: MultiTaskModel) -> GradientTarget:
@@ -54,7 +67,8 @@ class RepresentationBalancer(TorchJDBalancer):
         if self._divide_by in ("l2", "loss+"):
             divisors = divisors * rows.norm(dim=1)
         usable = torch.where(divisors > 0, divisors, 1.0)  # a gradient of zero stays zero
-        self._weights = row_weights(self.module, rows / usable[:, None], present).float()
+        with self.vectors_in(rows.dtype):
+            self._weights = row_weights(self.module, rows / usable[:, None], present).float()
 
     def weights(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
         """Return the weights of the gradients that were observed last."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import sqrt
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,16 +50,58 @@ class _Bargaining(_Solved):
         return weights * (self.max_norm / norm) if 0 < self.max_norm < norm else weights
 
 
+class _Scaled(Weighting[Tensor]):
+    """Another weighting's weights times a factor."""
+
+    def __init__(self, weighting: Weighting[Any], factor: float) -> None:
+        super().__init__()
+        self.weighting = weighting
+        self.factor = factor
+
+    def forward(self, gramian: Tensor, /) -> Tensor:
+        """Return the weights (T,)."""
+        return self.weighting(gramian) * self.factor
+
+
+class KeptWeighting(Weighting[Tensor]):
+    """Another weighting's weights, which are found every so many steps and kept between them.
+
+    Args:
+        weighting: weighting of Gramians (T, T).
+        every: steps from one call of the weighting to the next.
+        max_norm: largest norm of the combined gradient at every step; 0 sets no limit.
+    """
+
+    def __init__(self, weighting: Weighting[Any], every: int, max_norm: float) -> None:
+        super().__init__()
+        self.weighting = weighting
+        self.every = every
+        self.max_norm = max_norm
+        self.steps = 0
+        self.register_buffer("weights", None)
+
+    def forward(self, gramian: Tensor, /) -> Tensor:
+        """Return the weights (T,)."""
+        if self.weights is None or self.steps % self.every == 0:
+            self.weights = self.weighting(gramian)
+        self.steps += 1
+        norm = float((self.weights @ gramian @ self.weights).clamp(min=0).sqrt())
+        return self.weights * (self.max_norm / norm) if 0 < self.max_norm < norm else self.weights
+
+
 def mgda() -> GramianWeightedAggregator:
     """Return the aggregator of `torchjd.aggregation.MGDA`."""
     return GramianWeightedAggregator(_MinNorm())
 
 
-def cagrad(c: float) -> GramianWeightedAggregator:
-    """Return the aggregator of `torchjd.aggregation.CAGrad`."""
-    return GramianWeightedAggregator(_ConflictAverse(c))
+def cagrad(c: float, rescale: int = 0) -> GramianWeightedAggregator:
+    """Return the aggregator of `torchjd.aggregation.CAGrad`, scaled as by the code of Liu et al. (2021)."""
+    weighting = _ConflictAverse(c)
+    factor = (1.0, 1 / (1 + c**2), 1 / (1 + c))[rescale]
+    return GramianWeightedAggregator(_Scaled(weighting, factor) if rescale else weighting)
 
 
-def nash_mtl(max_norm: float) -> GramianWeightedAggregator:
-    """Return the aggregator of `torchjd.aggregation.NashMTL`, which solves anew at every step."""
-    return GramianWeightedAggregator(_Bargaining(max_norm))
+def nash_mtl(max_norm: float, every: int = 1) -> GramianWeightedAggregator:
+    """Return the aggregator of `torchjd.aggregation.NashMTL`, which solves anew every so many steps."""
+    weighting = _Bargaining(max_norm)
+    return GramianWeightedAggregator(weighting if every == 1 else KeptWeighting(weighting, every, max_norm))

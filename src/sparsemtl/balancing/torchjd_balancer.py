@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from sparsemtl.balancing.balancer import Balancer
 from sparsemtl.balancing.nash import init_problem
+from sparsemtl.errors import ParameterError
 from sparsemtl.tasks.nests import to_device
 
 
@@ -38,6 +40,27 @@ class Given:
         return self._module
 
 
+def check_tasks(make: Callable[[int], nn.Module], tasks: int) -> None:
+    """Call a new aggregator once, to refuse one that cannot combine this number of tasks before training.
+
+    Args:
+        make: function from the number of tasks to the aggregator; a module of the user's is not called.
+        tasks: number of tasks.
+
+    Raises:
+        ParameterError: with the aggregator's own message.
+    """
+    if isinstance(make, Given):
+        return
+    module = make(tasks)
+    with torch.random.fork_rng(devices=[]):
+        try:
+            module(torch.eye(tasks))
+        except (ValueError, RuntimeError, IndexError) as error:
+            name = getattr(make, "name", type(module).__name__)
+            raise ParameterError(f"balancer {name!r} cannot combine the gradients of {tasks} tasks: {error}") from error
+
+
 class TorchJDBalancer(Balancer, abc.ABC):
     """Base of balancers that call one TorchJD module.
 
@@ -46,7 +69,7 @@ class TorchJDBalancer(Balancer, abc.ABC):
     """
 
     def __init__(self, make: Callable[[int], nn.Module]) -> None:
-        self._make = make
+        self.make = make
         self._module: Any = None
         self._device = torch.device("cpu")
 
@@ -63,11 +86,28 @@ class TorchJDBalancer(Balancer, abc.ABC):
 
     def attach(self, tasks: int, device: torch.device) -> None:
         """Make the module on the device, with the preference vectors that it holds in plain attributes."""
-        self._module = self._make(tasks).to(device)
+        self._module = self.make(tasks).to(device)
         self._device = device
         for part in self._module.modules():
             for name, value in _state_of(part).items():
                 setattr(part, name, to_device(value, device))
+
+    @contextmanager
+    def vectors_in(self, dtype: torch.dtype) -> Iterator[None]:
+        """Convert the vectors that the module was made with, such as a preference, to the type of the gradients."""
+        found = [
+            (part, name, value)
+            for part in self.module.modules()
+            for name, value in vars(part).items()
+            if name.removeprefix("_") in _VECTORS and isinstance(value, Tensor) and value.dtype != dtype
+        ]
+        for part, name, value in found:
+            setattr(part, name, value.to(dtype))
+        try:
+            yield
+        finally:
+            for part, name, value in found:
+                setattr(part, name, value)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the module's parameters, and the buffers and plain attributes of its parts."""
@@ -117,6 +157,8 @@ class TorchJDBalancer(Balancer, abc.ABC):
         return value
 
 
+_VECTORS = ("pref_vector", "weights", "leak", "tau", "initial_weights")
+"""Attributes of TorchJD's aggregators that hold a vector of the user's."""
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)}
 _PLAIN = (Tensor, np.ndarray, list, tuple, int, float, str, bool, type(None), torch.dtype, torch.device)
 

@@ -124,6 +124,8 @@ def _explained(parameters: Iterable[Parameter]) -> Iterator[RenderableType]:
 
 def _about(registry: Registry[Any], name: str) -> Iterator[str]:
     yield registry.summary(name)
+    if aliases := registry.aliases(name):
+        yield f"Also: {', '.join(aliases)}"
     if source := registry.source(name):
         yield f"Source: {source}"
 

@@ -134,7 +134,7 @@ def validated(function: Callable[P, R]) -> Callable[P, R]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         bound = signature.bind(*args, **kwargs)
         owner = type(args[0]).__name__ if method else function.__name__
-        hints, options = _hints(function), _options(function)
+        hints, options = hints_of(function), _options(function)
         for name, value in bound.arguments.items():
             if name in hints and not _is_unpack(hints[name]):
                 check_value(f"The {name!r} parameter of {owner}", value, hints[name])
@@ -163,7 +163,7 @@ def _completed(
 @functools.cache
 def _options(function: Callable[..., Any]) -> dict[str, Parameter] | None:
     """Return keyword -> parameter of the `TypedDict` that a function takes, None if it takes none."""
-    unpacked = [hint for hint in _hints(function).values() if _is_unpack(hint)]
+    unpacked = [hint for hint in hints_of(function).values() if _is_unpack(hint)]
     return {key.keyword: key for key in _keys(get_args(unpacked[0])[0])} if unpacked else None
 
 
@@ -174,7 +174,7 @@ def _keywords(target: Callable[..., Any]) -> Iterator[Parameter]:
     parameters = inspect.signature(target).parameters
     if not parameters:
         return  # a class without a constructor, whose `object.__init__` has no annotations
-    hints = _hints(target.__init__ if inspect.isclass(target) else target)
+    hints = hints_of(target.__init__ if inspect.isclass(target) else target)
     for name, parameter in parameters.items():
         hint = hints.get(name, Any)
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
@@ -187,7 +187,7 @@ def _keys(options: Any) -> Iterator[Parameter]:
     """Yield the keys of a `TypedDict` as parameters."""
     if not typing_extensions.is_typeddict(options):
         raise TypeError(f"`Unpack` takes a TypedDict, got {options!r}. Is its name imported for type checkers only?")
-    for name, hint in _hints(options).items():
+    for name, hint in hints_of(options).items():
         yield _parameter(name, hint, ...)
 
 
@@ -208,7 +208,7 @@ def _is_unpack(hint: Any) -> bool:
 
 
 @functools.cache
-def _hints(owner: Any) -> dict[str, Any]:
+def hints_of(owner: Any) -> dict[str, Any]:
     """Return name -> annotation of a function or a `TypedDict`."""
     if owner is object.__init__:  # of a class without a constructor
         return {}

@@ -22,6 +22,10 @@ class Registry(Mapping[str, Callable[..., T]], Generic[T]):
         common: a `TypedDict` of keys that a configuration may set beside those of any member, and that the library
             reads itself.
         in_configurations: returns a member's parameter as configurations have it, where that differs from Python.
+        aliases: other name -> name of a member.
+        find: function that returns further members and aliases, called once, when they are first needed; a member or
+            alias above has priority.
+        reasons: name that users look for -> why there is no such member.
     """
 
     def __init__(
@@ -31,30 +35,65 @@ class Registry(Mapping[str, Callable[..., T]], Generic[T]):
         common: Any = None,
         *,
         in_configurations: Callable[[Parameter], Parameter] = lambda parameter: parameter,
+        aliases: Mapping[str, str] | None = None,
+        find: Callable[[], tuple[Mapping[str, Callable[..., T]], Mapping[str, str]]] | None = None,
+        reasons: Mapping[str, str] | None = None,
     ) -> None:
         self.kind = kind
         self._members = dict(members)
         self._common = {} if common is None else parameters_of(common)
         self._in_configurations = in_configurations
+        self._aliases = dict(aliases or {})
+        self._find = find
+        self._reasons = dict(reasons or {})
 
     def __getitem__(self, name: str) -> Callable[..., T]:
+        if name not in self._members:
+            self._complete()
         try:
-            return self._members[name]
+            return self._members[self.resolve(name)]
         except KeyError:
+            if name in self._reasons:
+                raise ConfigError(f"there is no {self.kind} {name!r}. {self._reasons[name]}") from None
             raise ConfigError(unknown_name(self.kind, name, self._members)) from None
 
     def __setitem__(self, name: str, member: Callable[..., T]) -> None:
         """Add a member, from this package or another one."""
         self._members[name] = member
+        self._aliases.pop(name, None)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._members
+        if name not in self._members:
+            self._complete()
+        return name in self._members or name in self._aliases
 
     def __iter__(self) -> Iterator[str]:
+        self._complete()
         return iter(self._members)
 
     def __len__(self) -> int:
+        self._complete()
         return len(self._members)
+
+    def resolve(self, name: str) -> str:
+        """Return the name of the member that an alias stands for; any other name is returned as it is."""
+        if name not in self._members:
+            self._complete()
+        return name if name in self._members else self._aliases.get(name, name)
+
+    def aliases(self, name: str) -> list[str]:
+        """Return the other names of a member."""
+        self._complete()
+        return sorted(alias for alias, member in self._aliases.items() if member == name)
+
+    def _complete(self) -> None:
+        """Find the further members, once."""
+        if self._find is not None:
+            find, self._find = self._find, None
+            members, aliases = find()
+            self._members = {**self._members, **{n: m for n, m in members.items() if n not in self._members}}
+            taken = {*self._members, *self._aliases}
+            self._aliases |= {alias: name for alias, name in aliases.items() if alias not in taken}
 
     def parameters(self, name: str) -> dict[str, Parameter]:
         """Return what a configuration may set beside a member's name: name -> parameter."""

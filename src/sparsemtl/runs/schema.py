@@ -199,7 +199,8 @@ def json_schema() -> dict[str, Any]:
     for section, (registry, default) in SECTIONS.items():
         place = schema["properties"][section]
         mapping = {key: place.pop(key) for key in ("anyOf", "oneOf", "discriminator", "$ref") if key in place}
-        place["anyOf"] = [{"enum": list(registry)}, mapping]
+        names = [label for name in registry for label in (name, *registry.aliases(name))]
+        place["anyOf"] = [{"enum": names}, mapping]
         if default is not None:
             schema["$defs"][f"{section}_{default}"]["required"].remove("name")
     schema["properties"]["pretraining"]["anyOf"] = [_changes(schema["properties"]), {"type": "null"}]
@@ -220,7 +221,7 @@ def _section_type(section: str, registry: Registry[Any]) -> Any:
     members = tuple(
         _model(
             f"{section}_{name}",
-            {"name": Parameter("name", Literal[name]), **registry.parameters(name)},
+            {"name": Parameter("name", Literal[(name, *registry.aliases(name))]), **registry.parameters(name)},
             registry.summary(name),
         )
         for name in registry
