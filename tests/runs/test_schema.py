@@ -51,7 +51,9 @@ def complete_member(section: str, name: str) -> dict[str, Any]:
 
 def something(hint: Any) -> Any:
     """A value that fits an annotation."""
-    return next(value for value in ([1.0, 2.0], "a", {}) if accepts(TypeAdapter(hint, config={"strict": True}), value))
+    return next(
+        value for value in ([1.0, 2.0], "a", {}, 1) if accepts(TypeAdapter(hint, config={"strict": True}), value)
+    )
 
 
 @each(("section", "name"), MEMBERS)

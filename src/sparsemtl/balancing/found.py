@@ -133,7 +133,7 @@ class Construct:
     name: str
     arguments: Mapping[str, Any]
 
-    def __call__(self, tasks: int) -> nn.Module:
+    def __call__(self, tasks: int) -> Any:
         """Return the object.
 
         Raises:
@@ -186,13 +186,15 @@ def _member(kind: type[nn.Module], known: _Known) -> Callable[..., Balancer] | N
     make.__doc__ = known.about or _sentence(kind)
     make.__annotations__ = {name: Annotated[p.hint, Doc(p.meaning)] for name, p in every.items()}
     make.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if p.required else p.default,
-            annotation=make.__annotations__[name],
-        )
-        for name, p in every.items()
+        [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if p.required else p.default,
+                annotation=make.__annotations__[name],
+            )
+            for name, p in every.items()
+        ]
     )
     return make
 

@@ -99,7 +99,7 @@ class GradNorm(Balancer):
             self._optimizer.step()
             with torch.no_grad():
                 self._w.clamp_(min=_SMALLEST)
-                self._w *= total / self._w[present].sum()
+                self._w.mul_(total / self._w[present].sum())
 
     def _slopes(self, norms: Tensor, losses: Tensor, present: Tensor) -> Tensor:
         """Return the gradient of the weights, (T,)."""

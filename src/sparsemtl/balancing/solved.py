@@ -72,6 +72,8 @@ class KeptWeighting(Weighting[Tensor]):
         max_norm: largest norm of the combined gradient at every step; 0 sets no limit.
     """
 
+    weights: Tensor | None
+
     def __init__(self, weighting: Weighting[Any], every: int, max_norm: float) -> None:
         super().__init__()
         self.weighting = weighting
@@ -84,9 +86,10 @@ class KeptWeighting(Weighting[Tensor]):
         """Return the weights (T,)."""
         if self.weights is None or self.steps % self.every == 0:
             self.weights = self.weighting(gramian)
+        weights: Tensor = self.weights
         self.steps += 1
-        norm = float((self.weights @ gramian @ self.weights).clamp(min=0).sqrt())
-        return self.weights * (self.max_norm / norm) if 0 < self.max_norm < norm else self.weights
+        norm = float((weights @ gramian @ weights).clamp(min=0).sqrt())
+        return weights * (self.max_norm / norm) if 0 < self.max_norm < norm else weights
 
 
 def mgda() -> GramianWeightedAggregator:
