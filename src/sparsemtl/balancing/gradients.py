@@ -113,7 +113,7 @@ def cagrad(
     *,
     c: Annotated[NonNegative, Doc("Radius of the ball around the mean gradient, over the mean's length.")] = 0.5,
     rescale: Annotated[
-        Literal[0, 1, 2],
+        Annotated[int, Interval(ge=0, le=2)],
         Doc("Scaling of the paper's code: 0, none; 1, by 1 / (1 + c^2), which it runs with; 2, by 1 / (1 + c)."),
     ] = 0,
     **options: Unpack[GradientOptions],
