@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sparsemtl.errors import ParameterError
+from sparsemtl.kernels import restore
 from sparsemtl.networks.masked_product import cached_parts
 from sparsemtl.networks.masks import TaskMasks
 
@@ -92,6 +93,9 @@ _SHORTEST_ROW = 16
 
 def _restore(now: Tensor, before: Tensor, active: Tensor) -> None:
     """Restore the bits of entries outside of a mask, in place."""
+    if restore.takes(now, before, active):
+        restore.restore_(now, before, active)
+        return
     for bits, old, may_move in cached_parts(now, before, active.view(torch.int8)):
         moving = may_move.to(bits.dtype).neg_()  # all bits set, or none
         bits.bitwise_xor_(old).bitwise_and_(moving).bitwise_xor_(old)
