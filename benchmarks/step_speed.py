@@ -8,7 +8,9 @@ three layers of 1024, `resnet18` reads 3x64x64.
 - *Trainer step / plain loop*: a step in `Trainer.fit`, over one of a loop by hand: zero_grad, forward, mean of the
   three losses, backward, step. Both have the optimizer that the row names. Blocks of steps alternate within one run.
 - *Trainer step / checked loop*: over the same loop with the trainer's guarantees, written by hand: the labels are
-  classes, the losses are finite before the backward pass, and so is the gradient before the step.
+  classes, the losses are finite before the backward pass, and so is the gradient before the step. These checks alone
+  take about 8 % of a step of `small`, and 5 % of `mlp`, most of it one read of the gradient: more than the goal of
+  `mlp` over the plain loop allows.
 - *evaluation*: `evaluate`, with the loss and the five metrics of each task, over mean loss and accuracy by hand.
 - *masked evaluation*: the same of tasks with masks that keep 0.3, over masks that are put on once per task.
 """
@@ -111,7 +113,8 @@ def trainer_step(name: str, *, fused: bool, repeats: int) -> dict[str, Ratio]:
         return torch.optim.Adam(parameters, lr=1e-4, fused=fused or None)  # type: ignore[arg-type]
 
     model, data = model_and_batch(name)
-    loops = {f"{kind} loop": loop(name, adam, checked=kind == "checked") for kind in ("plain", "checked")}
+    kinds = ("plain",) if name == "resnet18" else ("plain", "checked")
+    loops = {f"{kind} loop": loop(name, adam, checked=kind == "checked") for kind in kinds}
     blocks = Alternation(loops, STEPS[name])
     trainer = sm.Trainer(model, optimizer=adam, epochs=1, progress=False, accelerator="cpu", callbacks=[blocks])
     trainer.fit([data] * (STEPS[name] * (repeats + 2)), [data])
