@@ -45,6 +45,27 @@ def test_layers_of_transformers_are_blocks() -> None:
     assert by_block(one, "embeddings", "encoder", "pooler") == [{2}, {1}, {0}]
 
 
+def test_blocks_inside_stages_are_counted_and_experts_inside_layers_are_not() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"image_size": 16, "patch_size": 2, "num_channels": 1, "window_size": 2}
+    swin = transformers.SwinModel(transformers.SwinConfig(embed_dim=4, depths=[2, 1], num_heads=[1, 2], **sizes))
+    blocks = ["encoder.layers.0.blocks.0", "encoder.layers.0.blocks.1", "encoder.layers.1.blocks.0"]
+    names = ["embeddings", *blocks, "encoder.layers.0.downsample", "layernorm"]
+    assert by_block(swin, *names) == [{4}, {3}, {2}, {1}, {2}, {0}]
+    config = transformers.ConvNextConfig(num_channels=1, hidden_sizes=[4, 8], depths=[2, 1], num_stages=2)
+    network = transformers.ConvNextModel(config)
+    names = [f"encoder.stages.{block}" for block in ("0.layers.0", "0.layers.1", "1.layers.0")]
+    assert by_block(network, "embeddings", *names) == [{4}, {3}, {2}, {1}]
+
+    class Layer(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.attention = nn.Linear(4, 4)
+            self.experts = nn.ModuleList(nn.Sequential(nn.Linear(4, width), nn.Linear(width, 4)) for _ in range(2))
+
+    assert by_block(nn.Sequential(Layer(8), Layer(8)), "0", "1") == [{2}, {1}]
+
+
 def test_torch_s_own_transformer_and_parameters_before_it() -> None:
     class Encoder(nn.Module):
         def __init__(self) -> None:

@@ -74,7 +74,7 @@ def padded_encoder(
     padded = src_key_padding_mask if src_key_padding_mask.dtype == torch.bool else src_key_padding_mask != 0
     aligned = torch.logical_not((padded[:, :-1] & padded[:, 1:].logical_not()).any())
     hidden = hidden.masked_fill((padded & aligned).unsqueeze(-1), 0.0)
-    return hidden if module.norm is None else module.norm(hidden)  # type: ignore[no-any-return]
+    return hidden if module.norm is None else module.norm(hidden)
 
 
 def _given(args: Any, kwargs: Any, names: tuple[str, ...]) -> list[Any]:

@@ -2,8 +2,8 @@
 
 As in timm and BEiT (Bao et al. 2022), blocks are numbered in the order in which they stand in the network. A chain of
 blocks is an `nn.Sequential`, an `nn.ModuleList`, or children with numbers (`layer1`, `layer2`). Chains inside a chain
-are stages, whose blocks are counted; everything else that has parts is one block (a transformer layer, a residual
-block). A chain of plain layers is a chain of blocks as well, if the network has no other.
+are stages, whose blocks are counted, and so are modules with one chain of blocks in each (Swin, ConvNeXt); everything
+else that has parts is one block (a transformer layer, a residual block). A chain of plain layers is a chain of blocks as well, if the network has no other.
 """
 
 from __future__ import annotations
@@ -101,12 +101,34 @@ def _blocks(row: Sequence[_Child], prefix: str) -> Iterator[Block]:
     if not any(map(_has_parts, row)):
         yield from _layers(row, prefix)
         return
+    inner = _stages(row)
     for name, part in row:
         stage = _row(part) if isinstance(part, (nn.Sequential, nn.ModuleList)) else []
-        if any(map(_has_parts, stage)):
+        if name in inner:
+            own, chain = inner[name]
+            yield from _blocks(_row(chain), f"{prefix}{name}.{own}.")
+        elif any(map(_has_parts, stage)):
             yield from _blocks(stage, f"{prefix}{name}.")
         elif _has_parts((name, part)):
             yield (f"{prefix}{name}",)
+
+
+def _stages(row: Sequence[_Child]) -> dict[str, _Child]:
+    """Return name of a module of a row -> the chain in it, if the modules are stages, as in Swin and ConvNeXt.
+
+    Each holds one chain of blocks with parts, beside a down-sampling, and the blocks of two stages differ in shape.
+    Chains inside equal modules, such as experts in the layers of a transformer, run side by side.
+    """
+    found: dict[str, _Child] = {}
+    shapes = set()
+    for name, part in row:
+        chains = [child for child in part.named_children() if isinstance(child[1], (nn.Sequential, nn.ModuleList))]
+        chains = [child for child in chains if any(map(_has_parts, _row(child[1])))]
+        if isinstance(part, (nn.Sequential, nn.ModuleList)) or len(chains) != 1:
+            return {}
+        found[name] = chains[0]
+        shapes.add(tuple(p.shape for p in chains[0][1][0].parameters()))  # type: ignore[operator]
+    return found if len(shapes) > 1 else {}
 
 
 def _layers(row: Sequence[_Child], prefix: str) -> Iterator[Block]:

@@ -7,7 +7,7 @@ import functools
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -251,7 +251,7 @@ def _progress(what: str, total: int, options: _Options) -> Iterator[tuple[Callab
         TimeRemainingColumn(),
     )
     live = Progress(*columns, console=console, transient=True, disable=not (options.progress and is_live(console)))
-    with live:
+    with nullcontext() if live.disable else live:  # rich before 14.1 ends bars that are off with an empty line
         bar = live.add_task(what, total=total)
         yield console.print, lambda: live.advance(bar)
 

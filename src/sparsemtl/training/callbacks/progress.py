@@ -51,7 +51,8 @@ class ProgressBar(Callback):
             transient=True,
             disable=not is_live(self._console),
         )
-        self._bars.start()
+        if not self._bars.disable:  # rich before 14.1 ends bars that are off with an empty line
+            self._bars.start()
         self._whole = self._bars.add_task("run", total=run.epochs, speed="", figures="")
         self._steps = self._bars.add_task("epoch", total=None, speed="", figures="")
 
@@ -81,5 +82,6 @@ class ProgressBar(Callback):
 
     def on_fit_end(self) -> None:
         """Hide the bars."""
-        self._bars.stop()
+        if not self._bars.disable:
+            self._bars.stop()
         self._bars = self._console = None  # a trainer can be pickled after training
