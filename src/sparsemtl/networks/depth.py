@@ -3,7 +3,8 @@
 As in timm and BEiT (Bao et al. 2022), blocks are numbered in the order in which they stand in the network. A chain of
 blocks is an `nn.Sequential`, an `nn.ModuleList`, or children with numbers (`layer1`, `layer2`). Chains inside a chain
 are stages, whose blocks are counted, and so are modules with one chain of blocks in each (Swin, ConvNeXt); everything
-else that has parts is one block (a transformer layer, a residual block). A chain of plain layers is a chain of blocks as well, if the network has no other.
+else that has parts is one block (a transformer layer, a residual block). A chain of plain layers is a chain of blocks
+as well, if the network has no other.
 """
 
 from __future__ import annotations
