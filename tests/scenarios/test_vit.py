@@ -46,3 +46,7 @@ def test_fisher_information_equals_a_loop_over_samples() -> None:
 @pytest.mark.parametrize(("method", "kind"), [("fisher", "neuron"), ("random", "head"), ("group-lasso", "neuron")])
 def test_the_network_of_a_task_becomes_smaller(method: str, kind: walk.Kind) -> None:
     walk.check_whole(make, method, kind, batches, "bright", images[:4])
+
+
+def test_units_whose_soft_mask_is_zero_leave_the_network_of_a_task() -> None:
+    walk.check_soft(make, batches, "bright", images[:4])

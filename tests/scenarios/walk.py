@@ -125,6 +125,20 @@ def check_whole(make: Make, method: str, kind: Kind, loader: Any, task: str, x: 
     return small
 
 
+def check_soft(make: Make, loader: Any, task: str, x: Any) -> None:
+    """Train soft masks with a number per unit; check that units at zero leave the network of a task."""
+    sharing = sm.SoftMaskSharing(lambda_=1e-2, granularity="channel", linear=True)
+    trainer = sm.Trainer(make(), sharing=sharing, epochs=1, seed=0, progress=False, measure_cost=False)
+    trainer.fit(loader, copies(loader))
+    whole = sm.parameter_count(trainer.compact(task, x))
+    with torch.no_grad():
+        for factor in trainer.networks[task].weight_factors.values():
+            factor[::2] = 0  # as proximal steps leave it
+        small = trainer.compact(task, x)
+        torch.testing.assert_close(small(x), trainer.predict(x, [task])[task], rtol=1e-4, atol=1e-5)
+    assert sm.parameter_count(small) < whole
+
+
 _WHOLE_SIZES: dict[tuple[Make, str], int] = {}
 """Parameters that a task needs of an untrained model, all of whose units are there."""
 

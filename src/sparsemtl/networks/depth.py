@@ -128,7 +128,8 @@ def _stages(row: Sequence[_Child]) -> dict[str, _Child]:
         if isinstance(part, (nn.Sequential, nn.ModuleList)) or len(chains) != 1:
             return {}
         found[name] = chains[0]
-        shapes.add(tuple(p.shape for p in chains[0][1][0].parameters()))  # type: ignore[operator]
+        first = next(chains[0][1].children())
+        shapes.add(tuple(p.shape for p in first.parameters()))
     return found if len(shapes) > 1 else {}
 
 

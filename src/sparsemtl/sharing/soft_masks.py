@@ -27,7 +27,8 @@ class SoftMaskSharing(Sharing):
     objective is sum_t c_t w_t (L_t + lambda |psi_t|_1), w_t being the task's own weight and c_t that of the balancer:
     Eq. 5 with `balancing: sum`, where c_t = 1, and 1 / T of it with `mean`. After every step that a task took part in,
     its masks take the proximal step of their term: psi = max(0, psi - lr * c_t * w_t * lambda). A weight whose mask is
-    zero is not read by the task.
+    zero is not read by the task. Compaction multiplies the masks into the weights, and removes the units all of whose
+    entries are zero; `granularity: channel` has one entry per unit.
 
     Differences from the paper:
         - There the weights under the masks are each task's own copy of an auxiliary network's, which is what
