@@ -240,6 +240,12 @@ def test_copies_have_the_options_of_their_originals() -> None:
             assert (id(copy) in held) == (id(trainer.model.get_parameter(name)) in held)
 
 
+def test_a_check_before_training_reads_the_gradients_of_the_copies() -> None:
+    check = sm.Trainer(model(), sharing=lottery(), epochs=5, **QUIET).check(loader())
+    assert all(probe.gradient_norm for probe in check.probes.tasks)
+    assert not [text for text in check.warnings if "no gradient" in text]
+
+
 class Stop(Exception):
     """Ends a run from outside."""
 

@@ -19,6 +19,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 import pytest
 import torch
 from policies import Started
+from routed_toys import TASKS, TOYS, model_of
+from routed_toys import batch_of as batch_of_toy
 from sharing_toys import (
     NAMES,
     assert_held,
@@ -43,6 +45,7 @@ from torch import nn
 import sparsemtl as sm
 from sparsemtl.errors import ConfigError, MaskError, ParameterError
 from sparsemtl.networks.randomness import random_state
+from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.registry.parameters import parameters_of as keywords_of
 from sparsemtl.sharing import SHARING, PBFSSharing, ProximalSharing, Sharing, SoftMaskSharing
 from sparsemtl.sharing.sharing import TURNS, Update
@@ -294,6 +297,26 @@ def test_the_trainer_runs_it_on_data_of_both_kinds(method: str, data: str, tmp_p
     assert list(results) == list(NAMES)
     assert all(math.isfinite(value) for metrics in results.values() for value in metrics.values())
     assert all(len(output) == 8 for output in trainer.predict(batch_of(0).x).values())
+
+
+@pytest.mark.filterwarnings("ignore::sparsemtl.errors.SparseMTLWarning")  # of layers that die, and of regression
+@every_method
+@pytest.mark.parametrize("toy", TOYS)
+def test_it_trains_networks_of_every_kind_whose_files_compute_the_same(method: str, toy: str, tmp_path: Path) -> None:
+    network = model_of(toy)
+    data = [batch_of_toy(toy, seed=seed) for seed in range(2)]
+    engine = engine_of(network, build(method, keep=0.5), optimizer="sgd")
+    for epoch in range(2):
+        run_epoch(engine, data, epoch)
+    engine.networks.save(tmp_path / "networks")
+    loaded = TaskNetworks.load(tmp_path / "networks", network)
+    for task in TASKS:
+        outputs = []
+        for networks in (engine.networks, loaded):
+            with torch.no_grad(), networks.swapped(network, task):
+                outputs.append(network.eval()(data[0][0], tasks=(task,))[task])
+        assert torch.equal(*outputs)
+        assert bool(outputs[0].isfinite().all())
 
 
 @every_method

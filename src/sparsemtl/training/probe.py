@@ -77,7 +77,8 @@ def probe_tasks(step: TrainingStep, groups: Sequence[Group]) -> Probes:
                 known = step.tasks[name].known(label)
                 loss = step.tasks[name].checked_loss(output, label) if bool(known.any()) else None
                 if loss is not None and shared:
-                    gradients[name] = _gradient(loss, shared, step.networks[name].gradient_mask)
+                    copies = {n: copy for task, n, copy in step.networks.copies() if task == name and n in shared}
+                    gradients[name] = _gradient(loss, {**shared, **copies}, step.networks[name].gradient_mask)
             norm = float(gradients[name].norm()) if name in gradients else None
             features = described(read[-1]) if read else ""
             shapes = described(group.x), features, described(output)
