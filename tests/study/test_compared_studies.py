@@ -53,7 +53,9 @@ def test_a_tuned_key_has_one_row_per_value_of_the_grid() -> None:
     assert list(tuned_settings(tuned()).settings.index) == ["f, keep 0.1, lr 1", "f, keep 0.2, lr 2"]
     assert list(best_settings(tuned()).settings.index) == ["f, keep 0.1, lr 1"]
     note = primary_table(tuned_settings(tuned())).note
-    assert note == "optimizer.lr of each row is the best on validation data, mean over seeds, of 1, 2."
+    assert (
+        note == "optimizer.lr of each row is the best on validation data, mean over seeds, of the values tried: 1, 2."
+    )
     assert primary_table(tuned()).note == ""  # a table of all values
 
 
@@ -144,6 +146,9 @@ def test_the_command_prints_and_writes_every_format(folders: tuple[Path, Path], 
     assert {path.name for path in tmp_path.iterdir()} == tables | pictures
     rows = list(csv.DictReader(io.StringIO((tmp_path / "pairs.csv").read_text())))
     assert [row["second"] for row in rows] == ["fisher, lr 0.1"]
+    (expected,) = StudyResults.read(folders[0], baseline="mtl").best().pairs()
+    assert float(rows[0]["p (Holm)"]) == expected.holm  # not rounded
+    assert r"  stl, lr 0.1 & $-7." in (tmp_path / "intervals.tex").read_text()
 
 
 def test_the_command_refuses_other_formats(folders: tuple[Path, Path]) -> None:

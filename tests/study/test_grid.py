@@ -75,7 +75,7 @@ def test_tuned_keys_multiply_the_grid_and_are_named(tmp_path: Path) -> None:
     }
     study = study_of(tmp_path, source, "tune.optimizer.lr=[0.1, 0.01]")
     assert study.tune == ("optimizer.lr", "optimizer.weight_decay")
-    assert study.grid == ("optimizer.lr", "optimizer.weight_decay", "sharing.keep")
+    assert study.grid == ("sharing.keep", "optimizer.lr", "optimizer.weight_decay")
     values = {method: [run.values for run in study.runs if run.method == method] for method in study.methods}
     assert values["stl"] == [{"optimizer.lr": lr} for lr in (0.1, 0.01)]
     assert values["decay"] == [

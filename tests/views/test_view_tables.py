@@ -14,7 +14,7 @@ from sparsemtl.storage.metrics import MetricRow, metrics_frame
 from sparsemtl.study.results import StudyResults
 from sparsemtl.study.tables import primary_table
 from sparsemtl.training.results import Results
-from sparsemtl.views.tables import Shaded, Table, cell_text, short_names
+from sparsemtl.views.tables import Shaded, Table, Written, cell_text, short_names
 
 EVIL = "<script>alert('&')</script>"
 
@@ -105,3 +105,9 @@ def test_a_long_table_of_masks_names_what_it_hides() -> None:
     assert "w39" in page
     assert "w40" not in page
     assert "1.000" in page
+
+
+def test_a_table_as_markdown_and_csv_keeps_bars_and_whole_numbers() -> None:
+    table = Table(["name", "p"], [["a|b", Written(0.00012345, "0.00012")], ["c", None]], "Title", ["Note."])
+    assert table.markdown() == "Title\n\n| name | p |\n| :--- | ---: |\n| a\\|b | 0.00012 |\n| c | – |\n\nNote."
+    assert table.csv() == "name,p\na|b,0.00012345\nc,\n"

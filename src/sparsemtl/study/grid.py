@@ -101,8 +101,9 @@ class Study:
 
     @property
     def grid(self) -> tuple[str, ...]:
-        """Keys of all grids, in order of appearance."""
-        return tuple(dict.fromkeys(key for run in self.runs for key in run.values))
+        """Keys of all grids in order of appearance, then those of `tune`."""
+        keys = dict.fromkeys(key for run in self.runs for key in run.values)
+        return tuple(sorted(keys, key=self.tune.__contains__))
 
 
 def read_study(path: str | Path, overrides: Sequence[str] = (), plugins: Sequence[str] = ()) -> Study:

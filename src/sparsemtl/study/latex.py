@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sparsemtl.views.tables import Table, cell_text
+from sparsemtl.views.tables import Table, Written, cell_text
 
 if TYPE_CHECKING:
     from sparsemtl.study.tables import Cell, StudyTable
@@ -23,7 +23,7 @@ def to_latex(table: StudyTable) -> str:
 
 def plain_latex(table: Table) -> str:
     """Return a table of texts and numbers in LaTeX."""
-    right = [any(isinstance(row[i], (int, float)) for row in table.rows) for i in range(len(table.head))]
+    right = [any(isinstance(row[i], (int, float, Written)) for row in table.rows) for i in range(len(table.head))]
     rows = [_row([_text(cell_text(value)) for value in row]) for row in table.rows]
     columns = "".join("r" if numbers else "l" for numbers in right)
     return _tabular(columns, [_row([_text(name) for name in table.head])], rows, [table.title, *table.notes])

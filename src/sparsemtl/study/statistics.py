@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sparsemtl.errors import ParameterError, missing_extra, unknown_name
 from sparsemtl.study.results import DELTA, StudyResults, gains_per_seed, per_seed, signs
-from sparsemtl.views.tables import Table, Value
+from sparsemtl.views.tables import Table, Value, Written
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -269,8 +269,7 @@ def pairs_table(found: Sequence[Pair]) -> Table:
     """Return pairs as a table."""
     head = ["first", "second", "wins", "ties", "losses", "median difference, %", "p", "p (Holm)"]
     rows: list[Sequence[Value]] = [
-        [p.first, p.second, p.wins, p.ties, p.losses, f"{p.difference:+.2f}", shown_p(p.p), shown_p(p.holm)]
-        for p in found
+        [p.first, p.second, p.wins, p.ties, p.losses, _signed(p.difference), _p(p.p), _p(p.holm)] for p in found
     ]
     return Table(head, rows, "Pairs: Wilcoxon signed-rank test over tasks and seeds, corrected by Holm's method")
 
@@ -279,16 +278,15 @@ def intervals_table(found: Sequence[Interval]) -> Table:
     """Return intervals, at least one, as a table."""
     kind = {"t": "t interval", "bootstrap": "BCa bootstrap interval"}[found[0].method]
     rows: list[Sequence[Value]] = [
-        [i.setting, _signed(i.mean), None if math.isnan(i.low) else f"{_signed(i.low)} to {_signed(i.high)}", i.seeds]
-        for i in found
+        [i.setting, _signed(i.mean), _signed(i.low), _signed(i.high), i.seeds] for i in found
     ]
-    head = ["method", "Δm, %", f"{100 * found[0].level:g} % interval", "seeds"]
-    return Table(head, rows, f"Δm against {found[0].against}: {kind} of its mean, paired by seed")
+    title = f"Δm against {found[0].against}: {100 * found[0].level:g} % {kind} of its mean, paired by seed"
+    return Table(["method", "Δm, %", "from", "to", "seeds"], rows, title)
 
 
 def ranks_table(test: Friedman) -> Table:
     """Return mean ranks as a table, with the test below it."""
-    rows = [[name, f"{rank:.2f}"] for name, rank in test.ranks.items()]
+    rows: list[Sequence[Value]] = [[name, Written(rank, f"{rank:.2f}")] for name, rank in test.ranks.items()]
     return Table(["method", "mean rank"], rows, "Mean ranks over tasks and seeds, 1 is best", [str(test)])
 
 
@@ -323,8 +321,12 @@ def shown_p(p: float) -> str:
     return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
-def _signed(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:+.2f}"
+def _signed(value: float) -> Written | None:
+    return None if math.isnan(value) else Written(value, f"{value:+.2f}")
+
+
+def _p(value: float) -> Written:
+    return Written(value, shown_p(value))
 
 
 def _bounds(values: Any, level: float, method: Method) -> tuple[float, float]:

@@ -328,7 +328,7 @@ def _notes_on_tuning(results: StudyResults) -> Iterator[str]:
     if len(tuned_settings(results).settings) == len(results.settings):
         for key, values in results.tuned.items():
             tried = ", ".join(map(plain, values))
-            yield f"{key} of each row is the best on validation data, mean over seeds, of {tried}."
+            yield f"{key} of each row is the best on validation data, mean over seeds, of the values tried: {tried}."
 
 
 def _note_on_tasks(results: StudyResults, over: Mapping[str, tuple[str, ...]]) -> str:

@@ -24,7 +24,20 @@ class Shaded:
     share: float
 
 
-Value = str | int | float | Shaded | None
+@dataclass(frozen=True)
+class Written:
+    """Number that is shown in a form of its own.
+
+    Attributes:
+        value: the number.
+        text: its form.
+    """
+
+    value: float
+    text: str
+
+
+Value = str | int | float | Shaded | Written | None
 """Cell of a table: text is aligned to the left, a number to the right; None is shown as an en dash."""
 
 
@@ -66,7 +79,7 @@ class Table:
         file = io.StringIO(newline="")
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(self.head)
-        writer.writerows([v.value if isinstance(v, Shaded) else v for v in row] for row in self.rows)
+        writer.writerows([v.value if isinstance(v, (Shaded, Written)) else v for v in row] for row in self.rows)
         return file.getvalue()
 
     def html(self) -> str:
@@ -90,6 +103,8 @@ def cell_text(value: Value) -> str:
     """Return a cell as text: four significant digits of a float, groups of three digits of a count."""
     if isinstance(value, Shaded):
         return f"{value.value:.3f}"
+    if isinstance(value, Written):
+        return value.text
     if value is None or value != value:
         return MISSING
     if isinstance(value, float):
