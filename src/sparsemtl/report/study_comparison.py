@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from markupsafe import Markup
 
@@ -89,7 +90,7 @@ def _bars(best: StudyResults, colours: Mapping[str, int]) -> list[Chart]:
             for part in (figures.mean, figures.std)
         )
         svg = draw(
-            lambda axes, tasks=tasks, mean=mean, std=std: draw_task_bars(axes, tasks, mean, std, colours, palette=PAGE),
+            partial(draw_task_bars, tasks=tasks, means=mean, deviations=std, colours=colours, palette=PAGE),
             width=_WIDE,
             height=280,
             label=f"{metric} of every task",

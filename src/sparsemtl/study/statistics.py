@@ -144,7 +144,9 @@ def blocks(results: StudyResults, *, baseline: bool = False) -> pd.DataFrame:
         )
     by_task = {task: scaled[task].unstack("setting") for task in scaled}
     wide = pd.concat(by_task, names=["task"]).reindex(columns=settings).dropna()
-    whole = wide.apply(lambda column: column.map(lambda value: float(f"{value:.12g}")))  # equal figures are ties
+    whole: pd.DataFrame = wide.apply(
+        lambda column: column.map(lambda value: float(f"{value:.12g}"))
+    )  # equal figures are ties
     if whole.empty:
         raise ParameterError("there is no task and seed of which all settings have a test figure, so none is compared.")
     return whole
