@@ -225,6 +225,11 @@ def test_a_frozen_encoder_is_refused_before_training() -> None:
         engine_of(model, GradNorm())
 
 
+def test_it_must_be_attached_first() -> None:
+    with pytest.raises(RuntimeError, match=r"not attached yet; call attach\(tasks, device\)"):
+        GradNorm().observe_gradients(torch.ones(2), torch.ones(2, 3), torch.ones(2, dtype=torch.bool))
+
+
 # MGDA-UB
 
 

@@ -70,7 +70,13 @@ class GradNorm(Balancer):
         return shared_layer(model, self.layer)
 
     def observe_gradients(self, losses: Tensor, rows: Tensor, present: Tensor) -> None:
-        """Add a batch's losses and gradients (T, P) to those of the step."""
+        """Add a batch's losses and gradients (T, P) to those of the step.
+
+        Raises:
+            RuntimeError: if the balancer is not attached yet.
+        """
+        if not len(self._w):
+            raise RuntimeError("the balancer is not attached yet; call attach(tasks, device).")
         self._losses = self._losses + torch.where(present, losses, 0.0)
         self._counts = self._counts + present
         self._rows = rows if self._rows is None else self._rows + rows
