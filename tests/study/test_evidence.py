@@ -217,6 +217,14 @@ def test_losses_that_weights_or_a_balancer_even_out(folder: Path) -> None:
     assert weak(folder) == []
 
 
+def test_a_damaged_or_missing_record_is_no_evidence(folder: Path) -> None:
+    (folder / "runs" / "mtl-0.1-0" / "metrics.csv").write_text("x,y\n1,2\n")
+    (folder / "runs" / "fisher-0.1-0" / "metrics.csv").write_text("epoch,split,task,metric,value\n1,train,a,loss,x\n")
+    edit(folder, "stl-*", lambda s: s.pop("epochs"))
+    (folder / "runs" / "stl-0.1-1" / "config.yaml").unlink()
+    assert weak(folder) == []
+
+
 def test_results_of_a_frame_are_judged_by_their_figures(folder: Path) -> None:
     edit(folder, "*", lambda s: s["tasks"]["b"].update(best_epoch=9))
     frame = pd.read_csv(folder / "results.csv")

@@ -22,6 +22,7 @@ import pytest
 from sparsemtl.data import DATASETS
 from sparsemtl.errors import ConfigError
 from sparsemtl.runs import run as runs
+from sparsemtl.storage.locks import locked
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.storage.yaml_text import dump_yaml, read_yaml
@@ -481,3 +482,12 @@ def test_a_killed_worker_is_reported_and_its_run_resumed(study_file: Path, tmp_p
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (again.returncode, "Tables: " in again.stdout) == (0, True)
     assert len(rows(tmp_path / "out")) > 0
+
+
+def test_a_study_whose_seeds_had_one_split_says_how_it_is_resumed(tmp_path: Path, tiny: Any) -> None:
+    study = study_of(tmp_path, base=tiny, methods={"a": {}}, seeds=[1])
+    before = {**study.runs[0].config, "data": {**study.runs[0].config["data"], "seed": 0}}
+    with locked(tmp_path / "out"):
+        StudyFolder(tmp_path / "out").run("a_seed-1").write_config(before)
+    with pytest.raises(ConfigError, match=r"data\.seed is 0 there and null here.*`data\.seed=0` resumes such a study"):
+        run_study(study, tmp_path / "out", progress=False)

@@ -152,7 +152,7 @@ def _last_epochs(results: StudyResults, best: StudyResults, runs: _Runs) -> Iter
     late, epochs = {}, set()
     for setting, method in best.settings["method"].items():
         summaries = runs.summaries(best, str(setting)).values()
-        ended = [s for s in summaries if any(t.get("best_epoch") == s.get("epochs") for t in s["tasks"].values())]
+        ended = [s for s in summaries if any(_ends_best(entry, s) for entry in s["tasks"].values())]
         if 2 * len(ended) > len(summaries):
             late[method] = f"{method} ({len(ended)} of {_runs(len(summaries))})"
             epochs |= {summary["epochs"] for summary in ended}
@@ -162,6 +162,11 @@ def _last_epochs(results: StudyResults, best: StudyResults, runs: _Runs) -> Iter
             f"The best epoch is the last one: {_listed(late.values())}. Longer training may change the order: raise "
             f"`training.epochs` above {trained}."
         )
+
+
+def _ends_best(entry: Mapping[str, Any], summary: Mapping[str, Any]) -> bool:
+    """Return True if the best epoch of a task is the last one of its run."""
+    return entry.get("best_epoch") is not None and entry["best_epoch"] == summary.get("epochs")
 
 
 def _grid_ends(results: StudyResults, best: StudyResults, runs: _Runs) -> Iterator[str]:
@@ -261,14 +266,17 @@ def _first_losses(run: RunFolder) -> dict[str, float]:
     if not run.metrics.is_file():
         return {}
     losses: dict[str, float] = {}
-    with run.metrics.open(newline="", encoding="utf-8") as file:
-        first = None
-        for row in csv.DictReader(file):
-            first = first or row["epoch"]
-            if row["epoch"] != first:
-                break
-            if row["split"] == "train" and row["metric"] == "loss" and row["task"]:
-                losses[row["task"]] = float(row["value"])
+    try:
+        with run.metrics.open(newline="", encoding="utf-8") as file:
+            first = None
+            for row in csv.DictReader(file):
+                first = first or row["epoch"]
+                if row["epoch"] != first:
+                    break
+                if row["split"] == "train" and row["metric"] == "loss" and row["task"]:
+                    losses[row["task"]] = float(row["value"])
+    except (KeyError, TypeError, ValueError, csv.Error):
+        return {}  # the report, which reads the whole file, names the damage
     return losses
 
 
