@@ -26,6 +26,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "group-lasso": [{"target_sparsity": 0.3, "reach_at": 1}],
     "group-mcp": [{"target_sparsity": 0.3, "reach_at": 1}],
     "l1": [{"target_sparsity": 0.3, "reach_at": 1}],
+    "lottery": [{"iterations": 1, "iteration": 1, "epochs_per_iteration": 1, "target_sparsity": 0.5}],
 }
 CASES = [(name, options) for name in SHARING for options in SETTINGS.get(name, [{}])]
 
