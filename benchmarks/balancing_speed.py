@@ -41,6 +41,7 @@ SOLVERS: dict[tuple[str, int], float | None] = {
 """Balancer and number of tasks -> goal in milliseconds."""
 WIDTH = 1000
 STEP_GOAL = 1.1
+CALL_GOAL = 1.15
 TORCHJD_GOAL = 1.15
 GRADIENTS_GOAL = 1.1
 AGGREGATORS: dict[str, Callable[[], Any]] = {
@@ -161,6 +162,33 @@ def memory_of_a_task(balancing: str) -> Ratio:
     return spread(lambda: (peak(balancing, 8) - peak(balancing, 2)) / (6 * size), 1)
 
 
+def call(name: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """A call of TorchJD's aggregator, and of the balancer, for three rows of a million."""
+    balancer: Any = BALANCERS.build(name)
+    balancer.attach(3, torch.device("cpu"))
+    rows = torch.randn(3, 1_000_000, generator=torch.Generator().manual_seed(0))
+    aggregator = balancer.make(3)
+    return lambda: aggregator(rows), lambda: balancer.aggregate(rows)
+
+
+def row_bytes(name: str, balancing: str) -> int:
+    """Bytes of the rows that a step keeps, in float32."""
+    model, (x, targets) = network(name, 3), batch(name, 3)
+    if BALANCERS.build(balancing).combines_gradients:
+        return 3 * 4 * sum(p.numel() for p in model.shared_parameters().values())
+    sizes: list[int] = []
+    balancer = BALANCERS.build(balancing)
+    balancer.attach(3, torch.device("cpu"))
+    observe = balancer.observe_gradients
+    balancer.observe_gradients = lambda losses, rows, present: (  # type: ignore[method-assign]
+        sizes.append(rows.numel() * rows.element_size()),
+        observe(losses, rows, present),
+    )[1]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    TrainingStep(model, optimizer, DenseSharing().start(model), balancing=balancer)(x, targets)
+    return sizes[0]
+
+
 def measures(quick: bool) -> Iterator[Measure]:
     for (name, tasks), goal in SOLVERS.items():
         if quick and goal is None:
@@ -187,6 +215,13 @@ def measures(quick: bool) -> Iterator[Measure]:
             yield Measure(f"step with {balancing} ÷ gradients by hand, {name}, 3 tasks", ratio, GRADIENTS_GOAL)
     for balancing, goal in () if quick else MEMORY.items():
         yield Measure(f"memory of a task's gradient with {balancing}, mlp", memory_of_a_task(balancing), goal)
+    for name in ("pcgrad",) if quick else ("pcgrad", "imtl-g", "aligned-mtl", "graddrop"):
+        theirs, ours = call(name)
+        yield Measure(f"{name} ÷ TorchJD's own call, 3 rows of a million", paired(theirs, ours, 11), CALL_GOAL)
+    for name in ("mlp",) if quick else ("mlp", "resnet18"):
+        for balancing in ("mgda", "mgda-ub"):
+            size = row_bytes(name, balancing)
+            yield Measure(f"rows of {balancing}, {name}, 3 tasks", spread(lambda size=size: size, 1), None, "bytes")
 
 
 if __name__ == "__main__":
