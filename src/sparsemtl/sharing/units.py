@@ -51,8 +51,9 @@ class RoutingOptions(CoverageOptions, total=False):
         Update,
         Default("average"),
         Doc(
-            "How a batch becomes optimizer steps: `average`, one forward pass per task and one step; `alternate`, one "
-            "step per task; `random_one`, one step for one task drawn at random."
+            "How a batch becomes optimizer steps: `average`, one forward pass per task and one step (the gradients "
+            "accumulate, as in the codes for Cityscapes); `alternate`, one step per task, as in those for CelebA; "
+            "`random_one`, one step for one task drawn at random, as in Strezoski et al."
         ),
     ]
     strict: Annotated[
