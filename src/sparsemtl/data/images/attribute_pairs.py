@@ -57,7 +57,7 @@ def pair_attributes(
     return TaskData("pair-attributes", tasks, train, held_out, test, notes=pairs.notes)
 
 
-def _attributed(pairs: Split | Mapping[str, Split]) -> Split:
+def _attributed(pairs: object) -> Split:
     """Return pairs with the attributes of their classes as labels."""
     assert isinstance(pairs, Split)
     labels: dict[str, Tensor] = {
