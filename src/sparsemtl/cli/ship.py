@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from sparsemtl.runs.loaded import LoadedRun
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run that has been trained.")]
+MultipleOf = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Let the numbers of channels of images be multiples of N where they can; 8 or 16 suit onnxruntime.",
+    ),
+]
 Tasks = Annotated[
     list[str] | None,
     typer.Option(
@@ -30,6 +38,7 @@ def compact(
         Path | None,
         typer.Option(metavar="FOLDER", help="Folder of the files; by default RUN/compact.", show_default=False),
     ] = None,
+    multiple_of: MultipleOf = 1,
     layers: Annotated[
         bool, typer.Option("--layers", help="Show the channels of every layer, and why they stay.")
     ] = False,
@@ -45,7 +54,7 @@ def compact(
     folder = out or loaded.folder.path / "compact"
     table = Table("task", "parameters", "multiply-adds", "difference", box=None, pad_edge=False)
     for name in _each(_chosen(loaded, task)):
-        small = loaded.compact(name)
+        small = loaded.compact(name, multiple_of=multiple_of)
         export_network(small, folder / f"{name}.safetensors")
         report = small.report
         if layers:
@@ -65,6 +74,7 @@ def export(
         Path | None,
         typer.Option(metavar="FOLDER", help="Folder of the files; by default RUN/export.", show_default=False),
     ] = None,
+    multiple_of: MultipleOf = 1,
 ) -> None:
     """Write each task's small network as ONNX, as an archive of torch.export (pt2) or as safetensors; check outputs."""
     from rich.table import Table
@@ -80,9 +90,8 @@ def export(
     folder = out or loaded.folder.path / "export"
     table = Table("task", "bytes", "samples", "difference", box=None, pad_edge=False)
     for name in _each(_chosen(loaded, task)):
-        file = export_network(
-            loaded.compact(name), folder / f"{name}.{format}", outputs=[name] if format == "onnx" else None
-        )
+        small = loaded.compact(name, multiple_of=multiple_of)
+        file = export_network(small, folder / f"{name}.{format}", outputs=[name] if format == "onnx" else None)
         found = "not run" if file.difference is None else f"{file.difference:.0e}"
         table.add_row(name, f"{file.bytes:,}", str(file.batch or "any"), found)
     show_whole(table)
@@ -99,6 +108,7 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Number of threads; by default torch's.", show_default=False)
     ] = None,
+    multiple_of: MultipleOf = 1,
     repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Number of passes that are timed.")] = 30,
 ) -> None:
     """Time each task's network before and after compaction, in turns, in torch and in onnxruntime."""
@@ -124,7 +134,7 @@ def bench(
     table = Table(*heads, box=None, pad_edge=False)
     try:
         for name in _each(_chosen(loaded, task)):
-            for found in _speedups(loaded, name, batch_size or (1, 16), repeats):
+            for found in _speedups(loaded, name, batch_size or (1, 16), multiple_of, repeats):
                 yielded = "" if found.yielded is None else f"{found.yielded:.0%}"
                 left = found.macs[1] / found.macs[0] if found.macs[0] else 1.0
                 times = [f"{time.median:.3f} ({time.p95:.3f})" for time in (found.before, found.after)]
@@ -140,21 +150,13 @@ def bench(
     )
 
 
-def _cells(found: Speedup) -> Iterator[str]:
-    yield from (found.runtime, str(found.batch))
-    yield from (f"{time.median:.3f} ({time.p95:.3f})" for time in (found.before, found.after))
-    yield f"{found.ratio:.2f}x"
-    yield f"{found.macs[1] / found.macs[0]:.0%}" if found.macs[0] else ""
-    yield "" if found.yielded is None else f"{found.yielded:.0%}"
-
-
-def _speedups(loaded: LoadedRun, name: str, sizes: Sequence[int], repeats: int) -> Iterator[Speedup]:
+def _speedups(loaded: LoadedRun, name: str, sizes: Sequence[int], multiple_of: int, repeats: int) -> Iterator[Speedup]:
     import torch
 
     from sparsemtl.compaction import speedups
     from sparsemtl.compaction.inputs import Like
 
-    small = loaded.compact(name)
+    small = loaded.compact(name, multiple_of=multiple_of)
     example = small.report.example
     if example is None or len(example.args) != 1 or not isinstance(example.args[0], Like):
         raise ParameterError(

@@ -31,6 +31,11 @@ class Layout:
         return self.channels is not None and self.spread == 1
 
     @property
+    def is_image(self) -> bool:
+        """True if the channels are those of images or volumes."""
+        return self.whole and self.axis == 1 and self.rank is not None and self.rank > 3
+
+    @property
     def last(self) -> bool:
         """True if the channels are on the last axis."""
         return self.axis == -1 or self.axis + 1 == self.rank
@@ -89,6 +94,10 @@ class Need:
     def __or__(self, other: Need) -> Need:
         return Need(self.live | other.live, self.carried | other.carried)
 
+    def rounded(self, multiple: int) -> Need:
+        """Return the same need with further channels, up to a multiple of a number of channels."""
+        return Need(self.live, rounded(self.carried, torch.ones_like(self.carried), multiple))
+
     def at_least_one(self) -> Need:
         """Return the same need with at least one channel."""
         if self.carried.any() or not len(self.carried):
@@ -96,3 +105,16 @@ class Need:
         carried = self.carried.clone()
         carried[0] = True
         return Need(self.live, carried)
+
+
+def rounded(chosen: Tensor, among: Tensor, multiple: int) -> Tensor:
+    """Return some channels, with others up to a multiple of a number; without others if there are not enough.
+
+    Args:
+        chosen: (channels,), bool.
+        among: (channels,), bool: the channels that there are.
+        multiple: the number, at least 1.
+    """
+    others = among & ~chosen
+    missing = -int(chosen.sum()) % multiple
+    return chosen | (others & (others.cumsum(0) <= missing)) if int(others.sum()) >= missing else chosen

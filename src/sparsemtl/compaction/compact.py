@@ -32,6 +32,7 @@ def compact(
     tasks: Iterable[str] | None = None,
     norms: TaskNorms | None = None,
     leaf_modules: Collection[str] = (),
+    multiple_of: int = 1,
 ) -> CompactedModule:
     """Return a smaller network without the channels that are zero, constant or that no later layer reads.
 
@@ -58,6 +59,8 @@ def compact(
         norms: batch norm statistics for each task; those of `task` are taken. Statistics of the batch itself
             (`bn="batch"`) belong to no network that stands alone.
         leaf_modules: names of modules to keep as they are, for those that torch.fx cannot trace.
+        multiple_of: number of which the channels of images become a multiple where they can, at least 1: channels that
+            change nothing stay where they fill up a block of the runtime. 8 or 16 make onnxruntime faster on a CPU.
 
     Returns:
         a plain module in eval mode. It maps a batch to the outputs of `task`, or of a model of one network to what
@@ -92,6 +95,8 @@ def compact(
         model, masks = masks.network(model, task), None
     tasks = tasks if tasks is None or isinstance(tasks, str) else tuple(tasks)
     _check_arguments(model, masks, task, tasks, norms)
+    if multiple_of < 1:
+        raise ParameterError(f"`multiple_of` must be at least 1, got {multiple_of}.")
     own = copied(model)
     if task is not None:
         _put(own, _task_tensors(own, masks, norms, task))
@@ -99,7 +104,7 @@ def compact(
     if isinstance(own, MultiTaskModel):
         chosen = (task,) if task is not None else own.chosen(tasks)
     root = root_of(own, chosen, alone=task is not None, leaf_modules=leaf_modules)
-    return compact_root(root, example_inputs, single=chosen is not None)
+    return compact_root(root, example_inputs, single=chosen is not None, multiple_of=multiple_of)
 
 
 def _check_arguments(

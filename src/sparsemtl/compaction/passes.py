@@ -64,11 +64,12 @@ def fold_constants(rules: Mapping[fx.Node, ChannelRule]) -> None:
         found[node] = rule.constants(*(found[source] for source in rule.inputs))
 
 
-def needed_channels(rules: Mapping[fx.Node, ChannelRule]) -> dict[fx.Node, Need | None]:
+def needed_channels(rules: Mapping[fx.Node, ChannelRule], multiple_of: int = 1) -> dict[fx.Node, Need | None]:
     """Return the need of every node: a channel is needed if a later node has a weight on it that changes the output.
 
     Args:
         rules: rules of the nodes, in order.
+        multiple_of: number of which the channels of images are to be a multiple, with others that change nothing.
 
     Returns:
         node -> need of its output, None where no channels are known.
@@ -79,7 +80,8 @@ def needed_channels(rules: Mapping[fx.Node, ChannelRule]) -> dict[fx.Node, Need 
     }
     for node, rule in reversed(list(rules.items())):
         out = found[node]
-        found[node] = out = None if out is None else out.at_least_one()
+        out = None if out is None else out.at_least_one()
+        found[node] = out = out if out is None or not rule.layout.is_image else out.rounded(multiple_of)
         asked = rule.needs(out, *(rules[source].layout for source in rule.inputs))
         for source, need in zip(rule.inputs, asked, strict=True):
             before = found[source]
@@ -88,10 +90,10 @@ def needed_channels(rules: Mapping[fx.Node, ChannelRule]) -> dict[fx.Node, Need 
 
 
 def remove_channels(
-    network: Network, rules: Mapping[fx.Node, ChannelRule], needed: Mapping[fx.Node, Need | None]
+    network: Network, rules: Mapping[fx.Node, ChannelRule], needed: Mapping[fx.Node, Need | None], multiple_of: int = 1
 ) -> None:
     """Remove the channels that are not needed from every layer, and the nodes that are no longer read."""
-    editor = Editor(network)
+    editor = Editor(network, multiple_of)
     present: dict[fx.Node, Tensor | None] = {}
     for node, rule in rules.items():
         present[node] = rule.rewrite(needed[node], [present[source] for source in rule.inputs], editor)

@@ -57,13 +57,14 @@ def attach(module: CompactedModule, report: CompactionReport) -> CompactedModule
     return module
 
 
-def compact_root(root: Root, example: Any, *, single: bool) -> CompactedModule:
+def compact_root(root: Root, example: Any, *, single: bool, multiple_of: int) -> CompactedModule:
     """Compact a module and compare the outputs.
 
     Args:
         root: the module; the result shares the parts that it keeps.
         example: `example_inputs` of `compact`.
         single: True if the module has one argument, whatever the example is.
+        multiple_of: see `compact`.
     """
     model, precision = replace(root, module=copied(root.module)), Precision(root.module, root.prefix)
     inputs, missing = _inputs(model.module, example, single=single)
@@ -76,7 +77,7 @@ def compact_root(root: Root, example: Any, *, single: bool) -> CompactedModule:
     macs = None if inputs is None else _macs(built(network, copy.deepcopy(network.graph)), inputs)
     if inputs is not None:
         _measure(network, model.module, inputs)
-    _shrink(network, widths)
+    _shrink(network, widths, multiple_of)
     small = built(network, network.graph)
     verification = _finished(small, model, precision, inputs, missing)
     report = CompactionReport(
@@ -191,7 +192,7 @@ def _measure(network: Network, model: nn.Module, inputs: Inputs) -> None:
     measure(network, whole, list(same.mapped(Tensor.clone).named(model).values()))
 
 
-def _shrink(network: Network, widths: LayerWidths) -> None:
+def _shrink(network: Network, widths: LayerWidths, multiple_of: int) -> None:
     check_inputs(network)
     trace_sizes(network)
     while write_known_sizes(network, rules_for(network)):
@@ -201,7 +202,10 @@ def _shrink(network: Network, widths: LayerWidths) -> None:
     rules = rules_for(network)
     widths.explain(network, rules)
     fold_constants(rules)
-    remove_channels(network, rules, needed_channels(rules))
+    needed = needed_channels(rules, multiple_of)
+    if multiple_of > 1:
+        widths.explain_fillers(needed, multiple_of)
+    remove_channels(network, rules, needed, multiple_of)
     forget(network)
 
 

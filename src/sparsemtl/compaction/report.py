@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from sparsemtl.compaction.channels import Need
 from sparsemtl.compaction.inputs import Inputs
 from sparsemtl.compaction.network import Network, Select
 from sparsemtl.compaction.operations import CONVOLUTIONS, NORMS, operation, torch_class
@@ -215,6 +216,13 @@ class LayerWidths:
                 self._heads.append((rule, [str(each.target) for each in around]))
         left = {node.target for node in network.graph.nodes}
         self.why |= dict.fromkeys((name for name in self.before if name not in left), "part of the layer before it")
+
+    def explain_fillers(self, needed: Mapping[fx.Node, Need | None], multiple_of: int) -> None:
+        """Record where channels that change nothing stay, so that their number is a multiple of a number."""
+        for node, need in needed.items():
+            if need is not None and node.target in self.before and not self.why.get(str(node.target)):
+                count = int((need.carried & ~need.live).sum())
+                self.why |= {str(node.target): f"{count} fill up a multiple of {multiple_of}"} if count else {}
 
     def _count_heads(self, network: Network) -> dict[str, tuple[int, int]]:
         """Return the attention heads before and after of every layer that makes or reads them."""

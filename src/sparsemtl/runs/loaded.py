@@ -121,16 +121,17 @@ class LoadedRun:
         self.model.check_task(task)
         return cast("MultiTaskModel", self.networks.network(self.model, task))
 
-    def compact(self, task: str, example_inputs: Any = None) -> CompactedModule:
+    def compact(self, task: str, example_inputs: Any = None, *, multiple_of: int = 1) -> CompactedModule:
         """Return the network of the task, physically small; see `sm.compact`.
 
         Args:
             task: name of the task.
             example_inputs: a batch that the model reads; by default the samples of the test data that the run keeps.
+            multiple_of: number of which the channels of images become a multiple where they can.
         """
         self.model.check_task(task)
         example = self._samples(task) if example_inputs is None else example_inputs
-        return compact(self.model, self.networks, task=task, example_inputs=example)
+        return compact(self.model, self.networks, task=task, example_inputs=example, multiple_of=multiple_of)
 
     def _samples(self, task: str) -> Tensor | None:
         """Return inputs of the task from the test data; None if the run keeps none."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from sparsemtl.compaction.channels import Constants, Layout, Need
+from sparsemtl.compaction.channels import Constants, Layout, Need, rounded
 from sparsemtl.compaction.network import Select
 from sparsemtl.compaction.operations import CONVOLUTIONS, operand, torch_class
 from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Site, UnknownRule, kept
@@ -110,6 +110,8 @@ class Dense(ChannelRule):
         """Return the rows to compute; constant ones are inserted behind the layer if that is cheaper."""
         rows = (matrix != 0).any(2).any(1).cpu() & carried
         rows = rows if rows.any() else _first(carried)
+        if self.layout.is_image:
+            rows = rounded(rows, carried, editor.multiple_of)
         constant = carried & ~rows
         saved = int(constant.sum()) * int((matrix[rows] != 0).any(2).any(0).sum()) * self._places()
         if isinstance(self.layer, nn.Linear) or saved <= WORTH * int(carried.sum() + rows.sum()):
@@ -131,6 +133,8 @@ class Dense(ChannelRule):
     def _selected(self, columns: Tensor, needed: Tensor, rows: int, editor: Editor) -> Tensor:
         """Return the present columns to keep; a selection goes in front of the layer if that is cheaper."""
         wanted = needed if needed.any() else _first(columns)
+        if self.layout.is_image:
+            wanted = rounded(wanted, columns, editor.multiple_of)
         left, gone = int(wanted.sum()), int((columns & ~wanted).sum())
         if not gone or not self._worth_selecting(rows, left, gone):
             return columns

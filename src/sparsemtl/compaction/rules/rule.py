@@ -82,11 +82,13 @@ class Editor:
 
     Attributes:
         network: the network.
+        multiple_of: number of which the channels of images are to be a multiple.
         made: (node, entries) -> existing selection.
         wider: nodes that will return fewer channels than later nodes expect -> layer that restores them.
     """
 
     network: Network
+    multiple_of: int = 1
     made: dict[tuple[fx.Node, tuple[int, ...]], fx.Node] = field(default_factory=dict)
     wider: dict[fx.Node, Select] = field(default_factory=dict)
 
