@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import functools
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ def watched(recorder: Recorder, root: nn.Module, calls: Collection[Callable[...,
                 stack.enter_context(_replaced(names, name, _as_node(recorder, function)))
         stack.enter_context(_attribute(nn.Module, "__call__", module_call))
         stack.enter_context(_attribute(torch, "finfo", _limits(torch.finfo)))
-        stack.enter_context(_attribute(tracing, "_is_fx_tracing_flag", True))
+        stack.enter_context(_tracing())
         stack.enter_context(_attribute(torch.jit, "is_tracing", lambda: True))  # models then skip shortcuts by values
         stack.enter_context(recorder)
         yield
@@ -72,6 +72,14 @@ def _as_node(recorder: Recorder, function: Callable[..., Any]) -> Callable[..., 
 def _limits(finfo: Any) -> Callable[..., Any]:
     """Return `torch.finfo` with the numbers of single precision for double: the graph is run in both."""
     return lambda kind=None: finfo(torch.float32 if kind in (None, torch.float64) else kind)
+
+
+def _tracing() -> AbstractContextManager[None]:
+    """Return the context in which torch.fx says that it traces; torch 2.15 keeps its flag per thread."""
+    per_thread: Any = getattr(tracing, "_is_fx_tracing_tls", None)
+    if per_thread is None:
+        return _attribute(tracing, "_is_fx_tracing_flag", True)
+    return _replaced(vars(per_thread), "flag", True)
 
 
 @contextmanager
