@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torchjd.aggregation as aggregation
-from test_balancers import CPU, FIXED, NAMES, batch_of, case, engine_of, made, model_of, module_of
+from members import made_balancer
+from test_balancers import CPU, FIXED, NAMES, batch_of, case, engine_of, model_of, module_of
 from torch import Tensor, nn
 from torchjd.scalarization import DWA
 
@@ -32,7 +33,7 @@ LEFT_OUT: dict[str, Make] = {
     **{
         name: lambda tasks, name=name: module_of(attached(name, len(tasks)))
         for name in NAMES
-        if made(name, 2).combines_gradients and name not in FIXED
+        if made_balancer(name, 2).combines_gradients and name not in FIXED
     },
     "aligned-mtl, preferred": lambda tasks: aggregation.AlignedMTL(chosen(PREFERRED, tasks)),
     "config, preferred": lambda tasks: aggregation.ConFIG(chosen(PREFERRED, tasks)),
@@ -78,7 +79,7 @@ class FirstCountsTwice(aggregation.Aggregator):
 
 
 def attached(name: str, count: int) -> Any:
-    balancer = made(name, count)
+    balancer = made_balancer(name, count)
     balancer.attach(count, CPU)
     return balancer
 
@@ -261,7 +262,7 @@ def own_values(engine: TrainingStep) -> list[Tensor]:
 @pytest.mark.parametrize("name", ["uncertainty", "imtl-l", "famo"])
 @pytest.mark.parametrize("missing", ["a", "b", "ac"])
 def test_what_is_learned_of_an_absent_task_stays_bit_for_bit(name: str, missing: str) -> None:
-    engine = adam_engine(model_of("abc"), made(name, 3))
+    engine = adam_engine(model_of("abc"), made_balancer(name, 3))
     for seed in range(3):
         engine.step([batch_of("abc", seed)])
     before = own_values(engine)
@@ -275,7 +276,7 @@ def test_what_is_learned_of_an_absent_task_stays_bit_for_bit(name: str, missing:
 
 @pytest.mark.parametrize("name", ["uncertainty", "imtl-l", "famo"])
 def test_a_task_absent_from_the_first_step_on_starts_where_all_start(name: str) -> None:
-    engine = adam_engine(model_of("abc"), made(name, 3))
+    engine = adam_engine(model_of("abc"), made_balancer(name, 3))
     start = [p.detach().clone() for p in module_of(engine.balancer).parameters()]
     for seed in range(3):
         engine.step([batch_of("abc", seed, missing="b")])
@@ -288,7 +289,7 @@ def test_a_task_absent_from_the_first_step_on_starts_where_all_start(name: str) 
 def test_the_others_train_as_if_an_absent_task_did_not_exist(name: str) -> None:
     model, smaller = model_of("abc"), model_of("ac")
     smaller.load_state_dict({key: value for key, value in model.state_dict().items() if key in smaller.state_dict()})
-    engine, reference = adam_engine(model, made(name, 3)), adam_engine(smaller, made(name, 2))
+    engine, reference = adam_engine(model, made_balancer(name, 3)), adam_engine(smaller, made_balancer(name, 2))
     for seed in range(4):
         engine.step([batch_of("abc", seed, missing="b")])
         reference.step([batch_of("ac", seed)])
@@ -302,7 +303,7 @@ def test_a_batch_without_a_task_adds_nothing_to_the_slope_of_its_scale() -> None
     full, lacking = batch_of("abc"), batch_of("abc", 1, missing="b")
     slopes = []
     for window in ([full], [lacking, full]):
-        engine = engine_of(model_of("abc"), made("uncertainty", 3))
+        engine = engine_of(model_of("abc"), made_balancer("uncertainty", 3))
         engine.step(window)
         (parameter,) = engine.balancer.parameters()
         slopes.append(parameter.grad.clone())
@@ -373,11 +374,11 @@ def test_a_state_after_steps_is_taken_for_one_of_a_run_that_starts() -> None:
     """A checkpoint is refused whose parts have another form than the run's own before its first step."""
     for name in NAMES:
         with case(name):
-            balancer = made(name, 3)
+            balancer = made_balancer(name, 3)
             engine = engine_of(model_of("abc"), balancer)
             for seed, missing in enumerate(["a", "", "c"]):
                 engine.step([batch_of("abc", seed, missing=missing)])
-            twin = made(name, 3)
+            twin = made_balancer(name, 3)
             twin.attach(3, CPU)
             check_state(balancer.state_dict(), twin.state_dict(), "the balancer")
             twin.load_state_dict(balancer.state_dict())

@@ -13,13 +13,14 @@ import pytest
 import torch
 import torchjd.aggregation as aggregation
 import torchjd.scalarization as scalarization
+from members import is_installed, made_balancer
 from policies import Started
 from torch import Tensor, nn
 
 import sparsemtl as sm
 from sparsemtl.balancing import BALANCERS, Balancer, GradientBalancer, LossBalancer, as_balancer
 from sparsemtl.balancing.targets import Representation
-from sparsemtl.errors import ConfigError, MissingExtraError, ParameterError
+from sparsemtl.errors import ConfigError, ParameterError
 from sparsemtl.registry.parameters import parameters_of
 from sparsemtl.sharing.sharing import Update
 from sparsemtl.storage.files import read_tree, write_tree
@@ -40,40 +41,19 @@ def case(*names: object) -> Iterator[None]:
         raise AssertionError(f"case {', '.join(map(repr, names))}: {error}") from error
 
 
-def made(name: str, count: int) -> Balancer:
-    """A member, with its required parameters."""
-    required: dict[str, dict[str, Any]] = {
-        "constant": {"weights": [1.0] * count},
-        "constant-gradients": {"weights": [1.0] * count},
-        "fairgrad": {"alpha": 1.0},
-        "krum": {"n_byzantine": 0},
-        "trimmed-mean": {"trim_number": 0},
-    }
-    return BALANCERS.build(name, **required.get(name, {}))
-
-
-def is_installed(name: str) -> bool:
-    """True unless a solver is missing."""
-    try:
-        made(name, 3).attach(3, CPU)
-    except MissingExtraError:
-        return False
-    return True
-
-
 def module_of(balancer: Any) -> Any:
     """The TorchJD module inside."""
     return balancer.module
 
 
 def attached(name: str, count: int) -> Balancer:
-    balancer = made(name, count)
+    balancer = made_balancer(name, count)
     balancer.attach(count, CPU)
     return balancer
 
 
 NAMES = [name for name in BALANCERS if is_installed(name)]
-GRADIENT_BALANCERS = [name for name in NAMES if made(name, 2).combines_gradients]
+GRADIENT_BALANCERS = [name for name in NAMES if made_balancer(name, 2).combines_gradients]
 FIXED = ["krum", "trimmed-mean", "constant-gradients", "mean-gradients", "sum-gradients"]
 """Balancers with a fixed number of rows, or for which a row of zeros is neutral."""
 NOT_ALONE = ["krum", "fairgrad"]
@@ -81,7 +61,7 @@ NOT_ALONE = ["krum", "fairgrad"]
 UPDATES: list[Update] = ["joint", "average"]
 APPLIES: list[Any] = ["weights", "gradients"]
 LOSS_BALANCERS = [name for name in NAMES if name not in GRADIENT_BALANCERS]
-READERS = [name for name in NAMES if type(made(name, 2)).gradient_target is not Balancer.gradient_target]
+READERS = [name for name in NAMES if type(made_balancer(name, 2)).gradient_target is not Balancer.gradient_target]
 """Balancers that read gradients at a target and weigh the losses."""
 
 
@@ -95,7 +75,7 @@ def model_of(names: str = "ab") -> sm.SharedBottom:
 
 def updates_of(name: str) -> list[Update]:
     """The updates with which a balancer works: all, unless it reads gradients at one representation of all tasks."""
-    at = made(name, 3).gradient_target(model_of("abc"))
+    at = made_balancer(name, 3).gradient_target(model_of("abc"))
     return ["joint"] if isinstance(at, Representation) else UPDATES
 
 
@@ -155,7 +135,7 @@ def test_with_one_task_it_is_plain_training() -> None:
             continue
         with case(name):
             model, plain = model_of("a"), model_of("a")
-            engine, reference = engine_of(model, made(name, 1)), engine_of(plain, made("sum", 1))
+            engine, reference = engine_of(model, made_balancer(name, 1)), engine_of(plain, made_balancer("sum", 1))
             scale = LEARNED_SCALES.get(name)
             for seed in range(1 if scale else 4):
                 engine.step([batch_of("a", seed)])
@@ -198,7 +178,7 @@ def test_famo_weights_each_loss_by_its_inverse() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_restored_state_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
     model, copied = model_of("abc"), model_of("abc")
-    engine = engine_of(model, made(name, 3))
+    engine = engine_of(model, made_balancer(name, 3))
     train(engine, range(3))
     engine.balancer.end_epoch()
     train(engine, range(3, 6))
@@ -206,7 +186,7 @@ def test_a_restored_state_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None
     train(engine, range(6, 8))
     write_tree(tmp_path / "state", [engine.balancer.state_dict(), engine.state_dict(), engine.optimizer.state_dict()])
     copied.load_state_dict(model.state_dict())
-    other = engine_of(copied, made(name, 3))
+    other = engine_of(copied, made_balancer(name, 3))
     balancer, own, optimizer = read_tree(tmp_path / "state")
     other.balancer.load_state_dict(balancer)
     other.load_state_dict(own)
@@ -227,7 +207,7 @@ def train(engine: TrainingStep, seeds: range) -> None:
 def test_a_state_is_a_copy() -> None:
     for name in NAMES:
         with case(name):
-            engine = engine_of(model_of("abc"), made(name, 3))
+            engine = engine_of(model_of("abc"), made_balancer(name, 3))
             train(engine, range(3))
             state = engine.balancer.state_dict()
             texts = repr(state)
@@ -238,7 +218,7 @@ def test_a_state_is_a_copy() -> None:
 def test_a_task_missing_in_a_batch_disturbs_nobody() -> None:
     for name, update in BY_UPDATE:
         model = model_of("abc")
-        engine = engine_of(model, made(name, 3), update)
+        engine = engine_of(model, made_balancer(name, 3), update)
         engine.step([batch_of("abc")])
         for seed, missing in enumerate(["a", "b", "ac"], 1):
             with case(name, update, missing):
@@ -262,7 +242,7 @@ def test_masks_of_ones_change_nothing() -> None:
                 sm.RandomSharing(keep=1.0, mask_applies_to="gradients"),
             ):
                 model = model_of("abc")
-                engine = engine_of(model, made(name, 3), "average", sharing)
+                engine = engine_of(model, made_balancer(name, 3), "average", sharing)
                 Started.of(engine).begin_epoch(0, ())
                 torch.manual_seed(4)
                 train(engine, range(3))
@@ -276,7 +256,7 @@ def test_masked_rows_from_passes_of_their_own_are_combined() -> None:
         with case(name, mask_applies_to):
             model = model_of("abc")
             sharing = sm.RandomSharing(keep=0.4, mask_applies_to=mask_applies_to, seed=2)
-            engine = engine_of(model, made(name, 3), "average", sharing)
+            engine = engine_of(model, made_balancer(name, 3), "average", sharing)
             Started.of(engine).begin_epoch(0, ())
             before = state_of(model)
             torch.manual_seed(4)
@@ -291,7 +271,7 @@ def test_masked_rows_from_passes_of_their_own_are_combined() -> None:
 def test_it_begins_anew_for_a_new_run() -> None:
     for name in NAMES:
         with case(name):
-            balancer = made(name, 3)
+            balancer = made_balancer(name, 3)
             weights = []
             for _ in range(2):
                 balancer.attach(3, CPU)
@@ -305,7 +285,7 @@ def test_it_begins_anew_for_a_new_run() -> None:
 def test_attaching_takes_everything_to_the_device() -> None:
     for name in NAMES:
         with case(name):
-            balancer = made(name, 3)
+            balancer = made_balancer(name, 3)
             balancer.attach(3, torch.device("meta"))
             module = getattr(balancer, "module", nn.Module())
             for part in (balancer, *module.modules()):
@@ -578,7 +558,7 @@ def test_famo_turns_to_the_loss_that_fell_less() -> None:
 
 def test_famo_sees_the_losses_of_the_same_batch_before_and_after_the_step() -> None:
     model = model_of("ab")
-    engine = engine_of(model, made("famo", 2))
+    engine = engine_of(model, made_balancer("famo", 2))
     seen: list[Tensor] = []
     update = module_of(engine.balancer).update
     module_of(engine.balancer).update = lambda losses: (seen.append(losses), update(losses))
@@ -592,7 +572,7 @@ def test_famo_sees_the_losses_of_the_same_batch_before_and_after_the_step() -> N
 
 def test_famo_takes_a_task_without_a_label_for_one_whose_loss_stayed() -> None:
     torch.manual_seed(0)
-    engine = engine_of(model_of("abc"), made("famo", 3))
+    engine = engine_of(model_of("abc"), made_balancer("famo", 3))
     train(engine, range(3))
     seen: list[Tensor] = []
     module_of(engine.balancer).update = seen.append
@@ -607,7 +587,7 @@ def test_famo_sees_penalties_on_both_sides_of_the_step() -> None:
         def penalty(self, model: Any, networks: Any, task: str) -> Tensor:
             return torch.tensor(3.0)
 
-    engine = engine_of(model_of("ab"), made("famo", 2), sharing=Charged())
+    engine = engine_of(model_of("ab"), made_balancer("famo", 2), sharing=Charged())
     seen: list[Tensor] = []
     module_of(engine.balancer).update = seen.append
     result = engine.step([batch_of("ab")])
@@ -635,7 +615,7 @@ def test_shared_weights_get_the_aggregate_of_the_rows_at_hand() -> None:
             torch.manual_seed(3)
             expected = attached(name, 3).aggregate(rows) if not missing else aggregator_of(name)(rows)
             torch.manual_seed(3)
-            engine_of(model, made(name, 3), update).step([[group]])
+            engine_of(model, made_balancer(name, 3), update).step([[group]])
             torch.testing.assert_close(shared_gradient(model), expected, rtol=1e-6, atol=1e-9)
 
 
@@ -643,8 +623,8 @@ def test_heads_get_their_own_tasks_plain_gradient() -> None:
     for name, update in product(GRADIENT_BALANCERS, UPDATES):
         with case(name, update):
             model, plain = model_of("abc"), model_of("abc")
-            engine_of(model, made(name, 3), update).step([batch_of("abc")])
-            engine_of(plain, made("sum", 3), update).step([batch_of("abc")])
+            engine_of(model, made_balancer(name, 3), update).step([batch_of("abc")])
+            engine_of(plain, made_balancer("sum", 3), update).step([batch_of("abc")])
             for task in "abc":
                 for key, parameter in model.task_parameters(task).items():
                     torch.testing.assert_close(
@@ -662,7 +642,7 @@ def test_gradients_of_half_precision_are_combined_in_single() -> None:
             torch.manual_seed(3)
             expected = aggregator_of(name)(rows).bfloat16()
             torch.manual_seed(3)
-            engine_of(model, made(name, 3)).step([[group]])
+            engine_of(model, made_balancer(name, 3)).step([[group]])
             assert torch.equal(shared_gradient(model), expected)
 
 
@@ -682,7 +662,7 @@ def test_the_sum_of_masked_rows_is_the_masked_sum(mask_applies_to: Any) -> None:
 def test_an_aggregator_reads_masked_rows() -> None:
     model = model_of("abc")
     sharing = sm.RandomSharing(keep=0.3, mask_applies_to="gradients", seed=1, mask_all=True)
-    engine = engine_of(model, made("mgda", 3), "average", sharing)
+    engine = engine_of(model, made_balancer("mgda", 3), "average", sharing)
     Started.of(engine).begin_epoch(0, ())
     (group,) = batch_of("abc")
     rows = rows_of(model, group, "abc")
@@ -713,7 +693,7 @@ def test_mgda_of_two_tasks_has_its_closed_form() -> None:
 
 
 def test_a_balancer_stays_what_it_is() -> None:
-    balancer = made("mean", 2)
+    balancer = made_balancer("mean", 2)
     assert as_balancer(balancer) is balancer
 
 
@@ -744,12 +724,12 @@ def test_a_scalarizer_is_accepted_as_it_is(scalarizer: scalarization.Scalarizer)
 def test_a_constant_scalarizer_serves_tasks_that_take_turns(scalarizer: scalarization.Scalarizer) -> None:
     model, plain = model_of(), model_of()
     engine_of(model, as_balancer(scalarizer), "alternate").step([batch_of()])
-    engine_of(plain, made("mean", 2), "alternate").step([batch_of()])
+    engine_of(plain, made_balancer("mean", 2), "alternate").step([batch_of()])
     assert_equal(state_of(model), state_of(plain))
 
 
 def test_a_famo_of_the_users_own_looks_back_too() -> None:
-    own, ours = scalarization.FAMO(2), made("famo", 2)
+    own, ours = scalarization.FAMO(2), made_balancer("famo", 2)
     states = []
     for balancer in (as_balancer(own), ours):
         model = model_of()

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torchjd.aggregation as aggregation
-from test_balancers import CPU, NAMES, batch_of, engine_of, made, model_of, shared_gradient
+from members import made_balancer
+from test_balancers import CPU, NAMES, batch_of, engine_of, model_of, shared_gradient
 from torch import Tensor
 from torchjd import Stateful
 
@@ -174,13 +175,13 @@ def test_the_trial_of_an_aggregator_draws_no_random_number() -> None:
     torch.manual_seed(0)
     expected = torch.rand(2)
     torch.manual_seed(0)
-    made("pcgrad", 3).attach(3, CPU)
+    made_balancer("pcgrad", 3).attach(3, CPU)
     assert torch.equal(torch.rand(2), expected)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_balancers_can_be_pickled(name: str) -> None:
-    balancer = pickle.loads(pickle.dumps(made(name, 3)))
+    balancer = pickle.loads(pickle.dumps(made_balancer(name, 3)))
     balancer.attach(3, CPU)
     assert balancer.weights(torch.ones(3)).shape == (3,)
     pickle.loads(pickle.dumps(balancer))
@@ -235,7 +236,7 @@ def test_weights_may_be_found_at_the_representation(name: str) -> None:
     losses = [task.loss(model.heads[t](features), group.targets[t]) for t, task in model.tasks.items()]
     rows = torch.stack([torch.autograd.grad(loss, features, retain_graph=True)[0].flatten() for loss in losses])
     torch.manual_seed(1)
-    weights = made(name, 3).make(3).weighting(rows)  # type: ignore[attr-defined]
+    weights = made_balancer(name, 3).make(3).weighting(rows)  # type: ignore[attr-defined]
     expected = torch.autograd.grad(
         sum(w * loss for w, loss in zip(weights, losses, strict=True)), model.encoder[0].weight
     )[0]
@@ -258,7 +259,7 @@ def masked_engine(balancer: Any, update: Any = "average", applies: Any = "gradie
 @pytest.mark.parametrize("applies", ["weights", "gradients"])
 def test_only_the_overlap_is_aggregated(applies: Any) -> None:
     engine = masked_engine(BALANCERS.build("mgda", scope="overlap"), applies=applies)
-    plain = masked_engine(GradientBalancer(made("sum-gradients", 3).make), applies=applies)  # type: ignore[attr-defined]
+    plain = masked_engine(GradientBalancer(made_balancer("sum-gradients", 3).make), applies=applies)  # type: ignore[attr-defined]
     batch = batch_of("abc")
     engine.step([batch])
     plain.step([batch])

@@ -133,7 +133,7 @@ def test_every_kind_of_task_is_recorded_and_built_again() -> None:
     }
     assert set(kinds) == set(TASKS)
     for kind, task in kinds.items():
-        record = _record(task)
+        record = _record(task, {})
         assert record is not None, kind
         again = _task(record)
         assert (type(again), again.outputs, again._arguments) == (type(task), task.outputs, task._arguments), kind

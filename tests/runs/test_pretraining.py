@@ -147,9 +147,10 @@ def test_only_the_encoder_is_taken_over(copied: Path) -> None:
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_all_weights_and_statistics_of_any_encoder_are_taken_over(name: str, tmp_path: Path) -> None:
-    shape = (3,) if name == "mlp" else (3, 32, 32)
-    narrow = {} if name in ("mlp", "cnn") else {"width": 2}
-    earlier, encoder = (ENCODERS.build(name, shape, **narrow) for _ in range(2))
+    shape = {"mlp": (3,), "transformers": (4,)}.get(name, (3, 32, 32))
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    narrow: dict[str, dict[str, Any]] = {"mlp": {}, "cnn": {}, "transformers": {"config": sizes}}
+    earlier, encoder = (ENCODERS.build(name, shape, **narrow.get(name, {"width": 2})) for _ in range(2))
     for tensor in earlier.state_dict().values():
         tensor.copy_(torch.rand_like(tensor, dtype=torch.float32) * 9)
     write_tensors(tmp_path / "model.safetensors", {f"encoder.{n}": t for n, t in earlier.state_dict().items()}, {})
