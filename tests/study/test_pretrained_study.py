@@ -116,7 +116,7 @@ def test_runs_that_ask_for_the_same_share_one_run_before_them_for_every_seed(fin
 
 def test_pretraining_comes_first_and_once(finished: Path, in_order: list[str]) -> None:
     assert [name.rpartition("-")[0] for name in in_order[:2]] == ["pretraining/seed-0", "pretraining/seed-1"]
-    assert in_order[2:] == [f"runs/{method}_seed-{seed}" for method in METHODS for seed in (0, 1)]
+    assert in_order[2:] == [f"runs/{method}_seed-{seed}" for seed in (0, 1) for method in METHODS]  # by their data
 
 
 def test_every_run_is_told_as_it_finishes_and_the_study_at_last(
@@ -171,10 +171,18 @@ def test_runs_that_ask_for_something_else_have_a_run_before_of_their_own(tmp_pat
 
 
 def test_a_pretraining_with_a_seed_of_its_own_serves_all_seeds(tmp_path: Path, ran: list[str]) -> None:
-    methods = {"one": {"pretraining": {"seed": 7}}}
+    methods = {"one": {"pretraining": {"seed": 7}, "data": {"seed": 0}}}
     run_study(study(tmp_path, methods=methods), tmp_path / "out", progress=False)
     assert [one["seed"] for one in pretrainings(tmp_path / "out").values()] == [7]
     assert len(ran) == 3
+
+
+def test_a_pretraining_learns_from_the_split_of_its_run_whatever_its_seed() -> None:
+    """Else it would learn from images that test the run."""
+    for seed in (0, 1):
+        before = pretraining_config(based(seed=seed, pretraining={"seed": 7}))
+        assert before is not None
+        assert (before["seed"], before["data"]["seed"]) == (7, seed)
 
 
 def test_tables_and_results_have_the_studys_runs_alone(finished: Path) -> None:
