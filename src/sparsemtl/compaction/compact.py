@@ -60,7 +60,8 @@ def compact(
             (`bn="batch"`) belong to no network that stands alone.
         leaf_modules: names of modules to keep as they are, for those that torch.fx cannot trace.
         multiple_of: number of which the channels of images become a multiple where they can, at least 1: channels that
-            change nothing stay where they fill up a block of the runtime. 8 or 16 make onnxruntime faster on a CPU.
+            change nothing stay where they fill up a block of the runtime. 8 or 16 may make onnxruntime faster on a
+            CPU; `sm.speedups` tells.
 
     Returns:
         a plain module in eval mode. It maps a batch to the outputs of `task`, or of a model of one network to what
