@@ -94,6 +94,10 @@ class MaskWarning(SparseMTLWarning):
     """A mask was kept as it was, or leaves a layer empty."""
 
 
+class DeadUnitWarning(MaskWarning):
+    """A task keeps no incoming weight of many units of a layer."""
+
+
 class ReproducibilityWarning(SparseMTLWarning):
     """Figures may differ in their last bits from those that the same configuration gave before."""
 

@@ -64,7 +64,7 @@ def test_criteria_that_say_so_read_no_data(criterion: Criterion) -> None:
     assert scores(criterion, model_of(KIND), Untouchable())["kind"]
 
 
-@pytest.mark.parametrize("name", ["fisher", "gradient"])
+@pytest.mark.parametrize("name", ["fisher", "gradient", "specific"])
 def test_criteria_that_read_data_say_so(name: str) -> None:
     criterion = CRITERIA.build(name)
     assert criterion.reads_data
@@ -111,7 +111,8 @@ def test_random_masks_of_tasks_are_independent(seed: int, keep: float) -> None:
 
     Masks of exactly K weights spread less than the binomial distribution says.
     """
-    masks = choose_masks(Random(seed=seed), model_of(*MANY, features=600), [], keep=keep, min_per_layer=0)
+    model = model_of(*MANY, features=600)
+    masks = choose_masks(Random(seed=seed), model, [], keep=keep, scope="global", min_per_layer=0)
     size = masks.size()
     for a in MANY:
         for b in MANY:

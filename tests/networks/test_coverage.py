@@ -232,7 +232,8 @@ def test_scores_of_named_weights_are_those_of_the_full_run_bit_for_bit(path: Any
 
 @pytest.mark.parametrize("name", list(CRITERIA))
 def test_every_criterion_scores_what_is_named(name: str) -> None:
-    options: dict[str, Any] = {"estimator": "efs"} if name == "fisher" else {}
+    efs: dict[str, Any] = {"estimator": "efs"}
+    options = {"fisher": efs, "specific": {"of": {"name": "fisher", **efs}}}.get(name, {})
     criterion = CRITERIA.build(name, only=["encoder.words", "Linear"], exclude="*.0.*", **options)
     found = criterion.scores(make(), DATA, tasks)
     assert all(set(scores) == {WORD_TABLE, "encoder.mlp.2.weight"} for scores in found.values())

@@ -113,7 +113,9 @@ def test_a_wrong_argument_is_named_with_its_owner_its_range_and_its_value(
 def test_the_message_is_that_of_the_librarys_classes() -> None:
     with pytest.raises(ParameterError) as caught:
         sm.FisherSharing(keep=1.5)
-    assert str(caught.value) == "The 'keep' parameter of FisherSharing must be a float in (0, 1]. Got 1.5 instead."
+    assert str(caught.value) == (
+        "The 'keep' parameter of FisherSharing must be a float in (0, 1] or a mapping to floats in (0, 1]. Got 1.5 instead."
+    )
 
 
 def test_arguments_by_position_are_checked_too_and_the_class_made_is_named() -> None:

@@ -208,7 +208,7 @@ def test_regression_falls_back_to_the_exact_estimate_with_one_warning_a_run() ->
     sharing = Started(sm.FisherSharing(keep=0.4, warmup=0), network)
     with pytest.warns(LikelihoodWarning, match="task 'slope'") as caught:
         sharing.begin_epoch(0, data)
-    assert len(caught) == 1
+    assert [warning.category for warning in caught].count(LikelihoodWarning) == 1
     sharing.begin_epoch(1, data)
     exact = sm.fisher_masks(network, data, 0.4, estimator="efs")
     assert all(torch.equal(sharing.masks["slope"][name], mask) for name, mask in exact["slope"].items())

@@ -10,9 +10,9 @@ from sharing_toys import NAMES, OPTIMIZERS, assert_same, build, loader, model, s
 from torch import nn
 
 import sparsemtl as sm
+from sparsemtl.criteria.neurons import largest_per_neuron
 from sparsemtl.criteria.select import budget
 from sparsemtl.sharing.masking import masks_of
-from sparsemtl.sharing.sparse_training import largest_per_neuron
 
 LAYERS: dict[str, tuple[nn.Module, str]] = {
     "linear": (nn.Linear(5, 3), "weight"),

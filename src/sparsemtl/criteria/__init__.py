@@ -6,13 +6,11 @@ from sparsemtl.criteria.fisher import Fisher, fisher_information
 from sparsemtl.criteria.gradient import Gradient
 from sparsemtl.criteria.magnitude import Magnitude
 from sparsemtl.criteria.random import Random
+from sparsemtl.criteria.registered import CRITERIA, as_criterion
 from sparsemtl.criteria.select import select
-from sparsemtl.registry.registry import Registry
+from sparsemtl.criteria.specific import Specific
 
-CRITERIA: Registry[Criterion] = Registry(
-    "criterion",
-    {"fisher": Fisher, "random": Random, "magnitude": Magnitude, "gradient": Gradient},
-)
+CRITERIA["specific"] = Specific
 
 __all__ = [
     "CRITERIA",
@@ -21,6 +19,8 @@ __all__ = [
     "Gradient",
     "Magnitude",
     "Random",
+    "Specific",
+    "as_criterion",
     "choose_masks",
     "fisher_information",
     "fisher_masks",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -26,7 +27,7 @@ def with_recomputed_batch_norm(criterion: Criterion, *, samples: int = 1024) -> 
         criterion: scores the weights.
         samples: number of samples to estimate the statistics from.
     """
-    return _WithRecomputedBatchNorm(criterion, samples)
+    return criterion.mapped(partial(_WithRecomputedBatchNorm, samples=samples))
 
 
 class _WithRecomputedBatchNorm(Criterion):

@@ -14,8 +14,20 @@ from typing_extensions import Unpack
 from sparsemtl.criteria.channels import channel_units
 from sparsemtl.criteria.criterion import Criterion
 from sparsemtl.criteria.fisher import Fisher
-from sparsemtl.criteria.select import ChoiceOptions, Granularity, Scope, select, select_channels, select_structures
-from sparsemtl.errors import MaskError, MaskWarning
+from sparsemtl.criteria.neurons import select_alive, warn_of_dead_units
+from sparsemtl.criteria.select import (
+    ChoiceOptions,
+    Granularity,
+    Keep,
+    Scope,
+    check_keep,
+    default_scope,
+    keep_of,
+    select,
+    select_channels,
+    select_structures,
+)
+from sparsemtl.errors import MaskError, MaskWarning, ParameterError
 from sparsemtl.networks.coverage import CoverageOptions
 from sparsemtl.networks.mask_description import left_out_of
 from sparsemtl.networks.masks import TaskMasks
@@ -31,7 +43,7 @@ def choose_masks(
     model: MultiTaskModel,
     loaders: Loaders,
     *,
-    keep: float,
+    keep: Keep,
     previous: TaskMasks | None = None,
     method: str = "",
     **selection: Unpack[ChoiceOptions],
@@ -42,35 +54,45 @@ def choose_masks(
         criterion: scores the weights. For units it must score biases and norms too (`mask_all=True`).
         model: the model.
         loaders: one loader for all tasks, or task -> loader.
-        keep: fraction that every task keeps, in (0, 1].
+        keep: fraction that every task keeps, in (0, 1]; or task -> its fraction, where tasks that are not named keep
+            everything.
         previous: current masks; a task whose scores are all zero keeps its mask, with a warning.
         method: name of the method in the masks' header.
         selection: `only` and `exclude` name the weights to choose from, as in `maskable_parameters`; where units are
             chosen, those of the named layers. The masks cover no others, which stay as they are for all tasks. `scope`
-            ranks all weights together (`global`) or those of each layer separately (`layer`);
+            ranks all weights together (`global`) or those of each layer separately (`layer`), by default per layer for
+            tasks that keep less than 0.2;
             `granularity` is `weight`, `channel` for whole output channels with their bias and norm, `head` for
             attention heads, or `neuron` for hidden units of feed-forward layers; `min_per_layer` is the number of
-            weights or units that every layer keeps at least.
+            weights or units that every layer keeps at least, `min_per_unit` that of incoming weights per unit.
+
+    Warns:
+        DeadUnitWarning: without `previous`, if a task keeps no incoming weight of more than half of a layer's units.
 
     Raises:
         MaskError: if a score is NaN, all of a task's are zero and there is no previous mask, or the model has no such
             units.
-        ParameterError: if `keep` is out of range or too small for the floor, the model shares no weights, or a shared
-            layer computes its weight from other parameters.
+        ParameterError: if `keep` is out of range, too small for a floor or names no task, the model shares no weights,
+            or a shared layer computes its weight from other parameters.
     """
     patterns: CoverageOptions = {"only": selection.get("only"), "exclude": selection.get("exclude")}
     granularity = selection.get("granularity", "weight")
     scores_all = bool(criterion.scored.get("mask_all"))
     if previous is None:
         check_maskable(model, mask_all=scores_all and granularity == "weight", **patterns)
-    scope, least = selection.get("scope", "global"), selection.get("min_per_layer", 1)
+    check_keep(keep, model.tasks)
+    if selection.get("min_per_unit") and granularity != "weight":
+        raise ParameterError(
+            f"`min_per_unit` is for granularity 'weight'; with {granularity!r}, whole units are kept or dropped. Use "
+            "`min_per_layer`."
+        )
     if criterion.reads_data or granularity != "weight":
         check_readable(loaders)
     with fork_rng():
         scores = dict(criterion.scores(model, loaders, list(model.tasks.values())))
         if granularity == "weight":
             names: Iterable[str] = maskable_parameters(model, mask_all=scores_all, **patterns)
-            keep_highest: Callable[..., dict[str, Tensor]] = select
+            keep_highest = _selection(model, selection.get("min_per_unit", 0))
         else:
             names, keep_highest = _units(granularity, model, loaders, patterns)
     masks: dict[str, Mapping[str, Tensor]] = {}
@@ -81,14 +103,24 @@ def choose_masks(
         if score and not any(bool(tensor.any()) for tensor in score.values()):
             masks[task] = _unchanged(task, previous, score)
         else:
-            masks[task] = keep_highest(score, keep=keep, scope=scope, min_per_layer=least)
+            own = keep_of(keep, task)
+            scope = selection.get("scope") or default_scope(own)
+            masks[task] = keep_highest(score, keep=own, scope=scope, min_per_layer=selection.get("min_per_layer", 1))
     covered = next(iter(masks.values()), {})
-    return TaskMasks(
+    chosen = TaskMasks(
         masks,
         model=type(model).__name__,
         method=method or type(criterion).__name__,
         left_out=left_out_of(model, covered, mask_all=scores_all and granularity == "weight", **patterns),
     )
+    if previous is None and granularity == "weight":
+        warn_of_dead_units(chosen, model)
+    return chosen
+
+
+def _selection(model: MultiTaskModel, min_per_unit: int) -> Callable[..., dict[str, Tensor]]:
+    """Return the function of scores that keeps the highest weights."""
+    return partial(select_alive, model=model, min_per_unit=min_per_unit) if min_per_unit else select
 
 
 def _named(scores: dict[str, Tensor], names: Iterable[str], criterion: Criterion) -> dict[str, Tensor]:
@@ -105,11 +137,11 @@ def _named(scores: dict[str, Tensor], names: Iterable[str], criterion: Criterion
 def fisher_masks(
     model: MultiTaskModel,
     loader: Loaders,
-    keep: float = 0.3,
+    keep: Keep = 0.3,
     *,
     only: Patterns | None = None,
     exclude: Patterns | None = None,
-    scope: Scope = "global",
+    scope: Scope | None = None,
     granularity: Granularity = "weight",
     **options: Any,
 ) -> TaskMasks:
@@ -118,21 +150,23 @@ def fisher_masks(
     Args:
         model: the model; it is not changed.
         loader: yields (x, {task: labels}), or task -> loader of (x, labels).
-        keep: fraction of the shared weights that every task keeps, in (0, 1].
+        keep: fraction of the shared weights that every task keeps, in (0, 1]; or task -> its fraction.
         only: weights to choose from, by names, globs or classes of modules, as in `maskable_parameters`. The masks
             cover no others, which stay as they are for all tasks.
         exclude: weights that masks do not cover, named in the same way.
-        scope: rank all weights together (`global`) or those of each layer separately (`layer`).
+        scope: rank all weights together (`global`) or those of each layer separately (`layer`); by default per layer
+            for tasks that keep less than 0.2.
         granularity: single weights, output channels with their bias and norm, attention heads, or neurons.
-        options: `min_per_layer`, the weights or units that every layer keeps at least, by default 1; and parameters of
-            `Fisher` (estimator, power, samples, ...).
+        options: `min_per_layer`, the weights or units that every layer keeps at least, by default 1; `min_per_unit`,
+            the incoming weights that every unit keeps at least, by default 0; and parameters of `Fisher` (estimator,
+            power, samples, ...).
 
     Examples:
         >>> masks = fisher_masks(model, loader, keep=0.3)                                 # doctest: +SKIP
         >>> masks = fisher_masks(model, loader, keep=0.3, only=nn.Conv2d, exclude="*.0")  # doctest: +SKIP
         >>> print(masks.overlap())                                                        # doctest: +SKIP
     """
-    least = options.pop("min_per_layer", 1)
+    least, per_unit = options.pop("min_per_layer", 1), options.pop("min_per_unit", 0)
     if granularity == "weight":
         criterion = Fisher(only=only, exclude=exclude, **options)
     else:
@@ -148,6 +182,7 @@ def fisher_masks(
         scope=scope,
         granularity=granularity,
         min_per_layer=least,
+        min_per_unit=per_unit,
     )
 
 

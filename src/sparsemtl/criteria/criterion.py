@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from torch import Tensor, nn
@@ -44,10 +44,22 @@ class Criterion(abc.ABC):
     scored: ScoredOptions = ScoredOptions()
 
     def __repr__(self) -> str:
-        own = {name: value for name, value in vars(self).items() if name != "scored" and not name.startswith("_")}
-        values = {**own, **self.scored}
+        shown = (name for name in vars(self) if name not in ("scored", "reads_data") and not name.startswith("_"))
+        values = {**{name: getattr(self, name) for name in shown}, **self.scored}
         given = (f"{name}={value!r}" for name, value in values.items())
         return f"{type(self).__name__}({', '.join(given)})"
+
+    def mapped(self, change: Callable[[Criterion], Criterion]) -> Criterion:
+        """Return the criterion with a change of what reads the model: of itself, or of the criterion inside it.
+
+        Args:
+            change: returns the criterion to use in place of one.
+        """
+        return change(self)
+
+    def reseeded(self, seed: int) -> Criterion:
+        """Return a criterion that draws other random numbers; itself if it draws none."""
+        return self
 
     @abc.abstractmethod
     def scores(self, model: nn.Module, loaders: Loaders, tasks: Sequence[Task]) -> Scores:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Annotated, Any, Literal
 
@@ -12,15 +12,18 @@ import torch
 from torch import Tensor
 from typing_extensions import Doc
 
-from sparsemtl.errors import MaskError, NonFiniteScoreError, ParameterError
+from sparsemtl.errors import MaskError, NonFiniteScoreError, ParameterError, unknown_name
 from sparsemtl.networks.coverage import CoverageOptions
 from sparsemtl.networks.structures import Structure
-from sparsemtl.registry.parameters import Count, Default
+from sparsemtl.registry.parameters import Count, Default, Natural
 
 Scope = Literal["global", "layer"]
 Granularity = Literal["weight", "channel", "head", "neuron"]
 Units = Mapping[str, Sequence[str]]
 """Parameter that names a layer -> all parameters whose first axis is that layer's output channels."""
+
+Keep = float | Mapping[str, float]
+"""Fraction that every task keeps, in (0, 1], or task -> its fraction; a task that is not named keeps everything."""
 
 _SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 """Dtypes whose values are ranked in single precision; all others are ranked in double precision."""
@@ -30,13 +33,38 @@ _CHUNK = 2**22
 """Scores among which ties are looked for at a time; an index of a tie has 8 bytes."""
 
 
+_SPARSE = 0.2
+"""Fraction below which layers are ranked separately: a global ranking then leaves single layers almost empty."""
+
+
+def keep_of(keep: Keep, task: str) -> float:
+    """Return the fraction that a task keeps."""
+    return float(keep.get(task, 1.0)) if isinstance(keep, Mapping) else keep
+
+
+def check_keep(keep: Keep, tasks: Iterable[str]) -> None:
+    """Raise a ParameterError if `keep` names a task that is not there."""
+    known = list(tasks)
+    for task in keep if isinstance(keep, Mapping) else ():
+        if task not in known:
+            raise ParameterError(f"`keep`: {unknown_name('task', task, known)}")
+
+
+def default_scope(keep: float) -> Scope:
+    """Return how weights are ranked by default: per layer below a fraction of 0.2, else all together."""
+    return "layer" if keep < _SPARSE - 1e-9 else "global"
+
+
 class ChoiceOptions(CoverageOptions, total=False):
     """Options of the choice of masks: the weights to choose from, and the ranking of their scores."""
 
     scope: Annotated[
-        Scope,
-        Default("global"),
-        Doc("Rank all weights together (`global`) or those of each layer separately (`layer`)."),
+        Scope | None,
+        Default(None),
+        Doc(
+            "Rank all weights together (`global`) or those of each layer separately (`layer`). By default `layer` for "
+            "a task that keeps less than 0.2, else `global`."
+        ),
     ]
     granularity: Annotated[
         Granularity,
@@ -44,6 +72,9 @@ class ChoiceOptions(CoverageOptions, total=False):
         Doc("Single weights, output channels with their bias and norm, attention heads, or feed-forward neurons."),
     ]
     min_per_layer: Annotated[Count, Default(1), Doc("Weights or units that every layer keeps at least.")]
+    min_per_unit: Annotated[
+        Natural, Default(0), Doc("Incoming weights that every unit keeps at least, so that no unit dies.")
+    ]
 
 
 def select(

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from math import ceil
+from typing import Annotated, Any, Literal
 
 from typing_extensions import Doc
 
 from sparsemtl.criteria.batch_norm import with_recomputed_batch_norm
 from sparsemtl.criteria.choose import choose_masks
 from sparsemtl.criteria.criterion import Criterion, ScoredOptions
-from sparsemtl.criteria.select import Granularity, Scope
+from sparsemtl.criteria.neurons import warn_of_dead_units
+from sparsemtl.criteria.select import Granularity, Keep, Scope, check_keep
+from sparsemtl.errors import ParameterError
 from sparsemtl.networks.coverage import CoverageOptions, coverage_options
 from sparsemtl.networks.declarations import Figure
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.norms import statistics_for
 from sparsemtl.networks.task_networks import TaskNetworks
-from sparsemtl.registry.parameters import Count, Default, Share
+from sparsemtl.registry.parameters import Count, Default, Fraction, Natural, Share
 from sparsemtl.sharing.masking import (
     MASK_FIGURES,
     MaskOptions,
@@ -29,6 +32,10 @@ from sparsemtl.sharing.masking import (
 from sparsemtl.sharing.schedules import KeepSchedule
 from sparsemtl.tasks.batches import Loaders
 
+KeepOption = Fraction | Mapping[str, Fraction]
+"""Fraction in (0, 1] for all tasks, or task -> its fraction; a task that is not named keeps everything."""
+_STABLE = 0.05
+"""Fraction of every mask below which a change counts as none."""
 FIGURES = (*MASK_FIGURES, Figure("changed", "Changed by the last choice", "fraction of the weights kept before"))
 """Figures of methods that choose masks by a criterion."""
 
@@ -50,7 +57,12 @@ class SelectionOptions(MaskOptions, total=False):
         Doc("Epochs by which `target_sparsity` is reached; the model of an earlier epoch is never selected."),
     ]
     scope: Annotated[
-        Scope, Default("global"), Doc("Rank the weights of all layers together (`global`) or of each `layer` apart.")
+        Scope | None,
+        Default(None),
+        Doc(
+            "Rank the weights of all layers together (`global`) or of each `layer` apart. By default `layer` for a "
+            "task that keeps less than 0.2 in the end, else `global`."
+        ),
     ]
     granularity: Annotated[
         Granularity,
@@ -62,6 +74,17 @@ class SelectionOptions(MaskOptions, total=False):
         ),
     ]
     min_per_layer: Annotated[Count, Default(1), Doc("Weights or units that every layer keeps at least.")]
+    min_per_unit: Annotated[
+        Natural, Default(0), Doc("Incoming weights that every unit keeps at least, so that no unit dies.")
+    ]
+    freeze_masks: Annotated[
+        Fraction | Literal["stable"] | None,
+        Default(None),
+        Doc(
+            "When masks are chosen for the last time: a share of the epochs, in (0, 1], or `stable`, once a choice "
+            "changed less than 5 % of the mask of every task. By default masks are chosen until the end."
+        ),
+    ]
     mask_all: Annotated[
         bool,
         Default(False),
@@ -74,7 +97,7 @@ class CriterionMasks:
 
     Args:
         method: name of the sharing method, for messages and files.
-        keep: fraction of the maskable weights that each task keeps, in (0, 1].
+        keep: fraction of the maskable weights that each task keeps, in (0, 1], or task -> its fraction.
         options: options of the method.
         warmup: dense epochs at the beginning.
 
@@ -82,8 +105,13 @@ class CriterionMasks:
         scored: options of the criterion, so that it scores what the masks cover.
     """
 
-    def __init__(self, method: str, keep: float, options: SelectionOptions, *, warmup: int = 0) -> None:
+    def __init__(self, method: str, keep: Keep, options: SelectionOptions, *, warmup: int = 0) -> None:
         self.schedule = KeepSchedule(keep, warmup, options["target_sparsity"], options["reach_at"])
+        if options["min_per_unit"] and options["granularity"] != "weight":
+            raise ParameterError(
+                f"`min_per_unit` is for `granularity: weight`; with {options['granularity']!r}, whole units are kept "
+                "or dropped. Use `min_per_layer`."
+            )
         self.mask_all = options["mask_all"] or options["granularity"] != "weight"
         by_weight = options["granularity"] == "weight"  # units need the scores of everything that belongs to them
         patterns: CoverageOptions = coverage_options(options) if by_weight else {}
@@ -91,16 +119,51 @@ class CriterionMasks:
         self._method = method
         self._options = options
         self._changed: dict[str, float] = {}
+        self._choices = 0
+        self._stable = False
+        self._last_choice: int | None = None
+        self._warned = False
+
+    def begin_training(self, epochs: int) -> None:
+        """Note the number of epochs, of which `freeze_masks` may be a share.
+
+        Raises:
+            ParameterError: if masks would be chosen for the last time before they are as sparse as they should be.
+        """
+        share = self._options["freeze_masks"]
+        if not isinstance(share, float | int):
+            return
+        self._last_choice = max(ceil(share * epochs) - 1, self.schedule.warmup)
+        if self.schedule.reach_at is not None and self._last_choice < self.schedule.reach_at:
+            raise ParameterError(
+                f"`freeze_masks` of {share} ends the choice of masks after {self._last_choice + 1} of {epochs} epochs, "
+                f"before `target_sparsity` is reached in epoch {self.schedule.reach_at + 1}. Raise `freeze_masks` or "
+                "lower `reach_at`."
+            )
+
+    def is_frozen(self, epoch: int) -> bool:
+        """Return True if masks are not chosen any more before an epoch (counted from 0).
+
+        Raises:
+            ParameterError: if that is a share of the epochs, and their number is not known.
+        """
+        if isinstance(self._options["freeze_masks"], float | int) and self._last_choice is None:
+            raise ParameterError(
+                "`freeze_masks` is a share of the epochs, whose number is not known. In a loop of your own call "
+                "`sharing.begin_training(epochs)` first."
+            )
+        return self._stable or (self._last_choice is not None and epoch > self._last_choice)
 
     def start(self, model: MultiTaskModel) -> TaskNetworks:
         """Return networks whose masks keep everything."""
-        self._changed = {}
+        self._changed, self._choices, self._stable = {}, 0, False
+        check_keep(self.schedule.keep, model.tasks)
         return full_networks(model, self._method, self._options, mask_all=self.mask_all)
 
     def choose(
         self, criterion: Criterion | None, epoch: int, model: MultiTaskModel, networks: TaskNetworks, loaders: Loaders
     ) -> TaskNetworks | None:
-        """Return networks with masks chosen on the dense network, or None without a criterion.
+        """Return networks with masks chosen on the dense network, or None without a criterion or once frozen.
 
         Args:
             criterion: ranks the weights. Where statistics are per task, those of the dense network are recomputed.
@@ -110,7 +173,7 @@ class CriterionMasks:
             loaders: training data.
         """
         self._changed = {}
-        if criterion is None:
+        if criterion is None or self.is_frozen(epoch):
             return None
         options, previous = self._options, masks_of(networks)
         masks = choose_masks(
@@ -118,15 +181,26 @@ class CriterionMasks:
             model,
             loaders,
             keep=self.schedule.keep_at(epoch),
-            scope=options["scope"],
+            scope=self.schedule.scope(options["scope"]),
             granularity=options["granularity"],
             min_per_layer=options["min_per_layer"],
+            min_per_unit=options["min_per_unit"],
             **coverage_options(options),
             previous=previous,
             method=self._method,
         )
         self._changed = masks.changed(previous)
+        self._choices += 1
+        self._stable = self._settles(epoch)
+        if options["granularity"] == "weight" and options["mask_applies_to"] == "weights" and not self._warned:
+            self._warned = warn_of_dead_units(masks, model)
         return networks.with_masks(masks)
+
+    def _settles(self, epoch: int) -> bool:
+        """Return True if the choice before an epoch is the last one, for it changed almost nothing."""
+        if self._options["freeze_masks"] != "stable" or self._choices < 2 or not self.schedule.is_reached(epoch):
+            return False
+        return max(self._changed.values()) < _STABLE
 
     def metrics(self, networks: TaskNetworks) -> Iterator[tuple[str, str, float]]:
         """Yield density, overlap, and the fraction of each mask that the last choice changed."""
@@ -139,12 +213,14 @@ class CriterionMasks:
         return mask_summary(networks)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what an epoch that is resumed half-way still logs."""
-        return {"changed": dict(self._changed)}
+        """Return what an epoch that is resumed half-way still logs, and whether masks are frozen."""
+        return {"changed": dict(self._changed), "choices": self._choices, "stable": self._stable}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state of `state_dict`."""
         self._changed = dict(state["changed"])
+        self._choices = int(state.get("choices", 0))  # files of earlier versions have none
+        self._stable = bool(state.get("stable", False))
 
 
 def _are_shared(model: MultiTaskModel, options: SelectionOptions) -> bool:

@@ -7,12 +7,14 @@ from typing import Annotated, Any
 
 from typing_extensions import Doc, Unpack
 
+from sparsemtl.criteria import as_criterion
+from sparsemtl.criteria.criterion import Criterion
 from sparsemtl.criteria.fisher import Estimator, Fisher
 from sparsemtl.criteria.gradient_powers import Power
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.task_networks import TaskNetworks
-from sparsemtl.registry.parameters import Count, Fraction, Natural, validated
-from sparsemtl.sharing.criterion_masks import FIGURES, CriterionMasks, SelectionOptions
+from sparsemtl.registry.parameters import Count, Natural, validated
+from sparsemtl.sharing.criterion_masks import FIGURES, CriterionMasks, KeepOption, SelectionOptions
 from sparsemtl.sharing.masking import statistics_kind
 from sparsemtl.sharing.sharing import Sharing
 from sparsemtl.tasks.batches import Loaders
@@ -26,9 +28,10 @@ class FisherSharing(Sharing):
     between it trains its sub-network (Eq. 3 and 4).
 
     Attributes:
-        information: the criterion. For inputs whose samples are not on the first axis of tensors (graphs, sequences
-            time first), its `select` may be set to a function that cuts a sample out, as in `Fisher`; the
-            scores are the same without it, but slower to compute.
+        criterion: the criterion that ranks the weights.
+        information: the Fisher information by the parameters above. For inputs whose samples are not on the first axis
+            of tensors (graphs, sequences time first), its `select` may be set to a function that cuts a sample out, as
+            in `Fisher`; the scores are the same without it, but slower to compute.
 
     Differences from the paper:
         - Warm-up length, sample number and renewal interval are in an appendix that is not public; the defaults are
@@ -48,10 +51,10 @@ class FisherSharing(Sharing):
         self,
         *,
         keep: Annotated[
-            Fraction,
+            KeepOption,
             Doc(
-                "Fraction of the maskable weights that each task keeps, in (0, 1]. The paper: 0.9 on DKL, 0.1 on "
-                "CelebA, 0.3 on Cityscapes."
+                "Fraction of the maskable weights that each task keeps, in (0, 1]; or task -> its fraction, where "
+                "tasks that are not named keep everything. The paper: 0.9 on DKL, 0.1 on CelebA, 0.3 on Cityscapes."
             ),
         ] = 0.3,
         estimator: Annotated[
@@ -63,6 +66,14 @@ class FisherSharing(Sharing):
         ] = "fs",
         power: Annotated[Power, Doc("Power of the gradient that is averaged: `square` or `abs`.")] = "square",
         samples: Annotated[Count | None, Doc("Training samples per estimate; None is all.")] = 1024,
+        criterion: Annotated[
+            str | Mapping[str, Any] | Criterion,
+            Doc(
+                "What ranks the weights: `fisher`, as in the paper; `specific`, task-specific Fisher information, for "
+                "tasks that are not related; or any other criterion, such as `{name: specific, of: gradient}`. "
+                "`estimator`, `power` and `samples` are those of `fisher`."
+            ),
+        ] = "fisher",
         warmup: Annotated[Natural, Doc("Dense epochs at the beginning.")] = 1,
         update_every: Annotated[
             Natural,
@@ -80,6 +91,11 @@ class FisherSharing(Sharing):
         self.update_every = update_every
         self._masks = CriterionMasks(type(self).__name__, keep, options, warmup=warmup)
         self.information = Fisher(estimator=estimator, power=power, samples=samples, **self._masks.scored)
+        self.criterion = as_criterion(criterion, {"fisher": self.information}, **self._masks.scored)
+
+    def begin_training(self, epochs: int) -> None:
+        """Note the number of epochs, of which `freeze_masks` may be a share."""
+        self._masks.begin_training(epochs)
 
     def start(self, model: MultiTaskModel) -> TaskNetworks:
         """Return networks whose masks keep everything."""
@@ -92,7 +108,7 @@ class FisherSharing(Sharing):
         since = epoch - self._masks.schedule.warmup
         due = since == 0 or (since > 0 and self.update_every > 0 and since % self.update_every == 0)
         chooses = due or self._masks.schedule.falls_at(epoch)
-        criterion = self.information.reseeded(epoch) if chooses else None
+        criterion = self.criterion.mapped(lambda inner: inner.reseeded(epoch)) if chooses else None
         return self._masks.choose(criterion, epoch, model, networks, loaders)
 
     def is_selectable(self, epoch: int) -> bool:

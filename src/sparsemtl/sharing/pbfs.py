@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import Doc, Unpack
 
-from sparsemtl.criteria import CRITERIA
+from sparsemtl.criteria import as_criterion
 from sparsemtl.criteria.batch_norm import with_recomputed_batch_norm
 from sparsemtl.criteria.criterion import Scores
 from sparsemtl.criteria.select import top_k
@@ -97,8 +97,11 @@ class PBFSSharing(Sharing):
             Count, Doc("Steps from one pruning to the next; there is one before every epoch, too.")
         ] = 100,
         criterion: Annotated[
-            Literal["magnitude", "fisher", "gradient"],
-            Doc("Criterion: `magnitude` as in the paper; `fisher` and `gradient` are computed before every epoch."),
+            Literal["magnitude", "fisher", "gradient", "specific"] | Mapping[str, Any],
+            Doc(
+                "Criterion: `magnitude` as in the paper; `fisher`, `gradient` and `specific` are computed before every "
+                "epoch. A mapping of `name` and parameters, such as `{name: specific, of: gradient}`."
+            ),
         ] = "magnitude",
         allow_empty: Annotated[
             bool, Doc("Let a sparsity of 1 drop whole kernels; otherwise every kernel keeps a weight.")
@@ -111,7 +114,7 @@ class PBFSSharing(Sharing):
         self.warmup = warmup
         self.update_every_steps = update_every_steps
         self.allow_empty = allow_empty
-        self.criterion = CRITERIA.build(criterion, **coverage_options(options))
+        self.criterion = as_criterion(criterion, **coverage_options(options))
         self.update = options["update"]
         self.bn = statistics_kind(options)
         self._options = options

@@ -11,8 +11,8 @@ from typing_extensions import Doc, Unpack
 from sparsemtl.criteria.random import Random
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.task_networks import TaskNetworks
-from sparsemtl.registry.parameters import Fraction, Natural, validated
-from sparsemtl.sharing.criterion_masks import FIGURES, CriterionMasks, SelectionOptions
+from sparsemtl.registry.parameters import Natural, validated
+from sparsemtl.sharing.criterion_masks import FIGURES, CriterionMasks, KeepOption, SelectionOptions
 from sparsemtl.sharing.masking import statistics_kind
 from sparsemtl.sharing.sharing import Sharing
 from sparsemtl.tasks.batches import Loaders
@@ -33,7 +33,13 @@ class RandomSharing(Sharing):
     def __init__(
         self,
         *,
-        keep: Annotated[Fraction, Doc("Fraction of the maskable weights that each task keeps, in (0, 1].")] = 0.3,
+        keep: Annotated[
+            KeepOption,
+            Doc(
+                "Fraction of the maskable weights that each task keeps, in (0, 1]; or task -> its fraction, where "
+                "tasks that are not named keep everything."
+            ),
+        ] = 0.3,
         seed: Annotated[
             Natural | None,
             Doc("Seed of the masks; by default that of the run, so that seeds of a study differ in their masks."),
@@ -49,6 +55,10 @@ class RandomSharing(Sharing):
         self.bn = statistics_kind(options)
         self.update_every = update_every
         self._masks = CriterionMasks(type(self).__name__, keep, options)
+
+    def begin_training(self, epochs: int) -> None:
+        """Note the number of epochs, of which `freeze_masks` may be a share."""
+        self._masks.begin_training(epochs)
 
     def start(self, model: MultiTaskModel) -> TaskNetworks:
         """Return networks whose masks keep everything."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 
+from sparsemtl.criteria.select import Keep, Scope, default_scope
 from sparsemtl.errors import ParameterError
 from sparsemtl.tasks.batches import Loaders, per_task
 
@@ -35,7 +36,7 @@ class KeepSchedule:
     With a target the sparsity rises as `cubic` between `warmup` and `reach_at`; otherwise `keep` is constant.
 
     Args:
-        keep: fraction kept, in (0, 1].
+        keep: fraction kept, in (0, 1], or task -> its fraction.
         warmup: dense epochs at the beginning.
         target_sparsity: fraction dropped at the end, in [0, 1), in place of `keep`.
         reach_at: epochs by which the target is reached.
@@ -44,7 +45,7 @@ class KeepSchedule:
         ParameterError: if only one of `target_sparsity` and `reach_at` is given, or `reach_at` lies in the warm-up.
     """
 
-    keep: float
+    keep: Keep
     warmup: int = 0
     target_sparsity: float | None = None
     reach_at: int | None = None
@@ -55,12 +56,18 @@ class KeepSchedule:
         if self.reach_at is not None:
             check_reach_at(self.warmup, self.reach_at)
 
-    def keep_at(self, epoch: int) -> float:
+    def keep_at(self, epoch: int) -> Keep:
         """Return the fraction to keep in masks chosen before an epoch (counted from 0)."""
         if self.target_sparsity is None or self.reach_at is None:
             return self.keep
         progress = min(max(epoch - self.warmup, 0) / (self.reach_at - self.warmup), 1.0)
         return 1 - self.target_sparsity * cubic(progress)
+
+    def scope(self, asked: Scope | None) -> Scope | None:
+        """Return how weights are ranked: as asked for, or by the final fraction; None if tasks differ in it."""
+        if asked is not None or self.target_sparsity is None:
+            return asked
+        return default_scope(1 - self.target_sparsity)
 
     def falls_at(self, epoch: int) -> bool:
         """Return True if tasks keep less from this epoch on than before."""

@@ -109,6 +109,9 @@ class Sharing(ConstructorRepr, abc.ABC):
             MaskError: likewise, for methods that mask weights.
         """
 
+    def begin_training(self, epochs: int) -> None:
+        """Note the largest number of epochs, before `start`."""
+
     def begin_epoch(
         self, epoch: int, model: MultiTaskModel, networks: TaskNetworks, loaders: Loaders
     ) -> TaskNetworks | None:

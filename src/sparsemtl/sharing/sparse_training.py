@@ -6,17 +6,16 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch import Tensor
 from typing_extensions import Doc, Unpack
 
+from sparsemtl.criteria.neurons import largest_per_neuron, owners_of
 from sparsemtl.criteria.random import Random
-from sparsemtl.criteria.select import budget, select
+from sparsemtl.criteria.select import select
 from sparsemtl.networks.coverage import coverage_options
 from sparsemtl.networks.declarations import Figure
 from sparsemtl.networks.model import MultiTaskModel, maskable_parameters
 from sparsemtl.networks.norms import own_statistics
-from sparsemtl.networks.roles import is_transposed_linear
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.registry.parameters import Fraction, validated
 from sparsemtl.sharing.masking import CommonMaskOptions, full_masks, mask_summary, with_common_mask
@@ -92,7 +91,7 @@ class SparseTrainingSharing(Sharing):
             first = next(iter(model.tasks.values()))
             drawn = Random(seed=torch.initial_seed() % 2**31, **patterns).scores(model, (), [first])
             return select(drawn[first.name], self.keep)
-        owners = {id(p): module for module in model.modules() for p in module._parameters.values() if p is not None}
+        owners = owners_of(model)
         sign = -1 if self.select_by == "lowest" else 1
         return {
             name: largest_per_neuron(sign * magnitude, owners[id(model.get_parameter(name))], self.keep)
@@ -107,29 +106,3 @@ class SparseTrainingSharing(Sharing):
     def summary(self, model: MultiTaskModel, networks: TaskNetworks) -> dict[str, Any]:
         """Return the fraction of the weights that is trained, per task."""
         return mask_summary(networks)
-
-
-def largest_per_neuron(scores: Tensor, module: nn.Module, keep: float) -> Tensor:
-    """Return the mask of the round(keep * n) largest scores among the n incoming weights of every neuron, at least one.
-
-    Args:
-        scores: scores of a weight, of its shape; ties go to the lowest index.
-        module: layer that the weight belongs to.
-        keep: fraction in (0, 1].
-    """
-    places = _incoming(torch.arange(scores.numel(), device=scores.device).view_as(scores), module)
-    order = scores.flatten()[places].sort(dim=1, descending=True, stable=True).indices
-    best = places.gather(1, order[:, : budget(places.shape[1], keep)])
-    mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
-    mask[best.flatten()] = True
-    return mask.view_as(scores)
-
-
-def _incoming(weight: Tensor, module: nn.Module) -> Tensor:
-    """Return a weight as (neurons, incoming weights)."""
-    if isinstance(module, _ConvTransposeNd):
-        inputs, outputs = weight.shape[0] // module.groups, weight.shape[1]  # outputs per group
-        return weight.view(module.groups, inputs, outputs, -1).transpose(1, 2).reshape(module.groups * outputs, -1)
-    if is_transposed_linear(module):
-        return weight.T.contiguous()
-    return weight.flatten(1) if weight.ndim > 1 else weight[:, None]

@@ -107,6 +107,7 @@ def set_up(parts: RunParts, options: TrainingOptions, train: Loaders) -> Setup:
     check_last_batches(model, train)
     plain = _adds_nothing(fabric)
     module: nn.Module = fabric.to_device(model) if plain else fabric.setup_module(model)
+    parts.sharing.begin_training(options["epochs"])
     networks = parts.sharing.start(model)
     parts.balancer.attach(len(model.tasks), fabric.device)
     copied = {id(copy) for _, _, copy in networks.copies()}
