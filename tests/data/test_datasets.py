@@ -28,12 +28,13 @@ SMALL: dict[str, dict[str, Any]] = {
     "celebamask-hq": {"workers": 0, "size": 16, "split": "random"},
     "sentences": {"train_size": 90, "validation_size": 20, "test_size": 30},
     "two-regressions": {"train_size": 90, "validation_size": 20, "test_size": 30},
+    "clustered-regressions": {"train_size": 90, "validation_size": 20, "test_size": 30},
     "table": {"path": "shop.csv", "targets": {"bought": "classification"}},
     "label-subsets": {"source": {"name": "digits", "task": "digit"}, "classes": 6, "overlap": 2},
     "image-folders": {"tasks": FOLDERS, "auxiliary": "photos/everything", "size": 8, "workers": 0},
     **SMALL_OBJECTS,
 }
-TABLES = ("census-income", "movielens-100k", "student", "two-regressions", "table")
+TABLES = ("census-income", "movielens-100k", "student", "two-regressions", "clustered-regressions", "table")
 TEXTS = ("sentences",)
 
 

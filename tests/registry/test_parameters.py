@@ -114,7 +114,8 @@ def test_the_message_is_that_of_the_librarys_classes() -> None:
     with pytest.raises(ParameterError) as caught:
         sm.FisherSharing(keep=1.5)
     assert str(caught.value) == (
-        "The 'keep' parameter of FisherSharing must be a float in (0, 1] or a mapping to floats in (0, 1]. Got 1.5 instead."
+        "The 'keep' parameter of FisherSharing must be a float in (0, 1] or a mapping to floats in (0, 1]. "
+        "Got 1.5 instead."
     )
 
 

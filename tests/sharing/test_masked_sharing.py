@@ -70,7 +70,7 @@ def attached(sharing: Sharing, network: sm.MultiTaskModel | None = None) -> Star
 def test_every_task_keeps_exactly_its_fraction_of_the_maskable_weights(
     method: str, mask_all: bool, keep: float
 ) -> None:
-    sharing = attached(masked(method, keep, mask_all=mask_all))
+    sharing = attached(masked(method, keep, mask_all=mask_all, scope="global"))
     shared = maskable_parameters(sharing.model, mask_all=mask_all)
     assert list(sharing.masks.shapes()) == list(shared)
     size = sum(p.numel() for p in shared.values())

@@ -2,6 +2,7 @@
 
 from sparsemtl.data.base import Split, TaskData, TensorLoader
 from sparsemtl.data.census import census_income
+from sparsemtl.data.clustered_regressions import clustered_regressions
 from sparsemtl.data.digits import digits
 from sparsemtl.data.dkl import dkl
 from sparsemtl.data.images.attribute_pairs import pair_attributes
@@ -44,6 +45,7 @@ DATASETS: Registry[TaskData] = Registry(
         "movielens-100k": movielens,
         "student": student,
         "two-regressions": two_regressions,
+        "clustered-regressions": clustered_regressions,
         "sentences": sentences,
         "table": table,
         "label-subsets": label_subsets,

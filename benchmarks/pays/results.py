@@ -1,0 +1,91 @@
+"""Tables of the studies of `settings.py`: methods, and for each task the network that its own validation chooses.
+
+python benchmarks/pays/results.py RUNS
+
+Errors are means over tasks and seeds on test data, in %: the normalised squared error of regressions, 1 - accuracy of
+classifications. Learning rate, weight decay and keep of a method are those of the smallest validation error, mean over
+seeds. Intervals are paired t-intervals over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+from scipy import stats
+
+from sparsemtl.study.results import read_results
+
+SPARSE = ("fisher", "specific")
+KEYS = ["optimizer.lr", "optimizer.weight_decay", "sharing.keep"]
+
+
+def errors(study: Path) -> pd.DataFrame:
+    """Return validation and test error per method, setting of it, task and seed."""
+    frame = read_results(study / "results.csv")
+    frame = frame[frame["split"].isin(["validation", "test"])]
+    kinds = frame.groupby("task")["metric"].unique()
+    judge = {task: "accuracy" if "accuracy" in metrics else "mse" for task, metrics in kinds.items()}
+    frame = frame[frame["metric"] == frame["task"].map(judge)].copy()
+    frame["value"] = 100 * frame["value"].where(frame["metric"] == "mse", 1 - frame["value"])
+    frame["setting"] = frame[[key for key in KEYS if key in frame]].astype(str).agg(" ".join, axis=1)
+    index = ["method", "setting", "task", "seed"]
+    return frame.pivot_table(index=index, columns="split", values="value").reset_index()
+
+
+def tuned(found: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the one setting per method whose mean validation error is the smallest."""
+    means = found.groupby(["method", "setting"])["validation"].mean()
+    best = {method: means[method].idxmin() for method in means.index.get_level_values("method").unique()}
+    return found[found["setting"] == found["method"].map(best)]
+
+
+def candidates(found: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of one learning rate and weight decay per method and keep, chosen like those of `tuned`."""
+    keep = found["setting"].str.split().str[-1].where(found["method"].isin(SPARSE), "")
+    return tuned(found.assign(method=found["method"] + " " + keep))
+
+
+def chosen(found: pd.DataFrame) -> pd.Series:
+    """Return the test error per seed of the networks that each task's validation chooses, mean over tasks."""
+    best = found.loc[found.groupby(["task", "seed"])["validation"].idxmin()]
+    return best.groupby("seed")["test"].mean()
+
+
+def interval(difference: pd.Series) -> str:
+    """Return mean ± half the width of the 95 % t-interval, with a star if it excludes 0."""
+    half = stats.t.ppf(0.975, len(difference) - 1) * stats.sem(difference)
+    return f"{difference.mean():+.1f} ± {half:.1f}{'*' if abs(difference.mean()) > half else ''}"
+
+
+def row(study: Path) -> list[str]:
+    """Return the cells of a setting."""
+    found = errors(study)
+    per_method = tuned(found).groupby(["method", "seed"])["test"].mean().unstack("seed")
+    dense = per_method.drop(index=[name for name in SPARSE if name in per_method.index])
+    validation = tuned(found).groupby("method")["validation"].mean()
+    best = str(validation[validation.index.isin(dense.index)].idxmin())
+    every = candidates(found)
+    both, alone = chosen(every), chosen(every[~every["method"].str.startswith(SPARSE)])
+    cells = [f"{per_method.loc[name].mean():.1f}" for name in per_method.index]
+    against = [interval(per_method.loc[name] - per_method.loc[best]) for name in SPARSE if name in per_method.index]
+    return [*cells, best, *against, f"{both.mean():.1f}", f"{alone.mean():.1f}", interval(both - alone)]
+
+
+def main() -> None:
+    """Print one table, a row per setting with results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path)
+    folder = parser.parse_args().runs
+    studies = sorted(path.parent for path in folder.glob("*/results.csv"))
+    methods = sorted(errors(studies[0])["method"].unique()) if studies else []
+    gains = [f"{name} - best dense" for name in SPARSE]
+    head = ["setting", *methods, "best dense", *gains, "choice: all", "choice: dense", "difference"]
+    print("| " + " | ".join(head) + " |\n" + "| :--- |" + " ---: |" * (len(head) - 1))
+    for study in studies:
+        print(f"| {study.name} | " + " | ".join(row(study)) + " |")
+
+
+if __name__ == "__main__":
+    main()
