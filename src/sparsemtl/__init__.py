@@ -26,7 +26,17 @@ if TYPE_CHECKING:
         WrappedModel,
         from_model,
     )
-    from sparsemtl.compaction import compact, export, latency, load_network, macs, parameter_count, speedups
+    from sparsemtl.compaction import (
+        activation_memory,
+        compact,
+        export,
+        latency,
+        load_network,
+        macs,
+        parameter_count,
+        speedups,
+        verify,
+    )
     from sparsemtl.criteria import choose_masks, fisher_information, fisher_masks
     from sparsemtl.networks.masks import TaskMasks
     from sparsemtl.networks.model import MultiTaskModel, left_out_parameters, maskable_parameters
@@ -122,6 +132,7 @@ __all__ = [
     "TransformerEncoder",
     "WrappedModel",
     "__version__",
+    "activation_memory",
     "balanced_class_weights",
     "check_run",
     "choose_masks",
@@ -141,6 +152,7 @@ __all__ = [
     "parameter_count",
     "recompute_norms",
     "speedups",
+    "verify",
 ]
 
 _EXPORTS = {
@@ -163,6 +175,7 @@ _EXPORTS = {
         "from_model",
     ),
     "sparsemtl.compaction": (
+        "activation_memory",
         "compact",
         "export",
         "latency",
@@ -170,6 +183,7 @@ _EXPORTS = {
         "macs",
         "parameter_count",
         "speedups",
+        "verify",
     ),
     "sparsemtl.criteria": (
         "choose_masks",

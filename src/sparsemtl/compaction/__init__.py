@@ -8,15 +8,17 @@ removed. `verification` compares the outputs before the network is returned, and
 """
 
 from sparsemtl.compaction.compact import compact
-from sparsemtl.compaction.cost import latency, macs, parameter_count
+from sparsemtl.compaction.cost import ActivationMemory, activation_memory, latency, macs, parameter_count
 from sparsemtl.compaction.exporting import Exported, export
 from sparsemtl.compaction.graph_file import read_network as load_network
 from sparsemtl.compaction.pipeline import CompactedModule
 from sparsemtl.compaction.report import CompactionReport, LayerReport
 from sparsemtl.compaction.timing import Speedup, Timing, speedups
 from sparsemtl.compaction.verification import Verification
+from sparsemtl.compaction.verify import verify
 
 __all__ = [
+    "ActivationMemory",
     "CompactedModule",
     "CompactionReport",
     "Exported",
@@ -24,6 +26,7 @@ __all__ = [
     "Speedup",
     "Timing",
     "Verification",
+    "activation_memory",
     "compact",
     "export",
     "latency",
@@ -31,4 +34,5 @@ __all__ = [
     "macs",
     "parameter_count",
     "speedups",
+    "verify",
 ]

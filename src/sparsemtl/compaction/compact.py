@@ -84,28 +84,46 @@ def compact(
         >>> small.report.layer("0").outputs
         (8, 2)
     """
-    model = unwrapped(model)
-    if is_swapped(model):
-        raise MaskError(
-            "compact was called inside a task's network (masks.applied or networks.swapped). Call it outside, with "
-            "`masks` and `task`."
-        )
-    if isinstance(masks, TaskNetworks):
-        if task is None or norms is not None:
-            raise ParameterError("task networks: name the task to compact for (task=...), without `norms`.")
-        model, masks = masks.network(model, task), None
+    model, masks = network_of(unwrapped(model), masks, norms, task, caller="compact")
     tasks = tasks if tasks is None or isinstance(tasks, str) else tuple(tasks)
     _check_arguments(model, masks, task, tasks, norms)
     if multiple_of < 1:
         raise ParameterError(f"`multiple_of` must be at least 1, got {multiple_of}.")
-    own = copied(model)
-    if task is not None:
-        _put(own, _task_tensors(own, masks, norms, task))
+    own = with_weights(model, masks, norms, task)
     chosen = None
     if isinstance(own, MultiTaskModel):
         chosen = (task,) if task is not None else own.chosen(tasks)
     root = root_of(own, chosen, alone=task is not None, leaf_modules=leaf_modules)
     return compact_root(root, example_inputs, single=chosen is not None, multiple_of=multiple_of)
+
+
+def network_of(
+    model: nn.Module, masks: TaskMasks | TaskNetworks | None, norms: TaskNorms | None, task: str | None, *, caller: str
+) -> tuple[nn.Module, TaskMasks | None]:
+    """Return a task's network in place of the model if `masks` are the tasks' networks, and the masks that are left.
+
+    Raises:
+        MaskError: if the model is inside a task's network; `caller` is the function to name.
+        ParameterError: if task networks are given without a task, or beside `norms`.
+    """
+    if is_swapped(model):
+        raise MaskError(
+            f"{caller} was called inside a task's network (masks.applied or networks.swapped). Call it outside, with "
+            "`masks` and `task`."
+        )
+    if not isinstance(masks, TaskNetworks):
+        return model, masks
+    if task is None or norms is not None:
+        raise ParameterError(f"task networks: name the task to {caller} (task=...), without `norms`.")
+    return masks.network(model, task), None
+
+
+def with_weights(model: nn.Module, masks: TaskMasks | None, norms: TaskNorms | None, task: str | None) -> nn.Module:
+    """Return a copy of a model with the weights and statistics that the task's network has in place of its own."""
+    own = copied(model)
+    if task is not None:
+        _put(own, _task_tensors(own, masks, norms, task))
+    return own
 
 
 def _check_arguments(

@@ -1,19 +1,24 @@
-"""Cost of a network: multiply-adds, parameters, milliseconds."""
+"""Cost of a network: multiply-adds, parameters, memory of activations, milliseconds."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from sparsemtl.compaction.inputs import tensors
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.modes import eval_mode
 
@@ -49,18 +54,44 @@ def macs_by_layer(module: nn.Module, *args: Any, **kwargs: Any) -> dict[str, int
     def count(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         counts[name] = counts.get(name, 0) + _macs_of(layer, inputs[0], output)
 
-    hooks = [
-        layer.register_forward_hook(partial(count, name))
+    with _hooked(module, count, (_ConvNd, nn.Linear)), _inferring(module):
+        module(*args, **kwargs)
+    return counts
+
+
+def activations_by_layer(module: nn.Module, *args: Any, **kwargs: Any) -> dict[str, int]:
+    """Count the numbers that every module returns in one forward pass in eval mode, over all its calls.
+
+    Args:
+        module: any module.
+        args, kwargs: arguments of its forward pass.
+
+    Returns:
+        name of every module that ran -> the entries of the tensors in its outputs.
+    """
+    counts: dict[str, int] = {}
+
+    def count(name: str, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        counts[name] = counts.get(name, 0) + sum(tensor.numel() for tensor in tensors(output))
+
+    with _hooked(module, count, (nn.Module,)), _inferring(module):
+        module(*args, **kwargs)
+    return counts
+
+
+@contextmanager
+def _hooked(module: nn.Module, hook: Callable[..., None], kinds: tuple[type[nn.Module], ...]) -> Iterator[None]:
+    """Call `hook(name, layer, inputs, output)` behind every layer of some classes."""
+    handles = [
+        layer.register_forward_hook(partial(hook, name))
         for name, layer in module.named_modules()
-        if isinstance(layer, (_ConvNd, nn.Linear))
+        if isinstance(layer, kinds)
     ]
     try:
-        with _inferring(module):
-            module(*args, **kwargs)
+        yield
     finally:
-        for hook in hooks:
-            hook.remove()
-    return counts
+        for handle in handles:
+            handle.remove()
 
 
 def _macs_of(layer: nn.Module, x: Tensor, output: Tensor) -> int:
@@ -80,6 +111,82 @@ def parameter_count(module: nn.Module) -> int:
         8
     """
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+@dataclass(frozen=True)
+class ActivationMemory:
+    """Memory of the tensors that one forward pass makes, in bytes.
+
+    Tensors that share memory count once: a view, or what an operation in place returns. The module's weights and inputs
+    do not count.
+
+    Attributes:
+        peak: largest sum of the tensors that are alive at the same time. A tensor is alive until nothing refers to it.
+        total: sum of all tensors, also of those that were freed before the end.
+    """
+
+    peak: int
+    total: int
+
+
+def activation_memory(module: nn.Module, x: Any) -> ActivationMemory:
+    """Measure the memory of the activations in one forward pass without gradients.
+
+    Whatever torch's operators return counts; what an operator allocates and frees itself does not.
+
+    Args:
+        module: any module; it runs in eval mode, once.
+        x: its input; all samples of a batch count.
+
+    Examples:
+        >>> layers = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> sm.activation_memory(layers, torch.rand(1, 4))  # float32: 8 and 8 numbers at once, 18 in all
+        ActivationMemory(peak=64, total=72)
+    """
+    return measure_activations(module, x)
+
+
+def measure_activations(module: nn.Module, *args: Any, **kwargs: Any) -> ActivationMemory:
+    """Measure `activation_memory` for a call with any arguments."""
+    known = [*chain(module.parameters(), module.buffers()), *tensors((args, kwargs))]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operator for a whole layer, which hides what it allocates
+    try:
+        with _inferring(module), _Allocations(known) as seen:
+            module(*args, **kwargs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return ActivationMemory(seen.peak, seen.total)
+
+
+class _Allocations(TorchDispatchMode):
+    """Mode that counts the bytes of new storages.
+
+    Args:
+        known: tensors whose storages do not count.
+    """
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.peak = self.total = self._live = 0
+        self._known = [tensor.untyped_storage() for tensor in known]
+        self._storages = {id(storage) for storage in self._known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for tensor in tensors(output):
+            storage = tensor.untyped_storage()
+            if id(storage) not in self._storages:
+                self._storages.add(id(storage))
+                self._live += storage.nbytes()
+                self.total += storage.nbytes()
+                weakref.finalize(storage, self._free, id(storage), storage.nbytes()).atexit = False
+        self.peak = max(self.peak, self._live)
+        return output
+
+    def _free(self, key: int, count: int) -> None:
+        self._storages.discard(key)
+        self._live -= count
 
 
 def latency(module: nn.Module, x: Any, *, warmup: int = 5, repeats: int = 30) -> float:

@@ -15,18 +15,24 @@ from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 from sparsemtl.compaction.canonicalize import canonicalize, drop_unread
 from sparsemtl.compaction.checks import check_inputs, check_no_grad, check_sizes
 from sparsemtl.compaction.copies import Precision, copied
-from sparsemtl.compaction.cost import macs_by_layer, parameter_count
+from sparsemtl.compaction.cost import (
+    ActivationMemory,
+    activations_by_layer,
+    macs_by_layer,
+    measure_activations,
+    parameter_count,
+)
 from sparsemtl.compaction.inference import inferred
 from sparsemtl.compaction.inputs import MAX_SAMPLES, Inputs, Like, tensors
 from sparsemtl.compaction.locating import first_difference
 from sparsemtl.compaction.network import Network
 from sparsemtl.compaction.passes import fold_constants, fold_norms, needed_channels, remove_channels
-from sparsemtl.compaction.report import CompactionReport, LayerWidths
+from sparsemtl.compaction.report import CompactionReport, LayerCosts, LayerWidths
 from sparsemtl.compaction.rules import rules_for
 from sparsemtl.compaction.rules.shapes import write_known_sizes
 from sparsemtl.compaction.sizes import forget, measure, trace_sizes
 from sparsemtl.compaction.trace import Root, traced
-from sparsemtl.compaction.verification import Comparison, DifferentOutputsError, Verification, device_of
+from sparsemtl.compaction.verification import OUTPUT, Comparison, DifferentOutputsError, Verification, device_of
 from sparsemtl.errors import CompactionError, CompactionWarning, ParameterError
 
 
@@ -74,18 +80,20 @@ def compact_root(root: Root, example: Any, *, single: bool, multiple_of: int) ->
     network = _traced(root, ran or copied(model.module), inputs)
     widths = LayerWidths(network)
     parameters = parameter_count(model.module)
-    macs = None if inputs is None else _macs(built(network, copy.deepcopy(network.graph)), inputs)
+    before = LayerCosts() if inputs is None else _costs(built(network, copy.deepcopy(network.graph)), inputs)
     if inputs is not None:
         _measure(network, model.module, inputs)
     _shrink(network, widths, multiple_of)
     small = built(network, network.graph)
     verification = _finished(small, model, precision, inputs, missing)
+    after = LayerCosts() if inputs is None else _costs(small, inputs)
     report = CompactionReport(
-        layers=widths.layers(network),
+        layers=widths.layers(network, before, after),
         parameters=(parameters, parameter_count(small)),
-        macs=None if macs is None or inputs is None else (macs, _macs(small, inputs)),
+        macs=None if inputs is None else (sum(before.macs.values()), sum(after.macs.values())),
         verification=verification,
         example=None if inputs is None else inputs.mapped(Like.of),
+        memory=None if inputs is None else (_memory(model.module, inputs), _memory(small, inputs)),
     )
     return attach(small, report)
 
@@ -98,7 +106,7 @@ def _finished(
         precision.restore(small)
         verification = Verification(reason=missing)
     else:
-        comparison = Comparison(model.module, inputs)
+        comparison = Comparison(model.module, inputs, model.output or OUTPUT)
         try:
             comparison.run(small, torch.float64)
             precision.restore(small)
@@ -218,8 +226,22 @@ def _first_difference(model: Root, inputs: Inputs, wrong: Inputs) -> str:
     return first_difference(copied(model.module).double(), graph, double, model.prefix)
 
 
-def _macs(module: nn.Module, inputs: Inputs) -> int:
-    """Return the multiply-adds of one sample, or of the example if no sample can be run alone.
+def _costs(module: nn.Module, inputs: Inputs) -> LayerCosts:
+    """Return the costs of the layers for one sample, or for the example if no sample can be run alone."""
+    case = _one_sample(module, inputs)
+    return LayerCosts(
+        macs_by_layer(module, *case.args, **case.kwargs), activations_by_layer(module, *case.args, **case.kwargs)
+    )
+
+
+def _memory(module: nn.Module, inputs: Inputs) -> ActivationMemory:
+    """Return the memory of the activations for one sample, or for the example if no sample can be run alone."""
+    case = _one_sample(module, inputs)
+    return measure_activations(module, *case.args, **case.kwargs)
+
+
+def _one_sample(module: nn.Module, inputs: Inputs) -> Inputs:
+    """Return the first sample of an example in a module's precision, or all if it cannot be run alone.
 
     Raises:
         CompactionError: if the module cannot be run on the example either.
@@ -227,10 +249,11 @@ def _macs(module: nn.Module, inputs: Inputs) -> int:
     like = next((p for p in module.parameters() if p.is_floating_point()), None)
     same = inputs.to(dtype=None if like is None else like.dtype, device=device_of(module))
     alone = same.first(1)
-    case = same if _error(module, alone) is not None else alone
-    if case is same and (error := _error(module, same)) is not None:
+    if _error(module, alone) is None:
+        return alone.mapped(Tensor.clone)  # a module may write into its inputs
+    if (error := _error(module, same)) is not None:
         raise CompactionError(
             f"{type(module).__name__.removeprefix('Compact')}: its graph cannot be run on inputs of shape "
             f"{inputs.shapes()}, which the model takes: {error}."
         ) from error
-    return sum(macs_by_layer(module, *case.args, **case.kwargs).values())
+    return same.mapped(Tensor.clone)

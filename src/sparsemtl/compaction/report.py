@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
 
 from sparsemtl.compaction.channels import Need
-from sparsemtl.compaction.inputs import Inputs
+from sparsemtl.compaction.cost import ActivationMemory, parameter_count
+from sparsemtl.compaction.inputs import Inputs, Like, leaves
 from sparsemtl.compaction.network import Network, Select
 from sparsemtl.compaction.operations import CONVOLUTIONS, NORMS, operation, torch_class
 from sparsemtl.compaction.rules import ChannelRule, Regrouping, UnknownRule
@@ -30,6 +31,10 @@ class LayerReport:
         why: reason why no more channels were removed; "" if every channel that is left changes the output.
         removed: True if the compacted network has no such layer.
         heads: attention heads that the layer makes or reads before and after; (0, 0) if it is no part of attention.
+        parameters: number of parameters before and after.
+        macs: multiply-adds of a convolution or linear layer before and after, on the inputs of the report's `macs`; (0, 0)
+            for other layers, and without an example.
+        activations: numbers that the layer returns before and after, on the same inputs; (0, 0) without an example.
     """
 
     name: str
@@ -39,6 +44,9 @@ class LayerReport:
     why: str = ""
     removed: bool = False
     heads: tuple[int, int] = (0, 0)
+    parameters: tuple[int, int] = (0, 0)
+    macs: tuple[int, int] = (0, 0)
+    activations: tuple[int, int] = (0, 0)
 
     @property
     def change(self) -> str:
@@ -52,11 +60,16 @@ class LayerReport:
 class CompactionReport:
     """Result of a compaction.
 
+    `print` shows it as a table, a notebook as HTML; `to_dict` is for programs, and `sm.report.compaction_page` makes a
+    page of it.
+
     Attributes:
         layers: all layers with channels, in the order in which they run, and all parts that were not changed.
         parameters: number of parameters before and after.
         macs: multiply-adds of convolutions and linear layers before and after, of one forward pass on one sample of
             the example (on the whole example if no sample can be run alone); None without an example.
+        memory: memory of the activations before and after, on the same inputs in the model's precision; None without
+            an example. Before, it is that of the model, whose operations in place make no tensors.
         verification: the comparison of outputs before and after.
         example: inputs of the run, with a `Like` in the place of every tensor; None without an example.
     """
@@ -66,6 +79,7 @@ class CompactionReport:
     macs: tuple[int, int] | None
     verification: Verification
     example: Inputs | None = None
+    memory: tuple[ActivationMemory, ActivationMemory] | None = None
 
     def layer(self, name: str) -> LayerReport:
         """Return the report of one layer, by its name; raise KeyError if there is none."""
@@ -79,14 +93,43 @@ class CompactionReport:
         """Return the report as a table, for notebooks."""
         return self._table().html()
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as mappings, lists, strings and numbers, for JSON.
+
+        Pairs are lists, before and after. `version` grows when a key changes its meaning.
+        """
+        inputs = [] if self.example is None else [each for each in leaves(self.example) if isinstance(each, Like)]
+        memory = self.memory and {name: [getattr(each, name) for each in self.memory] for name in ("peak", "total")}
+        return {
+            "format": "sparsemtl.compaction",
+            "version": 1,
+            "parameters": list(self.parameters),
+            "macs": self.macs and list(self.macs),
+            "activation_bytes": memory,
+            "verification": self.verification.to_dict(),
+            "example": [{"shape": list(each.shape), "dtype": str(each.dtype)} for each in inputs],
+            "layers": [{**_plain(vars(each)), "change": each.change} for each in self.layers],
+        }
+
     def _table(self) -> Table:
         heads = any(any(each.heads) for each in self.layers)  # a column for networks with attention alone
-        head = ("layer", "kind", "in", "out", *(["heads"] if heads else []), "", "why not more")
+        head = (
+            "layer",
+            "kind",
+            "in",
+            "out",
+            *(["heads"] if heads else []),
+            "parameters",
+            "multiply-adds",
+            "",
+            "why not more",
+        )
         rows = [
             (
                 each.name,
                 each.kind,
                 *map(_change, (each.inputs, each.outputs, *([each.heads] if heads else []))),
+                *map(_share, (each.parameters, each.macs)),
                 each.change,
                 each.why,
             )
@@ -95,9 +138,24 @@ class CompactionReport:
         notes = (
             f"parameters: {_total(self.parameters)}",
             f"multiply-adds: {'not counted without an example' if self.macs is None else _total(self.macs)}",
+            f"activations: {'not measured without an example' if self.memory is None else _bytes_of(self.memory)}",
             str(self.verification),
         )
         return Table(head, rows, notes=notes)
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _share(numbers: tuple[int, int]) -> str:
+    before, after = numbers
+    return f"{after / before:.0%}" if before else "100%" if after else ""
+
+
+def _bytes_of(memory: tuple[ActivationMemory, ActivationMemory]) -> str:
+    before, after = memory
+    return f"bytes at the peak {_total((before.peak, after.peak))}, in sum {_total((before.total, after.total))}"
 
 
 def _change(channels: tuple[int, int]) -> str:
@@ -184,6 +242,19 @@ Channels = tuple[int, int]
 """Channels that a layer reads and gives."""
 
 
+@dataclass(frozen=True)
+class LayerCosts:
+    """Costs of the layers of a network in one forward pass, by name.
+
+    Attributes:
+        macs: multiply-adds of convolutions and linear layers.
+        activations: numbers that each layer returns.
+    """
+
+    macs: Mapping[str, int] = field(default_factory=dict)
+    activations: Mapping[str, int] = field(default_factory=dict)
+
+
 class LayerWidths:
     """Channels of every layer before a compaction, and the reasons why some stay.
 
@@ -192,9 +263,9 @@ class LayerWidths:
     """
 
     def __init__(self, network: Network) -> None:
-        self.before: dict[str, tuple[str, Channels]] = {}
+        self.before: dict[str, tuple[str, Channels, int]] = {}
         for name, module in _layers(network):
-            self.before.setdefault(name, (type(module).__name__, _channels_of(module)))
+            self.before.setdefault(name, (type(module).__name__, _channels_of(module), parameter_count(module)))
         self.why: dict[str, str] = {}
         self._heads: list[tuple[Regrouping, list[str]]] = []
 
@@ -233,16 +304,34 @@ class LayerWidths:
             found |= {name: max(heads, found.get(name, (0, 0))) for name in names}
         return found
 
-    def layers(self, network: Network) -> tuple[LayerReport, ...]:
-        """Return the reports of the layers of a network whose channels were removed."""
-        after = {name: _channels_of(module) for name, module in _layers(network)}
-        heads = self._count_heads(network)
-        return tuple(self._layer(name, after.get(name), heads.get(name, (0, 0))) for name in self.before)
+    def layers(self, network: Network, before: LayerCosts, after: LayerCosts) -> tuple[LayerReport, ...]:
+        """Return the reports of the layers of a network whose channels were removed.
 
-    def _layer(self, name: str, after: Channels | None, heads: tuple[int, int]) -> LayerReport:
-        kind, before = self.before[name]
-        inputs, outputs = zip(before, after or (0, 0), strict=True)
-        return LayerReport(name, kind, inputs, outputs, self.why[name], removed=after is None, heads=heads)
+        Args:
+            network: the network.
+            before, after: costs of the layers before and after the removal.
+        """
+        left = {name: (_channels_of(module), parameter_count(module)) for name, module in _layers(network)}
+        heads = self._count_heads(network)
+        reports = []
+        for name, (kind, channels, parameters) in self.before.items():
+            now, count = left.get(name, ((0, 0), 0))
+            inputs, outputs = zip(channels, now, strict=True)
+            reports.append(
+                LayerReport(
+                    name,
+                    kind,
+                    inputs,
+                    outputs,
+                    self.why[name],
+                    removed=name not in left,
+                    heads=heads.get(name, (0, 0)),
+                    parameters=(parameters, count),
+                    macs=(before.macs.get(name, 0), after.macs.get(name, 0)),
+                    activations=(before.activations.get(name, 0), after.activations.get(name, 0)),
+                )
+            )
+        return tuple(reports)
 
 
 def _makers_of(node: fx.Node, rules: Mapping[fx.Node, ChannelRule]) -> list[fx.Node]:

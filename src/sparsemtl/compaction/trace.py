@@ -47,7 +47,8 @@ def root_of(model: nn.Module, tasks: tuple[str, ...] | None, *, alone: bool, lea
     _check(model, leaf_modules)
     if tasks is not None:
         assert isinstance(model, MultiTaskModel)
-        return Root(_Tasks(model, tasks, alone).eval(), _name(model), "network.", frozenset(leaf_modules))
+        root = _Tasks(model, tasks, alone).eval()
+        return Root(root, _name(model), "network.", frozenset(leaf_modules), output=tasks[0] if alone else "")
     if model._forward_hooks or model._forward_pre_hooks or "forward" in vars(model):
         raise CompactionError(
             f"{type(model).__name__} has hooks, or a forward of its own beside its class's, that a graph would miss. "
@@ -65,12 +66,14 @@ class Root:
         name: name of the user's class.
         prefix: prefix of the names of the user's modules in it.
         leaf_modules: names of modules that are not looked into, without the prefix.
+        output: task of the only output, "" for any other module.
     """
 
     module: nn.Module
     name: str
     prefix: str
     leaf_modules: frozenset[str]
+    output: str = ""
 
 
 def traced(root: Root, ran: nn.Module | None = None, inputs: Inputs | None = None) -> Network:

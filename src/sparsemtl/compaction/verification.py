@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparsemtl.compaction.copies import copied
-from sparsemtl.compaction.inputs import Inputs, leaves, mapped, random_like
+from sparsemtl.compaction.inputs import Inputs, leaves, mapped, parts, random_like
 from sparsemtl.errors import CompactionError, ParameterError
 
-_LIMITS = {torch.float64: 1e-8, torch.float32: 1e-3}
-"""Precision -> largest difference, as a fraction of the outputs' spread."""
-_ROUNDING = 20
+LIMITS = {torch.float64: 1e-8, torch.float32: 1e-3}
+"""Precision -> largest difference of equal networks, as a fraction of the outputs' spread."""
+ROUNDING = 20
 """In single precision, the difference may also be as many times that of the model from itself in double precision."""
+OUTPUT = "output"
+"""Name of an output that has none."""
 _BATCHES = (1, 3)
 """Numbers of samples that are run beside the example's."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Difference of the outputs of a compacted network from the model's.
+    """Difference of the outputs of two networks, such as a compacted one and its model.
+
+    A difference is the largest absolute one, as a fraction of the spread of the output: its standard deviation, or its
+    largest absolute value if that is more.
 
     Attributes:
-        float64: largest difference in double precision, as a fraction of the spread of the output (its standard
-            deviation, or its largest absolute value if that is more); None if it was not measured.
-        float32: the same in single precision.
+        float64: largest difference in double precision; None if it was not measured.
+        float32: largest difference in single precision; None if it was not measured.
         inputs: description of the inputs: the example's shapes and the number of inputs like it.
         reason: reason why nothing was verified, "" if outputs were compared.
-        only: restriction of the inputs that the compacted network takes, compared with the model.
+        only: restriction of the comparison, or of the inputs that the compacted network takes.
+        outputs: name of an output (of a multi-task model, a task) -> `float64` and `float32` -> its difference.
+        equal: True if outputs were compared and are equal up to rounding: they differ by at most 1e-8 in double
+            precision, and in single precision by at most 1e-3, or 20 times what the model's outputs differ from those
+            in double precision if that is more.
     """
 
     float64: float | None = None
@@ -39,6 +48,28 @@ class Verification:
     inputs: str = ""
     reason: str = ""
     only: str = ""
+    outputs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    equal: bool = False
+
+    @classmethod
+    def of(
+        cls, errors: Mapping[torch.dtype, Mapping[str, float]], inputs: str, *, only: str = "", equal: bool = True
+    ) -> Verification:
+        """Return the result of a comparison.
+
+        Args:
+            errors: precision -> name of an output -> its difference.
+            inputs: see the attributes, as `only` and `equal`.
+        """
+        largest = {precision: max(found.values(), default=0.0) for precision, found in errors.items()}
+        names = dict.fromkeys(name for found in errors.values() for name in found)
+        outputs = {
+            name: {_name(precision): found[name] for precision, found in errors.items() if name in found}
+            for name in names
+        }
+        return cls(
+            largest.get(torch.float64), largest.get(torch.float32), inputs, only=only, outputs=outputs, equal=equal
+        )
 
     @property
     def verified(self) -> bool:
@@ -48,9 +79,37 @@ class Verification:
     def __str__(self) -> str:
         if self.reason:
             return f"not verified: {self.reason}"
-        found = [f"{error:.1e} in {name}" for name, error in vars(self).items() if isinstance(error, float)]
+        largest = {"float64": self.float64, "float32": self.float32}
         only = f"; {self.only}" if self.only else ""
-        return f"outputs differ by at most {' and '.join(found)} of their spread, on {self.inputs}{only}"
+        unequal = "" if self.equal else ": NOT equal"
+        lines = [f"outputs differ by at most {_errors(largest)} of their spread, on {self.inputs}{only}{unequal}"]
+        if len(self.outputs) > 1:
+            lines += [f"  {name}: {_errors(found)}" for name, found in self.outputs.items()]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the attributes as mappings, strings and numbers, for JSON; a difference of other shapes is None."""
+        finite = {
+            name: {precision: _finite(error) for precision, error in found.items()}
+            for name, found in self.outputs.items()
+        }
+        plain = {name: getattr(self, name) for name in ("inputs", "reason", "only", "equal")}
+        return {"float64": _finite(self.float64), "float32": _finite(self.float32), **plain, "outputs": finite}
+
+
+def _errors(found: Mapping[str, float | None]) -> str:
+    known = {precision: error for precision, error in found.items() if error is not None}
+    return " and ".join(
+        f"{error:.1e} in {precision}" if error else f"0 in {precision}" for precision, error in known.items()
+    )
+
+
+def _finite(error: float | None) -> float | None:
+    return error if error is not None and isfinite(error) else None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -85,16 +144,17 @@ class Comparison:
     Args:
         model: the model, in eval mode.
         inputs: an example that the model runs on.
+        output: name of the output where there is only one.
 
     Attributes:
         fixed: axes of the inputs on which the networks are right for the example's size alone.
         without_gradients: True if the model returns these outputs under `torch.no_grad()` alone.
     """
 
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        self.model, self.inputs = model, inputs
+    def __init__(self, model: nn.Module, inputs: Inputs, output: str = OUTPUT) -> None:
+        self.model, self.inputs, self.output = model, inputs, output
         self.fixed: dict[int, None] = {}
-        self._errors: dict[torch.dtype, float] = {}
+        self._errors: dict[torch.dtype, dict[str, float]] = {}
         self._refused: dict[str, None] = {}
         self._ran = 0
         self._exact: Any = None
@@ -107,31 +167,31 @@ class Comparison:
         Raises:
             DifferentOutputsError: if outputs differ.
         """
-        model, small = _cast(self.model, dtype), _cast(small, dtype)
+        model, small = cast(self.model, dtype), cast(small, dtype)
         example = self.inputs.to(dtype=dtype, device=device_of(model))
-        expected = _outputs(model, example)
+        expected = outputs_of(model, example)
         if isinstance(expected, Exception):
             return
         if self._exact is None:
             with torch.enable_grad():
-                recorded = _outputs(model, example)
-            again = _outputs(model, example, seed=1)
+                recorded = outputs_of(model, example)
+            again = outputs_of(model, example, seed=1)
             self._random = isinstance(again, Exception) or difference(expected, again) != 0
-            differs = isinstance(recorded, Exception) or difference(expected, recorded) > _LIMITS[dtype]
+            differs = isinstance(recorded, Exception) or difference(expected, recorded) > LIMITS[dtype]
             self.without_gradients = differs and not self._random
         if self._random:
             self._check_random(small, example)
             return
-        limit = max(_LIMITS[dtype], _ROUNDING * self._rounding(expected))
+        limit = max(LIMITS[dtype], ROUNDING * self._rounding(expected))
         self._exact = expected
         self._compare(model, small, _Case(example), dtype, limit)
-        if dtype is torch.float64 or not self._errors.get(torch.float64):
+        if dtype is torch.float64 or not any(self._errors.get(torch.float64, {}).values()):
             for case in _cases(example):
                 self._compare(model, small, case, dtype, limit)
 
     def _check_random(self, small: nn.Module, example: Inputs) -> None:
         """Raise if the model draws numbers and the network has none to draw."""
-        outputs = [_outputs(small, example, seed) for seed in range(4)]
+        outputs = [outputs_of(small, example, seed) for seed in range(4)]
         fixed = all(not isinstance(each, Exception) and difference(outputs[0], each) == 0 for each in outputs)
         if fixed:
             raise DifferentOutputsError(
@@ -146,21 +206,25 @@ class Comparison:
         return error if error < 1 else 0.0
 
     def _compare(self, model: nn.Module, small: nn.Module, case: _Case, dtype: torch.dtype, limit: float) -> None:
-        error = _error(model, small, case)
-        if error is None:
+        found = _errors_of(model, small, case)
+        if found is None:
             return
-        if isinstance(error, Exception) and not isinstance(error, ParameterError):
+        if isinstance(found, ParameterError):
+            self._refused[case.inputs.shapes()] = None
+            return
+        if isinstance(found, Exception):
             if not case.stretched:
                 raise DifferentOutputsError(
                     f"the compacted network cannot be run on inputs of shape {case.inputs.shapes()}, which the model "
-                    f"takes: {error}. A loop over the samples of a batch is right for their number alone.",
+                    f"takes: {found}. A loop over the samples of a batch is right for their number alone.",
                     case.inputs,
-                ) from error
+                ) from found
             self.fixed |= dict.fromkeys(case.stretched)
-        elif isinstance(error, ParameterError):
-            self._refused[case.inputs.shapes()] = None
-        elif error <= limit:
-            self._errors[dtype] = max(error, self._errors.get(dtype, 0.0))
+            return
+        error = max(found.values(), default=0.0)
+        if error <= limit:
+            before = self._errors.setdefault(dtype, {})
+            before |= {name: max(each, before.get(name, 0.0)) for name, each in found.items()}
             self._ran += 1
         elif case.stretched:
             self.fixed |= dict.fromkeys(case.stretched)
@@ -182,12 +246,12 @@ class Comparison:
         notes += [f"only inputs of the example's size on axis {axis}" for axis in self.fixed]
         notes += [f"inputs of shape {shapes} are refused, which the model takes" for shapes in self._refused]
         kinds = self._ran - len(self._errors)
-        return Verification(
-            self._errors.get(torch.float64),
-            self._errors.get(torch.float32),
-            f"an input of shape {self.inputs.shapes()} and {kinds} of its kind",
-            only="; ".join(notes),
-        )
+        errors = {
+            dtype: {self.output if name == OUTPUT else name: error for name, error in found.items()}
+            for dtype, found in self._errors.items()
+        }
+        described = f"an input of shape {self.inputs.shapes()} and {kinds} of its kind"
+        return Verification.of(errors, described, only="; ".join(notes))
 
 
 def _cases(example: Inputs) -> Iterator[_Case]:
@@ -198,13 +262,25 @@ def _cases(example: Inputs) -> Iterator[_Case]:
     yield from (_Case(random_like(example, seed=2, samples=1, stretched=each), each) for each in together)
 
 
-def _error(model: nn.Module, small: nn.Module, case: _Case) -> float | Exception | None:
-    """Return the difference of outputs, or an error; None if the model does not take such inputs."""
-    expected = _outputs(model, case.inputs)
+def _errors_of(model: nn.Module, small: nn.Module, case: _Case) -> dict[str, float] | Exception | None:
+    """Return the difference of every output, or an error; None if the model does not take such inputs."""
+    expected = outputs_of(model, case.inputs)
     if isinstance(expected, Exception):
         return None
-    found = _outputs(small, case.inputs)
-    return found if isinstance(found, Exception) else difference(expected, found)
+    found = outputs_of(small, case.inputs)
+    return found if isinstance(found, Exception) else differences(expected, found)
+
+
+def differences(expected: Any, found: Any) -> dict[str, float]:
+    """Return name -> `difference` of every output: keys of a dict, positions in a tuple, `output` for a single one."""
+    ours, theirs = _named_parts(expected), _named_parts(found)
+    if not ours or ours.keys() != theirs.keys():
+        return {OUTPUT: difference(expected, found)}
+    return {name: difference(part, theirs[name]) for name, part in ours.items()}
+
+
+def _named_parts(output: Any) -> dict[str, Any]:
+    return {} if isinstance(output, Tensor) else {str(key): part for _, key, part in parts(output)}
 
 
 def difference(expected: Any, found: Any) -> float:
@@ -233,7 +309,8 @@ def _difference(expected: Any, found: Any) -> float:
     return float((one - other).abs().max()) / (spread or 1.0)
 
 
-def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a copy of a model in a precision."""
     device = device_of(model)
     return copied(model).to(device="cpu" if device.type == "mps" else device, dtype=dtype)  # mps has no doubles
 
@@ -243,7 +320,7 @@ def device_of(model: nn.Module) -> torch.device:
     return next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
 
 
-def _outputs(model: nn.Module, inputs: Inputs, seed: int = 0) -> Any:
+def outputs_of(model: nn.Module, inputs: Inputs, seed: int = 0) -> Any:
     """Return the output of a network, or the error that it raises; always with the same random numbers."""
     device = device_of(model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
