@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from sparsemtl.errors import CheckpointError, ParameterError
 from sparsemtl.runs.config import check
 from sparsemtl.runs.run import run as run_config
 from sparsemtl.storage.files import read_tree
+from sparsemtl.storage.text_files import read_json
 
 CONFIG = {
     "data": "digits",
@@ -40,12 +42,27 @@ def test_each_task_has_a_small_network_in_a_file(run: Path) -> None:
     output = told("compact", run, "--layers")
     assert "digit  " in output
     assert "why not more" in output
+    assert f"{run / 'compact'}/TASK.html" in output.replace("\n", "")
     loaded = sm.load_run(run)
     x = read_tree(run / "samples.safetensors")["all"]["x"]
     for task, expected in loaded.predict(x).items():
         small = sm.load_network(run / "compact" / f"{task}.safetensors")
         torch.testing.assert_close(small(x), expected, atol=1e-5, rtol=1e-4)
         assert sm.parameter_count(small) < sm.parameter_count(loaded.network(task))
+        report = read_json(run / "compact" / f"{task}.json")
+        assert report["parameters"][1] == sm.parameter_count(small)
+        assert list(report["verification"]["outputs"]) == [task]
+        assert f"<h1>{task}</h1>" in (run / "compact" / f"{task}.html").read_text(encoding="utf-8")
+
+
+def test_without_the_packages_of_a_page_there_is_json_alone(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    output = told("compact", run, "--task", "slant", "--out", tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["slant.json", "slant.safetensors"]
+    assert "pip install 'sparsemtl[report]'" in output.replace("\n", " ")
+    assert "TASK.html" not in output
 
 
 def test_a_network_is_exported_on_its_own(run: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -37,6 +39,83 @@ def test_channels_parameters_and_multiply_adds_are_those_of_the_layers() -> None
     assert report.macs == (sm.macs(model, IMAGES[:1]), sm.macs(small, IMAGES[:1]))
     assert 0 <= report.verification.float64 < 1e-12
     assert 0 <= report.verification.float32 < 1e-5
+
+
+def test_costs_of_layers_add_up_to_those_of_the_network() -> None:
+    model = convolutions(nn.BatchNorm2d(8), nn.ReLU())
+    report = compacted(model, IMAGES, example_inputs=IMAGES).report
+    for place in (0, 1):
+        assert sum(each.parameters[place] for each in report.layers) == report.parameters[place]
+        assert sum(each.macs[place] for each in report.layers) == report.macs[place]
+    assert [each.activations for each in report.layers] == [(512, 320), (512, 0), (256, 256)]
+
+
+def test_memory_is_that_of_one_sample_in_the_models_precision() -> None:
+    report = compacted(convolutions(nn.ReLU()), IMAGES, example_inputs=IMAGES).report
+    before, after = report.memory
+    assert (before.peak, before.total) == (8 * 2 * 512, 8 * (2 * 512 + 256))
+    assert (after.peak, after.total) == (8 * 2 * 320, 8 * (2 * 320 + 256))
+
+
+def test_the_report_is_plain_json() -> None:
+    report = compacted(convolutions(nn.BatchNorm2d(8), nn.ReLU()), IMAGES, example_inputs=IMAGES).report
+    record = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert (record["format"], record["version"]) == ("sparsemtl.compaction", 1)
+    assert record["macs"] == list(report.macs)
+    assert record["activation_bytes"] == {
+        name: [getattr(each, name) for each in report.memory] for name in ("peak", "total")
+    }
+    assert record["verification"]["float64"] == report.verification.float64
+    assert record["example"] == [{"shape": [3, 3, 8, 8], "dtype": "torch.float64"}]
+    assert record["layers"][0] == {
+        "name": "0",
+        "kind": "Conv2d",
+        "inputs": [3, 3],
+        "outputs": [8, 5],
+        "why": "",
+        "removed": False,
+        "heads": [0, 0],
+        "parameters": [224, 140],
+        "macs": [13824, 8640],
+        "activations": [512, 320],
+        "change": "smaller",
+    }
+
+
+def test_without_an_example_costs_are_left_out() -> None:
+    class Unknown(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor, y: Tensor, z: Tensor, w: Tensor) -> Tensor:
+            return self.layer(x) + y + z + w
+
+    with pytest.warns(CompactionWarning, match="nothing was verified"):
+        report = sm.compact(Unknown()).report
+    assert report.to_dict()["macs"] is report.to_dict()["activation_bytes"] is None
+    assert not report.verification.equal
+    assert "not measured without an example" in str(report)
+
+
+def test_channels_that_are_not_worth_leaving_out_are_named() -> None:
+    torch.manual_seed(0)
+    model = alive(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), Split(8)))
+    with torch.no_grad():
+        model[2].one.weight[:, 0] = 0
+    why = compacted(model, IMAGES).report.layer("2.one").why
+    assert why == "inputs with weights of zero, cheaper to read than to leave out: 1"
+
+
+class Split(nn.Module):
+    """Two convolutions that read the same channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.one, self.other = nn.Conv2d(width, 2, 1), nn.Conv2d(width, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(x) + self.other(x)
 
 
 def test_the_report_can_be_printed() -> None:

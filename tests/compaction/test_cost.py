@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsemtl.compaction import latency, macs, parameter_count
+from sparsemtl.compaction import ActivationMemory, activation_memory, latency, macs, parameter_count
 from sparsemtl.errors import ParameterError
 
 
@@ -67,3 +67,27 @@ def test_the_time_is_the_median_of_the_passes_that_count(monkeypatch: pytest.Mon
 def test_a_count_of_passes_out_of_range_is_refused(options: dict[str, int]) -> None:
     with pytest.raises(ParameterError):
         latency(nn.Linear(2, 2), torch.randn(1, 2), **options)
+
+
+def test_activations_are_the_storages_of_a_pass() -> None:
+    x = torch.rand(2, 4)
+    layers = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    assert activation_memory(layers, x) == ActivationMemory(peak=4 * 2 * 16, total=4 * 2 * 18)
+    inplace = nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(8, 2))
+    assert activation_memory(inplace, x) == ActivationMemory(peak=4 * 2 * 10, total=4 * 2 * 10)
+
+
+def test_a_tensor_that_is_read_later_is_alive_until_then() -> None:
+    class Late(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            first = x + 1
+            second = (x + 2) * 3
+            return first + second
+
+    assert activation_memory(Late(), torch.rand(8)).peak == 32 * 3
+
+
+def test_a_layer_in_one_operator_has_the_memory_of_its_parts() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    assert activation_memory(layer, torch.rand(1, 5, 8)).peak > 4 * 5 * 16
+    assert torch.backends.mha.get_fastpath_enabled()

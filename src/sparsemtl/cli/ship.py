@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sparsemtl.errors import ParameterError, unknown_name
+from sparsemtl.errors import MissingExtraError, ParameterError, unknown_name
 
 if TYPE_CHECKING:
-    from sparsemtl.compaction import Speedup
+    from sparsemtl.compaction import CompactionReport, Speedup
     from sparsemtl.runs.loaded import LoadedRun
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run that has been trained.")]
@@ -44,7 +44,7 @@ def compact(
         bool, typer.Option("--layers", help="Show the channels of every layer, and why they stay.")
     ] = False,
 ) -> None:
-    """Write each task's network, physically small and verified, as TASK.safetensors (`sm.load_network`)."""
+    """Write each task's network, physically small and verified, as TASK.safetensors, and its report beside it."""
     from rich.table import Table
 
     from sparsemtl.cli.terminal import show_whole
@@ -54,17 +54,34 @@ def compact(
     loaded = load_run(run)
     folder = out or loaded.folder.path / "compact"
     table = Table("task", "parameters", "multiply-adds", "difference", box=None, pad_edge=False)
+    pages = 0
     for name in _each(_chosen(loaded, task)):
         small = loaded.compact(name, multiple_of=multiple_of)
         export_network(small, folder / f"{name}.safetensors")
         report = small.report
+        pages += _write_report(report, folder / name)
         if layers:
             typer.echo(f"{name}\n{report}\n")
         counts = (_change(report.parameters), "" if report.macs is None else _change(report.macs))
         found = report.verification.float64
         table.add_row(name, *counts, "not compared" if found is None else f"{found:.0e}")
     show_whole(table)
-    typer.echo(f"Files: {folder}/TASK.safetensors")
+    typer.echo(f"Files: {folder}/TASK.safetensors (`sm.load_network`)")
+    typer.echo(f"Reports: {folder}/TASK.json" + (f" and {folder}/TASK.html" if pages else ""))
+
+
+def _write_report(report: CompactionReport, path: Path) -> bool:
+    """Write a report as JSON and, if the packages for it are installed, as a page; return whether there is a page."""
+    from sparsemtl.report import write_compaction_report
+    from sparsemtl.storage.text_files import write_json
+
+    write_json(f"{path}.json", report.to_dict())
+    try:
+        write_compaction_report(report, f"{path}.html", title=path.name)
+    except MissingExtraError as error:
+        typer.echo(f"{path.name}: no page was written. {error}", err=True)
+        return False
+    return True
 
 
 def export(

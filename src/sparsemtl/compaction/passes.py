@@ -91,11 +91,16 @@ def needed_channels(rules: Mapping[fx.Node, ChannelRule], multiple_of: int = 1) 
 
 def remove_channels(
     network: Network, rules: Mapping[fx.Node, ChannelRule], needed: Mapping[fx.Node, Need | None], multiple_of: int = 1
-) -> None:
-    """Remove the channels that are not needed from every layer, and the nodes that are no longer read."""
+) -> dict[str, list[str]]:
+    """Remove the channels that are not needed from every layer, and the nodes that are no longer read.
+
+    Returns:
+        name of a layer -> reasons why it keeps channels that it does not need.
+    """
     editor = Editor(network, multiple_of)
     present: dict[fx.Node, Tensor | None] = {}
     for node, rule in rules.items():
         present[node] = rule.rewrite(needed[node], [present[source] for source in rule.inputs], editor)
     editor.finish()
     drop_unread(network)
+    return editor.notes

@@ -213,7 +213,7 @@ def _shrink(network: Network, widths: LayerWidths, multiple_of: int) -> None:
     needed = needed_channels(rules, multiple_of)
     if multiple_of > 1:
         widths.explain_fillers(needed, multiple_of)
-    remove_channels(network, rules, needed, multiple_of)
+    widths.explain_rest(remove_channels(network, rules, needed, multiple_of))
     forget(network)
 
 

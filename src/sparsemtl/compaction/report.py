@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,9 @@ from sparsemtl.compaction.rules.dense import Dense
 from sparsemtl.compaction.verification import Verification
 from sparsemtl.views.tables import Table
 
+FOLDED = "part of the layer before it"
+"""Reason of layers, such as batch norms, whose weights another layer took over."""
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -32,8 +35,8 @@ class LayerReport:
         removed: True if the compacted network has no such layer.
         heads: attention heads that the layer makes or reads before and after; (0, 0) if it is no part of attention.
         parameters: number of parameters before and after.
-        macs: multiply-adds of a convolution or linear layer before and after, on the inputs of the report's `macs`; (0, 0)
-            for other layers, and without an example.
+        macs: multiply-adds of a convolution or linear layer before and after, on the inputs of the report's `macs`;
+            (0, 0) for other layers, and without an example.
         activations: numbers that the layer returns before and after, on the same inputs; (0, 0) without an example.
     """
 
@@ -60,8 +63,8 @@ class LayerReport:
 class CompactionReport:
     """Result of a compaction.
 
-    `print` shows it as a table, a notebook as HTML; `to_dict` is for programs, and `sm.report.compaction_page` makes a
-    page of it.
+    `print` shows it as a table, a notebook as HTML; `to_dict` is for programs, and `sm.report.write_compaction_report`
+    writes a page.
 
     Attributes:
         layers: all layers with channels, in the order in which they run, and all parts that were not changed.
@@ -93,12 +96,19 @@ class CompactionReport:
         """Return the report as a table, for notebooks."""
         return self._table().html()
 
+    def example_shapes(self) -> str:
+        """Return the shapes of the example's tensors in words, "" without an example."""
+        return ", ".join(str(each.shape) for each in self._example_tensors())
+
+    def _example_tensors(self) -> list[Like]:
+        values = () if self.example is None else (self.example.args, dict(self.example.kwargs))
+        return [each for each in leaves(values) if isinstance(each, Like)]
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as mappings, lists, strings and numbers, for JSON.
 
         Pairs are lists, before and after. `version` grows when a key changes its meaning.
         """
-        inputs = [] if self.example is None else [each for each in leaves(self.example) if isinstance(each, Like)]
         memory = self.memory and {name: [getattr(each, name) for each in self.memory] for name in ("peak", "total")}
         return {
             "format": "sparsemtl.compaction",
@@ -107,7 +117,7 @@ class CompactionReport:
             "macs": self.macs and list(self.macs),
             "activation_bytes": memory,
             "verification": self.verification.to_dict(),
-            "example": [{"shape": list(each.shape), "dtype": str(each.dtype)} for each in inputs],
+            "example": [{"shape": list(each.shape), "dtype": str(each.dtype)} for each in self._example_tensors()],
             "layers": [{**_plain(vars(each)), "change": each.change} for each in self.layers],
         }
 
@@ -286,7 +296,7 @@ class LayerWidths:
                 self.why |= {str(each.target): why for each in makers if (why := _constant_heads(each, rule, rules))}
                 self._heads.append((rule, [str(each.target) for each in around]))
         left = {node.target for node in network.graph.nodes}
-        self.why |= dict.fromkeys((name for name in self.before if name not in left), "part of the layer before it")
+        self.why |= dict.fromkeys((name for name in self.before if name not in left), FOLDED)
 
     def explain_fillers(self, needed: Mapping[fx.Node, Need | None], multiple_of: int) -> None:
         """Record where channels that change nothing stay, so that their number is a multiple of a number."""
@@ -294,6 +304,12 @@ class LayerWidths:
             if need is not None and node.target in self.before and not self.why.get(str(node.target)):
                 count = int((need.carried & ~need.live).sum())
                 self.why |= {str(node.target): f"{count} fill up a multiple of {multiple_of}"} if count else {}
+
+    def explain_rest(self, notes: Mapping[str, Sequence[str]]) -> None:
+        """Record why layers keep channels that could be removed: name of a layer -> reasons."""
+        for name, reasons in notes.items():
+            if name in self.before and not self.why.get(name):
+                self.why[name] = "; ".join(reasons)
 
     def _count_heads(self, network: Network) -> dict[str, tuple[int, int]]:
         """Return the attention heads before and after of every layer that makes or reads them."""

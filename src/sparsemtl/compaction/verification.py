@@ -39,8 +39,8 @@ class Verification:
         only: restriction of the comparison, or of the inputs that the compacted network takes.
         outputs: name of an output (of a multi-task model, a task) -> `float64` and `float32` -> its difference.
         equal: True if outputs were compared and are equal up to rounding: they differ by at most 1e-8 in double
-            precision, and in single precision by at most 1e-3, or 20 times what the model's outputs differ from those
-            in double precision if that is more.
+            precision and 1e-3 in single precision, by 20 times what the model's outputs differ between the two, or (of
+            `sm.verify`) by 100 times the spacing of the numbers that store the weights.
     """
 
     float64: float | None = None
@@ -98,10 +98,8 @@ class Verification:
 
 
 def _errors(found: Mapping[str, float | None]) -> str:
-    known = {precision: error for precision, error in found.items() if error is not None}
-    return " and ".join(
-        f"{error:.1e} in {precision}" if error else f"0 in {precision}" for precision, error in known.items()
-    )
+    texts = {precision: f"{error:.1e}" if error else "0" for precision, error in found.items() if error is not None}
+    return " and ".join(f"{text} in {precision}" for precision, text in texts.items())
 
 
 def _finite(error: float | None) -> float | None:

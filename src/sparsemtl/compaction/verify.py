@@ -35,6 +35,10 @@ Runnable = nn.Module | torch.export.ExportedProgram | str | Path
 """Network: a module, what `torch.export` returns, or a file of one."""
 
 
+_STORED = 100
+"""Networks are equal as well if they differ by as many times the spacing of the numbers that store their weights."""
+
+
 @torch.inference_mode(False)
 @torch.no_grad()
 @torch.random.fork_rng(devices=[])
@@ -51,19 +55,21 @@ def verify(
 
     `sm.compact` has compared its result with the model on its example already; this compares on other inputs, or
     with what was saved, exported or changed since. Both networks run in eval mode, on copies, with the same random
-    numbers. A network that does not run in a precision, such as an ONNX file in double precision, is not compared in it.
+    numbers. Where one of them does not run in a precision, such as an ONNX file in double precision, they are compared
+    in the other alone.
 
     Args:
         model: the network with the right outputs.
         small: the network in its place. Like the model it is a module, an exported program, or the path of a file:
             `.safetensors` of `sm.export`, `.pt2` of `torch.export`, `.onnx` (run by onnxruntime).
         inputs: a batch that both read, as `example_inputs` of `sm.compact`.
-        task: the only task to compare, if the model's outputs are a dict by task; needed where those of `small` are none.
+        task: the only task to compare, if the model's outputs are a dict by task; needed if those of `small` are not.
         masks: of the model, the weights that each task keeps, or the tasks' networks; only with `task`.
         norms: of the model, batch norm statistics per task; only with `task`.
 
     Returns:
-        the differences, by output and precision; `equal` is True if they are those of rounding.
+        the differences, by output and precision; `equal` is True if they are those of rounding. Weights that are stored
+        in single precision are rounded as well: folding a norm into them differs by about 1e-7 in double precision.
 
     Raises:
         CompactionError: if `small` does not run on the inputs, or its outputs have other shapes.
@@ -92,6 +98,7 @@ def verify(
         raise ParameterError("masks and norms are different for each task: name the one to verify (task=...).")
     second = _network(small, "small")
     given = Inputs.of(inputs, first, single=isinstance(first, MultiTaskModel))
+    stored = _STORED * max(map(_epsilon, (first, second)))
     errors: dict[torch.dtype, dict[str, float]] = {}
     failed: dict[torch.dtype, Exception] = {}
     exact, equal, left_out = None, True, ""
@@ -110,7 +117,7 @@ def verify(
         own, other, left_out = _matched(own, other, task)
         errors[dtype] = differences(own, other)
         rounding = 0.0 if exact is None else difference(exact, own)
-        limit = max(LIMITS[dtype], ROUNDING * rounding if rounding < 1 else 0.0)
+        limit = max(LIMITS[dtype], stored, ROUNDING * rounding if rounding < 1 else 0.0)
         exact, equal = own, equal and max(errors[dtype].values(), default=0.0) <= limit
     if not errors:
         raise _reason(failed, given)
@@ -119,6 +126,12 @@ def verify(
     return Verification.of(
         errors, f"inputs of shape {given.shapes()}", only="; ".join(filter(None, notes)), equal=equal
     )
+
+
+def _epsilon(network: nn.Module) -> float:
+    """Return the spacing of numbers near one in the coarsest precision of a network's weights."""
+    types = {p.dtype for p in network.parameters() if p.is_floating_point()}
+    return max((torch.finfo(dtype).eps for dtype in types), default=torch.finfo(torch.float32).eps)
 
 
 def _network(given: Any, name: str) -> nn.Module:

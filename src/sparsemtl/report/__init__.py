@@ -5,11 +5,41 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sparsemtl.errors import CheckpointError, missing_extra
 from sparsemtl.storage.text_files import write_text
 
-__all__ = ["write_report"]
+if TYPE_CHECKING:
+    from sparsemtl.compaction import CompactionReport
+
+__all__ = ["write_compaction_report", "write_report"]
+
+
+def write_compaction_report(report: CompactionReport, path: str | Path, *, title: str = "Compacted network") -> Path:
+    """Write the report of a compaction as a page of HTML: cost, verification, and every layer before and after.
+
+    Args:
+        report: attribute `report` of a compacted network.
+        path: the file; an old one is replaced.
+        title: heading of the page, such as the name of the task.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        MissingExtraError: if matplotlib, jinja2 or pandas is not installed.
+
+    Examples:
+        >>> small = sm.compact(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+        >>> sm.report.write_compaction_report(small.report, "small.html").name
+        'small.html'
+    """
+    _check_extra()
+    from sparsemtl.report.compaction_page import compaction_page
+
+    write_text(path, compaction_page(report, title=title))
+    return Path(path)
 
 
 def write_report(path: str | Path) -> Path:
@@ -28,13 +58,7 @@ def write_report(path: str | Path) -> Path:
     folder = Path(path)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder. A report needs the folder of a run or a study.")
-    try:
-        # Modules of the report import these freely; only this check names the extra.
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-        import pandas  # noqa: F401
-    except ImportError as error:
-        raise missing_extra(str(error.name), "report", "A report") from None
+    _check_extra()
     from sparsemtl.report.run_page import run_page
     from sparsemtl.report.study_page import study_page
     from sparsemtl.storage.run_folder import RunFolder
@@ -56,6 +80,17 @@ def write_report(path: str | Path) -> Path:
         )
     write_text(run.report, page)
     return run.report
+
+
+def _check_extra() -> None:
+    """Raise a MissingExtraError if a package that reports need is not installed."""
+    try:
+        # Modules of the report import these freely; only this check names the extra.
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+        import pandas  # noqa: F401
+    except ImportError as error:
+        raise missing_extra(str(error.name), "report", "A report") from None
 
 
 @contextmanager

@@ -18,7 +18,7 @@ _FIGURES = {
 
 
 @dataclass(frozen=True)
-class _CostFigure:
+class CostFigure:
     """One figure before and after compaction.
 
     Attributes:
@@ -47,8 +47,8 @@ class _CostView:
     """
 
     lead: str
-    figures: list[_CostFigure]
-    networks: Mapping[str, list[_CostFigure]]
+    figures: list[CostFigure]
+    networks: Mapping[str, list[CostFigure]]
     failures: Mapping[str, str]
     how: str
 
@@ -75,10 +75,10 @@ def cost_view(summary: Mapping[str, Any]) -> _CostView | None:
     )
 
 
-def _figures(cost: Mapping[str, Any]) -> list[_CostFigure]:
+def _figures(cost: Mapping[str, Any]) -> list[CostFigure]:
     before, after = cost["uncompacted"], cost["compacted"]
     return [
-        _CostFigure(
+        CostFigure(
             name,
             number(after[key]) if key == LATENCY else count(after[key]),
             number(before[key]) if key == LATENCY else count(before[key]),

@@ -115,6 +115,8 @@ class Dense(ChannelRule):
         constant = carried & ~rows
         saved = int(constant.sum()) * int((matrix[rows] != 0).any(2).any(0).sum()) * self._places()
         if isinstance(self.layer, nn.Linear) or saved <= WORTH * int(carried.sum() + rows.sum()):
+            if constant.any():
+                editor.note(self.node, f"constant outputs that stand beside others: {int(constant.sum())}")
             return carried
         values, which = bias[constant].unique(return_inverse=True)
         index = torch.zeros(len(carried), dtype=torch.int64)
@@ -137,6 +139,8 @@ class Dense(ChannelRule):
             wanted = rounded(wanted, columns, editor.multiple_of)
         left, gone = int(wanted.sum()), int((columns & ~wanted).sum())
         if not gone or not self._worth_selecting(rows, left, gone):
+            if gone:
+                editor.note(self.node, f"inputs with weights of zero, cheaper to read than to leave out: {gone}")
             return columns
         flat = isinstance(self.layer, nn.Linear)
         chosen = wanted[columns].repeat_interleave(self.matrix().shape[2] if flat else 1)

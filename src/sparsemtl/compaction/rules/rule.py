@@ -85,12 +85,18 @@ class Editor:
         multiple_of: number of which the channels of images are to be a multiple.
         made: (node, entries) -> existing selection.
         wider: nodes that will return fewer channels than later nodes expect -> layer that restores them.
+        notes: name of a layer -> reasons why it keeps channels that it does not need.
     """
 
     network: Network
     multiple_of: int = 1
     made: dict[tuple[fx.Node, tuple[int, ...]], fx.Node] = field(default_factory=dict)
     wider: dict[fx.Node, Select] = field(default_factory=dict)
+    notes: dict[str, list[str]] = field(default_factory=dict)
+
+    def note(self, node: fx.Node, reason: str) -> None:
+        """Record a reason why a layer keeps channels that it does not need."""
+        self.notes.setdefault(str(node.target), []).append(reason)
 
     def select(self, source: fx.Node, entries: Tensor, axis: int, device: torch.device) -> fx.Node:
         """Return a node with some entries of another node's axis.
