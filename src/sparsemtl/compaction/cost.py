@@ -167,7 +167,7 @@ class _Allocations(TorchDispatchMode):
     """
 
     def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = self.total = self._live = 0
         self._known = [tensor.untyped_storage() for tensor in known]
         self._storages = {id(storage) for storage in self._known}
