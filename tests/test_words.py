@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -64,14 +65,22 @@ ONLY_IN = {"settled": "sharing", "Survey": "data"}
 """Name that means something else in other sub-packages -> sub-package in which it was replaced."""
 
 
+def definitions(node: ast.AST) -> Iterator[ast.Module | Definition]:
+    """A node and what is defined in it; expressions, which are most nodes and define nothing, are passed over."""
+    if isinstance(node, (ast.Module, *DEFINITIONS)):
+        yield node
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.stmt, ast.excepthandler, ast.match_case)):
+            yield from definitions(child)
+
+
 @cache
 def nodes() -> list[tuple[str, ast.Module | Definition]]:
     """Return all modules and definitions with the place of each."""
     return [
         (f"{path.relative_to(SOURCE)}:{getattr(node, 'lineno', 1)}", node)
         for path in sorted(SOURCE.rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, (ast.Module, *DEFINITIONS))
+        for node in definitions(ast.parse(path.read_text(encoding="utf-8")))
     ]
 
 

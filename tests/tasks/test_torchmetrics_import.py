@@ -2,45 +2,50 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
+import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-MEASURE = """
 import sparsemtl as sm
-from sparsemtl.errors import SparseMTLError
-try:
-    print(list(sm.Classification("t", 3).metrics())[0])
-except SparseMTLError as error:
-    print(type(error).__name__, error)
-"""
+from sparsemtl.errors import DependencyError
+
 BROKEN = "raise RuntimeError('operator torchvision::nms does not exist')"
 
 
-def measured(folder: Path, *, torchvision: str | None) -> str:
-    """What a process prints that measures with an installed torchvision of this content."""
-    if torchvision is not None:
-        (folder / "torchvision").mkdir()
-        (folder / "torchvision" / "__init__.py").write_text(torchvision)
-        (folder / "torchvision-0.1.2.dist-info").mkdir()
-        about = "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.1.2\n"
-        (folder / "torchvision-0.1.2.dist-info" / "METADATA").write_text(about)
-    paths = os.pathsep.join([str(folder), *filter(None, sys.path)])
-    environment = {**os.environ, "PYTHONPATH": paths}
-    done = subprocess.run([sys.executable, "-c", MEASURE], env=environment, capture_output=True, text=True, check=True)
-    return done.stdout
+@contextmanager
+def installed(folder: Path, content: str) -> Iterator[None]:
+    """A torchvision of this content is found, and torchmetrics not imported yet, inside the context."""
+    (folder / "torchvision").mkdir()
+    (folder / "torchvision" / "__init__.py").write_text(content)
+    (folder / "torchvision-0.1.2.dist-info").mkdir()
+    about = "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.1.2\n"
+    (folder / "torchvision-0.1.2.dist-info" / "METADATA").write_text(about)
+    before = {name: sys.modules.pop(name) for name in imported()}
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in imported():
+            del sys.modules[name]
+        sys.modules.update(before)
 
 
-def test_a_torchvision_for_another_torch_is_named_with_the_remedy(tmp_path: Path) -> None:
-    said = measured(tmp_path, torchvision=BROKEN)
-    assert said.startswith("DependencyError torchmetrics cannot be imported: operator torchvision::nms does not exist")
+def imported() -> list[str]:
+    return [name for name in sys.modules if name.partition(".")[0] in ("torchmetrics", "torchvision")]
+
+
+@pytest.mark.parametrize("broken", [BROKEN, "raise ImportError('undefined symbol')", "import torchvision.absent"])
+def test_a_torchvision_for_another_torch_is_named_with_the_remedy(tmp_path: Path, broken: str) -> None:
+    with installed(tmp_path, broken), pytest.raises(DependencyError) as error:
+        sm.Classification("t", 3).metrics()
+    said = str(error.value)
+    assert said.startswith("torchmetrics cannot be imported: ")
+    assert broken is not BROKEN or "operator torchvision::nms does not exist" in said
     assert "The installed torchvision 0.1.2 does not fit torch" in said
     assert "pip uninstall torchvision" in said
-
-
-@pytest.mark.parametrize("broken", ["raise ImportError('undefined symbol')", "import torchvision.absent"])
-def test_sparsemtl_itself_is_imported_without_torchvision(tmp_path: Path, broken: str) -> None:
-    assert "pip uninstall torchvision" in measured(tmp_path, torchvision=broken)

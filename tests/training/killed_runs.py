@@ -136,6 +136,8 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "before-the-summary-is-final": lambda: at_renaming("summary.json", 2, after=False),
 }
 
+FEW = ["in-a-step", "half-a-checkpoint-written", "between-the-best-and-the-last", "half-a-row-of-the-test-logged"]
+"""Moments of which the fast tests kill a run: a step, half a file, between two files, half a row."""
 
 OUTSIDE = "from-outside"
 """A process that another one kills, once a checkpoint of `OUTSIDE_STEP` is written."""

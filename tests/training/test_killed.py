@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from killed_runs import MOMENTS, OUTSIDE, OUTSIDE_STEP, step_of
+from killed_runs import FEW, MOMENTS, OUTSIDE, OUTSIDE_STEP, step_of
 from test_resume import assert_same_end
 
 from sparsemtl.storage.files import read_tensors, read_tree
@@ -25,24 +25,51 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SCRIPT = [sys.executable, str(Path(__file__).with_name("killed_runs.py"))]
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole run, and for every moment what a kill left and the run that went on from it.
+def killed_at(moments: Iterable[str], factory: pytest.TempPathFactory, name: str) -> Path:
+    """The folder of a whole run, and for each moment of what a kill left and of the run that went on from it.
 
     One process starts them all, whatever the number of pytest's workers.
     """
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "killed-runs"
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "codes.json").exists():
-            subprocess.run([*SCRIPT, str(folder), *MOMENTS], check=True, env=ENVIRONMENT)
+            subprocess.run([*SCRIPT, str(folder), *moments], check=True, env=ENVIRONMENT)
     return folder
 
 
-@pytest.mark.parametrize("moment", [*MOMENTS, OUTSIDE])
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs that were killed at few moments."""
+    return killed_at(FEW, tmp_path_factory, "killed-runs")
+
+
+@pytest.fixture(scope="module")
+def all_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs that were killed at every moment."""
+    return killed_at(MOMENTS, tmp_path_factory, "killed-runs-of-all-moments")
+
+
+@pytest.mark.parametrize("moment", [*FEW, OUTSIDE])
 def test_a_kill_leaves_a_whole_checkpoint(runs: Path, moment: str) -> None:
+    assert_whole(runs, moment)
+
+
+@pytest.mark.parametrize("moment", [*FEW, OUTSIDE])
+def test_going_on_ends_like_the_run_that_was_never_killed(runs: Path, moment: str) -> None:
+    assert_ends_alike(runs, moment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_so_it_is_at_every_moment(all_runs: Path, moment: str) -> None:
+    assert_whole(all_runs, moment)
+    assert_ends_alike(all_runs, moment)
+
+
+def assert_whole(runs: Path, moment: str) -> None:
     assert json.loads((runs / "codes.json").read_text())[moment] == [-signal.SIGKILL, 0]
     left = runs / f"{moment}.killed"
     last = read_tree(left / "checkpoints" / "last.safetensors")
@@ -53,23 +80,23 @@ def test_a_kill_leaves_a_whole_checkpoint(runs: Path, moment: str) -> None:
         assert json.loads((left / "summary.json").read_text())["status"] == "trained"
 
 
-@pytest.mark.parametrize("moment", [*MOMENTS, OUTSIDE])
-def test_going_on_ends_like_the_run_that_was_never_killed(runs: Path, moment: str) -> None:
+def assert_ends_alike(runs: Path, moment: str) -> None:
     assert_same_end(runs / "whole", runs / moment)
     whole, resumed = (summary_of(runs / name) for name in ("whole", moment))
     assert whole == resumed
     assert whole["status"] == "finished"
 
 
-def test_the_moments_are_spread_over_the_whole_run(runs: Path) -> None:
+@pytest.mark.slow
+def test_the_moments_are_spread_over_the_whole_run(all_runs: Path) -> None:
     steps = {
-        moment: read_tree(runs / f"{moment}.killed" / "checkpoints" / "last.safetensors")["progress"]["step"]
+        moment: read_tree(all_runs / f"{moment}.killed" / "checkpoints" / "last.safetensors")["progress"]["step"]
         for moment in MOMENTS
     }
     assert min(steps.values()) == 0
     assert max(steps.values()) == 15
     assert len(set(steps.values())) >= 5
-    parts = [path for moment in MOMENTS for path in (runs / f"{moment}.killed").rglob("*.part")]
+    parts = [path for moment in MOMENTS for path in (all_runs / f"{moment}.killed").rglob("*.part")]
     assert len(parts) >= 2, "no kill fell into the writing of a file"
 
 
