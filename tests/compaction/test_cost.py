@@ -91,3 +91,26 @@ def test_a_layer_in_one_operator_has_the_memory_of_its_parts() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     assert activation_memory(layer, torch.rand(1, 5, 8)).peak > 4 * 5 * 16
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_projections_of_torchs_attention_count(batch_first: bool) -> None:
+    attention = nn.MultiheadAttention(8, 2, kdim=6, vdim=5, batch_first=batch_first)
+
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = attention
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            query, rest = (x[:, :3], x) if batch_first else (x[:3], x)
+            result: torch.Tensor = self.attention(query, key=rest[..., :6], value=rest[..., :5])[0]
+            return result
+
+    x = torch.rand(2, 7, 8) if batch_first else torch.rand(7, 2, 8)
+    assert macs(Attending(), x) == 2 * (3 * 8 * 8 + 7 * 6 * 8 + 7 * 5 * 8 + 3 * 8 * 8)
+
+
+def test_a_transformer_layer_costs_its_projections_and_its_feed_forward_layers() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    assert macs(layer, torch.rand(1, 5, 8)) == 5 * (4 * 8 * 8 + 2 * 8 * 16)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,8 @@ from sparsemtl.networks.modes import eval_mode
 def macs(module: nn.Module, x: Any) -> int:
     """Count the multiply-adds of the convolutions and linear layers in one forward pass.
 
-    What padding reads counts as well; norms, activations and convolutions that no module makes do not.
+    What padding reads counts as well, and so do the projections of torch's attention; norms, activations, the products
+    of queries with keys and of attention with values, and convolutions that no module makes do not.
 
     Args:
         module: any module; it runs in eval mode, once.
@@ -47,14 +48,16 @@ def macs_by_layer(module: nn.Module, *args: Any, **kwargs: Any) -> dict[str, int
         args, kwargs: arguments of its forward pass.
 
     Returns:
-        name of every convolution and linear layer that ran -> its multiply-adds, over all its calls.
+        name of every convolution, linear layer and attention of torch's that ran -> its multiply-adds, over all its
+            calls.
     """
     counts: dict[str, int] = {}
 
-    def count(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        counts[name] = counts.get(name, 0) + _macs_of(layer, inputs[0], output)
+    def count(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        made = _macs_of_attention(layer, args, kwargs) if isinstance(layer, nn.MultiheadAttention) else None
+        counts[name] = counts.get(name, 0) + (_macs_of(layer, args[0], output) if made is None else made)
 
-    with _hooked(module, count, (_ConvNd, nn.Linear)), _inferring(module):
+    with _hooked(module, count, (_ConvNd, nn.Linear, nn.MultiheadAttention)), _inferring(module):
         module(*args, **kwargs)
     return counts
 
@@ -71,7 +74,7 @@ def activations_by_layer(module: nn.Module, *args: Any, **kwargs: Any) -> dict[s
     """
     counts: dict[str, int] = {}
 
-    def count(name: str, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def count(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         counts[name] = counts.get(name, 0) + sum(tensor.numel() for tensor in tensors(output))
 
     with _hooked(module, count, (nn.Module,)), _inferring(module):
@@ -81,9 +84,9 @@ def activations_by_layer(module: nn.Module, *args: Any, **kwargs: Any) -> dict[s
 
 @contextmanager
 def _hooked(module: nn.Module, hook: Callable[..., None], kinds: tuple[type[nn.Module], ...]) -> Iterator[None]:
-    """Call `hook(name, layer, inputs, output)` behind every layer of some classes."""
+    """Call `hook(name, layer, args, kwargs, output)` behind every layer of some classes."""
     handles = [
-        layer.register_forward_hook(partial(hook, name))
+        layer.register_forward_hook(partial(hook, name), with_kwargs=True)
         for name, layer in module.named_modules()
         if isinstance(layer, kinds)
     ]
@@ -101,6 +104,14 @@ def _macs_of(layer: nn.Module, x: Tensor, output: Tensor) -> int:
         return output.numel() * layer.in_channels // layer.groups * prod(layer.kernel_size)
     assert isinstance(layer, nn.Linear)
     return output.numel() * layer.in_features
+
+
+def _macs_of_attention(layer: nn.MultiheadAttention, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """Return the multiply-adds of the four projections, which torch does without calling a layer."""
+    given = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs)
+    query, key, value = (given[name] for name in ("query", "key", "value"))
+    width = layer.embed_dim
+    return (2 * query.numel() + key.numel() + value.numel()) * width
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -200,12 +200,40 @@ def _measure(network: Network, model: nn.Module, inputs: Inputs) -> None:
     measure(network, whole, list(same.mapped(Tensor.clone).named(model).values()))
 
 
-def _shrink(network: Network, widths: LayerWidths, multiple_of: int) -> None:
+def measured(root: Root, example: Any, *, single: bool) -> tuple[Network, dict[str, int]]:
+    """Return the graph of a module with the shapes of its tensors, and the multiply-adds of a sample per layer.
+
+    Args:
+        root: the module.
+        example: `example_inputs` of `compact`.
+        single: True if the module has one argument, whatever the example is.
+
+    Raises:
+        ParameterError: if there is no example.
+    """
+    inputs, missing = _inputs(root.module, example, single=single)
+    if inputs is None:
+        raise ParameterError(f"{root.name} cannot be run, since {missing}. Give a batch that it reads.")
+    network = _traced(root, copied(root.module), inputs)
+    whole = built(network, copy.deepcopy(network.graph))
+    sample = _one_sample(whole, inputs)
+    macs = macs_by_layer(whole, *sample.args, **sample.kwargs)
+    _measure(network, root.module, inputs)
+    _settle_sizes(network)
+    return network, macs
+
+
+def _settle_sizes(network: Network) -> None:
+    """Write sizes that are the same for all inputs as numbers."""
     check_inputs(network)
     trace_sizes(network)
     while write_known_sizes(network, rules_for(network)):
         drop_unread(network)
     drop_unread(network)
+
+
+def _shrink(network: Network, widths: LayerWidths, multiple_of: int) -> None:
+    _settle_sizes(network)
     fold_norms(network, rules_for(network))
     rules = rules_for(network)
     widths.explain(network, rules)

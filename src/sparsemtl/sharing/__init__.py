@@ -12,6 +12,7 @@ from sparsemtl.sharing.lottery import LotterySharing
 from sparsemtl.sharing.maximum_roaming import MaximumRoamingSharing
 from sparsemtl.sharing.pbfs import PBFSSharing
 from sparsemtl.sharing.proximal import ProximalSharing
+from sparsemtl.sharing.pruning import PruningSharing
 from sparsemtl.sharing.random import RandomSharing
 from sparsemtl.sharing.sharing import (
     AfterBatch,
@@ -42,6 +43,7 @@ SHARING: Registry[Sharing] = Registry(
         "maximum-roaming": MaximumRoamingSharing,
         "disparse": DiSparseSharing,
         "sparse-training": SparseTrainingSharing,
+        "pruning": PruningSharing,
     },
 )
 
@@ -61,6 +63,7 @@ __all__ = [
     "ObservesValidation",
     "PBFSSharing",
     "ProximalSharing",
+    "PruningSharing",
     "RandomSharing",
     "Regularizer",
     "SelectionOptions",

@@ -1,0 +1,223 @@
+"""Pruning to a budget: whole channels, heads and neurons go, those first that every task can spare for their cost."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import Doc, Unpack
+
+from sparsemtl.compaction.units import LayerUnits, Units, removable_units
+from sparsemtl.criteria.taylor import taylor_importance
+from sparsemtl.errors import MaskWarning
+from sparsemtl.networks.declarations import Figure, SummaryTable
+from sparsemtl.networks.model import MultiTaskModel, first_group
+from sparsemtl.networks.norms import own_statistics
+from sparsemtl.networks.randomness import fork_rng
+from sparsemtl.networks.task_networks import TaskNetworks, dense_networks
+from sparsemtl.registry.parameters import Count, Fraction, Natural, validated
+from sparsemtl.sharing.schedules import check_reach_at, cubic
+from sparsemtl.sharing.sharing import DenseOptions, Sharing, StepWeights
+from sparsemtl.tasks.batches import Loaders, check_readable
+
+
+class PruningSharing(Sharing):
+    """Pruning of channels, heads and neurons to a budget of multiply-adds, encoder and heads together.
+
+    A unit is what compaction can remove: a channel of a tensor with all channels that it is added to or multiplied with
+    (a residual stream's is one unit), an attention head, a hidden neuron. Before an epoch, every task's importance of
+    every unit is estimated (`criteria.taylor`: Molchanov et al., CVPR 2019), divided by its sum over the units, and
+    combined over the tasks. Units of the smallest importance per multiply-add that they cost (Liu et al., Group Fisher
+    pruning, ICML 2021) are removed until the network has what the budget's schedule allows: 1 - (1 - macs) * (1 -
+    (1 - t)^3) of the dense network's, t going from 0 to 1 between `warmup` and `reach_at`.
+
+    The weights that read a removed unit are zero after every step, so that `compact` gives the small network. All tasks
+    compute with all weights that are left. Every layer keeps at least one unit.
+
+    Differences from the papers:
+        - Importance is taken per task, in eval mode, on the data of the training loader before an epoch; the papers
+          have one loss, and prune between steps.
+        - Batches, not single samples, are squared, as in Molchanov et al.; Liu et al. square samples.
+    """
+
+    figures = (Figure("macs", "Multiply-adds left", "fraction of the dense network's", per_task=False),)
+
+    @validated
+    def __init__(
+        self,
+        *,
+        macs: Annotated[Fraction, Doc("Multiply-adds of the pruned network, as a fraction of the dense one's.")] = 0.3,
+        warmup: Annotated[Natural, Doc("Dense epochs at the beginning.")] = 0,
+        reach_at: Annotated[
+            Count | None,
+            Doc("Epochs by which the budget is reached, in a round per epoch; by default in one round after `warmup`."),
+        ] = None,
+        combine: Annotated[
+            Literal["mean", "max"],
+            Doc("Importance for all tasks: the mean, or that of the task that needs the unit most."),
+        ] = "mean",
+        samples: Annotated[Count, Doc("Labelled samples per task that importance is estimated on.")] = 512,
+        **options: Unpack[DenseOptions],
+    ) -> None:
+        if reach_at is not None:
+            check_reach_at(warmup, reach_at)
+        self.macs = macs
+        self.warmup = warmup
+        self.reach_at = reach_at
+        self.combine = combine
+        self.samples = samples
+        self.update = options["update"]
+        self.bn = options["bn"]
+        self._units: Units | None = None
+        self._left = torch.zeros(0, dtype=torch.bool)
+        self._removed: list[tuple[LayerUnits, Tensor]] = []
+
+    def start(self, model: MultiTaskModel) -> TaskNetworks:
+        """Return networks without masks."""
+        return dense_networks(model, model.tasks, own_statistics(model, self.bn))
+
+    def begin_epoch(
+        self, epoch: int, model: MultiTaskModel, networks: TaskNetworks, loaders: Loaders
+    ) -> TaskNetworks | None:
+        """Choose the units of the epoch; the networks stay, and the next step sets weights to zero.
+
+        Raises:
+            CompactionError: if the units of the model cannot be found.
+        """
+        allowed = self._allowed(epoch)
+        if allowed == 1.0:
+            return None
+        check_readable(loaders)
+        with fork_rng():
+            if self._units is None:
+                self._find_units(model, loaders)
+            if len(self._left) and self._fraction() > allowed:
+                self._prune(allowed, self._importance(model, networks, loaders))
+        return None
+
+    def _allowed(self, epoch: int) -> float:
+        """Return the multiply-adds allowed in an epoch, as a fraction of the dense network's."""
+        if epoch < self.warmup:
+            return 1.0
+        progress = 1.0 if self.reach_at is None else (epoch - self.warmup) / (self.reach_at - self.warmup)
+        return 1 - (1 - self.macs) * cubic(min(progress, 1.0))
+
+    def _find_units(self, model: MultiTaskModel, loaders: Loaders) -> None:
+        """Find the units, and warn if the budget cannot be reached with one left per layer."""
+        self._units = units = removable_units(model, first_group(model, loaders).x)
+        self._left = torch.ones(units.count, dtype=torch.bool)
+        least = _best_of_layers(units, self._left, torch.zeros(units.count))
+        if (reachable := units.macs(least) / units.macs()) > self.macs:
+            warnings.warn(
+                f"{type(self).__name__}: {units.count} channels, heads and neurons of {type(model).__name__} can be "
+                f"removed, which leaves at least {reachable:.2g} of its multiply-adds; `macs` asks for {self.macs:g}. "
+                "The rest is in layers that are frozen, called several times, or read by an operation without a rule: "
+                "`sm.compact(model).report` names them.",
+                MaskWarning,
+                stacklevel=2,
+            )
+
+    def _importance(self, model: MultiTaskModel, networks: TaskNetworks, loaders: Loaders) -> Tensor:
+        """Return the importance of every unit for all tasks, (units,)."""
+        assert self._units is not None
+        found = []
+        for name, task in model.tasks.items():
+            with networks.swapped(model, name):
+                own = taylor_importance(model, self._units, loaders, task, self.samples)
+            found.append(own / own.sum().clamp_min(torch.finfo(own.dtype).tiny))
+        stacked = torch.stack(found)
+        return stacked.mean(0) if self.combine == "mean" else stacked.amax(0)
+
+    def _prune(self, allowed: float, importance: Tensor) -> None:
+        """Remove units until no more multiply-adds are left than allowed."""
+        units = self._units
+        assert units is not None
+        keep = ~self._left | _best_of_layers(units, self._left, importance)
+        worth = importance / units.savings(self._left).clamp_min(1e-12)
+        order = worth.masked_fill(keep, torch.inf).argsort(stable=True)[: int((~keep).sum())]
+        first, last = 0, len(order)
+        while first < last:  # the fewest that suffice
+            middle = (first + last) // 2
+            if units.macs(_without(self._left, order[:middle])) > allowed * units.macs():
+                first = middle + 1
+            else:
+                last = middle
+        self._set_left(_without(self._left, order[:last]))
+
+    def _set_left(self, left: Tensor) -> None:
+        assert self._units is not None
+        gone = torch.cat([~left, left.new_zeros(1)])  # the last entry stands for channels that cannot be removed
+        self._left = left
+        self._removed = [
+            (layer, dead) for layer in self._units.readers() if len(dead := gone[layer.reads].nonzero().flatten())
+        ]
+
+    def _fraction(self) -> float:
+        """Return the multiply-adds that are left, as a fraction of the dense network's."""
+        return 1.0 if self._units is None else self._units.macs(self._left) / self._units.macs()
+
+    @torch.no_grad()
+    def after_step(
+        self, model: MultiTaskModel, networks: TaskNetworks, optimizer: Optimizer, weights: StepWeights
+    ) -> TaskNetworks | None:
+        """Set the weights that read removed units to zero."""
+        for layer, dead in self._removed:
+            weight = model.get_parameter(layer.weight)
+            layer.columns(weight).index_fill_(0, dead.to(weight.device), 0.0)
+        return None
+
+    def is_selectable(self, epoch: int) -> bool:
+        """Return True once the budget is reached."""
+        return epoch >= (self.warmup if self.reach_at is None else self.reach_at)
+
+    def metrics(self, model: MultiTaskModel, networks: TaskNetworks) -> Iterator[tuple[str, str, float]]:
+        """Yield the fraction of the multiply-adds that is left."""
+        yield "", "macs", self._fraction()
+
+    def summary(self, model: MultiTaskModel, networks: TaskNetworks) -> dict[str, Any]:
+        """Return the fraction of the multiply-adds that is left, and the number of units per layer."""
+        layers = {name: {"all": every, "left": left} for name, every, left, _ in self._rows()}
+        return {"macs": self._fraction(), "units": layers}
+
+    def tables(self, model: MultiTaskModel, networks: TaskNetworks) -> tuple[SummaryTable, ...]:
+        """Return the units left per layer that reads them."""
+        title = "Channels, heads and neurons left per layer that reads them"
+        rows = list(self._rows())
+        return (SummaryTable(title, ("layer", "units", "left", "fraction left"), rows, fractions=("fraction left",)),)
+
+    def _rows(self) -> Iterator[tuple[str, int, int, float]]:
+        """Yield (layer, number of units, number left, fraction left)."""
+        for layer in self._units.readers() if self._units is not None else ():
+            read = layer.reads[layer.reads >= 0].unique()
+            left = int(self._left[read].sum())
+            yield layer.weight.rpartition(".")[0], len(read), left, left / len(read)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the units and which of them are left."""
+        return {"units": None if self._units is None else self._units.state(), "left": self._left}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state of `state_dict`."""
+        self._units = None if state["units"] is None else Units.of_state(state["units"])
+        if self._units is not None:
+            self._set_left(state["left"])
+
+
+def _best_of_layers(units: Units, left: Tensor, importance: Tensor) -> Tensor:
+    """Return the most important unit of every layer that reads units and makes, (units,), bool."""
+    best = torch.zeros_like(left)
+    for ids in (ids[ids >= 0] for layer in units.layers for ids in (layer.reads, layer.makes)):
+        alive = ids[left[ids]]
+        if len(alive):
+            best[alive[importance[alive].argmax()]] = True
+    return best
+
+
+def _without(left: Tensor, removed: Sequence[int] | Tensor) -> Tensor:
+    left = left.clone()
+    left[removed] = False
+    return left

@@ -1,0 +1,118 @@
+"""Pruning to a budget: the compacted network costs at most what was allowed, and lost the units that mattered least."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from sharing_toys import build, loader, own_loaders, run_epoch, trained
+from torch import nn
+
+import sparsemtl as sm
+from sparsemtl.compaction.units import removable_units
+from sparsemtl.criteria.taylor import taylor_importance
+from sparsemtl.errors import LabelError, MaskWarning, ParameterError
+from sparsemtl.sharing.schedules import cubic
+
+
+def wide() -> sm.SharedBottom:
+    """A model with a unit of the encoder that no task needs, and one of a head."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 5), nn.Tanh())
+    tasks = [sm.Classification("kind", 3), sm.MultiLabel("marks", 2), sm.Classification("side", 2)]
+    heads = {t.name: nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, t.outputs)) for t in tasks}
+    return sm.SharedBottom(body, tasks, heads)
+
+
+@pytest.mark.parametrize("macs", [0.2, 0.5])
+def test_the_compacted_network_has_the_budget(macs: float) -> None:
+    engine = trained(build("pruning", macs=macs), loader(), network=wide())
+    small = sm.compact(engine.model, example_inputs=torch.rand(2, 6))
+    assert small.report.macs is not None
+    left = small.report.macs[1] / small.report.macs[0]
+    assert macs - 0.1 < left <= macs
+    assert small.report.verification.float64 < 1e-10
+
+
+def test_importance_is_the_squared_sum_of_weight_times_gradient_over_all_readers() -> None:
+    network = wide()
+    units = removable_units(network, torch.rand(2, 6))
+    task, data = network.tasks["kind"], loader(shuffle=False)
+    found = taylor_importance(network, units, data, task, samples=24)
+    expected = torch.zeros(units.count, dtype=torch.float64)
+    for x, targets in data:
+        network.zero_grad()
+        task.loss(network(x)["kind"], targets["kind"]).backward()
+        for unit in range(units.count):
+            change = 0.0
+            for layer in units.readers():
+                weight = network.get_parameter(layer.weight)
+                if weight.grad is not None:
+                    change += float((weight * weight.grad).detach()[:, layer.reads == unit].double().sum())
+            expected[unit] += change**2 / 3
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-12)
+
+
+def test_importance_reads_whole_batches_until_it_has_the_samples() -> None:
+    network = wide()
+    units = removable_units(network, torch.rand(2, 6))
+    batches = list(loader(shuffle=False))
+    task = network.tasks["side"]
+    first = taylor_importance(network, units, batches[:2], task, samples=100)
+    assert torch.equal(taylor_importance(network, units, batches, task, samples=9), first)
+    with pytest.raises(LabelError, match="'side' has no labelled sample"):
+        taylor_importance(network, units, [], task, samples=9)
+
+
+def test_what_was_removed_stays_at_zero_and_the_rest_is_trained() -> None:
+    sharing = build("pruning", macs=0.4, warmup=1)
+    engine = trained(sharing, loader(), network=wide(), epochs=2)
+    units = removable_units(engine.model, torch.rand(2, 6))
+    zero = [
+        layer.columns(engine.model.get_parameter(layer.weight)).flatten(1).eq(0).all(1) for layer in units.readers()
+    ]
+    before = [each.clone() for each in zero]
+    run_epoch(engine, loader(seed=2), 2)
+    for layer, gone in zip(units.readers(), before, strict=True):
+        columns = layer.columns(engine.model.get_parameter(layer.weight)).flatten(1)
+        assert bool(columns[gone].eq(0).all())
+        assert bool(columns[~gone].ne(0).any(1).all())
+    assert any(bool(each.any()) for each in before)
+
+
+def test_the_budget_follows_the_schedule_epoch_by_epoch() -> None:
+    sharing = build("pruning", macs=0.3, warmup=1, reach_at=4)
+    engine = trained(sharing, loader(), network=wide(), epochs=1)
+    for epoch in range(1, 6):
+        run_epoch(engine, loader(), epoch)
+        ((_, _, left),) = sharing.metrics(engine.model, engine.networks)
+        allowed = 1 - 0.7 * cubic(min((epoch - 1) / 3, 1))
+        assert allowed - 0.1 < left <= allowed
+    assert [sharing.is_selectable(epoch) for epoch in range(6)] == [False] * 4 + [True] * 2
+
+
+def test_every_layer_keeps_a_unit() -> None:
+    with pytest.warns(MaskWarning, match="asks for 1e-06"):
+        engine = trained(build("pruning", macs=1e-6), loader(), network=wide())
+    assert all(rows["left"] >= 1 for rows in engine.sharing.summary(engine.model, engine.networks)["units"].values())
+    assert all(math.isfinite(float(out.detach().sum())) for out in engine.model(torch.rand(2, 6)).values())
+
+
+def test_data_of_its_own_per_task_is_read_by_its_task() -> None:
+    engine = trained(build("pruning", macs=0.5), own_loaders(), network=wide())
+    ((_, _, left),) = engine.sharing.metrics(engine.model, engine.networks)
+    assert left <= 0.5
+
+
+def test_a_budget_that_cannot_be_reached_is_said_before_training_goes_on() -> None:
+    network = wide()
+    network.encoder[2].weight.requires_grad_(False)  # the neurons in front of it stay, and those of heads are few
+    sharing = build("pruning", macs=0.1)
+    with pytest.warns(MaskWarning, match=r"17 channels, heads and neurons .* at least 0\.\d+ .* asks for 0\.1"):
+        sharing.begin_epoch(0, network, sharing.start(network), loader())
+
+
+def test_a_schedule_that_ends_in_its_warmup_is_refused() -> None:
+    with pytest.raises(ParameterError, match=r"`reach_at` must come after the warm-up of 3 epochs"):
+        build("pruning", warmup=3, reach_at=2)
