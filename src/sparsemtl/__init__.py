@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         from_model,
     )
     from sparsemtl.compaction import (
+        TaskSlices,
         activation_memory,
         compact,
         export,
@@ -128,6 +129,7 @@ __all__ = [
     "TaskNetworks",
     "TaskNorms",
     "TaskRoutingSharing",
+    "TaskSlices",
     "TokenClassification",
     "Trainer",
     "TrainingStep",
@@ -178,6 +180,7 @@ _EXPORTS = {
     ),
     "sparsemtl.compaction": (
         "activation_memory",
+        "TaskSlices",
         "compact",
         "export",
         "latency",

@@ -26,6 +26,7 @@ from sharing_toys import (
     assert_same,
     batch_of,
     build,
+    double,
     encoder,
     engine_of,
     loader,
@@ -338,6 +339,27 @@ def test_it_trains_networks_of_every_kind_whose_files_compute_the_same(method: s
                 outputs.append(network.eval()(data[0][0], tasks=(task,))[task])
         assert torch.equal(*outputs)
         assert bool(outputs[0].isfinite().all())
+
+
+@pytest.mark.filterwarnings("ignore::sparsemtl.errors.SparseMTLWarning")  # of networks that run whole
+@every_method
+def test_training_on_slices_ends_with_the_weights_of_masked_execution(method: str) -> None:
+    """Single weights are no slices, and run masked; so do masks that act on outputs of a norm that others read."""
+    ends = []
+    hint = keywords_of(SHARING[method])["granularity"].hint if takes(method, "granularity") else None
+    units = {"granularity": "channel"} if "channel" in choices(hint) else {}
+    for slices in (False, True):
+        engine = engine_of(model().double(), build(method, keep=0.5, **units), optimizer="sgd")
+        engine.slices = sm.TaskSlices(engine.model) if slices else None
+        torch.manual_seed(7)
+        for epoch in range(3):
+            Started.of(engine).begin_epoch(epoch, loader())
+            engine.model.train()
+            for seed in range(3):
+                engine.step([[double(batch_of(seed))]])
+        ends.append(parameters_of(engine.model))
+    for name, weight in ends[0].items():
+        torch.testing.assert_close(ends[1][name], weight, rtol=1e-9, atol=1e-9)
 
 
 @every_method

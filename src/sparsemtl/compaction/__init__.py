@@ -13,6 +13,7 @@ from sparsemtl.compaction.exporting import Exported, export
 from sparsemtl.compaction.graph_file import read_network as load_network
 from sparsemtl.compaction.pipeline import CompactedModule
 from sparsemtl.compaction.report import CompactionReport, LayerReport
+from sparsemtl.compaction.slices import TaskSlices
 from sparsemtl.compaction.timing import Speedup, Timing, speedups
 from sparsemtl.compaction.verification import Verification
 from sparsemtl.compaction.verify import verify
@@ -24,6 +25,7 @@ __all__ = [
     "Exported",
     "LayerReport",
     "Speedup",
+    "TaskSlices",
     "Timing",
     "Verification",
     "activation_memory",

@@ -77,12 +77,12 @@ def compact_root(root: Root, example: Any, *, single: bool, multiple_of: int) ->
     ran = _in_double(model.module, inputs)
     if ran is not None or inputs is None:
         root.module.double()
-    network = _traced(root, ran or copied(model.module), inputs)
+    network = canonical_network(root, ran or copied(model.module), inputs)
     widths = LayerWidths(network)
     parameters = parameter_count(model.module)
     before = LayerCosts() if inputs is None else _costs(built(network, copy.deepcopy(network.graph)), inputs)
     if inputs is not None:
-        _measure(network, model.module, inputs)
+        measure_shapes(network, model.module, inputs)
     _shrink(network, widths, multiple_of)
     small = built(network, network.graph)
     verification = _finished(small, model, precision, inputs, missing)
@@ -179,7 +179,7 @@ def _in_double(model: nn.Module, inputs: Inputs | None) -> nn.Module | None:
     return double if _error(double, inputs.to(dtype=torch.float64, device=device_of(model))) is None else None
 
 
-def _traced(root: Root, ran: nn.Module, inputs: Inputs | None) -> Network:
+def canonical_network(root: Root, ran: nn.Module, inputs: Inputs | None) -> Network:
     """Return the graph of a module in canonical form.
 
     It is recorded in double precision if the module runs in that precision: a dtype that the module reads from a tensor
@@ -192,7 +192,7 @@ def _traced(root: Root, ran: nn.Module, inputs: Inputs | None) -> Network:
     return network
 
 
-def _measure(network: Network, model: nn.Module, inputs: Inputs) -> None:
+def measure_shapes(network: Network, model: nn.Module, inputs: Inputs) -> None:
     """Record the shapes of all tensors of a graph on the example."""
     whole = built(network, copy.deepcopy(network.graph))
     like = next((p for p in whole.parameters() if p.is_floating_point()), None)
@@ -214,26 +214,17 @@ def measured(root: Root, example: Any, *, single: bool) -> tuple[Network, dict[s
     inputs, missing = _inputs(root.module, example, single=single)
     if inputs is None:
         raise ParameterError(f"{root.name} cannot be run, since {missing}. Give a batch that it reads.")
-    network = _traced(root, copied(root.module), inputs)
+    network = canonical_network(root, copied(root.module), inputs)
     whole = built(network, copy.deepcopy(network.graph))
     sample = _one_sample(whole, inputs)
     macs = macs_by_layer(whole, *sample.args, **sample.kwargs)
-    _measure(network, root.module, inputs)
-    _settle_sizes(network)
+    measure_shapes(network, root.module, inputs)
+    resolve_sizes(network)
     return network, macs
 
 
-def _settle_sizes(network: Network) -> None:
-    """Write sizes that are the same for all inputs as numbers."""
-    check_inputs(network)
-    trace_sizes(network)
-    while write_known_sizes(network, rules_for(network)):
-        drop_unread(network)
-    drop_unread(network)
-
-
 def _shrink(network: Network, widths: LayerWidths, multiple_of: int) -> None:
-    _settle_sizes(network)
+    resolve_sizes(network)
     fold_norms(network, rules_for(network))
     rules = rules_for(network)
     widths.explain(network, rules)
@@ -245,10 +236,19 @@ def _shrink(network: Network, widths: LayerWidths, multiple_of: int) -> None:
     forget(network)
 
 
+def resolve_sizes(network: Network) -> None:
+    """Check the axes of inputs in a graph, and write the sizes that are the same for all inputs as numbers."""
+    check_inputs(network)
+    trace_sizes(network)
+    while write_known_sizes(network, rules_for(network)):
+        drop_unread(network)
+    drop_unread(network)
+
+
 def _first_difference(model: Root, inputs: Inputs, wrong: Inputs) -> str:
     """Return the name of the first layer whose output in the graph differs from the model's, "" if there is none."""
     again = replace(model, module=copied(model.module).double())
-    network = _traced(again, copied(model.module).double(), inputs)
+    network = canonical_network(again, copied(model.module).double(), inputs)
     graph = built(network, network.graph)
     double = wrong.to(dtype=torch.float64, device=device_of(model.module))
     return first_difference(copied(model.module).double(), graph, double, model.prefix)

@@ -44,6 +44,7 @@ TRAINER_KEYS = (
     "patience",
     "restart_every",
     "norm_batches",
+    "execution",
     "accelerator",
     "precision",
     "threads",

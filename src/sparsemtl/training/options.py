@@ -13,6 +13,8 @@ from sparsemtl.registry.parameters import Count, Default, Fraction, Natural, Pos
 from sparsemtl.training.mixing import Mix
 from sparsemtl.training.monitors import Monitor
 
+Execution = Literal["masked", "sliced"]
+"""Computation of a task's masked network in training: whole weights times masks, or the slice that the mask keeps."""
 Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true"]
 
 
@@ -74,6 +76,15 @@ class EpochOptions(TypedDict, total=False):
             "where they are shared."
         ),
     ]
+    execution: Annotated[
+        Execution,
+        Default("masked"),
+        Doc(
+            "How a task trains on its masked network: `masked` computes with whole weights times masks, `sliced` with "
+            "the channels, heads and neurons alone that its mask keeps, which is faster and equal up to rounding. A "
+            "network that cannot be sliced runs masked, with a warning."
+        ),
+    ]
     precision: Annotated[
         Precision, Default("32-true"), Doc("Precision of weights and computation, by the name in Lightning Fabric.")
     ]
@@ -124,6 +135,7 @@ RECORDED = (
     "parameter_groups",
     "layer_decay",
     "restart_every",
+    "execution",
     "precision",
     "norm_batches",
     "monitor",

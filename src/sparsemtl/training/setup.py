@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from sparsemtl.balancing import Balancer
+from sparsemtl.compaction.slices import TaskSlices
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.randomness import seed_everything
@@ -137,6 +138,7 @@ def set_up(parts: RunParts, options: TrainingOptions, train: Loaders) -> Setup:
             scaler is not None,
             None if scaler is None else scaler.get_scale,
         ),
+        slices=TaskSlices(model) if options["execution"] == "sliced" else None,
     )
     restart = FreshStart(optimizer, scheduler, plateau)
     return Setup(fabric, fabric.device, module, optimizer, scheduler, plateau, step, restart)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sparsemtl.balancing import Balancer, as_balancer
+from sparsemtl.compaction.slices import TaskSlices
 from sparsemtl.errors import NonFiniteError, ParameterError
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.task_networks import TaskNetworks
@@ -59,6 +60,8 @@ class TrainingStep:
         update: `joint`, `average`, `alternate` or `random_one`; by default as `choose_update` returns it. A single task
             has no other to take turns with, so that all are one.
         backend: device and precision; plain torch by default.
+        slices: execution of tasks on their slices, `TaskSlices(model)`; by default they compute with whole weights
+            times masks.
 
     Raises:
         ParameterError: if `joint` meets tasks with networks of their own, or tasks take turns but the balancer combines
@@ -89,6 +92,7 @@ class TrainingStep:
         balancing: Balancer | Any = "mean",
         update: Update | None = None,
         backend: Backend | None = None,
+        slices: TaskSlices | None = None,
     ) -> None:
         self.model = model
         self.tasks = model.tasks
@@ -96,6 +100,7 @@ class TrainingStep:
         self.sharing: Any = sharing  # may have methods of `TaskPenalty`, `Regularizer`, `AfterStep` and `AfterBatch`
         self.optimizer = optimizer
         self.backend = Backend.of(model) if backend is None else backend
+        self.slices = slices
         self._losses = BatchLosses(model, self.backend, sharing)
         self.balancer = _attached(balancing, len(model.tasks), self.backend.device)
         self.update = self._checked_update(update)
@@ -208,7 +213,7 @@ class TrainingStep:
 
     def _forward_backward(self, batch: ReadyBatch, tasks: tuple[str, ...], result: StepResult, parts: int) -> None:
         """Run a forward and a backward pass whose weights are known, for one of some batches that make a step."""
-        with self.networks.swapped(self.model, tasks[0]):
+        with self._swapped(tasks[0]):
             losses = self._losses(batch, tasks, self.networks, result, self._where)
             self._backward(losses, self._parts(losses, result.weights, parts))
 
@@ -216,7 +221,7 @@ class TrainingStep:
         """Return the losses of a batch's tasks that have a label."""
         losses: dict[str, Tensor] = {}
         for batch, tasks in self._passes(groups):
-            with self.networks.swapped(self.model, tasks[0]):
+            with self._swapped(tasks[0]):
                 losses.update(self._losses(batch, tasks, self.networks, result, self._where))
         return losses
 
@@ -236,8 +241,14 @@ class TrainingStep:
         """Run the backward passes of losses, each inside its task's network again."""
         together = [tuple(losses)] if self.update == "joint" else [(task,) for task in losses]
         for tasks in together:
-            with self.networks.swapped(self.model, tasks[0]):
+            with self._swapped(tasks[0], again=True):
                 self._backward({task: losses[task] for task in tasks}, factors)
+
+    def _swapped(self, task: str, *, again: bool = False) -> AbstractContextManager[None]:
+        """Return the context in which the model is the network of a task; entered again for a backward pass."""
+        if self.slices is None:
+            return self.networks.swapped(self.model, task)
+        return self.slices.again(self.networks, task) if again else self.slices.swapped(self.networks, task)
 
     def _passes(self, groups: Sequence[ReadyBatch]) -> Iterator[tuple[ReadyBatch, tuple[str, ...]]]:
         """Yield the forward passes of a batch: all of a group's tasks at once, or one by one."""

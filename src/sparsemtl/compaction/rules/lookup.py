@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import fx, nn
@@ -12,7 +13,7 @@ from sparsemtl.compaction.checks import axes_of_input
 from sparsemtl.compaction.network import Network, Select
 from sparsemtl.compaction.operations import CONVOLUTIONS, NORMS, is_elementwise, operation, torch_class
 from sparsemtl.compaction.rules import aligned, axes, shapes, spatial
-from sparsemtl.compaction.rules.channelwise import elementwise
+from sparsemtl.compaction.rules.channelwise import alike, elementwise, zeros
 from sparsemtl.compaction.rules.dense import convolution, linear
 from sparsemtl.compaction.rules.joining import concatenation, selection
 from sparsemtl.compaction.rules.rule import ChannelRule, Maker, Site, UnknownRule
@@ -57,6 +58,7 @@ _LAYERS: dict[type[nn.Module], Sequence[Maker]] = {
     **dict.fromkeys(CONVOLUTIONS, (depthwise, convolution)),
     **dict.fromkeys(NORMS, (batch_norm,)),
     **{kind: (maker,) for kind, maker in spatial.LAYERS.items()},
+    **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), (partial(alike, passing=zeros),)),
     nn.Flatten: (shapes.flatten,),
     **dict.fromkeys((nn.LayerNorm, nn.RMSNorm), (aligned.norm,)),
     nn.Linear: (linear,),
