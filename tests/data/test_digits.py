@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,15 @@ def test_not_all_labels_can_be_hidden(missing: float) -> None:
         built(missing=missing)
 
 
+def test_a_scikit_learn_with_the_file_elsewhere_reads_it_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, expected, _, _ = built()
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    _, found, _, _ = built()
+    assert torch.equal(found.x, expected.x)
+    assert torch.equal(found.targets["digit"], expected.targets["digit"])
+
+
 def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(MissingExtraError, match=r"'digits' needs 'scikit-learn': pip install 'sparsemtl\[data\]'"):
         built()

@@ -98,9 +98,15 @@ def mean(
     ] = "all",
 ) -> LossBalancer:
     """Average the losses: plain multi-task learning."""
-    from torchjd.scalarization import Mean
+    return LossBalancer(Always(_Mean), constant=True, normalise=normalise)
 
-    return LossBalancer(Always(Mean), constant=True, normalise=normalise)
+
+class _Mean(nn.Module):
+    """TorchJD's `Mean`, without an import of TorchJD, which takes longer than a small training."""
+
+    def forward(self, losses: Tensor) -> Tensor:
+        """Return the mean of losses (T,)."""
+        return losses.mean()
 
 
 def total() -> LossBalancer:

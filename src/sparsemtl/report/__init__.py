@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,15 +60,17 @@ def write_report(path: str | Path) -> Path:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder. A report needs the folder of a run or a study.")
     _check_extra()
-    from sparsemtl.report.run_page import run_page
-    from sparsemtl.report.study_page import study_page
     from sparsemtl.storage.run_folder import RunFolder
     from sparsemtl.storage.study_folder import StudyFolder
 
     run, study = RunFolder(folder), StudyFolder(folder)
     if study.exists:
+        from sparsemtl.report.study_page import study_page
+
         page = study_page(folder)
     elif run.ended:
+        from sparsemtl.report.run_page import run_page
+
         with _damage_named(folder):
             page = run_page(folder)
     elif run.begun:
@@ -84,13 +87,9 @@ def write_report(path: str | Path) -> Path:
 
 def _check_extra() -> None:
     """Raise a MissingExtraError if a package that reports need is not installed."""
-    try:
-        # Modules of the report import these freely; only this check names the extra.
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-        import pandas  # noqa: F401
-    except ImportError as error:
-        raise missing_extra(str(error.name), "report", "A report") from None
+    for library in ("jinja2", "matplotlib", "pandas"):  # modules of the report import these freely
+        if find_spec(library) is None:
+            raise missing_extra(library, "report", "A report")
 
 
 @contextmanager

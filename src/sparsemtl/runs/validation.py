@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from sparsemtl.errors import ConfigError, unknown_name
 from sparsemtl.registry.checking import BEYOND_LIMIT, EXPLAINED, advice_on
 from sparsemtl.runs.changes import with_name
-from sparsemtl.runs.schema import SECTIONS, Keys, in_yaml_words, run_keys, schema_model, training_keys
+from sparsemtl.runs.schema import SECTIONS, Keys, in_yaml_words, model_of, run_keys, schema_model, training_keys
 from sparsemtl.storage import comparison
 from sparsemtl.storage.comparison import plain, shown
 from sparsemtl.tasks.options import check_options
@@ -32,13 +32,27 @@ def validate(
         raise ConfigError(f"{where}: expected a mapping of sections, got {shown(config)}.")
     given = {key: with_name(key, value) for key, value in plain(config).items()}
     try:
-        checked = schema_model().model_validate_json(json.dumps(given))
+        checked = _checked(given)
     except ValidationError as error:
         raise _invalid(where, (_explain(*found, given, origins or {}) for found in _by_place(error, given))) from None
     complete: dict[str, Any] = checked.model_dump(mode="json")
     if wrong := list(_wrong_options(complete["task_options"], origins or {})):
         raise _invalid(where, wrong)
     return complete
+
+
+def _checked(given: Mapping[str, Any]) -> BaseModel:
+    """Return a valid configuration; the model with all members explains what is wrong with any other."""
+    text = json.dumps(given)
+    with suppress(ConfigError, ValidationError):
+        return model_of({section: _name(section, given) for section in SECTIONS}).model_validate_json(text)
+    return schema_model().model_validate_json(text)
+
+
+def _name(section: str, given: Mapping[str, Any]) -> str | None:
+    """Return the name of a section's member: the default one if the section is left out."""
+    name = given[section].get("name") if isinstance(given.get(section), Mapping) else SECTIONS[section][1]
+    return name if isinstance(name, str) else None
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:

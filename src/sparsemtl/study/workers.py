@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from multiprocessing import forkserver, get_context
 from multiprocessing.context import BaseContext
 
-_PRELOADED = ["sparsemtl.study.runner", "torch._dynamo", "lightning_fabric", "torchmetrics", "torchjd.aggregation"]
-"""Modules that every worker needs: all that takes longer than 0.1 seconds to import."""
 _GPUS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 """Devices of GPUs on Linux, on WSL, and of AMD's."""
 _OF_A_TERMINAL = [signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
@@ -30,7 +28,7 @@ def prepare_workers() -> None:
     if sys.platform != "linux" or any(map(os.path.exists, _GPUS)):
         return
     with ignored_interrupts():
-        forkserver.set_forkserver_preload(_PRELOADED)
+        forkserver.set_forkserver_preload(["sparsemtl.study.preloaded"])
         forkserver.ensure_running()
     _prepared = True
 

@@ -17,7 +17,7 @@ from sparsemtl.tasks.sample import SampleTask
 from sparsemtl.tasks.task import select_known
 
 if TYPE_CHECKING:
-    from torchmetrics import Metric
+    from torchmetrics.metric import Metric
 
 
 class Classification(SampleTask):

@@ -16,7 +16,7 @@ from sparsemtl.tasks.own_likelihoods import LossLikelihood
 from sparsemtl.tasks.task import Task, TaskOptions, update_labelled
 
 if TYPE_CHECKING:
-    from torchmetrics import Metric
+    from torchmetrics.metric import Metric
 
 
 class CustomTask(Task):

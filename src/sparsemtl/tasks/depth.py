@@ -17,7 +17,7 @@ from sparsemtl.tasks.likelihoods import PixelGaussian
 from sparsemtl.tasks.task import TaskOptions, known_pairs, update_labelled
 
 if TYPE_CHECKING:
-    from torchmetrics import Metric
+    from torchmetrics.metric import Metric
 
 _ERRORS: dict[str, Callable[..., Tensor]] = {"l1": F.l1_loss, "mse": F.mse_loss}
 

@@ -12,7 +12,7 @@ from sparsemtl.errors import ParameterError, unknown_name
 from sparsemtl.registry.registry import Registry
 
 if TYPE_CHECKING:
-    from torchmetrics import Metric
+    from torchmetrics.metric import Metric
 
     from sparsemtl.tasks.own_metrics import MetricFunction
     from sparsemtl.tasks.task import Task

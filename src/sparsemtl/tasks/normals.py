@@ -17,7 +17,7 @@ from sparsemtl.tasks.task import TaskOptions, known_pairs, update_labelled
 from sparsemtl.tasks.vectors import cosine, squared_length, unit
 
 if TYPE_CHECKING:
-    from torchmetrics import Metric
+    from torchmetrics.metric import Metric
 
 
 class Normals(DenseTask):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics.metric import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from sparsemtl.errors import ParameterError

@@ -21,7 +21,7 @@ from sparsemtl.tasks.targets import labels_among, target_keys
 from sparsemtl.tasks.torchmetrics_import import import_torchmetrics
 
 if TYPE_CHECKING:
-    from torchmetrics import Metric
+    from torchmetrics.metric import Metric
 
 
 class TaskOptions(TypedDict, total=False):

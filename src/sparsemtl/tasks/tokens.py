@@ -16,7 +16,7 @@ from sparsemtl.tasks.likelihoods import PositionCategorical
 from sparsemtl.tasks.task import Task, update_labelled
 
 if TYPE_CHECKING:
-    from torchmetrics import Metric
+    from torchmetrics.metric import Metric
 
 
 class TokenClassification(Task):

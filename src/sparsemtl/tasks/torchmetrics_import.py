@@ -1,9 +1,14 @@
-"""Import of torchmetrics, which fails beside a torchvision that does not fit the installed torch."""
+"""Import of torchmetrics without what classification and regression do not need."""
 
 from __future__ import annotations
 
 import importlib
+import logging
+import sys
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec, module_from_spec
+from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -13,14 +18,50 @@ from sparsemtl.errors import DependencyError
 def import_torchmetrics() -> None:
     """Import torchmetrics, so that a failure has its cause in the message.
 
-    torchmetrics imports torchvision if that is installed. A torchvision built for another torch raises errors such as
-    "operator torchvision::nms does not exist".
+    The packages `torchmetrics` and `torchmetrics.functional` import metrics of text, audio and images: transformers,
+    scipy and torchvision, in ten times the time of what tasks measure with. They are imported when an attribute of the
+    package is asked for.
 
     Raises:
-        DependencyError: if it cannot be imported.
+        DependencyError: if it cannot be imported. torchvision is the usual cause: one built for another torch raises
+            errors such as "operator torchvision::nms does not exist".
     """
+    if "torchmetrics" in sys.modules:
+        return
     try:
-        import torchmetrics  # noqa: F401
+        for package in ("torchmetrics", "torchmetrics.functional"):
+            _put_off(package)
+        importlib.import_module("torchmetrics.utilities")  # first, as it and `torchmetrics.metric` import each other
+    except Exception:
+        _import_whole()
+
+
+class _PutOff(ModuleType):
+    """Package whose `__init__` runs when an attribute is missing. Until then, its modules can be imported."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what inspection asks of every module
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        self.__class__ = ModuleType  # type: ignore[assignment]
+        importlib.reload(self)
+        return getattr(self, name)
+
+
+def _put_off(package: str) -> None:
+    spec = find_spec(package)
+    if spec is None:
+        raise ModuleNotFoundError(package)
+    module = module_from_spec(spec)
+    module.__class__ = _PutOff
+    vars(module)["_logger"] = logging.getLogger("torchmetrics")  # which its modules import from the package
+    sys.modules[package] = module
+
+
+def _import_whole() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchmetrics"]:
+        del sys.modules[name]
+    try:
+        importlib.import_module("torchmetrics")
     except Exception as error:
         raise DependencyError(f"torchmetrics cannot be imported: {error}. {_remedy()}") from error
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics.metric import Metric
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
 

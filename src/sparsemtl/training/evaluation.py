@@ -24,7 +24,7 @@ from sparsemtl.training.results import Results
 from sparsemtl.training.task_cache import TaskCache
 
 if TYPE_CHECKING:
-    from torchmetrics import Metric
+    from torchmetrics.metric import Metric
 
 _JOINED = 2**18
 """Number of outputs of a task, of several batches, by which its metrics are updated at once."""

@@ -10,7 +10,7 @@ from sparsemtl.tasks.task import Task
 from sparsemtl.training.task_cache import TaskCache
 
 if TYPE_CHECKING:
-    from torchmetrics import Metric
+    from torchmetrics.metric import Metric
 
 
 @dataclass(frozen=True)
