@@ -169,7 +169,8 @@ class Fisher(Criterion):
         task = mean.task
         if not task.has_own_likelihood:
             _check_form(task, output, mean.label)
-        likelihood = task.likelihood.at(output)
+        likelihood = task.likelihood
+        likelihood = likelihood.at(output) or likelihood
         if isinstance(likelihood, LossLikelihood):
             return self._estimator_for_loss(mean, output, likelihood)
         kind = type(likelihood).__name__

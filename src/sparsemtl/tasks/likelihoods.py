@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -29,9 +29,9 @@ class Likelihood(abc.ABC):
     #: False if only labels of the data have a score, as for a loss in place of a distribution.
     drawable: bool = True
 
-    def at(self, output: Tensor) -> Likelihood:
-        """Return the likelihood whose properties above hold for such outputs; by default, itself."""
-        return self
+    def at(self, output: Tensor) -> Likelihood | None:
+        """Return the likelihood whose properties above hold for such outputs; None if these do for all outputs."""
+        return None
 
     @abc.abstractmethod
     def log_prob(self, output: Tensor, label: Tensor) -> Tensor:
@@ -54,20 +54,32 @@ class Likelihood(abc.ABC):
             E_y[grad log p(y|z) grad log p(y|z)^T] = sum of weight * direction direction^T.
         """
 
+    @abc.abstractmethod
     def score(self, output: Tensor, label: Tensor) -> Tensor:
-        """Return the gradient of each log-probability with respect to its output, shape of `output`."""
-        with torch.enable_grad():
-            leaf = output.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.log_prob(leaf, label).sum(), leaf)
-        return gradient
+        """Return the gradient of each log-probability with respect to its output, shape of `output`.
+
+        `slope(self.log_prob, output, label)` is this gradient by autograd.
+        """
 
     @abc.abstractmethod
     def sampled_score(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the score at labels drawn from the model, shape of `output`."""
 
 
+def slope(log_prob: Callable[[Tensor, Tensor], Tensor], output: Tensor, label: Tensor) -> Tensor:
+    """Return the gradient of log-probabilities (B,) with respect to the outputs, shape of `output`."""
+    with torch.enable_grad():
+        leaf = output.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(log_prob(leaf, label).sum(), leaf)
+    return gradient
+
+
 class _SampledLikelihood(Likelihood):
     """Base of likelihoods whose sampled score is the score at a sample."""
+
+    def score(self, output: Tensor, label: Tensor) -> Tensor:
+        """Return the gradient of each log-probability with respect to its output, shape of `output`."""
+        return slope(self.log_prob, output, label)
 
     def sampled_score(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the score at labels drawn from the model, shape of `output`."""
@@ -215,6 +227,10 @@ class PixelGaussian(_PositionLikelihood):
     def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the mean plus unit normal noise per pixel."""
         return output.detach() + self.sampled_score(output, generator)
+
+    def score(self, output: Tensor, label: Tensor) -> Tensor:
+        """Return the gradient of each log-probability with respect to its output, shape of `output`."""
+        return slope(self.log_prob, output, label)
 
     def sampled_score(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the noise itself, as a drawn label of 0 or less would count as unknown."""

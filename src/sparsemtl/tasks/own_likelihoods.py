@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sparsemtl.errors import ParameterError
-from sparsemtl.tasks.likelihoods import Likelihood
+from sparsemtl.tasks.likelihoods import Likelihood, slope
 
 DistributionOf = Callable[[Tensor], Distribution]
 """Outputs (B, ...) -> distribution of the labels (B, ...)."""
@@ -29,7 +29,7 @@ class DistributionLikelihood(Likelihood):
         self._distribution = distribution
         self._known = known
 
-    def at(self, output: Tensor) -> Likelihood:
+    def at(self, output: Tensor) -> DistributionLikelihood:
         """Return the likelihood with the properties of its distribution at such outputs.
 
         A continuous density has no slope at its mode. Labels of a sample can be enumerated if they are one finite
@@ -78,6 +78,10 @@ class DistributionLikelihood(Likelihood):
             else:
                 torch.default_generator.manual_seed(seed)
             return distribution.sample()
+
+    def score(self, output: Tensor, label: Tensor) -> Tensor:
+        """Return the gradient of each log-probability with respect to its output, shape of `output`."""
+        return slope(self.log_prob, output, label)
 
     def sampled_score(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the score at labels drawn from the distribution, shape of `output`."""

@@ -177,9 +177,9 @@ class Task(abc.ABC):
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the mean loss of the known labels, zero if there is none."""
 
-    def complete_loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return `default_loss` of labels that are all known; kinds of tasks may leave out the search for others."""
-        return self.default_loss(output, target)
+    def complete_loss(self, output: Tensor, target: Tensor) -> Tensor | None:
+        """Return `default_loss` of labels that are all known, without the search for others; None if it has none."""
+        return None
 
     @abc.abstractmethod
     def default_metrics(self) -> dict[str, Metric]:
@@ -264,7 +264,8 @@ class Task(abc.ABC):
             raise LabelError(f"task {self.name!r}: {len(output)} outputs but {len(label)} labels.")
         if self._losses is None:
             self.check_output(output, label)
-            return {"loss": self.complete_loss(output, label) if complete else self.default_loss(output, label)}
+            loss = self.complete_loss(output, label) if complete else None
+            return {"loss": self.default_loss(output, label) if loss is None else loss}
         known = self.labelled(label)
         if not bool(known.any()):
             return dict.fromkeys(self.loss_names, output[:0].sum())

@@ -244,14 +244,23 @@ class _Part(ChannelRule):
         source: what it reads.
         layout: see `ChannelRule`.
         first: number of its first channel.
+        write: called with the numbers of channels that are left before it, and in it.
     """
 
     passes_on = True
 
-    def __init__(self, node: fx.Node, source: fx.Node, layout: Layout, first: int) -> None:
+    def __init__(
+        self,
+        node: fx.Node,
+        source: fx.Node,
+        layout: Layout,
+        first: int,
+        write: Callable[[int, int], None] | None = None,
+    ) -> None:
         super().__init__(node, [source], layout)
         assert layout.channels is not None
         self.place = slice(first, first + layout.channels)
+        self.write = write
 
     def constants(self, *inputs: Constants | None) -> Constants | None:
         """Return the constants of these channels."""
@@ -268,7 +277,13 @@ class _Part(ChannelRule):
 
     def rewrite(self, out: Need | None, present: Sequence[Tensor | None], editor: Editor) -> Tensor | None:
         """Return the channels that the input still has."""
-        return None if present[0] is None else present[0][self.place]
+        (read,) = present
+        if read is None:
+            return None
+        left = read[self.place]
+        if self.write is not None:
+            self.write(int(read[: self.place.start].sum()), int(left.sum()))
+        return left
 
 
 def division(site: Site) -> ChannelRule | None:
@@ -341,34 +356,6 @@ def _of_list(site: Site, source: fx.Node, index: object) -> ChannelRule | None:
     return _Part(site.node, source, replace(layout, channels=widths[index]), sum(widths[:index]))
 
 
-class _Slice(_Part):
-    """Rule of a slice along the channels.
-
-    Args:
-        node: see `ChannelRule`.
-        source: what it reads.
-        layout: see `ChannelRule`.
-        first: number of its first channel.
-        axis: axis of the channels in what it reads.
-    """
-
-    def __init__(self, node: fx.Node, source: fx.Node, layout: Layout, first: int, axis: int) -> None:
-        super().__init__(node, source, layout, first)
-        self.axis_read = axis
-
-    def rewrite(self, out: Need | None, present: Sequence[Tensor | None], editor: Editor) -> Tensor | None:
-        """Write the numbers of the channels that are left before the slice and in it."""
-        left = super().rewrite(out, present, editor)
-        if left is None or present[0] is None:
-            return left
-        spread, rank = self.layout.spread or 1, len(shape_of(self.inputs[0]) or ())
-        start = int(present[0][: self.place.start].sum()) * spread
-        index: list[Any] = [each for _, each in index_of_axes(self.node.args[1], rank) or ()]
-        index[self.axis_read] = slice(start, start + int(left.sum()) * spread)
-        self.node.args = (self.node.args[0], tuple(index))
-        return left
-
-
 def _sliced(site: Site, source: fx.Node, layout: Layout, index: Any) -> ChannelRule | None:
     """Return the rule of an index that takes some channels, side by side, and makes no new axes."""
     before, after = shape_of(source), shape_of(site.node)
@@ -387,7 +374,14 @@ def _sliced(site: Site, source: fx.Node, layout: Layout, index: Any) -> ChannelR
         return None
     first, channels = start // layout.spread, (stop - start) // layout.spread
     made = replace(layout, rank=len(after), axis=axis, channels=channels)
-    return _Slice(site.node, source, made, first, layout.axis)
+    node, axis_read, spread = site.node, layout.axis, layout.spread
+
+    def write(left_before: int, left: int) -> None:
+        index: list[Any] = [each for _, each in index_of_axes(node.args[1], len(before)) or ()]
+        index[axis_read] = slice(left_before * spread, (left_before + left) * spread)
+        node.args = (node.args[0], tuple(index))
+
+    return _Part(node, source, made, first, write)
 
 
 OPERATIONS: dict[str, Maker] = {
