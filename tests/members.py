@@ -10,8 +10,8 @@ from sparsemtl.balancing import BALANCERS, Balancer
 from sparsemtl.errors import MissingExtraError
 
 
-def made_balancer(name: str, count: int) -> Balancer:
-    """A member, with its required parameters."""
+def required_parameters(name: str, count: int) -> dict[str, Any]:
+    """The parameters that a member requires."""
     required: dict[str, dict[str, Any]] = {
         "constant": {"weights": [1.0] * count},
         "constant-gradients": {"weights": [1.0] * count},
@@ -19,7 +19,12 @@ def made_balancer(name: str, count: int) -> Balancer:
         "krum": {"n_byzantine": 0},
         "trimmed-mean": {"trim_number": 0},
     }
-    return BALANCERS.build(name, **required.get(name, {}))
+    return required.get(name, {})
+
+
+def made_balancer(name: str, count: int) -> Balancer:
+    """A member, with its required parameters."""
+    return BALANCERS.build(name, **required_parameters(name, count))
 
 
 def is_installed(name: str) -> bool:

@@ -13,7 +13,7 @@ from sparsemtl.balancing.gradients import GradientBalancer
 from sparsemtl.balancing.gradnorm import GradNorm
 from sparsemtl.balancing.losses import LossBalancer
 from sparsemtl.balancing.representation import RepresentationBalancer, mgda_ub
-from sparsemtl.balancing.torchjd_balancer import Given
+from sparsemtl.balancing.torchjd_module import Given
 from sparsemtl.errors import ParameterError
 from sparsemtl.registry.registry import Registry
 

@@ -97,24 +97,42 @@ def row_weights(module: nn.Module, rows: Tensor, present: Tensor) -> Tensor:
     return full
 
 
+def gramian_weights(module: nn.Module, gramian: Tensor, present: Tensor) -> Tensor:
+    """Return the factors (T,) with which an aggregator adds gradients; zero for absent tasks.
+
+    Args:
+        module: a `torchjd.aggregation.GramianWeightedAggregator`.
+        gramian: inner products (T, T) of the gradients; rows and columns of absent tasks are not read.
+        present: bool (T,), as for `aggregate`.
+    """
+    weighting: Any = module.gramian_weighting
+    weights, read = _of_present(module, weighting, gramian, present, square=True)
+    full = gramian.new_zeros(len(gramian))
+    full[read] = weights.to(full)
+    return full
+
+
 def _of_present(
-    module: nn.Module, call: Callable[[Tensor], Tensor], rows: Tensor, present: Tensor
+    module: nn.Module, call: Callable[[Tensor], Tensor], rows: Tensor, present: Tensor, *, square: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return the result of a call for the rows that are read, and which these are, bool (T,)."""
+    """Return the result of a call for the rows that are read, and which these are, bool (T,).
+
+    With `square`, the columns belong to the tasks, too.
+    """
     present = present.to(rows.device)
     everybody = torch.ones_like(present)
     if _is_foreign(module):
         rows = rows.clone()  # it may keep the rows, whose memory the next step uses again
     if bool(present.all()) and not _has_gaps(module):
         return call(rows), everybody
-    rows = torch.where(present[:, None], rows, 0.0)
+    rows = torch.where(present[:, None] & present if square else present[:, None], rows, 0.0)
     if not _takes_fewer_rows(module):
         return call(rows), everybody
     needed = present.clone()
     if _has_primary(module):
         needed[0] = True  # with a gradient of zero: the other tasks are secondary to this task, not to each other
     with _restricted(module, needed, present):
-        return call(rows[needed]), needed
+        return call(rows[needed][:, needed] if square else rows[needed]), needed
 
 
 @contextmanager

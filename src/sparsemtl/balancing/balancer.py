@@ -31,6 +31,9 @@ class Balancer(abc.ABC):
     constant: bool = False
     #: True if the balancer combines the tasks' gradients with respect to the shared weights, one row per task.
     combines_gradients: bool = False
+    #: True if the combined gradient is a sum of the tasks' gradients with weights of their inner products: training
+    #: then calls `gradient_weights` in place of `aggregate`, and never holds all rows.
+    from_gramian: bool = False
     #: True if the balancer reads the losses of the same batch once more after the step.
     needs_post_step_losses: bool = False
     #: Tasks over which the gradient of a shared weight is averaged, for balancers of constant weights: all of them, or
@@ -77,6 +80,18 @@ class Balancer(abc.ABC):
             NotImplementedError: if the balancer combines losses.
         """
         raise NotImplementedError(f"{type(self).__name__} combines losses.")
+
+    def gradient_weights(self, gramian: Tensor, present: Tensor | None = None) -> Tensor:
+        """Return the factors (T,) of the tasks' gradients in the combined one, zero for absent tasks.
+
+        Args:
+            gramian: inner products (T, T) of the gradients; zero for a task without one.
+            present: bool (T,), as for `aggregate`.
+
+        Raises:
+            NotImplementedError: if the balancer reads more than inner products.
+        """
+        raise NotImplementedError(f"{type(self).__name__} reads more of the gradients than their inner products.")
 
     def gradient_target(self, model: MultiTaskModel) -> GradientTarget | None:
         """Return what the tasks' losses are differentiated by before `weights` is called; None for nothing.

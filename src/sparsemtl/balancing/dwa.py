@@ -11,7 +11,7 @@ from typing_extensions import Doc
 
 from sparsemtl.balancing.balancer import Balancer
 from sparsemtl.balancing.losses import LossBalancer
-from sparsemtl.balancing.torchjd_balancer import Always
+from sparsemtl.balancing.torchjd_module import Always
 from sparsemtl.registry.parameters import Positive
 
 if TYPE_CHECKING:

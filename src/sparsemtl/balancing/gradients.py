@@ -5,7 +5,7 @@ Heads get the plain gradient of their own task, shared weights the aggregate.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict
 
@@ -14,14 +14,15 @@ from annotated_types import Interval
 from torch import Tensor, nn
 from typing_extensions import Doc, Unpack
 
-from sparsemtl.balancing.absent import aggregate
+from sparsemtl.balancing.absent import aggregate, gramian_weights
 from sparsemtl.balancing.balancer import Balancer
 from sparsemtl.balancing.representation import RepresentationBalancer
-from sparsemtl.balancing.torchjd_balancer import Always, TorchJDBalancer, check_tasks
+from sparsemtl.balancing.torchjd_module import Always, TorchJDModule, check_reads_inner_products, check_tasks
 from sparsemtl.errors import ParameterError
 from sparsemtl.registry.parameters import Count, Default, NonNegative
 
 Scope = Literal["all", "overlap"]
+Gradients = Literal["weights", "gramian", "representation"]
 
 
 class GradientOptions(TypedDict, total=False):
@@ -36,12 +37,14 @@ class GradientOptions(TypedDict, total=False):
         ),
     ]
     gradients: Annotated[
-        Literal["weights", "representation"],
+        Gradients,
         Default("weights"),
         Doc(
-            "What the gradients belong to: the shared weights, one row of their number per task; or the tasks' common "
-            "representation, which bounds the memory, and the weights found there weigh the losses, heads included "
-            "(for aggregators that read inner products only)."
+            "What is read of the gradients. weights: those of the shared weights, one row of their number per task. "
+            "gramian: their inner products, which are computed in chunks of weights; the same update to rounding, in "
+            "the memory of one row. representation: inner products of the gradients at the tasks' common "
+            "representation; the weights found there weigh the losses, heads included. The last two are for "
+            "aggregators that read inner products only."
         ),
     ]
 
@@ -50,7 +53,7 @@ def gradient_balancer(
     make: Callable[[int], nn.Module],
     *,
     scope: Scope = "all",
-    gradients: Literal["weights", "representation"] = "weights",
+    gradients: Gradients = "weights",
 ) -> GradientBalancer | RepresentationBalancer:
     """Return the balancer of an aggregator.
 
@@ -62,8 +65,8 @@ def gradient_balancer(
     Raises:
         ParameterError: if the options exclude each other.
     """
-    if gradients == "weights":
-        return GradientBalancer(make, scope=scope)
+    if gradients != "representation":
+        return GradientBalancer(make, scope=scope, from_gramian=gradients == "gramian")
     if scope != "all":
         raise ParameterError(
             "`scope: overlap` chooses among the gradients of the shared weights, and `gradients: representation` reads "
@@ -72,24 +75,39 @@ def gradient_balancer(
     return RepresentationBalancer(make)
 
 
-class GradientBalancer(TorchJDBalancer):
+class GradientBalancer(Balancer):
     """Combines T gradients into one by an aggregator.
 
     Args:
         make: function from the number of tasks to a `torchjd.aggregation.Aggregator`.
         scope: weights whose gradients are combined; see `Balancer.scope`.
+        from_gramian: read the gradients' inner products only; see `Balancer.from_gramian`.
     """
 
     combines_gradients = True
 
-    def __init__(self, make: Callable[[int], nn.Module], *, scope: Scope = "all") -> None:
-        super().__init__(make)
+    def __init__(self, make: Callable[[int], nn.Module], *, scope: Scope = "all", from_gramian: bool = False) -> None:
+        self.make = make
         self.scope = scope
+        self.from_gramian = from_gramian
+        self._torchjd = TorchJDModule(make)
+
+    @property
+    def module(self) -> Any:
+        """Aggregator, once attached."""
+        return self._torchjd.module
 
     def attach(self, tasks: int, device: torch.device) -> None:
-        """Make the aggregator, after a trial with this number of tasks."""
+        """Make the aggregator, after a trial with this number of tasks.
+
+        Raises:
+            ParameterError: if the aggregator cannot combine this number of gradients, or reads more than inner
+                products where these are all that there is.
+        """
         check_tasks(self.make, tasks)
-        super().attach(tasks, device)
+        self._torchjd.attach(tasks, device)
+        if self.from_gramian:
+            check_reads_inner_products(self.module, "gramian")
 
     def weights(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
         """Return ones (T,): the aggregator weighs the gradients."""
@@ -98,8 +116,22 @@ class GradientBalancer(TorchJDBalancer):
     def aggregate(self, rows: Tensor, present: Tensor | None = None) -> Tensor:
         """Combine gradients (T, P) into one (P,); see the module `absent` for tasks that are not present."""
         everybody = torch.ones(len(rows), dtype=torch.bool)
-        with self.vectors_in(rows.dtype):
+        with self._torchjd.vectors_in(rows.dtype):
             return aggregate(self.module, rows, everybody if present is None else present)
+
+    def gradient_weights(self, gramian: Tensor, present: Tensor | None = None) -> Tensor:
+        """Return the factors (T,) with which `aggregate` adds the gradients of this Gramian (T, T)."""
+        everybody = torch.ones(len(gramian), dtype=torch.bool)
+        with self._torchjd.vectors_in(gramian.dtype):
+            return gramian_weights(self.module, gramian, everybody if present is None else present)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the aggregator's state."""
+        return self._torchjd.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the result of `state_dict`."""
+        self._torchjd.load_state_dict(state)
 
 
 def mgda(**options: Unpack[GradientOptions]) -> Balancer:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Doc
 
-from sparsemtl.balancing.torchjd_balancer import Always, TorchJDBalancer
+from sparsemtl.balancing.balancer import Balancer
+from sparsemtl.balancing.torchjd_module import Always, TorchJDModule
 from sparsemtl.errors import ParameterError
 from sparsemtl.registry.parameters import NonNegative, Positive
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from torchjd.scalarization import Scalarizer
 
 
-class LossBalancer(TorchJDBalancer):
+class LossBalancer(Balancer):
     """Combines T losses into one by a scalarizer, whose slopes are the weights of the tasks' gradients.
 
     Args:
@@ -36,10 +37,19 @@ class LossBalancer(TorchJDBalancer):
         trained: bool = False,
         normalise: Literal["all", "selected"] = "all",
     ) -> None:
-        super().__init__(make)
+        self._torchjd = TorchJDModule(make)
         self.constant = constant
         self.normalise = normalise
         self._trained = trained
+
+    @property
+    def module(self) -> Any:
+        """Scalarizer, once attached."""
+        return self._torchjd.module
+
+    def attach(self, tasks: int, device: torch.device) -> None:
+        """Make the scalarizer."""
+        self._torchjd.attach(tasks, device)
 
     def weights(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
         """Return the slopes of the scalarizer at these losses; the scalarizer's parameters get their gradients."""
@@ -68,6 +78,14 @@ class LossBalancer(TorchJDBalancer):
     def parameters(self) -> Iterable[nn.Parameter]:
         """Return the scalarizer's parameters, if they are trained."""
         return self.module.parameters() if self._trained else ()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the scalarizer's state."""
+        return self._torchjd.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the result of `state_dict`."""
+        self._torchjd.load_state_dict(state)
 
 
 _Weights = Annotated[

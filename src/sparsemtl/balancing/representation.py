@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from typing_extensions import Doc
 
 from sparsemtl.balancing.absent import row_weights
+from sparsemtl.balancing.balancer import Balancer
 from sparsemtl.balancing.targets import GradientTarget, representation
-from sparsemtl.balancing.torchjd_balancer import Always, TorchJDBalancer, check_tasks
-from sparsemtl.errors import ParameterError
+from sparsemtl.balancing.torchjd_module import Always, TorchJDModule, check_reads_inner_products, check_tasks
 from sparsemtl.networks.model import MultiTaskModel
 
 Normalise = Literal["none", "l2", "loss", "loss+"]
 
 
-class RepresentationBalancer(TorchJDBalancer):
+class RepresentationBalancer(Balancer):
     """Weights the losses of a batch by an aggregator's weights of their gradients (T, P) at the representation.
 
     P is the number of all entries of the representation, batch axis included.
@@ -34,9 +34,14 @@ class RepresentationBalancer(TorchJDBalancer):
     """
 
     def __init__(self, make: Callable[[int], nn.Module], normalise: Normalise = "none") -> None:
-        super().__init__(make)
+        self._torchjd = TorchJDModule(make)
         self._divide_by = normalise
         self._weights = torch.ones(0)
+
+    @property
+    def module(self) -> Any:
+        """Aggregator, once attached."""
+        return self._torchjd.module
 
     def attach(self, tasks: int, device: torch.device) -> None:
         """Make the module; tasks weigh the same until gradients are known.
@@ -44,15 +49,9 @@ class RepresentationBalancer(TorchJDBalancer):
         Raises:
             ParameterError: if the aggregator reads more than inner products.
         """
-        from torchjd.aggregation import GramianWeightedAggregator
-
-        check_tasks(self.make, tasks)
-        super().attach(tasks, device)
-        if not isinstance(self.module, GramianWeightedAggregator):
-            raise ParameterError(
-                f"`gradients: representation` weighs losses by the gradients' inner products, and "
-                f"{type(self.module).__name__} combines gradients by more than these. Use `gradients: weights`."
-            )
+        check_tasks(self._torchjd.make, tasks)
+        self._torchjd.attach(tasks, device)
+        check_reads_inner_products(self.module, "representation")
         self._weights = torch.full((tasks,), 1.0 / tasks, device=device)
 
     def gradient_target(self, model: MultiTaskModel) -> GradientTarget:
@@ -67,7 +66,7 @@ class RepresentationBalancer(TorchJDBalancer):
         if self._divide_by in ("l2", "loss+"):
             divisors = divisors * rows.norm(dim=1)
         usable = torch.where(divisors > 0, divisors, 1.0)  # a gradient of zero stays zero
-        with self.vectors_in(rows.dtype):
+        with self._torchjd.vectors_in(rows.dtype):
             self._weights = row_weights(self.module, rows / usable[:, None], present).float()
 
     def weights(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
@@ -76,12 +75,12 @@ class RepresentationBalancer(TorchJDBalancer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the module's state, and the last weights."""
-        return {**super().state_dict(), "weights": self._weights.clone()}
+        return {**self._torchjd.state_dict(), "weights": self._weights.clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the result of `state_dict`."""
-        super().load_state_dict(state)
-        self._weights = state["weights"].clone().to(self._device)
+        self._torchjd.load_state_dict(state)
+        self._weights = state["weights"].clone().to(self._weights.device)
 
 
 def mgda_ub(

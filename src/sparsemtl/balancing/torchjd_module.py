@@ -1,8 +1,7 @@
-"""Base of balancers that call a TorchJD module: its device and its state."""
+"""TorchJD module of a balancer: its device and its state."""
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsemtl.balancing.balancer import Balancer
 from sparsemtl.balancing.nash import init_problem
 from sparsemtl.errors import ParameterError
 from sparsemtl.tasks.nests import to_device
@@ -61,8 +59,24 @@ def check_tasks(make: Callable[[int], nn.Module], tasks: int) -> None:
             raise ParameterError(f"balancer {name!r} cannot combine the gradients of {tasks} tasks: {error}") from error
 
 
-class TorchJDBalancer(Balancer, abc.ABC):
-    """Base of balancers that call one TorchJD module.
+def check_reads_inner_products(module: nn.Module, option: str) -> None:
+    """Raise a ParameterError unless an aggregator adds the gradients with weights of their inner products.
+
+    Args:
+        module: the aggregator.
+        option: value of `gradients` that needs it, for the message.
+    """
+    from torchjd.aggregation import GramianWeightedAggregator
+
+    if not isinstance(module, GramianWeightedAggregator):
+        raise ParameterError(
+            f"`gradients: {option}` needs an aggregator that adds the gradients with weights of their inner products, "
+            f"and {type(module).__name__} reads more than these, or none. Use `gradients: weights`."
+        )
+
+
+class TorchJDModule:
+    """Module of TorchJD that is made once the number of tasks is known.
 
     Args:
         make: function from the number of tasks to the module.

@@ -232,7 +232,8 @@ def _memory(parts: RunParts, setup: Setup, options: TrainingOptions) -> dict[str
     }
     if parts.balancer.combines_gradients:
         shared = {**model.shared_parameters(), **model.unmasked_parameters()}
-        found["gradients per task"] = len(model.tasks) * bytes_of([p for p in shared.values() if p.requires_grad])
+        rows = 1 if parts.balancer.from_gramian else len(model.tasks)
+        found["gradients per task"] = rows * bytes_of([p for p in shared.values() if p.requires_grad])
     if options["folder"] is None:
         kept = Selection(model, options["monitor"], apart=parts.sharing.selects_per_task).parts
         found["best model, kept in memory"] = len(kept) * (bytes_of(model.state_dict()) + bytes_of(masks))

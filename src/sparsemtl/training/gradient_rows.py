@@ -2,11 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import reduce
 
 import torch
 from torch import Tensor, nn
+
+
+def mask_gradients(parameters: Mapping[str, nn.Parameter], mask: Mapping[str, Tensor]) -> None:
+    """Clear the entries of the parameters' `.grad` that a mask leaves out.
+
+    Args:
+        parameters: name -> parameter.
+        mask: name -> entries that stay, bool of the parameter's shape; names without a parameter are skipped.
+    """
+    for name, masked in mask.items():
+        gradient = parameters[name].grad if name in parameters else None
+        if gradient is not None:
+            gradient.masked_fill_(~masked, 0.0)
+
+
+def chunks_of(sizes: Sequence[int], count: int) -> list[list[tuple[int, int, int]]]:
+    """Split tensors, one after the other, into at most `count` chunks of the same number of entries.
+
+    The last chunk may have fewer entries.
+
+    Args:
+        sizes: number of entries of each tensor.
+        count: largest number of chunks.
+
+    Returns:
+        for each chunk, (index of a tensor, first entry, entry after the last) of every tensor in it.
+    """
+    width = max(1, -(-sum(sizes) // count))
+    chunks: list[list[tuple[int, int, int]]] = [[]]
+    room = width
+    for index, size in enumerate(sizes):
+        start = 0
+        while start < size:
+            if not room:
+                chunks.append([])
+                room = width
+            stop = min(size, start + room)
+            chunks[-1].append((index, start, stop))
+            room -= stop - start
+            start = stop
+    return chunks
 
 
 class GradientRows:

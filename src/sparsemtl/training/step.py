@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -23,18 +22,17 @@ from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.optim.masked import FreezeOutsideMask
 from sparsemtl.sharing.sharing import TURNS, Sharing, StepWeights, Update
-from sparsemtl.storage.tensor_checks import is_finite
 from sparsemtl.tasks.batches import Group, as_group
 from sparsemtl.training.backend import Backend
 from sparsemtl.training.batch_losses import BatchLosses, ReadyBatch, times, values_of
+from sparsemtl.training.combination import Combination, CombinedByGramian, CombinedRows
 from sparsemtl.training.finite import (
     check_gradient,
     check_norm,
-    check_rows,
     named_parameters,
     not_finite_loss,
 )
-from sparsemtl.training.gradient_rows import GradientRows
+from sparsemtl.training.gradient_rows import mask_gradients
 from sparsemtl.training.step_result import StepResult
 from sparsemtl.training.structure import check_state
 from sparsemtl.training.task_gradients import TaskGradients
@@ -111,9 +109,9 @@ class TrainingStep:
         self._by_rows = self.balancer.combines_gradients and bool(self._shared)
         self._constant_weights: dict[str, float] = {}
         self._last_losses: dict[str, float] = {}
-        self._rows = GradientRows(list(self._shared.values()), list(self.tasks))
         self._factors: dict[str, float] = {}
         self._users = WeightUsers(model, self._shared)
+        self._combination = self._made_combination()
         target = self.balancer.gradient_target(model)
         self._observed = None if target is None else TaskGradients(model, target, self.update, self.backend)
         self._freezes: dict[tuple[str, ...], FreezeOutsideMask] = {}
@@ -133,6 +131,13 @@ class TrainingStep:
                 "combine. Use update='average', or a balancer of constant weights, such as 'mean'."
             )
         return update
+
+    def _made_combination(self) -> Combination:
+        shared, tasks, balancer, backend = self._shared, list(self.tasks), self.balancer, self.backend
+        if not balancer.from_gramian:
+            return CombinedRows(shared, tasks, balancer, backend, self._users)
+        together = self.update == "joint"
+        return CombinedByGramian(self.model, shared, tasks, balancer, backend, self._users, together=together)
 
     def __call__(self, x: Any, targets: Mapping[str, Tensor] | Tensor) -> StepResult:
         """Train on one batch of a loader that yields (x, {task: labels}); see `step`."""
@@ -186,7 +191,7 @@ class TrainingStep:
 
     def _combine(self, batches: Sequence[Sequence[ReadyBatch]], result: StepResult) -> None:
         self.optimizer.zero_grad()
-        self._rows.present.clear()
+        self._combination.clear()
         self._factors = {}
         for groups in batches:
             if self.balancer.constant and self.update == "average":
@@ -199,8 +204,8 @@ class TrainingStep:
         present = tuple(t for t in self.tasks if t in result.losses)
         if not present:
             return
-        if self._rows.present:
-            self._aggregate()
+        if self._combination.present:
+            self._combination.combine(self.networks, self._flags(self._combination.present), self._where)
         if self.balancer.normalise == "selected":
             self._users.average_over_users(self.networks)
         for p in self.balancer.parameters():
@@ -308,44 +313,22 @@ class TrainingStep:
             together = torch.stack(list(losses.values()))
             self.backend.backward(together, gradient=together.new_tensor([factors[task] for task in losses]))
         if self.networks.common and not self._by_rows:
-            self._mask_gradients(next(iter(masks.values())))
-
-    def _mask_gradients(self, mask: Mapping[str, Tensor]) -> None:
-        """Clear the entries of the shared gradient that a mask leaves out."""
-        for name, masked in mask.items():
-            gradient = self._shared[name].grad if name in self._shared else None
-            if gradient is not None:
-                gradient.masked_fill_(~masked, 0.0)
+            mask_gradients(self._shared, next(iter(masks.values())))
 
     def _backward_apart(self, task: str, loss: Tensor, mask: Mapping[str, Tensor], *, retain: bool) -> None:
         """Run the backward pass of one task, whose shared gradient is masked or kept as a row before it is added."""
         before = [p.grad for p in self._shared.values()]
         for p in self._shared.values():
             p.grad = None
-        self.backend.backward(loss, retain_graph=retain)
-        self._mask_gradients(mask)
+        self.backend.backward(loss, retain_graph=retain or (self._by_rows and self._combination.keeps_graphs))
+        mask_gradients(self._shared, mask)
         if self._by_rows:
-            self._rows.add(task)
+            self._combination.add(task, loss, self.networks)
         for p, earlier in zip(self._shared.values(), before, strict=True):
             if self._by_rows:
                 p.grad = earlier
             elif earlier is not None:
                 p.grad = earlier if p.grad is None else earlier.add_(p.grad)
-
-    def _aggregate(self) -> None:
-        """Put the balancer's combination of the rows into the gradients of the shared weights."""
-        rows = self._rows.matrix()
-        if not self.backend.scaled:
-            check_rows(rows, list(self.tasks), self._where)
-        finite = not self.backend.scaled or is_finite(rows)  # a gradient scaler is to see what is not
-        combine = partial(self.balancer.aggregate, present=self._flags(self._rows.present))
-        if not finite:
-            combined = rows.sum(0)
-        elif self.balancer.scope == "overlap":
-            combined = self._users.combine_overlap(rows, self.networks, combine)
-        else:
-            combined = combine(rows)
-        self._rows.set_gradients(combined)
 
     # ---- optimizer step --------------------------------------------------------------------------------------
 
