@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, Protocol
 
 import torch
@@ -37,6 +38,7 @@ class PerTask:
     secondary: bool = False
 
 
+@cache
 def per_task_attributes() -> dict[type, dict[str, PerTask]]:
     """Return the attributes with one entry per task of each class of TorchJD that has such attributes."""
     from torchjd.aggregation import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from copy import deepcopy
 from typing import Annotated, Any
 
@@ -100,7 +101,8 @@ class GradNorm(Balancer):
             )
         norms = rows.norm(dim=1).to(self._w.dtype)
         total = self._w.detach()[present].sum()
-        with frozen_entries([self._w], ~present, self._optimizer):
+        everybody = bool(present.all())
+        with nullcontext() if everybody else frozen_entries([self._w], ~present, self._optimizer):
             self._w.grad = torch.where(present, self._slopes(norms, losses, present), 0.0)
             self._optimizer.step()
             with torch.no_grad():

@@ -60,14 +60,21 @@ class RepresentationBalancer(Balancer):
 
     def observe_gradients(self, losses: Tensor, rows: Tensor, present: Tensor) -> None:
         """Choose the weights of this batch's losses."""
+        rows = self._divided(rows, losses)
+        with self._torchjd.vectors_in(rows.dtype):
+            self._weights = row_weights(self.module, rows, present).float()
+
+    def _divided(self, rows: Tensor, losses: Tensor) -> Tensor:
+        """Return each gradient over its divisor."""
+        if self._divide_by == "none":
+            return rows
         divisors = torch.ones_like(losses, dtype=rows.dtype)
         if self._divide_by in ("loss", "loss+"):
             divisors = divisors * losses.to(rows.dtype)
         if self._divide_by in ("l2", "loss+"):
             divisors = divisors * rows.norm(dim=1)
         usable = torch.where(divisors > 0, divisors, 1.0)  # a gradient of zero stays zero
-        with self._torchjd.vectors_in(rows.dtype):
-            self._weights = row_weights(self.module, rows / usable[:, None], present).float()
+        return rows / usable[:, None]
 
     def weights(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
         """Return the weights of the gradients that were observed last."""

@@ -113,10 +113,14 @@ def _minimum(gramian: Array, linear: Array, s: float) -> tuple[Array, _Line]:
     line = _stationary(gramian, linear, active)
     w = line.start
     for _ in range(50 * len(gramian)):
+        if len(active) == len(gramian):
+            break
         slopes = gramian @ w + s * linear
         new = int(np.argmin(slopes))
+        if new in active:
+            break
         rounding = _ROUNDING * (sizes @ w + s * np.abs(linear))
-        if new in active or slopes[new] >= w @ slopes - rounding[new] - w @ rounding:
+        if slopes[new] >= w @ slopes - rounding[new] - w @ rounding:
             break
         active.append(new)
         while True:
@@ -145,10 +149,10 @@ def _stationary(gramian: Array, linear: Array, active: list[int]) -> _Line:
     others = [i for i in active if i != base]
     if others:
         to_base = gramian[others, base]
-        inner = gramian[np.ix_(others, others)] - to_base - to_base[:, None] + gramian[base, base]
+        inner = gramian[others][:, others] - to_base - to_base[:, None] + gramian[base, base]
         right = np.stack([gramian[base, base] - to_base, linear[base] - linear[others]], axis=1)
         scale = np.sqrt(inner.diagonal().clip(min=np.finfo(float).tiny))
-        solution = np.linalg.lstsq(inner / np.outer(scale, scale), right / scale[:, None], rcond=None)[0]
+        solution = np.linalg.lstsq(inner / (scale[:, None] * scale), right / scale[:, None], rcond=None)[0]
         start[others], direction[others] = (solution / scale[:, None]).T
         start[base], direction[base] = 1 - start[others].sum(), -direction[others].sum()
     return _Line(start, direction)

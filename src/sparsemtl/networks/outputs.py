@@ -110,12 +110,14 @@ def modules_of(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
     Raises:
         MaskError: if the model has no module of such a name.
     """
-    names = list(names)
-    modules = dict(model.named_modules(remove_duplicate=False)) if names else {}
+    found = {}
     for name in names:
-        if name not in modules:
-            raise MaskError(f"{type(model).__name__}: {unknown_name('module', name, modules)}")
-    return {name: modules[name] for name in names}
+        try:
+            found[name] = model.get_submodule(name)
+        except AttributeError:
+            known = dict(model.named_modules(remove_duplicate=False))
+            raise MaskError(f"{type(model).__name__}: {unknown_name('module', name, known)}") from None
+    return found
 
 
 def folded_weights(model: nn.Module, factors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -80,6 +80,8 @@ def _frozen_rows(active: Tensor) -> Tensor | None:
     """Return the indices of the rows that may not move; None if only a part of some row may, or rows are short."""
     if bool(active.all()):
         return torch.empty(0, dtype=torch.int64)
+    if active.ndim == 1 and len(active) <= _SHORT:
+        return (~active).nonzero().flatten()
     if active.ndim < 2 or active[0].numel() < _SHORTEST_ROW:
         return None
     rows = active.flatten(1)
@@ -89,6 +91,8 @@ def _frozen_rows(active: Tensor) -> Tensor | None:
 
 _SHORTEST_ROW = 16
 """Entries of a row from which copying rows is faster than arithmetic on all entries."""
+_SHORT = 4096
+"""Entries of a bias or gain up to which two calls that copy entries are faster than the calls of the arithmetic."""
 
 
 def _restore(now: Tensor, before: Tensor, active: Tensor) -> None:
