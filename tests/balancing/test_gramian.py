@@ -71,7 +71,7 @@ def test_the_update_is_that_of_the_rows(name: str) -> None:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_aggregators_that_read_more_are_refused_before_training(name: str) -> None:
-    with pytest.raises(ParameterError, match=r"`gradients: gramian` needs an aggregator .* Use `gradients: weights`"):
+    with pytest.raises(ParameterError, match=r"`gradients: gramian` chooses weights .* Use `gradients: weights`"):
         engine_of(model_of("abc"), made(name, gradients="gramian"))
 
 

@@ -70,8 +70,8 @@ def check_reads_inner_products(module: nn.Module, option: str) -> None:
 
     if not isinstance(module, GramianWeightedAggregator):
         raise ParameterError(
-            f"`gradients: {option}` needs an aggregator that adds the gradients with weights of their inner products, "
-            f"and {type(module).__name__} reads more than these, or none. Use `gradients: weights`."
+            f"`gradients: {option}` chooses weights by the gradients' inner products, and {type(module).__name__} "
+            "combines gradients by more than these, or by none. Use `gradients: weights`."
         )
 
 
