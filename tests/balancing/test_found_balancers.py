@@ -263,7 +263,7 @@ def test_only_the_overlap_is_aggregated(applies: Any) -> None:
     batch = batch_of("abc")
     engine.step([batch])
     plain.step([batch])
-    rows = plain._rows.matrix()
+    rows = plain._combination._rows.matrix()
     users = torch.zeros(rows.shape[1], dtype=torch.long)
     masks = engine.networks.masks
     names = list(engine._shared)
