@@ -26,14 +26,6 @@ PRECISIONS = {
     "bf16-true": (torch.bfloat16, 0.01),
 }
 """Precision -> type of the weights, and largest distance from weights that are trained in double precision."""
-OPTIONS: Any = {
-    "seed": 0,
-    "accelerator": "cpu",
-    "clip_norm": None,
-    "parameter_groups": [],
-    "layer_decay": None,
-    "monitor": "score",
-}
 CASES = [(name, None) for name in NAMES] + [
     (name, gradients) for name in ("cagrad", "nash-mtl") for gradients in ("gramian", "representation")
 ]
@@ -73,13 +65,18 @@ def batches(*, own_data: bool) -> list[list[Group]]:
 def trained(name: str, gradients: str | None, precision: Any, *, own_data: bool = False) -> Tensor:
     """All weights after two steps, of two batches and of one, with the set-up of a `Trainer`."""
     model = sm.SharedBottom(encoder(), tasks())
-    make_optimizer = partial(torch.optim.SGD, lr=0.05)
-    parts = setup.RunParts(model, sm.DenseSharing(), made(name, gradients), make_optimizer, None)
+    trainer = sm.Trainer(
+        model,
+        balancing=made(name, gradients),
+        optimizer=partial(torch.optim.SGD, lr=0.05),
+        precision=precision,
+        accelerator="cpu",
+    )
     groups = batches(own_data=own_data)
     loaders: Any = [(group.x, group.targets) for group in groups[0]]
     if own_data:
         loaders = {task: [pair] for task, pair in zip("abc", loaders, strict=True)}
-    step = setup.set_up(parts, OPTIONS | {"precision": precision}, loaders).step
+    step = setup.set_up(trainer._parts, trainer.options, loaders).step
     torch.manual_seed(1)
     step.step(groups[:2])
     step.step(groups[2:])
