@@ -18,6 +18,7 @@ test: $(READY)
 # Long checks, which run nowhere automatically: see CONTRIBUTING.md.
 slow: $(READY)
 	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m hypothesis --hypothesis-profile thorough
 
 lint: $(READY)
 	$(BIN)/ruff check .

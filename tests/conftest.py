@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hypothesis import settings
 
 TINY: dict[str, Any] = {
     "encoder": {"name": "mlp", "hidden": [8]},
@@ -24,12 +25,19 @@ STUDY: dict[str, Any] = {
     },
 }
 
+settings.register_profile("few", max_examples=40)
+settings.register_profile("thorough", max_examples=1000)
 
-def pytest_configure() -> None:
+
+def pytest_configure(config: pytest.Config) -> None:
     """Use one thread, as two workers that wait for each other's cores are ten times as slow, and wait for no disk."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
     torch.set_num_threads(1)
     os.fsync = lambda handle: None  # half of the time of a small run; no test survives a power failure
+    for device in (torch.cuda, torch.xpu, torch.mtia):
+        if not device.is_available():
+            device.manual_seed_all = lambda seed: None  # prints the stack for later: 0.6 ms per `torch.manual_seed`
+    settings.load_profile(config.getoption("--hypothesis-profile") or "few")
 
 
 def pytest_collection_finish() -> None:

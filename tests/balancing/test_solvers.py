@@ -60,7 +60,7 @@ def shortest_by_faces(rows: Array) -> float:
 # ---- MGDA ----------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None)
 @given(gradients(tasks=(1, 6)))
 def test_no_vector_of_the_hull_is_shorter_than_that_of_mgda(rows: Array) -> None:
     weights = min_norm_weights(rows @ rows.T)
@@ -70,7 +70,7 @@ def test_no_vector_of_the_hull_is_shorter_than_that_of_mgda(rows: Array) -> None
     assert length**2 <= expected**2 + 1e-13 * float(np.square(rows).sum(1).max())
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None)
 @given(gradients(tasks=(1, 20)))
 def test_no_task_loses_more_than_the_length_of_mgda(rows: Array) -> None:
     """The condition of optimality: <v, g> >= ||v||^2 for every gradient."""
@@ -121,7 +121,7 @@ def simplex_of(rows: Array, c: float) -> Array:
     return rest / rest.sum()
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None)
 @given(gradients(tasks=(2, 8)), st.sampled_from([1e-3, 0.4, 0.5, 1.0, 3.0]))
 def test_cagrad_meets_the_conditions_of_optimality(rows: Array, c: float) -> None:
     weights = cagrad_weights(rows @ rows.T, c)
@@ -140,7 +140,7 @@ def test_cagrad_meets_the_conditions_of_optimality(rows: Array, c: float) -> Non
     assert (slopes - lowest <= 1e-6 * size + 1e-9 * size.max())[w > 1e-9].all()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None)
 @given(gradients(tasks=(2, 5)), st.sampled_from([0.4, 1.0]), st.integers(0, 999))
 def test_no_point_of_the_simplex_is_better_for_cagrad(rows: Array, c: float, seed: int) -> None:
     weights = cagrad_weights(rows @ rows.T, c)
@@ -194,7 +194,7 @@ def test_cagrad_takes_no_step_from_a_pareto_stationary_point() -> None:
 # ---- Nash-MTL ------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None)
 @given(gradients())
 def test_nash_weights_are_the_inverse_of_what_the_tasks_gain(rows: Array) -> None:
     gramian = rows @ rows.T
@@ -205,7 +205,7 @@ def test_nash_weights_are_the_inverse_of_what_the_tasks_gain(rows: Array) -> Non
     np.testing.assert_allclose(weights * (gramian @ weights), 1.0, rtol=1e-8)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None)
 @given(gradients(tasks=(2, 6)), st.sampled_from([1e-7, 1e-16]))
 def test_nash_ends_for_any_gradients(rows: Array, rounding: float) -> None:
     weights = nash_weights(rows @ rows.T, rounding)

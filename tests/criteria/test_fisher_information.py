@@ -265,7 +265,7 @@ def test_drawn_labels_estimate_the_exact_information_without_bias() -> None:
     tasks = [sm.Classification("a", 4), sm.MultiLabel("b", 2), sm.Regression("c", 2)]
     model, batches = model_of(*tasks), data_of(*tasks, sizes=(4,))
     exact = quiet_scores(model, batches, estimator="efs")
-    drawn = quiet_scores(model, batches, estimator="sample", draws=1000)
+    drawn = quiet_scores(model, batches, estimator="sample", draws=400)
     for task in exact:
         assert_close(drawn[task], exact[task], relative=0.15)
 

@@ -175,7 +175,7 @@ def naive(total: Tensor, left: Tensor, right: Tensor, power: str) -> Tensor:
     return total + (gradients.square() if power == "square" else gradients.abs()).sum(0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(deadline=None)
 @given(
     samples=st.integers(1, 5),
     groups=st.integers(1, 2),

@@ -79,7 +79,7 @@ def assert_sums_powers(layer: Any, shape: tuple[int, ...], power: Any, chunk: in
     torch.testing.assert_close(total, truth.detach(), rtol=1e-10, atol=1e-10)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(deadline=None)
 @given(convolutions(), POWERS, CHUNKS)
 def test_convolutions_of_any_geometry_equal_autograd(
     convolution: tuple[nn.Module, tuple[int, ...]], power: str, chunk: int
@@ -87,7 +87,7 @@ def test_convolutions_of_any_geometry_equal_autograd(
     assert_sums_powers(*convolution, power, chunk)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(deadline=None)
 @given(transposed_convolutions(), POWERS, CHUNKS)
 def test_transposed_convolutions_of_any_geometry_equal_autograd(
     convolution: tuple[nn.Module, tuple[int, ...]], power: str, chunk: int
@@ -96,7 +96,7 @@ def test_transposed_convolutions_of_any_geometry_equal_autograd(
 
 
 @pytest.mark.skipif(library("per_sample") is None, reason="needs a C++ compiler and ninja")
-@settings(max_examples=150, deadline=None)
+@settings(deadline=None)
 @given(st.one_of(convolutions(), transposed_convolutions()), POWERS)
 def test_convolutions_of_any_geometry_equal_autograd_by_the_compiled_kernel(
     convolution: tuple[nn.Module, tuple[int, ...]], power: str

@@ -169,7 +169,7 @@ def test_spread_is_a_view_that_repeats_the_tensor(ones: int | None) -> None:
     assert all(torch.equal(row.reshape(1, 3), tensor) for row in view)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(deadline=None)
 @given(
     batch_first=st.booleans(),
     need_weights=st.booleans(),

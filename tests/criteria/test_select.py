@@ -46,7 +46,7 @@ def clamped(size: int, keep: float) -> int:
     return min(max(round(keep * size), 1), size)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(scores(), KEEPS)
 def test_global_ranking_keeps_exactly_the_k_best_the_first_among_equals(given: dict[str, Tensor], keep: float) -> None:
     values = flat(given)
@@ -55,7 +55,7 @@ def test_global_ranking_keeps_exactly_the_k_best_the_first_among_equals(given: d
     assert all(masks[name].dtype == torch.bool and masks[name].shape == s.shape for name, s in given.items())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(scores(), KEEPS, st.integers(0, 5))
 def test_layerwise_ranking_keeps_exactly_the_k_best_of_each_and_no_fewer_than_the_floor(
     given: dict[str, Tensor], keep: float, floor: int
@@ -66,7 +66,7 @@ def test_layerwise_ranking_keeps_exactly_the_k_best_of_each_and_no_fewer_than_th
         assert kept({name: masks[name]}) == best(flat({name: score}), min(max(clamped(size, keep), floor), size))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(scores(), KEEPS, st.integers(1, 3))
 def test_floor_of_every_layer_comes_out_of_the_same_budget(given: dict[str, Tensor], keep: float, floor: int) -> None:
     values = flat(given)
@@ -94,7 +94,7 @@ def with_floor(given: dict[str, Tensor], k: int, floor: int) -> set[int]:
     return chosen | set(rest[: k - len(chosen)])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(scores(), KEEPS, KEEPS)
 def test_keeping_more_keeps_the_same_and_more(given: dict[str, Tensor], one: float, other: float) -> None:
     less, more = (kept(select(given, keep, min_per_layer=0)) for keep in sorted([one, other]))
@@ -171,7 +171,7 @@ def test_nothing_to_select_from_is_an_error(scope: Any) -> None:
         select({}, 0.5, scope=scope)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(st.lists(FEW_VALUES, min_size=1, max_size=12), st.integers(-1, 14))
 def test_top_k_marks_the_k_largest(values: list[float], k: int) -> None:
     assert kept({"": top_k(torch.tensor(values), k)}) == best(values, max(k, 0))

@@ -140,7 +140,7 @@ def test_drawn_labels_estimate_the_information_of_known_pixels() -> None:
     for n in (0, 2, 3):
         for z in entries(task, model(x[n : n + 1])["t"][0], known[n]):
             add(truth, 1 / 3, gradient(model, z, names), "square")
-    drawn = scores(model, x, labels, estimator="sample", draws=2000)
+    drawn = scores(model, x, labels, estimator="sample", draws=800)
     for name, score in drawn.items():
         torch.testing.assert_close(score.sum(), truth[name].sum(), rtol=0.1, atol=0.0)
 

@@ -97,6 +97,7 @@ def test_what_is_absent_or_damaged_is_named(tmp_path: Path) -> None:
         census(tmp_path)
 
 
+@pytest.mark.slow  # a hundred thousand rows
 @pytest.mark.skipif(not (REAL / FILE).is_file(), reason="the official file is not here")
 def test_the_official_test_file_has_the_known_correlation_of_labels() -> None:
     data = census(REAL)

@@ -434,7 +434,7 @@ def test_a_root_that_cannot_be_written_is_named_with_a_way_out(tmp_path: Path) -
     numbers(build(tmp_path, tasks={"birds": "birds"}, cache=False), "train", "birds")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(1, 8), st.integers(1, 8), st.integers(0, 9))
 def test_every_class_is_divided_by_the_shares_and_has_a_training_sample(
     labels: list[int], train: int, validation: int, seed: int

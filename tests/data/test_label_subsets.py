@@ -183,7 +183,7 @@ def test_fewer_samples_a_class_are_among_more() -> None:
         assert rows(few, "train", task) < rows(more, "train", task)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None)
 @given(st.integers(1, 5), st.integers(2, 8), st.integers(0, 8), st.integers(0, 99))
 def test_drawn_tasks_have_exactly_the_overlap_in_common(tasks: int, size: int, overlap: int, seed: int) -> None:
     overlap = min(overlap, size)
@@ -198,7 +198,7 @@ def test_drawn_tasks_have_exactly_the_overlap_in_common(tasks: int, size: int, o
         drawn_classes(needed - 1, tasks, size, overlap, seed=seed)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None)
 @given(st.lists(st.integers(-1, 4), min_size=1, max_size=80), st.integers(0, 99))
 def test_samples_are_drawn_apart_or_there_are_too_few(labels: list[int], seed: int) -> None:
     classes, chosen = torch.tensor(labels), {"a": [0, 1, 2], "b": [1, 2], "c": [2, 3]}

@@ -182,7 +182,7 @@ def test_groups_that_are_not_of_three_digits_are_no_number(tmp_path: Path, wrong
         table(path, separator=";", thousands=thousands, decimal=decimal)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(deadline=None)
 @given(
     st.floats(-1e9, 1e9).map(lambda value: round(value, 3)),
     st.sampled_from([(".", ","), (",", "."), (",", " "), (".", "'"), (".", "_")]),

@@ -43,7 +43,7 @@ def some_taps(counts: list[int], inputs: int, outputs: int) -> list[tuple[Tensor
 
 
 @needs_kernel
-@settings(max_examples=150, deadline=None)
+@settings(deadline=None)
 @given(
     samples=st.integers(0, 70),
     groups=st.integers(1, 3),

@@ -74,7 +74,7 @@ def test_a_metric_that_is_a_multiple_of_the_identity_gives_the_plain_map(shape: 
     pull=st.floats(1e-6, 1e6).map(lambda f: 1 + f),
     shape=st.sampled_from(SHAPES),
 )
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 def test_what_survives_is_optimal(seed: int, spread: float, pull: float, shape: tuple[int, ...]) -> None:
     x, shift = problem(shape, seed, spread)
     shift = scaled_to_pull(x, shift, pull)

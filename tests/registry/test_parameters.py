@@ -155,7 +155,7 @@ RANGES: dict[Any, Callable[[float], bool]] = {
 numbers = st.one_of(st.floats(), st.integers(), st.sampled_from([0.0, -0.0, 1.0, 0, 1, 1 - 2**-53]))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None)
 @given(value=numbers, hint=st.sampled_from(list(RANGES)))
 def test_a_number_fits_where_it_lies_in_the_range(value: float, hint: Any) -> None:
     assert fits(value, hint) == RANGES[hint](value)

@@ -99,7 +99,7 @@ trees = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None)
 @given(tree=trees)
 def test_a_tree_is_read_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, tree: object) -> None:
     path = tmp_path_factory.getbasetemp() / "trees" / "tree.safetensors"
@@ -664,5 +664,8 @@ def loads_pickles(call: ast.Call) -> bool:
 def test_no_module_of_the_library_loads_a_pickle() -> None:
     assert loads_pickles(ast.parse("torch.load(path)").body[0].value)  # type: ignore[attr-defined]
     for path in Path(sparsemtl.__file__).parent.rglob("*.py"):
-        calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+        text = path.read_text(encoding="utf-8")
+        if not any(word in text for word in ("torch.load", "pickle", "dill", "joblib")):
+            continue  # a syntax tree of every module takes seconds
+        calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
         assert not [f"{path}:{call.lineno}" for call in calls if loads_pickles(call)]

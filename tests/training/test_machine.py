@@ -23,7 +23,7 @@ from sparsemtl.study.grid import read_study
 from sparsemtl.study.runner import run_study
 from sparsemtl.training.machine import machine, machine_changes, use_threads
 
-ROWS, WIDTH = 2000, 64
+ROWS, WIDTH = 1000, 64
 
 
 class Killed(Exception):

@@ -76,8 +76,14 @@ def trainer(model: sm.MultiTaskModel, precision: Any, sharing: sm.Sharing | None
 
 
 @pytest.mark.filterwarnings("ignore:.*precision='16-mixed'.*")
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize(("name", "options"), CASES, ids=[f"{name} {options}" for name, options in CASES])
+@pytest.mark.parametrize(
+    ("name", "options", "precision"),
+    [
+        pytest.param(name, options, precision, id=f"{name} {options} {precision}")
+        for name, options in CASES
+        for precision in (PRECISIONS if options == SETTINGS.get(name, [{}])[0] else ["bf16-true", "16-mixed"])
+    ],
+)
 def test_every_sharing_method_trains_tests_and_predicts(
     name: str, options: dict[str, Any], precision: str, tmp_path: Path
 ) -> None:
