@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from hypothesis import settings
 
 TINY: dict[str, Any] = {
@@ -58,15 +61,25 @@ def tiny(measured: dict[str, Any]) -> dict[str, Any]:
     return {**measured, "training": {**TINY["training"], "measure_cost": False}}
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder as `make` leaves it, of which each of pytest's workers has a copy."""
+    base = factory.getbasetemp()
+    common = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made-once" / name
+    common.parent.mkdir(exist_ok=True)
+    with FileLock(f"{common}.lock"):
+        if not common.exists():
+            make(common)
+    return Path(shutil.copytree(common, factory.mktemp(f"copy-of-{name}") / name))
+
+
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of `measured`."""
     from sparsemtl.report import write_report
     from sparsemtl.runs.run import run
 
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    run({**TINY, "sharing": {"name": "random", "keep": 0.5}}, folder, progress=False, finished=write_report)
-    return folder
+    config = {**TINY, "sharing": {"name": "random", "keep": 0.5}}
+    return made_once(tmp_path_factory, "run", lambda folder: run(config, folder, progress=False, finished=write_report))
 
 
 @pytest.fixture(scope="session")
@@ -78,16 +91,17 @@ def study_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished_study(study_file: Path) -> Path:
+def finished_study(study_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of `study_file`'s study, finished."""
     from sparsemtl.report import write_report
     from sparsemtl.study.grid import read_study
     from sparsemtl.study.runner import run_study
 
-    folder = study_file.parent / "out"
-    run_study(read_study(study_file), folder, progress=False)
-    write_report(folder)
-    return folder
+    def make(folder: Path) -> None:
+        run_study(read_study(study_file), folder, progress=False)
+        write_report(folder)
+
+    return made_once(tmp_path_factory, "out", make)
 
 
 @pytest.fixture
