@@ -111,7 +111,8 @@ def _macs_of_attention(layer: nn.MultiheadAttention, args: Sequence[Any], kwargs
     given = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs)
     query, key, value = (given[name] for name in ("query", "key", "value"))
     width = layer.embed_dim
-    return (2 * query.numel() + key.numel() + value.numel()) * width
+    read: int = 2 * query.numel() + key.numel() + value.numel()
+    return read * width
 
 
 def parameter_count(module: nn.Module) -> int:
