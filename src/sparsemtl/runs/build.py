@@ -17,7 +17,7 @@ from sparsemtl.backbones import ENCODERS, load_torchvision
 from sparsemtl.backbones.stemmed import Stemmed
 from sparsemtl.balancing import BALANCERS
 from sparsemtl.data import TaskData
-from sparsemtl.errors import ConfigError, SparseMTLError
+from sparsemtl.errors import CheckpointError, ConfigError, SparseMTLError
 from sparsemtl.heads import HEADS
 from sparsemtl.networks.frozen import Frozen
 from sparsemtl.networks.model import MultiTaskModel, stride_of, width_of
@@ -26,6 +26,8 @@ from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
 from sparsemtl.runs.pretraining import PretrainedNetwork
 from sparsemtl.runs.schema import TRAINER_KEYS
 from sparsemtl.sharing import SHARING, Sharing
+from sparsemtl.storage.files import read_tensors
+from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.training import Trainer
 from sparsemtl.training.callbacks import CALLBACKS
 
@@ -48,12 +50,15 @@ def make_trainer(
         progress: show a live bar.
 
     Raises:
-        ConfigError: if the network does not fit into memory, the warm-up is longer than the training, or the
-            architecture would lose the weights that the encoder starts from.
+        ConfigError: if the network does not fit into memory, the warm-up is longer than the training, the
+            architecture would lose the weights that the encoder starts from, or `start_from` is no finished run.
+        CheckpointError: if the model of `start_from` is another one.
     """
     _check_start_is_kept(config)
     seed_everything(config["seed"])
     model = make_model(config, data, pretrained)
+    if config["start_from"] is not None:
+        _load_weights(model, RunFolder(config["start_from"]))
     balancing = dict(config["balancing"])
     training = config["training"]
     optimizer = dict(config["optimizer"])
@@ -92,6 +97,27 @@ def make_model(
     """
     with _memory_errors():
         return _model(config, data, _encoder(config, data, pretrained), pretrained)
+
+
+def _load_weights(model: MultiTaskModel, run: RunFolder) -> None:
+    """Load the weights of a run's selected epoch into a model.
+
+    Raises:
+        ConfigError: if the folder holds no trained run.
+        CheckpointError: if its model is another one, or the file is damaged.
+    """
+    if not run.model.is_file():
+        raise ConfigError(
+            f"start_from: expected the folder of a finished run, got {str(run.path)!r}, which has no {run.model.name}."
+        )
+    tensors, _ = read_tensors(run.model)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"start_from: {run.model} does not fit {type(model).__name__}. `encoder`, `heads`, `architecture` and "
+            f"`tasks` must be those of {run.config}: {error}"
+        ) from None
 
 
 @contextmanager

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from sparsemtl.runs.spec import RunSpec
     from sparsemtl.training import Trainer
 
-_NOT_INHERITED = ("name", "label", "architecture", "sharing", "balancing", "freeze", PRETRAINING)
+_NOT_INHERITED = ("name", "label", "architecture", "sharing", "balancing", "freeze", "start_from", PRETRAINING)
 """Keys of a run that its pretraining run does not take over."""
 _NOT_INHERITED_IN_TRAINING = ("choose_after",)
 """Likewise in `training`: it depends on the sharing method."""

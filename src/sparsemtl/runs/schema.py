@@ -79,6 +79,14 @@ class RunKeys(TypedDict, total=False):
         Default(None),
         Doc("File of the encoder's initial weights: torchvision's state dict, or the model of an earlier run."),
     ]
+    start_from: Annotated[
+        str | None,
+        Default(None),
+        Doc(
+            "Folder of a finished run with the same encoder, heads and architecture, whose weights this run starts "
+            "from, those of the heads included."
+        ),
+    ]
     freeze: Annotated[
         bool,
         Default(False),
