@@ -8,8 +8,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -21,6 +20,8 @@ from sparsemtl.cli.compare import compare
 from sparsemtl.cli.data import app as data_app
 from sparsemtl.cli.doctor import doctor
 from sparsemtl.cli.ship import bench, compact, export
+from sparsemtl.cli.shrinking import shrink
+from sparsemtl.cli.training import INTERRUPTED, draw_report, say, stopping
 from sparsemtl.errors import ConfigError, SparseMTLError, SparseMTLWarning, unknown_name
 
 if TYPE_CHECKING:
@@ -102,8 +103,8 @@ def run(
     folder = out or Path("runs") / file.stem
     changes = overrides or []
     config = check(override(content, changes), where=str(file), origins=origins_of(file, changes))
-    with _stopping(folder):
-        run_config(config, folder, progress=not quiet, finished=_draw_report)
+    with stopping(folder):
+        run_config(config, folder, progress=not quiet, finished=draw_report)
     show_run(folder)
 
 
@@ -118,8 +119,8 @@ def resume(
     from sparsemtl.runs.run import resume as resume_run
 
     _use_data_root(data_root)
-    with _stopping(folder):
-        resume_run(folder, progress=not quiet, finished=_draw_report)
+    with stopping(folder):
+        resume_run(folder, progress=not quiet, finished=draw_report)
     show_run(folder)
 
 
@@ -155,7 +156,7 @@ def study(
     if (known := recall(folder, command, run_reports=run_reports)) is not None:
         count, table = known
         if not quiet:
-            _say(f"{count} of {count} runs are finished already.")
+            say(f"{count} of {count} runs are finished already.")
         show_study(table)
         _show_files(folder)
         return
@@ -174,10 +175,10 @@ def study(
     grid = read_study(file, overrides or [], plugin or [])
     try:
         failures = run_study(
-            grid, folder.path, jobs=jobs, progress=not quiet, finished=_draw_report, run_reports=run_reports
+            grid, folder.path, jobs=jobs, progress=not quiet, finished=draw_report, run_reports=run_reports
         )
     except KeyboardInterrupt:
-        _say("Stopped. Resume with the same command.")
+        say("Stopped. Resume with the same command.")
         raise typer.Exit(INTERRUPTED) from None
     if len(failures) < len(grid.runs):
         whole = study_results(folder)
@@ -208,17 +209,6 @@ def report(
     from sparsemtl.report import write_report
 
     typer.echo(f"Report: {write_report(path)}")
-
-
-def _draw_report(folder: Path) -> None:
-    """Write the report of a run or a study, or print which library is missing: the results are there without it."""
-    from sparsemtl.errors import MissingExtraError
-    from sparsemtl.report import write_report
-
-    try:
-        write_report(folder)
-    except MissingExtraError as error:
-        typer.echo(f"no report was drawn: {error}")
 
 
 @app.command("list")
@@ -283,7 +273,7 @@ def schema(
         write_text(out, text + "\n")
 
 
-for command in (check, compare, compact, export, bench, doctor):
+for command in (shrink, check, compare, compact, export, bench, doctor):
     app.command()(command)
 app.add_typer(data_app, name="data")
 
@@ -309,10 +299,6 @@ def main() -> None:
             _leave(128 + received[0])
         typer.secho(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True, fg=typer.colors.RED)
         raise SystemExit(1) from None
-
-
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as in shells: 128 plus the number of SIGINT."""
 
 
 def _handle_signals() -> list[int]:
@@ -360,25 +346,6 @@ def _format_warning(
 def _use_data_root(root: Path | None) -> None:
     if root is not None:
         os.environ["SPARSEMTL_DATA"] = str(root)
-
-
-@contextmanager
-def _stopping(folder: Path) -> Iterator[None]:
-    """Print how to resume after Ctrl-C."""
-    from sparsemtl.storage.run_folder import RunFolder
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        resumable = RunFolder(folder).begun
-        _say(f"Stopped. Resume with `sparsemtl resume {folder}`." if resumable else "Stopped.")
-        raise typer.Exit(INTERRUPTED) from None
-
-
-def _say(message: str) -> None:
-    """Print to standard error, unless the terminal is gone."""
-    with suppress(OSError):
-        typer.echo(message, err=True)
 
 
 def _plain_keys() -> dict[str, Keys]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sparsemtl.cli.training import draw_report, stopping
 from sparsemtl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -69,7 +70,6 @@ def shrink(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Remove channels, heads and neurons of a trained network while it trains on, and write the small network."""
-    from sparsemtl.cli.main import draw_report, stopping
     from sparsemtl.runs.loaded import load_run
     from sparsemtl.runs.run import run as run_config
 
@@ -93,11 +93,13 @@ def _show(dense: LoadedRun, small: LoadedRun) -> None:
     file = small.folder.path / "small.safetensors"
     export(network, file)
     table = Table("task", "metric", "before", "after", box=None, pad_edge=False)
-    for name, task in small.tasks.items():
-        figures = [f"{metrics[name][task.primary]:.4f}" for metrics in (dense.metrics, small.metrics)]
-        table.add_row(name, task.primary, *figures)
+    for name, metrics in small.metrics.items():
+        metric = small.folder.read_summary()["tasks"][name]["primary"]
+        table.add_row(name, metric, *(f"{figures[metric]:.4f}" for figures in (dense.metrics[name], metrics)))
     if before.macs is not None and network.report.macs is not None:
         table.add_row("all", "multiply-adds", f"{before.macs[1]:,}", f"{network.report.macs[1]:,}")
     table.add_row("all", "parameters", f"{before.parameters[1]:,}", f"{network.report.parameters[1]:,}")
     show_whole(table)
-    typer.echo(f"Network of all tasks: {file} (`sm.load_network`). Of each task: `sparsemtl compact {small.folder.path}`")
+    typer.echo(
+        f"Network of all tasks: {file} (`sm.load_network`). Of each task: `sparsemtl compact {small.folder.path}`"
+    )

@@ -130,13 +130,13 @@ class LoadedRun:
             multiple_of: number of which the channels of images become a multiple where they can.
         """
         self.model.check_task(task)
-        example = self._samples(task) if example_inputs is None else example_inputs
+        example = self.samples(task) if example_inputs is None else example_inputs
         return compact(self.model, self.networks, task=task, example_inputs=example, multiple_of=multiple_of)
 
-    def _samples(self, task: str) -> Tensor | None:
-        """Return inputs of the task from the test data; None if the run keeps none."""
+    def samples(self, task: str | None = None) -> Tensor | None:
+        """Return inputs from the test data, of one task or by default of any; None if the run keeps none."""
         kept = read_tree(self.folder.samples) if self.folder.samples.is_file() else {}
-        found = kept.get(task, kept.get("all"))
+        found = kept.get(task or next(iter(kept), ""), kept.get("all"))
         return None if found is None or not len(found["x"]) else found["x"]
 
 

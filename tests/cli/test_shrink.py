@@ -1,0 +1,68 @@
+"""A trained run becomes one small network of all its tasks, by one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import sparsemtl as sm
+from sparsemtl.cli.main import app
+from sparsemtl.errors import CheckpointError, ConfigError
+from sparsemtl.runs.config import check
+from sparsemtl.runs.run import run as run_config
+from sparsemtl.storage.files import read_tree
+from sparsemtl.storage.text_files import read_json
+
+CONFIG = {
+    "data": "digits",
+    "encoder": {"name": "mlp", "hidden": [16, 12]},
+    "optimizer": {"name": "adam", "lr": 0.01},
+    "training": {"epochs": 4, "batch_size": 256},
+}
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("shrink") / "dense"
+    run_config(check(CONFIG, where="test"), folder, progress=False)
+    return folder
+
+
+def test_a_run_becomes_one_small_network_of_all_tasks(dense: Path) -> None:
+    words = ["shrink", str(dense), "--macs", "0.4", "--quiet"]
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    folder = dense.with_name("dense-macs-0.4")
+    assert "multiply-adds" in result.output
+    small, run = sm.load_network(folder / "small.safetensors"), sm.load_run(folder)
+    x = read_tree(folder / "samples.safetensors")["all"]["x"]
+    assert sm.macs(small, x[:1]) <= 0.4 * sm.macs(sm.load_run(dense).model, x[:1])
+    for task, expected in run.predict(x).items():
+        torch.testing.assert_close(small(x)[task], expected, atol=1e-5, rtol=1e-4)
+    assert read_json(folder / "summary.json")["sharing"]["macs"] <= 0.4
+
+
+def test_it_trains_on_from_the_weights_of_the_run(dense: Path, tmp_path: Path) -> None:
+    config = check({**CONFIG, "start_from": str(dense), "optimizer": {"name": "sgd", "lr": 1e-12}}, where="test")
+    run_config(config, tmp_path / "same", progress=False)
+    before, after = (sm.load_run(folder).metrics for folder in (dense, tmp_path / "same"))
+    assert {task: own["loss"] for task, own in after.items()} == pytest.approx(
+        {task: own["loss"] for task, own in before.items()}, rel=1e-6
+    )
+
+
+def test_weights_that_are_not_there_or_do_not_fit_are_refused_before_training(dense: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"start_from: expected the folder of a finished run, .*nowhere"):
+        run_config(check({**CONFIG, "start_from": "nowhere"}, where="test"), tmp_path / "a", progress=False)
+    other = {**CONFIG, "start_from": str(dense), "encoder": {"name": "mlp", "hidden": [8]}}
+    with pytest.raises(CheckpointError, match=r"start_from: .* `encoder`, `heads`, `architecture` and `tasks` must"):
+        run_config(check(other, where="test"), tmp_path / "b", progress=False)
+
+
+def test_networks_of_their_own_are_not_made_one(tmp_path: Path) -> None:
+    run_config(check({**CONFIG, "sharing": "random"}, where="test"), tmp_path / "masked", progress=False)
+    with pytest.raises(ConfigError, match="its tasks have networks of their own"):
+        CliRunner().invoke(app, ["shrink", str(tmp_path / "masked")], catch_exceptions=False)
