@@ -11,6 +11,7 @@ import torch
 from training_toys import assert_same, encoder, loader, state_of, tasks
 
 import sparsemtl as sm
+from sparsemtl.balancing import BALANCERS
 from sparsemtl.errors import CheckpointError, CompactionWarning, ParameterError
 from sparsemtl.runs.run import run
 
@@ -26,12 +27,16 @@ def trainer(execution: str = "sliced", **options: Any) -> sm.Trainer:
     )
 
 
-@pytest.mark.parametrize("balancing", ["mean", "uncertainty", "pcgrad"])
-def test_a_sliced_run_ends_with_the_weights_of_a_masked_one(balancing: str) -> None:
+@pytest.mark.parametrize(
+    ("balancing", "options"),
+    [("mean", {}), ("uncertainty", {}), ("pcgrad", {}), ("mgda", {"gradients": "gramian"})],
+    ids=["mean", "uncertainty", "pcgrad", "gramian"],
+)
+def test_a_sliced_run_ends_with_the_weights_of_a_masked_one(balancing: str, options: dict[str, Any]) -> None:
     data = [loader(seed=seed) for seed in (1, 2)]
     ends = []
     for execution in ("masked", "sliced"):
-        done = trainer(execution, balancing=balancing, precision="64-true").fit(*data)
+        done = trainer(execution, balancing=BALANCERS.build(balancing, **options), precision="64-true").fit(*data)
         ends.append((state_of(done.model), done.test(loader(seed=3))))
         if done.step.slices is not None:
             assert all(done.step.slices.share(task) is not None for task in done.model.tasks)

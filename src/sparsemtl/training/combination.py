@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Protocol
 
@@ -115,11 +116,12 @@ class CombinedByGramian:
     gradient. The graphs of the losses of a step stay in memory until then.
 
     Args:
-        model: the model.
-        shared: name -> shared weight that is trained.
+        shared: name -> shared weight that is trained, in the order of the model.
+        tasks: names of all tasks, in the order of the rows.
         balancer: finds weights from the Gramian.
         backend: runs backward passes.
         users: counts the tasks that use a weight.
+        swapped: function from a task to the context of its backward passes.
         together: True if the tasks compute with one network, so that one backward pass serves all losses.
     """
 
@@ -127,23 +129,22 @@ class CombinedByGramian:
 
     def __init__(
         self,
-        model: nn.Module,
         shared: Mapping[str, nn.Parameter],
         tasks: Sequence[str],
         balancer: Balancer,
         backend: Backend,
         users: WeightUsers,
         *,
+        swapped: Callable[[str], AbstractContextManager[None]],
         together: bool,
     ) -> None:
-        self._model = model
+        self._swapped = swapped
         self._tasks = list(tasks)
         self._balancer = balancer
         self._backend = backend
         self._users = users
         self._together = together
-        # in the model's order: a backward pass to the last weights is short
-        self._shared = {name: shared[name] for name, _ in model.named_parameters() if name in shared}
+        self._shared = dict(shared)
         self._parameters = list(self._shared.values())
         self._chunks = chunks_of([p.numel() for p in self._parameters], len(self._tasks))
         self._losses: dict[str, list[Tensor]] = {}
@@ -195,7 +196,7 @@ class CombinedByGramian:
             for task, losses in self._losses.items():
                 for p in targets:
                     p.grad = None
-                with networks.swapped(self._model, task):
+                with self._swapped(task):
                     for loss in losses:
                         self._backend.backward(loss, retain_graph=True, inputs=targets)
                 mask_gradients(self._shared, networks[task].gradient_mask)
@@ -217,7 +218,7 @@ class CombinedByGramian:
                 p.grad = None
             losses = torch.stack([loss.to(weights[task].dtype) for task in group for loss in self._losses[task]])
             factors = torch.stack([weights[task] for task in group for _ in self._losses[task]])
-            with networks.swapped(self._model, group[0]):
+            with self._swapped(group[0]):
                 retain = self._together and group is not groups[-1]
                 self._backend.backward(losses, gradient=factors, retain_graph=retain, inputs=self._parameters)
             mask_gradients(self._shared, networks[group[0]].gradient_mask)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -136,8 +137,9 @@ class TrainingStep:
         shared, tasks, balancer, backend = self._shared, list(self.tasks), self.balancer, self.backend
         if not balancer.from_gramian:
             return CombinedRows(shared, tasks, balancer, backend, self._users)
-        together = self.update == "joint"
-        return CombinedByGramian(self.model, shared, tasks, balancer, backend, self._users, together=together)
+        ordered = {name: shared[name] for name in self._parameters if name in shared}  # passes to the last are short
+        swapped, together = partial(self._swapped, again=True), self.update == "joint"
+        return CombinedByGramian(ordered, tasks, balancer, backend, self._users, swapped=swapped, together=together)
 
     def __call__(self, x: Any, targets: Mapping[str, Tensor] | Tensor) -> StepResult:
         """Train on one batch of a loader that yields (x, {task: labels}); see `step`."""
