@@ -9,6 +9,7 @@
   `jac_to_grad` for an aggregator, one backward pass for a scalarizer.
 - *gradients by hand*: a step with GradNorm or MGDA-UB over a loop that takes a gradient per task at the same place, the
   last shared layer or the representation, beside a plain step: forward, mean of the losses, backward, fused Adam.
+- *gramian*: a step with `gradients: gramian` over the same step with all rows.
 - *memory of a task's gradient*: peak memory that one more task adds to a few steps, over the size of a gradient of the
   shared weights; from 2 to 8 tasks, each in a fresh process.
 """
@@ -28,7 +29,7 @@ from torchjd import aggregation, scalarization
 from torchjd.autojac import jac_to_grad, mtl_backward
 
 from sparsemtl import DenseSharing, SharedBottom, TrainingStep
-from sparsemtl.balancing import BALANCERS
+from sparsemtl.balancing import BALANCERS, Balancer
 
 SOLVERS: dict[tuple[str, int], float | None] = {
     ("cagrad", 3): 2.6,
@@ -54,8 +55,16 @@ SCALARIZERS: dict[str, Callable[[], Any]] = {
     "geometric-mean": scalarization.GeometricMean,
     "random": scalarization.Random,
 }
-MEMORY: dict[str, float | None] = {"mgda": 1.1, "mgda-ub": 0.1, "gradnorm": None}
-"""Balancer -> goal of the memory that a task adds, over the size of its gradient."""
+MEMORY: dict[str, float | None] = {"mgda": 1.1, "mgda by gramian": 0.1, "mgda-ub": 0.1, "gradnorm": None}
+"""Balancer, see `made` -> goal of the memory that a task adds, over the size of its gradient."""
+
+
+def made(balancing: str, tasks: int) -> Balancer:
+    """A balancer by its name, or by name and `gradients`: "mgda by gramian"."""
+    name, _, gradients = balancing.partition(" by ")
+    balancer = BALANCERS.build(name, **({"gradients": gradients} if gradients else {}))
+    balancer.attach(tasks, torch.device("cpu"))
+    return balancer
 
 
 def solver(name: str, tasks: int) -> Callable[[], Tensor]:
@@ -72,7 +81,7 @@ def step(name: str, balancing: str) -> Callable[[], object]:
     model, (x, targets) = network(name, 3), batch(name, 3)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     networks = DenseSharing().start(model)
-    return partial(TrainingStep(model, optimizer, networks, balancing=balancing), x, targets)
+    return partial(TrainingStep(model, optimizer, networks, balancing=made(balancing, 3)), x, targets)
 
 
 def loop(name: str) -> Callable[[], None]:
@@ -150,7 +159,7 @@ def measure_peak(balancing: str, tasks: int) -> float:
     before = resident("VmRSS")
     model, (x, targets) = network("mlp", tasks), batch("mlp", tasks)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    run = TrainingStep(model, optimizer, DenseSharing().start(model), balancing=balancing)
+    run = TrainingStep(model, optimizer, DenseSharing().start(model), balancing=made(balancing, tasks))
     for _ in range(3):
         run(x, targets)
     return resident("VmHWM") - before
@@ -213,6 +222,8 @@ def measures(quick: bool) -> Iterator[Measure]:
             by_hand = gradients_loop(name, at_representation=balancing == "mgda-ub")
             ratio = paired(by_hand, step(name, balancing), 11 if name == "mlp" else 5)
             yield Measure(f"step with {balancing} ÷ gradients by hand, {name}, 3 tasks", ratio, GRADIENTS_GOAL)
+        ratio = paired(step(name, "mgda"), step(name, "mgda by gramian"), 11 if name == "mlp" else 5)
+        yield Measure(f"step with mgda by gramian ÷ by rows, {name}, 3 tasks", ratio)
     for balancing, goal in () if quick else MEMORY.items():
         yield Measure(f"memory of a task's gradient with {balancing}, mlp", memory_of_a_task(balancing), goal)
     for name in ("pcgrad",) if quick else ("pcgrad", "imtl-g", "aligned-mtl", "graddrop"):
