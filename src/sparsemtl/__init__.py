@@ -35,6 +35,8 @@ if TYPE_CHECKING:
         load_network,
         macs,
         parameter_count,
+        plan,
+        save_bundle,
         speedups,
         verify,
     )
@@ -154,7 +156,9 @@ __all__ = [
     "macs",
     "maskable_parameters",
     "parameter_count",
+    "plan",
     "recompute_norms",
+    "save_bundle",
     "speedups",
     "verify",
 ]
@@ -187,6 +191,8 @@ _EXPORTS = {
         "load_network",
         "macs",
         "parameter_count",
+        "plan",
+        "save_bundle",
         "speedups",
         "verify",
     ),

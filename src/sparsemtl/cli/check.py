@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 def check(
     path: Annotated[
         Path,
-        typer.Argument(metavar="FILE|FOLDER", help="A configuration, a study, or the folder of a run or of a study."),
+        typer.Argument(
+            metavar="FILE|FOLDER",
+            help="A configuration, a study, the folder of a run or of a study, or networks as .safetensors.",
+        ),
     ],
     overrides: Annotated[
         list[str] | None,
@@ -37,11 +40,14 @@ def check(
     """Check a configuration on one batch, or the files of a run folder; nothing is trained or written.
 
     Of a configuration: shapes, losses and gradients per task, labels, memory, expected time, what is masked; warnings
-    do not fail. Of a folder: every file is read; the exit status is 1 if one is broken.
+    do not fail. Of a folder: every file is read; the exit status is 1 if one is broken. Of networks that were exported
+    as safetensors, alone or as a bundle: all of them are built.
     """
     from sparsemtl.errors import ConfigError
 
-    if not path.is_dir():
+    if path.suffix == ".safetensors":
+        _check_networks(path, as_json=as_json)
+    elif not path.is_dir():
         if data_root is not None:
             os.environ["SPARSEMTL_DATA"] = str(data_root)
         _check_file(path, overrides or [], plugin or [], as_json=as_json)
@@ -64,6 +70,17 @@ def _check_folder(folder: Path, plugins: list[str], *, as_json: bool) -> None:
         show_findings(found.findings, "file")
     if not found.ok:
         raise typer.Exit(1)
+
+
+def _check_networks(file: Path, *, as_json: bool) -> None:
+    """Build the networks of a file, which raises for a broken one."""
+    from sparsemtl.runs.check_run import describe_networks
+
+    found = describe_networks(file)
+    if as_json:
+        _print({"path": str(file), "found": found})
+    else:
+        typer.echo(f"{file}: {found}")
 
 
 def _check_file(file: Path, overrides: list[str], plugins: list[str], *, as_json: bool) -> None:

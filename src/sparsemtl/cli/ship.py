@@ -11,7 +11,11 @@ import typer
 from sparsemtl.errors import MissingExtraError, ParameterError, unknown_name
 
 if TYPE_CHECKING:
-    from sparsemtl.compaction import CompactionReport, Speedup
+    from rich.table import Table
+    from torch import Tensor
+
+    from sparsemtl.compaction import CompactionReport, Exported, Speedup
+    from sparsemtl.compaction.inputs import Inputs
     from sparsemtl.runs.loaded import LoadedRun
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run that has been trained.")]
@@ -86,15 +90,23 @@ def _write_report(report: CompactionReport, path: Path) -> bool:
 
 def export(
     run: Run,
-    format: Annotated[str, typer.Option("--format", "-f", metavar="onnx|pt2|safetensors", help="Format of the files.")],
+    format: Annotated[
+        str, typer.Option("--format", "-f", metavar="onnx|pt2|safetensors|bundle", help="Format of the files.")
+    ],
     task: Tasks = None,
+    together: Annotated[
+        bool, typer.Option("--all", help="Write one network with an output per task, as `sm.plan` builds it.")
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Folder of the files; by default RUN/export.", show_default=False),
     ] = None,
     multiple_of: MultipleOf = 1,
 ) -> None:
-    """Write each task's small network as ONNX, as an archive of torch.export (pt2) or as safetensors; check outputs."""
+    """Write each task's small network as ONNX, as an archive of torch.export (pt2) or as safetensors; check outputs.
+
+    `bundle` is one safetensors file of all tasks that stores what they share once: `sm.load_network(file, task=...)`.
+    """
     from rich.table import Table
 
     from sparsemtl.cli.terminal import show_whole
@@ -102,18 +114,39 @@ def export(
     from sparsemtl.compaction.exporting import export as export_network
     from sparsemtl.runs.loaded import load_run
 
-    if format not in FORMATS:
-        raise ParameterError(unknown_name("format", format, FORMATS))
+    if format not in (*FORMATS, _BUNDLE):
+        raise ParameterError(unknown_name("format", format, (*FORMATS, _BUNDLE)))
+    if together and format == _BUNDLE:
+        raise ParameterError("a bundle holds one network per task. Leave out --all, or choose another format.")
     loaded = load_run(run)
-    folder = out or loaded.folder.path / "export"
+    tasks, folder = _chosen(loaded, task), out or loaded.folder.path / "export"
     table = Table("task", "bytes", "samples", "difference", box=None, pad_edge=False)
-    for name in _each(_chosen(loaded, task)):
-        small = loaded.compact(name, multiple_of=multiple_of)
-        file = export_network(small, folder / f"{name}.{format}", outputs=[name] if format == "onnx" else None)
-        found = "not run" if file.difference is None else f"{file.difference:.0e}"
-        table.add_row(name, f"{file.bytes:,}", str(file.batch or "any"), found)
+    if format == _BUNDLE:
+        bundle = loaded.save_bundle(folder / "bundle.safetensors", tasks, multiple_of=multiple_of)
+        table = Table("tasks", "bytes", "bytes apart", "difference", box=None, pad_edge=False)
+        table.add_row(", ".join(bundle.tasks), f"{bundle.bytes:,}", f"{bundle.separate:,}", f"{bundle.difference:.0e}")
+        files = str(bundle.path)
+    elif together:
+        plan = loaded.plan(tasks, multiple_of=multiple_of)
+        typer.echo(f"{plan}\n")
+        _add(table, ", ".join(tasks), plan.export(folder / f"all-tasks.{format}"))
+        files = f"{folder}/all-tasks.{format}"
+    else:
+        for name in _each(tasks):
+            small = loaded.compact(name, multiple_of=multiple_of)
+            outputs = [name] if format == "onnx" else None
+            _add(table, name, export_network(small, folder / f"{name}.{format}", outputs=outputs))
+        files = f"{folder}/TASK.{format}"
     show_whole(table)
-    typer.echo(f"Files: {folder}/TASK.{format}")
+    typer.echo(f"Files: {files}")
+
+
+_BUNDLE = "bundle"
+
+
+def _add(table: Table, tasks: str, file: Exported) -> None:
+    found = "not run" if file.difference is None else f"{file.difference:.0e}"
+    table.add_row(tasks, f"{file.bytes:,}", str(file.batch or "any"), found)
 
 
 def bench(
@@ -129,7 +162,10 @@ def bench(
     multiple_of: MultipleOf = 1,
     repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Number of passes that are timed.")] = 30,
 ) -> None:
-    """Time each task's network before and after compaction, in turns, in torch and in onnxruntime."""
+    """Time each task's network before and after compaction, in turns, in torch and in onnxruntime.
+
+    Below it, the ways to compute all of the tasks: one network per task, or together where they compute the same.
+    """
     import torch
     from rich.table import Table
 
@@ -150,15 +186,17 @@ def bench(
         "became time",
     )
     table = Table(*heads, box=None, pad_edge=False)
+    tasks, sizes = _chosen(loaded, task), batch_size or (1, 16)
     try:
-        for name in _each(_chosen(loaded, task)):
-            for found in _speedups(loaded, name, batch_size or (1, 16), multiple_of, repeats):
+        for name in _each(tasks):
+            for found in _speedups(loaded, name, sizes, multiple_of, repeats):
                 yielded = "" if found.yielded is None else f"{found.yielded:.0%}"
                 left = found.macs[1] / found.macs[0] if found.macs[0] else 1.0
                 times = [f"{time.median:.3f} ({time.p95:.3f})" for time in (found.before, found.after)]
                 table.add_row(
                     name, found.runtime, str(found.batch), *times, f"{found.ratio:.2f}x", f"{left:.0%}", yielded
                 )
+        together = _options(loaded, tasks, sizes, multiple_of, repeats) if len(tasks) > 1 else None
     finally:
         torch.set_num_threads(before)
     show_whole(table)
@@ -166,16 +204,45 @@ def bench(
         f"{threads or before} threads, medians of {repeats} passes. `became time`: share of the saved multiply-adds "
         "that became saved time."
     )
+    if together is not None:
+        typer.echo("\nAll tasks together:")
+        show_whole(together)
+
+
+def _options(loaded: LoadedRun, tasks: Sequence[str], sizes: Sequence[int], multiple_of: int, repeats: int) -> Table:
+    """Return the times of the ways to compute all tasks."""
+    from rich.table import Table
+
+    from sparsemtl.compaction.timing import timings
+
+    plan = loaded.plan(tasks, multiple_of=multiple_of)
+    heads = ("option", "runtime", "samples", "ms (p95)", "multiply-adds", "bytes", "")
+    table = Table(*heads, box=None, pad_edge=False)
+    for x in _batches(loaded, tasks[0], plan.example, sizes):
+        for runtime, times in timings({each.name: each.network for each in plan.options}, x, repeats=repeats):
+            fastest = min(times, key=lambda name: times[name].median)
+            for each in plan.options:
+                time = times[each.name]
+                best = "fastest" if each.name == fastest and len(times) > 1 else ""
+                costs = (f"{time.median:.3f} ({time.p95:.3f})", f"{each.macs:,}", f"{each.bytes:,}", best)
+                table.add_row(each.name, runtime, str(len(x)), *costs)
+    return table
 
 
 def _speedups(loaded: LoadedRun, name: str, sizes: Sequence[int], multiple_of: int, repeats: int) -> Iterator[Speedup]:
-    import torch
-
     from sparsemtl.compaction import speedups
-    from sparsemtl.compaction.inputs import Like
 
     small = loaded.compact(name, multiple_of=multiple_of)
-    example = small.report.example
+    for x in _batches(loaded, name, small.report.example, sizes):
+        yield from speedups(loaded.network(name), small, x, task=name, repeats=repeats)
+
+
+def _batches(loaded: LoadedRun, name: str, example: Inputs | None, sizes: Sequence[int]) -> Iterator[Tensor]:
+    """Yield random batches like an example."""
+    import torch
+
+    from sparsemtl.compaction.inputs import Like
+
     if example is None or len(example.args) != 1 or not isinstance(example.args[0], Like):
         raise ParameterError(
             f"{loaded.folder.path}: inputs of {name!r} are no tensor that the run keeps samples of. Time them in "
@@ -183,8 +250,7 @@ def _speedups(loaded: LoadedRun, name: str, sizes: Sequence[int], multiple_of: i
         )
     generator, like = torch.Generator().manual_seed(0), example.args[0]
     for size in sizes:
-        x = like.drawn(generator, (size, *like.shape[1:]))
-        yield from speedups(loaded.network(name), small, x, task=name, repeats=repeats)
+        yield like.drawn(generator, (size, *like.shape[1:]))
 
 
 def _chosen(loaded: LoadedRun, tasks: Sequence[str] | None) -> Sequence[str]:

@@ -7,11 +7,13 @@ before them, constants into the layers behind them, needed channels are traced b
 removed. `verification` compares the outputs before the network is returned, and `report` describes the result.
 """
 
+from sparsemtl.compaction.bundle import Bundle, save_bundle
 from sparsemtl.compaction.compact import compact
 from sparsemtl.compaction.cost import ActivationMemory, activation_memory, latency, macs, parameter_count
 from sparsemtl.compaction.exporting import Exported, export
-from sparsemtl.compaction.graph_file import read_network as load_network
+from sparsemtl.compaction.loading import load_network
 from sparsemtl.compaction.pipeline import CompactedModule
+from sparsemtl.compaction.plan import Branch, Plan, PlanOption, plan
 from sparsemtl.compaction.report import CompactionReport, LayerReport
 from sparsemtl.compaction.slices import TaskSlices
 from sparsemtl.compaction.timing import Speedup, Timing, speedups
@@ -20,10 +22,14 @@ from sparsemtl.compaction.verify import verify
 
 __all__ = [
     "ActivationMemory",
+    "Branch",
+    "Bundle",
     "CompactedModule",
     "CompactionReport",
     "Exported",
     "LayerReport",
+    "Plan",
+    "PlanOption",
     "Speedup",
     "TaskSlices",
     "Timing",
@@ -35,6 +41,8 @@ __all__ = [
     "load_network",
     "macs",
     "parameter_count",
+    "plan",
+    "save_bundle",
     "speedups",
     "verify",
 ]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from sparsemtl.compaction.network import Network
+from sparsemtl.compaction.network import Cut, Network
 from sparsemtl.compaction.operations import (
     DROPOUTS,
     IDENTITIES,
@@ -161,6 +161,7 @@ def _functions_to_layers(network: Network) -> None:
         if layer is not None:
             name = _name_for(network, node)
             network.modules[name] = layer
+            network.cuts[name] = _cut_of(node)
             with network.graph.inserting_before(node):
                 node.replace_all_uses_with(network.graph.call_module(name, (source,)))
             network.graph.erase_node(node)
@@ -199,6 +200,16 @@ def _constant(network: Network, value: Any) -> Tensor | None:
 
 def _parameter(tensor: Tensor) -> nn.Parameter:
     return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
+
+
+def _cut_of(node: fx.Node) -> Cut:
+    """Return what the weight of a function is cut from."""
+    weight = argument(node, 1, "weight", None)
+    if weight.op == "get_attr":
+        return Cut(str(weight.target))
+    whole, index = weight.args
+    owner = str(operand(whole).target)  # type: ignore[union-attr]
+    return Cut(owner, part=(argument(whole, 1, "chunks", 1), argument(whole, 2, "dim", 0), index))
 
 
 def _name_for(network: Network, node: fx.Node) -> str:

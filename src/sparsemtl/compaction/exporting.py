@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsemtl.compaction.copies import copied
-from sparsemtl.compaction.graph_file import fixed, read_network, write_network
+from sparsemtl.compaction.graph_file import fixed, write_network
 from sparsemtl.compaction.inference import inferred
 from sparsemtl.compaction.inputs import Inputs, mapped, random_like, tensors
+from sparsemtl.compaction.loading import load_network
 from sparsemtl.compaction.report import CompactionReport
 from sparsemtl.compaction.verification import difference
 from sparsemtl.errors import CompactionError, CompactionWarning, ParameterError, missing_extra
@@ -95,12 +96,12 @@ def export(
             "suffixes, or say format=..."
         )
     own = copied(network).to("cpu").eval()
-    inputs = _example(own, example_inputs)
+    inputs = example_of(own, example_inputs)
     with eval_mode(own), torch.no_grad():
-        program = _program(own, inputs, axes)
+        program = program_of(own, inputs, axes)
         with replacing(path) as aside:
             run = FORMATS[kind](program, aside, _Call(own, inputs, tuple(outputs or ())))
-            found, others = (None, True) if run is None else _compared(own, run, inputs, path)
+            found, others = (None, True) if run is None else compared(own, run, inputs, path)
     batch = None if others and _is_dynamic(program) else inputs.samples()
     return Exported(path, kind, path.stat().st_size, found, batch)
 
@@ -123,7 +124,7 @@ Run = Callable[[Inputs], Any]
 """Runs a file on inputs, and returns its outputs."""
 
 
-def _example(network: nn.Module, example: Any) -> Inputs:
+def example_of(network: nn.Module, example: Any) -> Inputs:
     """Return inputs of at least two samples that a network runs on."""
     known = getattr(network, "report", None)
     if example is not None:
@@ -145,7 +146,7 @@ def _example(network: nn.Module, example: Any) -> Inputs:
     return random_like(inputs, 0, samples=_SAMPLES) if samples is not None and samples < _SAMPLES else inputs
 
 
-def _program(network: nn.Module, inputs: Inputs, axes: Collection[int]) -> torch.export.ExportedProgram:
+def program_of(network: nn.Module, inputs: Inputs, axes: Collection[int]) -> torch.export.ExportedProgram:
     """Return a network as `torch.export` records it, of the example's size alone if it is right for that size only."""
 
     def sizes(tensor: Tensor) -> dict[int, Any]:
@@ -168,7 +169,7 @@ def _is_dynamic(program: torch.export.ExportedProgram) -> bool:
     return any(isinstance(v, Tensor) and v.ndim and fixed(v.shape[0]) is None for v in values)
 
 
-def _compared(network: nn.Module, run: Run, inputs: Inputs, path: Path) -> tuple[float, bool]:
+def compared(network: nn.Module, run: Run, inputs: Inputs, path: Path) -> tuple[float, bool]:
     """Return the largest difference of a file's outputs, and whether it takes other batches than the example's."""
     error, others = difference(inputs.call(network), run(inputs)), True
     for samples in (1, 5):
@@ -204,7 +205,7 @@ def _pt2(program: torch.export.ExportedProgram, path: Path, call: _Call) -> Run:
 
 def _safetensors(program: torch.export.ExportedProgram, path: Path, call: _Call) -> Run:
     write_network(path, program, call.names)
-    module = read_network(path)
+    module = load_network(path)
     return lambda inputs: inputs.call(module)
 
 

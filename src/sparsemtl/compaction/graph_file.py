@@ -1,8 +1,7 @@
 """Networks in files without code: tensors as safetensors, and beside them the graph of the computation as JSON.
 
 The graph is that of `torch.export`: calls of torch's own operators (`aten`) and of arithmetic on sizes. Reading one
-needs neither pickle nor the classes of the model. Operators by other names, files of a newer version and damaged files
-are refused.
+needs neither pickle nor the classes of the model. Operators by other names are refused.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from sparsemtl.errors import CheckpointError, CompactionError, ParameterError
-from sparsemtl.storage.files import read_tensors, write_tensors
+from sparsemtl.storage.files import write_tensors
 
-_KIND, _VERSION = "network", 1
+KIND, VERSION = "network", 1
 
 _ARITHMETIC: dict[str, Callable[..., Any]] = {
     **{
@@ -50,56 +49,35 @@ def write_network(path: str | Path, program: torch.export.ExportedProgram, names
     Raises:
         CompactionError: if its graph holds something that such a file cannot.
     """
-    tensors = _tensors(program)
-    parameters = [name for name in program.state_dict if name in dict(program.named_parameters())]
-    content = {
-        "nodes": [_encoded_node(node) for node in program.graph.nodes if node.op == "call_function"],
-        "tensors": _tensor_nodes(program),
-        "parameters": parameters,
-        "arguments": _arguments(program, names),
-        "output": _output(program),
-    }
-    header = {"kind": _KIND, "version": str(_VERSION), "network": json.dumps(content, allow_nan=False)}
-    write_tensors(path, tensors, header)
-
-
-def read_network(path: str | Path) -> fx.GraphModule:
-    """Read a network that `sm.export` wrote as safetensors, as a plain module in eval mode.
-
-    Args:
-        path: the file.
-
-    Raises:
-        CheckpointError: if the file is missing, damaged, of a newer version, or calls what no network of ours calls.
-
-    Examples:
-        >>> small = sm.compact(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
-        >>> _ = sm.export(small, "small.safetensors")
-        >>> again = sm.load_network("small.safetensors")
-        >>> again(torch.ones(3, 4)).shape
-        torch.Size([3, 2])
-    """
-    tensors, header = read_tensors(path, own=True)
-    if header.get("kind") != _KIND:
-        raise CheckpointError(f"{path} holds no network: `sm.export(network, 'name.safetensors')` writes one.")
-    if header.get("version") != str(_VERSION):
-        raise CheckpointError(
-            f"{path} has version {header.get('version')} of the format, and this sparsemtl reads version {_VERSION}. "
-            "Install the sparsemtl that wrote it, or a newer one."
-        )
-    try:
-        return _built(json.loads(header["network"]), tensors)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, RecursionError) as error:
-        raise CheckpointError(f"{path} holds no whole network: {error!r}. Export it again.") from None
+    header = {"kind": KIND, "version": str(VERSION), "network": json.dumps(described(program, names), allow_nan=False)}
+    write_tensors(path, tensors_of(program), header)
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------
 
 
-def _tensors(program: torch.export.ExportedProgram) -> dict[str, Tensor]:
-    """Return weights, buffers and constants by name."""
+def described(program: torch.export.ExportedProgram, names: Sequence[str]) -> dict[str, Any]:
+    """Return the graph of an exported network as JSON.
+
+    Args:
+        program: the network.
+        names: names of its arguments, positional ones first.
+
+    Raises:
+        CompactionError: if the graph holds something that a file cannot.
+    """
+    parameters = dict(program.named_parameters())
+    return {
+        "nodes": [_encoded_node(node) for node in program.graph.nodes if node.op == "call_function"],
+        "tensors": _tensor_nodes(program),
+        "parameters": [name for name in program.state_dict if name in parameters],
+        "arguments": _arguments(program, names),
+        "output": _output(program),
+    }
+
+
+def tensors_of(program: torch.export.ExportedProgram) -> dict[str, Tensor]:
+    """Return weights, buffers and constants of an exported network by name."""
     constants = {name: value for name, value in program.constants.items() if isinstance(value, Tensor)}
     return {**program.state_dict, **constants}
 
@@ -192,7 +170,16 @@ def _output(program: torch.export.ExportedProgram) -> Any:
 # ---- reading ---------------------------------------------------------------------------------------------------
 
 
-def _built(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphModule:
+def built(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphModule:
+    """Return the network of a description.
+
+    Args:
+        content: what `described` returned.
+        tensors: weights, buffers and constants by name.
+
+    Raises:
+        CheckpointError: if it calls what no network of ours calls. Other errors mean that the description is damaged.
+    """
     parameters = set(content["parameters"])
     owned = {name: nn.Parameter(t) if name in parameters else t for name, t in tensors.items()}
     graph = fx.Graph()

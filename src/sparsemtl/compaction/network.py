@@ -5,11 +5,30 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What compaction left of the weight of a layer.
+
+    Attributes:
+        source: name of the model's tensor that it is a part of; "" for the tensor of its own name.
+        part: (chunks, axis, index) of the chunk of that tensor; None for the whole.
+        factor: (outputs,), factors of folded norms; None without.
+        axis: axis of the weight with the outputs.
+        entries: indices that are left of the first and of the second axis; None for all.
+    """
+
+    source: str = ""
+    part: tuple[int, int, int] | None = None
+    factor: Tensor | None = None
+    axis: int = 0
+    entries: tuple[Tensor | None, Tensor | None] = (None, None)
 
 
 @dataclass
@@ -22,6 +41,7 @@ class Network:
         tensors: parameters and buffers that the graph itself reads, by name.
         name: name of the class that was traced.
         leaf_modules: names of modules that stay as they are.
+        cuts: name of a layer -> what its weight is cut from, where it is not the whole weight of the same name.
     """
 
     graph: fx.Graph
@@ -29,6 +49,7 @@ class Network:
     tensors: dict[str, Any]
     name: str
     leaf_modules: frozenset[str] = frozenset()
+    cuts: dict[str, Cut] = field(default_factory=dict)
 
     @classmethod
     def of(cls, root: nn.Module, graph: fx.Graph, *, prefix: str, name: str, leaf_modules: Collection[str]) -> Network:

@@ -8,6 +8,7 @@ Batch norms are folded into the layers before them (`fold_norms`), constants int
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -15,7 +16,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from sparsemtl.compaction.canonicalize import drop_unread
 from sparsemtl.compaction.channels import Constants, Need
-from sparsemtl.compaction.network import Network
+from sparsemtl.compaction.network import Cut, Network
 from sparsemtl.compaction.operations import CONVOLUTIONS, NORMS, operand, torch_class
 from sparsemtl.compaction.rules import ChannelRule, Editor
 from sparsemtl.compaction.rules.scaling import affine_of
@@ -29,7 +30,7 @@ def fold_norms(network: Network, rules: Mapping[fx.Node, ChannelRule]) -> None:
         if source is None or torch_class(norm) not in NORMS or norm not in free or len(source.users) > 1:
             continue
         layer = network.module(source)
-        if layer in free and _can_take(layer, rules[source].layout.rank) and _fold(layer, norm):
+        if layer in free and _can_take(layer, rules[source].layout.rank) and _fold(layer, norm, network, source):
             node.replace_all_uses_with(source)
             network.graph.erase_node(node)
 
@@ -41,7 +42,7 @@ def _can_take(layer: Any, rank: int | None) -> bool:
     return kind in CONVOLUTIONS and not (isinstance(layer, _ConvTransposeNd) and layer.groups > 1)
 
 
-def _fold(layer: Any, norm: Any) -> bool:
+def _fold(layer: Any, norm: Any, network: Network, source: fx.Node) -> bool:
     """Change the layer; return False if the norm is not the same for all batches, or not of the layer's channels."""
     affine = None if norm.training else affine_of(norm)
     if affine is None:
@@ -54,6 +55,9 @@ def _fold(layer: Any, norm: Any) -> bool:
     layer.weight = nn.Parameter((weight * scale.view(shape)).to(weight.dtype), requires_grad=trained)
     shift = shift if bias is None else shift + bias.detach() * scale
     layer.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=trained)
+    cut = network.cuts.get(str(source.target), Cut())
+    factor = scale if cut.factor is None else cut.factor * scale
+    network.cuts[str(source.target)] = replace(cut, factor=factor, axis=axis)
     return True
 
 

@@ -25,6 +25,7 @@ from sparsemtl.compaction.cost import (
 from sparsemtl.compaction.inference import inferred
 from sparsemtl.compaction.inputs import MAX_SAMPLES, Inputs, Like, tensors
 from sparsemtl.compaction.locating import first_difference
+from sparsemtl.compaction.merging import merge_equal
 from sparsemtl.compaction.network import Network
 from sparsemtl.compaction.passes import fold_constants, fold_norms, needed_channels, remove_channels
 from sparsemtl.compaction.report import CompactionReport, LayerCosts, LayerWidths
@@ -94,6 +95,7 @@ def compact_root(root: Root, example: Any, *, single: bool, multiple_of: int) ->
         verification=verification,
         example=None if inputs is None else inputs.mapped(Like.of),
         memory=None if inputs is None else (_memory(model.module, inputs), _memory(small, inputs)),
+        cuts=network.cuts,
     )
     return attach(small, report)
 
@@ -189,6 +191,8 @@ def canonical_network(root: Root, ran: nn.Module, inputs: Inputs | None) -> Netw
     same = None if inputs is None else inputs.to(dtype=None if like is None else like.dtype, device=device_of(ran))
     network = traced(root, ran, same)
     canonicalize(network)
+    if root.merges:
+        merge_equal(network)
     return network
 
 

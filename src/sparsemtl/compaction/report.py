@@ -11,7 +11,7 @@ from torch import fx, nn
 from sparsemtl.compaction.channels import Need
 from sparsemtl.compaction.cost import ActivationMemory, parameter_count
 from sparsemtl.compaction.inputs import Inputs, Like, leaves
-from sparsemtl.compaction.network import Network, Select
+from sparsemtl.compaction.network import Cut, Network, Select
 from sparsemtl.compaction.operations import CONVOLUTIONS, NORMS, operation, torch_class
 from sparsemtl.compaction.rules import ChannelRule, Regrouping, UnknownRule
 from sparsemtl.compaction.rules.dense import Dense
@@ -75,6 +75,7 @@ class CompactionReport:
             an example. Before, it is that of the model, whose operations in place make no tensors.
         verification: the comparison of outputs before and after.
         example: inputs of the run, with a `Like` in the place of every tensor; None without an example.
+        cuts: name of a layer -> what its weight is cut from.
     """
 
     layers: tuple[LayerReport, ...]
@@ -83,6 +84,7 @@ class CompactionReport:
     verification: Verification
     example: Inputs | None = None
     memory: tuple[ActivationMemory, ActivationMemory] | None = None
+    cuts: Mapping[str, Cut] = field(default_factory=dict, repr=False, compare=False)
 
     def layer(self, name: str) -> LayerReport:
         """Return the report of one layer, by its name; raise KeyError if there is none."""

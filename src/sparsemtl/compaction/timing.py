@@ -110,11 +110,22 @@ def speedups(
     networks = {"before": own.eval(), "after": copied(after).eval()}
     counts = macs(networks["before"], x), macs(networks["after"], x)
     batch = len(x) if isinstance(x, Tensor) else len(next(iter(x.values())))
-    for runtime, runs in (("eager", _eager(networks, x)), ("onnxruntime", _in_onnxruntime(networks, x))):
-        if runs:
+    for runtime, times in timings(networks, x, repeats=repeats):
+        yield Speedup(runtime, batch, torch.get_num_threads(), times["before"], times["after"], counts)
+
+
+def timings(networks: Mapping[str, nn.Module], x: Any, *, repeats: int) -> Iterator[tuple[str, dict[str, Timing]]]:
+    """Yield a runtime and name -> time of every network, which take turns.
+
+    Args:
+        networks: name -> network, in eval mode.
+        x: a batch that all read: a tensor, or a dict of tensors.
+        repeats: number of passes of each that are timed.
+    """
+    for runtime, made in (("eager", _eager), ("onnxruntime", _in_onnxruntime)):
+        if runs := made(networks, x):
             times = _in_turns(runs, repeats)
-            best = [min(_of(kind, times), key=lambda timing: timing.median) for kind in networks]
-            yield Speedup(runtime, batch, torch.get_num_threads(), best[0], best[1], counts)
+            yield runtime, {kind: min(_of(kind, times), key=lambda timing: timing.median) for kind in networks}
 
 
 Key = tuple[str, str]

@@ -67,6 +67,7 @@ class Root:
         prefix: prefix of the names of the user's modules in it.
         leaf_modules: names of modules that are not looked into, without the prefix.
         output: task of the only output, "" for any other module.
+        merges: compute once what several parts compute from equal weights and the same inputs.
     """
 
     module: nn.Module
@@ -74,6 +75,7 @@ class Root:
     prefix: str
     leaf_modules: frozenset[str]
     output: str = ""
+    merges: bool = False
 
 
 def traced(root: Root, ran: nn.Module | None = None, inputs: Inputs | None = None) -> Network:

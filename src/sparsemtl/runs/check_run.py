@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from sparsemtl.compaction.loading import check_networks
 from sparsemtl.errors import CheckpointError, SparseMTLError
 from sparsemtl.networks.randomness import fork_rng
 from sparsemtl.networks.task_networks import TaskNetworks
@@ -157,6 +159,7 @@ class _Run:
             yield self._optional(run.report, self._report, "no report was drawn", draw)
         if run.pretraining.is_dir():
             yield from _inside(RunFolder(run.pretraining), run.path)
+        yield from self._exported()
         yield from self._others()
 
     def _look(self, path: Path, read: Callable[[], str], remedy: str) -> Finding:
@@ -346,6 +349,12 @@ class _Run:
             raise CheckpointError(f"{self.folder.report} is not a whole page.")
         return f"page of {len(text) / 2**10:,.0f} KiB"
 
+    def _exported(self) -> Iterator[Finding]:
+        """Yield the findings of networks that the commands compact and export wrote."""
+        for folder, again in (("compact", "`sparsemtl compact`"), ("export", "`sparsemtl export`")):
+            for path in sorted((self.folder.path / folder).glob("*.safetensors")):
+                yield self._look(path, partial(describe_networks, path), f"write it again: {again}")
+
     # ---- the rest ------------------------------------------------------------------------------------------
 
     def _others(self) -> Iterator[Finding]:
@@ -360,6 +369,17 @@ class _Run:
                 yield Finding(name, "half-written by a process that was killed; the next one removes it")
             elif not path.name.startswith("."):
                 yield Finding(name, "not a file of the run; it was not read")
+
+
+def describe_networks(path: Path) -> str:
+    """Return what a file of networks holds, after all of them were built.
+
+    Raises:
+        CheckpointError: as `sm.load_network`.
+    """
+    tasks = check_networks(path)
+    size = f"{path.stat().st_size / 2**20:,.2f} MiB"
+    return f"bundle of {', '.join(tasks)}, {size}" if tasks else f"a network, {size}"
 
 
 def _refuse_nan(tensors: Mapping[str, Any], where: str) -> None:

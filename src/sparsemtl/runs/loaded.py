@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from sparsemtl.compaction import compact
+from sparsemtl.compaction import Bundle, Plan, compact, plan, save_bundle
 from sparsemtl.compaction.pipeline import CompactedModule
+from sparsemtl.compaction.plan import Cost
 from sparsemtl.data import TaskData
 from sparsemtl.data.tables.embedding import ColumnEmbedding
 from sparsemtl.errors import CheckpointError, SparseMTLError
@@ -132,6 +133,37 @@ class LoadedRun:
         self.model.check_task(task)
         example = self.samples(task) if example_inputs is None else example_inputs
         return compact(self.model, self.networks, task=task, example_inputs=example, multiple_of=multiple_of)
+
+    def save_bundle(self, path: str | Path, tasks: Iterable[str] | None = None, *, multiple_of: int = 1) -> Bundle:
+        """Write the small networks of all tasks to one file that stores what they share once; see `sm.save_bundle`.
+
+        Args:
+            path: the file.
+            tasks: names of the tasks, all by default.
+            multiple_of: see `compact`.
+        """
+        small = {task: self.compact(task, multiple_of=multiple_of) for task in self.model.chosen(tasks)}
+        return save_bundle(small, path, model=self.model)
+
+    def plan(
+        self,
+        tasks: Iterable[str] | None = None,
+        *,
+        by: Cost = "macs",
+        example_inputs: Any = None,
+        multiple_of: int = 1,
+    ) -> Plan:
+        """Return the ways to compute all tasks, and the cheapest one; see `sm.plan`.
+
+        Args:
+            tasks: names of the tasks, all by default.
+            by: `macs`, `bytes` or `milliseconds`.
+            example_inputs: a batch that the model reads; by default the samples of the test data that the run keeps.
+            multiple_of: see `compact`.
+        """
+        chosen = tuple(self.model.chosen(tasks))
+        example = self.samples(chosen[0]) if example_inputs is None else example_inputs
+        return plan(self.model, self.networks, tasks=chosen, example_inputs=example, by=by, multiple_of=multiple_of)
 
     def samples(self, task: str | None = None) -> Tensor | None:
         """Return inputs from the test data, of one task or by default of any; None if the run keeps none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from sparsemtl.compaction.channels import Constants, Layout, Need, rounded
-from sparsemtl.compaction.network import Select
+from sparsemtl.compaction.network import Cut, Network, Select
 from sparsemtl.compaction.operations import CONVOLUTIONS, operand, torch_class
 from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Site, UnknownRule, kept
 
@@ -103,8 +104,17 @@ class Dense(ChannelRule):
         columns = kept(present[0], self.channels)
         wanted = self._selected(columns, self._columns(out), int(out.carried.sum()), editor)
         rows = self._rows(matrix, bias, out.carried, editor)
+        self._record(rows, wanted, matrix.shape[2], editor.network)
         self._store(matrix[rows][:, wanted], bias[rows])
         return out.carried
+
+    def _record(self, rows: Tensor, columns: Tensor, places: int, network: Network) -> None:
+        """Record which rows and columns of the weight are left, of (outputs, inputs, places)."""
+        flat = columns.repeat_interleave(places) if isinstance(self.layer, nn.Linear) else columns
+        left = [each.nonzero().flatten().cpu() for each in (rows, flat)]
+        name = str(self.node.target)
+        cut = network.cuts.get(name, Cut())
+        network.cuts[name] = replace(cut, entries=(left[1], left[0]) if self.transposed else (left[0], left[1]))
 
     def _rows(self, matrix: Tensor, bias: Tensor, carried: Tensor, editor: Editor) -> Tensor:
         """Return the rows to compute; constant ones are inserted behind the layer if that is cheaper."""

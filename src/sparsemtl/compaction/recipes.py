@@ -1,0 +1,133 @@
+"""Recipes: how the weight of a small network is cut from a weight that several networks share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sparsemtl.compaction.network import Cut
+
+_BLOCK = 2**16
+"""Entries that are computed at once: in double precision they should fit into a processor's cache."""
+_WORTH = 0.5
+"""Largest size of the entries that differ, as a fraction of the weight's."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Weight as a part of another one.
+
+    Attributes:
+        base: (outputs, inputs, ...), the other weight.
+        left: indices of its first and second axis; None for all.
+        axis: axis of the outputs, 0 or 1.
+        dtype: dtype of the weight.
+        factor: (outputs that are left,), factors of folded norms, multiplied in their precision; None without.
+        kept: bool, entries other than zero, of the weight's shape; None if no entry is zero where the part is not.
+        positions: indices of entries of the flattened weight that no cut gives.
+        values: those entries.
+    """
+
+    base: Tensor
+    left: tuple[Tensor | None, Tensor | None]
+    axis: int
+    dtype: torch.dtype
+    factor: Tensor | None = None
+    kept: Tensor | None = None
+    positions: Tensor | None = None
+    values: Tensor | None = None
+
+    def tensor(self) -> Tensor:
+        """Return the weight as a new tensor."""
+        part = self.base
+        for axis, index in enumerate(self.left):
+            part = part if index is None else part.index_select(axis, index)
+        made = torch.empty(part.shape, dtype=self.dtype)
+        factor = torch.ones(1, dtype=part.dtype) if self.factor is None else self.factor
+        factor = factor.view([-1 if axis == self.axis else 1 for axis in range(part.ndim)]).expand(part.shape)
+        rows = max(1, _BLOCK // max(1, part[:1].numel()))
+        for start in range(0, len(part), rows):
+            block = slice(start, start + rows)
+            value = part[block].to(factor.dtype, copy=True).mul_(factor[block])
+            if self.kept is not None:
+                value.mul_(self.kept[block].view(torch.uint8).to(value.dtype))  # torch.where takes ten times as long
+            made[block] = value
+        if self.positions is not None and self.values is not None:
+            made.view(-1).index_copy_(0, self.positions, self.values)
+        return made
+
+    def on(self, base: Tensor, left: tuple[Tensor | None, Tensor | None]) -> Recipe:
+        """Return the same recipe for another base."""
+        return replace(self, base=base, left=left)
+
+
+def recipe_for(weight: Tensor, base: Tensor, cut: Cut) -> Recipe | None:
+    """Return the recipe that gives a weight, None if there is none that is smaller than the weight.
+
+    Args:
+        weight: the weight.
+        base: the model's tensor that it is a part of.
+        cut: the record of compaction.
+    """
+    if not weight.is_floating_point() or not base.is_floating_point() or min(weight.ndim, base.ndim) < 2:
+        return None
+    for one in (base, base.t()) if base.ndim == 2 else (base,):  # GPT-2's layers hold (inputs, outputs)
+        left = _indices(one, cut)
+        if _shape(one, left) != weight.shape:
+            continue
+        factor = None if cut.factor is None else cut.factor.cpu()
+        if factor is not None and (rows := left[cut.axis]) is not None:
+            factor = factor[rows - _start(one, cut, cut.axis)]
+        found = _completed(Recipe(one, left, cut.axis, weight.dtype, factor), weight)
+        if found is not None:
+            return found
+    return None
+
+
+def _indices(base: Tensor, cut: Cut) -> tuple[Tensor | None, Tensor | None]:
+    """Return the indices of a base that a cut leaves; None for a whole axis."""
+    found: list[Tensor | None] = []
+    for axis, entries in enumerate(cut.entries):
+        length = base.shape[axis]
+        index = entries
+        if cut.part is not None and cut.part[1] % base.ndim == axis:
+            chunk = torch.arange(length).chunk(cut.part[0])[cut.part[2]]
+            index = chunk if entries is None else chunk[entries] if _inside(entries, len(chunk)) else None
+        whole = index is None or (len(index) == length and bool((index == torch.arange(length)).all()))
+        found.append(None if whole or index is None or not _inside(index, length) else index)
+    return found[0], found[1]
+
+
+def _inside(index: Tensor, length: int) -> bool:
+    return not len(index) or int(index.max()) < length
+
+
+def _start(base: Tensor, cut: Cut, axis: int) -> int:
+    """Return the first index of the part of a base on an axis."""
+    if cut.part is None or cut.part[1] % base.ndim != axis:
+        return 0
+    return int(torch.arange(base.shape[axis]).chunk(cut.part[0])[cut.part[2]][0])
+
+
+def _shape(base: Tensor, left: Sequence[Tensor | None]) -> torch.Size:
+    sizes = [size if index is None else len(index) for size, index in zip(base.shape, left, strict=False)]
+    return torch.Size([*sizes, *base.shape[2:]])
+
+
+def _completed(recipe: Recipe, weight: Tensor) -> Recipe | None:
+    """Return a recipe with zeros and with the entries that differ; None if these are too many."""
+    made = recipe.tensor()
+    if not torch.equal(made, weight):
+        kept = weight != 0
+        if bool(((made != 0) & ~kept).any()):
+            recipe = replace(recipe, kept=kept)
+            made = recipe.tensor()
+        positions = (made != weight).flatten().nonzero().flatten()
+        if len(positions) * (8 + weight.element_size()) > _WORTH * weight.nbytes:
+            return None
+        if len(positions):
+            recipe = replace(recipe, positions=positions, values=weight.flatten()[positions])
+    return recipe if torch.equal(recipe.tensor(), weight) else None
