@@ -71,6 +71,43 @@ def test_a_network_is_exported_on_its_own(run: Path, tmp_path: Path) -> None:
     assert f"{tmp_path / 'slant.pt2'}".replace("slant", "TASK") in output.replace("\n", "")
 
 
+def test_all_tasks_are_exported_in_one_bundle_that_check_reads(run: Path, tmp_path: Path) -> None:
+    output = told("export", run, "--format", "bundle")
+    assert "digit, parity, low, slant" in output.replace("\n", " ") or "digit, parity" in output
+    bundle = run / "export" / "bundle.safetensors"
+    loaded = sm.load_run(run)
+    x = read_tree(run / "samples.safetensors")["all"]["x"]
+    for task in loaded.tasks:
+        assert torch.equal(sm.load_network(bundle, task=task)(x), loaded.compact(task)(x))
+    assert "bundle of digit, parity" in told("check", bundle)
+    assert "export/bundle.safetensors" in told("check", run)
+    damaged = tmp_path / "bundle.safetensors"
+    damaged.write_bytes(bundle.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        told("check", damaged)
+
+
+def test_all_tasks_are_exported_as_one_network_with_an_output_each(run: Path, tmp_path: Path) -> None:
+    output = told("export", run, "--format", "safetensors", "--all", "--out", tmp_path)
+    assert "multiply-adds" in output
+    loaded = sm.load_run(run)
+    x = read_tree(run / "samples.safetensors")["all"]["x"]
+    found = sm.load_network(tmp_path / "all-tasks.safetensors")(x)
+    for task, expected in loaded.predict(x).items():
+        torch.testing.assert_close(found[task], expected, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ParameterError, match=r"a bundle holds one network per task\. Leave out --all"):
+        told("export", run, "--format", "bundle", "--all")
+
+
+def test_the_ways_to_compute_all_tasks_are_timed_beside_one_another(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparsemtl.compaction.timing._in_onnxruntime", lambda *_: {})
+    pair = ("--task", "digit", "--task", "parity")
+    output = told("bench", run, *pair, "--batch-size", "2", "--threads", "1", "--repeats", "1")
+    _, together = output.split("All tasks together:")
+    assert "separate" in together
+    assert "eager" in together
+
+
 def test_times_stand_beside_the_multiply_adds_that_were_saved(run: Path) -> None:
     threads = torch.get_num_threads()
     output = told("bench", run, "--task", "digit", "--batch-size", "4", "--threads", "1", "--repeats", "2")

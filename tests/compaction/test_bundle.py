@@ -26,6 +26,7 @@ X = torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def images() -> sm.SharedBottom:
+    torch.manual_seed(0)
     model = sm.SharedBottom(CNN((2, 8, 8), widths=[6, 12, 12]), [sm.Regression(task) for task in TASKS])
     return alive(model).float()  # type: ignore[return-value]
 
@@ -87,7 +88,8 @@ def test_every_task_is_loaded_bit_for_bit(networks: dict[str, Any], bundle: Bund
 def test_eight_tasks_take_at_most_half_as_much_again_as_the_dense_network(tmp_path: Path) -> None:
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 96), nn.ReLU())
-    model = sm.SharedBottom(encoder, [sm.Regression(f"task{index}") for index in range(8)]).eval()
+    tasks = [sm.Regression(f"task{index}") for index in range(8)]
+    model = sm.SharedBottom(encoder, tasks, {task.name: nn.Linear(96, 1) for task in tasks}).eval()
     networks = masked(model, tuple(model.tasks))
     small = {task: sm.compact(model, networks, task=task) for task in model.tasks}
     path = sm.save_bundle(small, tmp_path / "all.safetensors", model=model).path

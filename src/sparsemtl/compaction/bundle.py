@@ -81,7 +81,7 @@ def save_bundle(
         >>> sm.save_bundle(networks, "both.safetensors", model=model).tasks
         ('a', 'b')
         >>> sm.load_network("both.safetensors", task="b")(torch.ones(3, 4)).shape
-        torch.Size([3])
+        torch.Size([3, 1])
     """
     if not networks:
         raise ParameterError("`networks` is empty: a bundle needs the network of at least one task.")

@@ -21,7 +21,7 @@ from sparsemtl.compaction.trace import root_of
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.task_networks import TaskNetworks, dense_networks
-from sparsemtl.views.tables import Table
+from sparsemtl.views.tables import Table, Written
 
 Cost = Literal["macs", "bytes", "milliseconds"]
 """What a plan makes small."""
@@ -114,9 +114,9 @@ class Plan:
             [
                 option.name,
                 "best" if option is self.best else "",
-                f"{option.macs:,}",
-                f"{option.bytes:,}",
-                *([] if option.milliseconds is None else [f"{option.milliseconds:.3f}"]),
+                Written(option.macs, f"{option.macs:,}"),
+                Written(option.bytes, f"{option.bytes:,}"),
+                *([] if (ms := option.milliseconds) is None else [Written(ms, f"{ms:.3f}")]),
             ]
             for option in self.options
         ]
@@ -158,9 +158,9 @@ def plan(
         >>> model = sm.SharedBottom(nn.Linear(4, 8), [sm.Regression("a"), sm.Regression("b")])
         >>> found = sm.plan(model)
         >>> print(found)
-        option       multiply-adds  bytes
-        separate                80    392
-        one network  best       48    232
+        option             multiply-adds  bytes
+        separate                      80    392
+        one network  best             48    232
         <BLANKLINE>
         input
         └─ a, b: 1 layer, 32 multiply-adds
