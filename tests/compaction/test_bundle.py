@@ -118,6 +118,11 @@ def test_a_loaded_network_owns_its_tensors(tmp_path: Path) -> None:
     assert [bool(p.any()) for p in again.parameters()] == [False, True, True, True]
 
 
+def test_a_bundle_is_verified_like_any_file(networks: dict[str, Any], bundle: Bundle) -> None:
+    assert sm.verify(networks["two"], bundle.path, X, task="two").equal
+    assert not sm.verify(networks["two"], bundle.path, X, task="three").equal
+
+
 def test_a_weight_of_the_task_itself_is_stored_whole(tmp_path: Path) -> None:
     model = images()
     name = "encoder.layers.4.weight"

@@ -49,6 +49,13 @@ def load_network(path: str | Path, task: str | None = None) -> fx.GraphModule:
         return read(json.loads(content), tensors, task)
 
 
+def read_network(path: str | Path, task: str | None) -> fx.GraphModule:
+    """Read a network as `load_network` does; the task is ignored where the file is no bundle."""
+    read, content, tensors = _opened(path)
+    with _named(path):
+        return read(json.loads(content), tensors, task if read is _of_task else None)
+
+
 def check_networks(path: str | Path) -> tuple[str, ...]:
     """Build every network of a file, and return the tasks of a bundle; () for a network alone.
 

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 @dataclass(frozen=True)
 class Cut:
-    """What compaction left of the weight of a layer.
+    """Part of a weight that compaction left to a layer.
 
     Attributes:
         source: name of the model's tensor that it is a part of; "" for the tensor of its own name.

@@ -33,7 +33,7 @@ class Branch:
 
     Attributes:
         tasks: the tasks.
-        layers: number of convolutions and linear layers.
+        layers: number of convolutions, linear layers and layers of attention.
         macs: multiply-adds of these layers, of one sample.
     """
 
@@ -227,9 +227,16 @@ def _branches(network: nn.Module, tasks: Sequence[str], example: Inputs) -> tupl
     drawn = example.mapped(lambda like: like.drawn(generator)).first(1)
     counts: dict[tuple[str, ...], list[int]] = {}
     for layer, macs in macs_by_layer(network, *drawn.args, **drawn.kwargs).items():
-        counts.setdefault(users[layer], []).append(macs)
+        counts.setdefault(_owner(layer, users), []).append(macs)
     ordered = sorted(counts, key=lambda each: (-len(each), [tasks.index(task) for task in each]))
     return tuple(Branch(each, len(counts[each]), sum(counts[each])) for each in ordered)
+
+
+def _owner(layer: str, users: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the tasks of a layer, or of the module that the graph calls and that the layer is a part of."""
+    while layer not in users:
+        layer = layer.rpartition(".")[0]
+    return users[layer]
 
 
 def _users(network: nn.Module, tasks: Sequence[str]) -> dict[str, tuple[str, ...]]:

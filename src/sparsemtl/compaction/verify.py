@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from sparsemtl.compaction.compact import network_of, with_weights
 from sparsemtl.compaction.copies import copied
-from sparsemtl.compaction.graph_file import read_network
 from sparsemtl.compaction.inputs import Inputs, leaves, tensors
+from sparsemtl.compaction.loading import read_network
 from sparsemtl.compaction.verification import (
     LIMITS,
     ROUNDING,
@@ -61,7 +61,7 @@ def verify(
     Args:
         model: the network with the right outputs.
         small: the network in its place. Like the model it is a module, an exported program, or the path of a file:
-            `.safetensors` of `sm.export`, `.pt2` of `torch.export`, `.onnx` (run by onnxruntime).
+            `.safetensors` of `sm.export` or `sm.save_bundle`, `.pt2` of `torch.export`, `.onnx` (run by onnxruntime).
         inputs: a batch that both read, as `example_inputs` of `sm.compact`.
         task: the only task to compare, if the model's outputs are a dict by task; needed if those of `small` are not.
         masks: of the model, the weights that each task keeps, or the tasks' networks; only with `task`.
@@ -91,12 +91,12 @@ def verify(
             own.check_task(task)
         first = with_weights(own, left, norms, task)
     elif masks is None and norms is None:
-        first = _network(model, "model")
+        first = _network(model, "model", task)
     else:
         raise ParameterError("`masks` and `norms` are those of a module, and `model` is none.")
     if task is None and (masks is not None or norms is not None):
         raise ParameterError("masks and norms are different for each task: name the one to verify (task=...).")
-    second = _network(small, "small")
+    second = _network(small, "small", task)
     given = Inputs.of(inputs, first, single=isinstance(first, MultiTaskModel))
     stored = _STORED * max(map(_epsilon, (first, second)))
     errors: dict[torch.dtype, dict[str, float]] = {}
@@ -134,8 +134,8 @@ def _epsilon(network: nn.Module) -> float:
     return max((torch.finfo(dtype).eps for dtype in types), default=torch.finfo(torch.float32).eps)
 
 
-def _network(given: Any, name: str) -> nn.Module:
-    """Return a module that runs a network; a module is copied."""
+def _network(given: Any, name: str, task: str | None) -> nn.Module:
+    """Return a module that runs a network, of a bundle that of the task; a module is copied."""
     if isinstance(given, nn.Module):
         return copied(unwrapped(given))
     if isinstance(given, torch.export.ExportedProgram):
@@ -150,10 +150,10 @@ def _network(given: Any, name: str) -> nn.Module:
         raise ParameterError(f"`{name}`: there is no file {path}.")
     if path.suffix not in _READERS:
         raise ParameterError(f"`{name}`: a file of a network is one of {', '.join(_READERS)}, got {path.name}.")
-    return _READERS[path.suffix](path)
+    return _READERS[path.suffix](path, task)
 
 
-def _read_archive(path: Path) -> nn.Module:
+def _read_archive(path: Path, _: str | None) -> nn.Module:
     try:
         return torch.export.load(path).module()
     except Exception as error:
@@ -194,8 +194,12 @@ class _OnnxFile(nn.Module):
         }
 
 
-_READERS = {".safetensors": read_network, ".pt2": _read_archive, ".onnx": _OnnxFile}
-"""Suffix of a file -> what reads its network."""
+_READERS: dict[str, Callable[[Path, str | None], nn.Module]] = {
+    ".safetensors": read_network,
+    ".pt2": _read_archive,
+    ".onnx": lambda path, _: _OnnxFile(path),
+}
+"""Suffix of a file -> function of the file and the task that returns its network."""
 
 
 def _run(network: nn.Module, inputs: Inputs, dtype: torch.dtype, seed: int = 0) -> Any:
