@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import sparsemtl as sm
 from sparsemtl.backbones import CNN
 from sparsemtl.compaction import Bundle
-from sparsemtl.compaction.network import Cut
+from sparsemtl.compaction.network import WeightCut
 from sparsemtl.compaction.recipes import recipe_for
 from sparsemtl.errors import CheckpointError, ParameterError
 from sparsemtl.networks.task_networks import TaskNetwork, TaskNetworks
@@ -168,7 +168,7 @@ def test_a_recipe_gives_the_weight_or_there_is_none(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     base, factor = torch.randn(7, 9, 3).to(dtype), torch.rand(7, dtype=torch.float64) + 0.5
     rows, columns = torch.tensor([0, 2, 3, 6]), torch.tensor([1, 4, 5, 8])
-    cut = Cut(factor=factor, entries=(rows, columns))
+    cut = WeightCut(factor=factor, entries=(rows, columns))
     weight = (base.double() * factor.view(-1, 1, 1)).to(dtype)[rows][:, columns]
     weight[:, 2, 1:] = 0
     weight[1, 1] = 7
@@ -177,7 +177,7 @@ def test_a_recipe_gives_the_weight_or_there_is_none(dtype: torch.dtype) -> None:
     assert torch.equal(found.tensor(), weight)
     assert found.positions is not None
     assert len(found.positions) == 3
-    turned = recipe_for(base[:, :, 0].t().contiguous(), base[:, :, 0], Cut())
+    turned = recipe_for(base[:, :, 0].t().contiguous(), base[:, :, 0], WeightCut())
     assert turned is not None
     assert turned.base.shape == (9, 7)
     assert recipe_for(torch.randn(4, 4, 3).to(dtype), base, cut) is None

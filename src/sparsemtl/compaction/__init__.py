@@ -13,7 +13,7 @@ from sparsemtl.compaction.cost import ActivationMemory, activation_memory, laten
 from sparsemtl.compaction.exporting import Exported, export
 from sparsemtl.compaction.loading import load_network
 from sparsemtl.compaction.pipeline import CompactedModule
-from sparsemtl.compaction.plan import Branch, Plan, PlanOption, plan
+from sparsemtl.compaction.plan import Branch, PlanOption, ServingPlan, plan
 from sparsemtl.compaction.report import CompactionReport, LayerReport
 from sparsemtl.compaction.slices import TaskSlices
 from sparsemtl.compaction.timing import Speedup, Timing, speedups
@@ -28,8 +28,8 @@ __all__ = [
     "CompactionReport",
     "Exported",
     "LayerReport",
-    "Plan",
     "PlanOption",
+    "ServingPlan",
     "Speedup",
     "TaskSlices",
     "Timing",

@@ -21,7 +21,7 @@ from sparsemtl.compaction.copies import copied
 from sparsemtl.compaction.exporting import compared, example_of, program_of
 from sparsemtl.compaction.graph_file import described, tensors_of
 from sparsemtl.compaction.loading import BUNDLE, BUNDLE_VERSION, load_network
-from sparsemtl.compaction.network import Cut
+from sparsemtl.compaction.network import WeightCut
 from sparsemtl.compaction.recipes import Recipe, recipe_for
 from sparsemtl.errors import CompactionError, ParameterError
 from sparsemtl.networks.modes import eval_mode
@@ -155,10 +155,10 @@ class _Packing:
     _keys: dict[tuple[Any, ...], str] = field(default_factory=dict)
     _weights: list[_Weight] = field(default_factory=list)
 
-    def add(self, task: str, name: str, tensor: Tensor, cuts: Mapping[str, Cut]) -> None:
+    def add(self, task: str, name: str, tensor: Tensor, cuts: Mapping[str, WeightCut]) -> None:
         """Add a tensor of a task's network."""
         layer, _, own = name.rpartition(".")
-        cut = cuts.get(layer, Cut()) if own == "weight" else Cut()
+        cut = cuts.get(layer, WeightCut()) if own == "weight" else WeightCut()
         base = cut.source or name
         recipe = recipe_for(tensor, self.model[base], cut) if base in self.model else None
         self._weights.append(_Weight(task, name, tensor, base, recipe))

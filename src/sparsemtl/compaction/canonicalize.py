@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from sparsemtl.compaction.network import Cut, Network
+from sparsemtl.compaction.network import Network, WeightCut
 from sparsemtl.compaction.operations import (
     DROPOUTS,
     IDENTITIES,
@@ -202,14 +202,14 @@ def _parameter(tensor: Tensor) -> nn.Parameter:
     return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
 
 
-def _cut_of(node: fx.Node) -> Cut:
+def _cut_of(node: fx.Node) -> WeightCut:
     """Return what the weight of a function is cut from."""
     weight = argument(node, 1, "weight", None)
     if weight.op == "get_attr":
-        return Cut(str(weight.target))
+        return WeightCut(str(weight.target))
     whole, index = weight.args
     owner = str(operand(whole).target)  # type: ignore[union-attr]
-    return Cut(owner, part=(argument(whole, 1, "chunks", 1), argument(whole, 2, "dim", 0), index))
+    return WeightCut(owner, part=(argument(whole, 1, "chunks", 1), argument(whole, 2, "dim", 0), index))
 
 
 def _name_for(network: Network, node: fx.Node) -> str:

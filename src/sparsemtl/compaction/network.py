@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 
 @dataclass(frozen=True)
-class Cut:
+class WeightCut:
     """Part of a weight that compaction left to a layer.
 
     Attributes:
@@ -49,7 +49,7 @@ class Network:
     tensors: dict[str, Any]
     name: str
     leaf_modules: frozenset[str] = frozenset()
-    cuts: dict[str, Cut] = field(default_factory=dict)
+    cuts: dict[str, WeightCut] = field(default_factory=dict)
 
     @classmethod
     def of(cls, root: nn.Module, graph: fx.Graph, *, prefix: str, name: str, leaf_modules: Collection[str]) -> Network:

@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from sparsemtl.compaction.canonicalize import drop_unread
 from sparsemtl.compaction.channels import Constants, Need
-from sparsemtl.compaction.network import Cut, Network
+from sparsemtl.compaction.network import Network, WeightCut
 from sparsemtl.compaction.operations import CONVOLUTIONS, NORMS, operand, torch_class
 from sparsemtl.compaction.rules import ChannelRule, Editor
 from sparsemtl.compaction.rules.scaling import affine_of
@@ -55,7 +55,7 @@ def _fold(layer: Any, norm: Any, network: Network, source: fx.Node) -> bool:
     layer.weight = nn.Parameter((weight * scale.view(shape)).to(weight.dtype), requires_grad=trained)
     shift = shift if bias is None else shift + bias.detach() * scale
     layer.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=trained)
-    cut = network.cuts.get(str(source.target), Cut())
+    cut = network.cuts.get(str(source.target), WeightCut())
     factor = scale if cut.factor is None else cut.factor * scale
     network.cuts[str(source.target)] = replace(cut, factor=factor, axis=axis)
     return True

@@ -65,7 +65,7 @@ class PlanOption:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ServingPlan:
     """Ways to compute all tasks, and the cheapest one. It prints itself as a table and a tree.
 
     Attributes:
@@ -133,7 +133,7 @@ def plan(
     example_inputs: Any = None,
     by: Cost = "macs",
     multiple_of: int = 1,
-) -> Plan:
+) -> ServingPlan:
     """Build the ways to compute all tasks, compact and verified, and compare their costs.
 
     There is one network per task. Where the networks of several tasks agree bit for bit from the input on, a tree
@@ -188,7 +188,7 @@ def plan(
         found += [option] if any(len(branch.tasks) > 1 and branch.layers for branch in option.branches) else []
     if by == "milliseconds":
         found = _timed(found, example)
-    return Plan(chosen, tuple(found), by, example)
+    return ServingPlan(chosen, tuple(found), by, example)
 
 
 def _merged(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sparsemtl.compaction.network import Cut
+from sparsemtl.compaction.network import WeightCut
 
 _BLOCK = 2**16
 """Entries that are computed at once: in double precision they should fit into a processor's cache."""
@@ -64,7 +64,7 @@ class Recipe:
         return replace(self, base=base, left=left)
 
 
-def recipe_for(weight: Tensor, base: Tensor, cut: Cut) -> Recipe | None:
+def recipe_for(weight: Tensor, base: Tensor, cut: WeightCut) -> Recipe | None:
     """Return the recipe that gives a weight, None if there is none that is smaller than the weight.
 
     Args:
@@ -87,7 +87,7 @@ def recipe_for(weight: Tensor, base: Tensor, cut: Cut) -> Recipe | None:
     return None
 
 
-def _indices(base: Tensor, cut: Cut) -> tuple[Tensor | None, Tensor | None]:
+def _indices(base: Tensor, cut: WeightCut) -> tuple[Tensor | None, Tensor | None]:
     """Return the indices of a base that a cut leaves; None for a whole axis."""
     found: list[Tensor | None] = []
     for axis, entries in enumerate(cut.entries):
@@ -105,7 +105,7 @@ def _inside(index: Tensor, length: int) -> bool:
     return not len(index) or int(index.max()) < length
 
 
-def _start(base: Tensor, cut: Cut, axis: int) -> int:
+def _start(base: Tensor, cut: WeightCut, axis: int) -> int:
     """Return the first index of the part of a base on an axis."""
     if cut.part is None or cut.part[1] % base.ndim != axis:
         return 0

@@ -11,7 +11,7 @@ from torch import fx, nn
 from sparsemtl.compaction.channels import Need
 from sparsemtl.compaction.cost import ActivationMemory, parameter_count
 from sparsemtl.compaction.inputs import Inputs, Like, leaves
-from sparsemtl.compaction.network import Cut, Network, Select
+from sparsemtl.compaction.network import Network, Select, WeightCut
 from sparsemtl.compaction.operations import CONVOLUTIONS, NORMS, operation, torch_class
 from sparsemtl.compaction.rules import ChannelRule, Regrouping, UnknownRule
 from sparsemtl.compaction.rules.dense import Dense
@@ -84,7 +84,7 @@ class CompactionReport:
     verification: Verification
     example: Inputs | None = None
     memory: tuple[ActivationMemory, ActivationMemory] | None = None
-    cuts: Mapping[str, Cut] = field(default_factory=dict, repr=False, compare=False)
+    cuts: Mapping[str, WeightCut] = field(default_factory=dict, repr=False, compare=False)
 
     def layer(self, name: str) -> LayerReport:
         """Return the report of one layer, by its name; raise KeyError if there is none."""

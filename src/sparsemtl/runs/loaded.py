@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from sparsemtl.compaction import Bundle, Plan, compact, plan, save_bundle
+from sparsemtl.compaction import Bundle, ServingPlan, compact, plan, save_bundle
 from sparsemtl.compaction.pipeline import CompactedModule
 from sparsemtl.compaction.plan import Cost
 from sparsemtl.data import TaskData
@@ -152,7 +152,7 @@ class LoadedRun:
         by: Cost = "macs",
         example_inputs: Any = None,
         multiple_of: int = 1,
-    ) -> Plan:
+    ) -> ServingPlan:
         """Return the ways to compute all tasks, and the cheapest one; see `sm.plan`.
 
         Args:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from sparsemtl.compaction.channels import Constants, Layout, Need, rounded
-from sparsemtl.compaction.network import Cut, Network, Select
+from sparsemtl.compaction.network import Network, Select, WeightCut
 from sparsemtl.compaction.operations import CONVOLUTIONS, operand, torch_class
 from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Site, UnknownRule, kept
 
@@ -113,7 +113,7 @@ class Dense(ChannelRule):
         flat = columns.repeat_interleave(places) if isinstance(self.layer, nn.Linear) else columns
         left = [each.nonzero().flatten().cpu() for each in (rows, flat)]
         name = str(self.node.target)
-        cut = network.cuts.get(name, Cut())
+        cut = network.cuts.get(name, WeightCut())
         network.cuts[name] = replace(cut, entries=(left[1], left[0]) if self.transposed else (left[0], left[1]))
 
     def _rows(self, matrix: Tensor, bias: Tensor, carried: Tensor, editor: Editor) -> Tensor:
