@@ -158,6 +158,15 @@ class StudyResults:
         return self._directions[task, metric]
 
     @cached_property
+    def _gains(self) -> dict[str, pd.DataFrame]:
+        """Split -> gains per seed, computed at their first use: tables and reports read them many times."""
+        return {}
+
+    @cached_property
+    def _best(self) -> StudyResults:
+        return _selected(tuned_settings(self), ["method"])
+
+    @cached_property
     def _directions(self) -> dict[tuple[str, str], bool]:
         """(task, metric) -> whether higher is better, as far as the frame has it."""
         rows = self.frame.dropna(subset=["higher_is_better"]).drop_duplicates(["task", "metric"])
@@ -310,7 +319,7 @@ def best_settings(results: StudyResults) -> StudyResults:
     Raises:
         ParameterError: if a method has several settings and no validation figures.
     """
-    return _selected(tuned_settings(results), ["method"])
+    return results._best
 
 
 def tuned_settings(results: StudyResults) -> StudyResults:
@@ -366,6 +375,12 @@ def gains(results: StudyResults, split: str = "test") -> Spread:
 
 def gains_per_seed(results: StudyResults, split: str = "test") -> pd.DataFrame:
     """Return the changes of `gains` by (setting, seed); one row per setting where the seeds are not paired."""
+    if split not in results._gains:
+        results._gains[split] = _gains_per_seed(results, split)
+    return results._gains[split].copy()
+
+
+def _gains_per_seed(results: StudyResults, split: str) -> pd.DataFrame:
     pandas = _pandas()
     values = per_seed(results, results.primary, split)
     parts = {}
