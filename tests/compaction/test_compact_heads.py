@@ -371,3 +371,73 @@ def test_heads_of_torchs_encoder_go_and_padded_positions_are_what_they_were(exam
     masks = [*given, mask if kind == torch.bool else torch.zeros(3, 7, dtype=kind).masked_fill(mask, -math.inf)]
     for x, padded in zip((HIDDEN, HIDDEN, longer), masks, strict=True):
         _same(small, model, {"x": x, "padded": padded})
+
+
+TOKENS_OF_ITS_OWN = {
+    "bias": {"add_bias_kv": True},
+    "zeros": {"add_zero_attn": True},
+    "both": {"add_bias_kv": True, "add_zero_attn": True},
+}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize("tokens", TOKENS_OF_ITS_OWN)
+def test_heads_of_attention_with_tokens_of_its_own_go(tokens: str, weights: bool, masked: bool) -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True, **TOKENS_OF_ITS_OWN[tokens])
+
+        def forward(self, x: Tensor, mask: Tensor | None = None, padded: Tensor | None = None) -> Tensor:
+            return self.own(x, x, x, attn_mask=mask, key_padding_mask=padded, need_weights=weights)[0]
+
+    model: Any = _built(Attending)
+    with torch.no_grad():
+        model.own.out_proj.weight[:, :SIZE] = 0
+        model.own.in_proj_weight[2 * WIDTH + SIZE : 2 * WIDTH + 2 * SIZE] = 0
+        model.own.in_proj_bias[2 * WIDTH + SIZE : 2 * WIDTH + 2 * SIZE] = 0
+        if model.own.bias_v is not None:
+            model.own.bias_v[..., SIZE : 2 * SIZE] = 0
+    masks = {"mask": torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(1), "padded": LEFT} if masked else {}
+    small = _compacted(model, {"x": HIDDEN, **masks})
+    assert small.report.layer("own.out_proj").heads == (HEADS, 2)
+    gone = 2 * SIZE * (4 * WIDTH + 3 + (2 if model.own.bias_v is not None else 0))
+    assert small.report.parameters[0] - small.report.parameters[1] == gone
+
+
+class Parameters(nn.Module):
+    """Attention whose projections are einsums with parameters of several axes, in either order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Parameter(torch.randn(WIDTH, HEADS, SIZE)) for _ in range(3))
+        self.output = nn.Parameter(torch.randn(HEADS, SIZE, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = (torch.einsum("bte,ehd->bthd", x, weight) for weight in (self.query, self.key))
+        v = torch.einsum("ehd,bte->bhtd", self.value, x)
+        weights = torch.einsum("bqhd,bkhd->bhqk", q, k).softmax(-1)
+        return torch.einsum("bqhd,hde->bqe", torch.einsum("bhqk,bhkd->bqhd", weights, v), self.output)
+
+
+def test_heads_of_einsums_with_parameters_go() -> None:
+    model: Any = _built(Parameters)
+    with torch.no_grad():
+        model.output[0] = 0
+        model.value[:, 2] = 0
+    small = _compacted(model, {"x": HIDDEN})
+    assert [each.heads for each in small.report.layers] == [(HEADS, 2)] * 4
+    assert small.report.parameters == (16 * WIDTH * SIZE, 8 * WIDTH * SIZE)
+    _same(small, model, {"x": torch.randn(3, 7, WIDTH, dtype=torch.float64)})
+
+
+def test_an_einsum_with_a_parameter_that_is_read_twice_is_not_followed() -> None:
+    class Twice(Parameters):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.output.sum()
+
+    model: Any = _built(Twice)
+    with torch.no_grad():
+        model.output[0] = 0
+    assert _compacted(model, {"x": HIDDEN}).report.layer("query").outputs == (WIDTH, WIDTH)

@@ -35,6 +35,7 @@ IMAGES = torch.randn(3, 3, 8, 8, dtype=torch.float64, generator=torch.Generator(
 
 CHANNELWISE = {
     "depthwise convolution": nn.Conv2d(6, 6, 3, padding=1, groups=6),
+    "norm of samples": nn.InstanceNorm2d(6, affine=True),
     "batch norm": nn.BatchNorm2d(6),
     "norm of batches": nn.BatchNorm2d(6, track_running_stats=False),
     "norm without scale": nn.BatchNorm2d(6, affine=False),
@@ -66,6 +67,7 @@ CHANNELWISE = {
 
 ENDING_CONSTANTS = (
     "norm of batches",
+    "norm of samples",
     "padded average pooling",
     "zero padding",
     "padding",
@@ -94,8 +96,8 @@ def test_channels_are_followed_through(between: str, pattern: str) -> None:
 
 OPAQUE = {
     "softmax": nn.Softmax(dim=1),
-    "group norm": nn.GroupNorm(2, 6),
-    "convolution of groups": nn.Conv2d(6, 6, 1, groups=2),
+    "transposed convolution of groups": nn.ConvTranspose2d(6, 6, 1, groups=2),
+    "group norm over all": nn.GroupNorm(1, 6),
     "shuffled": nn.ChannelShuffle(3),
     "mean over channels": lambda x: x - x.mean(1, keepdim=True),
     "sum with a map": lambda x: x + x[:, :1],

@@ -20,12 +20,11 @@ if TYPE_CHECKING:
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run that has been trained.")]
 MultipleOf = Annotated[
-    int,
+    str,
     typer.Option(
-        metavar="N",
-        min=1,
-        help="Let the numbers of channels of images be multiples of N where they can. 8 or 16 may suit onnxruntime: "
-        "compare by `sparsemtl bench`.",
+        metavar="N|eager|onnxruntime",
+        help="Let the numbers of channels of images be multiples of N where they can; or the fastest of 1, 4, 8 and 16 "
+        "in a runtime, measured on the samples that the run keeps.",
     ),
 ]
 Tasks = Annotated[
@@ -43,7 +42,7 @@ def compact(
         Path | None,
         typer.Option(metavar="FOLDER", help="Folder of the files; by default RUN/compact.", show_default=False),
     ] = None,
-    multiple_of: MultipleOf = 1,
+    multiple_of: MultipleOf = "1",
     layers: Annotated[
         bool, typer.Option("--layers", help="Show the channels of every layer, and why they stay.")
     ] = False,
@@ -60,7 +59,7 @@ def compact(
     table = Table("task", "parameters", "multiply-adds", "difference", box=None, pad_edge=False)
     pages = 0
     for name in _each(_chosen(loaded, task)):
-        small = loaded.compact(name, multiple_of=multiple_of)
+        small = loaded.compact(name, multiple_of=_multiple(multiple_of))
         export_network(small, folder / f"{name}.safetensors")
         report = small.report
         pages += _write_report(report, folder / name)
@@ -101,7 +100,7 @@ def export(
         Path | None,
         typer.Option(metavar="FOLDER", help="Folder of the files; by default RUN/export.", show_default=False),
     ] = None,
-    multiple_of: MultipleOf = 1,
+    multiple_of: MultipleOf = "1",
 ) -> None:
     """Write each task's small network as ONNX, as an archive of torch.export (pt2) or as safetensors; check outputs.
 
@@ -122,18 +121,18 @@ def export(
     tasks, folder = _chosen(loaded, task), out or loaded.folder.path / "export"
     table = Table("task", "bytes", "samples", "difference", box=None, pad_edge=False)
     if format == _BUNDLE:
-        bundle = loaded.save_bundle(folder / "bundle.safetensors", tasks, multiple_of=multiple_of)
+        bundle = loaded.save_bundle(folder / "bundle.safetensors", tasks, multiple_of=_multiple(multiple_of))
         table = Table("tasks", "bytes", "bytes apart", "difference", box=None, pad_edge=False)
         table.add_row(", ".join(bundle.tasks), f"{bundle.bytes:,}", f"{bundle.separate:,}", f"{bundle.difference:.0e}")
         files = str(bundle.path)
     elif together:
-        plan = loaded.plan(tasks, multiple_of=multiple_of)
+        plan = loaded.plan(tasks, multiple_of=_multiple(multiple_of))
         typer.echo(f"{plan}\n")
         _add(table, ", ".join(tasks), plan.export(folder / f"all-tasks.{format}"))
         files = f"{folder}/all-tasks.{format}"
     else:
         for name in _each(tasks):
-            small = loaded.compact(name, multiple_of=multiple_of)
+            small = loaded.compact(name, multiple_of=_multiple(multiple_of))
             outputs = [name] if format == "onnx" else None
             _add(table, name, export_network(small, folder / f"{name}.{format}", outputs=outputs))
         files = f"{folder}/TASK.{format}"
@@ -159,7 +158,7 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Number of threads; by default torch's.", show_default=False)
     ] = None,
-    multiple_of: MultipleOf = 1,
+    multiple_of: MultipleOf = "1",
     repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Number of passes that are timed.")] = 30,
 ) -> None:
     """Time each task's network before and after compaction, in turns, in torch and in onnxruntime.
@@ -209,13 +208,13 @@ def bench(
         show_whole(together)
 
 
-def _options(loaded: LoadedRun, tasks: Sequence[str], sizes: Sequence[int], multiple_of: int, repeats: int) -> Table:
+def _options(loaded: LoadedRun, tasks: Sequence[str], sizes: Sequence[int], multiple_of: str, repeats: int) -> Table:
     """Return the times of the ways to compute all tasks."""
     from rich.table import Table
 
     from sparsemtl.compaction.timing import timings
 
-    plan = loaded.plan(tasks, multiple_of=multiple_of)
+    plan = loaded.plan(tasks, multiple_of=_multiple(multiple_of))
     heads = ("option", "runtime", "samples", "ms (p95)", "multiply-adds", "bytes", "")
     table = Table(*heads, box=None, pad_edge=False)
     for x in _batches(loaded, tasks[0], plan.example, sizes):
@@ -229,10 +228,10 @@ def _options(loaded: LoadedRun, tasks: Sequence[str], sizes: Sequence[int], mult
     return table
 
 
-def _speedups(loaded: LoadedRun, name: str, sizes: Sequence[int], multiple_of: int, repeats: int) -> Iterator[Speedup]:
+def _speedups(loaded: LoadedRun, name: str, sizes: Sequence[int], multiple_of: str, repeats: int) -> Iterator[Speedup]:
     from sparsemtl.compaction import speedups
 
-    small = loaded.compact(name, multiple_of=multiple_of)
+    small = loaded.compact(name, multiple_of=_multiple(multiple_of))
     for x in _batches(loaded, name, small.report.example, sizes):
         yield from speedups(loaded.network(name), small, x, task=name, repeats=repeats)
 
@@ -251,6 +250,11 @@ def _batches(loaded: LoadedRun, name: str, example: Inputs | None, sizes: Sequen
     generator, like = torch.Generator().manual_seed(0), example.args[0]
     for size in sizes:
         yield like.drawn(generator, (size, *like.shape[1:]))
+
+
+def _multiple(given: str) -> int | str:
+    """Return a number, or the name of a runtime."""
+    return int(given) if given.lstrip("-").isdigit() else given
 
 
 def _chosen(loaded: LoadedRun, tasks: Sequence[str] | None) -> Sequence[str]:

@@ -6,7 +6,6 @@ Layers are modules, every node makes a new tensor, and nothing is there that has
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from sparsemtl.compaction.einsums import open_einsums
 from sparsemtl.compaction.network import Network, WeightCut
 from sparsemtl.compaction.operations import (
     DROPOUTS,
@@ -47,7 +47,7 @@ def canonicalize(network: Network) -> None:
     _drop_annotations(network)
     _drop_identities(network)
     _open_gates(network)
-    _open_einsums(network)
+    open_einsums(network)
     _without_writing(network)
     _functions_to_layers(network)
     drop_unread(network)
@@ -105,52 +105,6 @@ def _open_gates(network: Network) -> None:
             gated = graph.call_function(operator.mul, (value, graph.call_function(torch.sigmoid, (gate,))))
         node.replace_all_uses_with(gated)
         graph.erase_node(node)
-
-
-def _open_einsums(network: Network) -> None:
-    """Replace einsums of two tensors, with one letter that is summed and one in each alone, by products of matrices."""
-    for node in list(network.graph.nodes):
-        given = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], (tuple, list)) else node.args[1:]
-        if (
-            operation(node) == "einsum"
-            and isinstance(node.args[0], str)
-            and len(given) == 2
-            and given[0] is not given[1]
-        ):
-            opened = _as_product(node.args[0].replace(" ", ""))
-            if opened is not None:
-                with network.graph.inserting_before(node):
-                    one, other = (
-                        network.graph.call_method("permute", (each, *order))
-                        for each, order in zip(given, opened[:2], strict=True)
-                    )
-                    product = network.graph.call_function(torch.matmul, (one, other))
-                    node.replace_all_uses_with(network.graph.call_method("permute", (product, *opened[2])))
-                network.graph.erase_node(node)
-
-
-def _as_product(equation: str) -> tuple[list[int], list[int], list[int]] | None:
-    """Return the orders of axes of both tensors and of their product that make it an einsum; None if there are none.
-
-    The axes of both in front of the last two are the letters that stand in both tensors and in the result.
-    """
-    match = re.fullmatch(r"([a-zA-Z]+),([a-zA-Z]+)->([a-zA-Z]+)", equation)
-    if match is None or any(len(set(letters)) < len(letters) for letters in match.groups()):
-        return None
-    one, other, out = match.groups()
-    shared = [letter for letter in out if letter in one and letter in other]
-    summed = [letter for letter in one if letter in other and letter not in out]
-    rows = [letter for letter in one if letter not in other and letter in out]
-    columns = [letter for letter in other if letter not in one and letter in out]
-    whole = len(one) == len(shared) + 2 == len(other) == len(out)
-    if not (whole and len(summed) == len(rows) == len(columns) == 1):
-        return None
-    made = [*shared, *rows, *columns]
-    return (
-        [one.index(letter) for letter in (*shared, *rows, *summed)],
-        [other.index(letter) for letter in (*shared, *summed, *columns)],
-        [made.index(letter) for letter in out],
-    )
 
 
 def _functions_to_layers(network: Network) -> None:

@@ -107,6 +107,11 @@ class Need:
         return Need(self.live, carried)
 
 
+def first_channel(channels: Tensor) -> Tensor:
+    """Return the first of some channels alone."""
+    return channels & (channels.cumsum(0) == 1)
+
+
 def rounded(chosen: Tensor, among: Tensor, multiple: int) -> Tensor:
     """Return some channels, with others up to a multiple of a number; without others if there are not enough.
 

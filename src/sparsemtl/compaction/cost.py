@@ -24,7 +24,7 @@ from sparsemtl.networks.modes import eval_mode
 
 
 def macs(module: nn.Module, x: Any) -> int:
-    """Count the multiply-adds of the convolutions and linear layers in one forward pass.
+    """Count the multiply-adds of the convolutions, linear and recurrent layers in one forward pass.
 
     What padding reads counts as well, and so do the projections of torch's attention; norms, activations, the products
     of queries with keys and of attention with values, and convolutions that no module makes do not.
@@ -48,8 +48,8 @@ def macs_by_layer(module: nn.Module, *args: Any, **kwargs: Any) -> dict[str, int
         args, kwargs: arguments of its forward pass.
 
     Returns:
-        name of every convolution, linear layer and attention of torch's that ran -> its multiply-adds, over all its
-            calls.
+        name of every convolution, linear or recurrent layer and attention of torch's that ran -> its multiply-adds,
+            over all its calls.
     """
     counts: dict[str, int] = {}
 
@@ -57,7 +57,7 @@ def macs_by_layer(module: nn.Module, *args: Any, **kwargs: Any) -> dict[str, int
         made = _macs_of_attention(layer, args, kwargs) if isinstance(layer, nn.MultiheadAttention) else None
         counts[name] = counts.get(name, 0) + (_macs_of(layer, args[0], output) if made is None else made)
 
-    with _hooked(module, count, (_ConvNd, nn.Linear, nn.MultiheadAttention)), _inferring(module):
+    with _hooked(module, count, (_ConvNd, nn.Linear, nn.RNNBase, nn.MultiheadAttention)), _inferring(module):
         module(*args, **kwargs)
     return counts
 
@@ -97,13 +97,16 @@ def _hooked(module: nn.Module, hook: Callable[..., None], kinds: tuple[type[nn.M
             handle.remove()
 
 
-def _macs_of(layer: nn.Module, x: Tensor, output: Tensor) -> int:
+def _macs_of(layer: nn.Module, x: Any, output: Any) -> int:
+    if isinstance(layer, nn.RNNBase):
+        matrices = (weight.numel() for name, weight in layer.named_parameters() if name.startswith("weight"))
+        return int(x.data.numel()) // layer.input_size * sum(matrices)  # also of packed sequences
     if isinstance(layer, _ConvTransposeNd):
-        return x.numel() * layer.out_channels // layer.groups * prod(layer.kernel_size)
+        return int(x.numel()) * layer.out_channels // layer.groups * prod(layer.kernel_size)
     if isinstance(layer, _ConvNd):
-        return output.numel() * layer.in_channels // layer.groups * prod(layer.kernel_size)
+        return int(output.numel()) * layer.in_channels // layer.groups * prod(layer.kernel_size)
     assert isinstance(layer, nn.Linear)
-    return output.numel() * layer.in_features
+    return int(output.numel()) * layer.in_features
 
 
 def _macs_of_attention(layer: nn.MultiheadAttention, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
@@ -112,7 +115,7 @@ def _macs_of_attention(layer: nn.MultiheadAttention, args: Sequence[Any], kwargs
     query, key, value = (given[name] for name in ("query", "key", "value"))
     width = layer.embed_dim
     read: int = 2 * query.numel() + key.numel() + value.numel()
-    return read * width
+    return int(read * width)
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -215,19 +215,25 @@ def random_like(inputs: Inputs, seed: int, *, samples: int | None = None, stretc
 
 @dataclass(frozen=True)
 class Like:
-    """Description of a tensor of an example: shape, dtype, range."""
+    """Description of a tensor of an example: shape, dtype, range, and whether it is a list of ascending integers.
+
+    Ascending integers are places where parts of another tensor begin; in another order they have no meaning.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     low: float
     high: float
+    ascending: bool = False
 
     @classmethod
     def of(cls, tensor: Tensor) -> Like:
         """Return the description of a tensor."""
         numbers = tensor[tensor.isfinite()].double() if tensor.numel() and not tensor.is_complex() else torch.zeros(1)
         low, high = (float(numbers.min()), float(numbers.max())) if len(numbers) else (0.0, 0.0)
-        return cls(tuple(tensor.shape), tensor.dtype, low, high)
+        whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+        ascending = whole and tensor.ndim == 1 and len(tensor) > 1 and bool((tensor[1:] >= tensor[:-1]).all())
+        return cls(tuple(tensor.shape), tensor.dtype, low, high, ascending)
 
     def drawn(self, generator: torch.Generator, shape: Sequence[int] | None = None) -> Tensor:
         """Return a random tensor of this description, of this or another shape."""
@@ -235,7 +241,11 @@ class Like:
         if self.dtype == torch.bool:
             return torch.rand(size, generator=generator) < (1 if self.low else 0.5 * self.high)
         if not self.dtype.is_floating_point:
-            return torch.randint(int(self.low), int(self.high) + 1, size, generator=generator).to(self.dtype)
+            drawn = torch.randint(int(self.low), int(self.high) + 1, size, generator=generator).to(self.dtype)
+            if self.ascending and drawn.numel():
+                drawn, _ = drawn.sort()
+                drawn[0] = int(self.low)
+            return drawn
         if self.low == self.high:  # zeros or ones stand for any numbers
             return torch.randn(size, generator=generator, dtype=torch.float64).to(self.dtype)
         numbers = torch.rand(size, generator=generator, dtype=torch.float64)

@@ -29,10 +29,8 @@ OPENED: tuple[type[nn.Module], ...] = (
 
 
 def is_opened(module: Any) -> bool:
-    """Return whether a module of torch's is looked into: attention without tokens of its own beside the given ones."""
-    kind: type = torch_class(module)
-    plain = kind is not nn.MultiheadAttention or (module.bias_k is None and not module.add_zero_attn)
-    return kind in OPENED and plain
+    """Return whether a module of torch's is looked into."""
+    return torch_class(module) in OPENED
 
 
 def stays_whole(module: Any, args: Any, kwargs: Any) -> bool:
@@ -112,8 +110,8 @@ def attention(
     num_heads: int,
     in_proj_weight: Tensor | None,
     in_proj_bias: Tensor | None,
-    bias_k: None,
-    bias_v: None,
+    bias_k: Tensor | None,
+    bias_v: Tensor | None,
     add_zero_attn: bool,
     dropout_p: float,
     out_proj_weight: Tensor,
@@ -137,10 +135,17 @@ def attention(
     mask = _merged(options.get("attn_mask"), padding, query, num_heads)
     causal = options.get("is_causal", False) and padding is None and not options.get("need_weights", True)
     width = embed_dim_to_check // num_heads
+    queries, keys, values = _projected(query, key, value, in_proj_weight, in_proj_bias, options)
+    more = int(add_zero_attn)
+    if bias_k is not None and bias_v is not None:
+        keys, values = _with_token(keys, bias_k), _with_token(values, bias_v)
+        more += 1
+    mask = mask if mask is None or not more else F.pad(mask, (0, more))
     queries, keys, values = (
-        part.view(part.size(0), part.size(1), num_heads, width).permute(1, 2, 0, 3)
-        for part in _projected(query, key, value, in_proj_weight, in_proj_bias, options)
+        part.view(part.size(0), part.size(1), num_heads, width).permute(1, 2, 0, 3) for part in (queries, keys, values)
     )
+    if add_zero_attn:
+        keys, values = (F.pad(part, (0, 0, 0, 1)) for part in (keys, values))
     weights = None
     if options.get("need_weights", True):
         scores = torch.matmul(queries * math.sqrt(1.0 / width), keys.transpose(-2, -1))
@@ -153,6 +158,11 @@ def attention(
     made = made.permute(2, 0, 1, 3)
     output = F.linear(made.reshape(made.size(0), made.size(1), -1), out_proj_weight, out_proj_bias)
     return output if batched else output.squeeze(1), weights
+
+
+def _with_token(part: Tensor, token: Tensor) -> Tensor:
+    """Return keys or values (positions, B, width) with one more position, which is the same for all samples."""
+    return torch.cat([part, token.expand(1, part.size(1), -1)])
 
 
 def _projected(

@@ -149,6 +149,10 @@ NORMS: dict[type[nn.Module], int | None] = {
 """Class -> axes of the batches that it reads; None if it reads batches of several kinds."""
 
 
+INSTANCE_NORMS: dict[type[nn.Module], int] = {nn.InstanceNorm1d: 3, nn.InstanceNorm2d: 4, nn.InstanceNorm3d: 5}
+"""Class -> axes of the batches that it reads."""
+
+
 def torch_class(module: nn.Module | None) -> type[nn.Module]:
     """Return the class of torch's whose forward a module runs; the module's own class if there is none."""
     own = type(module) if module is not None else nn.Module

@@ -27,12 +27,14 @@ from sparsemtl.compaction.inputs import MAX_SAMPLES, Inputs, Like, tensors
 from sparsemtl.compaction.locating import first_difference
 from sparsemtl.compaction.merging import merge_equal
 from sparsemtl.compaction.network import Network
+from sparsemtl.compaction.own_tensors import place_own_tensors
 from sparsemtl.compaction.passes import fold_constants, fold_norms, needed_channels, remove_channels
 from sparsemtl.compaction.report import CompactionReport, LayerCosts, LayerWidths
 from sparsemtl.compaction.rules import rules_for
 from sparsemtl.compaction.rules.shapes import write_known_sizes
 from sparsemtl.compaction.sizes import forget, measure, trace_sizes
 from sparsemtl.compaction.trace import Root, traced
+from sparsemtl.compaction.unrolling import unroll, write_states
 from sparsemtl.compaction.verification import OUTPUT, Comparison, DifferentOutputsError, Verification, device_of
 from sparsemtl.errors import CompactionError, CompactionWarning, ParameterError
 
@@ -79,11 +81,13 @@ def compact_root(root: Root, example: Any, *, single: bool, multiple_of: int) ->
     if ran is not None or inputs is None:
         root.module.double()
     network = canonical_network(root, ran or copied(model.module), inputs)
-    widths = LayerWidths(network)
     parameters = parameter_count(model.module)
-    before = LayerCosts() if inputs is None else _costs(built(network, copy.deepcopy(network.graph)), inputs)
     if inputs is not None:
         measure_shapes(network, model.module, inputs)
+        if unroll(network):
+            measure_shapes(network, model.module, inputs)
+    before = LayerCosts() if inputs is None else _costs(built(network, copy.deepcopy(network.graph)), inputs)
+    widths = LayerWidths(network)
     _shrink(network, widths, multiple_of)
     small = built(network, network.graph)
     verification = _finished(small, model, precision, inputs, missing)
@@ -124,7 +128,7 @@ def _finished(
         warnings.warn(
             f"{model.name}: nothing was verified, since {verification.reason}.{remedy}",
             CompactionWarning,
-            stacklevel=7,
+            stacklevel=8,
         )
     return verification
 
@@ -193,6 +197,8 @@ def canonical_network(root: Root, ran: nn.Module, inputs: Inputs | None) -> Netw
     canonicalize(network)
     if root.merges:
         merge_equal(network)
+    write_states(network)
+    place_own_tensors(network)
     return network
 
 
@@ -236,7 +242,7 @@ def _shrink(network: Network, widths: LayerWidths, multiple_of: int) -> None:
     needed = needed_channels(rules, multiple_of)
     if multiple_of > 1:
         widths.explain_fillers(needed, multiple_of)
-    widths.explain_rest(remove_channels(network, rules, needed, multiple_of))
+    widths.explain_rest(remove_channels(network, rules, needed, multiple_of), network, rules)
     forget(network)
 
 

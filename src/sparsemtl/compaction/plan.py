@@ -16,6 +16,7 @@ from sparsemtl.compaction.exporting import Exported, export
 from sparsemtl.compaction.inputs import Inputs
 from sparsemtl.compaction.merging import Together
 from sparsemtl.compaction.pipeline import CompactedModule, compact_root
+from sparsemtl.compaction.rounding import fastest
 from sparsemtl.compaction.timing import timings
 from sparsemtl.compaction.trace import root_of
 from sparsemtl.errors import ParameterError
@@ -132,7 +133,7 @@ def plan(
     tasks: Iterable[str] | None = None,
     example_inputs: Any = None,
     by: Cost = "macs",
-    multiple_of: int = 1,
+    multiple_of: int | str = 1,
 ) -> ServingPlan:
     """Build the ways to compute all tasks, compact and verified, and compare their costs.
 
@@ -197,10 +198,15 @@ def _merged(
     """Return one compacted network of all tasks."""
     if networks.one_network:
         return compact(networks.network(model, tasks[0]), tasks=tasks, **options)
-    together = Together({task: networks.network(model, task) for task in tasks})
-    root = replace(root_of(together, None, alone=False, leaf_modules=()), merges=True)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        return compact_root(root, options["example_inputs"], single=True, multiple_of=options["multiple_of"])
+    example, multiple_of = options["example_inputs"], options["multiple_of"]
+
+    def build(multiple: int) -> CompactedModule:
+        together = Together({task: networks.network(model, task) for task in tasks})
+        root = replace(root_of(together, None, alone=False, leaf_modules=()), merges=True)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            return compact_root(root, example, single=True, multiple_of=multiple)
+
+    return fastest(build, example, multiple_of, single=True) if isinstance(multiple_of, str) else build(multiple_of)
 
 
 def _option(name: str, network: nn.Module, tasks: Sequence[str], example: Inputs) -> PlanOption:

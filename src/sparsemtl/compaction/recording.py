@@ -105,7 +105,8 @@ class Recorder(TorchFunctionMode):
         for (node, compare, other), answer in self._guards.items():
             self.graph.call_function(check_answer, (self.graph.call_function(compare, (node, other)), answer))
         for tensor in self._inputs if self._ranks_matter else []:
-            self.graph.call_function(check_axes, (self._node_of(tensor), tensor.ndim))
+            with self.graph.inserting_after(node := self._node_of(tensor)):
+                self.graph.call_function(check_axes, (node, tensor.ndim))
         self.graph.output(read)
 
     # ---- calls ---------------------------------------------------------------------------------------------------
@@ -148,6 +149,7 @@ class Recorder(TorchFunctionMode):
         self.inside.append(name)
         if self.is_leaf(module, name) or stays_whole(module, args, kwargs):
             self._check_weights(module)
+            self._ranks_matter |= isinstance(module, (nn.Embedding, nn.RNNBase))  # their rules take the example's
             value = self._run(functools.partial(call, module), args, kwargs)
             self._write(value, "call_module", name, args, kwargs)
         else:

@@ -69,13 +69,14 @@ class CompactionReport:
     Attributes:
         layers: all layers with channels, in the order in which they run, and all parts that were not changed.
         parameters: number of parameters before and after.
-        macs: multiply-adds of convolutions and linear layers before and after, of one forward pass on one sample of
-            the example (on the whole example if no sample can be run alone); None without an example.
+        macs: multiply-adds of convolutions, linear and recurrent layers before and after, of one forward pass on one
+            sample of the example (on the whole example if no sample can be run alone); None without an example.
         memory: memory of the activations before and after, on the same inputs in the model's precision; None without
             an example. Before, it is that of the model, whose operations in place make no tensors.
         verification: the comparison of outputs before and after.
         example: inputs of the run, with a `Like` in the place of every tensor; None without an example.
         cuts: name of a layer -> what its weight is cut from.
+        rounding: how the multiple of the numbers of channels was chosen; "" if it was given.
     """
 
     layers: tuple[LayerReport, ...]
@@ -85,6 +86,7 @@ class CompactionReport:
     example: Inputs | None = None
     memory: tuple[ActivationMemory, ActivationMemory] | None = None
     cuts: Mapping[str, WeightCut] = field(default_factory=dict, repr=False, compare=False)
+    rounding: str = ""
 
     def layer(self, name: str) -> LayerReport:
         """Return the report of one layer, by its name; raise KeyError if there is none."""
@@ -152,6 +154,7 @@ class CompactionReport:
             f"multiply-adds: {'not counted without an example' if self.macs is None else _total(self.macs)}",
             f"activations: {'not measured without an example' if self.memory is None else _bytes_of(self.memory)}",
             str(self.verification),
+            *([self.rounding] if self.rounding else []),
         )
         return Table(head, rows, notes=notes)
 
@@ -209,6 +212,8 @@ def _own_reason(node: fx.Node, network: Network, rule: ChannelRule, free: Collec
     groups = getattr(module, "groups", 1)
     if not isinstance(rule, UnknownRule):
         return ""
+    if rule.why:
+        return rule.why
     if torch_class(module) in CONVOLUTIONS and groups > 1:
         return f"a convolution of {groups} groups"
     kinds = (*CONVOLUTIONS, *NORMS, nn.Linear)
@@ -307,11 +312,27 @@ class LayerWidths:
                 count = int((need.carried & ~need.live).sum())
                 self.why |= {str(node.target): f"{count} fill up a multiple of {multiple_of}"} if count else {}
 
-    def explain_rest(self, notes: Mapping[str, Sequence[str]]) -> None:
-        """Record why layers keep channels that could be removed: name of a layer -> reasons."""
-        for name, reasons in notes.items():
-            if name in self.before and not self.why.get(name):
-                self.why[name] = "; ".join(reasons)
+    def explain_rest(
+        self, notes: Mapping[str, Sequence[str]], network: Network, rules: Mapping[fx.Node, ChannelRule]
+    ) -> None:
+        """Record why layers keep channels that could be removed.
+
+        Args:
+            notes: name of a layer -> reasons.
+            network: the network whose channels were removed.
+            rules: rules of its nodes before.
+        """
+        left = set(network.graph.nodes)
+        noted = {node: "; ".join(notes[str(node.target)]) for node in rules if str(node.target) in notes}
+        for node, reasons in noted.items():
+            for maker in _makers_of(node, rules) if rules[node].binds and node in left else []:
+                self._add(maker, f"{described(node, network)}: {reasons}")
+        for node, reasons in noted.items():
+            self._add(node, reasons)
+
+    def _add(self, node: fx.Node, why: str) -> None:
+        if node.target in self.before and not self.why.get(str(node.target)):
+            self.why[str(node.target)] = why
 
     def _count_heads(self, network: Network) -> dict[str, tuple[int, int]]:
         """Return the attention heads before and after of every layer that makes or reads them."""

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from sparsemtl.compaction.network import Network
+from sparsemtl.compaction.network import Network, Select
 from sparsemtl.compaction.operations import argument, is_elementwise, operand, operation, shape_argument, torch_class
 
 Size = int | fx.Node | tuple[fx.Node, int]
@@ -22,7 +22,7 @@ CASTS = frozenset(["double", "float", "half", "bfloat16", "to", "type", "type_as
 SPLITS = ("split", "chunk", "tensor_split")
 """Operations that cut a tensor into several along an axis."""
 _ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv, operator.neg)
-_SAME = ("softmax", "contiguous", "dropout", "masked_fill", "where")
+_SAME = ("softmax", "contiguous", "dropout", "flip", "masked_fill", "where")
 
 
 def measure(network: Network, module: nn.Module, arguments: Sequence[Any]) -> None:
@@ -56,6 +56,14 @@ def shape_of(node: fx.Node) -> tuple[int, ...] | None:
     """Return the shape of a tensor on the example, None if it is unknown or the node is no tensor."""
     shape: tuple[int, ...] | None = node.meta.get(_SHAPE)
     return shape
+
+
+def write_shape(node: fx.Node, shape: Sequence[int] | None, axis: int, entries: int) -> None:
+    """Record the shape of a new node: another one's, with some entries on an axis."""
+    if shape is not None:
+        sizes = list(shape)
+        sizes[axis] = entries
+        node.meta[_SHAPE] = tuple(sizes)
 
 
 def part_shapes(node: fx.Node) -> list[tuple[int, ...]] | None:
@@ -127,8 +135,13 @@ def _earlier(node: fx.Node, axis: int, network: Network) -> Size | None:
         return _of_layer(node, axis, network)
     if is_elementwise(node, None) or name in CASTS or name in _SAME:
         return _of_operand(node, axis, shape)
+    if name == "cat":
+        return _of_joined(node, axis, len(shape))
     if source is None:
         return None
+    if name == "pad":
+        pads = argument(node, 1, "pad", None)
+        return (source, axis) if _is_unpadded(pads, len(shape) - 1 - axis) else None
     if (order := axes_order(node, len(shape))) is not None:
         return source, order[axis]
     if name in ("view", "reshape"):
@@ -172,8 +185,25 @@ def _of_layer(node: fx.Node, axis: int, network: Network) -> Size | None:
         return None
     if kind in (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding) and axis == len(shape) - 1:
         return shape[axis]
+    if isinstance(module, Select):
+        return (source, axis) if axis != module.axis % len(shape) else None
     keeps = kind in (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding) or is_elementwise(node, module)
     return (source, axis) if keeps else None
+
+
+def _is_unpadded(pads: object, place: int) -> bool:
+    """Return whether padding leaves an axis as long as it is; `place` counts axes from the last one."""
+    if not isinstance(pads, (tuple, list)) or not all(isinstance(each, int) for each in pads):
+        return False
+    return not any(pads[2 * place : 2 * place + 2])
+
+
+def _of_joined(node: fx.Node, axis: int, rank: int) -> Size | None:
+    """Return the first tensor of a concatenation along another axis."""
+    listed, along = argument(node, 0, "tensors", ()), argument(node, 1, "dim", 0)
+    first = listed[0] if isinstance(listed, (tuple, list)) and listed else None
+    other = isinstance(along, int) and along % rank != axis
+    return (first, axis) if isinstance(first, fx.Node) and other else None
 
 
 def _of_operand(node: fx.Node, axis: int, shape: tuple[int, ...]) -> Size | None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sparsemtl.compaction.copies import copied
 from sparsemtl.compaction.cost import macs
 from sparsemtl.compaction.exporting import export
+from sparsemtl.compaction.inputs import Inputs
 from sparsemtl.errors import CompactionError, MissingExtraError, ParameterError
 
 _WARMUP = 5
@@ -115,53 +116,71 @@ def speedups(
 
 
 def timings(networks: Mapping[str, nn.Module], x: Any, *, repeats: int) -> Iterator[tuple[str, dict[str, Timing]]]:
-    """Yield a runtime and name -> time of every network, which take turns.
+    """Yield a runtime and name -> time of every network, which take turns, if its libraries can run them.
 
     Args:
         networks: name -> network, in eval mode.
         x: a batch that all read: a tensor, or a dict of tensors.
         repeats: number of passes of each that are timed.
     """
-    for runtime, made in (("eager", _eager), ("onnxruntime", _in_onnxruntime)):
-        if runs := made(networks, x):
-            times = _in_turns(runs, repeats)
-            yield runtime, {kind: min(_of(kind, times), key=lambda timing: timing.median) for kind in networks}
+    for runtime in RUNTIMES:
+        try:
+            yield runtime, times_of(networks, Inputs((x,)), runtime, repeats=repeats)
+        except (ImportError, MissingExtraError, CompactionError):
+            continue
 
 
 Key = tuple[str, str]
 """Network and layout."""
+Runs = dict[Key, Callable[[], object]]
+
+
+def times_of(networks: Mapping[str, nn.Module], inputs: Inputs, runtime: str, *, repeats: int) -> dict[str, Timing]:
+    """Return the time of each network, in its fastest layout; the networks take turns.
+
+    Args:
+        networks: networks in eval mode, by name.
+        inputs: what all of them read.
+        runtime: one of `RUNTIMES`.
+        repeats: number of passes of each that are timed, at least 1.
+
+    Raises:
+        MissingExtraError, ImportError: if a library is missing.
+        CompactionError: if a network cannot be exported.
+    """
+    times = _in_turns(RUNTIMES[runtime](networks, inputs), repeats)
+    return {kind: min(_of(kind, times), key=lambda timing: timing.median) for kind in networks}
 
 
 def _of(kind: str, times: Mapping[Key, Timing]) -> Iterator[Timing]:
     return (timing for (network, _), timing in times.items() if network == kind)
 
 
-def _eager(networks: Mapping[str, nn.Module], x: Any) -> dict[Key, Callable[[], object]]:
-    runs: dict[Key, Callable[[], object]] = {(kind, ""): partial(run, x) for kind, run in networks.items()}
-    if isinstance(x, Tensor) and x.ndim == 4:
-        pixels = x.to(memory_format=torch.channels_last)
-        for kind, network in networks.items():
-            runs[kind, "channels last"] = partial(_channels_last(network), pixels)
+def _eager(networks: Mapping[str, nn.Module], inputs: Inputs) -> Runs:
+    runs = {(kind, ""): _call(run, inputs) for kind, run in networks.items()}
+    if all(tensor.ndim == 4 for tensor in inputs.tensors()):
+        pixels = inputs.mapped(lambda tensor: tensor.to(memory_format=torch.channels_last))
+        runs |= {(kind, "channels last"): _call(_channels_last(run), pixels) for kind, run in networks.items()}
     return runs
+
+
+def _call(network: nn.Module, inputs: Inputs) -> Callable[[], object]:
+    return partial(network, *inputs.args, **inputs.kwargs)
 
 
 def _channels_last(network: nn.Module) -> nn.Module:
     return copied(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def _in_onnxruntime(networks: Mapping[str, nn.Module], x: Any) -> dict[Key, Callable[[], object]]:
-    """Return the runs in onnxruntime; none if a library is missing or a network cannot be exported."""
-    try:
-        import onnxruntime
+def _in_onnxruntime(networks: Mapping[str, nn.Module], inputs: Inputs) -> Runs:
+    import onnxruntime
 
-        with tempfile.TemporaryDirectory() as name:
-            contents = {kind: _onnx(network, Path(name) / f"{kind}.onnx", x) for kind, network in networks.items()}
-    except (ImportError, MissingExtraError, CompactionError):
-        return {}
+    with tempfile.TemporaryDirectory() as name:
+        contents = {kind: _onnx(network, Path(name) / f"{kind}.onnx", inputs) for kind, network in networks.items()}
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    fed = [tensor.cpu().numpy() for tensor in ([x] if isinstance(x, Tensor) else x.values())]
-    runs: dict[Key, Callable[[], object]] = {}
+    fed = [tensor.cpu().numpy() for tensor in inputs.tensors()]
+    runs: Runs = {}
     for kind, content in contents.items():
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         feed = {each.name: value for each, value in zip(session.get_inputs(), fed, strict=True)}
@@ -169,10 +188,17 @@ def _in_onnxruntime(networks: Mapping[str, nn.Module], x: Any) -> dict[Key, Call
     return runs
 
 
-def _onnx(network: nn.Module, path: Path, x: Any) -> bytes:
+def _onnx(network: nn.Module, path: Path, inputs: Inputs) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return export(network, path, example_inputs=x).path.read_bytes()
+        return export(network, path, example_inputs=inputs).path.read_bytes()
+
+
+RUNTIMES: dict[str, Callable[[Mapping[str, nn.Module], Inputs], Runs]] = {
+    "eager": _eager,
+    "onnxruntime": _in_onnxruntime,
+}
+"""Runtime -> function that returns the runs of networks in it; `eager` is torch."""
 
 
 def _in_turns(runs: Mapping[Key, Callable[[], object]], repeats: int) -> dict[Key, Timing]:

@@ -20,6 +20,8 @@ from sparsemtl.compaction.copies import copied
 from sparsemtl.compaction.pipeline import measured
 from sparsemtl.compaction.rules import ChannelRule, rules_for
 from sparsemtl.compaction.rules.dense import Dense
+from sparsemtl.compaction.rules.embedding import Embedding
+from sparsemtl.compaction.rules.parameter import OwnTensor
 from sparsemtl.compaction.trace import root_of
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.swap import unwrapped
@@ -220,7 +222,7 @@ def _channels_of(
     count = rule.layout.channels
     layouts = [rules[source].layout for source in rule.inputs]
     own = None if count is None else joined.new(count)
-    if isinstance(rule, Dense):
+    if isinstance(rule, (Dense, Embedding, OwnTensor)):
         return own
     if own is None or not rule.passes_on:
         joined.fix(own or ())

@@ -122,19 +122,21 @@ class LoadedRun:
         self.model.check_task(task)
         return cast("MultiTaskModel", self.networks.network(self.model, task))
 
-    def compact(self, task: str, example_inputs: Any = None, *, multiple_of: int = 1) -> CompactedModule:
+    def compact(self, task: str, example_inputs: Any = None, *, multiple_of: int | str = 1) -> CompactedModule:
         """Return the network of the task, physically small; see `sm.compact`.
 
         Args:
             task: name of the task.
             example_inputs: a batch that the model reads; by default the samples of the test data that the run keeps.
-            multiple_of: number of which the channels of images become a multiple where they can.
+            multiple_of: number of which the channels of images become a multiple where they can, or a runtime.
         """
         self.model.check_task(task)
         example = self.samples(task) if example_inputs is None else example_inputs
         return compact(self.model, self.networks, task=task, example_inputs=example, multiple_of=multiple_of)
 
-    def save_bundle(self, path: str | Path, tasks: Iterable[str] | None = None, *, multiple_of: int = 1) -> Bundle:
+    def save_bundle(
+        self, path: str | Path, tasks: Iterable[str] | None = None, *, multiple_of: int | str = 1
+    ) -> Bundle:
         """Write the small networks of all tasks to one file that stores what they share once; see `sm.save_bundle`.
 
         Args:
@@ -151,7 +153,7 @@ class LoadedRun:
         *,
         by: Cost = "macs",
         example_inputs: Any = None,
-        multiple_of: int = 1,
+        multiple_of: int | str = 1,
     ) -> ServingPlan:
         """Return the ways to compute all tasks, and the cheapest one; see `sm.plan`.
 

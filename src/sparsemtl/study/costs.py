@@ -97,7 +97,7 @@ def _cost_note(results: StudyResults) -> str:
     size, threads = (_range(results, metric) for metric in (BATCH_SIZE, THREADS))
     note = (
         "Cost: of the compacted networks that together compute every task once; multiply-adds are those of "
-        f"convolutions and linear layers. Latency: median of one batch of {size} samples on "
+        f"convolutions, linear and recurrent layers. Latency: median of one batch of {size} samples on "
         f"{threads} {'thread' if threads == '1' else 'threads'}, measured at the end of each run on the machine that "
         "trained it, possibly beside other work."
     )

@@ -29,7 +29,7 @@ class Cost:
     """Cost of the outputs of some tasks.
 
     Attributes:
-        macs: multiply-adds of convolutions and linear layers for one sample.
+        macs: multiply-adds of convolutions, linear and recurrent layers for one sample.
         encoder_macs: the same without the heads, which are the modules under `heads`.
         weights: number of parameters.
         milliseconds: median time of one batch.

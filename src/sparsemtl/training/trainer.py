@@ -296,7 +296,7 @@ class Trainer:
         self.model.check_task(task)
         return cast("MultiTaskModel", self.networks.network(self.model, task))
 
-    def compact(self, task: str, example_inputs: Any = None, *, multiple_of: int = 1) -> CompactedModule:
+    def compact(self, task: str, example_inputs: Any = None, *, multiple_of: int | str = 1) -> CompactedModule:
         """Return the network of the task in its selected epoch, physically small; see `sm.compact`."""
         return compact(self.model, self.networks, task=task, example_inputs=example_inputs, multiple_of=multiple_of)
 

@@ -236,6 +236,19 @@ def added(site: Site) -> ChannelRule | None:
     return Channelwise(site.node, [source], found, preserved)
 
 
+def flipped(site: Site) -> ChannelRule | None:
+    """Return the rule of `x.flip(dims)` along other axes than the channels'."""
+    source = operand(site.node)
+    given: Any = argument(site.node, 1, "dims", ()) if len(site.node.args) < 3 else site.node.args[1:]
+    axes = (given,) if isinstance(given, int) else given
+    layout = site.layouts[source] if source is not None else Layout()
+    if source is None or layout.channels is None or layout.rank is None:
+        return None
+    if not all(isinstance(axis, int) and axis % layout.rank != layout.axis for axis in axes):
+        return None
+    return Channelwise(site.node, [source], layout, preserved)
+
+
 class _Part(ChannelRule):
     """Rule of some channels, side by side, of a tensor or of a list of tensors that it was split into.
 
@@ -389,6 +402,7 @@ OPERATIONS: dict[str, Maker] = {
     **dict.fromkeys(("transpose", "swapaxes", "swapdims", "permute"), moved),
     **dict.fromkeys(("to", "type", "type_as", "float", "double", "half", "bfloat16"), cast),
     **dict.fromkeys(SPLITS, division),
+    "flip": flipped,
     "unbind": unbound,
     "expand": expansion,
     "getitem": indexed,

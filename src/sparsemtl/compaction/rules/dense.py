@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from sparsemtl.compaction.channels import Constants, Layout, Need, rounded
+from sparsemtl.compaction.channels import Constants, Layout, Need, first_channel, rounded
 from sparsemtl.compaction.network import Network, Select, WeightCut
 from sparsemtl.compaction.operations import CONVOLUTIONS, operand, torch_class
 from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Site, UnknownRule, kept
@@ -69,20 +69,12 @@ class Dense(ChannelRule):
         if not read.any():
             return
         value = torch.where(constants.known, constants.value, 0).to(matrix)
-        if self._same_everywhere():
+        if not pads_zeros(self.layer):
             bias += torch.einsum("ock,c->o", matrix, value)
             matrix[:, read] = 0
         else:
             matrix = _merged(matrix, read, value)
         self._store(matrix, bias)
-
-    def _same_everywhere(self) -> bool:
-        """Return whether a constant input channel adds the same at all positions: nothing is padded with zeros."""
-        if isinstance(self.layer, nn.Linear):
-            return True
-        if self.transposed:
-            return False
-        return self.layer.padding_mode != "zeros" or not any(self.layer._reversed_padding_repeated_twice)
 
     def needs(self, out: Need | None, *inputs: Layout) -> list[Need | None]:
         """Return the channels on which a live row has a weight."""
@@ -119,11 +111,11 @@ class Dense(ChannelRule):
     def _rows(self, matrix: Tensor, bias: Tensor, carried: Tensor, editor: Editor) -> Tensor:
         """Return the rows to compute; constant ones are inserted behind the layer if that is cheaper."""
         rows = (matrix != 0).any(2).any(1).cpu() & carried
-        rows = rows if rows.any() else _first(carried)
+        rows = rows if rows.any() else first_channel(carried)
         if self.layout.is_image:
             rows = rounded(rows, carried, editor.multiple_of)
         constant = carried & ~rows
-        saved = int(constant.sum()) * int((matrix[rows] != 0).any(2).any(0).sum()) * self._places()
+        saved = int(constant.sum()) * int((matrix[rows] != 0).any(2).any(0).sum()) * places_of(self.layer)
         if isinstance(self.layer, nn.Linear) or saved <= WORTH * int(carried.sum() + rows.sum()):
             if constant.any():
                 editor.note(self.node, f"constant outputs that stand beside others: {int(constant.sum())}")
@@ -135,16 +127,9 @@ class Dense(ChannelRule):
         editor.wider[self.node] = Select(index[carried].to(bias.device), 1, values)
         return rows
 
-    def _places(self) -> float:
-        """Return the multiply-adds per output position, input channel and output channel."""
-        if isinstance(self.layer, nn.Linear):
-            return 1
-        kernel: int = prod(self.layer.kernel_size)
-        return kernel / prod(self.layer.stride) if self.transposed else kernel
-
     def _selected(self, columns: Tensor, needed: Tensor, rows: int, editor: Editor) -> Tensor:
         """Return the present columns to keep; a selection goes in front of the layer if that is cheaper."""
-        wanted = needed if needed.any() else _first(columns)
+        wanted = needed if needed.any() else first_channel(columns)
         if self.layout.is_image:
             wanted = rounded(wanted, columns, editor.multiple_of)
         left, gone = int(wanted.sum()), int((columns & ~wanted).sum())
@@ -182,9 +167,21 @@ class Dense(ChannelRule):
             layer.bias = nn.Parameter(bias, requires_grad=layer.weight.requires_grad)
 
 
-def _first(channels: Tensor) -> Tensor:
-    """Return the first of some channels alone."""
-    return channels & (channels.cumsum(0) == 1)
+def pads_zeros(layer: Any) -> bool:
+    """Return whether a layer reads zeros beside its input: a constant channel then adds more at some positions."""
+    if isinstance(layer, nn.Linear):
+        return False
+    if isinstance(layer, _ConvTransposeNd):
+        return True
+    return layer.padding_mode == "zeros" and any(layer._reversed_padding_repeated_twice)
+
+
+def places_of(layer: Any) -> float:
+    """Return the multiply-adds per output position, input channel and output channel."""
+    if isinstance(layer, nn.Linear):
+        return 1
+    kernel: int = prod(layer.kernel_size)
+    return kernel / prod(layer.stride) if isinstance(layer, _ConvTransposeNd) else kernel
 
 
 def _merged(matrix: Tensor, read: Tensor, value: Tensor) -> Tensor:

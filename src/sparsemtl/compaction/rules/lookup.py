@@ -11,13 +11,16 @@ from torch import fx, nn
 from sparsemtl.compaction.channels import Layout
 from sparsemtl.compaction.checks import axes_of_input
 from sparsemtl.compaction.network import Network, Select
-from sparsemtl.compaction.operations import CONVOLUTIONS, NORMS, is_elementwise, operation, torch_class
-from sparsemtl.compaction.rules import aligned, axes, shapes, spatial
+from sparsemtl.compaction.operations import CONVOLUTIONS, INSTANCE_NORMS, NORMS, is_elementwise, operation, torch_class
+from sparsemtl.compaction.rules import aligned, axes, recurrent, shapes, spatial
 from sparsemtl.compaction.rules.channelwise import alike, elementwise, zeros
 from sparsemtl.compaction.rules.dense import convolution, linear
+from sparsemtl.compaction.rules.embedding import embedding
+from sparsemtl.compaction.rules.grouped import group_norm, grouped
 from sparsemtl.compaction.rules.joining import concatenation, selection
+from sparsemtl.compaction.rules.parameter import parameter
 from sparsemtl.compaction.rules.rule import ChannelRule, Maker, Site, UnknownRule
-from sparsemtl.compaction.rules.scaling import batch_norm, depthwise
+from sparsemtl.compaction.rules.scaling import batch_norm, depthwise, instance_norm
 from sparsemtl.compaction.rules.shapes import attribute, dimensions, size
 
 
@@ -44,6 +47,8 @@ def _rule(site: Site) -> ChannelRule:
 def _makers(site: Site) -> Sequence[Maker]:
     """Return the makers to try, in order."""
     node = site.node
+    if node.op == "get_attr":
+        return (parameter,)
     if is_elementwise(node, site.module):
         return (elementwise, aligned.broadcast)
     if node.op == "call_module":
@@ -55,13 +60,17 @@ def _makers(site: Site) -> Sequence[Maker]:
 
 
 _LAYERS: dict[type[nn.Module], Sequence[Maker]] = {
-    **dict.fromkeys(CONVOLUTIONS, (depthwise, convolution)),
+    **dict.fromkeys(CONVOLUTIONS, (depthwise, grouped, convolution)),
     **dict.fromkeys(NORMS, (batch_norm,)),
+    **dict.fromkeys(INSTANCE_NORMS, (instance_norm,)),
     **{kind: (maker,) for kind, maker in spatial.LAYERS.items()},
     **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), (partial(alike, passing=zeros),)),
+    **dict.fromkeys((nn.Embedding, nn.EmbeddingBag), (embedding,)),
+    nn.GroupNorm: (group_norm,),
     nn.Flatten: (shapes.flatten,),
     **dict.fromkeys((nn.LayerNorm, nn.RMSNorm), (aligned.norm,)),
     nn.Linear: (linear,),
+    **dict.fromkeys(recurrent.GATES, (recurrent.recurrent,)),
     nn.Softmax: (aligned.softmax,),
     Select: (selection,),
 }
@@ -70,6 +79,7 @@ _FUNCTIONS: dict[Callable[..., Any], Sequence[Maker]] = {
     getattr: (attribute, axes.moved),
 }
 _OPERATIONS: Sequence[dict[str, Maker]] = (
+    {"getitem": recurrent.item},
     spatial.OPERATIONS,
     shapes.OPERATIONS,
     axes.OPERATIONS,

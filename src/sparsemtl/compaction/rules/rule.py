@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from sparsemtl.compaction.channels import Constants, Layout, Need
 from sparsemtl.compaction.network import Constant, Network, Select
-from sparsemtl.compaction.sizes import shape_of, size_of
+from sparsemtl.compaction.sizes import shape_of, size_of, write_shape
 
 
 class ChannelRule(abc.ABC):
@@ -29,6 +29,9 @@ class ChannelRule(abc.ABC):
 
     passes_on: ClassVar[bool] = False
     """True if channels of the output are channels of the inputs."""
+
+    binds: ClassVar[bool] = False
+    """True if a channel of the input may have to stay because others do."""
 
     def __init__(self, node: fx.Node, inputs: Sequence[fx.Node], layout: Layout | None = None) -> None:
         self.node = node
@@ -64,7 +67,18 @@ class ChannelRule(abc.ABC):
 
 
 class UnknownRule(ChannelRule):
-    """Rule of nodes that are not understood: every channel is needed and none is removed."""
+    """Rule of nodes that are not understood: every channel is needed and none is removed.
+
+    Args:
+        node, inputs, layout: see `ChannelRule`.
+        why: reason for the report; "" for a general one.
+    """
+
+    def __init__(
+        self, node: fx.Node, inputs: Sequence[fx.Node], layout: Layout | None = None, *, why: str = ""
+    ) -> None:
+        super().__init__(node, inputs, layout)
+        self.why = why
 
     def needs(self, out: Need | None, *inputs: Layout) -> list[Need | None]:
         """Return all channels of every input."""
@@ -74,6 +88,17 @@ class UnknownRule(ChannelRule):
 def kept(present: Tensor | None, channels: int) -> Tensor:
     """Return the channels that are still there as a mask."""
     return torch.ones(channels, dtype=torch.bool) if present is None else present
+
+
+def rank_of(source: fx.Node, layout: Layout) -> int | None:
+    """Return the number of axes of a tensor, that on the example where no layer tells; None if it is unknown."""
+    shape = shape_of(source)
+    return layout.rank if layout.rank is not None or shape is None else len(shape)
+
+
+def on_last_axis(rank: int | None, channels: int) -> Layout:
+    """Return the layout of channels on the last axis of a tensor of some rank, None if it is unknown."""
+    return Layout(rank, channels, -1 if rank is None else rank - 1)
 
 
 @dataclass
@@ -149,7 +174,9 @@ class Editor:
         name = next(name for i in count() if (name := f"{source.name}_select_{i}") not in self.network.modules)
         self.network.modules[name] = layer.eval()
         with self.network.graph.inserting_after(source):
-            return self.network.graph.call_module(name, (source,))
+            placed = self.network.graph.call_module(name, (source,))
+        write_shape(placed, shape_of(source), layer.axis, len(layer.index))
+        return placed
 
     def device(self) -> torch.device:
         """Return the device of the network's first weight."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsemtl.compaction.channels import Constants, Layout, Need
-from sparsemtl.compaction.operations import CONVOLUTIONS, NORMS, operand, torch_class
+from sparsemtl.compaction.operations import CONVOLUTIONS, INSTANCE_NORMS, NORMS, operand, torch_class
 from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Site, UnknownRule
 
 
@@ -84,6 +84,24 @@ class _BatchNorm(_PerChannel):
         _cut_norm(self.layer, entries)
 
 
+class _InstanceNorm(_PerChannel):
+    """Rule of an instance norm, which normalizes every channel of a sample for itself."""
+
+    def constants(self, *inputs: Constants | None) -> Constants | None:
+        """Return the shifts of channels with a scale of zero."""
+        scale, shift = self.layer.weight, self.layer.bias
+        return None if scale is None else Constants((scale.detach() == 0).cpu(), shift.detach().double().cpu())
+
+    def reads(self) -> Tensor:
+        """Return the channels with a scale other than zero."""
+        scale = self.layer.weight
+        return torch.ones(self.channels, dtype=torch.bool) if scale is None else (scale.detach() != 0).cpu()
+
+    def keep_only(self, mask: Tensor) -> None:
+        """Keep the features of these channels."""
+        _cut_norm(self.layer, mask)
+
+
 class _Depthwise(_PerChannel):
     """Rule of a convolution with as many groups as channels."""
 
@@ -145,6 +163,16 @@ def batch_norm(site: Site) -> ChannelRule | None:
     if layer not in site.free or layer.training or not fits:
         return None
     return _BatchNorm(site.node, source, read, layer)
+
+
+def instance_norm(site: Site) -> ChannelRule | None:
+    """Return the rule of instance norms of batches of maps."""
+    source, layer = operand(site.node), site.module
+    layout = site.layouts[source] if source is not None else Layout()
+    if source is None or layer not in site.free or layer is None or layer.training or not layout.whole:
+        return None
+    fits = layout.axis == 1 and layout.rank == INSTANCE_NORMS[torch_class(layer)]
+    return _InstanceNorm(site.node, source, layout, layer) if fits and layout.channels == layer.num_features else None
 
 
 def depthwise(site: Site) -> ChannelRule | None:
