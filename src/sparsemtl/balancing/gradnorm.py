@@ -56,7 +56,7 @@ class GradNorm(Balancer):
         self._w = nn.Parameter(torch.zeros(0))
         self._optimizer = torch.optim.Adam([self._w], lr=lr)
         self._first = torch.zeros(0)
-        self._losses = self._counts = torch.zeros(0)
+        self._losses = self._counts = self._norms = torch.zeros(0)
         self._rows: Tensor | None = None
 
     def attach(self, tasks: int, device: torch.device) -> None:
@@ -81,6 +81,7 @@ class GradNorm(Balancer):
         self._losses = self._losses + torch.where(present, losses, 0.0)
         self._counts = self._counts + present
         self._rows = rows if self._rows is None else self._rows + rows
+        self._norms = self._rows.norm(dim=1)  # now, while the processor's cache holds the rows
 
     def weights(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
         """Return the weights, which do not depend on the losses of this batch."""
@@ -88,10 +89,10 @@ class GradNorm(Balancer):
 
     def end_step(self) -> None:
         """Move the weights of the tasks that had a label by the gradients of the step."""
-        rows, present = self._rows, self._counts > 0
+        present = self._counts > 0
         losses = self._losses / self._counts.clamp(min=1)
         self._start_step()
-        if rows is None or not bool(present.any()):
+        if not bool(present.any()):
             return
         self._first = torch.where(self._first.isnan() & present, losses, self._first)
         if bool((self._first[present] <= 0).any()):
@@ -99,7 +100,7 @@ class GradNorm(Balancer):
                 f"gradnorm divides each task's loss by its first one, and the first losses are {self._first.tolist()}, "
                 "in the order of the tasks. Losses that are zero or negative need another balancer, such as `mgda`."
             )
-        norms = rows.norm(dim=1).to(self._w.dtype)
+        norms = self._norms.to(self._w.dtype)
         total = self._w.detach()[present].sum()
         everybody = bool(present.all())
         with nullcontext() if everybody else frozen_entries([self._w], ~present, self._optimizer):
