@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import each
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -205,9 +206,9 @@ def layer(seed: int, *, bias: bool, dtype: torch.dtype = torch.float64) -> Layer
     return weight, torch.randn(4, generator=generator, dtype=dtype) if bias else None
 
 
-@pytest.mark.parametrize("other_bias", [True, False])
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("seed", range(4))
+@each("other_bias", [True, False])
+@each("bias", [True, False])
+@each("seed", range(4))
 def test_the_closed_form_is_the_distance_of_what_the_two_layers_give(seed: int, bias: bool, other_bias: bool) -> None:
     features, _, classes, _ = sets(seed)
     ours, theirs = layer(1, bias=bias), layer(2, bias=other_bias)

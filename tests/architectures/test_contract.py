@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from torch import Tensor, nn
 
 from sparsemtl import Classification, MultiLabel, MultiTaskModel, RandomSharing, Regression, Task, TaskMasks, Trainer
@@ -51,8 +52,8 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 VARIANTS = {**{name: (name, options) for name, options in MODELS.items()}, **OTHERS}
 NEEDED: dict[str, dict[str, Any]] = {"auxiliary": {"align": "none"}}
 """What an architecture must be told for any tasks: those below have no classes to align."""
-each_model = pytest.mark.parametrize("name", VARIANTS)
-each_encoder = pytest.mark.parametrize("stacked", [False, True], ids=["normed", "stacked"])
+each_model = each("name", VARIANTS)
+each_encoder = each("stacked", [False, True])
 
 
 def tasks() -> list[Task]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from expert_oracles import batch, gradients, loss_of, stack, tasks
+from loops import each
 from torch import Tensor, nn
 
 from sparsemtl import SingleTask
@@ -22,7 +23,7 @@ ENCODERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "resnet map": (lambda: resnet18((3, 16, 16), stem="cifar", width=2, output_stride=4), (3, 16, 16)),
     "stemmed": (lambda: Stemmed(nn.Linear(3, 5), stack(6, 4)), (3,)),
 }
-each_encoder = pytest.mark.parametrize("kind", ENCODERS)
+each_encoder = each("kind", ENCODERS)
 
 
 def model_of(kind: str, **options: object) -> tuple[CrossStitch, Tensor]:
@@ -41,7 +42,7 @@ def set_all(model: CrossStitch, value: Callable[[int], Tensor]) -> None:
             mixer.weight.copy_(weights if mixer.weight.ndim == 2 else weights.unsqueeze(2).expand_as(mixer.weight))
 
 
-@pytest.mark.parametrize("per_channel", [False, True])
+@each("per_channel", [False, True])
 @each_encoder
 def test_stitches_that_are_the_identity_leave_single_tasks_bit_for_bit(kind: str, per_channel: bool) -> None:
     model, x = model_of(kind, per_channel=per_channel)
@@ -58,7 +59,7 @@ def test_stitches_that_are_the_identity_leave_single_tasks_bit_for_bit(kind: str
     assert all(torch.equal(a, b) for a, b in zip(model.gradients, single.gradients, strict=True))
 
 
-@pytest.mark.parametrize("per_channel", [False, True])
+@each("per_channel", [False, True])
 @each_encoder
 def test_uniform_stitches_make_all_streams_equal(kind: str, per_channel: bool) -> None:
     model, x = model_of(kind, per_channel=per_channel)

@@ -10,6 +10,7 @@ import torch
 from expert_oracles import WIDTH, as_one_only, batch, gradients, one_after_the_other, stack, tasks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import each
 from torch import Tensor, nn
 
 from sparsemtl import TaskMasks
@@ -55,8 +56,8 @@ def assert_as_in_a_loop(model: nn.Module, x: Tensor, chosen: list[str] | None = 
         torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-12, msg=name)
 
 
-@pytest.mark.parametrize("chosen", [None, ["b"], ["c", "a"]])
-@pytest.mark.parametrize("kind", ALIKE)
+@each("chosen", [None, ["b"], ["c", "a"]])
+@each("kind", ALIKE)
 def test_experts_that_run_as_one_give_outputs_and_gradients_of_a_loop(kind: str, chosen: list[str] | None) -> None:
     assert_as_in_a_loop(cgc(ALIKE[kind]), batch(), chosen)
 
@@ -78,8 +79,8 @@ def test_they_do_for_any_number_of_experts_layers_and_samples(
     assert_as_in_a_loop(model.double(), batch(count))
 
 
-@pytest.mark.parametrize("chosen", [None, ["b"]])
-@pytest.mark.parametrize(("shared", "own"), [(1, 1), (2, 2), (3, 0), (0, 2)])
+@each("chosen", [None, ["b"]])
+@each(("shared", "own"), [(1, 1), (2, 2), (3, 0), (0, 2)])
 def test_so_do_levels_whose_experts_read_different_inputs(shared: int, own: int, chosen: list[str] | None) -> None:
     torch.manual_seed(0)
     model = PLE(stack(4, 6, 3), tasks(), levels=3, shared_experts=shared, task_experts=own)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import each
 from reference_toys import images, reference
 from torch import Tensor
 
@@ -130,7 +131,7 @@ DTYPES = [
 ]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each("dtype", DTYPES)
 def test_samples_that_differ_anywhere_have_other_fingerprints(dtype: torch.dtype) -> None:
     width = 40
     one = torch.randint(0, 2, (width,), generator=torch.Generator().manual_seed(0))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from expert_oracles import assert_same_model, batch, stack, tasks
+from loops import each
 from torch import Tensor, nn
 
 from sparsemtl import SharedBottom
@@ -95,8 +96,8 @@ class Stem(nn.Module):
         return self.table(codes)
 
 
-@pytest.mark.parametrize("as_function", [False, True])
-@pytest.mark.parametrize("name", ["mmoe", "cgc", "ple", "pbfs"])
+@each("as_function", [False, True])
+@each("name", ["mmoe", "cgc", "ple", "pbfs"])
 def test_a_stem_is_one_for_all_and_runs_once(name: str, as_function: bool) -> None:
     def make() -> Stemmed:
         return Stemmed(Stem(), stack(4, 2, reads=3))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from expert_oracles import assert_same_model, batch, loss_of, stack, tasks
+from loops import each
 from torch import Tensor, nn
 
 from sparsemtl import MultiTaskModel, SingleTask, Trainer, compact
@@ -286,8 +287,8 @@ def slow_pairs(kernels: Tensor, rho: float) -> dict[int, int]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("rho", [0.2, 0.7, 0.95])
+@each("seed", range(5))
+@each("rho", [0.2, 0.7, 0.95])
 def test_pairs_of_two_tasks_are_one_to_one_the_most_alike_first(seed: int, rho: float) -> None:
     kernels = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     group = _similar_groups(kernels, rho).flatten()

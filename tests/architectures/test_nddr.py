@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from expert_oracles import batch, gradients, loss_of, stack, tasks
+from loops import each
 from torch import Tensor, nn
 
 from sparsemtl import CrossStitch, SingleTask, TaskNorms
@@ -22,7 +23,7 @@ ENCODERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "cnn": (lambda: CNN((1, 8, 8), widths=[4, 6]), (1, 8, 8)),
     "resnet": (lambda: resnet18((3, 16, 16), stem="cifar", width=2), (3, 16, 16)),
 }
-each_encoder = pytest.mark.parametrize("kind", ENCODERS)
+each_encoder = each("kind", ENCODERS)
 PLAIN: dict[str, Any] = {"norm": False, "activation": False}
 
 
@@ -41,7 +42,7 @@ def fusion_of(streams: int, *features: Tensor, **options: Any) -> tuple[_Fusion,
 
 
 @each_encoder
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@each("dtype", [torch.float32, torch.float64])
 def test_fusions_of_the_own_features_only_leave_single_tasks_bit_for_bit(kind: str, dtype: torch.dtype) -> None:
     model, x = model_of(kind, own=1.0, **PLAIN)
     model, x = model.to(dtype), x.to(dtype)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from loops import each
 from torch import Tensor
 
 from sparsemtl import Classification, MultiLabel, Regression, Segmentation
@@ -23,7 +24,7 @@ def matrix_of(first: float, second: float, third: float) -> Tensor:
     return torch.tensor([[1, first, second], [first, 1, third], [second, third, 1]], dtype=torch.float64)
 
 
-@pytest.mark.parametrize(
+@each(
     ("correlations", "alpha", "expected"),
     [
         (MATHS, 0.035, THREE),

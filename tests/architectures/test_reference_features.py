@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from reference_toys import CLASSES, images, reference
 from torch import Tensor
 
@@ -38,8 +39,8 @@ def test_a_bank_of_means_has_the_mean_over_all_samples_of_every_class_that_has_a
             torch.testing.assert_close(of_layer[row], everything[name][members].mean(0))
 
 
-@pytest.mark.parametrize("each", [1, 2, 4, 100])
-@pytest.mark.parametrize("batch_size", [1, 4, 10])
+@each("each", [1, 2, 4, 100])
+@each("batch_size", [1, 4, 10])
 def test_a_bank_of_samples_has_the_first_of_every_class(each: int, batch_size: int) -> None:
     network = reference()
     features, classes = ReferenceFeatures(network, samples(batch_size=batch_size), auxiliary(), each)()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 
-import pytest
 import torch
+from loops import each
 from torch import Tensor, nn
 
 import sparsemtl as sm
@@ -22,7 +22,7 @@ ENCODERS_OF_MAPS: dict[str, Callable[[], nn.Module]] = {
     "resnet50-d": lambda: ENCODERS.build("resnet50-d", (3, *SIDES), width=2),
     "segnet": lambda: ENCODERS.build("segnet", (3, *SIDES), width=2),
 }
-every_encoder = pytest.mark.parametrize("name", ENCODERS_OF_MAPS)
+every_encoder = each("name", ENCODERS_OF_MAPS)
 
 
 def encoder(name: str, seed: int = 0) -> nn.Module:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from loops import each
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -196,8 +197,8 @@ OURS = {
 }
 
 
-@pytest.mark.parametrize("freeze", [False, True], ids=["trained", "frozen"])
-@pytest.mark.parametrize("make", OURS.values(), ids=OURS)
+@each("freeze", [False, True])
+@each("make", OURS.values())
 def test_the_encoder_of_an_earlier_run_is_loaded_whole(make: Callable[[], torch.nn.Module], freeze: bool) -> None:
     earlier, model = make(), make()
     for tensor in earlier.state_dict().values():

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from loops import each
 from torch import Tensor, fx, nn
 
 import sparsemtl as sm
@@ -58,8 +59,8 @@ def published(name: str, norm: bool, width: int = 2, fc: int = 6) -> dict[str, T
     return state
 
 
-@pytest.mark.parametrize(("name", "norm"), PLACES)
-@pytest.mark.parametrize("fc", [None, [6], [6, 6]])
+@each(("name", "norm"), PLACES)
+@each("fc", [None, [6], [6, 6]])
 def test_torchvisions_weights_fill_the_network(name: str, norm: bool, fc: list[int] | None) -> None:
     state, model = published(name, norm), build(name, norm=norm, fc=fc, positions=7)
     load_torchvision(model, state)
@@ -107,13 +108,13 @@ def written_out(model: VGG, x: Tensor, depths: tuple[int, ...], poolings: int) -
     return x
 
 
-@pytest.mark.parametrize("norm", [False, True])
-@pytest.mark.parametrize("fc", [None, [7, 5]])
-@pytest.mark.parametrize(
+@each("norm", [False, True])
+@each("fc", [None, [7, 5]])
+@each(
     ("name", "depths"),
     [("vgg5", (1,) * 5), ("vgg11", (1, 1, 2, 2, 2)), ("vgg13", (2,) * 5), ("vgg16", (2, 2, 3, 3, 3))],
 )
-@pytest.mark.parametrize(("side", "poolings"), [(40, 5), (28, 4), (8, 3)])
+@each(("side", "poolings"), [(40, 5), (28, 4), (8, 3)])
 def test_features_equal_the_layers_written_out(
     name: str, depths: tuple[int, ...], side: int, poolings: int, fc: list[int] | None, norm: bool
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torchjd.aggregation as aggregation
+from loops import each
 from members import made_balancer
 from test_balancers import CPU, FIXED, NAMES, batch_of, case, engine_of, model_of, module_of
 from torch import Tensor, nn
@@ -262,8 +263,8 @@ def own_values(engine: TrainingStep) -> list[Tensor]:
     return [tensor.detach().clone() for tensor in found]
 
 
-@pytest.mark.parametrize("name", ["uncertainty", "imtl-l", "famo"])
-@pytest.mark.parametrize("missing", ["a", "b", "ac"])
+@each("name", ["uncertainty", "imtl-l", "famo"])
+@each("missing", ["a", "b", "ac"])
 def test_what_is_learned_of_an_absent_task_stays_bit_for_bit(name: str, missing: str) -> None:
     engine = adam_engine(model_of("abc"), made_balancer(name, 3))
     for seed in range(3):

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torchjd.aggregation as aggregation
 import torchjd.scalarization as scalarization
+from loops import each
 from members import is_installed, made_balancer
 from policies import Started
 from torch import Tensor, nn
@@ -153,7 +154,7 @@ def test_weights_are_one_finite_number_a_task() -> None:
             assert not weights.requires_grad
 
 
-@pytest.mark.parametrize("name", [name for name in LOSS_BALANCERS if name not in ("famo", *READERS)])
+@each("name", [name for name in LOSS_BALANCERS if name not in ("famo", *READERS)])
 def test_weights_are_the_slopes_of_the_combined_loss(name: str) -> None:
     losses, nudges = torch.tensor([0.5, 2.0, 1.0]), torch.eye(3) * 0.01
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torchjd.aggregation as aggregation
+from loops import each
 from members import made_balancer
 from test_balancers import CPU, NAMES, batch_of, engine_of, model_of, shared_gradient
 from torch import Tensor
@@ -139,7 +140,7 @@ def test_what_a_step_cannot_give_is_said(name: str) -> None:
         BALANCERS.build(name)
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "parameters", "message"),
     [
         ("krum", {}, "balancer 'krum': parameter 'n_byzantine' is required"),
@@ -179,7 +180,7 @@ def test_the_trial_of_an_aggregator_draws_no_random_number() -> None:
     assert torch.equal(torch.rand(2), expected)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each("name", NAMES)
 def test_balancers_can_be_pickled(name: str) -> None:
     balancer = pickle.loads(pickle.dumps(made_balancer(name, 3)))
     balancer.attach(3, CPU)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from members import required_parameters
 from policies import Started
 from test_balancers import CPU, GRADIENT_BALANCERS, batch_of, case, engine_of, model_of
@@ -58,7 +59,7 @@ def gradients_of(name: str, gradients: str, update: Update, sharing: sm.Sharing,
     return found
 
 
-@pytest.mark.parametrize("name", BY_GRAMIAN)
+@each("name", BY_GRAMIAN)
 def test_the_update_is_that_of_the_rows(name: str) -> None:
     for update, sharing, scope in SETTINGS:
         with case(update, sharing, scope):
@@ -69,7 +70,7 @@ def test_the_update_is_that_of_the_rows(name: str) -> None:
                 )
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@each("name", OTHERS)
 def test_aggregators_that_read_more_are_refused_before_training(name: str) -> None:
     with pytest.raises(ParameterError, match=r"`gradients: gramian` chooses weights .* Use `gradients: weights`"):
         engine_of(model_of("abc"), made(name, gradients="gramian"))
