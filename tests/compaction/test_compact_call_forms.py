@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compaction_toys import alive, assert_same_outputs, widths, zeroed
+from loops import each
 from torch import Tensor, nn
 
 from sparsemtl.compaction import compact
@@ -309,7 +310,7 @@ def _expected_widths(name: str) -> list[tuple[int, int]]:
     return widths(_compacted(name, 0)[1])
 
 
-@pytest.mark.parametrize(("name", "place"), CASES)
+@each(("name", "place"), CASES)
 def test_every_form_of_an_operation_gives_the_same_network_or_keeps_all_channels(name: str, place: int) -> None:
     model, small = _compacted(name, place)
     assert small.report.verification.verified
@@ -322,7 +323,7 @@ FOLLOWED = set(FORMS) - {"transposition and back", "normalization", "chunks side
 """Operations that channels are removed through."""
 
 
-@pytest.mark.parametrize("name", sorted(FOLLOWED))
+@each("name", sorted(FOLLOWED))
 def test_the_first_form_lets_channels_be_removed(name: str) -> None:
     assert _expected_widths(name)[0][1] < 6
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from loops import each
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, LlamaConfig, LlamaModel, ViTConfig, ViTModel
 
@@ -176,7 +177,7 @@ def _compacted(model: nn.Module, example: Any) -> CompactedModule:
     return small
 
 
-@pytest.mark.parametrize("name", CASES)
+@each("name", CASES)
 def test_heads_and_neurons_that_are_zero_are_gone(name: str) -> None:
     build, example, block_of, norm = CASES[name]
     choice = random.Random(name)
@@ -270,10 +271,8 @@ def _attention(form: str, groups: int = HEADS, **options: Any) -> Attention:
     return _built(lambda: Attention(form, groups, **options))  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("heads", [0, 1, 3, HEADS])
-@pytest.mark.parametrize(
-    "form", ["fused", "fused by heads", "fused, one by one", "fused, sliced", "norms", "plain", "einsum"]
-)
+@each("heads", [0, 1, 3, HEADS])
+@each("form", ["fused", "fused by heads", "fused, one by one", "fused, sliced", "norms", "plain", "einsum"])
 def test_no_form_of_attention_keeps_a_head_that_nobody_reads(form: str, heads: int) -> None:
     model = _attention(form)
     with torch.no_grad():
@@ -286,8 +285,8 @@ def test_no_form_of_attention_keeps_a_head_that_nobody_reads(form: str, heads: i
     assert small.report.layer("output").inputs == (WIDTH, heads * SIZE)
 
 
-@pytest.mark.parametrize("form", ["gqa", "repeated"])
-@pytest.mark.parametrize("dead", [(0,), (0, 1), (1, 2, 3), (0, 1, 2, 3)])
+@each("form", ["gqa", "repeated"])
+@each("dead", [(0,), (0, 1), (1, 2, 3), (0, 1, 2, 3)])
 def test_heads_that_share_keys_go_when_all_are_gone(form: str, dead: tuple[int, ...]) -> None:
     model = _attention(form, groups=2)
     with torch.no_grad():

@@ -17,6 +17,7 @@ from compaction_toys import (
     widths,
     zeroed,
 )
+from loops import each
 from torch import Tensor, nn
 
 from sparsemtl.backbones import CNN, MLP, SegNet, resnet18, resnet34, resnet50, resnet50_d
@@ -70,7 +71,7 @@ SHRUNK = [
 """Every encoder and every head with every pattern, and every pair of them."""
 
 
-@pytest.mark.parametrize(("encoder", "head", "pattern"), SHRUNK, ids=map(", ".join, SHRUNK))
+@each(("encoder", "head", "pattern"), SHRUNK)
 def test_outputs_stay_and_cost_shrinks(encoder: str, head: str, pattern: str) -> None:
     model, x = network(encoder, head)
     small = compacted(zeroed(model, pattern, 0.5), x)
@@ -86,8 +87,8 @@ def test_networks_of_published_depth_shrink_as_well(make: Callable[..., nn.Modul
     assert macs(compacted(zeroed(model, "both", 0.5), x), x) < 0.7 * macs(model, x)
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("encoder", ENCODERS)
+@each("pattern", PATTERNS)
+@each("encoder", ENCODERS)
 def test_a_network_whose_weights_are_all_zero_gives_its_constants(encoder: str, pattern: str) -> None:
     model, x = network(encoder, "linear")
     small = compacted(zeroed(model, pattern, 1.0), x)
@@ -95,7 +96,7 @@ def test_a_network_whose_weights_are_all_zero_gives_its_constants(encoder: str, 
     assert small(x).std(0).max() == 0
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+@each("encoder", ENCODERS)
 def test_a_dense_network_keeps_its_weights(encoder: str) -> None:
     model, x = network(encoder, "linear")
     small = compacted(model, x)
@@ -110,8 +111,8 @@ def test_in_single_precision_outputs_stay_but_for_rounding(encoder: str) -> None
     assert_same_outputs(compact(model), model, x.float(), tolerance=1e-5)
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("encoder", ENCODERS)
+@each("pattern", PATTERNS)
+@each("encoder", ENCODERS)
 def test_compacting_again_finds_nothing_more(encoder: str, pattern: str) -> None:
     model, x = network(encoder, "linear")
     small = compact(zeroed(model, pattern, 0.6))
@@ -120,8 +121,8 @@ def test_compacting_again_finds_nothing_more(encoder: str, pattern: str) -> None
     assert parameter_count(again) == parameter_count(small)
 
 
-@pytest.mark.parametrize("encoder", ["mlp", "mlp with norms", "cnn", "cnn without norms"])
-@pytest.mark.parametrize("pattern", PATTERNS)
+@each("encoder", ["mlp", "mlp with norms", "cnn", "cnn without norms"])
+@each("pattern", PATTERNS)
 def test_every_channel_left_matters_where_there_is_no_residual(encoder: str, pattern: str) -> None:
     model, x = network(encoder, "linear")
     small = compact(zeroed(leaky(model), pattern, 0.4))

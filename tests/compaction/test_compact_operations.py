@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compaction_toys import PATTERNS, alive, compacted, layers_of, widths, zeroed
+from loops import each
 from torch import Tensor, nn
 
 from sparsemtl.compaction import compact, parameter_count
@@ -84,8 +85,8 @@ def twice(x: Tensor) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("between", CHANNELWISE)
+@each("pattern", PATTERNS)
+@each("between", CHANNELWISE)
 def test_channels_are_followed_through(between: str, pattern: str) -> None:
     model = alive(Calls(CHANNELWISE[between]))
     small = compacted(zeroed(model, pattern, 0.5, seed=3), IMAGES)
@@ -112,8 +113,8 @@ OPAQUE = {
 }
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("between", OPAQUE)
+@each("pattern", PATTERNS)
+@each("between", OPAQUE)
 def test_what_is_not_understood_keeps_all_that_it_reads(between: str, pattern: str) -> None:
     model = alive(Calls(OPAQUE[between]))
     small = compacted(zeroed(model, pattern, 0.5, seed=3), IMAGES)
@@ -227,8 +228,8 @@ class Rows(nn.Module):
         return self.behind(self.linear(self.convolution(x)))
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize(
+@each("pattern", PATTERNS)
+@each(
     "behind",
     [
         nn.BatchNorm1d(6),
@@ -237,7 +238,6 @@ class Rows(nn.Module):
         nn.Sequential(nn.Conv1d(6, 2, 1), nn.Flatten()),
         nn.AdaptiveAvgPool1d(2),
     ],
-    ids=["norm", "norm and layer", "flattened", "convolution", "pooling"],
 )
 def test_features_on_the_last_axis_are_not_taken_for_channels(behind: nn.Module, pattern: str) -> None:
     torch.manual_seed(0)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from compaction_toys import alive, assert_same_outputs, widths
+from loops import each
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
@@ -59,8 +60,8 @@ NORMED: dict[str, Callable[[nn.Module], object]] = {
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning", "ignore:.*spectral_norm.*:FutureWarning")
-@pytest.mark.parametrize("after_training", [False, True])
-@pytest.mark.parametrize("kind", [*PRUNED, *NORMED])
+@each("after_training", [False, True])
+@each("kind", [*PRUNED, *NORMED])
 def test_computed_weights_are_folded(kind: str, after_training: bool) -> None:
     model = network()
     {**PRUNED, **NORMED}[kind](model)

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compaction_toys import alive, assert_same_outputs, compacted
+from loops import each
 from torch import Tensor, nn
 
 import sparsemtl as sm
@@ -82,7 +83,7 @@ QUESTIONS: dict[str, Function] = {
 }
 
 
-@pytest.mark.parametrize("question", QUESTIONS)
+@each("question", QUESTIONS)
 def test_a_question_has_its_true_answer(question: str) -> None:
     small = compacted(alive(Asking(QUESTIONS[question])), IMAGES)
     assert (small.first.out_channels, small.second.in_channels) == (5, 5)
@@ -98,7 +99,7 @@ class Mapped(Asking):
 CLASSES = ("isinstance", "isinstance, or the first", "is_tensor", "class", "tuple")
 
 
-@pytest.mark.parametrize("question", QUESTIONS)
+@each("question", QUESTIONS)
 def test_without_an_example_what_cannot_be_answered_is_refused_or_warned_of(question: str) -> None:
     model, batch = alive(Mapped(QUESTIONS[question])), {"image": IMAGES}
     small = sm.compact(model, example_inputs=batch)
@@ -133,7 +134,7 @@ KEPT: dict[str, Function] = {
 }
 
 
-@pytest.mark.parametrize("function", KEPT)
+@each("function", KEPT)
 def test_what_is_not_followed_keeps_all_channels(function: str) -> None:
     small = compacted(alive(Asking(KEPT[function])), IMAGES)
     assert small.first.out_channels == 8
@@ -166,7 +167,7 @@ POSITIONS: dict[str, Function] = {
 }
 
 
-@pytest.mark.parametrize("function", POSITIONS)
+@each("function", POSITIONS)
 def test_positions_are_those_of_each_sequence(function: str) -> None:
     model = alive(Words(POSITIONS[function]))
     small = compacted(model, WORDS)

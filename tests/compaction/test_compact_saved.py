@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from compaction_toys import alive, zeroed
+from loops import each
 from torch import Tensor, fx, nn
 
 import sparsemtl as sm
@@ -97,8 +98,8 @@ def assert_equal(one: Any, other: Any) -> None:
     torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("restore", [through_torch, through_pickle, copy.deepcopy])
-@pytest.mark.parametrize("case", CASES)
+@each("restore", [through_torch, through_pickle, copy.deepcopy])
+@each("case", CASES)
 def test_what_is_loaded_is_what_was_saved(case: str, restore: Restore) -> None:
     module = small(case)
     loaded = restore(module)
@@ -107,7 +108,7 @@ def test_what_is_loaded_is_what_was_saved(case: str, restore: Restore) -> None:
     assert not any(part.training for part in loaded.modules())
 
 
-@pytest.mark.parametrize("case", CASES)
+@each("case", CASES)
 def test_what_is_loaded_can_be_saved_compacted_and_exported(case: str) -> None:
     module = small(case)
     loaded = through_torch(through_torch(module))
@@ -123,6 +124,7 @@ def test_what_is_loaded_still_refuses_batches_with_other_axes() -> None:
         through_torch(small("a task"))(IMAGES[0])
 
 
+@pytest.mark.slow
 def test_another_process_needs_nothing_but_the_file(tmp_path: Path) -> None:
     module, file, outputs = small("annotations that are strings"), tmp_path / "small.pt", tmp_path / "outputs.pt"
     torch.save((module, IMAGES), file)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from compaction_toys import alive, assert_same_outputs, compacted, widths, zeroed
+from loops import each
 from torch import Tensor, nn
 
 import sparsemtl as sm
@@ -142,7 +143,7 @@ def test_networks_side_by_side_can_be_compacted_for_one_task() -> None:
     assert widths(small) == [(4, 8), (8, 1)]
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "message"),
     [
         ({"masks": True}, "name the one"),
@@ -223,8 +224,8 @@ def test_the_count_of_parameters_is_that_of_the_small_network() -> None:
     assert_same_outputs(small, model, IMAGES)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("architecture", ["mmoe", "cgc", "ple", "pbfs"])
+@each("masked", [False, True])
+@each("architecture", ["mmoe", "cgc", "ple", "pbfs"])
 def test_a_task_of_an_architecture_with_experts_becomes_its_own_network(architecture: str, masked: bool) -> None:
     """Experts and pools that the task does not use are gone."""
     torch.manual_seed(0)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from loops import each
 from torch import nn
 
 from sparsemtl.compaction import ActivationMemory, activation_memory, latency, macs, parameter_count
 from sparsemtl.errors import ParameterError
 
 
-@pytest.mark.parametrize(
+@each(
     ("layer", "shape", "expected"),
     [
         (nn.Conv2d(3, 8, 3, padding=1, bias=False), (1, 3, 10, 12), 10 * 12 * 8 * 3 * 9),
@@ -23,7 +24,6 @@ from sparsemtl.errors import ParameterError
         (nn.Linear(5, 7), (3, 4, 5), 3 * 4 * 5 * 7),
         (nn.Sequential(nn.Flatten(), nn.Linear(8, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)), (4, 2, 4), 4 * (24 + 6)),
     ],
-    ids=str,
 )
 def test_multiplications_are_those_counted_by_hand(layer: nn.Module, shape: tuple[int, ...], expected: int) -> None:
     assert macs(layer, torch.randn(shape)) == expected

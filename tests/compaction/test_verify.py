@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from torch import Tensor, nn
 
 import sparsemtl as sm
@@ -167,7 +168,7 @@ REFUSED: dict[str, tuple[Callable[[sm.SharedBottom], Any], type[Exception], str]
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@each("case", REFUSED)
 def test_what_cannot_be_compared_is_refused(case: str) -> None:
     call, error, message = REFUSED[case]
     with pytest.raises(error, match=message):
