@@ -68,10 +68,23 @@ def evaluate(trained: Trained, loaders: Loaders, device: torch.device) -> Result
     Undefined values are NaN, with a warning: all values of a task without a labelled sample, or with a labelled sample
     for which its network computes NaN or infinity; and a metric that cannot be computed.
     """
-    tallies = {name: _Tally(task, device) for name, task in trained.tasks.items()}
     with closing(outputs_of(trained, loaders, device)) as outputs:
-        for name, output, label in outputs:
-            tallies[name].add(output, label)
+        return results_of(trained.tasks, outputs, device)
+
+
+def results_of(
+    tasks: Mapping[str, Task], outputs: Iterable[tuple[str, Tensor, Tensor]], device: torch.device
+) -> Results:
+    """Return the mean loss and the metrics per task; see `evaluate`.
+
+    Args:
+        tasks: the tasks by name.
+        outputs: task, outputs and labels of each batch, as `outputs_of` yields them.
+        device: device of the outputs.
+    """
+    tallies = {name: _Tally(task, device) for name, task in tasks.items()}
+    for name, output, label in outputs:
+        tallies[name].add(output, label)
     return Results({name: tally.results() for name, tally in tallies.items()})
 
 
