@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         NDDR,
         PBFS,
         PLE,
+        AssembledModel,
         Auxiliary,
         CrossStitch,
         EncoderAdapter,
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
         balanced_class_weights,
     )
     from sparsemtl.training import Callback, Trainer, TrainingStep
+    from sparsemtl.training.auto_share import AutoResult, auto_share
     from sparsemtl.training.lottery_masks import lottery_masks
 
 __all__ = [
@@ -90,6 +92,8 @@ __all__ = [
     "NDDR",
     "PBFS",
     "PLE",
+    "AssembledModel",
+    "AutoResult",
     "Auxiliary",
     "Callback",
     "Classification",
@@ -139,6 +143,7 @@ __all__ = [
     "WrappedModel",
     "__version__",
     "activation_memory",
+    "auto_share",
     "balanced_class_weights",
     "check_run",
     "choose_masks",
@@ -170,6 +175,7 @@ _EXPORTS = {
         "NDDR",
         "PBFS",
         "PLE",
+        "AssembledModel",
         "Auxiliary",
         "CrossStitch",
         "EncoderAdapter",
@@ -256,6 +262,7 @@ _EXPORTS = {
         "Trainer",
         "TrainingStep",
     ),
+    "sparsemtl.training.auto_share": ("AutoResult", "auto_share"),
     "sparsemtl.training.lottery_masks": ("lottery_masks",),
 }
 """Module -> names that are imported from it on first use (PEP 562): the command line starts without torch."""

@@ -83,7 +83,7 @@ def test_values_made_in_python_are_taken_like_those_of_a_file(tmp_path: Path) ->
 
 
 WRONG = [
-    ({"sharin": "fisher"}, "sharin: unknown key 'sharin'. Did you mean 'sharing'? Known: architecture, balancing,"),
+    ({"sharin": "fisher"}, "sharin: unknown key 'sharin'. Did you mean 'sharing'? Known: architecture, auto, balanc"),
     ({"sharing": "fishr"}, "sharing: unknown sharing method 'fishr'. Did you mean 'fisher'? Known: "),
     ({"sharing": {"name": "fishr", "keep": 3}}, "sharing: unknown sharing method 'fishr'. Did you mean 'fisher'?"),
     ({"sharing": {"name": 3}}, "sharing: unknown sharing method 3. Known: "),
@@ -93,7 +93,10 @@ WRONG = [
     ({"sharing": {"name": "fisher", "kep": 0.3}}, "sharing.kep: unknown fisher parameter 'kep'. Did you mean 'keep'?"),
     ({"sharing": {"keep": 0.3}}, "sharing.keep: unknown dense parameter 'keep'. "),
     ({"sharing": {"keep": 0.3}}, " It is a parameter of random, fisher"),
-    ({"sharing": {"name": "fisher", "keep": 1.5}}, "sharing.keep: expected a float in (0, 1], got 1.5."),
+    (
+        {"sharing": {"name": "fisher", "keep": 1.5}},
+        "sharing.keep: expected a float in (0, 1] or a mapping to floats in (0, 1], got 1.5.",
+    ),
     ({"sharing": {"name": "fisher", "estimator": "x"}}, "sharing.estimator: expected one of 'fs', 'efs', "),
     ({"encoder": {"name": "mlp", "hidden": [8, -1]}}, "a non-empty sequence of ints in [1, inf), got [8, -1]."),
     ({"encoder": {"name": "mlp", "hidden": "88"}}, 'hidden: expected a non-empty sequence of ints in [1, inf), got "'),

@@ -1,5 +1,6 @@
 """Architectures: the modules of a multi-task model, and the tasks that use each of them."""
 
+from sparsemtl.architectures.assembled import AssembledModel
 from sparsemtl.architectures.auxiliary import Auxiliary
 from sparsemtl.architectures.cgc import CGC
 from sparsemtl.architectures.cross_stitch import CrossStitch
@@ -42,6 +43,7 @@ __all__ = [
     "NDDR",
     "PBFS",
     "PLE",
+    "AssembledModel",
     "Auxiliary",
     "CrossStitch",
     "EncoderAdapter",

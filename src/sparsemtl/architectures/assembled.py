@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemtl.errors import ParameterError
+from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.model import MultiTaskModel, shared_coverage
 from sparsemtl.networks.task_networks import TaskNetwork, TaskNetworks
 
@@ -105,20 +106,30 @@ class AssembledModel(MultiTaskModel):
 def assembled_networks(model: AssembledModel, networks: Mapping[str, TaskNetworks]) -> TaskNetworks:
     """Return the networks of an assembled model: each task has that of the model that it chose.
 
-    The masks cover the maskable weights of all models; a task keeps none of those of the other models.
+    The masks cover the maskable weights of all models, and the encoders' weights of models that share none; a task
+    keeps none of those of the other models.
 
     Args:
         model: the assembled model.
         networks: name of a model -> networks of its tasks.
     """
-    covered: dict[str, dict[str, Tensor]] = {}
-    for number, name in enumerate(model.names):
-        masks, own = networks[name].masks, cast("MultiTaskModel", model.models[number])
-        shapes = masks.shapes() if masks is not None else {n: p.shape for n, p in shared_coverage(own).covered.items()}
-        device = next(own.parameters()).device
-        covered[name] = {n: torch.ones(shape, dtype=torch.bool, device=device) for n, shape in shapes.items()}
+    covered = {
+        name: _covered(cast("MultiTaskModel", model.models[number]), networks[name].masks)
+        for number, name in enumerate(model.names)
+    }
     made = {task: _assembled(model, networks, task, covered) for task in model.tasks}
     return TaskNetworks(made, model=type(model).__name__, method="auto")
+
+
+def _covered(model: MultiTaskModel, masks: TaskMasks | None) -> dict[str, Tensor]:
+    """Return the weights of a model that masks cover, all ones: shared ones, else those of the tasks' encoders."""
+    parameters = dict(model.named_parameters())
+    if masks is not None:
+        names = list(masks.shapes())
+    elif not (names := list(shared_coverage(model).covered)):
+        prefixes = tuple(f"{name}." for name in model.encoder_modules())
+        names = [name for name, p in parameters.items() if p.ndim > 1 and name.startswith(prefixes)]
+    return {name: torch.ones_like(parameters[name], dtype=torch.bool) for name in names}
 
 
 def _assembled(
@@ -128,14 +139,15 @@ def _assembled(
     covered: Mapping[str, Mapping[str, Tensor]],
 ) -> TaskNetwork:
     """Return the network of one task."""
-    chosen = model.choice[task]
+    chosen, users = model.choice[task], model.parameter_tasks()
     network, masks = networks[chosen].detached()[task], networks[chosen].masks
     prefix = f"models.{model.names.index(chosen)}."
     kept: dict[str, Tensor] = {}
     for number, name in enumerate(model.names):
         for parameter, ones in covered[name].items():
-            own = ones if masks is None else masks[task].get(parameter, ones)
-            kept[f"models.{number}.{parameter}"] = own if name == chosen else torch.zeros_like(ones)
+            full = f"models.{number}.{parameter}"
+            own = ones if masks is None or name != chosen else masks[task][parameter]
+            kept[full] = own if task in users[full] else torch.zeros_like(ones)
 
     def prefixed(tensors: Mapping[str, Any]) -> dict[str, Any]:
         return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}

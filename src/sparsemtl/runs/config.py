@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsemtl.errors import ConfigError
 from sparsemtl.registry.plugins import load_plugins, plugins_of, with_absolute_code
+from sparsemtl.runs.auto_options import AUTO, candidates_of
+from sparsemtl.runs.changes import merge
 from sparsemtl.runs.pretraining import pretraining_config
 from sparsemtl.runs.validation import validate
 from sparsemtl.storage.yaml_text import line_numbers
@@ -37,7 +40,37 @@ def check(
         load_plugins(plugins_of(config))
     complete = with_absolute_code(validate(config, where=where, origins=origins), Path())
     pretraining_config(complete, where=where, origins=origins)
+    if complete[AUTO] is not None:
+        candidate_configs(complete, where=where)
     return complete
+
+
+def candidate_configs(complete: Mapping[str, Any], *, where: str = "the configuration") -> dict[str, dict[str, Any]]:
+    """Return candidate -> its complete configuration, of a run with `sharing: auto`.
+
+    Raises:
+        ConfigError: if a candidate is not valid, changes what all candidates have in common, or none is dense.
+    """
+    base = {key: value for key, value in complete.items() if key not in (AUTO, "name", "label")}
+    base["training"] = {**base["training"], "measure_cost": False}
+    configs = {}
+    for name, changes in candidates_of(complete).items():
+        if common := [key for key in changes if key in _COMMON]:
+            raise ConfigError(
+                f"{where}, candidate {name!r}: `{common[0]}` cannot be changed, all candidates have the same: "
+                f"{', '.join(_COMMON)}."
+            )
+        configs[name] = check({**merge(base, changes), "label": name}, where=f"{where}, candidate {name!r}")
+    if not any(config["sharing"]["name"] == "dense" for config in configs.values()):
+        raise ConfigError(
+            f"{where}: expected a candidate with `sharing: dense`, which the others are compared with, found none "
+            f"among {', '.join(configs)}."
+        )
+    return configs
+
+
+_COMMON = ("data", "tasks", "seed", "task_options", "primary", "plugins", "name", "label", AUTO)
+"""Keys that candidates cannot change: their data, and what judges them."""
 
 
 def origins_of(path: str | Path, overrides: Sequence[str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from sparsemtl.architectures.assembled import AssembledModel
 from sparsemtl.compaction import Bundle, ServingPlan, compact, plan, save_bundle
 from sparsemtl.compaction.pipeline import CompactedModule
 from sparsemtl.compaction.plan import Cost
@@ -24,8 +25,9 @@ from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.model import MultiTaskModel, placement
 from sparsemtl.networks.modes import eval_mode
 from sparsemtl.networks.task_networks import TaskNetworks
+from sparsemtl.runs.auto_options import AUTO
 from sparsemtl.runs.build import make_model
-from sparsemtl.runs.config import check
+from sparsemtl.runs.config import candidate_configs, check
 from sparsemtl.storage.files import read_tensors, read_tree
 from sparsemtl.storage.metrics import metrics_frame
 from sparsemtl.storage.run_folder import RunFolder
@@ -242,9 +244,16 @@ def _built(run: RunFolder, config: Mapping[str, Any]) -> MultiTaskModel:
         raise CheckpointError(f"{run.inputs} is damaged: {error!r}.") from None
     try:
         complete = check(config, where=str(run.config))
-        return make_model({**complete, "pretrained": None, "pretraining": None}, cast("TaskData", inputs))
+        if complete[AUTO] is None:
+            return _fresh(complete, inputs)
+        models = {name: _fresh(candidate, inputs) for name, candidate in candidate_configs(complete).items()}
+        return AssembledModel(models, read_json(run.choice))
     except SparseMTLError as error:
         raise CheckpointError(f"{run.path}: its model cannot be built without the data: {error} {by_hand}") from error
+
+
+def _fresh(complete: Mapping[str, Any], inputs: _Inputs) -> MultiTaskModel:
+    return make_model({**complete, "pretrained": None, "pretraining": None}, cast("TaskData", inputs))
 
 
 def _record(task: Task, options: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from sparsemtl.architectures import Source
 from sparsemtl.data.images.classified.image_folders import AUXILIARY
 from sparsemtl.errors import CheckpointError, ConfigError, SparseMTLError
 from sparsemtl.networks.model import stride_of, width_of
+from sparsemtl.runs.auto_options import AUTO
 from sparsemtl.runs.changes import PRETRAINING, merge
 from sparsemtl.runs.validation import data_section, differences, validate
 from sparsemtl.storage.files import read_tensors
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from sparsemtl.runs.spec import RunSpec
     from sparsemtl.training import Trainer
 
-_NOT_INHERITED = ("name", "label", "architecture", "sharing", "balancing", "freeze", "start_from", PRETRAINING)
+_NOT_INHERITED = ("name", "label", "architecture", "sharing", "balancing", "freeze", "start_from", AUTO, PRETRAINING)
 """Keys of a run that its pretraining run does not take over."""
 _NOT_INHERITED_IN_TRAINING = ("choose_after",)
 """Likewise in `training`: it depends on the sharing method."""
@@ -69,6 +70,10 @@ def pretraining_config(
     inner = {key.removeprefix(prefix): origin for key, origin in (origins or {}).items() if key.startswith(prefix)}
     config = validate(merge(base, {"tasks": [AUXILIARY], **changes}), where=where, origins=inner)
     pretraining_config(config, where=where, origins=inner)
+    if config[AUTO] is not None:
+        raise ConfigError(
+            f"{where}: sharing: expected one method, got 'auto'. A run starts from the encoder of one network."
+        )
     if config["freeze"]:
         raise ConfigError(
             f"{where}: freeze: expected false, as the pretraining run trains the encoder. To keep the encoder as "

@@ -10,6 +10,8 @@ from typing import Any
 
 from sparsemtl.data import TaskData
 from sparsemtl.errors import CheckpointError
+from sparsemtl.runs.auto import run_auto
+from sparsemtl.runs.auto_options import AUTO
 from sparsemtl.runs.build import make_trainer
 from sparsemtl.runs.config import check
 from sparsemtl.runs.loaded import write_inputs
@@ -69,9 +71,15 @@ def _run(spec: RunSpec, folder: RunFolder, *, resume: bool, progress: bool, fini
     with locked(folder.path), use_threads(spec.config["training"]["threads"]):  # data, too, depend on the threads
         if not resume:
             _check_free(folder)  # again: another process may have begun and ended a run meanwhile
-        pretrained = pretrain(
-            spec, folder, train=partial(_run, resume=True, progress=progress, finished=finished), dry_run=dry_run
+        pretrain_for = partial(
+            pretrain, train=partial(_run, resume=True, progress=progress, finished=finished), dry_run=dry_run
         )
+        if spec.config[AUTO] is not None:
+            results = run_auto(spec, folder, pretrain=pretrain_for, progress=progress)
+            if finished is not None:
+                finished(folder.path)
+            return results
+        pretrained = pretrain_for(spec, folder)
         trainer = make_trainer(spec.config, spec.data, folder.path, pretrained=pretrained, progress=progress)
         write_inputs(folder, spec.data, spec.config["task_options"])
         train, validation, test = spec.loaders()
@@ -114,7 +122,7 @@ def _check_free(folder: RunFolder) -> None:
         raise CheckpointError(f"{path} is a file; a run needs a folder of its own. Use another --out.")
     if folder.finished:
         raise CheckpointError(f"{path} holds a finished run. Use another --out, or delete it.")
-    if folder.last.exists() or folder.summary.exists():
+    if folder.last.exists() or folder.summary.exists() or folder.candidates.exists():
         with suppress(OSError), locked(path):  # raises if that run has not stopped yet
             pass
         raise CheckpointError(

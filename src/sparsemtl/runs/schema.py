@@ -20,6 +20,7 @@ from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
 from sparsemtl.registry.checking import STRICT, checkable
 from sparsemtl.registry.parameters import Count, Default, Natural, NonNegative, Parameter, parameters_of
 from sparsemtl.registry.registry import Registry
+from sparsemtl.runs.auto_options import AUTO, AutoOptions
 from sparsemtl.sharing import SHARING
 from sparsemtl.training.trainer import Trainer
 
@@ -99,6 +100,16 @@ class RunKeys(TypedDict, total=False):
             "Changes of this configuration that make its pretraining run, whose encoder this run starts from: by "
             "default a shared bottom trained on the task `auxiliary`. This run leaves out tasks that the other run "
             "trains on the same data set."
+        ),
+    ]
+    auto: Annotated[
+        dict[str, Any] | None,
+        Default(None),
+        Doc(
+            "Options of `sharing: auto`, which chooses the network of each task among candidates by validation: "
+            "`candidates` (name -> changes of this configuration, the simplest network first), `more` (candidates "
+            "beside the default ones), `rungs`, `survivors`, `choose`. Written as "
+            "`sharing: {name: auto, rungs: [0.1, 0.3]}`."
         ),
     ]
     task_options: Annotated[
@@ -213,6 +224,8 @@ _Registered = tuple[str, tuple[str, ...], Callable[..., Any]]
 def _schema_model(registered: tuple[_Registered, ...]) -> type[BaseModel]:
     """Return the model from the cache unless a registry has changed: a study checks many configurations."""
     fields = _fields(run_keys())
+    options = _model("auto", parameters_of(AutoOptions), "Options of `sharing: auto`.")
+    fields[AUTO] = (options | None, Field(None, description=run_keys()[AUTO].meaning))
     fields["training"] = (_model("training", training_keys(), "Epochs, batches, device."), _default({}))
     for section, (registry, default) in SECTIONS.items():
         about = f"The {registry.kind}: its name, or a mapping of its `name` and parameters."
@@ -233,6 +246,9 @@ def json_schema() -> dict[str, Any]:
         mapping = {key: place.pop(key) for key in ("anyOf", "oneOf", "discriminator", "$ref") if key in place}
         names = [label for name in registry for label in (name, *registry.aliases(name))]
         place["anyOf"] = [{"enum": names}, mapping]
+        if section == "sharing":
+            auto = {"properties": {"name": {"const": "auto"}}, "required": ["name"], "type": "object"}
+            place["anyOf"] += [{"const": "auto"}, auto]
         if default is not None:
             schema["$defs"][f"{section}_{default}"]["required"].remove("name")
     schema["properties"]["pretraining"]["anyOf"] = [_changes(schema["properties"]), {"type": "null"}]
@@ -242,7 +258,8 @@ def json_schema() -> dict[str, Any]:
 def _changes(keys: Iterable[str]) -> dict[str, Any]:
     """Return the schema of `pretraining`: every key but `freeze: true`; a section without a name is the run's own."""
     places: dict[str, Any] = {key: {"$ref": f"#/properties/{key}"} for key in keys} | {
-        "freeze": {"type": "boolean", "const": False}
+        "freeze": {"type": "boolean", "const": False},
+        AUTO: {"type": "null"},
     }
     nameless = {"type": "object", "not": {"required": ["name"]}}
     places |= {section: {"anyOf": [places[section], nameless]} for section in SECTIONS}

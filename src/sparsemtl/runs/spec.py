@@ -34,13 +34,13 @@ class RunSpec:
 
     def __init__(self, config: Mapping[str, Any], built: dict[str, TaskData] | None = None) -> None:
         self.config = config
-        self._built = {} if built is None else built
+        self.built = {} if built is None else built
 
     @cached_property
     def pretraining(self) -> RunSpec | None:
         """Specification of the pretraining run; None without `pretraining`."""
         config = pretraining_config(self.config)
-        return None if config is None else RunSpec(config, self._built)
+        return None if config is None else RunSpec(config, self.built)
 
     @cached_property
     def data(self) -> TaskData:
@@ -68,9 +68,9 @@ class RunSpec:
         """Return the data set with all its tasks."""
         section = data_section(self.config)
         key = json.dumps(section, sort_keys=True)
-        if key not in self._built:
-            self._built[key] = DATASETS.build(section.pop("name"), **section)
-        return self._built[key]
+        if key not in self.built:
+            self.built[key] = DATASETS.build(section.pop("name"), **section)
+        return self.built[key]
 
     def _chosen(self, whole: TaskData) -> list[str] | None:
         """Return the tasks that the configuration names, or those that pretraining leaves; None for all."""

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from sparsemtl.errors import ConfigError, unknown_name
 from sparsemtl.registry.checking import BEYOND_LIMIT, EXPLAINED, advice_on
+from sparsemtl.registry.parameters import parameters_of
+from sparsemtl.runs.auto_options import AUTO, AutoOptions, check_rungs, spelled_out
 from sparsemtl.runs.changes import with_name
 from sparsemtl.runs.schema import SECTIONS, Keys, in_yaml_words, model_of, run_keys, schema_model, training_keys
 from sparsemtl.storage import comparison
@@ -30,7 +32,7 @@ def validate(
     """Check a configuration without its `pretraining`, and fill in every default; arguments as for `config.check`."""
     if not isinstance(config, Mapping):
         raise ConfigError(f"{where}: expected a mapping of sections, got {shown(config)}.")
-    given = {key: with_name(key, value) for key, value in plain(config).items()}
+    given = {key: with_name(key, value) for key, value in spelled_out(plain(config)).items()}
     try:
         checked = _checked(given)
     except ValidationError as error:
@@ -38,6 +40,8 @@ def validate(
     complete: dict[str, Any] = checked.model_dump(mode="json")
     if wrong := list(_wrong_options(complete["task_options"], origins or {})):
         raise _invalid(where, wrong)
+    if complete[AUTO] is not None:
+        check_rungs(complete[AUTO]["rungs"])
     return complete
 
 
@@ -108,7 +112,7 @@ def _place(issue: _Issue, config: Mapping[str, Any]) -> _Place:
     section, *rest = map(str, issue["loc"])
     if section in SECTIONS and rest and rest[0] == with_name(section, config[section]).get("name"):
         del rest[0]
-    return (section, *rest[:1]) if section in (*SECTIONS, "training") else (section,)
+    return (section, *rest[:1]) if section in (*SECTIONS, "training", AUTO) else (section,)
 
 
 def _problem(issues: Sequence[_Issue], place: _Place, config: Mapping[str, Any]) -> str:
@@ -161,4 +165,6 @@ def _keys_beside(place: _Place, config: Mapping[str, Any]) -> Keys:
         return run_keys()
     if place[0] == "training":
         return training_keys()
+    if place[0] == AUTO:
+        return parameters_of(AutoOptions)
     return SECTIONS[place[0]][0].parameters(config[place[0]]["name"])

@@ -42,6 +42,8 @@ class RunFolder:
         self.last = self.path / "checkpoints" / "last.safetensors"
         self.tensorboard = self.path / "tensorboard"
         self.pretraining = self.path / "pretraining"
+        self.candidates = self.path / "candidates"
+        self.choice = self.path / "choice.json"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
@@ -58,8 +60,8 @@ class RunFolder:
 
     @property
     def begun(self) -> bool:
-        """True if the run can be resumed: it has a checkpoint, or its pretraining began."""
-        return self.last.exists() or self.pretraining.exists()
+        """True if the run can be resumed: it has a checkpoint, or its pretraining or its candidates began."""
+        return self.last.exists() or self.pretraining.exists() or self.candidates.exists()
 
     @property
     def ended(self) -> bool:
@@ -79,7 +81,7 @@ class RunFolder:
     def remove_results(self) -> None:
         """Remove what an earlier run has written at its end, and its best models: a new run replaces it."""
         best = self.last.parent.glob("best*.safetensors")
-        for path in (self.summary, self.model, self.networks, self.samples, self.report, *best):
+        for path in (self.summary, self.model, self.networks, self.choice, self.samples, self.report, *best):
             path.unlink(missing_ok=True)
 
     def write_config(self, config: Mapping[str, Any]) -> None:

@@ -1,0 +1,217 @@
+"""`sharing: auto` of a configuration: the run folder of the candidates and of the networks that were chosen."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsemtl.balancing import as_balancer
+from sparsemtl.data import TaskData
+from sparsemtl.data.base import Loaders, Part
+from sparsemtl.networks.model import MultiTaskModel, placement
+from sparsemtl.networks.task_networks import TaskNetworks
+from sparsemtl.runs.auto_options import AUTO
+from sparsemtl.runs.build import make_trainer
+from sparsemtl.runs.config import candidate_configs
+from sparsemtl.runs.loaded import write_inputs
+from sparsemtl.runs.pretraining import PretrainedNetwork
+from sparsemtl.runs.spec import RunSpec
+from sparsemtl.sharing import Sharing
+from sparsemtl.storage.run_folder import RunFolder
+from sparsemtl.storage.text_files import write_json
+from sparsemtl.training.auto_share import AutoResult, auto_share, largest_cost, slug
+from sparsemtl.training.callbacks.csv_file import CSVCallback
+from sparsemtl.training.choice import BLOCKS, Gain
+from sparsemtl.training.costs import measure_costs
+from sparsemtl.training.epoch_averages import result_rows
+from sparsemtl.training.evaluation import Trained, sample_predictions
+from sparsemtl.training.results import Results
+from sparsemtl.training.run_files import RunFiles
+from sparsemtl.training.selection import Selection
+from sparsemtl.training.setup import RunParts
+from sparsemtl.training.summary import RunResults, summarize
+from sparsemtl.training.trainer import Trainer
+
+Pretrain = Callable[[RunSpec, RunFolder], PretrainedNetwork | None]
+
+
+def run_auto(spec: RunSpec, folder: RunFolder, *, pretrain: Pretrain, progress: bool) -> Results:
+    """Train the candidates, choose the network of each task, test, and write the files of the run.
+
+    What the folder holds of an earlier call is resumed.
+
+    Args:
+        spec: the run; its configuration has the key `auto`.
+        folder: its folder.
+        pretrain: returns the network of a run's pretraining run.
+        progress: show live bars.
+
+    Returns:
+        Test metrics per task.
+    """
+    config, data = spec.config, spec.data
+    options = config[AUTO]
+    folder.write_config(config)
+    write_inputs(folder, data, config["task_options"])
+    stop, choose = _split(data.validation, options["choose"], config["seed"])
+    size = config["training"]["batch_size"]
+    train, validation, test = spec.loaders()
+    configs = candidate_configs(config)
+    if progress:
+        print(_cost_text(config, configs, len(data.tasks)), file=sys.stderr)
+    result = auto_share(
+        {name: partial(_trainer, RunSpec(own, spec.built), pretrain, progress) for name, own in configs.items()},
+        train,
+        replace(data, validation=stop).loaders(size)[1],
+        _in_blocks(replace(data, validation=choose), choose),
+        rungs=options["rungs"],
+        survivors=options["survivors"],
+        folder=folder.candidates,
+    )
+    for name in result.epochs:
+        write_inputs(RunFolder(folder.candidates / slug(name)), data, config["task_options"])
+    results = result.evaluate(test)
+    gains = result.gains(_in_blocks(replace(data, validation=data.test), data.test))
+    _write(spec, folder, result, _Figures(result.evaluate(validation), results, gains, test))
+    return results
+
+
+def _cost_text(config: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]], tasks: int) -> str:
+    """Return what the run will cost at most, but for candidates whose first epochs cannot be selected."""
+    dense = sum(own["sharing"]["name"] == "dense" for own in configs.values())
+    cost = largest_cost(len(configs), dense, config[AUTO]["rungs"], config[AUTO]["survivors"], tasks)
+    epochs = config["training"]["epochs"]
+    return f"sharing auto: {len(configs)} candidates, at most about {cost:.1f} trainings of {epochs} epochs."
+
+
+def _trainer(spec: RunSpec, pretrain: Pretrain, progress: bool, folder: Path) -> Trainer:
+    """Return a new trainer of a candidate; its pretraining run is run first."""
+    return make_trainer(spec.config, spec.data, folder, pretrained=pretrain(spec, RunFolder(folder)), progress=progress)
+
+
+def _split(part: Part, share: float, seed: int) -> tuple[Part, Part]:
+    """Return the rows that stop trainings, and a share of all rows that choose among them."""
+    if isinstance(part, Mapping):
+        halves = {task: _split(rows, share, seed) for task, rows in part.items()}
+        return {t: half[0] for t, half in halves.items()}, {t: half[1] for t, half in halves.items()}  # type: ignore[misc]
+    order = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))
+    count = min(max(round(share * len(part)), 1), len(part) - 1)
+    return part.select(order[count:].sort().values), part.select(order[:count].sort().values)
+
+
+def _in_blocks(data: TaskData, part: Part) -> Loaders:
+    """Return the validation loaders in about as many batches as there are blocks."""
+    count = min(map(len, part.values())) if isinstance(part, Mapping) else len(part)
+    return data.loaders(1, evaluation_batch_size=max(ceil(count / BLOCKS), 1))[1]
+
+
+class _Figures:
+    """Figures of the chosen networks.
+
+    Args:
+        validation: metrics on all validation rows.
+        test: metrics on test rows.
+        gains: gains on test rows.
+        loaders: the test rows.
+    """
+
+    def __init__(self, validation: Results, test: Results, gains: Mapping[str, Gain], loaders: Loaders) -> None:
+        self.validation = validation
+        self.test = test
+        self.gains = gains
+        self.loaders = loaders
+
+
+class _ChosenSharing(Sharing):
+    """Networks that were chosen, which the run's record describes.
+
+    Args:
+        result: the choice.
+        gains: gains on test data.
+    """
+
+    def __init__(self, result: AutoResult, gains: Mapping[str, Gain]) -> None:
+        self._result = result
+        self._gains = gains
+
+    def start(self, model: MultiTaskModel) -> TaskNetworks:
+        """Return the chosen networks."""
+        return self._result.networks
+
+    def summary(self, model: MultiTaskModel, networks: TaskNetworks) -> dict[str, Any]:
+        """Return what was chosen, with its gains, and the cost."""
+        tasks = {}
+        for task, choice in self._result.choices.items():
+            low, high = self._gains[task].interval()
+            tasks[task] = {
+                "candidate": choice.candidate,
+                "baseline": choice.baseline,
+                "metric": choice.gain.metric,
+                "gain": {"validation": choice.gain.value, "test": self._gains[task].value, "low": low, "high": high},
+            }
+        return {"tasks": tasks, "epochs": dict(self._result.epochs), "trainings": self._result.trainings}
+
+    def tables(self, model: MultiTaskModel, networks: TaskNetworks) -> Any:
+        """Return the choice, who shares with whom, and the cost."""
+        return self._result.tables(self._gains)
+
+
+def _write(spec: RunSpec, folder: RunFolder, result: AutoResult, figures: _Figures) -> None:
+    """Write the files of a run."""
+    model, networks, config = result.model, result.networks, spec.config
+    device = placement(model)[0]
+    trained, files = Trained(model, networks, model), RunFiles(folder)
+    files.write_begin(config, device, config["seed"])
+    write_json(folder.choice, {task: choice.candidate for task, choice in result.choices.items()})
+    files.write_networks(model, networks)
+    files.write_samples(sample_predictions(trained, figures.loaders, device))
+    sharing = _ChosenSharing(result, figures.gains)
+    measured = measure_costs(model, networks, figures.loaders) if config["training"]["measure_cost"] else None
+    chosen = {task: RunFolder(folder.candidates / slug(choice.candidate)) for task, choice in result.choices.items()}
+    every = [RunFolder(folder.candidates / slug(name)).read_summary() for name in result.epochs]
+    record = summarize(
+        RunResults(
+            name=config["name"] or folder.path.name,
+            status="finished",
+            epochs=max(result.epochs.values()),
+            seconds=sum(summary["seconds"] for summary in every),
+            validation=figures.validation,
+            test=figures.test,
+            notes=(*spec.data.notes, _cost_note(result)),
+            cost=measured,
+        ),
+        RunParts(model, sharing, as_balancer("mean"), _no_optimizer, None),
+        config=config,
+        networks=networks,
+        selection=Selection(model),
+    )
+    record["axes"]["sharing"], record["axes"]["architecture"] = AUTO, "assembled"
+    record["method"] = config["label"] or AUTO
+    record["selection"]["rule"] = (
+        "rows of the validation data that stopped no training: per task, the simplest candidate within one standard "
+        "error of the best, and no worse than the best dense one"
+    )
+    for task, run in chosen.items():
+        record["tasks"][task]["best_epoch"] = run.read_summary()["tasks"][task]["best_epoch"]
+    rows = [row for task, run in chosen.items() for row in run.read_metrics() if row.task == task]
+    last = max((row.step for row in rows), default=0)
+    CSVCallback(folder.metrics).on_test_end([*rows, *result_rows(record["epochs"], last, "test", figures.test)])
+    files.write_summary(record)
+
+
+def _cost_note(result: AutoResult) -> str:
+    return (
+        f"{len(result.epochs)} candidates were trained for {result.trainings:.1f} times the epochs of one training; "
+        "the network of each task was chosen by validation rows that stopped none of these trainings"
+    )
+
+
+def _no_optimizer(groups: Any) -> Any:
+    raise AssertionError("assembled networks are not trained")

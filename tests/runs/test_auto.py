@@ -1,0 +1,150 @@
+"""`sharing: auto` in a configuration: a run like any other, with a run folder per candidate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import sparsemtl as sm
+from sparsemtl.cli.main import app
+from sparsemtl.errors import CheckpointError, ConfigError
+from sparsemtl.runs.auto_options import default_candidates
+from sparsemtl.runs.changes import override
+from sparsemtl.runs.config import candidate_configs, check
+from sparsemtl.runs.run import resume, run
+from sparsemtl.runs.schema import json_schema
+from sparsemtl.storage.run_folder import RunFolder
+
+CANDIDATES: dict[str, Any] = {
+    "dense": {},
+    "random": {"sharing": {"name": "random", "keep": 0.5}},
+    "apart": {"architecture": "single-task"},
+}
+CONFIG: dict[str, Any] = {
+    "data": {"name": "clustered-regressions", "tasks": 2, "train_size": 40, "validation_size": 40, "test_size": 60},
+    "encoder": {"name": "mlp", "hidden": [8, 6]},
+    "sharing": {"name": "auto", "candidates": CANDIDATES, "rungs": [0.5]},
+    "training": {"epochs": 2, "batch_size": 16, "measure_cost": False},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("auto") / "run"
+    run(CONFIG, path, progress=False)
+    return path
+
+
+def test_a_run_is_loaded_evaluated_and_compacted_like_any_other(folder: Path) -> None:
+    loaded = sm.load_run(folder)
+    summary = RunFolder(folder).read_summary()
+    assert summary["status"] == "finished"
+    assert summary["axes"]["sharing"] == "auto"
+    choice = json.loads((folder / "choice.json").read_text())
+    assert {task: about["candidate"] for task, about in summary["sharing"]["tasks"].items()} == choice
+    x = torch.randn(20, 20)
+    for task, name in choice.items():
+        alone = sm.load_run(folder / "candidates" / name)
+        expected = alone.predict(x, tasks=[task])[task]
+        assert torch.equal(loaded.predict(x, tasks=[task])[task], expected)
+        torch.testing.assert_close(loaded.compact(task, x)(x), expected)
+    assert loaded.metrics == {task: entry["test"] for task, entry in summary["tasks"].items()}
+    assert sm.check_run(folder).ok
+
+
+def test_the_promise_and_the_cost_are_in_its_record(folder: Path) -> None:
+    about = RunFolder(folder).read_summary()["sharing"]
+    for found in about["tasks"].values():
+        assert found["baseline"] in ("dense", "apart")
+        assert found["gain"]["validation"] >= 0
+        assert found["gain"]["low"] <= found["gain"]["test"] <= found["gain"]["high"]
+    assert about["trainings"] == sum(about["epochs"].values()) / 2
+    tables = RunFolder(folder).read_summary()["declarations"]["sharing"]["tables"]
+    assert [table["title"] for table in tables] == ["Network of each task", "Who shares with whom", "Candidates"]
+
+
+def test_a_run_that_stopped_ends_like_one_that_did_not(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted = 0
+    fit = sm.Trainer.fit
+
+    def stopping(self: sm.Trainer, *args: Any, **options: Any) -> sm.Trainer:
+        nonlocal fitted
+        fitted += 1
+        if fitted == 3:
+            raise KeyboardInterrupt
+        return fit(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sm.Trainer, "fit", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run(CONFIG, tmp_path / "run", progress=False)
+    with pytest.raises(CheckpointError, match="holds a run that stopped"):
+        run(CONFIG, tmp_path / "run", progress=False)
+    resume(tmp_path / "run", progress=False)
+    for name in ("model.safetensors", "networks.safetensors", "choice.json", "metrics.csv"):
+        left, right = ((path / name).read_text("latin-1") for path in (folder, tmp_path / "run"))
+        if name == "metrics.csv":  # without times
+            left, right = ([line for line in text.split() if "seconds" not in line] for text in (left, right))
+        assert left == right, name
+    with pytest.raises(CheckpointError, match="is finished"):
+        resume(tmp_path / "run", progress=False)
+
+
+def test_a_report_shows_the_choice(folder: Path) -> None:
+    result = CliRunner().invoke(app, ["report", str(folder)])
+    assert result.exit_code == 0, result.output
+    page = (folder / "report.html").read_text()
+    assert "Network of each task" in page
+    assert "Who shares with whom" in page
+
+
+def test_a_pretraining_run_has_one_network() -> None:
+    with pytest.raises(ConfigError, match="sharing: expected one method, got 'auto'"):
+        check({"pretraining": {"tasks": ["parity"], "sharing": "auto"}})
+
+
+def test_its_spellings_mean_the_same() -> None:
+    one = check({"sharing": "auto"})
+    assert one["sharing"]["name"] == "dense"
+    assert one == check({"sharing": {"name": "auto"}}) == check(one) == check({"auto": {}})
+    assert check(override({"sharing": "fisher"}, ["sharing=auto", "sharing.survivors=0.3"]))["auto"]["survivors"] == 0.3
+    assert check({})["auto"] is None
+    assert {"const": "auto"} in json_schema()["properties"]["sharing"]["anyOf"]
+
+
+def test_default_candidates_are_valid_for_every_optimizer() -> None:
+    for optimizer in ("adam", "adamw", "sgd"):
+        complete = check({"sharing": "auto", "optimizer": optimizer})
+        configs = candidate_configs(complete)
+        assert list(configs) == list(default_candidates(complete))
+        assert configs["fisher 0.1"]["optimizer"]["lr"] == pytest.approx(3 * complete["optimizer"]["lr"])
+        assert configs["dense, decay"]["optimizer"]["weight_decay"] > 0
+    more = check({"sharing": {"name": "auto", "more": {"mine": {"sharing": "random"}}}})
+    assert list(candidate_configs(more))[-1] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rung": [0.1]}, r"auto.rung: unknown key 'rung'. Did you mean 'rungs'"),
+        ({"rungs": [0.5, 0.1]}, r"`rungs` must rise, got \[0.5, 0.1\]"),
+        ({"survivors": 2.0}, r"auto.survivors: expected a float in \(0, 1\], got 2"),
+        (
+            {"candidates": {"a": {"sharing": "random"}}},
+            "expected a candidate with `sharing: dense`.*found none among a",
+        ),
+        ({"more": {"dense": {}}}, "candidate 'dense' is in `more` and among the others"),
+        ({"more": {"a": {"seed": 3}}}, "candidate 'a': `seed` cannot be changed"),
+        ({"more": {"a": {"sharing": {"name": "fisher", "keeps": 1}}}}, "candidate 'a' is not valid:\n.*'keeps'"),
+    ],
+)
+def test_mistakes_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check({"sharing": {"name": "auto", **options}})
