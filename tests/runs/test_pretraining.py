@@ -18,7 +18,7 @@ import sparsemtl as sm
 from sparsemtl.architectures import ARCHITECTURES
 from sparsemtl.architectures.auxiliary import Auxiliary
 from sparsemtl.backbones import ENCODERS
-from sparsemtl.cli.main import _stopping
+from sparsemtl.cli.training import stopping
 from sparsemtl.data import Split
 from sparsemtl.errors import CheckpointError, ConfigError, NonFiniteLossError, ParameterError, SparseMTLError
 from sparsemtl.networks.frozen import Frozen
@@ -629,7 +629,7 @@ def test_a_run_that_is_interrupted_in_pretraining_says_how_to_go_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "_train_epoch", interrupted)
-    with pytest.raises(typer.Exit), _stopping(tmp_path / "run"):
+    with pytest.raises(typer.Exit), stopping(tmp_path / "run"):
         run(BASE, tmp_path / "run", progress=False)
     assert capsys.readouterr().err == f"Stopped. Resume with `sparsemtl resume {tmp_path / 'run'}`.\n"
 
