@@ -17,7 +17,7 @@ from sparsemtl.architectures.assembled import AssembledModel, assembled_networks
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import CheckpointError, ParameterError
 from sparsemtl.training.auto_share import AutoResult, auto_share, largest_cost
-from sparsemtl.training.choice import Gain, Rows, Scores, choose_networks
+from sparsemtl.training.choice import ChoiceRows, MetricGain, Scores, choose_networks
 from sparsemtl.training.evaluation import Trained
 
 NAMES = ("up", "across")
@@ -97,16 +97,16 @@ def test_standard_errors_of_means_are_those_of_the_blocks_means() -> None:
     trainer.fit(rows(16, 1), rows(16, 2))
     trained = Trained(trainer.model, trainer.networks, trainer.model)
     data = rows(40, 3)
-    scores = Rows(data, NAMES).scores(trained)["up"]
+    scores = ChoiceRows(data, NAMES).scores(trained)["up"]
     for value, (x, targets) in zip(scores.blocks, list(data), strict=True):
         error = (trainer.predict(x)["up"].squeeze(1) - targets["up"]).square().mean()
         assert value == pytest.approx(-float(error), rel=1e-4)
 
 
 def test_intervals_are_those_of_students_t() -> None:
-    low, high = Gain("mse", 1.0, 0.5, 20).interval()
+    low, high = MetricGain("mse", 1.0, 0.5, 20).interval()
     assert (low, high) == (pytest.approx(1 - 0.5 * 2.0930, abs=1e-3), pytest.approx(1 + 0.5 * 2.0930, abs=1e-3))
-    assert Gain("mse", 0.0, 1.0, 6).interval()[1] == pytest.approx(2.5706, abs=5e-3)
+    assert MetricGain("mse", 0.0, 1.0, 6).interval()[1] == pytest.approx(2.5706, abs=5e-3)
 
 
 # ---- the whole -------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.text_files import write_json
 from sparsemtl.training.auto_share import AutoResult, auto_share, largest_cost, slug
 from sparsemtl.training.callbacks.csv_file import CSVCallback
-from sparsemtl.training.choice import BLOCKS, Gain
+from sparsemtl.training.choice import BLOCKS, MetricGain
 from sparsemtl.training.costs import measure_costs
 from sparsemtl.training.epoch_averages import result_rows
 from sparsemtl.training.evaluation import Trained, sample_predictions
@@ -122,7 +122,7 @@ class _Figures:
         loaders: the test rows.
     """
 
-    def __init__(self, validation: Results, test: Results, gains: Mapping[str, Gain], loaders: Loaders) -> None:
+    def __init__(self, validation: Results, test: Results, gains: Mapping[str, MetricGain], loaders: Loaders) -> None:
         self.validation = validation
         self.test = test
         self.gains = gains
@@ -137,7 +137,7 @@ class _ChosenSharing(Sharing):
         gains: gains on test data.
     """
 
-    def __init__(self, result: AutoResult, gains: Mapping[str, Gain]) -> None:
+    def __init__(self, result: AutoResult, gains: Mapping[str, MetricGain]) -> None:
         self._result = result
         self._gains = gains
 

@@ -88,11 +88,12 @@ def default_candidates(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         for criterion in ("fisher", "specific")
         for keep in (0.3, 0.1)
     }
+    apart = {"architecture": "single-task", "start_from": None}  # weights of a shared network do not fit
     return {
         "dense": {},
         "dense, decay": decay,
         "group lasso": {"sharing": {**lasso, "reach_at": reach_at}},
         **masks,
-        "single-task": {"architecture": "single-task"},
-        "single-task, decay": {"architecture": "single-task", **decay},
+        "single-task": apart,
+        "single-task, decay": {**apart, **decay},
     }

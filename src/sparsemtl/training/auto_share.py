@@ -35,7 +35,7 @@ from sparsemtl.sharing import DenseSharing
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.text_files import read_json, write_json
 from sparsemtl.tasks.batches import Group, Loaders
-from sparsemtl.training.choice import Choice, Gain, Rows, choose_networks, gain_of, signed_value
+from sparsemtl.training.choice import Choice, ChoiceRows, MetricGain, choose_networks, gain_of, signed_value
 from sparsemtl.training.evaluation import Trained, evaluate
 from sparsemtl.training.results import Results
 from sparsemtl.training.trainer import Trainer
@@ -70,9 +70,9 @@ class AutoResult:
         """Return loss and metrics per task, each by its chosen network."""
         return evaluate(Trained(self.model, self.networks, self.model), loaders, placement(self.model)[0])
 
-    def gains(self, loaders: Loaders) -> dict[str, Gain]:
+    def gains(self, loaders: Loaders) -> dict[str, MetricGain]:
         """Return task -> gain of the chosen network over the best dense candidate; use data that chose nothing."""
-        rows = Rows(loaders, self.model.tasks)
+        rows = ChoiceRows(loaders, self.model.tasks)
         needed = {name for choice in self.choices.values() for name in (choice.candidate, choice.baseline)}
         scores = {name: rows.scores(self.finished[name]) for name in needed}
         return {
@@ -97,7 +97,7 @@ class AutoResult:
         self.model.check_task(task)
         return compact(self.model, self.networks, task=task, example_inputs=example_inputs, multiple_of=multiple_of)
 
-    def tables(self, test: Mapping[str, Gain] | None = None) -> tuple[SummaryTable, ...]:
+    def tables(self, test: Mapping[str, MetricGain] | None = None) -> tuple[SummaryTable, ...]:
         """Return tables of the choice, of who shares with whom, and of the cost.
 
         Args:
@@ -156,7 +156,7 @@ def auto_share(
             trainings[name].train(1.0, train, stop)
             epochs[name] = trainings[name].trained_epochs
         finished = {name: trainings[name].trained for name in left}
-        rows = Rows(choose, trainings[left[0]].trainer.model.tasks)
+        rows = ChoiceRows(choose, trainings[left[0]].trainer.model.tasks)
         choices = choose_networks({name: rows.scores(trained) for name, trained in finished.items()}, finished, dense)
     choice = {task: chosen.candidate for task, chosen in choices.items()}
     model = AssembledModel({name: deepcopy(finished[name].model) for name in finished}, choice).eval()
@@ -296,7 +296,7 @@ def _survivors(trainings: Mapping[str, _Training], dense: Collection[str], share
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _choice_tables(result: AutoResult, test: Mapping[str, Gain]) -> Iterable[SummaryTable]:
+def _choice_tables(result: AutoResult, test: Mapping[str, MetricGain]) -> Iterable[SummaryTable]:
     rows = []
     for task, choice in result.choices.items():
         found = test.get(task)

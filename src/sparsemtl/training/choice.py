@@ -26,7 +26,7 @@ BLOCKS = 20
 
 
 @dataclass(frozen=True)
-class Gain:
+class MetricGain:
     """Difference of two networks in a metric; positive is better.
 
     Attributes:
@@ -49,7 +49,7 @@ class Gain:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen for a task.
+    """Network that was chosen for a task.
 
     Attributes:
         candidate: the chosen candidate.
@@ -62,7 +62,7 @@ class Choice:
     candidate: str
     baseline: str
     best: str
-    gain: Gain
+    gain: MetricGain
     values: Mapping[str, float]
 
 
@@ -87,7 +87,7 @@ class Scores:
     blocks: Sequence[float]
 
 
-class Rows:
+class ChoiceRows:
     """Rows of a split, whole and in blocks.
 
     Args:
@@ -150,12 +150,12 @@ def _blocks_of(batches: Sequence[Any]) -> list[list[Any]]:
     return [list(batches[number::count]) for number in range(count)]
 
 
-def gain_of(model: MultiTaskModel, task: str, one: Scores, other: Scores) -> Gain:
+def gain_of(model: MultiTaskModel, task: str, one: Scores, other: Scores) -> MetricGain:
     """Return the difference of two networks of a task."""
     pairs = zip(one.blocks, other.blocks, strict=True)
     differences = [a - b for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
     error = stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else 0.0
-    return Gain(metric_facts(model.tasks[task]).primary, one.whole - other.whole, error, len(differences))
+    return MetricGain(metric_facts(model.tasks[task]).primary, one.whole - other.whole, error, len(differences))
 
 
 def choose_networks(
