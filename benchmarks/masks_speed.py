@@ -13,6 +13,9 @@
 - *checkpoint*: model, Adam's state and the masks of 8 tasks of a ResNet-50, over `torch.save` of the same state. Ours
   waits for the disk and has a checksum; `torch.save` does not wait.
 - *mask file*: the same masks in a file, over `np.packbits` of each and a file of the bytes, synchronised with the disk.
+  By hand takes 47 ms of processor time: 31 to pack, 13 to write. Ours takes 76: 31 to pack, 10 for the checksum, 20 in
+  safetensors, which writes, and 15 for the rest. It also waits for the disk twice more: the new file takes
+  the old one's name, and the folder is synchronised, so that a killed process leaves one of the two.
 - *overlap*: all pairs of tasks.
 """
 

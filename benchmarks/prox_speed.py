@@ -5,7 +5,10 @@
 All 53 convolutions, 22,531 input channels, 23.5 M weights, single precision: the time of a proximal step over that of
 fused AdamW's, or over that of a training step (forward, backward, fused AdamW) on 16 images of 64x64. Adam's moments
 are those of a few training steps. Between two timings the optimizer takes a step, so that caches hold what they hold in
-training. Rows "in torch" are without the compiled kernel.
+training. Rows "in torch" are without the compiled kernel: about 20 passes over the weights and their second moments,
+for the shifts, the norms and two Newton steps. In processor time on one thread, beside other work, the adaptive step
+took 31 % of a training step in torch (28 to 39 in seven pairs) and 10 % by the kernel, and the plain step 0.8 of fused
+AdamW's (0.5 to 1.5 in fifteen).
 """
 
 from __future__ import annotations

@@ -13,6 +13,21 @@ three layers of 1024, `resnet18` reads 3x64x64.
   `mlp` over the plain loop allows.
 - *evaluation*: `evaluate`, with the loss and the five metrics of each task, over mean loss and accuracy by hand.
 - *masked evaluation*: the same of tasks with masks that keep 0.3, over masks that are put on once per task.
+
+Shares of the processor time of `small` on one thread, by a profile of the trainer's step and of `evaluate`; those in
+italics are what a plain loop by hand has not:
+
+| step | % | evaluation of 32 batches | % |
+| :--- | ---: | :--- | ---: |
+| forward pass and losses | 25 | forward pass | 25 |
+| backward pass | 23 | loss per batch, for its mean | 12 |
+| fused Adam, zero_grad | 25 | *labels: read and checked* | 14 |
+| *labels: read and checked* | 6 | *five metrics per task: counts of joined batches* | 12 |
+| *layout of gradients, which fused kernels need* | 6 | *five metrics per task: values* | 13 |
+| *sum of the gradient, checked to be finite* | 5 | *five metrics per task: reset* | 6 |
+| *batches, groups, losses of the epoch, callbacks* | 10 | *copies, finite outputs, results* | 18 |
+
+Values and resets of metrics do not grow with the split.
 """
 
 from __future__ import annotations

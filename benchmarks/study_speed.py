@@ -3,7 +3,10 @@
     python benchmarks/study_speed.py [--quick] [--json FILE]
 
 The fixed cost is of six runs in one process that has run a study before: the time of the study less that of training,
-by run. Commands run in fresh processes; their time holds the import of torch. Jobs have one thread each.
+by run; a part of it is the report of the study, which is drawn once for all runs. Commands run in fresh processes;
+their time holds the import of torch. Jobs have one thread each. Two plain loops of torch on a like network, one thread
+each, that run at once in place of one after the other are the bound of what two jobs can gain: the cores of a virtual
+machine are often two threads of one core, which share its arithmetic units.
 """
 
 from __future__ import annotations
@@ -50,12 +53,10 @@ def measures(quick: bool) -> Iterator[Measure]:
         file = _written(folder / "short.yaml", SHORT)
         study = read_study(file)
         run_study(study, folder / "first", progress=False, finished=write_report)
-        yield Measure(
-            "fixed cost per run of a study",
-            spread(lambda: _fixed_cost(study, folder / "again"), repeats),
-            goal=0.3,
-            unit="s",
-        )
+        whole, reports = zip(*(_fixed_cost(study, folder / "again") for _ in range(repeats)), strict=True)
+        yield Measure("fixed cost per run of a study", spread(iter(whole).__next__, repeats), goal=0.3, unit="s")
+        part = spread(iter(reports).__next__, repeats)
+        yield Measure("of it, the report of the study, drawn once", part, unit="s")
         runs = [folder / "first" / "runs" / run.name for run in study.runs]
         yield Measure("report of a run", spread(lambda: seconds(lambda: write_report(runs[0])), repeats), unit="s")
         again = spread(lambda: seconds(lambda: _run(read_study(file), folder / "first")), repeats)
@@ -65,17 +66,64 @@ def measures(quick: bool) -> Iterator[Measure]:
         yield Measure("the same, as a command", value, goal=1, unit="s")
         if not quick:
             yield Measure("`study --jobs 2`, times faster than one job", _speed_up(folder, 2), goal=1.7, at_least=True)
+            yield Measure("two plain loops of torch at once, times faster than in turns", spread(_two_loops, repeats))
 
 
 def _run(study: Study, folder: Path) -> None:
     run_study(study, folder, progress=False, finished=write_report)
 
 
-def _fixed_cost(study: Study, folder: Path) -> float:
+def _fixed_cost(study: Study, folder: Path) -> tuple[float, float]:
+    """Return the seconds per run beside its training, and those of them in which the study's report is drawn."""
     shutil.rmtree(folder, ignore_errors=True)
-    total = seconds(lambda: run_study(study, folder, progress=False, finished=write_report, run_reports=False))
+    drawn: list[float] = []
+
+    def draw(path: Path) -> None:
+        drawn.append(seconds(lambda: write_report(path)))
+
+    total = seconds(lambda: run_study(study, folder, progress=False, finished=draw, run_reports=False))
     trained = [float(json.loads(path.read_text())["seconds"]) for path in folder.glob("runs/*/summary.json")]
-    return (total - sum(trained)) / len(trained)
+    return (total - sum(trained)) / len(trained), sum(drawn) / len(trained)
+
+
+PLAIN = """
+import sys, time, torch
+torch.set_num_threads(1)
+layers = []
+for inputs, outputs in ((1, 32), (32, 64), (64, 128)):
+    layers += [torch.nn.Conv2d(inputs, outputs, 3, padding=1), torch.nn.ReLU(), torch.nn.MaxPool2d(2)]
+model = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(128, 10))
+optimizer = torch.optim.Adam(model.parameters(), fused=True)
+x, y = torch.rand(64, 1, 8, 8), torch.randint(10, (64,))
+for _ in sys.stdin:
+    start = time.perf_counter()
+    for _ in range(100):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    print(time.perf_counter() - start, flush=True)
+"""
+"""Loop that trains a network like that of `long`, once per line of its input, and prints its seconds."""
+
+
+def _two_loops() -> float:
+    """Return the time of two loops in turns over that of the two at once."""
+    pipe, code = subprocess.PIPE, [sys.executable, "-c", PLAIN]
+    loops = [subprocess.Popen(code, stdin=pipe, stdout=pipe, text=True, bufsize=1) for _ in range(2)]
+
+    def once(chosen: list[Any]) -> list[float]:
+        for loop in chosen:
+            loop.stdin.write("\n")
+        return [float(loop.stdout.readline()) for loop in chosen]
+
+    try:
+        for loop in loops:
+            once([loop])  # warm
+        in_turns = sum(once([loop])[0] for loop in loops)
+        return in_turns / max(once(loops))
+    finally:
+        for loop in loops:
+            loop.communicate()
 
 
 def _speed_up(folder: Path, repeats: int) -> Ratio:
