@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 import sparsemtl
 from sparsemtl.errors import CheckpointError, StorageError
+from sparsemtl.storage import files
 from sparsemtl.storage.files import read_tensors, read_tree, write_tensors, write_tree
 from sparsemtl.storage.text_files import read_json, replacing, write_json, write_text
 
@@ -669,3 +670,16 @@ def test_no_module_of_the_library_loads_a_pickle() -> None:
             continue  # a syntax tree of every module takes seconds
         calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
         assert not [f"{path}:{call.lineno}" for call in calls if loads_pickles(call)]
+
+
+def test_a_mapped_file_that_is_replaced_meanwhile_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, tensor = tmp_path / "t.safetensors", torch.arange(3.0)
+    write_tensors(path, {"t": tensor}, {"kind": "test"})
+    found, header = read_tensors(path, own=True, mapped=True)
+    assert header == {"kind": "test"}
+    assert torch.equal(found["t"], tensor)
+    whole = files._mapped(path)
+    monkeypatch.setattr(files, "_mapped", lambda _: ({"t": tensor + 1}, whole[1]))
+    assert torch.equal(read_tensors(path, own=True, mapped=True)[0]["t"], tensor)

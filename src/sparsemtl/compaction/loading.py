@@ -72,8 +72,8 @@ def check_networks(path: str | Path) -> tuple[str, ...]:
 
 
 def _opened(path: str | Path) -> tuple[_Reader, str, dict[str, Tensor]]:
-    """Return the reader of a file, its description and its tensors."""
-    tensors, header = read_tensors(path, own=True)
+    """Return the reader of a file, its description, and its tensors, of which a network takes copies."""
+    tensors, header = read_tensors(path, own=True, mapped=True)
     kind = header.get("kind", "")
     if kind not in _READERS or kind not in header:
         raise CheckpointError(f"{path} holds no network: `sm.export(network, 'name.safetensors')` writes one.")
@@ -100,7 +100,7 @@ def _named(path: str | Path) -> Iterator[None]:
 def _only(content: Mapping[str, Any], tensors: Mapping[str, Tensor], task: str | None) -> fx.GraphModule:
     if task is not None:
         raise ParameterError(f"the file holds one network and no tasks, got task={task!r}. Leave `task` out.")
-    return built(content, tensors)
+    return built(content, {name: tensor.clone() for name, tensor in tensors.items()})
 
 
 def _of_task(content: Mapping[str, Any], tensors: Mapping[str, Tensor], task: str | None) -> fx.GraphModule:
@@ -109,13 +109,10 @@ def _of_task(content: Mapping[str, Any], tensors: Mapping[str, Tensor], task: st
         raise ParameterError(f"the file is a bundle of the tasks {', '.join(networks)}. Name one: task=...")
     if task not in networks:
         raise ParameterError(unknown_name("task", task, networks))
-    found: dict[str, Tensor] = {}
-    memory: set[int] = set()
-    for name, place in networks[task]["tensors"].items():
-        tensor = tensors[place] if isinstance(place, str) else _recipe(place, tensors).tensor()
-        start = tensor.untyped_storage().data_ptr()
-        found[name] = tensor.clone() if start in memory else tensor  # equal tensors are stored once
-        memory.add(start)
+    found = {
+        name: tensors[place].clone() if isinstance(place, str) else _recipe(place, tensors).tensor()
+        for name, place in networks[task]["tensors"].items()
+    }
     return built(networks[task]["network"], found)
 
 

@@ -121,7 +121,7 @@ class ServingPlan:
             ]
             for option in self.options
         ]
-        shared = len(self.options) > 1
+        shared = len(self.options) > 1 or len(self.tasks) == 1
         notes = [] if shared else ["The tasks' networks agree in no layer behind the input: nothing can be shared."]
         return Table(head, rows, notes=notes)
 

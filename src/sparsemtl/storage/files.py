@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 from torch import Tensor
 
@@ -57,20 +57,21 @@ def _distinct(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
-def read_tensors(path: str | Path, *, own: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(
+    path: str | Path, *, own: bool = False, mapped: bool = False
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read the tensors and the header of a safetensors file.
 
     Args:
         path: the file.
         own: refuse a file of another library, which has no checksum.
+        mapped: return tensors that are mapped from the file, to read and not to keep: a writer may change the file.
 
     Raises:
         CheckpointError: if the file is missing or damaged.
     """
     try:
-        content = Path(path).read_bytes()  # in one read: a run may replace the file meanwhile
-        tensors = load(content)
-        metadata = _metadata(content)
+        tensors, metadata = (_mapped if mapped else _read)(Path(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist.") from None
     except Exception as error:  # safetensors raises various errors for dtypes that torch lacks
@@ -86,9 +87,21 @@ def read_tensors(path: str | Path, *, own: bool = False) -> tuple[dict[str, Tens
         whole = whole and all(isinstance(value, str) for value in header.values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
+    if not whole and mapped:  # replaced between the two times that safetensors opens it, or damaged
+        return read_tensors(path, own=own)
     if not whole:
         raise CheckpointError(f"{path} is damaged: its checksum does not match its content. Use another copy of it.")
     return tensors, header
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    content = path.read_bytes()  # in one read: a run may replace the file meanwhile
+    return load(content), _metadata(content)
+
+
+def _mapped(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 def _looks_like_own(value: str) -> bool:
