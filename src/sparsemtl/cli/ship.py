@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import Tensor
 
-    from sparsemtl.compaction import CompactionReport, Exported, Speedup
+    from sparsemtl.compaction import CompactionReport, Exported
     from sparsemtl.compaction.inputs import Inputs
     from sparsemtl.runs.loaded import LoadedRun
 
@@ -160,6 +160,15 @@ def bench(
     ] = None,
     multiple_of: MultipleOf = "1",
     repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Number of passes that are timed.")] = 30,
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="eager|compile|onnxruntime|half|int8",
+            help="A runtime, may be given repeatedly; by default eager and, where it is installed, onnxruntime. "
+            "`compile` takes up to minutes per network.",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Device of the networks.")] = "cpu",
 ) -> None:
     """Time each task's network before and after compaction, in turns, in torch and in onnxruntime.
 
@@ -169,7 +178,15 @@ def bench(
     from rich.table import Table
 
     from sparsemtl.cli.terminal import show_whole
+    from sparsemtl.compaction import speedups
+    from sparsemtl.compaction.runtimes import RUNTIMES
     from sparsemtl.runs.loaded import load_run
+
+    for name in runtime or ():
+        if name not in RUNTIMES:
+            raise ParameterError(unknown_name("runtime", name, RUNTIMES))
+    if device != "cpu" and not torch.cuda.is_available():
+        raise ParameterError(f"--device {device}: torch finds no GPU here. Use --device cpu.")
 
     loaded = load_run(run)
     before = torch.get_num_threads()
@@ -183,26 +200,37 @@ def bench(
         "faster",
         "multiply-adds",
         "became time",
+        "difference",
     )
     table = Table(*heads, box=None, pad_edge=False)
     tasks, sizes = _chosen(loaded, task), batch_size or (1, 16)
+    reasons, processor = [], ""
     try:
         for name in _each(tasks):
-            for found in _speedups(loaded, name, sizes, multiple_of, repeats):
+            small = loaded.compact(name, multiple_of=_multiple(multiple_of)).to(device)
+            dense = loaded.network(name).to(device)
+            options: dict[str, Any] = {"task": name, "repeats": repeats, "runtimes": runtime}
+            batches = _batches(loaded, name, small.report.example, sizes)
+            for found in (each for x in batches for each in speedups(dense, small, x.to(device), **options)):
                 yielded = "" if found.yielded is None else f"{found.yielded:.0%}"
                 left = found.macs[1] / found.macs[0] if found.macs[0] else 1.0
                 times = [f"{time.median:.3f} ({time.p95:.3f})" for time in (found.before, found.after)]
-                table.add_row(
-                    name, found.runtime, str(found.batch), *times, f"{found.ratio:.2f}x", f"{left:.0%}", yielded
-                )
+                changes = (f"{found.ratio:.2f}x", f"{left:.0%}", yielded, f"{found.difference:.0e}")
+                table.add_row(name, found.runtime, str(found.batch), *times, *changes)
+                processor = found.processor
+                if found.reason:
+                    reasons.append(f"{name}, {found.runtime}, {found.batch} samples: {found.reason}.")
         together = _options(loaded, tasks, sizes, multiple_of, repeats) if len(tasks) > 1 else None
     finally:
         torch.set_num_threads(before)
     show_whole(table)
     typer.echo(
-        f"{threads or before} threads, medians of {repeats} passes. `became time`: share of the saved multiply-adds "
-        "that became saved time."
+        f"{processor}, {threads or before} threads, medians of {repeats} passes. `became time`: share of the saved "
+        "multiply-adds that became saved time. `difference`: of the small network's outputs from those in torch, as a "
+        "fraction of their spread."
     )
+    if reasons:
+        typer.echo("Where less than half became time:\n" + "\n".join(reasons))
     if together is not None:
         typer.echo("\nAll tasks together:")
         show_whole(together)
@@ -226,14 +254,6 @@ def _options(loaded: LoadedRun, tasks: Sequence[str], sizes: Sequence[int], mult
                 costs = (f"{time.median:.3f} ({time.p95:.3f})", f"{each.macs:,}", f"{each.bytes:,}", best)
                 table.add_row(each.name, runtime, str(len(x)), *costs)
     return table
-
-
-def _speedups(loaded: LoadedRun, name: str, sizes: Sequence[int], multiple_of: str, repeats: int) -> Iterator[Speedup]:
-    from sparsemtl.compaction import speedups
-
-    small = loaded.compact(name, multiple_of=_multiple(multiple_of))
-    for x in _batches(loaded, name, small.report.example, sizes):
-        yield from speedups(loaded.network(name), small, x, task=name, repeats=repeats)
 
 
 def _batches(loaded: LoadedRun, name: str, example: Inputs | None, sizes: Sequence[int]) -> Iterator[Tensor]:

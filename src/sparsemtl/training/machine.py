@@ -7,15 +7,14 @@ vector instructions, and another order of summands rounds to other bits.
 from __future__ import annotations
 
 import functools
-import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
 
 from sparsemtl.kernels.compiled import NAMES, computed_by, library
+from sparsemtl.kernels.processor import processor_name
 
 
 class HasThreads(Protocol):
@@ -60,7 +59,7 @@ def with_own_threads(method: Callable[Concatenate[T, P], R]) -> Callable[Concate
 def machine(device: torch.device) -> dict[str, str]:
     """Return the names of processor, instructions, device, version of torch, and what computed each kernel so far."""
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "torch": str(torch.__version__),
@@ -81,14 +80,3 @@ def load_kernels(before: Mapping[str, str]) -> None:
 def machine_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """Return the differences between two machines, such as "torch 2.3.0 there and 2.4.0 here"."""
     return [f"{key} {before[key]} there and {now[key]} here" for key in now if before.get(key, now[key]) != now[key]]
-
-
-@functools.cache
-def _processor() -> str:
-    """Return the processor's model: from /proc/cpuinfo on Linux, else from `platform`."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, "") or platform.processor() or platform.machine()
