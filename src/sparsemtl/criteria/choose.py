@@ -16,6 +16,7 @@ from sparsemtl.criteria.criterion import Criterion
 from sparsemtl.criteria.fisher import Fisher
 from sparsemtl.criteria.neurons import select_alive, warn_of_dead_units
 from sparsemtl.criteria.select import (
+    SINGLE,
     ChoiceOptions,
     Granularity,
     Keep,
@@ -27,6 +28,7 @@ from sparsemtl.criteria.select import (
     select_channels,
     select_structures,
 )
+from sparsemtl.criteria.two_of_four import input_axes, select_two_of_four
 from sparsemtl.errors import MaskError, MaskWarning, ParameterError
 from sparsemtl.networks.coverage import CoverageOptions
 from sparsemtl.networks.mask_description import left_out_of
@@ -62,9 +64,10 @@ def choose_masks(
             chosen, those of the named layers. The masks cover no others, which stay as they are for all tasks. `scope`
             ranks all weights together (`global`) or those of each layer separately (`layer`), by default per layer for
             tasks that keep less than 0.2;
-            `granularity` is `weight`, `channel` for whole output channels with their bias and norm, `head` for
-            attention heads, or `neuron` for hidden units of feed-forward layers; `min_per_layer` is the number of
-            weights or units that every layer keeps at least, `min_per_unit` that of incoming weights per unit.
+            `granularity` is `weight`, `2:4` for two of every four consecutive inputs (`keep=0.5`), `channel` for whole
+            output channels with their bias and norm, `head` for attention heads, or `neuron` for hidden units of
+            feed-forward layers; `min_per_layer` is the number of weights or units that every layer keeps at least,
+            `min_per_unit` that of incoming weights per unit.
 
     Warns:
         DeadUnitWarning: without `previous`, if a task keeps no incoming weight of more than half of a layer's units.
@@ -79,20 +82,20 @@ def choose_masks(
     granularity = selection.get("granularity", "weight")
     scores_all = bool(criterion.scored.get("mask_all"))
     if previous is None:
-        check_maskable(model, mask_all=scores_all and granularity == "weight", **patterns)
+        check_maskable(model, mask_all=scores_all and granularity in SINGLE, **patterns)
     check_keep(keep, model.tasks)
     if selection.get("min_per_unit") and granularity != "weight":
         raise ParameterError(
             f"`min_per_unit` is for granularity 'weight'; with {granularity!r}, whole units are kept or dropped. Use "
             "`min_per_layer`."
         )
-    if criterion.reads_data or granularity != "weight":
+    if criterion.reads_data or granularity not in SINGLE:
         check_readable(loaders)
     with fork_rng():
         scores = dict(criterion.scores(model, loaders, list(model.tasks.values())))
-        if granularity == "weight":
+        if granularity in SINGLE:
             names: Iterable[str] = maskable_parameters(model, mask_all=scores_all, **patterns)
-            keep_highest = _selection(model, selection.get("min_per_unit", 0))
+            keep_highest = _selection(granularity, model, selection.get("min_per_unit", 0))
         else:
             names, keep_highest = _units(granularity, model, loaders, patterns)
     masks: dict[str, Mapping[str, Tensor]] = {}
@@ -111,15 +114,17 @@ def choose_masks(
         masks,
         model=type(model).__name__,
         method=method or type(criterion).__name__,
-        left_out=left_out_of(model, covered, mask_all=scores_all and granularity == "weight", **patterns),
+        left_out=left_out_of(model, covered, mask_all=scores_all and granularity in SINGLE, **patterns),
     )
     if previous is None and granularity == "weight":
         warn_of_dead_units(chosen, model)
     return chosen
 
 
-def _selection(model: MultiTaskModel, min_per_unit: int) -> Callable[..., dict[str, Tensor]]:
+def _selection(granularity: Granularity, model: MultiTaskModel, min_per_unit: int) -> Callable[..., dict[str, Tensor]]:
     """Return the function of scores that keeps the highest weights."""
+    if granularity == "2:4":
+        return partial(select_two_of_four, axes=input_axes(model))
     return partial(select_alive, model=model, min_per_unit=min_per_unit) if min_per_unit else select
 
 
@@ -156,7 +161,8 @@ def fisher_masks(
         exclude: weights that masks do not cover, named in the same way.
         scope: rank all weights together (`global`) or those of each layer separately (`layer`); by default per layer
             for tasks that keep less than 0.2.
-        granularity: single weights, output channels with their bias and norm, attention heads, or neurons.
+        granularity: single weights, two of four inputs (`2:4`, with `keep=0.5`), output channels with their bias and
+            norm, attention heads, or neurons.
         options: `min_per_layer`, the weights or units that every layer keeps at least, by default 1; `min_per_unit`,
             the incoming weights that every unit keeps at least, by default 0; and parameters of `Fisher` (estimator,
             power, samples, ...).
@@ -167,7 +173,7 @@ def fisher_masks(
         >>> print(masks.overlap())                                                        # doctest: +SKIP
     """
     least, per_unit = options.pop("min_per_layer", 1), options.pop("min_per_unit", 0)
-    if granularity == "weight":
+    if granularity in SINGLE:
         criterion = Fisher(only=only, exclude=exclude, **options)
     else:
         criterion = Fisher(**{"mask_all": True, **options})

@@ -18,7 +18,9 @@ from sparsemtl.networks.structures import Structure
 from sparsemtl.registry.parameters import Count, Default, Natural
 
 Scope = Literal["global", "layer"]
-Granularity = Literal["weight", "channel", "head", "neuron"]
+Granularity = Literal["weight", "2:4", "channel", "head", "neuron"]
+SINGLE: tuple[Granularity, ...] = ("weight", "2:4")
+"""Granularities at which single weights are kept or dropped."""
 Units = Mapping[str, Sequence[str]]
 """Parameter that names a layer -> all parameters whose first axis is that layer's output channels."""
 
@@ -69,7 +71,10 @@ class ChoiceOptions(CoverageOptions, total=False):
     granularity: Annotated[
         Granularity,
         Default("weight"),
-        Doc("Single weights, output channels with their bias and norm, attention heads, or feed-forward neurons."),
+        Doc(
+            "Single weights, two of four consecutive inputs (`2:4`), output channels with their bias and norm, "
+            "attention heads, or feed-forward neurons."
+        ),
     ]
     min_per_layer: Annotated[Count, Default(1), Doc("Weights or units that every layer keeps at least.")]
     min_per_unit: Annotated[

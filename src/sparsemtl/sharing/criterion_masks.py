@@ -12,7 +12,8 @@ from sparsemtl.criteria.batch_norm import with_recomputed_batch_norm
 from sparsemtl.criteria.choose import choose_masks
 from sparsemtl.criteria.criterion import Criterion, ScoredOptions
 from sparsemtl.criteria.neurons import warn_of_dead_units
-from sparsemtl.criteria.select import Granularity, Keep, Scope, check_keep
+from sparsemtl.criteria.select import SINGLE, Granularity, Keep, Scope, check_keep
+from sparsemtl.criteria.two_of_four import check_half
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.coverage import CoverageOptions, coverage_options
 from sparsemtl.networks.declarations import Figure
@@ -68,7 +69,8 @@ class SelectionOptions(MaskOptions, total=False):
         Granularity,
         Default("weight"),
         Doc(
-            "What is kept or dropped: single weights, output channels with their bias and norm, attention heads "
+            "What is kept or dropped: single weights; two of every four consecutive inputs of an output (`2:4`, with "
+            "`keep: 0.5`), for sparse tensor cores; output channels with their bias and norm; attention heads "
             "(their rows of query, key and value, their columns of the output), or neurons (hidden units of "
             "feed-forward layers)."
         ),
@@ -112,8 +114,10 @@ class CriterionMasks:
                 f"`min_per_unit` is for `granularity: weight`; with {options['granularity']!r}, whole units are kept "
                 "or dropped. Use `min_per_layer`."
             )
-        self.mask_all = options["mask_all"] or options["granularity"] != "weight"
-        by_weight = options["granularity"] == "weight"  # units need the scores of everything that belongs to them
+        if options["granularity"] == "2:4":
+            check_half(keep, options["target_sparsity"])
+        by_weight = options["granularity"] in SINGLE  # units need the scores of everything that belongs to them
+        self.mask_all = options["mask_all"] or not by_weight
         patterns: CoverageOptions = coverage_options(options) if by_weight else {}
         self.scored: ScoredOptions = {"mask_all": self.mask_all, **patterns}
         self._method = method
