@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -97,7 +97,7 @@ def choose_masks(
             names: Iterable[str] = maskable_parameters(model, mask_all=scores_all, **patterns)
             keep_highest = _selection(granularity, model, selection.get("min_per_unit", 0))
         else:
-            names, keep_highest = _units(granularity, model, loaders, patterns)
+            names, keep_highest = _units(cast("_Units", granularity), model, loaders, patterns)
     masks: dict[str, Mapping[str, Tensor]] = {}
     for task in list(scores):
         score = scores.pop(task)  # one by one: the scores of all tasks are larger than the model
@@ -202,8 +202,11 @@ def _unchanged(task: str, previous: TaskMasks | None, scores: Mapping[str, Tenso
     return {n: before[n] if n in before else torch.ones_like(s, dtype=torch.bool) for n, s in scores.items()}
 
 
+_Units = Literal["channel", "head", "neuron"]
+
+
 def _units(
-    granularity: Literal["channel", "head", "neuron"],
+    granularity: _Units,
     model: MultiTaskModel,
     loaders: Loaders,
     patterns: CoverageOptions,
