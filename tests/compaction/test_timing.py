@@ -10,6 +10,7 @@ from torch import nn
 
 import sparsemtl as sm
 from sparsemtl.compaction import Speedup, Timing, runtimes
+from sparsemtl.compaction.inputs import Inputs
 from sparsemtl.compaction.timing import _reason
 from sparsemtl.errors import CompactionError, CompactionWarning, ParameterError
 from sparsemtl.kernels.processor import processor_name
@@ -37,7 +38,7 @@ def test_torch_is_timed_in_both_precisions_with_the_difference_of_the_outputs() 
 
 
 def test_images_are_timed_in_two_layouts_with_equal_outputs() -> None:
-    made = runtimes.eager({"before": nn.Conv2d(3, 2, 1)}, torch.rand(2, 3, 4, 4))
+    made = runtimes.eager({"before": nn.Conv2d(3, 2, 1)}, Inputs((torch.rand(2, 3, 4, 4),)))
     assert list(made) == [("before", ""), ("before", "channels last")]
     outputs = [run() for run in made.values()]
     torch.testing.assert_close(*outputs)
