@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from policies import Started
 from small_networks import WORDS, Runs, settle_norms
 from torch import Tensor, nn
@@ -118,7 +119,7 @@ if hasattr(nn, "RMSNorm"):  # torch 2.4
     )
 
 
-@pytest.mark.parametrize("name", CASES)
+@each("name", CASES)
 def test_a_layers_channels_are_its_rows_its_bias_and_the_norm_that_reads_it(name: str) -> None:
     make, shape, expected = CASES[name]
     assert units_of(make(), torch.rand(5, *shape)) == expected
@@ -195,8 +196,8 @@ def test_a_masked_channel_is_exactly_zero_behind_its_norm(name: str) -> None:
         assert y[:, ~silent].any()
 
 
-@pytest.mark.parametrize("keep", [0.1, 0.3, 0.5, 1.0])
-@pytest.mark.parametrize("scope", ["global", "layer"])
+@each("keep", [0.1, 0.3, 0.5, 1.0])
+@each("scope", ["global", "layer"])
 def test_exactly_the_asked_number_of_channels_is_kept(scope: Any, keep: float) -> None:
     model = model_of(resnet18((3, 16, 16), stem="cifar", width=4), 32)
     x = torch.randn(4, 3, 16, 16)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from fisher_oracles import assert_close, fisher
+from loops import each
 from small_networks import Runs, two_classifications
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
@@ -46,8 +47,8 @@ def batch(samples: int = 4) -> tuple[Tensor, dict[str, Tensor]]:
     return torch.randn(samples, 3, dtype=torch.float64), two_classifications()[1]
 
 
-@pytest.mark.parametrize("path", ["auto", "hooks", "functional", "loop"])
-@pytest.mark.parametrize("kind", KINDS)
+@each("path", ["auto", "hooks", "functional", "loop"])
+@each("kind", KINDS)
 def test_scores_are_those_without_checkpointing(kind: str, path: str) -> None:
     plain = (lambda inner, x: torch.tanh(inner(x))) if kind == "sequential" else (lambda inner, x: inner(x))
     criterion = Fisher(estimator="true", mask_all=True, path=path)
@@ -59,8 +60,8 @@ def test_scores_are_those_without_checkpointing(kind: str, path: str) -> None:
         assert_close(found[name], fisher(without, data, task, list(expected[name]), estimator="true"))
 
 
-@pytest.mark.parametrize("kind", ["not reentrant", "reentrant"])
-@pytest.mark.parametrize("name", [name for name in CRITERIA if name != "fisher"])
+@each("kind", ["not reentrant", "reentrant"])
+@each("name", [name for name in CRITERIA if name != "fisher"])
 def test_other_criteria_run_checkpointed_models(name: str, kind: str) -> None:
     without, checkpointed, data = model(lambda inner, x: inner(x)), model(KINDS[kind]), [batch()]
     expected = CRITERIA.build(name).scores(without, data, list(without.tasks.values()))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from policies import Started
 from torch import Tensor, nn
 
@@ -58,8 +59,8 @@ class Given(Criterion):
         return {t: {n: torch.full_like(p, score) for n, p in parameters.items()} for t, score in self.given.items()}
 
 
-@pytest.mark.parametrize("keep", [0.05, 0.3, 0.9, 1.0])
-@pytest.mark.parametrize("name", CHOOSERS)
+@each("keep", [0.05, 0.3, 0.9, 1.0])
+@each("name", CHOOSERS)
 def test_every_task_keeps_exactly_k_weights(name: str, keep: float) -> None:
     model, batches = model_and_data()
     masks = choose_masks(CHOOSERS[name], model, batches, keep=keep, scope="global")
@@ -69,8 +70,8 @@ def test_every_task_keeps_exactly_k_weights(name: str, keep: float) -> None:
     assert {mask.dtype for task in masks for mask in masks[task].values()} == {torch.bool}
 
 
-@pytest.mark.parametrize("keep", [0.05, 0.3, 0.9, 1.0])
-@pytest.mark.parametrize("name", CHOOSERS)
+@each("keep", [0.05, 0.3, 0.9, 1.0])
+@each("name", CHOOSERS)
 def test_layer_scope_keeps_exactly_k_of_every_layer(name: str, keep: float) -> None:
     model, batches = model_and_data()
     masks = choose_masks(CHOOSERS[name], model, batches, keep=keep, scope="layer", min_per_layer=3)
@@ -198,8 +199,8 @@ class Drawing:
             yield x[order], {name: target[order] for name, target in targets.items()}
 
 
-@pytest.mark.parametrize("granularity", ["weight", "channel"])
-@pytest.mark.parametrize("name", CRITERIA)
+@each("granularity", ["weight", "channel"])
+@each("name", CRITERIA)
 def test_neither_the_model_nor_the_order_of_a_loader_is_disturbed(name: str, granularity: Any) -> None:
     model, batches = model_and_data()
     model.train()

@@ -23,6 +23,7 @@ from fisher_oracles import (
     spy_on_draws,
 )
 from lightning_fabric import Fabric
+from loops import each
 from policies import Started
 from small_networks import WORDS, Runs, settle_norms
 from torch import Tensor, nn
@@ -99,9 +100,9 @@ def without_labels(batches: Batches, missing: float, *, samples: tuple[int, ...]
     return [(x, {"t": label}), *rest]
 
 
-@pytest.mark.parametrize("power", POWERS)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("estimator", ["fs", "efs", "true"])
+@each("power", POWERS)
+@each("kind", KINDS)
+@each("estimator", ["fs", "efs", "true"])
 def test_an_estimate_equals_its_definition_sample_by_sample_and_label_by_label(
     estimator: str, kind: str, power: str
 ) -> None:
@@ -249,8 +250,8 @@ def labels_and_weights(task: Task, output: Tensor) -> list[tuple[float, Tensor]]
     return [(float(log_prob(task, output, a).exp()), a) for a in answers]
 
 
-@pytest.mark.parametrize("kind", ["softmax", "multi-label"])
-@pytest.mark.parametrize("estimator", ["fs", "true", "sample", "batch"])
+@each("kind", ["softmax", "multi-label"])
+@each("estimator", ["fs", "true", "sample", "batch"])
 def test_masks_of_one_sample_and_one_label_do_not_depend_on_the_power(estimator: str, kind: str) -> None:
     task = KINDS[kind]()
     model, batches = model_of(task), data_of(task, sizes=(1,))
@@ -354,8 +355,8 @@ def test_a_reseeded_criterion_differs_in_the_drawn_labels_alone() -> None:
     assert criterion.seed == 1
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("kind", KINDS)
+@each("estimator", ESTIMATORS)
+@each("kind", KINDS)
 def test_samples_without_a_label_add_exactly_nothing(kind: str, estimator: str) -> None:
     task = KINDS[kind]()
     model = model_of(task)
@@ -367,9 +368,9 @@ def test_samples_without_a_label_add_exactly_nothing(kind: str, estimator: str) 
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("power", POWERS)
-@pytest.mark.parametrize("estimator", ["fs", "efs", "true", "batch"])
-@pytest.mark.parametrize("kind", KINDS)
+@each("power", POWERS)
+@each("estimator", ["fs", "efs", "true", "batch"])
+@each("kind", KINDS)
 def test_the_mean_is_over_labelled_samples_alone(kind: str, estimator: str, power: str) -> None:
     task = KINDS[kind]()
     model = model_of(task)
@@ -389,8 +390,8 @@ def test_unknown_entries_of_a_label_add_nothing_to_the_empirical_information(kin
     assert_close(score(model, batches, estimator="true"), truth)
 
 
-@pytest.mark.parametrize("estimator", ["fs", "efs", "true"])
-@pytest.mark.parametrize("limit", range(1, 8))
+@each("estimator", ["fs", "efs", "true"])
+@each("limit", range(1, 8))
 def test_the_limit_counts_labelled_samples_exactly(limit: int, estimator: str) -> None:
     task = sm.Classification("t", 3)
     model = model_of(task)
@@ -423,9 +424,9 @@ def test_no_more_data_is_read_than_needed() -> None:
     assert read == [0, 1]
 
 
-@pytest.mark.parametrize("power", POWERS)
-@pytest.mark.parametrize("estimator", ["fs", "efs", "true"])
-@pytest.mark.parametrize("kind", KINDS)
+@each("power", POWERS)
+@each("estimator", ["fs", "efs", "true"])
+@each("kind", KINDS)
 def test_batch_size_does_not_matter(kind: str, estimator: str, power: str) -> None:
     task = KINDS[kind]()
     model = model_of(task)
@@ -488,8 +489,8 @@ def test_probabilities_near_one_keep_their_distance_from_it_in_half_precision(es
     assert_close(half, truth, relative=0.01)
 
 
-@pytest.mark.parametrize("path", ["auto", "hooks", "functional", "loop"])
-@pytest.mark.parametrize("estimator", ["efs", "true"])
+@each("path", ["auto", "hooks", "functional", "loop"])
+@each("estimator", ["efs", "true"])
 def test_a_parameter_outside_of_a_tasks_graph_scores_zero(estimator: str, path: str) -> None:
     tasks = [sm.Classification("a", 3), sm.Classification("b", 2)]
 
@@ -543,12 +544,8 @@ def test_the_network_is_the_one_of_evaluation_whatever_its_mode(training: bool) 
     assert_close(score(model.train(training), batches, estimator="true"), truth)
 
 
-@pytest.mark.parametrize(
-    "context",
-    [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)],
-    ids=["no_grad", "inference_mode", "autocast"],
-)
-@pytest.mark.parametrize("path", ["auto", "functional", "loop"])
+@each("context", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+@each("path", ["auto", "functional", "loop"])
 def test_the_surroundings_do_not_matter(path: str, context: Callable[[], Any]) -> None:
     task = sm.Classification("t", 3)
     model, batches = model_of(task, dtype=torch.float32), data_of(task, dtype=torch.float32)
@@ -652,8 +649,8 @@ class Drawing:
             yield batch
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("path", ["auto", "loop"])
+@each("estimator", ESTIMATORS)
+@each("path", ["auto", "loop"])
 def test_the_model_its_gradients_and_the_dice_are_as_before(path: str, estimator: str) -> None:
     model = busy_model()
     before = traces(model)
@@ -747,8 +744,8 @@ def test_a_model_of_one_task_needs_no_name() -> None:
     assert select(found, 0.5)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("kind", ["softmax", "multi-label"])
+@each("estimator", ESTIMATORS)
+@each("kind", ["softmax", "multi-label"])
 def test_a_network_that_diverged_is_named_whatever_the_estimator(kind: str, estimator: Any) -> None:
     task = KINDS[kind]()
     model = model_of(task)

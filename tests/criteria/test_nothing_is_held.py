@@ -6,8 +6,8 @@ import gc
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
+from loops import each
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -54,7 +54,7 @@ def network() -> tuple[sm.SharedBottom, Watched, list[Any]]:
     return model, watched, [(torch.randn(4, 1, 6, 6), {"t": torch.tensor([0, 2, 1, 1])})]
 
 
-@pytest.mark.parametrize("use", USES)
+@each("use", USES)
 def test_no_activation_outlives_its_use(use: str) -> None:
     model, watched, loader = network()
     USES[use](model, loader)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from torch import Tensor, nn
 
 import sparsemtl as sm
@@ -104,8 +105,8 @@ def test_random_scores_leave_the_global_dice_alone() -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("keep", [0.1, 0.3, 0.9])
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@each("keep", [0.1, 0.3, 0.9])
+@each("seed", [0, 1, 2])
 def test_random_masks_of_tasks_are_independent(seed: int, keep: float) -> None:
     """Two masks have keep^2 of the weights in common, six cover 1 - (1 - keep)^6 of them, within three sigma.
 
@@ -156,9 +157,9 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name], score, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("task", [KIND, SIZE], ids=lambda task: task.name)
-@pytest.mark.parametrize("samples", [None, 1, 4, 7])
-@pytest.mark.parametrize("sizes", [(9,), (4, 5), (1,) * 9], ids=str)
+@each("task", [KIND, SIZE])
+@each("samples", [None, 1, 4, 7])
+@each("sizes", [(9,), (4, 5), (1,) * 9])
 def test_gradient_is_that_of_the_mean_loss_whatever_the_batches(
     sizes: tuple[int, ...], samples: int | None, task: sm.Task
 ) -> None:

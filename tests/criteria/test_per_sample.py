@@ -9,6 +9,7 @@ import torch
 from fisher_oracles import assert_close, fisher, rounding
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import each
 from small_networks import NETWORKS, SAMPLES, DoubledLinear, Network, Runs, build, two_classifications
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
@@ -36,8 +37,8 @@ def expected(model: sm.SharedBottom, batches: Any, **options: Any) -> dict[str, 
     }
 
 
-@pytest.mark.parametrize("power", POWERS)
-@pytest.mark.parametrize("name", NETWORKS)
+@each("power", POWERS)
+@each("name", NETWORKS)
 def test_every_path_gives_what_autograd_gives(name: str, power: str) -> None:
     network = NETWORKS[name]
     tasks, targets = two_classifications()
@@ -50,7 +51,7 @@ def test_every_path_gives_what_autograd_gives(name: str, power: str) -> None:
             assert_close(found[task], truth[task])
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@each("name", NETWORKS)
 def test_single_precision_gives_the_same_to_its_rounding(name: str) -> None:
     tasks, targets = two_classifications()
     model, x = build(NETWORKS[name], tasks, torch.float32)
@@ -61,8 +62,8 @@ def test_single_precision_gives_the_same_to_its_rounding(name: str) -> None:
         assert_close(found[task], truth[task], rounding(model))
 
 
-@pytest.mark.parametrize("power", POWERS)
-@pytest.mark.parametrize("name", FALLING_BACK)
+@each("power", POWERS)
+@each("name", FALLING_BACK)
 def test_hooks_alone_refuse_what_they_would_get_wrong(name: str, power: str) -> None:
     tasks, targets = two_classifications()
     model, x = build(NETWORKS[name], tasks)
@@ -83,9 +84,9 @@ def test_what_vmap_refuses_is_looped_over_unless_vmap_is_insisted_on() -> None:
         assert_close(found[task], truth[task])
 
 
-@pytest.mark.parametrize("path", ["auto", "functional"])
-@pytest.mark.parametrize("power", POWERS)
-@pytest.mark.parametrize("name", ["conv2d", "linear on many positions", "a layer used twice", "group norm", "resnet"])
+@each("path", ["auto", "functional"])
+@each("power", POWERS)
+@each("name", ["conv2d", "linear on many positions", "a layer used twice", "group norm", "resnet"])
 def test_memory_for_chunks_does_not_change_the_result(name: str, power: str, path: str) -> None:
     tasks, targets = two_classifications()
     model, x = build(NETWORKS[name], tasks)
@@ -206,8 +207,8 @@ def test_gradient_too_large_to_share_a_cache_with_others_is_added_on_its_own(pow
     torch.testing.assert_close(total, naive(torch.zeros(()).double(), left, right, power))
 
 
-@pytest.mark.parametrize("positions", [1, FEW - 1, FEW + 1])
-@pytest.mark.parametrize("path", ["auto", "functional", "loop"])
+@each("positions", [1, FEW - 1, FEW + 1])
+@each("path", ["auto", "functional", "loop"])
 def test_squares_of_half_precision_do_not_overflow(path: str, positions: int) -> None:
     """300^2 is beyond float16; gradients are cast before they are squared."""
     torch.manual_seed(0)

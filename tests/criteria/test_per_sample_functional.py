@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from fisher_oracles import add, assert_close, gradient
+from loops import each
 from policies import Started
 from small_networks import Runs
 from torch import Tensor, nn
@@ -211,23 +212,23 @@ def scores(model: sm.SharedBottom, x: Any, **options: Any) -> dict[str, Tensor]:
     return criterion.scores(model, [(x, {"t": KIND})], list(model.tasks.values()))["t"]
 
 
-@pytest.mark.parametrize("chunk_mb", [8, 1e-6])
-@pytest.mark.parametrize("power", ["square", "abs"])
-@pytest.mark.parametrize("name", INPUTS)
+@each("chunk_mb", [8, 1e-6])
+@each("power", ["square", "abs"])
+@each("name", INPUTS)
 def test_scores_are_those_of_a_loop_over_the_samples(name: str, power: str, chunk_mb: float) -> None:
     model, given = made(name)
     assert_close(scores(model, given.x, power=power, chunk_mb=chunk_mb), oracle(model, given, power))
 
 
-@pytest.mark.parametrize("path", ["auto", "functional", "loop"])
-@pytest.mark.parametrize("name", INPUTS)
+@each("path", ["auto", "functional", "loop"])
+@each("name", INPUTS)
 def test_a_users_cut_serves_any_input(name: str, path: Any) -> None:
     model, given = made(name)
     assert_close(scores(model, given.x, select=given.sample, path=path), oracle(model, given, "square"))
 
 
-@pytest.mark.parametrize("path", ["functional", "loop"])
-@pytest.mark.parametrize("name", INPUTS)
+@each("path", ["functional", "loop"])
+@each("name", INPUTS)
 def test_a_path_that_must_cut_cuts_right_or_refuses(name: str, path: Any) -> None:
     model, given = made(name)
     if given.rows:

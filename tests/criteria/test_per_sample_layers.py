@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from loops import each
 from torch import Tensor, nn
 
 from sparsemtl.criteria import per_sample_layers
@@ -128,8 +129,8 @@ def test_large_convolution_is_the_same_with_and_without_kernels(
     assert float((torchs - truth).abs().max() / truth.max()) < 1e-6  # a product of the BLAS, which may sum in one row
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 8], ids=lambda size: f"{size}x{size}")
-@pytest.mark.parametrize("power", ["square", "abs"])
+@each("size", [1, 2, 3, 8])
+@each("power", ["square", "abs"])
 def test_few_positions_and_many_agree_with_autograd_alike(size: int, power: str) -> None:
     assert_sums_powers(nn.Conv2d(2, 3, 3, padding=1), (2, size, size), power, 10**6)
 

@@ -9,6 +9,7 @@ import torch
 from fisher_oracles import assert_close, fisher
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import each
 from small_networks import NETWORKS, SAMPLES, Runs, build, two_classifications
 from torch import Tensor, nn
 
@@ -54,8 +55,8 @@ def rand(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("batch", [2, 3, 5])
-@pytest.mark.parametrize("name", ["class token and map of positions", "learned query", "transformer"])
+@each("batch", [2, 3, 5])
+@each("name", ["class token and map of positions", "learned query", "transformer"])
 def test_batches_of_any_length_follow_the_checked_one(name: str, batch: int) -> None:
     tasks, targets = two_classifications()
     model, x = build(NETWORKS[name], tasks)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import each
 from torch import Tensor
 
 from sparsemtl.criteria.select import budget, select, select_channels, top_k
@@ -101,9 +102,9 @@ def test_keeping_more_keeps_the_same_and_more(given: dict[str, Tensor], one: flo
     assert less <= more
 
 
-@pytest.mark.parametrize("scope", ["global", "layer"])
-@pytest.mark.parametrize("size", [1, 2, 7, 1000])
-@pytest.mark.parametrize("keep", [1e-9, 0.001, 0.1, 0.25, 0.3, 0.5, 0.9, 0.9999, 1.0, 1])
+@each("scope", ["global", "layer"])
+@each("size", [1, 2, 7, 1000])
+@each("keep", [1e-9, 0.001, 0.1, 0.25, 0.3, 0.5, 0.9, 0.9999, 1.0, 1])
 def test_the_budget_is_rounded_and_neither_none_nor_more_than_all(keep: float, size: int, scope: Any) -> None:
     masks = select({"w": torch.rand(size)}, keep, scope=scope)
     assert int(masks["w"].sum()) == budget(size, keep) == min(max(round(keep * size), 1), size)
@@ -121,8 +122,8 @@ def test_dead_weights_do_not_push_the_count_above_k() -> None:
     assert select({"w": score}, 0.5)["w"].tolist() == [True, True, False, False, True, False]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("scope", ["global", "layer"])
+@each("dtype", DTYPES)
+@each("scope", ["global", "layer"])
 def test_any_precision_is_ranked(scope: Any, dtype: torch.dtype) -> None:
     score = torch.tensor([1.0, 4.0, 2.0, 3.0], dtype=dtype)
     assert select({"w": score}, 0.5, scope=scope)["w"].tolist() == [False, True, False, True]
@@ -158,8 +159,8 @@ def test_nan_is_refused_with_the_parameter_that_has_it(scope: Any) -> None:
         select({"good": good, "bad": bad}, 0.5, scope=scope)
 
 
-@pytest.mark.parametrize("scope", ["global", "layer"])
-@pytest.mark.parametrize("keep", [0, -0.1, 1.0001, 30, float("nan"), float("inf")])
+@each("scope", ["global", "layer"])
+@each("keep", [0, -0.1, 1.0001, 30, float("nan"), float("inf")])
 def test_keep_out_of_range_is_refused(keep: float, scope: Any) -> None:
     with pytest.raises(ParameterError, match=r"`keep` must be in \(0, 1\]"):
         select({"w": torch.rand(4)}, keep, scope=scope)

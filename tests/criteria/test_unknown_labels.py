@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from fisher_oracles import add, assert_close, gradient
+from loops import each
 from small_networks import Runs
 from torch import Tensor, nn
 
@@ -156,9 +157,9 @@ class Cropped(nn.Module):
         return self.head(x)[:, :, self.rows]
 
 
-@pytest.mark.parametrize("power", ["square", "abs"])
-@pytest.mark.parametrize("estimator", ["fs", "true", "batch"])
-@pytest.mark.parametrize("kind", ["segmentation", "depth", "normals"])
+@each("power", ["square", "abs"])
+@each("estimator", ["fs", "true", "batch"])
+@each("kind", ["segmentation", "depth", "normals"])
 def test_a_half_known_map_counts_as_the_map_of_its_known_half(kind: str, estimator: str, power: str) -> None:
     if estimator == "fs" and kind != "segmentation":
         estimator = "true"  # their prediction has no slope
@@ -170,9 +171,9 @@ def test_a_half_known_map_counts_as_the_map_of_its_known_half(kind: str, estimat
     assert_close(half, scores(model, x, KINDS[kind].labels[..., 1:, :], estimator=estimator, power=power))
 
 
-@pytest.mark.parametrize(("power", "shift"), [("square", 2.0), ("abs", 2.0), ("square", NAN)])
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("kind", KINDS)
+@each(("power", "shift"), [("square", 2.0), ("abs", 2.0), ("square", NAN)])
+@each("estimator", ESTIMATORS)
+@each("kind", KINDS)
 def test_nothing_depends_on_what_the_network_says_where_the_label_is_unknown(
     kind: str, estimator: str, power: str, shift: float
 ) -> None:
@@ -196,8 +197,8 @@ def test_nothing_depends_on_what_the_network_says_where_the_label_is_unknown(
     assert_close(scores(model, x, labels, estimator=estimator, power=power, path="loop"), given)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("kind", KINDS)
+@each("estimator", ESTIMATORS)
+@each("kind", KINDS)
 def test_every_way_to_say_unknown_is_the_same(kind: str, estimator: str) -> None:
     model, x = model_for(kind)
     first, *others = (partly(kind, value)[0] for value in KINDS[kind].unknown)
@@ -228,8 +229,8 @@ def test_loss_gradient_and_metrics_do_not_see_unknown_labels(kind: str) -> None:
         assert row == results[0]
 
 
-@pytest.mark.parametrize("elsewhere", [NAN, float("inf"), -float("inf")])
-@pytest.mark.parametrize("kind", KINDS)
+@each("elsewhere", [NAN, float("inf"), -float("inf")])
+@each("kind", KINDS)
 def test_even_an_output_that_is_no_number_stays_without_effect_there(kind: str, elsewhere: float) -> None:
     task = KINDS[kind].task()
     labels, _ = partly(kind, KINDS[kind].unknown[0])

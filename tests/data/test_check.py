@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from loops import each
 from typer.testing import CliRunner
 from vision_files import depth, lay_celeba, lay_celebamask, lay_city_arrays, lay_cityscapes, lay_nyu_arrays, save
 
@@ -38,7 +39,7 @@ def in_files() -> list[str]:
     return [name for name in DATASETS if (layout := required_files(DATASETS[name])) and layout.alternatives]
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@each("name", DATASETS)
 def test_every_data_set_says_which_files_it_needs(name: str) -> None:
     layout = required_files(DATASETS[name])
     assert layout is not None

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from object_files import FOLDERS, SMALL_OBJECTS
 from torch import Tensor
 
@@ -70,7 +71,7 @@ def no_outputs(task: Task, split: Split) -> Tensor:
     return torch.zeros(len(split), task.outputs, *(split.shape[1:] if isinstance(task, DenseTask) else ()))
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@each("name", DATASETS)
 def test_inputs_are_numbers_of_the_announced_shape(name: str, laid_root: Path) -> None:
     data = build(name, laid_root)
     for _, split in splits(data):
@@ -79,7 +80,7 @@ def test_inputs_are_numbers_of_the_announced_shape(name: str, laid_root: Path) -
         assert bool(split.x.isfinite().all())
 
 
-@pytest.mark.parametrize("name", [name for name in DATASETS if name not in (*TABLES, *TEXTS)])
+@each("name", [name for name in DATASETS if name not in (*TABLES, *TEXTS)])
 def test_images_lie_in_the_unit_range(name: str, laid_root: Path) -> None:
     for _, split in splits(build(name, laid_root)):
         assert split.x.min() >= 0
@@ -87,7 +88,7 @@ def test_images_lie_in_the_unit_range(name: str, laid_root: Path) -> None:
         assert split.x.max() > 0.5
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@each("name", DATASETS)
 def test_every_task_can_read_its_labels(name: str, laid_root: Path) -> None:
     data = build(name, laid_root)
     tasks = {task.name: task for task in data.tasks}
@@ -97,7 +98,7 @@ def test_every_task_can_read_its_labels(name: str, laid_root: Path) -> None:
         assert torch.isfinite(tasks[task].loss(no_outputs(tasks[task], split), labels))
 
 
-@pytest.mark.parametrize("name", that_take("seed"))
+@each("name", that_take("seed"))
 def test_the_seed_alone_decides_the_data(name: str, laid_root: Path) -> None:
     state = torch.get_rng_state()
     first, again, other = build(name, laid_root), build(name, laid_root), build(name, laid_root, seed=5)
@@ -108,18 +109,18 @@ def test_the_seed_alone_decides_the_data(name: str, laid_root: Path) -> None:
     assert not torch.equal(splits(first)[0][1].x, splits(other)[0][1].x)
 
 
-@pytest.mark.parametrize("name", that_take("seed"))
+@each("name", that_take("seed"))
 def test_how_the_parts_were_made_is_noted(name: str, laid_root: Path) -> None:
     assert any("seed 5" in note for note in build(name, laid_root, seed=5).notes)
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@each("name", DATASETS)
 def test_a_data_set_bears_its_registered_name_and_says_what_it_is(name: str, laid_root: Path) -> None:
     assert build(name, laid_root).name == name
     assert len(DATASETS.summary(name)) > 20
 
 
-@pytest.mark.parametrize("name", that_take("seed"))
+@each("name", that_take("seed"))
 def test_a_value_out_of_range_is_refused_by_name(name: str, laid_root: Path) -> None:
     with pytest.raises(
         ParameterError, match=r"'seed' parameter of \w+ must be an int in \[0, inf\)( or None)?\. Got -1"
@@ -132,8 +133,8 @@ def test_a_seed_that_stands_for_the_run_s_needs_a_run(laid_root: Path) -> None:
         build("label-subsets", laid_root, seed=None)
 
 
-@pytest.mark.parametrize("name", that_take("validation"))
-@pytest.mark.parametrize("validation", [0.0, 1.0, 1.5, -0.1])
+@each("name", that_take("validation"))
+@each("validation", [0.0, 1.0, 1.5, -0.1])
 def test_a_bad_validation_share_is_refused(name: str, validation: float, laid_root: Path) -> None:
     with pytest.raises(ParameterError, match=r"'validation' parameter of \w+ must be a float in \(0, 1\)"):
         build(name, laid_root, validation=validation)

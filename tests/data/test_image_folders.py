@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import each
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -454,8 +455,8 @@ def test_shares_that_come_out_even_are_exact_in_every_class() -> None:
     assert [torch.bincount(labels[part]).tolist() for part in parts] == [[14] * 7, [3] * 7, [3] * 7]
 
 
-@pytest.mark.parametrize("count", [2, 5, 10, 50])
-@pytest.mark.parametrize("seed", range(5))
+@each("count", [2, 5, 10, 50])
+@each("seed", range(5))
 def test_small_classes_take_no_share_from_any_part_of_the_whole(count: int, seed: int) -> None:
     parts = by_class(torch.arange(30).repeat_interleave(count), [0.7, 0.15, 0.15], seed=seed)
     assert [len(part) / (30 * count) for part in parts] == pytest.approx([0.7, 0.15, 0.15], abs=1 / (30 * count))

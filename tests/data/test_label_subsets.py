@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import each
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -316,7 +317,7 @@ def test_a_table_can_be_cut_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert samples.x.shape == (8, 3)
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "message"),
     [
         ({"tasks": {"one": ["3", "tree"]}}, r"task 'one': unknown class 'tree'.*Known: 0, 1"),

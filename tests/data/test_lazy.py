@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from torch import nn
 
 import sparsemtl as sm
@@ -71,10 +72,8 @@ def numbers(loader: LazyLoader) -> list[int]:
     return [int(value) for _, targets in loader for value in targets["value"]]
 
 
-@pytest.mark.parametrize("memory", [0.0, 1.0], ids=["decoded", "kept"])
-@pytest.mark.parametrize(
-    ("workers", "shuffle", "drop_last"), [(0, False, False), (0, True, False), (0, True, True), (2, True, False)]
-)
+@each("memory", [0.0, 1.0])
+@each(("workers", "shuffle", "drop_last"), [(0, False, False), (0, True, False), (0, True, True), (2, True, False)])
 def test_batches_are_those_of_the_same_samples_in_memory(
     workers: int, shuffle: bool, drop_last: bool, memory: float
 ) -> None:

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from loops import each
 
 from sparsemtl.data.splitting import hold_out, in_proportion, partition, shuffled
 from sparsemtl.errors import DataError, ParameterError
 
 
-@pytest.mark.parametrize("count", [5, 10, 101, 1797])
-@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.6, 0.2, 0.2), (0.34, 0.33, 0.33)])
+@each("count", [5, 10, 101, 1797])
+@each("shares", [(0.5, 0.5), (0.6, 0.2, 0.2), (0.34, 0.33, 0.33)])
 def test_parts_are_disjoint_and_together_everything(count: int, shares: tuple[float, ...]) -> None:
     parts = partition(count, shares, seed=1)
     assert torch.equal(torch.cat(parts).sort().values, torch.arange(count))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from torch import Tensor
 
 from sparsemtl.data import DATASETS, Split, TaskData
@@ -29,8 +30,8 @@ def both(split: Split) -> Tensor:
     return torch.stack([split.targets["first"], split.targets["second"]])
 
 
-@pytest.mark.parametrize("cosine", COSINES)
-@pytest.mark.parametrize("dimension", [2, 100])
+@each("cosine", COSINES)
+@each("dimension", [2, 100])
 def test_the_weights_have_the_cosine_that_is_asked_for(cosine: float, dimension: int) -> None:
     one, other = draw_functions(cosine, dimension, torch.Generator().manual_seed(3)).weights
     assert one.norm().item() == pytest.approx(LENGTH)

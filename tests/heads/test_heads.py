@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from loops import each
 from torch import Tensor, nn
 
 from sparsemtl.errors import ConfigError, ParameterError
@@ -13,8 +14,8 @@ from sparsemtl.heads.linear import LinearHead
 from sparsemtl.registry.parameters import parameters_of
 
 DENSE = ["convolution", "fcn", "deeplabv3"]
-every_dense_head = pytest.mark.parametrize("name", DENSE)
-every_head = pytest.mark.parametrize("name", list(HEADS))
+every_dense_head = each("name", DENSE)
+every_head = each("name", list(HEADS))
 
 
 def small(name: str, features: int = 8, outputs: int = 3, stride: int | None = 4) -> nn.Module:
@@ -32,8 +33,8 @@ def test_the_dense_heads_are_those_that_answer_for_every_pixel() -> None:
 
 
 @every_dense_head
-@pytest.mark.parametrize("stride", [1, 2, 8, 32])
-@pytest.mark.parametrize("sides", [(1, 1), (4, 6), (5, 3)])
+@each("stride", [1, 2, 8, 32])
+@each("sides", [(1, 1), (4, 6), (5, 3)])
 def test_outputs_are_as_large_as_the_image(name: str, stride: int, sides: tuple[int, int]) -> None:
     outputs = small(name, stride=stride)(maps(*sides))
     assert outputs.shape == (2, 3, sides[0] * stride, sides[1] * stride)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from torch import Tensor, nn
 
 from sparsemtl.kernels import group_lasso
@@ -17,7 +18,7 @@ from sparsemtl.optim import GroupLasso, ProximalAdamW, ProximalStep
 from sparsemtl.optim.proximal import group_lasso_, lasso_pull, norms
 
 SHAPES = [(1, 1, 5, 7), (1, 6, 5, 1), (2, 3, 4, 2), (3, 2, 1, 70), (1, 1, 1, 1), (1, 300, 70, 9), (5, 1, 1, 3000)]
-every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+every_shape = each("shape", SHAPES)
 EPS = 1e-3
 
 
@@ -51,7 +52,7 @@ def taus(x: Tensor, moment: Tensor) -> Iterator[float]:
 
 
 @every_shape
-@pytest.mark.parametrize("spread", [0.0, 1.0, 3.0])
+@each("spread", [0.0, 1.0, 3.0])
 def test_the_map_in_double_precision_is_that_of_torch(shape: tuple[int, ...], spread: float) -> None:
     x, moment = problem(shape, spread)
     for tau in taus(x, moment):
@@ -62,7 +63,7 @@ def test_the_map_in_double_precision_is_that_of_torch(shape: tuple[int, ...], sp
 
 
 @every_shape
-@pytest.mark.parametrize("spread", [0.0, 1.0, 3.0])
+@each("spread", [0.0, 1.0, 3.0])
 def test_in_single_precision_survivors_are_optimal_to_half_a_millionth(shape: tuple[int, ...], spread: float) -> None:
     x, moment = problem(shape, spread, torch.float32)
     for tau in taus(x, moment):
@@ -76,7 +77,7 @@ def test_in_single_precision_survivors_are_optimal_to_half_a_millionth(shape: tu
 
 
 @every_shape
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@each("dtype", [torch.float32, torch.float64])
 def test_the_plain_map_is_that_of_torch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x, _ = problem(shape, 1.0, dtype)
     x[:, :, 0] = 0.0
@@ -99,7 +100,7 @@ def test_the_threshold_of_the_plain_map_is_exact_and_nan_stays() -> None:
 
 
 @every_shape
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@each("dtype", [torch.float32, torch.float64])
 def test_the_pull_is_that_of_torch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x, moment = problem(shape, 1.0, dtype)
     pull = group_lasso.pull(x, moment, 0.3, EPS)

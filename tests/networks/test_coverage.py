@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from torch import Tensor, nn
 
 import sparsemtl as sm
@@ -135,9 +136,7 @@ def test_the_reason_names_the_pattern() -> None:
     assert reasons[WORD_TABLE].startswith("an embedding")
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+@each(("options", "message"), [
         ({"only": "encoder.mpl"}, r"`only`: no parameter, module or class of modules matches 'encoder\.mpl'\. Did you "
          r"mean 'encoder\.mlp'.*Classes: .*Linear.*Names: encoder\.pos_embedding"),
         ({"exclude": ["Conv2d"]}, r"`exclude`: no .* matches 'Conv2d'\. Did you mean 'Conv1d'"),
@@ -147,14 +146,13 @@ def test_the_reason_names_the_pattern() -> None:
         ({"only": 3}, "expected names, or classes such as nn.Conv2d, got 3"),
         ({"exclude": [int]}, "expected names, or classes such as nn.Conv2d, got <class 'int'>"),
         ({"only": []}, "`only` is an empty list"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_pattern_that_names_nothing_is_an_error(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ParameterError, match=message):
         sm.maskable_parameters(make(), **options)
 
 
-@pytest.mark.parametrize(
+@each(
     "method",
     [
         "fisher",

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import each
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -93,7 +94,7 @@ LAYOUTS: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@each("layout", LAYOUTS)
 def test_any_layout_in_memory_gives_torch_s_product_and_layout(layout: str) -> None:
     weight, mask = LAYOUTS[layout]()
     found, expected = MaskedProducts()(weight, mask, "t", "w"), weight * mask.to(weight.dtype)
@@ -183,7 +184,7 @@ REFERENCES: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
-@pytest.mark.parametrize("reference", REFERENCES)
+@each("reference", REFERENCES)
 def test_memory_that_something_refers_to_is_left_alone(reference: str) -> None:
     weight, mask = weight_and_mask(4, 5)
     products = MaskedProducts()

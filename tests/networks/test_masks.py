@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning_fabric import Fabric
+from loops import each
 from torch import Tensor, nn
 
 import sparsemtl as sm
@@ -472,8 +473,8 @@ def run(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("kind", NETWORKS)
+@each("training", [True, False])
+@each("kind", NETWORKS)
 def test_a_sub_network_computes_and_learns_like_a_masked_copy_bit_for_bit(kind: str, training: bool) -> None:
     model = network(kind).train(training)
     masks = random_masks(model, "ab")

@@ -8,6 +8,7 @@ from copy import deepcopy
 import pytest
 import torch
 from lightning_fabric import Fabric
+from loops import each
 from torch import Tensor, nn
 
 from sparsemtl import Classification, SharedBottom, TaskMasks, TaskNorms
@@ -36,7 +37,7 @@ ENCODERS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "conv": (conv_encoder, 8),
     "cumulative": (cumulative_encoder, 4),
 }
-every_encoder = pytest.mark.parametrize("kind", ENCODERS)
+every_encoder = each("kind", ENCODERS)
 
 
 def model_of(kind: str) -> SharedBottom:

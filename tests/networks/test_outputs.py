@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from torch import Tensor, nn
 
 import sparsemtl as sm
@@ -36,7 +37,7 @@ def network_of(layer: nn.Module) -> tuple[nn.Sequential, TaskNetworks]:
     return nn.Sequential(layer), TaskNetworks({t: TaskNetwork(output_factors={"0": f}) for t, f in factors.items()})
 
 
-@pytest.mark.parametrize("kind", LAYERS)
+@each("kind", LAYERS)
 def test_channels_are_zero_in_a_context_and_in_a_copy(kind: str) -> None:
     torch.manual_seed(0)
     make, shape, axis, folds = LAYERS[kind]

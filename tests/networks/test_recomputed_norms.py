@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -258,7 +259,7 @@ def test_running_averages_are_not_those_statistics() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:GroupLassoSharing:sparsemtl.errors.MaskWarning")  # these runs are too short
-@pytest.mark.parametrize("method", METHODS)
+@each("method", METHODS)
 def test_training_itself_is_the_same_with_and_without(method: str) -> None:
     ends = []
     for norm_batches in (None, 0):

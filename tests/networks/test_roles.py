@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
@@ -76,7 +77,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@each("name", LAYERS)
 def test_masks_cover_the_weights_of_a_layer_and_nothing_else(name: str) -> None:
     make, expected = LAYERS[name]
     layer = make()
@@ -163,8 +164,8 @@ COMPUTED: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("method", ["group-lasso", "soft-masks", "pbfs", "random", "fisher"])
-@pytest.mark.parametrize("kind", COMPUTED)
+@each("method", ["group-lasso", "soft-masks", "pbfs", "random", "fisher"])
+@each("kind", COMPUTED)
 def test_a_weight_that_is_computed_is_refused_with_what_to_do(kind: str, method: str) -> None:
     encoder = nn.Sequential(COMPUTED[kind](nn.Conv2d(2, 3, 3)), nn.Flatten(), nn.Linear(48, 4))
     model = sm.SharedBottom(encoder, tasks)

@@ -12,6 +12,7 @@ from weakref import ref
 
 import pytest
 import torch
+from loops import each
 from torch import Tensor, nn
 
 from sparsemtl.errors import MaskError
@@ -49,7 +50,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "gru": lambda: Recurrent(nn.GRU),
     "lstm": lambda: Recurrent(nn.LSTM),
 }
-every_model = pytest.mark.parametrize("kind", MODELS)
+every_model = each("kind", MODELS)
 
 
 def model_of(kind: str) -> nn.Module:
@@ -178,8 +179,8 @@ def saved(model: nn.Module) -> nn.Module:
     return torch.load(file, weights_only=False)
 
 
-@pytest.mark.parametrize("copy", [copied, pickled, saved])
-@pytest.mark.parametrize("depth", [1, 2])
+@each("copy", [copied, pickled, saved])
+@each("depth", [1, 2])
 @every_model
 def test_a_copy_made_inside_is_of_the_plain_model(
     kind: str, depth: int, copy: Callable[[nn.Module], nn.Module]

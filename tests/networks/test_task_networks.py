@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
@@ -267,8 +268,8 @@ def test_recomputed_forward_passes_give_the_same_gradients(kind: str, how: str, 
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("how", RECOMPUTED)
-@pytest.mark.parametrize("kind", ["own statistics", "masks", "soft masks", "own weights under masks"])
+@each("how", RECOMPUTED)
+@each("kind", ["own statistics", "masks", "soft masks", "own weights under masks"])
 def test_a_backward_pass_after_the_context_is_refused_where_it_recomputes(kind: str, how: str) -> None:
     model = model_of(how)
     networks = KINDS[kind](model)
@@ -337,18 +338,18 @@ def test_without_recomputation_a_backward_pass_after_the_context_is_right() -> N
         assert (p.grad is None and other is None) or torch.equal(p.grad, other), name  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("how", RECOMPUTED)
-@pytest.mark.parametrize("sharing", [lambda: sm.RandomSharing(keep=0.5), lambda: sm.SoftMaskSharing(linear=True)])
-@pytest.mark.parametrize("balancing", ["mean", "uncertainty", "pcgrad"])
-def test_the_trainer_ends_with_the_same_weights(sharing: Callable[[], Any], balancing: str, how: str) -> None:
-    ends = []
-    for kind in ("plain", how):
+@each("balancing", ["mean", "uncertainty", "pcgrad"])
+@each("sharing", [lambda: sm.RandomSharing(keep=0.5), lambda: sm.SoftMaskSharing(linear=True)])
+def test_the_trainer_ends_with_the_same_weights(sharing: Callable[[], Any], balancing: str) -> None:
+    ends = {}
+    for kind in ("plain", *RECOMPUTED):
         trainer = sm.Trainer(
             model_of(kind), sharing=sharing(), balancing=balancing, epochs=2, progress=False, accelerator="cpu"
         )
         trainer.fit([_needing_gradients(s) for s in range(3)], [batch(9)])
-        ends.append([p.detach().clone() for p in [*trainer.model.parameters(), *trainer.networks.parameters()]])
-    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
+        ends[kind] = [p.detach().clone() for p in [*trainer.model.parameters(), *trainer.networks.parameters()]]
+    for how in RECOMPUTED:
+        assert all(torch.equal(one, other) for one, other in zip(ends["plain"], ends[how], strict=True)), how
 
 
 def _needing_gradients(seed: int) -> tuple[Tensor, dict[str, Tensor]]:

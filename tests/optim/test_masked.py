@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning_fabric import Fabric
+from loops import each
 from policies import Started
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
@@ -34,7 +35,7 @@ OPTIMIZERS: dict[str, Make] = {
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.05, momentum=0.9, weight_decay=0.1),
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.1, weight_decay=0.1),
 }
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+every_optimizer = each("name", OPTIMIZERS)
 
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -87,7 +88,7 @@ def assert_held(model: nn.Module, before: dict[str, Tensor], active: dict[str, T
 
 
 @every_optimizer
-@pytest.mark.parametrize("task", [None, "b", ("a", "c"), ()], ids=str)
+@each("task", [None, "b", ("a", "c"), ()])
 def test_what_no_active_task_keeps_never_moves(name: str, task: str | tuple[str, ...] | None) -> None:
     model = network()
     masks, before = masks_of(model), weights_of(model)
@@ -204,9 +205,9 @@ def test_weights_are_held_in_any_memory_format() -> None:
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("rows", [[], [0], [1, 4], [0, 1, 2, 3, 4]])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", DTYPES)
+@each("rows", [[], [0], [1, 4], [0, 1, 2, 3, 4]])
+@each("memory_format", [torch.contiguous_format, torch.channels_last])
+@each("dtype", DTYPES)
 def test_whole_rows_are_held_bit_for_bit(
     dtype: torch.dtype, memory_format: torch.memory_format, rows: list[int]
 ) -> None:
@@ -458,7 +459,7 @@ def by_hand(update: Update, make: Make, masks: sm.TaskMasks) -> sm.SharedBottom:
 
 
 @every_optimizer
-@pytest.mark.parametrize("update", ["alternate", "average"])
+@each("update", ["alternate", "average"])
 def test_a_loop_of_ones_own_equals_the_engine_bit_for_bit(update: Update, name: str) -> None:
     trained, sharing = by_the_step(update, OPTIMIZERS[name])
     expected = by_hand(update, OPTIMIZERS[name], sharing.masks)

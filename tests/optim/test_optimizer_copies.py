@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
@@ -22,14 +23,14 @@ COPIES: dict[str, Callable[[Any], Any]] = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda objects: pickle.loads(pickle.dumps(objects)),
 }
-every_copy = pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
+every_copy = each("duplicate", COPIES.values())
 OPTIMIZERS: dict[str, Make] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.05, weight_decay=0.5),
     "proximal-adamw": lambda p: ProximalAdamW(p, lr=0.05, penalty=L1(strength=0.005, keep_min=1, linear=True)),
     "proximal-sgd": lambda p: ProximalSGD(p, lr=0.1, penalty=GroupLasso(strength=0.005, keep_min=1, linear=True)),
 }
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+every_optimizer = each("name", OPTIMIZERS)
 
 
 def network() -> nn.Sequential:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from torch import Tensor, nn
 
 import sparsemtl as sm
@@ -71,7 +72,7 @@ GROUPINGS = [
     Grouping("block", (100, 1), linear=True),
     Grouping(diagonals, linear=True),
 ]
-every_grouping = pytest.mark.parametrize("grouping", GROUPINGS, ids=lambda g: f"{g.name} {g.block}")
+every_grouping = each("grouping", GROUPINGS)
 LAYOUTS: dict[str, Callable[[], Tensor]] = {
     "contiguous": lambda: torch.empty(5, 7, 3, 2),
     "channels last": lambda: torch.empty(5, 7, 3, 2).to(memory_format=torch.channels_last),
@@ -82,7 +83,7 @@ LAYOUTS: dict[str, Callable[[], Tensor]] = {
     "linear": lambda: torch.empty(4, 6),
     "linear transposed": lambda: torch.empty(6, 4).T,
 }
-every_layout = pytest.mark.parametrize("layout", LAYOUTS)
+every_layout = each("layout", LAYOUTS)
 
 
 def numbered(layout: str) -> Tensor:
@@ -114,7 +115,7 @@ def test_what_is_written_into_groups_reaches_the_weight(grouping: Grouping, layo
 
 
 @every_grouping
-@pytest.mark.parametrize("layout", ["contiguous", "channels last", "1x1", "linear"])
+@each("layout", ["contiguous", "channels last", "1x1", "linear"])
 def test_named_groups_are_views_of_the_weight(grouping: Grouping, layout: str) -> None:
     weight = LAYOUTS[layout]()
     for part in grouping.split(weight):
@@ -122,8 +123,8 @@ def test_named_groups_are_views_of_the_weight(grouping: Grouping, layout: str) -
         assert shared == (not callable(grouping.by))
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 6, 3), (5, 2, 1, 7), (3, 2, 4, 2), (1, 1, 9, 1)], ids=str)
-@pytest.mark.parametrize("size", [1, 5, 24, 1000])
+@each("shape", [(1, 4, 6, 3), (5, 2, 1, 7), (3, 2, 4, 2), (1, 1, 9, 1)])
+@each("size", [1, 5, 24, 1000])
 def test_pieces_cut_between_groups_and_hold_every_entry_once(shape: tuple[int, ...], size: int) -> None:
     part = torch.arange(math.prod(shape)).view(shape)
     cut = [part[place] for place in places(part, size)]
@@ -144,7 +145,7 @@ SIZES: dict[type[Penalty], Callable[[float, float], float]] = {
 
 @every_grouping
 @every_layout
-@pytest.mark.parametrize("kind", SIZES)
+@each("kind", SIZES)
 def test_the_value_is_the_sum_over_groups(kind: type[Any], grouping: Grouping, layout: str) -> None:
     weight = LAYOUTS[layout]().double()
     weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
@@ -206,7 +207,7 @@ def test_a_penalty_is_a_value() -> None:
         penalty.strength = 1.0  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(
+@each(
     ("make", "message"),
     [
         (lambda: GroupLasso(strength=-1.0), r"'strength' parameter of GroupLasso must be a float in \[0, inf\)"),

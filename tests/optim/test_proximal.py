@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import each
 from proximal_oracles import over_groups, same_bits, slow_l1, slow_lasso
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from sparsemtl.optim import proximal
 from sparsemtl.optim.proximal import Reused, group_lasso_, group_mcp_, l1_, lasso_pull, mcp_pull, norms, sums
 
 SHAPES = [(1, 1, 5, 7), (1, 6, 5, 1), (2, 3, 4, 2), (3, 2, 1, 70), (1, 1, 1, 1)]
-every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+every_shape = each("shape", SHAPES)
 
 
 def problem(shape: tuple[int, ...], seed: int = 0, spread: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -37,7 +38,7 @@ def residual(z: Tensor, x: Tensor, shift: Tensor) -> Tensor:
 
 
 @every_shape
-@pytest.mark.parametrize("spread", [0.0, 1.0, 4.0])
+@each("spread", [0.0, 1.0, 4.0])
 def test_group_lasso_is_what_bisection_finds_in_every_group(shape: tuple[int, ...], spread: float) -> None:
     for seed in range(4):
         x, shift = problem(shape, seed, spread)
@@ -83,7 +84,7 @@ def test_what_survives_is_optimal(seed: int, spread: float, pull: float, shape: 
     assert float(residual(z, x, shift).max()) < 1e-14 * max(1.0, pull)
 
 
-@pytest.mark.parametrize("distance", [10.0**-k for k in range(2, 15)])
+@each("distance", [10.0**-k for k in range(2, 15)])
 def test_just_above_the_threshold_a_group_survives_and_is_optimal(distance: float) -> None:
     x, shift = problem((1, 6, 5, 3), spread=2.0)
     shift = scaled_to_pull(x, shift, 1 + distance)
@@ -96,7 +97,7 @@ def test_just_above_the_threshold_a_group_survives_and_is_optimal(distance: floa
     assert bool((norms(z) / bound > 0.5).all())
 
 
-@pytest.mark.parametrize("distance", [0.0, *(10.0**-k for k in range(2, 15))])
+@each("distance", [0.0, *(10.0**-k for k in range(2, 15))])
 def test_at_the_threshold_and_just_below_a_group_is_zero(distance: float) -> None:
     x = torch.tensor([0.5, -0.5, 0.5, 0.5], dtype=torch.float64).view(1, 4, 1, 1)
     shift = torch.full_like(x, 1 + distance)  # ||x|| = 1 exactly
@@ -127,8 +128,8 @@ def test_the_threshold_of_the_plain_map_is_exact() -> None:
         assert bool((z != 0).all()) == alive
 
 
-@pytest.mark.parametrize("spread", [0.0, 1.0, 4.0, 8.0])
-@pytest.mark.parametrize("pull", [1.0001, 1.5, 10, 1e4])
+@each("spread", [0.0, 1.0, 4.0, 8.0])
+@each("pull", [1.0001, 1.5, 10, 1e4])
 def test_single_precision_is_optimal_to_a_millionth(spread: float, pull: float) -> None:
     x, shift = problem((1, 40, 30, 9), spread=spread)
     x, shift = x.float(), scaled_to_pull(x, shift, pull).float()
@@ -208,8 +209,8 @@ def test_weights_without_any_metric_become_zero_or_stay_with_a_group_beyond_the_
     assert torch.equal(mcp, x)
 
 
-@pytest.mark.parametrize("shifts", [[1e-30, 1e6, 1e-3, 1.0], [1e-12, 1e12, 1.0, 1e6], [1e20, 1e30, 1e18, 1.0]])
-@pytest.mark.parametrize("scale", [1e-10, 1.0, 1e7])
+@each("shifts", [[1e-30, 1e6, 1e-3, 1.0], [1e-12, 1e12, 1.0, 1e6], [1e20, 1e30, 1e18, 1.0]])
+@each("scale", [1e-10, 1.0, 1e7])
 def test_shifts_of_all_orders_overflow_nowhere_in_single_precision(shifts: list[float], scale: float) -> None:
     x = torch.tensor([1.0, 1e-3, 0.0, 2.0]).view(1, 2, 1, 2) * scale
     shift = torch.tensor(shifts).view_as(x) * scale
@@ -221,7 +222,7 @@ def test_shifts_of_all_orders_overflow_nowhere_in_single_precision(shifts: list[
 
 
 @every_shape
-@pytest.mark.parametrize("metric", [False, True])
+@each("metric", [False, True])
 def test_l1_is_a_soft_threshold(shape: tuple[int, ...], metric: bool) -> None:
     x, shift = problem(shape)
     shift = shift / 3 if metric else torch.full_like(x, 0.5)
@@ -256,8 +257,8 @@ def candidates(x: Tensor) -> Tensor:
     return torch.cartesian_prod(*[steps] * len(x)).view(-1, len(x)) * x
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
-@pytest.mark.parametrize("limit", [0.3, 1.0, 1.7, 3.0])
+@each("size", [1, 2, 3])
+@each("limit", [0.3, 1.0, 1.7, 3.0])
 def test_no_point_is_better_than_where_group_mcp_takes_a_group(size: int, limit: float) -> None:
     kept = 0
     for seed in range(8):

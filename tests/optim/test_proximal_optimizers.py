@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from lightning_fabric import Fabric
+from loops import each
 from proximal_oracles import backward, network, same_bits, slow_adaptive_step, slow_plain_step, train
 from torch import Tensor, nn
 
@@ -42,12 +43,12 @@ PAIRS: dict[str, tuple[Make, Make]] = {
     "sgd": (ProximalSGD, torch.optim.SGD),
 }
 KERNELS = {"for loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
-every_kernel = pytest.mark.parametrize("kernel", KERNELS)
+every_kernel = each("kernel", KERNELS)
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "adamw": [{"lr": 1e-2}, {"lr": 3e-2, "weight_decay": 0.3, "amsgrad": True, "betas": (0.8, 0.9)}],
     "sgd": [{"lr": 1e-2}, {"lr": 3e-2, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}],
 }
-every_option = pytest.mark.parametrize(
+every_option = each(
     ("name", "options"), [(name, options) for name, all_options in OPTIONS.items() for options in all_options]
 )
 
@@ -72,7 +73,7 @@ def torch_options(options: dict[str, Any], name: str) -> dict[str, Any]:
 
 @every_option
 @every_kernel
-@pytest.mark.parametrize("penalty", [None, GroupLasso(strength=0.0), GroupMCP(strength=0.0), L1(strength=0.0)])
+@each("penalty", [None, GroupLasso(strength=0.0), GroupMCP(strength=0.0), L1(strength=0.0)])
 def test_without_a_penalty_it_is_torchs_optimizer_bit_for_bit(
     name: str, options: dict[str, Any], kernel: str, penalty: Penalty | None
 ) -> None:
@@ -83,7 +84,7 @@ def test_without_a_penalty_it_is_torchs_optimizer_bit_for_bit(
     assert all(map(same_bits, ours.parameters(), plain.parameters()))
 
 
-@pytest.mark.parametrize(("choice", "prox_lr", "strength"), [(0, "lr", 0.03), (1, "lr", 0.07), (1, "step", 0.07)])
+@each(("choice", "prox_lr", "strength"), [(0, "lr", 0.03), (1, "lr", 0.07), (1, "step", 0.07)])
 @every_kernel
 def test_every_step_is_adamws_and_then_the_exact_map_in_its_metric(
     choice: int, prox_lr: Any, strength: float, kernel: str
@@ -449,7 +450,7 @@ def test_accumulated_gradients_step_like_one_batch() -> None:
 
 
 @every_kernel
-@pytest.mark.parametrize("name", PAIRS)
+@each("name", PAIRS)
 def test_a_step_that_a_gradient_scaler_skips_shrinks_nothing(kernel: str, name: str) -> None:
     model = network(dtype=torch.float32)
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
@@ -482,9 +483,9 @@ def test_a_step_under_autocast_is_the_same() -> None:
     assert all(map(same_bits, *(model.parameters() for model in results)))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("penalty", [GroupLasso(strength=0.05), GroupMCP(strength=0.05), L1(strength=0.05)])
-@pytest.mark.parametrize("adaptive", [True, False])
+@each("dtype", [torch.bfloat16, torch.float16])
+@each("penalty", [GroupLasso(strength=0.05), GroupMCP(strength=0.05), L1(strength=0.05)])
+@each("adaptive", [True, False])
 def test_weights_of_half_precision_are_shrunk_as_in_single(
     dtype: torch.dtype, penalty: Penalty, adaptive: bool
 ) -> None:
@@ -525,8 +526,8 @@ PENALTIES_OF_ALL_KINDS = [
 ]
 
 
-@pytest.mark.parametrize("adaptive", [True, False])
-@pytest.mark.parametrize("penalty", PENALTIES_OF_ALL_KINDS, ids=str)
+@each("adaptive", [True, False])
+@each("penalty", PENALTIES_OF_ALL_KINDS)
 def test_no_weight_nearby_or_far_is_better_than_where_the_step_ends(penalty: Penalty, adaptive: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(4, 5, 2, 2, generator=generator, dtype=torch.float64)
@@ -574,8 +575,8 @@ KIN: dict[str, tuple[Callable[[Iterable[Any]], torch.optim.Optimizer], bool]] = 
 }
 
 
-@pytest.mark.parametrize("name", KIN)
-@pytest.mark.parametrize("adaptive", [True, False])
+@each("name", KIN)
+@each("adaptive", [True, False])
 def test_the_step_reads_size_and_metric_from_any_optimizer(name: str, adaptive: bool) -> None:
     make, has_metric = KIN[name]
     model = network()
