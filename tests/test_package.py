@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from loops import each
 
 import sparsemtl
 
@@ -54,7 +55,7 @@ def test_names_for_type_checkers_are_those_imported_on_first_use() -> None:
     assert {name for _, name in typed} == set(sparsemtl.__all__) - {"__version__"}
 
 
-@pytest.mark.parametrize("name", sparsemtl.__all__)
+@each("name", sparsemtl.__all__)
 def test_an_exported_name_is_the_one_of_its_module(name: str) -> None:
     found = getattr(sparsemtl, name)
     if name != "__version__":

@@ -3,11 +3,12 @@ from __future__ import annotations
 import math
 
 import pytest
+from loops import each
 
 from sparsemtl.report.words import arrow, duration, listing, number, percent, plural, scores, signed
 
 
-@pytest.mark.parametrize(
+@each(
     ("value", "text"),
     [
         (0.95321, "0.9532"),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import typer
+from loops import each
 from test_run import Killed, rows_without_times
 from torch import Tensor
 
@@ -564,13 +565,12 @@ def test_a_frozen_encoder_is_bit_for_bit_what_it_started_as(
     assert not any(torch.equal(end[name], tensor) for name, tensor in start.items() if name.startswith("heads."))
 
 
-@pytest.mark.parametrize(
+@each(
     "architecture",
     [
         *(name for name in ARCHITECTURES if name != "auxiliary"),
         *({"name": "auxiliary", "weights": weights} for weights in ("own", "shared")),
     ],
-    ids=str,
 )
 def test_every_architecture_leaves_a_frozen_encoder_as_it_is(architecture: Any) -> None:
     optimizer = {"name": "sgd", "lr": 0.1, "weight_decay": 0.1}

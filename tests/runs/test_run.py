@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 
 from sparsemtl.architectures import build_pools, label_correlations
 from sparsemtl.backbones import MLP
@@ -264,7 +265,7 @@ def made(**changes: Any) -> Trainer:
     return make_trainer(config, RunSpec(config).data, None, progress=False)
 
 
-@pytest.mark.parametrize(
+@each(
     ("key", "value"),
     [
         ("epochs", 3),

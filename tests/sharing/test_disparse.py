@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from policies import Started
 from sharing_toys import (
     NAMES,
@@ -47,8 +48,8 @@ def of_best(scores: dict[str, torch.Tensor], k: int) -> set[int]:
     return {i for i in sorted(range(len(values)), key=lambda i: -values[i])[:k] if values[i] != 0}
 
 
-@pytest.mark.parametrize("distinct", [True, False])
-@pytest.mark.parametrize("seed", range(5))
+@each("distinct", [True, False])
+@each("seed", range(5))
 def test_the_mask_lies_between_the_unions_of_the_k_and_the_k_plus_one_best(seed: int, distinct: bool) -> None:
     scores = scored(seed, distinct=distinct)
     unions = [set().union(*(of_best(found, k) for found in scores.values())) for k in range(20)]

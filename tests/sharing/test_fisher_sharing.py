@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from loops import each
 from policies import Started
 from sharing_toys import NAMES, encoder, engine_of, loader, model, own_loaders, run_epoch, table, tasks, trained
 from torch import Tensor, nn
@@ -91,8 +92,8 @@ def chosen(network: sm.MultiTaskModel, data: Any, **options: Any) -> sm.TaskMask
     return sharing.masks
 
 
-@pytest.mark.parametrize("power", ["square", "abs"])
-@pytest.mark.parametrize("estimator", get_args(Estimator))
+@each("power", ["square", "abs"])
+@each("estimator", get_args(Estimator))
 def test_its_masks_are_those_of_the_estimate_asked_for(estimator: Estimator, power: str) -> None:
     network, data = model(norm=False), loader(shuffle=False)
     found = chosen(network, data, estimator=estimator, power=power)
@@ -216,8 +217,8 @@ def test_regression_falls_back_to_the_exact_estimate_with_one_warning_a_run() ->
 
 def test_on_data_of_its_own_a_task_is_judged_by_it() -> None:
     network, loaders = model(norm=False), own_loaders()
-    for each in loaders.values():
-        each.shuffle = False
+    for one in loaders.values():
+        one.shuffle = False
     masks = chosen(network, loaders)
     for name in NAMES:
         alone = sm.fisher_information(network, loaders[name], name)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from policies import Started
 from sharing_toys import (
     NAMES,
@@ -46,10 +47,10 @@ from sparsemtl.sharing import CriterionMasks, Sharing
 from sparsemtl.sharing.sharing import Update
 
 METHODS = ["fisher", "random"]
-every_method = pytest.mark.parametrize("method", METHODS)
-every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
-both_semantics = pytest.mark.parametrize("mask_applies_to", ["weights", "gradients"])
-both_modes = pytest.mark.parametrize("update", ["alternate", "average"])
+every_method = each("method", METHODS)
+every_optimizer = each("optimizer", OPTIMIZERS)
+both_semantics = each("mask_applies_to", ["weights", "gradients"])
+both_modes = each("update", ["alternate", "average"])
 
 
 def masked(method: str, keep: float = 0.4, **options: Any) -> Any:
@@ -64,8 +65,8 @@ def attached(sharing: Sharing, network: sm.MultiTaskModel | None = None) -> Star
     return started
 
 
-@pytest.mark.parametrize("keep", [0.06, 0.1, 0.3, 0.77, 0.999, 1.0])
-@pytest.mark.parametrize("mask_all", [False, True])
+@each("keep", [0.06, 0.1, 0.3, 0.77, 0.999, 1.0])
+@each("mask_all", [False, True])
 @every_method
 def test_every_task_keeps_exactly_its_fraction_of_the_maskable_weights(
     method: str, mask_all: bool, keep: float
@@ -247,10 +248,8 @@ def gradient_by_hand(
 WEIGHTS = {"mean": [1 / 3, 1 / 3, 1 / 3], "constant": [0.5, 2.0, 0.25]}
 
 
-@pytest.mark.parametrize("balancing", WEIGHTS)
-@pytest.mark.parametrize(
-    ("mask_applies_to", "update"), [("weights", "average"), ("gradients", "average"), ("gradients", "joint")]
-)
+@each("balancing", WEIGHTS)
+@each(("mask_applies_to", "update"), [("weights", "average"), ("gradients", "average"), ("gradients", "joint")])
 @every_method
 def test_the_shared_gradient_is_the_weighted_sum_of_the_tasks_masked_gradients(
     method: str, mask_applies_to: str, update: Update, balancing: str
@@ -469,7 +468,7 @@ def test_attaching_anew_starts_anew(method: str) -> None:
 
 
 @every_method
-@pytest.mark.parametrize("target", [0.2, 0.55])
+@each("target", [0.2, 0.55])
 def test_a_target_sparsity_is_reached_by_the_epoch_asked_for_on_the_documented_way_and_held(
     method: str, target: float
 ) -> None:
@@ -497,7 +496,7 @@ def test_random_masks_are_nested_while_the_density_falls() -> None:
 
 
 @every_method
-@pytest.mark.parametrize("options", [{"target_sparsity": 0.5}, {"reach_at": 3}])
+@each("options", [{"target_sparsity": 0.5}, {"reach_at": 3}])
 def test_half_a_target_is_refused(method: str, options: dict[str, Any]) -> None:
     with pytest.raises(ParameterError, match="`target_sparsity` and `reach_at` go together"):
         masked(method, **options)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from policies import Started
 from sharing_toys import NAMES, OPTIMIZERS, assert_same, engine_of, loader, parameters_of, table, tasks, trained
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from sparsemtl.sharing import SHARING, ProximalSharing
 from sparsemtl.training.step import TrainingStep
 
 METHODS = [name for name, kind in SHARING.items() if isinstance(kind, type) and issubclass(kind, ProximalSharing)]
-every_method = pytest.mark.parametrize("method", METHODS)
+every_method = each("method", METHODS)
 
 
 class Tiled(nn.Module):
@@ -102,8 +103,8 @@ def test_a_penalty_in_the_loss_acts_on_the_gradient_and_on_no_task(method: str) 
     plain.optimizer.register_step_pre_hook(lambda *_: seen.extend(p.grad.clone() for p in covered(plain)))
     penalty = plain.sharing.shrink.penalty.value(weights(plain))
     terms = torch.autograd.grad(penalty, covered(plain))
-    for each in (engine, plain):
-        each.step([[sm_group(x, targets)]])
+    for one in (engine, plain):
+        one.step([[sm_group(x, targets)]])
     with_it, without = seen[: len(terms)], seen[len(terms) :]
     for found, bare, term in zip(with_it, without, terms, strict=True):
         assert term.abs().sum() > 0
@@ -121,8 +122,8 @@ def test_more_penalty_leaves_less(method: str) -> None:
     assert ends[0] < ends[-1]
 
 
-@pytest.mark.parametrize("target", [0.3, 0.5, 0.8])
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@each("target", [0.3, 0.5, 0.8])
+@each("optimizer", ["adam", "adamw", "sgd"])
 @every_method
 def test_a_target_is_reached_by_the_epoch_asked_for_and_held(method: str, optimizer: str, target: float) -> None:
     _, found = run(method, epochs=7, optimizer=optimizer, target_sparsity=target, reach_at=4, keep_min=1)
@@ -176,7 +177,7 @@ def test_the_summary_says_what_is_left_of_every_layer() -> None:
         assert layer["left"] == int(kept.sum())
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "message"),
     [
         ({"target_sparsity": 0.5}, "`target_sparsity` and `reach_at` go together"),
@@ -222,7 +223,7 @@ def test_a_strength_that_zeroes_nothing_is_told_at_the_end(method: str) -> None:
 
 
 @every_method
-@pytest.mark.parametrize("options", [{"lambda": 0.0}, {"target_sparsity": 0.3, "reach_at": 1}])
+@each("options", [{"lambda": 0.0}, {"target_sparsity": 0.3, "reach_at": 1}])
 def test_what_is_dense_on_purpose_or_sparse_is_not_warned_of(method: str, options: dict[str, Any]) -> None:
     fitted(SHARING.build(method, **options, keep_min=1), "adam", epochs=2)
 

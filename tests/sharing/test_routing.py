@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from routed_toys import TASKS, TOYS, batch_of, model_of
 from sharing_toys import assert_same, state_of
 from torch import Tensor, nn
@@ -68,8 +69,8 @@ def test_nothing_else_is_masked(toy: str) -> None:
         assert not any("heads" in name or "attn" in name for name in network.kept_weights)
 
 
-@pytest.mark.parametrize(("channels", "keep", "expected"), [(10, 0.9, 9), (10, 0.3, 3), (7, 0.5, 4), (3, 0.1, 1)])
-@pytest.mark.parametrize("cover", [False, True])
+@each(("channels", "keep", "expected"), [(10, 0.9, 9), (10, 0.3, 3), (7, 0.5, 4), (3, 0.1, 1)])
+@each("cover", [False, True])
 def test_shares_are_rounded_up_without_errors_of_floating_point(
     channels: int, keep: float, expected: int, cover: bool
 ) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from sharing_toys import NAMES, OPTIMIZERS, assert_same, build, loader, model, state_of, trained
 from torch import nn
 
@@ -32,8 +33,8 @@ def sources(layer: nn.Module, shape: tuple[int, ...], place: tuple[int, ...]) ->
     return group * shape[1] + place[1]
 
 
-@pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("keep", [0.01, 0.3, 0.6, 1.0])
+@each("name", LAYERS)
+@each("keep", [0.01, 0.3, 0.6, 1.0])
 def test_every_neuron_trains_its_largest_incoming_weights(name: str, keep: float) -> None:
     layer, parameter = LAYERS[name]
     weight = getattr(layer, parameter).detach().abs()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from torch import Tensor, nn
 
 import sparsemtl as sm
@@ -38,8 +39,8 @@ def network() -> sm.SharedBottom:
 X = torch.randn(24, 3, WIDTH, generator=torch.Generator().manual_seed(0))
 TARGETS = {"a": (X.mean((1, 2)) > 0).long(), "b": X[:, 0, 0]}
 BATCHES = [(X[i : i + 8], {name: y[i : i + 8] for name, y in TARGETS.items()}) for i in (0, 8, 16)]
-every_method = pytest.mark.parametrize("method", ["group-lasso", "group-mcp"])
-every_kind = pytest.mark.parametrize(("kind", "count"), [("head", HEADS), ("neuron", INNER)])
+every_method = each("method", ["group-lasso", "group-mcp"])
+every_kind = each(("kind", "count"), [("head", HEADS), ("neuron", INNER)])
 
 
 def trained(method: str, kind: str, epochs: int = 2, folder: Path | None = None, **options: Any) -> sm.Trainer:

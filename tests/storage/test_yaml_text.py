@@ -10,6 +10,7 @@ import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from loops import each
 
 from sparsemtl.errors import ConfigError
 from sparsemtl.storage.yaml_text import dump_yaml, line_numbers, parse_yaml, read_yaml
@@ -35,7 +36,7 @@ def test_every_float_as_python_writes_it_is_that_float(value: float) -> None:
     assert parsed == value
 
 
-@pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.e-3", "+1e-3", "0.1e-2", ".1e-2", "0.001", "1.0e-3"])
+@each("text", ["1e-3", "1E-3", "1.e-3", "+1e-3", "0.1e-2", ".1e-2", "0.001", "1.0e-3"])
 def test_a_small_number_can_be_written_in_every_way(text: str) -> None:
     assert parse_yaml(text, "x") == 0.001
 
@@ -90,7 +91,7 @@ def test_one_key_may_stand_in_several_mappings_and_be_merged_from_another() -> N
     assert parse_yaml(text, "x") == {"x": {"a": 1, "b": 2}, "y": {"a": 3, "b": 2}}
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "message"),
     [
         ("a: [1", r"x, line 1, column 6: not valid YAML while parsing a flow sequence: expected"),
@@ -126,7 +127,7 @@ READ_DIFFERENTLY = {
 """Plain text that YAML 1.1 and 1.2 read differently -> what to write."""
 
 
-@pytest.mark.parametrize("text", READ_DIFFERENTLY)
+@each("text", READ_DIFFERENTLY)
 def test_what_two_versions_of_yaml_read_differently_is_refused_with_what_to_write(text: str) -> None:
     message = rf"^x, line 2, column 4: not valid YAML: {text} is read differently .*; write {READ_DIFFERENTLY[text]}"
     for document in (f"\na: {text}", f"\na: [{text}]".replace("a: [", "a: ["), f"\n - {text}"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from loops import each
 from sklearn import metrics as reference
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
@@ -58,8 +59,8 @@ def test_macro_metrics_are_scikit_learn_s_means_over_the_classes_that_occur(clas
         assert found[f"{name}_macro"] == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("classes", [2, 5, 15, 16])
-@pytest.mark.parametrize("scale", [SMALL, 8.0])
+@each("classes", [2, 5, 15, 16])
+@each("scale", [SMALL, 8.0])
 def test_the_calibration_error_is_that_counted_by_hand(classes: int, scale: float) -> None:
     output, target = sample(classes, scale)
     confidence, said = (part.numpy() for part in output.softmax(1).max(1))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from loops import each
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
@@ -37,9 +38,9 @@ KINDS = {  # -> outputs (8, 3) and labels (8,), in one order
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
-@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@each("kind", KINDS)
+@each("gamma", [0.5, 1.0, 2.0])
+@each("weights", [None, WEIGHTS])
 def test_the_focal_loss_is_that_of_the_paper(kind: str, gamma: float, weights: list[float] | None) -> None:
     task, arranged, labels = KINDS[kind](focal_gamma=gamma, class_weights=weights)
     z = logits(8, 3)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
+from loops import each
 from torch import Tensor
 
 from sparsemtl.tasks.cross_entropy import cross_entropy
@@ -19,10 +19,10 @@ def by_definition(output: Tensor, target: Tensor, ignore_index: int, smoothing: 
     return total / torch.where(count > 0, count, 1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("ignore_index", [-100, 255, 1])
-@pytest.mark.parametrize("unknown", ["none", "some", "all"])
+@each("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@each("smoothing", [0.0, 0.1])
+@each("ignore_index", [-100, 255, 1])
+@each("unknown", ["none", "some", "all"])
 def test_loss_and_gradient_are_those_of_the_definition(
     unknown: str, ignore_index: int, smoothing: float, dtype: torch.dtype
 ) -> None:

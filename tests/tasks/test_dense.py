@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from loops import each
 from sklearn.metrics import jaccard_score
 from torch import Tensor, nn
 
@@ -50,7 +51,7 @@ KINDS: dict[str, tuple[DenseTask, Callable[[], Tensor], float]] = {
     "squared depth": (Depth("t", criterion="mse"), depth_labels, 0),
     "normals": (Normals("t"), normal_labels, 0),
 }
-each_kind = pytest.mark.parametrize("kind", KINDS)
+each_kind = each("kind", KINDS)
 
 
 def outputs(task: DenseTask) -> Tensor:

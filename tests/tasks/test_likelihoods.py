@@ -9,6 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from loops import each
 from torch import Tensor
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Categorical as TorchCategorical
@@ -53,7 +54,7 @@ LIKELIHOODS: dict[str, tuple[Likelihood, Callable[[], list[tuple[Tensor, Tensor]
     "bernoulli": (Bernoulli(), attribute_labels),
     "gaussian": (Gaussian(), quadrature_labels),
 }
-each_likelihood = pytest.mark.parametrize("name", LIKELIHOODS)
+each_likelihood = each("name", LIKELIHOODS)
 
 
 def score_by_autograd(likelihood: Likelihood, output: Tensor, label: Tensor) -> Tensor:
@@ -107,16 +108,15 @@ def test_the_score_is_the_gradient_of_the_log_probability_even_without_gradients
     assert not score.requires_grad
 
 
-@pytest.mark.parametrize(
+@each(
     ("likelihood", "reference", "constant"),
     [
         (Categorical(), lambda z: TorchCategorical(logits=z), 0.0),
         (Bernoulli(), lambda z: Independent(TorchBernoulli(logits=z), 1), 0.0),
         (Gaussian(), lambda z: Independent(Normal(z, 1.0), 1), WIDTH * math.log(2 * math.pi) / 2),
     ],
-    ids=LIKELIHOODS,
 )
-@pytest.mark.parametrize("scale", [0.1, 2.0, 300.0])
+@each("scale", [0.1, 2.0, 300.0])
 def test_log_probabilities_are_those_of_torch(
     likelihood: Likelihood, reference: Callable[[Tensor], Independent], constant: float, scale: float
 ) -> None:

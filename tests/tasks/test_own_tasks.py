@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from loops import each
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Distribution, Normal, Poisson
@@ -558,7 +559,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("case", WRONG)
+@each("case", WRONG)
 def test_what_is_wrong_is_named(case: str) -> None:
     make, message = WRONG[case]
     with pytest.raises(ParameterError, match=message):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import each
 from sklearn.metrics import precision_score, recall_score
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -434,7 +435,7 @@ WRONG_LABELS = {
 }
 
 
-@pytest.mark.parametrize("case", WRONG_LABELS)
+@each("case", WRONG_LABELS)
 def test_a_label_error_names_the_task_the_value_and_what_is_expected(case: str) -> None:
     task, target, message = WRONG_LABELS[case]
     for read in (task.labels, lambda labels: task.loss(torch.zeros(len(labels), task.outputs), labels)):
@@ -616,7 +617,7 @@ WRONG_ARGUMENTS: dict[str, tuple[Callable[[], Task], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", WRONG_ARGUMENTS)
+@each("case", WRONG_ARGUMENTS)
 def test_arguments_out_of_range_are_refused_in_one_style(case: str) -> None:
     make, message = WRONG_ARGUMENTS[case]
     with pytest.raises(ParameterError, match=message):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from torch import Tensor
 from training_toys import apart, loader, quiet, shared, table
 
@@ -123,8 +124,8 @@ def test_a_wrapper_stands_before_the_model_only_where_it_changes_something(preci
     assert (trainer.step.backend.module is model) == plain
 
 
-@pytest.mark.parametrize("size", [3, 2**14, 2**15])
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@each("size", [3, 2**14, 2**15])
+@each("value", [float("nan"), float("inf"), -float("inf")])
 def test_one_wrong_entry_among_small_and_large_gradients_is_found(size: int, value: float) -> None:
     named = {name: torch.nn.Parameter(torch.zeros(n)) for name, n in (("other", 5), ("wrong", size), ("big", 2**15))}
     for parameter in named.values():

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from loops import each
 from policies import Started
 from torch import Tensor, nn
 from training_toys import apart, assert_same, own_loaders, shared, state_of, table, tasks
@@ -101,9 +102,9 @@ def slow_metrics(outputs: dict[str, Tensor], targets: dict[str, Tensor]) -> dict
     }
 
 
-@pytest.mark.parametrize("task", ["a", "b", "c"])
-@pytest.mark.parametrize("batch_size", [1, 7, 40])
-@pytest.mark.parametrize("missing", [False, True])
+@each("task", ["a", "b", "c"])
+@each("batch_size", [1, 7, 40])
+@each("missing", [False, True])
 def test_figures_are_those_of_the_whole_split_however_it_is_cut(task: str, batch_size: int, missing: bool) -> None:
     model = shared("abc", norm=True)
     sharing = ready(model)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from torch import Tensor, nn
 from training_toys import assert_same, encoder, loader, quiet, shared, state_of, table
 
@@ -69,8 +70,8 @@ def parameters(**gradients: list[float]) -> dict[str, nn.Parameter]:
     return found
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("place", range(3))
+@each("bad", [math.nan, math.inf, -math.inf])
+@each("place", range(3))
 def test_one_entry_is_enough_and_its_parameter_is_named(bad: float, place: int) -> None:
     entries = [1.0, 2.0, 3.0]
     entries[place] = bad
@@ -100,10 +101,10 @@ def test_a_norm_that_overflows_is_no_gradient_that_is_not_finite_but_cannot_be_c
         trainer.fit(loader(), held_out())
 
 
-@pytest.mark.parametrize("update", ["joint", "average", "alternate"])
-@pytest.mark.parametrize("balancing", ["mean", "pcgrad", "mgda"])
-@pytest.mark.parametrize("clip", [None, 1.0])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@each("update", ["joint", "average", "alternate"])
+@each("balancing", ["mean", "pcgrad", "mgda"])
+@each("clip", [None, 1.0])
+@each("value", [math.nan, math.inf])
 def test_a_step_on_such_a_gradient_is_not_taken(update: Any, balancing: str, clip: float | None, value: float) -> None:
     if update == "alternate" and balancing != "mean":
         return

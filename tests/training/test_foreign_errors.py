@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torchmetrics
+from loops import each
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from training_toys import WIDTH, loader, own_loaders, quiet, shared, state_of, table
@@ -299,8 +300,8 @@ def test_all_of_them_are_ours() -> None:
 # Loss weightings where tasks would take turns
 
 
-@pytest.mark.parametrize("balancing", ["mean", "uncertainty", "dwa", "mgda", "famo"])
-@pytest.mark.parametrize("own", [False, True])
+@each("balancing", ["mean", "uncertainty", "dwa", "mgda", "famo"])
+@each("own", [False, True])
 def test_a_frozen_encoder_trains_its_heads_under_any_balancer(balancing: str, own: bool) -> None:
     model = shared()
     model.encoder.requires_grad_(False)

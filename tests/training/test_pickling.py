@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from members import is_installed, made_balancer
 from torch import nn
 from training_toys import WIDTH, loader, own_loaders, quiet, table, tasks
@@ -54,7 +55,7 @@ def test_a_trainer_arrives_whole_before_and_after_training(method: str) -> None:
     arrived.fit(loader(), loader(8))
 
 
-@pytest.mark.parametrize("name", [name for name in BALANCERS if is_installed(name)])
+@each("name", [name for name in BALANCERS if is_installed(name)])
 def test_balancers_arrive_attached_and_not(name: str) -> None:
     balancer = sent(made_balancer(name, 3))
     balancer.attach(3, torch.device("cpu"))
@@ -106,6 +107,7 @@ print(*(output.double().sum().item() for output in outputs))
 """
 
 
+@pytest.mark.slow
 def test_another_process_computes_the_same(tmp_path: Path) -> None:
     trainer = quiet(lazy(), sharing=sm.RandomSharing(keep=0.5, bn="shared"), epochs=1, folder=tmp_path)
     trainer.fit(loader(), loader(8))

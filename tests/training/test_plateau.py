@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import each
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from training_toys import loader, quiet, shared
 
@@ -48,9 +49,9 @@ def rates(schedule: ReduceLROnPlateau, history: list[Results], monitor: Monitor 
     return found
 
 
-@pytest.mark.parametrize("monitor", ["score", "loss"])
-@pytest.mark.parametrize("mode", ["min", "max"])
-@pytest.mark.parametrize("threshold_mode", ["rel", "abs"])
+@each("monitor", ["score", "loss"])
+@each("mode", ["min", "max"])
+@each("threshold_mode", ["rel", "abs"])
 def test_the_rate_stays_while_the_model_improves_and_falls_when_it_does_not(
     monitor: Any, mode: str, threshold_mode: str
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from loops import each
 from policies import Started
 from torch import Tensor, nn
 from training_toys import apart, assert_same, moved, shared, state_of, table, tasks
@@ -195,7 +196,7 @@ def step_on(model: sm.MultiTaskModel, update: Update, balancing: Any, parts: lis
     return engine
 
 
-@pytest.mark.parametrize(
+@each(
     ("update", "balancing"),
     [
         *zip(UPDATES, repeat("mean")),
@@ -319,9 +320,9 @@ def test_a_group_leaves_the_heads_of_other_tasks_alone() -> None:
     assert {name for name in moved(before, state_of(model)) if "heads" in name} == {"heads.b.weight", "heads.b.bias"}
 
 
-@pytest.mark.parametrize("update", ["joint", "average"])
-@pytest.mark.parametrize("task", ["a", "b"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@each("update", ["joint", "average"])
+@each("task", ["a", "b"])
+@each("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_before_anything_moved(update: Update, task: str, value: float) -> None:
     model = shared()
     engine = engine_of(model, update, **MOVING)

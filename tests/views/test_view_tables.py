@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-import pytest
 import torch
+from loops import each
 
 from sparsemtl.compaction.report import CompactionReport, LayerReport
 from sparsemtl.compaction.verification import Verification
@@ -85,9 +85,7 @@ def _shown() -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize(
-    "kind", ["masks", "overlap", "compaction", "results", "study", "study table", "history", "table"]
-)
+@each("kind", ["masks", "overlap", "compaction", "results", "study", "study table", "history", "table"])
 def test_names_of_users_are_text_in_notebooks(kind: str) -> None:
     shown = _shown()[kind]
     page = shown.html() if isinstance(shown, Table) else shown._repr_html_()  # type: ignore[attr-defined]
