@@ -7,6 +7,7 @@ import pickle
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def imported() -> list[str]:
 def test_a_torchvision_for_another_torch_is_named_with_the_remedy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broken: str
 ) -> None:
-    monkeypatch.setattr(torchmetrics_import, "_put_off", lambda package: importlib.import_module("absent"))
+    monkeypatch.setattr(torchmetrics_import, "_put_off", lambda package, **_: importlib.import_module("absent"))
     with installed(tmp_path, broken), pytest.raises(DependencyError) as error:
         sm.Classification("t", 3).metrics()
     said = str(error.value)
@@ -76,9 +77,11 @@ def test_tasks_measure_beside_such_a_torchvision(tmp_path: Path) -> None:
 def test_all_of_torchmetrics_is_there_when_it_is_asked_for() -> None:
     with not_imported():
         metric = next(iter(sm.Classification("t", 3).metrics().values()))
-        assert "torchmetrics.text" not in sys.modules
         import torchmetrics
 
+        assert torchmetrics.__version__ == version("torchmetrics")
+        assert "torchmetrics.text" not in sys.modules
+        assert "MetricCollection" in torchmetrics.__all__
         assert isinstance(metric, torchmetrics.Metric)
         assert isinstance(metric, torchmetrics.classification.MulticlassAccuracy)
         from torchmetrics import SumMetric, functional

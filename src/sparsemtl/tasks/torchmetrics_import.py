@@ -29,8 +29,9 @@ def import_torchmetrics() -> None:
     if "torchmetrics" in sys.modules:
         return
     try:
-        for package in ("torchmetrics", "torchmetrics.functional"):
-            _put_off(package)
+        # Modules of torchmetrics read its logger, and Lightning Fabric its version.
+        _put_off("torchmetrics", _logger=logging.getLogger("torchmetrics"), __version__=version("torchmetrics"))
+        _put_off("torchmetrics.functional")
         importlib.import_module("torchmetrics.utilities")  # first, as it and `torchmetrics.metric` import each other
     except Exception:
         _import_whole()
@@ -40,20 +41,24 @@ class _PutOff(ModuleType):
     """Package whose `__init__` runs when an attribute is missing. Until then, its modules can be imported."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what inspection asks of every module
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         self.__class__ = ModuleType  # type: ignore[assignment]
         importlib.reload(self)
         return getattr(self, name)
 
 
-def _put_off(package: str) -> None:
+def _put_off(package: str, **attributes: Any) -> None:
+    """Make a package whose `__init__` runs later.
+
+    Args:
+        package: its name.
+        attributes: those that are read before.
+    """
     spec = find_spec(package)
     if spec is None:
         raise ModuleNotFoundError(package)
     module = module_from_spec(spec)
     module.__class__ = _PutOff
-    vars(module)["_logger"] = logging.getLogger("torchmetrics")  # which its modules import from the package
+    vars(module).update(attributes)
     sys.modules[package] = module
 
 
