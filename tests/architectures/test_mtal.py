@@ -8,7 +8,7 @@ import pytest
 import torch
 from expert_oracles import assert_same_model, batch, loss_of, stack, tasks
 from loops import each
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from sparsemtl import MultiTaskModel, SingleTask, Trainer, compact
 from sparsemtl.architectures import MTAL
@@ -16,7 +16,7 @@ from sparsemtl.architectures.mtal import _similar_groups, _Ties
 from sparsemtl.backbones import CNN, resnet18
 from sparsemtl.criteria import fisher_information
 from sparsemtl.data import TensorLoader
-from sparsemtl.errors import CompactionError, ParameterError
+from sparsemtl.errors import ParameterError
 
 HEADS = 4
 
@@ -354,9 +354,13 @@ def test_kernels_inside_of_modules_with_parameters_of_their_own_are_left_alone()
     model(batch().float())
 
 
-def test_a_graph_that_would_miss_the_mixture_is_refused_and_separate_networks_are_compacted() -> None:
+def test_a_graph_that_would_miss_the_mixture_is_refused() -> None:
+    with pytest.raises(ParameterError, match=r"trace `model\.separated\(\)` instead"):
+        fx.symbolic_trace(model_of(noise=0.1).eval(), concrete_args={"tasks": ("a",)})
+
+
+def test_mixed_kernels_are_compacted() -> None:
     model = model_of(noise=0.1).eval()
-    with pytest.raises(CompactionError, match=r"trace `model\.separated\(\)` instead"):
-        compact(model, task="a")
-    small = compact(model.separated(), task="a")
-    torch.testing.assert_close(small(batch()), model(batch())["a"])
+    torch.testing.assert_close(compact(model, task="a")(batch()), model(batch())["a"])
+    both = compact(model)(batch())
+    torch.testing.assert_close(both, model(batch()))

@@ -109,9 +109,9 @@ class _Stitch(nn.Module):
         Raises:
             ParameterError: if the features differ in shape, or have another number of channels.
         """
-        shapes = {tuple(stream.shape) for stream in features}
-        if len(shapes) > 1:
-            raise ParameterError(f"streams must have features of one shape to be mixed, found {sorted(shapes)}.")
+        if any(stream.shape != features[0].shape for stream in features[1:]):
+            shapes = sorted({tuple(stream.shape) for stream in features})
+            raise ParameterError(f"streams must have features of one shape to be mixed, found {shapes}.")
         stacked = torch.stack(list(features))
         if self.weight.ndim == 2:
             return list(torch.tensordot(self.weight, stacked, dims=1).unbind())

@@ -185,9 +185,9 @@ def mixed(stacks: Sequence[Tensor], logits: Tensor) -> Tensor:
     Raises:
         ParameterError: if the experts' features differ in shape, or their number is not that of the logits.
     """
-    shapes = {tuple(stack.shape[1:]) for stack in stacks}
-    if len(shapes) > 1:
-        raise ParameterError(f"experts must give features of one shape to be mixed, found {sorted(shapes)}.")
+    if any(stack.shape[1:] != stacks[0].shape[1:] for stack in stacks[1:]):
+        shapes = sorted({tuple(stack.shape[1:]) for stack in stacks})
+        raise ParameterError(f"experts must give features of one shape to be mixed, found {shapes}.")
     weights = logits.t().softmax(0)  # a softmax over the outer axis is many times as fast
     stacked = stacks[0] if len(stacks) == 1 else torch.cat(list(stacks))
     return (weights.reshape(weights.shape + (1,) * (stacked.ndim - 2)) * stacked).sum(0)

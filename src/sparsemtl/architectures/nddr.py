@@ -248,6 +248,6 @@ def _resized(features: Tensor, size: torch.Size) -> Tensor:
 
 
 def _check_alike(features: Sequence[Tensor]) -> None:
-    shapes = {tuple(stream.shape) for stream in features}
-    if len(shapes) > 1:
-        raise ParameterError(f"streams must have features of one shape to be fused, found {sorted(shapes)}.")
+    if any(stream.shape != features[0].shape for stream in features[1:]):
+        shapes = sorted({tuple(stream.shape) for stream in features})
+        raise ParameterError(f"streams must have features of one shape to be fused, found {shapes}.")

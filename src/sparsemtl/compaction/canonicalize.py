@@ -27,6 +27,7 @@ from sparsemtl.compaction.operations import (
     torch_class,
 )
 from sparsemtl.compaction.report import described
+from sparsemtl.compaction.sizes import write_number
 from sparsemtl.errors import CompactionError
 
 _CONVOLUTION = (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1))
@@ -48,6 +49,8 @@ def canonicalize(network: Network) -> None:
     _drop_identities(network)
     _open_gates(network)
     open_einsums(network)
+    _open_stacks(network)
+    _fold_sizes_of_weights(network)
     _without_writing(network)
     _functions_to_layers(network)
     drop_unread(network)
@@ -107,6 +110,27 @@ def _open_gates(network: Network) -> None:
         graph.erase_node(node)
 
 
+def _open_stacks(network: Network) -> None:
+    """Replace stacks of tensors by concatenations along a new axis."""
+    for node in list(network.graph.nodes):
+        listed, axis = argument(node, 0, "tensors", ()), argument(node, 1, "dim", 0)
+        if operation(node) == "stack" and isinstance(listed, (tuple, list)) and node.kwargs.get("out") is None:
+            with network.graph.inserting_before(node):
+                parts = [network.graph.call_method("unsqueeze", (each, axis)) for each in listed]
+                node.replace_all_uses_with(network.graph.call_function(torch.cat, (parts, axis)))
+            network.graph.erase_node(node)
+
+
+def _fold_sizes_of_weights(network: Network) -> None:
+    """Replace questions about the sizes of the network's own tensors by the answers."""
+    for node in list(network.graph.nodes):
+        asks = node.op == "call_method" and node.target == "size" and len(node.args) == 2
+        tensor = network.tensor(operand(node)) if asks else None
+        if tensor is not None:
+            write_number(node, tensor.shape[node.args[1]])
+            network.graph.erase_node(node)
+
+
 def _functions_to_layers(network: Network) -> None:
     """Turn `F.linear(x, self.weight)` and its like into calls of layers that own the weights."""
     for node in list(network.graph.nodes):
@@ -144,6 +168,8 @@ def _constant(network: Network, value: Any) -> Tensor | None:
     if not isinstance(value, fx.Node) or value.op == "get_attr":
         return network.tensor(value)
     whole = operand(value)
+    if operation(value) == "unsqueeze" and (own := network.tensor(whole)) is not None:
+        return nn.Parameter(own.detach().unsqueeze(argument(value, 1, "dim", 0)), requires_grad=own.requires_grad)
     part = whole is not None and operation(value) == "getitem" and operation(whole) == "chunk"
     tensor = network.tensor(operand(whole)) if part and whole is not None else None
     if tensor is None or whole is None:
@@ -161,6 +187,8 @@ def _cut_of(node: fx.Node) -> WeightCut:
     weight = argument(node, 1, "weight", None)
     if weight.op == "get_attr":
         return WeightCut(str(weight.target))
+    if operation(weight) == "unsqueeze":
+        return WeightCut(str(operand(weight).target))  # type: ignore[union-attr]
     whole, index = weight.args
     owner = str(operand(whole).target)  # type: ignore[union-attr]
     return WeightCut(owner, part=(argument(whole, 1, "chunks", 1), argument(whole, 2, "dim", 0), index))
@@ -169,13 +197,19 @@ def _cut_of(node: fx.Node) -> WeightCut:
 def _name_for(network: Network, node: fx.Node) -> str:
     """Return the name of the module that owns the weight, so that the weight keeps its name; or the node's name."""
     weight = argument(node, 1, "weight", None)
-    whole = weight if weight.op == "get_attr" else operand(operand(weight))  # type: ignore[arg-type]
-    owner, _, own = str(whole.target).rpartition(".")  # type: ignore[union-attr]
+    whole = weight
+    while whole.op != "get_attr":
+        whole = operand(whole)  # type: ignore[assignment]
+    owner, _, own = str(whole.target).rpartition(".")
     if own.endswith("_weight"):  # another module may be named as its owner is
         owner = f"{owner}.{own.removesuffix('_weight')}".lstrip(".")
-    owner = owner if whole is weight else f"{owner}_{weight.args[1]}"
-    taken = not owner or owner in network.modules
-    return node.name if taken else owner
+    owner = f"{owner}_{weight.args[1]}" if operation(weight) == "getitem" else owner
+    called = set(network.modules) | {str(each.target) for each in network.graph.nodes if each.op == "call_module"}
+    if owner in called or not owner:
+        return node.name
+    if any(name.startswith(f"{owner}.") for name in called):  # which would become parts of the layer
+        owner = f"{owner}.{operation(node)}"
+    return node.name if owner in called else owner
 
 
 _OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {

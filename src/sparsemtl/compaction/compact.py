@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,15 @@ from sparsemtl.networks.norms import TaskNorms
 from sparsemtl.networks.swap import unwrapped
 from sparsemtl.networks.swap_guards import is_swapped
 from sparsemtl.networks.task_networks import TaskNetworks
+
+
+@runtime_checkable
+class Separable(Protocol):
+    """Model that computes the weights of its layers from others, such as MTAL."""
+
+    def separated(self) -> MultiTaskModel:
+        """Return a model that computes the same, whose layers own their weights."""
+        ...
 
 
 @torch.inference_mode(False)
@@ -124,16 +133,16 @@ def network_of(
     if not isinstance(masks, TaskNetworks):
         return model, masks
     if task is None or norms is not None:
-        raise ParameterError(f"task networks: name the task to {caller} (task=...), without `norms`.")
+        raise ParameterError(f"task networks: name the task to {caller} for (task=...), without `norms`.")
     return masks.network(model, task), None
 
 
 def with_weights(model: nn.Module, masks: TaskMasks | None, norms: TaskNorms | None, task: str | None) -> nn.Module:
-    """Return a copy of a model with the weights and statistics that the task's network has in place of its own."""
+    """Return a copy of a model whose layers own the weights and statistics of the task's network."""
     own = copied(model)
     if task is not None:
         _put(own, _task_tensors(own, masks, norms, task))
-    return own
+    return own.separated() if isinstance(own, Separable) else own
 
 
 def _check_arguments(

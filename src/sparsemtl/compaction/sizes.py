@@ -114,10 +114,11 @@ def trace_sizes(network: Network) -> None:
             if isinstance(found, tuple):
                 node.args = found
             elif isinstance(found, int):
-                _replace(node, found)
+                write_number(node, found)
 
 
-def _replace(node: fx.Node, number: int) -> None:
+def write_number(node: fx.Node, number: int) -> None:
+    """Write a number in place of a node into all nodes that read it."""
     for user in list(node.users):
         user.args = map_arg(user.args, lambda each: number if each is node else each)
         user.kwargs = map_arg(user.kwargs, lambda each: number if each is node else each)

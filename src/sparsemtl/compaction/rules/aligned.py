@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from sparsemtl.compaction.channels import Constants, Layout, Need
 from sparsemtl.compaction.operations import argument, operand, operation
-from sparsemtl.compaction.rules.channelwise import Channelwise, lost
+from sparsemtl.compaction.rules.channelwise import Channelwise, lost, zeros
 from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Maker, Site, kept
 from sparsemtl.compaction.sizes import shape_of
 
@@ -90,7 +90,9 @@ def _any(channels: Tensor, count: int) -> Tensor:
     return channels.view(count, -1).any(1)
 
 
-def _aligned(site: Site, sources: Sequence[fx.Node], zeros: Zeros, *, groups: bool = False) -> Aligned | None:
+def _aligned(
+    site: Site, sources: Sequence[fx.Node], zeros: Zeros, *, groups: bool = False, aside: fx.Node | None = None
+) -> Aligned | None:
     """Return the rule of a node that reads tensors with channels on one axis, counted from the last.
 
     Args:
@@ -98,6 +100,7 @@ def _aligned(site: Site, sources: Sequence[fx.Node], zeros: Zeros, *, groups: bo
         sources: the tensors; those without channels are broadcast.
         zeros: see `Aligned`.
         groups: the tensors may have fewer entries on the axis than the output, each of which serves several.
+        aside: a tensor that is read whole and has other axes.
     """
     shape = shape_of(site.node)
     own = {source: site.layouts[source] for source in sources if site.layouts[source].channels is not None}
@@ -109,7 +112,8 @@ def _aligned(site: Site, sources: Sequence[fx.Node], zeros: Zeros, *, groups: bo
     entries = {max(entries)} if groups else entries
     others = [source for source in dict.fromkeys(site.node.all_input_nodes) if source not in own]
     known = all(shape_of(source) is not None for source in own)
-    if len(places) != 1 or len(entries) != 1 or not known or not all(_is_broadcast(each, place) for each in others):
+    fits = all(each is aside or _is_broadcast(each, place) for each in others)
+    if len(places) != 1 or len(entries) != 1 or not known or not fits:
         return None
     counts = [layout.channels or 1 for layout in own.values()]
     layout = next(each for each in own.values() if each.channels == max(counts))
@@ -151,6 +155,25 @@ def product(site: Site) -> ChannelRule | None:
     """Return the rule of a product of matrices, of which there is one for every channel."""
     rule, shape = _aligned(site, site.node.all_input_nodes, _any_zero), shape_of(site.node)
     return rule if rule is not None and shape is not None and rule.layout.axis < len(shape) - 2 else None
+
+
+def mixture(site: Site) -> ChannelRule | None:
+    """Return the rule of `sparsemtl.architectures.gates.mixed`: experts' features, weighted by a gate."""
+    stacks, logits = argument(site.node, 0, "stacks", ()), argument(site.node, 1, "logits", None)
+    if not isinstance(stacks, (tuple, list)) or not isinstance(logits, fx.Node) or logits in stacks:
+        return None
+    rule = _aligned(site, stacks, _all_zero, aside=logits)
+    return rule if rule is not None and len(rule.own) == len(set(stacks)) and rule.layout.axis > 0 else None
+
+
+def contraction(site: Site) -> ChannelRule | None:
+    """Return the rule of `torch.tensordot(weight, x, dims=1)`, which mixes along the first axis of `x`."""
+    weight, source = (argument(site.node, place, name, None) for place, name in enumerate("ab"))
+    own = site.network.tensor(weight)
+    layout = site.layouts.get(source, Layout())
+    if own is None or own.ndim != 2 or layout.channels is None or layout.rank is None or layout.axis == 0:
+        return None
+    return Channelwise(site.node, [source], layout, zeros) if argument(site.node, 2, "dims", 2) == 1 else None
 
 
 def attention(site: Site) -> ChannelRule | None:
@@ -205,5 +228,6 @@ OPERATIONS: dict[str, Maker] = {
     **dict.fromkeys(("matmul", "bmm"), product),
     "scaled_dot_product_attention": attention,
     "softmax": softmax,
+    "tensordot": contraction,
 }
 """Operation of torch -> rule."""

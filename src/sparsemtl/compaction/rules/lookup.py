@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from sparsemtl.architectures.gates import mixed
 from sparsemtl.compaction.channels import Layout
 from sparsemtl.compaction.checks import axes_of_input
 from sparsemtl.compaction.network import Network, Select
@@ -77,6 +78,7 @@ _LAYERS: dict[type[nn.Module], Sequence[Maker]] = {
 _FUNCTIONS: dict[Callable[..., Any], Sequence[Maker]] = {
     **{function: (maker,) for function, maker in spatial.FUNCTIONS.items()},
     getattr: (attribute, axes.moved),
+    mixed: (aligned.mixture,),
 }
 _OPERATIONS: Sequence[dict[str, Maker]] = (
     {"getitem": recurrent.item},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,10 +13,19 @@ from torch import Tensor, fx
 from sparsemtl.compaction.channels import Layout, Need
 from sparsemtl.compaction.checks import check_answer
 from sparsemtl.compaction.network import Network
-from sparsemtl.compaction.operations import argument, operand, operation, shape_argument
+from sparsemtl.compaction.operations import (
+    NORMS,
+    argument,
+    is_elementwise,
+    operand,
+    operation,
+    shape_argument,
+    torch_class,
+)
 from sparsemtl.compaction.rules.channelwise import Channelwise, preserved
 from sparsemtl.compaction.rules.rule import ChannelRule, Maker, Site, UnknownRule
 from sparsemtl.compaction.rules.spatial import is_map, item
+from sparsemtl.compaction.sizes import shape_of
 
 _RESHAPES = ("reshape", "view")
 
@@ -29,7 +39,7 @@ def flatten(site: Site) -> ChannelRule | None:
 
 
 def reshape(site: Site) -> ChannelRule | None:
-    """Return the rule of `x.view(batch, -1)`, which flattens, and `x.view(batch, channels, 1, 1)`; None for others."""
+    """Return the rule of `x.view(batch, -1)`, which flattens, and `x.view(batch, channels, ...)`; None for others."""
     source, shape = operand(site.node), shape_argument(site.node)
     if source is None or len(shape) < 2:
         return None
@@ -37,20 +47,14 @@ def reshape(site: Site) -> ChannelRule | None:
     if len(shape) == 2 and shape[1] == -1:
         return _flattened(site, 1) if first else None
     counted = isinstance(shape[1], int) and shape[1] == layout.channels
-    if len(shape) == 3 and shape[2] == -1 and counted and layout.rank is not None and layout.rank > 2:
-        return _rows(site, layout) if first else None
+    if len(shape) > 2 and counted and first and layout.whole and layout.axis == 1:
+        return _reshaped(site, source, replace(layout, rank=len(shape)))  # positions stay with their channel
     if not layout.whole or layout.rank is None or layout.axis != 1 or any(size != 1 for size in shape[2:]):
         return None
     # as many entries as channels and samples: further axes of the tensor have length one
     counted = counted or (shape[1] == -1 and layout.rank == 2 and first)
     first = first or (shape[0] == -1 and shape[1] != -1)
     return _reshaped(site, source, replace(layout, rank=len(shape))) if counted and first else None
-
-
-def _rows(site: Site, layout: Layout) -> ChannelRule | None:
-    """Return the rule of `x.view(batch, channels, -1)`: positions on an axis of their own."""
-    fits = layout.whole and layout.axis == 1
-    return _reshaped(site, site.node.all_input_nodes[0], replace(layout, rank=3)) if fits else None
 
 
 def _reshaped(site: Site, source: fx.Node, layout: Layout) -> ChannelRule:
@@ -164,8 +168,24 @@ def _flattened(site: Site, start: int) -> ChannelRule | None:
         return UnknownRule(site.node, [source], Layout(rank=start + 1))
     if layout.rank is None or layout.axis > start or (not layout.whole and layout.rank != start + 1):
         return None
-    spread = None if start == layout.axis and layout.rank > start + 1 else layout.spread
+    positions = start == layout.axis and layout.rank > start + 1
+    spread = _positions(source, site.network) if positions else layout.spread
     return Channelwise(site.node, [source], replace(layout, rank=start + 1, spread=spread), preserved)
+
+
+def _positions(node: fx.Node, network: Network) -> int | None:
+    """Return the number of positions of a map if an adaptive pooling or a mean makes it the same for all inputs."""
+    module, source, shape = network.module(node), operand(node), shape_of(node)
+    if source is None or shape is None:
+        return None
+    if is_elementwise(node, module) or torch_class(module) in NORMS:
+        return _positions(source, network)
+    name = operation(node)
+    adaptive = torch_class(module).__name__.startswith("Adaptive") or name.startswith("adaptive_")
+    size: Any = argument(node, 1, "output_size", None) if module is None else getattr(module, "output_size", None)
+    fixed = adaptive and all(isinstance(each, int) for each in (size if isinstance(size, (tuple, list)) else [size]))
+    averaged = name == "mean" and set(shape[2:]) == {1} and argument(node, 2, "keepdim", False) is True
+    return math.prod(shape[2:]) if fixed or averaged else None
 
 
 def expand(site: Site) -> ChannelRule | None:
