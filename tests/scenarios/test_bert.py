@@ -47,3 +47,7 @@ def test_fisher_information_equals_a_loop_over_samples() -> None:
 @pytest.mark.parametrize(("method", "kind"), [("fisher", "head"), ("random", "neuron"), ("group-lasso", "head")])
 def test_the_network_of_a_task_becomes_smaller(method: str, kind: walk.Kind) -> None:
     walk.check_whole(make, method, kind, batches, "topic", batches[0][0])
+
+
+def test_units_whose_soft_mask_is_zero_leave_the_network() -> None:
+    walk.check_soft(make, batches, "topic", batches[0][0])

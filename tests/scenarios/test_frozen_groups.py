@@ -54,3 +54,7 @@ def test_fisher_information_equals_a_loop_over_samples() -> None:
 @pytest.mark.parametrize("method", walk.WHOLE)
 def test_the_network_of_a_task_becomes_smaller(method: str) -> None:
     walk.check_whole(make, method, "neuron", batches, "kind", x[:4])
+
+
+def test_units_whose_soft_mask_is_zero_leave_the_network() -> None:
+    walk.check_soft(make, batches, "kind", x[:4])

@@ -122,3 +122,8 @@ def test_fisher_information_equals_a_loop_over_samples(make: Any, batches: Any, 
 @pytest.mark.parametrize("method", walk.WHOLE)
 def test_the_network_of_a_task_becomes_smaller(make: Any, batches: Any, one: Any, method: str) -> None:
     walk.check_whole(make, method, "neuron", batches, "kind", batches[0][0])
+
+
+@cases
+def test_units_whose_soft_mask_is_zero_leave_the_network(make: Any, batches: Any, one: Any) -> None:
+    walk.check_soft(make, batches, "kind", batches[0][0])

@@ -75,3 +75,8 @@ def test_the_network_of_a_task_becomes_smaller(kind: type[nn.RNNBase], batch_fir
     batches = batches_for(batch_first)
     method = "group-lasso" if batch_first else "fisher"
     walk.check_whole(lambda: make(kind, batch_first), method, "neuron", batches, "sign", batches[0][0])
+
+
+def test_units_whose_soft_mask_is_zero_leave_the_network() -> None:
+    batches = batches_for(True)
+    walk.check_soft(lambda: make(nn.GRU, True), batches, "sign", batches[0][0])

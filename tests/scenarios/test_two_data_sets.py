@@ -57,3 +57,7 @@ def test_fisher_information_of_a_task_is_that_of_its_own_data(task: str) -> None
 @pytest.mark.parametrize("method", walk.WHOLE)
 def test_the_network_of_a_task_becomes_smaller(method: str) -> None:
     walk.check_whole(make, method, "neuron", loaders, "left", x[:4])
+
+
+def test_units_whose_soft_mask_is_zero_leave_the_network() -> None:
+    walk.check_soft(make, loaders, "left", x[:4])
