@@ -49,5 +49,6 @@ def test_the_network_of_a_task_becomes_smaller(method: str, kind: walk.Kind) -> 
     walk.check_whole(make, method, kind, batches, "topic", batches[0][0])
 
 
+@pytest.mark.slow
 def test_units_whose_soft_mask_is_zero_leave_the_network() -> None:
     walk.check_soft(make, batches, "topic", batches[0][0])
