@@ -70,6 +70,22 @@ def test_the_update_is_that_of_the_rows(name: str) -> None:
                 )
 
 
+def test_a_weight_that_no_loss_depends_on_has_a_gradient_of_zero_as_with_rows() -> None:
+    for names in ("a", "ab"):
+        grads = []
+        for gradients in ("weights", "gramian"):
+            torch.manual_seed(0)
+            encoder = nn.Sequential(nn.Linear(4, 6))
+            encoder.register_module("unused", nn.Linear(40, 40))
+            encoder.forward = lambda x, encoder=encoder: encoder[0](x)  # type: ignore[method-assign]
+            kinds = {"a": sm.Classification("a", 3), "b": sm.Regression("b")}
+            model = sm.SharedBottom(encoder, [kinds[name] for name in names]).double()
+            engine_of(model, BALANCERS.build("mgda", gradients=gradients)).step([batch_of(names)])
+            grads.append([p.grad for p in model.parameters()])
+        for rows, gramian in zip(*grads, strict=True):
+            torch.testing.assert_close(gramian, rows, rtol=1e-12, atol=1e-14)
+
+
 @each("name", OTHERS)
 def test_aggregators_that_read_more_are_refused_before_training(name: str) -> None:
     with pytest.raises(ParameterError, match=r"`gradients: gramian` chooses weights .* Use `gradients: weights`"):

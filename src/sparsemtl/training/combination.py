@@ -225,6 +225,9 @@ class CombinedByGramian:
             for p, before in zip(self._parameters, earlier, strict=True):
                 if before is not None:
                     p.grad = before if p.grad is None else before.add_(p.grad)
+        for p in self._parameters:
+            if p.grad is None:  # as rows have it: an optimizer's momentum and weight decay act on all shared weights
+                p.grad = torch.zeros_like(p)
 
     def _alone(self, networks: TaskNetworks) -> dict[str, Tensor]:
         """Return name -> entries that fewer than two tasks use, if these are not combined."""
