@@ -11,7 +11,8 @@ from torch import nn
 from sparsemtl.compaction.copies import copied
 from sparsemtl.compaction.inputs import Inputs
 from sparsemtl.compaction.pipeline import CompactedModule, attach
-from sparsemtl.compaction.timing import RUNTIMES, times_of
+from sparsemtl.compaction.runtimes import RUNTIMES
+from sparsemtl.compaction.timing import times_of
 from sparsemtl.compaction.verification import device_of
 from sparsemtl.errors import ParameterError, unknown_name
 
