@@ -109,7 +109,7 @@ class CriterionMasks:
 
     def __init__(self, method: str, keep: Keep, options: SelectionOptions, *, warmup: int = 0) -> None:
         self.schedule = KeepSchedule(keep, warmup, options["target_sparsity"], options["reach_at"])
-        if options["min_per_unit"] and options["granularity"] != "weight":
+        if options.get("min_per_unit") and options["granularity"] != "weight":
             raise ParameterError(
                 f"`min_per_unit` is for `granularity: weight`; with {options['granularity']!r}, whole units are kept "
                 "or dropped. Use `min_per_layer`."
@@ -134,7 +134,7 @@ class CriterionMasks:
         Raises:
             ParameterError: if masks would be chosen for the last time before they are as sparse as they should be.
         """
-        share = self._options["freeze_masks"]
+        share = self._options.get("freeze_masks")
         if not isinstance(share, float | int):
             return
         self._last_choice = max(ceil(share * epochs) - 1, self.schedule.warmup)
@@ -151,7 +151,7 @@ class CriterionMasks:
         Raises:
             ParameterError: if that is a share of the epochs, and their number is not known.
         """
-        if isinstance(self._options["freeze_masks"], float | int) and self._last_choice is None:
+        if isinstance(self._options.get("freeze_masks"), float | int) and self._last_choice is None:
             raise ParameterError(
                 "`freeze_masks` is a share of the epochs, whose number is not known. In a loop of your own call "
                 "`sharing.begin_training(epochs)` first."
@@ -188,7 +188,7 @@ class CriterionMasks:
             scope=self.schedule.scope(options["scope"]),
             granularity=options["granularity"],
             min_per_layer=options["min_per_layer"],
-            min_per_unit=options["min_per_unit"],
+            min_per_unit=options.get("min_per_unit", 0),
             **coverage_options(options),
             previous=previous,
             method=self._method,
@@ -202,7 +202,7 @@ class CriterionMasks:
 
     def _settles(self, epoch: int) -> bool:
         """Return True if the choice before an epoch is the last one, for it changed almost nothing."""
-        if self._options["freeze_masks"] != "stable" or self._choices < 2 or not self.schedule.is_reached(epoch):
+        if self._options.get("freeze_masks") != "stable" or self._choices < 2 or not self.schedule.is_reached(epoch):
             return False
         return max(self._changed.values()) < _STABLE
 
