@@ -18,6 +18,8 @@ from scipy import stats
 from sparsemtl.study.results import read_results
 
 SPARSE = ("fisher", "specific")
+OTHERS = (*SPARSE, "auto")
+"""Methods that are no dense baseline."""
 KEYS = ["optimizer.lr", "optimizer.weight_decay", "sharing.keep"]
 
 
@@ -29,7 +31,8 @@ def errors(study: Path) -> pd.DataFrame:
     judge = {task: "accuracy" if "accuracy" in metrics else "mse" for task, metrics in kinds.items()}
     frame = frame[frame["metric"] == frame["task"].map(judge)].copy()
     frame["value"] = 100 * frame["value"].where(frame["metric"] == "mse", 1 - frame["value"])
-    frame["setting"] = frame[[key for key in KEYS if key in frame]].astype(str).agg(" ".join, axis=1)
+    values = frame.reindex(columns=KEYS).itertuples(index=False)
+    frame["setting"] = ["/".join("" if pd.isna(value) else f"{value:g}" for value in row) for row in values]
     index = ["method", "setting", "task", "seed"]
     return frame.pivot_table(index=index, columns="split", values="value").reset_index()
 
@@ -43,7 +46,8 @@ def tuned(found: pd.DataFrame) -> pd.DataFrame:
 
 def candidates(found: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of one learning rate and weight decay per method and keep, chosen like those of `tuned`."""
-    keep = found["setting"].str.split().str[-1].where(found["method"].isin(SPARSE), "")
+    found = found[found["method"] != "auto"]
+    keep = found["setting"].str.split("/").str[-1].where(found["method"].isin(SPARSE), "")
     return tuned(found.assign(method=found["method"] + " " + keep))
 
 
@@ -63,13 +67,15 @@ def row(study: Path) -> list[str]:
     """Return the cells of a setting."""
     found = errors(study)
     per_method = tuned(found).groupby(["method", "seed"])["test"].mean().unstack("seed")
-    dense = per_method.drop(index=[name for name in SPARSE if name in per_method.index])
+    dense = per_method.drop(index=[name for name in OTHERS if name in per_method.index])
     validation = tuned(found).groupby("method")["validation"].mean()
     best = str(validation[validation.index.isin(dense.index)].idxmin())
     every = candidates(found)
     both, alone = chosen(every), chosen(every[~every["method"].str.startswith(SPARSE)])
     cells = [f"{per_method.loc[name].mean():.1f}" for name in per_method.index]
-    against = [interval(per_method.loc[name] - per_method.loc[best]) for name in SPARSE if name in per_method.index]
+    against = [
+        interval(per_method.loc[name] - per_method.loc[best]) if name in per_method.index else "–" for name in OTHERS
+    ]
     return [*cells, best, *against, f"{both.mean():.1f}", f"{alone.mean():.1f}", interval(both - alone)]
 
 
@@ -80,7 +86,7 @@ def main() -> None:
     folder = parser.parse_args().runs
     studies = sorted(path.parent for path in folder.glob("*/results.csv"))
     methods = sorted(errors(studies[0])["method"].unique()) if studies else []
-    gains = [f"{name} - best dense" for name in SPARSE]
+    gains = [f"{name} - best dense" for name in OTHERS]
     head = ["setting", *methods, "best dense", *gains, "choice: all", "choice: dense", "difference"]
     print("| " + " | ".join(head) + " |\n" + "| :--- |" + " ---: |" * (len(head) - 1))
     for study in studies:
