@@ -27,6 +27,8 @@ from sparsemtl.sharing import Sharing
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.text_files import write_json
 from sparsemtl.training.auto_share import AutoResult, auto_share, largest_cost, slug
+from sparsemtl.training.callbacks import Callback
+from sparsemtl.training.callbacks.callback import FitInfo
 from sparsemtl.training.callbacks.csv_file import CSVCallback
 from sparsemtl.training.choice import BLOCKS, MetricGain
 from sparsemtl.training.costs import measure_costs
@@ -93,7 +95,26 @@ def _cost_text(config: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any
 
 def _trainer(spec: RunSpec, pretrain: Pretrain, progress: bool, folder: Path) -> Trainer:
     """Return a new trainer of a candidate; its pretraining run is run first."""
-    return make_trainer(spec.config, spec.data, folder, pretrained=pretrain(spec, RunFolder(folder)), progress=progress)
+    run = RunFolder(folder)
+    trainer = make_trainer(spec.config, spec.data, folder, pretrained=pretrain(spec, run), progress=progress)
+    if progress:
+        trainer.callbacks = (_Announcement(spec.config["label"]), *trainer.callbacks)
+    return trainer
+
+
+class _Announcement(Callback):
+    """Line above the progress of a candidate.
+
+    Args:
+        name: name of the candidate.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def on_fit_start(self, run: FitInfo) -> None:
+        """Print the name of the candidate."""
+        print(f"candidate {self._name}, up to epoch {run.epochs}", file=sys.stderr)
 
 
 def _split(part: Part, share: float, seed: int) -> tuple[Part, Part]:
