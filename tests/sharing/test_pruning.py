@@ -11,9 +11,9 @@ from torch import nn
 
 import sparsemtl as sm
 from sparsemtl.compaction.units import removable_units
-from sparsemtl.criteria.taylor import taylor_importance
 from sparsemtl.errors import LabelError, MaskWarning, ParameterError
 from sparsemtl.sharing.schedules import cubic
+from sparsemtl.sharing.taylor import taylor_importance
 
 
 def wide() -> sm.SharedBottom:

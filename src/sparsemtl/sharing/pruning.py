@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from typing_extensions import Doc, Unpack
 
 from sparsemtl.compaction.units import LayerUnits, Units, removable_units
-from sparsemtl.criteria.taylor import taylor_importance
 from sparsemtl.errors import MaskWarning
 from sparsemtl.networks.declarations import Figure, SummaryTable
 from sparsemtl.networks.model import MultiTaskModel, first_group
@@ -22,6 +21,7 @@ from sparsemtl.networks.task_networks import TaskNetworks, dense_networks
 from sparsemtl.registry.parameters import Count, Fraction, Natural, validated
 from sparsemtl.sharing.schedules import check_reach_at, cubic
 from sparsemtl.sharing.sharing import DenseOptions, Sharing, StepWeights
+from sparsemtl.sharing.taylor import taylor_importance
 from sparsemtl.tasks.batches import Loaders, check_readable
 
 
@@ -30,7 +30,7 @@ class PruningSharing(Sharing):
 
     A unit is what compaction can remove: a channel of a tensor with all channels that it is added to or multiplied with
     (a residual stream's is one unit), an attention head, a hidden neuron. Before an epoch, every task's importance of
-    every unit is estimated (`criteria.taylor`: Molchanov et al., CVPR 2019), divided by its sum over the units, and
+    every unit is estimated (`sharing.taylor`: Molchanov et al., CVPR 2019), divided by its sum over the units, and
     combined over the tasks. Units of the smallest importance per multiply-add that they cost (Liu et al., Group Fisher
     pruning, ICML 2021) are removed until the network has what the budget's schedule allows: 1 - (1 - macs) * (1 -
     (1 - t)^3) of the dense network's, t going from 0 to 1 between `warmup` and `reach_at`.

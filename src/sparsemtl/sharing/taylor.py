@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from sparsemtl.compaction.units import Units
 from sparsemtl.errors import LabelError
 from sparsemtl.networks.model import placement
 from sparsemtl.networks.model_state import preserve_model_state
 from sparsemtl.tasks.batches import Loaders, groups_for
 
 if TYPE_CHECKING:
-    from sparsemtl.compaction.units import Units
     from sparsemtl.tasks.task import Task
 
 
