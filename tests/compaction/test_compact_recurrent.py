@@ -8,8 +8,10 @@ import pytest
 import torch
 from compaction_toys import assert_same_outputs
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import sparsemtl as sm
+from sparsemtl.errors import CompactionError, ParameterError
 
 WIDTH, UNITS = 5, 6
 X = torch.randn(4, 7, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -206,8 +208,36 @@ def test_small_networks_can_be_exported(tmp_path: Any) -> None:
 
 def test_inputs_of_another_rank_are_refused() -> None:
     small = sm.compact(with_zeros(Recurrent(nn.GRU, "last output", batch_first=True)), example_inputs=X)
-    with pytest.raises(sm.errors.ParameterError, match="compacted for batches with 3 axes"):
+    with pytest.raises(ParameterError, match="compacted for batches with 3 axes"):
         small(X[0])
+
+
+class Packed(nn.Module):
+    """A recurrent layer on sequences of several lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(WIDTH, UNITS, batch_first=True)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        return self.rnn(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))[1][-1]
+
+
+def test_packed_sequences_are_refused_unless_they_stay_inside_a_leaf() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.packed, self.head = Packed(), nn.Linear(UNITS, 2)
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            return self.head(self.packed(x, lengths))
+
+    example = X, torch.tensor([7, 3, 5, 7])
+    model = Model().double().eval()
+    with pytest.raises(CompactionError, match=r"packed sequence.*name that in `leaf_modules`"):
+        sm.compact(model, example_inputs=example)
+    small = sm.compact(model, example_inputs=example, leaf_modules=["packed"])
+    assert torch.equal(small(*example), model(*example))
 
 
 @pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])

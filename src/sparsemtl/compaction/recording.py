@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
 from sparsemtl.compaction.checks import check_answer, check_axes, check_value, created
@@ -231,6 +232,11 @@ class Recorder(TorchFunctionMode):
             return self._devices[id(value)]()
         if isinstance(value, slice):
             return slice(*map(self._argument, (value.start, value.stop, value.step)))
+        if isinstance(value, PackedSequence):
+            raise CompactionError(
+                "it reads or gives a packed sequence, which a graph cannot hold. Put the packing, the layer and the "
+                "unpacking into one module, and name that in `leaf_modules`"
+            )
         if isinstance(value, (tuple, list)):
             if (whole := self._all_of(value)) is not None:
                 return whole()
