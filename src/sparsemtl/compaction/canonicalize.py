@@ -199,7 +199,7 @@ def _name_for(network: Network, node: fx.Node) -> str:
     weight = argument(node, 1, "weight", None)
     whole = weight
     while whole.op != "get_attr":
-        whole = operand(whole)  # type: ignore[assignment]
+        whole = operand(whole)
     owner, _, own = str(whole.target).rpartition(".")
     if own.endswith("_weight"):  # another module may be named as its owner is
         owner = f"{owner}.{own.removesuffix('_weight')}".lstrip(".")
