@@ -44,6 +44,22 @@ def test_images_are_timed_in_two_layouts_with_equal_outputs() -> None:
     torch.testing.assert_close(*outputs)
 
 
+def test_linear_layers_of_few_weights_are_timed_without_their_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {runtimes._SparseLinear: 1.0, nn.Linear: 2.0}
+    monkeypatch.setattr(runtimes, "_milliseconds", lambda layer, x: times[type(layer)])
+    dense, _ = networks()
+    x = torch.rand(2, 5, 4)
+    dense[0].weight.data[:, 1:] = 0
+    made = runtimes.sparse({"before": dense}, Inputs((x,)))
+    run = made["before", ""]
+    assert [type(layer) for layer in run.func] == [runtimes._SparseLinear, nn.ReLU, runtimes._SparseLinear]  # type: ignore[attr-defined]
+    with torch.no_grad():
+        torch.testing.assert_close(run(), dense(x))
+    times[runtimes._SparseLinear] = 3.0
+    with pytest.raises(CompactionError, match="faster in no linear layer on this batch"):
+        runtimes.sparse({"before": dense}, Inputs((x,)))
+
+
 def test_a_runtime_that_cannot_run_a_network_is_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> runtimes.Runs:
         raise CompactionError("it has no compiler.")

@@ -163,7 +163,7 @@ def bench(
     runtime: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="eager|compile|onnxruntime|half|int8",
+            metavar="eager|compile|onnxruntime|half|int8|sparse",
             help="A runtime, may be given repeatedly; by default eager and, where it is installed, onnxruntime. "
             "`compile` takes up to minutes per network.",
         ),

@@ -48,7 +48,8 @@ class Speedup:
     Attributes:
         runtime: `eager` is torch, each network in the faster of the contiguous and the channels-last layout; `compile`
             is `torch.compile`; `onnxruntime` is ONNX; `half` is `eager` in bfloat16 (CPU) or float16 (GPU); `int8` is
-            `onnxruntime` with dynamic quantization. Both networks run in the same precision.
+            `onnxruntime` with dynamic quantization; `sparse` is `eager` with linear layers in CSR where that is faster.
+            Both networks run in the same precision and form.
         batch: number of samples.
         threads: number of threads on the CPU.
         processor: name of the processor or GPU.
