@@ -155,7 +155,7 @@ def program_of(network: nn.Module, inputs: Inputs, axes: Collection[int]) -> tor
     named = inputs.named(network)
     shapes = mapped(lambda leaf: sizes(leaf) if isinstance(leaf, Tensor) else None, named)
     try:
-        with _quietly():
+        with quietly():
             return torch.export.export(network, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise CompactionError(
@@ -236,7 +236,7 @@ def _onnx_bytes(program: torch.export.ExportedProgram, call: _Call, path: Path) 
         if find_spec(library) is None:
             raise missing_extra(library, "onnx", "writing ONNX files")
     names = _output_names(call)
-    with _quietly():
+    with quietly():
         try:
             found = torch.onnx.export(
                 program,
@@ -254,7 +254,7 @@ def _onnx_bytes(program: torch.export.ExportedProgram, call: _Call, path: Path) 
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Hide the exporter's warnings about libraries that no network of ours needs."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemtl.compaction.copies import copied
-from sparsemtl.compaction.exporting import export
+from sparsemtl.compaction.exporting import export, quietly
 from sparsemtl.compaction.inputs import Inputs
 from sparsemtl.errors import CompactionError, missing_extra
 
@@ -145,7 +145,8 @@ def int8(networks: Networks, inputs: Inputs) -> Runs:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         small = path.with_suffix(".int8.onnx")
-        quantize_dynamic(path, small, weight_type=QuantType.QUInt8)  # its convolutions take no signed weights
+        with quietly():
+            quantize_dynamic(path, small, weight_type=QuantType.QUInt8)  # its convolutions take no signed weights
         return small.read_bytes()
 
     return _sessions(networks, inputs, quantized)
