@@ -73,9 +73,8 @@ def row(study: Path) -> list[str]:
     every = candidates(found)
     both, alone = chosen(every), chosen(every[~every["method"].str.startswith(SPARSE)])
     cells = [f"{per_method.loc[name].mean():.1f}" for name in per_method.index]
-    against = [
-        interval(per_method.loc[name] - per_method.loc[best]) if name in per_method.index else "–" for name in OTHERS
-    ]
+    per_seed = {str(name): values for name, values in per_method.iterrows()}
+    against = [interval(per_seed[name] - per_seed[best]) if name in per_seed else "–" for name in OTHERS]
     return [*cells, best, *against, f"{both.mean():.1f}", f"{alone.mean():.1f}", interval(both - alone)]
 
 
