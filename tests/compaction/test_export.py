@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from compaction_toys import alive, zeroed
 from torch import Tensor, nn
 
 import sparsemtl as sm
+from sparsemtl.architectures import ARCHITECTURES
 from sparsemtl.backbones import CNN
 from sparsemtl.errors import CheckpointError, CompactionError, ParameterError
 from sparsemtl.storage.files import read_tensors, write_tensors
@@ -51,7 +53,21 @@ def gated() -> tuple[nn.Module, Any]:
     return Gated(), ({"a": torch.randn(3, 4), "b": torch.randn(3, 3)},)
 
 
-NETWORKS = [(images, 0.0), (gated, 0.0), (attention, 1e-6)]
+def built(architecture: str) -> tuple[nn.Module, Any]:
+    """Return a network whose parts compare the sizes of features: of experts, or of streams."""
+    torch.manual_seed(0)
+    tasks, x = [sm.Regression("one"), sm.Regression("two")], torch.randn(3, 2, 8, 8)
+    model = ARCHITECTURES.build(architecture, lambda: CNN((2, 8, 8), widths=[4, 4]), tasks)
+    model.eval()(x)
+    return sm.compact(model, task="one", example_inputs=x), x
+
+
+NETWORKS = [
+    (images, 0.0),
+    *((partial(built, name), 0.0) for name in ("mmoe", "cross-stitch", "nddr")),
+    (gated, 0.0),
+    (attention, 1e-6),
+]
 """Networks, and the difference of their files: torch runs a transformer layer of its own class by a fused kernel."""
 
 

@@ -226,7 +226,7 @@ def measured(root: Root, example: Any, *, single: bool) -> tuple[Network, dict[s
         raise ParameterError(f"{root.name} cannot be run, since {missing}. Give a batch that it reads.")
     network = canonical_network(root, copied(root.module), inputs)
     whole = built(network, copy.deepcopy(network.graph))
-    sample = _one_sample(whole, inputs)
+    sample = one_sample(whole, inputs)
     macs = macs_by_layer(whole, *sample.args, **sample.kwargs)
     measure_shapes(network, root.module, inputs)
     resolve_sizes(network)
@@ -266,7 +266,7 @@ def _first_difference(model: Root, inputs: Inputs, wrong: Inputs) -> str:
 
 def _costs(module: nn.Module, inputs: Inputs) -> LayerCosts:
     """Return the costs of the layers for one sample, or for the example if no sample can be run alone."""
-    case = _one_sample(module, inputs)
+    case = one_sample(module, inputs)
     return LayerCosts(
         macs_by_layer(module, *case.args, **case.kwargs), activations_by_layer(module, *case.args, **case.kwargs)
     )
@@ -274,11 +274,11 @@ def _costs(module: nn.Module, inputs: Inputs) -> LayerCosts:
 
 def _memory(module: nn.Module, inputs: Inputs) -> ActivationMemory:
     """Return the memory of the activations for one sample, or for the example if no sample can be run alone."""
-    case = _one_sample(module, inputs)
+    case = one_sample(module, inputs)
     return measure_activations(module, *case.args, **case.kwargs)
 
 
-def _one_sample(module: nn.Module, inputs: Inputs) -> Inputs:
+def one_sample(module: nn.Module, inputs: Inputs) -> Inputs:
     """Return the first sample of an example in a module's precision, or all if it cannot be run alone.
 
     Raises:

@@ -15,7 +15,7 @@ from sparsemtl.compaction.cost import macs_by_layer
 from sparsemtl.compaction.exporting import Exported, export
 from sparsemtl.compaction.inputs import Inputs
 from sparsemtl.compaction.merging import Together
-from sparsemtl.compaction.pipeline import CompactedModule, compact_root
+from sparsemtl.compaction.pipeline import CompactedModule, compact_root, one_sample
 from sparsemtl.compaction.rounding import fastest
 from sparsemtl.compaction.timing import timings
 from sparsemtl.compaction.trace import root_of
@@ -230,7 +230,7 @@ def _branches(network: nn.Module, tasks: Sequence[str], example: Inputs) -> tupl
     """Return the layers of a network by the tasks that compute them, those of most tasks first."""
     users = _users(network, tasks)
     generator = torch.Generator().manual_seed(0)
-    drawn = example.mapped(lambda like: like.drawn(generator)).first(1)
+    drawn = one_sample(network, example.mapped(lambda like: like.drawn(generator)))
     counts: dict[tuple[str, ...], list[int]] = {}
     for layer, macs in macs_by_layer(network, *drawn.args, **drawn.kwargs).items():
         counts.setdefault(_owner(layer, users), []).append(macs)
