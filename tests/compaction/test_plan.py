@@ -14,7 +14,7 @@ from sparsemtl.backbones import CNN
 from sparsemtl.compaction import Branch
 from sparsemtl.compaction.merging import merge_equal
 from sparsemtl.compaction.network import Network
-from sparsemtl.errors import ParameterError
+from sparsemtl.errors import CompactionError, ParameterError
 from sparsemtl.networks.task_networks import TaskNetworks
 
 X = torch.randn(3, 2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -140,6 +140,9 @@ def test_all_tasks_are_in_one_onnx_file_with_an_output_each(tmp_path: Path) -> N
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ParameterError, match="`by` must be one of macs, bytes, milliseconds, got 'speed'"):
         sm.plan(halves(), by="speed")  # type: ignore[arg-type]
+    lazy = sm.SharedBottom(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), [sm.Regression("a")])
+    with pytest.raises(CompactionError, match="does not know its shapes yet"):
+        sm.plan(lazy, example_inputs=torch.rand(2, 4))
     with pytest.raises(ParameterError, match="Linear has no tasks"):
         sm.plan(nn.Linear(2, 2))  # type: ignore[arg-type]
 

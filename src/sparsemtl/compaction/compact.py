@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparsemtl.compaction.copies import copied
 from sparsemtl.compaction.pipeline import CompactedModule, compact_root
 from sparsemtl.compaction.rounding import check_multiple, fastest
-from sparsemtl.compaction.trace import root_of
+from sparsemtl.compaction.trace import refuse_lazy, root_of
 from sparsemtl.errors import MaskError, ParameterError
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.model import MultiTaskModel
@@ -122,6 +122,7 @@ def network_of(
     """Return a task's network in place of the model if `masks` are the tasks' networks, and the masks that are left.
 
     Raises:
+        CompactionError: if tensors of the model have no shape yet.
         MaskError: if the model is inside a task's network; `caller` is the function to name.
         ParameterError: if task networks are given without a task, or beside `norms`.
     """
@@ -134,6 +135,7 @@ def network_of(
         return model, masks
     if task is None or norms is not None:
         raise ParameterError(f"task networks: name the task to {caller} for (task=...), without `norms`.")
+    refuse_lazy(model)
     return masks.network(model, task), None
 
 

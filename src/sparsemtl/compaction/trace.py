@@ -253,14 +253,23 @@ def _readers(node: fx.Node) -> list[fx.Node]:
     return list(found)[1:]
 
 
+def refuse_lazy(model: nn.Module) -> None:
+    """Raise a CompactionError if a tensor of a model has no shape yet."""
+    for name, module in model.named_modules():
+        if any(is_lazy(tensor) for tensor in [*module._parameters.values(), *module._buffers.values()]):
+            raise CompactionError(
+                f"{name or 'the model'!r} ({type(module).__name__}) does not know its shapes yet. Run the model on one "
+                "batch first."
+            )
+
+
 def _check(model: nn.Module, leaf_modules: Collection[str]) -> None:
     """Raise for modules that no graph could be right for, and for unknown names of modules."""
     for name, module in model.named_modules():
         where = f"{name or 'the model'!r} ({type(module).__name__})"
         if isinstance(module, torch.jit.ScriptModule):
             raise CompactionError(f"{where} is scripted, which torch.fx cannot trace. Compact the plain module.")
-        if any(is_lazy(tensor) for tensor in [*module._parameters.values(), *module._buffers.values()]):
-            raise CompactionError(f"{where} does not know its shapes yet. Run the model on one batch first.")
+    refuse_lazy(model)
     known = dict(model.named_modules())
     for name in leaf_modules:
         if name not in known:
