@@ -93,12 +93,12 @@ class CombinedRows:
         """Put the balancer's combination of the rows into the gradients of the shared weights."""
         rows = self._rows.matrix()
         scale = None if self._backend.loss_scale is None else self._backend.loss_scale()
-        if scale is None:
+        if not self._backend.scaled:
             check_rows(rows, self._tasks, where)
         elif not is_finite(rows):
             self._rows.set_gradients(rows.sum(0))  # the gradient scaler is to see what is not finite
             return
-        else:
+        if scale is not None:
             rows.div_(scale)  # some aggregators depend on the gradients' size
         combine = partial(self._balancer.aggregate, present=present)
         if self._balancer.scope == "overlap":
@@ -176,9 +176,9 @@ class CombinedByGramian:
     def combine(self, networks: TaskNetworks, present: Tensor, where: str) -> None:
         """Put the balancer's combination of the gradients into the gradients of the shared weights."""
         gramian = self._gramian(networks)
-        if self._backend.loss_scale is None:
+        if not self._backend.scaled:
             check_rows(gramian.diagonal()[:, None], self._tasks, where)
-        finite = self._backend.loss_scale is None or is_finite(gramian)
+        finite = not self._backend.scaled or is_finite(gramian)
         weights = self._balancer.gradient_weights(gramian, present) if finite else torch.ones_like(gramian[0])
         self._backward(dict(zip(self._tasks, weights, strict=True)), networks)
         for name, alone in self._alone(networks).items():
