@@ -64,6 +64,7 @@ class GradNorm(Balancer):
         self._w = nn.Parameter(torch.ones(tasks, device=device))
         self._optimizer = torch.optim.Adam([self._w], lr=self.lr)
         self._first = torch.full((tasks,), torch.nan, device=device)
+        self._norms = torch.zeros(0, device=device)
         self._start_step()
 
     def gradient_target(self, model: MultiTaskModel) -> GradientTarget:

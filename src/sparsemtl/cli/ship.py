@@ -163,9 +163,9 @@ def bench(
     runtime: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="eager|compile|onnxruntime|half|int8|sparse",
-            help="A runtime, may be given repeatedly; by default eager and, where it is installed, onnxruntime. "
-            "`compile` takes up to minutes per network.",
+            metavar="RUNTIME",
+            help="eager, compile, onnxruntime, half, int8 or sparse; may be given repeatedly. By default eager and, where "
+            "it is installed, onnxruntime; `compile` takes up to minutes per network.",
         ),
     ] = None,
     device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Device of the networks.")] = "cpu",

@@ -57,7 +57,7 @@ class FreezeOutsideMask:
                 before.copy_(own)
             else:
                 rows = self._rows[name] = rows.to(parameter.device)
-                torch.index_select(own, 0, rows, out=before[: len(rows)])
+                torch.index_select(_bits(own), 0, rows, out=_bits(before)[: len(rows)])
 
     def __exit__(self, *error: object) -> None:
         for name, parameter in self._parameters.items():
@@ -65,7 +65,7 @@ class FreezeOutsideMask:
             if rows is None:
                 _restore(_bits(parameter), _bits(self._memory[name]), self._active_on(name, parameter.device))
             elif len(rows):
-                parameter.detach().index_copy_(0, rows, self._memory[name][: len(rows)])
+                _bits(parameter).index_copy_(0, rows, _bits(self._memory[name])[: len(rows)])
 
     def _active_on(self, name: str, device: torch.device) -> Tensor:
         """Return the mask on the device of its parameter, moved once."""
