@@ -205,7 +205,7 @@ def test_one_member_is_explained_parameter_by_parameter(sparsemtl: Shell) -> Non
     text = one_line(sparsemtl("list", "methods", "fisher").out)
     assert "keep: 0.3 a float in (0, 1] or a mapping to floats in (0, 1] Fraction of the maskable weights" in text
     assert "samples: 1024 an int in [1, inf) or null Training samples" in text
-    assert "scope: null one of 'global', 'layer' or null Rank the weights of all layers together" in text  # a common option
+    assert "scope: null one of 'global', 'layer' or null Rank the weights of all layers together" in text
 
 
 @pytest.mark.parametrize("what", LISTS)

@@ -164,8 +164,8 @@ def bench(
         list[str] | None,
         typer.Option(
             metavar="RUNTIME",
-            help="eager, compile, onnxruntime, half, int8 or sparse; may be given repeatedly. By default eager and, where "
-            "it is installed, onnxruntime; `compile` takes up to minutes per network.",
+            help="eager, compile, onnxruntime, half, int8 or sparse; may be given repeatedly. By default eager and, "
+            "where it is installed, onnxruntime; `compile` takes up to minutes per network.",
         ),
     ] = None,
     device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Device of the networks.")] = "cpu",
