@@ -26,14 +26,15 @@ from sparsemtl.tasks.batches import Loaders, check_readable
 
 
 class PruningSharing(Sharing):
-    """Pruning of channels, heads and neurons to a budget of multiply-adds, encoder and heads together.
+    """Pruning of channels, heads and neurons to a budget of multiply-adds (Molchanov et al. 2019; Liu et al. 2021).
 
-    A unit is what compaction can remove: a channel of a tensor with all channels that it is added to or multiplied with
-    (a residual stream's is one unit), an attention head, a hidden neuron. Before an epoch, every task's importance of
-    every unit is estimated (`sharing.taylor`: Molchanov et al., CVPR 2019), divided by its sum over the units, and
-    combined over the tasks. Units of the smallest importance per multiply-add that they cost (Liu et al., Group Fisher
-    pruning, ICML 2021) are removed until the network has what the budget's schedule allows: 1 - (1 - macs) * (1 -
-    (1 - t)^3) of the dense network's, t going from 0 to 1 between `warmup` and `reach_at`.
+    Encoder and heads are pruned together. A unit is what compaction can remove: a channel of a tensor with all channels
+    that it is added to or multiplied with (a residual stream's is one unit), an attention head, a hidden neuron.
+
+    Before an epoch, every task's importance of every unit is estimated (Molchanov et al., CVPR 2019, Eq. 8), divided by
+    its sum over the units, and combined over the tasks. Units of the smallest importance per multiply-add that they
+    cost (Liu et al., Group Fisher Pruning, ICML 2021) are removed until the network has what the budget's schedule
+    allows: 1 - (1 - macs) (1 - (1 - t)^3) of the dense network's, t going from 0 to 1 between `warmup` and `reach_at`.
 
     The weights that read a removed unit are zero after every step, so that `compact` gives the small network. All tasks
     compute with all weights that are left. Every layer keeps at least one unit.
