@@ -247,7 +247,7 @@ def list_members(
     elif what in found:
         show(members(found[what]) if name is None else member(found[what], name))
         if found[what] is SECTIONS["sharing"][0] and name is None:
-            typer.echo("`sharing: auto` chooses among networks of these for every task: `sparsemtl list run auto`.")
+            show("`sharing: auto` chooses among networks of these for every task: `sparsemtl list run auto`.")
     elif owner is None:
         raise ConfigError(unknown_name("list", what, {*plain, *found, *plain["run"]}))
     elif name is not None:
