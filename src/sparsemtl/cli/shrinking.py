@@ -100,6 +100,7 @@ def _show(dense: LoadedRun, small: LoadedRun) -> None:
         table.add_row("all", "multiply-adds", f"{before.macs[1]:,}", f"{network.report.macs[1]:,}")
     table.add_row("all", "parameters", f"{before.parameters[1]:,}", f"{network.report.parameters[1]:,}")
     show_whole(table)
+    typer.echo("Test data. The small network was trained longer: part of a gain may come from that.")
     typer.echo(
         f"Network of all tasks: {file} (`sm.load_network`). Of each task: `sparsemtl compact {small.folder.path}`"
     )
