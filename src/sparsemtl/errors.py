@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -147,3 +148,16 @@ def unknown_name(kind: str, found: str, known: Iterable[str]) -> str:
 def missing_extra(package: str, extra: str, purpose: str) -> MissingExtraError:
     """Build the error for an optional dependency that is not installed."""
     return MissingExtraError(f"{purpose} needs {package!r}: pip install 'sparsemtl[{extra}]'.")
+
+
+OUT_OF_MEMORY = (
+    "Memory is used up: use smaller batches (`training.batch_size`; `training.accumulate` keeps the size of a step), a "
+    "smaller network, or fewer `--jobs`."
+)
+"""Advice where memory is used up."""
+_ALLOCATOR = re.compile("allocate memory|not enough memory|out of memory", re.IGNORECASE)
+
+
+def memory_used_up(error: BaseException) -> bool:
+    """Return True if an error says that memory is used up; torch raises a plain RuntimeError on the CPU."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_ALLOCATOR.search(str(error))))

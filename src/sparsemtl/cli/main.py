@@ -21,7 +21,7 @@ from sparsemtl.cli.data import app as data_app
 from sparsemtl.cli.doctor import doctor
 from sparsemtl.cli.ship import bench, compact, export
 from sparsemtl.cli.shrinking import shrink
-from sparsemtl.cli.training import INTERRUPTED, draw_report, say, stopping
+from sparsemtl.cli.training import INTERRUPTED, draw_report, say, show_failure, stopping
 from sparsemtl.errors import ConfigError, SparseMTLError, SparseMTLWarning, unknown_name
 
 if TYPE_CHECKING:
@@ -281,7 +281,11 @@ app.add_typer(data_app, name="data")
 
 
 def main() -> None:
-    """Run the command line; errors of ours are printed as one message, without a traceback."""
+    """Run the command line; an error is printed as its cause, without the traceback, which is written to a file.
+
+    The exit status is 0 after success, 1 after an error, 2 after a wrong command line, and 128 plus the number of the
+    signal after an interruption: 130 (SIGINT), 143 (SIGTERM), 129 (SIGHUP).
+    """
     warnings.formatwarning = _format_warning
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -293,13 +297,18 @@ def main() -> None:
         if end.code == INTERRUPTED and received:
             _leave(128 + received[0])
         raise
-    except SparseMTLError as error:
-        typer.secho(f"{type(error).__name__}: {error}", err=True, fg=typer.colors.RED)
-        raise SystemExit(1) from None
     except OSError as error:
         if received:  # the terminal that hung up cannot be written to
             _leave(128 + received[0])
-        typer.secho(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True, fg=typer.colors.RED)
+        if isinstance(error, SparseMTLError) or hasattr(error, "error_log"):
+            show_failure(error)
+        else:
+            typer.secho(
+                f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True, fg=typer.colors.RED
+            )
+        raise SystemExit(1) from None
+    except Exception as error:
+        show_failure(error)
         raise SystemExit(1) from None
 
 
@@ -313,7 +322,7 @@ def _handle_signals() -> list[int]:
 
     def stop(number: int, frame: Any) -> None:
         received.append(number)
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(signal.Signals(number).name)
 
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)

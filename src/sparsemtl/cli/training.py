@@ -25,7 +25,7 @@ def draw_report(folder: Path) -> None:
 
 @contextmanager
 def stopping(folder: Path) -> Iterator[None]:
-    """Print how to resume after Ctrl-C."""
+    """Print how to resume after Ctrl-C or an error."""
     from sparsemtl.storage.run_folder import RunFolder
 
     try:
@@ -34,6 +34,45 @@ def stopping(folder: Path) -> Iterator[None]:
         resumable = RunFolder(folder).begun
         say(f"Stopped. Resume with `sparsemtl resume {folder}`." if resumable else "Stopped.")
         raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        if hasattr(error, "error_log"):
+            run = RunFolder(folder)
+            if run.finished:
+                say(f"The run is trained and tested; `sparsemtl report {folder}` draws its report again.")
+            elif run.begun:
+                say(f"The run stopped. Once the cause is removed, resume it with `sparsemtl resume {folder}`.")
+        raise
+
+
+def show_failure(error: Exception) -> None:
+    """Print the cause of an error in a user's terms, and the path of its traceback.
+
+    An error that is not one of ours and has no traceback in a run folder gets one in the folder of temporary files.
+    """
+    from sparsemtl.errors import SparseMTLError
+    from sparsemtl.storage.stops import Cause
+
+    log = getattr(error, "error_log", None)
+    if log is None and not isinstance(error, SparseMTLError):
+        log = _write_traceback(error)
+    if log is not None:
+        say(f"The traceback is in {log}.")
+    with suppress(OSError):
+        typer.secho(str(Cause.of(error)), err=True, fg=typer.colors.RED)
+
+
+def _write_traceback(error: Exception) -> Path | None:
+    """Write the traceback of an error into a new temporary file; None if it cannot be written."""
+    import tempfile
+    import traceback
+
+    with suppress(OSError):
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="sparsemtl-error-", suffix=".log", delete=False, encoding="utf-8"
+        ) as file:
+            file.write("".join(traceback.format_exception(error)))
+        return Path(file.name)
+    return None
 
 
 def say(message: str) -> None:

@@ -13,6 +13,7 @@ from sparsemtl.storage.text_files import write_text
 
 if TYPE_CHECKING:
     from sparsemtl.compaction import CompactionReport
+    from sparsemtl.storage.run_folder import RunFolder
 
 __all__ = ["write_compaction_report", "write_report"]
 
@@ -74,15 +75,17 @@ def write_report(path: str | Path) -> Path:
         with _damage_named(folder):
             page = run_page(folder)
     elif run.begun:
-        raise CheckpointError(
-            f"the run in {folder} has not ended (summary.json is missing). Go on with `sparsemtl resume {folder}`."
-        )
+        raise CheckpointError(f"the run in {folder} {_state(run)}. Go on with `sparsemtl resume {folder}`.")
     else:
         raise CheckpointError(
             f"{folder} is neither a run that has ended (summary.json is missing) nor a study (study.json is missing)."
         )
     write_text(run.report, page)
     return run.report
+
+
+def _state(run: RunFolder) -> str:
+    return run.stop.rstrip(".") or "has not ended (summary.json is missing)"
 
 
 def _check_extra() -> None:

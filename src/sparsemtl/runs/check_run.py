@@ -141,9 +141,10 @@ class _Run:
                 run.metrics, self._metrics, "use another copy of it; figures of the end are in summary.json"
             )
         if not ended:
-            yield Finding(run.summary.name, "the run has not ended", "missing", self._go_on())
+            text = f"the run {run.stop}" if run.stop else "the run has not ended"
+            yield Finding(run.summary.name, text, "missing", self._go_on())
         for path, read in (
-            (run.summary, self._summary),
+            *([(run.summary, self._summary)] if ended else []),
             (run.model, self._model),
             (run.networks, self._networks),
         ):
@@ -285,7 +286,9 @@ class _Run:
                 raise CheckpointError(
                     f"{self.folder.summary}: task {task!r} has no {entry['primary']!r} on validation data."
                 )
-        return f"{summary['status']} after {summary['epochs']} epochs, {len(summary['tasks'])} tasks"
+        return (
+            f"{self.folder.stop or summary['status']} after {summary['epochs']} epochs, {len(summary['tasks'])} tasks"
+        )
 
     # ---- the model -----------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from sparsemtl.runs.pretraining import pretrain, stand_in
 from sparsemtl.runs.spec import RunSpec
 from sparsemtl.storage.locks import locked, refuse_foreign
 from sparsemtl.storage.run_folder import RunFolder
+from sparsemtl.storage.stops import recorded_stop
 from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.storage.yaml_text import read_yaml
 from sparsemtl.training import Trainer
@@ -71,24 +72,27 @@ def _run(spec: RunSpec, folder: RunFolder, *, resume: bool, progress: bool, fini
     with locked(folder.path), use_threads(spec.config["training"]["threads"]):  # data, too, depend on the threads
         if not resume:
             _check_free(folder)  # again: another process may have begun and ended a run meanwhile
-        pretrain_for = partial(
-            pretrain, train=partial(_run, resume=True, progress=progress, finished=finished), dry_run=dry_run
-        )
-        if spec.config[AUTO] is not None:
-            results = run_auto(spec, folder, pretrain=pretrain_for, progress=progress)
+        with recorded_stop(folder):
+            results = _train(spec, folder, resume=resume, progress=progress, finished=finished)
             if finished is not None:
                 finished(folder.path)
             return results
-        pretrained = pretrain_for(spec, folder)
-        trainer = make_trainer(spec.config, spec.data, folder.path, pretrained=pretrained, progress=progress)
-        write_inputs(folder, spec.data, spec.config["task_options"])
-        train, validation, test = spec.loaders()
-        goes_on = resume and folder.last.exists()
-        trainer.fit(train, validation, resume=goes_on, overwrite=not goes_on)  # the folder was checked above
-        results = trainer.test(test)
-        if finished is not None:
-            finished(folder.path)
-        return results
+
+
+def _train(spec: RunSpec, folder: RunFolder, *, resume: bool, progress: bool, finished: Finished | None) -> Results:
+    """Pretrain, train and test a run; the caller holds the lock of its folder."""
+    pretrain_for = partial(
+        pretrain, train=partial(_run, resume=True, progress=progress, finished=finished), dry_run=dry_run
+    )
+    if spec.config[AUTO] is not None:
+        return run_auto(spec, folder, pretrain=pretrain_for, progress=progress)
+    pretrained = pretrain_for(spec, folder)
+    trainer = make_trainer(spec.config, spec.data, folder.path, pretrained=pretrained, progress=progress)
+    write_inputs(folder, spec.data, spec.config["task_options"])
+    train, validation, test = spec.loaders()
+    goes_on = resume and folder.last.exists()
+    trainer.fit(train, validation, resume=goes_on, overwrite=not goes_on)  # the folder was checked before
+    return trainer.test(test)
 
 
 def resume(folder: str | Path, *, progress: bool = True, finished: Finished | None = None) -> Results:
@@ -122,12 +126,13 @@ def _check_free(folder: RunFolder) -> None:
         raise CheckpointError(f"{path} is a file; a run needs a folder of its own. Use another --out.")
     if folder.finished:
         raise CheckpointError(f"{path} holds a finished run. Use another --out, or delete it.")
-    if folder.last.exists() or folder.summary.exists() or folder.candidates.exists():
+    if folder.last.exists() or folder.ended or folder.candidates.exists():
         with suppress(OSError), locked(path):  # raises if that run has not stopped yet
             pass
+        why = f" It {folder.stop}" if folder.stop else ""
         raise CheckpointError(
             f"{path} holds a run that stopped. Resume it with `sparsemtl resume {path}`, use another --out, or "
-            "delete it."
+            f"delete it.{why}"
         )
     if StudyFolder(path).exists:
         raise CheckpointError(f"{path} is a study; a run needs a folder of its own. Use another --out.")

@@ -20,6 +20,9 @@ from sparsemtl.storage.yaml_text import dump_yaml, read_yaml
 REPORT = "report.html"
 """Name of the report in the folder of a run or a study."""
 
+STOPPED = ("failed", "interrupted")
+"""Values of `status` in the summary of a run that stopped before its end, see `sparsemtl.storage.stops`."""
+
 
 class RunFolder:
     """Paths, writers and readers of a run folder.
@@ -39,6 +42,7 @@ class RunFolder:
         self.networks = self.path / "networks.safetensors"
         self.samples = self.path / "samples.safetensors"
         self.report = self.path / REPORT
+        self.error_log = self.path / "error.log"
         self.last = self.path / "checkpoints" / "last.safetensors"
         self.tensorboard = self.path / "tensorboard"
         self.pretraining = self.path / "pretraining"
@@ -65,8 +69,21 @@ class RunFolder:
 
     @property
     def ended(self) -> bool:
-        """True if the run has a summary: it finished, or it stopped early."""
-        return self.summary.is_file()
+        """True if the run has a summary with results: it finished, or it was trained."""
+        return self.summary.is_file() and (not self.stop or "tasks" in read_json(self.summary))
+
+    @property
+    def stop(self) -> str:
+        """Why the run stopped before its end: "was interrupted by SIGTERM", "failed: ValueError: ..."; else ""."""
+        try:
+            summary = read_json(self.summary)
+            if summary["status"] == "interrupted":
+                return f"was interrupted by {summary['signal']}"
+            if summary["status"] == "failed":
+                return f"failed: {summary['error']['type']}: {summary['error']['message']}".removesuffix(": ")
+        except (CheckpointError, LookupError, TypeError):
+            pass
+        return ""
 
     @property
     def finished(self) -> bool:
@@ -81,7 +98,8 @@ class RunFolder:
     def remove_results(self) -> None:
         """Remove what an earlier run has written at its end, and its best models: a new run replaces it."""
         best = self.last.parent.glob("best*.safetensors")
-        for path in (self.summary, self.model, self.networks, self.choice, self.samples, self.report, *best):
+        results = (self.summary, self.model, self.networks, self.choice, self.samples, self.report, self.error_log)
+        for path in (*results, *best):
             path.unlink(missing_ok=True)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -107,6 +125,8 @@ class RunFolder:
         """
         summary = read_json(self.summary)
         if not isinstance(summary, dict) or "tasks" not in summary:
+            if self.stop:
+                raise CheckpointError(f"the run in {self.path} has no results. It {self.stop}")
             raise CheckpointError(f"{self.summary} is not a summary that sparsemtl wrote: 'tasks' is missing.")
         return summary
 

@@ -9,7 +9,7 @@ from types import FrameType, TracebackType
 import torch
 from torch import Tensor, nn
 
-from sparsemtl.errors import ForwardError
+from sparsemtl.errors import OUT_OF_MEMORY, ForwardError, memory_used_up
 
 PLAIN = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AttributeError, KeyError)
 """Classes of errors that modules raise at wrong inputs. Subclasses (tracers, memory that ran out) are caught by their
@@ -46,9 +46,10 @@ def explain(model: nn.Module, error: Exception, tasks: Iterable[str]) -> Forward
 
 def explain_loss(task: str, error: Exception, output: Tensor, target: Tensor) -> ForwardError:
     """Return an error with the shapes that a task's loss failed on."""
+    advice = OUT_OF_MEMORY if memory_used_up(error) else "Does the head give what the loss expects?"
     return ForwardError(
         f"task {task!r}: its loss failed on outputs of {_form(output)} and labels of {_form(target)}: "
-        f"{_sentence(error)} Does the head give what the loss expects?"
+        f"{_sentence(error)} {advice}"
     )
 
 
@@ -83,6 +84,8 @@ def _sentence(error: Exception) -> str:
 
 
 def _advice(error: Exception, model: nn.Module) -> str:
+    if memory_used_up(error):
+        return f" {OUT_OF_MEMORY}"
     dtype = next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), torch.get_default_dtype())
     for pattern, advice in _ADVICE.items():
         if re.search(pattern, str(error), re.IGNORECASE):

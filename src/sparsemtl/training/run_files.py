@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.storage.files import write_tensors
 from sparsemtl.storage.locks import locked, refuse_foreign
 from sparsemtl.storage.run_folder import RunFolder
+from sparsemtl.storage.stops import recorded_stop, remove_stop
 from sparsemtl.storage.text_files import write_json
 from sparsemtl.training.machine import machine
 from sparsemtl.training.resuming import refuse_earlier_run
@@ -31,7 +32,7 @@ class RunFiles:
 
     @contextmanager
     def fitting(self, *, resume: bool, overwrite: bool) -> Iterator[None]:
-        """Hold the lock of the folder inside the context, in which a run is trained.
+        """Hold the lock of the folder inside the context, in which a run is trained, and record why it stops.
 
         Args:
             resume: the run in the folder goes on.
@@ -46,7 +47,8 @@ class RunFiles:
         with self.writing():
             if self.folder is not None and not (resume or overwrite):
                 refuse_earlier_run(self.folder)
-            yield
+            with recorded_stop(self.folder) if self.folder is not None else nullcontext():
+                yield
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -58,8 +60,9 @@ class RunFiles:
             yield
 
     def write_begin(self, config: Mapping[str, Any], device: torch.device, seed: int | None) -> None:
-        """Write the configuration and the environment."""
+        """Write the configuration and the environment, and remove the record of an earlier stop."""
         if self.folder is not None:
+            remove_stop(self.folder)
             self.folder.write_config(dict(config))
             self.folder.write_environment(machine(device) | {"device": str(device)}, seed=seed)
 
