@@ -15,11 +15,11 @@ from loops import each
 
 import sparsemtl
 
-tomllib = pytest.importorskip("tomllib", reason="in Python from 3.11 on")
 ROOT = Path(__file__).parent.parent
 
 
 def test_every_file_of_the_package_that_is_no_code_is_named_as_package_data() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="in Python from 3.11 on")
     package = ROOT / "src" / "sparsemtl"
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     patterns = settings["tool"]["setuptools"]["package-data"]["sparsemtl"]

@@ -414,6 +414,13 @@ class Full(NamedTuple):
     words: str
 
 
+TEXTS = (
+    "Error while serializing: I/O error: {text} (os error {number})",
+    'Error while serializing: IoError(Os {{ code: {number}, kind: StorageFull, message: "{text}" }})',
+)
+"""Texts of safetensors for an error of the system: of today, and of 0.4."""
+
+
 @pytest.mark.parametrize(
     "full",
     [
@@ -422,16 +429,15 @@ class Full(NamedTuple):
         Full(errno.EDQUOT, "the disk quota is used up"),
     ],
 )
+@pytest.mark.parametrize("text", TEXTS, ids=["today", "0.4"])
 def test_a_full_disk_is_named_with_the_file_and_the_space(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: Full
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: Full, text: str
 ) -> None:
     path = tmp_path / "last.safetensors"
     write_tree(path, "old")
 
     def no_space(*given: Any, **options: Any) -> None:
-        raise SafetensorError(
-            f"Error while serializing: I/O error: {os.strerror(full.number)} (os error {full.number})"
-        )
+        raise SafetensorError(text.format(text=os.strerror(full.number), number=full.number))
 
     monkeypatch.setattr("sparsemtl.storage.files.save_file", no_space)
     with pytest.raises(

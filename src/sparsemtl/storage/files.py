@@ -54,7 +54,7 @@ def _distinct(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+_SYSTEM_ERROR = re.compile(r"(?:\(os error|\bOs \{ code:) (\d+)")  # Rust's two texts; safetensors 0.4 has the second
 
 
 def read_tensors(
