@@ -12,8 +12,9 @@ demo: $(DEMO)
 	@echo "Open runs/demo/report.html"
 
 # Each process takes neighbouring tests, so that what a module trains is trained once, and idle ones take over the rest.
+# Compiled modules are kept, whatever the environment says: each process that a test starts would compile them anew.
 test: $(READY)
-	$(BIN)/pytest -n 2 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 2 --dist worksteal
 
 # Long checks, which run nowhere automatically: see CONTRIBUTING.md.
 slow: $(READY)

@@ -93,12 +93,13 @@ def test_aggregators_that_read_more_are_refused_before_training(name: str) -> No
 
 
 def test_an_aggregator_of_the_users_own_works_too() -> None:
-    from torchjd.aggregation import UPGrad
+    from torchjd.aggregation import PCGrad
 
     steps = []
     for from_gramian in (False, True):
         model = model_of("abc")
-        engine_of(model, GradientBalancer(lambda tasks: UPGrad(), from_gramian=from_gramian)).step([batch_of("abc")])
+        torch.manual_seed(0)
+        engine_of(model, GradientBalancer(lambda tasks: PCGrad(), from_gramian=from_gramian)).step([batch_of("abc")])
         steps.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     torch.testing.assert_close(*steps, rtol=1e-12, atol=1e-14)
 

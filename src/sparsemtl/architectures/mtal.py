@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from typing_extensions import Doc
 
 from sparsemtl.architectures.copies import Maker, one_per_task
@@ -18,6 +18,7 @@ from sparsemtl.errors import ParameterError
 from sparsemtl.networks.declarations import SummaryTable
 from sparsemtl.networks.model import MultiTaskModel, check_owned, heads_for
 from sparsemtl.networks.swap import swap_tensors
+from sparsemtl.networks.swap_guards import is_fx_tracing
 from sparsemtl.registry.parameters import Fraction, Natural, validated
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ class MTAL(MultiTaskModel):
         for name, ties in self._ties():
             for kind in ("weight", "bias"):
                 stacked = self._stacked(name, kind)
-                if fx._symbolic_trace.is_fx_symbolic_tracing():
+                if is_fx_tracing():
                     raise ParameterError("torch.fx cannot trace mixed kernels; trace `model.separated()` instead")
                 if stacked is not None:
                     for task, tensor in zip(self.tasks, ties(stacked).unbind(), strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from math import isfinite
 from typing import Any
 
@@ -165,7 +166,7 @@ class Comparison:
         Raises:
             DifferentOutputsError: if outputs differ.
         """
-        model, small = cast(self.model, dtype), cast(small, dtype)
+        model, small = _in_precision(self.model, dtype), _in_precision(small, dtype)
         example = self.inputs.to(dtype=dtype, device=device_of(model))
         expected = outputs_of(model, example)
         if isinstance(expected, Exception):
@@ -313,9 +314,17 @@ def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return copied(model).to(device="cpu" if device.type == "mps" else device, dtype=dtype)  # mps has no doubles
 
 
+def _in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a model whose numbers are all in a precision; a copy, unless those of the model are."""
+    tensors = chain(model.parameters(), model.buffers())
+    numbers = (t for t in tensors if t.is_floating_point() or t.is_complex())
+    as_it_is = device_of(model).type != "mps" and all(number.dtype == dtype for number in numbers)
+    return model if as_it_is else cast(model, dtype)
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of a model's first tensor."""
-    return next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+    return next((t.device for t in chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
 def outputs_of(model: nn.Module, inputs: Inputs, seed: int = 0) -> Any:

@@ -21,8 +21,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from sparsemtl.errors import MaskError
 
 _is_jit_tracing: Any = torch.jit.is_tracing  # type: ignore[attr-defined]
-#: torch 2.9 renamed it.
-_is_fx_tracing: Any = getattr(_symbolic_trace, "is_fx_symbolic_tracing", _symbolic_trace.is_fx_tracing)
+is_fx_tracing: Any = getattr(_symbolic_trace, "is_fx_symbolic_tracing", _symbolic_trace.is_fx_tracing)
+"""True inside `torch.fx.symbolic_trace`; older torch has it under another name."""
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 shared_state = threading.Lock()
 """Held while a thread changes state that all contexts share: the locks, the guards, the stance of the compiler."""
@@ -105,7 +105,7 @@ def _check_call(module: nn.Module, _: Any) -> None:
     if uses is None and labels is None:
         return
     use = uses[-1] if uses else None
-    if use is not None and (_is_jit_tracing() or _is_fx_tracing() or torch.compiler.is_exporting()):
+    if use is not None and (_is_jit_tracing() or is_fx_tracing() or torch.compiler.is_exporting()):
         raise MaskError(_TRACED)
     if torch._C._current_graph_task_id() != -1:  # autograd runs this forward pass again
         label = None if use is None else use.label

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
@@ -246,6 +247,7 @@ class RunRecord:
         return {epoch: fmean(values[epoch]) for epoch in sorted(values)}
 
 
+@cache  # reading it takes a millisecond, and a study has many runs
 def _version(package: str) -> str | None:
     try:
         return version(package)

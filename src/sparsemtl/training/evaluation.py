@@ -21,7 +21,7 @@ from sparsemtl.tasks.compute_groups import hand_on_states, updated_metrics
 from sparsemtl.tasks.nests import map_tensors, to_device
 from sparsemtl.tasks.task import Task
 from sparsemtl.training.results import Results
-from sparsemtl.training.task_cache import TaskCache
+from sparsemtl.training.task_metrics import keep_metrics, take_metrics
 
 if TYPE_CHECKING:
     from torchmetrics.metric import Metric
@@ -88,25 +88,6 @@ def results_of(
     return Results({name: tally.results() for name, tally in tallies.items()})
 
 
-_METRICS: TaskCache[tuple[torch.device, dict[str, Metric]]] = TaskCache()
-"""Device and metrics of each task's last evaluation, reset."""
-
-
-def _take_metrics(task: Task, device: torch.device) -> dict[str, Metric]:
-    """Return metrics of a task: those of its last evaluation, or new ones."""
-    where, metrics = _METRICS.take(task) or (None, {})
-    if where == device:
-        return metrics
-    return {name: metric.to(device) for name, metric in task.metrics().items()}
-
-
-def _keep_metrics(task: Task, device: torch.device, metrics: dict[str, Metric]) -> None:
-    """Keep metrics of a task for its next evaluation."""
-    for metric in updated_metrics(metrics).values():
-        metric.reset()
-    _METRICS.keep(task, (device, metrics))
-
-
 class _Tally:
     """Loss and metrics of a task over the batches of a split.
 
@@ -118,7 +99,7 @@ class _Tally:
     def __init__(self, task: Task, device: torch.device) -> None:
         self._task = task
         self._device = device
-        self._metrics = _take_metrics(task, device)
+        self._metrics = take_metrics(task, device)
         self._updated = updated_metrics(self._metrics)
         self._joins = task.joins_batches
         self._waiting: list[tuple[Tensor, Tensor]] = []
@@ -172,7 +153,9 @@ class _Tally:
             results |= {m: _computed(name, m, metric) for m, metric in self._metrics.items()}
         else:
             _warn_of_nothing(name, self._broken, self._samples)
-        _keep_metrics(self._task, self._device, self._metrics)
+        for metric in self._updated.values():
+            metric.reset()
+        keep_metrics(self._task, self._device, self._metrics)
         return results
 
 

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from sparsemtl.tasks.task import Task
 from sparsemtl.training.task_cache import TaskCache
+from sparsemtl.training.task_metrics import keep_metrics, take_metrics
 
 if TYPE_CHECKING:
     from torchmetrics.metric import Metric
@@ -33,6 +36,7 @@ class MetricFacts:
 
 
 _FACTS: TaskCache[MetricFacts] = TaskCache()
+_CPU = torch.device("cpu")
 
 
 def metric_facts(task: Task) -> MetricFacts:
@@ -43,9 +47,10 @@ def metric_facts(task: Task) -> MetricFacts:
     """
     facts = _FACTS.take(task)
     if facts is None:
-        metrics = task.metrics()
+        metrics = take_metrics(task, _CPU)
         directions = {name: bool(metric.higher_is_better) for name, metric in metrics.items()}
         facts = MetricFacts(directions, _origin(next(iter(metrics.values()))))
+        keep_metrics(task, _CPU, metrics)
     _FACTS.keep(task, facts)
     return facts
 
