@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def test_a_run_leaves_its_configuration_versions_metrics_checkpoints_masks_and_r
     assert read_yaml(finished_run / "config.yaml") == check(measured)
     environment = json.loads((finished_run / "environment.json").read_text())
     assert environment["seed"] == 0
-    assert environment["versions"]["torch"] == torch.__version__
+    assert environment["versions"]["torch"] == version("torch")
     assert {row["split"] for row in rows_without_times(finished_run)} >= set(SPLITS)
     for name in ("best", "last"):
         read_tree(finished_run / "checkpoints" / f"{name}.safetensors")

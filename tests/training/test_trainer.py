@@ -727,6 +727,7 @@ def test_training_losses_are_means_over_the_epochs_steps(tmp_path: Path) -> None
 
 
 def test_tensorboard_is_written_where_asked(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
     quiet(folder=tmp_path / "with", epochs=1, tensorboard=True).fit(loader(), held_out())
     quiet(folder=tmp_path / "without", epochs=1).fit(loader(), held_out())
     assert list((tmp_path / "with" / "tensorboard").iterdir())
