@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         SingleTask,
         Source,
         SqueezeExcitation,
+        TaskGroups,
         TransformerEncoder,
         WrappedModel,
         from_model,
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from sparsemtl.networks.structures import find_structures
     from sparsemtl.networks.task_networks import TaskNetwork, TaskNetworks
     from sparsemtl.optim import MaskedOptimizer
+    from sparsemtl.runs.advice import Advice
+    from sparsemtl.runs.advise import advise
     from sparsemtl.runs.check_run import check_run
     from sparsemtl.runs.loaded import LoadedRun, load_run
     from sparsemtl.sharing import (
@@ -83,6 +86,7 @@ if TYPE_CHECKING:
         balanced_class_weights,
     )
     from sparsemtl.training import Callback, Trainer, TrainingStep
+    from sparsemtl.training.affinity import TaskAffinity, task_affinity
     from sparsemtl.training.auto_share import AutoResult, auto_share
     from sparsemtl.training.lottery_masks import lottery_masks
 
@@ -92,6 +96,7 @@ __all__ = [
     "NDDR",
     "PBFS",
     "PLE",
+    "Advice",
     "AssembledModel",
     "AutoResult",
     "Auxiliary",
@@ -130,6 +135,8 @@ __all__ = [
     "SqueezeExcitation",
     "StudyResults",
     "Task",
+    "TaskAffinity",
+    "TaskGroups",
     "TaskMasks",
     "TaskNetwork",
     "TaskNetworks",
@@ -143,6 +150,7 @@ __all__ = [
     "WrappedModel",
     "__version__",
     "activation_memory",
+    "advise",
     "auto_share",
     "balanced_class_weights",
     "check_run",
@@ -165,6 +173,7 @@ __all__ = [
     "recompute_norms",
     "save_bundle",
     "speedups",
+    "task_affinity",
     "verify",
 ]
 
@@ -184,6 +193,7 @@ _EXPORTS = {
         "SingleTask",
         "Source",
         "SqueezeExcitation",
+        "TaskGroups",
         "TransformerEncoder",
         "WrappedModel",
         "from_model",
@@ -221,6 +231,8 @@ _EXPORTS = {
         "TaskNetworks",
     ),
     "sparsemtl.optim": ("MaskedOptimizer",),
+    "sparsemtl.runs.advice": ("Advice",),
+    "sparsemtl.runs.advise": ("advise",),
     "sparsemtl.runs.check_run": ("check_run",),
     "sparsemtl.runs.loaded": (
         "LoadedRun",
@@ -262,6 +274,7 @@ _EXPORTS = {
         "Trainer",
         "TrainingStep",
     ),
+    "sparsemtl.training.affinity": ("TaskAffinity", "task_affinity"),
     "sparsemtl.training.auto_share": ("AutoResult", "auto_share"),
     "sparsemtl.training.lottery_masks": ("lottery_masks",),
 }

@@ -23,6 +23,7 @@ from sparsemtl.networks.model import maskable_parameters
 MODELS: dict[str, dict[str, Any]] = {
     "shared-bottom": {},
     "single-task": {},
+    "task-groups": {"groups": [["digit", "ink"], ["shape"]]},
     "cross-stitch": {},
     "nddr": {},
     "mtal": {},
@@ -41,6 +42,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "auxiliary, shared": ("auxiliary", {"align": "none", "weights": "shared", "layers": ["3"]}),
     "auxiliary, frozen": ("auxiliary", {"align": "none", "weights": "frozen", "layers": ["3"]}),
     "mtal, at once": ("mtal", {"warmup": 0}),
+    "task-groups, one": ("task-groups", {}),
     "cgc, apart": ("cgc", {"shared_experts": 0, "task_experts": 2}),
     "cgc, several": ("cgc", {"shared_experts": 2, "task_experts": 2}),
     "ple, apart": ("ple", {"shared_experts": 0}),

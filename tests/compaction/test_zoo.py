@@ -72,6 +72,7 @@ def test_a_network_of_the_zoo_shrinks_and_gives_the_same_outputs(name: str) -> N
 ARCHITECTURE_BOUNDS = {
     "shared-bottom": 0.28,
     "single-task": 0.34,
+    "task-groups": 0.28,
     "squeeze-excitation": 0.41,
     "cross-stitch": 0.32,
     "nddr": 0.27,

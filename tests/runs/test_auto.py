@@ -12,13 +12,17 @@ from typer.testing import CliRunner
 
 import sparsemtl as sm
 from sparsemtl.cli.main import app
-from sparsemtl.errors import CheckpointError, ConfigError
-from sparsemtl.runs.auto_options import default_candidates
+from sparsemtl.errors import CheckpointError, ConfigError, SparseMTLError
+from sparsemtl.runs.auto_options import adds_groups, default_candidates
 from sparsemtl.runs.changes import override
+from sparsemtl.runs.check_config import check_config
 from sparsemtl.runs.config import candidate_configs, check
 from sparsemtl.runs.run import resume, run
 from sparsemtl.runs.schema import json_schema
 from sparsemtl.storage.run_folder import RunFolder
+from sparsemtl.storage.yaml_text import read_yaml
+from sparsemtl.training.affinity import TaskAffinity
+from sparsemtl.training.auto_share import largest_cost
 
 CANDIDATES: dict[str, Any] = {
     "dense": {},
@@ -119,6 +123,42 @@ def test_its_spellings_mean_the_same() -> None:
     assert {"const": "auto"} in json_schema()["properties"]["sharing"]["anyOf"]
 
 
+def test_groups_of_tasks_are_found_and_are_a_candidate(tmp_path: Path) -> None:
+    data = {**CONFIG["data"], "tasks": 3, "train_size": 80}
+    sharing = {**CONFIG["sharing"], "groups": True}
+    config = {**CONFIG, "data": data, "sharing": sharing, "seed": 1}
+
+    def found(self: TaskAffinity, least: float = 0.0) -> list[list[str]]:
+        return [["task0", "task2"], ["task1"]]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TaskAffinity, "groups", found)
+        run(config, tmp_path / "run", progress=False)
+    about = RunFolder(tmp_path / "run").read_summary()
+    assert list(about["sharing"]["epochs"]) == ["dense", "random", "groups", "apart"]
+    assert about["sharing"]["trainings"] <= largest_cost(4, [0.5], 0.5)
+    assert any("first rung: task0 + task2; task1" in note for note in about["notes"])
+    own = read_yaml(tmp_path / "run" / "candidates" / "groups" / "config.yaml")
+    assert own["architecture"] == {"name": "task-groups", "groups": [["task0", "task2"], ["task1"]]}
+    assert sm.check_run(tmp_path / "run").ok
+
+
+def test_the_cost_of_the_default_candidates_is_four_trainings_at_most() -> None:
+    complete = check({"sharing": "auto"})
+    count = len(candidate_configs(complete)) + adds_groups(complete)
+    assert largest_cost(count, complete["auto"]["rungs"], complete["auto"]["survivors"]) <= 4.0
+
+
+def test_every_candidate_is_checked_on_a_batch() -> None:
+    config = {**CONFIG, "data": {**CONFIG["data"], "tasks": 3}, "sharing": {**CONFIG["sharing"], "groups": True}}
+    checks = check_config(config)
+    assert list(checks) == [f"candidate {name}" for name in ("dense", "random", "groups", "apart")]
+    assert checks["candidate random"].coverage.density == dict.fromkeys(("task0", "task1", "task2"), 0.5)
+    config["sharing"] = {"name": "auto", "more": {"mine": {"architecture": {"name": "pbfs", "pools": [["task9"]]}}}}
+    with pytest.raises(SparseMTLError, match=r"task9.*\(in candidate 'mine'\)"):
+        check_config({**config, "training": {**config["training"], "epochs": 9}})
+
+
 def test_default_candidates_are_valid_for_every_optimizer() -> None:
     for optimizer in ("adam", "adamw", "sgd"):
         complete = check({"sharing": "auto", "optimizer": optimizer})
@@ -140,6 +180,7 @@ def test_default_candidates_are_valid_for_every_optimizer() -> None:
             {"candidates": {"a": {"sharing": "random"}}},
             "expected a candidate with `sharing: dense`.*found none among a",
         ),
+        ({"more": {"groups": {}}}, "the candidate 'groups' is added by the option `groups`"),
         ({"more": {"dense": {}}}, "candidate 'dense' is in `more` and among the others"),
         ({"more": {"a": {"seed": 3}}}, "candidate 'a': `seed` cannot be changed"),
         ({"more": {"a": {"sharing": {"name": "fisher", "keeps": 1}}}}, "candidate 'a' is not valid:\n.*'keeps'"),

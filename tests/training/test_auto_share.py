@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ import sparsemtl as sm
 from sparsemtl.architectures.assembled import AssembledModel, assembled_networks
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import CheckpointError, ParameterError
-from sparsemtl.training.auto_share import AutoResult, auto_share, largest_cost
+from sparsemtl.training.auto_share import RUNGS, AutoResult, _survivors, auto_share, largest_cost
 from sparsemtl.training.choice import ChoiceRows, MetricGain, Scores, choose_networks
 from sparsemtl.training.evaluation import Trained
 
@@ -156,9 +157,28 @@ def test_half_of_the_candidates_go_on_and_the_cost_is_known_beforehand(result: A
     assert set(result.epochs.values()) <= {2, 4}
     assert set(result.finished) == {name for name, epochs in result.epochs.items() if epochs == 4}
     assert len(result.finished) < 4
-    assert result.trainings <= largest_cost(4, 2, [0.5], 0.5, 2)
+    assert result.trainings <= largest_cost(4, [0.5], 0.5)
     everything = shared(rungs=())
-    assert everything.trainings == 4 == largest_cost(4, 2, (), 0.5, 2)
+    assert everything.trainings == 4 == largest_cost(4, (), 0.5)
+
+
+def test_survivors_are_those_that_together_leave_the_tasks_the_best_networks() -> None:
+    values = {"dense": (0.1, 0.2), "one": (0.9, 0.1), "two": (0.8, 0.5), "other": (0.0, 0.9), "dense 2": (0.2, 0.0)}
+
+    class Training:
+        def __init__(self, value: tuple[float, float]) -> None:
+            self.trainer = SimpleNamespace(model=SimpleNamespace(tasks=["up", "across"]))
+            self.value = dict(zip(NAMES, value, strict=True)).get
+
+    trainings: Any = {name: Training(value) for name, value in values.items()}
+    assert _survivors(trainings, {"dense", "dense 2"}, 0.2) == ["dense", "two"]  # second in both tasks, and two stay
+    assert _survivors(trainings, {"dense", "dense 2"}, 0.5) == ["dense", "two", "other"]
+    assert _survivors(trainings, {"dense", "dense 2"}, 0.7) == ["dense", "one", "two", "other"]
+    assert _survivors(trainings, {"dense", "dense 2"}, 1.0) == list(values)
+
+
+def test_ten_candidates_cost_four_trainings_at_most() -> None:
+    assert largest_cost(10, RUNGS, 0.5) == pytest.approx(4.0)
 
 
 def test_a_halving_that_stopped_ends_like_one_that_did_not(tmp_path: Path) -> None:

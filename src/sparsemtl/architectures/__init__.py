@@ -14,6 +14,7 @@ from sparsemtl.architectures.pools import Pools, build_pools, label_correlations
 from sparsemtl.architectures.shared_bottom import SharedBottom
 from sparsemtl.architectures.single_task import SingleTask
 from sparsemtl.architectures.squeeze_excitation import SqueezeExcitation
+from sparsemtl.architectures.task_groups import TaskGroups
 from sparsemtl.architectures.wrapped import WrappedModel, from_model
 from sparsemtl.backbones.adapters import EncoderAdapter, TransformerEncoder
 from sparsemtl.networks.model import MultiTaskModel
@@ -24,6 +25,7 @@ ARCHITECTURES: Registry[MultiTaskModel] = Registry(
     {
         "shared-bottom": SharedBottom,
         "single-task": SingleTask,
+        "task-groups": TaskGroups,
         "cross-stitch": CrossStitch,
         "nddr": NDDR,
         "mtal": MTAL,
@@ -53,6 +55,7 @@ __all__ = [
     "SingleTask",
     "Source",
     "SqueezeExcitation",
+    "TaskGroups",
     "TransformerEncoder",
     "WrappedModel",
     "build_pools",

@@ -39,9 +39,9 @@ def check(
 ) -> None:
     """Check a configuration on one batch, or the files of a run folder; nothing is trained or written.
 
-    Of a configuration: shapes, losses and gradients per task, labels, memory, expected time, what is masked; warnings
-    do not fail. Of a folder: every file is read; the exit status is 1 if one is broken. Of networks that were exported
-    as safetensors, alone or as a bundle: all of them are built.
+    Of a configuration, or of every candidate of `sharing: auto`: shapes, losses and gradients per task, labels, memory,
+    expected time, what is masked; warnings do not fail. Of a folder: every file is read; the exit status is 1 if one is
+    broken. Of networks that were exported as safetensors, alone or as a bundle: all of them are built.
     """
     from sparsemtl.errors import ConfigError
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from sparsemtl._version import __version__
+from sparsemtl.cli.advise import advise
 from sparsemtl.cli.check import check
 from sparsemtl.cli.compare import compare
 from sparsemtl.cli.data import app as data_app
@@ -275,7 +276,7 @@ def schema(
         write_text(out, text + "\n")
 
 
-for command in (shrink, check, compare, compact, export, bench, doctor):
+for command in (advise, shrink, check, compare, compact, export, bench, doctor):
     app.command()(command)
 app.add_typer(data_app, name="data")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import ceil
@@ -17,16 +17,25 @@ from sparsemtl.data import TaskData
 from sparsemtl.data.base import Loaders, Part
 from sparsemtl.networks.model import MultiTaskModel, placement
 from sparsemtl.networks.task_networks import TaskNetworks
-from sparsemtl.runs.auto_options import AUTO
+from sparsemtl.runs.auto_options import AUTO, adds_groups
 from sparsemtl.runs.build import make_trainer
-from sparsemtl.runs.config import candidate_configs
+from sparsemtl.runs.config import candidate_configs, groups_base, with_groups
 from sparsemtl.runs.loaded import write_inputs
 from sparsemtl.runs.pretraining import PretrainedNetwork
 from sparsemtl.runs.spec import RunSpec
 from sparsemtl.sharing import Sharing
 from sparsemtl.storage.run_folder import RunFolder
-from sparsemtl.storage.text_files import write_json
-from sparsemtl.training.auto_share import AutoResult, auto_share, largest_cost, slug
+from sparsemtl.storage.text_files import read_json, write_json
+from sparsemtl.training.affinity import task_affinity
+from sparsemtl.training.auto_share import (
+    RUNGS,
+    AutoResult,
+    Candidate,
+    CandidateTraining,
+    auto_share,
+    largest_cost,
+    slug,
+)
 from sparsemtl.training.callbacks import Callback
 from sparsemtl.training.callbacks.callback import FitInfo
 from sparsemtl.training.callbacks.csv_file import CSVCallback
@@ -65,13 +74,22 @@ def run_auto(spec: RunSpec, folder: RunFolder, *, pretrain: Pretrain, progress: 
     stop, choose = _split(data.validation, options["choose"], config["seed"])
     size = config["training"]["batch_size"]
     train, validation, test = spec.loaders()
+    stopping = replace(data, validation=stop).loaders(size)[1]
     configs = candidate_configs(config)
+    base = groups_base(configs) if adds_groups(config) and len(data.tasks) > 2 else None
     if progress:
-        print(_cost_text(config, configs, len(data.tasks)), file=sys.stderr)
+        print(_cost_text(config, len(configs) + (base is not None)), file=sys.stderr)
+    note = ""
+    if base is not None:
+        own = partial(_trainer, RunSpec(configs[base], spec.built), pretrain, progress)
+        groups = _groups(folder.candidates, base, own, (options["rungs"] or RUNGS)[0], (train, stopping))
+        note = _groups_note(groups, base)
+        if 1 < len(groups) < len(data.tasks):
+            configs = with_groups(configs, base, groups)
     result = auto_share(
         {name: partial(_trainer, RunSpec(own, spec.built), pretrain, progress) for name, own in configs.items()},
         train,
-        replace(data, validation=stop).loaders(size)[1],
+        stopping,
         _in_blocks(replace(data, validation=choose), choose),
         rungs=options["rungs"],
         survivors=options["survivors"],
@@ -81,16 +99,30 @@ def run_auto(spec: RunSpec, folder: RunFolder, *, pretrain: Pretrain, progress: 
         write_inputs(RunFolder(folder.candidates / slug(name)), data, config["task_options"])
     results = result.evaluate(test)
     gains = result.gains(_in_blocks(replace(data, validation=data.test), data.test))
-    _write(spec, folder, result, _Figures(result.evaluate(validation), results, gains, test))
+    _write(spec, folder, result, _Figures(result.evaluate(validation), results, gains, test, note))
     return results
 
 
-def _cost_text(config: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]], tasks: int) -> str:
+def _cost_text(config: Mapping[str, Any], candidates: int) -> str:
     """Return what the run will cost at most, but for candidates whose first epochs cannot be selected."""
-    dense = sum(own["sharing"]["name"] == "dense" for own in configs.values())
-    cost = largest_cost(len(configs), dense, config[AUTO]["rungs"], config[AUTO]["survivors"], tasks)
+    cost = largest_cost(candidates, config[AUTO]["rungs"], config[AUTO]["survivors"])
     epochs = config["training"]["epochs"]
-    return f"sharing auto: {len(configs)} candidates, at most about {cost:.1f} trainings of {epochs} epochs."
+    return f"sharing auto: {candidates} candidates, at most about {cost:.1f} trainings of {epochs} epochs."
+
+
+def _groups(folder: Path, base: str, make: Candidate, rung: float, loaders: tuple[Loaders, Loaders]) -> list[list[str]]:
+    """Train a candidate up to the first rung, and return groups of tasks by overlap, which a file keeps."""
+    path = folder / "groups.json"
+    if not path.exists():
+        training = CandidateTraining(make, folder / slug(base))
+        training.train(rung, *loaders)
+        write_json(path, task_affinity(training.trainer.model, loaders[0]).groups())
+    return list(read_json(path))
+
+
+def _groups_note(groups: Sequence[Sequence[str]], base: str) -> str:
+    found = "; ".join(" + ".join(group) for group in groups)
+    return f"groups of tasks by the overlap of masks at keep 0.1 in {base!r} after the first rung: {found}"
 
 
 def _trainer(spec: RunSpec, pretrain: Pretrain, progress: bool, folder: Path) -> Trainer:
@@ -141,13 +173,17 @@ class _Figures:
         test: metrics on test rows.
         gains: gains on test rows.
         loaders: the test rows.
+        groups: note on groups of tasks; "" without the candidate `groups`.
     """
 
-    def __init__(self, validation: Results, test: Results, gains: Mapping[str, MetricGain], loaders: Loaders) -> None:
+    def __init__(
+        self, validation: Results, test: Results, gains: Mapping[str, MetricGain], loaders: Loaders, groups: str
+    ) -> None:
         self.validation = validation
         self.test = test
         self.gains = gains
         self.loaders = loaders
+        self.groups = groups
 
 
 class _ChosenSharing(Sharing):
@@ -205,7 +241,7 @@ def _write(spec: RunSpec, folder: RunFolder, result: AutoResult, figures: _Figur
             seconds=sum(summary["seconds"] for summary in every),
             validation=figures.validation,
             test=figures.test,
-            notes=(*spec.data.notes, _cost_note(result)),
+            notes=(*spec.data.notes, _cost_note(result), *([figures.groups] if figures.groups else [])),
             cost=measured,
         ),
         RunParts(model, sharing, as_balancer("mean"), _no_optimizer, None),

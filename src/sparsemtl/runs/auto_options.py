@@ -15,6 +15,8 @@ from sparsemtl.training.auto_share import RUNGS
 
 AUTO = "auto"
 """Name of the sharing, and the key of a complete configuration that holds its options."""
+GROUPS = "groups"
+"""Name of the candidate with one encoder per group of tasks."""
 Inside = Annotated[float, Interval(gt=0, lt=1)]
 """Fraction in (0, 1)."""
 _DECAY = {"adam": 0.001, "sgd": 0.001}
@@ -36,12 +38,28 @@ class AutoOptions(TypedDict, total=False):
     more: Annotated[
         dict[str, dict[str, Any]], Default({}), Doc("Further candidates beside the default ones, likewise.")
     ]
+    groups: Annotated[
+        bool | None,
+        Default(None),
+        Doc(
+            "Add the candidate `groups`, one dense encoder per group of tasks. Groups are found by the overlap of "
+            "masks at keep 0.1 in the first dense shared-bottom candidate after the first rung. By default with the "
+            "default candidates only."
+        ),
+    ]
     rungs: Annotated[
         list[Inside],
         Default(list(RUNGS)),
-        Doc("Shares of the epochs, rising, after which candidates are dropped that are among the best for no task."),
+        Doc("Shares of the epochs, rising, after which candidates are dropped."),
     ]
-    survivors: Annotated[Fraction, Default(0.5), Doc("Fraction of the candidates that each rung leaves, in (0, 1].")]
+    survivors: Annotated[
+        Fraction,
+        Default(0.5),
+        Doc(
+            "Fraction of the candidates that each rung leaves, in (0, 1], but two at least: a dense one, and those "
+            "that together leave the tasks the best networks."
+        ),
+    ]
     choose: Annotated[
         Inside,
         Default(0.5),
@@ -73,7 +91,18 @@ def candidates_of(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     given = default_candidates(config) if options["candidates"] is None else options["candidates"]
     if twice := sorted(set(given) & set(options["more"])):
         raise ConfigError(f"sharing auto: candidate {twice[0]!r} is in `more` and among the others. Rename one.")
+    if adds_groups(config) and GROUPS in {**given, **options["more"]}:
+        raise ConfigError(
+            f"sharing auto: the candidate {GROUPS!r} is added by the option `groups`. Rename yours, or set "
+            "`groups: false`."
+        )
     return {**given, **options["more"]}
+
+
+def adds_groups(config: Mapping[str, Any]) -> bool:
+    """Return True if a complete configuration asks for the candidate with groups of tasks."""
+    options = config[AUTO]
+    return options["candidates"] is None if options["groups"] is None else options["groups"]
 
 
 def default_candidates(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -1,14 +1,18 @@
-"""Check of a configuration: one batch through the run and its pretraining run; nothing is trained or written."""
+"""Check of a configuration: one batch through the run and its pretraining run, or through every candidate of
+`sharing: auto`; nothing is trained or written."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+from sparsemtl.errors import SparseMTLError
 from sparsemtl.networks.randomness import fork_rng
+from sparsemtl.runs.auto_options import AUTO, adds_groups
 from sparsemtl.runs.build import make_trainer
 from sparsemtl.runs.changes import PRETRAINING
-from sparsemtl.runs.config import check
+from sparsemtl.runs.config import candidate_configs, check, groups_base, with_groups
 from sparsemtl.runs.pretraining import stand_in
 from sparsemtl.runs.spec import RunSpec
 from sparsemtl.storage.run_folder import RunFolder
@@ -25,7 +29,8 @@ def check_config(config: Mapping[str, Any]) -> dict[str, TrainingCheck]:
 
     Returns:
         "run" -> its check; with pretraining, "pretraining" -> that run's check before it. The encoder of the run itself
-        starts untrained.
+        starts untrained. With `sharing: auto`, "candidate NAME" -> its check, for every candidate; the candidate with
+        groups of tasks is checked with the first and the second half of the tasks as groups.
 
     Raises:
         SparseMTLError: any error of the configuration, of its data, or of the first step.
@@ -33,8 +38,32 @@ def check_config(config: Mapping[str, Any]) -> dict[str, TrainingCheck]:
     checks: dict[str, TrainingCheck] = {}
     spec = RunSpec(check(config))
     with fork_rng(), use_threads(spec.config["training"]["threads"]):
-        _check(spec, RunFolder("run"), "run", checks)
+        if spec.config[AUTO] is None:
+            _check(spec, RunFolder("run"), "run", checks)
+        else:
+            for name, own in _candidates(spec).items():
+                with _naming(name):
+                    _check(RunSpec(own, spec.built), RunFolder("run"), f"candidate {name}", checks)
     return checks
+
+
+def _candidates(spec: RunSpec) -> dict[str, dict[str, Any]]:
+    """Return the configurations of all candidates."""
+    configs, tasks = candidate_configs(spec.config), [task.name for task in spec.data.tasks]
+    base = groups_base(configs) if adds_groups(spec.config) else None
+    if base is None or len(tasks) < 3:
+        return configs
+    return with_groups(configs, base, [tasks[: len(tasks) // 2], tasks[len(tasks) // 2 :]])
+
+
+@contextmanager
+def _naming(candidate: str) -> Iterator[None]:
+    """Name the candidate in errors."""
+    try:
+        yield
+    except SparseMTLError as error:
+        error.args = (f"{error} (in candidate {candidate!r})",)
+        raise
 
 
 def _check(spec: RunSpec, folder: RunFolder, name: str, checks: dict[str, TrainingCheck]) -> Trainer:

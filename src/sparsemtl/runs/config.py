@@ -12,7 +12,7 @@ from typing import Any
 
 from sparsemtl.errors import ConfigError
 from sparsemtl.registry.plugins import load_plugins, plugins_of, with_absolute_code
-from sparsemtl.runs.auto_options import AUTO, candidates_of
+from sparsemtl.runs.auto_options import AUTO, GROUPS, candidates_of
 from sparsemtl.runs.changes import merge
 from sparsemtl.runs.pretraining import pretraining_config
 from sparsemtl.runs.validation import validate
@@ -67,6 +67,33 @@ def candidate_configs(complete: Mapping[str, Any], *, where: str = "the configur
             f"among {', '.join(configs)}."
         )
     return configs
+
+
+def groups_base(configs: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Return the candidate whose network is read to find groups of tasks: the first dense shared bottom, or None."""
+    for name, own in configs.items():
+        if own["sharing"]["name"] == "dense" and own["architecture"]["name"] == "shared-bottom" and not own["freeze"]:
+            return name
+    return None
+
+
+def with_groups(
+    configs: Mapping[str, dict[str, Any]], base: str, groups: Sequence[Sequence[str]]
+) -> dict[str, dict[str, Any]]:
+    """Return the candidates with one more before the first single-task one: one dense encoder per group of tasks.
+
+    Args:
+        configs: candidate -> its complete configuration.
+        base: candidate whose configuration it has, but for the architecture.
+        groups: names of the tasks of each group.
+    """
+    architecture = {"name": "task-groups", "groups": [list(group) for group in groups]}
+    changes = {"architecture": architecture, "start_from": None, "label": GROUPS}
+    names = list(configs)
+    apart = (i for i, name in enumerate(names) if configs[name]["architecture"]["name"] == "single-task")
+    names.insert(next(apart, len(names)), GROUPS)
+    made = {**configs, GROUPS: check(merge(configs[base], changes), where=f"candidate {GROUPS!r}")}
+    return {name: made[name] for name in names}
 
 
 _COMMON = ("data", "tasks", "seed", "task_options", "primary", "plugins", "name", "label", AUTO)

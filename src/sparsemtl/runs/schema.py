@@ -108,7 +108,7 @@ class RunKeys(TypedDict, total=False):
         Doc(
             "Options of `sharing: auto`, which chooses the network of each task among candidates by validation: "
             "`candidates` (name -> changes of this configuration, the simplest network first), `more` (candidates "
-            "beside the default ones), `rungs`, `survivors`, `choose`. Written as "
+            "beside the default ones), `groups`, `rungs`, `survivors`, `choose`. Written as "
             "`sharing: {name: auto, rungs: [0.1, 0.3]}`."
         ),
     ]

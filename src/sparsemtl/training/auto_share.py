@@ -1,7 +1,7 @@
 """The network that is best for each task, out of a small set of candidates.
 
 1. A candidate is a function that returns a trainer. Candidates are trained side by side by successive halving: after a
-   share of the epochs, those are dropped that are among the better ones for no task.
+   share of the epochs, only those go on that together leave the tasks the best networks.
 2. One part of the validation rows stops the trainings early and halves the candidates; another part makes the choice.
 3. Each task takes the simplest candidate that is within one standard error of the best one, and no worse than the best
    dense one.
@@ -42,8 +42,8 @@ from sparsemtl.training.trainer import Trainer
 
 Candidate = Callable[[Path], Trainer]
 """Function of a run folder that returns a new trainer which writes there."""
-RUNGS = (0.1, 0.3)
-"""Shares of the epochs after which candidates are dropped."""
+RUNGS = (0.1, 0.25)
+"""Shares of the epochs after which candidates are dropped: ten candidates, halved twice, cost four trainings."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ def auto_share(
         stop: validation data that select the epoch of every candidate, and halve the candidates.
         choose: other validation data, in at least two batches, that choose the candidate of every task.
         rungs: shares of the epochs, rising in (0, 1), after which candidates are dropped.
-        survivors: fraction of the candidates that each rung leaves, in (0, 1]. The best candidate and the best dense
-            one of every task always stay.
+        survivors: fraction of the candidates that each rung leaves, in (0, 1], rounded up, but two at least: the dense
+            one of best mean rank, and in turn the one that most improves the best rank that the tasks are left.
         folder: folder with a run folder per candidate. What it holds of an earlier call is resumed; None is a temporary
             one.
 
@@ -140,7 +140,7 @@ def auto_share(
         )
     with ExitStack() as stack:
         root = Path(stack.enter_context(TemporaryDirectory()) if folder is None else folder)
-        trainings = {name: _Training(make, root / slug(name)) for name, make in candidates.items()}
+        trainings = {name: CandidateTraining(make, root / slug(name)) for name, make in candidates.items()}
         dense = {name for name, each in trainings.items() if isinstance(each.trainer.sharing, DenseSharing)}
         _check(trainings, dense)
         record, left = _Record(root), list(trainings)
@@ -165,20 +165,18 @@ def auto_share(
     return AutoResult(model, networks, choices, {name: epochs[name] for name in trainings}, cost, finished)
 
 
-def largest_cost(count: int, dense: int, rungs: Sequence[float], survivors: float, tasks: int) -> float:
+def largest_cost(count: int, rungs: Sequence[float], survivors: float) -> float:
     """Return the largest cost of `auto_share` in trainings of all epochs.
 
     Args:
         count: number of candidates.
-        dense: number of dense ones.
         rungs: as in `auto_share`.
         survivors: as in `auto_share`.
-        tasks: number of tasks.
     """
     cost, before = 0.0, 0.0
     for share in (*rungs, 1.0):
         cost += count * (share - before)
-        count, before = min(count, max(ceil(survivors * count), min(tasks, count) + min(tasks, dense))), share
+        count, before = _left(count, survivors), share
     return cost
 
 
@@ -187,7 +185,7 @@ def slug(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "._-+" else "-" for letter in name)
 
 
-class _Training:
+class CandidateTraining:
     """Training of one candidate, in steps.
 
     Args:
@@ -268,7 +266,7 @@ class _Record:
         return found
 
 
-def _check(trainings: Mapping[str, _Training], dense: Collection[str]) -> None:
+def _check(trainings: Mapping[str, CandidateTraining], dense: Collection[str]) -> None:
     if not dense:
         raise ParameterError("expected a candidate with DenseSharing, which the others are compared with; found none.")
     first = list(next(iter(trainings.values())).trainer.model.tasks)
@@ -277,20 +275,28 @@ def _check(trainings: Mapping[str, _Training], dense: Collection[str]) -> None:
             raise ParameterError(f"candidate {name!r}: expected the tasks {first}, found {tasks}.")
 
 
-def _survivors(trainings: Mapping[str, _Training], dense: Collection[str], share: float) -> list[str]:
-    """Return the candidates that go on: the best of every task, the best dense ones, and those of high rank."""
+def _survivors(trainings: Mapping[str, CandidateTraining], dense: Collection[str], share: float) -> list[str]:
+    """Return the candidates that go on, as `survivors` of `auto_share` describes them; ties go to the simpler one."""
     names = list(trainings)
     ranks: dict[str, list[int]] = {name: [] for name in names}
-    stay: set[str] = set()
     for task in trainings[names[0]].trainer.model.tasks:
-        order = sorted(names, key=lambda name: -trainings[name].value(task))  # ties go to the simpler one
+        order = sorted(names, key=lambda name: -trainings[name].value(task))
         for rank, name in enumerate(order):
             ranks[name].append(rank)
-        stay |= {order[0], next(name for name in order if name in dense)}
-    for name in sorted(names, key=lambda name: (min(ranks[name]), sum(ranks[name]))):
-        if len(stay) < ceil(share * len(names)):
-            stay.add(name)
+
+    def remaining(name: str) -> tuple[int, int]:
+        """Return the sum of the tasks' best ranks if a candidate stays as well, and the sum of its own ranks."""
+        return sum(map(min, zip(*(ranks[one] for one in (*stay, name)), strict=True))), sum(ranks[name])
+
+    stay = [min((name for name in names if name in dense), key=lambda name: sum(ranks[name]))]
+    while len(stay) < _left(len(names), share):
+        stay.append(min((name for name in names if name not in stay), key=remaining))
     return [name for name in names if name in stay]
+
+
+def _left(count: int, share: float) -> int:
+    """Return the number of candidates that a rung leaves."""
+    return min(count, max(ceil(share * count), 2))
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------

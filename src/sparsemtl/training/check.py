@@ -156,19 +156,20 @@ def _size(count: float) -> str:
 def _time(time: ExpectedTime) -> Table:
     steps = "unknown" if time.steps is None else f"{time.steps:,}"
     rows = [
-        ["optimizer step", _seconds(time.step)],
-        ["loading a batch", _seconds(time.loading)],
-        ["beginning an epoch with one batch of data", _seconds(time.begin)],
+        ["optimizer step", time_text(time.step)],
+        ["loading a batch", time_text(time.loading)],
+        ["beginning an epoch with one batch of data", time_text(time.begin)],
         [
             f"epoch of {steps} batches, validation included" if time.validation else f"epoch of {steps} batches",
-            _seconds(time.epoch),
+            time_text(time.epoch),
         ],
-        ["all epochs", _seconds(time.total)],
+        ["all epochs", time_text(time.total)],
     ]
     return Table(["expected time", ""], rows)
 
 
-def _seconds(seconds: float | None) -> str:
+def time_text(seconds: float | None) -> str:
+    """Return a time in ms, s, min or h; "unknown" for None."""
     if seconds is None:
         return "unknown"
     if seconds < 1:
