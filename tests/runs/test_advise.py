@@ -1,4 +1,4 @@
-"""`advise`: its rules on made-up readings, valid configurations of all suggestions, and the command."""
+"""`advise`: its rules on made-up facts, valid configurations of all suggestions, and the command."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import sparsemtl as sm
 from sparsemtl.cli.main import app
 from sparsemtl.errors import ConfigError, ParameterError
-from sparsemtl.runs.advice import Reading, advice_of
+from sparsemtl.runs.advice import TaskFacts, advice_of
 from sparsemtl.runs.config import check
 from sparsemtl.storage.yaml_text import dump_yaml, read_yaml
 from sparsemtl.training.affinity import TaskAffinity
@@ -26,7 +26,7 @@ CONFIG: dict[str, Any] = {
 GROUPS = [["a", "c"], ["b"]]
 
 
-def reading(rows: int = 100, weights: int = 1664, groups: Any = GROUPS, **changes: Any) -> Reading:
+def facts(rows: int = 100, weights: int = 1664, groups: Any = GROUPS, **changes: Any) -> TaskFacts:
     names = sorted(task for group in groups for task in group)
     together = {frozenset((a, b)) for group in groups for a in group for b in group}
     overlap = [[float(a == b) or (0.3 if {a, b} in together else 0.05) for b in names] for a in names]
@@ -34,10 +34,10 @@ def reading(rows: int = 100, weights: int = 1664, groups: Any = GROUPS, **change
     config = check({**CONFIG, "optimizer": {"name": "adamw", "lr": 0.01, "weight_decay": 0.0}})
     given: dict[str, Any] = {"affinity": affinity if len(names) > 1 else None, "scales": "", "vectors": True}
     given |= {"config": config, "rows": dict.fromkeys(names, rows), "weights": weights, "epochs": 5, "seconds": 1.0}
-    return Reading(**{**given, **changes})
+    return TaskFacts(**{**given, **changes})
 
 
-def titles(found: Reading) -> list[str]:
+def titles(found: TaskFacts) -> list[str]:
     return [one.title for one in advice_of(found).suggestions]
 
 
@@ -48,19 +48,19 @@ def test_rules_follow_the_experiments() -> None:
     decay, auto, masks = "More weight decay", "Let validation choose per task", "Masks of task-specific weights"
     encoders, apart = "One encoder per group of tasks", "Networks of their own"
     related, unrelated = [["a", "b", "c"]], [["a"], ["b"], ["c"]]
-    assert titles(reading(1600, groups=related)) == ["Keep the plain shared network", SMALL]
-    assert titles(reading(100, groups=related)) == [decay, auto, SMALL]
-    assert titles(reading(100)) == [decay, auto, masks, encoders, SMALL]
-    assert titles(reading(1600, groups=unrelated)) == [decay, auto, masks, apart, SMALL]
-    assert titles(reading(1600, scales="losses differ."))[0] == "Weigh the losses"
-    assert titles(reading(1600, groups=[["a"]])) == [SMALL]
+    assert titles(facts(1600, groups=related)) == ["Keep the plain shared network", SMALL]
+    assert titles(facts(100, groups=related)) == [decay, auto, SMALL]
+    assert titles(facts(100)) == [decay, auto, masks, encoders, SMALL]
+    assert titles(facts(1600, groups=unrelated)) == [decay, auto, masks, apart, SMALL]
+    assert titles(facts(1600, scales="losses differ."))[0] == "Weigh the losses"
+    assert titles(facts(1600, groups=[["a"]])) == [SMALL]
     decayed = check({**CONFIG, "optimizer": {"name": "adamw", "weight_decay": 0.3}})
-    assert titles(reading(100, groups=related, config=decayed)) == [auto, SMALL]
+    assert titles(facts(100, groups=related, config=decayed)) == [auto, SMALL]
 
 
 def test_small_networks_keep_more_and_thin_evidence_is_called_thin() -> None:
     def found(**changes: Any) -> dict[str, Any]:
-        return {one.title: one for one in advice_of(reading(**changes)).suggestions}
+        return {one.title: one for one in advice_of(facts(**changes)).suggestions}
 
     masks = "Masks of task-specific weights"
     assert found()[masks].changes["sharing"]["keep"] == 0.1
@@ -68,8 +68,8 @@ def test_small_networks_keep_more_and_thin_evidence_is_called_thin() -> None:
     assert found(rows=1600)[masks].changes["sharing"]["keep"] == 0.3
     assert found()[masks].evidence == "fair"
     assert found(vectors=False)[masks].evidence == "thin"
-    assert any("224 shared weights" in text for text in advice_of(reading(weights=224)).cautions)
-    assert any("nothing is shared" in text for text in advice_of(reading(groups=[["a"]])).cautions)
+    assert any("224 shared weights" in text for text in advice_of(facts(weights=224)).cautions)
+    assert any("nothing is shared" in text for text in advice_of(facts(groups=[["a"]])).cautions)
 
 
 def test_every_suggestion_is_a_valid_configuration() -> None:
@@ -77,7 +77,7 @@ def test_every_suggestion_is_a_valid_configuration() -> None:
     for optimizer in ("adam", "adamw", "sgd"):
         for sharing in ("auto", "random"):
             config = check({**CONFIG, "optimizer": optimizer, "sharing": sharing, "name": "mine"})
-            advice = advice_of(reading(groups=names, config=config, scales="losses differ."))
+            advice = advice_of(facts(groups=names, config=config, scales="losses differ."))
             for number, one in enumerate(advice.suggestions):
                 made = check(advice.config(number))
                 assert (made["auto"] is not None) == (one.title == "Let validation choose per task")
@@ -134,8 +134,8 @@ def test_the_command_prints_reasons_and_lines_to_paste(file: Path) -> None:
 
 def test_one_task_and_pretrained_configurations_have_advice() -> None:
     alone = sm.advise({**CONFIG, "tasks": ["task1"], "pretraining": {"tasks": ["task0"]}}, epochs=1, progress=False)
-    assert alone.reading.affinity is None
-    assert list(alone.reading.rows) == ["task1"]
+    assert alone.facts.affinity is None
+    assert list(alone.facts.rows) == ["task1"]
     assert alone.suggestions[-1].title == SMALL
     assert "training samples" in str(alone)
 

@@ -1,7 +1,7 @@
 """Rules of `sparsemtl advise`: from what was measured of the tasks to what to try first, with the evidence.
 
 The rules come from controlled experiments with small networks (`benchmarks/pays/` has their settings, the page "Will it
-pay for my tasks?" their figures). Each rule reads a `Reading`, and yields suggestions.
+pay for my tasks?" their figures). Each rule reads `TaskFacts`, and yields suggestions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MEASURED = 20_000
 
 
 @dataclass(frozen=True)
-class Reading:
+class TaskFacts:
     """Measured facts of a configuration's tasks.
 
     Attributes:
@@ -95,7 +95,7 @@ class Advice:
     """Result of `advise`; `str(advice)` shows all of it.
 
     Attributes:
-        reading: what was measured.
+        facts: what was measured.
         suggestions: what to try, the first one first; at least one.
         cautions: what the advice does not rest on.
 
@@ -105,36 +105,36 @@ class Advice:
         >>> runs.run(advice.config(), "runs/first")                                 # doctest: +SKIP
     """
 
-    reading: Reading
+    facts: TaskFacts
     suggestions: tuple[Suggestion, ...]
     cautions: tuple[str, ...]
 
     def config(self, number: int = 0) -> dict[str, Any]:
         """Return the configuration with the changes of a suggestion, counted from 0."""
-        base = {key: value for key, value in self.reading.config.items() if key not in ("auto", "name", "label")}
+        base = {key: value for key, value in self.facts.config.items() if key not in ("auto", "name", "label")}
         return merge(base, self.suggestions[number].changes)
 
     def tables(self) -> list[Table]:
         """Return what was measured as tables."""
-        reading, affinity = self.reading, self.reading.affinity
+        facts, affinity = self.facts, self.facts.affinity
         rows: list[list[Value]] = [
-            [task, count, count / reading.weights, affinity and affinity.losses[task]]
-            for task, count in reading.rows.items()
+            [task, count, count / facts.weights, affinity and affinity.losses[task]]
+            for task, count in facts.rows.items()
         ]
         head = ["task", "training samples", "per shared weight", "mean loss"]
-        title = f"The plain shared network after {reading.epochs} epochs: {reading.weights:,} shared weights"
+        title = f"The plain shared network after {facts.epochs} epochs: {facts.weights:,} shared weights"
         return [Table(head, rows, title), *(affinity.tables() if affinity else [])]
 
     def record(self) -> dict[str, Any]:
         """Return the advice as plain values, for JSON."""
-        reading, affinity = self.reading, self.reading.affinity
+        facts, affinity = self.facts, self.facts.affinity
         measured = {
-            "epochs": reading.epochs,
-            "seconds": reading.seconds,
-            "weights": reading.weights,
-            "rows": dict(reading.rows),
-            "rows_per_weight": reading.rows_per_weight,
-            "scales": reading.scales,
+            "epochs": facts.epochs,
+            "seconds": facts.seconds,
+            "weights": facts.weights,
+            "rows": dict(facts.rows),
+            "rows_per_weight": facts.rows_per_weight,
+            "scales": facts.scales,
             "affinity": affinity and affinity.record(),
         }
         suggestions = [{**asdict(one), "yaml": one.yaml} for one in self.suggestions]
@@ -148,22 +148,22 @@ class Advice:
         return "\n\n".join([text_of(self.tables()), *texts, *(f"caution: {text}" for text in self.cautions)])
 
 
-def advice_of(reading: Reading) -> Advice:
-    """Return the advice that the rules give for a reading."""
+def advice_of(facts: TaskFacts) -> Advice:
+    """Return the advice that the rules give for measured facts."""
     found = [
-        one for rule in (_scales, _plain, _decay, _auto, _specific, _groups, _apart, _small) for one in rule(reading)
+        one for rule in (_scales, _plain, _decay, _auto, _specific, _groups, _apart, _small) for one in rule(facts)
     ]
-    return Advice(reading, tuple(found), tuple(_cautions(reading)))
+    return Advice(facts, tuple(found), tuple(_cautions(facts)))
 
 
 # ---- the rules, the first one first ----------------------------------------------------------------------------------
 
 
-def _scales(reading: Reading) -> Iterator[Suggestion]:
-    if reading.scales:
+def _scales(facts: TaskFacts) -> Iterator[Suggestion]:
+    if facts.scales:
         yield Suggestion(
             "Weigh the losses",
-            f"{reading.scales[0].upper()}{reading.scales[1:]} Five unrelated tasks whose losses differed 30 times lost "
+            f"{facts.scales[0].upper()}{facts.scales[1:]} Five unrelated tasks whose losses differed 30 times lost "
             "7.5 % in a shared network against networks of their own; how much of it weights win back has not been "
             "measured here.",
             "thin",
@@ -171,28 +171,28 @@ def _scales(reading: Reading) -> Iterator[Suggestion]:
         )
 
 
-def _plain(reading: Reading) -> Iterator[Suggestion]:
-    if len(reading.rows) > 1 and len(reading.groups) == 1 and not reading.few_rows:
+def _plain(facts: TaskFacts) -> Iterator[Suggestion]:
+    if len(facts.rows) > 1 and len(facts.groups) == 1 and not facts.few_rows:
         yield Suggestion(
             "Keep the plain shared network",
-            f"The tasks use the same weights, and there are {reading.rows_per_weight:.2g} rows per weight. Four "
+            f"The tasks use the same weights, and there are {facts.rows_per_weight:.2g} rows per weight. Four "
             "related regressions with 1,600 rows (0.96 per weight): error 2.7 shared, 4.2 in networks of their own; no "
             "masks were clearly better (2.6 and 2.9), and plain Fisher masks were worse (+0.3 ± 0.2).",
-            "fair" if reading.vectors else "thin",
+            "fair" if facts.vectors else "thin",
             {"architecture": {"name": "shared-bottom"}, "sharing": {"name": "dense"}},
         )
 
 
-def _decay(reading: Reading) -> Iterator[Suggestion]:
-    optimizer = reading.config["optimizer"]
+def _decay(facts: TaskFacts) -> Iterator[Suggestion]:
+    optimizer = facts.config["optimizer"]
     measured = optimizer["name"] in ("adam", "adamw")
-    decay = 0.3 if measured else _candidate(reading, "dense, decay")["optimizer"]["weight_decay"]
+    decay = 0.3 if measured else _candidate(facts, "dense, decay")["optimizer"]["weight_decay"]
     enough = optimizer["name"] != "adam" and optimizer.get("weight_decay", 0.0) >= decay
-    if (reading.few_rows or len(reading.groups) > 1) and not enough:
+    if (facts.few_rows or len(facts.groups) > 1) and not enough:
         named = {"name": "adamw", "lr": optimizer["lr"]} if measured else {}
         yield Suggestion(
             "More weight decay",
-            f"There are {reading.rows_per_weight:.2g} rows per shared weight, and the cheapest remedy is decay: one "
+            f"There are {facts.rows_per_weight:.2g} rows per shared weight, and the cheapest remedy is decay: one "
             "training. Tuned by validation, weight decay (AdamW) or dropout took 4.3 to 7.7 points of normalised error "
             "off a plain shared network in all five settings with 100 or 400 rows, 2.3 with 1,600 rows and unrelated "
             "tasks, and 1.9 and 2.8 % of error on two image sets. Masks alone bring about as much, not more. Try ten "
@@ -202,12 +202,12 @@ def _decay(reading: Reading) -> Iterator[Suggestion]:
         )
 
 
-def _auto(reading: Reading) -> Iterator[Suggestion]:
-    if len(reading.rows) > 1 and (reading.few_rows or len(reading.groups) > 1):
+def _auto(facts: TaskFacts) -> Iterator[Suggestion]:
+    if len(facts.rows) > 1 and (facts.few_rows or len(facts.groups) > 1):
         gain = (
             "On vectors that beat the same choice among dense candidates by 0.4 to 4.7 points of normalised error in 7 "
             "of 8 settings, the more the fewer the rows."
-            if reading.vectors
+            if facts.vectors
             else "On two image sets it was level with the same choice among dense candidates (+0.1 and 0.0 %)."
         )
         yield Suggestion(
@@ -215,77 +215,75 @@ def _auto(reading: Reading) -> Iterator[Suggestion]:
             "`sharing: auto` trains dense, single-task and masked candidates, at the cost of about four trainings, and "
             f"gives each task the one that is best for it. {gain} These figures are of complete trainings; the halving "
             "of `auto` trains most candidates for less.",
-            "fair" if reading.vectors else "thin",
+            "fair" if facts.vectors else "thin",
             {"sharing": {"name": "auto"}},
         )
 
 
-def _specific(reading: Reading) -> Iterator[Suggestion]:
-    if len(reading.groups) > 1:
-        keep = 0.1 if reading.few_rows and reading.weights >= NARROW else 0.3
-        images = (
-            "" if reading.vectors else " On images no masks won: +1.9 ± 0.7 % of error with data of each task's own."
-        )
+def _specific(facts: TaskFacts) -> Iterator[Suggestion]:
+    if len(facts.groups) > 1:
+        keep = 0.1 if facts.few_rows and facts.weights >= NARROW else 0.3
+        images = "" if facts.vectors else " On images no masks won: +1.9 ± 0.7 % of error with data of each task's own."
         yield Suggestion(
             "Masks of task-specific weights",
-            f"The tasks fall into {len(reading.groups)} groups by the weights that they use. Between unrelated "
+            f"The tasks fall into {len(facts.groups)} groups by the weights that they use. Between unrelated "
             "regressions such masks took 11.3 ± 3.5 (100 rows), 4.3 ± 1.2 (400 rows, width 8) and 2.2 ± 0.5 points "
             "(1,600 rows) off a plain shared network: level with networks of their own or better, in one network. "
             "Tuned weight decay on the dense network was level with them. Masks want about three times the learning "
             f"rate.{images}",
-            "fair" if reading.vectors else "thin",
+            "fair" if facts.vectors else "thin",
             {
                 "sharing": {"name": "fisher", "criterion": "specific", "keep": keep, "freeze_masks": 0.33},
-                "optimizer": {"lr": 3 * reading.config["optimizer"]["lr"]},
+                "optimizer": {"lr": 3 * facts.config["optimizer"]["lr"]},
             },
         )
 
 
-def _groups(reading: Reading) -> Iterator[Suggestion]:
-    if 1 < len(reading.groups) < len(reading.rows):
+def _groups(facts: TaskFacts) -> Iterator[Suggestion]:
+    if 1 < len(facts.groups) < len(facts.rows):
         yield Suggestion(
             "One encoder per group of tasks",
-            f"Groups by overlap: {'; '.join(' + '.join(group) for group in reading.groups)}. The overlap is noisy: "
+            f"Groups by overlap: {'; '.join(' + '.join(group) for group in facts.groups)}. The overlap is noisy: "
             "compare with the plain shared network. What such groups gain has not been measured here.",
             "none",
             {
-                "architecture": {"name": "task-groups", "groups": reading.groups},
+                "architecture": {"name": "task-groups", "groups": facts.groups},
                 "sharing": {"name": "dense"},
             },
         )
 
 
-def _apart(reading: Reading) -> Iterator[Suggestion]:
-    if len(reading.groups) > 1 and not reading.few_rows:
+def _apart(facts: TaskFacts) -> Iterator[Suggestion]:
+    if len(facts.groups) > 1 and not facts.few_rows:
         yield Suggestion(
             "Networks of their own",
             "With many rows per weight and unrelated tasks a network per task is hard to beat: error 4.2 against 5.9 "
             "in a plain shared network of the same width (1,600 rows), and 3.1 with networks of half the width.",
-            "fair" if reading.vectors else "thin",
+            "fair" if facts.vectors else "thin",
             {"architecture": {"name": "single-task"}, "sharing": {"name": "dense"}},
         )
 
 
-def _small(reading: Reading) -> Iterator[Suggestion]:
-    epochs = reading.config["training"]["epochs"]
-    changes = _candidate(reading, "group lasso")
+def _small(facts: TaskFacts) -> Iterator[Suggestion]:
+    epochs = facts.config["training"]["epochs"]
+    changes = _candidate(facts, "group lasso")
     yield Suggestion(
         "Only if you want a smaller network: group lasso",
         "It removes whole channels while it trains. On rendered rooms 29 % of the multiply-adds were level with the "
         "dense network (0.0 ± 0.5 %, 5 seeds), where a narrow dense network lost 3.3 ± 0.3 %. It is not meant to make "
         f"tasks better. Half of the channels are gone after {changes['sharing']['reach_at']} of {epochs} epochs.",
-        "fair" if not reading.vectors else "thin",
+        "fair" if not facts.vectors else "thin",
         {"architecture": {"name": "shared-bottom"}, **changes},
     )
 
 
-def _candidate(reading: Reading, name: str) -> dict[str, Any]:
+def _candidate(facts: TaskFacts, name: str) -> dict[str, Any]:
     """Return the changes of a default candidate of `sharing: auto`."""
-    return default_candidates(reading.config)[name]
+    return default_candidates(facts.config)[name]
 
 
-def _cautions(reading: Reading) -> Iterator[str]:
-    if len(reading.rows) == 1:
+def _cautions(facts: TaskFacts) -> Iterator[str]:
+    if len(facts.rows) == 1:
         yield "there is one task: nothing is shared, and sparsity can only make its network smaller."
     else:
         yield (
@@ -293,17 +291,17 @@ def _cautions(reading: Reading) -> Iterator[str]:
             "regressions, and 0.00 to 0.24 across. The cosine of gradients decides nothing here: PCGrad, which "
             "acts on it, brought no gain in these experiments."
         )
-    encoder = reading.config["encoder"]["name"]
-    if reading.weights > MEASURED or encoder != "mlp":
+    encoder = facts.config["encoder"]["name"]
+    if facts.weights > MEASURED or encoder != "mlp":
         yield (
             f"the experiments had small networks (up to {MEASURED:,} shared weights, mostly perceptrons on vectors); "
-            f"yours is {encoder!r} with {reading.weights:,}. What holds for it, a study of your own decides."
+            f"yours is {encoder!r} with {facts.weights:,}. What holds for it, a study of your own decides."
         )
-    if reading.weights < NARROW:
+    if facts.weights < NARROW:
         yield (
-            f"the network has {reading.weights:,} shared weights. Masks below keep 0.3 destroyed networks of that size."
+            f"the network has {facts.weights:,} shared weights. Masks below keep 0.3 destroyed networks of that size."
         )
-    if not reading.vectors:
+    if not facts.vectors:
         yield (
             "beyond vectors only two image sets were measured: there the best dense network was as good as any mask, "
             "and plain Fisher masks were worse."

@@ -11,7 +11,7 @@ from sparsemtl.data import TaskData
 from sparsemtl.errors import ConfigError, ParameterError
 from sparsemtl.networks.model import maskable_parameters
 from sparsemtl.networks.randomness import fork_rng
-from sparsemtl.runs.advice import Advice, Reading, advice_of
+from sparsemtl.runs.advice import Advice, TaskFacts, advice_of
 from sparsemtl.runs.auto_options import AUTO
 from sparsemtl.runs.build import make_trainer
 from sparsemtl.runs.changes import merge
@@ -64,7 +64,7 @@ def advise(config: Mapping[str, Any], *, epochs: int | None = None, keep: float 
         affinity = task_affinity(trainer.model, train, keep=keep) if len(trainer.model.tasks) > 1 else None
     losses = affinity.losses if affinity and trainer.balancer.constant else {}
     return advice_of(
-        Reading(
+        TaskFacts(
             config=complete,
             rows={task: _rows(spec.data, task, checked) for task in trainer.model.tasks},
             weights=weights,
