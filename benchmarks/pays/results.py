@@ -72,7 +72,7 @@ def row(study: Path) -> list[str]:
     best = str(validation[validation.index.isin(dense.index)].idxmin())
     every = candidates(found)
     both, alone = chosen(every), chosen(every[~every["method"].str.startswith(SPARSE)])
-    cells = [f"{per_method.loc[name].mean():.1f}" for name in per_method.index]
+    cells = [str(per_method.shape[1]), *(f"{per_method.loc[name].mean():.1f}" for name in per_method.index)]
     per_seed = {str(name): values for name, values in per_method.iterrows()}
     against = [interval(per_seed[name] - per_seed[best]) if name in per_seed else "–" for name in OTHERS]
     return [*cells, best, *against, f"{both.mean():.1f}", f"{alone.mean():.1f}", interval(both - alone)]
@@ -86,7 +86,7 @@ def main() -> None:
     studies = sorted(path.parent for path in folder.glob("*/results.csv"))
     methods = sorted(errors(studies[0])["method"].unique()) if studies else []
     gains = [f"{name} - best dense" for name in OTHERS]
-    head = ["setting", *methods, "best dense", *gains, "choice: all", "choice: dense", "difference"]
+    head = ["setting", "seeds", *methods, "best dense", *gains, "choice: all", "choice: dense", "difference"]
     print("| " + " | ".join(head) + " |\n" + "| :--- |" + " ---: |" * (len(head) - 1))
     for study in studies:
         print(f"| {study.name} | " + " | ".join(row(study)) + " |")
