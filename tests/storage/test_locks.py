@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -17,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 import sparsemtl as sm
 from sparsemtl.errors import CheckpointError, ParameterError
 from sparsemtl.runs.run import resume, run
-from sparsemtl.storage.locks import LOCK, locked, refuse_foreign
+from sparsemtl.storage.locks import CREATED, LOCK, locked, refuse_foreign
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.text_files import write_text
 from sparsemtl.storage.yaml_text import dump_yaml
@@ -37,10 +39,20 @@ with locked(sys.argv[1]):
 """
 
 
+WITHOUT_LOCKS = """
+import errno, os
+from filelock import FileLock
+def acquire(self, timeout):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+FileLock.acquire = acquire
+"""
+"""A network file system that has no locks."""
+
+
 @contextmanager
-def held_elsewhere(folder: Path) -> Iterator[subprocess.Popen[str]]:
+def held_elsewhere(folder: Path, before: str = "") -> Iterator[subprocess.Popen[str]]:
     """Another process holds the folder's lock inside the context."""
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", before + HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
@@ -72,6 +84,24 @@ def test_a_second_process_is_refused_until_the_first_one_ends_and_killing_it_is_
             with pytest.raises(CheckpointError, match=in_use):
                 write()
     assert run(tiny, folder, progress=False)
+
+
+def test_on_a_file_system_without_locks_a_file_that_is_created_at_once_is_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def acquire(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    folder = tmp_path / "run"
+    with held_elsewhere(folder, WITHOUT_LOCKS) as process:
+        delete = f"process {process.pid} writes there.* If it was killed, delete {folder / CREATED}"
+        with pytest.raises(CheckpointError, match=delete):
+            take(folder)
+    (folder / CREATED).unlink(missing_ok=True)  # as newer versions of filelock do for a process that is gone
+    with locked(folder):
+        assert (folder / CREATED).exists()
+    assert not (folder / CREATED).exists()
 
 
 def test_a_run_that_still_goes_on_is_not_said_to_have_stopped(tmp_path: Path, tiny: dict[str, Any]) -> None:

@@ -1,11 +1,13 @@
 """One writer per folder: a lock that ends with its process, and a mark that identifies our folders.
 
-The lock is `filelock`'s: the operating system releases it when the process ends, for whatever reason. Readers need no
-lock, because every file is replaced at once.
+The lock is `filelock`'s: the operating system releases it when the process ends, for whatever reason. On a network file
+system without locks it is a file that is created atomically. Readers need no lock, because every file is replaced at
+once.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -18,15 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-from sparsemtl.errors import CheckpointError, RecordWarning
-from sparsemtl.storage.disk import storage_errors
+from sparsemtl.errors import CheckpointError
+from sparsemtl.storage.disk import make_folder, storage_errors
 from sparsemtl.storage.run_folder import REPORT, RunFolder
 from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.storage.text_files import write_json
 
 LOCK = ".lock"
+CREATED = ".lock.created"
+"""Lock on file systems without locks: a file that is created by one process only."""
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 MARK = ".sparsemtl.json"
 """File in every folder of ours; it names the last writer."""
 _STALE = 3600.0
@@ -68,7 +73,7 @@ def locked(folder: str | Path) -> Iterator[None]:
         yield
         return
     before = {entry.name for entry in path.iterdir()} if path.is_dir() else None
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    make_folder(Path(folder))
     with _file_lock(path, Path(folder)):
         _held[path] = _Holder(thread)
         try:
@@ -88,7 +93,7 @@ def _leave_no_trace(path: Path, before: set[str] | None) -> None:
         path: the folder.
         before: names of its entries before; None if there was no folder.
     """
-    if {entry.name for entry in path.iterdir()} - {LOCK, MARK} != (before or set()) - {LOCK}:
+    if {entry.name for entry in path.iterdir()} - {LOCK, CREATED, MARK} != (before or set()) - {LOCK, CREATED}:
         return
     with suppress(OSError):  # Windows removes no file that is open
         for name in (MARK, LOCK):
@@ -99,22 +104,43 @@ def _leave_no_trace(path: Path, before: set[str] | None) -> None:
 
 @contextmanager
 def _file_lock(path: Path, shown: Path) -> Iterator[None]:
-    lock = FileLock(path / LOCK)
     try:
-        with storage_errors(path / LOCK):
-            lock.acquire(timeout=0)
+        lock = _acquired(FileLock(path / LOCK))
     except Timeout:
         raise CheckpointError(_in_use(shown, _last_writer(path))) from None
-    except NotImplementedError:
-        warnings.warn(
-            f"the file system of {shown} has no locks. Make sure that no second process writes there.",
-            RecordWarning,
-            stacklevel=4,
-        )
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
+        lock = _created_lock(path, shown)
     try:
         yield
     finally:
         lock.release()
+
+
+def _acquired(lock: BaseFileLock) -> BaseFileLock:
+    with storage_errors(Path(lock.lock_file)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "flock not supported")  # filelock creates the file then, as we do
+        lock.acquire(timeout=0)
+    return lock
+
+
+def _created_lock(path: Path, shown: Path) -> BaseFileLock:
+    """Return a lock that is a file of its own, created atomically: for network file systems without locks.
+
+    The file stays if its process is killed. Newer versions of `filelock` then remove it on the same machine; on another
+    one nobody can know whether the process still runs.
+
+    Raises:
+        CheckpointError: if the file is there.
+    """
+    try:
+        return _acquired(SoftFileLock(path / CREATED))
+    except Timeout:
+        raise CheckpointError(
+            f"{_in_use(shown, _last_writer(path))} If it was killed, delete {shown / CREATED}: the file system has no "
+            "locks that end with their process."
+        ) from None
 
 
 def _in_use(folder: Path, holder: str) -> str:

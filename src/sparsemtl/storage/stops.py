@@ -19,8 +19,8 @@ _LONGEST = 1_000_000
 _NOT_OWN = tuple(
     Path(path).resolve()
     for path in (
-        Path(__file__).parent.parent,
-        *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")),
+        str(Path(__file__).parent.parent),
+        *(str(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")),
     )
 )
 """Folders of sparsemtl, Python and installed packages: code outside of them is the user's."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsemtl.errors import CheckpointError
-from sparsemtl.storage.disk import storage_errors, sync_folder
+from sparsemtl.storage.disk import make_folder, storage_errors, sync_folder
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def replacing(path: str | Path, size: int | None = None) -> Iterator[Path]:
     target = Path(path)
     aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     with storage_errors(target, size):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         os.close(os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # the umask decides who may read it
         mode = aside.stat().st_mode & 0o777
         try:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsemtl.data.unpacking import largest
 from sparsemtl.errors import DataError
 
 DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -40,6 +41,11 @@ def read_idx(path: Path, *, ndim: int) -> Tensor:
     dtype = np.dtype(DTYPES[magic[2]])
     sizes = np.frombuffer(head, ">u4", count=ndim, offset=4).tolist()
     announced = prod(sizes) * dtype.itemsize
+    if path.suffix == ".gz" and announced > largest(path):
+        raise DataError(
+            f"{path} announces {announced:,} bytes, which {path.stat().st_size:,} packed bytes hold of no images: "
+            f"expected {largest(path):,} at most. Get it again; or unpack it yourself if you trust it."
+        )
     most = min(announced, path.stat().st_size * DENSEST)
     content = _content(path, begin + most + 1)  # no more than that, whatever a file unpacks to
     found = len(content) - begin

@@ -161,7 +161,9 @@ def _content(path: str | Path) -> bytes:
 def read_array(path: Path) -> Array:
     """Read a NumPy file."""
     try:
-        array = np.load(path, allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)  # checks the header against the file's size first
+        if isinstance(array, np.ndarray):
+            array = np.array(array)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist.") from None
     except Exception as error:  # NumPy parses the header as Python, and raises the errors of its tokenizer

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from sparsemtl.data.options import ROOT_VARIABLE, resolve_root
 from sparsemtl.data.tables.formats import Dialect, load_pandas
 from sparsemtl.data.tables.text_file import FIRST_ROWS, check_header, check_names, read_text
+from sparsemtl.data.unpacking import check_zip
 from sparsemtl.errors import DataError, ParameterError, missing_extra, unknown_name
 
 if TYPE_CHECKING:
@@ -139,12 +140,13 @@ def _read_excel(path: Path, dialect: Dialect) -> pd.DataFrame:
         raise missing_extra("openpyxl", "tables", "an Excel file") from None
     form = {"header": None, "dtype": object, "skiprows": dialect.skip_rows, "keep_default_na": False, "na_values": [""]}
     try:
+        check_zip(path)
         with pandas.ExcelFile(path, engine="openpyxl") as book:
             sheets = list(map(str, book.sheet_names))
             if dialect.sheet is not None and dialect.sheet not in sheets:
                 raise ParameterError(f"sheet: {path}: {unknown_name('sheet', dialect.sheet, sheets)}")
             cells = pandas.read_excel(book, sheet_name=dialect.sheet or 0, **form)
-    except (FileNotFoundError, ParameterError):
+    except (FileNotFoundError, ParameterError, DataError):
         raise
     except Exception as error:  # a damaged file leads openpyxl to errors of any kind
         raise DataError(f"{path} is no whole Excel file: {error}.") from None

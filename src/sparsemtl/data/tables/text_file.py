@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import bz2
 import codecs
 import csv
-import gzip
 import json
 import lzma
 import warnings
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsemtl.data.tables.formats import Dialect, load_pandas
+from sparsemtl.data.unpacking import unpacked, unzipped
 from sparsemtl.errors import DataError, ParameterError
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ FIRST_ROWS = 20
 """Rows by which a separator and a title are recognised."""
 _SEPARATORS = (",", ";", "\t", "|")
 _TABS = {".tsv", ".tab"}
-_UNPACK = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -139,12 +137,12 @@ def _unpack(path: Path) -> tuple[Path, bytes]:
     """Return the contents of a file, or of the one file in a ZIP archive beside those that macOS and others add."""
     try:
         if path.suffix.lower() != ".zip":
-            return path, _UNPACK.get(path.suffix.lower(), bytes)(path.read_bytes())
+            return path, unpacked(path)
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if not name.endswith("/") and not _is_extra(name)]
             if len(names) == 1:
-                return Path(names[0]), archive.read(names[0])
-    except FileNotFoundError:
+                return Path(names[0]), unzipped(path, archive, names[0])
+    except (FileNotFoundError, DataError):
         raise
     except _DAMAGED as error:
         raise DataError(f"{path} cannot be read: {error}.") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -42,12 +43,14 @@ class CSVCallback(Callback):
         self.append(rows)
 
     def append(self, rows: Iterable[MetricRow]) -> None:
-        """Append rows in one write."""
+        """Append rows in one write, and synchronise the file: the checkpoint that counts the rows is written later."""
         lines = io.StringIO(newline="")
         csv.writer(lines).writerows([*row[:-1], float(row.value)] for row in rows)
         content = lines.getvalue()
         with storage_errors(self.path, len(content)), self.path.open("a", newline="", encoding="utf-8") as file:
             file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
 
     def _start(self, resume_at: int | None) -> None:
         """Write the header, and the rows of training up to a step."""
