@@ -136,7 +136,7 @@ def test_groups_of_tasks_are_found_and_are_a_candidate(tmp_path: Path) -> None:
         run(config, tmp_path / "run", progress=False)
     about = RunFolder(tmp_path / "run").read_summary()
     assert list(about["sharing"]["epochs"]) == ["dense", "random", "groups", "apart"]
-    assert about["sharing"]["trainings"] <= largest_cost(4, [0.5], 0.5)
+    assert about["sharing"]["trainings"] <= largest_cost(4, [0.5], 0.5, 2)
     assert any("first rung: task0 + task2; task1" in note for note in about["notes"])
     own = read_yaml(tmp_path / "run" / "candidates" / "groups" / "config.yaml")
     assert own["architecture"] == {"name": "task-groups", "groups": [["task0", "task2"], ["task1"]]}
@@ -146,7 +146,7 @@ def test_groups_of_tasks_are_found_and_are_a_candidate(tmp_path: Path) -> None:
 def test_the_cost_of_the_default_candidates_is_four_trainings_at_most() -> None:
     complete = check({"sharing": "auto"})
     count = len(candidate_configs(complete)) + adds_groups(complete)
-    assert largest_cost(count, complete["auto"]["rungs"], complete["auto"]["survivors"]) <= 4.0
+    assert largest_cost(count, complete["auto"]["rungs"], complete["auto"]["survivors"], 20) <= 4.0
 
 
 def test_every_candidate_is_checked_on_a_batch() -> None:

@@ -11,12 +11,11 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from sparsemtl.networks.declarations import Value
 from sparsemtl.runs.auto_options import default_candidates
 from sparsemtl.runs.changes import merge
 from sparsemtl.storage.yaml_text import dump_yaml
 from sparsemtl.training.affinity import TaskAffinity
-from sparsemtl.views.tables import Table, text_of
+from sparsemtl.views.tables import Table, Value, text_of
 
 Evidence = Literal["fair", "thin", "none"]
 """`fair`: 5 seeds or more, tuned alike, intervals without 0. `thin`: less, or other data. `none`: a guess."""
@@ -118,7 +117,7 @@ class Advice:
         """Return what was measured as tables."""
         facts, affinity = self.facts, self.facts.affinity
         rows: list[list[Value]] = [
-            [task, count, count / facts.weights, affinity and affinity.losses[task]]
+            [task, count, count / facts.weights, affinity.losses[task] if affinity else None]
             for task, count in facts.rows.items()
         ]
         head = ["task", "training samples", "per shared weight", "mean loss"]
@@ -135,7 +134,7 @@ class Advice:
             "rows": dict(facts.rows),
             "rows_per_weight": facts.rows_per_weight,
             "scales": facts.scales,
-            "affinity": affinity and affinity.record(),
+            "affinity": affinity.record() if affinity else None,
         }
         suggestions = [{**asdict(one), "yaml": one.yaml} for one in self.suggestions]
         return {"measured": measured, "suggestions": suggestions, "cautions": list(self.cautions)}

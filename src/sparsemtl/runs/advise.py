@@ -80,7 +80,13 @@ def advise(config: Mapping[str, Any], *, epochs: int | None = None, keep: float 
 def _plain(complete: Mapping[str, Any], epochs: int) -> dict[str, Any]:
     """Return the configuration of the brief training."""
     base = {key: value for key, value in complete.items() if key not in (AUTO, "name", "label")}
-    training = {"epochs": epochs, "choose_after": 0, "patience": None, "callbacks": [], "tensorboard": False}
+    training: dict[str, Any] = {
+        "epochs": epochs,
+        "choose_after": 0,
+        "patience": None,
+        "callbacks": [],
+        "tensorboard": False,
+    }
     changes = {
         "architecture": {"name": "shared-bottom"},
         "sharing": {"name": "dense"},

@@ -105,8 +105,8 @@ def run_auto(spec: RunSpec, folder: RunFolder, *, pretrain: Pretrain, progress: 
 
 def _cost_text(config: Mapping[str, Any], candidates: int) -> str:
     """Return what the run will cost at most, but for candidates whose first epochs cannot be selected."""
-    cost = largest_cost(candidates, config[AUTO]["rungs"], config[AUTO]["survivors"])
     epochs = config["training"]["epochs"]
+    cost = largest_cost(candidates, config[AUTO]["rungs"], config[AUTO]["survivors"], epochs)
     return f"sharing auto: {candidates} candidates, at most about {cost:.1f} trainings of {epochs} epochs."
 
 

@@ -20,7 +20,7 @@ from sparsemtl.networks.model import MultiTaskModel, maskable_parameters, placem
 from sparsemtl.networks.model_state import preserve_model_state
 from sparsemtl.tasks.batches import Loaders, groups_for, preserve_loader_state
 from sparsemtl.tasks.task import Task
-from sparsemtl.views.tables import Shaded, Table, text_of
+from sparsemtl.views.tables import Shaded, Table, Value, text_of
 
 RELATED = 0.15
 """Mean overlap at keep 0.1 from which tasks are grouped. Measured on clustered regressions: about 0.2 within a cluster,
@@ -89,7 +89,8 @@ class TaskAffinity:
         return sum(self.overlap[a][b] for a in one for b in two) / (len(one) * len(two))
 
     def _table(self, matrix: Sequence[Sequence[float]], title: str) -> Table:
-        rows = [[task, *(Shaded(v, abs(v)) for v in row)] for task, row in zip(self.tasks, matrix, strict=True)]
+        pairs = zip(self.tasks, matrix, strict=True)
+        rows: list[list[Value]] = [[task, *(Shaded(value, abs(value)) for value in row)] for task, row in pairs]
         return Table(["", *self.tasks], rows, title)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, floor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -165,19 +165,21 @@ def auto_share(
     return AutoResult(model, networks, choices, {name: epochs[name] for name in trainings}, cost, finished)
 
 
-def largest_cost(count: int, rungs: Sequence[float], survivors: float) -> float:
+def largest_cost(count: int, rungs: Sequence[float], survivors: float, epochs: int) -> float:
     """Return the largest cost of `auto_share` in trainings of all epochs.
 
     Args:
         count: number of candidates.
         rungs: as in `auto_share`.
         survivors: as in `auto_share`.
+        epochs: epochs of one training.
     """
-    cost, before = 0.0, 0.0
+    cost, before = 0, 0
     for share in (*rungs, 1.0):
-        cost += count * (share - before)
-        count, before = _left(count, survivors), share
-    return cost
+        until = _whole_epochs(share, epochs)
+        cost += count * (until - before)
+        count, before = _left(count, survivors), until
+    return cost / epochs
 
 
 def slug(name: str) -> str:
@@ -205,7 +207,7 @@ class CandidateTraining:
 
     def train(self, share: float, train: Loaders, stop: Loaders) -> None:
         """Train up to a share of the epochs, or until an epoch can be selected."""
-        until = max(ceil(share * self.epochs), self.trainer.sharing.first_selectable() + 1)
+        until = max(_whole_epochs(share, self.epochs), self.trainer.sharing.first_selectable() + 1)
         self.trainer = self._make(self._folder)
         self.trainer.epochs = min(max(until, self.trainer.options["choose_after"] + 1), self.epochs)
         self.trainer.fit(train, stop, resume=RunFolder(self._folder).last.exists())
@@ -292,6 +294,11 @@ def _survivors(trainings: Mapping[str, CandidateTraining], dense: Collection[str
     while len(stay) < _left(len(names), share):
         stay.append(min((name for name in names if name not in stay), key=remaining))
     return [name for name in names if name in stay]
+
+
+def _whole_epochs(share: float, epochs: int) -> int:
+    """Return a share of the epochs, rounded down, so that few epochs do not cost more; at least one."""
+    return max(floor(share * epochs + 1e-9), 1)
 
 
 def _left(count: int, share: float) -> int:
