@@ -89,6 +89,9 @@ if TYPE_CHECKING:
     from sparsemtl.training.affinity import TaskAffinity, task_affinity
     from sparsemtl.training.auto_share import AutoResult, auto_share
     from sparsemtl.training.lottery_masks import lottery_masks
+    from sparsemtl.training.shrink_result import ShrinkResult, ShrunkNetwork
+    from sparsemtl.training.shrinking import shrink
+    from sparsemtl.training.teacher import Teacher
 
 __all__ = [
     "CGC",
@@ -128,6 +131,8 @@ __all__ = [
     "Segmentation",
     "SharedBottom",
     "Sharing",
+    "ShrinkResult",
+    "ShrunkNetwork",
     "SingleTask",
     "SoftMaskSharing",
     "Source",
@@ -143,6 +148,7 @@ __all__ = [
     "TaskNorms",
     "TaskRoutingSharing",
     "TaskSlices",
+    "Teacher",
     "TokenClassification",
     "Trainer",
     "TrainingStep",
@@ -172,6 +178,7 @@ __all__ = [
     "plan",
     "recompute_norms",
     "save_bundle",
+    "shrink",
     "speedups",
     "task_affinity",
     "verify",
@@ -277,6 +284,9 @@ _EXPORTS = {
     "sparsemtl.training.affinity": ("TaskAffinity", "task_affinity"),
     "sparsemtl.training.auto_share": ("AutoResult", "auto_share"),
     "sparsemtl.training.lottery_masks": ("lottery_masks",),
+    "sparsemtl.training.shrink_result": ("ShrinkResult", "ShrunkNetwork"),
+    "sparsemtl.training.shrinking": ("shrink",),
+    "sparsemtl.training.teacher": ("Teacher",),
 }
 """Module -> names that are imported from it on first use (PEP 562): the command line starts without torch."""
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import sparsemtl as sm
 from sparsemtl.cli.main import app
-from sparsemtl.errors import CheckpointError, ConfigError
+from sparsemtl.errors import CheckpointError, ConfigError, ParameterError
 from sparsemtl.runs.config import check
 from sparsemtl.runs.run import run as run_config
 from sparsemtl.storage.files import read_tree
@@ -43,6 +43,39 @@ def test_a_run_becomes_one_small_network_of_all_tasks(dense: Path) -> None:
     for task, expected in run.predict(x).items():
         torch.testing.assert_close(small(x)[task], expected, atol=1e-5, rtol=1e-4)
     assert read_json(folder / "summary.json")["sharing"]["macs"] <= 0.4
+
+
+def test_several_budgets_are_runs_of_their_own_with_one_table_and_one_picture(dense: Path) -> None:
+    folder = dense.with_name("front")
+    words = ["shrink", str(dense), "--macs", "0.6", "0.3", "--epochs", "2", "--out", str(folder), "--quiet"]
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    record = read_json(folder / "shrink.json")
+    names = [network["name"] for network in record["networks"]]
+    assert names == ["dense", "macs 0.6", "macs 0.3"]
+    whole, *left = (network["macs"] for network in record["networks"])
+    assert all(0.5 * share < macs / whole <= share for macs, share in zip(left, (0.6, 0.3), strict=True))
+    first, second = (sm.load_run(folder / name).config for name in ("macs-0.6", "macs-0.3"))
+    assert (first["start_from"], second["start_from"]) == (str(dense), str(folder / "macs-0.6"))
+    assert first["teacher"]["run"] == second["teacher"]["run"] == str(dense)
+    page = (folder / "shrink.html").read_text(encoding="utf-8")
+    assert all(name in page for name in names)
+    assert "<svg" in page
+    before = (folder / "macs-0.3" / "summary.json").stat().st_mtime_ns
+    again = CliRunner().invoke(app, words, catch_exceptions=False)  # goes on where it stopped
+    assert again.exit_code == 0
+    assert (folder / "macs-0.3" / "summary.json").stat().st_mtime_ns == before
+    assert all(name in again.output for name in names)
+
+
+def test_budgets_that_do_not_go_together_are_refused(dense: Path) -> None:
+    for words, match in {
+        ("--macs", "0.3", "--weights", "0.3"): "give one kind of budget, got --macs and --weights",
+        ("--max-drop", "0.1", "0.2"): "--max-drop: expected one number",
+        ("--macs", "1.5"): r"expected numbers in \(0, 1\) for `macs`",
+    }.items():
+        with pytest.raises((ConfigError, ParameterError), match=match):
+            CliRunner().invoke(app, ["shrink", str(dense), *words], catch_exceptions=False)
 
 
 def test_it_trains_on_from_the_weights_of_the_run(dense: Path, tmp_path: Path) -> None:

@@ -60,18 +60,23 @@ def remove(model: nn.Module, units: Units, left: Tensor) -> None:
             layer.columns(model.get_parameter(layer.weight))[gone] = 0.0
 
 
+@pytest.mark.parametrize("per_reader", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("fraction", [0.3, 0.7])
-def test_the_compacted_network_costs_what_the_units_that_are_left_cost(name: str, fraction: float) -> None:
+def test_the_compacted_network_costs_what_the_units_that_are_left_cost(
+    name: str, fraction: float, per_reader: bool
+) -> None:
     torch.manual_seed(0)
     kind, x = NETWORKS[name]
     model = kind().eval()
-    units = removable_units(model, x)
-    assert units.macs() == sm.macs(model, x[:1])
+    units = removable_units(model, x, per_reader=per_reader)
+    assert units.cost() == sm.macs(model, x[:1])
     left = torch.rand(units.count) < fraction
+    if per_reader:  # a layer reads something
+        left[[int(layer.reads.max()) for layer in units.readers()]] = True
     remove(model, units, left)
     small = sm.compact(model, example_inputs=x)
-    assert small.report.macs == (units.macs(), pytest.approx(units.macs(left)))
+    assert small.report.macs == (units.cost(), pytest.approx(units.cost(left)))
 
 
 @pytest.mark.parametrize(("name", "count"), [("residual", 8 + 6 + 4 + 5), ("transformer", 3 + 10)])
@@ -94,7 +99,7 @@ def test_a_unit_saves_the_difference_of_the_costs(name: str) -> None:
             for layer in units.layers
             if len(layer.reads)
         )
-        assert float(savings[unit]) == pytest.approx(units.macs() - units.macs(left) + twice)
+        assert float(savings[unit]) == pytest.approx(units.cost() - units.cost(left) + twice)
 
 
 def test_units_of_all_tasks_include_those_of_heads() -> None:
@@ -120,4 +125,4 @@ def test_units_survive_their_state() -> None:
     units = removable_units(Residual().eval(), NETWORKS["residual"][1])
     again = Units.of_state(units.state())
     left = torch.rand(units.count) < 0.5
-    assert (again.count, again.macs(left)) == (units.count, units.macs(left))
+    assert (again.count, again.cost(left)) == (units.count, units.cost(left))

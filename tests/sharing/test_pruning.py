@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from sharing_toys import build, loader, own_loaders, run_epoch, trained
-from torch import nn
+from torch import Tensor, nn
 
 import sparsemtl as sm
 from sparsemtl.compaction.units import removable_units
@@ -33,6 +33,46 @@ def test_the_compacted_network_has_the_budget(macs: float) -> None:
     left = small.report.macs[1] / small.report.macs[0]
     assert macs - 0.1 < left <= macs
     assert small.report.verification.float64 < 1e-10
+
+
+def test_a_budget_of_weights_is_kept() -> None:
+    engine = trained(build("pruning", weights=0.4), loader(), network=wide())
+    small = sm.compact(engine.model, example_inputs=torch.rand(2, 6))
+    kept, whole = (
+        sum(w.numel() for name, w in each.named_parameters() if name.endswith("weight"))
+        for each in (small, engine.model)
+    )
+    assert 0.3 * whole < kept <= 0.4 * whole
+
+
+class TwoPaths(nn.Module):
+    """A stream that two convolutions and a shortcut read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one = nn.Conv2d(2, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.two = nn.Conv2d(16, 8, 3, padding=1)
+        self.out_features = 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        return torch.relu(self.two(torch.relu(x + self.one(x)))).mean((2, 3))
+
+
+def test_per_reader_a_stream_keeps_channels_for_some_of_its_readers_and_the_budget() -> None:
+    torch.manual_seed(0)
+    network = sm.SharedBottom(TwoPaths(), [sm.Regression("a")])
+    x = torch.rand(8, 2, 6, 6)
+    sharing = build("pruning", macs=0.3, per_reader=True)
+    engine = trained(sharing, [(x, {"a": x.mean((1, 2, 3))})], network=network, epochs=2)
+    small = sm.compact(engine.model, example_inputs=x)
+    assert small.report.macs is not None
+    left = small.report.macs[1] / small.report.macs[0]
+    ((_, _, said),) = sharing.metrics(engine.model, engine.networks)
+    assert left == pytest.approx(said)
+    assert 0.25 < left <= 0.3
+    one, two = (getattr(network.encoder, name).weight.ne(0).flatten(2).any(2).any(0) for name in ("one", "two"))
+    assert not torch.equal(one, two)
 
 
 def test_importance_is_the_squared_sum_of_weight_times_gradient_over_all_readers() -> None:

@@ -176,7 +176,7 @@ def test_a_run_has_one_thread_whatever_the_process_has(tmp_path: Path) -> None:
 def test_data_and_weights_are_made_with_the_threads_of_the_run(tmp_path: Path, monkeypatch: Any) -> None:
     """Statistics of the data and drawn weights are sums too."""
     seen: list[int] = []
-    for target in ("sparsemtl.runs.spec:RunSpec._whole", "sparsemtl.runs.build:_model"):
+    for target in ("sparsemtl.runs.spec:RunSpec._whole", "sparsemtl.runs.models:_model"):
         monkeypatch.setattr(target.replace(":", "."), _recording(resolve_name(target), seen))
     finished = _recording(str, seen)
     run({**WIDE, "training": {**WIDE["training"], "threads": 3}}, tmp_path / "run", progress=False, finished=finished)

@@ -1,29 +1,32 @@
-"""Command shrink: a trained run becomes one network of a fraction of its multiply-adds."""
+"""Command shrink: a trained run becomes small networks, by budget, each a run of its own."""
 
 from __future__ import annotations
 
-from math import ceil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sparsemtl.cli.training import draw_report, stopping
-from sparsemtl.errors import ConfigError
+from sparsemtl.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from sparsemtl.runs.loaded import LoadedRun
+    from sparsemtl.training.shrink_budget import Budget
+    from sparsemtl.training.shrink_result import ShrinkResult
 
 
-def shrunk_config(run: LoadedRun, macs: float, epochs: int | None) -> dict[str, Any]:
-    """Return the configuration of a run that prunes a trained one to a budget while its weights train on.
+def shrunk_config(run: LoadedRun, start: Path, options: Mapping[str, Any], epochs: int) -> dict[str, Any]:
+    """Return the configuration of a run that prunes a trained network to a budget while its weights train on.
 
-    The budget is reached after half of the epochs. All else is as in the trained run.
+    The outputs of the trained run are soft targets. All else is as in the trained run.
 
     Args:
         run: the trained run.
-        macs: fraction of its multiply-adds to keep, in (0, 1].
-        epochs: epochs of training; by default as many as the run was trained for.
+        start: folder of the run whose weights it starts from: that run, or one that was pruned less.
+        options: parameters of `sharing: pruning`.
+        epochs: epochs of training.
 
     Raises:
         ConfigError: if the run has no configuration, or its tasks have networks of their own.
@@ -33,74 +36,139 @@ def shrunk_config(run: LoadedRun, macs: float, epochs: int | None) -> dict[str, 
 
     if "encoder" not in run.config:
         raise ConfigError(
-            f"{run.folder.path} was made in Python, and has no configuration to train on with. Train the model on with "
-            f"sm.Trainer(model, sharing=sm.PruningSharing(macs={macs:g}, ...))."
+            f"{run.folder.path} was made in Python, and has no configuration to train on with. Shrink the model in "
+            "Python: sm.shrink(model, train, validation, budget=...)."
         )
     if not run.networks.one_network:
         raise ConfigError(
             f"{run.folder.path}: its tasks have networks of their own (masks, or statistics of their own), and one "
             "network for all of them is not what they are. `sparsemtl compact` writes them as they are."
         )
-    count = epochs or run.config["training"]["epochs"]
     changes = {
         "name": None,
         "label": None,
         "pretraining": None,
         "pretrained": None,
-        "start_from": str(run.folder.path),
-        "sharing": {"name": "pruning", "macs": macs, "reach_at": max(1, ceil(count / 2) - 1)},
-        "training": {"epochs": count},
+        "start_from": str(start),
+        "teacher": {"run": str(run.folder.path)},
+        "sharing": {"name": "pruning", **options},
+        "training": {"epochs": epochs},
     }
     return check(merge(run.config, changes), where=f"the configuration of {run.folder.path}, shrunk")
 
 
 def shrink(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run that has been trained.")],
+    more: Annotated[
+        list[float] | None,
+        typer.Argument(metavar="[NUMBER]...", help="Further budgets of the same kind, as in `--macs 0.5 0.3 0.15`."),
+    ] = None,
     macs: Annotated[
-        float, typer.Option(metavar="SHARE", min=0.0, max=1.0, help="Fraction of the multiply-adds to keep, in (0, 1].")
-    ] = 0.3,
+        float | None,
+        typer.Option(metavar="SHARE", help="Fraction of the multiply-adds to keep, in (0, 1); by default 0.3."),
+    ] = None,
+    weights: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Fraction of the weights to keep, in (0, 1).")
+    ] = None,
+    milliseconds: Annotated[
+        float | None,
+        typer.Option(metavar="MS", help="Milliseconds on this machine, for the samples that the run keeps."),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Largest loss of any task on validation data, as a fraction of its metric; the smallest network "
+            "that keeps to it is searched.",
+        ),
+    ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(metavar="N", min=2, help="Epochs to train on; by default those of the run.", show_default=False),
+        typer.Option(
+            metavar="N",
+            min=2,
+            help="Epochs per budget, of --max-drop in all; by default those of the run.",
+            show_default=False,
+        ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Folder of the results; by default RUN-macs-SHARE.", show_default=False),
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder of the results; by default RUN-macs-SHARE, or RUN-small with a run per budget.",
+            show_default=False,
+        ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Remove channels, heads and neurons of a trained network while it trains on, and write the small network."""
     from sparsemtl.runs.loaded import load_run
-    from sparsemtl.runs.run import run as run_config
+    from sparsemtl.training.shrink_budget import budget_of
 
+    given = {"macs": macs, "weights": weights, "milliseconds": milliseconds, "max_drop": max_drop}
+    chosen = {kind: [value, *(more or [])] for kind, value in given.items() if value is not None}
+    if len(chosen) > 1:
+        raise ConfigError(f"give one kind of budget, got {' and '.join(f'--{kind}' for kind in chosen)}.")
+    kind, values = next(iter(chosen.items()), ("macs", [0.3, *(more or [])]))
+    if kind == "max_drop" and len(values) > 1:
+        raise ConfigError(f"--max-drop: expected one number, got {values}.")
     dense = load_run(run)
-    config = shrunk_config(dense, macs, epochs)
-    folder = out or run.with_name(f"{run.resolve().name}-macs-{macs:g}")
+    budget = budget_of({kind: values[0] if kind == "max_drop" else values}, dense.tasks)
+    alone = len(budget.values) == 1
+    ending = budget.name(budget.values[0]).replace(" ", "-") if alone else "small"
+    folder = out or run.with_name(f"{run.resolve().name}-{ending}")
     with stopping(folder):
-        run_config(config, folder, progress=not quiet, finished=draw_report)
-    _show(dense, load_run(folder))
+        result = _run_stages(dense, folder, budget, epochs, alone=alone, quiet=quiet)
+    _write(result, dense, folder)
 
 
-def _show(dense: LoadedRun, small: LoadedRun) -> None:
-    """Write the network of all tasks, and show what it costs and how good it is, before and after."""
-    from rich.table import Table
+def _run_stages(
+    dense: LoadedRun, folder: Path, budget: Budget, epochs: int | None, *, alone: bool, quiet: bool
+) -> ShrinkResult:
+    """Train a run per stage, those that are finished left out, and measure its networks."""
+    from sparsemtl.runs.loaded import load_run
+    from sparsemtl.runs.run import run as run_config
+    from sparsemtl.runs.spec import RunSpec
+    from sparsemtl.storage.run_folder import RunFolder
+    from sparsemtl.training.evaluation import Trained
+    from sparsemtl.training.shrinking import ShrinkData, shrink_in_stages
 
-    from sparsemtl.cli.terminal import show_whole
-    from sparsemtl.compaction import compact, export
+    count = epochs or dense.config.get("training", {}).get("epochs", 2)
+    spec = RunSpec(shrunk_config(dense, dense.folder.path, {}, count))
+    before = dense.folder.path
 
-    network = compact(small.model, example_inputs=small.samples())
-    before = compact(dense.model, example_inputs=dense.samples()).report
-    file = small.folder.path / "small.safetensors"
-    export(network, file)
-    table = Table("task", "metric", "before", "after", box=None, pad_edge=False)
-    for name, metrics in small.metrics.items():
-        metric = small.folder.read_summary()["tasks"][name]["primary"]
-        table.add_row(name, metric, *(f"{figures[metric]:.4f}" for figures in (dense.metrics[name], metrics)))
-    if before.macs is not None and network.report.macs is not None:
-        table.add_row("all", "multiply-adds", f"{before.macs[1]:,}", f"{network.report.macs[1]:,}")
-    table.add_row("all", "parameters", f"{before.parameters[1]:,}", f"{network.report.parameters[1]:,}")
-    show_whole(table)
-    typer.echo("Test data. The small network was trained longer: part of a gain may come from that.")
-    typer.echo(
-        f"Network of all tasks: {file} (`sm.load_network`). Of each task: `sparsemtl compact {small.folder.path}`"
-    )
+    def stage(trained: Trained, options: Mapping[str, Any], count: int) -> Trained:
+        nonlocal before
+        fraction = options.get("macs") or options["weights"]
+        own = RunFolder(folder if alone else folder / f"{next(iter(options))}-{fraction:.3g}")
+        config = shrunk_config(dense, before, options, count)
+        if not own.finished or own.read_config() != config:
+            run_config(config, own.path, resume=own.begun, progress=not quiet, finished=draw_report, built=spec.built)
+        before = own.path
+        small = load_run(own.path)
+        return Trained(small.model, small.networks, small.model)
+
+    train, validation, test = spec.loaders()
+    data = ShrinkData(train, validation, test, dense.samples())
+    first = Trained(dense.model, dense.networks, dense.model)
+    return shrink_in_stages(stage, first, data, budget=budget, epochs=count)
+
+
+def _write(result: ShrinkResult, dense: LoadedRun, folder: Path) -> None:
+    """Write the smallest network, the figures and the page, and show the table."""
+    from sparsemtl.compaction import export
+    from sparsemtl.report import write_shrink_report
+    from sparsemtl.storage.text_files import write_json
+
+    typer.echo(str(result))
+    typer.echo("The small networks were trained longer than the dense one: part of a gain may come from that.")
+    write_json(folder / "shrink.json", result.record())
+    file = folder / "small.safetensors"
+    if result.smallest is not result.dense and result.smallest.form == "one network":
+        export(result.network, file, example_inputs=dense.samples())
+        typer.echo(f"Network of all tasks ({result.smallest.name}): {file} (`sm.load_network`).")
+    try:
+        page = write_shrink_report(result, folder / "shrink.html", title=f"{dense.folder.path.resolve().name}, shrunk")
+        typer.echo(f"Quality against cost: {page}")
+    except MissingExtraError as error:
+        typer.echo(f"no page was drawn: {error}")

@@ -3,13 +3,16 @@
 The channels of all tensors in a network's graph are joined where an operation hands them on: through norms and
 activations, residual additions, concatenations, gates, the entries of a head. What is joined is a unit. Convolutions
 and linear layers read units and make others. A unit whose readers have no weight on it is one that `compact` removes.
+
+Per reader, a unit is what one layer reads of such a set: `compact` then copies the channels that are left in front of
+the layer where that is worth it, and removes a channel behind the last layer that reads it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,15 +22,19 @@ from sparsemtl.compaction.channels import Need
 from sparsemtl.compaction.copies import copied
 from sparsemtl.compaction.pipeline import measured
 from sparsemtl.compaction.rules import ChannelRule, rules_for
-from sparsemtl.compaction.rules.dense import Dense
+from sparsemtl.compaction.rules.dense import Dense, worth_selecting
 from sparsemtl.compaction.rules.embedding import Embedding
 from sparsemtl.compaction.rules.parameter import OwnTensor
 from sparsemtl.compaction.trace import root_of
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.swap import unwrapped
 
-FIXED = -1
-"""Number in place of a unit's, for channels that cannot be removed."""
+FIXED, NEVER = -1, -2
+"""Numbers in place of a unit's: of channels that cannot be removed, and of entries that stand for no unit."""
+
+
+Cost = Literal["macs", "weights"]
+"""Multiply-adds of one sample, or the number of weights of convolutions and linear layers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,15 +45,21 @@ class LayerUnits:
         weight: name of its weight in the model; "" for a layer that reads none of the units.
         transposed: the weight's input channels lie on its first axis, not on its second one.
         reads: (input channels,), unit of each; -1 for those that cannot be removed. Empty for a depthwise convolution.
-        makes: (output channels,), unit of each, likewise.
+        present: (input channels, n), units that the tensor has each channel for; -2 fills up rows.
+        makes: (output channels, n), units that each is computed for, likewise.
         macs: multiply-adds of one sample with all channels.
+        weights: number of its weights.
+        selection: what copying channels in front of the layer saves and costs, see `Dense.selection`.
     """
 
     weight: str
     transposed: bool
     reads: Tensor
+    present: Tensor
     makes: Tensor
     macs: int
+    weights: int
+    selection: tuple[float, int]
 
     def columns(self, weight: Tensor) -> Tensor:
         """Return a view of the weight, (input channels, ...), (outputs, inputs, ...) before."""
@@ -61,9 +74,18 @@ class LayerUnits:
         Args:
             left: (units,), bool.
         """
-        whole = torch.cat([left, left.new_ones(1)])  # the last entry stands for channels that cannot be removed
-        reads, makes = (float(whole[ids].double().mean()) if len(ids) else 1.0 for ids in (self.reads, self.makes))
-        return reads, makes
+        whole = torch.cat([left, torch.tensor([False, True])])  # the entries of `NEVER` and of `FIXED`
+        makes = whole[self.makes].any(1)
+        read = whole[self.reads]
+        there = whole[self.present].any(1) | read
+        gone = int((there & ~read).sum())
+        if gone and not worth_selecting(int(makes.sum()), int(read.sum()), gone, *self.selection):
+            read = there
+        return _fraction(read), _fraction(makes)
+
+
+def _fraction(channels: Tensor) -> float:
+    return float(channels.double().mean()) if len(channels) else 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,47 +104,53 @@ class Units:
         """Yield the layers that read units."""
         return (layer for layer in self.layers if layer.weight)
 
-    def macs(self, left: Tensor | None = None) -> float:
-        """Return the multiply-adds of one sample with the units that are left, all by default.
+    def cost(self, left: Tensor | None = None, of: Cost = "macs") -> float:
+        """Return the multiply-adds of one sample, or the weights, with the units that are left, all by default.
 
         Args:
             left: (units,), bool.
+            of: `macs` or `weights`.
         """
         left = torch.ones(self.count, dtype=torch.bool) if left is None else left
-        works = ((layer.macs, *layer.work(left)) for layer in self.layers)
-        return sum(macs * reads * makes for macs, reads, makes in works)
+        works = ((getattr(layer, of), *layer.work(left)) for layer in self.layers)
+        return sum(whole * reads * makes for whole, reads, makes in works)
 
-    def savings(self, left: Tensor) -> Tensor:
-        """Return the multiply-adds that the removal of each unit saves, (units,); of those left, one at a time.
+    def savings(self, left: Tensor, of: Cost = "macs") -> Tensor:
+        """Return what the removal of each unit saves, (units,); of those left, one at a time.
 
-        A layer that reads and makes the same unit counts its part of the work twice.
+        A layer that reads and makes the same unit counts its part twice. The output channels that are computed for
+        several units are saved by each of them in equal parts.
         """
-        saved = torch.zeros(self.count + 1, dtype=torch.float64)
+        whole = torch.cat([left, torch.tensor([False, True])])
+        saved = torch.zeros(len(whole), dtype=torch.float64)
         for layer in self.layers:
             reads, makes = layer.work(left)
-            for ids, other in ((layer.reads, makes), (layer.makes, reads)):
-                if len(ids):
-                    saved.index_add_(
-                        0, ids % len(saved), torch.full((len(ids),), layer.macs * other / len(ids), dtype=torch.float64)
-                    )
-        return saved[:-1]
+            cost = getattr(layer, of)
+            if len(layer.reads):
+                part = torch.full((len(layer.reads),), cost * makes / len(layer.reads), dtype=torch.float64)
+                saved.index_add_(0, layer.reads % len(whole), part)
+            if len(layer.makes):
+                used = whole[layer.makes]
+                part = used * (cost * reads / len(layer.makes) / used.sum(1, keepdim=True).clamp_min(1))
+                saved.index_add_(0, (layer.makes % len(whole)).flatten(), part.double().flatten())
+        return saved[:-2]
 
     def state(self) -> list[list[Any]]:
         """Return the layers as plain values and tensors, for a checkpoint."""
-        return [[each.weight, each.transposed, each.reads, each.makes, each.macs] for each in self.layers]
+        return [[getattr(each, field.name) for field in fields(LayerUnits)] for each in self.layers]
 
     @classmethod
     def of_state(cls, state: Sequence[Sequence[Any]]) -> Units:
         """Return the units of a state."""
         layers = tuple(LayerUnits(*values) for values in state)
-        ids = [ids for layer in layers for ids in (layer.reads, layer.makes)]
+        ids = [ids.flatten() for layer in layers for ids in (layer.reads, layer.present, layer.makes)]
         return cls(int(torch.cat(ids).max()) + 1 if ids else 0, layers)
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
 @torch.random.fork_rng(devices=[])
-def removable_units(model: nn.Module, example_inputs: Any = None) -> Units:
+def removable_units(model: nn.Module, example_inputs: Any = None, *, per_reader: bool = False) -> Units:
     """Return the units of a model.
 
     A unit that a layer reads whose weight is frozen, computed from other parameters or used twice is none.
@@ -130,6 +158,7 @@ def removable_units(model: nn.Module, example_inputs: Any = None) -> Units:
     Args:
         model: a `MultiTaskModel`, all of whose tasks are computed, or any other module. It is not changed.
         example_inputs: as for `compact`.
+        per_reader: a unit is what one layer reads; by default it is what all layers read.
 
     Raises:
         CompactionError: if no graph can hold what the model does, naming the part.
@@ -143,24 +172,73 @@ def removable_units(model: nn.Module, example_inputs: Any = None) -> Units:
     rules = rules_for(network)
     joined = _Joined()
     channels: dict[fx.Node, list[int] | None] = {}
+    handed: dict[fx.Node, list[list[list[int]]]] = {}
     for node, rule in rules.items():
-        channels[node] = _channels_of(rule, [channels[source] for source in rule.inputs], rules, joined)
+        channels[node], handed[node] = _channels_of(rule, [channels[source] for source in rule.inputs], rules, joined)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     layers = [
-        _Layer(rule, f"{node.target}.weight", channels[rule.inputs[0]], channels[node], macs[str(node.target)])
+        _Layer(node, rule, f"{node.target}.weight", channels[rule.inputs[0]], channels[node], macs[str(node.target)])
         for node, rule in rules.items()
         if node.op == "call_module" and str(node.target) in macs
     ]
     for layer in layers:
         if layer.weight not in trained or not layer.is_dense:
             joined.fix(layer.reads if layer.is_dense else ())
-    return _numbered(layers, joined)
+    if not per_reader:
+        return _numbered(layers, joined, lambda _, channel: channel, None)
+    weights = {layer.node: layer.weight for layer in layers}
+    readers = _readers_of(rules, channels, handed, weights, joined)
+    return _numbered(layers, joined, lambda layer, channel: (layer.weight, channel), readers)
+
+
+_Unit = int | tuple[str, int]
+"""Set of channels, or a layer's weight and the set that it reads."""
+
+
+def _readers_of(
+    rules: Mapping[fx.Node, ChannelRule],
+    channels: Mapping[fx.Node, list[int] | None],
+    handed: Mapping[fx.Node, list[list[list[int]]]],
+    weights: Mapping[fx.Node, str],
+    joined: _Joined,
+) -> dict[int, set[_Unit]]:
+    """Return channel of a tensor -> the units, per reader, that it is there for."""
+    found: dict[int, set[_Unit]] = {channel: set() for each in channels.values() for channel in each or ()}
+    for node, rule in reversed(rules.items()):
+        own = channels[node] or []
+        for source, outputs in zip(rule.inputs, handed[node] or [None] * len(rule.inputs), strict=True):
+            for index, channel in enumerate(channels[source] or ()):
+                if isinstance(rule, Dense) and node in weights:
+                    found[channel].add((weights[node], joined.find(channel)))
+                elif outputs is not None:
+                    found[channel].update(*(found[own[output]] for output in outputs[index]))
+    return {channel: found[there] for channel, there in _removed_with(rules, channels, handed).items()}
+
+
+def _removed_with(
+    rules: Mapping[fx.Node, ChannelRule],
+    channels: Mapping[fx.Node, list[int] | None],
+    handed: Mapping[fx.Node, list[list[list[int]]]],
+) -> dict[int, int]:
+    """Return channel -> the earlier channel that it is present with: operations on one tensor remove none."""
+    found: dict[int, int] = {}
+    for node, rule in rules.items():
+        own = channels[node] or []
+        sources: list[list[int]] = [[] for _ in own]
+        for source, outputs in zip(rule.inputs, handed[node], strict=False):
+            for channel, readers in zip(channels[source] or (), outputs, strict=True):
+                for reader in readers:
+                    sources[reader].append(channel)
+        for channel, before in zip(own, sources, strict=True):
+            found[channel] = found[before[0]] if len(before) == 1 else channel
+    return found
 
 
 @dataclass(frozen=True)
 class _Layer:
     """Layer of the graph, with the numbers of its channels among all."""
 
+    node: fx.Node
     rule: ChannelRule
     weight: str
     source: list[int] | None
@@ -171,6 +249,12 @@ class _Layer:
     def is_dense(self) -> bool:
         """True if every output channel may read every input channel."""
         return isinstance(self.rule, Dense)
+
+    @property
+    def count(self) -> int:
+        """Number of its weights."""
+        weight = getattr(getattr(self.rule, "layer", None), "weight", None)
+        return weight.numel() if isinstance(weight, Tensor) else 0
 
     @property
     def reads(self) -> list[int]:
@@ -217,28 +301,32 @@ def _channels_of(
     inputs: Sequence[list[int] | None],
     rules: Mapping[fx.Node, ChannelRule],
     joined: _Joined,
-) -> list[int] | None:
-    """Return the channels of a node's output, joined with those that it hands on."""
+) -> tuple[list[int] | None, list[list[list[int]]]]:
+    """Return the channels of a node's output, joined with those that it hands on, and what it hands on.
+
+    That is, for every input, for each of its channels, the output channels that need it; empty where nothing is.
+    """
     count = rule.layout.channels
     layouts = [rules[source].layout for source in rule.inputs]
     own = None if count is None else joined.new(count)
     if isinstance(rule, (Dense, Embedding, OwnTensor)):
-        return own
+        return own, []
     if own is None or not rule.passes_on:
         joined.fix(own or ())
         needs = rule.needs(None if count is None else Need.all(count), *layouts)
         for channels, need in zip(inputs, needs, strict=True):
             if channels is not None and need is not None:
                 joined.fix([channels[i] for i in need.carried.nonzero().flatten().tolist()])
-        return own
-    for channels, outputs in zip(inputs, _readers(rule, layouts, len(own)), strict=True):
+        return own, []
+    handed = _readers(rule, layouts, len(own))
+    for channels, outputs in zip(inputs, handed, strict=True):
         for channel, readers in zip(channels or (), outputs, strict=True):
             if 1 < len(readers) == len(own):
                 joined.fix([channel])  # one for all, such as a map of weights of positions
             else:
                 for reader in readers:
                     joined.join(channel, own[reader])
-    return own
+    return own, handed
 
 
 def _readers(rule: ChannelRule, layouts: Sequence[Any], count: int) -> list[list[list[int]]]:
@@ -274,19 +362,51 @@ def _needed(rule: ChannelRule, outputs: Tensor, layouts: Sequence[Any]) -> list[
     ]
 
 
-def _numbered(layers: Sequence[_Layer], joined: _Joined) -> Units:
-    """Return the units: sets of channels that a layer reads, without those that cannot be removed."""
-    fixed = joined.fixed()
-    read = dict.fromkeys(joined.find(channel) for layer in layers for channel in layer.reads)
-    numbers = {channel: number for number, channel in enumerate(channel for channel in read if channel not in fixed)}
+def _numbered(
+    layers: Sequence[_Layer],
+    joined: _Joined,
+    unit_of: Callable[[_Layer, int], _Unit],
+    readers: Mapping[int, set[_Unit]] | None,
+) -> Units:
+    """Return the units: sets of channels that a layer reads, without those that cannot be removed.
 
-    def units(channels: Sequence[int]) -> Tensor:
-        return torch.tensor([numbers.get(joined.find(channel), FIXED) for channel in channels], dtype=torch.int64)
+    Args:
+        layers: the layers.
+        joined: the sets.
+        unit_of: layer and set -> the unit that the layer reads.
+        readers: channel of a tensor -> units that it is computed for; None: the unit is its set.
+    """
+    fixed = joined.fixed()
+    read = dict.fromkeys(
+        unit_of(layer, channel) for layer in layers for channel in map(joined.find, layer.reads) if channel not in fixed
+    )
+    numbers = {unit: number for number, unit in enumerate(read)}
+
+    def kept_for(channels: Sequence[int]) -> Tensor:
+        rows = []
+        for channel in channels:
+            units = {joined.find(channel)} if readers is None else readers[channel]
+            known = sorted(numbers[unit] for unit in units if unit in numbers)
+            rows.append([FIXED] if joined.find(channel) in fixed or (readers is None and not known) else known)
+        width = max(map(len, rows), default=0)
+        return torch.tensor([row + [NEVER] * (width - len(row)) for row in rows], dtype=torch.int64).view(
+            len(rows), width
+        )
 
     found = []
     for layer in layers:
-        reads, makes = units(layer.reads), units(layer.output or ())
-        transposed = isinstance(getattr(layer.rule, "layer", None), _ConvTransposeNd)
-        weight = layer.weight if bool((reads != FIXED).any()) else ""
-        found.append(LayerUnits(weight, transposed, reads, makes, layer.macs))
+        reads = [numbers.get(unit_of(layer, joined.find(channel)), FIXED) for channel in layer.reads]
+        dense = layer.rule if isinstance(layer.rule, Dense) else None
+        found.append(
+            LayerUnits(
+                weight=layer.weight if any(unit != FIXED for unit in reads) else "",
+                transposed=isinstance(getattr(layer.rule, "layer", None), _ConvTransposeNd),
+                reads=torch.tensor(reads, dtype=torch.int64),
+                present=kept_for(layer.reads),
+                makes=kept_for(layer.output or ()),
+                macs=layer.macs,
+                weights=layer.count,
+                selection=(0.0, 1) if dense is None else dense.selection(),
+            )
+        )
     return Units(len(numbers), tuple(found))

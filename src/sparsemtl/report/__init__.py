@@ -14,8 +14,9 @@ from sparsemtl.storage.text_files import write_text
 if TYPE_CHECKING:
     from sparsemtl.compaction import CompactionReport
     from sparsemtl.storage.run_folder import RunFolder
+    from sparsemtl.training.shrink_result import ShrinkResult
 
-__all__ = ["write_compaction_report", "write_report"]
+__all__ = ["write_compaction_report", "write_report", "write_shrink_report"]
 
 
 def write_compaction_report(report: CompactionReport, path: str | Path, *, title: str = "Compacted network") -> Path:
@@ -41,6 +42,30 @@ def write_compaction_report(report: CompactionReport, path: str | Path, *, title
     from sparsemtl.report.compaction_page import compaction_page
 
     write_text(path, compaction_page(report, title=title))
+    return Path(path)
+
+
+def write_shrink_report(result: ShrinkResult, path: str | Path, *, title: str = "Small networks") -> Path:
+    """Write the result of `sm.shrink` as a page of HTML: quality of every task against cost, as a picture and a table.
+
+    Args:
+        result: the result.
+        path: the file; an old one is replaced.
+        title: heading of the page.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        MissingExtraError: if matplotlib, jinja2 or pandas is not installed.
+
+    Examples:
+        >>> sm.report.write_shrink_report(result, "small.html")   # doctest: +SKIP
+    """
+    _check_extra()
+    from sparsemtl.report.shrink_page import shrink_page
+
+    write_text(path, shrink_page(result.record(), title=title))
     return Path(path)
 
 

@@ -1,28 +1,20 @@
-"""From a complete configuration to its objects: encoder, heads, architecture, sharing method, trainer."""
+"""From a complete configuration to its trainer, with its sharing method and its teacher."""
 
 from __future__ import annotations
 
-import inspect
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from sparsemtl.architectures import ARCHITECTURES
-from sparsemtl.backbones import ENCODERS, load_torchvision
-from sparsemtl.backbones.stemmed import Stemmed
 from sparsemtl.balancing import BALANCERS
 from sparsemtl.data import TaskData
-from sparsemtl.errors import CheckpointError, ConfigError, SparseMTLError
-from sparsemtl.heads import HEADS
-from sparsemtl.networks.frozen import Frozen
-from sparsemtl.networks.model import MultiTaskModel, stride_of, width_of
+from sparsemtl.errors import CheckpointError, ConfigError
+from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.randomness import seed_everything
 from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
+from sparsemtl.runs.loaded import load_run
+from sparsemtl.runs.models import make_model
 from sparsemtl.runs.pretraining import PretrainedNetwork
 from sparsemtl.runs.schema import TRAINER_KEYS
 from sparsemtl.sharing import SHARING, Sharing
@@ -30,6 +22,7 @@ from sparsemtl.storage.files import read_tensors
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.training import Trainer
 from sparsemtl.training.callbacks import CALLBACKS
+from sparsemtl.training.teacher import Teacher
 
 
 def make_trainer(
@@ -51,7 +44,8 @@ def make_trainer(
 
     Raises:
         ConfigError: if the network does not fit into memory, the warm-up is longer than the training, the
-            architecture would lose the weights that the encoder starts from, or `start_from` is no finished run.
+            architecture would lose the weights that the encoder starts from, or `start_from` or `teacher` is no
+            finished run.
         CheckpointError: if the model of `start_from` is another one.
     """
     _check_start_is_kept(config)
@@ -77,26 +71,26 @@ def make_trainer(
         config=config,
         notes=data.notes,
         progress=progress,
+        teacher=_teacher(config),
         callbacks=[CALLBACKS.build(name) for name in training["callbacks"]],
         **{key: training[key] for key in TRAINER_KEYS},
     )
 
 
-def make_model(
-    config: Mapping[str, Any], data: TaskData, pretrained: PretrainedNetwork | None = None
-) -> MultiTaskModel:
-    """Make the model of a complete configuration from the present state of the generators.
-
-    Args:
-        config: the configuration.
-        data: its data; the tasks, the shape of an input and the stem are read.
-        pretrained: network of the pretraining run, if the configuration has one.
+def _teacher(config: Mapping[str, Any]) -> Teacher | None:
+    """Load the teacher of a configuration.
 
     Raises:
-        ConfigError: if the network does not fit into memory.
+        ConfigError: if its folder holds no trained run.
     """
-    with _memory_errors():
-        return _model(config, data, _encoder(config, data, pretrained), pretrained)
+    if config["teacher"] is None:
+        return None
+    options = dict(config["teacher"])
+    folder = options.pop("run")
+    try:
+        return Teacher(load_run(folder), **options)
+    except CheckpointError as error:
+        raise ConfigError(f"teacher: expected the folder of a finished run, got {folder!r}: {error}") from None
 
 
 def _load_weights(model: MultiTaskModel, run: RunFolder) -> None:
@@ -118,54 +112,6 @@ def _load_weights(model: MultiTaskModel, run: RunFolder) -> None:
             f"start_from: {run.model} does not fit {type(model).__name__}. `encoder`, `heads`, `architecture` and "
             f"`tasks` must be those of {run.config}: {error}"
         ) from None
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Raise a ConfigError with advice if the memory for a network is used up."""
-    try:
-        yield
-    except MemoryError:
-        problem = "memory is used up"
-    except RuntimeError as error:
-        if isinstance(error, SparseMTLError) or not _NO_MEMORY.search(str(error)):
-            raise
-        problem = str(error).split("\n")[0]
-    else:
-        return
-    raise ConfigError(
-        f"the network does not fit into memory: {problem}. Make the widths of `encoder` and `architecture` smaller."
-    )
-
-
-_NO_MEMORY = re.compile(r"allocate memory|out of memory|calculation overflowed|[Ii]nvalid size|too large")
-
-
-def _encoder(config: Mapping[str, Any], data: TaskData, pretrained: PretrainedNetwork | None) -> nn.Module:
-    """Make the encoder with its initial weights, behind the stem of the data if they have one."""
-    section = dict(config["encoder"])
-    stem = data.stem() if data.stem is not None else None
-    shape = data.input_shape if stem is None else (width_of(stem),)
-    encoder = ENCODERS.build(section.pop("name"), shape, **section)
-    whole = encoder if stem is None else Stemmed(stem, encoder)
-    if config["pretrained"] is not None:
-        load_torchvision(whole, config["pretrained"])
-    if pretrained is not None:
-        pretrained.load_encoder(whole)
-    return Frozen(whole) if config["freeze"] else whole
-
-
-def _model(
-    config: Mapping[str, Any], data: TaskData, encoder: nn.Module, pretrained: PretrainedNetwork | None
-) -> MultiTaskModel:
-    """Make the architecture; its parameters `labels` and `source` are the training labels and the pretrained task."""
-    section = dict(config["architecture"])
-    name = section.pop("name")
-    parameters = inspect.signature(ARCHITECTURES[name]).parameters
-    heads = _heads(config["heads"], data, encoder)
-    given: list[Any] = [data.labels()] if "labels" in parameters else []
-    given += [pretrained and pretrained.source(encoder, _heads)] if "source" in parameters else []
-    return ARCHITECTURES.build(name, encoder, list(data.tasks), heads, *given, **section)
 
 
 def _check_start_is_kept(config: Mapping[str, Any]) -> None:
@@ -193,24 +139,6 @@ def make_sharing(config: Mapping[str, Any]) -> Sharing:
             f"Raise `training.epochs` to at least {sharing.first_selectable() + 1}, or shorten its warm-up."
         )
     return sharing
-
-
-def _heads(sections: Mapping[str, Any], data: TaskData, encoder: nn.Module) -> dict[str, nn.Module]:
-    """Make the heads of a section `heads`: task -> head, for the tasks that it names.
-
-    Raises:
-        ConfigError: if there is no such head, or no such parameter of it.
-    """
-    heads = {}
-    for task in data.tasks:
-        if task.name in sections:
-            section = sections[task.name]
-            parameters = {"name": section} if isinstance(section, str) else dict(section)
-            if "name" not in parameters:
-                raise ConfigError(f"heads.{task.name}: expected the `name` of one of {', '.join(HEADS)}.")
-            name = parameters.pop("name")
-            heads[task.name] = HEADS.build(name, width_of(encoder), task.outputs, stride_of(encoder), **parameters)
-    return heads
 
 
 def _scheduler(section: dict[str, Any], epochs: int) -> Any:

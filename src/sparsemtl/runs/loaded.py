@@ -26,8 +26,8 @@ from sparsemtl.networks.model import MultiTaskModel, placement
 from sparsemtl.networks.modes import eval_mode
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.runs.auto_options import AUTO
-from sparsemtl.runs.build import make_model
 from sparsemtl.runs.config import candidate_configs, check
+from sparsemtl.runs.models import make_model
 from sparsemtl.storage.files import read_tensors, read_tree
 from sparsemtl.storage.metrics import metrics_frame
 from sparsemtl.storage.run_folder import RunFolder

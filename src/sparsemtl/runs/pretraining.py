@@ -25,6 +25,7 @@ from sparsemtl.errors import CheckpointError, ConfigError, SparseMTLError
 from sparsemtl.networks.model import stride_of, width_of
 from sparsemtl.runs.auto_options import AUTO
 from sparsemtl.runs.changes import PRETRAINING, merge
+from sparsemtl.runs.teacher_options import TEACHER
 from sparsemtl.runs.validation import data_section, differences, validate
 from sparsemtl.storage.files import read_tensors
 from sparsemtl.storage.locks import locked
@@ -38,7 +39,18 @@ if TYPE_CHECKING:
     from sparsemtl.runs.spec import RunSpec
     from sparsemtl.training import Trainer
 
-_NOT_INHERITED = ("name", "label", "architecture", "sharing", "balancing", "freeze", "start_from", AUTO, PRETRAINING)
+_NOT_INHERITED = (
+    "name",
+    "label",
+    "architecture",
+    "sharing",
+    "balancing",
+    "freeze",
+    "start_from",
+    TEACHER,
+    AUTO,
+    PRETRAINING,
+)
 """Keys of a run that its pretraining run does not take over."""
 _NOT_INHERITED_IN_TRAINING = ("choose_after",)
 """Likewise in `training`: it depends on the sharing method."""

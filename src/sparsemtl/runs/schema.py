@@ -21,6 +21,7 @@ from sparsemtl.registry.checking import STRICT, checkable
 from sparsemtl.registry.parameters import Count, Default, Natural, NonNegative, Parameter, parameters_of
 from sparsemtl.registry.registry import Registry
 from sparsemtl.runs.auto_options import AUTO, AutoOptions
+from sparsemtl.runs.teacher_options import TEACHER, TeacherOptions
 from sparsemtl.sharing import SHARING
 from sparsemtl.training.trainer import Trainer
 
@@ -86,6 +87,14 @@ class RunKeys(TypedDict, total=False):
         Doc(
             "Folder of a finished run with the same encoder, heads and architecture, whose weights this run starts "
             "from, those of the heads included."
+        ),
+    ]
+    teacher: Annotated[
+        dict[str, Any] | None,
+        Default(None),
+        Doc(
+            "Folder of a finished run whose outputs are soft targets beside the labels (distillation); or a mapping of "
+            "`run`, `weight` (factor, 1) and `temperature` (divisor of the logits of classes, 2)."
         ),
     ]
     freeze: Annotated[
@@ -226,6 +235,8 @@ def _schema_model(registered: tuple[_Registered, ...]) -> type[BaseModel]:
     fields = _fields(run_keys())
     options = _model("auto", parameters_of(AutoOptions), "Options of `sharing: auto`.")
     fields[AUTO] = (options | None, Field(None, description=run_keys()[AUTO].meaning))
+    teacher = _model(TEACHER, parameters_of(TeacherOptions), "Run whose outputs are soft targets.")
+    fields[TEACHER] = (teacher | None, Field(None, description=run_keys()[TEACHER].meaning))
     fields["training"] = (_model("training", training_keys(), "Epochs, batches, device."), _default({}))
     for section, (registry, default) in SECTIONS.items():
         about = f"The {registry.kind}: its name, or a mapping of its `name` and parameters."
@@ -251,6 +262,7 @@ def json_schema() -> dict[str, Any]:
             place["anyOf"] += [{"const": "auto"}, auto]
         if default is not None:
             schema["$defs"][f"{section}_{default}"]["required"].remove("name")
+    schema["properties"][TEACHER]["anyOf"].append({"type": "string"})
     schema["properties"]["pretraining"]["anyOf"] = [_changes(schema["properties"]), {"type": "null"}]
     return schema
 

@@ -16,6 +16,7 @@ from sparsemtl.registry.parameters import parameters_of
 from sparsemtl.runs.auto_options import AUTO, AutoOptions, check_rungs, spelled_out
 from sparsemtl.runs.changes import with_name
 from sparsemtl.runs.schema import SECTIONS, Keys, in_yaml_words, model_of, run_keys, schema_model, training_keys
+from sparsemtl.runs.teacher_options import TEACHER, TeacherOptions, with_teacher_options
 from sparsemtl.storage import comparison
 from sparsemtl.storage.comparison import plain, shown
 from sparsemtl.tasks.options import check_options
@@ -32,7 +33,7 @@ def validate(
     """Check a configuration without its `pretraining`, and fill in every default; arguments as for `config.check`."""
     if not isinstance(config, Mapping):
         raise ConfigError(f"{where}: expected a mapping of sections, got {shown(config)}.")
-    given = {key: with_name(key, value) for key, value in spelled_out(plain(config)).items()}
+    given = {key: with_name(key, value) for key, value in with_teacher_options(spelled_out(plain(config))).items()}
     try:
         checked = _checked(given)
     except ValidationError as error:
@@ -112,7 +113,7 @@ def _place(issue: _Issue, config: Mapping[str, Any]) -> _Place:
     section, *rest = map(str, issue["loc"])
     if section in SECTIONS and rest and rest[0] == with_name(section, config[section]).get("name"):
         del rest[0]
-    return (section, *rest[:1]) if section in (*SECTIONS, "training", AUTO) else (section,)
+    return (section, *rest[:1]) if section in (*SECTIONS, "training", AUTO, TEACHER) else (section,)
 
 
 def _problem(issues: Sequence[_Issue], place: _Place, config: Mapping[str, Any]) -> str:
@@ -160,11 +161,15 @@ def _unknown_key(place: _Place, config: Mapping[str, Any]) -> str:
     return f"{unknown_name(config[section]['name'] + ' parameter', key, known)}{hint}"
 
 
+_OPTIONS = {AUTO: AutoOptions, TEACHER: TeacherOptions}
+"""Keys of a run that have options -> these."""
+
+
 def _keys_beside(place: _Place, config: Mapping[str, Any]) -> Keys:
     if len(place) == 1:
         return run_keys()
     if place[0] == "training":
         return training_keys()
-    if place[0] == AUTO:
-        return parameters_of(AutoOptions)
+    if place[0] in _OPTIONS:
+        return parameters_of(_OPTIONS[place[0]])
     return SECTIONS[place[0]][0].parameters(config[place[0]]["name"])

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import Doc, Unpack
 
-from sparsemtl.compaction.units import LayerUnits, Units, removable_units
+from sparsemtl.compaction.units import Cost, LayerUnits, Units, removable_units
 from sparsemtl.errors import MaskWarning
 from sparsemtl.networks.declarations import Figure, SummaryTable
 from sparsemtl.networks.model import MultiTaskModel, first_group
@@ -35,6 +35,7 @@ class PruningSharing(Sharing):
     its sum over the units, and combined over the tasks. Units of the smallest importance per multiply-add that they
     cost (Liu et al., Group Fisher Pruning, ICML 2021) are removed until the network has what the budget's schedule
     allows: 1 - (1 - macs) (1 - (1 - t)^3) of the dense network's, t going from 0 to 1 between `warmup` and `reach_at`.
+    A unit whose weights are zero at the start, as in a network that was pruned before, is removed already.
 
     The weights that read a removed unit are zero after every step, so that `compact` gives the small network. All tasks
     compute with all weights that are left. Every layer keeps at least one unit.
@@ -52,6 +53,10 @@ class PruningSharing(Sharing):
         self,
         *,
         macs: Annotated[Fraction, Doc("Multiply-adds of the pruned network, as a fraction of the dense one's.")] = 0.3,
+        weights: Annotated[
+            Fraction | None,
+            Doc("Weights of convolutions and linear layers, as a fraction of the dense ones, in place of `macs`."),
+        ] = None,
         warmup: Annotated[Natural, Doc("Dense epochs at the beginning.")] = 0,
         reach_at: Annotated[
             Count | None,
@@ -62,19 +67,29 @@ class PruningSharing(Sharing):
             Doc("Importance for all tasks: the mean, or that of the task that needs the unit most."),
         ] = "mean",
         samples: Annotated[Count, Doc("Labelled samples per task that importance is estimated on.")] = 512,
+        per_reader: Annotated[
+            bool,
+            Doc(
+                "Remove a channel of a residual stream, or of features that several heads read, from one layer that "
+                "reads it at a time; by default from all of them at once."
+            ),
+        ] = False,
         **options: Unpack[DenseOptions],
     ) -> None:
         if reach_at is not None:
             check_reach_at(warmup, reach_at)
         self.macs = macs
+        self.weights = weights
         self.warmup = warmup
         self.reach_at = reach_at
         self.combine = combine
         self.samples = samples
+        self.per_reader = per_reader
         self.update = options["update"]
         self.bn = options["bn"]
         self._units: Units | None = None
         self._left = torch.zeros(0, dtype=torch.bool)
+        self._began = 1.0
         self._removed: list[tuple[LayerUnits, Tensor]] = []
 
     def start(self, model: MultiTaskModel) -> TaskNetworks:
@@ -89,33 +104,44 @@ class PruningSharing(Sharing):
         Raises:
             CompactionError: if the units of the model cannot be found.
         """
-        allowed = self._allowed(epoch)
-        if allowed == 1.0:
+        if epoch < self.warmup:
             return None
         check_readable(loaders)
         with fork_rng():
             if self._units is None:
                 self._find_units(model, loaders)
-            if len(self._left) and self._fraction() > allowed:
+            allowed = self._allowed(epoch)
+            if len(self._left) and self._fraction(self._of) > allowed:
                 self._prune(allowed, self._importance(model, networks, loaders))
         return None
 
     def _allowed(self, epoch: int) -> float:
-        """Return the multiply-adds allowed in an epoch, as a fraction of the dense network's."""
-        if epoch < self.warmup:
-            return 1.0
+        """Return what is allowed in an epoch, as a fraction of the dense network."""
         progress = 1.0 if self.reach_at is None else (epoch - self.warmup) / (self.reach_at - self.warmup)
-        return 1 - (1 - self.macs) * cubic(min(progress, 1.0))
+        return self._began - (self._began - self._target) * cubic(min(progress, 1.0))
+
+    @property
+    def _of(self) -> Cost:
+        """Kind of the budget."""
+        return "macs" if self.weights is None else "weights"
+
+    @property
+    def _target(self) -> float:
+        """Fraction to keep at the end."""
+        return self.macs if self.weights is None else self.weights
 
     def _find_units(self, model: MultiTaskModel, loaders: Loaders) -> None:
         """Find the units, and warn if the budget cannot be reached with one left per layer."""
-        self._units = units = removable_units(model, first_group(model, loaders).x)
-        self._left = torch.ones(units.count, dtype=torch.bool)
+        self._units = units = removable_units(model, first_group(model, loaders).x, per_reader=self.per_reader)
+        self._set_left(_with_weights(units, model))
+        self._began = max(self._fraction(self._of), self._target)
         least = _best_of_layers(units, self._left, torch.zeros(units.count))
-        if (reachable := units.macs(least) / units.macs()) > self.macs:
+        of = self._of
+        if (reachable := units.cost(least, of) / units.cost(of=of)) > self._target:
+            what = "multiply-adds" if of == "macs" else "weights"
             warnings.warn(
                 f"{type(self).__name__}: {units.count} channels, heads and neurons of {type(model).__name__} can be "
-                f"removed, which leaves at least {reachable:.2g} of its multiply-adds; `macs` asks for {self.macs:g}. "
+                f"removed, which leaves at least {reachable:.2g} of its {what}; `{of}` asks for {self._target:g}. "
                 "The rest is in layers that are frozen, called several times, or read by an operation without a rule: "
                 "`sm.compact(model).report` names them.",
                 MaskWarning,
@@ -134,16 +160,16 @@ class PruningSharing(Sharing):
         return stacked.mean(0) if self.combine == "mean" else stacked.amax(0)
 
     def _prune(self, allowed: float, importance: Tensor) -> None:
-        """Remove units until no more multiply-adds are left than allowed."""
-        units = self._units
+        """Remove units until no more is left than allowed."""
+        units, of = self._units, self._of
         assert units is not None
         keep = ~self._left | _best_of_layers(units, self._left, importance)
-        worth = importance / units.savings(self._left).clamp_min(1e-12)
+        worth = importance / units.savings(self._left, of).clamp_min(1e-12)
         order = worth.masked_fill(keep, torch.inf).argsort(stable=True)[: int((~keep).sum())]
         first, last = 0, len(order)
         while first < last:  # the fewest that suffice
             middle = (first + last) // 2
-            if units.macs(_without(self._left, order[:middle])) > allowed * units.macs():
+            if units.cost(_without(self._left, order[:middle]), of) > allowed * units.cost(of=of):
                 first = middle + 1
             else:
                 last = middle
@@ -157,9 +183,9 @@ class PruningSharing(Sharing):
             (layer, dead) for layer in self._units.readers() if len(dead := gone[layer.reads].nonzero().flatten())
         ]
 
-    def _fraction(self) -> float:
-        """Return the multiply-adds that are left, as a fraction of the dense network's."""
-        return 1.0 if self._units is None else self._units.macs(self._left) / self._units.macs()
+    def _fraction(self, of: Cost = "macs") -> float:
+        """Return the multiply-adds or weights that are left, as a fraction of the dense network's."""
+        return 1.0 if self._units is None else self._units.cost(self._left, of) / self._units.cost(of=of)
 
     @torch.no_grad()
     def after_step(
@@ -180,9 +206,9 @@ class PruningSharing(Sharing):
         yield "", "macs", self._fraction()
 
     def summary(self, model: MultiTaskModel, networks: TaskNetworks) -> dict[str, Any]:
-        """Return the fraction of the multiply-adds that is left, and the number of units per layer."""
+        """Return the fractions of the multiply-adds and weights that are left, and the number of units per layer."""
         layers = {name: {"all": every, "left": left} for name, every, left, _ in self._rows()}
-        return {"macs": self._fraction(), "units": layers}
+        return {"macs": self._fraction(), "weights": self._fraction("weights"), "units": layers}
 
     def tables(self, model: MultiTaskModel, networks: TaskNetworks) -> tuple[SummaryTable, ...]:
         """Return the units left per layer that reads them."""
@@ -199,23 +225,34 @@ class PruningSharing(Sharing):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the units and which of them are left."""
-        return {"units": None if self._units is None else self._units.state(), "left": self._left}
+        return {"units": None if self._units is None else self._units.state(), "left": self._left, "began": self._began}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state of `state_dict`."""
         self._units = None if state["units"] is None else Units.of_state(state["units"])
         if self._units is not None:
             self._set_left(state["left"])
+        self._began = state["began"]
 
 
 def _best_of_layers(units: Units, left: Tensor, importance: Tensor) -> Tensor:
     """Return the most important unit of every layer that reads units and makes, (units,), bool."""
     best = torch.zeros_like(left)
-    for ids in (ids[ids >= 0] for layer in units.layers for ids in (layer.reads, layer.makes)):
+    for ids in (ids[ids >= 0] for layer in units.layers for ids in (layer.reads, layer.makes.flatten())):
         alive = ids[left[ids]]
         if len(alive):
             best[alive[importance[alive].argmax()]] = True
     return best
+
+
+@torch.no_grad()
+def _with_weights(units: Units, model: MultiTaskModel) -> Tensor:
+    """Return the units that a layer has a weight other than zero on, (units,), bool; others are removed already."""
+    found = torch.zeros(units.count + 1, dtype=torch.bool)
+    for layer in units.readers():
+        alive = layer.columns(model.get_parameter(layer.weight)).flatten(1).ne(0).any(1).cpu()
+        found[layer.reads[alive]] = True
+    return found[:-1]
 
 
 def _without(left: Tensor, removed: Sequence[int] | Tensor) -> Tensor:

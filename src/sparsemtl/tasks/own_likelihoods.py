@@ -35,7 +35,7 @@ class DistributionLikelihood(Likelihood):
         A continuous density has no slope at its mode. Labels of a sample can be enumerated if they are one finite
         label.
         """
-        found = self._of(output)
+        found = self.distribution(output)
         own = DistributionLikelihood(self._task, self._distribution, self._known)
         own.informative_mode = found.support is not None and bool(found.support.is_discrete)
         own.tractable = found.has_enumerate_support and tuple(found.batch_shape) == (len(output),)
@@ -43,7 +43,7 @@ class DistributionLikelihood(Likelihood):
 
     def log_prob(self, output: Tensor, label: Tensor) -> Tensor:
         """Return the log-probability of every label, (B,). Missing ones add zero; of a vector, any missing part."""
-        found = self._of(output)
+        found = self.distribution(output)
         known = self._known(label)
         known = known.view(*known.shape, *[1] * (label.ndim - known.ndim)).expand(label.shape)
         if label.is_floating_point():
@@ -64,12 +64,12 @@ class DistributionLikelihood(Likelihood):
 
     def mode(self, output: Tensor) -> Tensor:
         """Return the most probable label of every sample."""
-        return self._of(output.detach()).mode
+        return self.distribution(output.detach()).mode
 
     def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return one label per sample; the global generator is left as it was."""
         seed = torch.randint(2**62, (), generator=generator, device=generator.device if generator else None)
-        return self._sample(self._of(output.detach()), output, int(seed))
+        return self._sample(self.distribution(output.detach()), output, int(seed))
 
     def _sample(self, distribution: Distribution, output: Tensor, seed: int) -> Tensor:
         with torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if output.is_cuda else []):
@@ -89,10 +89,11 @@ class DistributionLikelihood(Likelihood):
 
     def expected(self, output: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield one factor per label: its probability and its score."""
-        for label in self._of(output.detach()).enumerate_support():
+        for label in self.distribution(output.detach()).enumerate_support():
             yield self.log_prob(output, label).detach().exp(), self.score(output, label)
 
-    def _of(self, output: Tensor) -> Distribution:
+    def distribution(self, output: Tensor) -> Distribution:
+        """Return the distribution of labels given outputs."""
         found = self._distribution(output)
         if not isinstance(found, Distribution):
             raise ParameterError(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
@@ -18,6 +18,7 @@ from sparsemtl.tasks.nests import to_device
 from sparsemtl.training.backend import Backend
 from sparsemtl.training.finite import not_finite_loss
 from sparsemtl.training.step_result import StepResult
+from sparsemtl.training.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class ReadyBatch:
         labelled: the tasks with a known label.
         complete: the tasks all of whose labels are known.
         count: number of samples.
+        soft: task -> outputs of the teacher.
     """
 
     x: Any
@@ -37,6 +39,7 @@ class ReadyBatch:
     labelled: tuple[str, ...]
     complete: set[str]
     count: int
+    soft: dict[str, Tensor] = field(default_factory=dict)
 
 
 class BatchLosses:
@@ -46,12 +49,16 @@ class BatchLosses:
         model: the model.
         backend: device of the batches, and what runs in place of the model.
         sharing: sharing method, which may have a term per task (`TaskPenalty`); None has none.
+
+    Attributes:
+        teacher: network whose outputs are soft targets; None has none.
     """
 
     def __init__(self, model: MultiTaskModel, backend: Backend, sharing: Any) -> None:
         self._model = model
         self._backend = backend
         self._penalty = getattr(sharing, "penalty", None)
+        self.teacher: Teacher | None = None
 
     def ready(self, group: Group) -> ReadyBatch:
         """Check the labels of a group, and move it to the device.
@@ -72,7 +79,9 @@ class BatchLosses:
                 labelled.append(name)
             count = max(count, label.shape[0])
             labels[name] = to_device(label, device)
-        return ReadyBatch(to_device(group.x, device), labels, tuple(labelled), complete, count)
+        x = to_device(group.x, device)
+        soft = {} if self.teacher is None else self.teacher.outputs(x, labelled)
+        return ReadyBatch(x, labels, tuple(labelled), complete, count, soft)
 
     def __call__(
         self, batch: ReadyBatch, tasks: tuple[str, ...], networks: TaskNetworks, result: StepResult, where: str
@@ -100,11 +109,26 @@ class BatchLosses:
             for name in tasks
         }
         losses = {name: found.pop("loss") for name, found in terms.items()}
+        soft = self._soft_losses(batch, outputs)
         for name, value in zip(tasks, values_of(losses.values()), strict=True):
             if not isfinite(value):
                 raise not_finite_loss(f"the loss of task {name!r}", value, where)
-            result.add(name, value, {term: float(loss.item()) for term, loss in terms[name].items()})
-        return {name: self._with_terms(name, loss, batch, networks) for name, loss in losses.items()}
+            more = {**terms[name], **({"loss_teacher": soft[name]} if name in soft else {})}
+            result.add(name, value, {term: float(loss.item()) for term, loss in more.items()})
+        both = {name: loss + soft[name] if name in soft else loss for name, loss in losses.items()}
+        return {name: self._with_terms(name, loss, batch, networks) for name, loss in both.items()}
+
+    def _soft_losses(self, batch: ReadyBatch, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return task -> distance from the teacher's outputs, of the tasks that it has."""
+        teacher = self.teacher
+        if teacher is None:
+            return {}
+        tasks, labels = self._model.tasks, batch.labels
+        return {
+            name: teacher.loss(tasks[name], output, batch.soft[name], labels[name])
+            for name, output in outputs.items()
+            if name in batch.soft
+        }
 
     def _with_terms(self, task: str, loss: Tensor, batch: ReadyBatch, networks: TaskNetworks) -> Tensor:
         """Return the loss and the model's term times the task's weight, plus the method's term."""

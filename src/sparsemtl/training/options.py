@@ -12,6 +12,7 @@ from sparsemtl.optim.parameter_groups import ParameterGroupOptions, ParameterGro
 from sparsemtl.registry.parameters import Count, Default, Fraction, Natural, Positive
 from sparsemtl.training.mixing import Mix
 from sparsemtl.training.monitors import Monitor
+from sparsemtl.training.teacher import Teacher
 
 Execution = Literal["masked", "sliced"]
 """Computation of a task's masked network in training: whole weights times masks, or the slice that the mask keeps."""
@@ -75,6 +76,11 @@ class EpochOptions(TypedDict, total=False):
             "every validation; 0 keeps running averages. By default 100 where every task has its own statistics, and 0 "
             "where they are shared."
         ),
+    ]
+    teacher: Annotated[
+        Teacher | None,
+        Default(None),
+        Doc("Trained network whose outputs are soft targets beside the labels (distillation)."),
     ]
     execution: Annotated[
         Execution,

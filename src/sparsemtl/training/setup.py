@@ -140,6 +140,7 @@ def set_up(parts: RunParts, options: TrainingOptions, train: Loaders) -> Setup:
         ),
         slices=TaskSlices(model) if options["execution"] == "sliced" else None,
     )
+    step.teacher = options["teacher"]
     restart = FreshStart(optimizer, scheduler, plateau)
     return Setup(fabric, fabric.device, module, optimizer, scheduler, plateau, step, restart)
 

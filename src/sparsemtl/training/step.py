@@ -37,6 +37,7 @@ from sparsemtl.training.gradient_rows import mask_gradients
 from sparsemtl.training.step_result import StepResult
 from sparsemtl.training.structure import check_state
 from sparsemtl.training.task_gradients import TaskGradients
+from sparsemtl.training.teacher import Teacher
 from sparsemtl.training.update import choose_update
 from sparsemtl.training.weight_users import WeightUsers
 
@@ -120,6 +121,21 @@ class TrainingStep:
         self.trained = named_parameters(model, sharing=networks.parameters(), balancer=self.balancer.parameters())
         self._skipped = 0
         self._where = ""
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """Network whose outputs are soft targets beside the labels; set it before the first step.
+
+        Raises:
+            ParameterError: if it has none of the model's tasks.
+        """
+        return self._losses.teacher
+
+    @teacher.setter
+    def teacher(self, teacher: Teacher | None) -> None:
+        if teacher is not None:
+            teacher.check(self.tasks)
+        self._losses.teacher = teacher
 
     def _checked_update(self, update: Update | None) -> Update:
         if len(self.tasks) == 1:

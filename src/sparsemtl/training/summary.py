@@ -131,4 +131,5 @@ def described(model: MultiTaskModel, sharing: Sharing, balancer: Balancer, optio
             "accumulate": options["accumulate"],
             "precision": options["precision"],
         },
+        **({} if options["teacher"] is None else {"teacher": repr(options["teacher"])}),
     }

@@ -146,10 +146,14 @@ class Dense(ChannelRule):
 
     def _worth_selecting(self, rows: int, left: int, gone: int) -> bool:
         """Return whether copying the channels that are left costs less than multiplying those that are gone."""
+        return worth_selecting(rows, left, gone, *self.selection())
+
+    def selection(self) -> tuple[float, int]:
+        """Return the multiply-adds per row, and the numbers to copy, of one input channel at one position."""
         plain = self.transposed or isinstance(self.layer, nn.Linear)
-        places = self.matrix().shape[2] / (1 if plain else prod(self.layer.stride))
-        copied = left * (self.matrix().shape[2] if isinstance(self.layer, nn.Linear) else 1)
-        return rows * gone * places > WORTH * copied
+        entries = self.layer.weight.numel() // self.channels  # outputs times K
+        places = entries // self.layer.weight.shape[1 if self.transposed else 0]
+        return places / (1 if plain else prod(self.layer.stride)), places if isinstance(self.layer, nn.Linear) else 1
 
     def _store(self, matrix: Tensor, bias: Tensor) -> None:
         """Set the layer's weights, and its widths accordingly."""
@@ -165,6 +169,19 @@ class Dense(ChannelRule):
         layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
         if layer.bias is not None or bias.any():
             layer.bias = nn.Parameter(bias, requires_grad=layer.weight.requires_grad)
+
+
+def worth_selecting(rows: int, left: int, gone: int, places: float, copied: int) -> bool:
+    """Return whether copying some input channels in front of a layer costs less than multiplying the others.
+
+    Args:
+        rows: output channels.
+        left: input channels to copy.
+        gone: input channels whose weights are zero.
+        places: multiply-adds per output and input channel.
+        copied: numbers to copy per channel.
+    """
+    return rows * gone * places > WORTH * left * copied
 
 
 def pads_zeros(layer: Any) -> bool:
