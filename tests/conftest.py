@@ -39,6 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
     torch.set_num_threads(1)
     os.fsync = lambda handle: None  # half of the time of a small run; no test survives a power failure
+    keep_files_in_memory()
     for device in (torch.cuda, torch.xpu, torch.mtia):
         if not device.is_available():
             device.manual_seed_all = lambda seed: None  # prints the stack for later: 0.6 ms per `torch.manual_seed`
@@ -46,6 +47,16 @@ def pytest_configure(config: pytest.Config) -> None:
     metadata.entry_points = functools.cache(metadata.entry_points)
     settings.load_profile(config.getoption("--hypothesis-profile") or "few")
     gc.disable()  # what is imported and collected stays
+
+
+def keep_files_in_memory() -> None:
+    """Make temporary files in memory where Linux offers it: a disk is waited for when a file takes another's place."""
+    try:
+        found = os.statvfs("/dev/shm")
+    except (AttributeError, OSError):
+        return
+    if found.f_bavail * found.f_frsize > 2**31 and not found.f_flag & os.ST_NOEXEC:  # tests load compiled kernels
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
 
 
 def pytest_collection_finish() -> None:
