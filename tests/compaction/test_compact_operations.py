@@ -46,6 +46,8 @@ CHANNELWISE = {
     "zero padding": nn.ZeroPad2d(1),
     "reflection": nn.ReflectionPad2d(1),
     "GELU": nn.GELU(),
+    "own slopes": nn.PReLU(6),
+    "one slope": nn.PReLU(),
     "function in place": lambda x: F.relu_(x),
     "method in place": lambda x: x.mul_(2).sigmoid_(),
     "operator in place": lambda x: twice(x),
@@ -109,7 +111,6 @@ OPAQUE = {
     "as large as a part of its shape": lambda x: F.interpolate(x, size=x.shape[1:3]),
     "some of the shape": lambda x: x * x.shape[:2][1],
     "size of another's channels": lambda x: x + x.new_ones(x.shape),
-    "own scale": nn.PReLU(6),
 }
 
 

@@ -64,6 +64,21 @@ class Residual(nn.Module):
         return torch.relu(last(torch.relu(inner(stream))) + stream).mean((2, 3))
 
 
+class Bare(nn.Module):
+    """Encoder that multiplies by matrices of its own, (outputs, inputs) and (inputs, outputs), behind a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Linear(4, 12), nn.Linear(6, 10)
+        self.first, self.second = nn.Parameter(torch.randn(8, 12)), nn.Parameter(torch.randn(8, 6))
+        self.bias = nn.Parameter(torch.randn(8))
+        self.out_features = 10
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(torch.relu(self.layer(x)) @ self.first.t() + self.bias)
+        return torch.relu(self.last(hidden @ self.second))
+
+
 def mlp(kind: type[nn.Sequential] = nn.Sequential, *extra: nn.Module) -> nn.Sequential:
     layers = nn.Linear(4, 12), nn.BatchNorm1d(12), nn.ReLU(), *extra, nn.Linear(12, 10), nn.GELU()
     return kind(*layers)
@@ -71,6 +86,7 @@ def mlp(kind: type[nn.Sequential] = nn.Sequential, *extra: nn.Module) -> nn.Sequ
 
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "mlp": (mlp, (4,), "channel"),
+    "bare": (Bare, (4,), "channel"),
     "checkpointed": (lambda: mlp(Checkpointed), (4,), "channel"),
     "residual": (Residual, (3, 8, 8), "channel"),
     "heads": (Attention, (5, 3), "head"),

@@ -26,6 +26,7 @@ from sparsemtl.compaction.operations import (
     operation,
     torch_class,
 )
+from sparsemtl.compaction.products import open_products
 from sparsemtl.compaction.report import described
 from sparsemtl.compaction.sizes import write_number
 from sparsemtl.errors import CompactionError
@@ -49,6 +50,7 @@ def canonicalize(network: Network) -> None:
     _drop_identities(network)
     _open_gates(network)
     open_einsums(network)
+    open_products(network)
     _open_stacks(network)
     _fold_sizes_of_weights(network)
     _without_writing(network)

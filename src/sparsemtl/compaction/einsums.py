@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ def open_einsums(network: Network) -> None:
     """Replace einsums of two tensors, of which no letter stands twice in one of them.
 
     - One tensor is a parameter, and no letter stands in all three: a linear layer, whatever the number of letters.
-    - Otherwise a product of matrices, if one letter is summed and one stands in each tensor alone.
+    - Otherwise a product of matrices, if at most one letter is summed and at most one stands in each tensor alone.
     """
     for node in list(network.graph.nodes):
         given = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], (tuple, list)) else node.args[1:]
@@ -102,14 +103,28 @@ def _ordered(network: Network, node: fx.Node, letters: Sequence[str], order: Seq
 
 
 def _as_product(network: Network, one: fx.Node, other: fx.Node, letters: _Letters) -> fx.Node | None:
-    """Return the product of matrices of both tensors; None if there is none."""
+    """Return the product of both tensors, of matrices or of numbers; None if there is none."""
     shared, summed, rows, columns = letters.shared, letters.summed, letters.rows, letters.columns
-    if not (letters.complete and len(summed) == len(rows) == len(columns) == 1):
+    if not letters.complete or max(len(summed), len(rows), len(columns)) > 1:
         return None
     left = _ordered(network, one, letters.one, [*shared, *rows, *summed])
     right = _ordered(network, other, letters.other, [*shared, *summed, *columns])
-    product = network.graph.call_function(torch.matmul, (left, right))
+    if not (summed or rows or columns):
+        product = network.graph.call_function(operator.mul, (left, right))
+    else:
+        left, right = _matrix(network, left, rows, summed), _matrix(network, right, summed, columns)
+        product = network.graph.call_function(torch.matmul, (left, right))
+        if not (rows and columns):
+            places = (slice(None) if rows else 0, slice(None) if columns else 0)
+            product = network.graph.call_function(operator.getitem, (product, (Ellipsis, *places)))
     return _ordered(network, product, [*shared, *rows, *columns], letters.out)
+
+
+def _matrix(network: Network, node: fx.Node, rows: Sequence[str], columns: Sequence[str]) -> fx.Node:
+    """Return a tensor whose last axes are rows and columns; those without a letter have length one."""
+    if not columns:
+        node = network.graph.call_method("unsqueeze", (node, -1))
+    return node if rows else network.graph.call_method("unsqueeze", (node, -2))
 
 
 def _as_layer(network: Network, source: fx.Node, weight: fx.Node, letters: _Letters) -> fx.Node | None:

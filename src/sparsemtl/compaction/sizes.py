@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
@@ -126,57 +127,25 @@ def write_number(node: fx.Node, number: int) -> None:
 
 def _earlier(node: fx.Node, axis: int, network: Network) -> Size | None:
     """Return where the size of an axis comes from, one step back; None if it is the node's own."""
-    shape, source = shape_of(node), operand(node)
+    shape = shape_of(node)
     if shape is None:
         return None
     if node.op == "get_attr":
         return shape[axis]
-    name, last = operation(node), axis == len(shape) - 1
+    name = operation(node)
     if node.op == "call_module":
         return _of_layer(node, axis, network)
     if is_elementwise(node, None) or name in CASTS or name in _SAME:
         return _of_operand(node, axis, shape)
     if name == "cat":
         return _of_joined(node, axis, len(shape))
+    source = operand(node)
     if source is None:
         return None
-    if name == "pad":
-        pads = argument(node, 1, "pad", None)
-        return (source, axis) if _is_unpadded(pads, len(shape) - 1 - axis) else None
     if (order := axes_order(node, len(shape))) is not None:
         return source, order[axis]
-    if name in ("view", "reshape"):
-        number = number_of(shape_argument(node)[axis], network)
-        if number != -1 and not isinstance(number, fx.Node):
-            return number
-        if fixed_group(node, network, lambda group: axis in group[1]) is not None:
-            return shape[axis]
-        return None if number == -1 else number
-    if name == "expand":
-        entry, before = shape_argument(node)[axis], axis - len(shape) + len(shape_of(source) or ())
-        return (number_of(entry, network) if entry != -1 else (source, before)) if before >= 0 else None
-    if name == "getitem" and operation(source) == "unbind":
-        whole, along = operand(source), argument(source, 1, "dim", 0)
-        fits = whole is not None and isinstance(along, int)
-        return (whole, axis + (axis >= along % (len(shape) + 1))) if fits else None  # type: ignore[return-value]
-    if name in ("flatten", "repeat_interleave"):
-        along = argument(node, 1, "start_dim", 0) if name == "flatten" else argument(node, 2, "dim", None)
-        before = isinstance(along, int) and (axis < along if name == "flatten" else axis != along % len(shape))
-        return (source, axis) if before else None
-    if name == "getitem" and operation(source) in SPLITS:
-        whole = operand(source)
-        along = argument(source, 2, "dim", 0)
-        other = isinstance(along, int) and along % len(shape) != axis
-        return (whole, axis) if whole is not None and other else None
-    if name in ("getitem", "unsqueeze"):
-        read = _axis_read(node, axis, len(shape))
-        return None if read is None else (source, read)
-    if name in ("scaled_dot_product_attention", "matmul", "bmm"):
-        source = argument(node, 2 if name.startswith("scaled") else 1, "value", None) if last else source
-        given = shape_of(source) if isinstance(source, fx.Node) else None
-        fits = given is not None and len(given) == len(shape) and given[axis] == shape[axis]
-        return (source, axis) if fits else None
-    return None
+    find = _SOURCES.get(name)
+    return None if find is None else find(node, source, axis, network)
 
 
 def _of_layer(node: fx.Node, axis: int, network: Network) -> Size | None:
@@ -190,6 +159,84 @@ def _of_layer(node: fx.Node, axis: int, network: Network) -> Size | None:
         return (source, axis) if axis != module.axis % len(shape) else None
     keeps = kind in (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding) or is_elementwise(node, module)
     return (source, axis) if keeps else None
+
+
+def _rank(node: fx.Node) -> int:
+    """Return the number of axes of a tensor, 0 if it is unknown."""
+    return len(shape_of(node) or ())
+
+
+def _of_padded(node: fx.Node, source: fx.Node, axis: int, network: Network) -> Size | None:
+    pads = argument(node, 1, "pad", None)
+    return (source, axis) if _is_unpadded(pads, _rank(node) - 1 - axis) else None
+
+
+def _of_view(node: fx.Node, source: fx.Node, axis: int, network: Network) -> Size | None:
+    number = number_of(shape_argument(node)[axis], network)
+    if number != -1 and not isinstance(number, fx.Node):
+        return number
+    if fixed_group(node, network, lambda group: axis in group[1]) is not None:
+        return (shape_of(node) or ())[axis]
+    return None if number == -1 else number
+
+
+def _of_expansion(node: fx.Node, source: fx.Node, axis: int, network: Network) -> Size | None:
+    entry, before = shape_argument(node)[axis], axis - _rank(node) + _rank(source)
+    if before < 0:
+        return None
+    return number_of(entry, network) if entry != -1 else (source, before)
+
+
+def _of_flattened(node: fx.Node, source: fx.Node, axis: int, network: Network) -> Size | None:
+    start = argument(node, 1, "start_dim", 0)
+    return (source, axis) if isinstance(start, int) and axis < start else None
+
+
+def _of_repeated(node: fx.Node, source: fx.Node, axis: int, network: Network) -> Size | None:
+    along = argument(node, 2, "dim", None)
+    return (source, axis) if isinstance(along, int) and axis != along % _rank(node) else None
+
+
+def _of_item(node: fx.Node, source: fx.Node, axis: int, network: Network) -> Size | None:
+    """Return the axis of the tensor that was unbound, split or indexed."""
+    rank, whole = _rank(node), operand(source)
+    along = argument(source, 1 if operation(source) == "unbind" else 2, "dim", 0)
+    if operation(source) == "unbind":
+        fits = whole is not None and isinstance(along, int)
+        return (whole, axis + (axis >= along % (rank + 1))) if fits else None  # type: ignore[return-value]
+    if operation(source) in SPLITS:
+        other = isinstance(along, int) and along % rank != axis
+        return (whole, axis) if whole is not None and other else None
+    return _of_index(node, source, axis, network)
+
+
+def _of_index(node: fx.Node, source: fx.Node, axis: int, network: Network) -> Size | None:
+    read = _axis_read(node, axis, _rank(node))
+    return None if read is None else (source, read)
+
+
+def _of_product(node: fx.Node, source: fx.Node, axis: int, network: Network) -> Size | None:
+    """Return the axis of the first tensor; that of the values or of the second matrix for the last axis."""
+    shape = shape_of(node) or ()
+    place = 2 if operation(node).startswith("scaled") else 1
+    read = argument(node, place, "value", None) if axis == len(shape) - 1 else source
+    given = shape_of(read) if isinstance(read, fx.Node) else None
+    fits = given is not None and len(given) == len(shape) and given[axis] == shape[axis]
+    return (read, axis) if fits else None
+
+
+_Find = Callable[[fx.Node, fx.Node, int, Network], Size | None]
+_SOURCES: dict[str, _Find] = {
+    **dict.fromkeys(("bmm", "matmul", "scaled_dot_product_attention"), _of_product),
+    **dict.fromkeys(("reshape", "view"), _of_view),
+    "expand": _of_expansion,
+    "flatten": _of_flattened,
+    "getitem": _of_item,
+    "pad": _of_padded,
+    "repeat_interleave": _of_repeated,
+    "unsqueeze": _of_index,
+}
+"""Operation -> function of the node, what it reads, an axis and the network: where the size of the axis comes from."""
 
 
 def _is_unpadded(pads: object, place: int) -> bool:
@@ -271,7 +318,11 @@ def axes_order(node: fx.Node, rank: int) -> list[int] | None:
         return [each % rank for each in axes] if listed else None
     if name == "t" and rank == 2:
         return [1, 0]
-    if node.target is getattr and node.args[1] == "mT":
+    if name in ("movedim", "moveaxis"):
+        places = [argument(node, 1, "source", None), argument(node, 2, "destination", None)]
+        known = all(isinstance(each, (int, tuple, list)) for each in places)
+        return [size - 1 for size in torch.empty([i + 1 for i in order]).movedim(*places).shape] if known else None
+    if node.target is getattr and (node.args[1] == "mT" or (node.args[1] == "T" and rank == 2)):
         return [*order[:-2], order[-1], order[-2]]
     return None
 

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from sparsemtl.compaction.channels import Constants, Layout, Need
 from sparsemtl.compaction.operations import argument, operand, operation
 from sparsemtl.compaction.rules.channelwise import Channelwise, lost, zeros
-from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Maker, Site, kept
+from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Maker, Site, UnknownRule, kept
 from sparsemtl.compaction.sizes import shape_of
 
 Zeros = Callable[[Sequence[Tensor]], Tensor]
@@ -205,10 +205,14 @@ def norm(site: Site) -> ChannelRule | None:
     """Return the rule of a norm over axes behind the channels'."""
     source, module = operand(site.node), site.module
     layout = site.layouts[source] if source is not None else Layout()
-    if source is None or module is None or layout.channels is None or layout.rank is None:
+    if source is None or module is None or layout.rank is None:
         return None
+    if layout.channels is None:
+        return UnknownRule(site.node, [source], Layout(layout.rank))
     behind = layout.axis < layout.rank - len(module.normalized_shape)  # type: ignore[arg-type]
-    return Channelwise(site.node, [source], layout, lost) if behind else None
+    if behind:
+        return Channelwise(site.node, [source], layout, lost)
+    return UnknownRule(site.node, [source], Layout(layout.rank))
 
 
 def joined(site: Site) -> ChannelRule | None:

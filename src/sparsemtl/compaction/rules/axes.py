@@ -124,11 +124,13 @@ def view(site: Site) -> ChannelRule | None:
     own = fixed_group(site.node, site.network, lambda group: layout.axis in group[0], but=layout.axis)
     if own is None:
         return None
-    found = _units(layout, before, after, own)
+    found = _units(layout, before, after, own, _taken_axis(site.node, len(after)))
     return None if found is None else _regrouping(site, source, found, entries)
 
 
-def _units(layout: Layout, before: Sequence[int], after: Sequence[int], own: Group) -> tuple[Layout, Tensor] | None:
+def _units(
+    layout: Layout, before: Sequence[int], after: Sequence[int], own: Group, taken: int | None
+) -> tuple[Layout, Tensor] | None:
     """Return the layout of a view and the channel of it that each channel of the input belongs to."""
     ins, outs = own
     assert layout.channels is not None
@@ -141,7 +143,7 @@ def _units(layout: Layout, before: Sequence[int], after: Sequence[int], own: Gro
     if len(longer) == 1:  # kept or merged
         spread = layout.spread * behind
         return replace(layout, rank=len(after), axis=longer[0], spread=spread), torch.arange(channels)
-    axis = _heads_axis(longer, after)
+    axis = _heads_axis(longer, after, taken)
     place = torch.arange(math.prod(after[i] for i in outs)) // math.prod(after[i] for i in outs if i > axis)
     units = (place % after[axis]).view(channels, -1)
     if bool((units != units[:, :1]).any()):
@@ -149,10 +151,35 @@ def _units(layout: Layout, before: Sequence[int], after: Sequence[int], own: Gro
     return Layout(len(after), after[axis], axis), units[:, 0]
 
 
-def _heads_axis(axes: list[int], after: Sequence[int]) -> int:
-    """Return the first axis, or the one behind it where the first stands for queries, keys and values."""
-    parts = len(axes) > 2 and after[axes[0]] in _PARTS and after[axes[1]] not in _PARTS
-    return axes[1] if parts else axes[0]
+def _heads_axis(axes: list[int], after: Sequence[int], taken: int | None) -> int:
+    """Return the first axis, or the one behind it where the first stands for queries, keys and values.
+
+    Args:
+        axes: axes of the channels that are longer than one.
+        after: the shape.
+        taken: axis that later nodes take apart, None if it is unknown.
+    """
+    likely = after[axes[0]] in _PARTS and after[axes[1]] not in _PARTS
+    parts = likely if taken is None else taken == axes[0]
+    return axes[1] if len(axes) > 2 and parts else axes[0]
+
+
+def _taken_axis(node: fx.Node, rank: int) -> int | None:
+    """Return the axis of a tensor that its readers unbind or index by numbers, None if they do not agree on one."""
+    found = set()
+    for user in node.users:
+        order = axes_order(user, rank)
+        if order is not None:
+            axis = _taken_axis(user, rank)
+            found.add(None if axis is None else order[axis])
+        elif operation(user) in ("unbind", "select"):
+            along = argument(user, 1, "dim", 0)
+            found.add(along % rank if isinstance(along, int) else None)
+        else:
+            index = index_of_axes(user.args[1], rank) if operation(user) == "getitem" else None
+            numbers = [axis for axis, (made, _) in enumerate(index or ()) if made is None]
+            found.add(numbers[0] if len(numbers) == 1 else None)
+    return found.pop() if len(found) == 1 else None
 
 
 def _regrouping(site: Site, source: fx.Node, found: tuple[Layout, Tensor], entries: list[Any]) -> ChannelRule:
@@ -338,6 +365,34 @@ def unbound(site: Site) -> ChannelRule | None:
     return Channelwise(site.node, [source], found, preserved)
 
 
+def selected(site: Site) -> ChannelRule | None:
+    """Return the rule of `x.select(dim, index)` along another axis than the channels'."""
+    return unbound(site)
+
+
+def narrowed(site: Site) -> ChannelRule | None:
+    """Return the rule of `x.narrow(dim, start, length)`."""
+    node, source = site.node, operand(site.node)
+    layout = site.layouts[source] if source is not None else Layout()
+    names = ("dim", "start", "length")
+    axis, start, length = (argument(node, place, name, None) for place, name in enumerate(names, 1))
+    if source is None or layout.channels is None or layout.rank is None or not isinstance(axis, int):
+        return None
+    if axis % layout.rank != layout.axis:
+        return Channelwise(node, [source], layout, preserved)
+    if not layout.spread or not isinstance(start, int) or not isinstance(length, int):
+        return None
+    start %= layout.channels * layout.spread
+    if length < 1 or start % layout.spread or length % layout.spread:
+        return None
+    spread, made = layout.spread, replace(layout, channels=length // layout.spread)
+
+    def write(left_before: int, left: int) -> None:
+        node.args, node.kwargs = (node.args[0], axis, left_before * spread, left * spread), {}
+
+    return _Part(node, source, made, start // spread, write)
+
+
 def indexed(site: Site) -> ChannelRule | None:
     """Return the rule of one tensor of a list, or of an index that takes all channels."""
     source, index = operand(site.node), argument(site.node, 1, "index", None)
@@ -399,14 +454,16 @@ def _sliced(site: Site, source: fx.Node, layout: Layout, index: Any) -> ChannelR
 
 OPERATIONS: dict[str, Maker] = {
     **dict.fromkeys(("view", "reshape"), view),
-    **dict.fromkeys(("transpose", "swapaxes", "swapdims", "permute"), moved),
+    **dict.fromkeys(("transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "t"), moved),
     **dict.fromkeys(("to", "type", "type_as", "float", "double", "half", "bfloat16"), cast),
     **dict.fromkeys(SPLITS, division),
     "flip": flipped,
     "unbind": unbound,
     "expand": expansion,
     "getitem": indexed,
+    "narrow": narrowed,
     "repeat_interleave": repeated,
+    "select": selected,
     "unsqueeze": added,
 }
 """Operation of torch -> rule."""

@@ -21,7 +21,7 @@ from sparsemtl.compaction.rules.grouped import group_norm, grouped
 from sparsemtl.compaction.rules.joining import concatenation, selection
 from sparsemtl.compaction.rules.parameter import parameter
 from sparsemtl.compaction.rules.rule import ChannelRule, Maker, Site, UnknownRule
-from sparsemtl.compaction.rules.scaling import batch_norm, depthwise, instance_norm
+from sparsemtl.compaction.rules.scaling import batch_norm, depthwise, instance_norm, prelu
 from sparsemtl.compaction.rules.shapes import attribute, dimensions, size
 
 
@@ -71,6 +71,7 @@ _LAYERS: dict[type[nn.Module], Sequence[Maker]] = {
     nn.Flatten: (shapes.flatten,),
     **dict.fromkeys((nn.LayerNorm, nn.RMSNorm), (aligned.norm,)),
     nn.Linear: (linear,),
+    nn.PReLU: (prelu,),
     **dict.fromkeys(recurrent.GATES, (recurrent.recurrent,)),
     nn.Softmax: (aligned.softmax,),
     Select: (selection,),

@@ -76,8 +76,11 @@ def parameter(site: Site) -> ChannelRule | None:
 
 def _beside(tensor: Tensor, other: Layout | None) -> Layout | None:
     """Return the layout of a tensor with an axis of another one's channels."""
-    if other is None or other.channels is None or other.rank is None or not other.spread:
+    if other is None or other.channels is None or not other.spread:
         return None
+    if other.rank is None:  # the channels are on the last axis, as those of the parameter
+        fits = tensor.ndim == 1 and len(tensor) == other.channels and other.whole
+        return other if fits else None
     axis = tensor.ndim + other.axis - other.rank
     fits = axis >= 0 and tensor.shape[axis] == other.channels * other.spread
     return Layout(tensor.ndim, other.channels, axis, other.spread) if fits and tensor.ndim <= other.rank else None

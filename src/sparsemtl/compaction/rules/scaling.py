@@ -1,9 +1,10 @@
-"""Layers with numbers of their own for every channel: batch norms, depthwise convolutions."""
+"""Layers with numbers of their own for every channel: norms, depthwise convolutions, slopes of activations."""
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from sparsemtl.compaction.channels import Constants, Layout, Need
 from sparsemtl.compaction.operations import CONVOLUTIONS, INSTANCE_NORMS, NORMS, operand, torch_class
+from sparsemtl.compaction.rules.channelwise import Channelwise
 from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Site, UnknownRule
 
 
@@ -82,6 +84,29 @@ class _BatchNorm(_PerChannel):
         """Keep the features of these channels, one per entry."""
         entries = mask.repeat_interleave(self.layer.num_features // len(mask))
         _cut_norm(self.layer, entries)
+
+
+class _Leaky(_PerChannel):
+    """Rule of a `PReLU` with a slope per channel."""
+
+    def constants(self, *inputs: Constants | None) -> Constants | None:
+        """Return the constants of the input, negative ones times their slope."""
+        return None if inputs[0] is None else leaked(self.layer, inputs[0])
+
+    def reads(self) -> Tensor:
+        """Return all channels."""
+        return torch.ones(self.channels, dtype=torch.bool)
+
+    def keep_only(self, mask: Tensor) -> None:
+        """Keep the slopes of these channels."""
+        _cut_entries(self.layer, ("weight",), mask)
+        self.layer.num_parameters = int(mask.sum())
+
+
+def leaked(layer: Any, read: Constants) -> Constants:
+    """Return the constants that a `PReLU` makes of those of its input."""
+    slope = layer.weight.detach().double().cpu()
+    return Constants(read.known, torch.where(read.value < 0, slope * read.value, read.value))
 
 
 class _InstanceNorm(_PerChannel):
@@ -163,6 +188,18 @@ def batch_norm(site: Site) -> ChannelRule | None:
     if layer not in site.free or layer.training or not fits:
         return None
     return _BatchNorm(site.node, source, read, layer)
+
+
+def prelu(site: Site) -> ChannelRule | None:
+    """Return the rule of `PReLU`, whose channels are on axis 1, or which has one slope for all."""
+    source, layer = operand(site.node), site.module
+    layout = site.layouts[source] if source is not None else Layout()
+    if source is None or layer is None or layout.channels is None:
+        return None
+    if layer.num_parameters == 1:
+        return Channelwise(site.node, [source], layout, partial(leaked, layer))
+    fits = layout.whole and layout.axis == 1 and layout.rank is not None and layout.channels == layer.num_parameters
+    return _Leaky(site.node, source, layout, layer) if fits and layer in site.free else None
 
 
 def instance_norm(site: Site) -> ChannelRule | None:

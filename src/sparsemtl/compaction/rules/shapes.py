@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from sparsemtl.compaction.channels import Layout, Need
 from sparsemtl.compaction.checks import check_answer
 from sparsemtl.compaction.network import Network
 from sparsemtl.compaction.operations import (
+    CONVOLUTIONS,
     NORMS,
     argument,
     is_elementwise,
@@ -178,14 +179,21 @@ def _positions(node: fx.Node, network: Network) -> int | None:
     module, source, shape = network.module(node), operand(node), shape_of(node)
     if source is None or shape is None:
         return None
-    if is_elementwise(node, module) or torch_class(module) in NORMS:
-        return _positions(source, network)
     name = operation(node)
+    if is_elementwise(node, module) or torch_class(module) in (*NORMS, nn.PReLU) or name == "squeeze":
+        return _positions(source, network)
+    if torch_class(module) in CONVOLUTIONS and _keeps_positions(module):
+        return _positions(source, network)
     adaptive = torch_class(module).__name__.startswith("Adaptive") or name.startswith("adaptive_")
     size: Any = argument(node, 1, "output_size", None) if module is None else getattr(module, "output_size", None)
     fixed = adaptive and all(isinstance(each, int) for each in (size if isinstance(size, (tuple, list)) else [size]))
     averaged = name == "mean" and set(shape[2:]) == {1} and argument(node, 2, "keepdim", False) is True
     return math.prod(shape[2:]) if fixed or averaged else None
+
+
+def _keeps_positions(layer: Any) -> bool:
+    """Return whether a convolution has a kernel of one position."""
+    return set(layer.kernel_size) == set(layer.stride) == {1} and layer.padding in ((0,), (0, 0), (0, 0, 0), "same")
 
 
 def expand(site: Site) -> ChannelRule | None:
@@ -240,12 +248,28 @@ def _longer(site: Site, more: int) -> ChannelRule | None:
     return Channelwise(site.node, [source], replace(layout, rank=layout.rank + more), preserved)
 
 
+def squeeze(site: Site) -> ChannelRule | None:
+    """Return the rule of `x.squeeze(dim)` for axes behind the channels that have length one for all inputs."""
+    source, given = operand(site.node), argument(site.node, 1, "dim", None)
+    axes = (given,) if isinstance(given, int) else given
+    layout = site.layouts[source] if source is not None else Layout()
+    if source is None or layout.channels is None or layout.rank is None or not axes:
+        return None
+    if not all(isinstance(axis, int) for axis in axes):
+        return None
+    behind = all(axis % layout.rank > layout.axis for axis in axes)
+    if not behind or _positions(source, site.network) != 1:
+        return None
+    return Channelwise(site.node, [source], replace(layout, rank=layout.rank - len(axes)), preserved)
+
+
 OPERATIONS: dict[str, Maker] = {
     **dict.fromkeys(_RESHAPES, reshape),
     "expand": expand,
     "expand_as": expand_as,
     "flatten": flatten,
     "getitem": getitem,
+    "squeeze": squeeze,
     "unsqueeze": unsqueeze,
 }
 """Operation of torch -> rule."""
