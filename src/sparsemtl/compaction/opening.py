@@ -6,8 +6,10 @@ layers around a product of queries and keys.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Collection
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -102,62 +104,64 @@ def _linear(layer: Any) -> nn.Linear:
     return made.train(layer.training)
 
 
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    embed_dim_to_check: int,
-    num_heads: int,
-    in_proj_weight: Tensor | None,
-    in_proj_bias: Tensor | None,
-    bias_k: Tensor | None,
-    bias_v: Tensor | None,
-    add_zero_attn: bool,
-    dropout_p: float,
-    out_proj_weight: Tensor,
-    out_proj_bias: Tensor | None,
-    **options: Any,
-) -> tuple[Tensor, Tensor | None]:
+_ATTENTION = inspect.signature(F.multi_head_attention_forward)
+
+
+def attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     """Compute what `torch.nn.functional.multi_head_attention_forward` does, with the heads on an axis of their own.
 
     Args:
-        query, key, value: (positions, B, width), or without the axis of the batch.
-        embed_dim_to_check, num_heads, in_proj_weight, in_proj_bias, bias_k, bias_v, add_zero_attn, dropout_p,
-            out_proj_weight, out_proj_bias, options: as for torch's function.
+        args, kwargs: arguments of torch's function. Query, key and value are (positions, B, width), or have no B.
     """
-    batched = query.ndim == 3
+    bound = _ATTENTION.bind(*args, **kwargs)
+    bound.apply_defaults()
+    given = SimpleNamespace(**bound.arguments)
+    query, key, value = given.query, given.key, given.value
+    batched, padding = query.ndim == 3, given.key_padding_mask
     if not batched:
         same = query is key and key is value
         query = query.unsqueeze(1)
         key, value = (query, query) if same else (key.unsqueeze(1), value.unsqueeze(1))
-    padding = options.get("key_padding_mask")
-    padding = padding if padding is None or batched else padding.unsqueeze(0)
-    mask = _merged(options.get("attn_mask"), padding, query, num_heads)
-    causal = options.get("is_causal", False) and padding is None and not options.get("need_weights", True)
-    width = embed_dim_to_check // num_heads
-    queries, keys, values = _projected(query, key, value, in_proj_weight, in_proj_bias, options)
-    more = int(add_zero_attn)
-    if bias_k is not None and bias_v is not None:
-        keys, values = _with_token(keys, bias_k), _with_token(values, bias_v)
+        padding = padding if padding is None else padding.unsqueeze(0)
+    mask = _merged(given.attn_mask, padding, query, given.num_heads)
+    causal = given.is_causal and padding is None and not given.need_weights
+    queries, keys, values, mask = _heads(*_projected(query, key, value, given), mask, given)
+    if given.need_weights:
+        scale = math.sqrt(1.0 / (given.embed_dim_to_check // given.num_heads))
+        made, weights = _weighted(queries * scale, keys, values, mask)
+        weights = weights.mean(dim=1) if given.average_attn_weights else weights
+        weights = weights if batched else weights.squeeze(0)
+    else:
+        weights = None
+        made = F.scaled_dot_product_attention(queries, keys, values, None if causal else mask, is_causal=causal)
+    made = made.permute(2, 0, 1, 3)
+    output = F.linear(made.reshape(made.size(0), made.size(1), -1), given.out_proj_weight, given.out_proj_bias)
+    return output if batched else output.squeeze(1), weights
+
+
+def _heads(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, given: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return queries, keys and values, (B, heads, positions, size), and the mask, with the tokens that torch adds."""
+    more, size = int(given.add_zero_attn), given.embed_dim_to_check // given.num_heads
+    if given.bias_k is not None and given.bias_v is not None:
+        keys, values = _with_token(keys, given.bias_k), _with_token(values, given.bias_v)
         more += 1
     mask = mask if mask is None or not more else F.pad(mask, (0, more))
     queries, keys, values = (
-        part.view(part.size(0), part.size(1), num_heads, width).permute(1, 2, 0, 3) for part in (queries, keys, values)
+        part.view(part.size(0), part.size(1), given.num_heads, size).permute(1, 2, 0, 3)
+        for part in (queries, keys, values)
     )
-    if add_zero_attn:
+    if given.add_zero_attn:
         keys, values = (F.pad(part, (0, 0, 0, 1)) for part in (keys, values))
-    weights = None
-    if options.get("need_weights", True):
-        scores = torch.matmul(queries * math.sqrt(1.0 / width), keys.transpose(-2, -1))
-        weights = F.softmax(scores if mask is None else scores + mask, dim=-1)
-        made = torch.matmul(weights, values)
-        weights = weights.mean(dim=1) if options.get("average_attn_weights", True) else weights
-        weights = weights if batched else weights.squeeze(0)
-    else:
-        made = F.scaled_dot_product_attention(queries, keys, values, None if causal else mask, is_causal=causal)
-    made = made.permute(2, 0, 1, 3)
-    output = F.linear(made.reshape(made.size(0), made.size(1), -1), out_proj_weight, out_proj_bias)
-    return output if batched else output.squeeze(1), weights
+    return queries, keys, values, mask
+
+
+def _weighted(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the mixed values, and the weights of the mixture, (B, heads, queries, keys)."""
+    scores = torch.matmul(queries, keys.transpose(-2, -1))
+    weights = F.softmax(scores if mask is None else scores + mask, dim=-1)
+    return torch.matmul(weights, values), weights
 
 
 def _with_token(part: Tensor, token: Tensor) -> Tensor:
@@ -165,13 +169,12 @@ def _with_token(part: Tensor, token: Tensor) -> Tensor:
     return torch.cat([part, token.expand(1, part.size(1), -1)])
 
 
-def _projected(
-    query: Tensor, key: Tensor, value: Tensor, weight: Tensor | None, bias: Tensor | None, options: Any
-) -> tuple[Tensor, ...]:
+def _projected(query: Tensor, key: Tensor, value: Tensor, given: Any) -> tuple[Tensor, ...]:
     """Return queries, keys and values, (positions, B, width)."""
+    weight, bias = given.in_proj_weight, given.in_proj_bias
     if weight is not None and query is key and key is value:
         return F.linear(query, weight, bias).chunk(3, dim=-1)
-    separate = tuple(options.get(f"{name}_proj_weight") for name in "qkv")
+    separate = given.q_proj_weight, given.k_proj_weight, given.v_proj_weight
     weights = separate if weight is None else weight.chunk(3)
     biases = (None, None, None) if bias is None else bias.chunk(3)
     return tuple(F.linear(*each) for each in zip((query, key, value), weights, biases, strict=True))
