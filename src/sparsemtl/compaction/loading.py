@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -18,7 +19,7 @@ from sparsemtl.compaction.graph_file import KIND, VERSION, built
 from sparsemtl.compaction.recipes import Recipe
 from sparsemtl.errors import CheckpointError, MaskError, ParameterError, unknown_name
 from sparsemtl.storage.bits import unpack
-from sparsemtl.storage.files import read_tensors
+from sparsemtl.storage.files import open_tensors, read_tensors
 
 BUNDLE, BUNDLE_VERSION = "bundle", 1
 
@@ -44,16 +45,21 @@ def load_network(path: str | Path, task: str | None = None) -> fx.GraphModule:
         >>> again(torch.ones(3, 4)).shape
         torch.Size([3, 2])
     """
-    read, content, tensors = _opened(path)
-    with _named(path):
-        return read(json.loads(content), tensors, task)
+    return _used(path, lambda read, content, tensors: read(content, tensors, task))
 
 
 def read_network(path: str | Path, task: str | None) -> fx.GraphModule:
     """Read a network as `load_network` does; the task is ignored where the file is no bundle."""
-    read, content, tensors = _opened(path)
-    with _named(path):
-        return read(json.loads(content), tensors, task if read is _of_task else None)
+    return _used(path, lambda read, content, tensors: read(content, tensors, task if read is _of_task else None))
+
+
+def tasks_of(path: str | Path) -> tuple[str, ...]:
+    """Return the tasks of a bundle, () for the file of one network.
+
+    Raises:
+        CheckpointError: as `load_network`.
+    """
+    return _used(path, lambda read, content, _: tuple(content["tasks"]) if read is _of_task else ())
 
 
 def check_networks(path: str | Path) -> tuple[str, ...]:
@@ -62,18 +68,46 @@ def check_networks(path: str | Path) -> tuple[str, ...]:
     Raises:
         CheckpointError: as `load_network`.
     """
-    read, text, tensors = _opened(path)
-    with _named(path):
-        content = json.loads(text)
+
+    def check(read: _Reader, content: Any, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
         tasks = tuple(content["tasks"]) if read is _of_task else ()
         for task in tasks or (None,):
             read(content, tensors, task)
-    return tasks
+        return tasks
+
+    return _used(path, check)
 
 
-def _opened(path: str | Path) -> tuple[_Reader, str, dict[str, Tensor]]:
-    """Return the reader of a file, its description, and its tensors, of which a network takes copies."""
-    tensors, header = read_tensors(path, own=True, mapped=True)
+_Found = TypeVar("_Found")
+
+
+def _used(path: str | Path, use: Callable[[_Reader, Any, Mapping[str, Tensor]], _Found]) -> _Found:
+    """Return what a function makes of a file's reader, description and tensors, of which it takes copies.
+
+    The checksum is computed beside it, in a thread, since it takes about as long.
+    """
+    tensors, header, whole = open_tensors(path, own=True, mapped=True)
+    with ThreadPoolExecutor(1) as pool:
+        checked = pool.submit(whole)
+        error = None
+        try:
+            found = _applied(path, header, tensors, use)
+        except Exception as raised:  # of a damaged file, whatever comes of it
+            error = raised
+        if checked.result():
+            if error is not None:
+                raise error
+            return found
+    tensors, header = read_tensors(path, own=True)  # raises, unless the file was replaced while it was read
+    return _applied(path, header, tensors, use)
+
+
+def _applied(
+    path: str | Path,
+    header: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+    use: Callable[[_Reader, Any, Mapping[str, Tensor]], _Found],
+) -> _Found:
     kind = header.get("kind", "")
     if kind not in _READERS or kind not in header:
         raise CheckpointError(f"{path} holds no network: `sm.export(network, 'name.safetensors')` writes one.")
@@ -83,7 +117,8 @@ def _opened(path: str | Path) -> tuple[_Reader, str, dict[str, Tensor]]:
             f"{path} has version {header.get('version')} of the format, and this sparsemtl reads version {version}. "
             "Install the sparsemtl that wrote it, or a newer one."
         )
-    return read, header[kind], tensors
+    with _named(path):
+        return use(read, json.loads(header[kind]), tensors)
 
 
 @contextmanager

@@ -51,10 +51,9 @@ class Recipe:
         rows = max(1, _BLOCK // max(1, part[:1].numel()))
         for start in range(0, len(part), rows):
             block = slice(start, start + rows)
-            value = part[block].to(factor.dtype, copy=True).mul_(factor[block])
+            made[block] = part[block].to(factor.dtype, copy=True).mul_(factor[block])
             if self.kept is not None:
-                value.mul_(self.kept[block].view(torch.uint8).to(value.dtype))  # torch.where takes ten times as long
-            made[block] = value
+                made[block] *= self.kept[block].view(torch.uint8).to(self.dtype)  # torch.where takes ten times as long
         if self.positions is not None and self.values is not None:
             made.view(-1).index_copy_(0, self.positions, self.values)
         return made

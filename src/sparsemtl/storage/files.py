@@ -10,7 +10,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,28 @@ def read_tensors(
     Raises:
         CheckpointError: if the file is missing or damaged.
     """
+    tensors, header, whole = open_tensors(path, own=own, mapped=mapped)
+    if whole():
+        return tensors, header
+    if mapped:  # replaced between the two times that safetensors opens it, or damaged
+        return read_tensors(path, own=own)
+    raise CheckpointError(f"{path} is damaged: its checksum does not match its content. Use another copy of it.")
+
+
+def open_tensors(
+    path: str | Path, *, own: bool = False, mapped: bool = False
+) -> tuple[dict[str, Tensor], dict[str, str], Callable[[], bool]]:
+    """Read the tensors and the header of a safetensors file without computing its checksum.
+
+    Args:
+        path, own, mapped: as for `read_tensors`.
+
+    Returns:
+        the tensors; the header; a function that computes the checksum, and returns whether it matches.
+
+    Raises:
+        CheckpointError: if the file is missing, or no safetensors file.
+    """
     try:
         tensors, metadata = (_mapped if mapped else _read)(Path(path))
     except FileNotFoundError:
@@ -79,19 +101,16 @@ def read_tensors(
     if OWN not in metadata and not any(map(_looks_like_own, metadata.values())):
         if own:
             raise CheckpointError(f"{path} was not written by sparsemtl, or is damaged: it has no checksum.")
-        return tensors, metadata
+        return tensors, metadata, lambda: True
     try:
         about = json.loads(metadata[OWN])
-        header: dict[str, str] = about["header"]
-        whole = about["checksum"] == _checksum(tensors, header)
-        whole = whole and all(isinstance(value, str) for value in header.values())
+        header, checksum = about["header"], about["checksum"]
+        plain = all(isinstance(value, str) for value in header.values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        whole = False
-    if not whole and mapped:  # replaced between the two times that safetensors opens it, or damaged
-        return read_tensors(path, own=own)
-    if not whole:
-        raise CheckpointError(f"{path} is damaged: its checksum does not match its content. Use another copy of it.")
-    return tensors, header
+        plain = False
+    if not plain:
+        return tensors, {}, lambda: False
+    return tensors, header, lambda: bool(checksum == _checksum(tensors, header))
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
