@@ -118,6 +118,23 @@ def test_times_stand_beside_the_multiply_adds_that_were_saved(run: Path) -> None
     assert torch.get_num_threads() == threads
 
 
+def test_files_of_networks_are_timed(run: Path, tmp_path: Path) -> None:
+    told("export", run, "--format", "bundle", "--task", "digit", "--task", "parity", "--out", tmp_path)
+    told("export", run, "--format", "onnx", "--task", "digit", "--out", tmp_path)
+    once = ("--batch-size", "2", "--repeats", "1", "--threads", "1")
+    bundle = told("bench", tmp_path / "bundle.safetensors", *once, "--runtime", "eager")
+    rows = [line.split()[:3] for line in bundle.splitlines()[1:3]]
+    assert rows == [["digit", "eager", "2"], ["parity", "eager", "2"]]
+    assert "takes (any, 1, 8, 8) of float32" in bundle.replace("\n", " ")
+    assert [line.split()[:3] for line in told("bench", tmp_path / "digit.onnx", *once).splitlines()[1:2]] == [
+        ["digit.onnx", "onnxruntime", "2"]
+    ]
+    with pytest.raises(ParameterError, match="an ONNX file runs in onnxruntime and int8 alone, got eager"):
+        told("bench", tmp_path / "digit.onnx", "--runtime", "eager")
+    with pytest.raises(ParameterError, match=r"--multiple-of 8: the network in .* is compacted already"):
+        told("bench", tmp_path / "digit.onnx", "--multiple-of", "8")
+
+
 @pytest.mark.parametrize("command", [("compact",), ("export", "--format", "pt2"), ("bench",)])
 def test_an_unknown_task_is_refused_with_those_there_are(command: tuple[str, ...], run: Path) -> None:
     with pytest.raises(ParameterError, match=r"unknown task 'digt'. Did you mean 'digit'\? Known: digit, parity"):

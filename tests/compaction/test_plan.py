@@ -12,8 +12,11 @@ from torch import Tensor, fx, nn
 import sparsemtl as sm
 from sparsemtl.backbones import CNN
 from sparsemtl.compaction import Branch
+from sparsemtl.compaction.copies import copied
+from sparsemtl.compaction.grouping import GroupCosts, cheapest_groups
 from sparsemtl.compaction.merging import merge_equal
 from sparsemtl.compaction.network import Network
+from sparsemtl.compaction.trace import root_of
 from sparsemtl.errors import CompactionError, ParameterError
 from sparsemtl.networks.task_networks import TaskNetworks
 
@@ -122,6 +125,55 @@ def test_the_cost_decides(by: str, best: str | None) -> None:
     assert ("ms" in str(plan)) == (by == "milliseconds")
     for option in plan.options:
         assert option.bytes == sum(tensor.nbytes for tensor in option.network.state_dict().values())
+
+
+def blocks() -> sm.SharedBottom:
+    """Layers of which one half of the channels serves the tasks a and b, and the other c, without a weight between."""
+    encoder = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU())
+    model = sm.SharedBottom(encoder, [sm.Regression(task) for task in TASKS])
+    halves = torch.arange(12) < 6
+    with torch.no_grad():
+        for layer in (encoder[2], encoder[4]):
+            layer.weight[halves[:, None] != halves] = 0
+        model(torch.ones(1, 6))
+        for task in TASKS:
+            model.get_parameter(f"heads.{task}.weight")[:, halves if task == "c" else ~halves] = 0
+    return model.double().eval()
+
+
+@torch.no_grad()
+def test_tasks_that_need_other_channels_are_computed_apart_and_others_together() -> None:
+    model, x = blocks(), torch.randn(5, 6, dtype=torch.float64)
+    plan = sm.plan(model, example_inputs=x)
+    assert [option.name for option in plan.options] == ["separate", "one network", "groups"]
+    assert plan.best.name == "groups"
+    assert plan.best.macs == 2 * (6 * 6 + 6 * 6 + 6 * 6) + 3 * 6
+    assert [branch.tasks for branch in plan.best.branches] == [("a", "b"), ("a",), ("b",), ("c",)]
+    for option in plan.options:
+        found = option.network(x)
+        assert list(found) == list(TASKS)
+        for task, expected in model(x).items():
+            torch.testing.assert_close(found[task], expected, rtol=1e-10, atol=1e-12)
+
+
+@torch.no_grad()
+def test_predicted_costs_of_groups_are_those_of_their_networks() -> None:
+    model, x = blocks(), torch.randn(5, 6, dtype=torch.float64)
+    costs = GroupCosts(root_of(copied(model), TASKS, alone=False, leaf_modules=()), x)
+    for group in (("a",), ("c",), ("a", "b"), TASKS):
+        small = sm.compact(model, tasks=group, example_inputs=x)
+        zeros = sum(layer.weight.eq(0).sum().item() for layer in small.modules() if isinstance(layer, nn.Linear))
+        read_anyway = zeros if len(group) < 3 else 3 * 6  # of the heads: cheaper to read than to leave out
+        assert small.report.macs is not None
+        assert costs.macs(group) == small.report.macs[1] - read_anyway
+
+
+def test_groups_are_merged_as_long_as_that_saves() -> None:
+    costs = {"a": 5, "b": 5, "c": 9, "d": 1, "ab": 6, "ac": 15, "ad": 6, "bc": 13, "bd": 6, "cd": 9, "abcd": 17}
+    costs |= {"abc": 18, "abd": 8}
+    assert cheapest_groups("abcd", lambda group: costs["".join(group)]) == (("a", "b"), ("c", "d"))
+    assert cheapest_groups("ab", lambda group: len(group) ** 2) == (("a",), ("b",))
+    assert cheapest_groups("abc", lambda group: 1) == (("a", "b", "c"),)
 
 
 def test_all_tasks_are_in_one_onnx_file_with_an_output_each(tmp_path: Path) -> None:

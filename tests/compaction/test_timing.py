@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import sparsemtl as sm
-from sparsemtl.compaction import Speedup, Timing, runtimes
+from sparsemtl.compaction import Speedup, Timing, runtimes, sparse_layers
 from sparsemtl.compaction.inputs import Inputs
+from sparsemtl.compaction.sparse_layers import SparseLinear
 from sparsemtl.compaction.timing import _reason
 from sparsemtl.errors import CompactionError, CompactionWarning, ParameterError
 from sparsemtl.kernels.processor import processor_name
@@ -45,19 +48,47 @@ def test_images_are_timed_in_two_layouts_with_equal_outputs() -> None:
 
 
 def test_linear_layers_of_few_weights_are_timed_without_their_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = {runtimes._SparseLinear: 1.0, nn.Linear: 2.0}
-    monkeypatch.setattr(runtimes, "_milliseconds", lambda layer, x: times[type(layer)])
+    times = {SparseLinear: 1.0, nn.Linear: 2.0}
+    monkeypatch.setattr(sparse_layers, "milliseconds", lambda layer, x: times[type(layer)])
     dense, _ = networks()
     x = torch.rand(2, 5, 4)
     dense[0].weight.data[:, 1:] = 0
     made = runtimes.sparse({"before": dense}, Inputs((x,)))
     run = made["before", ""]
-    assert [type(layer) for layer in run.func] == [runtimes._SparseLinear, nn.ReLU, runtimes._SparseLinear]  # type: ignore[attr-defined]
+    assert [type(layer) for layer in run.func] == [SparseLinear, nn.ReLU, SparseLinear]  # type: ignore[attr-defined]
     with torch.no_grad():
         torch.testing.assert_close(run(), dense(x))
-    times[runtimes._SparseLinear] = 3.0
+    times[SparseLinear] = 3.0
     with pytest.raises(CompactionError, match="faster in no linear layer on this batch"):
         runtimes.sparse({"before": dense}, Inputs((x,)))
+
+
+def test_compact_takes_layers_without_zeros_where_they_are_faster(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    dense, _ = networks()
+    dense.append(nn.Linear(3, 2))
+    x = torch.rand(2, 5, 4)
+    dense[2].weight.data *= torch.arange(3)[:, None] == torch.arange(32) % 3  # one weight per channel that is read
+    times = {SparseLinear: 1.0, nn.Linear: 2.0}
+    monkeypatch.setattr(sparse_layers, "milliseconds", lambda layer, x: times[type(layer)])
+    small = sm.compact(dense, example_inputs=x, multiple_of="sparse")
+    left = int(dense[2].weight.count_nonzero())
+    assert small.report.rounding.endswith("1 of 1 with zeros")
+    assert len(small.get_parameter("2.values")) == left
+    plain = sm.compact(dense, example_inputs=x)
+    assert sm.macs(small, x) == sm.macs(plain, x) - 10 * (plain.get_parameter("2.weight").numel() - left)
+    torch.save(small, tmp_path / "small.pt")
+    with torch.no_grad():
+        for found in (small, copy.deepcopy(small), torch.load(tmp_path / "small.pt", weights_only=False)):
+            torch.testing.assert_close(found(x), dense(x))
+            torch.testing.assert_close(found(x[0]), dense(x[0]))
+    with pytest.raises(CompactionError, match="it has linear layers in CSR, which run in torch alone"):
+        sm.export(small, tmp_path / "small.safetensors")
+    times[SparseLinear] = 3.0
+    slower = sm.compact(dense, example_inputs=x, multiple_of="sparse")
+    assert slower.report.rounding.endswith("0 of 1 with zeros")
+    assert torch.equal(slower(x), plain(x))
 
 
 def test_a_runtime_that_cannot_run_a_network_is_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,11 +16,12 @@ import typer
 
 from sparsemtl._version import __version__
 from sparsemtl.cli.advise import advise
+from sparsemtl.cli.bench import bench
 from sparsemtl.cli.check import check
 from sparsemtl.cli.compare import compare
 from sparsemtl.cli.data import app as data_app
 from sparsemtl.cli.doctor import doctor
-from sparsemtl.cli.ship import bench, compact, export
+from sparsemtl.cli.ship import compact, export
 from sparsemtl.cli.shrinking import shrink
 from sparsemtl.cli.training import INTERRUPTED, draw_report, say, show_failure, stopping
 from sparsemtl.errors import ConfigError, SparseMTLError, SparseMTLWarning, unknown_name

@@ -74,7 +74,8 @@ def compact(
         multiple_of: number of which the channels of images become a multiple where they can, at least 1: channels that
             change nothing stay where they fill up a block of the runtime. `"eager"` or `"onnxruntime"`: the fastest of
             1, 4, 8 and 16 in this runtime, measured on the whole example with torch's number of threads; this takes
-            as long as four compactions.
+            as long as four compactions. `"sparse"`: as `"eager"`, and linear layers are multiplied without their zeros
+            (in CSR) where that is faster on the example; such a network runs in torch alone, and is not exported.
 
     Returns:
         a plain module in eval mode. It maps a batch to the outputs of `task`, or of a model of one network to what

@@ -19,8 +19,12 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsemtl.compaction.inputs import tensors
+from sparsemtl.compaction.sparse_layers import SparseLinear
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.modes import eval_mode
+
+_COUNTED = (_ConvNd, nn.Linear, nn.RNNBase, nn.MultiheadAttention, SparseLinear)
+"""Layers whose multiply-adds count."""
 
 
 def macs(module: nn.Module, x: Any) -> int:
@@ -57,7 +61,7 @@ def macs_by_layer(module: nn.Module, *args: Any, **kwargs: Any) -> dict[str, int
         made = _macs_of_attention(layer, args, kwargs) if isinstance(layer, nn.MultiheadAttention) else None
         counts[name] = counts.get(name, 0) + (_macs_of(layer, args[0], output) if made is None else made)
 
-    with _hooked(module, count, (_ConvNd, nn.Linear, nn.RNNBase, nn.MultiheadAttention)), _inferring(module):
+    with _hooked(module, count, _COUNTED), _inferring(module):
         module(*args, **kwargs)
     return counts
 
@@ -105,6 +109,8 @@ def _macs_of(layer: nn.Module, x: Any, output: Any) -> int:
         return int(x.numel()) * layer.out_channels // layer.groups * prod(layer.kernel_size)
     if isinstance(layer, _ConvNd):
         return int(output.numel()) * layer.in_channels // layer.groups * prod(layer.kernel_size)
+    if isinstance(layer, SparseLinear):
+        return int(x.numel()) // layer.in_features * len(layer.values)
     assert isinstance(layer, nn.Linear)
     return int(output.numel()) * layer.in_features
 

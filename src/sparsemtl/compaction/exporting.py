@@ -21,6 +21,7 @@ from sparsemtl.compaction.inference import inferred
 from sparsemtl.compaction.inputs import Inputs, mapped, random_like, tensors
 from sparsemtl.compaction.loading import load_network
 from sparsemtl.compaction.report import CompactionReport
+from sparsemtl.compaction.sparse_layers import SparseLinear
 from sparsemtl.compaction.verification import difference
 from sparsemtl.errors import CompactionError, CompactionWarning, ParameterError, missing_extra
 from sparsemtl.networks.modes import eval_mode
@@ -148,6 +149,12 @@ def example_of(network: nn.Module, example: Any) -> Inputs:
 
 def program_of(network: nn.Module, inputs: Inputs, axes: Collection[int]) -> torch.export.ExportedProgram:
     """Return a network as `torch.export` records it, of the example's size alone if it is right for that size only."""
+
+    if any(isinstance(module, SparseLinear) for module in network.modules()):
+        raise CompactionError(
+            f"{type(network).__name__} cannot be exported: it has linear layers in CSR, which run in torch alone. "
+            "Compact it without multiple_of='sparse', or write it with torch.save."
+        )
 
     def sizes(tensor: Tensor) -> dict[int, Any]:
         return {axis: torch.export.Dim.AUTO for axis in axes if axis < tensor.ndim}

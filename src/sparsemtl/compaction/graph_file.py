@@ -278,6 +278,15 @@ def _check_tensor(value: Any, where: str, shape: Sequence[int | None], dtype: to
         raise ParameterError(f"input {where}: the network takes {dtype}, got {value.dtype}.")
 
 
+def tensor_inputs(network: fx.GraphModule) -> list[tuple[tuple[int | None, ...], torch.dtype]] | None:
+    """Return shape and dtype of the inputs of a network that `built` returned, None if one of them is no tensor."""
+    checks = {node.args[0]: node.args[2:] for node in network.graph.nodes if node.target is _check_tensor}
+    arguments = [node for node in network.graph.nodes if node.op == "placeholder"]
+    if set(checks) != set(arguments):
+        return None
+    return [checks[node] for node in arguments]  # type: ignore[misc]
+
+
 def _check_constant(value: Any, where: str, expected: Any) -> None:
     """Raise a ParameterError unless an argument that is no tensor is the one that the network was exported with."""
     if value != expected:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,16 +11,15 @@ from torch import Tensor, fx, nn
 
 from sparsemtl.compaction.network import Network
 from sparsemtl.compaction.operations import operation
-from sparsemtl.networks.model import MultiTaskModel
 
 _PREFIX = "networks."
 
 
 class Together(nn.Module):
-    """Networks of several tasks on one input.
+    """Networks of several tasks on one input, before they are compacted.
 
     Args:
-        networks: task -> its network: a `MultiTaskModel` that computes the task, or a module that returns its outputs.
+        networks: task -> model that computes the task with its own network.
     """
 
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
@@ -31,10 +30,30 @@ class Together(nn.Module):
     def forward(self, x: Any) -> dict[str, Any]:
         """Return task -> outputs."""
         pairs = zip(self.tasks, self.networks, strict=True)
-        return {
-            task: network(x, tasks=(task,))[task] if isinstance(network, MultiTaskModel) else network(x)
-            for task, network in pairs
-        }
+        return {task: network(x, tasks=(task,))[task] for task, network in pairs}
+
+
+class Groups(nn.Module):
+    """Compacted networks of groups of tasks on one input.
+
+    Args:
+        networks: tasks of a group -> its network, which maps a batch to task -> outputs; that of one task maps a batch
+            to the outputs themselves.
+        tasks: all tasks, in the order of the outputs.
+    """
+
+    def __init__(self, networks: Mapping[tuple[str, ...], nn.Module], tasks: Sequence[str]) -> None:
+        super().__init__()
+        self.groups, self.tasks = tuple(networks), tuple(tasks)
+        self.networks = nn.ModuleList(networks.values())
+
+    def forward(self, x: Any) -> dict[str, Any]:
+        """Return task -> outputs."""
+        found: dict[str, Any] = {}
+        for group, network in zip(self.groups, self.networks, strict=True):
+            outputs = network(x)
+            found |= outputs if len(group) > 1 else {group[0]: outputs}
+        return {task: found[task] for task in self.tasks}
 
 
 def merge_equal(network: Network) -> None:

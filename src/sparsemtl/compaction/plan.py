@@ -10,15 +10,16 @@ from typing import Any, Literal, get_args
 import torch
 from torch import fx, nn
 
-from sparsemtl.compaction.compact import compact
+from sparsemtl.compaction.compact import compact, with_weights
 from sparsemtl.compaction.cost import macs_by_layer
 from sparsemtl.compaction.exporting import Exported, export
+from sparsemtl.compaction.grouping import GroupCosts, cheapest_groups, nodes_before
 from sparsemtl.compaction.inputs import Inputs
-from sparsemtl.compaction.merging import Together
+from sparsemtl.compaction.merging import Groups, Together
 from sparsemtl.compaction.pipeline import CompactedModule, compact_root, one_sample
 from sparsemtl.compaction.rounding import fastest
 from sparsemtl.compaction.timing import timings
-from sparsemtl.compaction.trace import root_of
+from sparsemtl.compaction.trace import Root, root_of
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.task_networks import TaskNetworks, dense_networks
@@ -49,7 +50,8 @@ class PlanOption:
 
     Attributes:
         name: `separate` is one network per task; `tree` computes once what several tasks compute from equal weights,
-            from the input to the layer where they part; `one network` serves all tasks with one forward pass.
+            from the input to the layer where they part; `one network` serves all tasks with one forward pass; `groups`
+            is one such network per group of tasks.
         network: module in eval mode that maps a batch to a dict, task -> outputs.
         macs: multiply-adds of one sample, all tasks together.
         bytes: bytes of all weights and buffers.
@@ -140,7 +142,8 @@ def plan(
     There is one network per task. Where the networks of several tasks agree bit for bit from the input on, a tree
     computes the common layers once, for the channels that any of the tasks needs. Where all tasks compute with the same
     weights, one network serves them. Fewer multiply-adds may also be in networks that share nothing: each then has only
-    the channels that its own task needs.
+    the channels that its own task needs. Of three or more tasks, some may be cheaper together and others apart: groups
+    are merged by predicted multiply-adds as long as that saves some, and are an option where they cost least.
 
     Args:
         model: the trained model. It is not changed; a tree takes the memory of several copies per task.
@@ -181,12 +184,19 @@ def plan(
     example = next(iter(alone.values())).report.example
     if example is None:
         raise ParameterError(f"{type(model).__name__}: no example could be made. Give a batch (`example_inputs=...`).")
-    found = [_option("separate", Together(alone).eval(), chosen, example)]
+    separate = Groups({(task,): network for task, network in alone.items()}, chosen)
+    found = [_option("separate", separate.eval(), chosen, example)]
     if len(chosen) > 1:
         name = "one network" if networks.one_network else "tree"
-        merged = _merged(model, networks, chosen, options)
-        option = _option(name, merged, chosen, example)
-        found += [option] if any(len(branch.tasks) > 1 and branch.layers for branch in option.branches) else []
+        merged = _option(name, _merged(model, networks, chosen, options), chosen, example)
+        found += [merged] if any(len(branch.tasks) > 1 and branch.layers for branch in merged.branches) else []
+    if len(chosen) > 2 and len(found) > 1:
+        costs = GroupCosts(_root(model, networks, chosen), example_inputs)
+        groups = cheapest_groups(chosen, costs.macs)
+        if 1 < len(groups) < len(chosen):
+            parts = {g: alone[g[0]] if len(g) == 1 else _merged(model, networks, g, options) for g in groups}
+            grouped = _option("groups", Groups(parts, chosen).eval(), chosen, example)
+            found += [grouped] if grouped.macs < min(option.macs for option in found) else []
     if by == "milliseconds":
         found = _timed(found, example)
     return ServingPlan(chosen, tuple(found), by, example)
@@ -195,18 +205,25 @@ def plan(
 def _merged(
     model: MultiTaskModel, networks: TaskNetworks, tasks: Sequence[str], options: Mapping[str, Any]
 ) -> CompactedModule:
-    """Return one compacted network of all tasks."""
+    """Return one compacted network of some tasks."""
     if networks.one_network:
         return compact(networks.network(model, tasks[0]), tasks=tasks, **options)
     example, multiple_of = options["example_inputs"], options["multiple_of"]
 
     def build(multiple: int) -> CompactedModule:
-        together = Together({task: networks.network(model, task) for task in tasks})
-        root = replace(root_of(together, None, alone=False, leaf_modules=()), merges=True)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            return compact_root(root, example, single=True, multiple_of=multiple)
+            return compact_root(_root(model, networks, tasks), example, single=True, multiple_of=multiple)
 
     return fastest(build, example, multiple_of, single=True) if isinstance(multiple_of, str) else build(multiple_of)
+
+
+def _root(model: MultiTaskModel, networks: TaskNetworks, tasks: Sequence[str]) -> Root:
+    """Return a module that computes some tasks, each with its network."""
+    if networks.one_network:
+        own = with_weights(networks.network(model, tasks[0]), None, None, None)
+        return root_of(own, tuple(tasks), alone=False, leaf_modules=())
+    together = Together({task: networks.network(model, task) for task in tasks})
+    return replace(root_of(together, None, alone=False, leaf_modules=()), merges=True)
 
 
 def _option(name: str, network: nn.Module, tasks: Sequence[str], example: Inputs) -> PlanOption:
@@ -218,8 +235,8 @@ def _option(name: str, network: nn.Module, tasks: Sequence[str], example: Inputs
 def _timed(options: Sequence[PlanOption], example: Inputs) -> list[PlanOption]:
     """Return options with their times."""
     generator = torch.Generator().manual_seed(0)
-    x = example.mapped(lambda like: like.drawn(generator)).args[0]
-    _, times = next(timings({option.name: option.network for option in options}, x, repeats=30))
+    drawn = example.mapped(lambda like: like.drawn(generator))
+    _, times = next(timings({option.name: option.network for option in options}, drawn, repeats=30))
     return [replace(option, milliseconds=times[option.name].median) for option in options]
 
 
@@ -247,32 +264,19 @@ def _owner(layer: str, users: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
 
 def _users(network: nn.Module, tasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Return layer -> the tasks whose outputs depend on it."""
-    if isinstance(network, Together):
-        return {
-            f"networks.{index}.{name}": (task,)
-            for index, (task, alone) in enumerate(zip(network.tasks, network.networks, strict=True))
-            for name, _ in alone.named_modules()
-        }
+    if isinstance(network, Groups):
+        found: dict[str, tuple[str, ...]] = {}
+        for index, (group, part) in enumerate(zip(network.groups, network.networks, strict=True)):
+            own = _users(part, group) if len(group) > 1 else dict.fromkeys((n for n, _ in part.named_modules()), group)
+            found |= {f"networks.{index}.{name}": users for name, users in own.items()}
+        return found
     assert isinstance(network, fx.GraphModule)
     (outputs,) = network.graph.output_node().args
-    found: dict[str, tuple[str, ...]] = {}
+    found = {}
     for task in tasks:
-        for node in _before(outputs[task]):  # type: ignore[index, call-overload]
+        for node in nodes_before(outputs[task]):  # type: ignore[index, call-overload]
             if node.op == "call_module":
                 found[str(node.target)] = (*found.get(str(node.target), ()), task)
-    return found
-
-
-def _before(output: Any) -> set[fx.Node]:
-    """Return the nodes that an output depends on."""
-    waiting: list[fx.Node] = []
-    fx.node.map_arg(output, waiting.append)
-    found: set[fx.Node] = set()
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting += node.all_input_nodes
     return found
 
 

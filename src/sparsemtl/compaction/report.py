@@ -76,7 +76,8 @@ class CompactionReport:
         verification: the comparison of outputs before and after.
         example: inputs of the run, with a `Like` in the place of every tensor; None without an example.
         cuts: name of a layer -> what its weight is cut from.
-        rounding: how the multiple of the numbers of channels was chosen; "" if it was given.
+        rounding: what was measured for `multiple_of`: the multiple of the numbers of channels, layers without their
+            zeros; "" if a number was given.
     """
 
     layers: tuple[LayerReport, ...]

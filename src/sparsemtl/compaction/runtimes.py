@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparsemtl.compaction.copies import copied
 from sparsemtl.compaction.exporting import export, quietly
+from sparsemtl.compaction.files import OnnxFile
 from sparsemtl.compaction.inputs import Inputs
+from sparsemtl.compaction.sparse_layers import sparsify
 from sparsemtl.errors import CompactionError, missing_extra
-
-_PASSES = 5
-"""Passes of a layer by which its two forms are compared."""
 
 Networks = Mapping[str, nn.Module]
 """Kind (`before`, `after`) -> network in eval mode."""
@@ -68,59 +67,12 @@ def sparse(networks: Networks, inputs: Inputs) -> Runs:
         CompactionError: if it is faster in no layer of any network.
     """
     made = {kind: copied(network) for kind, network in networks.items()}
-    if not sum([_sparsify(network, inputs) for network in made.values()]):
+    if not sum([sparsify(network, inputs)[0] for network in made.values()]):
         raise CompactionError(
             "products without the zeros are faster in no linear layer on this batch; on a CPU, layers gain that keep "
             "less than about a tenth of their weights"
         )
     return eager(made, inputs)
-
-
-class _SparseLinear(nn.Module):
-    """Linear layer whose weight is in CSR."""
-
-    weight: Tensor
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch calls its CSR tensors beta
-            self.register_buffer("weight", layer.weight.detach().to_sparse_csr())
-        self.bias = layer.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x times the transposed weight, plus the bias."""
-        product: Tensor = (self.weight @ x.flatten(0, -2).t()).t().unflatten(0, x.shape[:-1])
-        return product if self.bias is None else product + self.bias
-
-
-def _sparsify(network: nn.Module, inputs: Inputs) -> int:
-    """Replace the linear layers that are faster in CSR, and return their number."""
-    read: dict[nn.Module, Tensor] = {}
-    layers = {name: m for name, m in network.named_modules() if type(m) is nn.Linear and m.weight.count_nonzero() > 0}
-    hooks = [m.register_forward_pre_hook(lambda own, args: read.setdefault(own, args[0])) for m in layers.values()]
-    replaced = 0
-    with torch.no_grad():
-        inputs.call(network)
-        for hook in hooks:
-            hook.remove()
-        for name, layer in layers.items():
-            if layer in read and layer.weight.count_nonzero() < layer.weight.numel() / 2:
-                other = _SparseLinear(layer)
-                if _milliseconds(other, read[layer]) < _milliseconds(layer, read[layer]):
-                    network.set_submodule(name, other)
-                    replaced += 1
-    return replaced
-
-
-def _milliseconds(layer: nn.Module, x: Tensor) -> float:
-    """Return the least of some times of a layer."""
-    times = []
-    for _ in range(_PASSES):
-        start = time.perf_counter()
-        layer(x)
-        times.append(1000 * (time.perf_counter() - start))
-    return min(times)
 
 
 def in_onnxruntime(networks: Networks, inputs: Inputs) -> Runs:
@@ -169,7 +121,12 @@ def _sessions(networks: Networks, inputs: Inputs, read: Callable[[Path], bytes])
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for kind, network in networks.items():
-            content = read(export(network, Path(name) / f"{kind}.onnx", example_inputs=inputs).path)
+            path = Path(name) / f"{kind}.onnx"
+            if isinstance(network, OnnxFile):
+                shutil.copyfile(network.path, path)
+            else:
+                export(network, path, example_inputs=inputs)
+            content = read(path)
             session = onnxruntime.InferenceSession(content, options, providers=providers)
             feed = {each.name: value for each, value in zip(session.get_inputs(), fed, strict=True)}
             runs[kind, ""] = partial(session.run, None, feed)

@@ -141,7 +141,7 @@ def speedups(
     with torch.inference_mode():
         expected = tensors(networks["after"](x))
     device = device_of(networks["after"])
-    for name, times, runs in _timed(networks, x, repeats, runtimes):
+    for name, times, runs in _timed(networks, Inputs((x,)), repeats, runtimes):
         with torch.inference_mode():
             found = [torch.as_tensor(each).to(expected[0]) for each in _outputs(runs["after"]())]
         made = Speedup(
@@ -157,15 +157,18 @@ def speedups(
         yield replace(made, reason=_reason(made, networks["after"]))
 
 
-def timings(networks: Networks, x: Any, *, repeats: int) -> Iterator[tuple[str, dict[str, Timing]]]:
+def timings(
+    networks: Networks, inputs: Inputs, *, repeats: int, runtimes: Sequence[str] | None = None
+) -> Iterator[tuple[str, dict[str, Timing]]]:
     """Yield a runtime and name -> time of every network, which take turns, if its libraries can run them.
 
     Args:
         networks: name -> network, in eval mode.
-        x: a batch that all read: a tensor, or a dict of tensors.
+        inputs: what all of them read.
         repeats: number of passes of each that are timed.
+        runtimes: as for `speedups`.
     """
-    for runtime, times, _ in _timed(networks, x, repeats, None):
+    for runtime, times, _ in _timed(networks, inputs, repeats, runtimes):
         yield runtime, times
 
 
@@ -194,12 +197,12 @@ def _best(runs: Runs, networks: Networks, repeats: int) -> tuple[dict[str, Timin
 
 
 def _timed(
-    networks: Networks, x: Any, repeats: int, runtimes: Sequence[str] | None
+    networks: Networks, inputs: Inputs, repeats: int, runtimes: Sequence[str] | None
 ) -> Iterator[tuple[str, dict[str, Timing], dict[str, Callable[[], Any]]]]:
     """Yield (runtime, name -> time, name -> its pass), each network in its best layout."""
     for runtime in runtimes or _DEFAULT:
         try:
-            runs = RUNTIMES[runtime](networks, Inputs((x,)))
+            runs = RUNTIMES[runtime](networks, inputs)
         except MissingExtraError:
             if runtimes is not None:
                 raise

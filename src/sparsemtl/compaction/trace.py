@@ -22,6 +22,7 @@ from sparsemtl.compaction.inputs import Inputs
 from sparsemtl.compaction.network import Constant, Network, Select
 from sparsemtl.compaction.opening import is_opened, open_transposed
 from sparsemtl.compaction.recording import Recorder
+from sparsemtl.compaction.sparse_layers import SparseLinear
 from sparsemtl.compaction.watching import watched
 from sparsemtl.errors import CompactionError, unknown_name
 from sparsemtl.heads.linear import pooled
@@ -153,7 +154,7 @@ def _name(model: nn.Module) -> str:
 
 
 class _Tracer(fx.Tracer):
-    """Tracer of every module but torch's own, `Select` and the named ones; keeps the path of the running module.
+    """Tracer of every module but torch's own, compaction's and the named ones; keeps the path of the running module.
 
     A compacted network that was pickled is traced anew when it is loaded, by `_Tracer()` under this very name.
 
@@ -176,7 +177,7 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, (Constant, Select)) or module_qualified_name in self.leaf_modules:
+        if isinstance(m, (Constant, Select, SparseLinear)) or module_qualified_name in self.leaf_modules:
             return True
         return _runs_torchs_code(m) and not (self.opens and is_opened(m))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from sparsemtl.compaction.compact import network_of, with_weights
 from sparsemtl.compaction.copies import copied
-from sparsemtl.compaction.inputs import Inputs, leaves, tensors
-from sparsemtl.compaction.loading import read_network
+from sparsemtl.compaction.files import read_file
+from sparsemtl.compaction.inputs import Inputs, leaves
 from sparsemtl.compaction.verification import (
     LIMITS,
     ROUNDING,
@@ -24,7 +24,7 @@ from sparsemtl.compaction.verification import (
     differences,
     outputs_of,
 )
-from sparsemtl.errors import CheckpointError, CompactionError, ParameterError, missing_extra
+from sparsemtl.errors import CompactionError, ParameterError
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.norms import TaskNorms
@@ -145,61 +145,7 @@ def _network(given: Any, name: str, task: str | None) -> nn.Module:
             f"`{name}` must be a module, a `torch.export.ExportedProgram` or the path of a file, got "
             f"{type(given).__name__}."
         )
-    path = Path(given)
-    if not path.is_file():
-        raise ParameterError(f"`{name}`: there is no file {path}.")
-    if path.suffix not in _READERS:
-        raise ParameterError(f"`{name}`: a file of a network is one of {', '.join(_READERS)}, got {path.name}.")
-    return _READERS[path.suffix](path, task)
-
-
-def _read_archive(path: Path, _: str | None) -> nn.Module:
-    try:
-        return torch.export.load(path).module()
-    except Exception as error:
-        raise CheckpointError(f"{path} is no archive of torch.export: {error}") from error
-
-
-class _OnnxFile(nn.Module):
-    """ONNX file that onnxruntime runs on the CPU.
-
-    Args:
-        path: the file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        try:
-            import onnxruntime
-        except ImportError:
-            raise missing_extra("onnxruntime", "onnx", "comparing ONNX files") from None
-        try:
-            self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise CheckpointError(f"{path} is no network that onnxruntime runs: {error}") from error
-
-    def __deepcopy__(self, memo: dict[int, object]) -> _OnnxFile:
-        return self
-
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Return name -> output; arguments are taken by name, the others in order."""
-        names = [each.name for each in self.session.get_inputs()]
-        named = {name: kwargs[name] for name in names if name in kwargs}
-        others = tensors((args, {name: value for name, value in kwargs.items() if name not in named}))
-        fed = {**named, **dict(zip([name for name in names if name not in named], others, strict=True))}
-        outputs = self.session.run(None, {name: value.detach().cpu().numpy() for name, value in fed.items()})
-        return {
-            each.name: torch.from_numpy(output)
-            for each, output in zip(self.session.get_outputs(), outputs, strict=True)
-        }
-
-
-_READERS: dict[str, Callable[[Path, str | None], nn.Module]] = {
-    ".safetensors": read_network,
-    ".pt2": _read_archive,
-    ".onnx": lambda path, _: _OnnxFile(path),
-}
-"""Suffix of a file -> function of the file and the task that returns its network."""
+    return read_file(given, task, name=name).network
 
 
 def _run(network: nn.Module, inputs: Inputs, dtype: torch.dtype, seed: int = 0) -> Any:
