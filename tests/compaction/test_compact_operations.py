@@ -349,11 +349,12 @@ class Half(nn.Module):
         return weight * (torch.arange(weight.shape[1]) < weight.shape[1] // 2).to(weight).view(1, -1, 1, 1)
 
 
-def test_modules_with_hooks_stay_whole() -> None:
+@pytest.mark.parametrize("hooked", ["first", "between"])
+def test_modules_with_hooks_stay_whole(hooked: str) -> None:
     model = alive(Calls(nn.ReLU()))
     with torch.no_grad():
         model.second.weight[:, 3:] = 0
-    model.first.register_forward_hook(lambda module, inputs, output: output.flip(1))
+    model.get_submodule(hooked).register_forward_hook(lambda module, inputs, output: output.flip(1))
     assert compacted(model, IMAGES).first.out_channels == 6
 
 

@@ -284,7 +284,7 @@ def tensor_inputs(network: fx.GraphModule) -> list[tuple[tuple[int | None, ...],
     arguments = [node for node in network.graph.nodes if node.op == "placeholder"]
     if set(checks) != set(arguments):
         return None
-    return [checks[node] for node in arguments]  # type: ignore[misc]
+    return [checks[node] for node in arguments]
 
 
 def _check_constant(value: Any, where: str, expected: Any) -> None:

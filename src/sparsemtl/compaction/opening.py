@@ -125,7 +125,8 @@ def attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         padding = padding if padding is None else padding.unsqueeze(0)
     mask = _merged(given.attn_mask, padding, query, given.num_heads)
     causal = given.is_causal and padding is None and not given.need_weights
-    queries, keys, values, mask = _heads(*_projected(query, key, value, given), mask, given)
+    queries, keys, values = _projected(query, key, value, given)
+    queries, keys, values, mask = _heads(queries, keys, values, mask, given)
     if given.need_weights:
         scale = math.sqrt(1.0 / (given.embed_dim_to_check // given.num_heads))
         made, weights = _weighted(queries * scale, keys, values, mask)

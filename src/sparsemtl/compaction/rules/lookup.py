@@ -50,6 +50,8 @@ def _makers(site: Site) -> Sequence[Maker]:
     node = site.node
     if node.op == "get_attr":
         return (parameter,)
+    if site.module is not None and (site.module._forward_hooks or site.module._forward_pre_hooks):
+        return ()  # a hook may change the output in any way
     if is_elementwise(node, site.module):
         return (elementwise, aligned.broadcast)
     if node.op == "call_module":
