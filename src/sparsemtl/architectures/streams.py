@@ -18,7 +18,7 @@ from sparsemtl.registry.parameters import Default, Fraction, Positive
 if TYPE_CHECKING:
     from sparsemtl.tasks.task import Task
 
-Mixer = Callable[[int, nn.Module], nn.Module]
+_Mixer = Callable[[int, nn.Module], nn.Module]
 """Function from the number of tasks T and a stage to the module that mixes the features after the stage: T features to
 T, in the tasks' order."""
 
@@ -76,7 +76,7 @@ class Streams(MultiTaskModel, abc.ABC):
         tasks: Sequence[Task],
         heads: Mapping[str, nn.Module] | None,
         *,
-        mixer: Mixer,
+        mixer: _Mixer,
         after: Sequence[str] | None,
         fresh: bool,
     ) -> None:

@@ -41,7 +41,7 @@ class EncoderAdapter(nn.Module):
 
     def forward(self, x: Any) -> Any:
         """Call the module with the parts of `x`, and pick its output."""
-        return picked(call(self.module, x), self.output)
+        return _picked(call(self.module, x), self.output)
 
 
 class TransformerEncoder(nn.Module):
@@ -108,7 +108,7 @@ def call(module: nn.Module, x: Any) -> Any:
     return module(x)
 
 
-def picked(outputs: Any, which: str | int | None) -> Any:
+def _picked(outputs: Any, which: str | int | None) -> Any:
     """Return a part of a module's output: by key or attribute, or by index; None is all of it.
 
     Raises:

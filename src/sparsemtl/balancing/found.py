@@ -120,7 +120,7 @@ def member_name(kind: str) -> str:
 
 
 @dataclass(frozen=True)
-class Construct:
+class _Construct:
     """Function from a number of tasks to a new object of a class; it can be pickled and copied.
 
     Attributes:
@@ -176,7 +176,7 @@ def _member(kind: type[nn.Module], known: _Known) -> Callable[..., Balancer] | N
                 f"balancer {known.name!r}: parameter {missing[0]!r} is required: {parameters[missing[0]].meaning}"
             )
         arguments = {parameters[name].keyword: value for name, value in given.items() if name in parameters}
-        construct = Construct(kind, known.name, arguments)
+        construct = _Construct(kind, known.name, arguments)
         if aggregates:
             return gradient_balancer(construct, **{name: given[name] for name in options if name in given})
         return LossBalancer(construct, trained=True)

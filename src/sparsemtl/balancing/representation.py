@@ -20,7 +20,7 @@ from sparsemtl.balancing.targets import GradientTarget, representation
 from sparsemtl.balancing.torchjd_module import Always, TorchJDModule, check_reads_inner_products, check_tasks
 from sparsemtl.networks.model import MultiTaskModel
 
-Normalise = Literal["none", "l2", "loss", "loss+"]
+_Normalise = Literal["none", "l2", "loss", "loss+"]
 
 
 class RepresentationBalancer(Balancer):
@@ -33,7 +33,7 @@ class RepresentationBalancer(Balancer):
         normalise: what each gradient is divided by; see `mgda_ub`.
     """
 
-    def __init__(self, make: Callable[[int], nn.Module], normalise: Normalise = "none") -> None:
+    def __init__(self, make: Callable[[int], nn.Module], normalise: _Normalise = "none") -> None:
         self._torchjd = TorchJDModule(make)
         self._divide_by = normalise
         self._weights = torch.ones(0)
@@ -93,7 +93,7 @@ class RepresentationBalancer(Balancer):
 def mgda_ub(
     *,
     normalise: Annotated[
-        Normalise,
+        _Normalise,
         Doc(
             "Divisor of each task's gradient: none; l2, its norm; loss, the task's loss; loss+, both. Norms of zero "
             "and losses that are not positive divide by 1."

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
-STATIONARY = 1e-4
+_STATIONARY = 1e-4
 """Length of a combined gradient, over the root of the sum of all squared entries, below which CAGrad takes no step."""
 
 _ROUNDING = 1e-14
@@ -59,13 +59,13 @@ def cagrad_weights(gramian: Array, c: float) -> Array:
             low = s
         else:
             high = s
-        if radius * high < STATIONARY:
+        if radius * high < _STATIONARY:
             return np.zeros(tasks)  # the length grows with s, so the one at the minimum is smaller still
         better = _crossing(gramian, line, radius, near=s)
         if abs(better - s) <= 1e-12 * s:
             break
         s = better if low < better < high else min(2 * low, (low + high) / 2)
-    return mean + radius / length * w if length >= STATIONARY else np.zeros(tasks)
+    return mean + radius / length * w if length >= _STATIONARY else np.zeros(tasks)
 
 
 def nash_weights(gramian: Array, rounding: float) -> Array:

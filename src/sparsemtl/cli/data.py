@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sparsemtl.data.check import Inspection, ReadResult
     from sparsemtl.data.requirements import Found, Package
 
-MOST_ERRORS = 20
+_MOST_ERRORS = 20
 """Number of damaged samples that are printed."""
 
 app = typer.Typer(
@@ -203,9 +203,9 @@ def _reading_lines(reading: ReadResult) -> Iterator[str]:
         yield from _data_lines(reading.data)
     if reading.samples:
         yield f"{reading.samples:,} samples decoded, {len(reading.errors):,} of them damaged."
-    yield from (f"  {error}" for error in reading.errors[:MOST_ERRORS])
-    if len(reading.errors) > MOST_ERRORS:
-        yield f"  and {len(reading.errors) - MOST_ERRORS:,} more."
+    yield from (f"  {error}" for error in reading.errors[:_MOST_ERRORS])
+    if len(reading.errors) > _MOST_ERRORS:
+        yield f"  and {len(reading.errors) - _MOST_ERRORS:,} more."
     for count, first in reading.remarks.values():
         yield f"{count:,} samples: {first}"
 

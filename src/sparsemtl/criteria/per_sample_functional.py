@@ -93,12 +93,12 @@ class FunctionalPowers(GradientPowers):
                 for name, gradient in gradients.items():
                     self.sums.gradients(totals[name], gradient)
                 done = part.stop
-        except CutError as error:
+        except _CutError as error:
             self._refuse(error)
         if not self._cuts:
             self._add_rows(cotangents, totals, done)
 
-    def _refuse(self, error: CutError) -> None:
+    def _refuse(self, error: _CutError) -> None:
         """Stop cutting from the present batch on, or raise."""
         if self.select is not None:
             raise ParameterError(
@@ -132,7 +132,7 @@ class FunctionalPowers(GradientPowers):
         """Yield the gradients of a batch, checked.
 
         Raises:
-            CutError: before the first samples that were cut out wrongly.
+            _CutError: before the first samples that were cut out wrongly.
         """
         batch = len(next(iter(cotangents.values())))
         size = sum(p.numel() * p.element_size() for p in self.parameters.values())
@@ -143,7 +143,7 @@ class FunctionalPowers(GradientPowers):
             if self.vectorised:
                 try:
                     gradients, outputs = self._vectorised(part, own, batch)
-                except CutError:
+                except _CutError:
                     raise
                 except Exception as refusal:  # vmap raises errors of many classes
                     if self.strict:
@@ -166,7 +166,7 @@ class FunctionalPowers(GradientPowers):
         except Exception as error:
             if self.strict:
                 raise
-            raise CutError(f"Sample {n} alone ends in {type(error).__name__}: {error}") from error
+            raise _CutError(f"Sample {n} alone ends in {type(error).__name__}: {error}") from error
         check_rows(outputs, self._outputs, part)
         found = self._single.gradients({task: c[part] for task, c in cotangents.items()})
         return {name: found.get(name, torch.zeros_like(p))[None] for name, p in self._single.leaves.items()}
@@ -196,11 +196,11 @@ class FunctionalPowers(GradientPowers):
 
 def _row(task: str, output: Tensor) -> Tensor:
     if output.shape[:1] != (1,):
-        raise CutError(f"task {task!r}: shape {tuple(output.shape)} for one sample.")
+        raise _CutError(f"task {task!r}: shape {tuple(output.shape)} for one sample.")
     return output.squeeze(0)
 
 
-class CutError(ParameterError):
+class _CutError(ParameterError):
     """The model's output for a sample that was cut out differs from its output inside the batch."""
 
 
@@ -223,16 +223,16 @@ def check_rows(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], part
         part: slice of the n samples among the B rows.
 
     Raises:
-        CutError: naming the task and the difference.
+        _CutError: naming the task and the difference.
     """
     for task, output in found.items():
         rows = expected[task][part]
         if output.shape != rows.shape:
-            raise CutError(f"task {task!r}: shape {tuple(output.shape)} instead of {tuple(rows.shape)}.")
+            raise _CutError(f"task {task!r}: shape {tuple(output.shape)} instead of {tuple(rows.shape)}.")
         largest = float(expected[task].detach().nan_to_num(0.0, 0.0, 0.0).abs().amax()) if rows.numel() else 0.0
         if not torch.isclose(output, rows, rtol=0.0, atol=_tolerance(rows) * largest, equal_nan=True).all():
             error = float((output - rows).abs().amax())
-            raise CutError(f"task {task!r}: the outputs differ by up to {error:.3g}.")
+            raise _CutError(f"task {task!r}: the outputs differ by up to {error:.3g}.")
 
 
 def _tolerance(output: Tensor) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 from sparsemtl.errors import DataError
 from sparsemtl.storage.text_files import replacing
 
-TIMEOUT = 60.0
+_TIMEOUT = 60.0
 """Seconds without an answer after which a server counts as absent."""
 
 
@@ -78,7 +78,7 @@ def download(urls: Sequence[str], target: Path, *, md5: str) -> None:
     for url in urls:
         try:
             with replacing(target) as aside:
-                get = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), chunk_size=1 << 20, timeout=TIMEOUT)
+                get = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), chunk_size=1 << 20, timeout=_TIMEOUT)
                 get(url, str(aside), None)
                 if (found := pooch.file_hash(str(aside), alg="md5")) != md5:
                     raise DataError(f"expected md5 {md5}, found {found}")

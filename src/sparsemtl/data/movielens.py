@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 FOLDER = "ml-100k"
 OFFICIAL, RECBOLE = ("u.data", "u.user", "u.item"), ("ml-100k.inter", "ml-100k.user", "ml-100k.item")
-RATINGS = 100_000
+_RATINGS = 100_000
 TRAINING = 0.7
 """Share of the rows that are not for the test."""
 GENRES = (
@@ -40,7 +40,7 @@ NUMBERS = ("release_year", *GENRES)
 CATEGORIES = ("gender", "occupation")
 TARGETS = (ClassTarget("rating", "rating", above=3), NumberTarget("age", "age", scale="unit"))
 
-ARCHIVE = ZipArchive(
+_ARCHIVE = ZipArchive(
     "https://files.grouplens.org/datasets/movielens/ml-100k.zip", "0e33842e24a9c977be4e0107933c0723", FOLDER
 )
 
@@ -53,11 +53,11 @@ def _expected(names: Sequence[str]) -> tuple[Expected, ...]:
 FILES = Package(
     "the official files",
     _expected(OFFICIAL),
-    source=ARCHIVE.address,
+    source=_ARCHIVE.address,
     licence="research only, no redistribution, no commercial use without permission (GroupLens)",
     get=f"set `download: true` in the configuration (download=True in Python), or unpack the archive as {FOLDER}",
 )
-FILES_OF_RECBOLE = Package(
+_FILES_OF_RECBOLE = Package(
     "the files that RecBole brings along",
     _expected(RECBOLE),
     source="https://pypi.org/project/recbole/1.2.1/",
@@ -66,7 +66,7 @@ FILES_OF_RECBOLE = Package(
 )
 
 
-@requires_files((FILES,), (FILES_OF_RECBOLE,))
+@requires_files((FILES,), (_FILES_OF_RECBOLE,))
 @checked
 def movielens(
     *,
@@ -108,7 +108,7 @@ def movielens(
     parts = draw(count, shares, seed)
     categories = (*CATEGORIES, *((USER, FILM) if identities else ()))
     inputs = InputColumns(NUMBERS, categories, missing="indicator", most_categories=2000)  # one film has no year
-    notes = counted({"ratings": count}, {"ratings": RATINGS})
+    notes = counted({"ratings": count}, {"ratings": _RATINGS})
     return tabulate("movielens-100k", rows, parts, inputs, TARGETS, encoding=encoding, notes=notes)
 
 
@@ -120,7 +120,7 @@ def _read(folder: Path, *, download: bool) -> Rows:
                 return _joined(folder, *layout(folder))
         if not download or attempt:
             break
-        ARCHIVE.fetch(folder, OFFICIAL)
+        _ARCHIVE.fetch(folder, OFFICIAL)
     raise absent("movielens-100k", folder, OFFICIAL)
 
 

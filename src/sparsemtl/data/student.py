@@ -33,7 +33,7 @@ CATEGORIES = (
     *("schoolsup", "famsup", "paid", "activities", "nursery", "higher", "internet", "romantic"),
 )
 GRADES = ("G1", "G2", "G3")
-BEST_GRADE = 20.0
+_BEST_GRADE = 20.0
 
 FILES = Package(
     "the official tables",
@@ -77,6 +77,6 @@ def student(
     count = len(rows.frame)
     parts = draw(count, SHARES, seed)
     parts = RowParts(parts.of_rows, f"{subject}: {parts.note}")
-    targets = [NumberTarget(name, name, factor=BEST_GRADE) for name in GRADES]
+    targets = [NumberTarget(name, name, factor=_BEST_GRADE) for name in GRADES]
     notes = counted({"pupils": count}, {"pupils": OFFICIAL[subject]})
     return tabulate("student", rows, parts, InputColumns(NUMBERS, CATEGORIES), targets, encoding=encoding, notes=notes)

@@ -154,7 +154,7 @@ def structures_from_state(state: Mapping[str, Any]) -> dict[str, Structure]:
     }
 
 
-Makers = Mapping[nn.Module, int]
+_Makers = Mapping[nn.Module, int]
 """Layer -> number of equal parts of its outputs that each hold all units, such as 3 of a fused query, key and value."""
 
 
@@ -193,7 +193,7 @@ class _Probe:
         self._outputs.setdefault(layer, []).append(made)
         return made.clone()  # which an activation may change in place
 
-    def neurons(self) -> Iterator[tuple[nn.Module, Makers, int]]:
+    def neurons(self) -> Iterator[tuple[nn.Module, _Makers, int]]:
         """Yield (reader, its makers, number of neurons)."""
         readers = {layer: self._makers_of(read) for layer, read in self._read.items()}
         for reader, makers in readers.items():
@@ -204,7 +204,7 @@ class _Probe:
                 if len(fits) == len(makers):
                     yield reader, fits, count
 
-    def heads(self) -> Iterator[tuple[nn.Module, Makers, int]]:
+    def heads(self) -> Iterator[tuple[nn.Module, _Makers, int]]:
         """Yield (reader, its makers, number of heads)."""
         for reader, read in self._read.items():
             makers, width = self._makers_of(read), read.shape[-1]
@@ -292,7 +292,7 @@ def _layouts(width: int, count: int) -> dict[int, Tensor]:
     return {parts: _contiguous(width, count, parts) for parts in (1, 2, 3) if not width % (parts * count)}
 
 
-def _parts(names: Mapping[nn.Module, str], reader: nn.Module, makers: Makers, count: int) -> Iterator[Part]:
+def _parts(names: Mapping[nn.Module, str], reader: nn.Module, makers: _Makers, count: int) -> Iterator[Part]:
     for maker, parts in makers.items():
         axis = 1 if is_transposed_linear(maker) else 0
         weight: Tensor = maker.weight  # type: ignore[assignment]

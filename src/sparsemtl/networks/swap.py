@@ -91,7 +91,7 @@ def own_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
         MaskError: if the model has no tensor of such a name.
     """
     found = {}
-    for name, slots in slots_of(model, names).items():
+    for name, slots in _slots_of(model, names).items():
         module, attribute = slots[0]
         tensor = module._parameters.get(attribute)
         found[name] = module._buffers[attribute] if tensor is None else tensor
@@ -116,13 +116,13 @@ def refuse_compiled(model: nn.Module) -> None:
         MaskError: naming the module and an alternative.
     """
     _refuse_compiling()
-    slots_of(model)
+    _slots_of(model)
 
 
 def _replacements(model: nn.Module, tensors: Mapping[str, Tensor | None]) -> dict[nn.Module, dict[str, Any]]:
     """Return module -> attribute -> what stands there inside the context."""
     values: dict[nn.Module, dict[str, Any]] = {}
-    for name, slots in slots_of(model, tensors).items():
+    for name, slots in _slots_of(model, tensors).items():
         for module, attribute in slots:
             values.setdefault(module, {})[attribute] = tensors[name]
     return values
@@ -131,7 +131,7 @@ def _replacements(model: nn.Module, tensors: Mapping[str, Tensor | None]) -> dic
 # ---- slots: where in its modules each tensor of a model stands, found once per model --------------------------------
 
 
-Slot = tuple[nn.Module, str]
+_Slot = tuple[nn.Module, str]
 """Module and name of an attribute of it."""
 
 
@@ -172,7 +172,7 @@ _registrations = 0
 _maps: WeakKeyDictionary[nn.Module, _Map] = WeakKeyDictionary()
 
 
-def slots_of(model: nn.Module, names: Iterable[str] = ()) -> dict[str, list[Slot]]:
+def _slots_of(model: nn.Module, names: Iterable[str] = ()) -> dict[str, list[_Slot]]:
     """Return name -> all slots that hold the tensor of that name.
 
     Args:
@@ -235,7 +235,7 @@ class _Layer:
 
     def __init__(self, values: Mapping[nn.Module, dict[str, Any]]) -> None:
         self._values = dict(values)
-        self._before: dict[Slot, Any] = {}
+        self._before: dict[_Slot, Any] = {}
         self.modules = tuple(values)
 
     def show(self) -> None:

@@ -115,9 +115,9 @@ def check_structures(structures: Mapping[str, Structure]) -> None:
 
 def dense(weight: Tensor) -> Tensor:
     """Return the weight itself if it is contiguous in one of torch's memory formats, else a contiguous copy."""
-    return weight if weight.is_contiguous() or is_channels_last(weight) else weight.contiguous()
+    return weight if weight.is_contiguous() or _is_channels_last(weight) else weight.contiguous()
 
 
-def is_channels_last(weight: Tensor) -> bool:
+def _is_channels_last(weight: Tensor) -> bool:
     """Return True for a weight of four axes that is contiguous in the format channels-last."""
     return weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last)

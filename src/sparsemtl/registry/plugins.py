@@ -55,7 +55,7 @@ def with_plugins(config: Mapping[str, Any], folder: Path, more: Iterable[str] = 
         folder: folder of the file, at which relative paths in it start.
         more: plugins of the command line, whose relative paths start at the working folder.
     """
-    named = [*absolute_plugins(plugins_of(config), folder), *absolute_plugins(more, Path())]
+    named = [*_absolute_plugins(plugins_of(config), folder), *_absolute_plugins(more, Path())]
     config = with_absolute_code(config, folder)
     return {**config, "plugins": list(dict.fromkeys(named))} if named else config
 
@@ -74,10 +74,10 @@ def absolute_code(value: Any, folder: Path) -> Any:
     match = NAMED_CODE.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         return value
-    return f"{absolute_plugins([match['home']], folder)[0]}:{match['name']}"
+    return f"{_absolute_plugins([match['home']], folder)[0]}:{match['name']}"
 
 
-def absolute_plugins(names: Iterable[str], folder: Path) -> list[str]:
+def _absolute_plugins(names: Iterable[str], folder: Path) -> list[str]:
     """Return plugins with absolute paths; relative ones start at a folder."""
     return [str((folder / name).resolve()) if name.endswith(".py") else name for name in names]
 

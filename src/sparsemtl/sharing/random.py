@@ -17,7 +17,7 @@ from sparsemtl.sharing.masking import statistics_kind
 from sparsemtl.sharing.sharing import Sharing
 from sparsemtl.tasks.batches import Loaders
 
-SEED_STEP = 1_000_003
+_SEED_STEP = 1_000_003
 """Difference of the seeds of two epochs: no run's seed at one epoch is that of another run at another epoch."""
 
 
@@ -72,7 +72,7 @@ class RandomSharing(Sharing):
         criterion = None
         if epoch == drawn or self._masks.schedule.falls_at(epoch):
             seed = torch.initial_seed() % 2**31 if self.seed is None else self.seed
-            criterion = Random(seed=seed + drawn * SEED_STEP, **self._masks.scored)
+            criterion = Random(seed=seed + drawn * _SEED_STEP, **self._masks.scored)
         return self._masks.choose(criterion, epoch, model, networks, loaders)
 
     def is_selectable(self, epoch: int) -> bool:

@@ -95,7 +95,7 @@ class UnitLayer:
         return cls(name, channels, tuple(outputs), dict(rows))
 
 
-Dealt = Mapping[str, Mapping[str, Tensor]]
+_Dealt = Mapping[str, Mapping[str, Tensor]]
 """Layer -> task -> bool (C,), True for the units that the task uses."""
 
 
@@ -181,7 +181,7 @@ def deal(
     return masks
 
 
-def routed(model: MultiTaskModel, networks: TaskNetworks, layers: Sequence[UnitLayer], dealt: Dealt) -> TaskNetworks:
+def routed(model: MultiTaskModel, networks: TaskNetworks, layers: Sequence[UnitLayer], dealt: _Dealt) -> TaskNetworks:
     """Return the networks in which every task uses its units.
 
     Args:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics.metric import Metric
 
-Entity = tuple[int, int, str]
+_Entity = tuple[int, int, str]
 """First token, one past the last token, and kind."""
 
 
@@ -17,7 +17,7 @@ def are_bio_tags(names: Sequence[str]) -> bool:
     return "O" in names and all(name == "O" or name[:2] in ("B-", "I-") for name in names) and len(names) > 1
 
 
-def entities(tags: Sequence[str]) -> Iterator[Entity]:
+def entities(tags: Sequence[str]) -> Iterator[_Entity]:
     """Yield the entities of one sequence.
 
     An entity begins at `B-x`, and at an `I-x` that does not go on with an entity of kind x, as in the CoNLL-2000 rules.

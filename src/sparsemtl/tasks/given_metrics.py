@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sparsemtl.tasks.own_metrics import MetricFunction
     from sparsemtl.tasks.task import Task
 
-GivenMetric: TypeAlias = "Metric | MetricFunction | str"
+_GivenMetric: TypeAlias = "Metric | MetricFunction | str"
 """A torchmetrics metric, a function of outputs and labels, or the name of one of the kind's own metrics."""
 
 METRICS: Registry[Metric] = Registry("metric", {})
@@ -72,14 +72,14 @@ def check_metrics(task: str, metrics: object, directions: Mapping[str, bool]) ->
             )
 
 
-def selected_metrics(metrics: Any) -> dict[str, GivenMetric] | list[str] | None:
+def selected_metrics(metrics: Any) -> dict[str, _GivenMetric] | list[str] | None:
     """Return metrics of the user's own by name, or names of the kind's own; None if nothing was given."""
     if not metrics:
         return None
     return dict(metrics) if isinstance(metrics, Mapping) else list(dict.fromkeys(metrics))
 
 
-def is_function(metric: object) -> bool:
+def _is_function(metric: object) -> bool:
     """Return True for a plain function of outputs and labels, in place of a torchmetrics metric."""
     return not isinstance(metric, str) and not hasattr(metric, "update")
 
@@ -108,7 +108,7 @@ def made_metric(name: str, given: Metric | MetricFunction, direction: bool | Non
     """Return a new metric from what was given, with its direction if there is one."""
     from sparsemtl.tasks.own_metrics import FunctionMetric, set_direction
 
-    if is_function(given):
+    if _is_function(given):
         return FunctionMetric(name, cast("MetricFunction", given), higher_is_better=direction)
     made = deepcopy(cast("Metric", given))
     if direction is not None:

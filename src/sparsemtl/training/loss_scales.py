@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from sparsemtl.errors import SparseMTLWarning
 from sparsemtl.tasks import Regression, Task
 
-MOST_UNLIKE = 20.0
+_MOST_UNLIKE = 20.0
 """Ratio of the largest loss to the smallest, in the mean of the first epoch, from which it is named."""
 
 
@@ -21,7 +21,7 @@ def unlike_scales(
     tasks: Mapping[str, Task],
     *,
     when: str = "in the first epoch",
-    ratio: float = MOST_UNLIKE,
+    ratio: float = _MOST_UNLIKE,
 ) -> str:
     """Return a note on losses of unlike scale, with what to do; "" if they are alike.
 

@@ -17,7 +17,7 @@ from sparsemtl.kernels.compiled import NAMES, computed_by, library
 from sparsemtl.kernels.processor import processor_name
 
 
-class HasThreads(Protocol):
+class _HasThreads(Protocol):
     """Object with a number of threads of its own."""
 
     threads: int | None
@@ -25,7 +25,7 @@ class HasThreads(Protocol):
 
 P = ParamSpec("P")
 R = TypeVar("R")
-T = TypeVar("T", bound=HasThreads)
+T = TypeVar("T", bound=_HasThreads)
 
 
 @contextmanager

@@ -49,7 +49,7 @@ class Merit:
         return self.comparable(other) and self.value > other.value
 
 
-class Valuation(Protocol):
+class _Valuation(Protocol):
     """Computation of the merit of epochs from validation results."""
 
     @property
@@ -222,7 +222,7 @@ class _OwnFunction(_Stateless):
         return [(", ".join(tasks), self.name)]
 
 
-def valuation_of(monitor: Any, tasks: Mapping[str, Task]) -> Valuation:
+def valuation_of(monitor: Any, tasks: Mapping[str, Task]) -> _Valuation:
     """Return the computation that a `Monitor` names.
 
     Args:

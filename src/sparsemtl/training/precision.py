@@ -8,7 +8,7 @@ from typing import Any
 from lightning_fabric.plugins.precision import DoublePrecision, HalfPrecision, Precision
 
 
-class DoubleOutputs(DoublePrecision):
+class _DoubleOutputs(DoublePrecision):
     """Double precision in which outputs stay double, so that losses are computed in it too.
 
     Fabric's own plugin casts outputs to single precision.
@@ -21,7 +21,7 @@ class DoubleOutputs(DoublePrecision):
 
 def fabric_options(precision: str) -> dict[str, Any]:
     """Return the arguments of `Fabric` for a precision."""
-    own = {"64-true": DoubleOutputs}
+    own = {"64-true": _DoubleOutputs}
     return {"plugins": [own[precision]()]} if precision in own else {"precision": precision}
 
 

@@ -28,14 +28,14 @@ from sparsemtl.tasks import Classification, Segmentation
 
 FOLDER, IMAGES, MASKS = "CelebAMask-HQ", "CelebA-HQ-img", "CelebAMask-HQ-mask-anno"
 LIST, MAPPING = "CelebAMask-HQ-attribute-anno.txt", "CelebA-HQ-to-CelebA-mapping.txt"
-LESS_IS_MORE = "celebA_datasplit.json"
+_LESS_IS_MORE = "celebA_datasplit.json"
 OFFICIAL = 30_000
 SEGMENTATION = "segmentation"
 ATTRIBUTES = {"male": "Male", "smile": "Smiling"}
 """Task -> attribute, as in Less is More."""
 FIRST_VALIDATION, FIRST_TEST = 162_771, 182_638
 """Numbers of the first validation and the first test image in CelebA's partition, from 1."""
-PER_FOLDER = 2000
+_PER_FOLDER = 2000
 """Number of images whose masks lie in one folder."""
 # fmt: off
 PARTS = (
@@ -69,7 +69,7 @@ class _PartMasks(OneTarget):
 
     def read(self, row: int, frame: Frame) -> dict[str, Tensor]:
         """Return the classes of a sample."""
-        number, folder = self.numbers[row], self.folder / str(self.numbers[row] // PER_FOLDER)
+        number, folder = self.numbers[row], self.folder / str(self.numbers[row] // _PER_FOLDER)
         classes = np.zeros(frame.size, dtype=np.uint8)
         found = {index: path for part, index in self.paint if (path := folder / f"{number:05d}_{part}.png").is_file()}
         for index, path in found.items():  # parts that are not visible have no mask
@@ -112,10 +112,10 @@ def _official(folder: Path, images: Sequence[str], seed: int) -> list[Tensor]:
 
 
 def _less_is_more(folder: Path, images: Sequence[str], seed: int) -> list[Tensor]:
-    path = folder / LESS_IS_MORE
+    path = folder / _LESS_IS_MORE
     if not path.is_file():
         raise DataError(
-            f"{path} does not exist. It is src/dataset/{LESS_IS_MORE} of https://github.com/ricupa/"
+            f"{path} does not exist. It is src/dataset/{_LESS_IS_MORE} of https://github.com/ricupa/"
             "Less-is-More-Towards-parsimonious-multi-task-models-using-structured-sparsity."
         )
     try:
@@ -151,7 +151,7 @@ FILES = Package(
         Expected("masks of parts", (f"{FOLDER}/{MASKS}/*/*.png",)),
         Expected("40 attributes", (f"{FOLDER}/{LIST}",), 1),
         Expected("numbers of the images in CelebA", (f"{FOLDER}/{MAPPING}",), 1, optional=True),
-        Expected("the split of Less is More", (f"{FOLDER}/{LESS_IS_MORE}",), 1, optional=True),
+        Expected("the split of Less is More", (f"{FOLDER}/{_LESS_IS_MORE}",), 1, optional=True),
     ),
     source="https://github.com/switchablenorms/CelebAMask-HQ",
     licence="non-commercial research and education only, no redistribution",

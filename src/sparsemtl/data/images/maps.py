@@ -19,7 +19,7 @@ IGNORE = 255
 """Label of pixels without a class."""
 SHORTEST, LONGEST = 0.05, 2.0
 """Lengths between which a vector is a direction: shorter ones are unknown, longer ones no normals."""
-BYTES_PER_UNIT = 127.5
+_BYTES_PER_UNIT = 127.5
 """Steps of a byte in one unit of a normal that is stored as a colour: 0 is -1, 255 is 1."""
 
 
@@ -255,7 +255,7 @@ class NormalMap(OneTarget):
             raise DataError(f"{where} has shape {array.shape}; expected normals (height, width, 3).")
         array = frame.fit(array, where)
         as_colours = array.dtype == np.uint8
-        vectors = array / BYTES_PER_UNIT - 1 if as_colours else array.astype(np.float64)
+        vectors = array / _BYTES_PER_UNIT - 1 if as_colours else array.astype(np.float64)
         vectors = frame.finite(self.target, vectors, where)
         vectors = np.where(array.any(2, keepdims=True), vectors, 0) if as_colours else vectors
         length = np.linalg.norm(vectors, axis=2, keepdims=True)

@@ -30,9 +30,9 @@ from sparsemtl.data.splitting import hold_out, in_proportion
 from sparsemtl.registry.parameters import Count, Natural
 from sparsemtl.tasks import Classification
 
-CANVAS = 36
+_CANVAS = 36
 """Height and width of an overlaid image in pixels."""
-OFFSET = CANVAS - SIDE
+_OFFSET = _CANVAS - SIDE
 """Rows and columns by which the second item lies below and to the right of the first."""
 
 
@@ -102,12 +102,12 @@ def _draw(count: int, left: int, right: int, seed: int) -> Tensor:
 def _overlay(left: Split, right: Split, pairs: Tensor, size: int) -> Split:
     (left_task,), (right_task,) = left.targets, right.targets
     first, second = left.select(pairs[:, 0]), right.select(pairs[:, 1])
-    canvas = first.x.new_zeros(len(pairs), CANVAS, CANVAS)
+    canvas = first.x.new_zeros(len(pairs), _CANVAS, _CANVAS)
     canvas[:, :SIDE, :SIDE] = first.x
-    corner = canvas[:, OFFSET:, OFFSET:]
+    corner = canvas[:, _OFFSET:, _OFFSET:]
     torch.maximum(corner, second.x, out=corner)
     x = scaled(canvas)
-    if size != CANVAS:
+    if size != _CANVAS:
         x = F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
     return Split(x, {"left": first.targets[left_task], "right": second.targets[right_task]})
 

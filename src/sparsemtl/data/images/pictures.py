@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 Size = Count | Sequence[Count] | None
 """Height and width; or the length of the shorter side; or None: as in the file. In pixels."""
-BRIGHTEST = 2.0
+_BRIGHTEST = 2.0
 """Bound of the floats of an image; greater ones are no brightness in [0, 1]."""
 TOGETHER = 2**18
 """Pixels from which on a group of images is decoded."""
@@ -182,7 +182,7 @@ def colours(path: Path) -> Array:
         raise DataError(f"{path} has shape {array.shape}; an image has (height, width, 3).")
     if array.dtype == np.uint8:
         return array
-    if not np.isfinite(array).all() or array.max() > BRIGHTEST:
+    if not np.isfinite(array).all() or array.max() > _BRIGHTEST:
         raise DataError(
             f"{path} has values from {array.min():.4g} to {array.max():.4g}; an image has bytes, or floats in [0, 1]."
         )

@@ -33,18 +33,18 @@ from sparsemtl.data.scenes.rooms import (
 TABLES, BOXES, CYLINDERS, SPHERES = (
     [i for i, slot in enumerate(SLOTS) if slot == kind] for kind in ("table", "box", "cylinder", "sphere")
 )
-CELLS = 3
+_CELLS = 3
 """Columns and rows of cells of the floor, with at most one object in each."""
 CLEAR = 1.0
 """Metres along the wall at which the camera stands that stay empty."""
-EXTENTS = {
+_EXTENTS = {
     "table": (0.50, 1.00, 0.4, 0.8),
     "box": (0.25, 0.60, 0.25, 1.7),
     "cylinder": (0.16, 0.42, 0.3, 1.6),
     "sphere": (0.22, 0.50, 0.0, 0.0),
 }
 """Kind -> least and greatest distance of its outline from its axis, least and greatest height, metres."""
-LOOKS = {
+_LOOKS = {
     "floor": (0.20, 0.60, 0.25, 0.5, 1.5, 4.0),
     "wall": (0.40, 0.85, 0.30, 0.3, 1.0, 3.0),
     "ceiling": (0.75, 0.92, 0.05, 0.0, 1.0, 2.0),
@@ -114,13 +114,13 @@ class Objects(NamedTuple):
 def _objects(draws: UniformNumbers, size: Tensor) -> Objects:
     """Draw one to eight objects, each in a cell of its own and small enough to turn round in it."""
     slots = len(SLOTS)
-    narrow, wide, low, high = torch.tensor([EXTENTS[kind] for kind in SLOTS], dtype=torch.float64).unbind(1)
+    narrow, wide, low, high = torch.tensor([_EXTENTS[kind] for kind in SLOTS], dtype=torch.float64).unbind(1)
     start = torch.tensor([0.0, CLEAR], dtype=torch.float64)
-    cell = (size[:, :2] - start).unsqueeze(1) / CELLS
+    cell = (size[:, :2] - start).unsqueeze(1) / _CELLS
     reach = draws.uniform(narrow, wide, slots).minimum(0.48 * cell.amin(2))
     rise = draws.uniform(0.0, 1.0, slots)
-    place = draws.order(CELLS * CELLS)[:, :slots]
-    corner = start + cell * torch.stack([place % CELLS, place // CELLS], 2)
+    place = draws.order(_CELLS * _CELLS)[:, :slots]
+    corner = start + cell * torch.stack([place % _CELLS, place // _CELLS], 2)
     margin = reach.unsqueeze(2)
     middle = corner + margin + (cell - 2 * margin) * draws.uniform(0.0, 1.0, slots, 2)
     turn = _cosine_and_sine(draws.uniform(-0.41, 0.41, slots) * draws.chance(0.7, slots))
@@ -201,7 +201,7 @@ def _window(draws: UniformNumbers, size: Tensor) -> Window:
 def _materials(draws: UniformNumbers) -> Materials:
     """Draw colours and patterns; those of objects do not depend on their kind."""
     count = len(SURFACES)
-    looks = torch.tensor([LOOKS[name] for name in SURFACES], dtype=torch.float64)
+    looks = torch.tensor([_LOOKS[name] for name in SURFACES], dtype=torch.float64)
     dark, light, tint, contrast, coarse, fine = looks.unsqueeze(2).unbind(1)
     first = draws.uniform(dark, light, count, 1) + tint * draws.uniform(-0.5, 0.5, count, 3)
     darker = 1 - contrast * draws.uniform(0.5, 1.0, count, 1)

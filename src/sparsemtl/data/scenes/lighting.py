@@ -9,19 +9,19 @@ from sparsemtl.data.scenes.numbers import sqrt
 from sparsemtl.data.scenes.rooms import WINDOW, Materials, Rooms, Window
 from sparsemtl.data.scenes.tracing import Hits, blocked, dot, pick
 
-ABOVE = 2e-3
+_ABOVE = 2e-3
 """Distance from a surface at which shadows are computed, metres."""
-BELOW = 1e-3
+_BELOW = 1e-3
 """Depth under a surface at which solid patterns are read, metres: a face on a cell's border reads one cell."""
-CORNER = 0.25
+_CORNER = 0.25
 """Distance from a wall at which half of the light from that side is lost, metres."""
-FRAME = 0.06
+_FRAME = 0.06
 """Width of window frames, metres."""
 STRIDES = (57, 113, 1201)
-"""Steps in `LATTICE` along the three directions."""
-PERIOD = 4096
-"""Period of `LATTICE`."""
-LATTICE = torch.rand(PERIOD, generator=torch.Generator().manual_seed(0)).repeat(2)
+"""Steps in `_LATTICE` along the three directions."""
+_PERIOD = 4096
+"""Period of `_LATTICE`."""
+_LATTICE = torch.rand(_PERIOD, generator=torch.Generator().manual_seed(0)).repeat(2)
 """Values of noise at the corners of cubes; twice, as a cube's corners may lie on both sides of the end."""
 
 
@@ -54,7 +54,7 @@ def _looks(materials: Materials) -> Tensor:
 def _albedo(looks: Tensor, hits: Hits, blur: Tensor) -> Tensor:
     """Return the reflectance in red, green and blue, (N, 3, R); patterns fade below `blur` metres, a pixel's width."""
     first, second, pattern, scale = looks[:, 0:3], looks[:, 3:6], looks[:, 6:9], looks[:, 9:12]
-    place = scale * (hits.own - BELOW * hits.own_normal)
+    place = scale * (hits.own - _BELOW * hits.own_normal)
     x, y, z = place.unbind(1)
     cell_x, cell_y, cell_z = place.floor().unbind(1)
     values = torch.stack([_odd(cell_x + cell_y + cell_z), _odd((x + y + z).floor()), smooth_noise(place)], 1)
@@ -75,8 +75,8 @@ def smooth_noise(place: Tensor) -> Tensor:
     fraction = place - corner
     x, y, z = (fraction * fraction * (3 - 2 * fraction)).unbind(1)
     along_x, along_y, along_z = (corner * torch.tensor(STRIDES)[:, None]).unbind(1)
-    start = (along_x + along_y + along_z).long() % PERIOD
-    lattice = LATTICE.expand(len(place), -1)
+    start = (along_x + along_y + along_z).long() % _PERIOD
+    lattice = _LATTICE.expand(len(place), -1)
     steps = [i * STRIDES[0] + j * STRIDES[1] + k * STRIDES[2] for k in (0, 1) for j in (0, 1) for i in (0, 1)]
     values = [lattice.gather(1, start + step) for step in steps]
     for weight in (x, y, z):
@@ -87,7 +87,7 @@ def smooth_noise(place: Tensor) -> Tensor:
 def _light(rooms: Rooms, gaze: Tensor, hits: Hits, aside: Tensor) -> tuple[Tensor, Tensor]:
     """Return irradiance, and the light of highlights, in red, green and blue, (N, 3, R)."""
     lights = rooms.lights
-    above = hits.point + ABOVE * hits.normal
+    above = hits.point + _ABOVE * hits.normal
     diffuse = lights.ambient.unsqueeze(2) * _openness(rooms, hits).unsqueeze(1)
     highlight = torch.zeros_like(diffuse)
     for position, spread, power, axis in zip(*(field.unsqueeze(3).unbind(1) for field in lights[:4]), strict=True):
@@ -112,9 +112,9 @@ def _openness(rooms: Rooms, hits: Hits) -> Tensor:
     """Return the share of the light from all sides that reaches a point, in (0, 1): corners are darker."""
     low = hits.point.clamp(min=0)
     high = (rooms.size.unsqueeze(2) - hits.point).clamp_(min=0)
-    lost = (1 - hits.normal) / (CORNER + low) + (1 + hits.normal) / (CORNER + high)
+    lost = (1 - hits.normal) / (_CORNER + low) + (1 + hits.normal) / (_CORNER + high)
     x, y, z = lost.unbind(1)
-    return 1 / (1 + 0.5 * CORNER * (x + y + z))
+    return 1 / (1 + 0.5 * _CORNER * (x + y + z))
 
 
 def _glass(window: Window, hits: Hits) -> Tensor:
@@ -122,5 +122,5 @@ def _glass(window: Window, hits: Hits) -> Tensor:
     apart = (hits.point - window.centre.unsqueeze(2)).abs()
     along, up = apart[:, 0] + apart[:, 1], apart[:, 2]
     half_along, half_up = window.half[:, :2].amax(1, keepdim=True), window.half[:, 2:]
-    open_ = (along > FRAME / 2) & (along < half_along - FRAME) & (up > FRAME / 2) & (up < half_up - FRAME)
+    open_ = (along > _FRAME / 2) & (along < half_along - _FRAME) & (up > _FRAME / 2) & (up < half_up - _FRAME)
     return open_ * (hits.surface == WINDOW).float()

@@ -19,7 +19,7 @@ from sparsemtl.errors import ParameterError
 
 SCENES = ("at most 1 object", "2 objects", "3 objects", "4 objects", "5 objects", "6 objects or more")
 """Classes of the label of the whole image."""
-VISIBLE = 400
+_VISIBLE = 400
 """Number of pixels of which an object must cover one to count as visible."""
 RAYS = 1 << 15
 """Number of rays followed at once, so that their tensors fit the processor's cache."""
@@ -118,5 +118,5 @@ def _follow(rooms: Rooms, rays: Tensor, side: int) -> tuple[Tensor, Hits]:
 def _scene(surface: Tensor) -> Tensor:
     """Return the index in `SCENES` by the number of visible objects; surfaces (N, R)."""
     covered = torch.stack([(surface == slot).sum(1) for slot in range(OBJECT, len(SURFACES))], 1)
-    seen = (covered * VISIBLE >= surface.shape[1]).sum(1)
+    seen = (covered * _VISIBLE >= surface.shape[1]).sum(1)
     return seen.clamp(1, len(SCENES)) - 1

@@ -15,13 +15,13 @@ from torch import Tensor
 from sparsemtl.data.scenes.numbers import sqrt
 from sparsemtl.data.scenes.rooms import OBJECT, SLOTS, WALL, WINDOW, Rooms, Solids
 
-FAR = 1e12
+_FAR = 1e12
 """Distance that a miss adds per unit by which the ray misses."""
-NUDGE = 1e-12
+_NUDGE = 1e-12
 """Added to directions: a ray along a plane meets it very far away, never at 0 / 0."""
-GRAZING = 1e-4
+_GRAZING = 1e-4
 """Bound of the rounding of a ray that touches a round side and seems to leave it."""
-FIRST_SPHERE = SLOTS.index("sphere")
+_FIRST_SPHERE = SLOTS.index("sphere")
 
 
 class Hits(NamedTuple):
@@ -40,7 +40,7 @@ def trace(rooms: Rooms, direction: Tensor) -> Hits:
     origin = rooms.camera.position.unsqueeze(2)
     distances = [_leaving(rooms.size.unsqueeze(2), origin, direction).unsqueeze(1)]
     for start, end in (_box_spans(rooms.boxes, origin, direction), _round_spans(rooms.rounds, origin, direction)):
-        distances.append((start - end).clamp_(min=0).mul_(FAR).add_(start))
+        distances.append((start - end).clamp_(min=0).mul_(_FAR).add_(start))
     depth, solid = torch.cat(distances, 1).min(1)
     return _describe(rooms, origin, direction, depth, solid)
 
@@ -85,15 +85,15 @@ def _round_spans(rounds: Solids, origin: Tensor, direction: Tensor) -> tuple[Ten
 
     The sides are roots of a quadratic: x^2 + y^2 = radius^2 for cylinders, x^2 + y^2 + z^2 = radius^2 for balls.
     """
-    ball = (rounds.slot >= FIRST_SPHERE).float().unsqueeze(2)
+    ball = (rounds.slot >= _FIRST_SPHERE).float().unsqueeze(2)
     x, y, z = (rounds.centre.unsqueeze(3) - origin.unsqueeze(1)).unbind(2)
     way_x, way_y, way_z = direction.unsqueeze(1).unbind(2)
     radius, half_height = rounds.half[:, :, 0, None], rounds.half[:, :, 2, None]
-    square = (way_x * way_x + way_y * way_y + NUDGE) + ball * (way_z * way_z)
+    square = (way_x * way_x + way_y * way_y + _NUDGE) + ball * (way_z * way_z)
     middle = x * way_x + y * way_y + ball * (z * way_z)
     outside = x * x + y * y + ball * (z * z) - radius * radius
     inside = middle * middle - square * outside
-    root, missed = sqrt(inside.clamp(min=0)), inside.neg_().clamp_(min=0).mul_(FAR)
+    root, missed = sqrt(inside.clamp(min=0)), inside.neg_().clamp_(min=0).mul_(_FAR)
     start, end = (middle - root + missed) / square, (middle + root) / square
     low, high = _slab(z, way_z, half_height)
     return torch.maximum(start, low).clamp_(min=0), torch.minimum(end, high)
@@ -101,7 +101,7 @@ def _round_spans(rounds: Solids, origin: Tensor, direction: Tensor) -> tuple[Ten
 
 def _slab(apart: Tensor, direction: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
     """Return where rays are within `half` of a plane that is `apart` from their origin."""
-    inverse = (direction + NUDGE).reciprocal_()
+    inverse = (direction + _NUDGE).reciprocal_()
     middle = apart * inverse
     reach = half * inverse.abs_()
     return middle - reach, middle.add_(reach)
@@ -133,7 +133,7 @@ def _forms(rooms: Rooms) -> Tensor:
 
 def _form(solids: Solids, rounded: float) -> Tensor:
     one = torch.ones_like(solids.turn[..., 0])
-    kind = torch.stack([one, rounded * one, solids.slot >= FIRST_SPHERE, OBJECT + solids.slot], 2)
+    kind = torch.stack([one, rounded * one, solids.slot >= _FIRST_SPHERE, OBJECT + solids.slot], 2)
     return torch.cat([solids.centre, 1 / solids.half, solids.turn, kind], 2)
 
 
@@ -161,8 +161,8 @@ def _side(own: Tensor, way: Tensor, fit: Tensor, out: Tensor, rounded: Tensor, b
     """
     fits = own.abs() * fit * (out.unsqueeze(1) * own * way < 0)
     across = own * torch.stack([rounded, rounded, ball], 1)
-    length = sqrt(dot(across, across)) + NUDGE
-    on_round = length * fit[:, 0] * (dot(across, way) < GRAZING)
+    length = sqrt(dot(across, across)) + _NUDGE
+    on_round = length * fit[:, 0] * (dot(across, way) < _GRAZING)
     on_side = torch.maximum(fits[:, 0], fits[:, 1]) * (1 - rounded) + on_round * rounded
     flat = (fits[:, 2] > on_side).float()
     along_x = (fits[:, 0] >= fits[:, 1]).float()

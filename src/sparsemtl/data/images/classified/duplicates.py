@@ -17,11 +17,11 @@ import numpy as np
 from sparsemtl.data.images.pictures import Array, load_pillow
 from sparsemtl.errors import DataError
 
-DIGEST = 16
+_DIGEST = 16
 """Bytes of a digest."""
 SIDE = 16
 """Height and width of the small grey images in pixels."""
-FINE = 32
+_FINE = 32
 """Largest height and width at which two images are finally compared, in pixels."""
 PLAIN = 6.0
 """Standard deviation of grey levels below which an image has no contrast."""
@@ -29,19 +29,19 @@ ALIKE = 0.97
 """Correlation of small grey images from which a pair is compared in detail."""
 WHOLE, PLACE = 0.13, 0.5
 """Differences that two copies may have, in standard deviations of the image: the root mean square of all, and the mean
-over any block of `BLOCK` pixels' side."""
+over any block of `_BLOCK` pixels' side."""
 NOISE = 3.0
 """Grey levels that compression may add to these differences."""
-BLOCK = 4
-ASPECT = 0.04
+_BLOCK = 4
+_ASPECT = 0.04
 """Relative difference of the proportions that rounding leaves when an image is resized."""
 ROWS = 4096
 """Number of images that are compared with all others at a time."""
 
 
 def fingerprint(image: Array) -> tuple[Array, Array]:
-    """Return the digest, uint8 (DIGEST,), and the small grey version, uint8 (SIDE, SIDE), of an image (H, W, 3)."""
-    code = hashlib.blake2b(repr(image.shape).encode(), digest_size=DIGEST)
+    """Return the digest, uint8 (_DIGEST,), and the small grey version, uint8 (SIDE, SIDE), of an image (H, W, 3)."""
+    code = hashlib.blake2b(repr(image.shape).encode(), digest_size=_DIGEST)
     code.update(image.tobytes())
     return np.frombuffer(code.digest(), np.uint8), _reduced(image, SIDE).mean(2).round().astype(np.uint8)
 
@@ -50,13 +50,13 @@ def fingerprint(image: Array) -> tuple[Array, Array]:
 class Fingerprints:
     """Fingerprints of N images."""
 
-    digests: Array  # of size and pixels, uint8, (N, DIGEST); zeros for images that cannot be decoded
+    digests: Array  # of size and pixels, uint8, (N, _DIGEST); zeros for images that cannot be decoded
     small: Array  # grey images, uint8, (N, SIDE, SIDE)
 
     @classmethod
     def of(cls, each: Iterable[tuple[Array, Array] | None]) -> Fingerprints:
         """Join fingerprints of single images; None is an image that cannot be decoded, and is like no other."""
-        nothing = np.zeros(DIGEST, np.uint8), np.zeros((SIDE, SIDE), np.uint8)
+        nothing = np.zeros(_DIGEST, np.uint8), np.zeros((SIDE, SIDE), np.uint8)
         digests, small = zip(*(one or nothing for one in each), strict=True)
         return cls(np.stack(digests), np.stack(small))
 
@@ -109,24 +109,24 @@ def copies(prints: Fingerprints, rows: Array, others: Array, read: Callable[[int
 class _FineImage:
     """Image for the detailed comparison."""
 
-    image: Array  # at most `FINE` pixels high and wide, int16, (side, side, 3)
+    image: Array  # at most `_FINE` pixels high and wide, int16, (side, side, 3)
     size: tuple[int, int]  # original height and width
 
     @classmethod
     def of(cls, image: Array) -> _FineImage:
-        side = max(BLOCK, min(FINE, *image.shape[:2]) // BLOCK * BLOCK)
+        side = max(_BLOCK, min(_FINE, *image.shape[:2]) // _BLOCK * _BLOCK)
         return cls(_reduced(image, side), (image.shape[0], image.shape[1]))
 
     def is_copy(self, other: _FineImage) -> bool:
         (height, width), (other_height, other_width) = self.size, other.size
         one, two = height * other_width, width * other_height
-        if abs(one - two) > ASPECT * max(one, two):
+        if abs(one - two) > _ASPECT * max(one, two):
             return False
         side = min(len(self.image), len(other.image))
         a, b = (_reduced(image.astype(np.uint8), side) for image in (self.image, other.image))
         spread = float(a.mean(2).std())
         off = (a - b).astype(np.float64)
-        blocks = off.reshape(side // BLOCK, BLOCK, side // BLOCK, BLOCK, 3).mean((1, 3))
+        blocks = off.reshape(side // _BLOCK, _BLOCK, side // _BLOCK, _BLOCK, 3).mean((1, 3))
         whole, place = np.sqrt(np.square(off).mean()), np.abs(blocks).max()
         return bool(whole <= WHOLE * spread + NOISE and place <= PLACE * spread + NOISE)
 

@@ -17,7 +17,7 @@ from sparsemtl.data.images.pictures import Array, Size, as_size, bilinear, read_
 from sparsemtl.data.lazy import DecodedSample, decoding_threads
 from sparsemtl.errors import DataError, ParameterError
 
-LUMA = (19595, 38470, 7471)
+_LUMA = (19595, 38470, 7471)
 """Weights of red, green and blue in a grey image, in 65536ths: ITU-R 601, as in Pillow."""
 
 
@@ -60,7 +60,7 @@ def read_upright(path: str | Path) -> Array:
 
 def _grey(colours: Tensor) -> Tensor:
     """Return the brightness of colours, bytes (3, H, W), as bytes (1, H, W)."""
-    weights = torch.tensor(LUMA)[:, None, None]
+    weights = torch.tensor(_LUMA)[:, None, None]
     return ((colours.int() * weights).sum(0, keepdim=True) + 0x8000 >> 16).byte()
 
 
