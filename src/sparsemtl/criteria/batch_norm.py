@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from sparsemtl.criteria.criterion import Criterion, Scores
+from sparsemtl.criteria.criterion import Criterion, Scores, map_innermost
 from sparsemtl.networks.model import MultiTaskModel, placement
 from sparsemtl.networks.recomputed_norms import dense_statistics
 from sparsemtl.tasks.batches import Loaders, groups_for, per_task
@@ -27,7 +27,7 @@ def with_recomputed_batch_norm(criterion: Criterion, *, samples: int = 1024) -> 
         criterion: scores the weights.
         samples: number of samples to estimate the statistics from.
     """
-    return criterion.mapped(partial(_WithRecomputedBatchNorm, samples=samples))
+    return map_innermost(criterion, partial(_WithRecomputedBatchNorm, samples=samples))
 
 
 class _WithRecomputedBatchNorm(Criterion):

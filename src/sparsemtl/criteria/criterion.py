@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
+import copy
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from typing_extensions import Doc
@@ -42,24 +43,14 @@ class Criterion(abc.ABC):
     reads_data: bool = True
     #: Options that say which parameters are scored, for `maskable_parameters`.
     scored: ScoredOptions = ScoredOptions()
+    #: Criterion inside a criterion that composes, None in all others.
+    of: Criterion | None = None
 
     def __repr__(self) -> str:
         shown = (name for name in vars(self) if name not in ("scored", "reads_data") and not name.startswith("_"))
         values = {**{name: getattr(self, name) for name in shown}, **self.scored}
         given = (f"{name}={value!r}" for name, value in values.items())
         return f"{type(self).__name__}({', '.join(given)})"
-
-    def mapped(self, change: Callable[[Criterion], Criterion]) -> Criterion:
-        """Return the criterion with a change of what reads the model: of itself, or of the criterion inside it.
-
-        Args:
-            change: returns the criterion to use in place of one.
-        """
-        return change(self)
-
-    def reseeded(self, seed: int) -> Criterion:
-        """Return a criterion that draws other random numbers; itself if it draws none."""
-        return self
 
     @abc.abstractmethod
     def scores(self, model: nn.Module, loaders: Loaders, tasks: Sequence[Task]) -> Scores:
@@ -70,3 +61,20 @@ class Criterion(abc.ABC):
             loaders: data of the tasks, of which the criterion reads as much as it needs.
             tasks: tasks to score for.
         """
+
+
+@runtime_checkable
+class Reseedable(Protocol):
+    """Criterion that draws random numbers anew for every choice of masks."""
+
+    def reseeded(self, seed: int) -> Criterion:
+        """Return a criterion that draws other random numbers."""
+
+
+def map_innermost(criterion: Criterion, change: Callable[[Criterion], Criterion]) -> Criterion:
+    """Return a criterion with a change of the criterion that reads the model: itself, or the innermost in it."""
+    if criterion.of is None:
+        return change(criterion)
+    outer = copy.copy(criterion)
+    outer.of = map_innermost(criterion.of, change)
+    return outer

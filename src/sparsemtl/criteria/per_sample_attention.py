@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from sparsemtl.errors import ParameterError
 
 Project = Callable[[int, Tensor], Tensor]
 """Computes the query (0), key (1) or value (2) of inputs (N, S, E)."""
+_FORWARD = inspect.signature(nn.MultiheadAttention.forward)
 
 
 def is_attention(layer: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
@@ -31,34 +33,32 @@ def is_attention(layer: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
 def attend(
     layer: nn.MultiheadAttention,
     project: Project,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_padding_mask: Tensor | None = None,
-    need_weights: bool = True,
-    attn_mask: Tensor | None = None,
-    average_attn_weights: bool = True,
-    is_causal: bool = False,
+    *args: Any,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Return what `layer.forward` returns in eval mode, with in-projections by `project`.
 
     The other arguments are those of `nn.MultiheadAttention.forward`.
     """
+    given = _FORWARD.bind(layer, *args, **kwargs)
+    given.apply_defaults()
+    arguments = given.arguments  # `is_causal` is a hint about `attn_mask`, which torch requires
+    query, key, value = (arguments[name] for name in ("query", "key", "value"))
     if query.ndim != 3:
         raise ParameterError(f"attention reads inputs of 3 axes here, got shape {tuple(query.shape)}.")
     inputs = [x if layer.batch_first else x.transpose(0, 1) for x in (query, key, value)]
     heads = (layer.num_heads, -1)
     q, k, v = (project(part, x).unflatten(-1, heads).transpose(1, 2) for part, x in enumerate(inputs))
-    mask = _additive(attn_mask, key_padding_mask, q)  # `is_causal` is a hint about `attn_mask`, which torch requires
+    mask = _additive(arguments["attn_mask"], arguments["key_padding_mask"], q)
     weights = None
-    if need_weights:
+    if arguments["need_weights"]:
         scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])
         weights = (scores if mask is None else scores + mask).softmax(-1)
         read = weights @ v
     else:
         read = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     output = layer.out_proj(read.transpose(1, 2).flatten(2))
-    if weights is not None and average_attn_weights:
+    if weights is not None and arguments["average_attn_weights"]:
         weights = weights.mean(1)
     return output if layer.batch_first else output.transpose(0, 1), weights
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
@@ -55,7 +55,7 @@ class Specific(Criterion):
                 f"`only`, `exclude` and `mask_all` of Specific are for an inner criterion that is named; {of!r} has "
                 "its own. Give them to it."
             )
-        self.of = as_criterion(of, **scored_options(scored))
+        self.of: Criterion = as_criterion(of, **scored_options(scored))
         self.scored = self.of.scored
         self.reads_data = self.of.reads_data
 
@@ -74,10 +74,6 @@ class Specific(Criterion):
             task: {name: score * (score / _nonzero(totals[name])).square_() for name, score in scores.items()}
             for task, scores in scaled.items()
         }
-
-    def mapped(self, change: Callable[[Criterion], Criterion]) -> Criterion:
-        """Return task-specific scores of the changed inner criterion."""
-        return Specific(of=self.of.mapped(change))
 
 
 def _scaled(scores: Mapping[str, Tensor], task: str) -> dict[str, Tensor]:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
-from typing_extensions import Doc
+from typing_extensions import Doc, Unpack
 
 from sparsemtl.data.base import Split, TaskData
-from sparsemtl.data.options import checked
+from sparsemtl.data.options import GeneratedOptions, checked
 from sparsemtl.data.requirements import requires_files
 from sparsemtl.errors import ParameterError
-from sparsemtl.registry.parameters import Count, Natural, NonNegative
+from sparsemtl.registry.parameters import Count, NonNegative
 from sparsemtl.tasks import Regression
 
-DIRECTIONS = 2
+_DIRECTIONS = 2
 """Directions of the inputs that each cluster reads."""
-FEATURES = 8
+_FEATURES = 8
 """Features of each cluster."""
-SHIFT = 0.5
+_SHIFT = 0.5
 """Standard deviation of the features' shifts."""
 _REFERENCE = 4096
 """Samples by which labels are standardised."""
@@ -30,7 +29,6 @@ _REFERENCE = 4096
 @checked
 def clustered_regressions(
     *,
-    root: Annotated[str | Path | None, Doc("Unused: nothing is read or written.")] = None,
     tasks: Annotated[Count, Doc("Number of tasks, named `task0`, `task1`, ...")] = 4,
     clusters: Annotated[
         Count, Doc("Number of clusters; task t is in cluster t mod clusters. 1 relates all tasks, `tasks` none.")
@@ -42,7 +40,7 @@ def clustered_regressions(
     noise: Annotated[
         NonNegative, Doc("Standard deviation of the noise on labels for training and validation; labels have 1.")
     ] = 0.3,
-    seed: Annotated[Natural, Doc("Seed of the functions and of all samples.")] = 0,
+    **options: Unpack[GeneratedOptions],
 ) -> TaskData:
     """Clustered regressions: tasks in one or more clusters that share features within a cluster only.
 
@@ -56,10 +54,11 @@ def clustered_regressions(
     """
     if clusters > tasks:
         raise ParameterError(f"`clusters` must be at most the number of tasks, {tasks}. Got {clusters}.")
-    if DIRECTIONS * clusters > dimension:
+    if _DIRECTIONS * clusters > dimension:
         raise ParameterError(
-            f"`dimension` must be at least {DIRECTIONS * clusters} for {clusters} clusters. Got {dimension}."
+            f"`dimension` must be at least {_DIRECTIONS * clusters} for {clusters} clusters. Got {dimension}."
         )
+    seed = options["seed"]
     generator = torch.Generator().manual_seed(seed)
     functions = draw_functions(tasks, clusters, dimension, generator)
     train, validation, test = (
@@ -112,12 +111,12 @@ def draw_functions(tasks: int, clusters: int, dimension: int, generator: torch.G
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    orthogonal = torch.linalg.qr(normal(dimension, dimension)).Q[:, : DIRECTIONS * clusters]
+    orthogonal = torch.linalg.qr(normal(dimension, dimension)).Q[:, : _DIRECTIONS * clusters]
     functions = ClusteredFunctions(
-        torch.stack(orthogonal.split(DIRECTIONS, dim=1)),
-        normal(clusters, DIRECTIONS, FEATURES),
-        SHIFT * normal(clusters, FEATURES),
-        normal(tasks, FEATURES),
+        torch.stack(orthogonal.split(_DIRECTIONS, dim=1)),
+        normal(clusters, _DIRECTIONS, _FEATURES),
+        _SHIFT * normal(clusters, _FEATURES),
+        normal(tasks, _FEATURES),
         torch.zeros(tasks, dtype=torch.float64),
         torch.ones(tasks, dtype=torch.float64),
     )

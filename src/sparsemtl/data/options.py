@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 from annotated_types import Interval
 from typing_extensions import Doc
 
-from sparsemtl.registry.parameters import Parameter, validated
+from sparsemtl.registry.parameters import Default, Natural, Parameter, validated
 
 ROOT_VARIABLE = "SPARSEMTL_DATA"
 """Environment variable that names the root folder."""
@@ -18,6 +18,14 @@ Root = Annotated[str | Path | None, Doc("Folder under which data sets lie; SPARS
 Download = Annotated[bool, Doc("Download absent files.")]
 ProperFraction = Annotated[float, Interval(gt=0, lt=1)]
 """Fraction in (0, 1): neither part of a split is empty."""
+
+
+class GeneratedOptions(TypedDict, total=False):
+    """Options of data sets whose samples are drawn from functions that are drawn as well."""
+
+    root: Annotated[str | Path | None, Default(None), Doc("Unused: nothing is read or written.")]
+    seed: Annotated[Natural, Default(0), Doc("Seed of the functions and of all samples.")]
+
 
 checked = validated
 """Check of a data set's arguments."""

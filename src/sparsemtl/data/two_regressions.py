@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import torch
 from annotated_types import Interval
 from torch import Tensor
-from typing_extensions import Doc
+from typing_extensions import Doc, Unpack
 
 from sparsemtl.data.base import Split, TaskData
-from sparsemtl.data.options import checked
+from sparsemtl.data.options import GeneratedOptions, checked
 from sparsemtl.data.requirements import requires_files
-from sparsemtl.registry.parameters import Count, Natural, NonNegative
+from sparsemtl.registry.parameters import Count, NonNegative
 from sparsemtl.tasks import Regression
 
 NAMES = ("first", "second")
 LENGTH = 0.3
 """Length of both weight vectors, c."""
-WAVES = 5
+_WAVES = 5
 """Number of sines that are added to each task's linear part, m."""
 
 
@@ -27,7 +26,6 @@ WAVES = 5
 @checked
 def two_regressions(
     *,
-    root: Annotated[str | Path | None, Doc("Unused: nothing is read or written.")] = None,
     correlation: Annotated[
         float,
         Interval(ge=-1, le=1),
@@ -38,9 +36,10 @@ def two_regressions(
     test_size: Annotated[Count, Doc("Number of test samples.")] = 10_000,
     dimension: Annotated[int, Interval(ge=2), Doc("Width of the inputs, d.")] = 100,
     noise: Annotated[NonNegative, Doc("Standard deviation of the noise that is added to every label.")] = 0.1,
-    seed: Annotated[Natural, Doc("Seed of the functions and of all samples.")] = 0,
+    **options: Unpack[GeneratedOptions],
 ) -> TaskData:
     """Two regressions: two functions of the same normal inputs, of a chosen likeness (Ma et al. 2018, section 3.2)."""
+    seed = options["seed"]
     generator = torch.Generator().manual_seed(seed)
     functions = draw_functions(correlation, dimension, generator)
     train, validation, test = (
@@ -76,7 +75,7 @@ def draw_functions(correlation: float, dimension: int, generator: torch.Generato
     along = one / one.norm()
     across = other - (other @ along) * along
     second = correlation * along + (1 - correlation**2) ** 0.5 * (across / across.norm())
-    frequencies, phases = torch.randn(2, WAVES, generator=generator, dtype=torch.float64)
+    frequencies, phases = torch.randn(2, _WAVES, generator=generator, dtype=torch.float64)
     return RelatedFunctions(LENGTH * torch.stack([along, second]), frequencies, phases)
 
 

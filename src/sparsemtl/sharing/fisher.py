@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from typing_extensions import Doc, Unpack
 
 from sparsemtl.criteria import as_criterion
-from sparsemtl.criteria.criterion import Criterion
+from sparsemtl.criteria.criterion import Criterion, Reseedable, map_innermost
 from sparsemtl.criteria.fisher import Estimator, Fisher
 from sparsemtl.criteria.gradient_powers import Power
 from sparsemtl.networks.model import MultiTaskModel
@@ -108,7 +108,11 @@ class FisherSharing(Sharing):
         since = epoch - self._masks.schedule.warmup
         due = since == 0 or (since > 0 and self.update_every > 0 and since % self.update_every == 0)
         chooses = due or self._masks.schedule.falls_at(epoch)
-        criterion = self.criterion.mapped(lambda inner: inner.reseeded(epoch)) if chooses else None
+
+        def reseeded(criterion: Criterion) -> Criterion:
+            return criterion.reseeded(epoch) if isinstance(criterion, Reseedable) else criterion
+
+        criterion = map_innermost(self.criterion, reseeded) if chooses else None
         return self._masks.choose(criterion, epoch, model, networks, loaders)
 
     def is_selectable(self, epoch: int) -> bool:
