@@ -36,7 +36,8 @@ class Ratio(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"{_short(self.median)} ({_short(self.low)} - {_short(self.high)})"
+        exact = self.low == self.high
+        return _short(self.median) if exact else f"{_short(self.median)} ({_short(self.low)} - {_short(self.high)})"
 
 
 def _short(value: float) -> str:

@@ -60,7 +60,15 @@ def run(suite: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> 
 def test_all_rows_are_written_and_a_script_that_fails_is_named(
     suite: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path, "step_speed", [row("kept", 1.0, goal=1.1), row("missed", 2.0, goal=1.1)])
+    write(
+        tmp_path,
+        "step_speed",
+        [
+            row("kept", 1.0, goal=1.1),
+            row("missed", 2.0, goal=1.1),
+            row("exact", 8.0, value=dict.fromkeys(["median", "low", "high"], 8.0)),
+        ],
+    )
     write(tmp_path, "bad_speed", [row("before", 3.0)], then="raise ValueError('it is broken')")
     growing = {"name": "by rows", "sizes": [10, 1000], "seconds": [0.5, 50], "megabytes": [1, 2], "remark": "it sorts"}
     write(tmp_path, "growth", [growing | {"time": 1.0, "memory": 0.15}])
@@ -71,6 +79,7 @@ def test_all_rows_are_written_and_a_script_that_fails_is_named(
         "## Speed of step_speed\n\n    python benchmarks/step_speed.py\n\nA remark on step_speed.",
         "| kept | 1.000 (0.500 - 2.000) | <= 1.1 | yes |",
         "| missed | 2.000 (1.000 - 4.000) | <= 1.1 | **no** |",
+        "| exact | 8.000 | none set |  |",
         "| before | 3.000 (1.500 - 6.000) | none set |  |\n\n**`bad_speed.py` failed**: ValueError: it is broken",
         "| by rows | 10 / 1,000 | 0.5 / 50 | 1.00 | 1 / 2 | 0.15 | it sorts |",
     ):
