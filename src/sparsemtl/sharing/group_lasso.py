@@ -32,7 +32,7 @@ class GroupLassoSharing(ProximalSharing):
     span several layers: the rows that make the unit, and the columns that read it. One proximal step acts on all of
     them. Units are found in the first batch (`find_structures`). A frozen parameter is no part of a unit.
 
-    Differences from the paper and its code:
+    Differences from the paper:
         - The plain step of Eq. 5 is `adaptive=False`; the code, and the lambdas of the paper, are of the adaptive one.
         - The code also adds the penalty to the loss (`penalty_in_loss` does), weighing a group there by the square root
           of the number of channels.
