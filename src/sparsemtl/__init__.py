@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from sparsemtl.criteria import choose_masks, fisher_information, fisher_masks
     from sparsemtl.networks.masks import TaskMasks
     from sparsemtl.networks.model import MultiTaskModel, left_out_parameters, maskable_parameters
-    from sparsemtl.networks.norms import TaskNorms
+    from sparsemtl.networks.norms import TaskNorms, own_statistics
     from sparsemtl.networks.recomputed_norms import recompute_norms
     from sparsemtl.networks.structures import find_structures
     from sparsemtl.networks.task_networks import TaskNetwork, TaskNetworks
@@ -174,6 +174,7 @@ __all__ = [
     "lottery_masks",
     "macs",
     "maskable_parameters",
+    "own_statistics",
     "parameter_count",
     "plan",
     "recompute_norms",
@@ -230,7 +231,7 @@ _EXPORTS = {
         "left_out_parameters",
         "maskable_parameters",
     ),
-    "sparsemtl.networks.norms": ("TaskNorms",),
+    "sparsemtl.networks.norms": ("TaskNorms", "own_statistics"),
     "sparsemtl.networks.recomputed_norms": ("recompute_norms",),
     "sparsemtl.networks.structures": ("find_structures",),
     "sparsemtl.networks.task_networks": (

@@ -145,6 +145,12 @@ def unknown_name(kind: str, found: str, known: Iterable[str]) -> str:
     return f"unknown {kind} {found!r}.{hint} Known: {', '.join(names) or 'none'}."
 
 
+def check_list(names: object, argument: str) -> None:
+    """Raise a ParameterError for a text in the place of a list of names, which would be read letter by letter."""
+    if isinstance(names, str):
+        raise ParameterError(f"`{argument}` is a list of names, got {names!r}. Pass [{names!r}].")
+
+
 def missing_extra(package: str, extra: str, purpose: str) -> MissingExtraError:
     """Build the error for an optional dependency that is not installed."""
     return MissingExtraError(f"{purpose} needs {package!r}: pip install 'sparsemtl[{extra}]'.")

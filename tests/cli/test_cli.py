@@ -134,6 +134,13 @@ def test_list_of_something_unknown_names_the_nearest(sparsemtl: Shell) -> None:
     assert "unknown run key 'freze'. Did you mean 'freeze'?" in sparsemtl("list", "run", "freze").error
 
 
+def test_a_member_is_explained_without_the_name_of_its_list(sparsemtl: Shell) -> None:
+    assert one_line(sparsemtl("list", "balancers", "pcgrad").out) in one_line(sparsemtl("list", "pcgrad").out)
+    text = one_line(sparsemtl("list", "fisher").out)
+    assert "sharing method fisher:" in text
+    assert "criterion fisher:" in text
+
+
 @pytest.mark.parametrize("what", ["run", "training", "study"])
 def test_keys_that_no_registry_gives_are_explained_with_default_and_values(sparsemtl: Shell, what: str) -> None:
     text = one_line(sparsemtl("list", what).out)

@@ -202,6 +202,13 @@ def test_a_task_that_is_not_there_is_refused_with_the_nearest_name() -> None:
         data.only([])
 
 
+def test_a_data_set_prints_its_tasks_and_sizes_and_no_values() -> None:
+    split = Split(torch.zeros(1200), {"slant": torch.zeros(1200)})
+    assert repr(split) == "Split(1,200 samples; targets slant)"
+    data = TaskData("toy", (Regression("slant"),), split, split.select(torch.arange(3)), split)
+    assert repr(data) == "TaskData('toy', Regression('slant', 1); 1,200 training, 3 validation, 1,200 test samples)"
+
+
 def test_every_part_needs_labels_of_every_task() -> None:
     bare = Split(torch.zeros(4, 1), {"a": torch.zeros(4)})
     with pytest.raises(DataError, match="toy: the validation data has no labels of task 'b'"):

@@ -113,6 +113,14 @@ def test_targets_are_the_columns_own_values(customers: Path) -> None:
     assert note == f"price: 'price' is {mean.item():.9g} + {spread.item():.9g} * its label"
 
 
+def test_large_labels_that_are_not_scaled_are_noted(customers: Path) -> None:
+    assert any(
+        note.startswith("price: the largest label is") for note in table(customers, {"price": "regression"}).notes
+    )
+    scaled = table(customers, {"price": {"kind": "regression", "scale": 100}}).notes
+    assert not any("the largest label" in note for note in scaled)
+
+
 @pytest.mark.parametrize("encoding", ["one-hot", "embedding"])
 def test_rows_of_validation_and_test_change_nothing_in_training(tmp_path: Path, encoding: str) -> None:
     paths = [write(tmp_path / f"{name}.csv", [HEADER, *shop(40)]) for name in PARTS]

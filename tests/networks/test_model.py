@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsemtl import Classification, Regression, SharedBottom, SingleTask
+from sparsemtl import Classification, Regression, SharedBottom, SingleTask, TaskMasks
 from sparsemtl.errors import ParameterError
 from sparsemtl.heads.linear import LazyLinearHead, LinearHead
 from sparsemtl.networks.model import heads_for, maskable_parameters, width_of
@@ -71,6 +71,14 @@ def test_waiting_heads_may_see_maps_of_any_size_afterwards() -> None:
 def test_a_model_needs_a_task() -> None:
     with pytest.raises(ParameterError, match="a multi-task model needs at least one task"):
         SharedBottom(nn.Linear(2, 2), [])
+
+
+def test_one_name_in_the_place_of_a_list_is_refused() -> None:
+    model = SharedBottom(nn.Linear(4, 3), [Classification("a", 2)])
+    with pytest.raises(ParameterError, match=r"`tasks` is a list of names, got 'a'\. Pass \['a'\]\."):
+        model(torch.rand(2, 4), tasks="a")
+    with pytest.raises(ParameterError, match="`tasks` is a list of names"):
+        TaskMasks({"a": {"w": torch.tensor([True])}}).union("a")
 
 
 def test_what_is_no_task_is_refused() -> None:

@@ -126,6 +126,15 @@ def test_values_out_of_range_are_refused_by_name(method: str) -> None:
                 SHARING.build(method, **{name: "nonsense"})
 
 
+@every_method
+def test_before_heads_know_their_width_it_starts_or_says_what_to_do(method: str) -> None:
+    waiting = sm.SharedBottom(nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.ReLU()), tasks())
+    try:
+        build(method, keep=0.5).start(waiting)
+    except ParameterError as error:
+        assert "has no shape yet. Run the model on one batch first" in str(error) or "first batch" in str(error)  # noqa: PT017
+
+
 @every_variant
 def test_it_trains_the_way_asked_for_or_the_way_that_fits_the_data(method: str, options: dict[str, Any]) -> None:
     sharing = Started(build(method, **options), model())

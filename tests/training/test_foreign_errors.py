@@ -207,7 +207,7 @@ def test_an_empty_validation_loader_is_named() -> None:
 
 
 def test_an_iterator_as_validation_loader_is_named_in_the_second_epoch() -> None:
-    with pytest.raises(LabelError, match="an iterator is no loader"):
+    with pytest.raises(LabelError, match="not an iterator"):
         quiet(shared(), epochs=2).fit(loader(), iter(list(loader())))
 
 

@@ -145,7 +145,7 @@ def test_loaders_that_are_mixed_must_tell_their_length() -> None:
 def test_an_empty_loader_is_an_error(mix: Mix) -> None:
     with pytest.raises(LabelError, match="the loader of task 'a' is empty"):
         epoch({**numbered(), "a": []}, mix)
-    with pytest.raises(LabelError, match=r"gave no batch.*an iterator is no loader"):
+    with pytest.raises(LabelError, match=r"gave no batch.*not an iterator"):
         epoch([], mix)
 
 

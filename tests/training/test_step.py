@@ -339,7 +339,7 @@ def test_in_turns_only_the_tasks_before_a_broken_one_have_moved() -> None:
     engine_of(reference, "alternate").step([unlabelled(batch_of(), "b")])
     engine = engine_of(model, "alternate")
     engine.tasks["b"]._losses = OwnLosses("t", lambda output, target: output.sum() * float("nan"), None)
-    with pytest.raises(NonFiniteLossError, match="the loss of task 'b' is nan"):
+    with pytest.raises(NonFiniteLossError, match=r"the loss of task 'b' is nan\. .* A smaller learning rate"):
         engine.step([batch_of()])
     assert_same(state_of(model), state_of(reference))
 
@@ -482,6 +482,12 @@ def test_tasks_may_read_the_same_target() -> None:
     x, targets = table()
     result = engine_of(model).step([[Group(x, {"b": targets["b"]}, ("b", "again"))]])
     assert set(result.losses) == {"b", "again"}
+
+
+def test_what_is_no_networks_is_refused() -> None:
+    model = shared()
+    with pytest.raises(ParameterError, match=r"`networks` must be TaskNetworks, such as .*, got None"):
+        TrainingStep(model, torch.optim.SGD(model.parameters()), None)  # type: ignore[arg-type]
 
 
 def test_one_forward_pass_for_tasks_with_networks_of_their_own_is_refused() -> None:

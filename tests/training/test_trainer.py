@@ -571,7 +571,9 @@ def test_a_broken_loss_names_its_place_and_the_last_good_checkpoint_stays(
     model = shared()
     trainer = quiet(model, folder=tmp_path, epochs=4, checkpoint_every=checkpoint_every)
     where = "epoch 2, batch 3, step 8"
-    with pytest.raises(NonFiniteLossError, match=f"the loss of task 'a' is nan at {where}. No step was taken on it"):
+    with pytest.raises(
+        NonFiniteLossError, match=f"the loss of task 'a' is nan at {where}. .* inputs of this batch hold"
+    ):
         trainer.fit(Breaking(2), held_out())
     last = read_tree(tmp_path / "checkpoints" / "last.safetensors")
     assert last["progress"]["step"] == (7 if checkpoint_every else 5)

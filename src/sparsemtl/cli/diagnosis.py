@@ -82,7 +82,7 @@ def _devices() -> Iterator[Finding]:
     import torch
 
     capability = torch.backends.cpu.get_cpu_capability()
-    yield Finding("CPU", f"{os.cpu_count()} cores, {capability}, {torch.get_num_threads()} threads")
+    yield Finding("CPU", f"cores: {os.cpu_count()}, {capability}, torch's threads: {torch.get_num_threads()}")
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)

@@ -39,7 +39,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Overrides = Annotated[
+_Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="section.key=value",
@@ -49,10 +49,10 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
-DataRoot = Annotated[
+_DataRoot = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="Folder of the data sets; by default $SPARSEMTL_DATA, or ./data.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Plugins = Annotated[
     list[str] | None,
     typer.Option(
@@ -84,11 +84,11 @@ def options(
 @app.command()
 def run(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A configuration, such as examples/digits.yaml.")],
-    overrides: Overrides = None,
+    overrides: _Overrides = None,
     out: Out = None,
-    data_root: DataRoot = None,
+    data_root: _DataRoot = None,
     plugin: Plugins = None,
-    quiet: Quiet = False,
+    quiet: _Quiet = False,
 ) -> None:
     """Train and test one run, and draw its report."""
     from sparsemtl.cli.terminal import show_run
@@ -113,8 +113,8 @@ def run(
 @app.command()
 def resume(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a run that stopped.")],
-    data_root: DataRoot = None,
-    quiet: Quiet = False,
+    data_root: _DataRoot = None,
+    quiet: _Quiet = False,
 ) -> None:
     """Resume a run from its last checkpoint; it ends as an uninterrupted run."""
     from sparsemtl.cli.terminal import show_run
@@ -143,9 +143,9 @@ def study(
     run_reports: Annotated[
         bool, typer.Option("--run-reports/--no-run-reports", help="Draw the reports of the runs as well.")
     ] = True,
-    data_root: DataRoot = None,
+    data_root: _DataRoot = None,
     plugin: Plugins = None,
-    quiet: Quiet = False,
+    quiet: _Quiet = False,
 ) -> None:
     """Run a grid of methods, settings and seeds; write tables and a report. Finished runs are skipped."""
     from sparsemtl.cli.finished import command_digest, keep, recall
@@ -220,8 +220,8 @@ def list_members(
         typer.Argument(
             metavar="WHAT",
             help="run, training, study, tasks, datasets, encoders, heads, architectures, methods, criteria, balancers, "
-            "optimizers, schedulers or callbacks; or a section (sharing) or a key (pretraining) of a file; by default "
-            "an overview.",
+            "optimizers, schedulers or callbacks; a section (sharing), a key (pretraining) or a member (pcgrad); by "
+            "default an overview.",
             show_default=False,
         ),
     ] = None,
@@ -250,6 +250,10 @@ def list_members(
         show(members(found[what]) if name is None else member(found[what], name))
         if found[what] is SECTIONS["sharing"][0] and name is None:
             show("`sharing: auto` chooses among networks of these for every task: `sparsemtl list run auto`.")
+    elif owner is None and name is None and (homes := [r for r in registries.values() if what in r]):
+        for registry in homes:
+            show(f"{registry.kind} {what}:")
+            show(member(registry, what))
     elif owner is None:
         raise ConfigError(unknown_name("list", what, {*plain, *found, *plain["run"]}))
     elif name is not None:

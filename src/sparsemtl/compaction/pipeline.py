@@ -163,7 +163,7 @@ def _inputs(model: nn.Module, example: Any, *, single: bool) -> tuple[Inputs | N
         first, error = given, _error(model, given)
     if error is not None:
         raise ParameterError(
-            f"`example_inputs`: {type(model).__name__} cannot be run on inputs of shape {given.shapes()}: {error}"
+            f"`example_inputs`: the model cannot be run on inputs of shape {given.shapes()}: {error}"
         ) from error
     return first, ""
 

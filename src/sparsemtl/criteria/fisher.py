@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from typing_extensions import Doc, Unpack
 
 from sparsemtl.criteria.criterion import Criterion, ScoredOptions, Scores, scored_options
 from sparsemtl.criteria.gradient_powers import BatchPowers, GradientPowers, Power, PowerSum, wide
 from sparsemtl.criteria.per_sample import PerSampleOptions, per_sample
 from sparsemtl.errors import LabelError, LikelihoodWarning, NonFiniteScoreError, ParameterError
-from sparsemtl.networks.model import MultiTaskModel, maskable_parameters, placement
+from sparsemtl.networks.model import MultiTaskModel, check_shapes, maskable_parameters, placement
 from sparsemtl.networks.model_state import preserve_model_state
 from sparsemtl.networks.swap import unwrapped
 from sparsemtl.registry.parameters import Count, Natural, validated
@@ -111,7 +110,7 @@ class Fisher(Criterion):
             ParameterError: if a loader is empty, or batch statistics tie the samples together.
         """
         model = unwrapped(model)
-        _check_initialised(model)
+        check_shapes(model)
         parameters = maskable_parameters(model, **self.scored)
         means = []
         for task in tasks:
@@ -340,12 +339,6 @@ def _loaders_of(means: Sequence[_Mean], loaders: Loaders) -> Loaders:
     own = {name: loader for name, loader in loaders.items() if name in tasks}
     check_loaders(own, tasks)
     return own
-
-
-def _check_initialised(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if is_lazy(parameter):
-            raise ParameterError(f"parameter {name!r} has no shape yet. Run the model on one batch first.")
 
 
 def fisher_information(

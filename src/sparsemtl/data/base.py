@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from sparsemtl.errors import DataError, ParameterError, unknown_name
+from sparsemtl.errors import DataError, ParameterError, check_list, unknown_name
 from sparsemtl.registry.parameters import Count, validated
 from sparsemtl.tasks import Task
 from sparsemtl.tasks.nests import map_tensors, tensors_in
@@ -151,6 +151,9 @@ class Split:
     def __post_init__(self) -> None:
         _common_length(self.x, self.targets)
 
+    def __repr__(self) -> str:
+        return shown(self)
+
     def __len__(self) -> int:
         return len(self.x)
 
@@ -170,6 +173,11 @@ class Split:
     def only(self, targets: Sequence[str]) -> Split:
         """Return the same samples with the labels of these targets alone."""
         return Split(self.x, {name: self.targets[name] for name in targets})
+
+
+def shown(samples: Samples) -> str:
+    """Return a split in words, without its values: "Split(280 samples; targets digit, slant)"."""
+    return f"{type(samples).__name__}({len(samples):,} samples; targets {', '.join(samples.targets)})"
 
 
 Part = Samples | Mapping[str, Samples]
@@ -213,6 +221,11 @@ class TaskData:
                 split = part.get(task.name) if isinstance(part, Mapping) else part
                 if split is None or task.target not in split.targets:
                     raise DataError(f"{self.name}: the {name} data has no labels of task {task.name!r}.")
+
+    def __repr__(self) -> str:
+        tasks = ", ".join(map(repr, self.tasks))
+        sizes = f"{_size(self.train)} training, {_size(self.validation)} validation, {_size(self.test)} test samples"
+        return f"TaskData({self.name!r}, {tasks}; {sizes})"
 
     @property
     def heterogeneous(self) -> bool:
@@ -264,6 +277,7 @@ class TaskData:
         Raises:
             ParameterError: if there is no such task, or none is left.
         """
+        check_list(tasks, "tasks")
         known = [task.name for task in self.tasks]
         for name in tasks:
             if name not in known:
@@ -278,6 +292,11 @@ class TaskData:
             validation=_only(self.validation, kept),
             test=_only(self.test, kept),
         )
+
+
+def _size(part: Part) -> str:
+    """Return the number of samples, of all tasks together where each has its own."""
+    return f"{sum(map(len, part.values())) if isinstance(part, Mapping) else len(part):,}"
 
 
 def _loaders(part: Part, batch_size: int, *, shuffle: bool = False, drop_last: bool = False) -> Loaders:

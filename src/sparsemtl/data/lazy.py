@@ -24,15 +24,15 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 from typing_extensions import Doc
 
-from sparsemtl.data.base import BatchLoader, Split, gather
+from sparsemtl.data.base import BatchLoader, Split, gather, shown
 from sparsemtl.errors import DataError, LabelWarning
 from sparsemtl.registry.parameters import Count, Natural, NonNegative, validated
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-GIGABYTE = 1e9
-MOST_WORKERS = 4
+_GIGABYTE = 1e9
+_MOST_WORKERS = 4
 """Default bound of the number of threads that decode for a loader."""
 AHEAD = 2
 """Number of batches per thread that are decoded ahead."""
@@ -104,6 +104,9 @@ class LazySplit:
         """Return all samples of a source."""
         return cls(source, torch.arange(len(source)), tuple(source.targets), workers, memory)
 
+    def __repr__(self) -> str:
+        return shown(self)
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -116,7 +119,7 @@ class LazySplit:
     def cache(self) -> SampleCache | None:
         """Decoded samples, if they fit into the memory that is granted."""
         sample = sum(leaf.nbytes for leaf in tree_leaves(self._first) if isinstance(leaf, Tensor))
-        return SampleCache(len(self)) if sample * len(self) <= self.memory * GIGABYTE else None
+        return SampleCache(len(self)) if sample * len(self) <= self.memory * _GIGABYTE else None
 
     @cached_property
     def _first(self) -> DecodedSample:
@@ -261,10 +264,10 @@ def _ahead(work: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator
 
 
 def decoding_threads(workers: int | None) -> int:
-    """Return the number of threads that decode: `workers`, or one per processor, at most `MOST_WORKERS`."""
+    """Return the number of threads that decode: `workers`, or one per processor, at most `_MOST_WORKERS`."""
     if workers is not None:
         return workers
-    return min(MOST_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(_MOST_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def _size(image: Tensor) -> str:

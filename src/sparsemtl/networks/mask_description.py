@@ -11,7 +11,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from sparsemtl.networks.coverage import CoverageOptions
-from sparsemtl.networks.model import MultiTaskModel, shared_coverage
+from sparsemtl.networks.model import MultiTaskModel, check_shapes, shared_coverage
 from sparsemtl.networks.swap import unwrapped
 from sparsemtl.views.tables import Shaded, Table, Value
 
@@ -120,8 +120,12 @@ def left_out_of(
         covered: names of the parameters that masks cover.
         mask_all: option by which the masks were chosen, as `options` are.
         options: see `CoverageOptions`.
+
+    Raises:
+        ParameterError: if a parameter has no shape yet.
     """
     model, names = unwrapped(model), frozenset(covered)
+    check_shapes(model)
     shared = shared_coverage(model, mask_all=mask_all, **options)
     owners = _owners(model)
     found = {}

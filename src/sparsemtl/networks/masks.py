@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sparsemtl.errors import MaskError, unknown_name
+from sparsemtl.errors import MaskError, check_list, unknown_name
 from sparsemtl.networks.masked_product import MaskedProducts
 from sparsemtl.networks.swap import refuse_compiled, swap_tensors, unwrapped
 from sparsemtl.views.plots import axes_or_new, draw_shares
@@ -233,6 +233,7 @@ class TaskMasks(Mapping[str, Mask]):
     def _reduce(
         self, operator: Callable[[Tensor, Tensor], Tensor], start: bool, tasks: Iterable[str] | None
     ) -> dict[str, Tensor]:
+        check_list(tasks, "tasks")
         first = next(iter(self.values()))
         result = {name: torch.full_like(mask, start) for name, mask in first.items()}
         for task in self if tasks is None else tasks:
@@ -334,6 +335,8 @@ class Overlap:
             for task, row in zip(self.tasks, self.jaccard.tolist(), strict=True)
         ]
         return "\n".join([head, *rows])
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         """Return the Jaccard indices as a table, for notebooks."""

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from typing_extensions import Unpack
 
-from sparsemtl.errors import ParameterError, unknown_name
+from sparsemtl.errors import ParameterError, check_list, unknown_name
 from sparsemtl.networks.coverage import CoverageOptions, CoveredParameters, coverage
 from sparsemtl.networks.patterns import Patterns
 from sparsemtl.tasks.batches import Group, Loader, Loaders, as_group, first_batch
@@ -173,10 +174,18 @@ class MultiTaskModel(nn.Module, abc.ABC):
 
     def chosen(self, tasks: Iterable[str] | None) -> tuple[str, ...]:
         """Return the named tasks, all by default; raise if the model lacks one."""
+        check_list(tasks, "tasks")
         names = tuple(self.tasks if tasks is None else tasks)
         for name in names:
             self.check_task(name)
         return names
+
+
+def check_shapes(model: nn.Module) -> None:
+    """Raise a ParameterError if a parameter has no shape yet, such as one of a default head before the first batch."""
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise ParameterError(f"parameter {name!r} has no shape yet. Run the model on one batch first: `model(x)`.")
 
 
 def _is_task(value: object) -> bool:

@@ -115,15 +115,23 @@ def statistics_for(model: MultiTaskModel, asked: Statistics | None) -> Statistic
     return asked or ("per_task" if model.norms_per_task else "shared")
 
 
-def own_statistics(model: MultiTaskModel, asked: Statistics | None) -> dict[str, dict[str, Tensor | None]]:
+def own_statistics(model: MultiTaskModel, asked: Statistics | None = "per_task") -> dict[str, dict[str, Tensor | None]]:
     """Return task -> buffer name -> the statistics that the task uses in place of the model's.
 
     Args:
         model: the model; sets per task start as copies of its own.
-        asked: whose statistics a task uses, see `statistics_for`.
+        asked: `per_task`; `shared`, of which no task has its own; or `batch`. None is the architecture's default.
 
     Returns:
-        None stands for the statistics of the batch.
+        Empty per task for `shared`; None stands for the statistics of the batch.
+
+    Examples:
+        >>> encoder = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+        >>> model = SharedBottom(encoder, [Regression("price"), Regression("size")])
+        >>> masks = TaskMasks.ones(model.shared_parameters(), model.tasks)
+        >>> networks = TaskNetworks.of_masks(masks, own_statistics(model))
+        >>> sorted(networks["price"].own_tensors)
+        ['encoder.1.num_batches_tracked', 'encoder.1.running_mean', 'encoder.1.running_var']
     """
     kind, found = statistics_for(model, asked), statistics_of(model)
     if kind == "per_task" and model.shared_modules():

@@ -57,6 +57,11 @@ class TaskNetwork:
     gradient_mask: Tensors = field(default_factory=dict)
     kept_weights: Tensors = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        counts = {part.name: len(getattr(self, part.name)) for part in fields(self)}
+        shown = (f"{name}: {count} tensors" for name, count in counts.items() if count)
+        return f"TaskNetwork({', '.join(shown)})"
+
     @property
     def is_shared(self) -> bool:
         """True if the task computes with the model's own weights and, unless of the batch, its statistics."""

@@ -46,8 +46,9 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Annotated, Any, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 import typing_extensions
@@ -132,9 +133,12 @@ def validated(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        bound = signature.bind(*args, **kwargs)
         owner = type(args[0]).__name__ if method else function.__name__
         hints, options = hints_of(function), _options(function)
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{owner}(): {error}{_nearest(kwargs, signature.parameters)}") from None
         for name, value in bound.arguments.items():
             if name in hints and not _is_unpack(hints[name]):
                 check_value(f"The {name!r} parameter of {owner}", value, hints[name])
@@ -153,11 +157,20 @@ def _completed(
         if name in options:
             check_value(f"The {name!r} parameter of {owner}", value, options[name].hint)
         elif name not in others:
-            raise TypeError(f"{owner}() got an unexpected keyword argument {name!r}")
+            near = _nearest([name], [*options, *others])
+            raise TypeError(f"{owner}() got an unexpected keyword argument {name!r}{near}")
     for name, option in options.items():
         if option.required and name not in given:
             raise TypeError(f"{owner}() missing a required argument: {name!r}")
     return {name: given.get(name, option.default) for name, option in options.items()}
+
+
+def _nearest(given: Iterable[str], known: Iterable[str]) -> str:
+    """Return the question whether the known name nearest to the first unknown one was meant, or ""."""
+    names = list(known)
+    unknown = next((name for name in given if name not in names), "")
+    near = get_close_matches(unknown, names, n=1, cutoff=0.5)
+    return f". Did you mean {near[0]!r}?" if near else ""
 
 
 @functools.cache

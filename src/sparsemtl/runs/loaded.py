@@ -58,6 +58,9 @@ class LoadedRun:
     model: MultiTaskModel
     networks: TaskNetworks
 
+    def __repr__(self) -> str:
+        return f"LoadedRun({str(self.folder.path)!r}; {type(self.model).__name__} of {', '.join(self.tasks)})"
+
     @property
     def tasks(self) -> dict[str, Task]:
         """Tasks by name."""

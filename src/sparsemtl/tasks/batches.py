@@ -100,7 +100,10 @@ def as_group(batch: Any, tasks: Mapping[str, Task], owner: str | None = None) ->
     return Group(x, targets, tuple(tasks) if owner is None else (owner,))
 
 
-EMPTY = "the {whose} gave no batch. Every epoch reads it anew: an iterator is no loader; does `drop_last` leave any?"
+EMPTY = (
+    "the {whose} gave no batch. Pass a loader that every epoch can read anew, not an iterator; with `drop_last`, the "
+    "data need at least one full batch."
+)
 """Message of an error, with the place for the loader's name."""
 
 

@@ -1,4 +1,4 @@
-"""Checks of the arguments of a trainer: instances where instances are due, functions where functions are due."""
+"""Checks of the arguments of trainers and steps: instances and functions where these are due."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import nn
 
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.model import MultiTaskModel
+from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.sharing import Sharing
 
 
@@ -32,8 +33,19 @@ def check_model(model: object) -> None:
 def check_sharing(sharing: object) -> None:
     """Raise unless the argument is a sharing method, or None."""
     if sharing is not None and not isinstance(sharing, Sharing):
+        advice = " `sm.auto_share` chooses among methods in Python." if sharing == "auto" else ""
         raise ParameterError(
-            f"Trainer: `sharing` must be a sharing method, such as `sm.FisherSharing(keep=0.3)`, got {_shown(sharing)}."
+            "Trainer: `sharing` must be a sharing method, such as `sm.FisherSharing(keep=0.3)`, got "
+            f"{_shown(sharing)}.{advice}"
+        )
+
+
+def check_networks(networks: object) -> None:
+    """Raise unless the argument is the networks of tasks."""
+    if not isinstance(networks, TaskNetworks):
+        raise ParameterError(
+            "TrainingStep: `networks` must be TaskNetworks, such as `sharing.start(model)` or "
+            f"`sm.TaskNetworks.of_masks(masks)`, got {_shown(networks)}."
         )
 
 

@@ -14,7 +14,7 @@ from sparsemtl.errors import ForwardError
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.tasks.batches import Group
-from sparsemtl.tasks.nests import to_device
+from sparsemtl.tasks.nests import tensors_in, to_device
 from sparsemtl.training.backend import Backend
 from sparsemtl.training.finite import not_finite_loss
 from sparsemtl.training.step_result import StepResult
@@ -112,7 +112,7 @@ class BatchLosses:
         soft = self._soft_losses(batch, outputs)
         for name, value in zip(tasks, values_of(losses.values()), strict=True):
             if not isfinite(value):
-                raise not_finite_loss(f"the loss of task {name!r}", value, where)
+                raise not_finite_loss(f"the loss of task {name!r}", value, where, tensors_in(batch.x))
             more = {**terms[name], **({"loss_teacher": soft[name]} if name in soft else {})}
             result.add(name, value, {term: float(loss.item()) for term, loss in more.items()})
         both = {name: loss + soft[name] if name in soft else loss for name, loss in losses.items()}

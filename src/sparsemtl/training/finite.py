@@ -64,18 +64,19 @@ def check_norm(norm: Tensor, tasks: Sequence[str], where: str = "") -> None:
         )
 
 
-def not_finite_loss(what: str, value: float, where: str = "") -> NonFiniteLossError:
+def not_finite_loss(what: str, value: float, where: str = "", inputs: Iterable[Tensor] = ()) -> NonFiniteLossError:
     """Return the error for a loss or a weight of one that is not finite, before a step is taken on it.
 
     Args:
         what: beginning of the message, such as "the loss of task 'a'".
         value: the loss, or its weight.
         where: the place in the run.
+        inputs: tensors of the batch that the model read.
     """
-    return NonFiniteLossError(
-        f"{what} is {value}{_at(where)}. No step was taken on it. "
-        "A smaller learning rate or `clip_norm` often helps; check the inputs for NaN."
-    )
+    remedy = "A smaller learning rate or `clip_norm` often helps."
+    if not all(is_finite(x) for x in inputs if x.is_floating_point()):
+        remedy = "The inputs of this batch hold NaN or infinity: replace such values, or leave these samples out."
+    return NonFiniteLossError(f"{what} is {value}{_at(where)}. No step was taken on it. {remedy}")
 
 
 def check_rows(rows: Tensor, tasks: Sequence[str], where: str = "") -> None:

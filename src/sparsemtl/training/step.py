@@ -24,6 +24,7 @@ from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.optim.masked import FreezeOutsideMask
 from sparsemtl.sharing.sharing import TURNS, Sharing, StepWeights, Update
 from sparsemtl.tasks.batches import Group, as_group
+from sparsemtl.training.arguments import check_networks
 from sparsemtl.training.backend import Backend
 from sparsemtl.training.batch_losses import BatchLosses, ReadyBatch, times, values_of
 from sparsemtl.training.combination import Combination, CombinedByGramian, CombinedRows
@@ -64,8 +65,8 @@ class TrainingStep:
             times masks.
 
     Raises:
-        ParameterError: if `joint` meets tasks with networks of their own, or tasks take turns but the balancer combines
-            them.
+        ParameterError: if `networks` are no `TaskNetworks`, `joint` meets tasks with networks of their own, or tasks
+            take turns but the balancer combines them.
 
     Examples:
         >>> tasks = [Classification("shape", 2), Classification("colour", 3)]
@@ -94,6 +95,7 @@ class TrainingStep:
         backend: Backend | None = None,
         slices: TaskSlices | None = None,
     ) -> None:
+        check_networks(networks)
         self.model = model
         self.tasks = model.tasks
         self.networks = networks

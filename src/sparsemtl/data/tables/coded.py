@@ -14,7 +14,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from sparsemtl.data.base import BatchLoader, Split
+from sparsemtl.data.base import BatchLoader, Split, shown
 from sparsemtl.registry.parameters import Count, validated
 
 
@@ -70,6 +70,9 @@ class CodedSplit:
     labels: Mapping[str, Tensor]
     rows: Tensor
     expand: OneHot | None
+
+    def __repr__(self) -> str:
+        return shown(self)
 
     @property
     def targets(self) -> tuple[str, ...]:

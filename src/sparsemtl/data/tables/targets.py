@@ -22,7 +22,7 @@ from sparsemtl.tasks import Classification, Regression, Task
 if TYPE_CHECKING:
     import pandas as pd
 
-UNLABELLED = -100
+_UNLABELLED = -100
 """Class of a row that has no label."""
 _GAP_NAMES = frozenset({"?", "-", "--", ".", "none", "missing", "unknown", "n.a."})
 """Names, in small letters, that stand for a missing value in some tables, and for a class in others."""
@@ -100,7 +100,7 @@ class ClassTarget(_Target):
         return Classification(self.name, self.classes or ["no", "yes"], **self.options)
 
     def labels(self, rows: Rows) -> Array:
-        """Return the classes, int64, shape (N,); `UNLABELLED` where the value is missing.
+        """Return the classes, int64, shape (N,); `_UNLABELLED` where the value is missing.
 
         Raises:
             DataError: if a value is none of the classes, with its row and column.
@@ -119,7 +119,7 @@ class ClassTarget(_Target):
                     f"classes {', '.join(self.classes)}. `targets: {{{self.column}: {{kind: classification, classes: "
                     "[...]}}}` names them all."
                 )
-        return np.where(missing, UNLABELLED, classes).astype(np.int64)
+        return np.where(missing, _UNLABELLED, classes).astype(np.int64)
 
     def note(self) -> str:
         """Return the question, or the classes whose names often stand for a missing value; "" if there are none."""
@@ -142,11 +142,13 @@ class NumberTarget(_Target):
             or from 0 to 1 (`unit`); None: as they are given.
         offset: number whose label is 0.
         factor: difference of numbers whose labels differ by 1, above 0.
+        largest: largest size of a training label, where `scale` does not set it.
     """
 
     scale: Scale | None = None
     offset: float = 0.0
     factor: float = 1.0
+    largest: float = 1.0
 
     @property
     def numeric(self) -> bool:
@@ -160,7 +162,7 @@ class NumberTarget(_Target):
                 return replace(self, offset=float(known.mean()), factor=float(known.std(ddof=0)))
             case "unit":
                 return replace(self, offset=float(known.min()), factor=float(known.max() - known.min()))
-        return self
+        return replace(self, largest=float(known.abs().max()) / self.factor)
 
     def task(self) -> Task:
         """Make the regression."""
@@ -171,7 +173,12 @@ class NumberTarget(_Target):
         return ((rows.frame[self.column].to_numpy() - self.offset) / self.factor).astype(np.float32)
 
     def note(self) -> str:
-        """Return the way from labels to numbers, "" if they are the same."""
+        """Return the way from labels to numbers, or that labels are large or small; "" if neither."""
+        if self.largest > 10 or self.largest < 0.1:
+            return (
+                f"{self.name}: the largest label is {self.largest:.4g} in size; `scale: standard` gives labels mean 0 "
+                "and standard deviation 1, which most networks learn faster"
+            )
         if self.offset == 0 and self.factor == 1:
             return ""
         start = f"{self.offset:.9g} + " if self.offset else ""
