@@ -102,7 +102,7 @@ class Sharing(ConstructorRepr, abc.ABC):
 
     @abc.abstractmethod
     def start(self, model: MultiTaskModel) -> TaskNetworks:
-        """Return the networks before the first step.
+        """Return the networks before the first epoch, which `begin_epoch` may change; masks keep everything here.
 
         Raises:
             ParameterError: if the method has nothing to act on in the model.

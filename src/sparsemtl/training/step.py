@@ -56,7 +56,8 @@ class TrainingStep:
             balancer's.
         networks: the tasks' networks. Set the attribute when they change; methods that change them after a step do so
             here.
-        sharing: sharing method that made the networks, for its terms and its acts after steps; None has none.
+        sharing: sharing method that made the networks, for its terms and its acts after steps; None has none. Networks
+            of `sharing.start` keep everything: call `sharing.begin_epoch` before each epoch, which chooses the masks.
         balancing: a `Balancer` that is attached, or a name, scalarizer or aggregator of TorchJD that makes one.
         update: `joint`, `average`, `alternate` or `random_one`; by default as `choose_update` returns it. A single task
             has no other to take turns with, so that all are one.
