@@ -24,7 +24,7 @@ from sparsemtl.data import Split
 from sparsemtl.errors import CheckpointError, ConfigError, NonFiniteLossError, ParameterError, SparseMTLError
 from sparsemtl.networks.frozen import Frozen
 from sparsemtl.report import write_report
-from sparsemtl.runs import build
+from sparsemtl.runs import models
 from sparsemtl.runs import run as runs
 from sparsemtl.runs.build import make_trainer
 from sparsemtl.runs.changes import merge
@@ -426,7 +426,7 @@ def source_of(config: Mapping[str, Any], folder: Path) -> Any:
     spec = RunSpec(config)
     network = pretrained(spec, folder)
     assert network is not None
-    return network.source(build._encoder(config, spec.data, network), build._heads)
+    return network.source(models._encoder(config, spec.data, network), models._heads)
 
 
 def test_the_source_is_the_task_with_its_trained_head_and_the_samples_that_trained_it(copied: Path) -> None:
