@@ -63,6 +63,10 @@ class NonFiniteLossError(NonFiniteError):
     """A task's loss became NaN or infinite."""
 
 
+class ProcessError(SparseMTLError, RuntimeError):
+    """Another process of the same run has ended, or does not answer."""
+
+
 class SelectionError(TrainingError):
     """No epoch of a run can be chosen: what chooses it is undefined on validation data."""
 

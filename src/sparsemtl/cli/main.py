@@ -23,7 +23,17 @@ from sparsemtl.cli.data import app as data_app
 from sparsemtl.cli.doctor import doctor
 from sparsemtl.cli.ship import compact, export
 from sparsemtl.cli.shrinking import shrink
-from sparsemtl.cli.training import INTERRUPTED, draw_report, say, show_failure, stopping
+from sparsemtl.cli.training import (
+    INTERRUPTED,
+    Devices,
+    Nodes,
+    StrategyName,
+    draw_report,
+    process_changes,
+    say,
+    show_failure,
+    stopping,
+)
 from sparsemtl.errors import ConfigError, SparseMTLError, SparseMTLWarning, unknown_name
 
 if TYPE_CHECKING:
@@ -86,6 +96,9 @@ def run(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A configuration, such as examples/digits.yaml.")],
     overrides: _Overrides = None,
     out: Out = None,
+    devices: Devices = None,
+    strategy: StrategyName = None,
+    nodes: Nodes = None,
     data_root: _DataRoot = None,
     plugin: Plugins = None,
     quiet: _Quiet = False,
@@ -97,17 +110,19 @@ def run(
     from sparsemtl.runs.config import check, origins_of
     from sparsemtl.runs.run import run as run_config
     from sparsemtl.storage.yaml_text import read_yaml
+    from sparsemtl.training.launch import is_first_process
 
     _use_data_root(data_root)
     content = with_plugins(read_yaml(file), file.parent, plugin or ())
     if "methods" in content:
         raise ConfigError(f"{file} is a study: it has `methods`. Run it with `sparsemtl study {file}`.")
     folder = out or Path("runs") / file.stem
-    changes = overrides or []
+    changes = [*(overrides or []), *process_changes(devices, strategy, nodes)]
     config = check(override(content, changes), where=str(file), origins=origins_of(file, changes))
     with stopping(folder):
         run_config(config, folder, progress=not quiet, finished=draw_report)
-    show_run(folder)
+    if is_first_process():
+        show_run(folder)
 
 
 @app.command()
@@ -119,11 +134,13 @@ def resume(
     """Resume a run from its last checkpoint; it ends as an uninterrupted run."""
     from sparsemtl.cli.terminal import show_run
     from sparsemtl.runs.run import resume as resume_run
+    from sparsemtl.training.launch import is_first_process
 
     _use_data_root(data_root)
     with stopping(folder):
         resume_run(folder, progress=not quiet, finished=draw_report)
-    show_run(folder)
+    if is_first_process():
+        show_run(folder)
 
 
 @app.command()

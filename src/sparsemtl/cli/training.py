@@ -5,8 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Annotated
 
 import typer
+
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Processes on this machine that train together, a GPU or a core each; a step is that of N times the "
+        "batch size. Short for training.devices=N.",
+        show_default=False,
+    ),
+]
+StrategyName = Annotated[
+    str | None, typer.Option(metavar="ddp", help="Short for training.strategy.", show_default=False)
+]
+Nodes = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Machines, on each of which this command is started. Short for training.num_nodes=N.",
+        show_default=False,
+    ),
+]
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as in shells: 128 plus the number of SIGINT."""
@@ -73,6 +97,12 @@ def _write_traceback(error: Exception) -> Path | None:
             file.write("".join(traceback.format_exception(error)))
         return Path(file.name)
     return None
+
+
+def process_changes(devices: int | None, strategy: str | None, nodes: int | None) -> list[str]:
+    """Return the changes of a configuration that the options of several processes stand for."""
+    given = {"devices": devices, "strategy": strategy, "num_nodes": nodes}
+    return [f"training.{key}={value}" for key, value in given.items() if value is not None]
 
 
 def say(message: str) -> None:

@@ -12,6 +12,7 @@ from sparsemtl.criteria.criterion import Criterion, Scores, map_innermost
 from sparsemtl.networks.model import MultiTaskModel, placement
 from sparsemtl.networks.recomputed_norms import dense_statistics
 from sparsemtl.tasks.batches import Loaders, groups_for, per_task
+from sparsemtl.tasks.shards import processes_of, sharded
 
 if TYPE_CHECKING:
     from sparsemtl.tasks.task import Task
@@ -48,15 +49,19 @@ class _WithRecomputedBatchNorm(Criterion):
         scores: Scores = {}
         apart = per_task(loaders) or model.norms_per_task
         for together in [[task] for task in tasks] if apart else [tasks]:
-            with dense_statistics(model, self._inputs(model, loaders, together[0]), together[0].name):
+            inputs = self._inputs(model, loaders, together[0])
+            with dense_statistics(model, inputs, together[0].name, processes_of(loaders)):
                 scores.update(self.criterion.scores(model, loaders, together))
         return scores
 
     def _inputs(self, model: nn.Module, loaders: Loaders, task: Task) -> Iterator[Any]:
         device, dtype = placement(model)
+        processes = processes_of(loaders)
         seen = 0
-        for group in groups_for(loaders, task):
-            yield group.to(device, dtype).x
-            seen += len(task.labels(group.targets))
+        for group in groups_for(sharded(loaders), task):
+            own = len(task.labels(group.targets)) if group.tasks else 0
+            if own:
+                yield group.to(device, dtype).x
+            seen += int(processes.numbers([own]).sum()) if processes.several else own
             if seen >= self.samples:
                 return

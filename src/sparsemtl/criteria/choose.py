@@ -38,6 +38,7 @@ from sparsemtl.networks.patterns import Patterns
 from sparsemtl.networks.randomness import fork_rng
 from sparsemtl.networks.structures import find_structures, restricted
 from sparsemtl.tasks.batches import Loaders, check_readable
+from sparsemtl.tasks.shards import owned
 
 
 def choose_masks(
@@ -48,6 +49,7 @@ def choose_masks(
     keep: Keep,
     previous: TaskMasks | None = None,
     method: str = "",
+    process_group: Any = None,
     **selection: Unpack[ChoiceOptions],
 ) -> TaskMasks:
     """Return masks that keep, for every task, the `keep` weights of highest score; nothing else changes.
@@ -60,6 +62,8 @@ def choose_masks(
             everything.
         previous: current masks; a task whose scores are all zero keeps its mask, with a warning.
         method: name of the method in the masks' header.
+        process_group: group of `torch.distributed` whose processes call this, each with loaders of its own data. Scores
+            are those of the data of all, so that every process gets the same masks.
         selection: `only` and `exclude` name the weights to choose from, as in `maskable_parameters`; where units are
             chosen, those of the named layers. The masks cover no others, which stay as they are for all tasks. `scope`
             ranks all weights together (`global`) or those of each layer separately (`layer`), by default per layer for
@@ -89,6 +93,7 @@ def choose_masks(
             f"`min_per_unit` is for granularity 'weight'; with {granularity!r}, whole units are kept or dropped. Use "
             "`min_per_layer`."
         )
+    loaders = owned(loaders, process_group)
     if criterion.reads_data or granularity not in SINGLE:
         check_readable(loaders)
     with fork_rng():
@@ -164,8 +169,9 @@ def fisher_masks(
         granularity: single weights, two of four inputs (`2:4`, with `keep=0.5`), output channels with their bias and
             norm, attention heads, or neurons.
         options: `min_per_layer`, the weights or units that every layer keeps at least, by default 1; `min_per_unit`,
-            the incoming weights that every unit keeps at least, by default 0; and parameters of `Fisher` (estimator,
-            power, samples, ...).
+            the incoming weights that every unit keeps at least, by default 0; `process_group`, a group of
+            `torch.distributed` such as `group.WORLD` whose processes call this, each with a loader of its own data: all
+            get the masks of all data; and parameters of `Fisher` (estimator, power, samples, ...).
 
     Examples:
         >>> masks = fisher_masks(model, loader, keep=0.3)                                 # doctest: +SKIP
@@ -173,6 +179,7 @@ def fisher_masks(
         >>> print(masks.overlap())                                                        # doctest: +SKIP
     """
     least, per_unit = options.pop("min_per_layer", 1), options.pop("min_per_unit", 0)
+    process_group = options.pop("process_group", None)
     if granularity in SINGLE:
         criterion = Fisher(only=only, exclude=exclude, **options)
     else:
@@ -187,6 +194,7 @@ def fisher_masks(
         exclude=exclude,
         scope=scope,
         granularity=granularity,
+        process_group=process_group,
         min_per_layer=least,
         min_per_unit=per_unit,
     )

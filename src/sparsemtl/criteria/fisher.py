@@ -21,9 +21,11 @@ from sparsemtl.networks.model import MultiTaskModel, check_shapes, maskable_para
 from sparsemtl.networks.model_state import preserve_model_state
 from sparsemtl.networks.swap import unwrapped
 from sparsemtl.registry.parameters import Count, Natural, validated
-from sparsemtl.tasks.batches import Loader, Loaders, check_loaders, evaluation_groups, per_task
+from sparsemtl.tasks.batches import Group, Loader, Loaders, check_loaders, evaluation_groups, per_task
 from sparsemtl.tasks.nests import map_tensors
 from sparsemtl.tasks.own_likelihoods import LossLikelihood
+from sparsemtl.tasks.processes import Processes
+from sparsemtl.tasks.shards import owned, processes_of, sharded
 
 if TYPE_CHECKING:
     from sparsemtl.tasks.task import Task
@@ -123,15 +125,15 @@ class Fisher(Criterion):
     def _estimate(
         self, model: nn.Module, parameters: Mapping[str, Tensor], loaders: Loaders, means: Sequence[_Mean]
     ) -> None:
-        """Compute the means of tasks that read the same data."""
+        """Compute the means of tasks that read the same data; each of several processes reads a part of it."""
+        processes = processes_of(loaders)
         powers = self._powers(model, parameters, [mean.task.name for mean in means])
         device, dtype = placement(model)
         batches = 0
-        for group in evaluation_groups(loaders, {mean.task.name: mean.task for mean in means}):
+        for group in evaluation_groups(sharded(loaders), {mean.task.name: mean.task for mean in means}):
             batches += 1
             group = group.to(device, dtype)
-            active = [mean for mean in means if mean.take(group.targets)]
-            if active:
+            if active := _take(means, group, processes):
                 x = map_tensors(Tensor.detach, group.x)
                 outputs = powers.forward(x, tuple(mean.task.name for mean in active))
                 for mean in active:
@@ -145,6 +147,11 @@ class Fisher(Criterion):
             if all(mean.done for mean in means):
                 break
         powers.sums.flush()
+        if processes.several:
+            for mean in means:
+                mean.totals = mean.totals or powers.zeros()
+                for total in mean.totals.values():  # one by one: all of them are larger than the model
+                    processes.add_up([total])
         if not batches:
             raise ParameterError("the loader gave no batch. A generator that was read before is empty; pass a list.")
 
@@ -287,17 +294,21 @@ class _Mean:
     def done(self) -> bool:
         return self.limit is not None and self.seen >= self.limit
 
-    def take(self, targets: Mapping[str, Tensor]) -> bool:
-        """Read a batch's labels; return False if none of them counts."""
-        if self.done:
-            return False
+    @property
+    def left(self) -> int | None:
+        """Samples still to take; None without a limit."""
+        return None if self.limit is None else self.limit - self.seen
+
+    def read(self, targets: Mapping[str, Tensor]) -> int:
+        """Read a batch's labels; return the number of samples that are labelled."""
         self.label = self.task.labels(targets)
         self.counts = self.task.labelled(self.label)
-        if self.limit is not None:
-            self.counts = self.counts & (self.counts.cumsum(0) <= self.limit - self.seen)
-        n = int(self.counts.sum())
-        self.seen += n
-        return n > 0
+        return int(self.counts.sum())
+
+    def take(self, count: int) -> bool:
+        """Let the first labelled samples count alone; return False if there is none."""
+        self.counts = self.counts & (self.counts.cumsum(0) <= count)
+        return count > 0
 
     def known(self, output: Tensor) -> Tensor:
         """Return a mask that broadcasts to the outputs (B, ...): those of known labels, of samples that count."""
@@ -324,6 +335,16 @@ class _Mean:
         return scores
 
 
+def _take(means: Sequence[_Mean], group: Group, processes: Processes) -> list[_Mean]:
+    """Read a batch's labels; return the means for which some of them count, among those of all processes."""
+    open_means = [mean for mean in means if not mean.done]
+    own = [mean.read(group.targets) if group.tasks else 0 for mean in open_means]
+    counted, totals = processes.limited(own, [mean.left for mean in open_means])
+    for mean, total in zip(open_means, totals, strict=True):
+        mean.seen += total
+    return [mean for mean, count in zip(open_means, counted, strict=True) if count and mean.take(count)]
+
+
 def _generator(seed: int, task: Task, model: nn.Module) -> torch.Generator:
     """Return the generator of a task's drawn labels, which do not depend on the tasks that are scored with it."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -347,6 +368,7 @@ def fisher_information(
     task: str | None = None,
     estimator: Estimator = "fs",
     samples: int | None = None,
+    process_group: Any = None,
     **options: Any,
 ) -> dict[str, Tensor]:
     """Return the diagonal Fisher information of a task's shared weights.
@@ -357,6 +379,8 @@ def fisher_information(
         task: name of the task; may be omitted if the model has one task.
         estimator: labels of the gradients, see `Fisher`.
         samples: labelled samples to use, all by default.
+        process_group: group of `torch.distributed` whose processes call this, each with a loader of its own data: the
+            samples are those of all of them, and so are the scores.
         options: other parameters of `Fisher`.
 
     Returns:
@@ -381,5 +405,5 @@ def fisher_information(
         task = next(iter(inner.tasks))
     inner.check_task(task)
     criterion = Fisher(estimator=estimator, samples=samples, **options)
-    own = {task: loader}  # a loader of the task's own may give bare labels as well
+    own = owned({task: loader}, process_group)  # a loader of the task's own may give bare labels as well
     return criterion.scores(inner, own, [inner.tasks[task]])[task]

@@ -17,6 +17,7 @@ from sparsemtl.networks.model_state import preserve_model_state
 from sparsemtl.networks.swap import unwrapped
 from sparsemtl.registry.parameters import Count, validated
 from sparsemtl.tasks.batches import Group, Loaders, groups_for
+from sparsemtl.tasks.shards import processes_of, sharded
 
 if TYPE_CHECKING:
     from sparsemtl.tasks.task import Task
@@ -56,25 +57,34 @@ class Gradient(Criterion):
         total = zeros_like(parameters)
         device, dtype = placement(model)
         seen, labels = 0, 0.0
-        for group in groups_for(loaders, task):
-            group = group.to(device, dtype)
-            target = task.labels(group.targets)
-            counts = task.labelled(target)
-            if self.samples is not None:
-                counts &= counts.cumsum(0) <= self.samples - seen
-            n = int(counts.sum())
+        processes = processes_of(loaders)
+        for group in groups_for(sharded(loaders), task):
+            left = None if self.samples is None else self.samples - seen
+            group, target, counts = _labelled(group.to(device, dtype), task)
+            (n,), (taken,) = processes.limited([int(counts.sum())], [left])
             if n:
+                counts &= counts.cumsum(0) <= n
                 share = _known_share(task, target[counts])  # the loss is a mean over known labels, not over samples
                 for name, gradient in _gradients(model, parameters, task, group, counts).items():
                     total[name] += share * gradient
                 labels += share
-            seen += n
+            seen += taken
             if seen == self.samples:
                 break
+        processes.add_up(total.values())
+        labels = float(processes.numbers([labels]).sum()) if processes.several else labels
         if not seen:
             raise LabelError(f"task {task.name!r} has no labelled sample to take gradients on.")
         factors = parameters if self.times_weight else dict.fromkeys(parameters, 1.0)
         return {name: (total[name] / labels * factors[name]).abs().detach() for name in total}
+
+
+def _labelled(group: Group, task: Task) -> tuple[Group, Tensor, Tensor]:
+    """Return a group, its labels, and which samples have one; none where a process has no batch."""
+    if not group.tasks:
+        return group, torch.empty(0), torch.empty(0, dtype=torch.bool)
+    target = task.labels(group.targets)
+    return group, target, task.labelled(target)
 
 
 def _known_share(task: Task, target: Tensor) -> float:

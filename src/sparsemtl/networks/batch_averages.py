@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from sparsemtl.networks.modes import eval_mode
 from sparsemtl.networks.norms import STATISTICS
 from sparsemtl.networks.swap import swap_tensors
+from sparsemtl.tasks.processes import Processes
 
 
 class BatchAverages:
@@ -54,6 +55,22 @@ class BatchAverages:
             self._variances[name] = self._variances.get(name, 0) + variance
             self._counts[name] += 1
         return True
+
+    def add_up(self, processes: Processes) -> None:
+        """Average over the batches of all processes."""
+        if not processes.several:
+            return
+        for name, norm in self._norms.items():
+            mean, variance = norm.running_mean, norm.running_var
+            assert mean is not None
+            assert variance is not None
+            self._means.setdefault(name, torch.zeros_like(mean, dtype=torch.float64))
+            self._variances.setdefault(name, torch.zeros_like(variance, dtype=torch.float64))
+        processes.add_up(
+            [*(self._means[name] for name in self._norms), *(self._variances[name] for name in self._norms)]
+        )
+        counts = processes.numbers([self._counts[name] for name in self._norms]).sum(0).tolist()
+        self._counts = Counter({name: int(n) for name, n in zip(self._norms, counts, strict=True) if n})
 
     def tensors(self) -> dict[str, Tensor]:
         """Return buffer name -> average, for the norms that a batch has passed through."""

@@ -22,6 +22,7 @@ from sparsemtl.networks.randomness import fork_rng
 from sparsemtl.networks.swap import swap_tensors
 from sparsemtl.networks.task_networks import TaskNetworks, dense_networks
 from sparsemtl.tasks.batches import Group, Loaders, evaluation_groups, groups_for, per_task, preserve_loader_state
+from sparsemtl.tasks.processes import ALONE, Processes
 
 if TYPE_CHECKING:
     from sparsemtl.tasks.task import Task
@@ -31,7 +32,9 @@ BATCHES = 100
 
 
 @contextmanager
-def dense_statistics(model: MultiTaskModel, inputs: Iterable[Any], task: str) -> Iterator[None]:
+def dense_statistics(
+    model: MultiTaskModel, inputs: Iterable[Any], task: str, processes: Processes = ALONE
+) -> Iterator[None]:
     """Inside the context, the shared norms have the exact averages over `inputs` under the current weights.
 
     A network that is trained as several sub-networks has no statistics of the dense network, which criteria need.
@@ -40,11 +43,13 @@ def dense_statistics(model: MultiTaskModel, inputs: Iterable[Any], task: str) ->
         model: the model.
         inputs: inputs of the encoder, batch by batch.
         task: task to run the model for.
+        processes: processes over whose inputs the averages are.
     """
     averages = BatchAverages(shared_norms(model))
     if statistics_of(model):
         for x in inputs:
             averages.add(model, partial(model, x, tasks=(task,)))
+    averages.add_up(processes)
     with swap_tensors(model, averages.tensors()):
         yield
 

@@ -20,6 +20,7 @@ from sparsemtl.runs.spec import RunSpec
 from sparsemtl.training import Trainer
 from sparsemtl.training.affinity import task_affinity
 from sparsemtl.training.check import TrainingCheck, time_text
+from sparsemtl.training.launch import refuse_several
 from sparsemtl.training.loss_scales import unlike_scales
 from sparsemtl.training.machine import use_threads
 
@@ -49,6 +50,7 @@ def advise(config: Mapping[str, Any], *, epochs: int | None = None, keep: float 
     spec = RunSpec(_plain(complete, epochs or min(EPOCHS, complete["training"]["epochs"])))
     began = time.perf_counter()
     with fork_rng(), use_threads(spec.config["training"]["threads"]):
+        refuse_several(spec.config["training"], "advise")
         trainer = make_trainer(spec.config, spec.data, None, progress=progress)
         weights = sum(p.numel() for p in maskable_parameters(trainer.model).values() if p.requires_grad)
         if not weights:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsemtl.data import TaskData
-from sparsemtl.errors import CheckpointError
+from sparsemtl.errors import CheckpointError, ConfigError
 from sparsemtl.runs.auto import run_auto
 from sparsemtl.runs.auto_options import AUTO
 from sparsemtl.runs.build import make_trainer
@@ -23,8 +23,14 @@ from sparsemtl.storage.stops import recorded_stop
 from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.storage.yaml_text import read_yaml
 from sparsemtl.training import Trainer
+from sparsemtl.training.launch import (
+    announces_several,
+    is_first_process,
+    refuse_other_launchers,
+    start_processes,
+    starts_first,
+)
 from sparsemtl.training.machine import use_threads
-from sparsemtl.training.processes import refuse_distributed
 from sparsemtl.training.results import Results
 
 Finished = Callable[[Path], object]
@@ -57,14 +63,34 @@ def run(
         ConfigError: if the configuration is not valid.
         CheckpointError: if the folder holds a run and `resume` is false, or files of others, or if another process
             writes there.
-        ParameterError: if the environment announces several processes.
+        ParameterError: if processes of MPI are announced, or others than the configuration says.
+        ProcessError: if another process of the run ends.
     """
-    refuse_distributed()
     spec = RunSpec(check(config), built)
+    training = spec.config["training"]
+    if announces_several(training):
+        _check_together(spec.config)
+        if starts_first(training) and not resume:
+            _check_free(RunFolder(folder))  # before other processes are started
+    start_processes(training)
     return _run(spec, RunFolder(folder), resume=resume, progress=progress, finished=finished)
 
 
+def _check_together(config: Mapping[str, Any]) -> None:
+    """Raise unless several processes can train a configuration together."""
+    for key in (AUTO, "pretraining", "teacher"):
+        if config[key] is not None:
+            advice = "Run it first, and name its weights by `pretrained`." if key == "pretraining" else ""
+            raise ConfigError(
+                f"{key if key != AUTO else 'sharing: auto'}: such a run is not tested with several processes. Use "
+                f"`training.devices: 1`. {advice}".rstrip()
+            )
+
+
 def _run(spec: RunSpec, folder: RunFolder, *, resume: bool, progress: bool, finished: Finished | None) -> Results:
+    if not is_first_process():  # it computes, and leaves the folder to the first
+        with use_threads(spec.config["training"]["threads"]):
+            return _train(spec, folder, resume=resume, progress=False, finished=None)
     if not resume:
         _check_free(folder)
     elif not folder.begun:
@@ -88,9 +114,11 @@ def _train(spec: RunSpec, folder: RunFolder, *, resume: bool, progress: bool, fi
         return run_auto(spec, folder, pretrain=pretrain_for, progress=progress)
     pretrained = pretrain_for(spec, folder)
     trainer = make_trainer(spec.config, spec.data, folder.path, pretrained=pretrained, progress=progress)
-    write_inputs(folder, spec.data, spec.config["task_options"])
+    if is_first_process():
+        write_inputs(folder, spec.data, spec.config["task_options"])
     train, validation, test = spec.loaders()
-    goes_on = resume and folder.last.exists()
+    processes = start_processes(spec.config["training"])
+    goes_on = processes.from_first(lambda: resume and folder.last.exists())
     trainer.fit(train, validation, resume=goes_on, overwrite=not goes_on)  # the folder was checked before
     return trainer.test(test)
 
@@ -101,9 +129,10 @@ def resume(folder: str | Path, *, progress: bool = True, finished: Finished | No
     Raises:
         CheckpointError: if the folder is no run folder, or the run is finished or never began, or its configuration
             has changed, or if another process writes there.
-        ParameterError: if the environment announces several processes.
+        ParameterError: if processes of MPI are announced, or others than the configuration says.
+        ProcessError: if another process of the run ends.
     """
-    refuse_distributed()
+    refuse_other_launchers()
     own = RunFolder(folder)
     if StudyFolder(own.path).exists:
         raise CheckpointError(f"{own.path} is a study. Resume it with the same `sparsemtl study` command.")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass
+from typing import cast
 
 from sparsemtl.criteria.select import Keep, Scope, default_scope
 from sparsemtl.errors import ParameterError
 from sparsemtl.tasks.batches import Loaders, per_task
+from sparsemtl.tasks.shards import sharded
 
 
 def cubic(progress: float) -> float:
@@ -97,7 +99,7 @@ class EpochClock:
         if epoch > 0 and self._steps:
             self._steps_in_epoch = self._steps
         elif not per_task(loaders) and isinstance(loaders, Sized):
-            self._steps_in_epoch = len(loaders)
+            self._steps_in_epoch = len(cast("Sized", sharded(loaders)))
         self.epoch, self._steps = epoch, 0
 
     def step(self, count: int = 1) -> None:

@@ -13,6 +13,7 @@ from sparsemtl.errors import LabelError
 from sparsemtl.networks.model import placement
 from sparsemtl.networks.model_state import preserve_model_state
 from sparsemtl.tasks.batches import Loaders, groups_for
+from sparsemtl.tasks.shards import processes_of, sharded
 
 if TYPE_CHECKING:
     from sparsemtl.tasks.task import Task
@@ -37,20 +38,31 @@ def taylor_importance(model: nn.Module, units: Units, loaders: Loaders, task: Ta
     """
     weights = {layer.weight: model.get_parameter(layer.weight) for layer in units.readers()}
     device, dtype = placement(model)
+    processes = processes_of(loaders)
     total, batches, seen = torch.zeros(units.count, dtype=torch.float64), 0, 0
     with preserve_model_state(model):
-        for group in groups_for(loaders, task):
-            group = group.to(device, dtype)
-            target = task.labels(group.targets)
-            labelled = task.labelled(target)
-            if not labelled.any():
+        for group in groups_for(sharded(loaders), task):
+            change, count, weight = torch.zeros_like(total), 0, 0.0
+            if group.tasks:
+                group = group.to(device, dtype)
+                target = task.labels(group.targets)
+                labelled = task.labelled(target)
+                count, weight = int(labelled.sum()), task.label_weight(target)
+            if count:
+                output = model(group.x, tasks=(task.name,))[task.name]
+                loss = task.loss(output[labelled], target[labelled])
+                gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+                change = _change(units, weights, dict(zip(weights, gradients, strict=True)))
+            if processes.several:  # the change of the mean loss over the batches of all
+                totals = processes.numbers([count, weight]).sum(0).tolist()
+                change *= weight / (totals[1] or 1.0)
+                processes.add_up([change])
+                count = int(totals[0])
+            if not count:
                 continue
-            output = model(group.x, tasks=(task.name,))[task.name]
-            loss = task.loss(output[labelled], target[labelled])
-            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-            total += _change(units, weights, dict(zip(weights, gradients, strict=True))).square()
+            total += change.square()
             batches += 1
-            seen += int(labelled.sum())
+            seen += count
             if seen >= samples:
                 break
     if not batches:

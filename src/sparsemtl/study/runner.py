@@ -73,6 +73,7 @@ def run_study(
     """
     folder, options = StudyFolder(out), _Options(jobs, progress, finished)
     refuse_distributed()
+    _refuse_several(study)
     _check_free(folder)
     todo = _todo(_jobs(study, folder, options))
     _look_ahead(todo)  # before the folder is made
@@ -88,6 +89,17 @@ def run_study(
         if len(failures) < len(study.runs):
             _update(folder, options)
         return failures
+
+
+def _refuse_several(study: Study) -> None:
+    """Raise if a run asks for several processes, which `jobs` are for in a study."""
+    for one in study.runs:
+        training = one.config["training"]
+        if training["devices"] * training["num_nodes"] > 1:
+            raise ConfigError(
+                f"{one.name}: training.devices: expected 1 in a study, got {training['devices']}. Each run of a study "
+                "has one process; `--jobs N` trains N runs at a time."
+            )
 
 
 class _Options(NamedTuple):

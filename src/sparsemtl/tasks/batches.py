@@ -76,13 +76,15 @@ def as_group(batch: Any, tasks: Mapping[str, Task], owner: str | None = None) ->
     """Return a batch of a loader as a group.
 
     Args:
-        batch: (x, {target: labels}), or (x, labels) from the loader of the task `owner`.
+        batch: (x, {target: labels}), or (x, labels) from the loader of the task `owner`; a group stays.
         tasks: tasks of the model by name.
         owner: name of the task whose loader yielded the batch, None for a loader of all tasks.
 
     Raises:
         LabelError: if the batch has another structure.
     """
+    if isinstance(batch, Group):
+        return batch
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise LabelError(
             f"a loader yields pairs (x, {{task: labels}}), got {type(batch).__name__}"
@@ -123,7 +125,7 @@ def groups_for(loaders: Loaders, task: Task) -> Iterator[Group]:
     loader = loaders[task.name] if isinstance(loaders, Mapping) else loaders
     for batch in loader:
         group = as_group(batch, {task.name: task}, owner=task.name if isinstance(loaders, Mapping) else None)
-        yield Group(group.x, group.targets, (task.name,))
+        yield Group(group.x, group.targets, (task.name,)) if group.tasks else group
 
 
 def evaluation_groups(loaders: Loaders, tasks: Mapping[str, Task]) -> Iterator[Group]:

@@ -90,6 +90,11 @@ class Classes:
             complete=complete,
         )
 
+    def weight(self, label: Tensor, known: Tensor) -> float:
+        """Return the denominator of the mean loss: the number of known labels, or the sum of their class weights."""
+        weights = cast("Sequence[float] | None", self._options["class_weights"])
+        return float(known.sum() if weights is None else torch.tensor(weights, device=label.device)[label[known]].sum())
+
     def counts(self, label: Tensor, known: Tensor) -> dict[str, int]:
         """Return name of every class -> number of known labels of it.
 

@@ -91,6 +91,10 @@ class Classification(SampleTask):
             target = target.nan_to_num(float(self.ignore_index))
         return target.long()
 
+    def label_weight(self, label: Tensor) -> float:
+        """Return the number of known labels, or the sum of their class weights."""
+        return self._classes.weight(label, self.known(label))
+
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the mean cross-entropy of the known labels."""
         return self._classes.loss(output, target)

@@ -85,6 +85,10 @@ class Segmentation(DenseTask):
         """Return labels (B, H, W) as int64."""
         return (target.squeeze(1) if target.ndim == 4 else target).long()
 
+    def label_weight(self, label: Tensor) -> float:
+        """Return the number of known labels, or the sum of their class weights."""
+        return self._classes.weight(label, self.known(label))
+
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the mean cross-entropy of the known pixels."""
         return self._classes.loss(output, target)

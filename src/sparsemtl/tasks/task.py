@@ -273,6 +273,16 @@ class Task(abc.ABC):
         terms = {f"loss_{name}": means[name] for name in self._losses.names}
         return {"loss": self._losses.total(means), **terms}
 
+    def label_weight(self, label: Tensor) -> float:
+        """Return the denominator of the mean loss: the number of known labels, times their weights if they have any.
+
+        Processes weigh the means of their batches by it. A loss that is no mean over known labels has no such number.
+
+        Args:
+            label: labels that `labels` returned.
+        """
+        return float(self.known(label).sum())
+
     @property
     def loss_names(self) -> tuple[str, ...]:
         """Names under which losses are logged: `loss`, and `loss_<name>` of each of several losses."""

@@ -110,6 +110,10 @@ class TokenClassification(Task):
         """Return labels (B, S) as int64."""
         return target.long()
 
+    def label_weight(self, label: Tensor) -> float:
+        """Return the number of known labels, or the sum of their class weights."""
+        return self._classes.weight(label, self.known(label))
+
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the mean cross-entropy of the labelled tokens."""
         return self._classes.loss(output.transpose(1, 2), target)

@@ -37,6 +37,7 @@ from sparsemtl.storage.text_files import read_json, write_json
 from sparsemtl.tasks.batches import Group, Loaders
 from sparsemtl.training.choice import Choice, ChoiceRows, MetricGain, choose_networks, gain_of, signed_value
 from sparsemtl.training.evaluation import Trained, evaluate
+from sparsemtl.training.launch import refuse_several
 from sparsemtl.training.results import Results
 from sparsemtl.training.trainer import Trainer
 
@@ -141,6 +142,8 @@ def auto_share(
     with ExitStack() as stack:
         root = Path(stack.enter_context(TemporaryDirectory()) if folder is None else folder)
         trainings = {name: CandidateTraining(make, root / slug(name)) for name, make in candidates.items()}
+        for each in trainings.values():
+            refuse_several(each.trainer.options, "sm.auto_share")
         dense = {name for name, each in trainings.items() if isinstance(each.trainer.sharing, DenseSharing)}
         _check(trainings, dense)
         record, left = _Record(root), list(trainings)

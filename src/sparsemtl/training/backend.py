@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sparsemtl.networks.model import MultiTaskModel, placement
+from sparsemtl.tasks.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Backend:
         device: device of the batches.
         scaled: a gradient scaler leaves out steps whose gradient is not finite, and lowers its scale.
         loss_scale: function that returns the scaler's present scale.
+        processes: processes that compute a step together, each on a part of its samples.
     """
 
     module: nn.Module
@@ -31,6 +33,7 @@ class Backend:
     device: torch.device
     scaled: bool = False
     loss_scale: Callable[[], float] | None = None
+    processes: Processes = ALONE
 
     @classmethod
     def of(cls, model: MultiTaskModel) -> Backend:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
@@ -32,6 +33,7 @@ class ReadyBatch:
         complete: the tasks all of whose labels are known.
         count: number of samples.
         soft: task -> outputs of the teacher.
+        shares: task -> share of this process in the known labels of all processes; 1 if it is not named.
     """
 
     x: Any
@@ -40,6 +42,7 @@ class ReadyBatch:
     complete: set[str]
     count: int
     soft: dict[str, Tensor] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
 
 
 class BatchLosses:
@@ -49,12 +52,20 @@ class BatchLosses:
         model: the model.
         backend: device of the batches, and what runs in place of the model.
         sharing: sharing method, which may have a term per task (`TaskPenalty`); None has none.
+        around: makes the context of a forward pass.
 
     Attributes:
         teacher: network whose outputs are soft targets; None has none.
     """
 
-    def __init__(self, model: MultiTaskModel, backend: Backend, sharing: Any) -> None:
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        backend: Backend,
+        sharing: Any,
+        around: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self._around = around
         self._model = model
         self._backend = backend
         self._penalty = getattr(sharing, "penalty", None)
@@ -88,6 +99,8 @@ class BatchLosses:
     ) -> dict[str, Tensor]:
         """Run one forward pass; return losses and the model's terms times the tasks' weights, plus the method's terms.
 
+        Where several processes compute, all of it is times this process's shares.
+
         Args:
             batch: the batch.
             tasks: names of the tasks, which have one network; the model computes with it now.
@@ -99,7 +112,8 @@ class BatchLosses:
             NonFiniteLossError: if a loss is NaN or infinite.
         """
         try:
-            outputs = self._backend.module(batch.x, tasks=tasks)
+            with self._around():
+                outputs = self._backend.module(batch.x, tasks=tasks)
         except ForwardError as error:
             raise error.at(where or "training") from error.__cause__
         terms = {
@@ -114,7 +128,8 @@ class BatchLosses:
             if not isfinite(value):
                 raise not_finite_loss(f"the loss of task {name!r}", value, where, tensors_in(batch.x))
             more = {**terms[name], **({"loss_teacher": soft[name]} if name in soft else {})}
-            result.add(name, value, {term: float(loss.item()) for term, loss in more.items()})
+            share = batch.shares.get(name, 1.0)
+            result.add(name, value * share, {term: float(loss.item()) * share for term, loss in more.items()})
         both = {name: loss + soft[name] if name in soft else loss for name, loss in losses.items()}
         return {name: self._with_terms(name, loss, batch, networks) for name, loss in both.items()}
 
@@ -135,7 +150,7 @@ class BatchLosses:
         own = self._model.penalty(task, batch.labels[task])
         total = times(loss if own is None else loss + own, self._model.tasks[task].weight)
         term = None if self._penalty is None else self._penalty(self._model, networks, task)
-        return total if term is None else total + term
+        return times(total if term is None else total + term, batch.shares.get(task, 1.0))
 
 
 def values_of(losses: Iterable[Tensor]) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -27,8 +28,8 @@ class Combination(Protocol):
         """True if `combine` runs backward passes of the losses that were added."""
 
     @property
-    def present(self) -> set[str]:
-        """Tasks with a gradient in this step."""
+    def is_complete(self) -> bool:
+        """True if `combine` leaves the gradient of all processes, False if it leaves this process's summand."""
 
     def clear(self) -> None:
         """Start a step."""
@@ -49,37 +50,38 @@ class Combination(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Combined:
+    """Parts that both combinations are made of.
+
+    Attributes:
+        shared: name -> shared weight that is trained.
+        tasks: names of all tasks, in the order of the rows.
+        balancer: combines the rows, or finds their weights.
+        backend: runs backward passes; has the scale of the gradients, if there is one, and the processes.
+        users: counts the tasks that use a weight.
+    """
+
+    shared: Mapping[str, nn.Parameter]
+    tasks: Sequence[str]
+    balancer: Balancer
+    backend: Backend
+    users: WeightUsers
+
+
 class CombinedRows:
     """Combination by rows (T, P).
 
     Args:
-        shared: name -> shared weight that is trained.
-        tasks: names of all tasks, in the order of the rows.
-        balancer: combines the rows.
-        backend: has the scale of the gradients, if there is one.
-        users: counts the tasks that use a weight.
+        parts: weights, tasks and balancer.
     """
 
     keeps_graphs = False
+    is_complete = True
 
-    def __init__(
-        self,
-        shared: Mapping[str, nn.Parameter],
-        tasks: Sequence[str],
-        balancer: Balancer,
-        backend: Backend,
-        users: WeightUsers,
-    ) -> None:
-        self._tasks = list(tasks)
-        self._balancer = balancer
-        self._backend = backend
-        self._users = users
-        self._rows = GradientRows(list(shared.values()), self._tasks)
-
-    @property
-    def present(self) -> set[str]:
-        """Tasks with a row in this step."""
-        return self._rows.present
+    def __init__(self, parts: Combined) -> None:
+        self._parts = parts
+        self._rows = GradientRows(list(parts.shared.values()), parts.tasks)
 
     def clear(self) -> None:
         """Start a step."""
@@ -91,18 +93,20 @@ class CombinedRows:
 
     def combine(self, networks: TaskNetworks, present: Tensor, where: str) -> None:
         """Put the balancer's combination of the rows into the gradients of the shared weights."""
+        balancer, backend = self._parts.balancer, self._parts.backend
         rows = self._rows.matrix()
-        scale = None if self._backend.loss_scale is None else self._backend.loss_scale()
-        if not self._backend.scaled:
-            check_rows(rows, self._tasks, where)
+        backend.processes.add_up([rows])
+        scale = None if backend.loss_scale is None else backend.loss_scale()
+        if not backend.scaled:
+            check_rows(rows, self._parts.tasks, where)
         elif not is_finite(rows):
             self._rows.set_gradients(rows.sum(0))  # the gradient scaler is to see what is not finite
             return
         if scale is not None:
             rows.div_(scale)  # some aggregators depend on the gradients' size
-        combine = partial(self._balancer.aggregate, present=present)
-        if self._balancer.scope == "overlap":
-            combined = self._users.combine_overlap(rows, networks, combine)
+        combine = partial(balancer.aggregate, present=present)
+        if balancer.scope == "overlap":
+            combined = self._parts.users.combine_overlap(rows, networks, combine)
         else:
             combined = combine(rows)
         self._rows.set_gradients(combined if scale is None else combined * scale)
@@ -116,45 +120,29 @@ class CombinedByGramian:
     gradient. The graphs of the losses of a step stay in memory until then.
 
     Args:
-        shared: name -> shared weight that is trained, in the order of the model.
-        tasks: names of all tasks, in the order of the rows.
-        balancer: finds weights from the Gramian.
-        backend: runs backward passes.
-        users: counts the tasks that use a weight.
+        parts: weights, in the order of the model, tasks and balancer.
         swapped: function from a task to the context of its backward passes.
         together: True if the tasks compute with one network, so that one backward pass serves all losses.
     """
 
     keeps_graphs = True
+    is_complete = False
 
     def __init__(
-        self,
-        shared: Mapping[str, nn.Parameter],
-        tasks: Sequence[str],
-        balancer: Balancer,
-        backend: Backend,
-        users: WeightUsers,
-        *,
-        swapped: Callable[[str], AbstractContextManager[None]],
-        together: bool,
+        self, parts: Combined, swapped: Callable[[str], AbstractContextManager[None]], *, together: bool
     ) -> None:
         self._swapped = swapped
-        self._tasks = list(tasks)
-        self._balancer = balancer
-        self._backend = backend
-        self._users = users
+        self._tasks = list(parts.tasks)
+        self._balancer = parts.balancer
+        self._backend = parts.backend
+        self._users = parts.users
         self._together = together
-        self._shared = dict(shared)
+        self._shared = dict(parts.shared)
         self._parameters = list(self._shared.values())
         self._chunks = chunks_of([p.numel() for p in self._parameters], len(self._tasks))
         self._losses: dict[str, list[Tensor]] = {}
         self._rows = torch.empty(0)
         self._plain: dict[str, Tensor] = {}
-
-    @property
-    def present(self) -> set[str]:
-        """Tasks with a loss in this step."""
-        return set(self._losses)
 
     def clear(self) -> None:
         """Start a step."""
@@ -188,7 +176,9 @@ class CombinedByGramian:
         self.clear()
 
     def _gramian(self, networks: TaskNetworks) -> Tensor:
-        gramian = self._rows @ self._rows.T
+        if not self._losses:  # where other processes have all labels
+            self._start_rows()
+        gramian = self._squared()
         alone = self._alone(networks)
         for chunk in range(1, len(self._chunks)):
             self._rows.zero_()
@@ -202,14 +192,19 @@ class CombinedByGramian:
                 mask_gradients(self._shared, networks[task].gradient_mask)
                 mask_gradients(self._shared, {name: ~mask for name, mask in alone.items()})
                 self._read(self._tasks.index(task), chunk)
-            gramian += self._rows @ self._rows.T
+            gramian += self._squared()
         return gramian
+
+    def _squared(self) -> Tensor:
+        """Return the inner products of the present chunk's rows, which are added up over the processes."""
+        self._backend.processes.add_up([self._rows])
+        return self._rows @ self._rows.T
 
     def _backward(self, weights: Mapping[str, Tensor], networks: TaskNetworks) -> None:
         """Run the backward pass of the weighted losses to the shared weights, one pass per task with a mask."""
         masked = any(networks[task].gradient_mask for task in self._losses)
         one_pass = self._together and not masked
-        groups = [list(self._losses)] if one_pass else [[task] for task in self._losses]
+        groups = [list(self._losses)] if one_pass and self._losses else [[task] for task in self._losses]
         for p in self._parameters:
             p.grad = None
         for group in groups:

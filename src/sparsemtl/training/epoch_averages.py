@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from sparsemtl.balancing import Balancer
 from sparsemtl.storage.metrics import MetricRow
 from sparsemtl.training.results import Results
+from sparsemtl.training.step import TrainingStep
 from sparsemtl.training.step_result import StepResult
 from sparsemtl.training.structure import check_state
 
@@ -73,6 +75,33 @@ class EpochAverages:
         self.samples = int(state["samples"])  # type: ignore[call-overload]
 
 
+def epoch_rows(
+    meter: EpochAverages, validation: Results, step: TrainingStep, place: tuple[int, int], figures: Mapping[str, float]
+) -> list[MetricRow]:
+    """Return all figures of an epoch.
+
+    Args:
+        meter: averages of its training steps.
+        validation: results of its validation.
+        step: the training step, with sharing method, architecture and balancer.
+        place: number of the epoch, from 1, and optimizer steps until its end.
+        figures: name -> figure of the run.
+    """
+    epoch, steps = place
+    return [
+        *meter.rows(epoch, steps),
+        *result_rows(epoch, steps, "validation", validation),
+        *_figure_rows(epoch, steps, "sharing", step.sharing.metrics(step.model, step.networks)),
+        *_figure_rows(epoch, steps, "architecture", step.model.metrics()),
+        *_figure_rows(epoch, steps, "balancing", _balancing(step.balancer, tuple(step.tasks))),
+        *_run_rows(epoch, steps, figures),
+    ]
+
+
+def _balancing(balancer: Balancer, tasks: tuple[str, ...]) -> Iterator[tuple[str, str, float]]:
+    return (("" if row is None else tasks[row], name, value) for row, name, value in balancer.metrics())
+
+
 def result_rows(epoch: int, step: int, split: str, results: Results) -> Iterator[MetricRow]:
     """Yield every task's metrics on a split."""
     for task, metrics in results.items():
@@ -80,7 +109,7 @@ def result_rows(epoch: int, step: int, split: str, results: Results) -> Iterator
             yield MetricRow(epoch, step, split, task, metric, value)
 
 
-def figure_rows(epoch: int, step: int, split: str, figures: Iterable[tuple[str, str, float]]) -> Iterator[MetricRow]:
+def _figure_rows(epoch: int, step: int, split: str, figures: Iterable[tuple[str, str, float]]) -> Iterator[MetricRow]:
     """Yield figures of the sharing method, the architecture or the balancer.
 
     Args:
@@ -93,7 +122,7 @@ def figure_rows(epoch: int, step: int, split: str, figures: Iterable[tuple[str, 
         yield MetricRow(epoch, step, split, task, name, value)
 
 
-def run_rows(epoch: int, step: int, figures: Mapping[str, float]) -> Iterator[MetricRow]:
+def _run_rows(epoch: int, step: int, figures: Mapping[str, float]) -> Iterator[MetricRow]:
     """Yield figures of all tasks together."""
     for name, value in figures.items():
         yield MetricRow(epoch, step, "run", "", name, value)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain, islice, zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -19,6 +20,8 @@ from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.tasks.batches import EMPTY, Group, Loaders, evaluation_groups, per_task
 from sparsemtl.tasks.compute_groups import hand_on_states, updated_metrics
 from sparsemtl.tasks.nests import map_tensors, to_device
+from sparsemtl.tasks.processes import Processes
+from sparsemtl.tasks.shards import NO_BATCH, processes_of, sharded
 from sparsemtl.tasks.task import Task
 from sparsemtl.training.results import Results
 from sparsemtl.training.task_metrics import keep_metrics, take_metrics
@@ -68,8 +71,52 @@ def evaluate(trained: Trained, loaders: Loaders, device: torch.device) -> Result
     Undefined values are NaN, with a warning: all values of a task without a labelled sample, or with a labelled sample
     for which its network computes NaN or infinity; and a metric that cannot be computed.
     """
+    processes = processes_of(loaders)
+    if processes.several:
+        return _evaluated_together(trained, loaders, device, processes)
     with closing(outputs_of(trained, loaders, device)) as outputs:
         return results_of(trained.tasks, outputs, device)
+
+
+def _evaluated_together(trained: Trained, loaders: Loaders, device: torch.device, processes: Processes) -> Results:
+    """Return the results of several processes, each of which computes the outputs of its batches.
+
+    The first process reads all outputs in the order of the loader, so that its results are those of one process.
+    """
+    outputs = _outputs_of_all(trained, loaders, device, processes)
+    try:
+        results = results_of(trained.tasks, outputs, device) if processes.is_first else Results()
+    finally:
+        for _ in outputs:  # also after an error, since the other processes send theirs
+            pass
+    return processes.from_first(lambda: results)
+
+
+def _outputs_of_all(
+    trained: Trained, loaders: Loaders, device: torch.device, processes: Processes
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield the outputs of all processes in the first one, and nothing in the others."""
+    parts = sharded(loaders)
+    apart: Mapping[str, Any] = parts if isinstance(parts, Mapping) else {"": parts}
+    nothing: dict[str, Any] = dict.fromkeys(trained.tasks, ())
+    number = 0
+    for task, rounds in apart.items():
+        batches = iter(rounds)
+        while chunk := list(islice(batches, _CHUNK_BATCHES)):
+            number += len(chunk)
+            mine = [batch for batch in chunk if batch is not NO_BATCH]
+            found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+            if mine:
+                with closing(outputs_of(trained, {**nothing, task: mine} if task else mine, device)) as outputs:
+                    for name, output, label in outputs:
+                        found.setdefault(name, []).append((output.cpu(), label.cpu()))
+            gathered = processes.gather(found)
+            for name in trained.tasks:
+                for batch in chain.from_iterable(zip_longest(*(part.get(name, ()) for part in gathered))):
+                    if batch is not None:
+                        yield name, batch[0].to(device), batch[1].to(device)
+    if not number:
+        raise LabelError(EMPTY.format(whose="loader to evaluate on"))
 
 
 def results_of(
@@ -210,7 +257,14 @@ def _warn_of_nothing(task: str, broken: Sequence[int], samples: int) -> None:
     )
 
 
+def _not_distributed() -> bool:
+    return False
+
+
 def _computed(task: str, name: str, metric: Metric) -> float:
+    for part in metric.modules():  # one process has all outputs: torchmetrics would wait for the others
+        if hasattr(part, "distributed_available_fn"):
+            part.distributed_available_fn = _not_distributed  # type: ignore[assignment]
     try:
         value = float(metric.compute())
     except ValueError as error:

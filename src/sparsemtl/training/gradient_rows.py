@@ -83,6 +83,8 @@ class GradientRows:
 
     def matrix(self) -> Tensor:
         """Return the rows (T, P), zero for tasks that are not present; in float32 or float64, as solvers need it."""
+        if not self.present:
+            self._fit([torch.zeros_like(p).flatten() for p in self._parameters])
         for task, row in zip(self._tasks, self._memory, strict=True):
             if task not in self.present:
                 row.zero_()

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from sparsemtl.errors import SparseMTLWarning
+from sparsemtl.sharing.sharing import TURNS
 from sparsemtl.tasks import Regression, Task
+
+if TYPE_CHECKING:
+    from sparsemtl.training.epoch_averages import EpochAverages
+    from sparsemtl.training.step import TrainingStep
 
 _MOST_UNLIKE = 20.0
 """Ratio of the largest loss to the smallest, in the mean of the first epoch, from which it is named."""
@@ -46,3 +53,19 @@ def unlike_scales(
         f"weights learn mostly {high}: {remedy}give the tasks a `weight`, or choose a balancer that weights "
         "them, such as uncertainty."
     )
+
+
+def warn_of_unlike_scales(step: TrainingStep, meter: EpochAverages) -> str:
+    """Warn if one loss is so large that it trains the shared weights alone; return the note, "" if there is none.
+
+    Args:
+        step: the training step.
+        meter: averages of the first epoch.
+    """
+    apart = step.networks.apart or step.update in TURNS
+    if apart or not step.balancer.constant or not step.model.shared_parameters():
+        return ""
+    note = unlike_scales(meter.losses, meter.weights, step.tasks)
+    if note:
+        warnings.warn(note, LossScaleWarning, stacklevel=5)
+    return note

@@ -16,6 +16,8 @@ from sparsemtl.training.teacher import Teacher
 
 Execution = Literal["masked", "sliced"]
 """Computation of a task's masked network in training: whole weights times masks, or the slice that the mask keeps."""
+Strategy = Literal["ddp", "fsdp"]
+"""How several processes train one model; `fsdp` is refused with the reason."""
 Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true"]
 
 
@@ -101,6 +103,25 @@ class TrainingOptions(EpochOptions, total=False):
 
     accelerator: Annotated[
         str, Default("auto"), Doc("Accelerator by its name in Lightning Fabric: `auto`, `cpu`, `cuda` or `mps`.")
+    ]
+    devices: Annotated[
+        Count,
+        Default(1),
+        Doc(
+            "Processes per machine that train together, on a GPU or, on the CPU, a core each: every one takes a batch "
+            "of its own, so that a step is that of `devices` times the batch size. Under torchrun, its number."
+        ),
+    ]
+    strategy: Annotated[
+        Strategy,
+        Default("ddp"),
+        Doc("How several processes train: `ddp`, each with the whole model, whose gradients are added up."),
+    ]
+    num_nodes: Annotated[Count, Default(1), Doc("Machines, on each of which the run is started; see `devices`.")]
+    process_timeout: Annotated[
+        Positive,
+        Default(600.0),
+        Doc("Seconds that a process waits for others which do not answer. One that has ended is noticed at once."),
     ]
     threads: Annotated[
         Count | None,

@@ -23,8 +23,9 @@ def refuse_distributed() -> None:
         if value.isdecimal() and int(value) > 1:
             raise ParameterError(
                 f"{name}={value} in the environment announces {value} processes, and each would train the whole model. "
-                "A run uses one process: start it without torchrun or mpirun. For runs side by side use "
-                "`sparsemtl study --jobs N`."
+                "Start it without torchrun or mpirun. For runs side by side use `sparsemtl study --jobs N`, for one "
+                "run on several processes `devices` of a trainer or `sparsemtl run --devices N`, which torchrun may "
+                "start."
             )
 
 

@@ -12,6 +12,7 @@ import torch
 from sparsemtl.errors import CheckpointError, ReproducibilityWarning
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.storage.run_folder import RunFolder
+from sparsemtl.tasks.processes import ALONE, Processes
 from sparsemtl.training.checkpoint import Randomness, Stateful, check_progress, restore, snapshot
 from sparsemtl.training.machine import load_kernels, machine, machine_changes
 from sparsemtl.training.structure import check_state, reading
@@ -62,6 +63,7 @@ class Checkpoints:
         randomness: state of the generators, also among the parts.
         settings: settings of the run; it resumes under the same settings only.
         device: device of the model.
+        processes: processes that train together; the first reads the checkpoint for all.
     """
 
     folder: RunFolder | None
@@ -70,6 +72,7 @@ class Checkpoints:
     randomness: Randomness
     settings: Mapping[str, Any]
     device: torch.device
+    processes: Processes = ALONE
     start: dict[str, Any] = field(default_factory=dict)
     """State of the generators at the beginning of the epoch under way."""
 
@@ -98,11 +101,7 @@ class Checkpoints:
         Raises:
             CheckpointError: if there is none, or it is damaged or of another run.
         """
-        if self.folder is None or not self.folder.last.exists():
-            where = self.folder.path if self.folder else "a trainer without a folder"
-            raise CheckpointError(f"{where} has no checkpoint to resume from.")
-        where = str(self.folder.last)
-        state = self.folder.load(self.folder.last)
+        where, state = self.processes.from_first(self._read)
         progress = dict(restore(state, self.model, self.parts, where, settings=self.settings))
         check_progress(progress, where)
         self.start = progress.pop("start")
@@ -113,6 +112,13 @@ class Checkpoints:
             torch.set_num_threads(threads)
         self._warn_of_changes(threads, there)
         return Position(**progress), threads if own_threads is None else own_threads
+
+    def _read(self) -> tuple[str, Any]:
+        """Return the path of the last checkpoint, and its content."""
+        if self.folder is None or not self.folder.last.exists():
+            where = self.folder.path if self.folder else "a trainer without a folder"
+            raise CheckpointError(f"{where} has no checkpoint to resume from.")
+        return str(self.folder.last), self.folder.load(self.folder.last)
 
     def _check_start(self, where: str) -> None:
         """Raise at once if the generators cannot be restored to the beginning of the epoch."""

@@ -20,10 +20,12 @@ from sparsemtl.networks.randomness import seed_everything
 from sparsemtl.optim import fused
 from sparsemtl.sharing import Sharing
 from sparsemtl.tasks.batches import Loaders, per_task
+from sparsemtl.tasks.processes import ALONE, Processes
 from sparsemtl.training.backend import Backend
 from sparsemtl.training.groups import add_copies, make_optimizer
 from sparsemtl.training.heads import materialize_heads
 from sparsemtl.training.last_batch import check_last_batches
+from sparsemtl.training.launch import agree_on_randomness, own_device
 from sparsemtl.training.options import TrainingOptions, group_options
 from sparsemtl.training.plateau import Plateau
 from sparsemtl.training.restart import FreshStart
@@ -89,13 +91,14 @@ class Setup:
         return {name: part for name, part in parts.items() if part is not None}
 
 
-def set_up(parts: RunParts, options: TrainingOptions, train: Loaders) -> Setup:
+def set_up(parts: RunParts, options: TrainingOptions, train: Loaders, processes: Processes = ALONE) -> Setup:
     """Seed the generators, and make all that training needs.
 
     Args:
         parts: the parts of the run.
         options: the options of the run.
         train: training data.
+        processes: processes that train together, all of which call this.
 
     Raises:
         ParameterError: if the accelerator, the optimizer or another part cannot be made.
@@ -104,7 +107,9 @@ def set_up(parts: RunParts, options: TrainingOptions, train: Loaders) -> Setup:
     if options["seed"] is not None:
         seed_everything(options["seed"])
     fabric = _fabric(options["accelerator"], options["precision"])
+    agree_on_randomness(processes, train)
     materialize_heads(model, train)
+    processes.copy_from_first(model.state_dict().values())
     check_last_batches(model, train)
     plain = _adds_nothing(fabric)
     module: nn.Module = fabric.to_device(model) if plain else fabric.setup_module(model)
@@ -137,6 +142,7 @@ def set_up(parts: RunParts, options: TrainingOptions, train: Loaders) -> Setup:
             fabric.device,
             scaler is not None,
             None if scaler is None else scaler.get_scale,
+            processes,
         ),
         slices=TaskSlices(model) if options["execution"] == "sliced" else None,
     )
@@ -151,7 +157,7 @@ def _fabric(accelerator: str, precision: Any) -> Fabric:
     from sparsemtl.training.precision import fabric_options
 
     try:
-        return Fabric(accelerator=accelerator, devices=1, **fabric_options(precision))
+        return Fabric(accelerator=accelerator, devices=own_device(accelerator), **fabric_options(precision))
     except (ValueError, RuntimeError) as error:
         raise ParameterError(
             f"accelerator={accelerator!r} with precision={precision!r} cannot be had here: {error}"

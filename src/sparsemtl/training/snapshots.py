@@ -14,6 +14,7 @@ from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.sharing.sharing import Sharing
 from sparsemtl.storage.run_folder import RunFolder
+from sparsemtl.tasks.processes import ALONE, Processes
 from sparsemtl.training.structure import check_state, check_tensors, reading
 
 
@@ -22,14 +23,18 @@ class Snapshots:
 
     Args:
         folder: folder to keep them in; None keeps them in memory.
+        processes: processes that train together; the first keeps them for all.
     """
 
-    def __init__(self, folder: RunFolder | None) -> None:
+    def __init__(self, folder: RunFolder | None, processes: Processes = ALONE) -> None:
         self._folder = folder
+        self._processes = processes
         self._memory: dict[str, Any] = {}
 
     def keep(self, part: str, model: MultiTaskModel, networks: TaskNetworks, sharing: Sharing) -> None:
         """Keep the present state."""
+        if not self._processes.is_first:
+            return
         state = {
             "model": dict(model.state_dict()),
             "networks": networks.state_dict(),
@@ -52,7 +57,7 @@ class Snapshots:
             networks: networks of the same form as those in the snapshots.
             sharing: gets the state of the first part.
         """
-        states = {part: self._load(part) for part in parts}
+        states = self._processes.from_first(lambda: {part: self._load(part) for part in parts})
         if self._folder is not None:
             for part, state in states.items():
                 _check(state, model, networks, sharing, self._where(part))

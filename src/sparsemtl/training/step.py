@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from math import isfinite
 from typing import Any
@@ -26,14 +27,10 @@ from sparsemtl.sharing.sharing import TURNS, Sharing, StepWeights, Update
 from sparsemtl.tasks.batches import Group, as_group
 from sparsemtl.training.arguments import check_networks
 from sparsemtl.training.backend import Backend
-from sparsemtl.training.batch_losses import BatchLosses, ReadyBatch, times, values_of
-from sparsemtl.training.combination import Combination, CombinedByGramian, CombinedRows
-from sparsemtl.training.finite import (
-    check_gradient,
-    check_norm,
-    named_parameters,
-    not_finite_loss,
-)
+from sparsemtl.training.batch_losses import BatchLosses, ReadyBatch, times
+from sparsemtl.training.combination import Combination, Combined, CombinedByGramian, CombinedRows
+from sparsemtl.training.exchange import OwnRandomness, StepExchange, add_up_gradients, average_statistics
+from sparsemtl.training.finite import check_gradient, check_norm, named_parameters, not_finite_loss
 from sparsemtl.training.gradient_rows import mask_gradients
 from sparsemtl.training.step_result import StepResult
 from sparsemtl.training.structure import check_state
@@ -104,7 +101,8 @@ class TrainingStep:
         self.optimizer = optimizer
         self.backend = Backend.of(model) if backend is None else backend
         self.slices = slices
-        self._losses = BatchLosses(model, self.backend, sharing)
+        self._randomness = OwnRandomness(self.backend.processes)
+        self._losses = BatchLosses(model, self.backend, sharing, self._randomness.forward)
         self.balancer = _attached(balancing, len(model.tasks), self.backend.device)
         self.update = self._checked_update(update)
         self._inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
@@ -121,7 +119,8 @@ class TrainingStep:
         self._observed = None if target is None else TaskGradients(model, target, self.update, self.backend)
         self._freezes: dict[tuple[str, ...], FreezeOutsideMask] = {}
         self._memory: dict[str, Tensor] = {}
-        self.trained = named_parameters(model, sharing=networks.parameters(), balancer=self.balancer.parameters())
+        self._own = named_parameters(model, sharing=networks.parameters())
+        self.trained = {**self._own, **named_parameters(model, balancer=self.balancer.parameters())}
         self._skipped = 0
         self._where = ""
 
@@ -153,12 +152,12 @@ class TrainingStep:
         return update
 
     def _made_combination(self) -> Combination:
-        shared, tasks, balancer, backend = self._shared, list(self.tasks), self.balancer, self.backend
-        if not balancer.from_gramian:
-            return CombinedRows(shared, tasks, balancer, backend, self._users)
-        ordered = {name: shared[name] for name in self._parameters if name in shared}  # passes to the last are short
-        swapped, together = partial(self._swapped, again=True), self.update == "joint"
-        return CombinedByGramian(ordered, tasks, balancer, backend, self._users, swapped=swapped, together=together)
+        parts = Combined(self._shared, tuple(self.tasks), self.balancer, self.backend, self._users)
+        if not self.balancer.from_gramian:
+            return CombinedRows(parts)
+        ordered = {name: self._shared[name] for name in self._parameters if name in self._shared}
+        parts = replace(parts, shared=ordered)  # passes to the last weights are short
+        return CombinedByGramian(parts, partial(self._swapped, again=True), together=self.update == "joint")
 
     def __call__(self, x: Any, targets: Mapping[str, Tensor] | Tensor) -> StepResult:
         """Train on one batch of a loader that yields (x, {task: labels}); see `step`."""
@@ -179,7 +178,9 @@ class TrainingStep:
         """
         self._where = where
         ready = [[self._losses.ready(group) for group in groups] for groups in batches]
-        result = StepResult(samples=sum(batch.count for groups in ready for batch in groups))
+        self._exchange = StepExchange(self.backend.processes, self.tasks, ready)
+        self._randomness.begin_step(where)
+        result = StepResult()
         if self.update in TURNS or self.networks.apart:
             self._take_turns(ready, result)
         else:
@@ -188,6 +189,8 @@ class TrainingStep:
         if after_batch is not None:
             changed = after_batch(self.model, self.networks, len(batches))
             self.networks = self.networks if changed is None else changed
+        average_statistics(self.backend.processes, self.model, self.networks)
+        self._exchange.complete(result, self.tasks)
         result.average()
         return result
 
@@ -198,12 +201,14 @@ class TrainingStep:
         scale = len(weights) / sum(weights.values())  # only the weights' ratios matter: 1 for mean and sum alike
         result.weights = {task: weight * scale for task, weight in weights.items()}
         labelled = {t: [b for groups in batches for b in groups if t in b.labelled] for t in self.tasks}
-        turns = [task for task, mine in labelled.items() if mine]
+        turns = [task for task in self.tasks if any(task in present for present in self._exchange.present)]
         if self.update == "random_one" and turns and not self.networks.apart:
             turns = [turns[int(torch.randint(len(turns), ()))]]
         for task in turns:
             self.optimizer.zero_grad()
             self._factors = {}
+            for present in self._exchange.present:
+                self._count_factors([task] * present.count(task), result.weights, len(batches))
             for batch in labelled[task]:
                 self._forward_backward(batch, (task,), result, len(batches))
             self._move((task,), part=scale / len(weights))
@@ -214,19 +219,21 @@ class TrainingStep:
         self.optimizer.zero_grad()
         self._combination.clear()
         self._factors = {}
-        for groups in batches:
+        for groups, here in zip(batches, self._exchange.present, strict=True):
             if self.balancer.constant and self.update == "average":
                 result.weights = self._weights({})
                 for batch, tasks in self._passes(groups):
                     self._forward_backward(batch, tasks, result, len(batches))
-            elif losses := self._observed_losses(groups, result):
-                result.weights = self._weights(losses)
-                self._backward_of_all(losses, self._parts(losses, result.weights, len(batches)))
-        present = tuple(t for t in self.tasks if t in result.losses)
+            elif here:
+                losses, values = self._observed_losses(groups, here, result)
+                result.weights = self._weights(values)
+                self._backward_of_all(losses, _parts(losses, result.weights, len(batches)))
+            self._count_factors(here, result.weights, len(batches))
+        present = tuple(t for t in self.tasks if any(t in here for here in self._exchange.present))
         if not present:
             return
-        if self._combination.present:
-            self._combination.combine(self.networks, self._flags(self._combination.present), self._where)
+        if self._by_rows:
+            self._combination.combine(self.networks, self._flags(present), self._where)
         if self.balancer.normalise == "selected":
             self._users.average_over_users(self.networks)
         for p in self.balancer.parameters():
@@ -241,7 +248,7 @@ class TrainingStep:
         """Run a forward and a backward pass whose weights are known, for one of some batches that make a step."""
         with self._swapped(tasks[0]):
             losses = self._losses(batch, tasks, self.networks, result, self._where)
-            self._backward(losses, self._parts(losses, result.weights, parts))
+            self._backward(losses, _parts(losses, result.weights, parts))
 
     def _losses_of_all(self, groups: Sequence[ReadyBatch], result: StepResult) -> dict[str, Tensor]:
         """Return the losses of a batch's tasks that have a label."""
@@ -251,21 +258,27 @@ class TrainingStep:
                 losses.update(self._losses(batch, tasks, self.networks, result, self._where))
         return losses
 
-    def _observed_losses(self, groups: Sequence[ReadyBatch], result: StepResult) -> dict[str, Tensor]:
-        """Return the losses of a batch; the balancer reads their gradients at its target, if it has one."""
+    def _observed_losses(
+        self, groups: Sequence[ReadyBatch], present: Sequence[str], result: StepResult
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Return the losses of a batch, and the values that the balancer weighs.
+
+        The balancer reads the gradients of the losses at its target, if it has one.
+        """
         if self._observed is None:
-            return self._losses_of_all(groups, result)
+            losses = self._losses_of_all(groups, result)
+            return losses, {} if self.balancer.constant else self._exchange.values(losses, present)
         with self._observed.recording():
             losses = self._losses_of_all(groups, result)
+        values = self._exchange.values(losses, present)
         rows = self._observed.rows(losses, self.networks, self._where)
         if rows is not None:
-            row = self._row({task: loss.item() for task, loss in losses.items()})
-            self.balancer.observe_gradients(row, rows, self._flags(losses))
-        return losses
+            self.balancer.observe_gradients(self._row(values), rows, self._flags(values))
+        return losses, values
 
     def _backward_of_all(self, losses: Mapping[str, Tensor], factors: Mapping[str, float]) -> None:
         """Run the backward passes of losses, each inside its task's network again."""
-        together = [tuple(losses)] if self.update == "joint" else [(task,) for task in losses]
+        together = [tuple(losses)] if losses and self.update == "joint" else [(task,) for task in losses]
         for tasks in together:
             with self._swapped(tasks[0], again=True):
                 self._backward({task: losses[task] for task in tasks}, factors)
@@ -286,12 +299,11 @@ class TrainingStep:
                 for task in batch.labelled:
                     yield batch, (task,)
 
-    def _weights(self, losses: Mapping[str, Tensor]) -> dict[str, float]:
+    def _weights(self, losses: Mapping[str, float]) -> dict[str, float]:
         """Return the balancer's weight of every task."""
         if self._constant_weights:
             return dict(self._constant_weights)
-        if not self.balancer.constant:
-            self._last_losses.update(zip(losses, values_of(losses.values()), strict=True))
+        self._last_losses.update(losses)
         present = self._flags(losses) if losses else None
         row = self.balancer.weights(self._row({}), present).tolist()
         for task, weight in zip(self.tasks, row, strict=True):
@@ -308,12 +320,10 @@ class TrainingStep:
         row = [losses.get(task, last.get(task, fallback)) for task in self.tasks]
         return torch.tensor(row, device=self.backend.device)
 
-    def _parts(self, tasks: Iterable[str], weights: Mapping[str, float], parts: int) -> dict[str, float]:
-        """Return the factors of the tasks' losses, for one of some batches that make a step, and count them."""
-        factors = {task: weights[task] / parts for task in tasks}
-        for task, factor in factors.items():
-            self._factors[task] = self._factors.get(task, 0.0) + factor
-        return factors
+    def _count_factors(self, tasks: Iterable[str], weights: Mapping[str, float], parts: int) -> None:
+        """Add up the factors of the tasks' losses, for one of some batches that make a step."""
+        for task in tasks:
+            self._factors[task] = self._factors.get(task, 0.0) + weights[task] / parts
 
     def _flags(self, present: Iterable[str]) -> Tensor:
         """Return which of the tasks are present, (T,)."""
@@ -355,6 +365,9 @@ class TrainingStep:
 
     def _move(self, tasks: tuple[str, ...], part: float = 1.0) -> None:
         """Take the step for some tasks, with a part of the term that belongs to no task."""
+        is_complete = self._by_rows and not self.networks.apart and self._combination.is_complete
+        combined = self._shared if is_complete else {}
+        add_up_gradients(self.backend.processes, (p for n, p in self._own.items() if n not in combined))
         regularizer = getattr(self.sharing, "regularizer", None)
         term = None if regularizer is None else regularizer(self.model)
         if term is not None:
@@ -417,8 +430,8 @@ class TrainingStep:
         with torch.no_grad():
             losses = self._losses_of_all(groups, StepResult())
         self._where = before
-        row = self._row({task: float(loss) for task, loss in losses.items()})
-        self.balancer.observe_post_step_losses(row, self._flags(losses))
+        values = self._exchange.values(losses, self._exchange.present[-1])
+        self.balancer.observe_post_step_losses(self._row(values), self._flags(values))
 
     # ---- state -----------------------------------------------------------------------------------------------
 
@@ -436,6 +449,11 @@ class TrainingStep:
         self._constant_weights = {}
         self._last_losses = dict(state["last_losses"])
         self.networks = self.networks.restored(state["networks"])
+
+
+def _parts(tasks: Iterable[str], weights: Mapping[str, float], parts: int) -> dict[str, float]:
+    """Return the factors of the tasks' losses, for one of some batches that make a step."""
+    return {task: weights[task] / parts for task in tasks}
 
 
 def _attached(balancing: Balancer | Any, tasks: int, device: torch.device) -> Balancer:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparsemtl.balancing.targets import GradientTarget, Representation, SharedLayer
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.masked_product import ProductMemory
-from sparsemtl.networks.model import MultiTaskModel
+from sparsemtl.networks.model import MultiTaskModel, placement
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.sharing.sharing import Update
 from sparsemtl.storage.tensor_checks import is_finite
@@ -86,14 +86,16 @@ class TaskGradients:
             NonFiniteError: if a gradient is NaN or infinite and there is no scaler.
             ParameterError: if the losses do not depend on the target.
         """
-        if not losses:
+        processes = self._backend.processes
+        if not losses and not processes.several:
             return None
         swapped = partial(networks.swapped, self._model)
         targets = self._targets(losses, swapped)
-        kind = torch.promote_types(targets[0].dtype, torch.float32)
+        given = targets[0].dtype if targets else placement(self._model)[1]
+        kind = torch.promote_types(given or torch.float32, torch.float32)
         names = list(self._model.tasks)
         size = sum(target.numel() for target in targets)
-        rows = self._empty(torch.empty(len(names), size, dtype=kind, device=targets[0].device))
+        rows = self._empty(torch.empty(len(names), size, dtype=kind, device=self._backend.device))
         for task, row in zip(names, rows, strict=True):
             if task not in losses:
                 row.zero_()
@@ -109,6 +111,10 @@ class TaskGradients:
             parts = [torch.zeros_like(t) if g is None else g for t, g in zip(targets, found, strict=True)]
             torch.cat([part.detach().flatten().to(kind) for part in parts], out=rows[names.index(task)])
         self._outputs = []
+        if isinstance(self._target, SharedLayer):
+            processes.add_up([rows])
+        else:  # a representation of more samples, whose gradients are the processes' side by side
+            rows = processes.gather_rows(rows)
         scale = self._backend.loss_scale
         if scale is None:
             check_rows(rows, names, where)
@@ -124,6 +130,8 @@ class TaskGradients:
             if not self._weights:
                 self._weights = self._reached(self._target, losses, swapped)
             return self._weights
+        if not losses:
+            return []
         if len(self._outputs) == 1 and not self._outputs[0]:
             raise ParameterError(
                 f"the output of {self._name()} has no graph, so that no gradient reaches it. Is everything in front of "
@@ -140,14 +148,20 @@ class TaskGradients:
     def _reached(self, target: SharedLayer, losses: Mapping[str, Tensor], swapped: _Swapped) -> list[nn.Parameter]:
         """Return the weights of the first layer that every loss depends on, of the first layer if there is none."""
         layers = [[self._model.get_parameter(name) for name in names] for names in target.candidates]
-        for weights in layers:
+        found = self._backend.processes.from_first(lambda: self._first_reached(layers, losses, swapped))
+        return layers[found]
+
+    def _first_reached(
+        self, layers: Sequence[Sequence[nn.Parameter]], losses: Mapping[str, Tensor], swapped: _Swapped
+    ) -> int:
+        for number, weights in enumerate(layers):
             reached = []
             for task, loss in losses.items():
                 with swapped(task):
                     reached.append(self._gradients(loss, weights))
             if all(any(gradient is not None for gradient in found) for found in reached):
-                return weights
-        return layers[0]
+                return number
+        return 0
 
     def _name(self) -> str:
         if isinstance(self._target, Representation):

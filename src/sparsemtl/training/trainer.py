@@ -26,7 +26,6 @@ from sparsemtl.networks.recomputed_norms import BATCHES, recompute_norms
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.registry.parameters import validated
 from sparsemtl.sharing import DenseSharing, ObservesValidation, Sharing
-from sparsemtl.sharing.sharing import TURNS
 from sparsemtl.storage.metrics import metrics_frame
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.tasks.batches import (
@@ -37,6 +36,8 @@ from sparsemtl.tasks.batches import (
     loader_generators,
     preserve_loader_state,
 )
+from sparsemtl.tasks.processes import ALONE, Processes
+from sparsemtl.tasks.shards import sharded, shared
 from sparsemtl.training.arguments import check_epochs, check_maker, check_model, check_sharing
 from sparsemtl.training.callbacks import Callback, FitInfo, StepInfo
 from sparsemtl.training.callbacks.callback import fitting, notify
@@ -46,17 +47,18 @@ from sparsemtl.training.check import TrainingCheck
 from sparsemtl.training.checking import check_training
 from sparsemtl.training.checkpoint import Randomness, Stateful
 from sparsemtl.training.costs import RunCost, measure_costs
-from sparsemtl.training.epoch_averages import EpochAverages, figure_rows, result_rows, run_rows
+from sparsemtl.training.epoch_averages import EpochAverages, epoch_rows, result_rows
 from sparsemtl.training.evaluation import Trained, evaluate, sample_predictions
 from sparsemtl.training.finite import check_weights
 from sparsemtl.training.groups import optimizer_maker
-from sparsemtl.training.loss_scales import LossScaleWarning, unlike_scales
+from sparsemtl.training.launch import check_equal, start_processes, warning_once
+from sparsemtl.training.loss_scales import warn_of_unlike_scales
 from sparsemtl.training.machine import with_own_threads
 from sparsemtl.training.metric_facts import metric_facts
 from sparsemtl.training.mixing import remaining_batches, steps_in_epoch
 from sparsemtl.training.monitors import task_values
 from sparsemtl.training.options import RECORDED, TrainingOptions, group_options
-from sparsemtl.training.processes import refuse_distributed
+from sparsemtl.training.refusals import check_together
 from sparsemtl.training.results import Results
 from sparsemtl.training.resuming import Checkpoints, Position
 from sparsemtl.training.run_files import RunFiles
@@ -129,6 +131,7 @@ class Trainer:
         self.snapshots = Snapshots(self.folder)
         self.position = Position()
         self.validation = Results()
+        self.processes = ALONE
         self._used: list[Loader] = []
         self._setup: Setup | None = None
         check_epochs(self.sharing, self.epochs, options["choose_after"])
@@ -201,17 +204,28 @@ class Trainer:
                 the folder holds a run and neither `resume` nor `overwrite` is true, or files of others, or if another
                 process writes there.
             LabelError: if a loader gives no batch, or labels do not fit their task.
-            ParameterError: if the environment announces several processes, or both `resume` and `overwrite` are true.
+            ParameterError: if processes of MPI are announced, or others than `devices` and `num_nodes` say; if what
+                is trained cannot be trained by several processes; or both `resume` and `overwrite` are true.
+            ProcessError: if another process of the run ends, or does not answer.
             StorageError: if a file cannot be written.
         """
-        refuse_distributed()
         if resume and overwrite:
             raise ParameterError("`resume` goes on with the run in the folder, `overwrite` replaces it; choose one.")
         check_loaders(train, self.model.tasks)
         check_loaders(validation, self.model.tasks)
-        with self._files.fitting(resume=resume, overwrite=overwrite):
+        self._join(start_processes(self.options))
+        with self._files.fitting(resume=resume, overwrite=overwrite), warning_once(self.processes):
             self._fit(train, validation, resume=resume)
         return self
+
+    def _join(self, processes: Processes) -> None:
+        """Train as one of these processes, of which the first writes files and calls callbacks."""
+        self.processes = processes
+        if processes.several:
+            check_together(self.model, self.sharing, self.options)
+        if not processes.is_first:
+            self.folder, self._files, self.callbacks = None, RunFiles(None), (self._figures,)
+        self.snapshots = Snapshots(self.folder, processes)
 
     def _fit(self, train: Loaders, validation: Loaders, *, resume: bool) -> None:
         self._used = [*_each(train), *_each(validation)]
@@ -219,6 +233,7 @@ class Trainer:
         self.selection = self._new_selection()
         self.set_up(train)
         randomness = Randomness(loader_generators(train) + loader_generators(validation))
+        train, validation = shared(train, self.processes), shared(validation, self.processes)
         meter = EpochAverages()
         checkpoints = self._checkpoints(randomness, meter)
         if resume:
@@ -236,6 +251,7 @@ class Trainer:
                 self._train_epoch(train, checkpoints, meter)
                 self._check_weights()
                 self._recompute_norms(train)
+                check_equal(self.processes, self.model, self.networks)
                 self._close_epoch(validation, checkpoints, meter)
         self._put_best_back(validation)
 
@@ -265,7 +281,8 @@ class Trainer:
         if any(loader is used for loader in _each(loaders) for used in self._used):
             raise ParameterError("this loader trained or chose the model; test on data that did neither.")
         check_loaders(loaders, self.model.tasks)
-        results = self._evaluate(loaders)
+        with warning_once(self.processes):
+            results = self._evaluate(shared(loaders, self.processes))
         rows = list(result_rows(self.position.epoch, self.position.step, "test", results))
         with self._files.writing():
             notify(self.callbacks, "on_test_end", rows)
@@ -325,14 +342,16 @@ class Trainer:
         Raises:
             ParameterError: if the accelerator, the optimizer or another part cannot be made.
         """
-        self._setup = set_up(self._parts, self.options, train)
-        recorded = {name: self.options[name] for name in RECORDED}  # type: ignore[literal-required]
+        self._setup = set_up(self._parts, self.options, train, self.processes)
+        recorded: dict[str, Any] = {name: self.options[name] for name in RECORDED}  # type: ignore[literal-required]
+        recorded |= {"processes": self.processes.count} if self.processes.several else {}
         self._settings = run_settings(self.config, self._setup.optimizer, recorded)
 
     # ---- one epoch -------------------------------------------------------------------------------------------
 
     def _train_epoch(self, train: Loaders, checkpoints: Checkpoints, meter: EpochAverages) -> None:
         self.model.train()
+        train = sharded(train)
         in_epoch = steps_in_epoch(train, self.options["mix"])
         random, start = checkpoints.randomness, checkpoints.start
         batches = remaining_batches(train, self.model.tasks, self.options["mix"], self.position.batch, random, start)
@@ -372,8 +391,8 @@ class Trainer:
                 drawn = ", or was not drawn" if self.step.update == "random_one" else ""
                 text = f"task {task!r} had no labelled sample in epoch {epoch + 1}{drawn}."
                 warnings.warn(text, LabelWarning, stacklevel=3)
-        if epoch == 0 and not self.networks.apart:
-            self._compare_scales(meter)
+        if epoch == 0:
+            self.position.scales = warn_of_unlike_scales(self.step, meter)
         results = self._evaluate(validation)
         if isinstance(self.sharing, ObservesValidation):
             self.sharing.observe_validation(epoch, task_values(self.options["monitor"], results, self.model.tasks))
@@ -381,17 +400,7 @@ class Trainer:
         for part in improved:
             self.snapshots.keep(part, self.model, self.networks, self.sharing)
         figures = {"lr": float(self.optimizer.param_groups[0]["lr"]), "seconds": self.position.seconds}
-        shown = epoch + 1  # people count from one
-        tasks = tuple(self.model.tasks)
-        balancing = (("" if row is None else tasks[row], name, value) for row, name, value in self.balancer.metrics())
-        rows = [
-            *meter.rows(shown, step),
-            *result_rows(shown, step, "validation", results),
-            *figure_rows(shown, step, "sharing", self.sharing.metrics(self.model, self.networks)),
-            *figure_rows(shown, step, "architecture", self.model.metrics()),
-            *figure_rows(shown, step, "balancing", balancing),
-            *run_rows(shown, step, figures),
-        ]
+        rows = epoch_rows(meter, results, self.step, (epoch + 1, step), figures)
         notify(self.callbacks, "on_epoch_end", rows, bool(improved))
         if self._ready.plateau is not None:
             self._ready.plateau.step(epoch, results)
@@ -418,22 +427,12 @@ class Trainer:
         if batches := default if self.options["norm_batches"] is None else self.options["norm_batches"]:
             recompute_norms(self.model, train, networks=self.networks, batches=batches, module=self._ready.module)
 
-    def _compare_scales(self, meter: EpochAverages) -> None:
-        """Warn once, and note beside the figures, if one loss is so large that it trains the shared weights alone."""
-        if not (self.balancer.constant and self.step.update not in TURNS and self.model.shared_parameters()):
-            return
-        self.position.scales = unlike_scales(meter.losses, meter.weights, self.model.tasks)
-        if self.position.scales:
-            warnings.warn(self.position.scales, LossScaleWarning, stacklevel=4)
-
     def _evaluate(self, loaders: Loaders) -> Results:
         return evaluate(self._trained, loaders, self._ready.device)
 
     def _stale(self) -> bool:
-        return (
-            self.options["patience"] is not None
-            and self.selection.stale(self.position.epoch - 1) >= self.options["patience"]
-        )
+        patience = self.options["patience"]
+        return patience is not None and self.selection.stale(self.position.epoch - 1) >= patience
 
     # ---- checkpoints -----------------------------------------------------------------------------------------
 
@@ -448,7 +447,8 @@ class Trainer:
             "randomness": randomness,
             **self._ready.stateful(),
         }
-        return Checkpoints(self.folder, self.model, parts, randomness, self._settings, self._ready.device)
+        place = (self._settings, self._ready.device, self.processes)
+        return Checkpoints(self.folder, self.model, parts, randomness, *place)
 
     def _save(self, checkpoints: Checkpoints) -> None:
         if self.folder is not None:

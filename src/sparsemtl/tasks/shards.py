@@ -1,0 +1,143 @@
+"""Shards: the part of the batches that one of several processes computes on.
+
+Batches come in rounds, one per process, in the order of the loader. A round of W processes is the batch of one process
+with W times the batch size. A process for which a round has no batch takes part with `NO_BATCH`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+
+from sparsemtl.tasks.batches import Group, Loader, Loaders
+from sparsemtl.tasks.nests import map_tensors
+from sparsemtl.tasks.processes import ALONE, Processes
+
+NO_BATCH = Group(None, {}, ())
+"""Group without tasks, for a process that a round has no batch for."""
+
+
+class _SharedLoader:
+    """Loader of all data, which each of several processes has: whoever iterates over it reads all batches.
+
+    `sharded` returns the part of one process.
+
+    Args:
+        loader: the same in all processes, in the same order.
+        processes: the processes.
+    """
+
+    def __init__(self, loader: Loader, processes: Processes) -> None:
+        self.loader = loader
+        self.processes = processes
+
+    def __iter__(self) -> Iterator[Any]:
+        """Return a pass over all batches."""
+        return iter(self.loader)
+
+    def __len__(self) -> int:
+        """Return the number of batches, if the loader has one."""
+        return len(self.loader)  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the loader, such as its sampler or generator."""
+        if name in ("loader", "processes"):
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+    def rounds(self) -> Iterator[Any]:
+        """Yield this process's batch of every round, or `NO_BATCH`."""
+        batches = iter(self.loader)
+        while found := list(islice(_copied(batches, self.processes.rank), self.processes.count)):
+            yield found[self.processes.rank] if self.processes.rank < len(found) else NO_BATCH
+
+
+class _OwnLoader:
+    """Loader of the data of one process, where each of several processes has a part of its own.
+
+    Args:
+        loader: loader of this process's data.
+        processes: the processes.
+    """
+
+    def __init__(self, loader: Loader, processes: Processes) -> None:
+        self.loader = loader
+        self.processes = processes
+
+    def __iter__(self) -> Iterator[Any]:
+        """Return a pass over the batches of this process."""
+        return iter(self.loader)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the loader, such as its sampler or generator."""
+        if name in ("loader", "processes"):
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+    def rounds(self) -> Iterator[Any]:
+        """Yield the batches of this process, then `NO_BATCH` until all processes have none left."""
+        batches = iter(self.loader)
+        while True:
+            batch = next(batches, NO_BATCH)
+            if not self.processes.numbers([batch is not NO_BATCH]).any():
+                return
+            yield batch
+
+
+class _Rounds:
+    """Iterable over the rounds of a loader."""
+
+    def __init__(self, loader: _SharedLoader | _OwnLoader) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._loader.rounds()
+
+    def __len__(self) -> int:
+        return -(-len(self._loader.loader) // self._loader.processes.count)  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_loader":
+            raise AttributeError(name)
+        return getattr(self._loader, name)
+
+
+def shared(loaders: Loaders, processes: Processes) -> Loaders:
+    """Return loaders of all data for several processes; for one process, the loaders as they are."""
+    return _each(loaders, lambda loader: _SharedLoader(loader, processes)) if processes.several else loaders
+
+
+def owned(loaders: Loaders, group: Any) -> Loaders:
+    """Return loaders of a process's own data, which criteria reduce over the processes of a group; None is no group."""
+    if group is None:
+        return loaders
+    return _each(loaders, lambda loader: _OwnLoader(loader, Processes(group)))
+
+
+def sharded(loaders: Loaders) -> Loaders:
+    """Return loaders of the rounds of this process: as many in all processes. Loaders of one process stay."""
+    return _each(loaders, lambda loader: _Rounds(loader) if isinstance(loader, _SHARDS) else loader)
+
+
+def processes_of(loaders: Loaders) -> Processes:
+    """Return the processes that have parts of the data."""
+    loader = next(iter(loaders.values()), None) if isinstance(loaders, Mapping) else loaders
+    return loader.processes if isinstance(loader, _SHARDS) else ALONE
+
+
+_SHARDS = (_SharedLoader, _OwnLoader)
+
+
+def _each(loaders: Loaders, change: Callable[[Loader], Loader]) -> Loaders:
+    if isinstance(loaders, Mapping):
+        return {task: change(loader) for task, loader in loaders.items()}
+    return change(loaders)
+
+
+def _copied(batches: Iterable[Any], position: int) -> Iterator[Any]:
+    """Copy the batch at a position, since a loader may use its memory again for the next one."""
+    for number, batch in enumerate(batches):
+        yield map_tensors(torch.clone, batch) if number == position else batch
