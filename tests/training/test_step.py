@@ -72,7 +72,7 @@ def plain_loss(task: str, output: Tensor, target: Tensor) -> Tensor:
 
 
 def losses_of(model: sm.MultiTaskModel, group: Group, names: Sequence[str]) -> list[Tensor]:
-    outputs = model(group.x, tasks=names)
+    outputs = model(group.x, tasks=list(names))
     return [plain_loss(name, outputs[name], group.targets[name]) for name in names]
 
 
