@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from sparsemtl.training.shrink_result import ShrinkResult
 
 
-def shrunk_config(run: LoadedRun, start: Path, options: Mapping[str, Any], epochs: int) -> dict[str, Any]:
+def shrunk_config(
+    run: LoadedRun, start: Path, options: Mapping[str, Any], epochs: int, *, teacher_weight: float = 1.0
+) -> dict[str, Any]:
     """Return the configuration of a run that prunes a trained network to a budget while its weights train on.
 
     The outputs of the trained run are soft targets. All else is as in the trained run.
@@ -27,6 +30,7 @@ def shrunk_config(run: LoadedRun, start: Path, options: Mapping[str, Any], epoch
         start: folder of the run whose weights it starts from: that run, or one that was pruned less.
         options: parameters of `sharing: pruning`.
         epochs: epochs of training.
+        teacher_weight: factor of the distance from the trained run's outputs; 0 for none.
 
     Raises:
         ConfigError: if the run has no configuration, or its tasks have networks of their own.
@@ -50,7 +54,7 @@ def shrunk_config(run: LoadedRun, start: Path, options: Mapping[str, Any], epoch
         "pretraining": None,
         "pretrained": None,
         "start_from": str(start),
-        "teacher": {"run": str(run.folder.path)},
+        "teacher": {"run": str(run.folder.path), "weight": teacher_weight} if teacher_weight else None,
         "sharing": {"name": "pruning", **options},
         "training": {"epochs": epochs},
     }
@@ -99,6 +103,13 @@ def shrink(
             show_default=False,
         ),
     ] = None,
+    per_reader: Annotated[
+        bool,
+        typer.Option("--per-reader", help="Remove a channel from one layer that reads it at a time."),
+    ] = False,
+    teacher_weight: Annotated[
+        float, typer.Option(metavar="W", min=0.0, help="Weight of the trained run's outputs as soft targets; 0: none.")
+    ] = 1.0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Remove channels, heads and neurons of a trained network while it trains on, and write the small network."""
@@ -118,12 +129,21 @@ def shrink(
     ending = budget.name(budget.values[0]).replace(" ", "-") if alone else "small"
     folder = out or run.with_name(f"{run.resolve().name}-{ending}")
     with stopping(folder):
-        result = _run_stages(dense, folder, budget, epochs, alone=alone, quiet=quiet)
+        pruning = {"per_reader": True} if per_reader else {}
+        make = partial(shrunk_config, dense, teacher_weight=teacher_weight)
+        result = _run_stages(dense, folder, budget, epochs, pruning, make=make, quiet=quiet)
     _write(result, dense, folder)
 
 
 def _run_stages(
-    dense: LoadedRun, folder: Path, budget: Budget, epochs: int | None, *, alone: bool, quiet: bool
+    dense: LoadedRun,
+    folder: Path,
+    budget: Budget,
+    epochs: int | None,
+    pruning: Mapping[str, Any],
+    *,
+    make: Callable[..., dict[str, Any]],
+    quiet: bool,
 ) -> ShrinkResult:
     """Train a run per stage, those that are finished left out, and measure its networks."""
     from sparsemtl.runs.loaded import load_run
@@ -134,14 +154,14 @@ def _run_stages(
     from sparsemtl.training.shrinking import ShrinkData, shrink_in_stages
 
     count = epochs or dense.config.get("training", {}).get("epochs", 2)
-    spec = RunSpec(shrunk_config(dense, dense.folder.path, {}, count))
-    before = dense.folder.path
+    spec = RunSpec(make(dense.folder.path, {}, count))
+    before, alone = dense.folder.path, len(budget.values) == 1
 
     def stage(trained: Trained, options: Mapping[str, Any], count: int) -> Trained:
         nonlocal before
         fraction = options.get("macs") or options["weights"]
         own = RunFolder(folder if alone else folder / f"{next(iter(options))}-{fraction:.3g}")
-        config = shrunk_config(dense, before, options, count)
+        config = make(before, options, count)
         if not own.finished or own.read_config() != config:
             run_config(config, own.path, resume=own.begun, progress=not quiet, finished=draw_report, built=spec.built)
         before = own.path
@@ -151,7 +171,7 @@ def _run_stages(
     train, validation, test = spec.loaders()
     data = ShrinkData(train, validation, test, dense.samples())
     first = Trained(dense.model, dense.networks, dense.model)
-    return shrink_in_stages(stage, first, data, budget=budget, epochs=count)
+    return shrink_in_stages(stage, first, data, budget=budget, epochs=count, pruning=pruning)
 
 
 def _write(result: ShrinkResult, dense: LoadedRun, folder: Path) -> None:

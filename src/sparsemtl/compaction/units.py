@@ -112,7 +112,7 @@ class Units:
             of: `macs` or `weights`.
         """
         left = torch.ones(self.count, dtype=torch.bool) if left is None else left
-        works = ((getattr(layer, of), *layer.work(left)) for layer in self.layers)
+        works: Iterator[tuple[int, float, float]] = ((getattr(layer, of), *layer.work(left)) for layer in self.layers)
         return sum(whole * reads * makes for whole, reads, makes in works)
 
     def savings(self, left: Tensor, of: Cost = "macs") -> Tensor:
@@ -204,9 +204,10 @@ def _readers_of(
 ) -> dict[int, set[_Unit]]:
     """Return channel of a tensor -> the units, per reader, that it is there for."""
     found: dict[int, set[_Unit]] = {channel: set() for each in channels.values() for channel in each or ()}
-    for node, rule in reversed(rules.items()):
+    for node, rule in reversed(list(rules.items())):
         own = channels[node] or []
-        for source, outputs in zip(rule.inputs, handed[node] or [None] * len(rule.inputs), strict=True):
+        given: Sequence[list[list[int]] | None] = handed[node] or [None] * len(rule.inputs)
+        for source, outputs in zip(rule.inputs, given, strict=True):
             for index, channel in enumerate(channels[source] or ()):
                 if isinstance(rule, Dense) and node in weights:
                     found[channel].add((weights[node], joined.find(channel)))

@@ -15,10 +15,12 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
+from typing_extensions import Doc, Unpack
 
 from sparsemtl.compaction import parameter_count, plan
 from sparsemtl.compaction.inputs import Inputs
@@ -27,6 +29,7 @@ from sparsemtl.compaction.timing import times_of
 from sparsemtl.errors import MaskWarning, ParameterError
 from sparsemtl.networks.model import MultiTaskModel, first_group, placement
 from sparsemtl.networks.task_networks import dense_networks
+from sparsemtl.registry.parameters import Count, Default, NonNegative, validated
 from sparsemtl.sharing import PruningSharing, Sharing
 from sparsemtl.sharing.sharing import StepWeights
 from sparsemtl.tasks.batches import Loaders, preserve_loader_state
@@ -63,16 +66,33 @@ class ShrinkData:
     example: Any
 
 
+class ShrinkOptions(TypedDict, total=False):
+    """Further options of `shrink`."""
+
+    example_inputs: Annotated[
+        Any, Default(None), Doc("A batch that the model reads; by default the first training batch.")
+    ]
+    teacher_weight: Annotated[
+        NonNegative, Default(1.0), Doc("Factor of the distance from the model's outputs; 0 learns from labels alone.")
+    ]
+    per_reader: Annotated[
+        bool,
+        Default(False),
+        Doc("Remove a channel from one layer that reads it at a time, see `PruningSharing`: for residual networks."),
+    ]
+
+
+@validated
 def shrink(
-    model: MultiTaskModel | HasNetworks,
+    model: nn.Module | HasNetworks,
     train: Loaders,
     validation: Loaders,
     *,
     budget: float | Sequence[float] | Mapping[str, Any] = 0.3,
-    epochs: int = 10,
+    epochs: Count = 10,
     trainer: Callable[..., Trainer] | None = None,
     test: Loaders | None = None,
-    example_inputs: Any = None,
+    **options: Unpack[ShrinkOptions],
 ) -> ShrinkResult:
     """Return small networks of a trained model, with what they cost and how good they are.
 
@@ -95,7 +115,9 @@ def shrink(
             default `sm.Trainer` with Adam and a learning rate that falls by a cosine. Pass the optimizer, balancer and
             learning rate that the model was trained with: `partial(sm.Trainer, optimizer=..., balancing=...)`.
         test: data that only report.
-        example_inputs: a batch that the model reads; by default the first training batch.
+        options: `example_inputs`, a batch that the model reads, by default the first training batch; `teacher_weight`,
+            the factor of the distance from the model's outputs, 0 for none; `per_reader`, whether a channel is removed
+            from one layer that reads it at a time, see `PruningSharing`.
 
     Raises:
         ParameterError: if a budget is out of range, or the tasks have networks of their own.
@@ -107,23 +129,25 @@ def shrink(
         >>> torch.save(small.smallest.network, "small.pt")                       # doctest: +SKIP
     """
     dense = _dense(model)
-    teacher = Teacher(dense)
+    weight = options["teacher_weight"]
+    teacher = Teacher(dense, weight=weight) if weight else None
 
-    def stage(before: Trained, options: Mapping[str, Any], count: int) -> Trained:
-        sharing = PruningSharing(**options)
+    def stage(before: Trained, pruning: Mapping[str, Any], count: int) -> Trained:
+        sharing = PruningSharing(**pruning)
         made = (trainer or _default_trainer)(deepcopy(before.model), sharing=sharing, teacher=teacher, epochs=count)
         made.fit(train, validation)
         return Trained(made.model, made.networks, made.model)
 
-    example = example_inputs
+    example = options["example_inputs"]
     if example is None:
         with preserve_loader_state(train):
             example = first_group(dense.model, train).to(*placement(dense.model)).x
     data = ShrinkData(train, validation, test, example)
-    return shrink_in_stages(stage, dense, data, budget=budget_of(budget, dense.tasks), epochs=epochs)
+    own = {"per_reader": options["per_reader"]}
+    return shrink_in_stages(stage, dense, data, budget=budget_of(budget, dense.tasks), epochs=epochs, pruning=own)
 
 
-def _default_trainer(model: MultiTaskModel, *, sharing: Sharing, teacher: Teacher, epochs: int) -> Trainer:
+def _default_trainer(model: MultiTaskModel, *, sharing: Sharing, teacher: Teacher | None, epochs: int) -> Trainer:
     """Return a trainer whose learning rate falls by a cosine."""
     falling = partial(CosineAnnealingLR, T_max=epochs)
     return Trainer(
@@ -137,7 +161,7 @@ def _default_trainer(model: MultiTaskModel, *, sharing: Sharing, teacher: Teache
     )
 
 
-def _dense(model: MultiTaskModel | HasNetworks) -> Trained:
+def _dense(model: nn.Module | HasNetworks) -> Trained:
     """Return a model with its networks.
 
     Raises:
@@ -158,7 +182,9 @@ def _dense(model: MultiTaskModel | HasNetworks) -> Trained:
     return Trained(own, networks, own)
 
 
-def shrink_in_stages(stage: Stage, dense: Trained, data: ShrinkData, *, budget: Budget, epochs: int) -> ShrinkResult:
+def shrink_in_stages(
+    stage: Stage, dense: Trained, data: ShrinkData, *, budget: Budget, epochs: int, pruning: Mapping[str, Any]
+) -> ShrinkResult:
     """Return the networks of all stages; see `shrink`.
 
     Args:
@@ -167,12 +193,13 @@ def shrink_in_stages(stage: Stage, dense: Trained, data: ShrinkData, *, budget: 
         data: the data.
         budget: the budgets.
         epochs: epochs per budget; of `max_drop`, of all stages.
+        pruning: further options of `PruningSharing`.
     """
     measured = _Measured(data)
     result = ShrinkResult(measured.network("dense", None, dense), (), budget)
     before = dense
     for value, options, count in _stages(budget, dense, data, epochs):
-        before = stage(before, {**options, "reach_at": max(1, ceil(count / 2) - 1)}, count)
+        before = stage(before, {**options, **pruning, "reach_at": max(1, ceil(count / 2) - 1)}, count)
         point = measured.network(budget.name(value), value, before)
         result = replace(result, points=(*result.points, point))
         if budget.max_drop and not result.holds(point):
