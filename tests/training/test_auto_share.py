@@ -157,9 +157,9 @@ def test_half_of_the_candidates_go_on_and_the_cost_is_known_beforehand(result: A
     assert set(result.epochs.values()) <= {2, 4}
     assert set(result.finished) == {name for name, epochs in result.epochs.items() if epochs == 4}
     assert len(result.finished) < 4
-    assert result.trainings <= largest_cost(4, [0.5], 0.5, 4)
+    assert result.trainings <= largest_cost([1] * 4, [0.5], 0.5, 4)
     everything = shared(rungs=())
-    assert everything.trainings == 4 == largest_cost(4, (), 0.5, 4)
+    assert everything.trainings == 4 == largest_cost([1] * 4, (), 0.5, 4)
 
 
 def test_survivors_are_those_that_together_leave_the_tasks_the_best_networks() -> None:
@@ -177,9 +177,9 @@ def test_survivors_are_those_that_together_leave_the_tasks_the_best_networks() -
     assert _survivors(trainings, {"dense", "dense 2"}, 1.0) == list(values)
 
 
-def test_ten_candidates_cost_four_trainings_at_most() -> None:
-    costs = [largest_cost(10, RUNGS, 0.5, epochs) for epochs in range(10, 200)]
-    assert max(costs) == pytest.approx(4.0) == costs[10]  # 20 epochs are shared out without a rest
+def test_the_largest_cost_counts_epochs_before_the_first_that_can_be_selected() -> None:
+    assert largest_cost([1] * 10, RUNGS, 0.5, 100) == (10 * 8 + 5 * 12 + 3 * 80) / 100
+    assert largest_cost([1] * 9 + [26], RUNGS, 0.5, 100) == (10 * 8 + 5 * 12 + 3 * 80 + 18) / 100
 
 
 def test_a_halving_that_stopped_ends_like_one_that_did_not(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from sparsemtl.data.base import Loaders, Part
 from sparsemtl.networks.model import MultiTaskModel, placement
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.runs.auto_options import AUTO, adds_groups
-from sparsemtl.runs.build import make_trainer
+from sparsemtl.runs.build import make_sharing, make_trainer
 from sparsemtl.runs.config import candidate_configs, groups_base, with_groups
 from sparsemtl.runs.loaded import write_inputs
 from sparsemtl.runs.pretraining import PretrainedNetwork
@@ -78,7 +78,7 @@ def run_auto(spec: RunSpec, folder: RunFolder, *, pretrain: Pretrain, progress: 
     configs = candidate_configs(config)
     base = groups_base(configs) if adds_groups(config) and len(data.tasks) > 2 else None
     if progress:
-        print(_cost_text(config, len(configs) + (base is not None)), file=sys.stderr)
+        print(_cost_text(config, [*configs.values(), *([configs[base]] if base is not None else [])]), file=sys.stderr)
     note = ""
     if base is not None:
         own = partial(_trainer, RunSpec(configs[base], spec.built), pretrain, progress)
@@ -103,11 +103,12 @@ def run_auto(spec: RunSpec, folder: RunFolder, *, pretrain: Pretrain, progress: 
     return results
 
 
-def _cost_text(config: Mapping[str, Any], candidates: int) -> str:
-    """Return what the run will cost at most, but for candidates whose first epochs cannot be selected."""
+def _cost_text(config: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]) -> str:
+    """Return what the run will cost at most."""
     epochs = config["training"]["epochs"]
-    cost = largest_cost(candidates, config[AUTO]["rungs"], config[AUTO]["survivors"], epochs)
-    return f"sharing auto: {candidates} candidates, at most about {cost:.1f} trainings of {epochs} epochs."
+    selectable = [make_sharing(own).first_selectable() + 1 for own in candidates]
+    cost = largest_cost(selectable, config[AUTO]["rungs"], config[AUTO]["survivors"], epochs)
+    return f"sharing auto: {len(candidates)} candidates, at most {cost:.1f} trainings of {epochs} epochs."
 
 
 def _groups(folder: Path, base: str, make: Candidate, rung: float, loaders: tuple[Loaders, Loaders]) -> list[list[str]]:

@@ -43,8 +43,8 @@ from sparsemtl.training.trainer import Trainer
 
 Candidate = Callable[[Path], Trainer]
 """Function of a run folder that returns a new trainer which writes there."""
-RUNGS = (0.1, 0.25)
-"""Shares of the epochs after which candidates are dropped: ten candidates, halved twice, cost four trainings."""
+RUNGS = (0.08, 0.2)
+"""Shares of the epochs after which candidates are dropped: the ten default ones, halved twice, cost four trainings."""
 
 
 @dataclass(frozen=True)
@@ -168,16 +168,18 @@ def auto_share(
     return AutoResult(model, networks, choices, {name: epochs[name] for name in trainings}, cost, finished)
 
 
-def largest_cost(count: int, rungs: Sequence[float], survivors: float, epochs: int) -> float:
+def largest_cost(selectable: Sequence[int], rungs: Sequence[float], survivors: float, epochs: int) -> float:
     """Return the largest cost of `auto_share` in trainings of all epochs.
 
     Args:
-        count: number of candidates.
+        selectable: per candidate, the number of epochs until one can be selected.
         rungs: as in `auto_share`.
         survivors: as in `auto_share`.
         epochs: epochs of one training.
     """
-    cost, before = 0, 0
+    count, before = len(selectable), 0
+    first = _whole_epochs((*rungs, 1.0)[0], epochs)
+    cost = sum(max(own - first, 0) for own in selectable)
     for share in (*rungs, 1.0):
         until = _whole_epochs(share, epochs)
         cost += count * (until - before)
