@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sparsemtl.cli.main import main
-from sparsemtl.errors import CheckpointError
+from sparsemtl.errors import CheckpointError, ParameterError
 from sparsemtl.report import write_report
 from sparsemtl.storage.yaml_text import dump_yaml
 from sparsemtl.training import Trainer
@@ -131,6 +131,18 @@ def test_an_error_of_others_before_training_is_recorded_and_the_run_starts_anew_
     assert sparsemtl("run", "r.yaml", "-q", "--out", "r")[0] == 0
     assert record("r")["status"] == "finished"
     assert not Path("r/error.log").exists()
+
+
+def test_a_mistake_that_comes_up_when_training_is_set_up_leaves_no_folder(
+    sparsemtl: Command, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(*_: object, **__: object) -> None:
+        raise ParameterError("no such accelerator.")
+
+    Path("r.yaml").write_text(dump_yaml(tiny))
+    monkeypatch.setattr(Trainer, "set_up", refusing)
+    assert sparsemtl("run", "r.yaml", "-q", "--out", "r") == (1, ["ParameterError: no such accelerator."])
+    assert not Path("r").exists()
 
 
 def test_an_error_without_a_run_has_its_traceback_in_a_temporary_file(

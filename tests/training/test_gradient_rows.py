@@ -8,7 +8,7 @@ import torchjd.aggregation as aggregation
 from torch import Tensor, nn
 
 import sparsemtl as sm
-from sparsemtl.errors import NonFiniteError
+from sparsemtl.errors import NonFiniteError, TrainingError
 from sparsemtl.storage.tensor_checks import is_finite
 from sparsemtl.training.finite import check_rows
 from sparsemtl.training.gradient_rows import GradientRows
@@ -127,3 +127,11 @@ def test_rows_that_an_aggregator_of_a_user_keeps_stay_as_they_were() -> None:
     step(x, labels)
     assert torch.equal(keeps.seen[0], first)
     assert not torch.equal(keeps.seen[1], first)
+
+
+def test_rows_that_do_not_fit_into_memory_name_the_options_that_do() -> None:
+    huge = torch.zeros(1).expand(10**12)  # one number in memory
+    size = r"gradients of 3 tasks .* 1,000,000,000,000 shared weights take 11,175.9 GiB.*gradients: gramian"
+    rows = GradientRows([], ["a", "b", "c"])
+    with pytest.raises(TrainingError, match=size):
+        rows._fit([huge])

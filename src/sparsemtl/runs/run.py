@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -114,13 +114,28 @@ def _train(spec: RunSpec, folder: RunFolder, *, resume: bool, progress: bool, fi
         return run_auto(spec, folder, pretrain=pretrain_for, progress=progress)
     pretrained = pretrain_for(spec, folder)
     trainer = make_trainer(spec.config, spec.data, folder.path, pretrained=pretrained, progress=progress)
-    if is_first_process():
-        write_inputs(folder, spec.data, spec.config["task_options"])
     train, validation, test = spec.loaders()
     processes = start_processes(spec.config["training"])
     goes_on = processes.from_first(lambda: resume and folder.last.exists())
-    trainer.fit(train, validation, resume=goes_on, overwrite=not goes_on)  # the folder was checked before
+    with _written_inputs(spec, folder):
+        trainer.fit(train, validation, resume=goes_on, overwrite=not goes_on)  # the folder was checked before
     return trainer.test(test)
+
+
+@contextmanager
+def _written_inputs(spec: RunSpec, folder: RunFolder) -> Iterator[None]:
+    """Write what the model is built from; remove it if training does not begin, so that the folder stays as it was."""
+    if not is_first_process():
+        yield
+        return
+    new = not folder.inputs.exists()
+    write_inputs(folder, spec.data, spec.config["task_options"])
+    try:
+        yield
+    except BaseException:
+        if new and not folder.last.exists():
+            folder.inputs.unlink(missing_ok=True)
+        raise
 
 
 def resume(folder: str | Path, *, progress: bool = True, finished: Finished | None = None) -> Results:

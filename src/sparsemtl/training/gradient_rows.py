@@ -8,6 +8,8 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
+from sparsemtl.errors import TrainingError, memory_used_up
+
 
 def mask_gradients(parameters: Mapping[str, nn.Parameter], mask: Mapping[str, Tensor]) -> None:
     """Clear the entries of the parameters' `.grad` that a mask leaves out.
@@ -102,4 +104,16 @@ class GradientRows:
         dtype = reduce(torch.promote_types, (gradient.dtype for gradient in gradients))
         device = gradients[0].device
         if (self._memory.shape, self._memory.dtype, self._memory.device) != (shape, dtype, device):
-            self._memory = torch.empty(shape, dtype=dtype, device=device)
+            self._memory = torch.empty(0)  # the former matrix need not be there beside the new one
+            try:
+                self._memory = torch.empty(shape, dtype=dtype, device=device)
+            except RuntimeError as error:
+                if not memory_used_up(error):
+                    raise
+                size = shape[0] * shape[1] * dtype.itemsize
+                raise TrainingError(
+                    f"memory is used up: the gradients of {shape[0]} tasks with respect to {shape[1]:,} shared weights "
+                    f"take {size / 2**30:,.1f} GiB. The balancer's option `gradients: gramian` takes the memory of one "
+                    "task's gradient for the same update, `gradients: representation` less still; or use a balancer "
+                    "of losses."
+                ) from error
