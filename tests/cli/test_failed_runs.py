@@ -141,7 +141,8 @@ def test_a_mistake_that_comes_up_when_training_is_set_up_leaves_no_folder(
 
     Path("r.yaml").write_text(dump_yaml(tiny))
     monkeypatch.setattr(Trainer, "set_up", refusing)
-    assert sparsemtl("run", "r.yaml", "-q", "--out", "r") == (1, ["ParameterError: no such accelerator."])
+    code, lines = sparsemtl("run", "r.yaml", "-q", "--out", "r")
+    assert (code, lines[0]) == (1, "ParameterError: no such accelerator.")
     assert not Path("r").exists()
 
 
