@@ -214,7 +214,7 @@ def _auto(facts: TaskFacts) -> Iterator[Suggestion]:
             "`sharing: auto` trains dense, single-task and masked candidates, at the cost of about four trainings, and "
             f"gives each task the one that is best for it. {gain} These figures are of complete trainings; the halving "
             "of `auto` trains most candidates for less.",
-            "fair" if facts.vectors else "thin",
+            "thin",  # fair for the choice, not for the halving
             {"sharing": {"name": "auto"}},
         )
 
