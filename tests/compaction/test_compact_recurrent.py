@@ -201,9 +201,11 @@ def test_small_networks_can_be_saved_and_compacted_again(tmp_path: Any) -> None:
 def test_small_networks_can_be_exported(tmp_path: Any) -> None:
     small, _ = small_and_whole()
     x = torch.randn(3, 9, WIDTH)
-    file = sm.export(small, tmp_path / "small.safetensors", axes=(0, 1))
+    file = sm.export(small, tmp_path / "small.safetensors", example_inputs=x)
     assert file.batch is None
     assert torch.allclose(sm.load_network(file.path)(x), small(x), atol=1e-6)
+    with pytest.raises(ParameterError, match=r"takes a tensor of shape \(any, 9, 5\), got \(2, 7, 5\)"):
+        sm.load_network(file.path)(torch.randn(2, 7, WIDTH))  # torch.export takes the length of its sequences for fixed
 
 
 def test_inputs_of_another_rank_are_refused() -> None:
