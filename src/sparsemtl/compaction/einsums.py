@@ -115,8 +115,8 @@ def _as_product(network: Network, one: fx.Node, other: fx.Node, letters: _Letter
         left, right = _matrix(network, left, rows, summed), _matrix(network, right, summed, columns)
         product = network.graph.call_function(torch.matmul, (left, right))
         if not (rows and columns):
-            places = (slice(None) if rows else 0, slice(None) if columns else 0)
-            product = network.graph.call_function(operator.getitem, (product, (Ellipsis, *places)))
+            places: Any = (..., slice(None) if rows else 0, slice(None) if columns else 0)
+            product = network.graph.call_function(operator.getitem, (product, places))
     return _ordered(network, product, [*shared, *rows, *columns], letters.out)
 
 

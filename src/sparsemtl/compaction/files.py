@@ -138,9 +138,10 @@ def _read_archive(path: Path, _: str | None) -> NetworkFile:
     def describe() -> tuple[TensorInput, ...]:
         nodes: dict[str, fx.Node] = {node.name: node for node in program.graph.nodes}
         values = [nodes[str(name)].meta.get("val") for name in program.graph_signature.user_inputs]
-        if not all(isinstance(value, Tensor) for value in values):
+        tensors = [value for value in values if isinstance(value, Tensor)]
+        if len(tensors) < len(values):
             raise ParameterError(f"{path} takes inputs that are no tensors. Time it in Python.")
-        return tuple(TensorInput(tuple(fixed(size) for size in value.shape), value.dtype) for value in values)
+        return tuple(TensorInput(tuple(fixed(size) for size in value.shape), value.dtype) for value in tensors)
 
     return NetworkFile(path, network, describe)
 

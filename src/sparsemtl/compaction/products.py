@@ -25,15 +25,15 @@ def open_products(network: Network) -> None:
 
 def _factors(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node | None] | None:
     """Return the tensor, the matrix and the bias of a product, None for any other node."""
+    bias = None
     if operation(node) in ("matmul", "mm"):
-        given = operand(node), argument(node, 1, "mat2" if operation(node) == "mm" else "other", None), None
+        source, matrix = operand(node), argument(node, 1, "mat2" if operation(node) == "mm" else "other", None)
     elif operation(node) == "addmm" and argument(node, 3, "beta", 1) == argument(node, 4, "alpha", 1) == 1:
-        given = argument(node, 1, "mat1", None), argument(node, 2, "mat2", None), operand(node)
-        if given[2] is None:
+        source, matrix, bias = argument(node, 1, "mat1", None), argument(node, 2, "mat2", None), operand(node)
+        if bias is None:
             return None
     else:
         return None
-    source, matrix, bias = given
     return (source, matrix, bias) if isinstance(source, fx.Node) and isinstance(matrix, fx.Node) else None
 
 
@@ -82,7 +82,7 @@ def _write_layer(network: Network, node: fx.Node, source: fx.Node, weight: _Matr
         if len(user.args) == 2 and len(others) == 1 and _is_bias(others[0], weight.tensor, network):
             last, bias = user, others[0]  # type: ignore[assignment]
     name = str(weight.node.target)
-    layer = nn.Linear(*weight.tensor.shape, bias=False, device="meta")
+    layer = nn.Linear(weight.tensor.shape[0], weight.tensor.shape[1], bias=False, device="meta")
     layer.weight = _parameter(weight.tensor.detach().t().clone(), weight.tensor)
     if bias is not None and (own := network.tensor(bias)) is not None:
         layer.bias = _parameter(own.detach().clone(), own)

@@ -6,8 +6,9 @@ import bz2
 import gzip
 import lzma
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any
 
 from sparsemtl.errors import DataError
 
@@ -15,7 +16,7 @@ ALWAYS = 2**30
 """Bytes that every file may unpack to."""
 RATIO = 100
 """Bytes that one byte of a larger file may unpack to; text of equal lines reaches 1,000, tables of data 5 to 20."""
-_OPEN = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_OPEN: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 def unpacked(path: Path) -> bytes:
@@ -28,8 +29,8 @@ def unpacked(path: Path) -> bytes:
     if opener is None:
         return path.read_bytes()
     most = largest(path)
-    with cast("BinaryIO", opener(path)) as file:
-        content = file.read(most + 1)
+    with opener(path) as file:
+        content: bytes = file.read(most + 1)
     if len(content) > most:
         raise _too_large(path, "")
     return content

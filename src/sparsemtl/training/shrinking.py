@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -230,7 +231,7 @@ def _fraction_of(milliseconds: float, dense: Trained, data: ShrinkData) -> float
     """
     low, high, found = 0.01, 1.0, None
     for _ in range(_PROBES):
-        macs = (low * high) ** 0.5
+        macs = math.sqrt(low * high)
         if (time := _time_at(macs, dense, data)) <= milliseconds:
             low = found = macs
         else:
