@@ -328,6 +328,13 @@ def test_the_one_table_of_a_zip_from_a_mac_is_read(tmp_path: Path) -> None:
         table(mac_zip(tmp_path / "two.zip", path, other))
 
 
+def test_a_zip_whose_one_file_has_lost_its_name_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "one.zip", "w") as archive:
+        archive.writestr(".", "x,y\n1,2\n")
+    with pytest.raises(DataError, match="holds no file; expected one table"):
+        table(tmp_path / "one.zip")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -153,8 +153,8 @@ def _unpack(path: Path) -> tuple[Path, bytes]:
 
 
 def _is_extra(name: str) -> bool:
-    parts = Path(name).parts
-    return parts[0] == "__MACOSX" or parts[-1].startswith(".") or parts[-1] in ("Thumbs.db", "desktop.ini")
+    parts = Path(name).parts  # none of a damaged name
+    return not parts or parts[0] == "__MACOSX" or parts[-1].startswith(".") or parts[-1] in ("Thumbs.db", "desktop.ini")
 
 
 def _encoding(path: Path, start: bytes, dialect: Dialect) -> str:
