@@ -32,7 +32,9 @@ class Held(NamedTuple):
 
 def held() -> Held:
     gc.collect()
-    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+    tensors = [
+        thing for thing in gc.get_objects() if type(thing) in (Tensor, torch.nn.Parameter)
+    ]  # none that is traced
     storages = {
         t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.layout is torch.strided
     }

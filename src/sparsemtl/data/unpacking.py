@@ -51,13 +51,11 @@ def check_zip(path: Path) -> None:
     """Raise a DataError if the files of a ZIP archive, such as an Excel file, unpack to more than `largest`.
 
     Raises:
-        DataError: if they do, or if the file is no ZIP archive.
+        DataError: if they do.
+        zipfile.BadZipFile: if the file is no ZIP archive.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            total = sum(entry.file_size for entry in archive.infolist())
-    except zipfile.BadZipFile as error:
-        raise DataError(f"{path} is no whole archive: {error}.") from None
+    with zipfile.ZipFile(path) as archive:
+        total = sum(entry.file_size for entry in archive.infolist())
     if total > largest(path):
         raise _too_large(path, "")
 
@@ -70,6 +68,6 @@ def largest(path: Path) -> int:
 def _too_large(path: Path, name: str) -> DataError:
     inside = f" ({name})" if name else ""
     return DataError(
-        f"{path}{inside} unpacks to more than {largest(path):,} bytes, which {path.stat().st_size:,} packed bytes hold "
-        "in no table of data. Unpack it yourself if you trust it."
+        f"{path}{inside} unpacks to more than {largest(path):,} bytes, the most that is expected of a file with "
+        f"{path.stat().st_size:,} packed bytes. Unpack it yourself if you trust it."
     )

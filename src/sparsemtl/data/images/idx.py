@@ -43,8 +43,8 @@ def read_idx(path: Path, *, ndim: int) -> Tensor:
     announced = prod(sizes) * dtype.itemsize
     if path.suffix == ".gz" and announced > largest(path):
         raise DataError(
-            f"{path} announces {announced:,} bytes, which {path.stat().st_size:,} packed bytes hold of no images: "
-            f"expected {largest(path):,} at most. Get it again; or unpack it yourself if you trust it."
+            f"{path} announces {announced:,} bytes, expected {largest(path):,} at most of a file with "
+            f"{path.stat().st_size:,} packed bytes. Get it again; or unpack it yourself if you trust it."
         )
     most = min(announced, path.stat().st_size * DENSEST)
     content = _content(path, begin + most + 1)  # no more than that, whatever a file unpacks to
