@@ -59,7 +59,8 @@ def figures(study: Path) -> tuple[pd.DataFrame, pd.Series]:
 
     The runs of one task each of `<study>-sparse-stl`, if they are there, are one setting.
     """
-    folders = [folder for folder in (study, study.with_name(f"{study.name}-sparse-stl")) if folder.is_dir()]
+    both = (study, study.with_name(f"{study.name}-sparse-stl"))
+    folders = [folder for folder in both if StudyFolder(folder).results.is_file()]
     frame = pd.concat([tuned_settings(StudyResults.read(folder)).frame for folder in folders])
     frame = frame[(frame["split"] == "test") & frame["metric"].isin(MEASURES)].copy()
     frame["method"] = frame["method"].str.replace(r"^sparse stl, .*", "sparse stl", regex=True)
