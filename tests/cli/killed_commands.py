@@ -2,9 +2,10 @@
 
     python killed_commands.py FOLDER KILLS SEED
 
-One process imports the package, and forks a child per command, which calls `main` with the words of the command line.
-A run is killed up to four times, by SIGKILL after a random part of the time that a whole run takes, then ends. Written
-to FOLDER/outcome.json: the kills that met a running process, the runs, and what was wrong with them.
+One process runs the command line once, so that all is imported, and forks a child per command, which calls `main` with
+the words of the command line. A run is killed up to four times, by SIGKILL after a random part of the time that a whole
+run takes, then ends. Written to FOLDER/outcome.json: the kills that met a running process, the runs, and what was wrong
+with them.
 """
 
 from __future__ import annotations
@@ -34,22 +35,28 @@ sharing: {name: fisher, keep: 0.5, samples: 32, estimator: "true"}
 training: {epochs: 2, batch_size: 128, checkpoint_every: 3, accelerator: cpu, measure_cost: false}
 """
 report.write_report = lambda path: Path(path)  # drawing takes longer than training, and kills are to meet that
+os.fsync = lambda handle: None  # a kill of the process loses nothing that was written
 FILES = ("model.safetensors", "networks.safetensors", "samples.safetensors", "config.yaml")
+
+
+def call(*words: str) -> int:
+    """Run a command in this process; return its exit status."""
+    sys.argv = ["sparsemtl", *words]
+    try:
+        command_line.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    except BaseException:
+        return 70
+    return 0
 
 
 def start(*words: str) -> int:
     """Run a command in a copy of this process; return its number."""
     child = os.fork()
     if child == 0:
-        sys.argv = ["sparsemtl", *words]
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-        try:
-            command_line.main()
-        except SystemExit as end:
-            os._exit(int(end.code or 0))
-        except BaseException:
-            os._exit(70)
-        os._exit(0)
+        os._exit(call(*words))
     return child
 
 
@@ -92,11 +99,13 @@ def main(folder: Path, kills: int, seed: int) -> None:
     config = folder / "run.yaml"
     config.write_text(CONFIG)
     whole = folder / "whole"
-    began = time.monotonic()
-    if (code := ended(start("run", str(config), "--out", str(whole), "-q"))) != 0:
+    if (code := call("run", str(config), "--out", str(whole), "-q")) != 0:
         raise SystemExit(f"the whole run ended with {code}")
+    began = time.monotonic()
+    code = ended(start("run", str(config), "--out", str(folder / "child"), "-q"))
     duration = time.monotonic() - began
-    met, wrong, runs = 0, [], 0
+    met, wrong, runs = 0, [f"the run in a child ended with {code}"] * (code != 0), 0
+    wrong += [f"the run in a child: {name} differs" for name in differences(whole, folder / "child")]
     while met < kills:
         run = folder / f"run-{runs}"
         runs += 1

@@ -17,7 +17,7 @@ from sparsemtl.study.grid import read_study
 from sparsemtl.study.runner import run_study
 
 TINY: dict[str, Any] = {
-    "data": {"name": "two-regressions"},
+    "data": {"name": "two-regressions", "train_size": 200, "validation_size": 50, "test_size": 50, "dimension": 8},
     "encoder": {"name": "mlp"},
     "sharing": {"name": "random", "keep": 0.5},
     "training": {"epochs": 2, "batch_size": 64, "accelerator": "cpu", "measure_cost": False},
