@@ -36,7 +36,7 @@ def test_two_processes_write_one_run(tmp_path: Path) -> None:
         assert done.stdout.count("Report:") == 1  # one process alone writes on the screen
     first, second = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("fabric", "torchrun"))
     assert first["status"] == "finished"
-    assert first["test"] == second["test"]
+    assert first["tasks"] == second["tasks"]
     lines = (tmp_path / "fabric" / "metrics.csv").read_text().splitlines()
     assert len(set(lines)) == len(lines)
 
