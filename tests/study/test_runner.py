@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from sparsemtl.storage.locks import MARK, locked
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.storage.yaml_text import dump_yaml, read_yaml
-from sparsemtl.study import calls, runner, workers
+from sparsemtl.study import runner, workers
+from sparsemtl.study.calls import call
 from sparsemtl.study.costs import cost_rows
 from sparsemtl.study.grid import Study, read_study
 from sparsemtl.study.record import study_results
@@ -270,15 +272,20 @@ def test_side_by_side_every_run_is_run_once_and_its_failure_is_its_own(
         return f"{run.name} diverged" if run.config["seed"] else None
 
     monkeypatch.setattr(runner, "_run_one", fake)
-    monkeypatch.setattr(calls, "ProcessPoolExecutor", threads_for_processes)
-    failures = run_study(study, tmp_path, jobs=4, progress=False)
+    failures = run_study(study, tmp_path, engine=Threads(), progress=False)
     assert sorted(ran) == sorted(run.name for run in study.runs)
     assert failures == {run.name: f"{run.name} diverged" for run in study.runs if run.seed}
 
 
-def threads_for_processes(jobs: int, context: object, **options: Any) -> ThreadPoolExecutor:
-    assert jobs == 4
-    return ThreadPoolExecutor(jobs, initializer=lambda *_: None)
+class Threads:
+    """An engine of threads, which sees what is patched in this process."""
+
+    in_turn = False
+
+    @contextmanager
+    def open(self) -> Iterator[Any]:
+        with ThreadPoolExecutor(4) as pool:
+            yield lambda function, items: (pair for pair in zip(items, pool.map(function, items), strict=True))
 
 
 def test_an_error_side_by_side_ends_the_study(
@@ -288,9 +295,8 @@ def test_an_error_side_by_side_ends_the_study(
         raise ConfigError(run.name)
 
     monkeypatch.setattr(runner, "_run_one", fail)
-    monkeypatch.setattr(calls, "ProcessPoolExecutor", threads_for_processes)
     with pytest.raises(ConfigError, match="seed"):
-        run_study(read_study(study_file), tmp_path, jobs=4, progress=False)
+        run_study(read_study(study_file), tmp_path, engine=Threads(), progress=False)
 
 
 @pytest.mark.slow
@@ -424,15 +430,14 @@ def test_a_run_leaves_no_garbage_and_the_objects_of_the_application_alone(unfroz
 
     gc.collect()
     before = weakref.ref(Cycle())
-    for number, made in calls.each(make, [1, 2], jobs=1):
-        assert number in (1, 2)
-        assert made() is None
+    for number in (1, 2):
+        assert call(make, number)() is None
         assert gc.get_freeze_count() == 0
     gc.collect()
     assert before() is None
     gc.freeze()
     frozen = gc.get_freeze_count()
-    list(calls.each(make, [1], jobs=1))
+    call(make, 1)
     assert gc.get_freeze_count() >= frozen > 0
 
 
@@ -449,43 +454,6 @@ def test_workers_are_forked_only_if_a_server_was_prepared(monkeypatch: pytest.Mo
     monkeypatch.setattr("sys.platform", "linux")
     workers.prepare_workers()
     assert (started, workers.worker_context().get_start_method()) == (["server"], "forkserver")
-
-
-@pytest.mark.slow
-def test_a_killed_worker_is_reported_and_its_run_resumed(study_file: Path, tmp_path: Path) -> None:
-    code = (
-        "import os, signal, sys\n"
-        "from pathlib import Path\n"
-        "from sparsemtl.cli.main import main\n"
-        "from sparsemtl.study import runner\n"
-        "real = runner.run\n"
-        "def run(config, folder, **options):\n"
-        "    killed = Path('killed')\n"
-        "    if not killed.exists():\n"
-        "        killed.touch()\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return real(config, folder, **options)\n"
-        "runner.run = run\n"
-        "if __name__ == '__main__':\n    main()\n"
-    )
-    (tmp_path / "killing.py").write_text(code)
-    command = [
-        sys.executable,
-        "killing.py",
-        "study",
-        str(study_file),
-        "--out",
-        "out",
-        "--jobs",
-        "2",
-        "--no-run-reports",
-    ]
-    first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert first.returncode == 1
-    assert "a process that trained runs was killed" in first.stderr
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (again.returncode, "Tables: " in again.stdout) == (0, True)
-    assert len(rows(tmp_path / "out")) > 0
 
 
 def test_a_study_whose_seeds_had_one_split_says_how_it_is_resumed(tmp_path: Path, tiny: Any) -> None:

@@ -49,8 +49,11 @@ def compare(
 ) -> None:
     """Compare the methods of studies: best settings by validation, intervals of the gain, Friedman and Wilcoxon tests.
 
+    A search with several objectives has its Pareto front as well.
+
     Warnings say where the evidence is weak, and what to do.
     """
+    from sparsemtl.study.pareto import pareto_table
     from sparsemtl.study.results import StudyResults
     from sparsemtl.study.statistics import comparison
     from sparsemtl.study.tables import primary_table
@@ -61,6 +64,8 @@ def compare(
     best = results.best()
     main = primary_table(best)
     others = comparison(best, against=against, level=level, method="bootstrap" if bootstrap else "t")
+    if (front := pareto_table(results)) is not None:
+        others["front"] = front
     weak = results.warnings()
     if format == "text":
         _print(main, others, weak)

@@ -21,8 +21,10 @@ from sparsemtl.cli.check import check
 from sparsemtl.cli.compare import compare
 from sparsemtl.cli.data import app as data_app
 from sparsemtl.cli.doctor import doctor
+from sparsemtl.cli.options import DataRoot, Out, Plugins, Quiet, use_data_root
 from sparsemtl.cli.ship import compact, export
 from sparsemtl.cli.shrinking import shrink
+from sparsemtl.cli.study import study
 from sparsemtl.cli.training import (
     INTERRUPTED,
     Devices,
@@ -30,7 +32,6 @@ from sparsemtl.cli.training import (
     StrategyName,
     draw_report,
     process_changes,
-    say,
     show_failure,
     stopping,
 )
@@ -39,7 +40,6 @@ from sparsemtl.errors import ConfigError, SparseMTLError, SparseMTLWarning, unkn
 if TYPE_CHECKING:
     from sparsemtl.registry.registry import Registry
     from sparsemtl.runs.schema import Keys
-    from sparsemtl.storage.study_folder import StudyFolder
 
 app = typer.Typer(
     help="Sparse multi-task learning: learn what tasks should share inside one network, and what they should not.",
@@ -58,21 +58,6 @@ _Overrides = Annotated[
         "data.tasks={a: [3, 5]} adds or changes `a`, data.tasks={} changes nothing.",
         show_default=False,
     ),
-]
-_DataRoot = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="Folder of the data sets; by default $SPARSEMTL_DATA, or ./data.")
-]
-_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
-Plugins = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="FILE|MODULE",
-        help="A plugin: a file my_methods.py or a module that adds members to the registries. May be given repeatedly.",
-        show_default=False,
-    ),
-]
-Out = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="Folder of the results; by default runs/<name of the file>.")
 ]
 
 
@@ -99,9 +84,9 @@ def run(
     devices: Devices = None,
     strategy: StrategyName = None,
     nodes: Nodes = None,
-    data_root: _DataRoot = None,
+    data_root: DataRoot = None,
     plugin: Plugins = None,
-    quiet: _Quiet = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train and test one run, and draw its report."""
     from sparsemtl.cli.terminal import show_run
@@ -112,7 +97,7 @@ def run(
     from sparsemtl.storage.yaml_text import read_yaml
     from sparsemtl.training.launch import is_first_process
 
-    _use_data_root(data_root)
+    use_data_root(data_root)
     content = with_plugins(read_yaml(file), file.parent, plugin or ())
     if "methods" in content:
         raise ConfigError(f"{file} is a study: it has `methods`. Run it with `sparsemtl study {file}`.")
@@ -128,96 +113,22 @@ def run(
 @app.command()
 def resume(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a run that stopped.")],
-    data_root: _DataRoot = None,
-    quiet: _Quiet = False,
+    data_root: DataRoot = None,
+    quiet: Quiet = False,
 ) -> None:
     """Resume a run from its last checkpoint; it ends as an uninterrupted run."""
     from sparsemtl.cli.terminal import show_run
     from sparsemtl.runs.run import resume as resume_run
     from sparsemtl.training.launch import is_first_process
 
-    _use_data_root(data_root)
+    use_data_root(data_root)
     with stopping(folder):
         resume_run(folder, progress=not quiet, finished=draw_report)
     if is_first_process():
         show_run(folder)
 
 
-@app.command()
-def study(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A study, such as examples/digits-study.yaml.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="key=value",
-            help="Changes of the base of all runs, such as training.epochs=2, or of the study: seeds=[0,1], "
-            "baseline=stl, grid.sharing.keep=[0.3,0.5], tune.optimizer.lr=[0.01,0.1].",
-            show_default=False,
-        ),
-    ] = None,
-    out: Out = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=1, help="Number of runs at a time.")] = 1,
-    run_reports: Annotated[
-        bool, typer.Option("--run-reports/--no-run-reports", help="Draw the reports of the runs as well.")
-    ] = True,
-    data_root: _DataRoot = None,
-    plugin: Plugins = None,
-    quiet: _Quiet = False,
-) -> None:
-    """Run a grid of methods, settings and seeds; write tables and a report. Finished runs are skipped."""
-    from sparsemtl.cli.finished import command_digest, keep, recall
-    from sparsemtl.cli.study_table import PrintedTable, show_study
-    from sparsemtl.storage.study_folder import StudyFolder
-
-    _use_data_root(data_root)
-    folder = StudyFolder(out or Path("runs") / file.stem)
-    command = command_digest(file, overrides or [], plugin or [])
-    if (known := recall(folder, command, run_reports=run_reports)) is not None:
-        count, table = known
-        if not quiet:
-            say(f"{count} of {count} runs are finished already.")
-        show_study(table)
-        _show_files(folder)
-        return
-    if jobs > 1:
-        from sparsemtl.study.workers import prepare_workers
-
-        prepare_workers()  # meanwhile this process imports its own modules
-    from sparsemtl.study.costs import with_costs
-    from sparsemtl.study.evidence import weak_points
-    from sparsemtl.study.grid import read_study
-    from sparsemtl.study.reading import study_results
-    from sparsemtl.study.results import tuned_settings
-    from sparsemtl.study.runner import run_study
-    from sparsemtl.study.tables import primary_table
-
-    grid = read_study(file, overrides or [], plugin or [])
-    try:
-        failures = run_study(
-            grid, folder.path, jobs=jobs, progress=not quiet, finished=draw_report, run_reports=run_reports
-        )
-    except KeyboardInterrupt:
-        say("Stopped. Resume with the same command.")
-        raise typer.Exit(INTERRUPTED) from None
-    if len(failures) < len(grid.runs):
-        whole = study_results(folder)
-        results = tuned_settings(whole)
-        table = PrintedTable.of(with_costs(primary_table(results), results), weak_points(whole))
-        show_study(table)
-        _show_files(folder)
-        if not failures:
-            keep(folder, command, [run.name for run in grid.runs], table)
-    for name, failure in failures.items():
-        typer.secho(f"No result of {name}: {failure}", err=True, fg=typer.colors.RED)
-    if failures:
-        raise typer.Exit(1)
-
-
-def _show_files(folder: StudyFolder) -> None:
-    """Print the paths of a study's tables and report."""
-    typer.echo(f"Tables: {folder.tables}")
-    if folder.report.exists():
-        typer.echo(f"Report: {folder.report}")
+app.command()(study)
 
 
 @app.command()
@@ -236,9 +147,9 @@ def list_members(
         str | None,
         typer.Argument(
             metavar="WHAT",
-            help="run, training, study, tasks, datasets, encoders, heads, architectures, methods, criteria, balancers, "
-            "optimizers, schedulers or callbacks; a section (sharing), a key (pretraining) or a member (pcgrad); by "
-            "default an overview.",
+            help="run, training, study, search, tasks, datasets, encoders, heads, architectures, methods, criteria, "
+            "balancers, optimizers, schedulers or callbacks; or a section (sharing) or a key (pretraining) of a file; "
+            "by default an overview.",
             show_default=False,
         ),
     ] = None,
@@ -282,16 +193,18 @@ def list_members(
 @app.command()
 def schema(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write to this file.")] = None,
+    study: Annotated[bool, typer.Option("--study", help="The schema of study files.")] = False,
     plugin: Plugins = None,
 ) -> None:
-    """Print the JSON schema of configurations, for editors."""
+    """Print the JSON schema of configurations or studies, for editors."""
     from sparsemtl.registry.plugins import load_plugins
 
     load_plugins(plugin or ())
     from sparsemtl.runs.schema import json_schema
     from sparsemtl.storage.text_files import write_text
+    from sparsemtl.study.schema import study_json_schema
 
-    text = json.dumps(json_schema(), indent=2)
+    text = json.dumps(study_json_schema() if study else json_schema(), indent=2)
     if out is None:
         typer.echo(text)
     else:
@@ -377,17 +290,13 @@ def _format_warning(
     return _format_any_warning(message, category, filename, lineno, line)
 
 
-def _use_data_root(root: Path | None) -> None:
-    if root is not None:
-        os.environ["SPARSEMTL_DATA"] = str(root)
-
-
 def _plain_keys() -> dict[str, Keys]:
-    """Return the keys without a registry: those of a run that are no section, of `training` and of a study."""
+    """Return the keys without a registry: of a run (no sections), of `training`, of a study and of its `search`."""
     from sparsemtl.runs.schema import run_keys, training_keys
     from sparsemtl.study.grid import KEYS
+    from sparsemtl.study.search_options import SEARCH_KEYS
 
-    return {"run": run_keys(), "training": training_keys(), "study": KEYS}
+    return {"run": run_keys(), "training": training_keys(), "study": KEYS, "search": SEARCH_KEYS}
 
 
 def _registries() -> dict[str, Registry[Any]]:

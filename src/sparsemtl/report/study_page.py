@@ -11,6 +11,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from sparsemtl.report.page import render
+from sparsemtl.report.search_page import pareto_section
 from sparsemtl.report.study_charts import gain_charts, key_charts, learning_curves
 from sparsemtl.report.study_comparison import study_comparison
 from sparsemtl.report.study_lead import baseline_name, lead
@@ -88,6 +89,7 @@ def study_page(path: Path) -> str:
         weak=weak_points(results),
         comparison=study_comparison(best, colours),
         tradeoff=tradeoff(best, colours),
+        pareto=pareto_section(results, colours),
         networks=cost_table(best),
         facts=list(_facts(study)),
         main=main,
@@ -167,9 +169,10 @@ def _run_rows(study: StudyRecord) -> Iterator[_RunRow]:
             run.summary.get("seconds") if run else None,
             tuple(values.loc[key]) if key in values.index else (math.nan,) * len(results.primary),
         )
-    for name in study.unfinished:
+    for name in dict.fromkeys([*study.unfinished, *study.failures]):
         gaps = ("",) * len(results.grid)
-        yield _RunRow(name, "", "", gaps, "", "not finished", None, (math.nan,) * len(results.primary))
+        status = f"no result: {study.failures[name]}" if name in study.failures else "not finished"
+        yield _RunRow(name, "", "", gaps, "", status, None, (math.nan,) * len(results.primary))
 
 
 def _link(run: RunRecord) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from sparsemtl.storage.stops import recorded_stop
 from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.storage.yaml_text import read_yaml
 from sparsemtl.training import Trainer
+from sparsemtl.training.callbacks import Callback
 from sparsemtl.training.launch import (
     announces_several,
     is_first_process,
@@ -45,6 +46,7 @@ def run(
     progress: bool = True,
     finished: Finished | None = None,
     built: dict[str, TaskData] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Results:
     """Train and test one run.
 
@@ -55,6 +57,7 @@ def run(
         progress: show a live bar.
         finished: called with the folder when the run has finished, such as `sparsemtl.report.write_report`.
         built: cache of data sets, see `RunSpec`; several runs may have one.
+        callbacks: callbacks beside those of the configuration; a pretraining run and candidates have none.
 
     Returns:
         Test metrics per task.
@@ -73,7 +76,7 @@ def run(
         if starts_first(training) and not resume:
             _check_free(RunFolder(folder))  # before other processes are started
     start_processes(training)
-    return _run(spec, RunFolder(folder), resume=resume, progress=progress, finished=finished)
+    return _run(spec, RunFolder(folder), callbacks, resume=resume, progress=progress, finished=finished)
 
 
 def _check_together(config: Mapping[str, Any]) -> None:
@@ -87,10 +90,18 @@ def _check_together(config: Mapping[str, Any]) -> None:
             )
 
 
-def _run(spec: RunSpec, folder: RunFolder, *, resume: bool, progress: bool, finished: Finished | None) -> Results:
+def _run(
+    spec: RunSpec,
+    folder: RunFolder,
+    callbacks: Sequence[Callback] = (),
+    *,
+    resume: bool,
+    progress: bool,
+    finished: Finished | None,
+) -> Results:
     if not is_first_process():  # it computes, and leaves the folder to the first
         with use_threads(spec.config["training"]["threads"]):
-            return _train(spec, folder, resume=resume, progress=False, finished=None)
+            return _train(spec, folder, callbacks, resume=resume, progress=False, finished=None)
     if not resume:
         _check_free(folder)
     elif not folder.begun:
@@ -99,13 +110,21 @@ def _run(spec: RunSpec, folder: RunFolder, *, resume: bool, progress: bool, fini
         if not resume:
             _check_free(folder)  # again: another process may have begun and ended a run meanwhile
         with recorded_stop(folder):
-            results = _train(spec, folder, resume=resume, progress=progress, finished=finished)
+            results = _train(spec, folder, callbacks, resume=resume, progress=progress, finished=finished)
             if finished is not None:
                 finished(folder.path)
             return results
 
 
-def _train(spec: RunSpec, folder: RunFolder, *, resume: bool, progress: bool, finished: Finished | None) -> Results:
+def _train(
+    spec: RunSpec,
+    folder: RunFolder,
+    callbacks: Sequence[Callback],
+    *,
+    resume: bool,
+    progress: bool,
+    finished: Finished | None,
+) -> Results:
     """Pretrain, train and test a run; the caller holds the lock of its folder."""
     pretrain_for = partial(
         pretrain, train=partial(_run, resume=True, progress=progress, finished=finished), dry_run=dry_run
@@ -114,6 +133,7 @@ def _train(spec: RunSpec, folder: RunFolder, *, resume: bool, progress: bool, fi
         return run_auto(spec, folder, pretrain=pretrain_for, progress=progress)
     pretrained = pretrain_for(spec, folder)
     trainer = make_trainer(spec.config, spec.data, folder.path, pretrained=pretrained, progress=progress)
+    trainer.callbacks = (*trainer.callbacks, *callbacks)
     train, validation, test = spec.loaders()
     processes = start_processes(spec.config["training"])
     goes_on = processes.from_first(lambda: resume and folder.last.exists())

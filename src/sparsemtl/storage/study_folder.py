@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sparsemtl.errors import CheckpointError
 from sparsemtl.storage.run_folder import REPORT, RunFolder
-from sparsemtl.storage.text_files import read_json
+from sparsemtl.storage.text_files import read_json, write_json
 
 
 class StudyFolder:
@@ -22,7 +23,9 @@ class StudyFolder:
         self.path = Path(path)
         self.about = self.path / "study.json"
         self.config = self.path / "study.yaml"
+        self.failures = self.path / "failures.json"
         self.results = self.path / "results.csv"
+        self.search = self.path / "search.log"
         self.tables = self.path / "tables.md"
         self.table_figures = self.path / "tables.csv"
         self.report = self.path / REPORT
@@ -61,3 +64,26 @@ class StudyFolder:
         if not isinstance(about, dict) or "name" not in about:
             raise CheckpointError(f"{self.about} is not a study's record that sparsemtl wrote: 'name' is missing.")
         return about
+
+    def read_failures(self) -> dict[str, str]:
+        """Read name -> reason of the runs without a result, as of the last time that the study was run.
+
+        Raises:
+            CheckpointError: if the file is damaged.
+        """
+        failures = read_json(self.failures) if self.failures.is_file() else {}
+        if not isinstance(failures, dict):
+            raise CheckpointError(f"{self.failures} is not a record that sparsemtl wrote. Delete it.")
+        return failures
+
+    def write_failures(self, failures: Mapping[str, str]) -> None:
+        """Write the reasons of the runs without a result; without any there is no file."""
+        if failures:
+            write_json(self.failures, dict(failures))
+        else:
+            self.failures.unlink(missing_ok=True)
+
+    @property
+    def has_results(self) -> bool:
+        """True if `results.csv` has a row below its head."""
+        return self.results.is_file() and self.results.read_text(encoding="utf-8").count("\n") > 1

@@ -1,64 +1,79 @@
-"""Calls of a function with every item of a study, one after the other or in several processes."""
+"""One call of a function with an item of a study, in this process or in a worker, and its outcome."""
 
 from __future__ import annotations
 
 import gc
-import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+import pickle
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import active_children
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from sparsemtl.errors import SparseMTLError
-from sparsemtl.study.workers import ignored_interrupts, worker_context
-from sparsemtl.training.processes import end_with_parent
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def each(function: Callable[[T], R], items: Sequence[T], jobs: int) -> Generator[tuple[T, R], None, None]:
-    """Call a function with every item, in `jobs` processes; yield item and result when a call has ended."""
-    if jobs > 1 and items:
-        yield from _in_processes(function, items, jobs)
-        return
-    for item in items:
-        with _frozen_objects():
-            result = function(item)
-        yield item, result
+@dataclass(frozen=True)
+class Lost:
+    """Outcome of a call whose process ended before the call did.
+
+    Attributes:
+        reason: what ended the process, in the user's terms.
+    """
+
+    reason: str
 
 
-def _in_processes(function: Callable[[T], R], items: Sequence[T], jobs: int) -> Iterator[tuple[T, R]]:
-    others = set(active_children())
-    workers, start = min(jobs, len(items)), (warnings.formatwarning,)
-    with ProcessPoolExecutor(workers, worker_context(), initializer=_start_worker, initargs=start) as pool:
-        with ignored_interrupts():  # inherited by the processes: this process ends them, not Ctrl-C
-            pending = {pool.submit(_in_worker, function, item): item for item in items}
-        try:
-            for future in as_completed(pending):
-                yield pending[future], future.result()
-        except BrokenProcessPool:
-            raise SparseMTLError(
-                "a process that trained runs was killed, perhaps because memory was used up. Resume with the same "
-                "command; fewer --jobs need less memory."
-            ) from None
-        except BaseException:
-            for worker in set(active_children()) - others:
-                worker.terminate()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+@dataclass(frozen=True)
+class Outcome(Generic[R]):
+    """Outcome of a call in a worker, which can be sent between processes.
+
+    Attributes:
+        result: the result; None if the call raised an error.
+        error: the error that the call raised.
+        trace: traceback of the error in the worker.
+    """
+
+    result: R | None = None
+    error: BaseException | None = None
+    trace: str = ""
+
+    def unwrap(self) -> R:
+        """Return the result, or raise the error, with the worker's traceback as its cause if it is not one of ours."""
+        if self.error is not None:
+            raise self.error from (
+                None if isinstance(self.error, SparseMTLError) else _WorkerTracebackError(self.trace)
+            )
+        return self.result  # type: ignore[return-value]  # the result of the function, which may be None
 
 
-def _start_worker(formatwarning: Callable[..., str]) -> None:
-    end_with_parent()
-    warnings.formatwarning = formatwarning
+class _WorkerTracebackError(Exception):
+    """Traceback of an error in a worker, as text."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
 
 
-def _in_worker(function: Callable[[T], R], item: T) -> R:
+def call(function: Callable[[T], R], item: T) -> R:
+    """Call a function with an item, and collect the garbage that it leaves."""
     with _frozen_objects():
         return function(item)
+
+
+def outcome_of(function: Callable[[T], R], item: T) -> Outcome[R]:
+    """Call a function in a worker and return its outcome, which can be pickled."""
+    try:
+        return Outcome(call(function, item))
+    except Exception as error:
+        trace = traceback.format_exc()
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # an error of a library that cannot be sent
+            return Outcome(error=SparseMTLError(f"{type(error).__name__}: {error}\n{trace}"))
+        return Outcome(error=error, trace=trace)
 
 
 @contextmanager

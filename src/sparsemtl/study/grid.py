@@ -19,6 +19,7 @@ from sparsemtl.runs.changes import assignment, merge, nested, override
 from sparsemtl.runs.config import check
 from sparsemtl.runs.schema import SECTIONS
 from sparsemtl.storage.yaml_text import read_yaml
+from sparsemtl.study.search_options import Arm, Search, read_search, read_space
 
 
 class _StudyKeys(TypedDict, total=False):
@@ -30,7 +31,9 @@ class _StudyKeys(TypedDict, total=False):
     ]
     methods: Annotated[
         dict[str, dict[str, Any] | None],
-        Doc("Method -> its changes of `base`, among them a `grid` and a `tune` of its own."),
+        Doc(
+            "Method -> its changes of `base`, among them a `grid`, a `tune` and a `search` (key -> values) of its own."
+        ),
     ]
     seeds: Annotated[list[Natural], Default([0, 1, 2]), Doc("Seeds that every method runs with.")]
     grid: Annotated[
@@ -42,6 +45,15 @@ class _StudyKeys(TypedDict, total=False):
         Doc(
             "Key, as in optimizer.lr -> values that every method runs with, of which tables show the one that is best "
             "on validation data, mean over seeds, for each value of `grid`."
+        ),
+    ]
+    search: Annotated[
+        dict[str, Any] | None,
+        Default(None),
+        Doc(
+            "Search of values by Optuna, per method and value of `grid`: `keys` (key -> choices or range), `trials`, "
+            "`objective`, `sampler`, `pruner`, `at_once`, `seed`; `sparsemtl list search`. Tables show the values that "
+            "are best on validation data."
         ),
     ]
     baseline: Annotated[
@@ -56,6 +68,8 @@ _OWN = {"seed": "the study's `seeds` set it", "label": "it is the method's name"
 """Key of a run that a method cannot set -> the reason."""
 _GRIDS = ("grid", "tune")
 """Keys of a study, and of a method, that map keys of a run to lists of values."""
+_SEARCH = "search"
+"""Key of a study, and of a method, for values that Optuna chooses."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +101,11 @@ class Study:
         baseline: method that gains are measured against, or None.
         notes: notes below the tables.
         tune: keys whose values validation chooses.
-        runs: all runs.
+        runs: all runs whose values are known.
         source: content of the study file, with overrides applied.
+        search: the section `search`, or None.
+        arms: methods at values of the grid whose other values are searched.
+        seeds: seeds of the runs.
     """
 
     name: str
@@ -98,11 +115,15 @@ class Study:
     tune: tuple[str, ...]
     runs: tuple[StudyRun, ...]
     source: Mapping[str, Any]
+    search: Search | None = None
+    arms: tuple[Arm, ...] = ()
+    seeds: tuple[int, ...] = ()
 
     @property
     def grid(self) -> tuple[str, ...]:
-        """Keys of all grids in order of appearance, then those of `tune`."""
+        """Keys of all grids in order of appearance, then those of `tune` and `search`."""
         keys = dict.fromkeys(key for run in self.runs for key in run.values)
+        keys |= dict.fromkeys(key for arm in self.arms for key in (*arm.values, *arm.space))
         return tuple(sorted(keys, key=self.tune.__contains__))
 
 
@@ -112,7 +133,7 @@ def read_study(path: str | Path, overrides: Sequence[str] = (), plugins: Sequenc
     Args:
         path: the file.
         overrides: changes of the base (`section.key=value`) and of the study (`name`, `seeds`, `baseline`,
-            `grid.section.key`, `tune.section.key`).
+            `grid.section.key`, `tune.section.key`, `search.trials`, `search.keys.section.key`).
         plugins: plugins to load beside those of the base.
 
     Raises:
@@ -132,16 +153,23 @@ def read_study(path: str | Path, overrides: Sequence[str] = (), plugins: Sequenc
         raise ConfigError(f"{path}: baseline: {unknown_name('method', baseline, methods)}")
     given = {kind: absolute_code(source.get(kind) or {}, path.parent) for kind in _GRIDS}
     grids = {kind: _values_by_key(given, kind, str(path)) for kind in _GRIDS}
-    runs = tuple(_expand(base, methods, grids, _seeds(source, path), path))
+    search, seeds = read_search(absolute_code(source.get(_SEARCH), path.parent), str(path)), _seeds(source, path)
+    points = list(_points(base, methods, grids, search, path))
+    runs = tuple(run for arm in points if not arm.space for run in trial_runs(arm, {}, seeds))
     _refuse_duplicates(runs, path)
+    for arm in points:
+        _check_corners(arm, seeds)
     return Study(
         name=_text(source.get("name", path.stem), f"{path}: `name`"),
         methods=tuple(methods),
         baseline=baseline,
         notes=_notes(source, path),
-        tune=_tuned(source, methods, path),
+        tune=_tuned(source, methods, points, path),
         runs=runs,
         source={**source, "base": base},
+        search=search,
+        arms=tuple(arm for arm in points if arm.space),
+        seeds=tuple(seeds),
     )
 
 
@@ -151,7 +179,12 @@ def _changed(source: dict[str, Any], overrides: Sequence[str], path: Path) -> tu
     for text in overrides:
         key, value = assignment(text)
         first, _, inner = key.partition(".")
-        if first in _GRIDS and inner:
+        if first == _SEARCH and inner:
+            section = dict(changed.get(_SEARCH) or {})
+            option, _, searched = inner.partition(".")
+            section[option] = {**(section.get(option) or {}), searched: value} if searched else value
+            changed[_SEARCH] = section
+        elif first in _GRIDS and inner:
             changed[first] = {**(changed.get(first) or {}), inner: value}
         elif key in ("name", "seeds", "baseline"):
             changed[key] = value
@@ -222,26 +255,59 @@ def _values_by_key(source: Mapping[str, Any], kind: str, where: str) -> Mapping[
     return _mapping(source.get(kind) or {}, f"{where}: `{kind}`", "a mapping of keys to lists of values")
 
 
-def _expand(
+def _points(
     base: Mapping[str, Any],
     methods: Mapping[str, Mapping[str, Any]],
     common: Mapping[str, Mapping[str, Any]],
-    seeds: Sequence[int],
+    search: Search | None,
     path: Path,
-) -> Iterator[StudyRun]:
+) -> Iterator[Arm]:
+    """Yield every method at every value of its grid, with the keys that are searched."""
     for method, changes in methods.items():
         where = f"{path}, method {method!r}"
+        if changes.get(_SEARCH) is not None and search is None:
+            raise ConfigError(f"{where}: `search` of a method needs a `search` of the study, such as {{trials: 20}}.")
+        space = {
+            **(search.space if search is not None else {}),
+            **read_space(changes.get(_SEARCH) or {}, f"{where}: `{_SEARCH}`"),
+        }
         grid, tune = ({**common[kind], **_values_by_key(changes, kind, where)} for kind in _GRIDS)
-        config = merge(base, {key: value for key, value in changes.items() if key not in _GRIDS})
+        config = merge(base, {key: value for key, value in changes.items() if key not in (*_GRIDS, _SEARCH)})
         _check_grids(grid, tune, where)
-        _refuse_own((*changes, *grid, *tune), where)
+        _refuse_own((*changes, *grid, *tune, *space), where)
         axes = {**grid, **tune}
+        if both := [key for key in space if key in axes]:
+            raise ConfigError(f"{where}: `{both[0]}` is searched and has values in `grid` or `tune`. Keep one of them.")
         for point in product(*axes.values()):
-            values = dict(zip(axes, point, strict=True))
-            settings = "".join(f", {key}={value_text(value)}" for key, value in values.items())
-            complete = check({**merge(config, nested(values.items())), "label": method}, where=where + settings)
-            for seed in seeds:
-                yield StudyRun(_run_name(method, values, seed), method, seed, values, {**complete, "seed": seed})
+            yield Arm(method, dict(zip(axes, point, strict=True)), space, config, where)
+
+
+def trial_runs(arm: Arm, values: Mapping[str, Any], seeds: Sequence[int]) -> list[StudyRun]:
+    """Return the runs of a method with values of the searched keys, one per seed.
+
+    Args:
+        arm: the method, at a value of the grid.
+        values: searched key -> value.
+        seeds: the seeds.
+
+    Raises:
+        ConfigError: if the configuration is wrong; it names the method and the values.
+    """
+    chosen = {**arm.values, **values}
+    settings = "".join(f", {key}={value_text(value)}" for key, value in chosen.items())
+    config = {**merge(arm.config, nested(chosen.items())), "label": arm.method}
+    complete = check(config, where=arm.where + settings)
+    return [
+        StudyRun(_run_name(arm.method, chosen, seed), arm.method, seed, chosen, {**complete, "seed": seed})
+        for seed in seeds
+    ]
+
+
+def _check_corners(arm: Arm, seeds: Sequence[int]) -> None:
+    """Raise the mistakes of a search before anything is run: all smallest, and all largest values are checked."""
+    corners = {key: values.corners for key, values in arm.space.items()}
+    for end in (0, 1) if corners else ():
+        trial_runs(arm, {key: ends[end] for key, ends in corners.items()}, seeds[:1])
 
 
 def _check_grids(grid: Mapping[str, Any], tune: Mapping[str, Any], where: str) -> None:
@@ -251,8 +317,10 @@ def _check_grids(grid: Mapping[str, Any], tune: Mapping[str, Any], where: str) -
                 raise ConfigError(f"{where}: the {kind} `{key}` must be a list of values, got {values!r}.")
 
 
-def _tuned(study: Mapping[str, Any], methods: Mapping[str, Mapping[str, Any]], path: Path) -> tuple[str, ...]:
-    """Return the keys of all `tune`; raise if one is also in a `grid`."""
+def _tuned(
+    study: Mapping[str, Any], methods: Mapping[str, Mapping[str, Any]], points: Sequence[Arm], path: Path
+) -> tuple[str, ...]:
+    """Return the keys of all `tune` and `search`; raise if one is also in a `grid`."""
     shown, tuned = (
         dict.fromkeys(key for source in (study, *methods.values()) for key in source.get(kind) or ()) for kind in _GRIDS
     )
@@ -262,7 +330,13 @@ def _tuned(study: Mapping[str, Any], methods: Mapping[str, Mapping[str, Any]], p
                 f"{path}: `{key}` is in a `grid`, whose values all have rows, and in a `tune`, of whose values one is "
                 "chosen. Keep one of them; a method without a choice has a list of one value."
             )
-    return tuple(tuned)
+    searched = dict.fromkeys(key for arm in points for key in arm.space)
+    if both := [key for key in searched if key in shown]:
+        raise ConfigError(
+            f"{path}: `{both[0]}` is in a `grid`, whose values all have rows, and in `search`, of whose values one is "
+            "chosen. Keep one of them."
+        )
+    return tuple(tuned | searched)
 
 
 def _refuse_own(keys: Sequence[str], where: str) -> None:

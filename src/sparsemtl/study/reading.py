@@ -47,7 +47,7 @@ def study_results(folder: StudyFolder) -> StudyResults:
         primary=primary,
         tuned=about.get("tune", ()),
     )
-    return replace(results, folders=(folder.path,))
+    return replace(results, folders=(folder.path,), objectives=tuple(about.get("objectives", ())))
 
 
 def _joined(studies: dict[str, StudyResults]) -> StudyResults:

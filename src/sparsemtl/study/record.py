@@ -23,6 +23,7 @@ class StudyRecord:
         results: the results, in the order and with the baseline of `study.json`.
         runs: name -> record of every run that ended, in the order of the results, then by name.
         unfinished: names of the runs that began and did not end.
+        failures: name -> reason of the runs without a result, as of the last time that the study was run.
         config: text of `study.yaml`; "" without it.
     """
 
@@ -31,6 +32,7 @@ class StudyRecord:
     results: StudyResults
     runs: Mapping[str, RunRecord]
     unfinished: tuple[str, ...]
+    failures: Mapping[str, str]
     config: str
 
     @classmethod
@@ -50,5 +52,6 @@ class StudyRecord:
             results,
             {run.path.name: run.read() for run in runs if run.ended},
             tuple(run.path.name for run in runs if not run.ended),
+            folder.read_failures(),
             folder.config.read_text(encoding="utf-8") if folder.config.is_file() else "",
         )

@@ -63,6 +63,7 @@ class StudyResults:
         baseline: method that Δm compares with and ranks leave out, or None.
         tuned: key of the grid whose value validation chooses -> its values.
         folders: study folders that the figures were read from.
+        objectives: names of the objectives of a search.
     """
 
     frame: pd.DataFrame
@@ -72,6 +73,7 @@ class StudyResults:
     baseline: str | None
     tuned: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     folders: tuple[Path, ...] = ()
+    objectives: tuple[str, ...] = ()
 
     @classmethod
     def of(

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparsemtl.data import TaskData
-from sparsemtl.errors import CheckpointError, ConfigError, SparseMTLError, TrainingError
+from sparsemtl.errors import CheckpointError, ConfigError, ParameterError, SparseMTLError, TrainingError
 from sparsemtl.runs.build import make_sharing
 from sparsemtl.runs.pretraining import pretraining_config, unfinished_pretraining
 from sparsemtl.runs.run import Finished, dry_run, run
@@ -24,17 +24,21 @@ from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.storage.text_files import write_json, write_text
 from sparsemtl.storage.yaml_text import dump_yaml, read_yaml
-from sparsemtl.study.calls import each
-from sparsemtl.study.costs import SPLIT, cost_rows, cost_table, with_costs
+from sparsemtl.study.calls import Lost
+from sparsemtl.study.costs import cost_table, with_costs
+from sparsemtl.study.engines import Each, Engine, LocalEngine
 from sparsemtl.study.evidence import weak_points
-from sparsemtl.study.grid import Study, StudyRun, value_text
+from sparsemtl.study.grid import Study, StudyRun
+from sparsemtl.study.progress import study_progress
 from sparsemtl.study.reading import study_results
 from sparsemtl.study.results import tuned_settings
+from sparsemtl.study.rows import results_text
+from sparsemtl.study.search import check_search, run_search
 from sparsemtl.study.shown import RECORD, digest, read_record
 from sparsemtl.study.summary import weak_text
 from sparsemtl.study.tables import metric_tables, primary_table, to_csv, to_markdown
+from sparsemtl.training.callbacks import Callback
 from sparsemtl.training.processes import refuse_distributed
-from sparsemtl.views.bars import is_live
 
 
 def run_study(
@@ -42,20 +46,23 @@ def run_study(
     out: str | Path,
     *,
     jobs: int = 1,
+    engine: Engine | None = None,
     progress: bool = True,
     finished: Finished | None = None,
     run_reports: bool = True,
 ) -> dict[str, str]:
     """Run all runs of a study, and write `results.csv` and the tables.
 
-    A run whose training fails by its own settings (`TrainingError`: an infinite loss, an empty mask) is left out of the
-    tables and the study continues; any other error ends the study, and so does a `TrainingError` in pretraining.
+    A run whose training fails by its own settings (`TrainingError`: an infinite loss, an empty mask), or whose process
+    is killed, is left out of the tables and the study continues; any other error ends the study, and so does a failure
+    of a pretraining run.
 
     Args:
         study: the study.
         out: its folder.
         jobs: runs at a time, each in a process of its own; results do not depend on the number, as each run has the
             threads of its `training.threads`.
+        engine: where the runs are computed, such as `RayEngine()`; by default `LocalEngine(jobs)`.
         progress: show a bar over the runs.
         finished: draws a report into a folder, such as `sparsemtl.report.write_report`. It is called when all runs have
             ended: with the folder of every run that has finished, unless it finished earlier and has a report, and at
@@ -66,27 +73,38 @@ def run_study(
         Name of every run without a result -> the reason.
 
     Raises:
+        ParameterError: if `jobs` is given beside `engine`.
         CheckpointError: if the folder holds something else, or another process writes there.
         ConfigError: if a run's folder holds a run of another configuration, or a warm-up lasts too long; nothing is
             changed then.
         SparseMTLError: errors of a `dry_run` of the first run per method; nothing is changed then either.
     """
-    folder, options = StudyFolder(out), _Options(jobs, progress, finished)
+    if engine is not None and jobs != 1:
+        raise ParameterError(f"expected `jobs` or `engine`, got `jobs={jobs}` beside {engine!r}.")
+    engine = engine or LocalEngine(jobs)
+    folder = StudyFolder(Path(out).absolute())  # workers may have another working directory
     refuse_distributed()
     _refuse_several(study)
-    _check_free(folder)
-    todo = _todo(_jobs(study, folder, options))
+    check_search(study)
+    _check_free(StudyFolder(out))
+    todo = _todo(_jobs(study, folder, in_turn=engine.in_turn))
     _look_ahead(todo)  # before the folder is made
-    with locked(folder.path), _dropped_data():
+    with locked(folder.path), _dropped_data(), engine.open() as each:
+        options = _Options(each, progress, finished)
         todo = _todo(todo)
         _record(study, folder)
         ran = _pretrain(todo, options)
         failures = _execute(todo, options, skipped=len(study.runs) - len(todo))
         ran += [job.folder.path for job in todo if job.name not in failures]
+        missing, runs = dict(failures), list(study.runs)
+        if study.arms:
+            searched = run_search(study, folder, functools.partial(_execute_trials, folder, options, ran), options.say)
+            runs, missing, failures = [*runs, *searched.runs], missing | searched.missing, failures | searched.failures
         if run_reports:
-            _draw(_without_report(study, folder, ran), options)
-        _write_results(study, folder)
-        if len(failures) < len(study.runs):
+            _draw(_without_report(runs, folder, ran), options)
+        _write(folder.results, results_text(runs, study.grid, folder))
+        folder.write_failures(missing)
+        if folder.has_results:
             _update(folder, options)
         return failures
 
@@ -105,18 +123,24 @@ def _refuse_several(study: Study) -> None:
 class _Options(NamedTuple):
     """Options of `run_study`."""
 
-    jobs: int
+    each: Each
     progress: bool
     finished: Finished | None
+
+    def say(self, line: str) -> None:
+        """Print a line on the error stream."""
+        if self.progress:
+            print(line, file=sys.stderr)
 
 
 @dataclass(frozen=True)
 class _Job:
-    """Run to do: its name, its complete configuration, and its folder."""
+    """Run to do: its name, its complete configuration, its folder, and callbacks beside those of the configuration."""
 
     name: str
     config: Mapping[str, Any]
     folder: RunFolder
+    callbacks: tuple[Callback, ...] = ()
 
 
 def _check_free(folder: StudyFolder) -> None:
@@ -125,13 +149,13 @@ def _check_free(folder: StudyFolder) -> None:
     refuse_foreign(folder.path)
 
 
-def _jobs(study: Study, folder: StudyFolder, options: _Options) -> list[_Job]:
-    """Return all runs; in one process, those with the same data follow each other, so that the data are read once.
+def _jobs(study: Study, folder: StudyFolder, *, in_turn: bool) -> list[_Job]:
+    """Return all runs; in turn, those with the same data follow each other, so that the data are read once.
 
     Several processes keep the order of the study: at the same time they would make the same data.
     """
     jobs = [_Job(one.name, one.config, folder.run(one.name)) for one in study.runs]
-    if options.jobs > 1:
+    if not in_turn:
         return jobs
     order = {key: i for i, key in enumerate(dict.fromkeys(map(_data_key, jobs)))}
     return sorted(jobs, key=lambda job: order[_data_key(job)])
@@ -202,6 +226,7 @@ def _record(study: Study, folder: StudyFolder) -> None:
         "grid": list(study.grid),
         "notes": list(study.notes),
         **({"tune": list(study.tune)} if study.tune else {}),
+        **({"objectives": list(study.search.objectives)} if study.search is not None and study.arms else {}),
     }
     if not folder.exists or folder.read_about() != about:
         write_json(folder.about, about)
@@ -210,15 +235,36 @@ def _record(study: Study, folder: StudyFolder) -> None:
 def _execute(todo: Sequence[_Job], options: _Options, *, what: str = "runs", skipped: int = 0) -> dict[str, str]:
     """Run the jobs and print their progress; return name -> reason of those without a result."""
     failures: dict[str, str] = {}
-    with _progress(what, len(todo), options) as (show, advance):
+    with study_progress(what, [job.folder for job in todo], show=options.progress) as progress:
         if skipped:
-            show(f"{skipped} of {skipped + len(todo)} runs are finished already.")
-        with closing(each(_run_one, todo, options.jobs)) as ended:
-            for count, (one, failure) in enumerate(ended, start=1):
-                advance()
-                show(f"[{count}/{len(todo)}] {one.name}{f': {failure}' if failure else ''}")
+            progress.say(f"{skipped} of {skipped + len(todo)} runs are finished already.")
+        with closing(options.each(_run_one, todo)) as ended:
+            for count, (one, result) in enumerate(ended, start=1):
+                failure = result.reason if isinstance(result, Lost) else result
+                progress.advance(one.folder, failed=failure is not None)
+                progress.say(f"[{count}/{len(todo)}] {one.name}{f': {failure}' if failure else ''}")
                 if failure:
                     failures[one.name] = failure
+    return failures
+
+
+def _execute_trials(
+    folder: StudyFolder,
+    options: _Options,
+    ran: list[Path],
+    runs: Sequence[StudyRun],
+    callbacks: Mapping[str, Callback],
+    what: str,
+) -> dict[str, str]:
+    """Run the runs of a search that are not finished, their pretraining first, and add their folders to `ran`."""
+    jobs = []
+    for name, one in {one.name: one for one in runs}.items():
+        own = (callbacks[name],) if name in callbacks else ()
+        jobs.append(_Job(name, one.config, folder.run(name), own))
+    todo = _todo(jobs)
+    ran += _pretrain(todo, options)
+    failures = _execute(todo, options, what=what)
+    ran += [job.folder.path for job in todo if job.name not in failures]
     return failures
 
 
@@ -226,52 +272,39 @@ def _draw(folders: Sequence[Path], options: _Options) -> None:
     """Draw the reports of runs."""
     if options.finished is None or not folders:
         return
-    with _progress("reports", len(folders), options) as (show, advance):
-        show(f"Drawing the reports of {len(folders)} {'run' if len(folders) == 1 else 'runs'}.")
-        with closing(each(options.finished, folders, options.jobs)) as drawn:
-            for _ in drawn:
-                advance()
+    with study_progress("reports", [RunFolder(path) for path in folders], show=options.progress) as progress:
+        progress.say(f"Drawing the reports of {len(folders)} {'run' if len(folders) == 1 else 'runs'}.")
+        with closing(options.each(options.finished, folders)) as drawn:
+            for path, result in drawn:
+                progress.advance(RunFolder(path), failed=isinstance(result, Lost))
+                if isinstance(result, Lost):
+                    progress.say(f"No report of {path.name}: {result.reason}")
 
 
-def _without_report(study: Study, folder: StudyFolder, ran: Sequence[Path]) -> list[Path]:
+def _without_report(runs: Sequence[StudyRun], folder: StudyFolder, ran: Sequence[Path]) -> list[Path]:
     """Return the folders of the runs that were run now, and of finished ones without a report."""
     pretraining = map(RunFolder, sorted(folder.pretraining.glob("*")))
     now = set(ran)
-    earlier = (run for run in (*pretraining, *(folder.run(one.name) for one in study.runs)) if run.path not in now)
+    earlier = (run for run in (*pretraining, *(folder.run(one.name) for one in runs)) if run.path not in now)
     return [*ran, *(run.path for run in earlier if not run.report.exists() and run.finished)]
 
 
-@contextmanager
-def _progress(what: str, total: int, options: _Options) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
-    """Show a bar on the error stream; yield a function that prints a line above it, and one that advances it."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True, quiet=not options.progress, highlight=False, markup=False, soft_wrap=True)
-    columns = (
-        TextColumn("[bold]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    live = Progress(*columns, console=console, transient=True, disable=not (options.progress and is_live(console)))
-    with nullcontext() if live.disable else live:  # rich before 14.1 ends bars that are off with an empty line
-        bar = live.add_task(what, total=total)
-        yield console.print, lambda: live.advance(bar)
-
-
 def _run_one(job: _Job) -> str | None:
+    if StudyFolder.of_run(job.folder) is None:
+        raise CheckpointError(
+            f"{job.folder.path} is not in a study folder on {socket.gethostname()}. All machines of a study need --out "
+            "on a file system that they share."
+        )
     try:
         with _naming(job):
-            run(job.config, job.folder.path, resume=True, progress=False, built=_data_with(_data_key(job)))
+            run(
+                job.config,
+                job.folder.path,
+                resume=True,
+                progress=False,
+                built=_data_with(_data_key(job)),
+                callbacks=job.callbacks,
+            )
     except TrainingError as error:
         return str(error)
     return None
@@ -310,29 +343,6 @@ def _naming(job: _Job) -> Iterator[None]:
         raise
 
 
-def _write_results(study: Study, folder: StudyFolder) -> None:
-    """Write the summaries of all finished runs to `results.csv`, a row per run, split, task and metric."""
-    columns = ["run", "method", "seed", *study.grid, "split", "task", "metric", "higher_is_better", "value"]
-    file = io.StringIO(newline="")
-    writer = csv.writer(file)
-    writer.writerow(columns)
-    for one in study.runs:
-        if (run_folder := folder.run(one.name)).finished:
-            writer.writerows(_rows(study, one, run_folder.read_summary()))
-    _write(folder.results, file.getvalue())
-
-
-def _rows(study: Study, one: StudyRun, summary: dict[str, Any]) -> Iterator[list[Any]]:
-    head = [one.name, one.method, one.seed, *(value_text(one.values.get(key, "")) for key in study.grid)]
-    for task, entry in summary["tasks"].items():
-        for split in ("validation", "test"):
-            for metric, value in entry[split].items():
-                yield [*head, split, task, metric, entry["directions"][metric], "" if value is None else value]
-    yield [*head, "run", "", "seconds", False, summary["seconds"]]
-    for metric, value in cost_rows(summary):
-        yield [*head, SPLIT, "", metric, False, value]
-
-
 def _update(folder: StudyFolder, options: _Options) -> None:
     """Write the tables and draw the study's report, unless they are there and nothing that they show has changed."""
     shown, before = digest(folder), read_record(folder)
@@ -354,8 +364,13 @@ def _write_tables(folder: StudyFolder) -> None:
         tables.append(costs)
     sections = [f"## {table.title}\n\n{to_markdown(table)}" for table in tables]
     weak = [f"{weak_text(points)}\n"] if (points := weak_points(whole)) else []
-    write_text(folder.tables, "\n".join([f"# {folder.read_about()['name']}\n", *weak, *sections]))
+    failed = [f"## runs without a result\n\n{_listed(failures)}"] if (failures := folder.read_failures()) else []
+    write_text(folder.tables, "\n".join([f"# {folder.read_about()['name']}\n", *weak, *sections, *failed]))
     write_text(folder.table_figures, to_csv(tables))
+
+
+def _listed(failures: Mapping[str, str]) -> str:
+    return "".join(f"- {name}: {reason}\n" for name, reason in failures.items())
 
 
 def _write(path: Path, text: str) -> None:

@@ -16,7 +16,7 @@ RECORD = ".shown.json"
 def digest(folder: StudyFolder) -> str:
     """Return the digest of all that tables and report show: the study's records, and those of its runs."""
     whole = hashlib.sha256(__version__.encode())
-    files = [folder.about, folder.config, folder.results]
+    files = [folder.about, folder.config, folder.results, *([folder.failures] if folder.failures.is_file() else [])]
     for run_folder in folder.run_folders():
         files += [run_folder.config, run_folder.summary, run_folder.metrics, run_folder.environment]
         whole.update(f"{run_folder.path.name} {run_folder.report.is_file()}".encode())

@@ -1,0 +1,351 @@
+"""Search of values with Optuna: rounds of settings per method, until each method has its number of trials.
+
+All that the sampler and the pruner read are the results of earlier rounds, and every trial has a sampler with a seed of
+its own: a search is the same with any number of jobs, on any engine, and after an interruption.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from sparsemtl.errors import ConfigError, TrainingError, missing_extra
+from sparsemtl.runs.spec import RunSpec
+from sparsemtl.storage.study_folder import StudyFolder
+from sparsemtl.study.grid import Study, StudyRun, trial_runs, value_text
+from sparsemtl.study.objectives import Objective, primary_values, read_objectives
+from sparsemtl.study.pruning import PRUNED, Pruning, epoch_scores
+from sparsemtl.study.results import StudyResults, best_settings, per_seed, read_results
+from sparsemtl.study.rows import results_text
+from sparsemtl.study.search_options import DELTA_M, Arm, Choices, Range
+from sparsemtl.training.callbacks import Callback
+
+Execute = Callable[[Sequence[StudyRun], Mapping[str, Callback], str], dict[str, str]]
+"""Runs what is not finished; arguments are runs, callbacks by name of the run, and what is run. Returns failures."""
+Reference = Mapping[int, Mapping[str, float]]
+"""Seed -> task -> primary metric on validation data."""
+_REASON, _FINGERPRINT = "reason", "search"
+"""Attributes of a trial and of a study of Optuna."""
+
+
+@dataclass
+class SearchOutcome:
+    """Outcome of a search.
+
+    Attributes:
+        runs: runs of all trials, in order, without repetitions.
+        missing: name -> reason of every run without a result.
+        failures: label -> reason of every method, at a value of the grid, of which no setting has a result.
+    """
+
+    runs: list[StudyRun] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def check_search(study: Study) -> None:
+    """Raise mistakes of a search before anything is run.
+
+    Raises:
+        ConfigError: if an objective is unknown.
+        MissingExtraError: if Optuna is not installed.
+    """
+    if study.arms:
+        _optuna()
+        _objectives(study)
+
+
+def run_search(study: Study, folder: StudyFolder, execute: Execute, say: Callable[[str], None]) -> SearchOutcome:
+    """Search the values of all methods, those of the baseline first.
+
+    Args:
+        study: the study.
+        folder: its folder, which holds the trials: a search that was interrupted is resumed.
+        execute: runs runs.
+        say: prints a line.
+
+    Raises:
+        ConfigError: if the folder holds another search.
+        TrainingError: if changes are measured against a baseline without a result.
+    """
+    outcome, objectives = SearchOutcome(), _objectives(study)
+    relative = any(objective.relative for objective in objectives)
+    with _quiet_optuna() as optuna:
+        backend = optuna.storages.journal.JournalFileBackend(str(folder.search))
+        storage = optuna.storages.JournalStorage(backend)
+        own = [arm for arm in study.arms if arm.method == study.baseline]
+        tuned = [_ArmSearch(study, arm, objectives, folder, storage) for arm in own]
+        _search(tuned, execute, say)
+        reference = _baseline(study, folder, tuned) if relative and study.baseline is not None else None
+        others = [
+            _ArmSearch(study, arm, objectives, folder, storage, reference) for arm in study.arms if arm not in own
+        ]
+        _search(others, execute, say)
+        for search in (*tuned, *others):
+            search.add_to(outcome)
+    return outcome
+
+
+def _search(searches: Sequence[_ArmSearch], execute: Execute, say: Callable[[str], None]) -> None:
+    """Run rounds of trials of several methods at once, until all have their number of trials."""
+    if not searches:
+        return
+    options = searches[0].options
+    for first in range(0, options.trials, options.at_once):
+        last = min(first + options.at_once, options.trials)
+        trials = [(search, trial) for search in searches for trial in search.chosen(first, last)]
+        if not trials:
+            continue
+        what = f"settings {first + 1} to {last} of {options.trials}"
+        probes = {}
+        for search, trial in trials:
+            probes |= search.pruning(trial, first)
+        runs = [search.runs(trial) for search, trial in trials]
+        lead = 1 if probes else len(runs[0])  # what may be pruned is tried in one seed first
+        failures = execute([run for own in runs for run in own[:lead]], probes, what)
+        rest = [run for own in runs if own[0].name not in failures for run in own[lead:]]
+        failures |= execute(rest, {}, f"{what}, other seeds") if rest else {}
+        for (search, trial), own in zip(trials, runs, strict=True):
+            say(search.tell(trial, own, failures))
+
+
+class _ArmSearch:
+    """Search of one method at a value of the grid: a study of Optuna.
+
+    Args:
+        study: the study.
+        arm: the method, at a value of the grid.
+        objectives: the objectives.
+        folder: the study folder.
+        storage: storage of Optuna.
+        reference: values that changes are measured against; None for those of the first setting with a result.
+
+    Raises:
+        ConfigError: if the storage holds another search of this name.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        arm: Arm,
+        objectives: Sequence[Objective],
+        folder: StudyFolder,
+        storage: Any,
+        reference: Reference | None = None,
+    ) -> None:
+        assert study.search is not None
+        self.options = study.search
+        self.arm, self._objectives, self._folder, self._storage = arm, objectives, folder, storage
+        self._seeds, self._reference = study.seeds, reference
+        corners = [{key: values.corners[end] for key, values in arm.space.items()} for end in (0, 1)]
+        ends = [run for corner in corners for run in trial_runs(arm, corner, study.seeds[:1])]
+        self._pruner = _pruner(self.options.pruner, max(run.config["training"]["epochs"] for run in ends))
+        directions = ["maximize" if objective.maximize else "minimize" for objective in objectives]
+        self._trials = _optuna().create_study(
+            study_name=arm.label, storage=storage, directions=directions, pruner=self._pruner, load_if_exists=True
+        )
+        self._check_same(study)
+        if reference is None:
+            done = next((trial for trial in self._trials.trials if trial.state.name == "COMPLETE"), None)
+            self._reference = None if done is None else self._values(self.runs(done))
+
+    def _check_same(self, study: Study) -> None:
+        """Raise if the storage holds trials of another search; the number of trials may grow."""
+        options = [self.options.objectives, self.options.sampler, self.options.pruner, self.options.at_once]
+        parts = [repr(self.arm.space), self.arm.config, *options, self.options.seed, study.seeds, study.baseline]
+        own = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+        found = self._trials.user_attrs.get(_FINGERPRINT)
+        if found is None:
+            self._trials.set_user_attr(_FINGERPRINT, own)
+        elif found != own:
+            raise ConfigError(
+                f"{self._folder.search} holds a search of {self.arm.label!r} with other keys, objectives, options or "
+                "seeds. Only `search.trials` may change. Use another --out, or delete the folder."
+            )
+
+    def chosen(self, first: int, last: int) -> list[Any]:
+        """Return the trials of a round without a result, chosen now unless they were chosen before."""
+        found = self._trials.get_trials(deepcopy=False)
+        space = {key: _distribution(values) for key, values in self.arm.space.items()}
+        for number in range(len(found), last):
+            self._trials.sampler = _sampler(self.options.sampler, self.options.seed + number)
+            self._trials.ask(fixed_distributions=space)
+        return [trial for trial in self._trials.trials[first:last] if not trial.state.is_finished()]
+
+    def runs(self, trial: Any) -> list[StudyRun]:
+        """Return the runs of a trial, one per seed."""
+        return trial_runs(self.arm, self._settings(trial), self._seeds)
+
+    def _settings(self, trial: Any) -> dict[str, Any]:
+        return {key: values.value(trial.params[key]) for key, values in self.arm.space.items()}
+
+    def pruning(self, trial: Any, first: int) -> dict[str, Callback]:
+        """Return name -> callback of the run that may be pruned; empty if nothing can be compared yet."""
+        (objective, *_) = self._objectives
+        if self._pruner is None or objective.score is None or (objective.relative and self._reference is None):
+            return {}
+        run = self.runs(trial)[0]
+        callback = Pruning(
+            self.arm.label,
+            self._pruner,
+            maximize=objective.maximize,
+            earlier=self._trials.trials[:first],
+            number=trial.number,
+            score=objective.against((self._reference or {}).get(run.seed)),
+        )
+        return {run.name: callback}
+
+    def tell(self, trial: Any, runs: Sequence[StudyRun], failures: Mapping[str, str]) -> str:
+        """Record the result of a trial, and return it as a line."""
+        from optuna.trial import TrialState
+
+        reason = next((failures[run.name] for run in runs if run.name in failures), "")
+        self._record_epochs(trial, runs[0])
+        values = [] if reason else self._objective_values(runs)
+        if not reason and any(map(math.isnan, values)):
+            names = [o.name for o, value in zip(self._objectives, values, strict=True) if math.isnan(value)]
+            reason = f"its {' and '.join(names)} cannot be computed"
+        if reason:
+            state = TrialState.PRUNED if reason.startswith(PRUNED) else TrialState.FAIL
+            identity = self._storage.get_trial_id_from_study_id_trial_number(self._identity, trial.number)
+            self._storage.set_trial_user_attr(identity, _REASON, reason)
+            self._trials.tell(trial.number, state=state)
+        else:
+            self._trials.tell(trial.number, values)
+        figures = ", ".join(f"{o.name} {value:.4g}" for o, value in zip(self._objectives, values, strict=False))
+        settings = ", ".join(f"{key} {value_text(value)}" for key, value in self._settings(trial).items())
+        return f"{self.arm.label}, setting {trial.number + 1} ({settings}): {reason or figures}"
+
+    @property
+    def _identity(self) -> int:
+        identity: int = self._storage.get_study_id_from_name(self.arm.label)
+        return identity
+
+    def _objective_values(self, runs: Sequence[StudyRun]) -> list[float]:
+        """Return the objectives of a trial, means over seeds; its values are the reference if there is none yet."""
+        if self._reference is None:
+            self._reference = self._values(runs)
+        summaries = {run.seed: self._folder.run(run.name).read_summary() for run in runs}
+        return [
+            fmean(objective.of(summary, self._reference.get(seed)) for seed, summary in summaries.items())
+            for objective in self._objectives
+        ]
+
+    def _values(self, runs: Sequence[StudyRun]) -> Reference:
+        return {run.seed: primary_values(self._folder.run(run.name).read_summary()) for run in runs}
+
+    def _record_epochs(self, trial: Any, run: StudyRun) -> None:
+        """Record the figures per epoch that later settings are compared with."""
+        (objective, *_) = self._objectives
+        if self._pruner is None or objective.score is None:
+            return
+        reference = self._reference
+        if objective.relative and reference is None:
+            if not self._folder.run(run.name).finished:
+                return
+            reference = self._values([run])
+        identity = self._storage.get_trial_id_from_study_id_trial_number(self._identity, trial.number)
+        rows = self._folder.run(run.name).read_metrics()
+        for epoch, value in epoch_scores(rows, objective.against((reference or {}).get(run.seed))):
+            self._storage.set_trial_intermediate_value(identity, epoch, value)
+            self._pruner.prune(self._trials, self._storage.get_trial(identity))  # Hyperband records its rungs
+
+    def all_runs(self) -> list[StudyRun]:
+        """Return the runs of all trials; trials with the same values have the same runs."""
+        runs = (run for trial in self._trials.trials[: self.options.trials] for run in self.runs(trial))
+        return list({run.name: run for run in runs}.values())
+
+    def add_to(self, outcome: SearchOutcome) -> None:
+        """Add runs and failures of all trials to the outcome of the search."""
+        trials = self._trials.trials[: self.options.trials]
+        outcome.runs += self.all_runs()
+        for trial in trials:
+            for run in self.runs(trial):
+                if _REASON in trial.user_attrs and not self._folder.run(run.name).finished:
+                    outcome.missing[run.name] = trial.user_attrs[_REASON]
+        if trials and all(trial.state.name != "COMPLETE" for trial in trials):
+            reasons = [trial.user_attrs.get(_REASON, "") for trial in trials]
+            outcome.failures[self.arm.label] = f"none of {len(trials)} settings has a result; the last: {reasons[-1]}"
+
+
+def _objectives(study: Study) -> list[Objective]:
+    """Return the objectives of a study, with the tasks of its first method."""
+    assert study.search is not None
+    arm = study.arms[0]
+    low = {key: values.corners[0] for key, values in arm.space.items()}
+    config = trial_runs(arm, low, study.seeds[:1])[0].config
+    tasks = RunSpec(config).data.tasks
+    return read_objectives(study.search.objectives, tasks, measured=config["training"]["measure_cost"])
+
+
+def _baseline(study: Study, folder: StudyFolder, tuned: Sequence[_ArmSearch]) -> Reference:
+    """Return the primary metrics of the baseline per seed, of the setting that is best on validation data."""
+    runs = [run for run in study.runs if run.method == study.baseline]
+    runs += [run for search in tuned for run in search.all_runs()]
+    finished = [run for run in runs if folder.run(run.name).finished]
+    if not finished:
+        raise TrainingError(
+            f"no run of the baseline {study.baseline!r} has a result, against which {DELTA_M!r} is measured."
+        )
+    primary = {task: entry["primary"] for task, entry in folder.run(finished[0].name).read_summary()["tasks"].items()}
+    frame = read_results(io.StringIO(results_text(finished, study.grid, folder)))
+    best = best_settings(StudyResults.of(frame, primary=primary))
+    figures = per_seed(best, best.primary, "validation")
+    return {int(seed): dict(row) for (_, seed), row in figures.iterrows()}
+
+
+def _distribution(values: Range | Choices) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(values, Choices):
+        return CategoricalDistribution(values.names)
+    if values.whole:
+        return IntDistribution(int(values.low), int(values.high), log=values.log, step=int(values.step or 1))
+    return FloatDistribution(values.low, values.high, log=values.log, step=values.step)
+
+
+def _sampler(name: str, seed: int) -> Any:
+    from optuna.samplers import RandomSampler, TPESampler
+
+    return RandomSampler(seed=seed) if name == "random" else TPESampler(seed=seed, constant_liar=True)
+
+
+def _pruner(name: str, epochs: int) -> Any:
+    from optuna.pruners import HyperbandPruner, MedianPruner
+
+    if name == "none":
+        return None
+    if name == "median":
+        return MedianPruner(n_warmup_steps=epochs // 5)
+    return HyperbandPruner(min_resource=1, max_resource=epochs)
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+        import optuna.storages.journal
+    except ImportError:
+        raise missing_extra("optuna", "search", "`search` in a study") from None
+    return optuna
+
+
+@contextmanager
+def _quiet_optuna() -> Iterator[Any]:
+    """Yield Optuna without its own lines and its warnings of experimental features."""
+    optuna = _optuna()
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield optuna
+    finally:
+        optuna.logging.set_verbosity(before)
