@@ -119,6 +119,10 @@ def study(
     for name, failure in failures.items():
         typer.secho(f"No result of {name}: {failure}", err=True, fg=typer.colors.RED)
     if failures:
+        from sparsemtl.study.calls import LOST
+
+        if any(reason.startswith(LOST) for reason in failures.values()):
+            say("The same command resumes runs whose process was killed or lost.")
         raise typer.Exit(1)
 
 

@@ -14,6 +14,8 @@ from sparsemtl.errors import SparseMTLError
 
 T = TypeVar("T")
 R = TypeVar("R")
+LOST = "its process"
+"""Beginning of the reason of a lost call."""
 
 
 @dataclass(frozen=True)

@@ -156,9 +156,8 @@ def read_study(path: str | Path, overrides: Sequence[str] = (), plugins: Sequenc
     search, seeds = read_search(absolute_code(source.get(_SEARCH), path.parent), str(path)), _seeds(source, path)
     points = list(_points(base, methods, grids, search, path))
     runs = tuple(run for arm in points if not arm.space for run in trial_runs(arm, {}, seeds))
-    _refuse_duplicates(runs, path)
-    for arm in points:
-        _check_corners(arm, seeds)
+    corners = [corner_runs(arm)[0] for arm in points if arm.space]  # raises the mistakes of a search
+    _refuse_duplicates((*runs, *corners), path)
     return Study(
         name=_text(source.get("name", path.stem), f"{path}: `name`"),
         methods=tuple(methods),
@@ -303,11 +302,14 @@ def trial_runs(arm: Arm, values: Mapping[str, Any], seeds: Sequence[int]) -> lis
     ]
 
 
-def _check_corners(arm: Arm, seeds: Sequence[int]) -> None:
-    """Raise the mistakes of a search before anything is run: all smallest, and all largest values are checked."""
+def corner_runs(arm: Arm, seed: int = 0) -> list[StudyRun]:
+    """Return the run with all smallest or first values of the searched keys, and that with the largest or last ones.
+
+    Raises:
+        ConfigError: as `trial_runs`.
+    """
     corners = {key: values.corners for key, values in arm.space.items()}
-    for end in (0, 1) if corners else ():
-        trial_runs(arm, {key: ends[end] for key, ends in corners.items()}, seeds[:1])
+    return [run for end in (0, 1) for run in trial_runs(arm, {key: ends[end] for key, ends in corners.items()}, [seed])]
 
 
 def _check_grids(grid: Mapping[str, Any], tune: Mapping[str, Any], where: str) -> None:

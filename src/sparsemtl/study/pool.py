@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
 from sparsemtl.errors import SparseMTLError
-from sparsemtl.study.calls import Lost, Outcome, outcome_of
+from sparsemtl.study.calls import LOST, Lost, Outcome, outcome_of
 from sparsemtl.study.workers import ignored_interrupts, worker_context
 from sparsemtl.training.processes import end_with_parent
 
@@ -129,8 +129,8 @@ class _Worker(Generic[T, R]):
         if status is not None and status < 0:
             name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
             memory = ", perhaps because memory was used up (fewer --jobs need less)" if name == "SIGKILL" else ""
-            return f"its process was killed by {name}{memory}. The same command resumes it."
-        return f"its process ended with exit status {status}. The same command resumes it."
+            return f"{LOST} was killed by {name}{memory}"
+        return f"{LOST} ended with exit status {status}"
 
     def end(self) -> None:
         """End the process if it has not ended by itself."""

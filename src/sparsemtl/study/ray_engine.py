@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from sparsemtl.data.options import ROOT_VARIABLE, resolve_root
 from sparsemtl.errors import ParameterError, SparseMTLError, missing_extra
-from sparsemtl.study.calls import Lost, Outcome, outcome_of
+from sparsemtl.study.calls import LOST, Lost, Outcome, outcome_of
 from sparsemtl.study.engines import Each
 
 T = TypeVar("T")
@@ -131,10 +131,7 @@ class RayEngine:
             outcome: Outcome[Any] = ray.get(reference)
         except lost as error:
             reason = str(error).strip().split("\n")[0].rstrip(".")
-            return Lost(
-                f"its process was lost {self.retries + 1} times ({type(error).__name__}: {reason}). The same command "
-                "resumes it."
-            )
+            return Lost(f"{LOST} was lost {self.retries + 1} times ({type(error).__name__}: {reason})")
         return outcome.unwrap()
 
 

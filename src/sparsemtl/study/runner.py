@@ -28,7 +28,7 @@ from sparsemtl.study.calls import Lost
 from sparsemtl.study.costs import cost_table, with_costs
 from sparsemtl.study.engines import Each, Engine, LocalEngine
 from sparsemtl.study.evidence import weak_points
-from sparsemtl.study.grid import Study, StudyRun
+from sparsemtl.study.grid import Study, StudyRun, corner_runs
 from sparsemtl.study.progress import study_progress
 from sparsemtl.study.reading import study_results
 from sparsemtl.study.results import tuned_settings
@@ -88,7 +88,10 @@ def run_study(
     check_search(study)
     _check_free(StudyFolder(out))
     todo = _todo(_jobs(study, folder, in_turn=engine.in_turn))
-    _look_ahead(todo)  # before the folder is made
+    searched = (one for arm in study.arms for one in corner_runs(arm, study.seeds[0]))
+    _look_ahead(
+        [*todo, *(_Job(one.name, one.config, folder.run(one.name)) for one in searched)]
+    )
     with locked(folder.path), _dropped_data(), engine.open() as each:
         options = _Options(each, progress, finished)
         todo = _todo(todo)
@@ -98,8 +101,8 @@ def run_study(
         ran += [job.folder.path for job in todo if job.name not in failures]
         missing, runs = dict(failures), list(study.runs)
         if study.arms:
-            searched = run_search(study, folder, functools.partial(_execute_trials, folder, options, ran), options.say)
-            runs, missing, failures = [*runs, *searched.runs], missing | searched.missing, failures | searched.failures
+            found = run_search(study, folder, functools.partial(_execute_trials, folder, options, ran), options.say)
+            runs, missing, failures = [*runs, *found.runs], missing | found.missing, failures | found.failures
         if run_reports:
             _draw(_without_report(runs, folder, ran), options)
         _write(folder.results, results_text(runs, study.grid, folder))

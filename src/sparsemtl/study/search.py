@@ -20,7 +20,7 @@ from typing import Any
 from sparsemtl.errors import ConfigError, TrainingError, missing_extra
 from sparsemtl.runs.spec import RunSpec
 from sparsemtl.storage.study_folder import StudyFolder
-from sparsemtl.study.grid import Study, StudyRun, trial_runs, value_text
+from sparsemtl.study.grid import Study, StudyRun, corner_runs, trial_runs, value_text
 from sparsemtl.study.objectives import Objective, primary_values, read_objectives
 from sparsemtl.study.pruning import PRUNED, Pruning, epoch_scores
 from sparsemtl.study.results import StudyResults, best_settings, per_seed, read_results
@@ -145,9 +145,7 @@ class _ArmSearch:
         self.options = study.search
         self.arm, self._objectives, self._folder, self._storage = arm, objectives, folder, storage
         self._seeds, self._reference = study.seeds, reference
-        corners = [{key: values.corners[end] for key, values in arm.space.items()} for end in (0, 1)]
-        ends = [run for corner in corners for run in trial_runs(arm, corner, study.seeds[:1])]
-        self._pruner = _pruner(self.options.pruner, max(run.config["training"]["epochs"] for run in ends))
+        self._pruner = _pruner(self.options.pruner, max(run.config["training"]["epochs"] for run in corner_runs(arm)))
         directions = ["maximize" if objective.maximize else "minimize" for objective in objectives]
         self._trials = _optuna().create_study(
             study_name=arm.label, storage=storage, directions=directions, pruner=self._pruner, load_if_exists=True
@@ -279,9 +277,7 @@ class _ArmSearch:
 def _objectives(study: Study) -> list[Objective]:
     """Return the objectives of a study, with the tasks of its first method."""
     assert study.search is not None
-    arm = study.arms[0]
-    low = {key: values.corners[0] for key, values in arm.space.items()}
-    config = trial_runs(arm, low, study.seeds[:1])[0].config
+    config = corner_runs(study.arms[0])[0].config
     tasks = RunSpec(config).data.tasks
     return read_objectives(study.search.objectives, tasks, measured=config["training"]["measure_cost"])
 
