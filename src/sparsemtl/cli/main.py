@@ -148,8 +148,8 @@ def list_members(
         typer.Argument(
             metavar="WHAT",
             help="run, training, study, search, tasks, datasets, encoders, heads, architectures, methods, criteria, "
-            "balancers, optimizers, schedulers or callbacks; or a section (sharing) or a key (pretraining) of a file; "
-            "by default an overview.",
+            "balancers, optimizers, schedulers or callbacks; a section (sharing), a key (pretraining) or a member "
+            "(pcgrad); by default an overview.",
             show_default=False,
         ),
     ] = None,

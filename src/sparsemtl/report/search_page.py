@@ -21,7 +21,7 @@ _WIDE, _TALL = 760, 320
 
 
 @dataclass(frozen=True)
-class ParetoSection:
+class _ParetoSection:
     """Pareto front as the report shows it.
 
     Attributes:
@@ -33,7 +33,7 @@ class ParetoSection:
     table: Table
 
 
-def pareto_section(results: StudyResults, colours: Mapping[str, int]) -> ParetoSection | None:
+def pareto_section(results: StudyResults, colours: Mapping[str, int]) -> _ParetoSection | None:
     """Draw the Pareto front of a study; None without several objectives.
 
     Args:
@@ -45,7 +45,7 @@ def pareto_section(results: StudyResults, colours: Mapping[str, int]) -> ParetoS
         return None
     y, x = results.objectives[0], results.objectives[-1]
     unit = f"{y}{arrow(higher_is_better(results, y))} against {x}{arrow(higher_is_better(results, x))}"
-    return ParetoSection(Chart("All settings and the Pareto front", unit, _chart(results, colours, x, y)), table)
+    return _ParetoSection(Chart("All settings and the Pareto front", unit, _chart(results, colours, x, y)), table)
 
 
 def _chart(results: StudyResults, colours: Mapping[str, int], x: str, y: str) -> Markup:

@@ -14,7 +14,7 @@ from sparsemtl.study.search_options import COSTS, DELTA_M
 from sparsemtl.tasks import Task
 from sparsemtl.training.metric_facts import metric_facts
 
-Values = Mapping[str, Mapping[str, float]]
+_Values = Mapping[str, Mapping[str, float]]
 """Task -> metric -> value on validation data."""
 
 
@@ -32,7 +32,7 @@ class Score:
     signs: Mapping[str, float]
     reference: Mapping[str, float] | None = None
 
-    def of(self, values: Values) -> float:
+    def of(self, values: _Values) -> float:
         """Return the mean over tasks; NaN if a value is missing, or a reference is 0.
 
         Args:
@@ -88,7 +88,7 @@ class Objective:
         return Score(self.score.metrics, self.score.signs, reference) if self.relative else self.score
 
 
-def validation_values(summary: Mapping[str, Any]) -> Values:
+def validation_values(summary: Mapping[str, Any]) -> _Values:
     """Return the values of a run's selected epoch."""
     return {
         task: {name: math.nan if value is None else value for name, value in entry["validation"].items()}

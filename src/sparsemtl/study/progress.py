@@ -23,7 +23,7 @@ _TAIL = 4096
 
 
 @dataclass
-class StudyProgress:
+class _StudyProgress:
     """Progress of the runs of a study; made by `study_progress`.
 
     Attributes:
@@ -67,7 +67,7 @@ class StudyProgress:
 
 
 @contextmanager
-def study_progress(what: str, folders: Sequence[RunFolder], *, show: bool = True) -> Iterator[StudyProgress]:
+def study_progress(what: str, folders: Sequence[RunFolder], *, show: bool = True) -> Iterator[_StudyProgress]:
     """Show the progress of runs inside the context.
 
     Args:
@@ -99,7 +99,7 @@ def study_progress(what: str, folders: Sequence[RunFolder], *, show: bool = True
     task = bar.add_task(what, total=len(folders), failed="")
     live = show and is_live(console)
     before = {folder.path: _marked(folder) for folder in folders} if live else {}
-    progress = StudyProgress(console, bar, task, list(folders), before)
+    progress = _StudyProgress(console, bar, task, list(folders), before)
     if not live:  # rich before 14.1 ends bars that are off with an empty line
         yield progress
         return

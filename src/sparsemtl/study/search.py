@@ -28,16 +28,16 @@ from sparsemtl.study.rows import results_text
 from sparsemtl.study.search_options import DELTA_M, Arm, Choices, Range
 from sparsemtl.training.callbacks import Callback
 
-Execute = Callable[[Sequence[StudyRun], Mapping[str, Callback], str], dict[str, str]]
+_Execute = Callable[[Sequence[StudyRun], Mapping[str, Callback], str], dict[str, str]]
 """Runs what is not finished; arguments are runs, callbacks by name of the run, and what is run. Returns failures."""
-Reference = Mapping[int, Mapping[str, float]]
+_Reference = Mapping[int, Mapping[str, float]]
 """Seed -> task -> primary metric on validation data."""
 _REASON, _FINGERPRINT = "reason", "search"
 """Attributes of a trial and of a study of Optuna."""
 
 
 @dataclass
-class SearchOutcome:
+class _SearchOutcome:
     """Outcome of a search.
 
     Attributes:
@@ -63,7 +63,7 @@ def check_search(study: Study) -> None:
         _objectives(study)
 
 
-def run_search(study: Study, folder: StudyFolder, execute: Execute, say: Callable[[str], None]) -> SearchOutcome:
+def run_search(study: Study, folder: StudyFolder, execute: _Execute, say: Callable[[str], None]) -> _SearchOutcome:
     """Search the values of all methods, those of the baseline first.
 
     Args:
@@ -76,7 +76,7 @@ def run_search(study: Study, folder: StudyFolder, execute: Execute, say: Callabl
         ConfigError: if the folder holds another search.
         TrainingError: if changes are measured against a baseline without a result.
     """
-    outcome, objectives = SearchOutcome(), _objectives(study)
+    outcome, objectives = _SearchOutcome(), _objectives(study)
     relative = any(objective.relative for objective in objectives)
     with _quiet_optuna() as optuna:
         backend = optuna.storages.journal.JournalFileBackend(str(folder.search))
@@ -94,7 +94,7 @@ def run_search(study: Study, folder: StudyFolder, execute: Execute, say: Callabl
     return outcome
 
 
-def _search(searches: Sequence[_ArmSearch], execute: Execute, say: Callable[[str], None]) -> None:
+def _search(searches: Sequence[_ArmSearch], execute: _Execute, say: Callable[[str], None]) -> None:
     """Run rounds of trials of several methods at once, until all have their number of trials."""
     if not searches:
         return
@@ -139,7 +139,7 @@ class _ArmSearch:
         objectives: Sequence[Objective],
         folder: StudyFolder,
         storage: Any,
-        reference: Reference | None = None,
+        reference: _Reference | None = None,
     ) -> None:
         assert study.search is not None
         self.options = study.search
@@ -237,7 +237,7 @@ class _ArmSearch:
             for objective in self._objectives
         ]
 
-    def _values(self, runs: Sequence[StudyRun]) -> Reference:
+    def _values(self, runs: Sequence[StudyRun]) -> _Reference:
         return {run.seed: primary_values(self._folder.run(run.name).read_summary()) for run in runs}
 
     def _record_epochs(self, trial: Any, run: StudyRun) -> None:
@@ -261,7 +261,7 @@ class _ArmSearch:
         runs = (run for trial in self._trials.trials[: self.options.trials] for run in self.runs(trial))
         return list({run.name: run for run in runs}.values())
 
-    def add_to(self, outcome: SearchOutcome) -> None:
+    def add_to(self, outcome: _SearchOutcome) -> None:
         """Add runs and failures of all trials to the outcome of the search."""
         trials = self._trials.trials[: self.options.trials]
         outcome.runs += self.all_runs()
@@ -282,7 +282,7 @@ def _objectives(study: Study) -> list[Objective]:
     return read_objectives(study.search.objectives, tasks, measured=config["training"]["measure_cost"])
 
 
-def _baseline(study: Study, folder: StudyFolder, tuned: Sequence[_ArmSearch]) -> Reference:
+def _baseline(study: Study, folder: StudyFolder, tuned: Sequence[_ArmSearch]) -> _Reference:
     """Return the primary metrics of the baseline per seed, of the setting that is best on validation data."""
     runs = [run for run in study.runs if run.method == study.baseline]
     runs += [run for search in tuned for run in search.all_runs()]
