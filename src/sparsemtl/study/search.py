@@ -105,7 +105,7 @@ def _search(searches: Sequence[_ArmSearch], execute: _Execute, say: Callable[[st
         if not trials:
             continue
         what = f"settings {first + 1} to {last} of {options.trials}"
-        probes = {}
+        probes: dict[str, Callback] = {}
         for search, trial in trials:
             probes |= search.pruning(trial, first)
         runs = [search.runs(trial) for search, trial in trials]
@@ -294,8 +294,8 @@ def _baseline(study: Study, folder: StudyFolder, tuned: Sequence[_ArmSearch]) ->
     primary = {task: entry["primary"] for task, entry in folder.run(finished[0].name).read_summary()["tasks"].items()}
     frame = read_results(io.StringIO(results_text(finished, study.grid, folder)))
     best = best_settings(StudyResults.of(frame, primary=primary))
-    figures = per_seed(best, best.primary, "validation")
-    return {int(seed): dict(row) for (_, seed), row in figures.iterrows()}
+    figures: Any = per_seed(best, best.primary, "validation").to_dict("index")
+    return {int(seed): dict(row) for (_, seed), row in figures.items()}
 
 
 def _distribution(values: Range | Choices) -> Any:
