@@ -90,7 +90,7 @@ def run_study(
     todo = _todo(_jobs(study, folder, in_turn=engine.in_turn))
     searched = (one for arm in study.arms for one in corner_runs(arm, study.seeds[0]))
     _look_ahead([*todo, *(_Job(one.name, one.config, folder.run(one.name)) for one in searched)])
-    with locked(folder.path), _dropped_data(), engine.open() as each:
+    with locked(out), _dropped_data(), engine.open() as each:
         options = _Options(each, progress, finished)
         todo = _todo(todo)
         _record(study, folder)
