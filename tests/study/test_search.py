@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from sparsemtl.errors import ConfigError, MissingExtraError
+from sparsemtl.errors import ConfigError, MissingExtraError, ParameterError
 from sparsemtl.storage.metrics import MetricRow
 from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.storage.yaml_text import dump_yaml
@@ -115,6 +115,7 @@ def test_the_schema_of_studies_knows_the_keys_of_the_search() -> None:
 # Running
 
 
+@pytest.mark.slow
 def test_a_search_resumed_after_an_interruption_is_the_uninterrupted_one(
     tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +178,7 @@ def test_failures_of_settings_are_recorded_and_the_search_goes_on(tmp_path: Path
     assert failures["a"].startswith("none of 2 settings has a result; the last: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pruner", ["median", "hyperband"])
 def test_hopeless_settings_are_pruned_and_stay_pruned(
     pruner: str, tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch
@@ -215,6 +217,17 @@ def test_unknown_objectives_are_refused_before_the_folder_is_made(tmp_path: Path
     ):
         with pytest.raises(ConfigError, match=message):
             run_study(study_of(tmp_path, tiny, {"keys": LR, "objective": objective}), tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_of_any_searched_method_are_raised_before_the_folder_is_made(tmp_path: Path, tiny: Any) -> None:
+    pytest.importorskip("optuna")
+    methods = {"a": {}, "b": {"sharing": "group-lasso"}}
+    with pytest.raises(ParameterError, match=r"nothing to make sparse.*in run b_"):
+        run_study(study_of(tmp_path, tiny, {"keys": LR}, methods), tmp_path / "out", progress=False)
+    several = study_of(tmp_path, tiny, {"keys": LR}, training={"devices": 2})
+    with pytest.raises(ConfigError, match=r"training\.devices: expected 1 in a study, got 2"):
+        run_study(several, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
 
 

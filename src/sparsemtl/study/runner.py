@@ -88,8 +88,7 @@ def run_study(
     check_search(study)
     _check_free(StudyFolder(out))
     todo = _todo(_jobs(study, folder, in_turn=engine.in_turn))
-    searched = (one for arm in study.arms for one in corner_runs(arm, study.seeds[0]))
-    _look_ahead([*todo, *(_Job(one.name, one.config, folder.run(one.name)) for one in searched)])
+    _look_ahead(todo, _corners(study, folder))  # before the folder is made
     with locked(out), _dropped_data(), engine.open() as each:
         options = _Options(each, progress, finished)
         todo = _todo(todo)
@@ -112,7 +111,8 @@ def run_study(
 
 def _refuse_several(study: Study) -> None:
     """Raise if a run asks for several processes, which `jobs` are for in a study."""
-    for one in study.runs:
+    corners = [run for arm in study.arms for run in corner_runs(arm)]
+    for one in (*study.runs, *corners):
         training = one.config["training"]
         if training["devices"] * training["num_nodes"] > 1:
             raise ConfigError(
@@ -167,16 +167,22 @@ def _todo(jobs: Sequence[_Job]) -> list[_Job]:
     return [job for job in jobs if not _done(job)]
 
 
-def _look_ahead(todo: Sequence[_Job]) -> None:
-    """Raise mistakes that would come up only in the last run, or after pretraining.
+def _corners(study: Study, folder: StudyFolder) -> list[_Job]:
+    """Return runs with the extreme values of a search."""
+    runs = [run for arm in study.arms for run in corner_runs(arm, study.seeds[0])]
+    return [_Job(one.name, one.config, folder.run(one.name)) for one in runs]
 
-    Of the runs whose pretraining is not finished, the first run per method is set up.
+
+def _look_ahead(todo: Sequence[_Job], searched: Sequence[_Job]) -> None:
+    """Raise mistakes that would come up only in the last run, after pretraining, or in the search of the last method.
+
+    Of the runs whose pretraining is not finished, and of those of a search, the first run per method is set up.
     """
     first: dict[str, _Job] = {}
-    for job in todo:
+    for job in (*todo, *searched):
         with _naming(job):
             make_sharing(job.config)
-        if _pretraining_jobs([job]):
+        if job in searched or _pretraining_jobs([job]):
             first.setdefault(job.config["label"], job)
     built: dict[str, TaskData] = {}
     for job in first.values():

@@ -247,7 +247,7 @@ def _values(value: Any, where: str) -> Range | Choices:
             f"{where}: expected a list of choices, or {{low: 0.001, high: 0.1}} with `log: true` or `step: 0.1`, got "
             f"{value!r}."
         )
-    low, high, log, step = (value.get(key) for key in ("low", "high", "log", "step"))
+    low, high, log, step = value["low"], value["high"], value.get("log"), value.get("step")
     numbers = [number for number in (low, high, step) if number is not None]
     if not all(type(number) in (int, float) for number in numbers) or not isinstance(log, (bool, type(None))):
         raise ConfigError(f"{where}: low, high and step must be numbers and log true or false, got {dict(value)!r}.")
