@@ -62,7 +62,7 @@ def _chart(results: StudyResults, colours: Mapping[str, int], x: str, y: str) ->
                 row[x],
                 row[y],
                 "o",
-                color=series(colours[str(results.settings["method"][setting])]),
+                color=series(colours[str(results.settings["method"][str(setting)])]),
                 markersize=9 if best else 5,
                 alpha=1.0 if best else 0.35,
                 zorder=3,

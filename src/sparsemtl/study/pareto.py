@@ -67,7 +67,7 @@ def pareto_front(results: StudyResults) -> pd.DataFrame:
     Rows are in the order of the last objective, the best value first.
     """
     figures = objective_figures(results)
-    signed = figures * [1.0 if higher_is_better(results, name) else -1.0 for name in figures]
+    signed = figures * [1.0 if higher_is_better(results, str(name)) else -1.0 for name in figures]
     kept = [
         label
         for label, row in signed.iterrows()
