@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from sparsemtl.errors import CheckpointError, ParameterError, missing_extra, unknown_name
 from sparsemtl.storage.study_folder import StudyFolder
@@ -29,8 +29,8 @@ COLUMNS = ("run", "method", "seed", "split", "task", "metric", "higher_is_better
 DELTA = "Δm %"
 
 
-def read_results(path: str | Path) -> pd.DataFrame:
-    """Read a study's `results.csv`.
+def read_results(path: str | Path | TextIO) -> pd.DataFrame:
+    """Read a study's `results.csv`, or an open file with its text.
 
     Raises:
         CheckpointError: if the file is missing, empty or no table.

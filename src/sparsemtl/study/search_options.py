@@ -109,7 +109,7 @@ class Choices:
 
     @property
     def names(self) -> tuple[Any, ...]:
-        """What Optuna records: the values if all are plain, else their JSON."""
+        """Names that Optuna records: the values if all are plain, else their JSON."""
         plain = all(value is None or isinstance(value, (bool, int, float, str)) for value in self.values)
         return self.values if plain else tuple(json.dumps(value, sort_keys=True) for value in self.values)
 
