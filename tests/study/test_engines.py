@@ -72,8 +72,10 @@ def forked_workers() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_engines_compute_every_item_and_survive_killed_processes(
-    engine: Any, tmp_path: Path, forked_workers: None
+    engine: Any, tmp_path: Path, forked_workers: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    here = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(here))  # workers of Ray import this module, which pytest found
     with engine.open() as each:
         assert sorted(each(square, range(5))) == [(n, n * n) for n in range(5)]
         assert list(each(square, [])) == []
