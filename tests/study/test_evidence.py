@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,11 @@ def test_a_best_value_at_the_end_of_the_grid(tmp_path: Path, lrs: tuple[float, .
         f"The best value is at the end of its grid: `optimizer.lr` 0.1, the {side} of {tried}, for stl, mtl and "
         f"fisher. Add {more} values."
     )
+
+
+def test_a_search_draws_values_and_has_no_end_of_a_grid(tmp_path: Path) -> None:
+    found = StudyResults.read(make_study(tmp_path, lrs=(0.01, 0.1)))
+    assert weak_points(replace(found, objectives=("delta_m",))) == []
 
 
 @pytest.mark.parametrize(

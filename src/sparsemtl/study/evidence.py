@@ -170,7 +170,9 @@ def _ends_best(entry: Mapping[str, Any], summary: Mapping[str, Any]) -> bool:
 
 
 def _grid_ends(results: StudyResults, best: StudyResults, runs: _Runs) -> Iterator[str]:
-    """Yield the chosen values that are the smallest or largest of their grid."""
+    """Yield the chosen values that are the smallest or largest of their grid; a search draws values, and has none."""
+    if results.objectives:
+        return
     chosen = tuned_settings(results) if results.tuned else best
     for key in results.grid:
         shown = chosen if key in results.tuned else best
