@@ -85,15 +85,15 @@ class Classes:
             target,
             ignore_index=self.ignore_index,
             label_smoothing=self._options["label_smoothing"],
-            class_weights=cast("Sequence[float] | None", self._options["class_weights"]),
+            class_weights=self.weights,
             focal_gamma=self._options["focal_gamma"],
             complete=complete,
         )
 
-    def weight(self, label: Tensor, known: Tensor) -> float:
-        """Return the denominator of the mean loss: the number of known labels, or the sum of their class weights."""
-        weights = cast("Sequence[float] | None", self._options["class_weights"])
-        return float(known.sum() if weights is None else torch.tensor(weights, device=label.device)[label[known]].sum())
+    @property
+    def weights(self) -> Sequence[float] | None:
+        """Factor per class, in the weighted mean that is the loss; None if all count alike."""
+        return cast("Sequence[float] | None", self._options["class_weights"])
 
     def counts(self, label: Tensor, known: Tensor) -> dict[str, int]:
         """Return name of every class -> number of known labels of it.

@@ -47,7 +47,7 @@ class Classification(SampleTask):
         self.class_names = self._classes.names
         self.ignore_index = ignore_index
         self.label_smoothing = options["label_smoothing"]
-        self.class_weights = options["class_weights"]
+        self.class_weights = self._classes.weights
 
     @property
     def classes(self) -> int:
@@ -90,10 +90,6 @@ class Classification(SampleTask):
         if target.is_floating_point():
             target = target.nan_to_num(float(self.ignore_index))
         return target.long()
-
-    def label_weight(self, label: Tensor) -> float:
-        """Return the number of known labels, or the sum of their class weights."""
-        return self._classes.weight(label, self.known(label))
 
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the mean cross-entropy of the known labels."""

@@ -44,6 +44,7 @@ class Segmentation(DenseTask):
         self._classes = Classes(name, classes, ignore_index, options, of="pixel")
         self._classes.check_ignore_index()
         self.class_names = self._classes.names
+        self.class_weights = self._classes.weights
         if background is not None and background >= len(self.class_names):
             raise ParameterError(
                 f"task {name!r}: `background` must be one of the classes 0 .. {len(self.class_names) - 1}, "
@@ -51,7 +52,6 @@ class Segmentation(DenseTask):
             )
         self.ignore_index = ignore_index
         self.label_smoothing = options["label_smoothing"]
-        self.class_weights = options["class_weights"]
         self.background = background
 
     @property
@@ -84,10 +84,6 @@ class Segmentation(DenseTask):
     def cast(self, target: Tensor) -> Tensor:
         """Return labels (B, H, W) as int64."""
         return (target.squeeze(1) if target.ndim == 4 else target).long()
-
-    def label_weight(self, label: Tensor) -> float:
-        """Return the number of known labels, or the sum of their class weights."""
-        return self._classes.weight(label, self.known(label))
 
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the mean cross-entropy of the known pixels."""

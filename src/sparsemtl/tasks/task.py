@@ -87,6 +87,9 @@ class Task(abc.ABC):
     output_axis: ClassVar[int] = 1
     """Axis of the outputs (B, ...) along which the values for one label lie, such as the logits of the classes."""
 
+    class_weights: Sequence[float] | None = None
+    """Factors of classes in the weighted mean that is the loss; None where all labels count alike."""
+
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -281,7 +284,10 @@ class Task(abc.ABC):
         Args:
             label: labels that `labels` returned.
         """
-        return float(self.known(label).sum())
+        known = self.known(label)
+        if self.class_weights is None:
+            return float(known.sum())
+        return float(torch.as_tensor(self.class_weights, device=label.device)[label[known]].sum())
 
     @property
     def loss_names(self) -> tuple[str, ...]:

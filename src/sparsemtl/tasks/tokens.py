@@ -49,9 +49,9 @@ class TokenClassification(Task):
         self._classes = Classes(name, classes, ignore_index, options, of="token")
         self._classes.check_ignore_index()
         self.class_names = self._classes.names
+        self.class_weights = self._classes.weights
         self.ignore_index = ignore_index
         self.label_smoothing = options["label_smoothing"]
-        self.class_weights = options["class_weights"]
 
     @property
     def outputs(self) -> int:
@@ -109,10 +109,6 @@ class TokenClassification(Task):
     def cast(self, target: Tensor) -> Tensor:
         """Return labels (B, S) as int64."""
         return target.long()
-
-    def label_weight(self, label: Tensor) -> float:
-        """Return the number of known labels, or the sum of their class weights."""
-        return self._classes.weight(label, self.known(label))
 
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the mean cross-entropy of the labelled tokens."""
