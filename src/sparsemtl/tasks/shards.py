@@ -20,19 +20,23 @@ NO_BATCH = Group(None, {}, ())
 """Group without tasks, for a process that a round has no batch for."""
 
 
-class _SharedLoader:
-    """Loader of all data, which each of several processes has: whoever iterates over it reads all batches.
+_Part = Callable[[Iterator[Any], Processes], Iterator[Any]]
+"""Function from the batches of a loader to the rounds of one process."""
 
-    `sharded` returns the part of one process.
+
+class _ShardedLoader:
+    """Loader of which each of several processes computes on a part; whoever iterates over it reads all its batches.
 
     Args:
-        loader: the same in all processes, in the same order.
+        loader: of all data, the same and in the same order in all processes, or of this process's data.
         processes: the processes.
+        part: this process's batches of every round: `_in_turn` of all data, `_own` of its own.
     """
 
-    def __init__(self, loader: Loader, processes: Processes) -> None:
+    def __init__(self, loader: Loader, processes: Processes, part: _Part) -> None:
         self.loader = loader
         self.processes = processes
+        self._part = part
 
     def __iter__(self) -> Iterator[Any]:
         """Return a pass over all batches."""
@@ -44,53 +48,34 @@ class _SharedLoader:
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the loader, such as its sampler or generator."""
-        if name in ("loader", "processes"):
+        if name in ("loader", "processes", "_part"):
             raise AttributeError(name)
         return getattr(self.loader, name)
 
     def rounds(self) -> Iterator[Any]:
         """Yield this process's batch of every round, or `NO_BATCH`."""
-        batches = iter(self.loader)
-        while found := list(islice(_copied(batches, self.processes.rank), self.processes.count)):
-            yield found[self.processes.rank] if self.processes.rank < len(found) else NO_BATCH
+        return self._part(iter(self.loader), self.processes)
 
 
-class _OwnLoader:
-    """Loader of the data of one process, where each of several processes has a part of its own.
+def _in_turn(batches: Iterator[Any], processes: Processes) -> Iterator[Any]:
+    """Yield the batches of a process, if the first process takes the first batch, the next one the second."""
+    while found := list(islice(_copied(batches, processes.rank), processes.count)):
+        yield found[processes.rank] if processes.rank < len(found) else NO_BATCH
 
-    Args:
-        loader: loader of this process's data.
-        processes: the processes.
-    """
 
-    def __init__(self, loader: Loader, processes: Processes) -> None:
-        self.loader = loader
-        self.processes = processes
-
-    def __iter__(self) -> Iterator[Any]:
-        """Return a pass over the batches of this process."""
-        return iter(self.loader)
-
-    def __getattr__(self, name: str) -> Any:
-        """Return an attribute of the loader, such as its sampler or generator."""
-        if name in ("loader", "processes"):
-            raise AttributeError(name)
-        return getattr(self.loader, name)
-
-    def rounds(self) -> Iterator[Any]:
-        """Yield the batches of this process, then `NO_BATCH` until all processes have none left."""
-        batches = iter(self.loader)
-        while True:
-            batch = next(batches, NO_BATCH)
-            if not self.processes.numbers([batch is not NO_BATCH]).any():
-                return
-            yield batch
+def _own(batches: Iterator[Any], processes: Processes) -> Iterator[Any]:
+    """Yield all batches of a process, then `NO_BATCH` until all processes have none left."""
+    while True:
+        batch = next(batches, NO_BATCH)
+        if not processes.numbers([batch is not NO_BATCH]).any():
+            return
+        yield batch
 
 
 class _Rounds:
     """Iterable over the rounds of a loader."""
 
-    def __init__(self, loader: _SharedLoader | _OwnLoader) -> None:
+    def __init__(self, loader: _ShardedLoader) -> None:
         self._loader = loader
 
     def __iter__(self) -> Iterator[Any]:
@@ -107,28 +92,25 @@ class _Rounds:
 
 def shared(loaders: Loaders, processes: Processes) -> Loaders:
     """Return loaders of all data for several processes; for one process, the loaders as they are."""
-    return _each(loaders, lambda loader: _SharedLoader(loader, processes)) if processes.several else loaders
+    return _each(loaders, lambda loader: _ShardedLoader(loader, processes, _in_turn)) if processes.several else loaders
 
 
 def owned(loaders: Loaders, group: Any) -> Loaders:
     """Return loaders of a process's own data, which criteria reduce over the processes of a group; None is no group."""
     if group is None:
         return loaders
-    return _each(loaders, lambda loader: _OwnLoader(loader, Processes(group)))
+    return _each(loaders, lambda loader: _ShardedLoader(loader, Processes(group), _own))
 
 
 def sharded(loaders: Loaders) -> Loaders:
     """Return loaders of the rounds of this process: as many in all processes. Loaders of one process stay."""
-    return _each(loaders, lambda loader: _Rounds(loader) if isinstance(loader, _SHARDS) else loader)
+    return _each(loaders, lambda loader: _Rounds(loader) if isinstance(loader, _ShardedLoader) else loader)
 
 
 def processes_of(loaders: Loaders) -> Processes:
     """Return the processes that have parts of the data."""
     loader = next(iter(loaders.values()), None) if isinstance(loaders, Mapping) else loaders
-    return loader.processes if isinstance(loader, _SHARDS) else ALONE
-
-
-_SHARDS = (_SharedLoader, _OwnLoader)
+    return loader.processes if isinstance(loader, _ShardedLoader) else ALONE
 
 
 def _each(loaders: Loaders, change: Callable[[Loader], Loader]) -> Loaders:
