@@ -17,6 +17,7 @@ from sparsemtl.runs.loaded import load_run
 from sparsemtl.runs.models import make_model
 from sparsemtl.runs.pretraining import PretrainedNetwork
 from sparsemtl.runs.schema import TRAINER_KEYS
+from sparsemtl.runs.validation import completed
 from sparsemtl.sharing import SHARING, Sharing
 from sparsemtl.storage.files import read_tensors
 from sparsemtl.storage.run_folder import RunFolder
@@ -57,7 +58,7 @@ def make_trainer(
     training = config["training"]
     optimizer = dict(config["optimizer"])
     scheduler = dict(config["scheduler"] or {})
-    return Trainer(
+    trainer = Trainer(
         model,
         sharing=make_sharing(config),
         balancing=BALANCERS.build(balancing.pop("name"), **balancing),
@@ -75,6 +76,8 @@ def make_trainer(
         callbacks=[CALLBACKS.build(name) for name in training["callbacks"]],
         **{key: training[key] for key in TRAINER_KEYS},
     )
+    trainer.complete_config = completed
+    return trainer
 
 
 def _teacher(config: Mapping[str, Any]) -> Teacher | None:

@@ -98,7 +98,8 @@ def _pretraining_folder(run: RunFolder, config: Mapping[str, Any]) -> RunFolder:
     """Return the folder of a run's pretraining run.
 
     Runs of a study with the same pretraining configuration and seed share one folder,
-    `<study>/pretraining/seed-<seed>-<hash>`; otherwise it is `<run>/pretraining`.
+    `<study>/pretraining/seed-<seed>-<hash>`; otherwise it is `<run>/pretraining`. An earlier version hashed a
+    configuration with fewer keys: its folder is found by what it holds.
 
     Args:
         run: folder of the run.
@@ -108,7 +109,12 @@ def _pretraining_folder(run: RunFolder, config: Mapping[str, Any]) -> RunFolder:
     if study is None:
         return RunFolder(run.pretraining)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:10]
-    return RunFolder(study.pretraining / f"seed-{config['seed']}-{digest}")
+    own = RunFolder(study.pretraining / f"seed-{config['seed']}-{digest}")
+    if own.path.exists():
+        return own
+    others = map(RunFolder, sorted(study.pretraining.glob(f"seed-{config['seed']}-*")))
+    begun = (other for other in others if other.config.exists())  # under a version that had not all keys of today
+    return next((other for other in begun if not any(differences(other.read_config(), config))), own)
 
 
 def pretrained_tasks(spec: RunSpec) -> Collection[str]:

@@ -67,9 +67,29 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator
         before: a configuration that was complete when it was written; keys that are new since then have their default.
         after: a complete one.
     """
-    with suppress(ConfigError):  # one that is not valid any more is compared as it stands
-        before = validate(before)
-    return comparison.differences(before, after)
+    return comparison.differences(completed(before), after)
+
+
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration that was complete when it was written, with the defaults of keys that are new since then.
+
+    What is not valid any more stays as it stands.
+    """
+    try:
+        return validate(config)
+    except ConfigError:
+        given = plain(config)
+    filled = {**_defaults(run_keys()), **given}
+    for name, section in given.items():
+        if name == "training" and isinstance(section, Mapping):
+            filled[name] = {**_defaults(training_keys()), **section}
+        elif name in SECTIONS and isinstance(section, Mapping) and section.get("name") in SECTIONS[name][0]:
+            filled[name] = {**_defaults(SECTIONS[name][0].parameters(section["name"])), **section}
+    return filled
+
+
+def _defaults(keys: Keys) -> dict[str, Any]:
+    return {name: plain(key.default) for name, key in keys.items() if not key.required}
 
 
 def data_section(complete: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,31 +6,29 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+MISSING: Any = object()
+"""Value of a key that a mapping lacks."""
+
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
     """Yield what differs between two mappings: "training.epochs is 2 there and 3 here"."""
-    before, after = dict(leaves(there)), dict(leaves(here))
-    for key in dict.fromkeys([*before, *after]):
-        if key not in after:
-            yield f"{key} is {shown(before[key])} there and missing here"
-        elif key not in before:
-            yield f"{key} is missing there and {shown(after[key])} here"
-        elif before[key] != after[key]:
-            yield f"{key} is {shown(before[key])} there and {shown(after[key])} here"
+    for place, before, after in changes(there, here):
+        yield f"{place} is {shown(before)} there and {shown(after)} here"
 
 
-def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of every value in a nest of mappings; an empty mapping counts as a value."""
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def changes(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (dotted key, value there, value here) of every value that differs; a key may be `MISSING` on a side."""
+    for key in dict.fromkeys([*there, *here]):
+        before, after = there.get(key, MISSING), here.get(key, MISSING)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from changes(before, after, f"{prefix}{key}.")
+        elif before is MISSING or after is MISSING or before != after:
+            yield f"{prefix}{key}", before, after
 
 
 def shown(value: Any) -> str:
     """Return the text of a value in messages."""
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return "missing" if value is MISSING else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def plain(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -13,8 +13,10 @@ from torch.optim import Optimizer
 from sparsemtl.errors import CheckpointError
 from sparsemtl.networks.randomness import random_state, restore_random_state
 from sparsemtl.storage.comparison import plain
-from sparsemtl.training.settings import check_settings
 from sparsemtl.training.structure import check_optimizer, check_state, check_tensors, reading
+
+if TYPE_CHECKING:
+    from sparsemtl.training.settings import RunSettings
 
 FORMAT = "sparsemtl-checkpoint-2"
 
@@ -72,7 +74,7 @@ def restore(
     parts: Mapping[str, Stateful],
     where: str,
     *,
-    settings: Mapping[str, Any] | None = None,
+    settings: RunSettings | None = None,
 ) -> dict[str, Any]:
     """Restore a snapshot; return its progress.
 
@@ -97,7 +99,7 @@ def restore(
                 f"{here.get(name, 'absent')} here."
             )
     if settings is not None:
-        check_settings(state.get("settings"), settings, where)
+        settings.check(state.get("settings"), where)
     check_tensors(state["model"], model.state_dict(), where, "the model")
     for name, part in parts.items():
         own = f"{where}: parts.{name}"

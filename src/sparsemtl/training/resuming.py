@@ -15,6 +15,7 @@ from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.tasks.processes import ALONE, Processes
 from sparsemtl.training.checkpoint import Randomness, Stateful, check_progress, restore, snapshot
 from sparsemtl.training.machine import load_kernels, machine, machine_changes
+from sparsemtl.training.settings import RunSettings
 from sparsemtl.training.structure import check_state, reading
 
 
@@ -70,7 +71,7 @@ class Checkpoints:
     model: MultiTaskModel
     parts: dict[str, Stateful]
     randomness: Randomness
-    settings: Mapping[str, Any]
+    settings: RunSettings
     device: torch.device
     processes: Processes = ALONE
     start: dict[str, Any] = field(default_factory=dict)
@@ -87,7 +88,7 @@ class Checkpoints:
             "machine": machine(self.device),
         }
         state = snapshot(self.model, self.parts, progress)
-        self.folder.save(self.folder.last, {**state, "settings": self.settings})
+        self.folder.save(self.folder.last, {**state, "settings": self.settings.values})
 
     def resume(self, own_threads: int | None) -> tuple[Position, int | None]:
         """Restore the last checkpoint.

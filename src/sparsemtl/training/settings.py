@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch.optim import Optimizer
 
 from sparsemtl._version import __version__
 from sparsemtl.errors import CheckpointError
-from sparsemtl.storage.comparison import leaves, plain, shown
+from sparsemtl.registry.parameters import parameters_of
+from sparsemtl.storage.comparison import MISSING, changes, plain, shown
+from sparsemtl.training.options import TrainingOptions
 
 _FREE = (
     "config.name",
@@ -33,66 +37,99 @@ _LENGTH = ("config.training.epochs", "config.training.patience")
 """Settings that say when a run ends. They may change where no schedule is stretched over the epochs."""
 
 
-def run_settings(config: Mapping[str, Any], optimizer: Optimizer, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all that is known of a run's settings, as plain values.
+@dataclass(frozen=True)
+class RunSettings:
+    """Settings of a run, as plain values.
 
-    Args:
-        config: the run's configuration, or its description.
-        optimizer: before its first step.
-        options: further settings by name.
+    Attributes:
+        values: `version`, `config` (the configuration, or a description), `options` by name, and the groups of the
+            optimizer before its first step by number.
+        defaults: dotted key -> default, of keys that a run may lack which an earlier version began.
+        complete: fills in the defaults of a configuration that an earlier version wrote.
     """
-    groups = [
-        {name: value for name, value in group.items() if name != "params" and _is_plain(value)}
-        for group in optimizer.state_dict()["param_groups"]
-    ]
-    return {
-        "version": __version__,
-        "config": plain(config),
-        "options": plain(options),
-        "optimizer": {str(number): plain(group) for number, group in enumerate(groups)},
-    }
+
+    values: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    complete: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+    @classmethod
+    def of(
+        cls,
+        config: Mapping[str, Any],
+        optimizer: Optimizer,
+        options: Mapping[str, Any],
+        complete: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    ) -> RunSettings:
+        """Return all that is known of a run's settings.
+
+        Args:
+            config: the run's configuration, or its description.
+            optimizer: before its first step.
+            options: further settings by name.
+            complete: fills in the defaults of a configuration that an earlier version wrote.
+        """
+        groups = [
+            {name: value for name, value in group.items() if name != "params" and _is_plain(value)}
+            for group in optimizer.state_dict()["param_groups"]
+        ]
+        values = {
+            "version": __version__,
+            "config": plain(config),
+            "options": plain(options),
+            "optimizer": {str(number): plain(group) for number, group in enumerate(groups)},
+        }
+        own = parameters_of(TrainingOptions)
+        arguments = inspect.signature(type(optimizer)).parameters
+        defaults = {f"options.{name}": own[name].default for name in options if name in own}
+        for number, group in values["optimizer"].items():
+            given = {name: arguments[name].default for name in group if name in arguments}
+            defaults |= {f"optimizer.{number}.{name}": value for name, value in given.items()}
+        return cls(values, plain(defaults), complete)
+
+    def check(self, found: Any, where: str) -> None:
+        """Raise if this run would resume under other settings than it started with.
+
+        A key that the run's version had not yet has its default.
+
+        Args:
+            found: the settings in the checkpoint.
+            where: the checkpoint, for messages.
+
+        Raises:
+            CheckpointError: naming the first setting that differs.
+        """
+        if not isinstance(found, Mapping) or not isinstance(found.get("config"), Mapping):
+            raise CheckpointError(f"{where} does not say with which settings its run was begun.")
+        began = plain(found)
+        completed = {**began, "config": plain(self.complete(began["config"]))}
+        free = _FREE if self.values["config"].get("scheduler") is not None else (*_FREE, *_LENGTH)
+        same_version = began.get("version") == __version__
+        for place, there, here in changes(completed, self.values):
+            before = self.defaults.get(place, MISSING) if there is MISSING else there
+            unknown = before is MISSING and not same_version  # that version had its default, whatever it was
+            if place == "version" or place in free or unknown or before == here:
+                continue
+            name = place.removeprefix("config.").removeprefix("options.")
+            new = before is not MISSING and _lacks(began, place)
+            default = ", the default of a key that it did not have yet," if new else ""
+            raise CheckpointError(
+                f"{where} is of a run that was begun with other settings: {name} is {shown(before)} there{default} "
+                f"and {shown(here)} here. Go on with the settings that it was begun with, or begin a new run in "
+                "another folder."
+            )
+
+
+def _lacks(tree: Mapping[str, Any], place: str) -> bool:
+    """Return True if a nest of mappings has no value at a dotted key."""
+    value: Any = tree
+    for key in place.split("."):
+        if not isinstance(value, Mapping) or key not in value:
+            return True
+        value = value[key]
+    return False
 
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, (bool, int, float, str))
-
-
-def check_settings(found: Any, settings: Mapping[str, Any], where: str) -> None:
-    """Raise if a run would resume under other settings than it started with.
-
-    Args:
-        found: the settings in the checkpoint.
-        settings: settings of the run that resumes.
-        where: the checkpoint, for messages.
-
-    Raises:
-        CheckpointError: naming the first setting that differs.
-    """
-    if not isinstance(found, Mapping):
-        raise CheckpointError(f"{where} does not say with which settings its run was begun.")
-    for place, there, here in _differences(found, settings):
-        raise CheckpointError(
-            f"{where} is of a run that was begun with other settings: {place} is {there} there and {here} here. "
-            "Go on with the settings that it was begun with, or begin a new run in another folder."
-        )
-
-
-def _differences(found: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    free: Collection[str] = _FREE
-    config = settings["config"]
-    if config.get("scheduler") is None:
-        free = (*_FREE, *_LENGTH)
-    there, here = dict(leaves(plain(found))), dict(leaves(settings))
-    same_version = found.get("version") == settings["version"]
-    for place in dict.fromkeys([*here, *there]):
-        if place in free or place == "version" or (place not in there and not same_version):
-            continue  # a version that knew a setting not yet had its default
-        if place not in there or place not in here or there[place] != here[place]:
-            name = place.removeprefix("config.").removeprefix("options.")
-            yield name, _shown(there, place), _shown(here, place)
-
-
-def _shown(values: Mapping[str, Any], place: str) -> str:
-    return shown(values[place]) if place in values else "missing"

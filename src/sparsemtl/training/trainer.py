@@ -63,7 +63,7 @@ from sparsemtl.training.results import Results
 from sparsemtl.training.resuming import Checkpoints, Position
 from sparsemtl.training.run_files import RunFiles
 from sparsemtl.training.selection import Selection
-from sparsemtl.training.settings import run_settings
+from sparsemtl.training.settings import RunSettings
 from sparsemtl.training.setup import RunParts, Scheduler, Setup, set_up
 from sparsemtl.training.snapshots import Snapshots
 from sparsemtl.training.step import TrainingStep
@@ -125,6 +125,7 @@ class Trainer:
         self._files = RunFiles(self.folder)
         self.name = options["name"] or (self.folder.path.name if self.folder else type(model).__name__)
         self.config = dict(options["config"] or described(model, self.sharing, self.balancer, options))
+        self.complete_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
         self._figures = MemoryCallback()
         self.callbacks = (*own_callbacks(self.folder, options), self._figures, *callbacks)
         self.selection = self._new_selection()
@@ -345,7 +346,7 @@ class Trainer:
         self._setup = set_up(self._parts, self.options, train, self.processes)
         recorded: dict[str, Any] = {name: self.options[name] for name in RECORDED}  # type: ignore[literal-required]
         recorded |= {"processes": self.processes.count} if self.processes.several else {}
-        self._settings = run_settings(self.config, self._setup.optimizer, recorded)
+        self._settings = RunSettings.of(self.config, self._setup.optimizer, recorded, self.complete_config)
 
     # ---- one epoch -------------------------------------------------------------------------------------------
 
