@@ -108,7 +108,7 @@ class ReproducibilityWarning(SparseMTLWarning):
 
 
 class CompactionWarning(SparseMTLWarning):
-    """A network was compacted and its outputs were not compared with the model's."""
+    """Outputs of a compacted or exported network were not compared, or its file takes fewer inputs than it does."""
 
 
 class PluginWarning(SparseMTLWarning):

@@ -71,6 +71,13 @@ def test_a_network_is_exported_on_its_own(run: Path, tmp_path: Path) -> None:
     assert f"{tmp_path / 'slant.pt2'}".replace("slant", "TASK") in output.replace("\n", "")
 
 
+def test_further_axes_reach_every_kind_of_file(run: Path, tmp_path: Path) -> None:
+    for form in (("pt2",), ("bundle",), ("pt2", "--all")):
+        with pytest.raises(ParameterError, match="no input has an axis 9"):
+            told("export", run, "--format", *form, "--task", "slant", "--out", tmp_path, "--axis", "9")
+    assert not list(tmp_path.iterdir())
+
+
 def test_all_tasks_are_exported_in_one_bundle_that_check_reads(run: Path, tmp_path: Path) -> None:
     output = told("export", run, "--format", "bundle")
     assert "digit, parity, low, slant" in output.replace("\n", " ") or "digit, parity" in output

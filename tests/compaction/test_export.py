@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import sparsemtl as sm
 from sparsemtl.architectures import ARCHITECTURES
 from sparsemtl.backbones import CNN
-from sparsemtl.errors import CheckpointError, CompactionError, ParameterError
+from sparsemtl.errors import CheckpointError, CompactionError, CompactionWarning, ParameterError
 from sparsemtl.storage.files import read_tensors, write_tensors
 
 
@@ -137,10 +137,57 @@ class Counting(nn.Module):
 
 
 def test_a_network_for_one_number_of_samples_says_so(tmp_path: Path) -> None:
-    file = sm.export(Counting(), tmp_path / "net.safetensors", example_inputs=torch.ones(3, 2))
+    with pytest.warns(CompactionWarning, match=r"net.safetensors takes only length 3 on axis 0 of x"):
+        file = sm.export(Counting(), tmp_path / "net.safetensors", example_inputs=torch.ones(3, 2))
     assert file.batch == 3
     with pytest.raises(ParameterError, match=r"shape \(3, 2\), got \(4, 2\)"):
         sm.load_network(file.path).forward(torch.ones(4, 2))
+
+
+class Sequences(nn.Module):
+    """Features per step, and an optional mask of the steps that are read; as wide as the example is long or not."""
+
+    def __init__(self, kind: str, width: int = 4) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = nn.Embedding(9, width)
+        if kind == "gru":
+            self.steps: nn.Module = nn.GRU(width, 3, batch_first=True)
+        else:
+            self.steps = nn.TransformerEncoderLayer(width, 2, 6, batch_first=True)
+        self.head = nn.Linear(3 if kind == "gru" else width, 2)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        hidden = self.steps(self.words(x) * mask[..., None])
+        return self.head(hidden[0] if isinstance(hidden, tuple) else hidden)
+
+
+STEPS = (torch.arange(18).view(3, 6) % 9, torch.arange(18.0).view(3, 6) / 18)
+
+
+def test_a_length_that_torch_fixes_is_warned_of_with_the_layers_that_read_it(tmp_path: Path) -> None:
+    network = Sequences("gru", width=6).eval()  # six steps of six features
+    with pytest.warns(CompactionWarning, match=r"only length 6 on axis 1 of x, mask.*recurrent layers.*'steps'"):
+        file = sm.export(network, tmp_path / "net.pt2", example_inputs=STEPS, axes=(0, 1))
+    assert file.batch is None
+    with pytest.warns(CompactionWarning, match="both.safetensors takes only length 6"):
+        sm.save_bundle({"a": network}, tmp_path / "both.safetensors", example_inputs=STEPS, axes=(0, 1))
+
+
+def test_axes_that_the_network_itself_fixes_are_not_warned_of(tmp_path: Path) -> None:
+    network = Sequences("attention").eval()
+    again = sm.load_network(sm.export(network, tmp_path / "a.safetensors", example_inputs=STEPS, axes=(0, 1)).path)
+    longer = [tensor.repeat(1, 2) for tensor in STEPS]
+    torch.testing.assert_close(again(*longer), network(*longer))
+    sm.export(Gated(), tmp_path / "b.safetensors", example_inputs=gated()[1], axes=(0, 1))  # numbers of features
+
+
+def test_axes_that_no_input_has_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match=r"no input has an axis 2; inputs have the shapes \(2, 3\)"):
+        sm.export(nn.Linear(3, 2), tmp_path / "net.pt2", example_inputs=torch.ones(2, 3), axes=(0, 2))
+    for axes in (1, (0, -1), ("batch",)):
+        with pytest.raises(ParameterError, match="numbers of axes from 0 on"):
+            sm.export(nn.Linear(3, 2), tmp_path / "net.pt2", axes=axes)  # type: ignore[arg-type]
 
 
 class Asking(nn.Module):

@@ -99,6 +99,15 @@ def export(
         Path | None,
         typer.Option(metavar="FOLDER", help="Folder of the files; by default RUN/export.", show_default=False),
     ] = None,
+    axis: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="AXIS",
+            help="Axis of the inputs that may have any length beside the batch: 1 is the length of sequences. May be "
+            "given repeatedly.",
+            show_default=False,
+        ),
+    ] = None,
     multiple_of: MultipleOf = "1",
 ) -> None:
     """Write each task's small network as ONNX, as an archive of torch.export (pt2) or as safetensors; check outputs.
@@ -118,22 +127,23 @@ def export(
         raise ParameterError("a bundle holds one network per task. Leave out --all, or choose another format.")
     loaded = load_run(run)
     tasks, folder = chosen_tasks(loaded, task), out or loaded.folder.path / "export"
+    axes = (0, *(axis or ()))
     table = Table("task", "bytes", "samples", "difference", box=None, pad_edge=False)
     if format == _BUNDLE:
-        bundle = loaded.save_bundle(folder / "bundle.safetensors", tasks, multiple_of=multiple(multiple_of))
+        bundle = loaded.save_bundle(folder / "bundle.safetensors", tasks, axes=axes, multiple_of=multiple(multiple_of))
         table = Table("tasks", "bytes", "bytes apart", "difference", box=None, pad_edge=False)
         table.add_row(", ".join(bundle.tasks), f"{bundle.bytes:,}", f"{bundle.separate:,}", f"{bundle.difference:.0e}")
         files = str(bundle.path)
     elif together:
         plan = loaded.plan(tasks, multiple_of=multiple(multiple_of))
         typer.echo(f"{plan}\n")
-        _add(table, ", ".join(tasks), plan.export(folder / f"all-tasks.{format}"))
+        _add(table, ", ".join(tasks), plan.export(folder / f"all-tasks.{format}", axes=axes))
         files = f"{folder}/all-tasks.{format}"
     else:
         for name in each_task(tasks):
             small = loaded.compact(name, multiple_of=multiple(multiple_of))
             outputs = [name] if format == "onnx" else None
-            _add(table, name, export_network(small, folder / f"{name}.{format}", outputs=outputs))
+            _add(table, name, export_network(small, folder / f"{name}.{format}", axes=axes, outputs=outputs))
         files = f"{folder}/TASK.{format}"
     show_whole(table)
     typer.echo(f"Files: {files}")

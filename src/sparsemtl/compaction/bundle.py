@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sparsemtl.compaction.copies import copied
 from sparsemtl.compaction.exporting import compared, example_of, program_of
+from sparsemtl.compaction.fixed_axes import warn_of_fixed_axes
 from sparsemtl.compaction.graph_file import described, tensors_of
 from sparsemtl.compaction.loading import BUNDLE, BUNDLE_VERSION, load_network
 from sparsemtl.compaction.network import WeightCut
@@ -93,6 +94,7 @@ def save_bundle(
     for task, network in own.items():
         with eval_mode(network), torch.no_grad():
             programs[task] = program_of(network, inputs[task], axes)
+            warn_of_fixed_axes(programs[task], network, inputs[task], axes, path)
         report = getattr(network, "report", None)
         cuts = getattr(report, "cuts", {})  # reports that older versions pickled have none
         for name, tensor in tensors_of(programs[task]).items():

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsemtl.compaction.copies import copied
-from sparsemtl.compaction.graph_file import fixed, write_network
+from sparsemtl.compaction.fixed_axes import is_dynamic, warn_of_fixed_axes
+from sparsemtl.compaction.graph_file import write_network
 from sparsemtl.compaction.inference import inferred
 from sparsemtl.compaction.inputs import Inputs, mapped, random_like, tensors
 from sparsemtl.compaction.loading import load_network
@@ -75,7 +76,8 @@ def export(
         example_inputs: a batch that the network reads, as for `sm.compact`; by default random inputs like those that it
             was compacted with.
         axes: axes of the inputs whose length may differ from the example's where the network allows it: 0 is the batch;
-            (0, 1) is also the length of sequences.
+            (0, 1) is also the length of sequences. A `CompactionWarning` names an axis that torch.export fixes
+            although the network takes other lengths.
         outputs: names of the outputs in an ONNX file; by default the keys of a dict, or `output`.
 
     Raises:
@@ -103,7 +105,8 @@ def export(
         with replacing(path) as aside:
             run = FORMATS[kind](program, aside, _Call(own, inputs, tuple(outputs or ())))
             found, others = (None, True) if run is None else compared(own, run, inputs, path)
-    batch = None if others and _is_dynamic(program) else inputs.samples()
+        warn_of_fixed_axes(program, own, inputs, axes, path)
+    batch = None if others and is_dynamic(program) else inputs.samples()
     return Exported(path, kind, path.stat().st_size, found, batch)
 
 
@@ -156,6 +159,8 @@ def program_of(network: nn.Module, inputs: Inputs, axes: Collection[int]) -> tor
             "Compact it without multiple_of='sparse', or write it with torch.save."
         )
 
+    _check_axes(axes, inputs)
+
     def sizes(tensor: Tensor) -> dict[int, Any]:
         return {axis: torch.export.Dim.AUTO for axis in axes if axis < tensor.ndim}
 
@@ -170,10 +175,13 @@ def program_of(network: nn.Module, inputs: Inputs, axes: Collection[int]) -> tor
         ) from error
 
 
-def _is_dynamic(program: torch.export.ExportedProgram) -> bool:
-    """Return whether the first axis of an input has any length."""
-    values = [node.meta.get("val") for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
-    return any(isinstance(v, Tensor) and v.ndim and fixed(v.shape[0]) is None for v in values)
+def _check_axes(axes: Collection[int], inputs: Inputs) -> None:
+    """Raise a ParameterError unless `axes` names axes of the inputs."""
+    ranks = [tensor.ndim for tensor in inputs.tensors()]
+    if not isinstance(axes, Collection) or any(not isinstance(each, int) or each < 0 for each in axes):
+        raise ParameterError(f"`axes` must be numbers of axes from 0 on, such as (0, 1), got {axes!r}.")
+    if missing := [axis for axis in axes if axis and axis >= max(ranks, default=0)]:
+        raise ParameterError(f"`axes`: no input has an axis {missing[0]}; inputs have the shapes {inputs.shapes()}.")
 
 
 def compared(network: nn.Module, run: Run, inputs: Inputs, path: Path) -> tuple[float, bool]:

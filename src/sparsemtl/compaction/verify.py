@@ -85,33 +85,46 @@ def verify(
         >>> sm.verify(layers, nn.Linear(4, 2), x).equal
         False
     """
+    first = _model_network(model, task, masks, norms)
+    second = _network(small, "small", task)
+    given = Inputs.of(inputs, first, single=isinstance(first, MultiTaskModel))
+    return _compared(first, second, given, task)
+
+
+def _model_network(
+    model: Runnable, task: str | None, masks: TaskMasks | TaskNetworks | None, norms: TaskNorms | None
+) -> nn.Module:
+    """Return a module that runs `model`, with the masks and the statistics of the task."""
     if isinstance(model, nn.Module):
         own, left = network_of(unwrapped(model), masks, norms, task, caller="verify")
         if isinstance(own, MultiTaskModel) and task is not None:
             own.check_task(task)
-        first = with_weights(own, left, norms, task)
+        network = with_weights(own, left, norms, task)
     elif masks is None and norms is None:
-        first = _network(model, "model", task)
+        network = _network(model, "model", task)
     else:
         raise ParameterError("`masks` and `norms` are those of a module, and `model` is none.")
     if task is None and (masks is not None or norms is not None):
         raise ParameterError("masks and norms are different for each task: name the one to verify (task=...).")
-    second = _network(small, "small", task)
-    given = Inputs.of(inputs, first, single=isinstance(first, MultiTaskModel))
+    return network
+
+
+def _compared(first: nn.Module, second: nn.Module, inputs: Inputs, task: str | None) -> Verification:
+    """Compare the outputs of two networks in each precision in which both run, double precision first."""
     stored = _STORED * max(map(_epsilon, (first, second)))
     errors: dict[torch.dtype, dict[str, float]] = {}
     failed: dict[torch.dtype, Exception] = {}
     exact, equal, left_out = None, True, ""
     for dtype in LIMITS:
-        own, other = (_run(network, given, dtype) for network in (first, second))
+        own, other = (_run(network, inputs, dtype) for network in (first, second))
         if isinstance(own, Exception):
             failed.setdefault(dtype, own)
             continue
-        if difference(own, _run(first, given, dtype, seed=1)) != 0:
+        if difference(own, _run(first, inputs, dtype, seed=1)) != 0:
             return Verification(reason="the model's outputs are not the same from one run to the next")
         if isinstance(other, Exception):
             failed[dtype] = CompactionError(
-                f"`small` does not run on inputs of shape {given.shapes()}, which the model takes: {other}"
+                f"`small` does not run on inputs of shape {inputs.shapes()}, which the model takes: {other}"
             )
             continue
         own, other, left_out = _matched(own, other, task)
@@ -120,12 +133,11 @@ def verify(
         limit = max(LIMITS[dtype], stored, ROUNDING * rounding if rounding < 1 else 0.0)
         exact, equal = own, equal and max(errors[dtype].values(), default=0.0) <= limit
     if not errors:
-        raise _reason(failed, given)
+        raise _reason(failed, inputs)
     kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in LIMITS if dtype not in errors)
     notes = [left_out, f"not in {kinds}, in which one of them does not run" if kinds else ""]
-    return Verification.of(
-        errors, f"inputs of shape {given.shapes()}", only="; ".join(filter(None, notes)), equal=equal
-    )
+    described = f"inputs of shape {inputs.shapes()}"
+    return Verification.of(errors, described, only="; ".join(filter(None, notes)), equal=equal)
 
 
 def _epsilon(network: nn.Module) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import nan
@@ -140,17 +140,23 @@ class LoadedRun:
         return compact(self.model, self.networks, task=task, example_inputs=example, multiple_of=multiple_of)
 
     def save_bundle(
-        self, path: str | Path, tasks: Iterable[str] | None = None, *, multiple_of: int | str = 1
+        self,
+        path: str | Path,
+        tasks: Iterable[str] | None = None,
+        *,
+        axes: Collection[int] = (0,),
+        multiple_of: int | str = 1,
     ) -> Bundle:
         """Write the small networks of all tasks to one file that stores what they share once; see `sm.save_bundle`.
 
         Args:
             path: the file.
             tasks: names of the tasks, all by default.
+            axes: axes of the inputs whose length may differ from the samples', as for `sm.export`.
             multiple_of: see `compact`.
         """
         small = {task: self.compact(task, multiple_of=multiple_of) for task in self.model.chosen(tasks)}
-        return save_bundle(small, path, model=self.model)
+        return save_bundle(small, path, model=self.model, axes=axes)
 
     def plan(
         self,
