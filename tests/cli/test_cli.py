@@ -20,7 +20,8 @@ from typer.main import get_command
 from typing_extensions import Doc
 
 from sparsemtl import __version__
-from sparsemtl.cli.main import _plain_keys, _registries, app, main
+from sparsemtl.cli.listing import plain_keys, registries
+from sparsemtl.cli.main import app, main
 from sparsemtl.errors import MaskWarning, MissingExtraError
 from sparsemtl.registry.parameters import Count, validated
 from sparsemtl.registry.registry import Registry
@@ -32,7 +33,7 @@ from sparsemtl.storage.yaml_text import dump_yaml
 from sparsemtl.training import Trainer
 
 COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands]  # type: ignore[union-attr]
-LISTS = list(_registries())
+LISTS = list(registries())
 
 
 @dataclass
@@ -116,7 +117,7 @@ def test_a_wrong_command_line_is_explained(sparsemtl: Shell, words: list[str]) -
 def test_list_alone_says_what_can_be_listed(sparsemtl: Shell) -> None:
     outcome = sparsemtl("list")
     assert outcome.code == 0
-    for what, names in {**_plain_keys(), **_registries()}.items():
+    for what, names in {**plain_keys(), **registries()}.items():
         assert what in outcome.out
         assert all(name in outcome.out for name in names)
     assert "sparsemtl list WHAT NAME" in outcome.out
@@ -144,7 +145,7 @@ def test_a_member_is_explained_without_the_name_of_its_list(sparsemtl: Shell) ->
 @pytest.mark.parametrize("what", ["run", "training", "study"])
 def test_keys_that_no_registry_gives_are_explained_with_default_and_values(sparsemtl: Shell, what: str) -> None:
     text = one_line(sparsemtl("list", what).out)
-    for key, parameter in _plain_keys()[what].items():
+    for key, parameter in plain_keys()[what].items():
         default = parameter.default
         shown = "required" if parameter.required else default if isinstance(default, str) else json.dumps(default)
         assert one_line(f"{key}: {shown} ") in text
@@ -152,14 +153,14 @@ def test_keys_that_no_registry_gives_are_explained_with_default_and_values(spars
 
 
 def test_every_key_of_a_configuration_can_be_listed() -> None:
-    assert {*_plain_keys()["run"], "training", *SECTIONS} == set(check({}))
+    assert {*plain_keys()["run"], "training", *SECTIONS} == set(check({}))
 
 
 @pytest.mark.parametrize(("section", "registry"), [(section, registry) for section, (registry, _) in SECTIONS.items()])
 def test_a_section_of_a_file_lists_what_can_stand_in_it(
     sparsemtl: Shell, section: str, registry: Registry[Any]
 ) -> None:
-    what = next(what for what, other in _registries().items() if other is registry)
+    what = next(what for what, other in registries().items() if other is registry)
     assert sparsemtl("list", section) == sparsemtl("list", what)
     name = next(iter(registry))
     assert sparsemtl("list", section, name) == sparsemtl("list", what, name)
@@ -185,7 +186,7 @@ def test_one_key_is_explained_alone(sparsemtl: Shell) -> None:
 @pytest.mark.parametrize("what", LISTS)
 def test_a_list_shows_every_member_with_sentence_source_parameters_and_defaults(sparsemtl: Shell, what: str) -> None:
     text = one_line(sparsemtl("list", what).out)
-    registry = _registries()[what]
+    registry = registries()[what]
     for name in registry:
         assert one_line(f"{name} {registry.summary(name)[:20]}") in text
         assert one_line(registry.source(name)) in text
@@ -221,7 +222,7 @@ def test_in_a_narrow_terminal_no_word_is_lost(sparsemtl: Shell, monkeypatch: pyt
     outcome = sparsemtl("list", what)
     assert "…" not in outcome.out
     assert all(len(line) <= 40 for line in outcome.out.splitlines())
-    assert all(name in outcome.out for name in _registries()[what])
+    assert all(name in outcome.out for name in registries()[what])
 
 
 def test_a_class_put_in_a_registry_is_at_once_in_configuration_schema_and_list(

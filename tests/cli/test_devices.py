@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sparsemtl.cli.training import process_changes
+from sparsemtl.cli.run import process_changes
 from sparsemtl.errors import ConfigError
 from sparsemtl.storage.yaml_text import dump_yaml
 from sparsemtl.study.grid import read_study

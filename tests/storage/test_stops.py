@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from sparsemtl.errors import ConfigError, ForwardError, NonFiniteError
 from sparsemtl.storage.run_folder import RunFolder
-from sparsemtl.storage.stops import Cause, recorded_stop, remove_stop
+from sparsemtl.storage.stops import Cause, recorded_stop, remove_stop, traceback_file
 from sparsemtl.storage.text_files import write_json
 
 
@@ -49,7 +50,7 @@ def test_an_error_is_a_failure_with_its_cause_and_its_traceback(tmp_path: Path) 
         },
     }
     assert folder.error_log.read_text().endswith("NonFiniteError: the loss is nan.\n")
-    assert error.error_log == folder.error_log  # type: ignore[attr-defined]
+    assert traceback_file(error) == traceback_file(pickle.loads(pickle.dumps(error))) == folder.error_log
     assert (folder.stop, folder.ended, folder.finished) == ("failed: NonFiniteError: the loss is nan.", False, False)
 
 

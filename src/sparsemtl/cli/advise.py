@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from sparsemtl.cli.options import AsJson, ConfigFile, DataRoot, Overrides, Plugins, Quiet, use_data_root
 
 if TYPE_CHECKING:
     from sparsemtl.runs.advice import Advice
 
 
 def advise(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A configuration, such as examples/digits.yaml.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="section.key=value", help="Changes of the file, as for `sparsemtl run`.", show_default=False
-        ),
-    ] = None,
+    file: ConfigFile,
+    overrides: Overrides = None,
     epochs: Annotated[
         int | None,
         typer.Option(
@@ -32,15 +28,10 @@ def advise(
             metavar="FILE", help="Write the configuration with the first suggestion's changes.", show_default=False
         ),
     ] = None,
-    data_root: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Folder of the data sets, as for `sparsemtl run`.")
-    ] = None,
-    plugin: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE|MODULE", help="A plugin, as for `sparsemtl run`.", show_default=False),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    data_root: DataRoot = None,
+    plugin: Plugins = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train the plain shared network briefly, measure which tasks use the same weights, and say what to try first.
 
@@ -48,31 +39,32 @@ def advise(
     written without --write.
     """
     from sparsemtl.errors import ConfigError
-    from sparsemtl.registry.plugins import with_plugins
     from sparsemtl.runs.advise import advise as advise_config
-    from sparsemtl.runs.changes import merge, override
-    from sparsemtl.runs.config import check, origins_of
-    from sparsemtl.storage.text_files import json_text, write_text
-    from sparsemtl.storage.yaml_text import dump_yaml, read_yaml
+    from sparsemtl.runs.config_file import read_config
+    from sparsemtl.storage.text_files import json_text
 
-    if data_root is not None:
-        os.environ["SPARSEMTL_DATA"] = str(data_root)
-    content = with_plugins(read_yaml(file), file.parent, plugin or ())
-    if "methods" in content:
-        raise ConfigError(f"{file} is a study: it has `methods`. Advice is for one configuration, such as its `base`.")
+    use_data_root(data_root)
     if write is not None and write.exists():
         raise ConfigError(f"{write} exists already. Name another file for --write.")
-    changes = overrides or []
-    content = override(content, changes)
-    config = check(content, where=str(file), origins=origins_of(file, changes))
-    found = advise_config(config, epochs=epochs, progress=not quiet)
+    config = read_config(file, overrides or [], plugin or [])
+    advice = advise_config(config, epochs=epochs, progress=not quiet)
     if as_json:
-        typer.echo(json_text(found.record()), nl=False)
+        typer.echo(json_text(advice.record()), nl=False)
     else:
-        _show(found)
+        _show(advice)
     if write is not None:
-        write_text(write, dump_yaml(merge(content, found.suggestions[0].changes)))
-        typer.echo(f"Configuration with suggestion 1: {write}. Train it with `sparsemtl run {write}`.", err=True)
+        _write(write, file, overrides or [], plugin or [], advice)
+
+
+def _write(path: Path, file: Path, overrides: list[str], plugins: list[str], advice: Advice) -> None:
+    """Write the given configuration with the changes of the first suggestion."""
+    from sparsemtl.runs.changes import merge
+    from sparsemtl.runs.config_file import read_changed
+    from sparsemtl.storage.text_files import write_text
+    from sparsemtl.storage.yaml_text import dump_yaml
+
+    write_text(path, dump_yaml(merge(read_changed(file, overrides, plugins), advice.suggestions[0].changes)))
+    typer.echo(f"Configuration with suggestion 1: {path}. Train it with `sparsemtl run {path}`.", err=True)
 
 
 def _show(advice: Advice) -> None:

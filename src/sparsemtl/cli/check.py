@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from sparsemtl.cli.options import AsJson, DataRoot, Overrides, Plugins, use_data_root
 
 if TYPE_CHECKING:
     from sparsemtl.training.check import TrainingCheck
@@ -21,21 +22,10 @@ def check(
             help="A configuration, a study, the folder of a run or of a study, or networks as .safetensors.",
         ),
     ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="section.key=value", help="Changes of the file, as for `sparsemtl run`.", show_default=False
-        ),
-    ] = None,
-    data_root: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Folder of the data sets, as for `sparsemtl run`."),
-    ] = None,
-    plugin: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE|MODULE", help="A plugin, as for `sparsemtl run`.", show_default=False),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    overrides: Overrides = None,
+    data_root: DataRoot = None,
+    plugin: Plugins = None,
+    as_json: AsJson = False,
 ) -> None:
     """Check a configuration on one batch, or the files of a run folder; nothing is trained or written.
 
@@ -48,8 +38,7 @@ def check(
     if path.suffix == ".safetensors":
         _check_networks(path, as_json=as_json)
     elif not path.is_dir():
-        if data_root is not None:
-            os.environ["SPARSEMTL_DATA"] = str(data_root)
+        use_data_root(data_root)
         _check_file(path, overrides or [], plugin or [], as_json=as_json)
     elif overrides:
         raise ConfigError(f"{path} is a folder: its files are checked as they are, without {overrides[0]!r}.")
@@ -85,20 +74,13 @@ def _check_networks(file: Path, *, as_json: bool) -> None:
 
 def _check_file(file: Path, overrides: list[str], plugins: list[str], *, as_json: bool) -> None:
     """Check a configuration, or the first run per method of a study."""
-    from sparsemtl.registry.plugins import with_plugins
-    from sparsemtl.runs.changes import override
     from sparsemtl.runs.check_config import check_config
-    from sparsemtl.runs.config import check as check_keys
-    from sparsemtl.runs.config import origins_of
-    from sparsemtl.storage.yaml_text import read_yaml
+    from sparsemtl.runs.config_file import is_study_file, read_config
 
-    content = with_plugins(read_yaml(file), file.parent, plugins)
-    configs: dict[str, Mapping[str, Any]]
-    if "methods" in content:
+    if is_study_file(file):
         configs = _study_configs(file, overrides, plugins)
     else:
-        where, origins = str(file), origins_of(file, overrides)
-        configs = {"": check_keys(override(content, overrides), where=where, origins=origins)}
+        configs = {"": read_config(file, overrides, plugins)}
     records = {}
     for name, config in configs.items():
         checks = check_config(config)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sparsemtl.cli.options import DataRoot
+
 if TYPE_CHECKING:
     from sparsemtl.data import TaskData
     from sparsemtl.data.check import Inspection, ReadResult
@@ -23,13 +25,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Root = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="Folder of the data sets; by default $SPARSEMTL_DATA, or ./data.")
-]
-
 
 @app.command("list")
-def list_datasets(data_root: Root = None) -> None:
+def list_datasets(data_root: DataRoot = None) -> None:
     """List all data sets and the state of their files."""
     from rich.table import Table
 
@@ -65,7 +63,7 @@ def check(
             show_default=False,
         ),
     ] = None,
-    data_root: Root = None,
+    data_root: DataRoot = None,
     every: Annotated[bool, typer.Option("--read", help="Decode every sample; this may take long.")] = False,
 ) -> None:
     """Check the files of a data set; print what is missing and how to get it. Exit with 1 if it cannot be read."""
@@ -90,20 +88,15 @@ def _sections_in(path: Path, changes: Sequence[str]) -> dict[str, dict[str, Any]
     Raises:
         ConfigError: if the file or a change of it is not valid.
     """
-    from sparsemtl.registry.plugins import with_plugins
-    from sparsemtl.runs.changes import override
-    from sparsemtl.runs.config import check, origins_of
+    from sparsemtl.runs.config_file import is_study_file, read_config
     from sparsemtl.runs.pretraining import pretraining_config
     from sparsemtl.runs.validation import data_section
-    from sparsemtl.storage.yaml_text import read_yaml
     from sparsemtl.study.grid import read_study
 
-    content = with_plugins(read_yaml(path), path.parent)
-    if "methods" in content:
+    if is_study_file(path):
         runs = {f"{run.name}: ": run.config for run in read_study(path, changes).runs}
     else:
-        origins = origins_of(path, changes)
-        runs = {"": check(override(content, changes), where=str(path), origins=origins)}
+        runs = {"": read_config(path, changes)}
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for name, run in runs.items():
         for title, part in ((f"{name}data", run), (f"{name}pretraining.data", pretraining_config(run))):

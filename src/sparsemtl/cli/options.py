@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Arguments and options that several commands have."""
 
 from __future__ import annotations
 
@@ -8,10 +8,23 @@ from typing import Annotated
 
 import typer
 
-DataRoot = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="Folder of the data sets; by default $SPARSEMTL_DATA, or ./data.")
+ConfigFile = Annotated[Path, typer.Argument(metavar="FILE", help="A configuration, such as examples/digits.yaml.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="section.key=value",
+        help="Changes of the file, such as sharing.keep=0.5 or sharing=random; a section with another name starts from "
+        "the defaults of that name. A mapping is merged into the file's key by key: "
+        "data.tasks={a: [3, 5]} adds or changes `a`, data.tasks={} changes nothing.",
+        show_default=False,
+    ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER", help="Folder of the data sets; by default $SPARSEMTL_DATA, or ./data.", show_default=False
+    ),
+]
 Plugins = Annotated[
     list[str] | None,
     typer.Option(
@@ -21,8 +34,13 @@ Plugins = Annotated[
     ),
 ]
 Out = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="Folder of the results; by default runs/<name of the file>.")
+    Path | None,
+    typer.Option(
+        metavar="FOLDER", help="Folder of the results; by default runs/<name of the file>.", show_default=False
+    ),
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 def use_data_root(root: Path | None) -> None:

@@ -79,7 +79,7 @@ def overview(plain: Mapping[str, Keys], registries: Mapping[str, Registry[Any]])
     )
 
 
-_NO_SECTION = {"run": "(top level)", "study": "(of a study)"}
+_NO_SECTION = {"run": "(top level)", "study": "(of a study)", "search": "search (of a study)"}
 
 
 def members(registry: Registry[Any]) -> Table:

@@ -5,32 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated
 
 import typer
-
-Devices = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        min=1,
-        help="Processes on this machine that train together, a GPU or a core each; a step is that of N times the "
-        "batch size. Short for training.devices=N.",
-        show_default=False,
-    ),
-]
-StrategyName = Annotated[
-    str | None, typer.Option(metavar="ddp", help="Short for training.strategy.", show_default=False)
-]
-Nodes = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        min=1,
-        help="Machines, on each of which this command is started. Short for training.num_nodes=N.",
-        show_default=False,
-    ),
-]
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as in shells: 128 plus the number of SIGINT."""
@@ -51,6 +27,7 @@ def draw_report(folder: Path) -> None:
 def stopping(folder: Path) -> Iterator[None]:
     """Print how to resume after Ctrl-C or an error."""
     from sparsemtl.storage.run_folder import RunFolder
+    from sparsemtl.storage.stops import traceback_file
 
     try:
         yield
@@ -59,7 +36,7 @@ def stopping(folder: Path) -> Iterator[None]:
         say(f"Stopped. Resume with `sparsemtl resume {folder}`." if resumable else "Stopped.")
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
-        if hasattr(error, "error_log"):
+        if traceback_file(error):
             run = RunFolder(folder)
             if run.finished:
                 say(f"The run is trained and tested; `sparsemtl report {folder}` draws its report again.")
@@ -74,9 +51,9 @@ def show_failure(error: Exception) -> None:
     An error that is not one of ours and has no traceback in a run folder gets one in the folder of temporary files.
     """
     from sparsemtl.errors import SparseMTLError
-    from sparsemtl.storage.stops import Cause
+    from sparsemtl.storage.stops import Cause, traceback_file
 
-    log = getattr(error, "error_log", None)
+    log = traceback_file(error)
     if log is None and not isinstance(error, SparseMTLError):
         log = _write_traceback(error)
     if log is not None:
@@ -97,12 +74,6 @@ def _write_traceback(error: Exception) -> Path | None:
             file.write("".join(traceback.format_exception(error)))
         return Path(file.name)
     return None
-
-
-def process_changes(devices: int | None, strategy: str | None, nodes: int | None) -> list[str]:
-    """Return the changes of a configuration that the options of several processes stand for."""
-    given = {"devices": devices, "strategy": strategy, "num_nodes": nodes}
-    return [f"training.{key}={value}" for key, value in given.items() if value is not None]
 
 
 def say(message: str) -> None:

@@ -24,6 +24,8 @@ _NOT_OWN = tuple(
     )
 )
 """Folders of sparsemtl, Python and installed packages: code outside of them is the user's."""
+_FILE = "_sparsemtl_error_log"
+"""Attribute of an error of any class, which goes with it from one process to another."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,9 @@ def recorded_stop(folder: RunFolder) -> Iterator[None]:
     """Record in a run folder why the run inside the context stopped; the caller holds the folder's lock.
 
     After an error or an interruption `summary.json` has the status `failed` or `interrupted` and the cause, and
-    `error.log` the traceback of the error, whose attribute `error_log` becomes this path. Before training has begun, or
-    gone on, an interruption or an error of ours leaves no record: a mistake in a configuration leaves the folder as it
-    was. The summary of a finished run never changes.
+    `error.log` the traceback of the error, which `traceback_file` finds. Before training has begun, or gone on, an
+    interruption or an error of ours leaves no record: a mistake in a configuration leaves the folder as it was. The
+    summary of a finished run never changes.
 
     Args:
         folder: the run folder.
@@ -73,11 +75,16 @@ def recorded_stop(folder: RunFolder) -> Iterator[None]:
         if _trainings(folder) != before or not isinstance(error, SparseMTLError):
             with suppress(OSError):
                 write_text(folder.error_log, "".join(traceback.format_exception(error))[-_LONGEST:])
-                error.error_log = folder.error_log  # type: ignore[attr-defined]
+                setattr(error, _FILE, folder.error_log)
             cause = Cause.of(error)
             shown = {"type": cause.kind, "message": cause.message, "place": cause.place}
             _record(folder, {"status": "failed", "error": shown})
         raise
+
+
+def traceback_file(error: BaseException) -> Path | None:
+    """Return the `error.log` that `recorded_stop` wrote for an error, in this process or another one; None without."""
+    return getattr(error, _FILE, None)
 
 
 def remove_stop(folder: RunFolder) -> None:
