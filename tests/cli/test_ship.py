@@ -126,6 +126,8 @@ def test_times_stand_beside_the_multiply_adds_that_were_saved(run: Path) -> None
 
 
 def test_files_of_networks_are_timed(run: Path, tmp_path: Path) -> None:
+    for library in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(library)
     told("export", run, "--format", "bundle", "--task", "digit", "--task", "parity", "--out", tmp_path)
     told("export", run, "--format", "onnx", "--task", "digit", "--out", tmp_path)
     once = ("--batch-size", "2", "--repeats", "1", "--threads", "1")

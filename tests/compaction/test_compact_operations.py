@@ -64,6 +64,8 @@ CHANNELWISE = {
     "swapped": lambda x: x.transpose(1, 2).transpose(1, 2),
     "permuted": lambda x: x.permute(0, 2, 3, 1).softmax(1).permute(0, 3, 1, 2),
     "rows side by side": lambda x: torch.cat([x[:, :, :3], x[:, :, 5:]], 2),
+    "shuffled": nn.ChannelShuffle(3),
+    "reversed": lambda x: x.flip(1),
     "halves of rows": lambda x: torch.add(*x.chunk(2, 2)),
 }
 
@@ -101,10 +103,9 @@ OPAQUE = {
     "softmax": nn.Softmax(dim=1),
     "transposed convolution of groups": nn.ConvTranspose2d(6, 6, 1, groups=2),
     "group norm over all": nn.GroupNorm(1, 6),
-    "shuffled": nn.ChannelShuffle(3),
+    "turned": lambda x: torch.rot90(x, 2, (2, 3)),
     "mean over channels": lambda x: x - x.mean(1, keepdim=True),
     "sum with a map": lambda x: x + x[:, :1],
-    "reversed": lambda x: x.flip(1),
     "number of channels": lambda x: x * x.shape[1],
     "as high as it has channels": lambda x: F.interpolate(x, size=(x.shape[1], 4)),
     "as high as it has channels, asked": lambda x: F.interpolate(x, size=(x.size(1), x.size(2))),

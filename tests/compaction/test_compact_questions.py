@@ -124,7 +124,7 @@ KEPT: dict[str, Function] = {
     "parts": lambda m, x: torch.cat(x.split(3, dim=1), dim=1),
     "samples": lambda m, x: torch.stack(x.unbind(), 0),
     "channels": lambda m, x: torch.cat(x.unbind(1), 1).view(x.shape),
-    "both halves as arguments": lambda m, x: torch.maximum(*x.chunk(2, 1)).repeat(1, 2, 1, 1),
+    "both halves as arguments": lambda m, x: torch.maximum(*x.chunk(2, 1)).repeat(1, 2, 1, 1).rot90(2, (2, 3)),
     "length one": lambda m, x: F.normalize(x, dim=1),
     "divided by a norm": lambda m, x: x / torch.norm(x),
     "divided by norms": lambda m, x: x / x.norm(dim=1, keepdim=True),

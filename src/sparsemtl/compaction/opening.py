@@ -1,7 +1,7 @@
 """Layers that are opened before or while they are recorded, so that rules see their weights and heads.
 
 transformers' `Conv1D` becomes a linear layer. torch's attention, in layers of any class that call it, becomes linear
-layers around a product of queries and keys.
+layers around a product of queries and keys. `unflatten` becomes a view.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ OPENED: tuple[type[nn.Module], ...] = (
     nn.TransformerDecoderLayer,
     nn.TransformerEncoder,
     nn.TransformerEncoderLayer,
+    nn.Unflatten,
 )
 """Classes of torch's that are looked into."""
 
@@ -33,6 +34,12 @@ OPENED: tuple[type[nn.Module], ...] = (
 def is_opened(module: Any) -> bool:
     """Return whether a module of torch's is looked into."""
     return torch_class(module) in OPENED
+
+
+def unflattened(x: Tensor, dim: int, sizes: Any) -> Tensor:
+    """Compute `x.unflatten(dim, sizes)` as a view."""
+    axis = dim % x.ndim
+    return x.view(*x.shape[:axis], *sizes, *x.shape[axis + 1 :])
 
 
 def stays_whole(module: Any, args: Any, kwargs: Any) -> bool:

@@ -31,6 +31,7 @@ from sparsemtl.compaction.own_tensors import place_own_tensors
 from sparsemtl.compaction.passes import fold_constants, fold_norms, needed_channels, remove_channels
 from sparsemtl.compaction.report import CompactionReport, LayerCosts, LayerWidths
 from sparsemtl.compaction.rules import rules_for
+from sparsemtl.compaction.rules.copying import close_shuffles
 from sparsemtl.compaction.rules.shapes import write_known_sizes
 from sparsemtl.compaction.sizes import forget, measure, trace_sizes
 from sparsemtl.compaction.trace import Root, traced
@@ -250,7 +251,7 @@ def resolve_sizes(network: Network) -> None:
     """Check the axes of inputs in a graph, and write the sizes that are the same for all inputs as numbers."""
     check_inputs(network)
     trace_sizes(network)
-    while write_known_sizes(network, rules_for(network)):
+    while write_known_sizes(network, rules := rules_for(network)) or close_shuffles(network, rules):
         drop_unread(network)
     drop_unread(network)
 

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from sparsemtl.compaction.checks import check_answer, check_axes, check_value, created
 from sparsemtl.compaction.inputs import leaves, mapped, parts, tensors
 from sparsemtl.compaction.numbers import Lazy, Recorded, number, plain
-from sparsemtl.compaction.opening import attention, padded_encoder, pads, stays_whole
+from sparsemtl.compaction.opening import attention, padded_encoder, pads, stays_whole, unflattened
 from sparsemtl.errors import CompactionError
 
 _QUESTIONS = (
@@ -123,6 +123,9 @@ class Recorder(TorchFunctionMode):
         if func is F.multi_head_attention_forward and not any(kwargs.get(each) is not None for each in _STATIC):
             with self:
                 return attention(*args, **kwargs)
+        if name == "unflatten":
+            with self:
+                return unflattened(*args, **kwargs)
         value = self._run(func, args, kwargs)
         if name in ("shape", "size"):
             return self._sized(args[0], value, *args[1:], **kwargs)

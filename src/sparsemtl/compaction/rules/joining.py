@@ -1,4 +1,4 @@
-"""Concatenations of channels, and selections of channels that an earlier compaction made."""
+"""Concatenations of channels, and copies of channels at other places."""
 
 from __future__ import annotations
 
@@ -74,39 +74,48 @@ def concatenation(site: Site) -> ChannelRule | None:
     return _Concatenation(site.node, inputs, replace(first, channels=sum(widths)), widths)
 
 
-class _ChannelSelection(ChannelRule):
-    """Rule of a selection: some channels of the input, and constant ones.
+class ChannelCopies(ChannelRule):
+    """Rule of a node each channel of which is a copy of a channel of its input, or constant.
 
     Args:
         node: see `ChannelRule`.
         source: what it reads.
         layout: see `ChannelRule`.
-        layer: the module.
+        index: (channels of the output,), input channel of each; from the number of input channels on, a constant.
         channels: input channels.
+        layer: the module, if the node calls a `Select`.
     """
 
     passes_on = True
 
-    def __init__(self, node: fx.Node, source: fx.Node, layout: Layout, layer: Select, channels: int) -> None:
+    def __init__(
+        self,
+        node: fx.Node,
+        source: fx.Node,
+        layout: Layout,
+        index: Tensor,
+        channels: int,
+        layer: Select | None = None,
+    ) -> None:
         super().__init__(node, [source], layout)
-        self.layer = layer
-        self.index = layer.index.cpu()
+        self.index = index
         self.channels = channels
+        self.layer = layer
 
     def constants(self, *inputs: Constants | None) -> Constants:
-        """Return its own constants and those of the selected channels."""
-        own = self.layer.constants
+        """Return its own constants and those of the copied channels."""
+        own = None if self.layer is None else self.layer.constants
         value = torch.zeros(0) if own is None else own.double().cpu()
         read = inputs[0] or Constants.none(self.channels)
         known = torch.cat([read.known, torch.ones(len(value), dtype=torch.bool)])
         return Constants(known[self.index], torch.cat([read.value, value])[self.index])
 
     def needs(self, out: Need | None, *inputs: Layout) -> list[Need | None]:
-        """Return the selected channels that are needed."""
+        """Return the channels that are needed of the input."""
         assert out is not None
-        return [Need(self._selected_from(out.live), self._selected_from(out.carried))]
+        return [Need(self._copied_to(out.live), self._copied_to(out.carried))]
 
-    def _selected_from(self, outputs: Tensor) -> Tensor:
+    def _copied_to(self, outputs: Tensor) -> Tensor:
         """Return the input channels of which some outputs are copies."""
         chosen = self.index[outputs]
         found = torch.zeros(self.channels, dtype=torch.bool)
@@ -117,9 +126,13 @@ class _ChannelSelection(ChannelRule):
         """Select the channels that are needed, from where they are now."""
         assert out is not None
         mask = kept(present[0], self.channels)
-        constants = torch.arange(0 if self.layer.constants is None else len(self.layer.constants))
-        places = torch.cat([mask.cumsum(0) - 1, mask.sum() + constants])
-        self.layer.index = places[self.index[out.carried]].to(self.layer.index.device)
+        own = None if self.layer is None else self.layer.constants
+        places = torch.cat([mask.cumsum(0) - 1, mask.sum() + torch.arange(0 if own is None else len(own))])
+        index = places[self.index[out.carried]]
+        if self.layer is not None:
+            self.layer.index = index.to(self.layer.index.device)
+        elif not (mask.all() and out.carried.all()):
+            editor.become(self.node, self.inputs[0], Select(index.to(editor.device()), self.layout.axis))
         return out.carried
 
 
@@ -131,4 +144,5 @@ def selection(site: Site) -> ChannelRule | None:
     layout = site.layouts[source]
     if not layout.whole or layout.channels is None or layer.axis != layout.axis:
         return None
-    return _ChannelSelection(site.node, source, replace(layout, channels=len(layer.index)), layer, layout.channels)
+    made = replace(layout, channels=len(layer.index))
+    return ChannelCopies(site.node, source, made, layer.index.cpu(), layout.channels, layer)

@@ -13,7 +13,7 @@ from sparsemtl.compaction.channels import Layout
 from sparsemtl.compaction.checks import axes_of_input
 from sparsemtl.compaction.network import Network, Select
 from sparsemtl.compaction.operations import CONVOLUTIONS, INSTANCE_NORMS, NORMS, is_elementwise, operation, torch_class
-from sparsemtl.compaction.rules import aligned, axes, recurrent, shapes, spatial
+from sparsemtl.compaction.rules import aligned, axes, copying, recurrent, shapes, spatial
 from sparsemtl.compaction.rules.channelwise import alike, elementwise, zeros
 from sparsemtl.compaction.rules.dense import convolution, linear
 from sparsemtl.compaction.rules.embedding import embedding
@@ -70,9 +70,12 @@ _LAYERS: dict[type[nn.Module], Sequence[Maker]] = {
     **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), (partial(alike, passing=zeros),)),
     **dict.fromkeys((nn.Embedding, nn.EmbeddingBag), (embedding,)),
     nn.GroupNorm: (group_norm,),
+    nn.ChannelShuffle: (copying.shuffle,),
     nn.Flatten: (shapes.flatten,),
     **dict.fromkeys((nn.LayerNorm, nn.RMSNorm), (aligned.norm,)),
     nn.Linear: (linear,),
+    nn.PixelShuffle: (copying.pixel_shuffle,),
+    nn.PixelUnshuffle: (copying.pixel_unshuffle,),
     nn.PReLU: (prelu,),
     **dict.fromkeys(recurrent.GATES, (recurrent.recurrent,)),
     nn.Softmax: (aligned.softmax,),
@@ -88,6 +91,7 @@ _OPERATIONS: Sequence[dict[str, Maker]] = (
     spatial.OPERATIONS,
     shapes.OPERATIONS,
     axes.OPERATIONS,
+    copying.OPERATIONS,
     aligned.OPERATIONS,
     {"cat": concatenation, "dim": dimensions, "ndimension": dimensions, "size": size},
     {"cat": aligned.joined},

@@ -138,6 +138,11 @@ class Editor:
             self.made[key] = self._add(source, Select(index.to(device), axis))
         return self.made[key]
 
+    def become(self, node: fx.Node, source: fx.Node, layer: Select) -> None:
+        """Replace what a node does by a selection of what it reads."""
+        node.op, node.target = "call_module", self._own(node.name, layer)
+        node.args, node.kwargs = (source,), {}
+
     def fix(self, node: fx.Node, bias: Tensor) -> bool:
         """Replace a linear layer by a constant at the positions of its input; return False if these are not known.
 
@@ -171,12 +176,17 @@ class Editor:
             source.replace_all_uses_with(placed, delete_user_cb=partial(operator.is_not, placed))
 
     def _add(self, source: fx.Node, layer: Select) -> fx.Node:
-        name = next(name for i in count() if (name := f"{source.name}_select_{i}") not in self.network.modules)
-        self.network.modules[name] = layer.eval()
+        name = self._own(source.name, layer)
         with self.network.graph.inserting_after(source):
             placed = self.network.graph.call_module(name, (source,))
         write_shape(placed, shape_of(source), layer.axis, len(layer.index))
         return placed
+
+    def _own(self, source: str, layer: Select) -> str:
+        """Add a layer to the network, and return its name."""
+        name = next(name for i in count() if (name := f"{source}_select_{i}") not in self.network.modules)
+        self.network.modules[name] = layer.eval()
+        return name
 
     def device(self) -> torch.device:
         """Return the device of the network's first weight."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import fx, nn
@@ -163,6 +164,7 @@ LAYERS: dict[type[nn.Module], Maker] = {
     **dict.fromkeys(_AVERAGES, _average_pooling),
     **dict.fromkeys(MAXIMA, spatial(preserved)),
     **dict.fromkeys((nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d), _unpooling),
+    **dict.fromkeys((nn.LPPool1d, nn.LPPool2d, nn.LPPool3d), spatial(lost)),
     **dict.fromkeys(_PADS, _padding_layer),
 }
 """Class of a layer -> rule."""
@@ -178,6 +180,8 @@ OPERATIONS: dict[str, Maker] = {
     **dict.fromkeys(_MAXIMA, _max_pooling),
     **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), _average_pooling),
     **dict.fromkeys(("mean", "amax", "amin"), mean),
+    **dict.fromkeys(("lp_pool1d", "lp_pool2d", "lp_pool3d"), spatial(lost)),
+    "logsumexp": partial(_reduction, passing=lost),
     "pad": _zero_padding,
     "sum": total,
 }
