@@ -67,6 +67,13 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture
+def collected() -> None:
+    """Leave what is alive now out of later garbage collections, for a test that asks for many of them."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
 def measured() -> dict[str, Any]:
     """A configuration that trains in a fraction of a second, and measures the costs of the networks as long again."""
     return {**TINY, "sharing": {"name": "random", "keep": 0.5}}

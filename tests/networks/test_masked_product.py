@@ -184,6 +184,7 @@ REFERENCES: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
+@pytest.mark.usefixtures("collected")
 @each("reference", REFERENCES)
 def test_memory_that_something_refers_to_is_left_alone(reference: str) -> None:
     weight, mask = weight_and_mask(4, 5)

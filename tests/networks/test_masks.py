@@ -100,6 +100,7 @@ def test_overlap_is_summed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
             assert parts.jaccard[i, j] == int(both.sum()) / int(either.sum())
 
 
+@pytest.mark.usefixtures("collected")
 def test_a_further_task_costs_one_byte_per_weight_while_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparsemtl.networks.masked_product.SMALL", 1)
 

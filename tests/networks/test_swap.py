@@ -329,6 +329,7 @@ def test_functions_compiled_inside_forget_the_replacements() -> None:
     assert torch.equal(run(inputs()), dense)
 
 
+@pytest.mark.usefixtures("collected")
 @every_model
 def test_a_model_is_freed_after_its_use(kind: str) -> None:
     model = model_of(kind)

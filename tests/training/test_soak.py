@@ -81,18 +81,21 @@ def assert_flat(counts: Sequence[Held], first: int = 4) -> None:
         assert all(now <= limit for now, limit in zip(count, most, strict=True)), (most, count)
 
 
+@pytest.mark.usefixtures("collected")
 @each("balancing", FEW)
 def test_mask_updates_and_steps_hold_nothing(balancing: str) -> None:
     assert_flat(counts_of(8, balancing=balancing))
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("collected")
 @each("balancing", list(BALANCERS))
 def test_no_balancer_holds_anything(balancing: str) -> None:
     assert_flat(counts_of(20, balancing=balancing))
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("collected")
 def test_three_hundred_mask_updates_hold_memory_handles_and_the_size_of_a_record_flat(tmp_path: Path) -> None:
     assert_flat(counts_of(300, folder=tmp_path))
     rows = read_metrics(tmp_path / "metrics.csv")
@@ -113,6 +116,7 @@ USES: dict[str, Callable[[sm.Trainer, Any], object]] = {
 }
 
 
+@pytest.mark.usefixtures("collected")
 def test_evaluation_and_compaction_hold_nothing() -> None:
     model = sm.SharedBottom(nn.Sequential(nn.Linear(WIDTH, 4), nn.ReLU()), [sm.Classification("a", 3)])
     trainer = sm.Trainer(model, sharing=sm.RandomSharing(keep=0.5), epochs=1, progress=False, accelerator="cpu")
