@@ -72,7 +72,7 @@ def study_progress(what: str, folders: Sequence[RunFolder], *, show: bool = True
 
     Args:
         what: name of the bar.
-        folders: folders of the runs. Their files tell which of them are running: a run may be on another machine.
+        folders: folders of the runs. Their files show which runs are running: a run may be on another machine.
         show: print anything at all.
     """
     from rich.console import Console

@@ -10,22 +10,21 @@ import hashlib
 import io
 import json
 import math
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from sparsemtl.errors import ConfigError, TrainingError, missing_extra
+from sparsemtl.errors import ConfigError, TrainingError
 from sparsemtl.runs.spec import RunSpec
 from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.study.grid import Study, StudyRun, corner_runs, trial_runs, value_text
 from sparsemtl.study.objectives import Objective, primary_values, read_objectives
+from sparsemtl.study.optuna_parts import distribution, import_optuna, pruner, quiet_optuna, sampler
 from sparsemtl.study.pruning import PRUNED, Pruning, epoch_scores
 from sparsemtl.study.results import StudyResults, best_settings, per_seed, read_results
 from sparsemtl.study.rows import results_text
-from sparsemtl.study.search_options import DELTA_M, Arm, Choices, Range
+from sparsemtl.study.search_options import DELTA_M, Arm
 from sparsemtl.training.callbacks import Callback
 
 _Execute = Callable[[Sequence[StudyRun], Mapping[str, Callback], str], dict[str, str]]
@@ -59,7 +58,7 @@ def check_search(study: Study) -> None:
         MissingExtraError: if Optuna is not installed.
     """
     if study.arms:
-        _optuna()
+        import_optuna()
         _objectives(study)
 
 
@@ -78,7 +77,7 @@ def run_search(study: Study, folder: StudyFolder, execute: _Execute, say: Callab
     """
     outcome, objectives = _SearchOutcome(), _objectives(study)
     relative = any(objective.relative for objective in objectives)
-    with _quiet_optuna() as optuna:
+    with quiet_optuna() as optuna:
         backend = optuna.storages.journal.JournalFileBackend(str(folder.search))
         storage = optuna.storages.JournalStorage(backend)
         own = [arm for arm in study.arms if arm.method == study.baseline]
@@ -145,9 +144,9 @@ class _ArmSearch:
         self.options = study.search
         self.arm, self._objectives, self._folder, self._storage = arm, objectives, folder, storage
         self._seeds, self._reference = study.seeds, reference
-        self._pruner = _pruner(self.options.pruner, max(run.config["training"]["epochs"] for run in corner_runs(arm)))
+        self._pruner = pruner(self.options.pruner, max(run.config["training"]["epochs"] for run in corner_runs(arm)))
         directions = ["maximize" if objective.maximize else "minimize" for objective in objectives]
-        self._trials = _optuna().create_study(
+        self._trials = import_optuna().create_study(
             study_name=arm.label, storage=storage, directions=directions, pruner=self._pruner, load_if_exists=True
         )
         self._check_same(study)
@@ -172,9 +171,9 @@ class _ArmSearch:
     def chosen(self, first: int, last: int) -> list[Any]:
         """Return the trials of a round without a result, chosen now unless they were chosen before."""
         found = self._trials.get_trials(deepcopy=False)
-        space = {key: _distribution(values) for key, values in self.arm.space.items()}
+        space = {key: distribution(values) for key, values in self.arm.space.items()}
         for number in range(len(found), last):
-            self._trials.sampler = _sampler(self.options.sampler, self.options.seed + number)
+            self._trials.sampler = sampler(self.options.sampler, self.options.seed + number)
             self._trials.ask(fixed_distributions=space)
         return [trial for trial in self._trials.trials[first:last] if not trial.state.is_finished()]
 
@@ -213,8 +212,7 @@ class _ArmSearch:
             reason = f"its {' and '.join(names)} cannot be computed"
         if reason:
             state = TrialState.PRUNED if reason.startswith(PRUNED) else TrialState.FAIL
-            identity = self._storage.get_trial_id_from_study_id_trial_number(self._identity, trial.number)
-            self._storage.set_trial_user_attr(identity, _REASON, reason)
+            self._storage.set_trial_user_attr(self._identity(trial), _REASON, reason)
             self._trials.tell(trial.number, state=state)
         else:
             self._trials.tell(trial.number, values)
@@ -222,9 +220,10 @@ class _ArmSearch:
         settings = ", ".join(f"{key} {value_text(value)}" for key, value in self._settings(trial).items())
         return f"{self.arm.label}, setting {trial.number + 1} ({settings}): {reason or figures}"
 
-    @property
-    def _identity(self) -> int:
-        identity: int = self._storage.get_study_id_from_name(self.arm.label)
+    def _identity(self, trial: Any) -> int:
+        """Return the key of a trial in the storage."""
+        study: int = self._storage.get_study_id_from_name(self.arm.label)
+        identity: int = self._storage.get_trial_id_from_study_id_trial_number(study, trial.number)
         return identity
 
     def _objective_values(self, runs: Sequence[StudyRun]) -> list[float]:
@@ -250,7 +249,7 @@ class _ArmSearch:
             if not self._folder.run(run.name).finished:
                 return
             reference = self._values([run])
-        identity = self._storage.get_trial_id_from_study_id_trial_number(self._identity, trial.number)
+        identity = self._identity(trial)
         rows = self._folder.run(run.name).read_metrics()
         for epoch, value in epoch_scores(rows, objective.against((reference or {}).get(run.seed))):
             self._storage.set_trial_intermediate_value(identity, epoch, value)
@@ -296,52 +295,3 @@ def _baseline(study: Study, folder: StudyFolder, tuned: Sequence[_ArmSearch]) ->
     best = best_settings(StudyResults.of(frame, primary=primary))
     figures: Any = per_seed(best, best.primary, "validation").to_dict("index")
     return {int(seed): dict(row) for (_, seed), row in figures.items()}
-
-
-def _distribution(values: Range | Choices) -> Any:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if isinstance(values, Choices):
-        return CategoricalDistribution(values.names)
-    if values.whole:
-        return IntDistribution(int(values.low), int(values.high), log=values.log, step=int(values.step or 1))
-    return FloatDistribution(values.low, values.high, log=values.log, step=values.step)
-
-
-def _sampler(name: str, seed: int) -> Any:
-    from optuna.samplers import RandomSampler, TPESampler
-
-    return RandomSampler(seed=seed) if name == "random" else TPESampler(seed=seed, constant_liar=True)
-
-
-def _pruner(name: str, epochs: int) -> Any:
-    from optuna.pruners import HyperbandPruner, MedianPruner
-
-    if name == "none":
-        return None
-    if name == "median":
-        return MedianPruner(n_warmup_steps=epochs // 5)
-    return HyperbandPruner(min_resource=1, max_resource=epochs)
-
-
-def _optuna() -> Any:
-    try:
-        import optuna
-        import optuna.storages.journal
-    except ImportError:
-        raise missing_extra("optuna", "search", "`search` in a study") from None
-    return optuna
-
-
-@contextmanager
-def _quiet_optuna() -> Iterator[Any]:
-    """Yield Optuna without its own lines and its warnings of experimental features."""
-    optuna = _optuna()
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield optuna
-    finally:
-        optuna.logging.set_verbosity(before)
