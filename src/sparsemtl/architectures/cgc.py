@@ -49,6 +49,5 @@ class CGC(GatedExperts):
         ] = 1,
         **options: Unpack[ExpertOptions],
     ) -> None:
-        pools = {"pool1": [task.name for task in tasks]}
-        layout = ExpertLayout(pools, per_pool=shared_experts, per_task=options["task_experts"])
+        layout = ExpertLayout.one_pool(tasks, shared=shared_experts, per_task=options["task_experts"])
         super().__init__([encoder], tasks, heads, layout, fresh=options["fresh"])

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import islice
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sparsemtl.architectures.experts import InputGroup, run_side_by_side
 from sparsemtl.errors import ParameterError
+
+if TYPE_CHECKING:
+    from sparsemtl.tasks.task import Task
 
 SHARED = ""
 """Key of the input and output of a level's shared experts, beside the tasks' names."""
@@ -36,6 +39,11 @@ class ExpertLayout:
     per_pool: int
     per_task: int
     merge: PoolMerge = "gate"
+
+    @classmethod
+    def one_pool(cls, tasks: Iterable[Task], *, shared: int, per_task: int) -> ExpertLayout:
+        """Return the layout with one pool, whose `shared` experts all tasks use."""
+        return cls({"pool1": [task.name for task in tasks]}, shared, per_task)
 
 
 class LevelOutputs(NamedTuple):

@@ -54,5 +54,5 @@ class MMoE(GatedExperts):
             ),
         ] = True,
     ) -> None:
-        layout = ExpertLayout({"pool1": [task.name for task in tasks]}, per_pool=experts, per_task=0)
+        layout = ExpertLayout.one_pool(tasks, shared=experts, per_task=0)
         super().__init__([encoder], tasks, heads, layout, fresh=fresh)

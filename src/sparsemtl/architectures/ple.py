@@ -61,8 +61,7 @@ class PLE(GatedExperts):
     ) -> None:
         listed = isinstance(encoder, (list, tuple, nn.ModuleList))
         makers = list(encoder) if listed else _cut(encoder, levels)  # type: ignore[arg-type]
-        pools = {"pool1": [task.name for task in tasks]}
-        layout = ExpertLayout(pools, per_pool=shared_experts, per_task=options["task_experts"])
+        layout = ExpertLayout.one_pool(tasks, shared=shared_experts, per_task=options["task_experts"])
         width_from = None if listed else encoder
         super().__init__(makers, tasks, heads, layout, fresh=options["fresh"], width_from=width_from)  # type: ignore[arg-type]
 

@@ -304,7 +304,7 @@ def _matches(pattern: Pattern, name: str, module: nn.Module) -> bool:
 
 
 def _width(layer: nn.Module) -> int | None:
-    """Return the number of channels of a layer's output, None for modules that do not tell it."""
+    """Return the number of channels of a layer's output, None for modules that do not determine it."""
     if isinstance(layer, nn.LayerNorm):
         return int(layer.normalized_shape[-1])
     widths = (getattr(layer, name, None) for name in ("out_channels", "out_features", "num_features", "num_channels"))
@@ -312,7 +312,7 @@ def _width(layer: nn.Module) -> int | None:
 
 
 def _channels(name: str, module: nn.Module) -> int:
-    """Return the number of channels of a module's output, which the last layer in it tells.
+    """Return the number of channels of a module's output, which its last layer determines.
 
     Raises:
         ParameterError: if there is no such layer.

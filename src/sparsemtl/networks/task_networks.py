@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from sparsemtl.errors import MaskError, unknown_name
 from sparsemtl.networks.masked_product import MaskedProducts
 from sparsemtl.networks.masks import Mask, TaskMasks
-from sparsemtl.networks.outputs import fold_outputs, folded_weights, masked_outputs, modules_of, row_axes
+from sparsemtl.networks.outputs import fold_outputs, folded_weights, masked_outputs, modules_of
+from sparsemtl.networks.shapes import broadcasts, check_shapes
 from sparsemtl.networks.swap import current_tensors, materialize, own_tensors, swap_tensors, unwrapped
 
 if TYPE_CHECKING:
@@ -272,7 +273,7 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         for name, found in own_tensors(model, factors).items():
             weight, factor = own.get(name, found), factors[name]
             assert weight is not None
-            if factor.shape != weight.shape and not _broadcasts(factor.shape, weight.shape):
+            if factor.shape != weight.shape and not broadcasts(factor.shape, weight.shape):
                 raise MaskError(
                     f"task {task!r}, {name!r}: the mask has shape {tuple(factor.shape)}, the parameter "
                     f"{tuple(weight.shape)}. Was the mask made for another model?"
@@ -429,27 +430,7 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         Raises:
             MaskError: naming the task and the first tensor that does not fit.
         """
-        model = unwrapped(model)
-        own = {
-            **dict(model.named_parameters(remove_duplicate=False)),
-            **dict(model.named_buffers(remove_duplicate=False)),
-        }
-        modules = dict(model.named_modules())
-        for task, network in self.items():
-            for name, tensor in {**network.gradient_mask, **network.kept_weights, **network.own_tensors}.items():
-                _check_fits(name, tensor, own, task, type(model).__name__)
-            for name, factor in network.weight_factors.items():
-                _check_fits(name, factor, own, task, type(model).__name__, broadcast=True)
-            for name, factor in network.output_factors.items():
-                if name not in modules:
-                    raise MaskError(f"task {task!r}: {type(model).__name__}: {unknown_name('module', name, modules)}")
-                rows = next(((row, axis) for row, axis in (row_axes(modules[name]) or {}).items()), None)
-                channels = modules[name].get_parameter(rows[0]).shape[rows[1]] if rows else len(factor)
-                if factor.shape != (channels,):
-                    raise MaskError(
-                        f"task {task!r}: the factor on the outputs of {name!r} has shape {tuple(factor.shape)}, that "
-                        f"module of {type(model).__name__} has {channels} channels. Was it made for another model?"
-                    )
+        check_shapes(self, unwrapped(model))
 
 
 def dense_networks(
@@ -474,20 +455,3 @@ def _state_of(tensor: Tensor) -> Tensor:
 
 def _placed(tensor: Tensor | None, device: torch.device | None) -> Tensor | None:
     return None if tensor is None else tensor.to(device, copy=True) if device is not None else tensor.clone()
-
-
-def _check_fits(
-    name: str, tensor: Tensor | None, own: Mapping[str, Tensor], task: str, model: str, *, broadcast: bool = False
-) -> None:
-    if name not in own:
-        raise MaskError(f"task {task!r}: {model} has no parameter or buffer {name!r}. Was it made for another model?")
-    expected = own[name].shape
-    if tensor is not None and tensor.shape != expected and not (broadcast and _broadcasts(tensor.shape, expected)):
-        raise MaskError(
-            f"task {task!r}, {name!r}: the network has shape {tuple(tensor.shape)}, {model} has {tuple(expected)}. "
-            "Was it made for another model?"
-        )
-
-
-def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
-    return len(shape) == len(to) and all(a in (1, b) for a, b in zip(shape, to, strict=True))
