@@ -44,7 +44,7 @@ def transformers_model(
 ) -> TransformerEncoder:
     """Model of Hugging Face's transformers library, without a head (extra `transformers`).
 
-    `vocab_size`, `image_size` and `num_channels` must fit the data; the latter two are the data's unless `config` says
+    `vocab_size`, `image_size` and `num_channels` must fit the data; the latter two are the data's unless `config` sets
     otherwise.
     """
     try:

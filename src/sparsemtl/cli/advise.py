@@ -33,7 +33,7 @@ def advise(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train the plain shared network briefly, measure which tasks use the same weights, and say what to try first.
+    """Train the plain shared network briefly, measure which tasks use the same weights, and suggest what to try first.
 
     Each suggestion has its reason, the strength of its evidence, and lines of YAML for the configuration. Nothing is
     written without --write.

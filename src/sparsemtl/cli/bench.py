@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -60,11 +59,13 @@ def bench(
     settings.check()
     if run.is_file() and multiple_of != "1":
         raise ParameterError(f"--multiple-of {multiple_of}: the network in {run} is compacted already. Leave it out.")
-    with _threads(threads) as count:
+    from sparsemtl.training.machine import use_threads
+
+    with use_threads(threads):
         if run.is_file():
-            _bench_file(run, tuple(task or ()), settings, count)
+            _bench_file(run, tuple(task or ()), settings)
         else:
-            _bench_run(run, task, multiple_of, settings, count)
+            _bench_run(run, task, multiple_of, settings)
 
 
 @dataclass(frozen=True)
@@ -96,29 +97,15 @@ class _Settings:
             raise ParameterError(f"--device {self.device}: torch finds no GPU here. Use --device cpu.")
 
 
-@contextmanager
-def _threads(count: int | None) -> Iterator[int]:
-    """Set torch's number of threads inside the context."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield count or before
-    finally:
-        torch.set_num_threads(before)
-
-
 def _table(*heads: str) -> Table:
     from rich.table import Table
 
     return Table(*heads, box=None, pad_edge=False)
 
 
-# ---- a run -----------------------------------------------------------------------------------------------------------
+def _bench_run(run: Path, task: list[str] | None, multiple_of: str, settings: _Settings) -> None:
+    import torch
 
-
-def _bench_run(run: Path, task: list[str] | None, multiple_of: str, settings: _Settings, threads: int) -> None:
     from sparsemtl.cli.terminal import show_whole
     from sparsemtl.compaction import speedups
     from sparsemtl.runs.loaded import load_run
@@ -136,9 +123,9 @@ def _bench_run(run: Path, task: list[str] | None, multiple_of: str, settings: _S
     show_whole(_comparison(found))
     processor = found[-1][1].processor if found else ""
     typer.echo(
-        f"{processor}, {threads} threads, medians of {settings.repeats} passes. `became time`: share of the saved "
-        "multiply-adds that became saved time. `difference`: of the small network's outputs from those in torch, as a "
-        "fraction of their spread."
+        f"{processor}, {torch.get_num_threads()} threads, medians of {settings.repeats} passes. `became time`: share "
+        "of the saved multiply-adds that became saved time. `difference`: of the small network's outputs from those in "
+        "torch, as a fraction of their spread."
     )
     reasons = [f"{name}, {each.runtime}, {each.batch} samples: {each.reason}." for name, each in found if each.reason]
     if reasons:
@@ -198,10 +185,7 @@ def _batches(loaded: LoadedRun, name: str, example: Inputs | None, sizes: Sequen
         yield like.drawn(generator, (size, *like.shape[1:]))
 
 
-# ---- a file ----------------------------------------------------------------------------------------------------------
-
-
-def _bench_file(path: Path, tasks: tuple[str, ...], settings: _Settings, threads: int) -> None:
+def _bench_file(path: Path, tasks: tuple[str, ...], settings: _Settings) -> None:
     import torch
 
     from sparsemtl.cli.terminal import show_whole
@@ -220,8 +204,8 @@ def _bench_file(path: Path, tasks: tuple[str, ...], settings: _Settings, threads
                 table.add_row(name, runtime, str(inputs.samples() or ""), _milliseconds(times[name]))
     show_whole(table)
     typer.echo(
-        f"{processor_name()}, {threads} threads, medians of {settings.repeats} passes on random inputs. "
-        f"{path} takes " + "; ".join(_described(each) for each in next(iter(files.values())).describe()) + "."
+        f"{processor_name()}, {torch.get_num_threads()} threads, medians of {settings.repeats} passes on random "
+        f"inputs. {path} takes " + "; ".join(_described(each) for each in next(iter(files.values())).describe()) + "."
     )
 
 

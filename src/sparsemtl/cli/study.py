@@ -103,7 +103,7 @@ class _Given:
 
     @cached_property
     def digest(self) -> str | None:
-        """Digest of file, changes and code; None if it does not tell whether anything has changed."""
+        """Digest of file, changes and code; None where a digest cannot show all changes."""
         from sparsemtl.cli.finished import command_digest
 
         return command_digest(self.file, self.overrides, self.plugins)

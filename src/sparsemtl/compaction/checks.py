@@ -79,8 +79,8 @@ def check_inputs(network: Network) -> None:
 def axes_of_input(source: fx.Node, network: Network) -> int | None:
     """Return the number of axes of a batch, which the first layers that read it determine; None if no layer does.
 
-    A convolution tells. So does a batch norm, or a head that averages over positions, behind a linear layer: features
-    are then taken for vectors. Linear layers alone work on batches of any axes.
+    A convolution determines it. So does a batch norm, or a head that averages over positions, behind a linear layer:
+    features are then taken for vectors. Linear layers alone work on batches of any axes.
     """
     for user in source.users:
         if user.target is check_axes:

@@ -65,7 +65,7 @@ def compact(
         masks: the weights that each task keeps, or the tasks' networks; the result is the network of `task`.
         example_inputs: a batch that the model reads: the only argument, a tuple of all, or a dict from their names;
             of a `MultiTaskModel` its only argument. If it is None, one is made from the widths of the first layers
-            where that can be; otherwise a `CompactionWarning` says that nothing was verified.
+            where that can be; otherwise a `CompactionWarning` is raised, since nothing was verified.
         task: the only task that the result computes; of a module without heads, the task whose masks to put on it.
         tasks: the tasks that it computes, all by default. Only without masks: each has a network of its own under them.
         norms: batch norm statistics for each task; those of `task` are taken. Statistics of the batch itself

@@ -149,7 +149,7 @@ def fixed(size: int | torch.SymInt) -> int | None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a nest of dicts, lists and tuples as JSON that tells them apart."""
+    """Return a nest of dicts, lists and tuples as JSON that distinguishes them."""
     if isinstance(value, _Leaf):
         return dict(value)
     if type(value) in (list, tuple):

@@ -22,7 +22,7 @@ _HOMES = (
     "torch._C._nn",
     "_operator",
 )
-"""Modules of functions whose names say what they do."""
+"""Modules of functions that are recognised by their names."""
 
 _SYNONYMS = {
     "absolute": "abs",

@@ -193,7 +193,7 @@ class _Tracer(fx.Tracer):
 class _Proxy(fx.Proxy):
     """Stand-in for a tensor that distinguishes `x += y` from `x = x + y`, which torch.fx does not.
 
-    Of its class it says nothing: whoever asks whether it is a Tensor would take a branch by the wrong answer.
+    It has no answer about its class: code that tests whether it is a Tensor would take a wrong branch.
     """
 
     @property  # type: ignore[misc]

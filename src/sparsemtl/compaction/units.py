@@ -333,7 +333,8 @@ def _channels_of(
 def _readers(rule: ChannelRule, layouts: Sequence[Any], count: int) -> list[list[list[int]]]:
     """Return for every input, for each of its channels, the output channels that need it.
 
-    The outputs are asked for by the digits of their numbers; a channel that only one of them needs is told by these.
+    The rule is called for both values of each binary digit of the outputs' numbers; the digits identify the output of
+    a channel that only one output needs.
     """
     numbers = torch.arange(count)
     found = [torch.zeros(layout.channels or 0, dtype=torch.int64) for layout in layouts]

@@ -75,7 +75,7 @@ def _limits(finfo: Any) -> Callable[..., Any]:
 
 
 def _tracing() -> AbstractContextManager[None]:
-    """Return the context in which torch.fx says that it traces; torch 2.15 keeps its flag per thread."""
+    """Return the context in which torch.fx counts as tracing; torch 2.15 keeps its flag per thread."""
     per_thread: Any = getattr(tracing, "_is_fx_tracing_tls", None)
     if per_thread is None:
         return _attribute(tracing, "_is_fx_tracing_flag", True)

@@ -19,7 +19,7 @@ from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.roles import is_transposed_linear
 
 _MANY_DEAD = 0.5
-"""Fraction of dead units in one layer above which a warning says so."""
+"""Fraction of dead units in one layer above which a warning names the layer."""
 
 
 def owners_of(model: nn.Module) -> dict[int, nn.Module]:

@@ -37,7 +37,7 @@ def unpacked(path: Path) -> bytes:
 
 
 def unzipped(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
-    """Return the content of a file inside a ZIP archive; a file that is longer than the archive says is cut there.
+    """Return the content of a file inside a ZIP archive, cut to the length in its entry.
 
     Raises:
         DataError: if it is larger than `largest`.

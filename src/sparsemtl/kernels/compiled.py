@@ -137,7 +137,7 @@ def _key(source: Path) -> str:
 
 @functools.cache
 def _version(compiler: str) -> str:
-    """Return what a compiler says of its version.
+    """Return the version text of a compiler.
 
     Raises:
         OSError: if there is no such compiler.

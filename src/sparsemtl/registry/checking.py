@@ -23,7 +23,7 @@ STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, a
 BEYOND_LIMIT = "beyond_limit"
 """Pydantic type of the error of a whole number that PyTorch cannot count with."""
 EXPLAINED = "explained"
-"""Pydantic type of errors whose message says all."""
+"""Pydantic type of errors whose message is complete."""
 
 
 def fits(value: object, hint: Any) -> bool:
@@ -47,7 +47,7 @@ def check_value(subject: str, value: object, hint: Any) -> None:
 
 
 def advice_on(issues: Sequence[Mapping[str, Any]], hint: Any) -> str:
-    """Return a sentence about a refused value that its annotation does not say: its limit, or the nearest option.
+    """Return a sentence about a refused value beyond its annotation: its limit, or the nearest option.
 
     Args:
         issues: pydantic's errors.

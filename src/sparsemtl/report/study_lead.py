@@ -46,9 +46,8 @@ def lead(best: StudyResults, main: StudyTable, baseline: str) -> str:
     within = ", which is within one standard deviation of no change" if unsure else ""
     if unsure and parts and parts[0] < 1:
         kept = f"{winner} keeps the quality of {baseline} within one standard deviation ({change})"
-        sentences = [f"{kept} and, compacted, needs {needs}."]
-        sentences += [f"{beaten}."] if mean <= 0 else []
-        return " ".join([*sentences, _losses(best, winner)])
+        sentences = [f"{kept} and, compacted, needs {needs}.", _losses(best, winner)]
+        return " ".join([*sentences, f"{beaten}."] if mean <= 0 else sentences)
     if mean > 0:
         first = f"{winner} gains most over {baseline}: {change}{within}."
     else:

@@ -24,7 +24,7 @@ FEW_ROWS = 0.5
 NARROW = 1000
 """Shared weights below which a network is small: with 224, keep 0.1 left it untrainable; with 1,664, it did not."""
 MEASURED = 20_000
-"""Shared weights up to which the experiments say something."""
+"""Shared weights up to which there were experiments."""
 
 
 @dataclass(frozen=True)

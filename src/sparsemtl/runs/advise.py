@@ -29,7 +29,7 @@ EPOCHS = 5
 
 
 def advise(config: Mapping[str, Any], *, epochs: int | None = None, keep: float = 0.1, progress: bool = True) -> Advice:
-    """Measure the tasks of a configuration in a brief training, and say what to try first, and why.
+    """Measure the tasks of a configuration in a brief training, and suggest what to try first, with reasons.
 
     The plain shared network is trained: `architecture: shared-bottom` with `sharing: dense`, on all training data, with
     the optimizer, encoder and heads of the configuration. Nothing is written.

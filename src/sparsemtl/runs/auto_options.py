@@ -100,7 +100,7 @@ def candidates_of(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def adds_groups(config: Mapping[str, Any]) -> bool:
-    """Return True if a complete configuration asks for the candidate with groups of tasks."""
+    """Return True if a complete configuration has the candidate with groups of tasks."""
     options = config[AUTO]
     return options["candidates"] is None if options["groups"] is None else options["groups"]
 

@@ -1,4 +1,4 @@
-"""The schema of configurations, built from the registries whenever it is asked for."""
+"""The schema of configurations, built from the registries at every call."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class SelectionOptions(MaskOptions, total=False):
 
 
 class CriterionMasks:
-    """Networks whose masks are chosen by a criterion; a sharing method says which criterion, and when.
+    """Networks whose masks are chosen by a criterion; a sharing method decides by which one, and when.
 
     Args:
         method: name of the sharing method, for messages and files.

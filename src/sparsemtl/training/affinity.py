@@ -104,8 +104,8 @@ def task_affinity(
     Args:
         model: the model; its tasks share trained weights.
         loaders: training data, one loader for all tasks, or task -> loader.
-        keep: fraction of the shared weights that the compared masks keep, in (0, 1]. Groups of tasks were told apart
-            at 0.1, hardly at 0.3.
+        keep: fraction of the shared weights that the compared masks keep, in (0, 1]. Groups of tasks were
+            found at 0.1, hardly at 0.3.
         samples: labelled samples per task that are read; all if None.
 
     Raises:

@@ -42,7 +42,7 @@ _READING = 2.0
 _STEPS, _STEPPING = 5, 1.0
 """Largest number of timed steps, and seconds after which no further one begins."""
 _UNLIKE = 100.0
-"""Ratio of losses or gradients from which a warning names them: one batch says less than an epoch."""
+"""Ratio of losses or gradients from which a warning names them; one batch is noisier than an epoch."""
 
 
 def check_training(

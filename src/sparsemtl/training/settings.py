@@ -34,7 +34,7 @@ _FREE = (
 )
 """Settings that no weight depends on (threads: they are restored): they may change while a run is stopped."""
 _LENGTH = ("config.training.epochs", "config.training.patience")
-"""Settings that say when a run ends. They may change where no schedule is stretched over the epochs."""
+"""Settings that decide when a run ends. They may change where no schedule is stretched over the epochs."""
 
 
 @dataclass(frozen=True)

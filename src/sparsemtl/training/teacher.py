@@ -103,6 +103,6 @@ class Teacher:
             task: the task.
             output: outputs of the trained network, (B, ...).
             soft: those of the teacher, from `outputs`.
-            label: labels that `Task.labels` returned, which tell what is known.
+            label: labels that `Task.labels` returned; unknown ones do not count.
         """
         return self.weight * soft_loss(task, output, soft.to(output.device), label, self.temperature)

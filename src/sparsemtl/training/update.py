@@ -22,7 +22,7 @@ def choose_update(
     Args:
         model: the model.
         networks: the tasks' networks.
-        balancer: tells whether tasks may take turns, or are combined in a step.
+        balancer: decides whether tasks may take turns, or are combined in a step.
         asked: wish of the sharing method or of the user; None leaves the choice to the rest.
         own_data: every task has data of its own.
 

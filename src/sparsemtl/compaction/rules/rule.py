@@ -91,7 +91,7 @@ def kept(present: Tensor | None, channels: int) -> Tensor:
 
 
 def rank_of(source: fx.Node, layout: Layout) -> int | None:
-    """Return the number of axes of a tensor, that on the example where no layer tells; None if it is unknown."""
+    """Return the number of axes of a tensor, on the example where no layer determines it; None if it is unknown."""
     shape = shape_of(source)
     return layout.rank if layout.rank is not None or shape is None else len(shape)
 

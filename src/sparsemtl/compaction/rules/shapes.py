@@ -71,7 +71,7 @@ def _write_channels(node: fx.Node, mask: Tensor) -> None:
 
 
 def write_known_sizes(network: Network, rules: Mapping[fx.Node, ChannelRule]) -> bool:
-    """Write the number of channels of a tensor into shapes that ask for it, and remove guards about it.
+    """Write the number of channels of a tensor into shapes that read it, and remove guards about it.
 
     The number is known, so that no channel is needed for a question about it.
 

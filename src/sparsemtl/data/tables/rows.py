@@ -102,7 +102,7 @@ def read_rows(paths: Sequence[Path], dialect: Dialect, texts: Collection[str] | 
     """Read files with the same columns, in any order of these.
 
     Args:
-        paths: the files; the ending of a name says its format: Parquet, Excel, or else text.
+        paths: the files; the suffix decides the format: Parquet, Excel, or else text.
         dialect: form of the files.
         texts: columns of text files to read as texts, whatever they look like; None: all.
 
