@@ -11,16 +11,18 @@ network without that. Beside it the time of a compaction, verification included.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from common import Measure, Ratio, main, seconds
-from torch import Tensor, nn
+from torch import nn
 
 import sparsemtl as sm
 from sparsemtl.backbones import resnet18, resnet50
+from sparsemtl.compaction.files import OnnxFile
 from sparsemtl.compaction.inputs import Inputs
-from sparsemtl.compaction.rounding import MULTIPLES
 from sparsemtl.compaction.timing import times_of
 
 CASES = {"ResNet-18": [(16, 64), (1, 64), (16, 224)], "ResNet-50": [(16, 64), (1, 64)]}
@@ -34,21 +36,21 @@ GOALS = {
 }
 """Network and runtime -> share at 50, 70 and 90 % zeros."""
 ZEROS = (0.5, 0.7, 0.9)
+MULTIPLES = (1, 8, 16)
+"""Numbers of which channels are multiples; `multiple_of="onnxruntime"` tries 4 as well."""
+REPEATS = 7
 
 
 def measures(quick: bool) -> Iterator[Measure]:
     """Yield a row per network, runtime, share of zeros and batch, and one per network for the compaction itself."""
-    repeats = 5 if quick else 7
     for name in ["ResNet-18"] if quick else NETWORKS:
         for index, zeros in enumerate([0.5] if quick else ZEROS):
             model = _with_zeros(NETWORKS[name], lambda depth, zeros=zeros: zeros)
-            forms = _forms(model)
             goals = {runtime: GOALS[name, runtime][index] for runtime in ("eager", "onnxruntime")}
-            for case in CASES[name][: 1 if quick else None]:
-                yield from _shares(f"{name}, {zeros:.0%} zeros", model, forms, goals, case, repeats)
-    model = _with_zeros(resnet18, lambda depth: 0.2 + 0.7 * depth)
-    yield from _shares("ResNet-18, 20 to 90 % zeros", model, _forms(model), {}, (16, 64), repeats)
+            yield from _rows(f"{name}, {zeros:.0%} zeros", model, goals, CASES[name][: 1 if quick else None])
     if not quick:
+        model = _with_zeros(resnet18, lambda depth: 0.2 + 0.7 * depth)
+        yield from _rows("ResNet-18, 20 to 90 % zeros", model, {}, [(16, 64)])
         large = _with_zeros(resnet50, lambda depth: 0.5)
         time = seconds(lambda: sm.compact(large, example_inputs=torch.rand(1, 3, 64, 64)))
         yield Measure("compaction of ResNet-50, with verification", Ratio(time, time, time), 15, "s")
@@ -66,11 +68,18 @@ def _with_zeros(build: Callable[..., nn.Module], zeros: Callable[[float], float]
     return model
 
 
-def _forms(model: nn.Module) -> dict[int, nn.Module]:
-    """Return the compacted network per multiple of its numbers of channels; one network of those that are the same.
+def _rows(name: str, model: nn.Module, goals: dict[str, float], cases: Sequence[tuple[int, int]]) -> Iterator[Measure]:
+    """Yield the rows of a network; every form of it is compacted and exported once, for all cases."""
+    forms = _forms(model)
+    with tempfile.TemporaryDirectory() as folder:
+        networks = {"dense": model, **{str(multiple): network for multiple, network in forms.items()}}
+        files = {each: _file(network, Path(folder) / f"{each}.onnx") for each, network in networks.items()}
+        for case in cases:
+            yield from _shares(name, networks, files, goals, case)
 
-    Each is made once, for all sizes of images: `multiple_of="onnxruntime"` would make four per size.
-    """
+
+def _forms(model: nn.Module) -> dict[int, nn.Module]:
+    """Return the compacted network per multiple of its numbers of channels; one network of those that are the same."""
     forms: dict[int, nn.Module] = {}
     for multiple in MULTIPLES:
         small = sm.compact(model, example_inputs=torch.rand(1, 3, 64, 64), multiple_of=multiple)
@@ -79,29 +88,35 @@ def _forms(model: nn.Module) -> dict[int, nn.Module]:
     return forms
 
 
+def _file(network: nn.Module, path: Path) -> OnnxFile:
+    sm.export(network, path, example_inputs=torch.rand(2, 3, 64, 64), axes=(0, 2, 3))
+    return OnnxFile(path)
+
+
 def _shares(
     name: str,
-    model: nn.Module,
-    forms: dict[int, nn.Module],
-    goals: dict[str, float],
+    networks: Mapping[str, nn.Module],
+    files: Mapping[str, nn.Module],
+    goals: Mapping[str, float],
     case: tuple[int, int],
-    repeats: int,
 ) -> Iterator[Measure]:
+    """Yield what share of the saved multiply-adds becomes time: in torch, in onnxruntime, and there rounded."""
     samples, side = case
-    x: Tensor = torch.rand(samples, 3, side, side)
-    fewer = 0.0
-    for found in sm.speedups(model, forms[1], x, repeats=repeats):
-        fewer = found.macs[0] / found.macs[1]
-        share = found.ratio / fewer
-        label = f"{name} ({fewer:.1f}x fewer multiply-adds), {found.runtime}, {samples} x {side}²"
-        yield Measure(label, Ratio(share, share, share), goals.get(found.runtime), at_least=True)
-    named = {str(multiple): network for multiple, network in forms.items()}
-    times = times_of(named, Inputs((x,)), "onnxruntime", repeats=repeats)
-    rounded = named[min(times, key=lambda multiple: times[multiple].median)]
-    for found in sm.speedups(model, rounded, x, repeats=repeats, runtimes=["onnxruntime"]):
-        share = found.ratio / fewer
-        label = f"{name} ({fewer:.1f}x fewer multiply-adds), onnxruntime, rounded, {samples} x {side}²"
-        yield Measure(label, Ratio(share, share, share), goals.get(found.runtime), at_least=True)
+    x = torch.rand(samples, 3, side, side)
+    fewer = sm.macs(networks["dense"], x) / sm.macs(networks["1"], x)
+
+    def row(kind: str, before: str, after: str, networks: Mapping[str, nn.Module]) -> Measure:
+        runtime = kind.partition(",")[0]
+        times = times_of({each: networks[each] for each in (before, after)}, Inputs((x,)), runtime, repeats=REPEATS)
+        share = times[before].median / times[after].median / fewer
+        label = f"{name} ({fewer:.1f}x fewer multiply-adds), {kind}, {samples} x {side}²"
+        return Measure(label, Ratio(share, share, share), goals.get(runtime), at_least=True)
+
+    yield row("eager", "dense", "1", networks)
+    yield row("onnxruntime", "dense", "1", files)
+    small = {each: file for each, file in files.items() if each != "dense"}
+    times = times_of(small, Inputs((x,)), "onnxruntime", repeats=REPEATS)
+    yield row("onnxruntime, rounded", "dense", min(times, key=lambda each: times[each].median), files)
 
 
 if __name__ == "__main__":
