@@ -22,7 +22,7 @@ _MOST_BARS = 120
 
 
 @dataclass(frozen=True)
-class StudyComparison:
+class _StudyComparison:
     """Differences between methods, as the report of a study shows them.
 
     Attributes:
@@ -40,7 +40,7 @@ class StudyComparison:
     bars: list[Chart]
 
 
-def study_comparison(best: StudyResults, colours: Mapping[str, int]) -> StudyComparison:
+def study_comparison(best: StudyResults, colours: Mapping[str, int]) -> _StudyComparison:
     """Compare the methods of a study.
 
     Args:
@@ -50,7 +50,7 @@ def study_comparison(best: StudyResults, colours: Mapping[str, int]) -> StudyCom
     tables = comparison(best)
     of_setting = {str(setting): colours[str(method)] for setting, method in best.settings["method"].items()}
     if "ranks" not in tables:
-        return StudyComparison(tables, "", None, None, _bars(best, of_setting))
+        return _StudyComparison(tables, "", None, None, _bars(best, of_setting))
     test = friedman(best)
     ranked = [Ranked(name, of_setting[name], rank) for name, rank in test.ranks.items()]
     groups = test.groups()
@@ -60,7 +60,7 @@ def study_comparison(best: StudyResults, colours: Mapping[str, int]) -> StudyCom
         height=round(44 * ranks_height(len(ranked), len(groups))),
         label="mean ranks with critical difference",
     )
-    return StudyComparison(tables, str(test), diagram, _profiles(best, of_setting), _bars(best, of_setting))
+    return _StudyComparison(tables, str(test), diagram, _profiles(best, of_setting), _bars(best, of_setting))
 
 
 def _profiles(best: StudyResults, colours: Mapping[str, int]) -> Chart | None:

@@ -19,11 +19,11 @@ from sparsemtl.views.tables import Table, Value, text_of
 
 Evidence = Literal["fair", "thin", "none"]
 """`fair`: 5 seeds or more, tuned alike, intervals without 0. `thin`: less, or other data. `none`: a guess."""
-FEW_ROWS = 0.5
+_FEW_ROWS = 0.5
 """Training rows per shared weight below which data are few: measured at 0.06 and 0.24 (few) and 0.96 (many)."""
-NARROW = 1000
+_NARROW = 1000
 """Shared weights below which a network is small: with 224, keep 0.1 left it untrainable; with 1,664, it did not."""
-MEASURED = 20_000
+_MEASURED = 20_000
 """Shared weights up to which there were experiments."""
 
 
@@ -59,7 +59,7 @@ class TaskFacts:
     @property
     def few_rows(self) -> bool:
         """True if there are few rows per weight."""
-        return self.rows_per_weight < FEW_ROWS
+        return self.rows_per_weight < _FEW_ROWS
 
     @cached_property
     def groups(self) -> list[list[str]]:
@@ -223,7 +223,7 @@ def _auto(facts: TaskFacts) -> Iterator[Suggestion]:
 
 def _specific(facts: TaskFacts) -> Iterator[Suggestion]:
     if len(facts.groups) > 1:
-        keep = 0.1 if facts.few_rows and facts.weights >= NARROW else 0.3
+        keep = 0.1 if facts.few_rows and facts.weights >= _NARROW else 0.3
         images = "" if facts.vectors else " On images no masks won: +1.9 ± 0.7 % of error with data of each task's own."
         yield Suggestion(
             "Masks of task-specific weights",
@@ -293,12 +293,12 @@ def _cautions(facts: TaskFacts) -> Iterator[str]:
             "acts on it, brought no gain in these experiments."
         )
     encoder = facts.config["encoder"]["name"]
-    if facts.weights > MEASURED or encoder != "mlp":
+    if facts.weights > _MEASURED or encoder != "mlp":
         yield (
-            f"the experiments had small networks (up to {MEASURED:,} shared weights, mostly perceptrons on vectors); "
+            f"the experiments had small networks (up to {_MEASURED:,} shared weights, mostly perceptrons on vectors); "
             f"yours is {encoder!r} with {facts.weights:,}. What holds for it, a study of your own decides."
         )
-    if facts.weights < NARROW:
+    if facts.weights < _NARROW:
         yield (
             f"the network has {facts.weights:,} shared weights. Masks below keep 0.3 destroyed networks of that size."
         )

@@ -17,9 +17,9 @@ import yaml
 
 from sparsemtl.errors import ConfigError
 
-DEEPEST = 50
+_DEEPEST = 50
 """Deepest nesting of a configuration: no section needs more, and readers recurse."""
-MOST_NODES = 100_000
+_MOST_NODES = 100_000
 """Most values of a configuration, every use of an anchor counted: a few anchors can stand for billions of values."""
 
 _AMBIGUOUS = "!ambiguous"
@@ -42,8 +42,8 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Raise if the nesting is too deep, while it is read."""
         self._depth += 1
-        if self._depth > DEEPEST:
-            raise yaml.constructor.ConstructorError(None, None, f"nested more than {DEEPEST} deep", self.get_mark())
+        if self._depth > _DEEPEST:
+            raise yaml.constructor.ConstructorError(None, None, f"nested more than {_DEEPEST} deep", self.get_mark())
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
@@ -163,8 +163,8 @@ def parse_yaml(text: str, where: str) -> Any:
 def _compose(loader: _Loader) -> yaml.Node | None:
     """Return the root node of the document, after checking the number of its values."""
     node: yaml.Node | None = loader.get_single_node()
-    if node is not None and _size(node, {}) > MOST_NODES:
-        raise _error(f"anchors and aliases stand for more than {MOST_NODES:,} values", node)
+    if node is not None and _size(node, {}) > _MOST_NODES:
+        raise _error(f"anchors and aliases stand for more than {_MOST_NODES:,} values", node)
     return node
 
 
@@ -200,7 +200,7 @@ def _yaml_errors(where: str) -> Iterator[None]:
         advice = " Text that begins with * stands in quotes." if "alias" in f"{context} {error.problem}" else ""
         raise ConfigError(f"{where}{position}: not valid YAML{context}: {error.problem}.{advice}") from None
     except RecursionError:
-        raise ConfigError(f"{where}: not valid YAML: nested more than {DEEPEST} deep.") from None
+        raise ConfigError(f"{where}: not valid YAML: nested more than {_DEEPEST} deep.") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{where}: not valid YAML: {error}.") from None
     except (KeyError, IndexError, TypeError, AttributeError) as error:  # PyYAML, of `!!bool x` or `!!int ""`

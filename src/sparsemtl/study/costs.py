@@ -16,7 +16,7 @@ SPLIT = "cost"
 """Value of the column `split` in rows of `results.csv` that hold a cost."""
 MACS, ENCODER_MACS, WEIGHTS, LATENCY = "macs", "encoder_macs", "weights", "milliseconds"
 NETWORKS, BATCH_SIZE, THREADS, FAILURES = "networks", "batch_size", "threads", "not_compacted"
-UNCOMPACTED = "uncompacted_"
+_UNCOMPACTED = "uncompacted_"
 """Prefix of the figures of the uncompacted networks."""
 
 
@@ -47,11 +47,11 @@ _FULL = (
     _CostColumn("networks", "", NETWORKS, contest=False),
     _CostColumn("multiply-adds", "per sample", MACS),
     _CostColumn("of the encoder", "per sample", ENCODER_MACS),
-    _CostColumn("uncompacted", "per sample", f"{UNCOMPACTED}{MACS}", contest=False),
+    _CostColumn("uncompacted", "per sample", f"{_UNCOMPACTED}{MACS}", contest=False),
     _CostColumn("weights", "", WEIGHTS),
-    _CostColumn("uncompacted weights", "", f"{UNCOMPACTED}{WEIGHTS}", contest=False),
+    _CostColumn("uncompacted weights", "", f"{_UNCOMPACTED}{WEIGHTS}", contest=False),
     _CostColumn("latency", "ms", LATENCY, contest=False),
-    _CostColumn("uncompacted latency", "ms", f"{UNCOMPACTED}{LATENCY}", contest=False),
+    _CostColumn("uncompacted latency", "ms", f"{_UNCOMPACTED}{LATENCY}", contest=False),
 )
 """Columns of the table of costs."""
 
@@ -61,7 +61,7 @@ def cost_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     cost = summary.get("cost")
     if not cost:
         return
-    for prefix, part in (("", cost["compacted"]), (UNCOMPACTED, cost["uncompacted"])):
+    for prefix, part in (("", cost["compacted"]), (_UNCOMPACTED, cost["uncompacted"])):
         for metric in (MACS, ENCODER_MACS, WEIGHTS, LATENCY):
             yield f"{prefix}{metric}", part[metric]
     yield NETWORKS, len(cost["networks"])

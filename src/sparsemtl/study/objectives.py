@@ -80,7 +80,7 @@ class Objective:
         """
         if self.score is None:
             return float(dict(cost_rows(summary)).get(COSTS[self.name]) or math.nan)
-        return self.against(reference).of(validation_values(summary))
+        return self.against(reference).of(_validation_values(summary))
 
     def against(self, reference: Mapping[str, float] | None) -> Score:
         """Return the figure of validation data, measured against a reference if it is a change."""
@@ -88,7 +88,7 @@ class Objective:
         return Score(self.score.metrics, self.score.signs, reference) if self.relative else self.score
 
 
-def validation_values(summary: Mapping[str, Any]) -> _Values:
+def _validation_values(summary: Mapping[str, Any]) -> _Values:
     """Return the values of a run's selected epoch."""
     return {
         task: {name: math.nan if value is None else value for name, value in entry["validation"].items()}
@@ -98,7 +98,7 @@ def validation_values(summary: Mapping[str, Any]) -> _Values:
 
 def primary_values(summary: Mapping[str, Any]) -> dict[str, float]:
     """Return task -> its primary metric at a run's selected epoch."""
-    values = validation_values(summary)
+    values = _validation_values(summary)
     return {task: values[task].get(entry["primary"], math.nan) for task, entry in summary["tasks"].items()}
 
 

@@ -26,14 +26,14 @@ def draw(results: StudyResults, what: str | None, ax: Axes | None) -> Axes:
     raise ParameterError(unknown_name("task", what, [*results.tasks, *_COMPARISONS]))
 
 
-def colours_of(results: StudyResults) -> dict[str, int]:
+def _colours_of(results: StudyResults) -> dict[str, int]:
     """Return setting -> index of its method's colour."""
     methods = {method: i for i, method in enumerate(results.settings["method"].unique())}
     return {str(setting): methods[method] for setting, method in results.settings["method"].items()}
 
 
 def _draw_ranks(results: StudyResults, ax: Axes | None) -> Axes:
-    test, colours = friedman(results), colours_of(results)
+    test, colours = friedman(results), _colours_of(results)
     ax = axes_or_new(ax, width=7.5, height=0.55 * ranks_height(len(test.ranks), len(test.groups())))
     ranked = [Ranked(name, colours[name], rank) for name, rank in test.ranks.items()]
     draw_ranks(ax, ranked, test.groups(), test.critical_difference)
@@ -44,7 +44,7 @@ def _draw_profiles(results: StudyResults, ax: Axes | None) -> Axes:
     shares = profiles(results)
     ax = axes_or_new(ax)
     columns = {str(name): shares[name].tolist() for name in shares}
-    draw_profiles(ax, shares.index.tolist(), columns, colours_of(results))
+    draw_profiles(ax, shares.index.tolist(), columns, _colours_of(results))
     ax.set_ylabel("fraction of tasks and seeds")
     ax.legend(frameon=False)
     return ax
@@ -63,7 +63,7 @@ def _draw_tasks(results: StudyResults, ax: Axes | None) -> Axes:
         {str(name): [float(part.loc[name, task]) for task in results.tasks] for name in results.settings.index}
         for part in (figures.mean, figures.std)
     )
-    draw_task_bars(ax, results.tasks, means, deviations, colours_of(results))
+    draw_task_bars(ax, results.tasks, means, deviations, _colours_of(results))
     ax.set_ylabel(metrics.pop())
     ax.legend(frameon=False, ncols=min(len(means), 4), loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return ax

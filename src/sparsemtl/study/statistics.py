@@ -267,7 +267,7 @@ def profiles(results: StudyResults) -> pd.DataFrame:
     return pd.DataFrame(share, index=pd.Index(places, name="within %"))
 
 
-def pairs_table(found: Sequence[Pair]) -> Table:
+def _pairs_table(found: Sequence[Pair]) -> Table:
     """Return pairs as a table."""
     head = ["first", "second", "wins", "ties", "losses", "median difference, %", "p", "p (Holm)"]
     rows: list[Sequence[Value]] = [
@@ -276,7 +276,7 @@ def pairs_table(found: Sequence[Pair]) -> Table:
     return Table(head, rows, "Pairs: Wilcoxon signed-rank test over tasks and seeds, corrected by Holm's method")
 
 
-def intervals_table(found: Sequence[Interval]) -> Table:
+def _intervals_table(found: Sequence[Interval]) -> Table:
     """Return intervals, at least one, as a table."""
     kind = {"t": "t interval", "bootstrap": "BCa bootstrap interval"}[found[0].method]
     rows: list[Sequence[Value]] = [
@@ -286,7 +286,7 @@ def intervals_table(found: Sequence[Interval]) -> Table:
     return Table(["method", "Δm, %", "from", "to", "seeds"], rows, title)
 
 
-def ranks_table(test: Friedman) -> Table:
+def _ranks_table(test: Friedman) -> Table:
     """Return mean ranks as a table, with the test below it."""
     rows: list[Sequence[Value]] = [[name, Written(rank, f"{rank:.2f}")] for name, rank in test.ranks.items()]
     return Table(["method", "mean rank"], rows, "Mean ranks over tasks and seeds, 1 is best", [str(test)])
@@ -306,7 +306,7 @@ def comparison(
     tables = {}
     compared = against is not None or results.baseline in set(results.settings["method"])
     if compared and (found := intervals(results, against=against, level=level, method=method)):
-        tables["intervals"] = intervals_table(found)
+        tables["intervals"] = _intervals_table(found)
     if (entrants := int((results.settings["method"] != results.baseline).sum())) < 2:
         return tables
     try:
@@ -314,8 +314,8 @@ def comparison(
     except ParameterError:
         return tables  # the methods have no task in common
     if entrants > 2 and count > 1:
-        tables["ranks"] = ranks_table(friedman(results, level=level))
-    return tables | {"pairs": pairs_table(pairs(results))}
+        tables["ranks"] = _ranks_table(friedman(results, level=level))
+    return tables | {"pairs": _pairs_table(pairs(results))}
 
 
 def shown_p(p: float) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sparsemtl.balancing import Balancer
+from sparsemtl.errors import LabelWarning
 from sparsemtl.storage.metrics import MetricRow
 from sparsemtl.training.results import Results
 from sparsemtl.training.step import TrainingStep
@@ -126,3 +128,18 @@ def _run_rows(epoch: int, step: int, figures: Mapping[str, float]) -> Iterator[M
     """Yield figures of all tasks together."""
     for name, value in figures.items():
         yield MetricRow(epoch, step, "run", "", name, value)
+
+
+def warn_of_missing_labels(step: TrainingStep, meter: EpochAverages, epoch: int) -> None:
+    """Warn of every task without a labelled sample in an epoch.
+
+    Args:
+        step: the training step.
+        meter: averages of the epoch.
+        epoch: number of the epoch, from 0.
+    """
+    drawn = ", or was not drawn" if step.update == "random_one" else ""
+    for task in step.tasks:
+        if task not in meter.losses:
+            text = f"task {task!r} had no labelled sample in epoch {epoch + 1}{drawn}."
+            warnings.warn(text, LabelWarning, stacklevel=4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -17,7 +16,7 @@ from typing_extensions import Doc, Unpack
 from sparsemtl.balancing import Balancer, as_balancer
 from sparsemtl.compaction import compact
 from sparsemtl.compaction.pipeline import CompactedModule
-from sparsemtl.errors import LabelWarning, ParameterError
+from sparsemtl.errors import ParameterError
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.modes import eval_mode
@@ -47,7 +46,7 @@ from sparsemtl.training.check import TrainingCheck
 from sparsemtl.training.checking import check_training
 from sparsemtl.training.checkpoint import Randomness, Stateful
 from sparsemtl.training.costs import RunCost, measure_costs
-from sparsemtl.training.epoch_averages import EpochAverages, epoch_rows, result_rows
+from sparsemtl.training.epoch_averages import EpochAverages, epoch_rows, result_rows, warn_of_missing_labels
 from sparsemtl.training.evaluation import Trained, evaluate, sample_predictions
 from sparsemtl.training.finite import check_weights
 from sparsemtl.training.groups import optimizer_maker
@@ -387,11 +386,7 @@ class Trainer:
         epoch, step = self.position.epoch, self.position.step
         self.sharing.end_epoch(epoch, self.networks)
         self.balancer.end_epoch()
-        for task in self.model.tasks:
-            if task not in meter.losses:
-                drawn = ", or was not drawn" if self.step.update == "random_one" else ""
-                text = f"task {task!r} had no labelled sample in epoch {epoch + 1}{drawn}."
-                warnings.warn(text, LabelWarning, stacklevel=3)
+        warn_of_missing_labels(self.step, meter, epoch)
         if epoch == 0:
             self.position.scales = warn_of_unlike_scales(self.step, meter)
         results = self._evaluate(validation)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 LABEL = "multiply-adds left, %"
 
 
-def front_lines(record: Mapping[str, Any]) -> list[Line]:
+def _front_lines(record: Mapping[str, Any]) -> list[Line]:
     """Return a line per task: change in per cent against the multiply-adds in per cent of the dense network's.
 
     Args:
@@ -28,9 +28,9 @@ def front_lines(record: Mapping[str, Any]) -> list[Line]:
     ]
 
 
-def front_axis(record: Mapping[str, Any]) -> Axis:
+def _front_axis(record: Mapping[str, Any]) -> Axis:
     """Return the horizontal axis, with a tick per network."""
-    (line, *_) = front_lines(record)
+    (line, *_) = _front_lines(record)
     return Axis(LABEL, ticks=[round(x, 1) for x in line.x], log=True)
 
 
@@ -46,8 +46,8 @@ def draw_front(record: Mapping[str, Any], ax: Axes | None = None, *, palette: Pa
         MissingExtraError: if matplotlib is not installed.
     """
     axes = axes_or_new(ax)
-    lines = front_lines(record)
-    draw_lines(axes, lines, palette=palette, axis=front_axis(record))
+    lines = _front_lines(record)
+    draw_lines(axes, lines, palette=palette, axis=_front_axis(record))
     axes.axhline(0, color=palette.ink, linewidth=1)
     axes.set_ylabel("change against dense, %")
     axes.set_xlabel(LABEL)

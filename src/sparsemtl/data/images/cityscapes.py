@@ -143,7 +143,7 @@ def _in_both_parts(about: str, kind: str, ending: str, *, optional: bool = False
 
 
 _TERMS = "own terms: research, teaching and personal use only, no redistribution"
-CITYSCAPES_LAYOUTS = {
+_CITYSCAPES_LAYOUTS = {
     "official": PhotoLayout(
         Package(
             "the official files",
@@ -189,7 +189,7 @@ CITYSCAPES_LAYOUTS = {
 }
 
 
-@requires_files(*((kind.package,) for kind in CITYSCAPES_LAYOUTS.values()))
+@requires_files(*((kind.package,) for kind in _CITYSCAPES_LAYOUTS.values()))
 @checked
 def cityscapes(
     *,
@@ -239,6 +239,6 @@ def cityscapes(
     if reading == "maximum-roaming" and classes != 7:
         raise ParameterError("cityscapes: the reading 'maximum-roaming' has 7 categories; leave `classes` at 7.")
     root = resolve_root(options["root"])
-    kind = find_layout("cityscapes", CITYSCAPES_LAYOUTS, layout, root)
+    kind = find_layout("cityscapes", _CITYSCAPES_LAYOUTS, layout, root)
     photos = kind.read(root / kind.folder, classes, reading, as_size(options["size"]))
     return photo_data("cityscapes", kind, photos, OFFICIAL, options)

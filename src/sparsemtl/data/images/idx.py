@@ -16,7 +16,7 @@ from sparsemtl.errors import DataError
 
 DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 """Third byte of the magic number -> type of the numbers."""
-DENSEST = 1100
+_DENSEST = 1100
 """Upper bound of the bytes that one byte of gzip unpacks to (1032 at most)."""
 
 
@@ -46,7 +46,7 @@ def read_idx(path: Path, *, ndim: int) -> Tensor:
             f"{path} announces {announced:,} bytes, expected {largest(path):,} at most of a file with "
             f"{path.stat().st_size:,} packed bytes. Get it again; or unpack it yourself if you trust it."
         )
-    most = min(announced, path.stat().st_size * DENSEST)
+    most = min(announced, path.stat().st_size * _DENSEST)
     content = _content(path, begin + most + 1)  # no more than that, whatever a file unpacks to
     found = len(content) - begin
     if found != announced:

@@ -204,7 +204,7 @@ def _check_disjoint(parts: Mapping[str, Sequence[object]], where: Path) -> None:
 
 
 _LICENCE = "none is stated; published for research, cite Silberman et al. (2012)"
-NYU_LAYOUTS = {
+_NYU_LAYOUTS = {
     "arrays": PhotoLayout(
         Package(
             "arrays that multi-task papers share",
@@ -265,7 +265,7 @@ NYU_LAYOUTS = {
 }
 
 
-@requires_files(*((kind.package,) for kind in NYU_LAYOUTS.values()))
+@requires_files(*((kind.package,) for kind in _NYU_LAYOUTS.values()))
 @checked
 def nyu_v2(
     *,
@@ -309,6 +309,6 @@ def nyu_v2(
         - The labelled file has no normals. Its `depths` are read, with the holes filled, as everywhere.
     """
     root = resolve_root(options["root"])
-    kind = find_layout("nyu-v2", NYU_LAYOUTS, layout, root)
+    kind = find_layout("nyu-v2", _NYU_LAYOUTS, layout, root)
     photos = kind.read(root / kind.folder, classes, as_size(options["size"]))
     return photo_data("nyu-v2", kind, photos, OFFICIAL, options)

@@ -23,7 +23,7 @@ UNKNOWN = -1
 """Class of a sample without one."""
 BATCH = 256
 """Number of samples that are decoded at once to read their classes."""
-SourceSpec = str | Mapping[str, Any]
+_SourceSpec = str | Mapping[str, Any]
 """Name of a data set, or a mapping of its `name`, its `task` and its parameters."""
 
 
@@ -126,7 +126,7 @@ class JoinedData:
 
 
 def join(
-    datasets: Registry[TaskData], specs: SourceSpec | Sequence[SourceSpec], root: str | Path | None, *, download: bool
+    datasets: Registry[TaskData], specs: _SourceSpec | Sequence[_SourceSpec], root: str | Path | None, *, download: bool
 ) -> JoinedData:
     """Make data sets, and number their classes.
 
@@ -179,7 +179,7 @@ def _pooled(parts: Sequence[Part], tasks: Sequence[Classification], titles: Sequ
 
 
 def _load(
-    datasets: Registry[TaskData], spec: SourceSpec, root: str | Path | None, *, download: bool
+    datasets: Registry[TaskData], spec: _SourceSpec, root: str | Path | None, *, download: bool
 ) -> tuple[TaskData, Classification]:
     """Return a data set and its classification."""
     given: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)

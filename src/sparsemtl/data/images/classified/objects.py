@@ -133,7 +133,7 @@ _END = """Needs the extra `vision`.
         DataError: if files are absent, or an image cannot be decoded.
         ParameterError: if there is no such domain or class.
     """
-OFFICE_31 = _ObjectSet(
+_OFFICE_31 = _ObjectSet(
     "office-31",
     f"""Office-31: 31 kinds of office objects from a shop, a camera and a webcam, 4,110 images (Saenko et al. 2010).
 
@@ -167,7 +167,7 @@ _OF_CALTECH_256 = {
     "238.video-projector": "projector",
 }
 """Folder of Caltech-256 -> class of Office-31."""
-OFFICE_CALTECH = _ObjectSet(
+_OFFICE_CALTECH = _ObjectSet(
     "office-caltech",
     f"""Office-Caltech: the 10 classes that Office-31 and Caltech-256 have in common, 2,533 images (Gong et al. 2012).
 
@@ -198,7 +198,7 @@ OFFICE_CALTECH = _ObjectSet(
     },
     classes=frozenset(_OF_CALTECH_256.values()),
 )
-OFFICE_HOME = _ObjectSet(
+_OFFICE_HOME = _ObjectSet(
     "office-home",
     f"""Office-Home: 65 everyday objects in art, clip art, products and photographs (Venkateswara et al. 2017).
 
@@ -220,7 +220,7 @@ OFFICE_HOME = _ObjectSet(
     licence="non-commercial research and education only, by the page's Fair Use Notice",
     get="unpack OfficeHomeDataset_10072016.zip into the root",
 )
-CALTECH_101 = _ObjectSet(
+_CALTECH_101 = _ObjectSet(
     "caltech-101",
     f"""Caltech-101: 101 kinds of objects, 8,677 photographs of about 300x200 pixels (Fei-Fei et al. 2004).
 
@@ -237,7 +237,7 @@ CALTECH_101 = _ObjectSet(
     "101_ObjectCategories.tar.gz in it where it lies",
     clutter="BACKGROUND_Google",
 )
-CALTECH_256 = _ObjectSet(
+_CALTECH_256 = _ObjectSet(
     "caltech-256",
     f"""Caltech-256: 256 kinds of objects, 29,780 photographs, and 827 of clutter (Griffin et al. 2007).
 
@@ -255,7 +255,7 @@ CALTECH_256 = _ObjectSet(
     clutter="257.clutter",
 )
 OBJECT_SETS = {
-    **{declared.name: _office(declared) for declared in (OFFICE_31, OFFICE_CALTECH, OFFICE_HOME)},
-    **{declared.name: _caltech(declared) for declared in (CALTECH_101, CALTECH_256)},
+    **{declared.name: _office(declared) for declared in (_OFFICE_31, _OFFICE_CALTECH, _OFFICE_HOME)},
+    **{declared.name: _caltech(declared) for declared in (_CALTECH_101, _CALTECH_256)},
 }
 """Registered name -> function of the data set."""
