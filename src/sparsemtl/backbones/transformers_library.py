@@ -45,7 +45,7 @@ def transformers_model(
     """Model of Hugging Face's transformers library, without a head (extra `transformers`).
 
     `vocab_size`, `image_size` and `num_channels` must fit the data; the latter two are the data's unless `config` sets
-    otherwise.
+    them.
     """
     try:
         from transformers import CONFIG_MAPPING, AutoConfig, AutoModel

@@ -66,7 +66,7 @@ def run(
         ConfigError: if the configuration is not valid.
         CheckpointError: if the folder holds a run and `resume` is false, or files of others, or if another process
             writes there.
-        ParameterError: if processes of MPI are announced, or another number than in the configuration.
+        ParameterError: if processes of MPI, or not as many as in the configuration, are announced.
         ProcessError: if another process of the run ends.
     """
     spec = RunSpec(check(config), built)
@@ -164,7 +164,7 @@ def resume(folder: str | Path, *, progress: bool = True, finished: Finished | No
     Raises:
         CheckpointError: if the folder is no run folder, or the run is finished or never began, or its configuration
             has changed, or if another process writes there.
-        ParameterError: if processes of MPI are announced, or another number than in the configuration.
+        ParameterError: if processes of MPI, or not as many as in the configuration, are announced.
         ProcessError: if another process of the run ends.
     """
     refuse_other_launchers()

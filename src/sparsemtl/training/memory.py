@@ -46,7 +46,7 @@ class SavedTensors:
 
 
 class _Saved:
-    """Tensor in the hands of autograd, by which it is seen when autograd frees it."""
+    """Holder of a tensor that autograd saves; it ends when autograd frees the tensor."""
 
     def __init__(self, tensor: Tensor, counted: Any, owner: SavedTensors) -> None:
         self.tensor = tensor
