@@ -51,6 +51,7 @@ from sparsemtl.sharing import SHARING, PBFSSharing, ProximalSharing, Sharing, So
 from sparsemtl.sharing.sharing import TURNS, Update
 from sparsemtl.storage.files import read_tree, write_tree
 from sparsemtl.tasks.batches import Loaders
+from sparsemtl.training.mixing import epoch_batches
 from sparsemtl.training.step import TrainingStep
 
 every_method = pytest.mark.parametrize("method", SHARING)
@@ -172,6 +173,29 @@ def test_beginning_an_epoch_changes_neither_the_model_nor_what_is_drawn_next(
     assert_same(state_of(network), before)
     assert [module.training for module in network.modules()] == modes
     assert all(p.grad is None for p in network.parameters())
+
+
+@every_method
+def test_a_loop_that_begins_no_epoch_is_refused(method: str) -> None:
+    """A method that acts before epochs would train dense networks."""
+    network, sharing = model(), build(method)
+    engine = engine_of(network, sharing)
+    acts = type(sharing).begin_epoch is not Sharing.begin_epoch
+    assert sharing.needs_epoch == acts
+    groups = next(iter(epoch_batches(loader(), engine.tasks, "longest")))
+    if acts:
+        before = state_of(network)
+        with pytest.raises(ParameterError, match=r"none has begun.*Call `step.begin_epoch"):
+            engine.step([groups])
+        assert_same(state_of(network), before)
+    engine.begin_epoch(0, loader())
+    assert not sharing.needs_epoch
+    engine.step([groups])
+    state = sharing.state_dict()
+    sharing.start(network)
+    assert sharing.needs_epoch == acts
+    sharing.load_state_dict(state)
+    assert not sharing.needs_epoch
 
 
 def entries(network: nn.Module) -> list[dict[str, int]]:

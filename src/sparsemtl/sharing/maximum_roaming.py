@@ -58,7 +58,7 @@ class MaximumRoamingSharing(Sharing):
         >>> sharing = MaximumRoamingSharing(keep=0.5, update_every=1, seed=0)
         >>> step = TrainingStep(model, torch.optim.Adam(model.parameters()), sharing.start(model), sharing=sharing)
         >>> for epoch in range(5):
-        ...     step.networks = sharing.begin_epoch(epoch, model, step.networks, data) or step.networks
+        ...     step.begin_epoch(epoch, data)
         ...     for x, labels in data:
         ...         _ = step(x, labels)
         >>> [value for task, name, value in sharing.metrics(model, step.networks) if name == "served"]

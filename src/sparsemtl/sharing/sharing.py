@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import abc
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypedDict, runtime_checkable
 
 from typing_extensions import Doc
@@ -99,6 +100,19 @@ class Sharing(ConstructorRepr, abc.ABC):
     bn: Statistics | None = "shared"
     #: Learning rate of `TaskNetworks.parameters()`; None is the optimizer's.
     lr: float | None = None
+    _epoch_begun = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let a method note the calls that `needs_epoch` depends on."""
+        super().__init_subclass__(**options)
+        for name in ("start", "begin_epoch", "load_state_dict"):
+            if name in cls.__dict__:
+                setattr(cls, name, _noting(cls.__dict__[name], begun=name != "start"))
+
+    @property
+    def needs_epoch(self) -> bool:
+        """True if the method acts before epochs and none has begun since `start`, so that steps would train dense."""
+        return not self._epoch_begun and type(self).begin_epoch is not Sharing.begin_epoch
 
     @abc.abstractmethod
     def start(self, model: MultiTaskModel) -> TaskNetworks:
@@ -165,6 +179,18 @@ class Sharing(ConstructorRepr, abc.ABC):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state of `state_dict`."""
+        self._epoch_begun = True
+
+
+def _noting(method: Callable[..., Any], *, begun: bool) -> Callable[..., Any]:
+    """Return a method of a sharing method that notes whether an epoch has begun."""
+
+    @wraps(method)
+    def noting(self: Sharing, *arguments: Any, **options: Any) -> Any:
+        self._epoch_begun = begun
+        return method(self, *arguments, **options)
+
+    return noting
 
 
 @runtime_checkable

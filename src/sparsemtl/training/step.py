@@ -24,7 +24,7 @@ from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.optim.masked import FreezeOutsideMask
 from sparsemtl.sharing.sharing import TURNS, Sharing, StepWeights, Update
-from sparsemtl.tasks.batches import Group, as_group
+from sparsemtl.tasks.batches import Group, Loaders, as_group, preserve_loader_state
 from sparsemtl.training.arguments import check_networks
 from sparsemtl.training.backend import Backend
 from sparsemtl.training.batch_losses import BatchLosses, ReadyBatch, times
@@ -54,7 +54,7 @@ class TrainingStep:
         networks: the tasks' networks. Set the attribute when they change; methods that change them after a step do so
             here.
         sharing: sharing method that made the networks, for its terms and its acts after steps; None has none. Networks
-            of `sharing.start` keep everything: call `sharing.begin_epoch` before each epoch, which chooses the masks.
+            of `sharing.start` keep everything: call `begin_epoch` of the step before each epoch, which chooses masks.
         balancing: a `Balancer` that is attached, or a name, scalarizer or aggregator of TorchJD that makes one.
         update: `joint`, `average`, `alternate` or `random_one`; by default as `choose_update` returns it. A single task
             has no other to take turns with, so that all are one.
@@ -75,7 +75,7 @@ class TrainingStep:
         >>> networks = sharing.start(model)
         >>> step = TrainingStep(model, torch.optim.Adam(model.parameters()), networks, sharing=sharing)
         >>> for epoch in range(2):
-        ...     step.networks = sharing.begin_epoch(epoch, model, step.networks, [(x, labels)]) or step.networks
+        ...     step.begin_epoch(epoch, [(x, labels)])
         ...     result = step(x, labels)
         >>> sorted(result.losses)
         ['colour', 'shape']
@@ -123,6 +123,7 @@ class TrainingStep:
         self.trained = {**self._own, **named_parameters(model, balancer=self.balancer.parameters())}
         self._skipped = 0
         self._where = ""
+        self._needs_epoch = sharing is not None
 
     @property
     def teacher(self) -> Teacher | None:
@@ -159,6 +160,19 @@ class TrainingStep:
         parts = replace(parts, shared=ordered)  # passes to the last weights are short
         return CombinedByGramian(parts, partial(self._swapped, again=True), together=self.update == "joint")
 
+    def begin_epoch(self, epoch: int, loaders: Loaders) -> None:
+        """Let the sharing method and the architecture change what they change before an epoch.
+
+        Args:
+            epoch: epoch that begins, counted from 0.
+            loaders: training data, which the method may read; generators of its loaders stay as they are.
+        """
+        if self.sharing is not None:
+            with preserve_loader_state(loaders):
+                changed = self.sharing.begin_epoch(epoch, self.model, self.networks, loaders)
+            self.networks = self.networks if changed is None else changed
+        self.model.begin_epoch(epoch)
+
     def __call__(self, x: Any, targets: Mapping[str, Tensor] | Tensor) -> StepResult:
         """Train on one batch of a loader that yields (x, {task: labels}); see `step`."""
         return self.step([[as_group((x, targets), self.tasks)]])
@@ -171,11 +185,14 @@ class TrainingStep:
             where: place in the run, for error messages.
 
         Raises:
+            ParameterError: if the sharing method acts before epochs, and none has begun.
             NonFiniteLossError: if a task's loss, or the weight that the balancer gives it, is NaN or infinite; before
                 the step that it belongs to. Where tasks take turns, those before have taken theirs.
             NonFiniteError: if the gradient is, likewise; where a gradient scaler leaves such steps out, after
                 `MAX_SKIPPED` of them.
         """
+        if self._needs_epoch:
+            self._check_epoch()
         self._where = where
         ready = [[self._losses.ready(group) for group in groups] for groups in batches]
         self._exchange = StepExchange(self.backend.processes, self.tasks, ready)
@@ -195,6 +212,16 @@ class TrainingStep:
         return result
 
     # ---- one step per task -----------------------------------------------------------------------------------
+
+    def _check_epoch(self) -> None:
+        """Raise at the first step if no epoch has begun."""
+        if getattr(self.sharing, "needs_epoch", False):
+            raise ParameterError(
+                f"{type(self.sharing).__name__} acts before epochs, such as by choosing masks, and none has begun: this "
+                "step would train the networks of `start`, which keep everything. Call `step.begin_epoch(epoch, train)` "
+                "before each epoch, the first one (0) included."
+            )
+        self._needs_epoch = False
 
     def _take_turns(self, batches: Sequence[Sequence[ReadyBatch]], result: StepResult) -> None:
         weights = dict.fromkeys(self.tasks, 1.0) if self.networks.apart else self._weights({})

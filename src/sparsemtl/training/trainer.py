@@ -33,7 +33,6 @@ from sparsemtl.tasks.batches import (
     Loaders,
     check_loaders,
     loader_generators,
-    preserve_loader_state,
 )
 from sparsemtl.tasks.processes import ALONE, Processes
 from sparsemtl.tasks.shards import sharded, shared
@@ -265,10 +264,7 @@ class Trainer:
         if self.sharing.restarts_at(epoch):
             self._ready.restart()
         with default_dtype(self._ready.fabric.strategy.precision):
-            with preserve_loader_state(train):
-                changed = self.sharing.begin_epoch(epoch, self.model, self.networks, train)
-            self.model.begin_epoch(epoch)
-        self.step.networks = self.networks if changed is None else changed
+            self.step.begin_epoch(epoch, train)
 
     @with_own_threads
     def test(self, loaders: Loaders) -> Results:
