@@ -23,7 +23,7 @@ from sparsemtl.runs.schema import json_schema
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.yaml_text import read_yaml
 from sparsemtl.training.affinity import TaskAffinity
-from sparsemtl.training.auto_share import largest_cost
+from sparsemtl.training.auto_share import SURVIVORS, largest_cost
 
 CANDIDATES: dict[str, Any] = {
     "dense": {},
@@ -124,6 +124,21 @@ def test_its_spellings_mean_the_same() -> None:
     assert {"const": "auto"} in json_schema()["properties"]["sharing"]["anyOf"]
 
 
+def test_rows_choose_and_stop_or_do_one_of_both(tmp_path: Path) -> None:
+    """By default all validation rows do both, so that a candidate's figures are those of its own run."""
+    for choose in (None, 0.25):
+        path = tmp_path / f"{choose}"
+        run({**CONFIG, "sharing": {**CONFIG["sharing"], "rungs": [], "choose": choose}}, path, progress=False)
+        summary = RunFolder(path).read_summary()
+        same = []
+        for name, _, *values in summary["declarations"]["sharing"]["tables"][2]["rows"]:
+            own = RunFolder(path / "candidates" / name).read_summary()["tasks"].values()
+            pairs = zip(own, values, strict=True)
+            same += [entry["validation"]["r2"] == pytest.approx(value, rel=1e-4) for entry, value in pairs]
+        assert all(same) == (choose is None)
+        assert summary["selection"]["rule"].startswith("all validation rows") == (choose is None)
+
+
 def test_groups_of_tasks_are_found_and_are_a_candidate(tmp_path: Path) -> None:
     data = {**CONFIG["data"], "tasks": 3, "train_size": 80}
     sharing = {**CONFIG["sharing"], "groups": True}
@@ -137,7 +152,7 @@ def test_groups_of_tasks_are_found_and_are_a_candidate(tmp_path: Path) -> None:
         run(config, tmp_path / "run", progress=False)
     about = RunFolder(tmp_path / "run").read_summary()
     assert list(about["sharing"]["epochs"]) == ["dense", "random", "groups", "apart"]
-    assert about["sharing"]["trainings"] <= largest_cost([1] * 4, [0.5], 0.5, 2)
+    assert about["sharing"]["trainings"] <= largest_cost([1] * 4, [0.5], SURVIVORS, 2)
     assert any("first rung: task0 + task2; task1" in note for note in about["notes"])
     own = read_yaml(tmp_path / "run" / "candidates" / "groups" / "config.yaml")
     assert own["architecture"] == {"name": "task-groups", "groups": [["task0", "task2"], ["task1"]]}
@@ -145,11 +160,11 @@ def test_groups_of_tasks_are_found_and_are_a_candidate(tmp_path: Path) -> None:
 
 
 def test_the_cost_of_the_default_candidates_is_four_trainings_at_most() -> None:
-    for epochs in (26, 30, 50, 80, 100, 200):
+    for epochs in (4, 5, 7, 10, 15, 26, 30, 50, 81, 100, 200):
         complete = check({"sharing": "auto", "training": {"epochs": epochs}})
         configs = list(candidate_configs(complete).values())
-        selectable = [make_sharing(own).first_selectable() + 1 for own in [*configs, configs[0]]]
-        assert adds_groups(complete)
+        selectable = [make_sharing(own).first_selectable() + 1 for own in configs]
+        assert not adds_groups(complete)
         assert largest_cost(selectable, complete["auto"]["rungs"], complete["auto"]["survivors"], epochs) <= 4.0
 
 
@@ -158,7 +173,11 @@ def test_every_candidate_is_checked_on_a_batch() -> None:
     checks = check_config(config)
     assert list(checks) == [f"candidate {name}" for name in ("dense", "random", "groups", "apart")]
     assert checks["candidate random"].coverage.density == dict.fromkeys(("task0", "task1", "task2"), 0.5)
-    config["sharing"] = {"name": "auto", "more": {"mine": {"architecture": {"name": "pbfs", "pools": [["task9"]]}}}}
+    config["sharing"] = {
+        "name": "auto",
+        "groups": True,
+        "more": {"mine": {"architecture": {"name": "pbfs", "pools": [["task9"]]}}},
+    }
     with pytest.raises(SparseMTLError, match=r"task9.*\(in candidate 'mine'\)"):
         check_config({**config, "training": {**config["training"], "epochs": 9}})
 
@@ -168,10 +187,39 @@ def test_default_candidates_are_valid_for_every_optimizer() -> None:
         complete = check({"sharing": "auto", "optimizer": optimizer})
         configs = candidate_configs(complete)
         assert list(configs) == list(default_candidates(complete))
-        assert configs["fisher 0.1"]["optimizer"]["lr"] == pytest.approx(3 * complete["optimizer"]["lr"])
-        assert configs["dense, decay"]["optimizer"]["weight_decay"] > 0
+        assert configs["dense"]["optimizer"] == complete["optimizer"]
+        for name, own in list(configs.items())[1:]:
+            rate = 0.3 if name == "dense, decay" else 1.0
+            assert own["optimizer"]["lr"] == pytest.approx(rate * complete["optimizer"]["lr"])
+            assert own["optimizer"]["name"] == ("sgd" if optimizer == "sgd" else "adamw")
+            assert own["optimizer"]["weight_decay"] > complete["optimizer"]["weight_decay"]
+    for balancing, update in (("mean", "alternate"), ("pcgrad", "average"), ("uncertainty", "average")):
+        decayed = candidate_configs(check({"sharing": "auto", "balancing": balancing}))["dense, decay"]
+        assert decayed["sharing"]["update"] == update
     more = check({"sharing": {"name": "auto", "more": {"mine": {"sharing": "random"}}}})
     assert list(candidate_configs(more))[-1] == "mine"
+
+
+def test_decay_falls_with_the_rows() -> None:
+    complete = check({"sharing": "auto", "optimizer": {"name": "adamw", "lr": 0.01}})
+    decays = {
+        rows: [own["optimizer"]["weight_decay"] for own in candidate_configs(complete, rows=rows).values()][1:]
+        for rows in (10, 100, 400, 1600)
+    }
+    assert decays[10] == decays[100] == [1, 1, 0.3, 3]
+    for rows in (400, 1600):
+        assert decays[rows] == pytest.approx([100 * value / rows for value in decays[100]])
+
+
+@pytest.mark.filterwarnings("ignore::sparsemtl.errors.SparseMTLWarning")  # of estimators of regressions, of dead units
+def test_the_rows_of_the_data_set_the_decay_of_a_run(tmp_path: Path) -> None:
+    data = {**CONFIG["data"], "train_size": 200}
+    training = {**CONFIG["training"], "epochs": 4, "batch_size": 100}
+    run({**CONFIG, "data": data, "sharing": "auto", "training": training}, tmp_path / "run", progress=False)
+    about = RunFolder(tmp_path / "run").read_summary()["sharing"]
+    assert about["trainings"] == 4.0
+    own = read_yaml(tmp_path / "run" / "candidates" / "single-task--decay" / "config.yaml")
+    assert own["optimizer"]["weight_decay"] == pytest.approx(300 / 200)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +232,7 @@ def test_default_candidates_are_valid_for_every_optimizer() -> None:
             {"candidates": {"a": {"sharing": "random"}}},
             "expected a candidate with `sharing: dense`.*found none among a",
         ),
-        ({"more": {"groups": {}}}, "the candidate 'groups' is added by the option `groups`"),
+        ({"more": {"groups": {}}, "groups": True}, "the candidate 'groups' is added by the option `groups`"),
         ({"more": {"dense": {}}}, "candidate 'dense' is in `more` and among the others"),
         ({"more": {"a": {"seed": 3}}}, "candidate 'a': `seed` cannot be changed"),
         ({"more": {"a": {"sharing": {"name": "fisher", "keeps": 1}}}}, "candidate 'a' is not valid:\n.*'keeps'"),

@@ -17,7 +17,7 @@ import sparsemtl as sm
 from sparsemtl.architectures.assembled import AssembledModel, assembled_networks
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import CheckpointError, ParameterError
-from sparsemtl.training.auto_share import RUNGS, AutoResult, _survivors, auto_share, largest_cost
+from sparsemtl.training.auto_share import RUNGS, SURVIVORS, AutoResult, _survivors, auto_share, largest_cost
 from sparsemtl.training.choice import ChoiceRows, MetricGain, Scores, choose_networks
 from sparsemtl.training.evaluation import Trained
 
@@ -49,7 +49,7 @@ CANDIDATES: dict[str, Callable[[Path], sm.Trainer]] = {
 
 
 def shared(folder: Path | None = None, **options: Any) -> AutoResult:
-    given: dict[str, Any] = {"rungs": [0.5], **options}
+    given: dict[str, Any] = {"rungs": [0.5], "survivors": 0.5, **options}
     return auto_share(CANDIDATES, rows(40, 1), rows(24, 2), rows(40, 3), folder=folder, **given)
 
 
@@ -178,8 +178,18 @@ def test_survivors_are_those_that_together_leave_the_tasks_the_best_networks() -
 
 
 def test_the_largest_cost_counts_epochs_before_the_first_that_can_be_selected() -> None:
-    assert largest_cost([1] * 10, RUNGS, 0.5, 100) == (10 * 8 + 5 * 12 + 3 * 80) / 100
-    assert largest_cost([1] * 9 + [26], RUNGS, 0.5, 100) == (10 * 8 + 5 * 12 + 3 * 80 + 18) / 100
+    assert largest_cost([1] * 10, (0.08, 0.2), 0.5, 100) == (10 * 8 + 5 * 12 + 3 * 80) / 100
+    assert largest_cost([1] * 9 + [26], (0.08, 0.2), 0.5, 100) == (10 * 8 + 5 * 12 + 3 * 80 + 18) / 100
+    assert largest_cost([1] * 5, RUNGS, SURVIVORS, 100) == 4
+
+
+def test_the_rows_that_stop_choose_where_no_others_are_given() -> None:
+    candidates = {name: CANDIDATES[name] for name in ("dense", "apart")}
+    both = auto_share(candidates, rows(40, 1), rows(24, 2), rungs=())
+    assert both.choices == auto_share(candidates, rows(40, 1), rows(24, 2), rows(24, 2), rungs=()).choices
+    for task, choice in both.choices.items():
+        assert choice.values[choice.candidate] >= choice.values[choice.baseline]
+        assert both.evaluate(rows(24, 2))[task]["r2"] == pytest.approx(choice.values[choice.candidate])
 
 
 def test_a_halving_that_stopped_ends_like_one_that_did_not(tmp_path: Path) -> None:
@@ -195,7 +205,13 @@ def test_a_halving_that_stopped_ends_like_one_that_did_not(tmp_path: Path) -> No
 
     with pytest.raises(KeyboardInterrupt):
         auto_share(
-            {**CANDIDATES, "dense": stops}, rows(40, 1), rows(24, 2), rows(40, 3), rungs=[0.5], folder=tmp_path / "two"
+            {**CANDIDATES, "dense": stops},
+            rows(40, 1),
+            rows(24, 2),
+            rows(40, 3),
+            rungs=[0.5],
+            survivors=0.5,
+            folder=tmp_path / "two",
         )
     again = shared(tmp_path / "two")
     assert again.choices == whole.choices

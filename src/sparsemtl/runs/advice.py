@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from sparsemtl.runs.auto_options import default_candidates
+from sparsemtl.runs.auto_options import group_lasso
 from sparsemtl.runs.changes import merge
 from sparsemtl.storage.yaml_text import dump_yaml
 from sparsemtl.training.affinity import TaskAffinity
@@ -185,7 +185,7 @@ def _plain(facts: TaskFacts) -> Iterator[Suggestion]:
 def _decay(facts: TaskFacts) -> Iterator[Suggestion]:
     optimizer = facts.config["optimizer"]
     measured = optimizer["name"] in ("adam", "adamw")
-    decay = 0.3 if measured else _candidate(facts, "dense, decay")["optimizer"]["weight_decay"]
+    decay = 0.3 if measured else 0.001
     enough = optimizer["name"] != "adam" and optimizer.get("weight_decay", 0.0) >= decay
     if (facts.few_rows or len(facts.groups) > 1) and not enough:
         named = {"name": "adamw", "lr": optimizer["lr"]} if measured else {}
@@ -267,7 +267,7 @@ def _apart(facts: TaskFacts) -> Iterator[Suggestion]:
 
 def _small(facts: TaskFacts) -> Iterator[Suggestion]:
     epochs = facts.config["training"]["epochs"]
-    changes = _candidate(facts, "group lasso")
+    changes = group_lasso(facts.config)
     yield Suggestion(
         "Only if you want a smaller network: group lasso",
         "It removes whole channels while it trains. On rendered rooms 29 % of the multiply-adds were level with the "
@@ -276,11 +276,6 @@ def _small(facts: TaskFacts) -> Iterator[Suggestion]:
         "fair" if not facts.vectors else "thin",
         {"architecture": {"name": "shared-bottom"}, **changes},
     )
-
-
-def _candidate(facts: TaskFacts, name: str) -> dict[str, Any]:
-    """Return the changes of a default candidate of `sharing: auto`."""
-    return default_candidates(facts.config)[name]
 
 
 def _cautions(facts: TaskFacts) -> Iterator[str]:

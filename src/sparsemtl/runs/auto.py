@@ -17,7 +17,7 @@ from sparsemtl.data import TaskData
 from sparsemtl.data.base import Loaders, Part
 from sparsemtl.networks.model import MultiTaskModel, placement
 from sparsemtl.networks.task_networks import TaskNetworks
-from sparsemtl.runs.auto_options import AUTO, adds_groups
+from sparsemtl.runs.auto_options import AUTO, adds_groups, training_rows
 from sparsemtl.runs.build import make_sharing, make_trainer
 from sparsemtl.runs.config import candidate_configs, groups_base, with_groups
 from sparsemtl.runs.loaded import write_inputs
@@ -28,7 +28,6 @@ from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.text_files import read_json, write_json
 from sparsemtl.training.affinity import task_affinity
 from sparsemtl.training.auto_share import (
-    RUNGS,
     AutoResult,
     Candidate,
     CandidateTraining,
@@ -71,18 +70,20 @@ def run_auto(spec: RunSpec, folder: RunFolder, *, pretrain: Pretrain, progress: 
     options = config[AUTO]
     folder.write_config(config)
     write_inputs(folder, data, config["task_options"])
-    stop, choose = _split(data.validation, options["choose"], config["seed"])
+    stop = choose = data.validation
+    if options["choose"] is not None:
+        stop, choose = _split(data.validation, options["choose"], config["seed"])
     size = config["training"]["batch_size"]
     train, validation, test = spec.loaders()
     stopping = replace(data, validation=stop).loaders(size)[1]
-    configs = candidate_configs(config)
+    configs = candidate_configs(config, rows=training_rows(data))
     base = groups_base(configs) if adds_groups(config) and len(data.tasks) > 2 else None
     if progress:
         print(_cost_text(config, [*configs.values(), *([configs[base]] if base is not None else [])]), file=sys.stderr)
     note = ""
     if base is not None:
         own = partial(_trainer, RunSpec(configs[base], spec.built), pretrain, progress)
-        groups = _groups(folder.candidates, base, own, (options["rungs"] or RUNGS)[0], (train, stopping))
+        groups = _groups(folder.candidates, base, own, (options["rungs"] or [1.0])[0], (train, stopping))
         note = _groups_note(groups, base)
         if 1 < len(groups) < len(data.tasks):
             configs = with_groups(configs, base, groups)
@@ -242,7 +243,11 @@ def _write(spec: RunSpec, folder: RunFolder, result: AutoResult, figures: _Figur
             seconds=sum(summary["seconds"] for summary in every),
             validation=figures.validation,
             test=figures.test,
-            notes=(*spec.data.notes, _cost_note(result), *([figures.groups] if figures.groups else [])),
+            notes=(
+                *spec.data.notes,
+                _cost_note(result, own_rows=config[AUTO]["choose"] is not None),
+                *([figures.groups] if figures.groups else []),
+            ),
             cost=measured,
         ),
         RunParts(model, sharing, as_balancer("mean"), _no_optimizer, None),
@@ -252,22 +257,24 @@ def _write(spec: RunSpec, folder: RunFolder, result: AutoResult, figures: _Figur
     )
     record["axes"]["sharing"], record["axes"]["architecture"] = AUTO, "assembled"
     record["method"] = config["label"] or AUTO
+    rows = "all validation rows" if config[AUTO]["choose"] is None else "validation rows that stopped no training"
     record["selection"]["rule"] = (
-        "rows of the validation data that stopped no training: per task, the simplest candidate within one standard "
-        "error of the best, and no worse than the best dense one"
+        f"{rows}: per task, the simplest candidate within one standard error of the best, and no worse than the best "
+        "dense one"
     )
     for task, run in chosen.items():
         record["tasks"][task]["best_epoch"] = run.read_summary()["tasks"][task]["best_epoch"]
-    rows = [row for task, run in chosen.items() for row in run.read_metrics() if row.task == task]
-    last = max((row.step for row in rows), default=0)
-    CSVCallback(folder.metrics).on_test_end([*rows, *result_rows(record["epochs"], last, "test", figures.test)])
+    logged = [row for task, run in chosen.items() for row in run.read_metrics() if row.task == task]
+    last = max((row.step for row in logged), default=0)
+    CSVCallback(folder.metrics).on_test_end([*logged, *result_rows(record["epochs"], last, "test", figures.test)])
     files.write_summary(record)
 
 
-def _cost_note(result: AutoResult) -> str:
+def _cost_note(result: AutoResult, *, own_rows: bool) -> str:
+    rows = "that stopped none of these trainings" if own_rows else "that selected the epochs too"
     return (
         f"{len(result.epochs)} candidates were trained for {result.trainings:.1f} times the epochs of one training; "
-        "the network of each task was chosen by validation rows that stopped none of these trainings"
+        f"the network of each task was chosen by validation rows {rows}"
     )
 
 

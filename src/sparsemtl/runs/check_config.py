@@ -9,7 +9,7 @@ from typing import Any
 
 from sparsemtl.errors import SparseMTLError
 from sparsemtl.networks.randomness import fork_rng
-from sparsemtl.runs.auto_options import AUTO, adds_groups
+from sparsemtl.runs.auto_options import AUTO, adds_groups, training_rows
 from sparsemtl.runs.build import make_trainer
 from sparsemtl.runs.changes import PRETRAINING
 from sparsemtl.runs.config import candidate_configs, check, groups_base, with_groups
@@ -49,7 +49,8 @@ def check_config(config: Mapping[str, Any]) -> dict[str, TrainingCheck]:
 
 def _candidates(spec: RunSpec) -> dict[str, dict[str, Any]]:
     """Return the configurations of all candidates."""
-    configs, tasks = candidate_configs(spec.config), [task.name for task in spec.data.tasks]
+    configs = candidate_configs(spec.config, rows=training_rows(spec.data))
+    tasks = [task.name for task in spec.data.tasks]
     base = groups_base(configs) if adds_groups(spec.config) else None
     if base is None or len(tasks) < 3:
         return configs

@@ -12,7 +12,7 @@ from typing import Any
 
 from sparsemtl.errors import ConfigError
 from sparsemtl.registry.plugins import load_plugins, plugins_of, with_absolute_code
-from sparsemtl.runs.auto_options import AUTO, GROUPS, candidates_of
+from sparsemtl.runs.auto_options import AUTO, GROUPS, ROWS, candidates_of
 from sparsemtl.runs.changes import merge
 from sparsemtl.runs.pretraining import pretraining_config
 from sparsemtl.runs.validation import validate
@@ -45,8 +45,15 @@ def check(
     return complete
 
 
-def candidate_configs(complete: Mapping[str, Any], *, where: str = "the configuration") -> dict[str, dict[str, Any]]:
+def candidate_configs(
+    complete: Mapping[str, Any], *, rows: int = ROWS, where: str = "the configuration"
+) -> dict[str, dict[str, Any]]:
     """Return candidate -> its complete configuration, of a run with `sharing: auto`.
+
+    Args:
+        complete: complete configuration of the run.
+        rows: training rows per task, for the default candidates.
+        where: name of the configuration in messages.
 
     Raises:
         ConfigError: if a candidate is not valid, changes what all candidates have in common, or none is dense.
@@ -54,7 +61,7 @@ def candidate_configs(complete: Mapping[str, Any], *, where: str = "the configur
     base = {key: value for key, value in complete.items() if key not in (AUTO, "name", "label")}
     base["training"] = {**base["training"], "measure_cost": False}
     configs = {}
-    for name, changes in candidates_of(complete).items():
+    for name, changes in candidates_of(complete, rows).items():
         if common := [key for key in changes if key in _COMMON]:
             raise ConfigError(
                 f"{where}, candidate {name!r}: `{common[0]}` cannot be changed, all candidates have the same: "

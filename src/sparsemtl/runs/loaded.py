@@ -25,8 +25,8 @@ from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.model import MultiTaskModel, placement
 from sparsemtl.networks.modes import eval_mode
 from sparsemtl.networks.task_networks import TaskNetworks
-from sparsemtl.runs.auto_options import AUTO
-from sparsemtl.runs.config import candidate_configs, check
+from sparsemtl.runs.auto_options import AUTO, GROUPS
+from sparsemtl.runs.config import candidate_configs, check, groups_base, with_groups
 from sparsemtl.runs.models import make_model
 from sparsemtl.storage.files import read_tensors, read_tree
 from sparsemtl.storage.metrics import metrics_frame
@@ -255,8 +255,10 @@ def _built(run: RunFolder, config: Mapping[str, Any]) -> MultiTaskModel:
         complete = check(config, where=str(run.config))
         if complete[AUTO] is None:
             return _fresh(complete, inputs)
-        models = {name: _fresh(candidate, inputs) for name, candidate in candidate_configs(complete).items()}
-        return AssembledModel(models, read_json(run.choice))
+        configs, choice = candidate_configs(complete), read_json(run.choice)
+        if GROUPS in choice.values() and (base := groups_base(configs)) is not None:
+            configs = with_groups(configs, base, read_json(run.candidates / "groups.json"))
+        return AssembledModel({name: _fresh(candidate, inputs) for name, candidate in configs.items()}, choice)
     except SparseMTLError as error:
         raise CheckpointError(f"{run.path}: its model cannot be built without the data: {error} {by_hand}") from error
 

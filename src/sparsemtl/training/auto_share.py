@@ -1,8 +1,8 @@
 """The network that is best for each task, out of a small set of candidates.
 
-1. A candidate is a function that returns a trainer. Candidates are trained side by side by successive halving: after a
-   share of the epochs, only those go on that together leave the tasks the best networks.
-2. One part of the validation rows stops the trainings early and halves the candidates; another part makes the choice.
+1. A candidate is a function that returns a trainer. Candidates are trained side by side; after a share of the epochs,
+   only those go on that together leave the tasks the best networks.
+2. Validation rows select the epochs and make the choice; other rows make the choice where they are given.
 3. Each task takes the simplest candidate that is within one standard error of the best one, and no worse than the best
    dense one.
 4. Rows of a test took part in neither: the gain over the best dense candidate there is not the selection's optimism.
@@ -43,8 +43,10 @@ from sparsemtl.training.trainer import Trainer
 
 Candidate = Callable[[Path], Trainer]
 """Function of a run folder that returns a new trainer which writes there."""
-RUNGS = (0.08, 0.2)
-"""Shares of the epochs after which candidates are dropped: the ten default ones, halved twice, cost four trainings."""
+RUNGS = (0.5,)
+"""Shares of the epochs after which candidates are dropped. Earlier ones drop masks, which are chosen late."""
+SURVIVORS = 0.6
+"""Fraction of the candidates that go on: five candidates, of which three go on after half, cost four trainings."""
 
 
 @dataclass(frozen=True)
@@ -111,10 +113,10 @@ def auto_share(
     candidates: Mapping[str, Candidate],
     train: Loaders,
     stop: Loaders,
-    choose: Loaders,
+    choose: Loaders | None = None,
     *,
     rungs: Sequence[float] = RUNGS,
-    survivors: float = 0.5,
+    survivors: float = SURVIVORS,
     folder: str | Path | None = None,
 ) -> AutoResult:
     """Train candidates, and choose the network of each task among them.
@@ -123,8 +125,8 @@ def auto_share(
         candidates: name -> function of a run folder that returns a new trainer, from the simplest network to the most
             complex one. All have the same tasks; at least one is dense (`DenseSharing`).
         train: training data, as for `Trainer.fit`.
-        stop: validation data that select the epoch of every candidate, and halve the candidates.
-        choose: other validation data, in at least two batches, that choose the candidate of every task.
+        stop: validation data that select the epoch of every candidate, and drop candidates.
+        choose: validation data, in at least two batches, that choose the candidate of every task; None is `stop`.
         rungs: shares of the epochs, rising in (0, 1), after which candidates are dropped.
         survivors: fraction of the candidates that each rung leaves, in (0, 1], rounded up, but two at least: the dense
             one of best mean rank, and in turn the one that most improves the best rank that the tasks are left.
@@ -159,7 +161,7 @@ def auto_share(
             trainings[name].train(1.0, train, stop)
             epochs[name] = trainings[name].trained_epochs
         finished = {name: trainings[name].trained for name in left}
-        rows = ChoiceRows(choose, trainings[left[0]].trainer.model.tasks)
+        rows = ChoiceRows(stop if choose is None else choose, trainings[left[0]].trainer.model.tasks)
         choices = choose_networks({name: rows.scores(trained) for name, trained in finished.items()}, finished, dense)
     choice = {task: chosen.candidate for task, chosen in choices.items()}
     model = AssembledModel({name: deepcopy(finished[name].model) for name in finished}, choice).eval()
