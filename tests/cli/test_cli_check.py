@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from sparsemtl.cli.main import app
-from sparsemtl.errors import CheckpointError, ConfigError
+from sparsemtl.errors import CheckpointError, ConfigError, ParameterError
 from sparsemtl.runs.run import run
 from sparsemtl.storage.yaml_text import dump_yaml
 
@@ -76,3 +76,10 @@ def test_what_is_neither_is_named(tmp_path: Path, file: Path) -> None:
     assert isinstance(check(tmp_path).exception, CheckpointError)
     assert isinstance(check(tmp_path / "absent.yaml").exception, ConfigError)
     assert "trainingg" in str(check(file, "trainingg.epochs=3").exception)
+
+
+def test_networks_for_other_libraries_are_named_with_what_runs_them(tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").write_bytes(b"network")
+    error = check(tmp_path / "net.onnx").exception
+    assert isinstance(error, ParameterError)
+    assert "sparsemtl bench" in str(error)

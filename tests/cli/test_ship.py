@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 from typer.testing import CliRunner
 
 import sparsemtl as sm
+from sparsemtl.cli.bench import _comparison
 from sparsemtl.cli.main import app
+from sparsemtl.compaction.timing import Speedup, Timing
 from sparsemtl.errors import CheckpointError, ParameterError
 from sparsemtl.runs.config import check
 from sparsemtl.runs.run import run as run_config
@@ -123,6 +126,13 @@ def test_times_stand_beside_the_multiply_adds_that_were_saved(run: Path) -> None
     assert "…" not in output
     assert "1 threads, medians of 2 passes" in output
     assert torch.get_num_threads() == threads
+
+
+def test_the_share_that_became_time_is_shown_where_it_is_more_than_noise() -> None:
+    time = Timing(1.0, 1.0)
+    rows = [("a", Speedup("eager", 1, 1, time, time, (100, left))) for left in (99, 50)]
+    speedups = [(name, replace(each, difference=0.0)) for name, each in rows]
+    assert list(_comparison(speedups).columns[7].cells) == ["", "0%"]
 
 
 def test_files_of_networks_are_timed(run: Path, tmp_path: Path) -> None:

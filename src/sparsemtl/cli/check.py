@@ -33,10 +33,14 @@ def check(
     expected time, what is masked; warnings do not fail. Of a folder: every file is read; the exit status is 1 if one is
     broken. Of networks that were exported as safetensors, alone or as a bundle: all of them are built.
     """
-    from sparsemtl.errors import ConfigError
+    from sparsemtl.errors import ConfigError, ParameterError
 
     if path.suffix == ".safetensors":
         _check_networks(path, as_json=as_json)
+    elif path.suffix in (".onnx", ".pt2"):
+        raise ParameterError(
+            f"{path} is a network for other libraries: `sparsemtl bench {path}` runs it, and `sm.verify` compares it."
+        )
     elif not path.is_dir():
         use_data_root(data_root)
         _check_file(path, overrides or [], plugin or [], as_json=as_json)

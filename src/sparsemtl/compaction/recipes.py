@@ -46,12 +46,15 @@ class Recipe:
         for axis, index in enumerate(self.left):
             part = part if index is None else part.index_select(axis, index)
         made = torch.empty(part.shape, dtype=self.dtype)
-        factor = torch.ones(1, dtype=part.dtype) if self.factor is None else self.factor
-        factor = factor.view([-1 if axis == self.axis else 1 for axis in range(part.ndim)]).expand(part.shape)
+        sizes = [-1 if axis == self.axis else 1 for axis in range(part.ndim)]
+        factor = None if self.factor is None else self.factor.view(sizes).expand(part.shape)
         rows = max(1, _BLOCK // max(1, part[:1].numel()))
         for start in range(0, len(part), rows):
             block = slice(start, start + rows)
-            made[block] = part[block].to(factor.dtype, copy=True).mul_(factor[block])
+            if factor is None:
+                made[block] = part[block]
+            else:
+                torch.mul(part[block].to(factor.dtype), factor[block], out=made[block])
             if self.kept is not None:
                 made[block] *= self.kept[block].view(torch.uint8).to(self.dtype)  # torch.where takes ten times as long
         if self.positions is not None and self.values is not None:
