@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         verify,
     )
     from sparsemtl.criteria import choose_masks, fisher_information, fisher_masks
+    from sparsemtl.networks.compiled import CompiledModel
     from sparsemtl.networks.masks import TaskMasks
     from sparsemtl.networks.model import MultiTaskModel, left_out_parameters, maskable_parameters
     from sparsemtl.networks.norms import TaskNorms, own_statistics
@@ -106,6 +107,7 @@ __all__ = [
     "Callback",
     "Classification",
     "ColumnLoader",
+    "CompiledModel",
     "CrossStitch",
     "CustomTask",
     "DenseSharing",
@@ -225,6 +227,7 @@ _EXPORTS = {
         "fisher_information",
         "fisher_masks",
     ),
+    "sparsemtl.networks.compiled": ("CompiledModel",),
     "sparsemtl.networks.masks": ("TaskMasks",),
     "sparsemtl.networks.model": (
         "MultiTaskModel",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from functools import cache
 from itertools import product
@@ -14,7 +14,17 @@ import torch
 from loops import each
 from torch import Tensor, nn
 
-from sparsemtl import Classification, MultiLabel, MultiTaskModel, RandomSharing, Regression, Task, TaskMasks, Trainer
+from sparsemtl import (
+    Classification,
+    CompiledModel,
+    MultiLabel,
+    MultiTaskModel,
+    RandomSharing,
+    Regression,
+    Task,
+    TaskMasks,
+    Trainer,
+)
 from sparsemtl.architectures import ARCHITECTURES
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import ParameterError
@@ -355,6 +365,26 @@ def test_it_runs_as_torch_runs_any_module_functionally() -> None:
                     p.mul_(2)
             for task, output in model(batch()).items():
                 assert torch.equal(found[task], output)
+
+
+@pytest.mark.slow
+@each_encoder
+@each_model
+def test_it_is_compiled_as_a_whole_dense_and_masked(name: str, stacked: bool) -> None:
+    model = model_of(name, stacked=stacked)
+    parameters = maskable_parameters(model)
+    kept = {n: torch.arange(p.numel()).view(p.shape) % 2 == 0 for n, p in parameters.items()}
+    masks = TaskMasks(dict.fromkeys(model.tasks, kept)) if parameters else None
+    run = CompiledModel(model, backend="aot_eager")
+    for task in model.tasks:
+        for inside in [nullcontext(), *([masks.applied(model, task)] if masks else [])]:
+            with inside:
+                plain, compiled = ((call(batch(), tasks=(task,))[task], {}) for call in (model, run))
+                for output, gradients in (plain, compiled):
+                    model.zero_grad()
+                    output.square().sum().backward()
+                    gradients.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+            torch.testing.assert_close(plain, compiled)
 
 
 def test_a_deep_copy_computes_the_same_and_shares_nothing() -> None:

@@ -18,7 +18,7 @@ from sparsemtl.sharing import SHARING
 
 pytestmark = pytest.mark.filterwarnings("ignore::sparsemtl.errors.LikelihoodWarning")
 
-PRECISIONS = ["32-true", "64-true", "bf16-true", "bf16-mixed", "16-mixed"]
+PRECISIONS = ["32-true", "64-true", "bf16-true", "bf16-mixed"]
 DTYPES = {"32-true": torch.float32, "64-true": torch.float64, "bf16-true": torch.bfloat16}
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "fisher": [{"warmup": 0}, {"warmup": 0, "granularity": "channel", "estimator": "efs"}],
@@ -75,13 +75,12 @@ def trainer(model: sm.MultiTaskModel, precision: Any, sharing: sm.Sharing | None
     )
 
 
-@pytest.mark.filterwarnings("ignore:.*precision='16-mixed'.*")
 @pytest.mark.parametrize(
     ("name", "options", "precision"),
     [
         pytest.param(name, options, precision, id=f"{name} {options} {precision}")
         for name, options in CASES
-        for precision in (PRECISIONS if options == SETTINGS.get(name, [{}])[0] else ["bf16-true", "16-mixed"])
+        for precision in (PRECISIONS if options == SETTINGS.get(name, [{}])[0] else ["bf16-true"])
     ],
 )
 def test_every_sharing_method_trains_tests_and_predicts(

@@ -98,6 +98,11 @@ def masked_outputs(modules: Mapping[nn.Module, Tensor]) -> Iterator[None]:
         yield
 
 
+def masks_outputs(model: nn.Module) -> bool:
+    """Return True inside a context in which a module of the model returns factor * output."""
+    return any(module in _masks for module in model.modules())
+
+
 def _forget(module: nn.Module, hook: ChannelMask) -> None:
     _masks[module].remove(hook)
     if not _masks[module]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from sparsemtl.errors import MaskError, unknown_name
-from sparsemtl.networks.swap_guards import guarded, lock_of, shared_state
+from sparsemtl.networks.swap_guards import guarded, lock_of, shared_state, unwatched
 
 
 @contextmanager
@@ -254,6 +254,10 @@ class _Layer:
         self._before[module, name] = entries.get(name, _ABSENT)
         self._values[module][name] = entries[name] = value
 
+    def names(self, module: nn.Module) -> list[str]:
+        """Return the attributes of a module that the layer has put there."""
+        return [name for owner, name in self._before if owner is module]
+
     def remove(self) -> None:
         """Take the layer out, wherever it is."""
         for (module, name), before in reversed(self._before.items()):
@@ -333,3 +337,20 @@ def _uncompiled() -> Iterator[None]:
             _eager.pop()
             if not _eager:
                 stance.__exit__(None, None, None)
+
+
+@contextmanager
+def unswapped(model: nn.Module) -> Iterator[None]:
+    """Inside the context, the modules of a model show their own tensors again, and run functions as compiled.
+
+    For code that passes the tensors of `current_tensors`, read before, as arguments.
+    """
+    hidden = {(m, name) for m in model.modules() for layer in _LAYERS.get(m, ()) for name in layer.names(m)}
+    shown = {slot: vars(slot[0]).pop(slot[1]) for slot in hidden if slot[1] in vars(slot[0])}
+    set_stance: Any = torch.compiler.set_stance
+    try:
+        with unwatched(), set_stance("default"):
+            yield
+    finally:
+        for (module, name), value in shown.items():
+            vars(module)[name] = value

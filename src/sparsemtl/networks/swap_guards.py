@@ -84,6 +84,21 @@ def guarded(modules: Sequence[nn.Module], label: Hashable) -> Iterator[None]:
             _watch()
 
 
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """Inside the context, calls of modules are not checked: a compiler would compile the check."""
+    global _hook
+    with shared_state:
+        if _hook is not None:
+            _hook.remove()
+            _hook = None
+    try:
+        yield
+    finally:
+        with shared_state:
+            _watch()
+
+
 def is_swapped(model: nn.Module) -> bool:
     """Return True inside a context that replaces tensors of the model."""
     return any(module in _uses for module in model.modules())

@@ -47,6 +47,7 @@ TRAINER_KEYS = (
     "restart_every",
     "norm_batches",
     "execution",
+    "compile",
     "accelerator",
     "devices",
     "strategy",

@@ -93,6 +93,15 @@ class EpochOptions(TypedDict, total=False):
             "network that cannot be sliced runs masked, with a warning."
         ),
     ]
+    compile: Annotated[
+        bool,
+        Default(False),
+        Doc(
+            "Compile the forward and backward passes of training by `torch.compile`, which needs a C++ compiler. It "
+            "takes seconds per task and shape of the inputs, and changes results by rounding. A model that torch "
+            "cannot compile as a whole is refused at the start."
+        ),
+    ]
     precision: Annotated[
         Precision, Default("32-true"), Doc("Precision of weights and computation, by the name in Lightning Fabric.")
     ]
@@ -163,6 +172,7 @@ RECORDED = (
     "layer_decay",
     "restart_every",
     "execution",
+    "compile",
     "precision",
     "norm_batches",
     "monitor",

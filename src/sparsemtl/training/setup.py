@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ from sparsemtl.sharing import Sharing
 from sparsemtl.tasks.batches import Loaders, per_task
 from sparsemtl.tasks.processes import ALONE, Processes
 from sparsemtl.training.backend import Backend
+from sparsemtl.training.compiling import compiled, try_compiled
 from sparsemtl.training.groups import add_copies, make_optimizer
 from sparsemtl.training.heads import materialize_heads
 from sparsemtl.training.last_batch import check_last_batches
@@ -112,7 +114,8 @@ def set_up(parts: RunParts, options: TrainingOptions, train: Loaders, processes:
     processes.copy_from_first(model.state_dict().values())
     check_last_batches(model, train)
     plain = _adds_nothing(fabric)
-    module: nn.Module = fabric.to_device(model) if plain else fabric.setup_module(model)
+    called = compiled(model, options)
+    module: nn.Module = fabric.to_device(called) if plain else fabric.setup_module(called)
     parts.sharing.begin_training(options["epochs"])
     networks = parts.sharing.start(model)
     parts.balancer.attach(len(model.tasks), fabric.device)
@@ -147,6 +150,8 @@ def set_up(parts: RunParts, options: TrainingOptions, train: Loaders, processes:
         slices=TaskSlices(model) if options["execution"] == "sliced" else None,
     )
     step.teacher = options["teacher"]
+    if options["compile"]:
+        try_compiled(step, train)
     restart = FreshStart(optimizer, scheduler, plateau)
     return Setup(fabric, fabric.device, module, optimizer, scheduler, plateau, step, restart)
 
@@ -157,11 +162,19 @@ def _fabric(accelerator: str, precision: Any) -> Fabric:
     from sparsemtl.training.precision import fabric_options
 
     try:
-        return Fabric(accelerator=accelerator, devices=own_device(accelerator), **fabric_options(precision))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*precision='16-mixed'.*")  # refused below
+            fabric = Fabric(accelerator=accelerator, devices=own_device(accelerator), **fabric_options(precision))
     except (ValueError, RuntimeError) as error:
         raise ParameterError(
             f"accelerator={accelerator!r} with precision={precision!r} cannot be had here: {error}"
         ) from error
+    if precision == "16-mixed" and fabric.device.type == "cpu":
+        raise ParameterError(
+            "precision='16-mixed' needs a GPU: on a CPU, Lightning Fabric would take bfloat16 in its place. Use "
+            "precision='bf16-mixed'."
+        )
+    return fabric
 
 
 def _adds_nothing(fabric: Fabric) -> bool:
