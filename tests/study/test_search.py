@@ -164,6 +164,8 @@ def test_a_search_resumed_after_an_interruption_is_the_uninterrupted_one(
     other = study_of(tmp_path, tiny, {"keys": LR, "trials": 6, "at_once": 2, "seed": 1}, {"stl": {}, "b": {}})
     with pytest.raises(ConfigError, match=r"holds a search of 'stl' with other keys, objectives, options or seeds"):
         run_study(other, tmp_path / "parts", progress=False)
+    with pytest.raises(ConfigError, match=r"or seeds: search\.seed is 0 there and 1 here\. Only `search\.trials` may"):
+        run_study(other, tmp_path / "parts", progress=False)
 
 
 def test_failures_of_settings_are_recorded_and_the_search_goes_on(tmp_path: Path, tiny: Any) -> None:

@@ -62,8 +62,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, and synchronise each with the disk: a file is safe only if its folder is."""
+    """Make a folder and those above it, and synchronise each with the disk: a file is safe only if its folder is.
+
+    Raises:
+        StorageError: if the disk is full.
+    """
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     for each in missing:
         sync_folder(each.parent)

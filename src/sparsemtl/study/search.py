@@ -17,6 +17,7 @@ from typing import Any
 
 from sparsemtl.errors import ConfigError, TrainingError
 from sparsemtl.runs.spec import RunSpec
+from sparsemtl.storage.comparison import differences, plain
 from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.study.grid import Study, StudyRun, corner_runs, trial_runs, value_text
 from sparsemtl.study.objectives import Objective, primary_values, read_objectives
@@ -31,8 +32,8 @@ _Execute = Callable[[Sequence[StudyRun], Mapping[str, Callback], str], dict[str,
 """Runs what is not finished; arguments are runs, callbacks by name of the run, and what is run. Returns failures."""
 _Reference = Mapping[int, Mapping[str, float]]
 """Seed -> task -> primary metric on validation data."""
-_REASON, _FINGERPRINT = "reason", "search"
-"""Attributes of a trial and of a study of Optuna."""
+_REASON, _FINGERPRINT, _READABLE = "reason", "search", "readable"
+"""Attributes of a trial, and two of a study of Optuna."""
 
 
 @dataclass
@@ -160,13 +161,25 @@ class _ArmSearch:
         parts = [repr(self.arm.space), self.arm.config, *options, self.options.seed, study.seeds, study.baseline]
         own = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
         found = self._trials.user_attrs.get(_FINGERPRINT)
+        readable = self._readable(study)
         if found is None:
             self._trials.set_user_attr(_FINGERPRINT, own)
+            self._trials.set_user_attr(_READABLE, readable)
         elif found != own:
+            wrong = list(differences(self._trials.user_attrs.get(_READABLE, readable), readable))
+            more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
             raise ConfigError(
                 f"{self._folder.search} holds a search of {self.arm.label!r} with other keys, objectives, options or "
-                "seeds. Only `search.trials` may change. Use another --out, or delete the folder."
+                f"seeds{': ' if wrong else ''}{'; '.join(wrong[:3])}{more}. Only `search.trials` may change: earlier "
+                f"results chose the later settings. Use another --out, or delete {self._folder.path}."
             )
+
+    def _readable(self, study: Study) -> dict[str, Any]:
+        """Return all that the settings of the search depend on, for messages."""
+        options = {name: getattr(self.options, name) for name in ("sampler", "pruner", "at_once", "seed")}
+        keys = {key: str(values) for key, values in self.arm.space.items()}
+        seeds = {"objective": list(self.options.objectives), "seeds": list(study.seeds), "baseline": study.baseline}
+        return dict(plain({"config": self.arm.config, "search": {"keys": keys, **options}, **seeds}))
 
     def chosen(self, first: int, last: int) -> list[Any]:
         """Return the trials of a round without a result, chosen now unless they were chosen before."""

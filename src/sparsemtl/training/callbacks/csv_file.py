@@ -43,14 +43,22 @@ class CSVCallback(Callback):
         self.append(rows)
 
     def append(self, rows: Iterable[MetricRow]) -> None:
-        """Append rows in one write, and synchronise the file: the checkpoint that counts the rows is written later."""
+        """Append rows in one write, and synchronise the file: the checkpoint that counts the rows is written later.
+
+        If the disk is full, the file keeps the rows that it had.
+        """
         lines = io.StringIO(newline="")
         csv.writer(lines).writerows([*row[:-1], float(row.value)] for row in rows)
-        content = lines.getvalue()
-        with storage_errors(self.path, len(content)), self.path.open("a", newline="", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        content = lines.getvalue().encode()
+        with storage_errors(self.path, len(content)), self.path.open("ab", buffering=0) as file:
+            end = os.fstat(file.fileno()).st_size
+            try:
+                while content:
+                    content = content[file.write(content) :]
+                os.fsync(file.fileno())
+            except OSError:
+                os.ftruncate(file.fileno(), end)
+                raise
 
     def _start(self, resume_at: int | None) -> None:
         """Write the header, and the rows of training up to a step."""
