@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -359,4 +360,26 @@ def test_the_other_process_ends_when_one_is_killed(tmp_path: Path) -> None:
     assert second == -9
     assert isinstance(first, ProcessError)
     assert "one of them has ended" in str(first)
+    assert re.search(r"Process 1 \(pid \d+\) has ended without a word", str(first))
     assert RunFolder(tmp_path / "run").last.exists()
+
+
+class Broken(Deadly):
+    """Batches of a list; reading the third fails in process 1."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, batch in enumerate(self.batches):
+            if number == 2 and dist.get_rank() == 1:
+                raise OSError("row 7 cannot be read")
+            yield batch
+
+
+def fail() -> None:
+    trainer_of(("dense", "mean")).fit(Broken(list(loaders(4)[0])), loaders(8)[1])
+
+
+def test_the_other_process_names_the_error_of_one() -> None:
+    first, second = together(fail)
+    assert str(second) == "row 7 cannot be read"
+    assert isinstance(first, ProcessError)
+    assert "Process 1 failed: OSError: row 7 cannot be read. The last checkpoint stays." in str(first)

@@ -32,6 +32,10 @@ def stopping(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        from sparsemtl.training.launch import is_first_process
+
+        if not is_first_process():
+            raise typer.Exit(INTERRUPTED) from None
         resumable = RunFolder(folder).begun
         say(f"Stopped. Resume with `sparsemtl resume {folder}`." if resumable else "Stopped.")
         raise typer.Exit(INTERRUPTED) from None

@@ -75,8 +75,8 @@ def run(
         _check_together(spec.config)
         if starts_first(training) and not resume:
             _check_free(RunFolder(folder))  # before other processes are started
-    start_processes(training)
-    return _run(spec, RunFolder(folder), callbacks, resume=resume, progress=progress, finished=finished)
+    with start_processes(training).announced_end():
+        return _run(spec, RunFolder(folder), callbacks, resume=resume, progress=progress, finished=finished)
 
 
 def _check_together(config: Mapping[str, Any]) -> None:

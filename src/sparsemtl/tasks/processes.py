@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sparsemtl.errors import ParameterError, ProcessError
+from sparsemtl.tasks.signs import Signs
 
 T = TypeVar("T")
 
@@ -20,13 +21,15 @@ class Processes:
 
     Args:
         group: group of `torch.distributed`; None is this process alone, for which no method communicates.
+        signs: signs of life of all processes, by which errors name the one that ended.
 
     Raises:
         ParameterError: if this process is not in the group.
     """
 
-    def __init__(self, group: Any = None) -> None:
+    def __init__(self, group: Any = None, signs: Signs | None = None) -> None:
         self._group = group
+        self._signs = signs
         self.rank = 0 if group is None else dist.get_rank(group)
         self.count = 1 if group is None else dist.get_world_size(group)
         if self.rank < 0:
@@ -161,11 +164,32 @@ class Processes:
         try:
             yield
         except RuntimeError as error:
+            diagnosis = self._signs.diagnosis() if self._signs is not None else ""
+            unknown = "Its own message, before this one, says why; a process that was killed has none"
             raise ProcessError(
                 f"process {self.rank} of {self.count} (from 0) lost the others: one of them has ended, or did not "
-                "answer in time. Its own message, before this one, says why; a process that was killed has none. The "
-                f"last checkpoint stays. torch: {str(error).strip().splitlines()[0]}"
+                f"answer in time. {diagnosis[:1].upper()}{diagnosis[1:]}{'' if diagnosis else unknown}. The last "
+                f"checkpoint stays. torch: {str(error).strip().splitlines()[0]}"
             ) from error
+        if self._signs is not None:
+            self._signs.exchanges += 1
+
+    @contextmanager
+    def announced_end(self) -> Iterator[None]:
+        """If an error or an interruption ends the work inside the context, leave its cause for the other processes.
+
+        The processes that this one has started are interrupted with it.
+        """
+        try:
+            yield
+        except ProcessError:
+            raise
+        except BaseException as error:
+            if self._signs is not None:
+                interrupted = isinstance(error, KeyboardInterrupt)
+                cause = f"was interrupted by {error}" if interrupted else f"failed: {type(error).__name__}: {error}"
+                self._signs.announce_end(cause, stop_children=interrupted)
+            raise
 
 
 ALONE = Processes()

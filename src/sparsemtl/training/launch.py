@@ -21,10 +21,15 @@ from sparsemtl.networks.randomness import random_state, restore_random_state
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.tasks.batches import Loaders, loader_generators
 from sparsemtl.tasks.processes import ALONE, Processes
+from sparsemtl.tasks.signs import Signs
 from sparsemtl.training.processes import refuse_distributed
 
 if TYPE_CHECKING:
     from sparsemtl.training.options import TrainingOptions
+
+
+_LAST_WORDS = 30
+"""Seconds that a process has to end by itself after another one has ended."""
 
 
 def announces_several(options: TrainingOptions) -> bool:
@@ -105,7 +110,23 @@ def start_processes(options: TrainingOptions) -> Processes:
         _launch(options)
     if torch.cuda.is_available() and torch.distributed.get_backend() == "nccl":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    return Processes(torch.distributed.group.WORLD)
+    return Processes(torch.distributed.group.WORLD, _signs())
+
+
+_CHILDREN: dict[int, Any] = {}
+"""Rank -> process that this process has started."""
+_SIGNS: dict[Any, Signs] = {}
+"""Store of a process group -> signs of life in it."""
+
+
+def _signs() -> Signs:
+    from torch.distributed import distributed_c10d
+
+    store: Any = distributed_c10d._get_default_store()
+    if store not in _SIGNS:
+        rank, count = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        _SIGNS[store] = Signs(store, rank, count, _CHILDREN)
+    return _SIGNS[store]
 
 
 def _launch(options: TrainingOptions) -> None:
@@ -123,8 +144,25 @@ def _launch(options: TrainingOptions) -> None:
     try:
         fabric = Fabric(accelerator=options["accelerator"], devices=devices, num_nodes=nodes, strategy=strategy)
         fabric.launch()
+        _watch_children(fabric.strategy.launcher)
     except (ValueError, RuntimeError) as error:
         raise ParameterError(f"{devices * nodes} processes cannot be started here: {error}") from error
+
+
+def _watch_children(launcher: Any) -> None:
+    """Let this process say why a process ended that it has started: Fabric would kill all within seconds."""
+    _CHILDREN.update(enumerate(getattr(launcher, "procs", ()), start=torch.distributed.get_rank() + 1))
+
+    def end_later() -> None:
+        time.sleep(_LAST_WORDS)
+        print("ProcessError: another process of this run has ended; this one ends too.", file=sys.stderr, flush=True)
+        for child in _CHILDREN.values():
+            child.kill()
+        os._exit(1)
+
+    for thread in threading.enumerate():
+        if thread.name == "child-process-observer":
+            thread._terminate_all = end_later  # type: ignore[attr-defined]
 
 
 def _end_with_launcher(launcher: int) -> None:
@@ -133,7 +171,7 @@ def _end_with_launcher(launcher: int) -> None:
     def watch() -> None:
         while os.getppid() == launcher:
             time.sleep(1)
-        time.sleep(30)
+        time.sleep(_LAST_WORDS)
         print("ProcessError: the first process of this run has ended; this one ends too.", file=sys.stderr, flush=True)
         os._exit(1)
 
@@ -145,9 +183,12 @@ def _from_torchrun() -> bool:
 
 
 @contextmanager
-def warning_once(processes: Processes) -> Iterator[None]:
-    """Inside the context, the first process alone shows our warnings, which are the same in all."""
-    with nullcontext() if processes.is_first else warnings.catch_warnings():
+def taking_part(processes: Processes) -> Iterator[None]:
+    """Inside the context, the first process alone shows our warnings, which are the same in all.
+
+    A process that ends by an error or an interruption leaves its cause for the others.
+    """
+    with processes.announced_end(), nullcontext() if processes.is_first else warnings.catch_warnings():
         if not processes.is_first:
             warnings.simplefilter("ignore", SparseMTLWarning)
         yield

@@ -49,7 +49,7 @@ from sparsemtl.training.epoch_averages import EpochAverages, epoch_rows, result_
 from sparsemtl.training.evaluation import Trained, evaluate, sample_predictions
 from sparsemtl.training.finite import check_weights
 from sparsemtl.training.groups import optimizer_maker
-from sparsemtl.training.launch import check_equal, start_processes, warning_once
+from sparsemtl.training.launch import check_equal, start_processes, taking_part
 from sparsemtl.training.loss_scales import warn_of_unlike_scales
 from sparsemtl.training.machine import with_own_threads
 from sparsemtl.training.metric_facts import metric_facts
@@ -213,7 +213,7 @@ class Trainer:
         check_loaders(train, self.model.tasks)
         check_loaders(validation, self.model.tasks)
         self._join(start_processes(self.options))
-        with self._files.fitting(resume=resume, overwrite=overwrite), warning_once(self.processes):
+        with self._files.fitting(resume=resume, overwrite=overwrite), taking_part(self.processes):
             self._fit(train, validation, resume=resume)
         return self
 
@@ -277,7 +277,7 @@ class Trainer:
         if any(loader is used for loader in _each(loaders) for used in self._used):
             raise ParameterError("this loader trained or chose the model; test on data that did neither.")
         check_loaders(loaders, self.model.tasks)
-        with warning_once(self.processes):
+        with taking_part(self.processes):
             results = self._evaluate(shared(loaders, self.processes))
         rows = list(result_rows(self.position.epoch, self.position.step, "test", results))
         with self._files.writing():
