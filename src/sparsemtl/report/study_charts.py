@@ -9,8 +9,9 @@ from markupsafe import Markup
 
 from sparsemtl.report.charts import Chart, gain_chart, line_chart
 from sparsemtl.report.words import arrow
+from sparsemtl.study.figures import Spread
 from sparsemtl.study.record import StudyRecord
-from sparsemtl.study.results import DELTA, Spread, StudyResults, gains, per_seed, spread
+from sparsemtl.study.results import DELTA, StudyResults, gains, task_level
 from sparsemtl.views.plots import Axis, Gain, Line
 
 
@@ -53,7 +54,7 @@ def key_charts(results: StudyResults, best: StudyResults, key: str, colours: Map
     column = results.settings[key]
     if not pd.api.types.is_numeric_dtype(column) or column.dtype == bool or column.nunique() < 2:
         return []
-    tasks = spread(per_seed(results, results.primary, "test"), results.settings)
+    tasks = task_level(results, results.primary, "test")
     delta = gains(results)
     slices = _slices(results, best, key)
     values = sorted(column.dropna().unique().tolist())

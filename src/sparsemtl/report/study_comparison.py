@@ -11,7 +11,7 @@ from markupsafe import Markup
 from sparsemtl.report.charts import PAGE, Chart
 from sparsemtl.report.drawing import draw
 from sparsemtl.report.words import arrow
-from sparsemtl.study.results import StudyResults, per_seed, spread
+from sparsemtl.study.results import StudyResults, task_level
 from sparsemtl.study.statistics import comparison, friedman, profiles
 from sparsemtl.views.comparisons import Ranked, draw_profiles, draw_ranks, draw_task_bars, ranks_height
 from sparsemtl.views.tables import Table
@@ -79,7 +79,7 @@ def _profiles(best: StudyResults, colours: Mapping[str, int]) -> Chart | None:
 
 def _bars(best: StudyResults, colours: Mapping[str, int]) -> list[Chart]:
     """Draw the bars of every metric that is the primary one of several tasks; none for one method or too many bars."""
-    figures = spread(per_seed(best, best.primary, "test"), best.settings)
+    figures = task_level(best, best.primary, "test")
     charts = []
     for metric in dict.fromkeys(best.primary.values()):
         tasks = [task for task, primary in best.primary.items() if primary == metric]

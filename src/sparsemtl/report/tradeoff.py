@@ -16,7 +16,8 @@ from sparsemtl.report.charts import HEIGHT, WIDTH, Chart
 from sparsemtl.report.drawing import INK, MUTED, draw, series
 from sparsemtl.report.words import arrow, signed
 from sparsemtl.study.costs import MACS, measured
-from sparsemtl.study.results import DELTA, Spread, StudyResults, gains, per_seed, run_level, spread
+from sparsemtl.study.figures import Spread
+from sparsemtl.study.results import DELTA, StudyResults, gains, run_level, task_level
 from sparsemtl.study.tables import to_units
 
 _WIDE, _TALL = 760, 320
@@ -103,7 +104,7 @@ def _has_baseline(results: StudyResults) -> bool:
 def _quality(results: StudyResults) -> Spread:
     """Return changes against the baseline, 0 for the baseline; or the figures if there is no baseline."""
     if not _has_baseline(results):
-        return spread(per_seed(results, results.primary, "test"), results.settings)
+        return task_level(results, results.primary, "test")
     change = gains(results)
     own = results.settings.index[results.settings["method"] == results.baseline]
     mean = change.mean.copy()

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sparsemtl.study.results import Spread, StudyResults, run_level
+from sparsemtl.study.figures import Spread
+from sparsemtl.study.results import StudyResults, run_level
 from sparsemtl.study.tables import StudyTable, to_units
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from sparsemtl.study.results import DELTA, StudyResults, gains, per_seed, run_level, signs, spread
+from sparsemtl.study.results import DELTA, StudyResults, gains, run_level, signs, task_level
 from sparsemtl.study.search_options import COSTS, DELTA_M
 from sparsemtl.views.tables import Table
 
@@ -34,7 +34,7 @@ def _figures(results: StudyResults, objective: str) -> pd.Series[float]:
         figures = _changes(results)
     else:
         task, _, metric = objective.rpartition(".")
-        figures = spread(per_seed(results, {task: metric}, "validation"), results.settings).mean[task]
+        figures = task_level(results, {task: metric}, "validation").mean[task]
     return figures
 
 
@@ -45,7 +45,7 @@ def _changes(results: StudyResults) -> pd.Series[float]:
         changes = gains(results, "validation").mean[DELTA]
         own = [str(s) for s in changes.index[changes.isna()] if results.settings["method"][s] == results.baseline]
         return changes.fillna(dict.fromkeys(own, 0.0))
-    mean = spread(per_seed(results, results.primary, "validation"), results.settings).mean[list(results.common)]
+    mean = task_level(results, results.primary, "validation").mean[list(results.common)]
     first = mean.iloc[0]
     changes = (100 * signs(results)[mean.columns] * (mean - first) / first.abs().replace(0, math.nan)).mean(
         axis=1, skipna=False

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sparsemtl.errors import ParameterError, unknown_name
-from sparsemtl.study.results import DELTA, StudyResults, gains, per_seed, spread
+from sparsemtl.study.results import DELTA, StudyResults, gains, task_level
 from sparsemtl.study.statistics import friedman, profiles
 from sparsemtl.views.comparisons import Ranked, draw_profiles, draw_ranks, draw_task_bars, ranks_height
 from sparsemtl.views.plots import Gain, axes_or_new, draw_bars, draw_gains
@@ -57,7 +57,7 @@ def _draw_tasks(results: StudyResults, ax: Axes | None) -> Axes:
             f"bars of tasks share one axis, and the tasks have several primary metrics: {', '.join(sorted(metrics))}. "
             f"Draw one task: plot({results.tasks[0]!r})."
         )
-    figures = spread(per_seed(results, results.primary, "test"), results.settings)
+    figures = task_level(results, results.primary, "test")
     ax = axes_or_new(ax, width=max(6.4, 1.2 * len(results.tasks)))
     means, deviations = (
         {str(name): [float(part.loc[name, task]) for task in results.tasks] for name in results.settings.index}
@@ -98,7 +98,7 @@ def _draw_task(results: StudyResults, task: str, ax: Axes | None) -> Axes:
     """Draw the primary metric of a task for every setting."""
     if task not in results.primary:
         raise ParameterError(unknown_name("task", task, results.tasks))
-    figures = spread(per_seed(results, results.primary, "test"), results.settings)
+    figures = task_level(results, results.primary, "test")
     labels = list(map(str, results.settings.index))
     ax = axes_or_new(ax, height=1.0 + 0.4 * len(labels))
     draw_bars(ax, labels, figures.mean[task].tolist(), errors=figures.std[task].tolist())

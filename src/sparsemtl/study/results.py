@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from sparsemtl.errors import CheckpointError, ParameterError, missing_extra, unknown_name
 from sparsemtl.storage.study_folder import StudyFolder
+from sparsemtl.study.figures import SplitFigures, Spread, spread
 from sparsemtl.views.tables import MISSING, Table, Value
 
 if TYPE_CHECKING:
@@ -165,6 +166,18 @@ class StudyResults:
         return {}
 
     @cached_property
+    def _splits(self) -> dict[str, SplitFigures]:
+        """Split -> its figures, collected at their first use."""
+        return {}
+
+    @cached_property
+    def _of_runs(self) -> Spread:
+        """Figures of whole runs, one column per metric."""
+        frame = self.frame
+        values = frame[frame["task"] == ""].groupby(["setting", "seed", "metric"])["value"].mean().unstack("metric")
+        return spread(values, self.settings)
+
+    @cached_property
     def _best(self) -> StudyResults:
         return _selected(tuned_settings(self), ["method"])
 
@@ -185,7 +198,7 @@ class StudyResults:
 
     def _repr_html_(self) -> str:
         """Return the primary metrics on test data as a table, for notebooks."""
-        figures = spread(per_seed(self, self.primary, "test"), self.settings)
+        figures = task_level(self, self.primary, "test")
         rows: list[list[Value]] = [
             [str(label), *(_mean_and_std(figures, label, task) for task in self.tasks), int(figures.n.loc[label].max())]
             for label in self.settings.index
@@ -272,23 +285,6 @@ class StudyResults:
         return draw(self, what, ax)
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Mean, standard deviation (ddof 1) and number of seeds; one row per setting, one column per task."""
-
-    mean: pd.DataFrame
-    std: pd.DataFrame
-    n: pd.DataFrame
-
-
-def spread(values: pd.DataFrame, settings: pd.DataFrame) -> Spread:
-    """Return mean and deviation over seeds of values indexed by (setting, seed); missing values are left out."""
-    groups = values.groupby(level="setting")
-    labels = settings.index
-    n = groups.count().reindex(labels).fillna(0).astype(int)
-    return Spread(groups.mean().reindex(labels), groups.std().reindex(labels), n)
-
-
 def per_seed(results: StudyResults, metrics: Mapping[str, str], split: str) -> pd.DataFrame:
     """Return figures by (setting, seed), one column per task.
 
@@ -297,17 +293,27 @@ def per_seed(results: StudyResults, metrics: Mapping[str, str], split: str) -> p
         metrics: task -> its metric.
         split: `validation` or `test`.
     """
-    frame = results.frame
-    rows = frame[(frame["split"] == split) & (frame["metric"] == frame["task"].map(metrics))]
-    return rows.pivot(index=["setting", "seed"], columns="task", values="value").reindex(columns=list(metrics))
+    return _figures(results, split).per_seed(metrics)
+
+
+def task_level(results: StudyResults, metrics: Mapping[str, str], split: str) -> Spread:
+    """Return the `spread` of `per_seed`, one row per setting and one column per task."""
+    return _figures(results, split).per_setting(metrics)
+
+
+def _figures(results: StudyResults, split: str) -> SplitFigures:
+    """Return the figures of a split, which the results keep."""
+    if split not in results._splits:
+        frame = results.frame
+        results._splits[split] = SplitFigures.of(frame[frame["split"] == split], results.settings)
+    return results._splits[split]
 
 
 def run_level(results: StudyResults, metric: str = "seconds") -> Spread:
     """Return a figure of whole runs, such as their time, in the column `metric`."""
-    frame = results.frame
-    rows = frame[(frame["task"] == "") & (frame["metric"] == metric)]
-    values = rows.groupby(["setting", "seed"])[["value"]].mean().rename(columns={"value": metric})
-    return spread(values, results.settings)
+    whole = results._of_runs
+    mean, std, n = (part.reindex(columns=[metric]) for part in (whole.mean, whole.std, whole.n))
+    return Spread(mean, std, n.fillna(0).astype(int))
 
 
 def best_settings(results: StudyResults) -> StudyResults:
@@ -339,7 +345,7 @@ def tuned_settings(results: StudyResults) -> StudyResults:
 
 def _selected(results: StudyResults, same: list[str]) -> StudyResults:
     """Return the results of the best setting, by validation, of every group with equal values in the columns `same`."""
-    figures = spread(per_seed(results, results.primary, "validation"), results.settings)
+    figures = task_level(results, results.primary, "validation")
     groups = results.settings.groupby(same, sort=False, dropna=False)
     winners = {_winner(results, figures, group) for _, group in groups}
     return results.only(label for label in results.settings.index if label in winners)
@@ -427,7 +433,9 @@ def _mean_and_std(figures: Spread, label: Any, task: str) -> str:
 
 def _reference(results: StudyResults) -> str | None:
     own = results.settings.index[results.settings["method"] == results.baseline]
-    return None if own.empty else str(best_settings(results.only(own)).settings.index[0])
+    if len(own) < 2:
+        return None if own.empty else str(own[0])
+    return str(best_settings(results.only(own)).settings.index[0])
 
 
 def signs(results: StudyResults) -> pd.Series[float]:

@@ -18,17 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparsemtl.errors import ParameterError, unknown_name
-from sparsemtl.study.results import (
-    DELTA,
-    Spread,
-    StudyResults,
-    gains,
-    per_seed,
-    plain,
-    ranks,
-    spread,
-    tuned_settings,
-)
+from sparsemtl.study.figures import Spread, spread
+from sparsemtl.study.results import DELTA, StudyResults, gains, per_seed, plain, ranks, task_level, tuned_settings
 from sparsemtl.views.tables import MISSING
 
 if TYPE_CHECKING:
@@ -205,12 +196,13 @@ def table(
     higher: dict[str, bool | None] = {task: results.higher_is_better(task, m) for task, m in metrics.items()}
     common = tuple(task for task in metrics if task in results.common)
     over = {}
-    values = per_seed(results, metrics, split)
-    if len(metrics) > 1 and len(set(metrics.values())) == 1:
-        values[AVERAGE] = values[list(common)].mean(axis=1, skipna=False)
-        higher[AVERAGE], over[AVERAGE] = next(iter(higher.values())), common
-    figures = spread(values, results.settings)
+    figures = task_level(results, metrics, split)
     mean, std, n = figures.mean, figures.std, figures.n
+    if len(metrics) > 1 and len(set(metrics.values())) == 1:
+        average = per_seed(results, metrics, split)[list(common)].mean(axis=1, skipna=False)
+        own = spread(average.to_frame(AVERAGE), results.settings)
+        mean[AVERAGE], std[AVERAGE], n[AVERAGE] = own.mean[AVERAGE], own.std[AVERAGE], own.n[AVERAGE]
+        higher[AVERAGE], over[AVERAGE] = next(iter(higher.values())), common
     methods = results.settings["method"]
     if (methods != results.baseline).sum() > 1:
         mean[RANK] = ranks(results, mean, {task: bool(higher[task]) for task in common}).mean(axis=1)
