@@ -83,11 +83,12 @@ def compact_root(root: Root, example: Any, *, single: bool, multiple_of: int) ->
         root.module.double()
     network = canonical_network(root, ran or copied(model.module), inputs)
     parameters = parameter_count(model.module)
+    before = LayerCosts()
     if inputs is not None:
-        measure_shapes(network, model.module, inputs)
+        whole = measure_shapes(network, model.module, inputs)
         if unroll(network):
-            measure_shapes(network, model.module, inputs)
-    before = LayerCosts() if inputs is None else _costs(built(network, copy.deepcopy(network.graph)), inputs)
+            whole = measure_shapes(network, model.module, inputs)
+        before = _costs(whole, inputs)
     widths = LayerWidths(network)
     _shrink(network, widths, multiple_of)
     small = built(network, network.graph)
@@ -136,6 +137,8 @@ def _finished(
 
 def _refuse_others(small: CompactedModule, arguments: Mapping[str, Any], comparison: Comparison) -> None:
     """Add checks for the inputs that a network is not right for: other sizes, or recorded gradients."""
+    if not (comparison.without_gradients or comparison.fixed):
+        return
     if comparison.without_gradients:
         with small.graph.inserting_before(next(iter(small.graph.nodes))):
             small.graph.call_function(check_no_grad)
@@ -203,12 +206,13 @@ def canonical_network(root: Root, ran: nn.Module, inputs: Inputs | None) -> Netw
     return network
 
 
-def measure_shapes(network: Network, model: nn.Module, inputs: Inputs) -> None:
-    """Record the shapes of all tensors of a graph on the example."""
+def measure_shapes(network: Network, model: nn.Module, inputs: Inputs) -> CompactedModule:
+    """Record the shapes of all tensors of a graph on the example; return a module that computes a copy of the graph."""
     whole = built(network, copy.deepcopy(network.graph))
     like = next((p for p in whole.parameters() if p.is_floating_point()), None)
     same = inputs.to(dtype=None if like is None else like.dtype, device=device_of(whole))
     measure(network, whole, list(same.mapped(Tensor.clone).named(model).values()))
+    return whole
 
 
 def measured(root: Root, example: Any, *, single: bool) -> tuple[Network, dict[str, int]]:

@@ -25,9 +25,11 @@ def train_mode(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _modes(model: nn.Module, *, training: bool) -> Iterator[None]:
     before = [(module, module.training) for module in model.modules()]
-    model.train(training)
+    if any(mode != training for _, mode in before):  # setting the mode of a module takes as long as a small layer
+        model.train(training)
     try:
         yield
     finally:
         for module, mode in before:
-            module.training = mode
+            if module.training != mode:
+                module.training = mode
