@@ -110,7 +110,6 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
     return (args[0], aligned), {}
 
 
-@torch.no_grad()
 def _align(optimizer: Optimizer) -> None:
     """Align what is not known to be aligned since the last step."""
     known: dict[Tensor, Any] = optimizer._aligned  # type: ignore[attr-defined]
@@ -127,12 +126,13 @@ def _align(optimizer: Optimizer) -> None:
                 if not strided or not _is_dense(p):
                     group["fused"] = None
                     break
-                p.grad = _laid_out_as(p.grad, p)
-                if group.get("momentum"):
-                    state.setdefault("momentum_buffer", torch.zeros_like(p))
-                for key, value in state.items():
-                    if isinstance(value, Tensor) and value.shape == p.shape:
-                        state[key] = _laid_out_as(value, p)
+                with torch.no_grad():
+                    p.grad = _laid_out_as(gradient, p)
+                    if group.get("momentum"):
+                        state.setdefault("momentum_buffer", torch.zeros_like(p))
+                    for key, value in state.items():
+                        if isinstance(value, Tensor) and value.shape == p.shape:
+                            state[key] = _laid_out_as(value, p)
                 known[p] = (p.stride(), p.grad.stride(), len(state))
 
 

@@ -263,7 +263,7 @@ def _not_distributed() -> bool:
 
 def _computed(task: str, name: str, metric: Metric) -> float:
     for part in metric.modules():  # one process has all outputs: torchmetrics would wait for the others
-        if hasattr(part, "distributed_available_fn"):
+        if getattr(part, "distributed_available_fn", _not_distributed) is not _not_distributed:
             part.distributed_available_fn = _not_distributed  # type: ignore[assignment]
     try:
         value = float(metric.compute())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -141,12 +141,12 @@ class OwnRandomness:
                 seed_everything(seed)
                 self._state = random_state()
 
-    @contextmanager
-    def forward(self) -> Iterator[None]:
+    def forward(self) -> AbstractContextManager[None]:
         """Draw this process's own numbers inside the context."""
-        if not self._processes.several:
-            yield
-            return
+        return self._forked() if self._processes.several else nullcontext()
+
+    @contextmanager
+    def _forked(self) -> Iterator[None]:
         with fork_rng():
             restore_random_state(self._state)
             yield
