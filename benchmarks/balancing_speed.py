@@ -19,6 +19,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -168,7 +169,9 @@ def measure_peak(balancing: str, tasks: int) -> float:
 def memory_of_a_task(balancing: str) -> Ratio:
     """Peak memory per further task, over the size of a gradient."""
     size = 4 * sum(p.numel() for p in network("mlp", 2).shared_parameters().values()) / 2**20
-    return spread(lambda: (peak(balancing, 8) - peak(balancing, 2)) / (6 * size), 1)
+    with ThreadPoolExecutor() as pool:
+        many, few = pool.map(partial(peak, balancing), (8, 2))
+    return spread(lambda: (many - few) / (6 * size), 1)
 
 
 def call(name: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
@@ -204,7 +207,7 @@ def measures(quick: bool) -> Iterator[Measure]:
             continue
         solve = solver(name, tasks)
         solve()
-        median = spread(lambda solve=solve: 1e3 * seconds(solve), 50 if quick else 500)
+        median = spread(lambda solve=solve: 1e3 * seconds(solve), 50 if quick else 200)
         yield Measure(f"solver of {name}, {tasks} tasks", median, goal, "ms")
     rows = {"mlp": ("mgda",) if quick else ("mgda", "cagrad", "nash-mtl", "pcgrad"), "resnet18": ("mgda",)}
     for name, balancers in rows.items():

@@ -44,7 +44,7 @@ def step_of(model: sm.MultiTaskModel, sharing: sm.Sharing, batch: int) -> Step:
 
 
 def measures(quick: bool) -> Iterator[Measure]:
-    repeats, counts = (5, [2]) if quick else (31, [2, 4])
+    repeats, counts = (5, [2]) if quick else (11, [2, 4])
 
     def damtl(align: str, count: int, remember: float = 512.0) -> Step:
         return step_of(auxiliary_model(align, count, remember=remember), sm.SoftMaskSharing(), BATCH)

@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from common import BATCH, CLASSES, NETWORKS, Batch, Measure, batch, joint_pass, main, network, paired, resident, spread
@@ -27,8 +28,8 @@ from sparsemtl.criteria import Fisher
 from sparsemtl.kernels.compiled import library
 
 GOALS = {  # (network, tasks): (with the kernel, without)
-    ("mlp", 3): (2.6, 2.6),
-    ("mlp", 8): (5.5, 5.5),
+    ("mlp", 3): (2.6,),  # the kernel is for convolutions
+    ("mlp", 8): (5.5,),
     ("resnet18", 3): (2.7, 3.3),
     ("resnet18", 8): (6.2, 7.8),
 }
@@ -94,9 +95,10 @@ def switched(run: Callable[[], None], kernels: str) -> Callable[[], None]:
 
 def measures(quick: bool) -> Iterator[Measure]:
     """Ratios of memory and errors, then ratios of time: the slowest last."""
-    repeats = 1 if quick else 3
     for name in () if quick else NETWORKS:
-        memory = spread(lambda n=name: peak("fisher", n, 3) / peak("train", n, 3), 1)
+        with ThreadPoolExecutor() as pool:
+            of_fisher, of_training = pool.map(lambda run, n=name: peak(run, n, 3), ("fisher", "train"))
+        memory = spread(lambda ratio=of_fisher / of_training: ratio, 1)
         yield Measure(f"peak memory of Fisher ÷ forward and backward pass, {name}, 3 tasks", memory, 2)
         yield Measure(f"error of Fisher, {name}", spread(lambda n=name: error(n), 1), ERROR)
         yield Measure(f"error of one pass per sample, {name}", spread(lambda n=name: error(n, path="loop"), 1))
@@ -104,8 +106,9 @@ def measures(quick: bool) -> Iterator[Measure]:
     for (name, count), goals in GOALS.items():
         if quick and count > 3:
             continue
+        repeats = 1 if quick else 3 if count == 3 else 2
         model, data = network(name, count), batches(name, count, QUICK if quick else SAMPLES[name])
-        for kind, goal in zip(kinds, goals[-len(kinds) :], strict=True):
+        for kind, goal in zip(kinds, goals[-len(kinds) :], strict=False):
             row = f"Fisher ÷ forward and backward pass, {name}, {count} tasks, {kind}"
             run = switched(lambda m=model, d=data: fisher(m, d), kinds[kind])
             yield Measure(row, paired(lambda m=model, d=data: train(m, d), run, repeats), goal)

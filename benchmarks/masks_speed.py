@@ -215,14 +215,14 @@ def measures(quick: bool) -> Iterator[Measure]:
     yield Measure("masks while training, per weight and task", used, 2, "bytes")
     for name in NETWORKS:
         for count in (3,) if quick else (3, 8):
-            ratio = masked_step(name, count, 3 if quick else 9)
+            ratio = masked_step(name, count, 3 if quick else 5)
             yield Measure(f"masked step, {name}, T={count}, over plain passes", ratio, MASKED_STEP[name])
         for method, make in () if quick else ROUTED.items():
-            ratio = routed_step(name, 3, make(), 9)
+            ratio = routed_step(name, 3, make(), 5)
             yield Measure(f"routed step, {method}, {name}, T=3, over plain passes", ratio, ROUTED_STEP)
-        ratio = strict_update(name, 5 if quick else 15)
+        ratio = strict_update(name, 5 if quick else 9)
         yield Measure(f"strict update, {name}, over fused Adam", ratio, STRICT_UPDATE[name])
-    yield from files(1 if quick else 5)
+    yield from files(1 if quick else 3)
     sizes = [(10**6, 8)] if quick else [(10**6, 8), (10**7, 8), (25 * 10**6, 8), (10**6, 64)]
     for weights, tasks in sizes:
         yield Measure(f"overlap, {weights:,} weights, T={tasks}", overlap(weights, tasks, 2), None, "s")

@@ -69,7 +69,7 @@ class Size:
 
 
 SIZES = {
-    "small": Size(batches=150, evaluation=25, epochs=4, pairs=3, goal=1.0),
+    "small": Size(batches=150, evaluation=25, epochs=2, pairs=3, goal=1.0),
     "mlp": Size(batches=10, evaluation=3, epochs=2, pairs=3, goal=0.9),
     "resnet18": Size(batches=4, evaluation=1, epochs=1, pairs=2, goal=0.9),
 }

@@ -9,6 +9,7 @@ torch and makes an optimizer pays for torch and torch._dynamo, which torch impor
 
 from __future__ import annotations
 
+import operator
 import os
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def measures(quick: bool) -> Iterator[Measure]:
             value = spread(lambda command=command: seconds(lambda: run(*command)), repeats)  # type: ignore[misc]
             yield Measure(f"`sparsemtl {words}`", value, goal=0.4, unit="s")
         if not quick:
-            yield from _first_run(Path(cache), run, repeats)
+            yield from _first_run(Path(cache), run)
         run("-c", ALL)
         imports: list[tuple[str, str, float | None]] = [
             ("`import sparsemtl` over `import torch`", "import torch, sparsemtl", 0.2)
@@ -53,7 +54,7 @@ def measures(quick: bool) -> Iterator[Measure]:
             yield Measure(name, spread(lambda code=code: added(code), repeats), goal=goal, unit="s")  # type: ignore[misc]
 
 
-def _first_run(folder: Path, run: Callable[..., None], repeats: int) -> Iterator[Measure]:
+def _first_run(folder: Path, run: Callable[..., None]) -> Iterator[Measure]:
     """Yield the rows of a small run; `run` starts a process with the same cache of bytecode."""
     file = folder / "run.yaml"
     file.write_text(RUN)
@@ -62,9 +63,10 @@ def _first_run(folder: Path, run: Callable[..., None], repeats: int) -> Iterator
         run("-m", "sparsemtl", "run", str(file), "--out", tempfile.mkdtemp(dir=folder), "--quiet")
 
     train(), run("-c", TORCH)
-    yield Measure("small run on digits", spread(lambda: seconds(train), repeats), unit="s")
-    over = spread(lambda: seconds(train) / seconds(lambda: run("-c", TORCH)), repeats)
-    yield Measure("the same, over `import torch` and an optimizer", over)
+    ours, torchs = zip(*((seconds(train), seconds(lambda: run("-c", TORCH))) for _ in range(3)), strict=True)
+    yield Measure("small run on digits", spread(iter(ours).__next__, 3), unit="s")
+    over = map(operator.truediv, ours, torchs)
+    yield Measure("the same, over `import torch` and an optimizer", spread(over.__next__, 3))
 
 
 if __name__ == "__main__":

@@ -182,6 +182,14 @@ def worse_rows(recorded: Result, found: Result, *, same_cpu: bool) -> dict[str, 
     return worse
 
 
+def uncompared_rows(recorded: Result, found: Result, *, same_cpu: bool) -> list[str]:
+    """Return the rows without a recorded one to compare with: of another name or unit, or times of another CPU."""
+    units = {row["name"]: row["unit"] for row in recorded["rows"] if "value" in row}
+    known = {name for name, unit in units.items() if same_cpu or unit in PORTABLE}
+    rows = [row for row in found["rows"] if "value" in row]
+    return [row["name"] for row in rows if row["name"] not in known or units[row["name"]] != row["unit"]]
+
+
 def compare_rows(names: Sequence[str]) -> int:
     """Run scripts quickly, print rows that became worse in two runs, and return the number of these and of failures."""
     recorded, known, problems = json.loads(RECORD.read_text()), scripts(), 0
@@ -194,6 +202,8 @@ def compare_rows(names: Sequence[str]) -> int:
         if worse:
             again = worse_rows(old, run(known[name], quick=True), same_cpu=same_cpu)
             worse = {row: change for row, change in worse.items() if row in again}
+        for row in uncompared_rows(old, found, same_cpu=same_cpu):
+            print(f"not compared: {row}", flush=True)
         for row, change in worse.items():
             print(f"WORSE: {known[name].name}: {row}: {change}", flush=True)
         problems += len(worse) + (found["error"] is not None)

@@ -121,7 +121,7 @@ def measures(quick: bool) -> Iterator[Measure]:
             for x, targets in data:
                 joint_pass(model, x, targets)
 
-        time = paired(plain, lambda model=model, data=data: scores(model, data), 1 if quick else 3)
+        time = paired(plain, lambda model=model, data=data: scores(model, data), 2 if goal and not quick else 1)
         yield Measure(f"Fisher of {kind}, T={TASKS}, {len(data)} batches ÷ plain", time, goal=goal)
         if not quick:
             largest = error(kind)

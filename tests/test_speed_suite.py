@@ -140,5 +140,8 @@ def test_rows_that_became_worse_are_named_where_figures_carry_over(
     before = suite.RECORD.read_text()
     write(tmp_path, "step_speed", [row("one", median, unit=unit, at_least=at_least), row("new", 9.0)])
     assert run(suite, monkeypatch, "--quick") == int(is_worse)
-    assert ("WORSE: step_speed.py: one: 1" in capsys.readouterr().out) == is_worse
+    printed = capsys.readouterr().out
+    assert ("WORSE: step_speed.py: one: 1" in printed) == is_worse
+    assert ("not compared: one" in printed) == (unit == "s" and not same_cpu)
+    assert "not compared: new" in printed
     assert suite.RECORD.read_text() == before  # a comparison writes nothing
