@@ -7,7 +7,7 @@ python benchmarks/pays/results.py RUNS                     # the tables
 
 Files of MNIST, Fashion-MNIST and Student Performance lie under $SPARSEMTL_DATA; the other settings need none. A setting
 has 152 to 320 runs, 19 to 40 per seed. One seed of C4-N100 takes about a minute of processor time (1.3 s per run of a
-dense or masked network, 9 s per run of `auto`); the other settings have not been timed.
+dense or masked network, four to five times as much per run of `auto`); the other settings have not been timed.
 """
 
 from __future__ import annotations
