@@ -15,6 +15,7 @@ from sparsemtl.runs.config import check
 from sparsemtl.runs.run import run as run_config
 from sparsemtl.storage.files import read_tree
 from sparsemtl.storage.text_files import read_json
+from sparsemtl.training import shrinking
 
 CONFIG = {
     "data": "digits",
@@ -58,6 +59,8 @@ def test_several_budgets_are_runs_of_their_own_with_one_table_and_one_picture(de
     first, second = (sm.load_run(folder / name).config for name in ("macs-0.6", "macs-0.3"))
     assert (first["start_from"], second["start_from"]) == (str(dense), str(folder / "macs-0.6"))
     assert first["teacher"]["run"] == second["teacher"]["run"] == str(dense)
+    assert (first["sharing"]["per_reader"], first["sharing"]["lambda"]) == (shrinking.PER_READER, shrinking.STRENGTH)
+    assert first["teacher"]["weight"] == shrinking.TEACHER_WEIGHT
     page = (folder / "shrink.html").read_text(encoding="utf-8")
     assert all(name in page for name in names)
     assert "<svg" in page

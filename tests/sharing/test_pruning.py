@@ -13,6 +13,7 @@ import sparsemtl as sm
 from sparsemtl.compaction.units import removable_units
 from sparsemtl.errors import LabelError, MaskWarning, ParameterError
 from sparsemtl.sharing.schedules import cubic
+from sparsemtl.sharing.sharing import StepWeights
 from sparsemtl.sharing.taylor import taylor_importance
 
 
@@ -156,3 +157,31 @@ def test_a_budget_that_cannot_be_reached_is_said_before_training_goes_on() -> No
 def test_a_schedule_that_ends_in_its_warmup_is_refused() -> None:
     with pytest.raises(ParameterError, match=r"`reach_at` must come after the warm-up of 3 epochs"):
         build("pruning", warmup=3, reach_at=2)
+
+
+def test_lambda_shrinks_the_channels_that_every_layer_reads_and_leaves_removed_ones_at_zero() -> None:
+    network = wide()
+    sharing = sm.PruningSharing(macs=0.6, lambda_=0.4)
+    sharing.begin_epoch(0, network, sharing.start(network), loader())
+    units = removable_units(network, torch.rand(2, 6))
+    network.zero_grad()
+    sum(output.square().sum() for output in network(torch.rand(2, 6)).values()).backward()
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    sharing.after_step(network, sharing.start(network), optimizer, StepWeights(regularizer=0.5))
+    left = sharing.state_dict()["left"]
+    read = {layer.weight: layer for layer in units.readers()}
+    assert {"encoder.2.weight", "heads.kind.0.weight"} < set(read)
+    for name, parameter in network.named_parameters():
+        expected = before[name]
+        if name in read:
+            shift = 0.1 * 0.5 * 0.4 * math.sqrt(len(expected))
+            expected = expected * (1 - shift / expected.norm(dim=0)).clamp_min(0) * left[read[name].reads]
+        torch.testing.assert_close(parameter.detach(), expected)
+
+
+def test_a_penalty_of_any_strength_leaves_a_channel_in_every_layer() -> None:
+    engine = trained(sm.PruningSharing(macs=0.5, lambda_=1e3), loader(), network=wide())
+    small = sm.compact(engine.model, example_inputs=torch.rand(2, 6))
+    assert all(rows["left"] >= 1 for rows in engine.sharing.summary(engine.model, engine.networks)["units"].values())
+    assert all(layer.outputs[1] >= 1 for layer in small.report.layers)

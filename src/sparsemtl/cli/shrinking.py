@@ -105,8 +105,13 @@ def shrink(
     ] = None,
     per_reader: Annotated[
         bool,
-        typer.Option("--per-reader", help="Remove a channel from one layer that reads it at a time."),
-    ] = False,
+        typer.Option(
+            "--per-reader/--all-readers", help="Remove a channel from one layer that reads it at a time, or from all."
+        ),
+    ] = True,
+    strength: Annotated[
+        float, typer.Option("--lambda", metavar="L", min=0.0, help="Strength of the group lasso while training.")
+    ] = 1e-5,
     teacher_weight: Annotated[
         float, typer.Option(metavar="W", min=0.0, help="Weight of the trained run's outputs as soft targets; 0: none.")
     ] = 1.0,
@@ -129,7 +134,7 @@ def shrink(
     ending = budget.name(budget.values[0]).replace(" ", "-") if alone else "small"
     folder = out or run.with_name(f"{run.resolve().name}-{ending}")
     with stopping(folder):
-        pruning = {"per_reader": True} if per_reader else {}
+        pruning = {"per_reader": per_reader, "lambda": strength}
         make = partial(shrunk_config, dense, teacher_weight=teacher_weight)
         result = _run_stages(dense, folder, budget, epochs, pruning, make=make, quiet=quiet)
     _write(result, dense, folder)

@@ -18,7 +18,9 @@ from sparsemtl.networks.model import MultiTaskModel, first_group
 from sparsemtl.networks.norms import own_statistics
 from sparsemtl.networks.randomness import fork_rng
 from sparsemtl.networks.task_networks import TaskNetworks, dense_networks
-from sparsemtl.registry.parameters import Count, Fraction, Natural, validated
+from sparsemtl.optim.penalties import GroupLasso
+from sparsemtl.optim.proximal_step import ProximalStep
+from sparsemtl.registry.parameters import Count, Fraction, Natural, NonNegative, validated
 from sparsemtl.sharing.schedules import check_reach_at, cubic
 from sparsemtl.sharing.sharing import DenseOptions, Sharing, StepWeights
 from sparsemtl.sharing.taylor import taylor_importance
@@ -40,10 +42,15 @@ class PruningSharing(Sharing):
     The weights that read a removed unit are zero after every step, so that `compact` gives the small network. All tasks
     compute with all weights that are left. Every layer keeps at least one unit.
 
+    With `lambda`, the weights by which a layer reads a channel are shrunk after every step by the proximal map of group
+    lasso, as in `group-lasso`, but in encoder and heads: training then gathers in few units what the tasks need, before
+    and after others are removed.
+
     Differences from the papers:
         - Importance is taken per task, in eval mode, on the data of the training loader before an epoch; the papers
           have one loss, and prune between steps.
         - Batches, not single samples, are squared, as in Molchanov et al.; Liu et al. square samples.
+        - `lambda` is neither paper's; it is the penalty of Less is More (Upadhyay et al. 2023).
     """
 
     figures = (Figure("macs", "Multiply-adds left", "fraction of the dense network's", per_task=False),)
@@ -74,6 +81,13 @@ class PruningSharing(Sharing):
                 "reads it at a time; by default from all of them at once."
             ),
         ] = False,
+        lambda_: Annotated[
+            NonNegative,
+            Doc(
+                "Strength of a group lasso on the input channels of the linear layers and 2D convolutions that read "
+                "units; 0 for none. Its step is that of `group-lasso`."
+            ),
+        ] = 0.0,
         **options: Unpack[DenseOptions],
     ) -> None:
         if reach_at is not None:
@@ -85,12 +99,14 @@ class PruningSharing(Sharing):
         self.combine = combine
         self.samples = samples
         self.per_reader = per_reader
+        self.lambda_ = lambda_
         self.update = options["update"]
         self.bn = options["bn"]
         self._units: Units | None = None
         self._left = torch.zeros(0, dtype=torch.bool)
         self._began = 1.0
         self._removed: list[tuple[LayerUnits, Tensor]] = []
+        self._shrink = ProximalStep(GroupLasso(strength=lambda_, linear=True, keep_min=1))
 
     def start(self, model: MultiTaskModel) -> TaskNetworks:
         """Return networks without masks."""
@@ -191,10 +207,13 @@ class PruningSharing(Sharing):
     def after_step(
         self, model: MultiTaskModel, networks: TaskNetworks, optimizer: Optimizer, weights: StepWeights
     ) -> TaskNetworks | None:
-        """Set the weights that read removed units to zero."""
+        """Set the weights that read removed units to zero, and shrink the others that read units."""
         for layer, dead in self._removed:
             weight = model.get_parameter(layer.weight)
             layer.columns(weight).index_fill_(0, dead.to(weight.device), 0.0)
+        if self.lambda_ and self._units is not None:
+            names = [layer.weight for layer in self._units.readers() if not layer.transposed]
+            self._shrink(optimizer, {name: model.get_parameter(name) for name in names}, weights.regularizer)
         return None
 
     def is_selectable(self, epoch: int) -> bool:

@@ -43,6 +43,8 @@ from sparsemtl.training.trainer import Trainer
 
 Stage = Callable[[Trained, Mapping[str, Any], int], Trained]
 """Trains the networks of a stage: the networks before it, options of `PruningSharing`, epochs -> networks."""
+PER_READER, STRENGTH, TEACHER_WEIGHT = True, 1e-5, 1.0
+"""Defaults of a shrink, compared in `benchmarks/results/shrink.md`."""
 _STEP, _STEPS = 0.6, 5
 """Factor between the stages of a budget that is a loss, and their largest number."""
 _PROBES = 6
@@ -74,12 +76,17 @@ class ShrinkOptions(TypedDict, total=False):
         Any, Default(None), Doc("A batch that the model reads; by default the first training batch.")
     ]
     teacher_weight: Annotated[
-        NonNegative, Default(1.0), Doc("Factor of the distance from the model's outputs; 0 learns from labels alone.")
+        NonNegative,
+        Default(TEACHER_WEIGHT),
+        Doc("Factor of the distance from the model's outputs; 0 learns from labels alone."),
     ]
     per_reader: Annotated[
         bool,
-        Default(False),
+        Default(PER_READER),
         Doc("Remove a channel from one layer that reads it at a time, see `PruningSharing`: for residual networks."),
+    ]
+    lambda_: Annotated[
+        NonNegative, Default(STRENGTH), Doc("Strength of the group lasso while training, see `PruningSharing`.")
     ]
 
 
@@ -118,7 +125,8 @@ def shrink(
         test: data that only report.
         options: `example_inputs`, a batch that the model reads, by default the first training batch; `teacher_weight`,
             the factor of the distance from the model's outputs, 0 for none; `per_reader`, whether a channel is removed
-            from one layer that reads it at a time, see `PruningSharing`.
+            from one layer that reads it at a time, or from all at once; `lambda_`, the strength of a group lasso that
+            gathers in few channels what the tasks need, 0 for none; see `PruningSharing` for both.
 
     Raises:
         ParameterError: if a budget is out of range, or the tasks have networks of their own.
@@ -144,7 +152,7 @@ def shrink(
         with preserve_loader_state(train):
             example = first_group(dense.model, train).to(*placement(dense.model)).x
     data = ShrinkData(train, validation, test, example)
-    own = {"per_reader": options["per_reader"]}
+    own = {"per_reader": options["per_reader"], "lambda_": options["lambda_"]}
     return shrink_in_stages(stage, dense, data, budget=budget_of(budget, dense.tasks), epochs=epochs, pruning=own)
 
 
@@ -200,12 +208,17 @@ def shrink_in_stages(
     result = ShrinkResult(measured.network("dense", None, dense), (), budget)
     before = dense
     for value, options, count in _stages(budget, dense, data, epochs):
-        before = stage(before, {**options, **pruning, "reach_at": max(1, ceil(count / 2) - 1)}, count)
+        before = stage(before, {**options, **pruning, "reach_at": reach_at(count)}, count)
         point = measured.network(budget.name(value), value, before)
         result = replace(result, points=(*result.points, point))
         if budget.max_drop and not result.holds(point):
             break
     return result.timed(measured.milliseconds([result.dense, *result.points]))
+
+
+def reach_at(epochs: int) -> int:
+    """Return the number of epochs by which a stage reaches its budget; those that are left recover."""
+    return max(1, ceil(epochs / 2) - 1)
 
 
 def _stages(
