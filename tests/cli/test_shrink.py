@@ -39,6 +39,7 @@ def test_a_run_becomes_one_small_network_of_all_tasks(dense: Path) -> None:
     folder = dense.with_name("dense-macs-0.4")
     assert "multiply-adds" in result.output
     small, run = sm.load_network(folder / "small.safetensors"), sm.load_run(folder)
+    assert (run.config["teacher"], shrinking.TEACHER_WEIGHT) == (None, 0)
     x = read_tree(folder / "samples.safetensors")["all"]["x"]
     assert sm.macs(small, x[:1]) <= 0.4 * sm.macs(sm.load_run(dense).model, x[:1])
     for task, expected in run.predict(x).items():
@@ -49,6 +50,7 @@ def test_a_run_becomes_one_small_network_of_all_tasks(dense: Path) -> None:
 def test_several_budgets_are_runs_of_their_own_with_one_table_and_one_picture(dense: Path) -> None:
     folder = dense.with_name("front")
     words = ["shrink", str(dense), "--macs", "0.6", "0.3", "--epochs", "2", "--out", str(folder), "--quiet"]
+    words += ["--teacher-weight", "1"]
     result = CliRunner().invoke(app, words, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     record = read_json(folder / "shrink.json")
@@ -60,7 +62,6 @@ def test_several_budgets_are_runs_of_their_own_with_one_table_and_one_picture(de
     assert (first["start_from"], second["start_from"]) == (str(dense), str(folder / "macs-0.6"))
     assert first["teacher"]["run"] == second["teacher"]["run"] == str(dense)
     assert (first["sharing"]["per_reader"], first["sharing"]["lambda"]) == (shrinking.PER_READER, shrinking.STRENGTH)
-    assert first["teacher"]["weight"] == shrinking.TEACHER_WEIGHT
     page = (folder / "shrink.html").read_text(encoding="utf-8")
     assert all(name in page for name in names)
     assert "<svg" in page

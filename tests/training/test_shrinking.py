@@ -51,7 +51,8 @@ def model() -> sm.MultiTaskModel:
 
 @pytest.fixture(scope="module")
 def small(model: sm.MultiTaskModel) -> sm.ShrinkResult:
-    return sm.shrink(model, TRAIN, VALIDATION, budget=[0.3, 0.6], epochs=4, trainer=FAST, test=TEST)
+    options: Any = {"trainer": FAST, "test": TEST, "teacher_weight": 1.0}
+    return sm.shrink(model, TRAIN, VALIDATION, budget=[0.3, 0.6], epochs=4, **options)
 
 
 def test_networks_keep_to_their_budgets_and_compute_what_the_pruned_model_does(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def shrunk_config(
-    run: LoadedRun, start: Path, options: Mapping[str, Any], epochs: int, *, teacher_weight: float = 1.0
+    run: LoadedRun, start: Path, options: Mapping[str, Any], epochs: int, *, teacher_weight: float = 0.0
 ) -> dict[str, Any]:
     """Return the configuration of a run that prunes a trained network to a budget while its weights train on.
 
@@ -111,10 +111,10 @@ def shrink(
     ] = True,
     strength: Annotated[
         float, typer.Option("--lambda", metavar="L", min=0.0, help="Strength of the group lasso while training.")
-    ] = 1e-5,
+    ] = 5e-5,
     teacher_weight: Annotated[
         float, typer.Option(metavar="W", min=0.0, help="Weight of the trained run's outputs as soft targets; 0: none.")
-    ] = 1.0,
+    ] = 0.0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Remove channels, heads and neurons of a trained network while it trains on, and write the small network."""

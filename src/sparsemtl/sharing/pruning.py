@@ -43,8 +43,8 @@ class PruningSharing(Sharing):
     compute with all weights that are left. Every layer keeps at least one unit.
 
     With `lambda`, the weights by which a layer reads a channel are shrunk after every step by the proximal map of group
-    lasso, as in `group-lasso`, but in encoder and heads: training then gathers in few units what the tasks need, before
-    and after others are removed.
+    lasso, as in `group-lasso`, but in encoder and heads, and with steps of the size of Adam's own (`prox_lr: step`): a
+    new optimizer, whose second moments are small, would else remove most channels of a trained network at once.
 
     Differences from the papers:
         - Importance is taken per task, in eval mode, on the data of the training loader before an epoch; the papers
@@ -85,7 +85,7 @@ class PruningSharing(Sharing):
             NonNegative,
             Doc(
                 "Strength of a group lasso on the input channels of the linear layers and 2D convolutions that read "
-                "units; 0 for none. Its step is that of `group-lasso`."
+                "units; 0 for none."
             ),
         ] = 0.0,
         **options: Unpack[DenseOptions],
@@ -106,7 +106,7 @@ class PruningSharing(Sharing):
         self._left = torch.zeros(0, dtype=torch.bool)
         self._began = 1.0
         self._removed: list[tuple[LayerUnits, Tensor]] = []
-        self._shrink = ProximalStep(GroupLasso(strength=lambda_, linear=True, keep_min=1))
+        self._shrink = ProximalStep(GroupLasso(strength=lambda_, linear=True, keep_min=1), prox_lr="step")
 
     def start(self, model: MultiTaskModel) -> TaskNetworks:
         """Return networks without masks."""

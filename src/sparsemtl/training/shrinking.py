@@ -1,7 +1,7 @@
 """Small networks out of a trained model: pruned to budgets while they learn from it, compacted and measured.
 
 1. The budgets are taken from the largest to the smallest. Each stage starts from the weights of the one before.
-2. A stage is a training with `PruningSharing`, in which the dense network's outputs are soft targets (`Teacher`).
+2. A stage is a training with `PruningSharing`. On request the dense network's outputs are soft targets (`Teacher`).
 3. Validation data select the epoch of every stage, and, where a budget is the largest loss of a task, the last stage.
 4. Each stage's networks are compacted, verified and timed: one network for all tasks, a tree, or one per task,
    whichever needs the fewest multiply-adds.
@@ -43,7 +43,7 @@ from sparsemtl.training.trainer import Trainer
 
 Stage = Callable[[Trained, Mapping[str, Any], int], Trained]
 """Trains the networks of a stage: the networks before it, options of `PruningSharing`, epochs -> networks."""
-PER_READER, STRENGTH, TEACHER_WEIGHT = True, 1e-5, 1.0
+PER_READER, STRENGTH, TEACHER_WEIGHT = True, 5e-5, 0.0
 """Defaults of a shrink, compared in `benchmarks/results/shrink.md`."""
 _STEP, _STEPS = 0.6, 5
 """Factor between the stages of a budget that is a loss, and their largest number."""
@@ -105,7 +105,7 @@ def shrink(
     """Return small networks of a trained model, with what they cost and how good they are.
 
     Channels, attention heads and neurons are removed from the shared modules and from the heads, those first that every
-    task can spare for their cost (`PruningSharing`), while the weights train on with the model's outputs as soft
+    task can spare for their cost (`PruningSharing`), while the weights train on. On request the model's outputs are soft
     targets (`Teacher`). The small networks are plain modules, verified against the pruned model.
 
     Args:
