@@ -105,8 +105,8 @@ def shrink(
     """Return small networks of a trained model, with what they cost and how good they are.
 
     Channels, attention heads and neurons are removed from the shared modules and from the heads, those first that every
-    task can spare for their cost (`PruningSharing`), while the weights train on. On request the model's outputs are soft
-    targets (`Teacher`). The small networks are plain modules, verified against the pruned model.
+    task can spare for their cost (`PruningSharing`), while the weights train on. On request the model's outputs are
+    soft targets (`Teacher`). The small networks are plain modules, verified against the pruned model.
 
     Args:
         model: the trained model, which is not changed. One of your own with its heads is made such by `sm.from_model`.
