@@ -116,7 +116,8 @@ def _handle_signals() -> list[int]:
 
     def stop(number: int, frame: Any) -> None:
         received.append(number)
-        raise KeyboardInterrupt(signal.Signals(number).name)
+        if len(received) == 1:  # a second one, as from the process that started this one, would disturb the end
+            raise KeyboardInterrupt(signal.Signals(number).name)
 
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
