@@ -257,7 +257,8 @@ def _write(spec: RunSpec, folder: RunFolder, result: AutoResult, figures: _Figur
     )
     record["axes"]["sharing"], record["axes"]["architecture"] = AUTO, "assembled"
     record["method"] = config["label"] or AUTO
-    rows = "all validation rows" if config[AUTO]["choose"] is None else "validation rows that stopped no training"
+    own_rows = config[AUTO]["choose"] is not None
+    rows = f"validation rows that {'stopped no training' if own_rows else 'selected the epochs too'}"
     record["selection"]["rule"] = (
         f"{rows}: per task, the simplest candidate within one standard error of the best, and no worse than the best "
         "dense one"
