@@ -372,6 +372,10 @@ def test_it_runs_as_torch_runs_any_module_functionally() -> None:
 @each_model
 def test_it_is_compiled_as_a_whole_dense_and_masked(name: str, stacked: bool) -> None:
     model = model_of(name, stacked=stacked)
+    if VARIANTS[name][0] in ("mtal", "squeeze-excitation"):
+        with pytest.raises(torch._dynamo.exc.Unsupported):  # a trainer refuses them at its start
+            CompiledModel(model, backend="eager")(batch())
+        return
     parameters = maskable_parameters(model)
     kept = {n: torch.arange(p.numel()).view(p.shape) % 2 == 0 for n, p in parameters.items()}
     masks = TaskMasks(dict.fromkeys(model.tasks, kept)) if parameters else None
@@ -379,12 +383,14 @@ def test_it_is_compiled_as_a_whole_dense_and_masked(name: str, stacked: bool) ->
     for task in model.tasks:
         for inside in [nullcontext(), *([masks.applied(model, task)] if masks else [])]:
             with inside:
-                plain, compiled = ((call(batch(), tasks=(task,))[task], {}) for call in (model, run))
-                for output, gradients in (plain, compiled):
+                found = []
+                for call in (model, run):
                     model.zero_grad()
+                    output = call(batch(), tasks=(task,))[task]
                     output.square().sum().backward()
-                    gradients.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
-            torch.testing.assert_close(plain, compiled)
+                    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+                    found.append((output.detach(), gradients))
+            torch.testing.assert_close(found[0], found[1])
 
 
 def test_a_deep_copy_computes_the_same_and_shares_nothing() -> None:
