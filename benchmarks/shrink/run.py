@@ -13,6 +13,8 @@ rows are trained for 2 E epochs in total:
 - `narrow`: a dense network of the width whose multiply-adds are nearest to the budget, from random weights.
 - `group-lasso`: `sharing: group-lasso` from random weights, with the `target_sparsity` of `LASSO`. Its heads are whole,
   so that it cannot reach the smaller budgets.
+- `pruning`: `sharing: pruning` from random weights, otherwise as `shrink`; dense for the first fifth of the epochs, at
+  the budget after three fifths. `pruning-short`: the same in E epochs in total, as many as the dense network had.
 - `torch-pruning`: the dense network, pruned by Torch-Pruning (`pip install torch-pruning`; group Taylor importance,
   global, in 60 rounds on 512 samples in all) to the budget, then fine-tuned for E epochs.
 
@@ -60,7 +62,17 @@ WIDTHS: dict[str, Callable[[int], dict[str, Any]]] = {
 LASSO = {0.3: 0.5, 0.15: 0.7}
 """Budget -> fraction of the groups that group lasso removes."""
 
-ROWS = ("longer", "shrink", "shrink-teacher", "shrink-taylor", "narrow", "group-lasso", "torch-pruning")
+ROWS = (
+    "longer",
+    "shrink",
+    "shrink-teacher",
+    "shrink-taylor",
+    "pruning",
+    "pruning-short",
+    "narrow",
+    "group-lasso",
+    "torch-pruning",
+)
 _PRUNING_ROUNDS, _PRUNING_SAMPLES = 60, 512
 
 
@@ -100,6 +112,8 @@ class Problem:
         assert macs is not None
         if row == "narrow":
             return self.train(name, self._narrow(macs))
+        if row.startswith("pruning"):
+            return self.train(name, self._pruning(macs, self.epochs if row == "pruning-short" else 2 * self.epochs))
         if row == "group-lasso":
             sharing = {"name": row, "target_sparsity": LASSO[macs], "reach_at": 4 * self.epochs // 3}
             return self.train(name, self.changed({"sharing": sharing, "training": {"epochs": 2 * self.epochs}}))
@@ -113,6 +127,11 @@ class Problem:
             pruning["lambda"] = 0.0
         weight = 1.0 if row == "shrink-teacher" else TEACHER_WEIGHT
         return shrunk_config(load_run(self.dense), self.dense, pruning, self.epochs, teacher_weight=weight)
+
+    def _pruning(self, macs: float, epochs: int) -> dict[str, Any]:
+        sharing = {"name": "pruning", "macs": macs, "warmup": round(0.2 * epochs), "reach_at": round(0.6 * epochs)}
+        options = {"per_reader": PER_READER, "lambda": STRENGTH}
+        return self.changed({"sharing": {**sharing, **options}, "training": {"epochs": epochs}})
 
     def _narrow(self, macs: float) -> dict[str, Any]:
         """Return the configuration of the width whose multiply-adds are nearest to the budget."""

@@ -140,7 +140,7 @@ def test_a_network_of_true_size_shrinks_and_gives_the_same_outputs(name: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("build", "bound"), [(resnet18, 0.36), (resnet50, 0.40)])
+@pytest.mark.parametrize(("build", "bound"), [(resnet18, 0.38), (resnet50, 0.40)])
 @pytest.mark.parametrize("rate", [0.5, 0.9])
 def test_a_residual_network_of_true_size_shrinks(build: Callable[..., nn.Module], bound: float, rate: float) -> None:
     torch.manual_seed(0)

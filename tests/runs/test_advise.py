@@ -41,7 +41,7 @@ def titles(found: TaskFacts) -> list[str]:
     return [one.title for one in advice_of(found).suggestions]
 
 
-SMALL = "Only if you want a smaller network: group lasso"
+SMALL = "Only if you want a smaller network: prune it while it trains"
 
 
 def test_rules_follow_the_experiments() -> None:
@@ -124,7 +124,7 @@ def test_the_command_prints_reasons_and_lines_to_paste(file: Path) -> None:
         "0.05 by chance",
         "1. ",
         SMALL,
-        "    sharing:\n      name: group-lasso",
+        "    sharing:\n      name: pruning",
         "caution",
     ):
         assert words in result.output, words

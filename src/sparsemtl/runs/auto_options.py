@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil
 from typing import Annotated, Any, TypedDict
 
 from annotated_types import Interval
@@ -162,12 +161,6 @@ def decayed(config: Mapping[str, Any], decay: float, *, rate: float = 1.0) -> di
     if optimizer["name"] == "sgd":
         return {"lr": rate * optimizer["lr"], "weight_decay": decay / 1000}
     return {**optimizer, "name": "adamw", "lr": rate * optimizer["lr"], "weight_decay": decay}
-
-
-def group_lasso(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the changes of a complete configuration that remove half of the channels in a quarter of the epochs."""
-    lasso = {"name": "group-lasso", "linear": True, "target_sparsity": 0.5}
-    return {"sharing": {**lasso, "reach_at": max(ceil(0.25 * config["training"]["epochs"]), 1)}}
 
 
 def training_rows(data: TaskData) -> int:

@@ -46,6 +46,9 @@ class PruningSharing(Sharing):
     lasso, as in `group-lasso`, but in encoder and heads, and with steps of the size of Adam's own (`prox_lr: step`): a
     new optimizer, whose second moments are small, would else remove most channels of a trained network at once.
 
+    Training from random weights did best on rendered rooms with `warmup` a fifth and `reach_at` three fifths of the
+    epochs, `per_reader: true` and `lambda: 5.0e-5` (Adam): `examples/rooms-study.yaml`, `benchmarks/results/shrink.md`.
+
     Differences from the papers:
         - Importance is taken per task, in eval mode, on the data of the training loader before an epoch; the papers
           have one loss, and prune between steps.
