@@ -270,9 +270,10 @@ def _small(facts: TaskFacts) -> Iterator[Suggestion]:
     pruning = {"name": "pruning", "macs": 0.15, "warmup": warmup, "reach_at": max(round(0.6 * epochs), warmup + 1)}
     yield Suggestion(
         "Only if you want a smaller network: prune it while it trains",
-        "Channels, heads and neurons go until 15 % of the multiply-adds are left. On rendered rooms these networks were "
+        "Channels, heads and neurons go until 15 % of the multiply-adds are left. On rendered rooms such networks were "
         "level with the dense one (+0.3 ± 0.1 % and +0.3 ± 0.3 % in two settings, 3 seeds each), where a narrow dense "
-        "network lost 2.5 ± 1.0 % with 33 %. It is not meant to make tasks better. The strength `lambda` is for Adam and related optimizers.",
+        "network lost 2.5 ± 1.0 % with 33 %. It is not meant to make tasks better. The strength `lambda` is for Adam "
+        "and related optimizers.",
         "thin",
         {"architecture": {"name": "shared-bottom"}, "sharing": {**pruning, "per_reader": True, "lambda": 5e-5}},
     )
