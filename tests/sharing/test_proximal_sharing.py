@@ -79,6 +79,7 @@ def test_a_step_is_the_optimizers_step_and_then_the_proximal_one() -> None:
     plain = network()
     optimizer, shrink = OPTIMIZERS["adamw"](plain.parameters()), ProximalStep(GroupLasso(strength=0.01, keep_min=2))
     x, targets = table(8)
+    engine.begin_epoch(0, loader())
     for _ in range(5):
         engine.step([[sm_group(x, targets)]])
         optimizer.zero_grad()
@@ -104,6 +105,7 @@ def test_a_penalty_in_the_loss_acts_on_the_gradient_and_on_no_task(method: str) 
     penalty = plain.sharing.shrink.penalty.value(weights(plain))
     terms = torch.autograd.grad(penalty, covered(plain))
     for one in (engine, plain):
+        one.begin_epoch(0, loader())
         one.step([[sm_group(x, targets)]])
     with_it, without = seen[: len(terms)], seen[len(terms) :]
     for found, bare, term in zip(with_it, without, terms, strict=True):

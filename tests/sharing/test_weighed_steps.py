@@ -180,6 +180,7 @@ def shrunk(method: str, update: Update, balancing: str, *, rate: float = RATE, w
     engine = engine_of(network, sharing, optimizer=sgd(rate), update=update, balancing=balancing)
     weight = network.encoder.layer.weight
     before = float(weight.detach().norm())
+    engine.begin_epoch(0, loader())
     engine.step([[batch_of(8)]] * windows)
     return before - float(weight.detach().norm())
 
