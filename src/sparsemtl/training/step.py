@@ -217,9 +217,9 @@ class TrainingStep:
         """Raise at the first step if no epoch has begun."""
         if getattr(self.sharing, "needs_epoch", False):
             raise ParameterError(
-                f"{type(self.sharing).__name__} acts before epochs, such as by choosing masks, and none has begun: steps "
-                "would train a network in which nothing was chosen yet. Call "
-                "`step.begin_epoch(epoch, train)` before each epoch, the first one (0) included."
+                f"{type(self.sharing).__name__} acts before epochs, such as by choosing masks, and none has begun: "
+                "steps would train a network in which nothing was chosen yet. Call `step.begin_epoch(epoch, train)` "
+                "before each epoch, the first one (0) included."
             )
         self._needs_epoch = False
 
