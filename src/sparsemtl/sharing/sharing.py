@@ -11,7 +11,7 @@ import abc
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypedDict, runtime_checkable
 
 from typing_extensions import Doc
@@ -82,6 +82,17 @@ class StepWeights:
         return self.losses.get(task, 1.0)
 
 
+def _noting(method: Callable[..., Any], *, begun: bool) -> Callable[..., Any]:
+    """Return a method of a sharing method that notes whether an epoch has begun."""
+
+    @wraps(method)
+    def noting(self: Any, *arguments: Any, **options: Any) -> Any:
+        self._epoch_begun = begun
+        return method(self, *arguments, **options)
+
+    return noting
+
+
 class Sharing(ConstructorRepr, abc.ABC):
     """Policy that decides what each task computes with and trains.
 
@@ -111,7 +122,7 @@ class Sharing(ConstructorRepr, abc.ABC):
 
     @property
     def needs_epoch(self) -> bool:
-        """True if the method acts before epochs and none has begun since `start`, so that steps would train dense."""
+        """True if the method acts before epochs, and none has begun since `start`."""
         return not self._epoch_begun and type(self).begin_epoch is not Sharing.begin_epoch
 
     @abc.abstractmethod
@@ -177,20 +188,9 @@ class Sharing(ConstructorRepr, abc.ABC):
         """Return what a resumed run needs beside the networks."""
         return {}
 
+    @partial(_noting, begun=True)
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state of `state_dict`."""
-        self._epoch_begun = True
-
-
-def _noting(method: Callable[..., Any], *, begun: bool) -> Callable[..., Any]:
-    """Return a method of a sharing method that notes whether an epoch has begun."""
-
-    @wraps(method)
-    def noting(self: Sharing, *arguments: Any, **options: Any) -> Any:
-        self._epoch_begun = begun
-        return method(self, *arguments, **options)
-
-    return noting
 
 
 @runtime_checkable
