@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 import sparsemtl as sm
 from sparsemtl.cli.main import app
+from sparsemtl.cli.shrinking import shrunk_config
 from sparsemtl.errors import CheckpointError, ConfigError, ParameterError
 from sparsemtl.runs.config import check
 from sparsemtl.runs.run import run as run_config
@@ -97,6 +99,13 @@ def test_weights_that_are_not_there_or_do_not_fit_are_refused_before_training(de
     other = {**CONFIG, "start_from": str(dense), "encoder": {"name": "mlp", "hidden": [8]}}
     with pytest.raises(CheckpointError, match=r"start_from: .* `encoder`, `heads`, `architecture` and `tasks` must"):
         run_config(check(other, where="test"), tmp_path / "b", progress=False)
+
+
+def test_a_run_of_several_processes_is_shrunk_by_one_with_as_large_a_step(dense: Path) -> None:
+    run = sm.load_run(dense)
+    training = {**run.config["training"], "devices": 2, "batch_size": 24}
+    config = shrunk_config(replace(run, config={**run.config, "training": training}), dense, {"macs": 0.5}, 2)
+    assert {key: config["training"][key] for key in ("devices", "batch_size")} == {"devices": 1, "batch_size": 48}
 
 
 def test_networks_of_their_own_are_not_made_one(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from sparsemtl.errors import CheckpointError, ConfigError, LabelError, Parameter
 from sparsemtl.registry.parameters import parameters_of
 from sparsemtl.runs.run import run
 from sparsemtl.sharing import SHARING, Sharing
+from sparsemtl.storage.files import read_tensors
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.tasks.shards import shared
 from sparsemtl.training.evaluation import Trained, evaluate
@@ -41,14 +42,16 @@ QUICK: list[Case] = [
     ("dense", "mgda-ub", {}),
     ("random", "mean", {"mix": "longest"}),
     ("random", "mean", {"mix": "proportional"}),
+    ("random of neurons", "mean", {"execution": "sliced"}),
+    ("random", "uncertainty", {"teacher": True, "accumulate": 2}),
 ]
 """Those that communicate in a way of their own."""
 NAMES = ("kind", "marks", "sum")
 
 
-def model() -> sm.SharedBottom:
-    """A new one with the same weights."""
-    torch.manual_seed(0)
+def model(seed: int = 0) -> sm.SharedBottom:
+    """A new one, with the same weights for a seed."""
+    torch.manual_seed(seed)
     encoder = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5), nn.Tanh())
     tasks = [
         sm.Classification("kind", 3, class_weights=[1, 2, 3]),
@@ -60,6 +63,8 @@ def model() -> sm.SharedBottom:
 
 def build(method: str) -> Sharing:
     """A method of the registry, which is at its end after as few epochs as others."""
+    if method == "random of neurons":
+        return sm.RandomSharing(keep=0.5, granularity="neuron", seed=0)
     given = {"keep": 0.5, "iterations": 1, "iteration": 1, "epochs_per_iteration": 1, "linear": True}
     return SHARING.build(method, **{name: given[name] for name in given if name in parameters_of(SHARING[method])})
 
@@ -114,8 +119,12 @@ def train(cases: list[Case], size: int) -> list[Any]:
     states = []
     for sharing, balancing, options in cases:
         training, validation = loaders(size)
+        if "teacher" in options:
+            options = {**options, "teacher": sm.Teacher(model(seed=1))}
         trainer = trainer_of((sharing, balancing), **options)
         states.append(state_of(trainer.fit(own_loaders(size) if "mix" in options else training, validation)))
+        slices = trainer.step.slices
+        assert slices is None or all(slices.share(task) for task in NAMES)
     return states
 
 
@@ -161,6 +170,11 @@ def test_every_balancer_does_too() -> None:
     check_cases([("dense", name, {}) for name in BALANCERS if is_installed(name)])
 
 
+@pytest.mark.slow
+def test_compiled_passes_do_too() -> None:
+    check_cases([("fisher", "mean", {"compile": True}), ("dense", "upgrad", {"compile": True, "accumulate": 2})])
+
+
 # ---- parts ---------------------------------------------------------------------------------------------------
 
 
@@ -204,12 +218,22 @@ def parts(folder: Path) -> dict[str, Any]:
     found["scores"] = scores
     wrapped = nn.parallel.DistributedDataParallel(network, find_unused_parameters=True)
     found["wrapped"] = _gradient(network, wrapped, own[dist.get_rank()], found["masks"]["fisher"])
+    found["pretrained"] = run(pretrained(8), folder / "pretrained", progress=False)
     found["errors"] = [
+        _error(lambda: run(pretrained(4), folder / "pretrained", resume=True, progress=False)),
         _error(lambda: trainer_of(("dense", "mean"), devices=3).fit(*loaders(8))),
-        _error(lambda: trainer_of(("dense", "mean"), execution="sliced").fit(*loaders(8))),
         _error(lambda: trainer_of(("dense", "mean")).fit(_distributed(), loaders(8)[1])),
     ]
     return found
+
+
+def pretrained(size: int) -> dict[str, Any]:
+    """Configuration of a run with a pretraining run, with batches of this size."""
+    data = {"name": "two-regressions", "train_size": 40, "validation_size": 16, "test_size": 16, "dimension": 4}
+    training = {"epochs": 1, "batch_size": size, "precision": "64-true", "measure_cost": False, "accelerator": "cpu"}
+    first = {"tasks": ["first"], "training": {"epochs": 2}}
+    optimizer = {"name": "sgd", "lr": 0.1}
+    return {"data": data, "encoder": "mlp", "optimizer": optimizer, "training": training, "pretraining": first}
 
 
 def _gradient(network: sm.SharedBottom, called: nn.Module, batch: Any, masks: sm.TaskMasks) -> dict[str, Tensor]:
@@ -226,7 +250,7 @@ def _part(pair: Any, start: int, stop: int) -> Any:
 
 
 def _error(call: Any) -> str:
-    with pytest.raises((ParameterError, LabelError)) as caught:
+    with pytest.raises((CheckpointError, ParameterError, LabelError)) as caught:
         call()
     return str(caught.value)
 
@@ -281,6 +305,15 @@ def test_another_number_of_processes_cannot_resume(found: Any) -> None:
         trainer_of(("random", "mean"), epochs=3, folder=found[2] / "half").fit(*loaders(8), resume=True)
 
 
+def test_pretraining_is_that_of_one_process_with_the_doubled_batch(found: Any, tmp_path: Path) -> None:
+    alone = run(pretrained(16), tmp_path / "run", progress=False)
+    for process in found[:2]:
+        assert_same(dict(alone), dict(process["pretrained"]), "results")
+    for name in ("model.safetensors", "pretraining/model.safetensors"):
+        one, two = (read_tensors(folder / name)[0] for folder in (tmp_path / "run", found[2] / "pretrained"))
+        assert_same(dict(one), dict(two), name)
+
+
 def test_metrics_are_exactly_those_of_one_process(found: Any) -> None:
     for process in found[:2]:
         assert process["sharded"] == process["unsharded"]
@@ -316,18 +349,15 @@ def test_the_wrapper_of_pytorch_averages_gradients_of_masked_networks(found: Any
 
 
 def test_what_several_processes_cannot_do_is_refused(found: Any) -> None:
-    devices, sliced, sampler = found[0]["errors"]
+    other, devices, sampler = found[0]["errors"]
+    assert found[1]["errors"][0] == other
+    assert "pretraining holds a run of another configuration: training.batch_size is 8 there and 4 here" in other
     assert "are 3 processes, but 2 run" in devices
-    assert "Use execution='masked'" in sliced
     assert "DistributedSampler" in sampler
     with pytest.raises(ParameterError, match="Use strategy='ddp'"):
         trainer_of(("dense", "mean"), devices=2, strategy="fsdp").fit(*loaders(8))
-    for changes, match in [
-        ({"sharing": "auto"}, "sharing: auto: such a run is not tested"),
-        ({"pretraining": {}}, "pretraining: such a run is not tested"),
-    ]:
-        with pytest.raises(ConfigError, match=match):
-            run({"training": {"devices": 2}, **changes}, "nowhere")
+    with pytest.raises(ConfigError, match="sharing: expected one method with several processes, got 'auto'"):
+        run({"training": {"devices": 2}, "sharing": "auto"}, "nowhere")
 
 
 # ---- a death -------------------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ def shrunk_config(
 ) -> dict[str, Any]:
     """Return the configuration of a run that prunes a trained network to a budget while its weights train on.
 
-    The outputs of the trained run are soft targets. All else is as in the trained run.
+    The outputs of the trained run are soft targets. All else is as in the trained run. If several processes trained
+    that, one takes the same steps, with as many times the batch size: it measures and writes the networks between runs.
 
     Args:
         run: the trained run.
@@ -48,6 +49,8 @@ def shrunk_config(
             f"{run.folder.path}: its tasks have networks of their own (masks, or statistics of their own), and one "
             "network for all of them is not what they are. `sparsemtl compact` writes them as they are."
         )
+    training = check(run.config, where=str(run.folder.config))["training"]
+    size = training["batch_size"] * training["devices"] * training["num_nodes"]
     changes = {
         "name": None,
         "label": None,
@@ -56,7 +59,7 @@ def shrunk_config(
         "start_from": str(start),
         "teacher": {"run": str(run.folder.path), "weight": teacher_weight} if teacher_weight else None,
         "sharing": {"name": "pruning", **options},
-        "training": {"epochs": epochs},
+        "training": {"epochs": epochs, "batch_size": size, "devices": 1, "num_nodes": 1},
     }
     return check(merge(run.config, changes), where=f"the configuration of {run.folder.path}, shrunk")
 
@@ -119,6 +122,7 @@ def shrink(
 ) -> None:
     """Remove channels, heads and neurons of a trained network while it trains on, and write the small network."""
     from sparsemtl.runs.loaded import load_run
+    from sparsemtl.training.processes import refuse_distributed
     from sparsemtl.training.shrink_budget import budget_of
 
     given = {"macs": macs, "weights": weights, "milliseconds": milliseconds, "max_drop": max_drop}
@@ -128,6 +132,7 @@ def shrink(
     kind, values = next(iter(chosen.items()), ("macs", [0.3, *(more or [])]))
     if kind == "max_drop" and len(values) > 1:
         raise ConfigError(f"--max-drop: expected one number, got {values}.")
+    refuse_distributed()
     dense = load_run(run)
     budget = budget_of({kind: values[0] if kind == "max_drop" else values}, dense.tasks)
     alone = len(budget.values) == 1

@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.storage.tensor_checks import check_tensor
 from sparsemtl.tasks import Classification
 from sparsemtl.tasks.batches import Loader
+from sparsemtl.training.launch import start_processes
 
 if TYPE_CHECKING:
     from sparsemtl.runs.spec import RunSpec
@@ -149,6 +151,8 @@ def pretrain(
 ) -> PretrainedNetwork | None:
     """Return the network of a run's pretraining run, trained or resumed first if it is not finished; None without.
 
+    Several processes train it together; the first one holds the locks and writes.
+
     Args:
         spec: the run.
         folder: its folder.
@@ -161,17 +165,28 @@ def pretrain(
     """
     if spec.pretraining is None:
         return None
-    own, config = _pretraining_folder(folder, spec.pretraining.config), spec.pretraining.config
-    if own.config.exists() and (wrong := next(differences(own.read_config(), config), None)):
-        raise CheckpointError(
-            f"{own.path} holds a run of another configuration: {wrong}. Use another --out, or delete that folder."
-        )
-    if not own.finished:
+    processes, own = start_processes(spec.config["training"]), _pretraining_folder(folder, spec.pretraining.config)
+    if not processes.from_first(partial(_is_finished, own, spec.pretraining.config)):
         dry_run(spec, folder)
-        with locked(folder.path), _named_errors():
-            folder.write_config(spec.config)  # so that a run killed in its pretraining can be resumed
+        with locked(folder.path) if processes.is_first else nullcontext(), _named_errors():
+            if processes.is_first:
+                folder.write_config(spec.config)  # so that a run killed in its pretraining can be resumed
             train(spec.pretraining, own)
+        processes.wait()  # until the first one has written the weights
     return PretrainedNetwork(spec.pretraining, own.model)
+
+
+def _is_finished(run: RunFolder, config: Mapping[str, Any]) -> bool:
+    """Return True if the folder holds the finished run of a configuration.
+
+    Raises:
+        CheckpointError: if it holds a run of another configuration.
+    """
+    if run.config.exists() and (wrong := next(differences(run.read_config(), config), None)):
+        raise CheckpointError(
+            f"{run.path} holds a run of another configuration: {wrong}. Use another --out, or delete that folder."
+        )
+    return run.finished
 
 
 def stand_in(

@@ -81,13 +81,11 @@ def run(
 
 def _check_together(config: Mapping[str, Any]) -> None:
     """Raise unless several processes can train a configuration together."""
-    for key in (AUTO, "pretraining", "teacher"):
-        if config[key] is not None:
-            advice = "Run it first, and name its weights by `pretrained`." if key == "pretraining" else ""
-            raise ConfigError(
-                f"{key if key != AUTO else 'sharing: auto'}: such a run is not tested with several processes. Use "
-                f"`training.devices: 1`. {advice}".rstrip()
-            )
+    if config[AUTO] is not None:
+        raise ConfigError(
+            "sharing: expected one method with several processes, got 'auto', whose candidates are chosen from files "
+            "that one process writes. Use `training.devices: 1`, or the chosen method alone with several."
+        )
 
 
 def _run(

@@ -110,6 +110,10 @@ class Processes:
         result: T = found[0]
         return result
 
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        self.numbers([0.0])
+
     def gather(self, value: T) -> list[T]:
         """Return the values of all processes in the first process, an empty list in the others."""
         if not self.several:

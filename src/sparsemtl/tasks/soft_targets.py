@@ -34,14 +34,30 @@ def soft_loss(task: Task, output: Tensor, soft: Tensor, label: Tensor, temperatu
             f"task {task.name!r}: the teacher's outputs have shape {tuple(soft.shape)}, those of the trained network "
             f"{tuple(output.shape)}; expected the same."
         )
+    terms, known = _known_terms(task, output, soft, label, temperature)
+    return torch.where(known, terms, 0.0).sum() / known.sum().clamp(min=1)
+
+
+def soft_weight(task: Task, soft: Tensor, label: Tensor) -> float:
+    """Return the number of distances that `soft_loss` is the mean of.
+
+    Args:
+        task: the task.
+        soft: outputs of the teacher.
+        label: labels that `Task.labels` returned.
+    """
+    return float(_known_terms(task, soft, soft, label, temperature=1.0)[1].sum())
+
+
+def _known_terms(task: Task, output: Tensor, soft: Tensor, label: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return the distances of outputs from soft targets, and a bool of the same shape: those with a known label."""
     known = task.known_outputs(label, output)
     dtype = torch.promote_types(output.dtype, torch.float32)
     output, soft = (torch.where(known, each.to(dtype), 0.0) for each in (output, soft))
     terms = soft_terms(task.likelihood, output, soft, temperature)
     for axis, size in enumerate(terms.shape):
         known = known.any(axis, keepdim=True) if size == 1 else known
-    known = known.expand_as(terms)
-    return torch.where(known, terms, 0.0).sum() / known.sum().clamp(min=1)
+    return terms, known.expand_as(terms)
 
 
 @singledispatch

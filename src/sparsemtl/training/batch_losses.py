@@ -21,6 +21,9 @@ from sparsemtl.training.finite import not_finite_loss
 from sparsemtl.training.step_result import StepResult
 from sparsemtl.training.teacher import Teacher
 
+LOSS_TEACHER = "loss_teacher"
+"""Term of a task's loss in the figures of a run: the distance from the teacher's outputs."""
+
 
 @dataclass(frozen=True)
 class ReadyBatch:
@@ -34,6 +37,7 @@ class ReadyBatch:
         count: number of samples.
         soft: task -> outputs of the teacher.
         shares: task -> share of this process in the known labels of all processes; 1 if it is not named.
+        soft_shares: task -> its share in the distances from the teacher's outputs, likewise.
     """
 
     x: Any
@@ -43,6 +47,7 @@ class ReadyBatch:
     count: int
     soft: dict[str, Tensor] = field(default_factory=dict)
     shares: dict[str, float] = field(default_factory=dict)
+    soft_shares: dict[str, float] = field(default_factory=dict)
 
 
 class BatchLosses:
@@ -70,6 +75,11 @@ class BatchLosses:
         self._backend = backend
         self._penalty = getattr(sharing, "penalty", None)
         self.teacher: Teacher | None = None
+
+    @property
+    def taught(self) -> tuple[str, ...]:
+        """Names of the tasks that the teacher has."""
+        return () if self.teacher is None else tuple(t for t in self._model.tasks if t in self.teacher.tasks)
 
     def ready(self, group: Group) -> ReadyBatch:
         """Check the labels of a group, and move it to the device.
@@ -127,30 +137,41 @@ class BatchLosses:
         for name, value in zip(tasks, values_of(losses.values()), strict=True):
             if not isfinite(value):
                 raise not_finite_loss(f"the loss of task {name!r}", value, where, tensors_in(batch.x))
-            more = {**terms[name], **({"loss_teacher": soft[name]} if name in soft else {})}
             share = batch.shares.get(name, 1.0)
-            result.add(name, value * share, {term: float(loss.item()) * share for term, loss in more.items()})
-        both = {name: loss + soft[name] if name in soft else loss for name, loss in losses.items()}
-        return {name: self._with_terms(name, loss, batch, networks) for name, loss in both.items()}
+            more = {term: float(loss.item()) * share for term, loss in terms[name].items()}
+            if name in soft:
+                more[LOSS_TEACHER] = float(soft[name].item())
+            result.add(name, value * share, more)
+        return {name: self._with_terms(name, loss, soft.get(name), batch, networks) for name, loss in losses.items()}
 
     def _soft_losses(self, batch: ReadyBatch, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return task -> distance from the teacher's outputs, of the tasks that it has."""
+        """Return task -> distance from the teacher's outputs times this process's share, of the tasks that it has."""
         teacher = self.teacher
         if teacher is None:
             return {}
         tasks, labels = self._model.tasks, batch.labels
         return {
-            name: teacher.loss(tasks[name], output, batch.soft[name], labels[name])
+            name: times(
+                teacher.loss(tasks[name], output, batch.soft[name], labels[name]), batch.soft_shares.get(name, 1.0)
+            )
             for name, output in outputs.items()
             if name in batch.soft
         }
 
-    def _with_terms(self, task: str, loss: Tensor, batch: ReadyBatch, networks: TaskNetworks) -> Tensor:
-        """Return the loss and the model's term times the task's weight, plus the method's term."""
+    def _with_terms(
+        self, task: str, loss: Tensor, soft: Tensor | None, batch: ReadyBatch, networks: TaskNetworks
+    ) -> Tensor:
+        """Return the loss, the teacher's and the model's term times the task's weight, plus the method's term."""
+        share = batch.shares.get(task, 1.0)
+        total = times(loss, share)
+        if soft is not None:
+            total = total + soft
         own = self._model.penalty(task, batch.labels[task])
-        total = times(loss if own is None else loss + own, self._model.tasks[task].weight)
+        if own is not None:
+            total = total + times(own, share)
+        total = times(total, self._model.tasks[task].weight)
         term = None if self._penalty is None else self._penalty(self._model, networks, task)
-        return times(total if term is None else total + term, batch.shares.get(task, 1.0))
+        return total if term is None else total + times(term, share)
 
 
 def values_of(losses: Iterable[Tensor]) -> list[float]:

@@ -19,8 +19,9 @@ from sparsemtl.networks.norms import STATISTICS
 from sparsemtl.networks.randomness import fork_rng, random_state, restore_random_state, seed_everything
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.tasks.processes import Processes
+from sparsemtl.tasks.soft_targets import soft_weight
 from sparsemtl.tasks.task import Task
-from sparsemtl.training.batch_losses import ReadyBatch, values_of
+from sparsemtl.training.batch_losses import LOSS_TEACHER, ReadyBatch, values_of
 from sparsemtl.training.step_result import StepResult
 
 _LEAST = 1e-300
@@ -34,31 +35,37 @@ class StepExchange:
         processes: the processes.
         tasks: the tasks.
         ready: batches of this process that make a step, as many in all processes, each a list of groups.
+        taught: tasks that a teacher has.
     """
 
-    def __init__(self, processes: Processes, tasks: Mapping[str, Task], ready: Sequence[Sequence[ReadyBatch]]) -> None:
+    def __init__(
+        self,
+        processes: Processes,
+        tasks: Mapping[str, Task],
+        ready: Sequence[Sequence[ReadyBatch]],
+        taught: Sequence[str] = (),
+    ) -> None:
         self._processes = processes
+        self._taught = taught
         self.samples = sum(batch.count for groups in ready for batch in groups)
         self.present = [[task for batch in groups for task in batch.labelled] for groups in ready]
         if processes.several:
             self._set_shares(tasks, ready)
 
     def _set_shares(self, tasks: Mapping[str, Task], ready: Sequence[Sequence[ReadyBatch]]) -> None:
-        own = [
-            sum(max(tasks[task].label_weight(batch.labels[task]), _LEAST) for batch in groups if task in batch.labelled)
-            for groups in ready
-            for task in tasks
-        ]
+        keys = [*((task, False) for task in tasks), *((task, True) for task in self._taught)]
+        weights = [[_weights(tasks, batch) for batch in groups] for groups in ready]
+        own = [sum(found.get(key, 0.0) for found in groups) for groups in weights for key in keys]
         *totals, samples = self._processes.numbers([*own, self.samples]).sum(0).tolist()
         self.samples = int(samples)
         for number, groups in enumerate(ready):
-            start = number * len(tasks)
-            total = dict(zip(tasks, totals[start : start + len(tasks)], strict=True))
-            self.present[number] = [task for task in tasks if total[task]]
-            for batch in groups:
-                for task in batch.labelled:
-                    weight = max(tasks[task].label_weight(batch.labels[task]), _LEAST)
-                    batch.shares[task] = weight / total[task]
+            start = number * len(keys)
+            total = dict(zip(keys, totals[start : start + len(keys)], strict=True))
+            self.present[number] = [task for task in tasks if total[task, False]]
+            for batch, found in zip(groups, weights[number], strict=True):
+                for (task, soft), weight in found.items():
+                    shares = batch.soft_shares if soft else batch.shares
+                    shares[task] = weight / total[task, soft]
 
     def values(self, losses: Mapping[str, Tensor], present: Sequence[str]) -> dict[str, float]:
         """Return the losses of the present tasks, over the samples of all processes.
@@ -79,7 +86,7 @@ class StepExchange:
         if not self._processes.several:
             return
         result.batches = {task: n for task in tasks if (n := sum(task in names for names in self.present))}
-        names = [(task, name) for task in result.batches for name in tasks[task].loss_names]
+        names = [(task, name) for task in result.batches for name in self._loss_names(tasks[task])]
         own = [
             result.losses.get(task, 0.0) if name == "loss" else result.terms.get(task, {}).get(name, 0.0)
             for task, name in names
@@ -87,10 +94,23 @@ class StepExchange:
         sums = dict(zip(names, self._processes.numbers(own).sum(0).tolist(), strict=True))
         result.losses = {task: sums[task, "loss"] for task in result.batches}
         result.terms = {
-            task: {name: sums[task, name] for name in tasks[task].loss_names if name != "loss"}
+            task: {name: sums[task, name] for name in found if name != "loss"}
             for task in result.batches
-            if len(tasks[task].loss_names) > 1
+            if len(found := self._loss_names(tasks[task])) > 1
         }
+
+    def _loss_names(self, task: Task) -> tuple[str, ...]:
+        """Return the names of a task's losses, with its distance from the teacher's outputs."""
+        return (*task.loss_names, *((LOSS_TEACHER,) if task.name in self._taught else ()))
+
+
+def _weights(tasks: Mapping[str, Task], batch: ReadyBatch) -> dict[tuple[str, bool], float]:
+    """Return (task, False) -> weight of its known labels, and (task, True) -> that of its soft targets."""
+    weights = {(t, False): max(tasks[t].label_weight(batch.labels[t]), _LEAST) for t in batch.labelled}
+    for task, soft in batch.soft.items():
+        label = batch.labels[task]
+        weights[task, True] = soft_weight(tasks[task], soft.to(label.device), label)
+    return weights
 
 
 def add_up_gradients(processes: Processes, parameters: Iterable[nn.Parameter]) -> None:

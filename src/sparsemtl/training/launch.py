@@ -57,7 +57,8 @@ def refuse_several(options: TrainingOptions, what: str) -> None:
     """
     if announces_several(options):
         raise ParameterError(
-            f"{what} is not tested with several processes. Use devices=1 (`training.devices`), without torchrun."
+            f"{what} chooses by what one process has trained, and several are announced. Use devices=1 "
+            "(`training.devices`), without torchrun."
         )
 
 

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.model import MultiTaskModel
-from sparsemtl.sharing import Sharing
-from sparsemtl.training.options import TrainingOptions
 
 
-def check_together(model: MultiTaskModel, sharing: Sharing, options: TrainingOptions) -> None:
+def check_together(model: MultiTaskModel) -> None:
     """Raise unless several processes can train a model together.
 
     Raises:
         ParameterError: with what they cannot do, and why.
     """
-    if options["execution"] == "sliced":
-        raise ParameterError("execution='sliced' is not tested with several processes. Use execution='masked'.")
-    if options["teacher"] is not None:
-        raise ParameterError("`teacher` is not tested with several processes. Use devices=1.")
     if type(model).penalty is not MultiTaskModel.penalty:
         raise ParameterError(
             f"{type(model).__name__} has a term in the loss that compares the samples of a batch, and each of several "

@@ -35,6 +35,7 @@ from sparsemtl.sharing import PruningSharing, Sharing
 from sparsemtl.sharing.sharing import StepWeights
 from sparsemtl.tasks.batches import Loaders, preserve_loader_state
 from sparsemtl.training.evaluation import Trained, evaluate
+from sparsemtl.training.launch import refuse_several
 from sparsemtl.training.results import Results
 from sparsemtl.training.shrink_budget import Budget, budget_of
 from sparsemtl.training.shrink_result import ShrinkResult, ShrunkNetwork
@@ -129,7 +130,8 @@ def shrink(
             gathers in few channels what the tasks need, 0 for none; see `PruningSharing` for both.
 
     Raises:
-        ParameterError: if a budget is out of range, or the tasks have networks of their own.
+        ParameterError: if a budget is out of range, the tasks have networks of their own, or several processes are
+            announced.
         CompactionError: if no graph can hold what the model does.
 
     Examples:
@@ -144,6 +146,7 @@ def shrink(
     def stage(before: Trained, pruning: Mapping[str, Any], count: int) -> Trained:
         sharing = PruningSharing(**pruning)
         made = (trainer or _default_trainer)(deepcopy(before.model), sharing=sharing, teacher=teacher, epochs=count)
+        refuse_several(made.options, "sm.shrink")
         made.fit(train, validation)
         return Trained(made.model, made.networks, made.model)
 

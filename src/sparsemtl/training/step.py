@@ -195,7 +195,7 @@ class TrainingStep:
             self._check_epoch()
         self._where = where
         ready = [[self._losses.ready(group) for group in groups] for groups in batches]
-        self._exchange = StepExchange(self.backend.processes, self.tasks, ready)
+        self._exchange = StepExchange(self.backend.processes, self.tasks, ready, self._losses.taught)
         self._randomness.begin_step(where)
         result = StepResult()
         if self.update in TURNS or self.networks.apart:

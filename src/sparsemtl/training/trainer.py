@@ -221,7 +221,7 @@ class Trainer:
         """Train as one of these processes, of which the first writes files and calls callbacks."""
         self.processes = processes
         if processes.several:
-            check_together(self.model, self.sharing, self.options)
+            check_together(self.model)
         if not processes.is_first:
             self.folder, self._files, self.callbacks = None, RunFiles(None), (self._figures,)
         self.snapshots = Snapshots(self.folder, processes)
