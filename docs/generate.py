@@ -22,6 +22,7 @@ from sparsemtl.data import DATASETS
 from sparsemtl.heads import HEADS
 from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
 from sparsemtl.registry.registry import Registry
+from sparsemtl.runs.presets import PRESETS
 from sparsemtl.sharing import SHARING
 from sparsemtl.tasks import TASKS
 from sparsemtl.training.callbacks import CALLBACKS
@@ -49,6 +50,19 @@ AXES: dict[str, tuple[Registry[Any], str]] = {
     "schedulers": (SCHEDULERS, "Section `scheduler`; one step per epoch."),
     "callbacks": (CALLBACKS, "Names in `training.callbacks`; in Python `Trainer(callbacks=[...])`."),
 }
+PRESETS_ABOUT = """\
+Settings of the published methods, as their papers print them. `preset: damtl` at the head of a configuration, or as
+changes of a study's method, stands for the settings below; what stands beside it changes them:
+
+```yaml
+preset: damtl
+data: {name: label-subsets, samples_per_class: 20}
+tasks: [task1, task2]
+sharing: {init: ones}
+```
+
+On the command line, `preset=pbfs` replaces what the file has in these sections. A run's folder holds the settings
+themselves."""
 _SECTION = re.compile(
     r"^(Args|Attributes|Raises|Returns|Yields|Examples|Differences from the papers?):\n", re.MULTILINE
 )
@@ -61,6 +75,7 @@ def pages() -> Iterator[tuple[Path, str]]:
             yield HERE / folder / f"{name}.md", method_page(section, registry, name)
     for axis, (registry, about) in AXES.items():
         yield HERE / "reference" / f"{axis}.md", axis_page(axis, registry, about)
+    yield HERE / "reference" / "presets.md", presets_page()
 
 
 def method_page(section: str, registry: Registry[Any], name: str) -> str:
@@ -89,6 +104,14 @@ def axis_page(axis: str, registry: Registry[Any], about: str) -> str:
         for heading in ("Differences from the paper", "Differences from the papers"):
             if heading in parts:
                 blocks += [f"{heading}:", *parts[heading]]
+    return "\n\n".join(blocks) + "\n"
+
+
+def presets_page() -> str:
+    """Return the page of all presets, each with its file."""
+    blocks = ["# Presets", PRESETS_ABOUT]
+    for name, file in PRESETS.items():
+        blocks += [f"## {name}", f"```yaml\n{file.read_text(encoding='utf-8').rstrip()}\n```"]
     return "\n\n".join(blocks) + "\n"
 
 

@@ -44,8 +44,9 @@ def test_the_loaded_run_predicts_what_the_trained_one_did(name: str, tmp_path: P
     assert list(loaded.tasks) == list(samples["tasks"])
     outputs = loaded.predict(samples["x"])
     for task, own in loaded.tasks.items():
-        assert torch.equal(own.predict(outputs[task]), samples["tasks"][task]["prediction"])
-        assert torch.equal(loaded.network(task)(samples["x"], tasks=[task])[task], outputs[task])
+        # batches of other sizes, and one task without the others, may be added up in another order
+        torch.testing.assert_close(own.predict(outputs[task]), samples["tasks"][task]["prediction"])
+        torch.testing.assert_close(loaded.network(task)(samples["x"], tasks=[task])[task], outputs[task])
         small = loaded.compact(task, example_inputs=(samples["x"],))
         torch.testing.assert_close(small(samples["x"]), outputs[task], rtol=1e-4, atol=1e-5)
     if name == "options of tasks":

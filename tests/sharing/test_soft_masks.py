@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from policies import Started
 from sharing_toys import NAMES, assert_same, batch_of, engine_of, loader, model, run_epoch, tasks, trained
 from torch import Tensor
@@ -38,6 +39,14 @@ def test_masks_are_never_negative_and_many_become_zero(granularity: Any, optimiz
         run_epoch(engine, loader(), epoch)
         assert all(bool((flat(sharing, task) >= 0).all()) for task in NAMES)
     assert any(bool((flat(sharing, task) == 0).any()) for task in NAMES)
+
+
+@each("low", [0.0, 0.5])
+def test_random_masks_begin_above_the_lower_end(low: float) -> None:
+    torch.manual_seed(0)
+    found = flat(Started(soft(init="uniform", low=low), model()), NAMES[0])
+    assert low <= float(found.min()) < low + 0.1
+    assert 0.9 < float(found.max()) < 1
 
 
 def test_masks_of_ones_are_the_shared_network_bit_for_bit() -> None:

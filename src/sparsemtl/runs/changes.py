@@ -7,6 +7,7 @@ from copy import deepcopy
 from typing import Any
 
 from sparsemtl.errors import ConfigError
+from sparsemtl.runs.presets import PRESET, PRESETS, preset_settings
 from sparsemtl.runs.schema import SECTIONS
 from sparsemtl.storage.yaml_text import parse_yaml
 
@@ -17,9 +18,21 @@ PRETRAINING = "pretraining"
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Merge changes into a configuration; changes of `pretraining` are merged into the changes that stand there.
 
-    A section that gets another name starts from that member's defaults.
+    A section that gets another name starts from that member's defaults. Changes with a `preset` are its settings, and
+    what stands beside it changes these.
     """
-    return _merged(base, changes, with_name)
+    return _merged(base, with_preset(changes), with_name)
+
+
+def with_preset(changes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a configuration, or changes of one, with the settings of its `preset` in place of that key.
+
+    A preset that is unknown stays, for the check of the configuration to name its place.
+    """
+    name = changes.get(PRESET)
+    if not isinstance(name, str) or name not in PRESETS:
+        return changes
+    return _merged(preset_settings(name), {key: value for key, value in changes.items() if key != PRESET}, with_name)
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any], named: Callable[[str, Any], Any]) -> dict[str, Any]:

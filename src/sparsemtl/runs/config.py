@@ -13,7 +13,7 @@ from typing import Any
 from sparsemtl.errors import ConfigError
 from sparsemtl.registry.plugins import load_plugins, plugins_of, with_absolute_code
 from sparsemtl.runs.auto_options import AUTO, GROUPS, ROWS, candidates_of
-from sparsemtl.runs.changes import merge
+from sparsemtl.runs.changes import merge, with_preset
 from sparsemtl.runs.pretraining import pretraining_config
 from sparsemtl.runs.validation import validate
 from sparsemtl.storage.yaml_text import line_numbers
@@ -38,6 +38,7 @@ def check(
     """
     if isinstance(config, Mapping):
         load_plugins(plugins_of(config))
+        config = with_preset(config)
     complete = with_absolute_code(validate(config, where=where, origins=origins), Path())
     pretraining_config(complete, where=where, origins=origins)
     if complete[AUTO] is not None:

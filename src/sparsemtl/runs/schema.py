@@ -21,6 +21,7 @@ from sparsemtl.registry.checking import STRICT, checkable
 from sparsemtl.registry.parameters import Count, Default, Natural, NonNegative, Parameter, parameters_of
 from sparsemtl.registry.registry import Registry
 from sparsemtl.runs.auto_options import AUTO, AutoOptions
+from sparsemtl.runs.presets import Preset
 from sparsemtl.runs.teacher_options import TEACHER, TeacherOptions
 from sparsemtl.sharing import SHARING
 from sparsemtl.training.trainer import Trainer
@@ -77,6 +78,14 @@ class RunKeys(TypedDict, total=False):
         Doc(
             "Files that end with .py, relative to the configuration's file, and modules that add members to the "
             "registries when they are imported."
+        ),
+    ]
+    preset: Annotated[
+        Preset | None,
+        Default(None),
+        Doc(
+            "Published method whose settings, as its paper prints them, this configuration starts from: what stands "
+            "beside it changes them, and `{sharing: {keep: 0.1}}` one of them."
         ),
     ]
     tasks: Annotated[list[str] | None, Default(None), Doc("Tasks of the data set to train; all by default.")]

@@ -16,7 +16,7 @@ from sparsemtl.networks.declarations import Figure
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.norms import Statistics, own_statistics
 from sparsemtl.networks.task_networks import TaskNetwork, TaskNetworks
-from sparsemtl.registry.parameters import NonNegative, Positive, validated
+from sparsemtl.registry.parameters import NonNegative, Positive, Share, validated
 from sparsemtl.sharing.sharing import Sharing, StepWeights, Update
 
 
@@ -69,8 +69,9 @@ class SoftMaskSharing(Sharing):
         ] = "weight",
         init: Annotated[
             Literal["uniform", "ones"],
-            Doc("Initial masks: `uniform` in [0, 1), as in the paper, or `ones`, the network as it is."),
+            Doc("Initial masks: `uniform` in [`low`, 1), as in the paper, or `ones`, the network as it is."),
         ] = "ones",
+        low: Annotated[Share, Doc("Lower end of the initial masks of `uniform`.")] = 0.0,
         linear: Annotated[bool, Doc("Mask linear layers as well.")] = False,
         mask_lr: Annotated[
             Positive | None,
@@ -92,6 +93,7 @@ class SoftMaskSharing(Sharing):
         self.strength = lambda_
         self.granularity = granularity
         self.init = init
+        self.low = low
         self.linear = linear
         self.lr = mask_lr
         self.update = update
@@ -144,7 +146,9 @@ class SoftMaskSharing(Sharing):
         like = weight.detach()
         if self.granularity == "channel":
             like = like[(slice(None), *[slice(1)] * (weight.ndim - 1))]
-        return nn.Parameter(torch.rand_like(like) if self.init == "uniform" else torch.ones_like(like))
+        if self.init == "ones":
+            return nn.Parameter(torch.ones_like(like))
+        return nn.Parameter(self.low + (1 - self.low) * torch.rand_like(like))
 
     def end_epoch(self, epoch: int, networks: TaskNetworks) -> None:
         """Check that every task still reads something of every layer.
