@@ -320,7 +320,7 @@ def test_one_criterion_warns_once_a_task() -> None:
         for _ in range(3):
             criterion.scores(model, batches, tasks)
             criterion.reseeded(5).scores(model, batches, tasks)
-    assert [str(w.message).split(":")[0] for w in caught] == ["task 'a'", "task 'c'"]
+    assert [str(w.message).split(":")[0] for w in caught] == ["tasks 'a', 'c'"]
 
 
 @pytest.mark.parametrize("own_data", [False, True])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -44,6 +46,17 @@ def test_metrics_of_two_classes_are_scikit_learn_s_of_the_second(scale: float) -
     assert found["auroc"] == pytest.approx(reference.roc_auc_score(truth, chance), abs=1e-6)
     assert found["average_precision"] == pytest.approx(reference.average_precision_score(truth, chance), abs=1e-6)
     assert found["accuracy"] == pytest.approx(reference.accuracy_score(truth, said), abs=1e-6)
+
+
+@each(("only", "defined"), [(0, False), (1, True)])
+def test_ranking_metrics_are_undefined_without_the_classes_that_they_rank(only: int, defined: bool) -> None:
+    task = Classification("t", 2)
+    metrics = task.metrics()
+    task.update(metrics, sample(2, 1.0)[0], torch.full((200,), only))
+    with pytest.raises(ValueError, match=f"no sample has class {1 - only}"):
+        metrics["auroc"].compute()
+    with nullcontext() if defined else pytest.raises(ValueError, match="no sample has class 1"):
+        assert float(metrics["average_precision"].compute()) == 1
 
 
 @pytest.mark.parametrize("present", [6, 4])

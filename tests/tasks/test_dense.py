@@ -42,14 +42,22 @@ def normal_labels() -> Tensor:
     return normals
 
 
+def without_zeros(labels: Tensor) -> Tensor:
+    """Return labels with NaN in the place of zeros, in one of three numbers of a normal."""
+    labels[1, :1, :2] = math.nan
+    return labels
+
+
 KINDS: dict[str, tuple[DenseTask, Callable[[], Tensor], float]] = {
     "segmentation": (Segmentation("t", CLASSES), segmentation_labels, 255),
     "smoothed segmentation": (Segmentation("t", CLASSES, label_smoothing=0.1), segmentation_labels, 255),
     "weighted segmentation": (Segmentation("t", CLASSES, class_weights=[1, 0.5, 3]), segmentation_labels, 255),
     "depth": (Depth("t"), depth_labels, 0),
     "scaled depth": (Depth("t", scale="image"), depth_labels, 0),
+    "depth with NaN": (Depth("t", scale="image"), lambda: without_zeros(depth_labels()), math.nan),
     "squared depth": (Depth("t", criterion="mse"), depth_labels, 0),
     "normals": (Normals("t"), normal_labels, 0),
+    "normals with NaN": (Normals("t"), lambda: without_zeros(normal_labels()), math.nan),
 }
 each_kind = each("kind", KINDS)
 
@@ -180,18 +188,17 @@ WRONG: dict[str, tuple[DenseTask, Callable[[], Tensor], str]] = {
         lambda: torch.zeros(1, 2, 2),
         r"task 'rooms': expected whole numbers of shape \(batch, height, width\), got torch.float32",
     ),
-    "NaN in depth": (
+    "infinite depth": (
         Depth("far"),
-        lambda: torch.tensor([[[1.0, float("nan")]]]),
-        r"task 'far': 1 of 2 depths in the batch are NaN or infinite.*unknown depth carries 0",
+        lambda: torch.tensor([[[1.0, float("inf")]]]),
+        r"task 'far': 1 of 2 depths in the batch are infinite.*unknown depth carries 0 or NaN",
     ),
     "depth without rows": (Depth("far"), lambda: torch.ones(2, 3), r"task 'far': expected depth of shape"),
     "a normal too long": (
         Normals("up"),
         lambda: torch.full((1, 3, 1, 1), 2.0),
-        r"task 'up': a normal has length 3\.46; expected 1, or three zeros",
+        r"task 'up': a normal has length 3\.46; expected 1, or zeros or NaN",
     ),
-    "NaN in a normal": (Normals("up"), lambda: torch.full((1, 3, 1, 1), float("nan")), r"a normal has length nan"),
     "normals with two numbers": (Normals("up"), lambda: torch.ones(1, 2, 1, 1), r"expected normals of shape"),
 }
 

@@ -17,12 +17,12 @@ from training_toys import apart, assert_same, own_loaders, shared, state_of, tab
 
 import sparsemtl as sm
 from sparsemtl.data import TensorLoader
-from sparsemtl.errors import ForwardError, LabelWarning
+from sparsemtl.errors import ForwardError, LabelWarning, ParameterError
 from sparsemtl.sharing.sharing import Sharing
 from sparsemtl.tasks.batches import Loaders
 from sparsemtl.tasks.own_losses import OwnLosses
 from sparsemtl.training import evaluation
-from sparsemtl.training.evaluation import Trained, evaluate, outputs_of, sample_predictions
+from sparsemtl.training.evaluation import Trained, evaluate, outputs_of, results_of, sample_predictions
 from sparsemtl.training.results import Results
 
 CPU = torch.device("cpu")
@@ -411,6 +411,12 @@ def test_inputs_that_cannot_be_copied_are_read_batch_by_batch() -> None:
     loader = [(Opaque(x), targets) for x, targets in TensorLoader(*table(16), batch_size=8)]
     list(outputs_of(trained(model, sharing, counted), loader, CPU))
     assert counted.calls == [("a",), ("b",)] * 2
+
+
+def test_a_metric_that_returns_no_number_is_an_error_and_not_undefined() -> None:
+    task = sm.Regression("b", metrics={"own": lambda output, label: output}, higher_is_better={"own": True})
+    with pytest.raises(ParameterError, match="metric 'own': its function must return one number"):
+        results_of({"b": task}, [("b", torch.zeros(4, 1), torch.zeros(4, 1))], torch.device("cpu"))
 
 
 def test_an_error_in_a_metric_leaves_the_model_as_it_was() -> None:

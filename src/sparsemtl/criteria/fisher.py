@@ -60,7 +60,7 @@ class Fisher(Criterion):
           minus the gradient of the sample's loss at its label, and the other estimators are replaced by `true`. A loss
           of pairs or of the whole batch takes `true` or `batch` only, by name.
         - A Gaussian's predicted label is its mean, where g is zero: for regression `fs` is replaced by `efs`, with
-          one warning per task. For depth and normals it is replaced by `sample`, as is `efs` for every map.
+          one warning. For depth and normals it is replaced by `sample`, as is `efs` for every map.
         - `efs` of independent labels (yes/no answers, real values) sums p(1 - p) (dz / d weight)^2, or
           (dz / d weight)^2, over the outputs z, which equals the sum over all 2^A combinations, or the integral. No
           such identity holds for `abs`: it sums p(1 - p) |dz / d weight|, or |dz / d weight|, as if every column were
@@ -120,6 +120,7 @@ class Fisher(Criterion):
         with preserve_model_state(model):
             for together in [[mean] for mean in means] if per_task(loaders) else [means]:
                 self._estimate(model, parameters, _loaders_of(together, loaders), together)
+        self._warn_of_replaced(means)
         return {mean.task.name: mean.scores() for mean in means}
 
     def _estimate(
@@ -165,8 +166,8 @@ class Fisher(Criterion):
         """Return the estimator to use for a task.
 
         Falls back to `efs` (or `sample`, where `efs` would need one backward pass per pixel and label) if `fs` is
-        identically zero for the task's likelihood, and to `true` if a loss takes the place of a likelihood; warns once
-        per task.
+        identically zero for the task's likelihood, and to `true` if a loss takes the place of a likelihood; the reason
+        is then in `mean.replaced`.
 
         Raises:
             ParameterError: if outputs do not fit the kind's own likelihood, or a loss ties the samples of a batch
@@ -187,7 +188,7 @@ class Fisher(Criterion):
             why = f"estimator='efs' takes a backward for every label of every pixel of a {kind}"
         else:
             return self.estimator
-        self._warn_once(task, f"{why}; using {exact!r}.")
+        mean.replaced = f"{why}; using {exact!r}."
         return exact
 
     def _estimator_for_loss(self, mean: _Mean, output: Tensor, likelihood: LossLikelihood) -> Estimator:
@@ -201,17 +202,22 @@ class Fisher(Criterion):
                 "sample's part in the gradient of its batch's loss, 'batch' the squared gradient of the batch's loss; "
                 "both depend on the batch size. Or pass `likelihood` to the task."
             )
-        self._warn_once(
-            task,
-            "its loss is no distribution that labels could be drawn from; using estimator='true', the squared gradient "
-            "of each sample's loss at its label (empirical Fisher information). Or pass `likelihood` to the task.",
+        mean.replaced = (
+            "the loss is no distribution that labels could be drawn from; using estimator='true', the squared gradient "
+            "of each sample's loss at its label (empirical Fisher information). Or pass `likelihood` to the task."
         )
         return "true"
 
-    def _warn_once(self, task: Task, message: str) -> None:
-        if task not in self._replaced:
-            self._replaced.add(task)
-            warnings.warn(f"task {task.name!r}: {message}", LikelihoodWarning, stacklevel=5)
+    def _warn_of_replaced(self, means: Sequence[_Mean]) -> None:
+        """Warn of each task whose estimator was replaced, once per task, of all with one reason together."""
+        names: dict[str, list[str]] = {}
+        for mean in means:
+            if mean.replaced and mean.task not in self._replaced:
+                self._replaced.add(mean.task)
+                names.setdefault(mean.replaced, []).append(repr(mean.task.name))
+        for reason, tasks in names.items():
+            who = f"task{'s' if len(tasks) > 1 else ''} {', '.join(tasks)}"
+            warnings.warn(f"{who}: {reason}", LikelihoodWarning, stacklevel=3)
 
     def _cotangents(self, mean: _Mean, output: Tensor) -> Iterator[Tensor]:
         """Yield gradients at a task's output whose powers at the weights add up to the batch's estimate."""
@@ -273,6 +279,7 @@ class _Mean:
         limit: labelled samples to take, all if None.
         generator: generator of drawn labels.
         estimator: labels of the gradients, chosen at the first outputs.
+        replaced: reason why the estimator is not the one that was asked for; "" if it is.
         decided: the estimator is final.
         totals: parameter name -> sum so far.
         seen: samples so far.
@@ -284,6 +291,7 @@ class _Mean:
     limit: int | None
     generator: torch.Generator
     estimator: Estimator = "true"
+    replaced: str = ""
     decided: bool = False
     totals: dict[str, Tensor] = field(default_factory=dict)
     seen: int = 0
@@ -327,7 +335,10 @@ class _Mean:
     def scores(self) -> dict[str, Tensor]:
         """Return parameter name -> mean."""
         if not self.seen:
-            raise LabelError(f"task {self.task.name!r} has no labelled sample to take its Fisher information on.")
+            raise LabelError(
+                f"task {self.task.name!r} has no labelled sample to take its Fisher information on. "
+                "Leave the task out, or use data with labels of it."
+            )
         scores = {}
         for name in list(self.totals):  # one by one, for all tasks' totals are larger than the model
             mean = self.totals.pop(name).div_(self.seen)

@@ -74,7 +74,10 @@ class Gradient(Criterion):
         processes.add_up(total.values())
         labels = float(processes.numbers([labels]).sum()) if processes.several else labels
         if not seen:
-            raise LabelError(f"task {task.name!r} has no labelled sample to take gradients on.")
+            raise LabelError(
+                f"task {task.name!r} has no labelled sample to take gradients on. Leave the task out, or use data "
+                "with labels of it."
+            )
         factors = parameters if self.times_weight else dict.fromkeys(parameters, 1.0)
         return {name: (total[name] / labels * factors[name]).abs().detach() for name in total}
 

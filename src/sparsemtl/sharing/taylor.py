@@ -66,7 +66,10 @@ def taylor_importance(model: nn.Module, units: Units, loaders: Loaders, task: Ta
             if seen >= samples:
                 break
     if not batches:
-        raise LabelError(f"task {task.name!r} has no labelled sample to take gradients on.")
+        raise LabelError(
+            f"task {task.name!r} has no labelled sample to take gradients on. Leave the task out, or use data "
+            "with labels of it."
+        )
     return total / batches
 
 

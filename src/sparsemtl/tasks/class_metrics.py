@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor
 from torchmetrics.classification import (
     BinaryAUROC,
@@ -11,6 +13,7 @@ from torchmetrics.classification import (
     BinaryRecall,
     MulticlassCalibrationError,
 )
+from torchmetrics.utilities import dim_zero_cat
 
 
 class SecondClassF1(BinaryF1Score):
@@ -44,6 +47,15 @@ class SecondClassAUROC(BinaryAUROC):
         """Add logits (N, 2) and class indices (N,)."""
         super().update(output.softmax(1)[:, 1], target)
 
+    def compute(self) -> Tensor:  # type: ignore[override]
+        """Return the area, in [0, 1].
+
+        Raises:
+            ValueError: if one of the classes has no sample.
+        """
+        _check_present(self, (0, 1))
+        return super().compute()
+
 
 class SecondClassAveragePrecision(BinaryAveragePrecision):
     """Average precision of the second of two classes, the positive one."""
@@ -51,6 +63,22 @@ class SecondClassAveragePrecision(BinaryAveragePrecision):
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add logits (N, 2) and class indices (N,)."""
         super().update(output.softmax(1)[:, 1], target)
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        """Return the average precision, in [0, 1].
+
+        Raises:
+            ValueError: if the second class has no sample.
+        """
+        _check_present(self, (1,))
+        return super().compute()
+
+
+def _check_present(metric: SecondClassAUROC | SecondClassAveragePrecision, classes: Iterable[int]) -> None:
+    """Raise a ValueError if a class has no sample: torchmetrics would return 0, the worst value, with a warning."""
+    found = dim_zero_cat(metric.target)
+    if missing := [index for index in classes if not bool((found == index).any())]:
+        raise ValueError(f"no sample has class {missing[0]}.")
 
 
 class CalibrationError(MulticlassCalibrationError):

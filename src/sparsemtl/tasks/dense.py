@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor, nn
 
 from sparsemtl.errors import LabelError, ParameterError
 from sparsemtl.heads.fcn import FCNHead
 from sparsemtl.tasks.task import Task
-
-if TYPE_CHECKING:
-    pass
 
 
 class DenseTask(Task):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
@@ -26,7 +27,7 @@ class Depth(DenseTask):
     """Depth estimation: one positive number per pixel.
 
     Labels have shape (B, H, W) or (B, 1, H, W), outputs (B, 1, H, W), both in any unit, or inverse depth; a label of 0
-    or less is unknown. Metrics, over the known pixels of the whole split: `abs_err`, `rel_err`, `rmse`, and
+    or less, or NaN, is unknown. Metrics, over the known pixels of the whole split: `abs_err`, `rel_err`, `rmse`, and
     `mae_less_is_more`, the variant of that paper.
     """
 
@@ -61,21 +62,20 @@ class Depth(DenseTask):
         return (target.squeeze(1) if target.ndim == 4 else target) > 0
 
     def check_labels(self, target: Tensor) -> None:
-        """Raise a LabelError unless there is one finite number per pixel."""
+        """Raise a LabelError unless there is one finite number, or NaN, per pixel."""
         if target.ndim not in (3, 4) or target.shape[1:-2] not in ((), (1,)):
             raise LabelError(
                 f"task {self.name!r}: expected depth of shape (batch, height, width), got {tuple(target.shape)}."
             )
-        if target.is_floating_point() and not bool(target.isfinite().all()):
-            count = int((~target.isfinite()).sum())
+        if target.is_floating_point() and bool(target.isinf().any()):
             raise LabelError(
-                f"task {self.name!r}: {count} of {target.numel()} depths in the batch are NaN or infinite. A pixel of "
-                "unknown depth carries 0."
+                f"task {self.name!r}: {int(target.isinf().sum())} of {target.numel()} depths in the batch are "
+                "infinite. A pixel of unknown depth carries 0 or NaN."
             )
 
     def cast(self, target: Tensor) -> Tensor:
-        """Return labels as floats (B, 1, H, W), scaled. A second cast changes nothing."""
-        target = target if target.is_floating_point() else target.float()
+        """Return labels as floats (B, 1, H, W), scaled, with 0 in the place of NaN. A second cast changes nothing."""
+        target = target.nan_to_num(0.0, inf, -inf) if target.is_floating_point() else target.float()
         target = target.unsqueeze(1) if target.ndim == 3 else target
         return target if self.scale == "none" else target / _largest(target)
 

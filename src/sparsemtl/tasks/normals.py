@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class Normals(DenseTask):
     """Surface normals: one unit vector per pixel.
 
-    Labels have shape (B, 3, H, W) and length one; a pixel of all zeros is unknown. Outputs have the same shape and any
-    length: only their direction counts. The loss is the mean of 1 - cosine of the angle. Metrics, over the known
+    Labels have shape (B, 3, H, W) and length one; a pixel of zeros or NaN is unknown. Outputs have the same shape and
+    any length: only their direction counts. The loss is the mean of 1 - cosine of the angle. Metrics, over the known
     pixels of the whole split: `cosine`, `mean_angle` in degrees, and `within_11`, `within_22` and `within_30`, the
     fractions of pixels with an angle below 11.25, 22.5 and 30 degrees.
     """
@@ -45,22 +45,24 @@ class Normals(DenseTask):
         return target.abs().sum(1) > 0
 
     def check_labels(self, target: Tensor) -> None:
-        """Raise a LabelError unless each pixel has three numbers, of length one or zero."""
+        """Raise a LabelError unless each pixel has three numbers, of length one or zero, or NaN."""
         if target.ndim != 4 or target.shape[1] != 3:
             raise LabelError(
                 f"task {self.name!r}: expected normals of shape (batch, 3, height, width), got {tuple(target.shape)}."
             )
         length = squared_length(target).sqrt()
-        wrong = ~((length - 1).abs() < 0.05) & (length != 0)
+        wrong = ~((length - 1).abs() < 0.05) & (length != 0) & ~length.isnan()
         if bool(wrong.any()):
             raise LabelError(
-                f"task {self.name!r}: a normal has length {length[wrong][0].item():.3g}; expected 1, or three zeros "
-                "where it is unknown."
+                f"task {self.name!r}: a normal has length {length[wrong][0].item():.3g}; expected 1, or zeros or "
+                "NaN where it is unknown."
             )
 
     def cast(self, target: Tensor) -> Tensor:
-        """Return labels as floats."""
-        return target if target.is_floating_point() else target.float()
+        """Return labels as floats, with zeros in the place of vectors with a NaN."""
+        if not target.is_floating_point():
+            return target.float()
+        return torch.where(target.isnan().any(1, keepdim=True), 0.0, target)
 
     def default_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the mean of 1 - cosine of the known pixels."""

@@ -237,7 +237,10 @@ class Task(abc.ABC):
         """Return checked labels, and True if the check has shown that all are known."""
         target = labels_among(self, targets) if isinstance(targets, Mapping) else targets
         if not isinstance(target, Tensor):
-            raise LabelError(f"task {self.name!r}: labels must be a tensor, got {type(target).__name__}.")
+            raise LabelError(
+                f"task {self.name!r}: labels must be a tensor, got {type(target).__name__}. Pass "
+                "torch.as_tensor(labels); classes are numbers from 0 on, not their names."
+            )
         # on a GPU the check would wait for the device at every step
         complete = None if target.is_cuda else self.check_labels(target)
         return self.cast(target), bool(complete)

@@ -168,5 +168,8 @@ def _gradient(
         if samples is not None and seen >= samples:
             break
     if not seen:
-        raise LabelError(f"task {task.name!r} has no labelled sample to take gradients on.")
+        raise LabelError(
+            f"task {task.name!r} has no labelled sample to take gradients on. Leave the task out, or use data "
+            "with labels of it."
+        )
     return total / seen, loss_sum / seen

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sparsemtl.errors import ForwardError, LabelError, LabelWarning, MetricWarning
+from sparsemtl.errors import ForwardError, LabelError, LabelWarning, MetricWarning, ParameterError
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.modes import eval_mode
 from sparsemtl.networks.task_networks import TaskNetworks
@@ -267,6 +267,8 @@ def _computed(task: str, name: str, metric: Metric) -> float:
             part.distributed_available_fn = _not_distributed  # type: ignore[assignment]
     try:
         value = float(metric.compute())
+    except ParameterError:  # the metric itself is wrong, whatever the split holds
+        raise
     except ValueError as error:
         warnings.warn(f"task {task!r}: {name!r} is undefined on this split: {error}", LabelWarning, stacklevel=4)
         return float("nan")
