@@ -202,7 +202,7 @@ def test_an_empty_training_loader_is_named(model: Callable[[], sm.SharedBottom],
 
 
 def test_an_empty_validation_loader_is_named() -> None:
-    with pytest.raises(LabelError, match="loader to evaluate on gave no batch"):
+    with pytest.raises(LabelError, match="the validation loader gave no batch"):
         quiet(shared(), epochs=1).fit(loader(), [])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -80,6 +80,8 @@ def trainer(folder: Path, method: str, single: bool = False) -> sm.Trainer:
         checkpoint_every=2,
         progress=False,
         accelerator="cpu",
+        scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=3, gamma=0.8) if single else None,
+        scheduler_every="step",
     )
 
 
@@ -110,7 +112,9 @@ def test_a_resumed_run_ends_like_the_uninterrupted_one(
 
 
 @pytest.mark.parametrize("died_after", [5, 13])
-def test_independent_tasks_resume_too(tmp_path: Path, uninterrupted: Callable[..., Path], died_after: int) -> None:
+def test_independent_tasks_and_a_schedule_over_steps_resume_too(
+    tmp_path: Path, uninterrupted: Callable[..., Path], died_after: int
+) -> None:
     train, validation = loaders()
     with pytest.raises(Killed):
         trainer(tmp_path / "cut", "dense", single=True).fit(Dying(train, died_after), validation)

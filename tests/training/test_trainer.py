@@ -498,6 +498,23 @@ def test_test_data_is_other_data_for_every_task() -> None:
     assert set(trainer.test(fresh)) == {"a", "b"}
 
 
+def test_a_scheduler_steps_after_every_epoch_or_every_step() -> None:
+    halving = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
+    steps = len(list(loader()))
+    for every, count in (("epoch", 2), ("step", 2 * steps)):
+        sgd = partial(torch.optim.SGD, lr=2.0**-10)
+        trainer = quiet(epochs=2, scheduler=halving, scheduler_every=every, optimizer=sgd).fit(loader(), held_out())
+        assert trainer.optimizer.param_groups[0]["lr"] == 2.0 ** (-10 - count)
+    with pytest.raises(ParameterError, match="ReduceLROnPlateau reads validation results"):
+        quiet(scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau, scheduler_every="step").fit(loader(), held_out())
+
+
+def test_a_trainer_prints_in_one_line() -> None:
+    trainer = quiet(epochs=1)
+    assert repr(trainer) == "Trainer(SharedBottom of a, b; DenseSharing(); not trained)"
+    assert repr(trainer.fit(loader(), held_out())).endswith("; epoch 1 of 1)")
+
+
 def test_nothing_is_tested_or_predicted_before_training() -> None:
     with pytest.raises(ParameterError, match=r"nothing was trained yet; call fit"):
         quiet().test(held_out())

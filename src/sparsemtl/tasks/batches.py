@@ -52,8 +52,14 @@ def per_task(loaders: Loaders) -> bool:
     return isinstance(loaders, Mapping)
 
 
-def check_loaders(loaders: Loaders, tasks: Mapping[str, Task]) -> None:
-    """Raise a LabelError if a loader cannot be read, or the keys of a dict of loaders are not the tasks."""
+def check_loaders(loaders: Loaders, tasks: Mapping[str, Task], kind: str = "loader") -> None:
+    """Raise a LabelError if a loader is empty or cannot be read, or the keys of a dict of loaders are not the tasks.
+
+    Args:
+        loaders: the loaders.
+        tasks: tasks of the model by name.
+        kind: name of the loaders in messages.
+    """
     if isinstance(loaders, Mapping):
         for name in loaders:
             if name not in tasks:
@@ -62,6 +68,9 @@ def check_loaders(loaders: Loaders, tasks: Mapping[str, Task]) -> None:
         if missing:
             raise LabelError(f"loaders: task {missing[0]!r} has no loader; found {sorted(loaders)}.")
     check_readable(loaders)
+    for owner, loader in loaders.items() if isinstance(loaders, Mapping) else [(None, loaders)]:
+        if number_of_batches(loader) == 0:
+            raise LabelError(EMPTY.format(whose=kind if owner is None else f"{kind} of task {owner!r}"))
 
 
 def check_readable(loaders: Loaders) -> None:
@@ -70,6 +79,14 @@ def check_readable(loaders: Loaders) -> None:
         if not (hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")):
             what = "a loader" if name is None else f"the loader of task {name!r}"
             raise LabelError(f"{what} yields batches, as a DataLoader or a list of them does, got {loader!r}.")
+
+
+def number_of_batches(loader: Loader) -> int | None:
+    """Return the number of batches of an epoch; None if the loader does not know it."""
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except TypeError:  # torch's DataLoader has `__len__`, and raises in it where its data set has none
+        return None
 
 
 def as_group(batch: Any, tasks: Mapping[str, Task], owner: str | None = None) -> Group:

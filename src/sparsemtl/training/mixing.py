@@ -20,7 +20,7 @@ import torch
 
 from sparsemtl.errors import LabelError
 from sparsemtl.networks.randomness import fork_rng, seed_everything
-from sparsemtl.tasks.batches import EMPTY, Group, Loader, Loaders, as_group
+from sparsemtl.tasks.batches import EMPTY, Group, Loader, Loaders, as_group, number_of_batches
 from sparsemtl.tasks.task import Task
 from sparsemtl.training.checkpoint import Stateful
 
@@ -30,22 +30,15 @@ Mix = Literal["longest", "shortest", "proportional"]
 def steps_in_epoch(loaders: Loaders, mix: Mix) -> int | None:
     """Return the number of batches in an epoch; None if a loader has no length."""
     if not isinstance(loaders, Mapping):
-        return _told(loaders)
+        return number_of_batches(loaders)
     lengths = [_length(task, loader) for task, loader in loaders.items()]
     if mix == "proportional":
         return sum(lengths)
     return max(lengths) if mix == "longest" else min(lengths)
 
 
-def _told(loader: Any) -> int | None:
-    try:
-        return len(loader)
-    except TypeError:  # torch's DataLoader has `__len__`, and raises in it where its data set has none
-        return None
-
-
 def _length(task: str, loader: Loader) -> int:
-    length = _told(loader)
+    length = number_of_batches(loader)
     if length is None:
         raise LabelError(f"the loader of task {task!r} has no length, which mixing loaders needs.")
     if length == 0:

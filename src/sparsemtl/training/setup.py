@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,7 @@ class RunParts:
         balancer: the balancer.
         make_optimizer: makes an optimizer from parameter groups.
         make_scheduler: makes a scheduler from an optimizer; None for a constant learning rate.
+        scheduler_every: when the scheduler steps, after every epoch or every training step.
     """
 
     model: MultiTaskModel
@@ -57,6 +58,7 @@ class RunParts:
     balancer: Balancer
     make_optimizer: Callable[[Any], Optimizer]
     make_scheduler: Callable[[Optimizer], Scheduler] | None
+    scheduler_every: Literal["epoch", "step"] = "epoch"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Setup:
         module: callable in place of the model: Fabric's wrapper, or the model itself where the wrapper adds nothing.
         optimizer: the optimizer.
         scheduler: the scheduler, if there is one.
+        scheduler_every: when the scheduler steps.
         plateau: stepper of a `ReduceLROnPlateau`, if the scheduler is one.
         step: the training step.
         restart: puts optimizer and scheduler back to their first state.
@@ -79,9 +82,15 @@ class Setup:
     module: nn.Module
     optimizer: Optimizer
     scheduler: Scheduler | None
+    scheduler_every: Literal["epoch", "step"]
     plateau: Plateau | None
     step: TrainingStep
     restart: FreshStart
+
+    def step_scheduler(self, after: Literal["epoch", "step"]) -> None:
+        """Step the scheduler if it steps then; `plateau` steps one that reads validation results."""
+        if self.scheduler is not None and self.plateau is None and self.scheduler_every == after:
+            self.scheduler.step()
 
     def stateful(self) -> dict[str, Any]:
         """Return the parts beside optimizer and step that have a state, by name."""
@@ -128,6 +137,10 @@ def set_up(parts: RunParts, options: TrainingOptions, train: Loaders, processes:
     scheduler = parts.make_scheduler(optimizer) if parts.make_scheduler else None
     plateau = None
     if isinstance(scheduler, ReduceLROnPlateau):
+        if parts.scheduler_every == "step":
+            raise ParameterError(
+                "ReduceLROnPlateau reads validation results, which exist once per epoch: use scheduler_every='epoch'."
+            )
         plateau = Plateau(scheduler, options["monitor"], model.tasks)
     stepped: Any = optimizer if plain else fabric.setup_optimizers(optimizer)
     scaler = getattr(fabric.strategy.precision, "scaler", None)
@@ -153,7 +166,7 @@ def set_up(parts: RunParts, options: TrainingOptions, train: Loaders, processes:
     if options["compile"]:
         try_compiled(step, train)
     restart = FreshStart(optimizer, scheduler, plateau)
-    return Setup(fabric, fabric.device, module, optimizer, scheduler, plateau, step, restart)
+    return Setup(fabric, fabric.device, module, optimizer, scheduler, parts.scheduler_every, plateau, step, restart)
 
 
 def _fabric(accelerator: str, precision: Any) -> Fabric:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -100,8 +100,11 @@ class Trainer:
         ] = "adam",
         scheduler: Annotated[
             Callable[[Optimizer], Scheduler] | None,
-            Doc("Function of an optimizer that returns a learning-rate scheduler; it steps once per epoch."),
+            Doc("Function of an optimizer that returns a learning-rate scheduler; see `scheduler_every`."),
         ] = None,
+        scheduler_every: Annotated[
+            Literal["epoch", "step"], Doc("Step the scheduler after every epoch, or after every training step.")
+        ] = "epoch",
         callbacks: Annotated[
             Sequence[Callback], Doc("Called at the events of a run, after those for its files and the progress bar.")
         ] = (),
@@ -116,7 +119,7 @@ class Trainer:
         self.sharing = DenseSharing() if sharing is None else sharing
         self.balancer = as_balancer(balancing)
         make_optimizer = optimizer_maker(optimizer, model, group_options(options))
-        self._parts = RunParts(model, self.sharing, self.balancer, make_optimizer, scheduler)
+        self._parts = RunParts(model, self.sharing, self.balancer, make_optimizer, scheduler, scheduler_every)
         self.epochs = options["epochs"]
         self.threads = options["threads"]
         self.folder = RunFolder(options["folder"]) if options["folder"] is not None else None
@@ -134,6 +137,11 @@ class Trainer:
         self._used: list[Loader] = []
         self._setup: Setup | None = None
         check_epochs(self.sharing, self.epochs, options["choose_after"])
+
+    def __repr__(self) -> str:
+        model = f"{type(self.model).__name__} of {', '.join(self.model.tasks)}"
+        state = "not trained" if self._setup is None else f"epoch {self.position.epoch} of {self.epochs}"
+        return f"Trainer({model}; {self.sharing!r}; {state})"
 
     @property
     def _ready(self) -> Setup:
@@ -182,8 +190,6 @@ class Trainer:
         """
         return metrics_frame(self._figures.rows)
 
-    # ---- public ----------------------------------------------------------------------------------------------
-
     @with_own_threads
     def fit(self, train: Loaders, validation: Loaders, *, resume: bool = False, overwrite: bool = False) -> Trainer:
         """Train; afterwards the model and the networks are those of the best validation epoch.
@@ -210,8 +216,8 @@ class Trainer:
         """
         if resume and overwrite:
             raise ParameterError("`resume` goes on with the run in the folder, `overwrite` replaces it; choose one.")
-        check_loaders(train, self.model.tasks)
-        check_loaders(validation, self.model.tasks)
+        check_loaders(train, self.model.tasks, "training loader")
+        check_loaders(validation, self.model.tasks, "validation loader")
         self._join(start_processes(self.options))
         with self._files.fitting(resume=resume, overwrite=overwrite), taking_part(self.processes):
             self._fit(train, validation, resume=resume)
@@ -276,7 +282,7 @@ class Trainer:
         device = self._ready.device
         if any(loader is used for loader in _each(loaders) for used in self._used):
             raise ParameterError("this loader trained or chose the model; test on data that did neither.")
-        check_loaders(loaders, self.model.tasks)
+        check_loaders(loaders, self.model.tasks, "test loader")
         with taking_part(self.processes):
             results = self._evaluate(shared(loaders, self.processes))
         rows = list(result_rows(self.position.epoch, self.position.step, "test", results))
@@ -326,8 +332,6 @@ class Trainer:
         """
         return check_training(self._parts, self.options, train, validation)
 
-    # ---- set-up ----------------------------------------------------------------------------------------------
-
     @with_own_threads
     def set_up(self, train: Loaders) -> None:
         """Seed the generators, and make all that training needs, as `fit` does at its beginning.
@@ -341,9 +345,8 @@ class Trainer:
         self._setup = set_up(self._parts, self.options, train, self.processes)
         recorded: dict[str, Any] = {name: self.options[name] for name in RECORDED}  # type: ignore[literal-required]
         recorded |= {"processes": self.processes.count} if self.processes.several else {}
+        recorded |= {"scheduler_every": "step"} if self._parts.scheduler_every == "step" else {}
         self._settings = RunSettings.of(self.config, self._setup.optimizer, recorded, self.complete_config)
-
-    # ---- one epoch -------------------------------------------------------------------------------------------
 
     def _train_epoch(self, train: Loaders, checkpoints: Checkpoints, meter: EpochAverages) -> None:
         self.model.train()
@@ -356,6 +359,7 @@ class Trainer:
         while window := list(islice(batches, self.options["accumulate"])):
             where = f"epoch {self.position.epoch + 1}, batch {self.position.batch + 1}, step {self.position.step + 1}"
             result = self.step.step(window, where)
+            self._ready.step_scheduler("step")
             meter.add(result)
             before = self.position.batch
             self.position.batch += len(window)
@@ -396,8 +400,7 @@ class Trainer:
         notify(self.callbacks, "on_epoch_end", rows, bool(improved))
         if self._ready.plateau is not None:
             self._ready.plateau.step(epoch, results)
-        elif self._ready.scheduler is not None:
-            self._ready.scheduler.step()
+        self._ready.step_scheduler("epoch")
         self.position.epoch += 1
         self.position.batch = 0
         self.position.logged_until = step
@@ -425,8 +428,6 @@ class Trainer:
     def _stale(self) -> bool:
         patience = self.options["patience"]
         return patience is not None and self.selection.stale(self.position.epoch - 1) >= patience
-
-    # ---- checkpoints -----------------------------------------------------------------------------------------
 
     def _checkpoints(self, randomness: Randomness, meter: EpochAverages) -> Checkpoints:
         parts: dict[str, Stateful] = {
