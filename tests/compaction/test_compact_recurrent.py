@@ -212,6 +212,8 @@ def test_inputs_of_another_rank_are_refused() -> None:
     small = sm.compact(with_zeros(Recurrent(nn.GRU, "last output", batch_first=True)), example_inputs=X)
     with pytest.raises(ParameterError, match="compacted for batches with 3 axes"):
         small(X[0])
+    with pytest.raises(ParameterError, match=r"batches with 3 axes, .* got dict. Compact the model with an example"):
+        small({"x": X})
 
 
 class Packed(nn.Module):

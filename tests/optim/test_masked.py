@@ -19,7 +19,7 @@ from torch.optim import lr_scheduler
 
 import sparsemtl as sm
 from sparsemtl.balancing import as_balancer
-from sparsemtl.errors import MaskError
+from sparsemtl.errors import MaskError, ParameterError
 from sparsemtl.optim import MaskedOptimizer, freeze_outside_mask
 from sparsemtl.optim.masked import FreezeOutsideMask
 from sparsemtl.sharing.sharing import Update
@@ -155,6 +155,8 @@ def test_new_masks_hold_from_the_next_step_on() -> None:
 def test_masks_of_another_model_and_unknown_tasks_are_refused() -> None:
     model = network()
     masks = masks_of(model)
+    with pytest.raises(ParameterError, match=r"has none of the model's parameters.*such as '0\.weight'"):
+        MaskedOptimizer(OPTIMIZERS["sgd"](network().parameters()), masks, model)
     with pytest.raises(MaskError, match=r"parameter '0\.weight': the mask has shape \(6, 5\), the parameter \(3, 5\)"):
         MaskedOptimizer(OPTIMIZERS["sgd"](model.parameters()), masks, nn.Sequential(nn.Linear(5, 3)))
     optimizer = MaskedOptimizer(OPTIMIZERS["sgd"](model.parameters()), masks, model)

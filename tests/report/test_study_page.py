@@ -13,6 +13,8 @@ from synthetic import make_study
 
 from sparsemtl.errors import CheckpointError
 from sparsemtl.report import write_report
+from sparsemtl.report.study_lead import lead
+from sparsemtl.study.evidence import DEAD_BASELINE
 from sparsemtl.study.results import StudyResults, best_settings, read_results
 from sparsemtl.study.tables import primary_table
 
@@ -102,6 +104,13 @@ def test_what_makes_the_evidence_weak_stands_below_the_lead(html, page):
         assert part in page.text
     assert "Add smaller values." in page.text or "Add larger values." in page.text
     assert "<code>seeds</code>" in html
+
+
+def test_a_baseline_that_learned_nothing_comes_before_the_result(folder):
+    best = best_settings(StudyResults.of(read_results(folder / "results.csv"), baseline="stl"))
+    plain = lead(best, primary_table(best), "stl")
+    dead = lead(best, primary_table(best), "stl", [f"{DEAD_BASELINE}: stl on digit. Check the labels."])
+    assert dead == f"{DEAD_BASELINE} on some task, so that changes against it mean nothing there. {plain}"
 
 
 def test_differences_are_intervals_ranks_profiles_and_pairs(html, page):

@@ -167,6 +167,11 @@ def test_what_is_no_mapping_is_no_configuration(config: Any) -> None:
         check(config)
 
 
+def test_a_path_in_place_of_a_configuration_is_told_how_to_be_read() -> None:
+    with pytest.raises(ConfigError, match="read_config` reads a file"):
+        check("run.yaml")  # type: ignore[arg-type]
+
+
 def test_a_mistake_is_said_with_its_line_or_as_made_on_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("# mine\nseed: -1\nsharing:\n  name: fisher\n  keep: 2\n  bn: x\ntraining: {epochs: 0}\n")

@@ -16,12 +16,12 @@ from sparsemtl.heads.linear import pooled
 _AGAIN = "Compact the model with an example of such inputs (`example_inputs=...`)."
 
 
-def check_axes(x: Tensor, axes: int) -> None:
-    """Raise a ParameterError unless an input has the number of axes that compaction assumed."""
-    if x.ndim != axes:
+def check_axes(x: Any, axes: int) -> None:
+    """Raise a ParameterError unless an input is a tensor with the number of axes that compaction assumed."""
+    if not isinstance(x, Tensor) or x.ndim != axes:
         raise ParameterError(
-            f"this network was compacted for batches with {axes} axes, as its first layers read them, got shape "
-            f"{tuple(x.shape)}. {_AGAIN}"
+            f"this network was compacted for batches with {axes} axes, as its first layers read them, got "
+            f"{f'shape {tuple(x.shape)}' if isinstance(x, Tensor) else type(x).__name__}. {_AGAIN}"
         )
 
 

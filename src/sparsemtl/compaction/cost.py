@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sparsemtl.compaction.inputs import tensors
 from sparsemtl.compaction.sparse_layers import SparseLinear
 from sparsemtl.errors import ParameterError
+from sparsemtl.networks.model import check_shapes
 from sparsemtl.networks.modes import eval_mode
 
 _COUNTED = (_ConvNd, nn.Linear, nn.RNNBase, nn.MultiheadAttention, SparseLinear)
@@ -130,7 +131,11 @@ def parameter_count(module: nn.Module) -> int:
     Examples:
         >>> sm.parameter_count(nn.Linear(3, 2))
         8
+
+    Raises:
+        ParameterError: if a parameter has no shape yet.
     """
+    check_shapes(module)
     return sum(parameter.numel() for parameter in module.parameters())
 
 

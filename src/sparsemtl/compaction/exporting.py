@@ -204,17 +204,14 @@ def compared(network: nn.Module, run: Run, inputs: Inputs, path: Path) -> tuple[
     return error, others
 
 
-# ---- formats ---------------------------------------------------------------------------------------------------
-
-
 def _pt2(program: torch.export.ExportedProgram, path: Path, call: _Call) -> Run:
     archive = path.with_name(f"{path.name}.pt2")  # torch.export.save asks for this suffix
     try:
         torch.export.save(program, archive)
+        module = torch.export.load(archive).module()  # it warns of other suffixes
         os.replace(archive, path)
     finally:
         archive.unlink(missing_ok=True)
-    module = torch.export.load(path).module()
     return lambda inputs: module(*inputs.args, **inputs.kwargs)
 
 

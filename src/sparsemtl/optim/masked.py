@@ -149,6 +149,16 @@ class MaskedOptimizer(torch.optim.Optimizer):
         self.optimizer = optimizer
         self._model = model
         self.masks = masks
+        self._check_parameters()
+
+    def _check_parameters(self) -> None:
+        """Raise a ParameterError if the optimizer steps no parameter of the masks: it would train another model."""
+        stepped = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        if self._parameters and not any(id(parameter) in stepped for parameter in self._parameters.values()):
+            raise ParameterError(
+                "MaskedOptimizer: the optimizer has none of the model's parameters that the masks cover, such as "
+                f"{next(iter(self._parameters))!r}. Was it made for another model? Make it of `model.parameters()`."
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without derived attributes, and without `step`, which schedulers wrap in the instance."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from sparsemtl.report.words import listing, percent, plural, signed
 from sparsemtl.study.costs import MACS, WEIGHTS, measured
+from sparsemtl.study.evidence import DEAD_BASELINE
 from sparsemtl.study.record import StudyRecord
 from sparsemtl.study.results import DELTA, StudyResults, gains, run_level
 from sparsemtl.study.tables import RANK, StudyTable
@@ -19,15 +21,24 @@ def baseline_name(study: StudyRecord) -> str:
     return "single-task training" if alone == {True} else str(baseline)
 
 
-def lead(best: StudyResults, main: StudyTable, baseline: str) -> str:
-    """Return the best method beside the baseline, the tasks on which it loses, and its cost.
-
-    The cost comes first if the method costs less and is as good as the baseline within one standard deviation.
+def lead(best: StudyResults, main: StudyTable, baseline: str, weak: Sequence[str] = ()) -> str:
+    """Return the result of a study, after a caution where the baseline has learned nothing.
 
     Args:
         best: results of one setting per method.
         main: table of primary metrics.
         baseline: name of the baseline in sentences.
+        weak: weak points of the evidence.
+    """
+    dead = any(point.startswith(DEAD_BASELINE) for point in weak)
+    caution = f"{DEAD_BASELINE} on some task, so that changes against it mean nothing there. " if dead else ""
+    return caution + _result(best, main, baseline)
+
+
+def _result(best: StudyResults, main: StudyTable, baseline: str) -> str:
+    """Return the best method beside the baseline, the tasks on which it loses, and its cost.
+
+    The cost comes first if the method costs less and is as good as the baseline within one standard deviation.
     """
     figures = gains(best)
     delta = figures.mean[DELTA].dropna()

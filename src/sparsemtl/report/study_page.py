@@ -78,15 +78,16 @@ def study_page(path: Path) -> str:
     study = StudyRecord.read(path)
     results, best = study.results, best_settings(study.results)
     main, baseline = with_costs(primary_table(best), best), baseline_name(study)
+    weak = weak_points(results)
     colours = {method: i for i, method in enumerate(results.settings["method"].unique())}
     return render(
         "study.html",
         study=study,
         title=study.about["name"],
         colours=colours,
-        lead=lead(best, main, baseline),
+        lead=lead(best, main, baseline, weak),
         baseline_name=baseline,
-        weak=weak_points(results),
+        weak=weak,
         comparison=study_comparison(best, colours),
         tradeoff=tradeoff(best, colours),
         pareto=pareto_section(results, colours),

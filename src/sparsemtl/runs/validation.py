@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -32,7 +33,7 @@ def validate(
 ) -> dict[str, Any]:
     """Check a configuration without its `pretraining`, and fill in every default; arguments as for `config.check`."""
     if not isinstance(config, Mapping):
-        raise ConfigError(f"{where}: expected a mapping of sections, got {shown(config)}.")
+        raise ConfigError(f"{where}: expected a mapping of sections, got {shown(config)}.{_advice_on_paths(config)}")
     given = {key: with_name(key, value) for key, value in with_teacher_options(spelled_out(plain(config))).items()}
     try:
         checked = _checked(given)
@@ -44,6 +45,11 @@ def validate(
     if complete[AUTO] is not None:
         check_rungs(complete[AUTO]["rungs"])
     return complete
+
+
+def _advice_on_paths(config: object) -> str:
+    """Return advice if the configuration is a path; "" otherwise."""
+    return " `sparsemtl.runs.config_file.read_config` reads a file." if isinstance(config, (str, Path)) else ""
 
 
 def _checked(given: Mapping[str, Any]) -> BaseModel:

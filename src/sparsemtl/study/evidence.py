@@ -19,6 +19,8 @@ from sparsemtl.study.reading import study_results
 from sparsemtl.study.results import StudyResults, best_settings, plain, tuned_settings
 from sparsemtl.study.statistics import Interval, intervals
 
+DEAD_BASELINE = "The baseline has learned nothing"
+"""Beginning of the weak point that makes changes against the baseline meaningless."""
 _FEWEST_SEEDS = 3
 _UNLIKE = 10.0
 """Ratio of two tasks' training losses in the first epoch from which they count as unlike in scale."""
@@ -95,7 +97,7 @@ def _learned_nothing(results: StudyResults, best: StudyResults, runs: _Runs) -> 
                 found[method == results.baseline].append(f"{method} on {task} ({dead[0]})")
     advice = "Check the labels, and try another `optimizer.lr`, scaled inputs or another encoder."
     if found[True]:
-        yield f"The baseline has learned nothing: {_listed(found[True])}. Changes against it mean nothing. {advice}"
+        yield f"{DEAD_BASELINE}: {_listed(found[True])}. Changes against it mean nothing. {advice}"
     if found[False]:
         yield f"A constant prediction is as good as {_listed(found[False])}. {advice}"
 
