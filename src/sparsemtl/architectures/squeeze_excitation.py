@@ -227,8 +227,6 @@ def _running(task: str) -> Iterator[None]:
         _task.reset(token)
 
 
-# ---- blocks of an encoder --------------------------------------------------------------------------------------
-
 _NORMS = (_NormBase, nn.GroupNorm)
 _Entry = tuple[str, nn.Module]
 """Name of a module, and the module."""

@@ -27,9 +27,6 @@ def diagnosis() -> Iterator[Finding]:
     yield from _disk()
 
 
-# ---- packages ------------------------------------------------------------------------------------------------------
-
-
 def _dependencies() -> Iterator[Finding]:
     """Yield each base dependency, and each extra with the packages that it lacks."""
     from packaging.requirements import Requirement
@@ -73,9 +70,6 @@ def _lack(name: str, specifier: str) -> str:
         return f"{name} is not installed"
     fits = SpecifierSet(specifier).contains(found, prereleases=True)
     return "" if fits else f"{name} {found} is not {specifier}"
-
-
-# ---- machine -------------------------------------------------------------------------------------------------------
 
 
 def _devices() -> Iterator[Finding]:

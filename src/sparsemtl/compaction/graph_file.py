@@ -53,9 +53,6 @@ def write_network(path: str | Path, program: torch.export.ExportedProgram, names
     write_tensors(path, tensors_of(program), header)
 
 
-# ---- writing ---------------------------------------------------------------------------------------------------
-
-
 def described(program: torch.export.ExportedProgram, names: Sequence[str]) -> dict[str, Any]:
     """Return the graph of an exported network as JSON.
 
@@ -165,9 +162,6 @@ def _plain(value: Any) -> Any:
 def _output(program: torch.export.ExportedProgram) -> Any:
     named = [_Leaf(value=_encoded(value)) for value in program.graph.output_node().args[0]]
     return _plain(pytree.tree_unflatten(named, program.call_spec.out_spec))
-
-
-# ---- reading ---------------------------------------------------------------------------------------------------
 
 
 def built(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphModule:

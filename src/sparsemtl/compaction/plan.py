@@ -240,9 +240,6 @@ def _timed(options: Sequence[PlanOption], example: Inputs) -> list[PlanOption]:
     return [replace(option, milliseconds=times[option.name].median) for option in options]
 
 
-# ---- which tasks compute a layer -------------------------------------------------------------------------------
-
-
 def _branches(network: nn.Module, tasks: Sequence[str], example: Inputs) -> tuple[Branch, ...]:
     """Return the layers of a network by the tasks that compute them, those of most tasks first."""
     users = _users(network, tasks)

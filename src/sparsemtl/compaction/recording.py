@@ -88,8 +88,6 @@ class Recorder(TorchFunctionMode):
         self._ranks_matter = False
         self._busy = False
 
-    # ---- the module's inputs and outputs -----------------------------------------------------------------------
-
     def begin(self, arguments: dict[str, Any]) -> None:
         """Name the arguments that the module is called with."""
         for name, value in arguments.items():
@@ -109,8 +107,6 @@ class Recorder(TorchFunctionMode):
             with self.graph.inserting_after(node := self._node_of(tensor)):
                 self.graph.call_function(check_axes, (node, tensor.ndim))
         self.graph.output(read)
-
-    # ---- calls ---------------------------------------------------------------------------------------------------
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -196,8 +192,6 @@ class Recorder(TorchFunctionMode):
         if any(id(tensor) not in self._names for tensor in [*module.parameters(), *module.buffers()]):
             raise CompactionError("its weights are replaced by others while the model runs")
 
-    # ---- values and nodes ----------------------------------------------------------------------------------------
-
     def _register(self, value: Any, node: Lazy) -> None:
         """Register a value, and all tensors in it, for a node."""
         if isinstance(value, Tensor):
@@ -282,8 +276,6 @@ class Recorder(TorchFunctionMode):
             seen.update(new)
             waiting += new
         return False
-
-    # ---- questions -------------------------------------------------------------------------------------------------
 
     def _answer(self, name: str, args: Any, kwargs: Any, value: Any) -> Any:
         """Return the value of a call that returns no tensor."""

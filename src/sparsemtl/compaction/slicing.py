@@ -209,9 +209,6 @@ def _draws() -> tuple[Any, ...]:
     return repr(state["python"]), state["numpy"]["position"], *(tuple(array.tolist()) for array in arrays)
 
 
-# ---- slices ----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class WeightEntries:
     """Tensor of a slice.

@@ -152,9 +152,6 @@ def _advice(entry: _Entry) -> str:
     )
 
 
-# ---- parameters and their reasons --------------------------------------------------------------------------------
-
-
 def _scan(modules: Mapping[str, nn.Module]) -> list[_Entry]:
     """Return the parameters of modules, and the weights that are computed, in the order of `named_parameters`."""
     entries: dict[str, _Entry] = {}
@@ -215,9 +212,6 @@ def _role(entry: _Entry) -> tuple[str, bool]:
 
 _POSITIONS = re.compile(r"[._](?:w?pe\b|pos(?:\b|_|ition)|places|rel_|relative_|distance_|cls_|class_)")
 """Usual names of positions and class tokens."""
-
-
-# ---- patterns ----------------------------------------------------------------------------------------------------
 
 
 def _listed(option: str, patterns: Patterns | None) -> Sequence[Pattern]:

@@ -88,8 +88,6 @@ class TaskMasks(Mapping[str, Mask]):
             **header,
         )
 
-    # ---- reading -------------------------------------------------------------------------------------------
-
     def __getitem__(self, task: str) -> Mask:
         try:
             return self._masks[task]
@@ -215,8 +213,6 @@ class TaskMasks(Mapping[str, Mask]):
         gone = {t: sum(int((other[t][n] & ~self[t][n]).count_nonzero()) for n in both) for t in self}
         return {task: count / max(other.count(task), 1) for task, count in gone.items()}
 
-    # ---- combining -----------------------------------------------------------------------------------------
-
     def union(self, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Return the weights that at least one of the tasks (all by default) keeps."""
         return self._reduce(torch.logical_or, False, tasks)
@@ -244,8 +240,6 @@ class TaskMasks(Mapping[str, Mask]):
         """Return the masks on another device."""
         moved = {task: {name: m.to(device) for name, m in mask.items()} for task, mask in self.items()}
         return TaskMasks(moved, model=self.model, method=self.method, left_out=self.left_out)
-
-    # ---- using ---------------------------------------------------------------------------------------------
 
     def applied(self, model: nn.Module, task: str) -> AbstractContextManager[None]:
         """Inside the context, `model` is the task's sub-network: it reads mask * weight and gradients come masked.
@@ -287,8 +281,6 @@ class TaskMasks(Mapping[str, Mask]):
                 )
             found[name] = known[name]
         return found
-
-    # ---- files ---------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
         """Write the masks to a safetensors file: one bit per weight, and a header with model, method and tasks."""

@@ -128,9 +128,6 @@ def _replacements(model: nn.Module, tensors: Mapping[str, Tensor | None]) -> dic
     return values
 
 
-# ---- slots: where in its modules each tensor of a model stands, found once per model --------------------------------
-
-
 _Slot = tuple[nn.Module, str]
 """Module and name of an attribute of it."""
 
@@ -218,9 +215,6 @@ torch_module.register_module_parameter_registration_hook(_count_registration)
 torch_module.register_module_buffer_registration_hook(_count_registration)
 
 
-# ---- layers of replacements ------------------------------------------------------------------------------------
-
-
 _ABSENT: Any = object()
 _LAYERS: dict[nn.Module, list[_Layer]] = {}
 """Module -> the layers in force, the last on top; a module without a layer is not in it."""
@@ -301,9 +295,6 @@ def _reduce_plain(module: nn.Module, protocol: int) -> Any:
         return (make, arguments, dict(state) if isinstance(state, dict) else state, *rest)
     finally:
         entries.update(hidden)
-
-
-# ---- compiled code ---------------------------------------------------------------------------------------------
 
 
 def _refuse_compiling() -> None:

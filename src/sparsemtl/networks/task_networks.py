@@ -159,8 +159,6 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         made.__dict__["masks"] = masks
         return made
 
-    # ---- reading -----------------------------------------------------------------------------------------------
-
     def __getitem__(self, task: str) -> TaskNetwork:
         if task not in self._networks:
             raise MaskError(unknown_name("task", task, self._networks))
@@ -243,8 +241,6 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
                 if tensor is not None and tensor.requires_grad:
                     yield task, name, cast("nn.Parameter", tensor)
 
-    # ---- using -------------------------------------------------------------------------------------------------
-
     def swapped(self, model: nn.Module, task: str) -> AbstractContextManager[None]:
         """Inside the context, `model` is the network of the task, for training and for inference.
 
@@ -311,8 +307,6 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
                 tensor.mul_(factor.to(tensor.device))
         return found
 
-    # ---- changing ----------------------------------------------------------------------------------------------
-
     def with_masks(self, masks: TaskMasks) -> TaskNetworks:
         """Return the networks with other masks in the place of theirs."""
         part = "gradient_mask" if any(network.gradient_mask for network in self.values()) else "weight_factors"
@@ -366,8 +360,6 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         made = TaskNetworks(networks, strict=self.strict, common=self.common, **header)
         made._products = MaskedProducts(self._products.memory)
         return made
-
-    # ---- files -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return task -> part -> name -> tensor; copies, except of bool tensors, which nothing changes in place."""

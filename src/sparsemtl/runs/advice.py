@@ -154,9 +154,6 @@ def advice_of(facts: TaskFacts) -> Advice:
     return Advice(facts, tuple(found), tuple(_cautions(facts)))
 
 
-# ---- the rules, the first one first ----------------------------------------------------------------------------------
-
-
 def _scales(facts: TaskFacts) -> Iterator[Suggestion]:
     if facts.scales:
         yield Suggestion(

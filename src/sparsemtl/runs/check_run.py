@@ -183,8 +183,6 @@ class _Run:
             return f"`sparsemtl resume {self.folder.path}`" if self.from_config else "`trainer.fit(..., resume=True)`"
         return "start the run anew: it has no checkpoint yet"
 
-    # ---- what a run begins with ----------------------------------------------------------------------------
-
     def _config(self) -> str:
         config = self.folder.read_config()
         begun = self.last.get("settings", {}).get("config", {})
@@ -199,8 +197,6 @@ class _Run:
         read_json(self.folder.environment)
         versions = self.folder.read_environment()["versions"]
         return ", ".join(f"{name} {versions[name]}" for name in ("sparsemtl", "torch", "python"))
-
-    # ---- checkpoints ---------------------------------------------------------------------------------------
 
     def _checkpoints(self) -> Iterator[Finding]:
         last, needed = self.folder.last, not self.finished
@@ -250,8 +246,6 @@ class _Run:
             raise CheckpointError(f"{path} is of another model than {self.folder.last.name}.")
         return f"best model{path.stem.removeprefix('best').replace('-', ' of ', 1)}, {_numbers(state['model'])}"
 
-    # ---- figures -------------------------------------------------------------------------------------------
-
     def _metrics(self) -> str:
         path, content = self.folder.metrics, b""
         read_metrics(path)  # raises if it is missing or has another header
@@ -289,8 +283,6 @@ class _Run:
         return (
             f"{self.folder.stop or summary['status']} after {summary['epochs']} epochs, {len(summary['tasks'])} tasks"
         )
-
-    # ---- the model -----------------------------------------------------------------------------------------
 
     def _model(self) -> str:
         self.model, _ = read_tensors(self.folder.model, own=True)
@@ -357,8 +349,6 @@ class _Run:
         for folder, again in (("compact", "`sparsemtl compact`"), ("export", "`sparsemtl export`")):
             for path in sorted((self.folder.path / folder).glob("*.safetensors")):
                 yield self._look(path, partial(describe_networks, path), f"write it again: {again}")
-
-    # ---- the rest ------------------------------------------------------------------------------------------
 
     def _others(self) -> Iterator[Finding]:
         """Yield files that are none of the above."""

@@ -215,9 +215,6 @@ def load_run(folder: str | Path, model: MultiTaskModel | None = None) -> LoadedR
     return LoadedRun(run, config, own.eval(), TaskNetworks.load(run.networks, own))
 
 
-# ---- the parts of the data that a model is built from ----------------------------------------------------------
-
-
 def write_inputs(folder: RunFolder, data: TaskData, task_options: Mapping[str, Any]) -> None:
     """Write what a model is built from beside the configuration: the tasks, the shape of an input, and the stem."""
     tasks = [_record(task, task_options.get(task.name, {})) for task in data.tasks]

@@ -112,8 +112,6 @@ class LotterySharing(Sharing):
         self._copies: dict[str, dict[str, nn.Parameter]] = {}
         self._iteration = 0
 
-    # ---- phases ------------------------------------------------------------------------------------------------
-
     def start(self, model: MultiTaskModel) -> TaskNetworks:
         """Return networks in which every task has copies of all weights that it uses.
 
@@ -214,8 +212,6 @@ class LotterySharing(Sharing):
             strict=self._options["strict"],
         )
 
-    # ---- masks -------------------------------------------------------------------------------------------------
-
     def masks(self, iteration: int) -> TaskMasks:
         """Return the masks after some prunings.
 
@@ -270,8 +266,6 @@ class LotterySharing(Sharing):
                 "epoch; or set `iteration`."
             )
         return max(scored)[1]
-
-    # ---- figures and state -------------------------------------------------------------------------------------
 
     def metrics(self, model: MultiTaskModel, networks: TaskNetworks) -> Iterator[tuple[str, str, float]]:
         """Yield density, overlap, and the iteration."""

@@ -313,9 +313,6 @@ def _left(count: int, share: float) -> int:
     return min(count, max(ceil(share * count), 2))
 
 
-# ---- tables ----------------------------------------------------------------------------------------------------------
-
-
 def _choice_tables(result: AutoResult, test: Mapping[str, MetricGain]) -> Iterable[SummaryTable]:
     rows = []
     for task, choice in result.choices.items():

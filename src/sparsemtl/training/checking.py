@@ -106,9 +106,6 @@ def _first_groups(train: Loaders, step: TrainingStep) -> list[Group]:
     return [as_group(first_batch(train), step.tasks)]
 
 
-# ---- the run, with one batch -----------------------------------------------------------------------------------
-
-
 def _begin(parts: RunParts, step: TrainingStep, groups: Sequence[Group], *, own_data: bool) -> tuple[float, list[str]]:
     """Begin the first epoch with one batch as all data; return the seconds that it took, and warnings.
 
@@ -199,9 +196,6 @@ def _length(loaders: Sequence[Any]) -> int | None:
         return sum(map(len, loaders))
     except TypeError:
         return None
-
-
-# ---- what it means ---------------------------------------------------------------------------------------------
 
 
 def _coverage(model: MultiTaskModel, networks: TaskNetworks) -> MaskCoverage:

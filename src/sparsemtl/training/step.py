@@ -211,8 +211,6 @@ class TrainingStep:
         result.average()
         return result
 
-    # ---- one step per task -----------------------------------------------------------------------------------
-
     def _check_epoch(self) -> None:
         """Raise at the first step if no epoch has begun."""
         if getattr(self.sharing, "needs_epoch", False):
@@ -239,8 +237,6 @@ class TrainingStep:
             for batch in labelled[task]:
                 self._forward_backward(batch, (task,), result, len(batches))
             self._move((task,), part=scale / len(weights))
-
-    # ---- one step for all tasks ------------------------------------------------------------------------------
 
     def _combine(self, batches: Sequence[Sequence[ReadyBatch]], result: StepResult) -> None:
         self.optimizer.zero_grad()
@@ -357,8 +353,6 @@ class TrainingStep:
         names = set(present)
         return torch.tensor([task in names for task in self.tasks], device=self.backend.device)
 
-    # ---- backward pass ---------------------------------------------------------------------------------------
-
     def _backward(self, losses: Mapping[str, Tensor], factors: Mapping[str, float]) -> None:
         """Add the gradients of one network's losses times their factors to `.grad`, masked, or keep them as rows."""
         masks = {task: self.networks[task].gradient_mask for task in losses}
@@ -387,8 +381,6 @@ class TrainingStep:
                 p.grad = earlier
             elif earlier is not None:
                 p.grad = earlier if p.grad is None else earlier.add_(p.grad)
-
-    # ---- optimizer step --------------------------------------------------------------------------------------
 
     def _move(self, tasks: tuple[str, ...], part: float = 1.0) -> None:
         """Take the step for some tasks, with a part of the term that belongs to no task."""
@@ -459,8 +451,6 @@ class TrainingStep:
         self._where = before
         values = self._exchange.values(losses, self._exchange.present[-1])
         self.balancer.observe_post_step_losses(self._row(values), self._flags(values))
-
-    # ---- state -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs beside the model, the optimizer, the sharing method and the balancer."""

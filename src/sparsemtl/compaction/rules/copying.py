@@ -111,9 +111,6 @@ def repeat(site: Site) -> ChannelRule | None:
     return _copies(site, source, layout, lambda channels: channels.repeat(count))
 
 
-# ---- channels and positions ------------------------------------------------------------------------------------
-
-
 def pixel_shuffle(site: Site) -> ChannelRule | None:
     """Return the rule of a pixel shuffle: `factor ** 2` channels, side by side, become one."""
     source, layout, factor = _map_and_factor(site, "upscale_factor")
@@ -170,9 +167,6 @@ class _Parts(ChannelRule):
         """Return all parts of the channels that the input still has."""
         assert self.layout.channels is not None
         return kept(present[0], self.layout.channels // self.parts).repeat_interleave(self.parts)
-
-
-# ---- shuffles by views -----------------------------------------------------------------------------------------
 
 
 def close_shuffles(network: Network, rules: Mapping[fx.Node, ChannelRule]) -> bool:
