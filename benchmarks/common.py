@@ -24,6 +24,9 @@ from sparsemtl.backbones import resnet18
 BATCH = 64
 CLASSES = 10
 NETWORKS = ("mlp", "resnet18")
+LEAST = 2
+SECONDS = {False: 4.0, True: 1.0}
+"""Seconds after which a row with `LEAST` values takes no more of them, by `quick`; so the suite ends in time."""
 
 Batch = tuple[Tensor, dict[str, Tensor]]
 
@@ -78,6 +81,7 @@ class Measure:
         return f"| {self.name} | {self.value}{' ' + self.unit if self.unit else ''} | {bound} | {met} |"
 
 
+_limit = SECONDS[False]
 HEAD = "| measure | median (range) | goal | met |\n| :--- | ---: | ---: | :--- |"
 
 
@@ -93,6 +97,8 @@ def main(measures: Callable[[bool], Iterator[Measure]], description: str | None)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="file that the rows are written to")
     options = parser.parse_args()
+    global _limit
+    _limit = SECONDS[options.quick]
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {options.threads} threads\n\n{HEAD}")
     rows = []
@@ -141,9 +147,17 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def paired(plain: Callable[[], object], other: Callable[[], object], repeats: int) -> Ratio:
-    """Time of `other` over that of `plain`, measured alternately, so that other load on the machine affects both."""
-    plain(), other()
+def paired(plain: Callable[[], object], other: Callable[[], object], repeats: int, *, warm: bool = True) -> Ratio:
+    """Time of `other` over that of `plain`, measured alternately, so that other load on the machine affects both.
+
+    Args:
+        plain: what `other` is compared with.
+        other: what is measured.
+        repeats: pairs of timings.
+        warm: run both once before.
+    """
+    if warm:
+        plain(), other()
 
     def ratio() -> float:
         base = seconds(plain)
@@ -153,8 +167,11 @@ def paired(plain: Callable[[], object], other: Callable[[], object], repeats: in
 
 
 def spread(value: Callable[[], float], repeats: int) -> Ratio:
-    """Median and range of a value measured some times, such as seconds or bytes."""
-    values = [value() for _ in range(repeats)]
+    """Median and range of a value, such as seconds or bytes, measured so many times, or fewer if it takes long."""
+    values: list[float] = []
+    end = time.perf_counter() + _limit
+    while len(values) < repeats and (len(values) < LEAST or time.perf_counter() < end):
+        values.append(value())
     return Ratio(statistics.median(values), min(values), max(values))
 
 

@@ -20,7 +20,6 @@ steps of Adam 2 %: a ratio below that needs a rival that spends more time outsid
 
 from __future__ import annotations
 
-import statistics
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -33,7 +32,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from common import BATCH, CLASSES, Batch, Measure, Ratio, batch, main, network, seconds
+from common import BATCH, CLASSES, Batch, Measure, Ratio, batch, main, network, seconds, spread
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -190,16 +189,18 @@ def nash_weighting(libmtl: Any) -> type[nn.Module]:
 
 def ratio(libmtl: Any, name: str, method: str, pairs: int) -> Ratio:
     """Time of our training over that of LibMTL."""
-    size, model, values = SIZES[name], model_of(name), []
+    size, model = SIZES[name], model_of(name)
     if name == "small" and method == "Nash-MTL":
         size = replace(size, epochs=1)  # a step of the rival's solver takes 20 ms
     loaders = loader_of(name, size.batches), loader_of(name, size.evaluation)
-    for _ in range(pairs):
+
+    def once() -> float:
         theirs, mine = deepcopy(model), deepcopy(model)
         with redirect_stdout(StringIO()):
             base = seconds(partial(rival, libmtl, theirs, method, loaders, size.epochs))
-        values.append(seconds(partial(ours, mine, method, loaders, size.epochs)) / base)
-    return Ratio(statistics.median(values), min(values), max(values))
+        return seconds(partial(ours, mine, method, loaders, size.epochs)) / base
+
+    return spread(once, pairs)
 
 
 def measures(quick: bool) -> Iterator[Measure]:

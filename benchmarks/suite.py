@@ -37,6 +37,8 @@ PAGE = FOLDER / "results" / "speed.md"
 PACKAGES = ("sparsemtl", "torch", "torchjd", "numpy", "scipy", "pandas", "pillow")
 LIMIT = {False: 600, True: 40}
 """Seconds after which a script is stopped, by `quick`."""
+SLOW = ("growth", "compile")
+"""Scripts that `--quick` leaves out: they take long, and have no goals."""
 WORSE = 1.1
 PORTABLE = ("", "x", "bytes", "MB", "GB")
 """Units of figures that are compared between machines."""
@@ -70,7 +72,9 @@ def run(script: Path, *, quick: bool) -> Result:
         rows = json.loads(output.read_text()) if output.exists() else []
     if error is not None:
         print(f"FAILED: {script.name}: {error}", flush=True)
-    return {"seconds": round(time.perf_counter() - start, 1), "rows": rows, "error": error}
+    duration = time.perf_counter() - start
+    print(f"{duration:.0f} s", flush=True)
+    return {"seconds": round(duration, 1), "rows": rows, "error": error}
 
 
 def machine() -> dict[str, str]:
@@ -154,8 +158,8 @@ def record_rows(names: Sequence[str]) -> int:
     here, known = machine(), scripts()
     old = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     results = dict(old["scripts"]) if old and old["machine"] == here else {}
-    for name in names:
-        print(f"\n{known[name].name}", flush=True)
+    for number, name in enumerate(names, start=1):
+        print(f"\n{known[name].name} ({number} of {len(names)})", flush=True)
         results[name] = run(known[name], quick=False)
         record = {
             "date": datetime.date.today().isoformat(),
@@ -165,6 +169,7 @@ def record_rows(names: Sequence[str]) -> int:
         }
         RECORD.write_text(json.dumps(record, indent=1) + "\n")
         PAGE.write_text(page(record))
+    print(f"\n{sum(results[name]['seconds'] for name in names) / 60:.0f} minutes", flush=True)
     return sum(results[name]["error"] is not None for name in names)
 
 
@@ -194,8 +199,8 @@ def compare_rows(names: Sequence[str]) -> int:
     """Run scripts quickly, print rows that became worse in two runs, and return the number of these and of failures."""
     recorded, known, problems = json.loads(RECORD.read_text()), scripts(), 0
     same_cpu = recorded["machine"]["CPU"] == machine()["CPU"]
-    for name in names:
-        print(f"\n{known[name].name}", flush=True)
+    for number, name in enumerate(names, start=1):
+        print(f"\n{known[name].name} ({number} of {len(names)})", flush=True)
         old = recorded["scripts"].get(name, {"rows": []})
         found = run(known[name], quick=True)
         worse = worse_rows(old, found, same_cpu=same_cpu)
@@ -218,7 +223,7 @@ def main() -> int:
     options = parser.parse_args()
     names = options.only or list(scripts())
     if options.quick:
-        return int(compare_rows([name for name in names if name != "growth"]) > 0)
+        return int(compare_rows(options.only or [name for name in names if name not in SLOW]) > 0)
     return int(record_rows(names) > 0)
 
 
