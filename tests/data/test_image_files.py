@@ -11,10 +11,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from loops import each
 from PIL import Image
 from vision_files import image, save
 
-from sparsemtl.data.images import pictures
+from sparsemtl.data.images import jpeg, pictures
 from sparsemtl.data.images.pictures import (
     Array,
     as_size,
@@ -143,6 +144,7 @@ def test_arrays_of_objects_are_never_unpickled(tmp_path: Path) -> None:
 
 def test_without_pillow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
     with pytest.raises(MissingExtraError, match=r"pip install 'sparsemtl\[vision\]'"):
         read_picture(tmp_path / "a.png", rgb=True)
     with pytest.raises(MissingExtraError, match="resizing images of bytes needs 'pillow'"):
@@ -183,9 +185,14 @@ def test_an_image_whose_exif_data_are_none_is_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("together", [1, 60, 2**18])
+@pytest.mark.parametrize("fast", [False, True])
 def test_images_read_in_groups_are_those_read_one_by_one(
-    tmp_path: Path, together: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, together: int, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if fast:
+        pytest.importorskip("simplejpeg")
+    else:
+        monkeypatch.setattr(jpeg, "_simplejpeg", lambda: None)
     monkeypatch.setattr(pictures, "TOGETHER", together)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -201,6 +208,59 @@ def test_images_read_in_groups_are_those_read_one_by_one(
             turned = file.getexif().get(0x0112) == 6
         assert np.array_equal(array, np.rot90(expected, -1) if turned else expected), path
         assert np.array_equal(array, read_picture(path, rgb=True, upright=True))
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether simplejpeg decoded each of the images."""
+    calls: list[bool] = []
+
+    def decode(content: bytes, *, upright: bool) -> Array | None:
+        pixels = jpeg.decode_jpeg(content, upright=upright)
+        calls.append(pixels is not None)
+        return pixels
+
+    pytest.importorskip("simplejpeg")
+    monkeypatch.setattr(pictures, "decode_jpeg", decode)
+    return calls
+
+
+JPEGS: dict[str, tuple[str, dict[str, Any], bool]] = {
+    "colours in full": ("RGB", {"subsampling": "4:4:4", "quality": 95}, True),
+    "halved in width": ("RGB", {"subsampling": "4:2:2", "quality": 60}, True),
+    "halved in both": ("RGB", {"subsampling": "4:2:0", "quality": 30}, True),
+    "progressive": ("RGB", {"progressive": True}, True),
+    "restarts": ("RGB", {"restart_marker_rows": 1}, True),
+    "grey": ("L", {}, True),
+    "grey, progressive": ("L", {"progressive": True, "quality": 95}, True),
+    "four inks": ("CMYK", {}, False),
+    "not converted": ("RGB", {"keep_rgb": True}, False),
+    "xmp": ("RGB", {"xmp": b'<x tiff:Orientation="1"/>'}, False),
+}
+"""Name -> mode, options of Pillow, and whether simplejpeg decodes the file."""
+
+
+@each("kind", JPEGS)
+def test_simplejpeg_decodes_the_pixels_of_pillow(tmp_path: Path, decoded: list[bool], kind: str) -> None:
+    mode, options, fast = JPEGS[kind]
+    path = tmp_path / "a.jpg"
+    for size in ((64, 64), (65, 47), (1, 1), (8, 17)):
+        Image.fromarray(image(size[0])).resize(size).convert(mode).save(path, **options)
+        found = read_picture(path, rgb=True, upright=True)
+        with Image.open(path) as file:
+            assert np.array_equal(found, np.array(file.convert("RGB"))), size
+        assert not found.flags.writeable
+    assert decoded[-4:] == [fast] * 4
+
+
+def test_pillow_says_what_is_wrong_with_a_damaged_jpeg(tmp_path: Path, decoded: list[bool]) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(image(1)).resize((64, 64)).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"a\.jpg is not a whole image: image file is truncated"):
+        read_picture(path, rgb=True)
+    assert decoded == [False]
 
 
 @pytest.mark.parametrize("damage", ["cut", "text"])

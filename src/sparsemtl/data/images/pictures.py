@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparsemtl.data.images.jpeg import decode_jpeg
 from sparsemtl.errors import DataError, ParameterError, missing_extra
 from sparsemtl.registry.parameters import Count
 
@@ -50,32 +51,44 @@ def read_picture(path: str | Path, *, rgb: bool, upright: bool = False) -> Array
         upright: turn the image by its EXIF orientation, as viewers do: many cameras write photographs as they fall
             on the sensor. Not for images that have maps of their pixels.
     """
-    image = _opened(path)
+    content = _content(path)
+    if rgb and (pixels := decode_jpeg(content, upright=upright)) is not None:
+        return pixels
+    image = _opened(content, path)
     _load(image, path)
     return _pixels(image, path, rgb=rgb, upright=upright)
 
 
 def read_pictures(paths: Sequence[str | Path]) -> Iterator[Array]:
-    """Yield images as `read_picture` returns them with `rgb` and `upright`.
+    """Yield images as `read_picture` returns them with `rgb` and `upright`."""
+    rest = deque(paths)
+    while rest:
+        content = _content(rest[0])
+        if (pixels := decode_jpeg(content, upright=True)) is None:
+            yield from _group_by_pillow(rest)
+        else:
+            rest.popleft()
+            yield pixels
+
+
+def _group_by_pillow(rest: deque[str | Path]) -> list[Array]:
+    """Return the first images, and remove their paths.
 
     Small images go through opening, decoding and conversion in groups. Opening and conversion are Python, which only
     one thread runs at a time. Without the lock, threads take Python from each other several times per image.
     """
-    rest = deque(paths)
-    while rest:
-        group: list[tuple[Image, str | Path]] = []
-        pixels = 0
-        with _PYTHON:
-            while rest and pixels < TOGETHER:
-                path = rest.popleft()
-                image = _opened(path)
-                group.append((image, path))
-                pixels += image.width * image.height
-        for image, path in group:
-            _load(image, path)
-        with _PYTHON:
-            arrays = [_pixels(image, path, rgb=True, upright=True) for image, path in group]
-        yield from arrays
+    group: list[tuple[Image, str | Path]] = []
+    pixels = 0
+    with _PYTHON:
+        while rest and pixels < TOGETHER:
+            path = rest.popleft()
+            image = _opened(_content(path), path)
+            group.append((image, path))
+            pixels += image.width * image.height
+    for image, path in group:
+        _load(image, path)
+    with _PYTHON:
+        return [_pixels(image, path, rgb=True, upright=True) for image, path in group]
 
 
 def _pixels(image: Image, path: str | Path, *, rgb: bool, upright: bool) -> Array:
@@ -121,13 +134,11 @@ def load_pillow(purpose: str) -> Any:
     return Image
 
 
-def _opened(path: str | Path) -> Image:
+def _opened(content: bytes, path: str | Path) -> Image:
     """Return an image whose header is read; `_load` decodes its pixels."""
     pillow = load_pillow(f"reading {path}")
     try:
-        return cast("Image", pillow.open(io.BytesIO(_content(path))))
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist.") from None
+        return cast("Image", pillow.open(io.BytesIO(content)))
     except pillow.UnidentifiedImageError:  # its text names a buffer
         raise DataError(f"{path} is not a whole image: Pillow knows no such format. Get it again.") from None
     except Exception as error:  # Pillow raises errors of any type for a damaged file
@@ -147,13 +158,20 @@ def _damaged(path: str | Path, error: Exception) -> DataError:
 
 def _content(path: str | Path) -> bytes:
     """Read a file by few calls: at each, a thread gives up the interpreter's lock, and other threads take it."""
-    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist.") from None
+    except OSError as error:
+        raise _damaged(path, error) from None
     try:
         size = os.fstat(file).st_size
         content = os.read(file, size)
         while len(content) < size and (more := os.read(file, size - len(content))):  # 2 GB at most per call
             content += more
         return content
+    except OSError as error:
+        raise _damaged(path, error) from None
     finally:
         os.close(file)
 
