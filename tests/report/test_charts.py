@@ -5,6 +5,7 @@ import re
 
 import matplotlib as mpl
 import pytest
+from loops import each
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from reading import Page
 
@@ -109,3 +110,27 @@ def test_the_same_chart_is_drawn_twice_alike_and_its_ids_differ_from_anothers():
     ids = [set(re.findall(r'id="([^"]+)"', svg)) for svg in (first, other)]
     assert all(ids)
     assert not ids[0] & ids[1]
+
+
+CHARTS = {
+    "fractions": lambda: line_chart([Line(list(range(1, 11)), [i / 10 for i in range(10)], 0)], label="a"),
+    "many digits": lambda: line_chart([Line(list(range(1, 16)), [0.9971 + i / 1e5 for i in range(15)], 0)], label="a"),
+    "large values": lambda: line_chart([Line([1, 2], [-1000, 25000], 0)], label="a"),
+    "decades": lambda: line_chart([Line([1e-4, 1e-2], [1, 2], 0)], label="a", axis=Axis("lr", log=True)),
+    "names": lambda: gain_chart([Gain("mtl", 0, -2, 0.3), Gain("random (0.3)", 1, 1, 0.3)], label="a"),
+}
+
+
+@each("name", CHARTS)
+def test_texts_have_the_room_that_is_estimated_for_them(monkeypatch, name):
+    estimate, rooms = drawing._estimated, []
+
+    def both(axes):
+        rooms[:] = [estimate(axes), drawing._measured(axes)]
+        return rooms[0]
+
+    monkeypatch.setattr(drawing, "_estimated", both)
+    CHARTS[name]()
+    monkeypatch.undo()
+    estimated, measured = rooms
+    assert all(-drawing._PAD < one - other < 20 for one, other in zip(estimated, measured, strict=True)), rooms

@@ -38,7 +38,7 @@ def page(html):
     return Page(html)
 
 
-def plotted(plot, *, width, height, label):
+def plotted(plot, *, width, height, label, only_ticks=False):
     """Plot a chart as `draw` does, without writing it as SVG, which takes most of the time of a page."""
     plot(Figure().add_subplot())
     return Markup('<svg role="img" aria-label="{}"></svg>').format(label)

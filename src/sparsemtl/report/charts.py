@@ -54,11 +54,16 @@ def line_chart(
         width=WIDTH,
         height=HEIGHT,
         label=label,
+        only_ticks=True,
     )
 
 
 def gain_chart(gains: Sequence[Gain], *, label: str) -> Markup:
     """Draw changes against the baseline, one row per method; worse is left of zero."""
     return draw(
-        lambda axes: draw_gains(axes, gains, palette=PAGE), width=WIDTH, height=46 + 26 * len(gains), label=label
+        lambda axes: draw_gains(axes, gains, palette=PAGE),
+        width=WIDTH,
+        height=46 + 26 * len(gains),
+        label=label,
+        only_ticks=True,
     )

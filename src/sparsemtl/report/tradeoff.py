@@ -164,7 +164,7 @@ def _tradeoff_chart(
         if named:
             _names(axes, points)
 
-    return draw(plot, width=width, height=height, label=label)
+    return draw(plot, width=width, height=height, label=label, only_ticks=not named)
 
 
 def _bar(deviation: float) -> float | None:
