@@ -213,7 +213,7 @@ def measures(quick: bool) -> Iterator[Measure]:
     yield Measure("masked product, 10 M weights", product(11 if quick else 51), 6, "ms")
     used = spread(bytes_per_weight_and_task, 1)
     yield Measure("masks while training, per weight and task", used, 2, "bytes")
-    for name in NETWORKS:
+    for name in ("mlp",) if quick else NETWORKS:
         for count in (3,) if quick else (3, 8):
             ratio = masked_step(name, count, 3 if quick else 5)
             yield Measure(f"masked step, {name}, T={count}, over plain passes", ratio, MASKED_STEP[name])
@@ -222,7 +222,8 @@ def measures(quick: bool) -> Iterator[Measure]:
             yield Measure(f"routed step, {method}, {name}, T=3, over plain passes", ratio, ROUTED_STEP)
         ratio = strict_update(name, 5 if quick else 9)
         yield Measure(f"strict update, {name}, over fused Adam", ratio, STRICT_UPDATE[name])
-    yield from files(1 if quick else 3)
+    if not quick:
+        yield from files(3)
     sizes = [(10**6, 8)] if quick else [(10**6, 8), (10**7, 8), (25 * 10**6, 8), (10**6, 64)]
     for weights, tasks in sizes:
         yield Measure(f"overlap, {weights:,} weights, T={tasks}", overlap(weights, tasks, 2), None, "s")

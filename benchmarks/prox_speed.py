@@ -68,7 +68,7 @@ class Training:
 def measures(quick: bool) -> Iterator[Measure]:
     """Yield the rows."""
     training = Training()
-    repeats = 5 if quick else 11
+    repeats = 3 if quick else 11
     yield Measure("group lasso, plain / fused AdamW", training.over_adam(LASSO, 3 * repeats, adaptive=False), 1.1)
     if library("group_lasso") is not None:
         yield Measure("group lasso, adaptive / training step, compiled", training.share(LASSO, repeats), 0.12)

@@ -6,7 +6,7 @@
 
 Scripts are the files `*_speed.py` of this folder, and `growth.py`. A comparison names each row that became worse by
 more than 10 % in two runs, and ends with exit code 1 if there is one. Ratios and bytes are compared on any machine,
-times only on the recorded CPU.
+times only on the recorded CPU. `SLOW` scripts are compared only if they are named by `--only`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ PAGE = FOLDER / "results" / "speed.md"
 PACKAGES = ("sparsemtl", "torch", "torchjd", "numpy", "scipy", "pandas", "pillow")
 LIMIT = {False: 600, True: 40}
 """Seconds after which a script is stopped, by `quick`."""
-SLOW = ("growth", "compile")
-"""Scripts that `--quick` leaves out: they take long, and have no goals."""
+SLOW = ("compile", "damtl", "growth", "rival", "scenes", "transformer_fisher")
+"""Scripts that `--quick` leaves out, unless they are named by `--only`: it ends in three minutes."""
 WORSE = 1.1
 PORTABLE = ("", "x", "bytes", "MB", "GB")
 """Units of figures that are compared between machines."""
