@@ -45,15 +45,18 @@ def show_whole(table: Table) -> None:
 
 
 def show_run(folder: Path) -> None:
-    """Print the primary metric per task of a run, and the path of its report."""
+    """Print the primary metric per task of a run, the network that `sharing: auto` chose, and the path of its report."""
     run = RunFolder(folder)
-    table = Table("task", "metric", box=None, pad_edge=False)
+    summary = run.read_summary()
+    choice = summary.get("architecture", {}).get("choice", {})
+    table = Table("task", *(["network"] if choice else []), "metric", box=None, pad_edge=False)
     for split in ("validation", "test"):
         table.add_column(split, justify="right")
-    for task, entry in run.read_summary()["tasks"].items():
+    for task, entry in summary["tasks"].items():
         metric = entry["primary"]
         values = (entry[split].get(metric) for split in ("validation", "test"))
-        table.add_row(task, metric, *(MISSING if value is None else f"{value:.4f}" for value in values))
+        network = [choice[task]] if choice else []
+        table.add_row(task, *network, metric, *(MISSING if value is None else f"{value:.4f}" for value in values))
     show(table)
     print(f"Report: {run.report}" if run.report.exists() else f"Results: {run.path}")
 
