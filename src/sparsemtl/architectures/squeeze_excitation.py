@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from copy import deepcopy
 from fnmatch import fnmatchcase
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +68,7 @@ class SqueezeExcitation(MultiTaskModel):
 layer in front of it.
     """
 
-    norms_per_task: ClassVar[bool] = True
+    norms_per_task = True
 
     @validated
     def __init__(

@@ -36,8 +36,9 @@ class MultiTaskModel(nn.Module, abc.ABC):
 
     figures: ClassVar[tuple[Figure, ...]] = ()
     """Declarations of the names that `metrics` yields."""
-    norms_per_task: ClassVar[bool] = False
-    """True if tasks run different networks through the shared modules, so that batch norms need statistics per task."""
+    norms_per_task: bool = False
+    """True if the tasks' activations differ, so that batch norms need statistics per task: tasks run different networks
+    through the shared modules, or, which training notes, each has its own data."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         super().__init__()

@@ -111,7 +111,7 @@ def statistics_of(model: MultiTaskModel) -> dict[str, Tensor]:
 
 
 def statistics_for(model: MultiTaskModel, asked: Statistics | None) -> Statistics:
-    """Return whose statistics the tasks use: as asked for, or else one set unless tasks run different networks."""
+    """Return whose statistics the tasks use: as asked for, or else one set unless the tasks' activations differ."""
     return asked or ("per_task" if model.norms_per_task else "shared")
 
 
@@ -120,7 +120,7 @@ def own_statistics(model: MultiTaskModel, asked: Statistics | None = "per_task")
 
     Args:
         model: the model; sets per task start as copies of its own.
-        asked: `per_task`; `shared`, of which no task has its own; or `batch`. None is the architecture's default.
+        asked: `per_task`; `shared`, of which no task has its own; or `batch`. None is what data and architecture need.
 
     Returns:
         Empty per task for `shared`; None stands for the statistics of the batch.

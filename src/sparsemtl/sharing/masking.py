@@ -155,7 +155,7 @@ def warn_of_dead_layers(masks: TaskMasks, before: TaskMasks, *, common: bool = F
 
 
 def statistics_kind(options: MaskOptions) -> Statistics | None:
-    """Return whose batch-norm statistics the tasks use; None for the architecture's default."""
+    """Return whose batch-norm statistics the tasks use; None for what data and architecture need."""
     return options["bn"] or ("per_task" if options["mask_applies_to"] == "weights" else None)
 
 

@@ -57,7 +57,8 @@ class DenseOptions(TypedDict, total=False):
         Default(None),
         Doc(
             "Batch-norm statistics: one set for all tasks, one set per task, or those of the batch itself. By default "
-            "`shared`, or `per_task` for architectures in which tasks run different networks (`squeeze-excitation`)."
+            "`shared`, or `per_task` where each task has its own data, and for architectures in which tasks run "
+            "different networks (`squeeze-excitation`)."
         ),
     ]
 
@@ -106,7 +107,7 @@ class Sharing(ConstructorRepr, abc.ABC):
     selects_per_task: ClassVar[bool] = False
     #: How a batch becomes optimizer steps; None chooses by the data, the networks and the balancer.
     update: Update | None = None
-    #: Batch-norm statistics of the tasks, None for the architecture's default; where they are per task, training
+    #: Batch-norm statistics of the tasks, None for what data and architecture need; where they are per task, training
     #: recomputes them before validation.
     bn: Statistics | None = "shared"
     #: Learning rate of `TaskNetworks.parameters()`; None is the optimizer's.

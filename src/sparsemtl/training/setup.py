@@ -125,6 +125,7 @@ def set_up(parts: RunParts, options: TrainingOptions, train: Loaders, processes:
     plain = _adds_nothing(fabric)
     called = compiled(model, options)
     module: nn.Module = fabric.to_device(called) if plain else fabric.setup_module(called)
+    model.norms_per_task = type(model).norms_per_task or per_task(train)
     parts.sharing.begin_training(options["epochs"])
     networks = parts.sharing.start(model)
     parts.balancer.attach(len(model.tasks), fabric.device)

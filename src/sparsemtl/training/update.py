@@ -24,11 +24,13 @@ def choose_update(
         networks: the tasks' networks.
         balancer: decides whether tasks may take turns, or are combined in a step.
         asked: wish of the sharing method or of the user; None leaves the choice to the rest.
-        own_data: every task has data of its own.
+        own_data: every task has data of its own, and a forward pass of its own in any case: `joint` is `average`.
 
     Raises:
         ParameterError: if `joint` is asked for and the tasks do not compute with one network.
     """
+    if own_data and asked in (None, "joint"):
+        return "average"
     one_network = networks.one_network
     if asked == "joint" and not one_network:
         raise ParameterError(
@@ -37,8 +39,6 @@ def choose_update(
         )
     if asked is not None:
         return asked
-    if own_data:
-        return "average"
     if one_network and not (balancer.constant and model.independent):
         return "joint"
     return "alternate" if balancer.takes_turns else "average"
