@@ -1,6 +1,6 @@
 """Peak memory of Fisher sharing with a large encoder and many tasks, in the Trainer, beside model and optimizer.
 
-    python benchmarks/memory_large.py                      # 100 million weights, 8 tasks; needs about 10 GiB
+    python benchmarks/memory_large.py                      # 100 million weights, 8 tasks; needs about 8 GiB
     python benchmarks/memory_large.py --width 1024         # a small one
 
 The encoder is an MLP on 1,024 inputs. Two epochs of two steps train with masks that the criterion chooses before each,
