@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import socket
 import sys
 import warnings
 from collections.abc import Iterator
@@ -28,7 +29,10 @@ from sparsemtl.runs.run import run
 from sparsemtl.sharing import SHARING, Sharing
 from sparsemtl.storage.files import read_tensors
 from sparsemtl.storage.run_folder import RunFolder
+from sparsemtl.tasks import signs
+from sparsemtl.tasks.processes import Processes
 from sparsemtl.tasks.shards import shared
+from sparsemtl.tasks.signs import Signs
 from sparsemtl.training.evaluation import Trained, evaluate
 
 Case = tuple[str, str, dict[str, Any]]
@@ -392,6 +396,18 @@ def test_the_other_process_ends_when_one_is_killed(tmp_path: Path) -> None:
     assert "one of them has ended" in str(first)
     assert re.search(r"Process 1 \(pid \d+\) has ended without a word", str(first))
     assert RunFolder(tmp_path / "run").last.exists()
+
+
+def test_a_process_that_hangs_before_an_exchange_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signs, "_MOMENT", 0.0)
+    store = dist.HashStore()
+    store.set("sparsemtl/sign/1", json.dumps([os.getpid(), socket.gethostname(), 4]))
+    here = Signs(store, 0, 2, {})
+    here.exchanges = 4
+    with Processes(signs=here)._communicating():
+        assert re.search(r"process 1 .* does not answer: it is at exchange 4, this one at 5", here.diagnosis())
+    here.exchanges = 4
+    assert here.diagnosis() == ""
 
 
 class Broken(Deadly):

@@ -165,6 +165,8 @@ class Processes:
     @contextmanager
     def _communicating(self) -> Iterator[None]:
         """Raise a ProcessError if another process has ended or does not answer."""
+        if self._signs is not None:
+            self._signs.exchanges += 1  # before it waits: a process that hangs elsewhere has begun fewer
         try:
             yield
         except RuntimeError as error:
@@ -175,8 +177,6 @@ class Processes:
                 f"answer in time. {diagnosis[:1].upper()}{diagnosis[1:]}{'' if diagnosis else unknown}. The last "
                 f"checkpoint stays. torch: {str(error).strip().splitlines()[0]}"
             ) from error
-        if self._signs is not None:
-            self._signs.exchanges += 1
 
     @contextmanager
     def announced_end(self) -> Iterator[None]:

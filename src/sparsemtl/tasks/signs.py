@@ -14,8 +14,8 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
-_EVERY, _PATIENCE = 2.0, 10.0
-"""Seconds between two signs, and seconds that a diagnosis may take."""
+_EVERY, _MOMENT, _PATIENCE = 2.0, 3.0, 10.0
+"""Seconds between two signs, that a process may need to end, and that a diagnosis may take."""
 
 
 class Signs:
@@ -26,6 +26,9 @@ class Signs:
         rank: this process.
         count: number of processes.
         children: rank -> process that this process has started.
+
+    Attributes:
+        exchanges: exchanges with the others that this process has begun.
     """
 
     def __init__(self, store: Any, rank: int, count: int, children: Mapping[int, Popen[Any]]) -> None:
@@ -70,8 +73,8 @@ class Signs:
             if cause := self._value(f"sparsemtl/end/{rank}"):
                 return f"process {rank} {cause}"
         signs = {rank: json.loads(self._value(f"sparsemtl/sign/{rank}") or '[0, "", 0]') for rank in self._others}
-        until = time.monotonic() + 3
-        while time.monotonic() < until:  # a process may need a moment to end
+        until = time.monotonic() + _MOMENT
+        while time.monotonic() < until:
             for rank, (pid, host, _) in signs.items():
                 if end := self._end_of(rank, pid, host):
                     return end
@@ -79,7 +82,7 @@ class Signs:
         for rank, (pid, host, exchanges) in signs.items():
             if exchanges < self.exchanges:
                 where = f"process {rank} (pid {pid} on {host})" if pid else f"process {rank}"
-                return f"{where} does not answer: it is at exchange {exchanges + 1}, this one at {self.exchanges + 1}"
+                return f"{where} does not answer: it is at exchange {exchanges}, this one at {self.exchanges}"
         return ""
 
     def _end_of(self, rank: int, pid: int, host: str) -> str:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from sparsemtl.training.options import TrainingOptions
 
 
+_START = 600.0
+"""Seconds that processes have at least to start and find each other."""
 _LAST_WORDS = 30
 """Seconds that a process has to end by itself after another one has ended."""
 
@@ -109,21 +111,29 @@ def start_processes(options: TrainingOptions) -> Processes:
         )
     if not torch.distributed.is_initialized():
         _launch(options)
+        timeout = timedelta(seconds=options["process_timeout"])
+        _GROUPS[_store()] = torch.distributed.new_group(timeout=timeout)
     if torch.cuda.is_available() and torch.distributed.get_backend() == "nccl":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    return Processes(torch.distributed.group.WORLD, _signs())
+    return Processes(_GROUPS.get(_store(), torch.distributed.group.WORLD), _signs())
 
 
 _CHILDREN: dict[int, Any] = {}
 """Rank -> process that this process has started."""
 _SIGNS: dict[Any, Signs] = {}
 """Store of a process group -> signs of life in it."""
+_GROUPS: dict[Any, Any] = {}
+"""Store of a process group that was launched here -> group of the same processes, in which waiting has a limit."""
+
+
+def _store() -> Any:
+    from torch.distributed import distributed_c10d
+
+    return distributed_c10d._get_default_store()
 
 
 def _signs() -> Signs:
-    from torch.distributed import distributed_c10d
-
-    store: Any = distributed_c10d._get_default_store()
+    store = _store()
     if store not in _SIGNS:
         rank, count = torch.distributed.get_rank(), torch.distributed.get_world_size()
         _SIGNS[store] = Signs(store, rank, count, _CHILDREN)
@@ -139,7 +149,8 @@ def _launch(options: TrainingOptions) -> None:
         nodes = int(os.environ["WORLD_SIZE"]) // devices
     else:
         devices, nodes = options["devices"], options["num_nodes"]
-    strategy = DDPStrategy(timeout=timedelta(seconds=options["process_timeout"]))
+    start = max(options["process_timeout"], _START)  # others may import for minutes, on a busy machine
+    strategy = DDPStrategy(timeout=timedelta(seconds=start))
     if not _from_torchrun() and os.environ.get("LOCAL_RANK", "0") != "0":
         _end_with_launcher(os.getppid())
     try:
