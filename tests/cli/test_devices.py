@@ -33,6 +33,7 @@ def test_two_processes_write_one_run(tmp_path: Path) -> None:
     for command in (by_fabric, by_torchrun):
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, done.stderr
+        assert "GLOBAL_RANK" not in done.stderr  # --quiet
         assert done.stdout.count("Report:") == 1  # one process alone writes on the screen
     first, second = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("fabric", "torchrun"))
     assert first["status"] == "finished"

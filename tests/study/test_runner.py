@@ -179,6 +179,14 @@ def test_a_study_that_was_cut_short_goes_on_to_the_same_results(
     assert figures(tmp_path / "out") == [row for row in figures(finished_study) if row["seed"] == "0"]
 
 
+def test_keys_on_which_no_result_depends_may_change(study_file: Path, copied_study: Path) -> None:
+    before = files(copied_study)
+    changes = ["data.root=elsewhere", "training.threads=1", "training.checkpoint_every=7", "training.accelerator=cpu"]
+    assert run_study(read_study(study_file, changes), copied_study, progress=False) == {}
+    now = files(copied_study)
+    assert not [path for path in now if now[path] != before.get(path) and "runs" in path.parts]
+
+
 def test_a_changed_study_is_refused_before_anything_is_touched(study_file: Path, copied_study: Path) -> None:
     before = files(copied_study)
     with pytest.raises(

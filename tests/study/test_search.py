@@ -175,6 +175,11 @@ def test_failures_of_settings_are_recorded_and_the_search_goes_on(tmp_path: Path
     assert {row["optimizer.lr"] for row in rows(tmp_path / "out")} == {"0.01"}
     assert set(StudyFolder(tmp_path / "out").read_failures()) == {"a_lr-1e+30_seed-0"}
     alone = {**search, "keys": {"optimizer.lr": [1e30, 1e31]}, "trials": 2}
+    same = study_of(tmp_path, tiny, search, training={"threads": 1, "checkpoint_every": 9})
+    assert run_study(same, tmp_path / "out", progress=False) == {}  # no result depends on these keys
+    changed = study_of(tmp_path, {**tiny, "optimizer": "sgd"}, search)
+    with pytest.raises(ConfigError, match=r'config\.optimizer\.name is "adam" there and "sgd" here'):
+        run_study(changed, tmp_path / "out", progress=False)
     failures = run_study(study_of(tmp_path, tiny, alone), tmp_path / "none", progress=False)
     assert list(failures) == ["a"]
     assert failures["a"].startswith("none of 2 settings has a result; the last: ")

@@ -21,6 +21,7 @@ from sparsemtl.runs.teacher_options import TEACHER, TeacherOptions, with_teacher
 from sparsemtl.storage import comparison
 from sparsemtl.storage.comparison import plain, shown
 from sparsemtl.tasks.options import check_options
+from sparsemtl.training.settings import FREE
 
 _Place = tuple[str, ...]
 """Place of a value: ("sharing", "keep")."""
@@ -69,11 +70,13 @@ def _name(section: str, given: Mapping[str, Any]) -> str | None:
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
     """Yield what differs between two configurations: "training.epochs is 2 there and 3 here".
 
+    Keys on which no result depends, such as `data.workers`, may differ.
+
     Args:
         before: a configuration that was complete when it was written; keys that are new since then have their default.
         after: a complete one.
     """
-    return comparison.differences(completed(before), after)
+    return comparison.differences(completed(before), after, FREE)
 
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 MISSING: Any = object()
 """Value of a key that a mapping lacks."""
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what differs between two mappings: "training.epochs is 2 there and 3 here"."""
-    for place, before, after in changes(there, here):
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], free: Collection[str] = ()) -> Iterator[str]:
+    """Yield what differs between two mappings: "training.epochs is 2 there and 3 here"; keys of `free` may differ."""
+    for place, before, after in (change for change in changes(there, here) if change[0] not in free):
         yield f"{place} is {shown(before)} there and {shown(after)} here"
 
 

@@ -6,9 +6,7 @@ its own: a search is the same with any number of jobs, on any engine, and after 
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from typing import Any
 
 from sparsemtl.errors import ConfigError, TrainingError
 from sparsemtl.runs.spec import RunSpec
+from sparsemtl.runs.validation import completed
 from sparsemtl.storage.comparison import differences, plain
 from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.study.grid import Study, StudyRun, corner_runs, trial_runs, value_text
@@ -27,13 +26,14 @@ from sparsemtl.study.results import StudyResults, best_settings, per_seed, read_
 from sparsemtl.study.rows import results_text
 from sparsemtl.study.search_options import DELTA_M, Arm
 from sparsemtl.training.callbacks import Callback
+from sparsemtl.training.settings import FREE
 
 _Execute = Callable[[Sequence[StudyRun], Mapping[str, Callback], str], dict[str, str]]
 """Runs what is not finished; arguments are runs, callbacks by name of the run, and what is run. Returns failures."""
 _Reference = Mapping[int, Mapping[str, float]]
 """Seed -> task -> primary metric on validation data."""
-_REASON, _FINGERPRINT, _READABLE = "reason", "search", "readable"
-"""Attributes of a trial, and two of a study of Optuna."""
+_REASON, _DESCRIPTION = "reason", "description"
+"""Attributes of a trial, and of a study of Optuna."""
 
 
 @dataclass
@@ -157,29 +157,25 @@ class _ArmSearch:
 
     def _check_same(self, study: Study) -> None:
         """Raise if the storage holds trials of another search; the number of trials may grow."""
-        options = [self.options.objectives, self.options.sampler, self.options.pruner, self.options.at_once]
-        parts = [repr(self.arm.space), self.arm.config, *options, self.options.seed, study.seeds, study.baseline]
-        own = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-        found = self._trials.user_attrs.get(_FINGERPRINT)
-        readable = self._readable(study)
+        own = self._description(study)
+        found = self._trials.user_attrs.get(_DESCRIPTION)
         if found is None:
-            self._trials.set_user_attr(_FINGERPRINT, own)
-            self._trials.set_user_attr(_READABLE, readable)
-        elif found != own:
-            wrong = list(differences(self._trials.user_attrs.get(_READABLE, readable), readable))
+            self._trials.set_user_attr(_DESCRIPTION, own)
+        elif wrong := list(differences(found, own, {f"config.{key}" for key in FREE})):
             more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
             raise ConfigError(
                 f"{self._folder.search} holds a search of {self.arm.label!r} with other keys, objectives, options or "
-                f"seeds{': ' if wrong else ''}{'; '.join(wrong[:3])}{more}. Only `search.trials` may change: earlier "
-                f"results chose the later settings. Use another --out, or delete {self._folder.path}."
+                f"seeds: {'; '.join(wrong[:3])}{more}. Only `search.trials` may change, and keys on which no result "
+                "depends, such as `data.workers`: earlier results chose the later settings. Use another --out, or "
+                f"delete {self._folder.path}."
             )
 
-    def _readable(self, study: Study) -> dict[str, Any]:
-        """Return all that the settings of the search depend on, for messages."""
+    def _description(self, study: Study) -> dict[str, Any]:
+        """Return all that the settings of the search depend on."""
         options = {name: getattr(self.options, name) for name in ("sampler", "pruner", "at_once", "seed")}
         keys = {key: str(values) for key, values in self.arm.space.items()}
         seeds = {"objective": list(self.options.objectives), "seeds": list(study.seeds), "baseline": study.baseline}
-        return dict(plain({"config": self.arm.config, "search": {"keys": keys, **options}, **seeds}))
+        return dict(plain({"config": completed(self.arm.config), "search": {"keys": keys, **options}, **seeds}))
 
     def chosen(self, first: int, last: int) -> list[Any]:
         """Return the trials of a round without a result, chosen now unless they were chosen before."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -154,11 +155,24 @@ def _launch(options: TrainingOptions) -> None:
     if not _from_torchrun() and os.environ.get("LOCAL_RANK", "0") != "0":
         _end_with_launcher(os.getppid())
     try:
-        fabric = Fabric(accelerator=options["accelerator"], devices=devices, num_nodes=nodes, strategy=strategy)
-        fabric.launch()
+        with _quiet_fabric():
+            fabric = Fabric(accelerator=options["accelerator"], devices=devices, num_nodes=nodes, strategy=strategy)
+            fabric.launch()
         _watch_children(fabric.strategy.launcher)
     except (ValueError, RuntimeError) as error:
         raise ParameterError(f"{devices * nodes} processes cannot be started here: {error}") from error
+
+
+@contextmanager
+def _quiet_fabric() -> Iterator[None]:
+    """Show no messages of Fabric inside the context but its warnings: each process would print that it is connected."""
+    logger = logging.getLogger("lightning_fabric")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _watch_children(launcher: Any) -> None:

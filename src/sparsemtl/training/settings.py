@@ -15,26 +15,26 @@ from sparsemtl.registry.parameters import parameters_of
 from sparsemtl.storage.comparison import MISSING, changes, plain, shown
 from sparsemtl.training.options import TrainingOptions
 
-_FREE = (
-    "config.name",
-    "config.label",
-    "config.data.root",
-    "config.data.workers",
-    "config.data.memory",
-    "config.data.cache",
-    "config.training.accelerator",
-    "config.training.devices",
-    "config.training.strategy",
-    "config.training.num_nodes",
-    "config.training.process_timeout",
-    "config.training.checkpoint_every",
-    "config.training.tensorboard",
-    "config.training.callbacks",
-    "config.training.threads",
+FREE = (
+    "name",
+    "label",
+    "data.root",
+    "data.workers",
+    "data.memory",
+    "data.cache",
+    "training.accelerator",
+    "training.strategy",
+    "training.process_timeout",
+    "training.checkpoint_every",
+    "training.tensorboard",
+    "training.callbacks",
+    "training.threads",
 )
-"""Settings that no weight depends on (threads: they are restored): they may change while a run is stopped."""
-_LENGTH = ("config.training.epochs", "config.training.patience")
-"""Settings that decide when a run ends. They may change where no schedule is stretched over the epochs."""
+"""Keys of a configuration on which no weight depends but by rounding: they may change while a run is stopped."""
+_PROCESSES = ("training.devices", "training.num_nodes")
+"""Keys that need not agree with a checkpoint, which has the number of processes."""
+_LENGTH = ("training.epochs", "training.patience")
+"""Keys that decide when a run ends. They may change where no schedule is stretched over the epochs."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ class RunSettings:
             raise CheckpointError(f"{where} does not say with which settings its run was begun.")
         began = plain(found)
         completed = {**began, "config": plain(self.complete(began["config"]))}
-        free = _FREE if self.values["config"].get("scheduler") is not None else (*_FREE, *_LENGTH)
+        length = () if self.values["config"].get("scheduler") is not None else _LENGTH
+        free = {f"config.{key}" for key in (*FREE, *_PROCESSES, *length)}
         same_version = began.get("version") == __version__
         for place, there, here in changes(completed, self.values):
             before = self.defaults.get(place, MISSING) if there is MISSING else there
