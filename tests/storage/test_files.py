@@ -26,9 +26,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import sparsemtl
+from sparsemtl.compaction.loading import check_networks
 from sparsemtl.errors import CheckpointError, StorageError
-from sparsemtl.storage import files
-from sparsemtl.storage.files import read_tensors, read_tree, write_tensors, write_tree
+from sparsemtl.storage.files import map_tensors, read_tensors, read_tree, write_tensors, write_tree
 from sparsemtl.storage.text_files import read_json, replacing, write_json, write_text
 
 DTYPES = [
@@ -681,14 +681,30 @@ def test_no_module_of_the_library_loads_a_pickle() -> None:
         assert not [f"{path}:{call.lineno}" for call in calls if loads_pickles(call)]
 
 
-def test_a_mapped_file_that_is_replaced_meanwhile_is_read_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, tensor = tmp_path / "t.safetensors", torch.arange(3.0)
-    write_tensors(path, {"t": tensor}, {"kind": "test"})
-    found, header = read_tensors(path, own=True, mapped=True)
+def test_a_mapped_file_has_the_same_tensors_and_stays_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "t.safetensors"
+    kinds = (torch.float64, torch.bfloat16, torch.float8_e5m2, torch.complex64, torch.int8, torch.uint16, torch.bool)
+    tensors = {str(kind): torch.arange(6).reshape(2, 3).to(kind) for kind in kinds}
+    tensors |= {"scalar": torch.tensor(3.0), "empty": torch.empty(0, 4)}
+    write_tensors(path, tensors, {"kind": "test"})
+    found, header, whole = map_tensors(path)
+    write_tensors(path, {"other": torch.ones(2)}, {})
     assert header == {"kind": "test"}
-    assert torch.equal(found["t"], tensor)
-    whole = files._mapped(path)
-    monkeypatch.setattr(files, "_mapped", lambda _: ({"t": tensor + 1}, whole[1]))
-    assert torch.equal(read_tensors(path, own=True, mapped=True)[0]["t"], tensor)
+    assert whole()
+    assert_same(dict(sorted(found.items())), dict(sorted(tensors.items())))
+
+
+def test_a_bit_that_flips_in_any_byte_of_a_mapped_file_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    write_tensors(path, {"w": torch.arange(4.0), "n": torch.tensor(3)}, {"model": "SharedBottom"})
+    content = path.read_bytes()
+    for damaged in (content[:-1], content + b"0", *(_flipped(content, bit) for bit in range(8 * len(content)))):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=f"{path} (is damaged|is not a whole|was not written)"):
+            check_networks(path)
+
+
+def _flipped(content: bytes, bit: int) -> bytes:
+    damaged = bytearray(content)
+    damaged[bit // 8] ^= 1 << bit % 8
+    return bytes(damaged)

@@ -183,7 +183,7 @@ class _Packing:
         recipes = [each.recipe for each in weights if each.recipe is not None]
         if len(recipes) == len(weights):
             smaller = _on_common_base(recipes)
-            extra = {id(t): _size(t) for recipe in smaller for t in _parts(recipe)}
+            extra = {id(t): t.nbytes for recipe in smaller for t in _parts(recipe)}
             if smaller[0].base.nbytes + sum(extra.values()) < sum(whole.values()):
                 return [self._recipe(recipe) for recipe in smaller]
         return [self._put(each.tensor) for each in weights]
@@ -199,7 +199,7 @@ class _Packing:
             "axis": recipe.axis,
             "factor": self._put(recipe.factor),
             "dtype": str(recipe.dtype).removeprefix("torch."),
-            "kept": recipe.kept if recipe.kept is None else self._put(pack(recipe.kept)),
+            "kept": self._put(recipe.kept),
             "positions": self._put(recipe.positions),
             "values": self._put(recipe.values),
         }
@@ -224,11 +224,6 @@ def _content(tensor: Tensor) -> tuple[Any, ...]:
 def _parts(recipe: Recipe) -> list[Tensor]:
     parts = (recipe.factor, recipe.kept, recipe.positions, recipe.values)
     return [tensor for tensor in parts if tensor is not None]
-
-
-def _size(tensor: Tensor) -> int:
-    """Return the bytes of a tensor in the file."""
-    return -(-tensor.numel() // 8) if tensor.dtype == torch.bool else tensor.nbytes
 
 
 def _on_common_base(recipes: list[Recipe]) -> list[Recipe]:

@@ -18,8 +18,8 @@ from torch import Tensor, fx
 from sparsemtl.compaction.graph_file import KIND, VERSION, built
 from sparsemtl.compaction.recipes import Recipe
 from sparsemtl.errors import CheckpointError, MaskError, ParameterError, unknown_name
-from sparsemtl.storage.bits import unpack
-from sparsemtl.storage.files import open_tensors, read_tensors
+from sparsemtl.storage.bits import check_packed, unpack
+from sparsemtl.storage.files import damaged, map_tensors
 
 BUNDLE, BUNDLE_VERSION = "bundle", 1
 
@@ -86,7 +86,7 @@ def _used(path: str | Path, use: Callable[[_Reader, Any, Mapping[str, Tensor]], 
 
     The checksum is computed beside it, in a thread, since it takes about as long.
     """
-    tensors, header, whole = open_tensors(path, own=True, mapped=True)
+    tensors, header, whole = map_tensors(path)
     with ThreadPoolExecutor(1) as pool:
         checked = pool.submit(whole)
         error = None
@@ -94,12 +94,11 @@ def _used(path: str | Path, use: Callable[[_Reader, Any, Mapping[str, Tensor]], 
             found = _applied(path, header, tensors, use)
         except Exception as raised:  # of a damaged file, whatever comes of it
             error = raised
-        if checked.result():
-            if error is not None:
-                raise error
-            return found
-    tensors, header = read_tensors(path, own=True)  # raises, unless the file was replaced while it was read
-    return _applied(path, header, tensors, use)
+        if not checked.result():
+            raise CheckpointError(damaged(path))
+    if error is not None:
+        raise error
+    return found
 
 
 def _applied(
@@ -144,10 +143,13 @@ def _of_task(content: Mapping[str, Any], tensors: Mapping[str, Tensor], task: st
         raise ParameterError(f"the file is a bundle of the tasks {', '.join(networks)}. Name one: task=...")
     if task not in networks:
         raise ParameterError(unknown_name("task", task, networks))
-    found = {
-        name: tensors[place].clone() if isinstance(place, str) else _recipe(place, tensors).tensor()
-        for name, place in networks[task]["tensors"].items()
-    }
+    places = networks[task]["tensors"]
+
+    def made(place: Any) -> Tensor:
+        return tensors[place].clone() if isinstance(place, str) else _recipe(place, tensors).tensor()
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        found = dict(zip(places, pool.map(made, places.values()), strict=True))
     return built(networks[task]["network"], found)
 
 
@@ -162,7 +164,9 @@ def _recipe(place: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Recipe:
     parts = {name: tensors[place[name]] for name in ("factor", "positions", "values") if place[name] is not None}
     if ("positions" in parts) != ("values" in parts):
         raise CheckpointError("entries of a weight stand without their positions, or positions without entries.")
-    kept = None if place["kept"] is None else unpack(tensors[place["kept"]], shape)
+    kept = None if place["kept"] is None else tensors[place["kept"]]
+    if kept is not None:
+        check_packed(kept, shape)
     return Recipe(base, (left[0], left[1]), place["axis"], dtype, kept=kept, **parts)
 
 

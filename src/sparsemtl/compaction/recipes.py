@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sparsemtl.compaction.network import WeightCut
+from sparsemtl.storage.bits import pack
 
-_BLOCK = 2**16
-"""Entries that are computed at once: in double precision they should fit into a processor's cache."""
+_BLOCK = 2**15
+"""Entries that are computed at once, at most: they fit into a cache in double precision, and take torch one thread."""
 _WORTH = 0.5
 """Largest size of the entries that differ, as a fraction of the weight's."""
 
@@ -26,7 +29,7 @@ class Recipe:
         axis: axis of the outputs, 0 or 1.
         dtype: dtype of the weight.
         factor: (outputs that are left,), factors of folded norms, multiplied in their precision; None without.
-        kept: bool, entries other than zero, of the weight's shape; None if no entry is zero where the part is not.
+        kept: one bit per entry of the flattened weight, 0 for zeros; None if none is zero where the part is not.
         positions: indices of entries of the flattened weight that no cut gives.
         values: those entries.
     """
@@ -48,18 +51,27 @@ class Recipe:
         made = torch.empty(part.shape, dtype=self.dtype)
         sizes = [-1 if axis == self.axis else 1 for axis in range(part.ndim)]
         factor = None if self.factor is None else self.factor.view(sizes).expand(part.shape)
-        rows = max(1, _BLOCK // max(1, part[:1].numel()))
+        size = part[:1].numel()
+        step = 8 // math.gcd(size, 8)  # rows after which the bits of the next row begin with a byte
+        rows = step * max(1, _BLOCK // max(1, step * size))
         for start in range(0, len(part), rows):
             block = slice(start, start + rows)
             if factor is None:
                 made[block] = part[block]
             else:
-                torch.mul(part[block].to(factor.dtype), factor[block], out=made[block])
+                made[block] = part[block].to(factor.dtype).mul_(factor[block])
             if self.kept is not None:
-                made[block] *= self.kept[block].view(torch.uint8).to(self.dtype)  # torch.where takes ten times as long
+                made[block] *= self._bits(start * size, made[block].shape)
         if self.positions is not None and self.values is not None:
             made.view(-1).index_copy_(0, self.positions, self.values)
         return made
+
+    def _bits(self, first: int, shape: torch.Size) -> Tensor:
+        """Return 1 for entries of a block that are other than zero, 0 for the others, in the dtype of the weight."""
+        assert self.kept is not None
+        packed = self.kept[first // 8 : -(-(first + shape.numel()) // 8)]
+        bits = np.unpackbits(packed.numpy(), count=shape.numel())
+        return torch.from_numpy(bits).view(shape).to(self.dtype)  # torch.where takes ten times as long
 
     def on(self, base: Tensor, left: tuple[Tensor | None, Tensor | None]) -> Recipe:
         """Return the same recipe for another base."""
@@ -125,7 +137,7 @@ def _completed(recipe: Recipe, weight: Tensor) -> Recipe | None:
     if not torch.equal(made, weight):
         kept = weight != 0
         if bool(((made != 0) & ~kept).any()):
-            recipe = replace(recipe, kept=kept)
+            recipe = replace(recipe, kept=pack(kept))
             made = recipe.tensor()
         positions = (made != weight).flatten().nonzero().flatten()
         if len(positions) * (8 + weight.element_size()) > _WORTH * weight.nbytes:

@@ -10,17 +10,18 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
 from sparsemtl.errors import CheckpointError
 from sparsemtl.storage.bits import pack, unpack
+from sparsemtl.storage.mapped import MappedTensors
 from sparsemtl.storage.text_files import replacing
 
 OWN = "sparsemtl"
@@ -57,43 +58,46 @@ def _distinct(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 _SYSTEM_ERROR = re.compile(r"(?:\(os error|\bOs \{ code:) (\d+)")  # Rust's two texts; safetensors 0.4 has the second
 
 
-def read_tensors(
-    path: str | Path, *, own: bool = False, mapped: bool = False
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: str | Path, *, own: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read the tensors and the header of a safetensors file.
 
     Args:
         path: the file.
         own: refuse a file of another library, which has no checksum.
-        mapped: return tensors that are mapped from the file, to read and not to keep: a writer may change the file.
 
     Raises:
         CheckpointError: if the file is missing or damaged.
     """
-    tensors, header, whole = open_tensors(path, own=own, mapped=mapped)
-    if whole():
-        return tensors, header
-    if mapped:  # replaced between the two times that safetensors opens it, or damaged
-        return read_tensors(path, own=own)
-    raise CheckpointError(f"{path} is damaged: its checksum does not match its content. Use another copy of it.")
+    tensors, header, whole = _opened(path, _read, own=own)
+    if not whole():
+        raise CheckpointError(damaged(path))
+    return dict(tensors), header
 
 
-def open_tensors(
-    path: str | Path, *, own: bool = False, mapped: bool = False
-) -> tuple[dict[str, Tensor], dict[str, str], Callable[[], bool]]:
-    """Read the tensors and the header of a safetensors file without computing its checksum.
-
-    Args:
-        path, own, mapped: as for `read_tensors`.
+def map_tensors(path: str | Path) -> tuple[Mapping[str, Tensor], dict[str, str], Callable[[], bool]]:
+    """Map one of our files into memory, without computing its checksum.
 
     Returns:
-        the tensors; the header; a function that computes the checksum, and returns whether it matches.
+        the tensors, which are read from the file when they are asked for: to copy, as a writer may change the file; the
+        header; a function that computes the checksum, and returns whether it matches.
 
     Raises:
-        CheckpointError: if the file is missing, or no safetensors file.
+        CheckpointError: if the file is missing, no safetensors file, or of another library.
     """
+    return _opened(path, _mapped, own=True)
+
+
+def damaged(path: str | Path) -> str:
+    """Return the error for a file whose checksum does not match."""
+    return f"{path} is damaged: its checksum does not match its content. Use another copy of it."
+
+
+def _opened(
+    path: str | Path, read: Callable[[Path], tuple[Mapping[str, Tensor], dict[str, str]]], *, own: bool
+) -> tuple[Mapping[str, Tensor], dict[str, str], Callable[[], bool]]:
+    """Return the tensors and the header of a file, and what computes its checksum."""
     try:
-        tensors, metadata = (_mapped if mapped else _read)(Path(path))
+        tensors, metadata = read(Path(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist.") from None
     except Exception as error:  # safetensors raises various errors for dtypes that torch lacks
@@ -118,9 +122,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return load(content), _metadata(content)
 
 
-def _mapped(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+def _mapped(path: Path) -> tuple[MappedTensors, dict[str, str]]:
+    tensors = MappedTensors(path)
+    return tensors, tensors.metadata
 
 
 def _looks_like_own(value: str) -> bool:
@@ -138,10 +142,19 @@ def _metadata(content: bytes) -> dict[str, str]:
 def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
     """Return the CRC-32 of header, names, dtypes, shapes and bytes."""
     crc = zlib.crc32(json.dumps(sorted(header.items())).encode())
-    for name, tensor in sorted(tensors.items()):
-        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
-        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
+    for name in sorted(tensors):
+        dtype, shape, content = _content(tensors, name)
+        crc = zlib.crc32(f"{name} {dtype} {tuple(shape)}".encode(), crc)
+        crc = zlib.crc32(content, crc)
     return f"{crc:08x}"
+
+
+def _content(tensors: Mapping[str, Tensor], name: str) -> tuple[torch.dtype, Sequence[int], memoryview]:
+    """Return dtype, shape and bytes of a tensor."""
+    if isinstance(tensors, MappedTensors):
+        return tensors.content(name)
+    tensor = tensors[name]
+    return tensor.dtype, tensor.shape, tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def write_tree(path: str | Path, tree: Any) -> None:
