@@ -67,10 +67,12 @@ CHANNELWISE = {
     "shuffled": nn.ChannelShuffle(3),
     "reversed": lambda x: x.flip(1),
     "halves of rows": lambda x: torch.add(*x.chunk(2, 2)),
+    "cast": lambda x: x.to(x.dtype).type(torch.float64).double(),
 }
 
 
 ENDING_CONSTANTS = (
+    "cast",
     "norm of batches",
     "norm of samples",
     "padded average pooling",

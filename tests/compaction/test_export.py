@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -209,6 +209,52 @@ def changed(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     content = json.loads(header["network"])
     change(content)
     write_tensors(path, tensors, {**header, "network": json.dumps(content)})
+
+
+class Pair(NamedTuple):
+    """Outputs of a class of a user's own."""
+
+    one: Tensor
+    two: Tensor
+
+
+class Listed(nn.Module):
+    """Network whose outputs are in a list, or in a tuple of a class of its own."""
+
+    def __init__(self, kind: Callable[..., Any]) -> None:
+        super().__init__()
+        self.layer, self.kind = nn.Linear(3, 4), kind
+
+    def forward(self, x: Tensor) -> Any:
+        hidden = self.layer(x)
+        return self.kind(hidden, hidden.mean(-1))
+
+
+def test_a_list_of_outputs_stays_one_in_a_file(tmp_path: Path) -> None:
+    small, x = (
+        sm.compact(Listed(lambda *parts: {"both": [*parts]}), example_inputs=torch.randn(2, 3)),
+        torch.randn(5, 3),
+    )
+    found = sm.load_network(sm.export(small, tmp_path / "list.safetensors").path)(x)
+    assert type(found["both"]) is list
+    assert all(map(torch.equal, found["both"], small(x)["both"]))
+
+
+def test_a_format_that_cannot_hold_a_network_says_so_and_names_the_file(tmp_path: Path) -> None:
+    named = sm.compact(Listed(Pair), example_inputs=torch.randn(2, 3))
+    half = sm.compact(nn.Conv2d(3, 2, 1).bfloat16(), example_inputs=torch.randn(2, 3, 4, 4).bfloat16())
+    complicated = nn.Linear(3, 2, dtype=torch.cfloat)
+    for network, suffix, reason in [
+        (named, "safetensors", "the network takes or returns a Pair"),
+        (named, "pt2", "an archive of torch.export cannot hold the network: .*Pair"),
+        (half, "onnx", "onnxruntime cannot run the network on a CPU: .*bfloat16"),
+        (complicated, "onnx", "ONNX cannot hold the network: "),
+    ]:
+        path = tmp_path / f"network.{suffix}"
+        example = torch.randn(2, 3, dtype=torch.cfloat) if network is complicated else None
+        with pytest.raises(CompactionError, match=f"^{path} was not written: {reason}"):
+            sm.export(network, path, example_inputs=example)
+        assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

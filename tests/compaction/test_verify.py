@@ -13,6 +13,8 @@ from loops import each
 from torch import Tensor, nn
 
 import sparsemtl as sm
+from sparsemtl.compaction.inputs import Inputs
+from sparsemtl.compaction.verification import Comparison
 from sparsemtl.errors import CheckpointError, CompactionError, MaskError, ParameterError
 
 X = torch.rand(6, 4, generator=torch.Generator().manual_seed(0))
@@ -173,3 +175,45 @@ def test_what_cannot_be_compared_is_refused(case: str) -> None:
     call, error, message = REFUSED[case]
     with pytest.raises(error, match=message):
         call(model_of().eval())
+
+
+@torch.no_grad()
+def test_complex_weights_stay_whole_and_are_compared_in_full() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(*sizes, dtype=torch.cfloat) for sizes in ((8, 16), (16, 16), (16, 3))]
+    layers[1].weight[:8] = 0  # the outputs are constants with an imaginary part
+    model, x = nn.Sequential(*layers), torch.randn(4, 8, dtype=torch.cfloat)
+    small = sm.compact(model, example_inputs=x)
+    assert small.report.verification.float64 == 0
+    assert torch.equal(small(x), model(x))
+    other = nn.Sequential(*layers[:2], nn.Linear(16, 3, dtype=torch.cfloat))
+    other[2].load_state_dict({name: tensor.real + 0j for name, tensor in layers[2].state_dict().items()})
+    assert not sm.verify(model, other, x).equal
+
+
+class OfOwnPrecision(nn.Module):
+    """Network that names the dtypes of its parts, so that it runs in no other precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two, self.last = nn.Linear(8, 16).bfloat16(), nn.Linear(16, 16), nn.Linear(16, 3)
+        self.wrong = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.two(torch.relu(self.one(x.bfloat16())).float()))) + self.wrong
+
+
+def test_a_model_that_names_its_precisions_is_compared_in_them() -> None:
+    model = OfOwnPrecision()
+    model.two.weight.data[:, ::2] = 0
+    small = sm.compact(model, example_inputs=torch.randn(4, 8))
+    found = small.report.verification
+    assert found.equal
+    assert found.outputs["output"].keys() == {"bfloat16"}
+    assert "in bfloat16" in str(found)
+    assert small.report.layer("one").outputs == (16, 8)
+    comparison = Comparison(model, Inputs((torch.randn(4, 8),)))
+    model.wrong = 0.5
+    with pytest.raises(CompactionError, match=r"differ by .* in bfloat16"):
+        comparison.run_as_they_are(small)

@@ -103,7 +103,10 @@ def export(
     with eval_mode(own), torch.no_grad():
         program = program_of(own, inputs, axes)
         with replacing(path) as aside:
-            run = FORMATS[kind](program, aside, _Call(own, inputs, tuple(outputs or ())))
+            try:
+                run = FORMATS[kind](program, aside, _Call(own, inputs, tuple(outputs or ())))
+            except CompactionError as error:
+                raise CompactionError(f"{path} was not written: {error}") from error
             found, others = (None, True) if run is None else compared(own, run, inputs, path)
         warn_of_fixed_axes(program, own, inputs, axes, path)
     batch = None if others and is_dynamic(program) else inputs.samples()
@@ -205,11 +208,13 @@ def compared(network: nn.Module, run: Run, inputs: Inputs, path: Path) -> tuple[
 
 
 def _pt2(program: torch.export.ExportedProgram, path: Path, call: _Call) -> Run:
-    archive = path.with_name(f"{path.name}.pt2")  # torch.export.save asks for this suffix
+    archive = path.with_name(f"{path.name}.pt2")  # torch.export asks for this suffix
     try:
         torch.export.save(program, archive)
         module = torch.export.load(archive).module()  # it warns of other suffixes
         os.replace(archive, path)
+    except NotImplementedError as error:  # outputs of a class that torch cannot write
+        raise CompactionError(f"an archive of torch.export cannot hold the network: {_first_line(error)}") from error
     finally:
         archive.unlink(missing_ok=True)
     return lambda inputs: module(*inputs.args, **inputs.kwargs)
@@ -222,7 +227,7 @@ def _safetensors(program: torch.export.ExportedProgram, path: Path, call: _Call)
 
 
 def _onnx(program: torch.export.ExportedProgram, path: Path, call: _Call) -> Run | None:
-    content = _onnx_bytes(program, call, path)
+    content = _onnx_bytes(program, call)
     path.write_bytes(content)
     try:
         import onnxruntime
@@ -233,7 +238,13 @@ def _onnx(program: torch.export.ExportedProgram, path: Path, call: _Call) -> Run
             stacklevel=4,
         )
         return None
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a class per kind, and no base of them
+        raise CompactionError(
+            f"onnxruntime cannot run the network on a CPU: {_first_line(error)}. Export a network in half precision as "
+            "`network.float()`."
+        ) from error
 
     def run(inputs: Inputs) -> Any:
         given = [tensor.numpy() for tensor in inputs.tensors()]
@@ -243,7 +254,7 @@ def _onnx(program: torch.export.ExportedProgram, path: Path, call: _Call) -> Run
     return run
 
 
-def _onnx_bytes(program: torch.export.ExportedProgram, call: _Call, path: Path) -> bytes:
+def _onnx_bytes(program: torch.export.ExportedProgram, call: _Call) -> bytes:
     for library in ("onnx", "onnxscript"):
         if find_spec(library) is None:
             raise missing_extra(library, "onnx", "writing ONNX files")
@@ -259,7 +270,7 @@ def _onnx_bytes(program: torch.export.ExportedProgram, call: _Call, path: Path) 
                 output_names=names,
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            raise CompactionError(f"{path}: ONNX cannot hold the network: {_first_line(error)}") from error
+            raise CompactionError(f"ONNX cannot hold the network: {_cause(error)}") from error
     assert found is not None  # it is None only where the old exporter writes a file
     content: bytes = found.model_proto.SerializeToString()
     return content
@@ -278,8 +289,13 @@ def quietly() -> Iterator[None]:
         logging.disable(before)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _cause(error: BaseException) -> str:
+    """Return the first line of the error that another one goes back to: torch's exporter names its own steps."""
+    return _first_line(error) if error.__cause__ is None else _cause(error.__cause__)
 
 
 def _input_names(call: _Call) -> list[str] | None:

@@ -149,8 +149,8 @@ def _plain(value: Any) -> Any:
     """Return a nest of dicts, lists and tuples as JSON that distinguishes them."""
     if isinstance(value, _Leaf):
         return dict(value)
-    if type(value) in (list, tuple):
-        return {type(value).__name__: [_plain(each) for each in value]}
+    if isinstance(value, list) or type(value) is tuple:  # a graph has lists of a class of its own
+        return {"list" if isinstance(value, list) else "tuple": [_plain(each) for each in value]}
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return {"dict": {key: _plain(each) for key, each in value.items()}}
     raise CompactionError(

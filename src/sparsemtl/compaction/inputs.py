@@ -88,6 +88,13 @@ def _rebuilt(value: Any, changed: dict[Any, Any]) -> Any:
     return made
 
 
+def dtype_in(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """Return the dtype of a tensor in a precision: that of complex numbers for these, its own for whole numbers."""
+    if dtype is None or not (tensor.is_floating_point() or tensor.is_complex()):
+        return tensor.dtype
+    return dtype.to_complex() if tensor.is_complex() else dtype
+
+
 MAX_SAMPLES = 8
 """Largest number of samples of a user's example that are run."""
 
@@ -163,8 +170,8 @@ class Inputs:
         return run(*own.args, **own.kwargs)
 
     def to(self, *, dtype: torch.dtype | None, device: torch.device) -> Inputs:
-        """Return the same inputs on another device, floating-point numbers in another dtype."""
-        return self.mapped(lambda t: t.detach().to(device, dtype if t.is_floating_point() else None))
+        """Return the same inputs on another device, floating-point and complex numbers in another precision."""
+        return self.mapped(lambda t: t.detach().to(device, dtype_in(t, dtype)))
 
     def tensors(self) -> list[Tensor]:
         """Return all tensors in the arguments."""

@@ -74,14 +74,14 @@ class Network:
         return found if isinstance(found, Tensor) else None
 
     def free(self) -> set[nn.Module]:
-        """Return the modules that may be changed: those without hooks, whose weights no other node reads."""
+        """Return the modules that may be changed: without hooks, with real weights that no other node reads."""
         uses = Counter(id(tensor) for tensor in self._reads())
         return {
             module
             for name, module in self.modules.items()
             if name not in self.leaf_modules
             and not (module._forward_hooks or module._forward_pre_hooks)
-            and all(uses[id(tensor)] == 1 for tensor in module.parameters())
+            and all(uses[id(tensor)] == 1 and not tensor.is_complex() for tensor in module.parameters())
         }
 
     def _reads(self) -> Iterator[Tensor]:

@@ -119,6 +119,8 @@ def _finished(
             comparison.run(small, torch.float64)
             precision.restore(small)
             comparison.run(small, torch.float32)
+            if not comparison.is_done:
+                comparison.run_as_they_are(small)
         except DifferentOutputsError as error:
             layer = _first_difference(model, inputs, error.inputs)
             where = f" The first layer with other outputs is {layer!r}." if layer else ""

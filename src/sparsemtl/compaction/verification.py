@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemtl.compaction.copies import copied
-from sparsemtl.compaction.inputs import Inputs, leaves, mapped, parts, random_like
+from sparsemtl.compaction.inputs import Inputs, dtype_in, leaves, mapped, parts, random_like
 from sparsemtl.errors import CompactionError, ParameterError
 
 LIMITS = {torch.float64: 1e-8, torch.float32: 1e-3}
@@ -33,12 +33,14 @@ class Verification:
     largest absolute value if that is more.
 
     Attributes:
-        float64: largest difference in double precision; None if it was not measured.
+        float64: largest difference in double precision; None if it was not measured. A model that runs neither in
+            double nor in single precision is compared in its own, which `outputs` names.
         float32: largest difference in single precision; None if it was not measured.
         inputs: description of the inputs: the example's shapes and the number of inputs like it.
         reason: reason why nothing was verified, "" if outputs were compared.
         only: restriction of the comparison, or of the inputs that the compacted network takes.
-        outputs: name of an output (of a multi-task model, a task) -> `float64` and `float32` -> its difference.
+        outputs: name of an output (of a multi-task model, a task) -> `float64` and `float32`, or the coarsest precision
+            of the model's weights -> its difference.
         equal: True if outputs were compared and are equal up to rounding: they differ by at most 1e-8 in double
             precision and 1e-3 in single precision, by 20 times what the model's outputs differ between the two, or (of
             `sm.verify`) by 100 times the spacing of the numbers that store the weights.
@@ -80,7 +82,8 @@ class Verification:
     def __str__(self) -> str:
         if self.reason:
             return f"not verified: {self.reason}"
-        largest = {"float64": self.float64, "float32": self.float32}
+        precisions = dict.fromkeys(precision for found in self.outputs.values() for precision in found)
+        largest = {each: max(found[each] for found in self.outputs.values() if each in found) for each in precisions}
         only = f"; {self.only}" if self.only else ""
         unequal = "" if self.equal else ": NOT equal"
         lines = [f"outputs differ by at most {_errors(largest)} of their spread, on {self.inputs}{only}{unequal}"]
@@ -166,8 +169,18 @@ class Comparison:
         Raises:
             DifferentOutputsError: if outputs differ.
         """
-        model, small = _in_precision(self.model, dtype), _in_precision(small, dtype)
-        example = self.inputs.to(dtype=dtype, device=device_of(model))
+        model = _in_precision(self.model, dtype)
+        self._run(model, _in_precision(small, dtype), self.inputs.to(dtype=dtype, device=device_of(model)), dtype)
+
+    def run_as_they_are(self, small: nn.Module) -> None:
+        """Compare in the precisions that the weights have: code may name them, so that the model runs in no others.
+
+        Raises:
+            DifferentOutputsError: if outputs differ.
+        """
+        self._run(self.model, small, self.inputs, _coarsest(self.model))
+
+    def _run(self, model: nn.Module, small: nn.Module, example: Inputs, dtype: torch.dtype) -> None:
         expected = outputs_of(model, example)
         if isinstance(expected, Exception):
             return
@@ -176,12 +189,12 @@ class Comparison:
                 recorded = outputs_of(model, example)
             again = outputs_of(model, example, seed=1)
             self._random = isinstance(again, Exception) or difference(expected, again) != 0
-            differs = isinstance(recorded, Exception) or difference(expected, recorded) > LIMITS[dtype]
+            differs = isinstance(recorded, Exception) or difference(expected, recorded) > _limit(dtype)
             self.without_gradients = differs and not self._random
         if self._random:
             self._check_random(small, example)
             return
-        limit = max(LIMITS[dtype], ROUNDING * self._rounding(expected))
+        limit = max(_limit(dtype), ROUNDING * self._rounding(expected))
         self._exact = expected
         self._compare(model, small, _Case(example), dtype, limit)
         if dtype is torch.float64 or not any(self._errors.get(torch.float64, {}).values()):
@@ -235,12 +248,17 @@ class Comparison:
                 case.inputs,
             )
 
+    @property
+    def is_done(self) -> bool:
+        """True if outputs were compared, or cannot be."""
+        return self._random or bool(self._errors)
+
     def result(self) -> Verification:
         """Return the result of all comparisons."""
         if self._random:
             return Verification(reason="the model's outputs are not the same from one run to the next")
         if not self._errors:
-            return Verification(reason="the model runs neither in double nor in single precision")
+            return Verification(reason="the model does not run on its example a second time")
         notes = ["only under torch.no_grad()"] if self.without_gradients else []
         notes += [f"only inputs of the example's size on axis {axis}" for axis in self.fixed]
         notes += [f"inputs of shape {shapes} are refused, which the model takes" for shapes in self._refused]
@@ -251,6 +269,11 @@ class Comparison:
         }
         described = f"an input of shape {self.inputs.shapes()} and {kinds} of its kind"
         return Verification.of(errors, described, only="; ".join(notes))
+
+
+def _limit(dtype: torch.dtype) -> float:
+    """Return the largest difference of equal networks in a precision."""
+    return LIMITS.get(dtype, ROUNDING * torch.finfo(dtype).eps)
 
 
 def _cases(example: Inputs) -> Iterator[_Case]:
@@ -310,16 +333,21 @@ def _difference(expected: Any, found: Any) -> float:
 
 def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return a copy of a model in a precision."""
-    device = device_of(model)
-    return copied(model).to(device="cpu" if device.type == "mps" else device, dtype=dtype)  # mps has no doubles
+    device = torch.device("cpu") if device_of(model).type == "mps" else device_of(model)  # mps has no doubles
+    return copied(model)._apply(lambda tensor: tensor.to(device, dtype_in(tensor, dtype)))
 
 
 def _in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return a model whose numbers are all in a precision; a copy, unless those of the model are."""
-    tensors = chain(model.parameters(), model.buffers())
-    numbers = (t for t in tensors if t.is_floating_point() or t.is_complex())
-    as_it_is = device_of(model).type != "mps" and all(number.dtype == dtype for number in numbers)
+    numbers = chain(model.parameters(), model.buffers())
+    as_it_is = device_of(model).type != "mps" and all(each.dtype == dtype_in(each, dtype) for each in numbers)
     return model if as_it_is else cast(model, dtype)
+
+
+def _coarsest(model: nn.Module) -> torch.dtype:
+    """Return the coarsest precision of a model's weights."""
+    types = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    return max(types, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
 
 
 def device_of(model: nn.Module) -> torch.device:

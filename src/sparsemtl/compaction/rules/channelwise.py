@@ -137,3 +137,16 @@ def alike(site: Site, passing: Passing) -> ChannelRule | None:
     """Return the rule of an operation on one tensor that does not move the axes."""
     source = operand(site.node)
     return None if source is None else Channelwise(site.node, [source], site.layouts[source], passing)
+
+
+def cast(site: Site) -> ChannelRule | None:
+    """Return the rule of a cast to a dtype, a device or a layout in memory, named or read from a tensor's attribute.
+
+    Zeros stay zeros in every dtype; other constants may be rounded.
+    """
+    named = all(node is operand(site.node) or node.target is getattr for node in site.node.all_input_nodes)
+    return alike(site, zeros) if named else None
+
+
+CASTS = ("bfloat16", "double", "float", "half", "to", "type")
+"""Operations that are casts."""

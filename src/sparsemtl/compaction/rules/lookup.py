@@ -14,7 +14,7 @@ from sparsemtl.compaction.checks import axes_of_input
 from sparsemtl.compaction.network import Network, Select
 from sparsemtl.compaction.operations import CONVOLUTIONS, INSTANCE_NORMS, NORMS, is_elementwise, operation, torch_class
 from sparsemtl.compaction.rules import aligned, axes, copying, recurrent, shapes, spatial
-from sparsemtl.compaction.rules.channelwise import alike, elementwise, zeros
+from sparsemtl.compaction.rules.channelwise import CASTS, alike, cast, elementwise, zeros
 from sparsemtl.compaction.rules.dense import convolution, linear
 from sparsemtl.compaction.rules.embedding import embedding
 from sparsemtl.compaction.rules.grouped import group_norm, grouped
@@ -93,6 +93,7 @@ _OPERATIONS: Sequence[dict[str, Maker]] = (
     axes.OPERATIONS,
     copying.OPERATIONS,
     aligned.OPERATIONS,
+    dict.fromkeys(CASTS, cast),
     {"cat": concatenation, "dim": dimensions, "ndimension": dimensions, "size": size},
     {"cat": aligned.joined},
 )
