@@ -7,6 +7,7 @@ its rows as a table, and with `--json FILE` writes them for `benchmarks/suite.py
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import statistics
 import time
@@ -85,15 +86,18 @@ _limit = SECONDS[False]
 HEAD = "| measure | median (range) | goal | met |\n| :--- | ---: | ---: | :--- |"
 
 
-def main(measures: Callable[[bool], Iterator[Measure]], description: str | None) -> None:
+def main(measures: Callable[..., Iterator[Measure]], description: str | None) -> None:
     """Run a script: print its rows as they come, and write them as JSON if asked.
 
     Args:
-        measures: function of `quick`, which is True for fewer rows and repeats.
+        measures: function of `quick`, which is True for fewer rows and repeats; and of `full` for more, if it has that.
         description: the script's docstring.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few rows and repeats, to find what became slower")
+    more = "full" in inspect.signature(measures).parameters
+    if more:
+        parser.add_argument("--full", action="store_true", help="all rows, more than the suite has time for")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="file that the rows are written to")
     options = parser.parse_args()
@@ -102,7 +106,7 @@ def main(measures: Callable[[bool], Iterator[Measure]], description: str | None)
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {options.threads} threads\n\n{HEAD}")
     rows = []
-    for row in measures(options.quick):
+    for row in measures(options.quick, **({"full": options.full} if more else {})):
         print(row, flush=True)
         rows.append(asdict(row) | {"value": row.value._asdict()})
         if options.json is not None:  # after each row, for the case that the script fails
