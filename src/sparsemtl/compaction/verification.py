@@ -334,7 +334,9 @@ def _difference(expected: Any, found: Any) -> float:
 def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return a copy of a model in a precision."""
     device = torch.device("cpu") if device_of(model).type == "mps" else device_of(model)  # mps has no doubles
-    return copied(model)._apply(lambda tensor: tensor.to(device, dtype_in(tensor, dtype)))
+    own = copied(model)
+    own._apply(lambda tensor: tensor.to(device, dtype_in(tensor, dtype)))  # `to` would make complex numbers real
+    return own
 
 
 def _in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -10,7 +10,7 @@ import math
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,10 +87,10 @@ class MappedTensors(Mapping[str, Tensor]):
         return dtype, shape, memoryview(self._bytes)[start:end]
 
 
-def _place(about: Mapping[str, Sequence[int] | str], begin: int) -> _Place:
+def _place(about: Mapping[str, Any], begin: int) -> _Place:
     """Return the place of a tensor in a file whose data begin at a byte."""
-    dtype, shape, (first, last) = _DTYPES[str(about["dtype"])], about["shape"], about["data_offsets"]
-    sizes = tuple(map(int, shape))
-    if min(sizes, default=0) < 0 or int(first) < 0 or int(last) - int(first) != math.prod(sizes) * dtype.itemsize:
-        raise ValueError(f"a tensor of shape {sizes} has bytes {first} to {last}")
-    return _Place(dtype, sizes, begin + int(first), begin + int(last))
+    dtype, shape = _DTYPES[about["dtype"]], tuple(map(int, about["shape"]))
+    first, last = map(int, about["data_offsets"])
+    if min((first, *shape)) < 0 or last - first != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"a tensor of shape {shape} has bytes {first} to {last}")
+    return _Place(dtype, shape, begin + first, begin + last)
