@@ -144,6 +144,7 @@ def test_what_a_step_cannot_give_is_said(name: str) -> None:
     ("name", "parameters", "message"),
     [
         ("krum", {}, "balancer 'krum': parameter 'n_byzantine' is required"),
+        ("constant", {}, "balancer 'constant': parameter 'weights' is required: Factor of each loss"),
         ("gradvac", {"beta": 2.0}, r"The 'beta' parameter of gradvac must be a float in \[0, 1\). Got 2.0"),
         ("pcd", {"tau": [0.1]}, "pcd: 3 tasks need 2 numbers in `tau`, got 1"),
         ("config", {"pref_vector": [1.0, 2.0]}, "config: 3 tasks need 3 numbers in `pref_vector`, got 2"),

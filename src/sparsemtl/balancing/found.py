@@ -22,7 +22,7 @@ from typing_extensions import Doc
 from sparsemtl.balancing.balancer import Balancer
 from sparsemtl.balancing.gradients import GradientOptions, gradient_balancer
 from sparsemtl.balancing.losses import LossBalancer
-from sparsemtl.errors import ConfigError, MissingExtraError, ParameterError
+from sparsemtl.errors import MissingExtraError, ParameterError
 from sparsemtl.registry.checking import check_value
 from sparsemtl.registry.parameters import NonNegative, Parameter, Share, hints_of, parameters_of
 
@@ -171,10 +171,6 @@ def _member(kind: type[nn.Module], known: _Known) -> Callable[..., Balancer] | N
     def make(**given: Any) -> Balancer:
         for name, value in given.items():
             check_value(f"The {name!r} parameter of {known.name}", value, (parameters | options)[name].hint)
-        if missing := [name for name, p in parameters.items() if p.required and name not in given]:
-            raise ConfigError(
-                f"balancer {known.name!r}: parameter {missing[0]!r} is required: {parameters[missing[0]].meaning}"
-            )
         arguments = {parameters[name].keyword: value for name, value in given.items() if name in parameters}
         construct = _Construct(kind, known.name, arguments)
         if aggregates:

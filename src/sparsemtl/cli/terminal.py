@@ -45,7 +45,7 @@ def show_whole(table: Table) -> None:
 
 
 def show_run(folder: Path) -> None:
-    """Print the primary metric per task of a run, the network that `sharing: auto` chose, and the path of its report."""
+    """Print per task the primary metric and the network that `sharing: auto` chose, and the path of the report."""
     run = RunFolder(folder)
     summary = run.read_summary()
     choice = summary.get("architecture", {}).get("choice", {})

@@ -109,13 +109,18 @@ class Registry(Mapping[str, Callable[..., T]], Generic[T]):
             parameters: keyword arguments, from the user.
 
         Raises:
-            ConfigError: if the name or a parameter is unknown, or the member refuses a value.
+            ConfigError: if the name or a parameter is unknown, one is missing, or the member refuses a value.
         """
         member = self[name]
         known = parameters_of(member)
         for parameter in parameters:
             if parameter not in known:
                 raise ConfigError(f"{self.kind} {name!r}: {unknown_name('parameter', parameter, known)}")
+        for parameter in known.values():
+            if parameter.required and parameter.name not in parameters:
+                raise ConfigError(
+                    f"{self.kind} {name!r}: parameter {parameter.name!r} is required: {parameter.meaning}"
+                )
         try:
             return member(*given, **{known[name].keyword: value for name, value in parameters.items()})
         except SparseMTLError:
