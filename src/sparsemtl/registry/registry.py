@@ -116,11 +116,8 @@ class Registry(Mapping[str, Callable[..., T]], Generic[T]):
         for parameter in parameters:
             if parameter not in known:
                 raise ConfigError(f"{self.kind} {name!r}: {unknown_name('parameter', parameter, known)}")
-        for parameter in known.values():
-            if parameter.required and parameter.name not in parameters:
-                raise ConfigError(
-                    f"{self.kind} {name!r}: parameter {parameter.name!r} is required: {parameter.meaning}"
-                )
+        if missing := [each for each in known.values() if each.required and each.name not in parameters]:
+            raise ConfigError(f"{self.kind} {name!r}: parameter {missing[0].name!r} is required: {missing[0].meaning}")
         try:
             return member(*given, **{known[name].keyword: value for name, value in parameters.items()})
         except SparseMTLError:
