@@ -8,17 +8,16 @@ their time holds the import of torch. Jobs have one thread each. Two plain loops
 each, that run at once in place of one after the other are the bound of what two jobs can gain: the cores of a virtual
 machine are often two threads of one core, which share its arithmetic units.
 
-Shares of the processor time of the fixed cost, by a profile on one thread. No part is large enough that 0.3 s could be
-reached without it: the charts alone take about 0.15 s per run, most of it matplotlib's ticks, and their labels, which
-are measured once to place the axes and once to draw.
+Shares of the processor time of the fixed cost, by a profile on one thread. A chart takes 20 ms, half of it for axes of
+matplotlib, which are made anew for each. The cost of a network takes 20 ms, a fifth of it for copies of the model.
 
 | part | % |
 | :--- | ---: |
-| report of the study: its 19 charts | 29 |
-| report of the study, and tables: statistics and page | 21 |
-| cost of four networks per run: compacted, verified in two precisions, timed | 28 |
-| three evaluations per run: values of five metrics per task | 7 |
-| set-up of model, metrics and trainer; checkpoints and other files | 15 |
+| report of the study: its 19 charts | 17 |
+| report of the study, and tables: statistics and page | 24 |
+| cost of four networks per run: compacted, verified in two precisions, timed | 33 |
+| three evaluations per run: values of five metrics per task | 8 |
+| set-up of model, metrics and trainer; checkpoints and other files | 18 |
 """
 
 from __future__ import annotations

@@ -9,10 +9,11 @@ from loops import each
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from reading import Page
 
-from sparsemtl.report import drawing
+from sparsemtl.report import charts, drawing
 from sparsemtl.report.charts import gain_chart, line_chart
 from sparsemtl.report.drawing import NEUTRAL
 from sparsemtl.report.study_charts import _axis
+from sparsemtl.report.ticks import PAD, estimated_room
 from sparsemtl.views.plots import Axis, Gain, Line
 
 
@@ -123,14 +124,30 @@ CHARTS = {
 
 @each("name", CHARTS)
 def test_texts_have_the_room_that_is_estimated_for_them(monkeypatch, name):
-    estimate, rooms = drawing._estimated, []
+    rooms = []
 
     def both(axes):
-        rooms[:] = [estimate(axes), drawing._measured(axes)]
+        rooms[:] = [estimated_room(axes), drawing._measured_room(axes)]
         return rooms[0]
 
-    monkeypatch.setattr(drawing, "_estimated", both)
+    monkeypatch.setattr(drawing, "estimated_room", both)
     CHARTS[name]()
     monkeypatch.undo()
-    estimated, measured = rooms
-    assert all(-drawing._PAD < one - other < 20 for one, other in zip(estimated, measured, strict=True)), rooms
+    assert all(-PAD < one - other < 20 for one, other in zip(*rooms, strict=True)), rooms
+
+
+@each("name", CHARTS)
+def test_ticks_have_the_labels_of_matplotlib_at_their_places(monkeypatch, name):
+    def drawn():
+        svg = CHARTS[name]()
+        texts = re.findall(r"<text[^>]*?translate\(([\d.]+) ([\d.]+)\)[^>]*>([^<]*)<", svg)
+        return sorted((text, float(x), float(y)) for x, y, text in texts)
+
+    ours = drawn()
+    own = drawing._measured_room
+    monkeypatch.setattr(charts, "draw", lambda *args, only_ticks, **options: drawing.draw(*args, **options))
+    monkeypatch.setattr(drawing, "_measured_room", lambda axes: own(axes) and estimated_room(axes))
+    theirs = drawn()
+    monkeypatch.undo()
+    assert [text for text, _, _ in ours] == [text for text, _, _ in theirs]
+    assert all(math.dist(one[1:], other[1:]) < 6 for one, other in zip(ours, theirs, strict=True)), (ours, theirs)
