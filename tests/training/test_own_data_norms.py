@@ -49,6 +49,16 @@ def test_each_task_has_the_statistics_of_its_own_data(name: str) -> None:
         torch.testing.assert_close(own, inputs(centre).mean(0))
 
 
+def test_the_model_itself_has_the_statistics_of_all_data_together() -> None:
+    norm = trained(sm.DenseSharing()).model.get_submodule("encoder.0")
+    assert isinstance(norm, nn.BatchNorm1d)
+    own = [inputs(centre) for centre in CENTRES.values()]
+    assert norm.running_mean is not None
+    torch.testing.assert_close(norm.running_mean, torch.cat(own).mean(0))
+    within = torch.stack([x.var(0) for x in own]).mean(0)
+    torch.testing.assert_close(norm.running_var, within + torch.stack([x.mean(0) for x in own]).var(0, correction=0))
+
+
 def test_one_set_for_both_can_be_asked_for() -> None:
     trainer = trained(sm.DenseSharing(bn="shared"))
     assert not any(trainer.networks[task].own_tensors for task in CENTRES)

@@ -140,3 +140,32 @@ def own_statistics(model: MultiTaskModel, asked: Statistics | None = "per_task")
     if kind == "batch":
         return {task: dict.fromkeys(found) for task in model.tasks}
     return {task: {} for task in model.tasks}
+
+
+def pool_statistics(model: nn.Module, sets: Mapping[str, Mapping[str, Tensor | None]]) -> None:
+    """Set the model's own statistics to those of all tasks' data together, every task counting the same.
+
+    A model called without its tasks' networks then has statistics of its data, and not those that it began with.
+
+    Args:
+        model: the model, whose buffers are changed.
+        sets: task -> buffer name -> its statistics.
+    """
+    own = dict(model.named_buffers(remove_duplicate=False))
+    with torch.no_grad():
+        for name in {name: None for found in sets.values() for name in found if name.endswith(".running_mean")}:
+            norm = name.removesuffix("running_mean")
+            means, variances, counts = (_stacked(sets, f"{norm}{kind}") for kind in STATISTICS)
+            if means is None:
+                continue
+            own[name].copy_(means.mean(0))
+            if variances is not None:
+                own[f"{norm}running_var"].copy_(variances.mean(0) + means.var(0, correction=0))
+            if counts is not None:
+                own[f"{norm}num_batches_tracked"].copy_(counts.amax(0))
+
+
+def _stacked(sets: Mapping[str, Mapping[str, Tensor | None]], name: str) -> Tensor | None:
+    """Return the tensors of this name of all sets that have one, stacked; None if none has."""
+    found = [tensor for own in sets.values() if (tensor := own.get(name)) is not None]
+    return torch.stack(found) if found else None

@@ -182,6 +182,13 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         return all(set(network.own_tensors) == set(first.own_tensors) for network in rest)
 
     @property
+    def same_weights(self) -> bool:
+        """True if all tasks compute with the model's own weights; their statistics may differ."""
+        return not any(network.weight_factors or network.output_factors for network in self.values()) and not any(
+            isinstance(tensor, nn.Parameter) for network in self.values() for tensor in network.own_tensors.values()
+        )
+
+    @property
     def have_own_tensors(self) -> bool:
         """True if tasks have tensors of their own, such as the statistics of batch norms."""
         return any(network.has_own_tensors for network in self.values())

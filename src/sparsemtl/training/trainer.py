@@ -20,7 +20,7 @@ from sparsemtl.errors import ParameterError
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.modes import eval_mode
-from sparsemtl.networks.norms import statistics_for
+from sparsemtl.networks.norms import pool_statistics, statistics_for
 from sparsemtl.networks.recomputed_norms import BATCHES, recompute_norms
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.registry.parameters import validated
@@ -421,6 +421,8 @@ class Trainer:
         default = BATCHES if statistics_for(self.model, self.sharing.bn) == "per_task" else 0
         if batches := default if self.options["norm_batches"] is None else self.options["norm_batches"]:
             recompute_norms(self.model, train, networks=self.networks, batches=batches, module=self._ready.module)
+        if self.networks.same_weights:
+            pool_statistics(self.model, {task: network.own_tensors for task, network in self.networks.items()})
 
     def _evaluate(self, loaders: Loaders) -> Results:
         return evaluate(self._trained, loaders, self._ready.device)
