@@ -169,7 +169,7 @@ def record_rows(names: Sequence[str]) -> int:
         }
         RECORD.write_text(json.dumps(record, indent=1) + "\n")
         PAGE.write_text(page(record))
-    print(f"\n{sum(results[name]['seconds'] for name in names) / 60:.0f} minutes", flush=True)
+    print(f"\n{sum(results[name]['seconds'] for name in names):.0f} s in all", flush=True)
     return sum(results[name]["error"] is not None for name in names)
 
 
