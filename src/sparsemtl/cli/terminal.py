@@ -45,11 +45,7 @@ def show_whole(table: Table) -> None:
 
 
 def show_run(folder: Path) -> None:
-<<<<<<< Updated upstream
     """Print per task the primary metric and the network that `sharing: auto` chose, and the path of the report."""
-=======
-    """Print the primary metric per task, the network that `sharing: auto` chose, and the path of the report of a run."""
->>>>>>> Stashed changes
     run = RunFolder(folder)
     summary = run.read_summary()
     choice = summary.get("architecture", {}).get("choice", {})
