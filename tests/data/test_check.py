@@ -127,7 +127,7 @@ def test_numbers_and_sizes_are_those_of_the_files(tmp_path: Path) -> None:
         tmp_path,
     )
     assert [(part.count, part.size, part.absent) for part in found] == [(3, 15, False), (0, 0, True), (0, 0, False)]
-    assert [cli_data._state(part) for part in found] == ["3 of 4, 15 B", "MISSING", "missing (optional)"]
+    assert [cli_data._state(part) for part in found] == ["3 of 4 files, 15 B", "MISSING", "missing (optional)"]
 
 
 @pytest.mark.parametrize(("size", "words"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2_500_000_000, "2.5 GB")])

@@ -179,7 +179,7 @@ def _state(found: Found) -> str:
     if found.count == 0:
         return "missing (optional)" if expected.optional else "MISSING"
     of = f" of {expected.count:,}" if expected.count and expected.count != found.count else ""
-    return f"{found.count:,}{of}, {amount(found.size)}"
+    return f"{found.count:,}{of} file{'' if found.count == 1 and not of else 's'}, {amount(found.size)}"
 
 
 def _is_short(found: Found) -> bool:
