@@ -89,7 +89,7 @@ class Table:
         rows = "".join(
             f"<tr>{''.join(_cell(value, r) for value, r in zip(row, right, strict=True))}</tr>" for row in self.rows
         )
-        caption = _tag("caption", "text-align: left", self.title) if self.title else ""
+        caption = _tag("caption", "text-align: left; white-space: nowrap", self.title) if self.title else ""
         notes = "".join(_tag("div", "", note) for note in self.notes)
         return f"<div><table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{notes}</div>"
 
