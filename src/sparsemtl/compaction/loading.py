@@ -148,8 +148,7 @@ def _of_task(content: Mapping[str, Any], tensors: Mapping[str, Tensor], task: st
     def made(place: Any) -> Tensor:
         return tensors[place].clone() if isinstance(place, str) else _recipe(place, tensors).tensor()
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        found = dict(zip(places, pool.map(made, places.values()), strict=True))
+    found = {name: made(place) for name, place in places.items()}
     return built(networks[task]["network"], found)
 
 
