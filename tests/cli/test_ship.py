@@ -42,7 +42,7 @@ def told(*words: str | Path) -> str:
 
 
 def test_each_task_has_a_small_network_in_a_file(run: Path) -> None:
-    output = told("compact", run, "--layers")
+    output = told("compact", run, "--all", "--layers")
     assert "digit  " in output
     assert "why not more" in output
     assert f"{run / 'compact'}/TASK.html" in output.replace("\n", "")
@@ -158,6 +158,11 @@ def test_files_of_networks_are_timed(run: Path, tmp_path: Path) -> None:
 def test_an_unknown_task_is_refused_with_those_there_are(command: tuple[str, ...], run: Path) -> None:
     with pytest.raises(ParameterError, match=r"unknown task 'digt'. Did you mean 'digit'\? Known: digit, parity"):
         told(*command, run, "--task", "digt")
+
+
+def test_all_tasks_and_one_of_them_are_not_asked_for_together(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="--all names all tasks, --task some"):
+        told("compact", tmp_path, "--all", "--task", "digit")
 
 
 def test_an_unknown_format_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ Tasks = Annotated[
 def compact(
     run: Run,
     task: Tasks = None,
+    every: Annotated[bool, typer.Option("--all", help="All tasks, as without --task.")] = False,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Folder of the files; by default RUN/compact.", show_default=False),
@@ -53,6 +54,8 @@ def compact(
     from sparsemtl.compaction import export as export_network
     from sparsemtl.runs.loaded import load_run
 
+    if every and task:
+        raise ParameterError("--all names all tasks, --task some. Give one of the two.")
     loaded = load_run(run)
     folder = out or loaded.folder.path / "compact"
     table = Table("task", "parameters", "multiply-adds", "difference", box=None, pad_edge=False)
