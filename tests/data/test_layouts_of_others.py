@@ -94,5 +94,5 @@ def test_the_columns_of_a_check_never_touch() -> None:
         Found(Expected("words", ("b",), 1), 1, 12),
     ]
     lines = list(cli_data._package_lines(Package("all", tuple(of.expected for of in found), "s", "l", "g"), found))
-    assert "100,010 of 100,000, 196.3 MB  training images: a/*" in lines[1]
+    assert "100,010 of 100,000 files, 196.3 MB  training images: a/*" in lines[1]
     assert lines[1].index("training") == lines[2].index("words")

@@ -117,9 +117,8 @@ def test_masks_that_keep_everything_are_tasks_in_turn_from_theta_0(data: str) ->
     train = loader() if data == "shared" else own_loaders()
     ends = []
     for sharing in (lottery(iteration=0, update="alternate"), build("dense", update="alternate", bn="per_task")):
-        network = model(dropout=0.3)
-        sm.Trainer(network, sharing=sharing, epochs=2, **QUIET).fit(train, loader(seed=2))
-        ends.append(state_of(network))
+        trainer = sm.Trainer(model(dropout=0.3), sharing=sharing, epochs=2, **QUIET).fit(train, loader(seed=2))
+        ends.append({task: trainer.networks.tensors(trainer.model, task) for task in NAMES})
     assert_same(ends[0], ends[1])
 
 
