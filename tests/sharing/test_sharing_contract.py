@@ -10,13 +10,14 @@ import functools
 import math
 from contextlib import nullcontext
 from copy import deepcopy
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import pytest
 import torch
+from loops import each
 from policies import Started
 from routed_toys import TASKS, TOYS, model_of
 from routed_toys import batch_of as batch_of_toy
@@ -54,7 +55,7 @@ from sparsemtl.tasks.batches import Loaders
 from sparsemtl.training.mixing import epoch_batches
 from sparsemtl.training.step import TrainingStep
 
-every_method = pytest.mark.parametrize("method", SHARING)
+each_method = each("method", SHARING)
 
 
 def choices(hint: Any) -> list[Any]:
@@ -92,12 +93,7 @@ def can_train(method: str, name: str, value: Any) -> bool:
     return bool(value != "head")
 
 
-VARIANTS = [
-    pytest.param(method, options, id=f"{method} {'-'.join(f'{name}={value}' for name, value in options.items())}")
-    for method in SHARING
-    for options in variants(method)
-]
-every_variant = pytest.mark.parametrize(("method", "options"), VARIANTS)
+each_variant = each(("method", "options"), [(method, options) for method in SHARING for options in variants(method)])
 
 
 @functools.cache
@@ -110,14 +106,14 @@ def trained_variant(method: str, options: dict[str, Any]) -> TrainingStep:
     return deepcopy(trained_once(method, tuple(options.items())))
 
 
-@every_method
+@each_method
 def test_its_docstring_begins_with_a_sentence_and_every_parameter_has_a_meaning(method: str) -> None:
     assert SHARING.summary(method).endswith(".")
     for name, parameter in keywords_of(SHARING[method]).items():
         assert parameter.meaning, name
 
 
-@every_method
+@each_method
 def test_values_out_of_range_are_refused_by_name(method: str) -> None:
     with pytest.raises(ConfigError, match="unknown parameter 'nonsense'"):
         SHARING.build(method, nonsense=1)
@@ -127,7 +123,7 @@ def test_values_out_of_range_are_refused_by_name(method: str) -> None:
                 SHARING.build(method, **{name: "nonsense"})
 
 
-@every_method
+@each_method
 def test_before_heads_know_their_width_it_starts_or_says_what_to_do(method: str) -> None:
     waiting = sm.SharedBottom(nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.ReLU()), tasks())
     try:
@@ -136,7 +132,7 @@ def test_before_heads_know_their_width_it_starts_or_says_what_to_do(method: str)
         assert "has no shape yet. Run the model on one batch first" in str(error) or "first batch" in str(error)  # noqa: PT017
 
 
-@every_variant
+@each_variant
 def test_it_trains_the_way_asked_for_or_the_way_that_fits_the_data(method: str, options: dict[str, Any]) -> None:
     sharing = Started(build(method, **options), model())
     keywords = keywords_of(SHARING[method])
@@ -149,8 +145,7 @@ def test_it_trains_the_way_asked_for_or_the_way_that_fits_the_data(method: str, 
         assert sharing.update_for(own_data=False) == ("joint" if sharing.one_network else "alternate")
 
 
-@every_method
-@pytest.mark.parametrize("bn", ["shared", "per_task", "batch"])
+@each(("method", "bn"), product(SHARING, ["shared", "per_task", "batch"]))
 def test_one_forward_for_all_tasks_is_refused_where_each_has_a_network_of_its_own(method: str, bn: str) -> None:
     sharing = Started(build(method, update="joint", bn=bn), model())
     if sharing.one_network:
@@ -160,7 +155,7 @@ def test_one_forward_for_all_tasks_is_refused_where_each_has_a_network_of_its_ow
             sharing.update_for(own_data=False)
 
 
-@every_variant
+@each_variant
 def test_beginning_an_epoch_changes_neither_the_model_nor_what_is_drawn_next(
     method: str, options: dict[str, Any]
 ) -> None:
@@ -177,7 +172,7 @@ def test_beginning_an_epoch_changes_neither_the_model_nor_what_is_drawn_next(
     assert all(p.grad is None for p in network.parameters())
 
 
-@every_method
+@each_method
 def test_a_loop_that_begins_no_epoch_is_refused(method: str) -> None:
     """A method that acts before epochs would train dense networks."""
     network, sharing = model(), build(method)
@@ -204,7 +199,7 @@ def entries(network: nn.Module) -> list[dict[str, int]]:
     return [{name: id(value) for name, value in vars(module).items()} for module in network.modules()]
 
 
-@every_variant
+@each_variant
 def test_a_view_leaves_nothing_behind_even_where_it_fails(method: str, options: dict[str, Any]) -> None:
     engine = trained_variant(method, options)
     network, sharing = engine.model.eval(), Started.of(engine)
@@ -219,7 +214,7 @@ def test_a_view_leaves_nothing_behind_even_where_it_fails(method: str, options: 
     assert_same(sharing.state_dict(), norms)
 
 
-@every_variant
+@each_variant
 def test_one_network_means_that_all_views_compute_the_same(method: str, options: dict[str, Any]) -> None:
     engine = trained_variant(method, options)
     outputs = []
@@ -244,7 +239,7 @@ def normed_alike(sharing: Started) -> bool:
     return same and sharing.gradient_mask(NAMES[0]) is not None
 
 
-@every_variant
+@each_variant
 def test_what_it_says_about_weights_fits_the_shared_ones(method: str, options: dict[str, Any]) -> None:
     engine = trained_variant(method, options)
     shared = engine.model.shared_parameters()
@@ -261,7 +256,7 @@ def test_what_it_says_about_weights_fits_the_shared_ones(method: str, options: d
         assert penalty is None or penalty.ndim == 0
 
 
-@every_variant
+@each_variant
 def test_a_step_moves_only_what_it_may(method: str, options: dict[str, Any]) -> None:
     engine = trained_variant(method, options)
     Started.of(engine).begin_epoch(2, loader())
@@ -274,7 +269,7 @@ def test_a_step_moves_only_what_it_may(method: str, options: dict[str, Any]) -> 
             assert_held(before, after, networks.trainable(those))
 
 
-@every_variant
+@each_variant
 def test_a_task_without_labels_has_no_part_in_a_step(method: str, options: dict[str, Any]) -> None:
     engine = trained_variant(method, options)
     before = parameters_of(engine.model)
@@ -298,7 +293,7 @@ def resumed(engine_state: dict[str, Any], method: str, options: dict[str, Any], 
     return engine
 
 
-@every_variant
+@each_variant
 def test_a_run_goes_on_from_its_state_bit_for_bit(method: str, options: dict[str, Any], tmp_path: Path) -> None:
     engine = trained_variant(method, options)
     parts = {"model": engine.model, "sharing": Started.of(engine), "optimizer": engine.optimizer}
@@ -313,7 +308,7 @@ def test_a_run_goes_on_from_its_state_bit_for_bit(method: str, options: dict[str
     assert_same(Started.of(again).state_dict(), Started.of(engine).state_dict())
 
 
-@every_variant
+@each_variant
 def test_its_measures_are_finite_numbers_of_tasks_or_of_the_whole(method: str, options: dict[str, Any]) -> None:
     engine = trained_variant(method, options)
     measures = list(Started.of(engine).metrics())
@@ -325,7 +320,7 @@ def test_its_measures_are_finite_numbers_of_tasks_or_of_the_whole(method: str, o
         assert math.isfinite(value)
 
 
-@every_method
+@each_method
 def test_once_settled_it_stays_settled(method: str) -> None:
     sharing = build(method)
     settled = [sharing.is_selectable(epoch) for epoch in range(50)]
@@ -336,8 +331,7 @@ def test_once_settled_it_stays_settled(method: str) -> None:
 @pytest.mark.filterwarnings(
     "ignore:.*none is zero in the selected model"
 )  # penalties have no time to act in two epochs
-@every_method
-@pytest.mark.parametrize("data", ["shared", "own"])
+@each(("method", "data"), product(SHARING, ["shared", "own"]))
 def test_the_trainer_runs_it_on_data_of_both_kinds(method: str, data: str, tmp_path: Path) -> None:
     train, validation, test = (loader(seed=s) if data == "shared" else own_loaders(8 * (s + 1)) for s in range(3))
     network = model()
@@ -345,7 +339,7 @@ def test_the_trainer_runs_it_on_data_of_both_kinds(method: str, data: str, tmp_p
         network,
         sharing=build(method),
         epochs=2,
-        folder=tmp_path,
+        folder=tmp_path / f"{method}-{data}",
         measure_cost=data == "shared",
         progress=False,
         accelerator="cpu",
@@ -357,8 +351,7 @@ def test_the_trainer_runs_it_on_data_of_both_kinds(method: str, data: str, tmp_p
 
 
 @pytest.mark.filterwarnings("ignore::sparsemtl.errors.SparseMTLWarning")  # of layers that die, and of regression
-@every_method
-@pytest.mark.parametrize("toy", TOYS)
+@each(("method", "toy"), product(SHARING, TOYS))
 def test_it_trains_networks_of_every_kind_whose_files_compute_the_same(method: str, toy: str, tmp_path: Path) -> None:
     network = model_of(toy)
     data = [batch_of_toy(toy, seed=seed) for seed in range(2)]
@@ -377,7 +370,7 @@ def test_it_trains_networks_of_every_kind_whose_files_compute_the_same(method: s
 
 
 @pytest.mark.filterwarnings("ignore::sparsemtl.errors.SparseMTLWarning")  # of networks that run whole
-@every_method
+@each_method
 def test_training_on_slices_ends_with_the_weights_of_masked_execution(method: str) -> None:
     """Single weights are no slices, and run masked; so do masks that act on outputs of a norm that others read."""
     ends = []
@@ -397,13 +390,13 @@ def test_training_on_slices_ends_with_the_weights_of_masked_execution(method: st
         torch.testing.assert_close(ends[1][name], weight, rtol=1e-9, atol=1e-9)
 
 
-@every_method
+@each_method
 def test_it_works_without_norms(method: str) -> None:
     engine = trained(build(method, keep=0.5), loader(), network=model(norm=False))
     assert all(bool(p.isfinite().all()) for p in engine.model.parameters())
 
 
-@every_method
+@each_method
 def test_a_model_that_shares_nothing_is_trained_or_refused_in_words(method: str) -> None:
     torch.manual_seed(0)
     apart, sharing = sm.SingleTask(encoder(), tasks()), build(method)
@@ -430,7 +423,6 @@ def test_a_model_that_shares_nothing_is_trained_or_refused_in_words(method: str)
 
 MODES: list[Update] = ["alternate", "average"]
 MASKED = [method for method in SHARING if takes(method, "keep")]
-every_mode = pytest.mark.parametrize("update", MODES)
 
 
 def everything(method: str, **options: Any) -> Sharing:
@@ -447,18 +439,25 @@ def dense(update: Update, bn: str, data: str = "shared", **options: Any) -> tupl
     return state_of(engine.model), Started.of(engine).norms
 
 
-@pytest.mark.parametrize(
-    ("update", "bn", "mask_applies_to"),
-    [
-        ("alternate", "shared", "weights"),
-        ("alternate", "per_task", "weights"),
-        ("alternate", "batch", "gradients"),
-        ("average", "shared", "gradients"),
-        ("average", "per_task", "gradients"),
-        ("average", "batch", "weights"),
-    ],
-)
-@pytest.mark.parametrize("method", MASKED)
+WAYS: list[tuple[Update, str, str]] = [
+    ("alternate", "shared", "weights"),
+    ("alternate", "per_task", "weights"),
+    ("alternate", "batch", "gradients"),
+    ("average", "shared", "gradients"),
+    ("average", "per_task", "gradients"),
+    ("average", "batch", "weights"),
+]
+"""Way of training, norms, and what masks act on."""
+PARTS = [
+    ("shared", True, "weight"),
+    ("shared", False, "channel"),
+    ("own", True, "channel"),
+    ("own", False, "weight"),
+]
+"""Data, strict steps or not, and granularity."""
+
+
+@each(("method", "update", "bn", "mask_applies_to"), [(method, *way) for method in MASKED for way in WAYS])
 def test_keeping_everything_is_dense_training_bit_for_bit(
     method: str, update: Update, bn: str, mask_applies_to: str
 ) -> None:
@@ -467,16 +466,7 @@ def test_keeping_everything_is_dense_training_bit_for_bit(
     assert_same((state_of(masked.model), Started.of(masked).norms), dense(update, bn, epochs=3))
 
 
-@pytest.mark.parametrize(
-    ("data", "strict", "granularity"),
-    [
-        ("shared", True, "weight"),
-        ("shared", False, "channel"),
-        ("own", True, "channel"),
-        ("own", False, "weight"),
-    ],
-)
-@pytest.mark.parametrize("method", MASKED)
+@each(("method", "data", "strict", "granularity"), [(method, *part) for method in MASKED for part in PARTS])
 def test_keeping_everything_is_dense_training_on_any_data_and_granularity(
     method: str, data: str, strict: bool, granularity: str
 ) -> None:
@@ -487,7 +477,7 @@ def test_keeping_everything_is_dense_training_on_any_data_and_granularity(
     assert_same((state_of(masked.model), Started.of(masked).norms), like)
 
 
-@pytest.mark.parametrize("method", [method for method in MASKED if takes(method, "mask_applies_to")])
+@each("method", [method for method in MASKED if takes(method, "mask_applies_to")])
 def test_keeping_everything_in_one_forward_is_dense_training_up_to_rounding(method: str) -> None:
     """The tasks go backward one by one here and all at once there, so sums round differently."""
     sharing = everything(method, mask_applies_to="gradients", update="joint")
@@ -498,8 +488,7 @@ def test_keeping_everything_in_one_forward_is_dense_training_up_to_rounding(meth
         torch.testing.assert_close(p, plain.model.get_parameter(name), rtol=1e-4, atol=1e-6)
 
 
-@every_mode
-@pytest.mark.parametrize("method", MASKED)
+@each(("method", "update"), product(MASKED, MODES))
 def test_the_trainer_with_everything_kept_ends_like_the_dense_one(method: str, update: Update) -> None:
     kept = build(method, keep=1.0, warmup=0, update=update)
     assert_same(trainers_end(kept), dense_trainers_end(update, kept.bn))

@@ -119,7 +119,12 @@ def parameters_of(target: Callable[..., Any]) -> dict[str, Parameter]:
     These are the keyword-only parameters. Positional ones (the model, the optimized parameters) are given by the
     library.
     """
-    return {parameter.name: parameter for parameter in _keywords(target)}
+    return {parameter.name: parameter for parameter in _parameters(target)}
+
+
+@functools.cache
+def _parameters(target: Callable[..., Any]) -> tuple[Parameter, ...]:
+    return tuple(_keywords(target))
 
 
 def validated(function: Callable[P, R]) -> Callable[P, R]:

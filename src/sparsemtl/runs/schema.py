@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, TypedDict, Union, get_args, get_origin
 
@@ -243,18 +243,25 @@ _Registered = tuple[str, tuple[str, ...], Callable[..., Any]]
 """Section, name and aliases, and the member."""
 
 
-@functools.lru_cache(maxsize=32)
-def _schema_model(registered: tuple[_Registered, ...]) -> type[BaseModel]:
-    """Return the model from the cache unless a registry has changed: a study checks many configurations."""
+@functools.cache
+def _common_fields() -> Mapping[str, Any]:
+    """Return the fields that do not depend on registries."""
     fields = _fields(run_keys())
     options = _model("auto", parameters_of(AutoOptions), "Options of `sharing: auto`.")
     fields[AUTO] = (options | None, Field(None, description=run_keys()[AUTO].meaning))
     teacher = _model(TEACHER, parameters_of(TeacherOptions), "Run whose outputs are soft targets.")
     fields[TEACHER] = (teacher | None, Field(None, description=run_keys()[TEACHER].meaning))
     fields["training"] = (_model("training", training_keys(), "Epochs, batches, device."), _default({}))
+    return fields
+
+
+@functools.lru_cache(maxsize=32)
+def _schema_model(registered: tuple[_Registered, ...]) -> type[BaseModel]:
+    """Return the model from the cache unless a registry has changed: a study checks many configurations."""
+    fields = dict(_common_fields())
     for section, (registry, default) in SECTIONS.items():
         about = f"The {registry.kind}: its name, or a mapping of its `name` and parameters."
-        kind = _section_type(section, registry, [names for of, names, _ in registered if of == section])
+        kind = _section_type([member for member in registered if member[0] == section])
         if default is None:
             fields[section] = (kind | None, Field(None, description=about))
         else:
@@ -292,19 +299,20 @@ def _changes(keys: Iterable[str]) -> dict[str, Any]:
     return {"type": "object", "properties": places, "additionalProperties": False}
 
 
-def _section_type(section: str, registry: Registry[Any], members: Iterable[tuple[str, ...]]) -> Any:
-    """Return the type of a section with one of these members, each given by its name and aliases."""
-    models = tuple(
-        _model(
-            f"{section}_{names[0]}",
-            {"name": Parameter("name", Literal[names]), **registry.parameters(names[0])},
-            registry.summary(names[0]),
-        )
-        for names in members
-    )
+def _section_type(members: Sequence[_Registered]) -> Any:
+    """Return the type of a section with one of these members."""
+    models = tuple(_member_model(*member) for member in members)
     if len(models) < 2:
         return models[0] if models else type(None)
     return Annotated[Union[models], Field(discriminator="name")]  # noqa: UP007
+
+
+@functools.lru_cache(maxsize=256)
+def _member_model(section: str, names: tuple[str, ...], member: Callable[..., Any]) -> type[BaseModel]:
+    """Return the model of a section with this member, from the cache unless the registry has another of its name."""
+    registry = SECTIONS[section][0]
+    keys = {"name": Parameter("name", Literal[names]), **registry.parameters(names[0])}
+    return _model(f"{section}_{names[0]}", keys, registry.summary(names[0]))
 
 
 def _model(title: str, keys: Keys, about: str) -> type[BaseModel]:
