@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import pytest
+from loops import each
 
 from sparsemtl.registry.registry import Registry
 
@@ -122,7 +123,7 @@ def test_the_examples_of_a_page_run_and_print_what_it_shows(
         pytest.skip(f"not installed: {', '.join(skipped)}")
 
 
-@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.relative_to(ROOT).as_posix())
+@each("page", WRITTEN)
 def test_links_of_a_page_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", prose(page))
     api = {DOCS / "api" / "index.md", *(DOCS / public.page for public in PUBLIC)}
@@ -150,10 +151,10 @@ def test_pages_name_commands_that_are_there() -> None:
     assert {command for page in WRITTEN for command in commands(page)} <= known
 
 
-@pytest.mark.parametrize(("path", "text"), [pytest.param(p, t, id=p.name) for p, t in GENERATED.items()])
-def test_a_reference_page_is_what_its_classes_say(path: Path, text: str) -> None:
+@each("path", GENERATED)
+def test_a_reference_page_is_what_its_classes_say(path: Path) -> None:
     assert path.is_file(), "run `make docs`"
-    assert path.read_text(encoding="utf-8") == text, "run `make docs`"
+    assert path.read_text(encoding="utf-8") == GENERATED[path], "run `make docs`"
 
 
 def test_no_page_is_of_something_that_is_gone() -> None:

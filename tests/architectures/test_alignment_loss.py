@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import each
 from torch import Tensor, nn
 
 from sparsemtl import Classification, Regression, Source
@@ -31,9 +32,9 @@ LAYERS = ("0", "2")
 AUXILIARY = Classification("all", 5)
 SMALL = Classification("small", 3)
 MAPS = {"in order": [0, 1, 2], "permuted": [3, 0, 4], "with gaps": [4, -1, 2], "two alike": [1, 1, 3], "none": [-1] * 3}
-each_map = pytest.mark.parametrize("theirs", MAPS.values(), ids=MAPS)
-each_kernel = pytest.mark.parametrize("kernel", ["linear", "rbf"])
-each_align = pytest.mark.parametrize("align", ["layer", "feature", "classic"])
+each_map = each("theirs", MAPS.values())
+each_kernel = each("kernel", ["linear", "rbf"])
+each_align = each("align", ["layer", "feature", "classic"])
 
 
 def network(seed: int, outputs: int, *, bias: bool = True) -> tuple[nn.Sequential, LinearHead]:
@@ -136,7 +137,7 @@ def discrepancy(theirs: Tensor, ours: Tensor, their_classes: list[int], classes:
 @each_map
 @each_kernel
 @each_align
-@pytest.mark.parametrize("bias", [True, False])
+@each("bias", [True, False])
 def test_a_loss_is_what_loops_over_layers_and_classes_give(
     align: str, kernel: Kernel, theirs: list[int], bias: bool
 ) -> None:

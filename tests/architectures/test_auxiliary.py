@@ -538,8 +538,17 @@ class Dying:
             yield batch
 
 
-@pytest.mark.parametrize("weights", ["own", "shared"])
-@each_align
+@pytest.mark.parametrize(
+    ("align", "weights"),
+    [
+        ("layer", "own"),
+        ("feature", "shared"),
+        ("classic", "own"),
+        pytest.param("layer", "shared", marks=pytest.mark.slow),
+        pytest.param("feature", "own", marks=pytest.mark.slow),
+        pytest.param("classic", "shared", marks=pytest.mark.slow),
+    ],
+)
 def test_a_resumed_run_ends_like_the_uninterrupted_one(tmp_path: Path, align: Any, weights: Any) -> None:
     """The run is stopped twice, in different epochs."""
 

@@ -441,20 +441,21 @@ def test_no_mask_is_ever_put_on_what_mixes_the_streams() -> None:
             assert not any(part in name for name in masked for part in ("gate", "mixers"))
 
 
-@each_encoder
-@each_model
-def test_it_trains_dense_and_with_masks(name: str, stacked: bool) -> None:
+PAIRS = [(False, False), (True, True)], [(False, True), (True, False)]
+"""Encoder and training, dense or masked; each model has one of the two, so that all pairs of values occur."""
+TRAINED = [(name, *pair) for number, name in enumerate(VARIANTS) for pair in PAIRS[number % 2]]
+
+
+@each(("name", "stacked", "masked"), TRAINED)
+def test_it_trains_dense_and_with_masks(name: str, stacked: bool, masked: bool) -> None:
     x = batch()
     targets = {"digit": torch.arange(8) % 4, "shape": (x[:, :3] > 0).float(), "ink": x.sum(1)}
 
     def data() -> TensorLoader:
         return TensorLoader(x, targets, batch_size=4)
 
-    for sharing in [None, RandomSharing(keep=0.5)]:
-        torch.manual_seed(0)
-        model = build(name, encoder(stacked=stacked), tasks())  # heads and gates still wait for their width
-        if sharing is not None and not model.shared_modules():
-            continue
-        options = {"sharing": sharing} if sharing else {}
-        Trainer(model, epochs=1, accelerator="cpu", progress=False, monitor="loss", **options).fit(data(), data())
-        assert all(bool(p.isfinite().all()) for p in model.parameters())
+    torch.manual_seed(0)
+    model = build(name, encoder(stacked=stacked), tasks())  # heads and gates still wait for their width
+    options: dict[str, Any] = {"sharing": RandomSharing(keep=0.5)} if masked and model.shared_modules() else {}
+    Trainer(model, epochs=1, accelerator="cpu", progress=False, monitor="loss", **options).fit(data(), data())
+    assert all(bool(p.isfinite().all()) for p in model.parameters())

@@ -109,3 +109,13 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(MissingExtraError, match=r"'digits' needs 'scikit-learn': pip install 'sparsemtl\[data\]'"):
         built()
+
+
+def test_a_data_set_that_is_changed_in_place_changes_no_other() -> None:
+    _, train, _, _ = built()
+    images, digits = train.x.clone(), train.targets["digit"].clone()
+    train.x.zero_()
+    train.targets["digit"].zero_()
+    _, again, _, _ = built()
+    assert torch.equal(again.x, images)
+    assert torch.equal(again.targets["digit"], digits)

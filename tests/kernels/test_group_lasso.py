@@ -161,10 +161,10 @@ def test_other_tensors_are_left_to_torch() -> None:
     assert group_lasso.takes(x, None)
 
 
-@pytest.mark.parametrize(("adaptive", "keep_min"), [(True, 0), (True, 2), (False, 0), (False, 2)])
-@pytest.mark.parametrize("granularity", ["input-channel", "output-channel", "block", "weight"])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@each(("adaptive", "keep_min"), [(True, 0), (True, 2), (False, 0), (False, 2)])
+@each("granularity", ["input-channel", "output-channel", "block", "weight"])
+@each("layout", [torch.contiguous_format, torch.channels_last])
+@each("dtype", [torch.float32, torch.float64])
 def test_a_step_with_the_kernel_is_one_without(
     granularity: Any,
     layout: torch.memory_format,

@@ -15,10 +15,6 @@ from torch.utils.data import DataLoader, TensorDataset
 import sparsemtl as sm
 from sparsemtl.errors import MaskError
 
-lightning = pytest.importorskip("pytorch_lightning")
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("accelerate")
-
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 HOW = {"plain": None, "not reentrant": False, "reentrant": True}
 
@@ -41,38 +37,45 @@ class Encoder(nn.Module):
         return self.second(x) if self.reentrant is None else checkpoint(self.second, x, use_reentrant=self.reentrant)
 
 
-class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
-    """Tasks in turns; Lightning calls `backward` after `training_step`, so the network is entered again there."""
+def lightning_modules() -> tuple[type[Any], type[Any]]:
+    """Classes of modules, in a function, as importing Lightning takes longer than most files of tests."""
+    lightning = pytest.importorskip("pytorch_lightning")
 
-    def __init__(self, reentrant: bool | None) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        heads = {task: nn.Linear(8, 2) for task in "ab"}
-        self.model = sm.SharedBottom(Encoder(reentrant), [sm.Classification(task, 2) for task in "ab"], heads)
-        self.networks = masks_of({n: p for n, p in self.model.shared_parameters().items() if p.ndim == 2}, "ab")
+    class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        """Tasks in turns; Lightning calls `backward` after `training_step`, so the network is entered again there."""
 
-    def training_step(self, batch: Any, index: int) -> Tensor:
-        self.task = "ab"[index % 2]
-        x, label = batch
-        with self.networks.swapped(self.model, self.task):
-            return self.model.tasks[self.task].loss(self.model(x, [self.task])[self.task], label)
+        def __init__(self, reentrant: bool | None) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            heads = {task: nn.Linear(8, 2) for task in "ab"}
+            self.model = sm.SharedBottom(Encoder(reentrant), [sm.Classification(task, 2) for task in "ab"], heads)
+            self.networks = masks_of({n: p for n, p in self.model.shared_parameters().items() if p.ndim == 2}, "ab")
 
-    def backward(self, loss: Tensor) -> None:
-        with self.networks.swapped(self.model, self.task):
-            super().backward(loss)
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            self.task = "ab"[index % 2]
+            x, label = batch
+            with self.networks.swapped(self.model, self.task):
+                return self.model.tasks[self.task].loss(self.model(x, [self.task])[self.task], label)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters())
+        def backward(self, loss: Tensor) -> None:
+            with self.networks.swapped(self.model, self.task):
+                super().backward(loss)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.parameters())
+
+    class Late(Module):
+        """The loop that cannot be right: backward after the context has ended."""
+
+        def backward(self, loss: Tensor) -> None:
+            loss.backward()
+
+    return Module, Late
 
 
-class Late(Module):
-    """The loop that cannot be right: backward after the context has ended."""
+def fit(module: Any) -> list[Tensor]:
+    import pytorch_lightning as lightning
 
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-
-def fit(module: Module) -> list[Tensor]:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     x = torch.randn(32, 5, generator=torch.Generator().manual_seed(3))
     off = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -82,17 +85,21 @@ def fit(module: Module) -> list[Tensor]:
 
 
 def test_lightning_trains_the_same_weights() -> None:
-    plain, *others = (fit(Module(reentrant)) for reentrant in HOW.values())
+    module, _ = lightning_modules()
+    plain, *others = (fit(module(reentrant)) for reentrant in HOW.values())
     assert all(torch.equal(one, two) for other in others for one, two in zip(plain, other, strict=True))
 
 
 def test_lightning_is_refused_where_backward_comes_too_late() -> None:
-    fit(Late(None))
+    _, late = lightning_modules()
+    fit(late(None))
     with pytest.raises(MaskError, match="activation checkpointing recomputes"):
-        fit(Late(False))
+        fit(late(False))
 
 
 def bert(reentrant: bool | None, folder: Path) -> list[Tensor]:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
     model = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=20, **sizes))

@@ -236,8 +236,19 @@ METHODS: dict[str, tuple[Callable[[], sm.MultiTaskModel], Callable[[], sm.Sharin
 
 
 @pytest.mark.filterwarnings("ignore:GroupLassoSharing:sparsemtl.errors.MaskWarning")  # these runs are too short
-@pytest.mark.parametrize("make", [loader, own_loaders])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "make"),
+    [
+        *((method, own_loaders) for method in METHODS),
+        ("random", loader),
+        ("soft masks", loader),
+        *(
+            pytest.param(method, loader, marks=pytest.mark.slow)
+            for method in METHODS
+            if method not in ("random", "soft masks")
+        ),
+    ],
+)
 def test_the_network_that_is_kept_has_the_statistics_of_its_weights(
     method: str, make: Callable[[], Loaders], tmp_path: Any
 ) -> None:

@@ -98,7 +98,7 @@ KINDS: dict[str, Callable[[sm.MultiTaskModel], TaskNetworks]] = {
         {t: {n: p.detach() + i for n, p in model.shared_parameters().items()} for i, t in enumerate(TASKS)},
     ),
 }
-every_kind = pytest.mark.parametrize("kind", KINDS)
+every_kind = each("kind", KINDS)
 
 
 def by_hand(model: sm.MultiTaskModel, network: TaskNetwork) -> dict[str, Any]:
@@ -260,8 +260,8 @@ def all_forward_first(model: sm.MultiTaskModel, networks: TaskNetworks) -> None:
             loss.backward()
 
 
-@pytest.mark.parametrize("run", [one_by_one, all_forward_first])
-@pytest.mark.parametrize("how", RECOMPUTED)
+@each("run", [one_by_one, all_forward_first])
+@each("how", RECOMPUTED)
 @every_kind
 def test_recomputed_forward_passes_give_the_same_gradients(kind: str, how: str, run: Callable[..., None]) -> None:
     found, expected = (gradients(model, KINDS[kind](model), run) for model in (model_of(how), model_of()))

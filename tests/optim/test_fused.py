@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -23,7 +24,7 @@ GENERAL: dict[str, Callable[..., Optimizer]] = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1),
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
 }
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+every_optimizer = each("name", OPTIMIZERS)
 
 BASE = torch.randn(4, 6, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -56,8 +57,8 @@ def train(optimizer: Optimizer, steps: range, layout: Callable[[Tensor], Tensor]
 
 
 @every_optimizer
-@pytest.mark.parametrize("of_gradient", LAYOUTS)
-@pytest.mark.parametrize("of_parameter", LAYOUTS)
+@each("of_gradient", LAYOUTS)
+@each("of_parameter", LAYOUTS)
 def test_steps_are_those_of_the_general_path_in_every_layout(name: str, of_parameter: str, of_gradient: str) -> None:
     own, general = nn.Parameter(LAYOUTS[of_parameter](BASE)), nn.Parameter(BASE.clone())
     train(made(name, [own]), range(4), LAYOUTS[of_gradient])

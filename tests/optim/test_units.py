@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from torch import Tensor, nn
 
 import sparsemtl as sm
@@ -59,7 +60,7 @@ CASES: dict[str, tuple[Any, Any]] = {
     "feed-forward": (attention, "neuron"),
     "perceptron": (perceptron, "neuron"),
 }
-every_case = pytest.mark.parametrize("case", CASES)
+every_case = each("case", CASES)
 
 
 def found(case: str) -> tuple[sm.MultiTaskModel, Tensor, dict[str, Structure]]:
@@ -146,8 +147,8 @@ def after_step(model: sm.MultiTaskModel, x: Tensor, optimizer: torch.optim.Optim
 
 
 @every_case
-@pytest.mark.parametrize("kind", ["sgd", "adam", "own rates", "mixed"])
-@pytest.mark.parametrize("penalty", ["lasso", "mcp"])
+@each("kind", ["sgd", "adam", "own rates", "mixed"])
+@each("penalty", ["lasso", "mcp"])
 def test_a_step_is_the_proximal_map_over_all_parameters_of_a_unit(case: str, kind: str, penalty: str) -> None:
     """The optimality condition d / lr (z - x) + R'(z) = 0 holds over the whole group, or the group is zero."""
     model, x, structures = found(case)

@@ -17,7 +17,7 @@ from sparsemtl.runs.run import run
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.tasks import TASKS
 
-TRAINING = {"epochs": 2, "batch_size": 256, "accelerator": "cpu"}
+TRAINING = {"epochs": 2, "batch_size": 256, "accelerator": "cpu", "measure_cost": False}
 CONFIGS: dict[str, dict[str, Any]] = {
     "fisher": {"sharing": {"name": "fisher", "keep": 0.5}},
     "soft masks": {"sharing": {"name": "soft-masks", "linear": True}},

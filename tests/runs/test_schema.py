@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from loops import each
 from pydantic import TypeAdapter, ValidationError
+from typing_extensions import Doc
 
 from sparsemtl.errors import ConfigError
 from sparsemtl.registry.checking import fits
-from sparsemtl.registry.parameters import parameters_of
+from sparsemtl.registry.parameters import Count, parameters_of, validated
 from sparsemtl.runs.config import check
 from sparsemtl.runs.schema import SECTIONS, TRAINER_KEYS, json_schema, run_keys, schema_model, training_keys
+from sparsemtl.sharing import SHARING, DenseSharing
 
 VALUES = [None, True, 0, 1, -1, 0.0, 0.5, 1.0, 1.5, -0.5, "1", "shared", [], {}]
 MEMBERS = [(section, name) for section, (registry, _) in SECTIONS.items() for name in registry]
@@ -212,3 +214,21 @@ def types_of(value: Any) -> Iterator[str]:
         yield from ("integer", "number") if isinstance(value, int) else ("number",)
     else:
         yield {str: "string", list: "array", dict: "object"}[type(value)]
+
+
+def test_a_member_in_place_of_another_is_checked_by_its_own_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    class First(DenseSharing):
+        @validated
+        def __init__(self, *, one: Annotated[Count, Doc("A number.")] = 1) -> None:
+            super().__init__()
+
+    class Second(DenseSharing):
+        @validated
+        def __init__(self, *, two: Annotated[Count, Doc("A number.")] = 2) -> None:
+            super().__init__()
+
+    monkeypatch.setattr(SHARING, "_members", dict(SHARING))
+    for member, expected in ((First, {"one": 1}), (Second, {"two": 2}), (First, {"one": 1})):
+        SHARING["mine"] = member
+        assert check({"sharing": "mine"})["sharing"] == {"name": "mine", **expected}
+        assert json_schema()["$defs"]["sharing_mine"]["properties"].keys() == {"name", *expected}

@@ -280,7 +280,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> sm.Trainer:
     return stoppable(tmp_path_factory.mktemp("whole")).fit(loader(), loader(seed=2))
 
 
-@pytest.mark.parametrize("steps", [2, 9, 11, 17])
+@pytest.mark.parametrize(
+    "steps", [pytest.param(2, marks=pytest.mark.slow), 9, pytest.param(11, marks=pytest.mark.slow), 17]
+)
 def test_a_run_stopped_at_any_step_ends_bit_for_bit_like_one_that_was_not(
     steps: int, whole: sm.Trainer, tmp_path: Path
 ) -> None:

@@ -23,9 +23,9 @@ from sparsemtl.sharing.units import UnitLayer, deal
 from sparsemtl.storage.files import read_tree, write_tree
 from sparsemtl.training.step import TrainingStep
 
-every_toy = pytest.mark.parametrize("toy", TOYS)
+every_toy = each("toy", TOYS)
 ROUTING, ROAMING = sm.TaskRoutingSharing, sm.MaximumRoamingSharing
-every_method = pytest.mark.parametrize("method", [ROUTING, ROAMING])
+every_method = each("method", [ROUTING, ROAMING])
 
 
 def drawn(sharing: Any, model: sm.MultiTaskModel, toy: str) -> TaskNetworks:
@@ -48,7 +48,7 @@ def units(networks: TaskNetworks, toy: str) -> dict[str, dict[str, Tensor]]:
 
 @every_method
 @every_toy
-@pytest.mark.parametrize("keep", [0.05, 0.5, 0.9, 1.0])
+@each("keep", [0.05, 0.5, 0.9, 1.0])
 def test_every_task_uses_exactly_its_share_of_every_layer(method: Any, toy: str, keep: float) -> None:
     networks = drawn(method(keep=keep, seed=3), model_of(toy), toy)
     for own in units(networks, toy).values():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import each
 
 from sparsemtl.data.base import Split
 from sparsemtl.errors import ConfigError
@@ -250,7 +251,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("text", "message"), WRONG)
+@each(("text", "message"), WRONG)
 def test_a_mistake_is_said_with_the_file_and_the_place(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         study_of(tmp_path, text)

@@ -57,7 +57,7 @@ OF_CLASSES = {
     "recall_macro": True,
     "calibration_error": False,
 }
-each_kind = pytest.mark.parametrize("kind", KINDS)
+each_kind = each("kind", KINDS)
 quickly = settings(deadline=None, max_examples=25)
 subsets = st.lists(st.booleans(), min_size=SAMPLES, max_size=SAMPLES).map(torch.tensor)
 

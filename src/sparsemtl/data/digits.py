@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -103,7 +104,12 @@ def _read() -> tuple[Tensor, Tensor]:
     package = find_spec("sklearn")
     if package is None or package.origin is None:
         raise missing_extra("scikit-learn", "data", "the data set 'digits'")
-    file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    return _table(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz")
+
+
+@functools.lru_cache(maxsize=1)
+def _table(file: Path) -> tuple[Tensor, Tensor]:
+    """Return the same from the file, read once per process; callers copy what they change."""
     table = torch.from_numpy(np.loadtxt(file, delimiter=",") if file.exists() else _from_sklearn())
     return table[:, :-1].float().view(-1, 1, 8, 8) / 16, table[:, -1].long()
 
