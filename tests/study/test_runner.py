@@ -230,6 +230,19 @@ def test_a_study_of_which_every_run_diverges_has_no_tables(tmp_path: Path, tiny:
     assert not (tmp_path / "out" / "tables.md").exists()
 
 
+def test_a_run_whose_checkpoint_is_damaged_fails_alone(tmp_path: Path, tiny: Any) -> None:
+    study, out = study_of(tmp_path, base=tiny, methods={"a": {}}, seeds=[0, 1]), tmp_path / "out"
+    run_study(study, out, progress=False, run_reports=False)
+    damaged, other = (RunFolder(out / "runs" / f"a_seed-{seed}") for seed in (0, 1))
+    damaged.summary.unlink()
+    damaged.last.write_bytes(b"not a checkpoint")
+    shutil.rmtree(other.path)
+    failures = run_study(study, out, progress=False, run_reports=False)
+    assert list(failures) == ["a_seed-0"]
+    assert "last.safetensors" in failures["a_seed-0"]
+    assert other.finished
+
+
 def test_any_other_error_ends_the_study_and_names_the_run(tmp_path: Path, tiny: Any) -> None:
     study = study_of(tmp_path, base=tiny, methods={"a": {}, "b": {"tasks": ["digitt"]}}, seeds=[0])
     with pytest.raises(ConfigError, match=r"unknown task 'digitt'.* \(in run b_seed-0 of the study\)$"):

@@ -53,9 +53,9 @@ def run_study(
 ) -> dict[str, str]:
     """Run all runs of a study, and write `results.csv` and the tables.
 
-    A run whose training fails by its own settings (`TrainingError`: an infinite loss, an empty mask), or whose process
-    is killed, is left out of the tables and the study continues; any other error ends the study, and so does a failure
-    of a pretraining run.
+    A run whose training fails by its own settings (`TrainingError`: an infinite loss, an empty mask), whose checkpoint
+    cannot be read, or whose process is killed, is left out of the tables and the study continues; any other error ends
+    the study, and so does a failure of a pretraining run.
 
     Args:
         study: the study.
@@ -312,7 +312,7 @@ def _run_one(job: _Job) -> str | None:
                 built=_data_with(_data_key(job)),
                 callbacks=job.callbacks,
             )
-    except TrainingError as error:
+    except (TrainingError, CheckpointError) as error:
         return str(error)
     return None
 
@@ -343,7 +343,7 @@ def _naming(job: _Job) -> Iterator[None]:
     """Add the name of the run to the message of an error."""
     try:
         yield
-    except TrainingError:
+    except (TrainingError, CheckpointError):
         raise
     except SparseMTLError as error:
         error.args = (f"{error} (in run {job.name} of the study)",)
