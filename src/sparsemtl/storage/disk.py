@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from sparsemtl.errors import StorageError
@@ -50,15 +50,22 @@ def _bytes(size: int) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Synchronise a folder with the disk, so that a renamed file survives a power failure under its new name."""
+    """Synchronise a folder with the disk, so that a renamed file survives a power failure under its new name.
+
+    Raises:
+        OSError: if the disk is full, for `storage_errors`.
+    """
     if os.name == "nt":
         return  # folders cannot be opened there
-    with suppress(OSError):  # some network file systems refuse; the file itself is written
+    try:
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+    except OSError as error:  # some network file systems refuse; the file itself is written
+        if error.errno in _FULL:
+            raise
 
 
 def make_folder(folder: Path) -> None:
@@ -70,5 +77,5 @@ def make_folder(folder: Path) -> None:
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    for each in missing:
-        sync_folder(each.parent)
+        for each in missing:
+            sync_folder(each.parent)
