@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def _handle_signals() -> list[int]:
-    """Handle the signals that end a job like Ctrl-C; a signal that is ignored, as under nohup, stays ignored.
+    """Handle Ctrl-C and the signals that end a job like it; a signal that is ignored, as under nohup, stays ignored.
 
     Returns:
         List to which the number of every signal is appended when it is received.
@@ -116,10 +116,11 @@ def _handle_signals() -> list[int]:
 
     def stop(number: int, frame: Any) -> None:
         received.append(number)
-        if len(received) == 1:  # a second one, as from the process that started this one, would disturb the end
+        # a second one, as from the process that started this one, would disturb the end; a second Ctrl-C is to end it
+        if len(received) == 1 or number == signal.SIGINT:
             raise KeyboardInterrupt(signal.Signals(number).name)
 
-    for name in ("SIGTERM", "SIGHUP"):
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, stop)

@@ -151,6 +151,8 @@ def _launch(options: TrainingOptions) -> None:
     else:
         devices, nodes = options["devices"], options["num_nodes"]
     start = max(options["process_timeout"], _START)  # others may import for minutes, on a busy machine
+    # stack traces of torch's C++ code, in processes that outlive the first one for a moment
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     strategy = DDPStrategy(timeout=timedelta(seconds=start))
     if not _from_torchrun() and os.environ.get("LOCAL_RANK", "0") != "0":
         _end_with_launcher(os.getppid())
