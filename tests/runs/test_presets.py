@@ -39,6 +39,13 @@ def test_a_preset_among_changes_wins_over_what_it_changes() -> None:
     assert check(override(base, ["preset=pbfs", "optimizer.lr=0.5"]))["optimizer"]["lr"] == 0.5
 
 
+def test_a_change_without_a_name_is_of_the_presets_member() -> None:
+    base = {"preset": "fsmtl", "sharing": {"keep": 0.5}}
+    for changed in (override(base, ["sharing.warmup=3"]), merge(base, {"sharing": {"warmup": 3}})):
+        found = check(changed)["sharing"]
+        assert (found["name"], found["keep"], found["warmup"]) == ("fisher", 0.5, 3)
+
+
 def test_a_base_with_a_preset_is_below_the_changes_of_a_method(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text(
@@ -58,6 +65,13 @@ def test_a_pretraining_run_has_a_preset_of_its_own() -> None:
     other = pretraining_config(check({"preset": "damtl", "pretraining": {"preset": "fsmtl"}}))
     assert other is not None
     assert other["sharing"]["name"] == "fisher"
+
+
+def test_a_preset_among_changes_of_pretraining_wins_there_too() -> None:
+    base = {"preset": "damtl", "pretraining": {"optimizer": {"name": "sgd", "lr": 1.0}}}
+    own = pretraining_config(check(merge(base, {"pretraining": {"preset": "fsmtl"}})))
+    assert own is not None
+    assert (own["optimizer"]["name"], own["optimizer"]["lr"]) == ("adam", 0.0001)
 
 
 @each("wrong", ["dmtl", 3, ["damtl"], {"name": "damtl"}])

@@ -18,10 +18,10 @@ PRETRAINING = "pretraining"
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Merge changes into a configuration; changes of `pretraining` are merged into the changes that stand there.
 
-    A section that gets another name starts from that member's defaults. Changes with a `preset` are its settings, and
-    what stands beside it changes these.
+    A section that gets another name starts from that member's defaults. A `preset`, of the configuration or of
+    the changes, stands for its settings, and what stands beside it changes these.
     """
-    return _merged(base, with_preset(changes), with_name)
+    return _merged(with_preset(base), with_preset(changes), with_name)
 
 
 def with_preset(changes: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -45,7 +45,7 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any], named: Callable
                 before = None
         if key == PRETRAINING and isinstance(before, Mapping) and isinstance(after, Mapping):
             # a section without a name has the name of the run's own section there, not the default one
-            merged[key] = _merged(before, after, lambda _, section: _named(section))
+            merged[key] = _merged(with_preset(before), with_preset(after), lambda _, section: _named(section))
         else:
             merged[key] = _over(before, after)
     return merged
