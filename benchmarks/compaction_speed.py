@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 import sparsemtl as sm
 from sparsemtl.backbones import resnet18, resnet50
-from sparsemtl.compaction.files import OnnxFile
+from sparsemtl.compaction.files.modules import OnnxFile
 from sparsemtl.compaction.inputs import Inputs
-from sparsemtl.compaction.timing import times_of
+from sparsemtl.compaction.timing.measure import times_of
 
 CASES = {"ResNet-18": [(16, 64), (1, 64)], "ResNet-50": [(16, 64), (1, 64)]}
 """Network -> samples and pixels of a side."""

@@ -14,7 +14,7 @@ import torch
 from common import Measure, Ratio, batch, main, network, paired, seconds
 
 import sparsemtl as sm
-from sparsemtl.training.backend import Backend
+from sparsemtl.training.steps.backend import Backend
 
 
 def step_of(name: str, *, masked: bool, compiled: bool) -> sm.TrainingStep:

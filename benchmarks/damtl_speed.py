@@ -15,7 +15,7 @@ from common import Measure, main, paired
 import sparsemtl as sm
 from sparsemtl.backbones import vgg5
 from sparsemtl.tasks.batches import Group
-from sparsemtl.training.step import TrainingStep
+from sparsemtl.training.steps.step import TrainingStep
 
 SHAPE = (3, 64, 64)
 CLASSES = 10

@@ -25,7 +25,7 @@ from sparsemtl.heads import MLPHead
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.sharing import Sharing
 from sparsemtl.tasks.batches import Group
-from sparsemtl.training.step import TrainingStep
+from sparsemtl.training.steps.step import TrainingStep
 
 BATCH, COLUMNS, CODES = 1024, 40, 12
 KEEP = 0.3

@@ -35,7 +35,7 @@ from sparsemtl.criteria import Fisher
 from sparsemtl.criteria import Random as RandomCriterion
 from sparsemtl.data import TensorLoader
 from sparsemtl.tasks.batches import Group
-from sparsemtl.training.step import TrainingStep
+from sparsemtl.training.steps.step import TrainingStep
 
 LAYERS, BATCH, CLASSES, KEEP, SEEDS = 4, 16, 10, 0.3, 10
 REPEATS, LEAST = 3, 2.0

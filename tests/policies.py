@@ -13,8 +13,8 @@ import sparsemtl as sm
 from sparsemtl.balancing import as_balancer
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.sharing import AfterStep, Sharing, StepWeights, TaskPenalty
-from sparsemtl.training.step import TrainingStep
-from sparsemtl.training.update import choose_update
+from sparsemtl.training.steps.step import TrainingStep
+from sparsemtl.training.steps.update import choose_update
 
 
 class Started:

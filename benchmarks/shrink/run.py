@@ -46,7 +46,7 @@ from sparsemtl.runs.spec import RunSpec
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.yaml_text import read_yaml
 from sparsemtl.tasks.batches import as_group
-from sparsemtl.training.shrinking import PER_READER, STRENGTH, TEACHER_WEIGHT, reach_at
+from sparsemtl.training.shrinking.shrink import PER_READER, STRENGTH, TEACHER_WEIGHT, reach_at
 from sparsemtl.views.tables import Table
 
 T_95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365}

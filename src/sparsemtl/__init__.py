@@ -87,12 +87,12 @@ if TYPE_CHECKING:
         balanced_class_weights,
     )
     from sparsemtl.training import Callback, Trainer, TrainingStep
-    from sparsemtl.training.affinity import TaskAffinity, task_affinity
-    from sparsemtl.training.auto_share import AutoResult, auto_share
+    from sparsemtl.training.choosing.affinity import TaskAffinity, task_affinity
+    from sparsemtl.training.choosing.auto_share import AutoResult, auto_share
     from sparsemtl.training.lottery_masks import lottery_masks
-    from sparsemtl.training.shrink_result import ShrinkResult, ShrunkNetwork
-    from sparsemtl.training.shrinking import shrink
-    from sparsemtl.training.teacher import Teacher
+    from sparsemtl.training.shrinking.result import ShrinkResult, ShrunkNetwork
+    from sparsemtl.training.shrinking.shrink import shrink
+    from sparsemtl.training.steps.teacher import Teacher
 
 __all__ = [
     "CGC",
@@ -285,12 +285,12 @@ _EXPORTS = {
         "Trainer",
         "TrainingStep",
     ),
-    "sparsemtl.training.affinity": ("TaskAffinity", "task_affinity"),
-    "sparsemtl.training.auto_share": ("AutoResult", "auto_share"),
+    "sparsemtl.training.choosing.affinity": ("TaskAffinity", "task_affinity"),
+    "sparsemtl.training.choosing.auto_share": ("AutoResult", "auto_share"),
     "sparsemtl.training.lottery_masks": ("lottery_masks",),
-    "sparsemtl.training.shrink_result": ("ShrinkResult", "ShrunkNetwork"),
-    "sparsemtl.training.shrinking": ("shrink",),
-    "sparsemtl.training.teacher": ("Teacher",),
+    "sparsemtl.training.shrinking.result": ("ShrinkResult", "ShrunkNetwork"),
+    "sparsemtl.training.shrinking.shrink": ("shrink",),
+    "sparsemtl.training.steps.teacher": ("Teacher",),
 }
 """Module -> names that are imported from it on first use (PEP 562): the command line starts without torch."""
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}

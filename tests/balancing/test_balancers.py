@@ -26,7 +26,7 @@ from sparsemtl.registry.parameters import parameters_of
 from sparsemtl.sharing.sharing import Update
 from sparsemtl.storage.files import read_tree, write_tree
 from sparsemtl.tasks.batches import Group
-from sparsemtl.training.step import TrainingStep
+from sparsemtl.training.steps.step import TrainingStep
 
 CPU = torch.device("cpu")
 LEARNED_SCALES = {"uncertainty": 0.5, "imtl-l": 1.0}

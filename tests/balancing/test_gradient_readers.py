@@ -16,9 +16,9 @@ from sparsemtl.balancing import BALANCERS, GradNorm
 from sparsemtl.balancing.targets import SharedLayer, shared_layer
 from sparsemtl.errors import NonFiniteLossError, ParameterError
 from sparsemtl.tasks.batches import Group
-from sparsemtl.training.backend import Backend
-from sparsemtl.training.step import TrainingStep
-from sparsemtl.training.task_gradients import TaskGradients
+from sparsemtl.training.steps.backend import Backend
+from sparsemtl.training.steps.step import TrainingStep
+from sparsemtl.training.steps.task_gradients import TaskGradients
 
 
 def attached(name: str, count: int, **parameters: Any) -> Any:

@@ -22,9 +22,9 @@ from sparsemtl.balancing import BALANCERS, Balancer, GradientBalancer
 from sparsemtl.errors import NonFiniteError, ParameterError
 from sparsemtl.sharing.sharing import Update
 from sparsemtl.tasks.batches import Group
-from sparsemtl.training.backend import Backend
-from sparsemtl.training.gradient_rows import chunks_of
-from sparsemtl.training.step import TrainingStep
+from sparsemtl.training.steps.backend import Backend
+from sparsemtl.training.steps.gradient_rows import chunks_of
+from sparsemtl.training.steps.step import TrainingStep
 
 
 def made(name: str, **options: Any) -> Balancer:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import sparsemtl as sm
 from sparsemtl.cli.bench import _comparison
 from sparsemtl.cli.main import app
-from sparsemtl.compaction.timing import Speedup, Timing
+from sparsemtl.compaction.timing.measure import Speedup, Timing
 from sparsemtl.errors import CheckpointError, ParameterError
 from sparsemtl.runs.config import check
 from sparsemtl.runs.run import run as run_config
@@ -110,7 +110,7 @@ def test_all_tasks_are_exported_as_one_network_with_an_output_each(run: Path, tm
 
 
 def test_the_ways_to_compute_all_tasks_are_timed_beside_one_another(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparsemtl.compaction.timing._DEFAULT", ("eager",))
+    monkeypatch.setattr("sparsemtl.compaction.timing.measure._DEFAULT", ("eager",))
     pair = ("--task", "digit", "--task", "parity")
     output = told("bench", run, *pair, "--batch-size", "2", "--threads", "1", "--repeats", "1")
     _, together = output.split("All tasks together:")

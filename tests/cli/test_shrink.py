@@ -17,7 +17,7 @@ from sparsemtl.runs.config import check
 from sparsemtl.runs.run import run as run_config
 from sparsemtl.storage.files import read_tree
 from sparsemtl.storage.text_files import read_json
-from sparsemtl.training import shrinking
+from sparsemtl.training.shrinking import shrink as shrinking
 
 CONFIG = {
     "data": "digits",

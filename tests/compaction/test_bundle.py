@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import sparsemtl as sm
 from sparsemtl.backbones import CNN
 from sparsemtl.compaction import Bundle
-from sparsemtl.compaction.network import WeightCut
-from sparsemtl.compaction.recipes import recipe_for
+from sparsemtl.compaction.files.recipes import recipe_for
+from sparsemtl.compaction.graph.network import WeightCut
 from sparsemtl.errors import CheckpointError, ParameterError
 from sparsemtl.networks.task_networks import TaskNetwork, TaskNetworks
 from sparsemtl.storage.files import read_tensors, write_tensors

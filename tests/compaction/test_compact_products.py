@@ -11,7 +11,7 @@ from compaction_toys import compacted
 from torch import Tensor, nn
 
 import sparsemtl as sm
-from sparsemtl.compaction.recipes import recipe_for
+from sparsemtl.compaction.files.recipes import recipe_for
 
 LEFT = 3
 """Hidden channels that are read."""

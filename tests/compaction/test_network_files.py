@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import sparsemtl as sm
-from sparsemtl.compaction.files import TensorInput, read_file, read_files
-from sparsemtl.compaction.timing import timings
+from sparsemtl.compaction.files.modules import TensorInput, read_file, read_files
+from sparsemtl.compaction.timing.measure import timings
 from sparsemtl.errors import CheckpointError, ParameterError
 
 

@@ -13,10 +13,10 @@ import sparsemtl as sm
 from sparsemtl.backbones import CNN
 from sparsemtl.compaction import Branch
 from sparsemtl.compaction.copies import copied
-from sparsemtl.compaction.grouping import GroupCosts, cheapest_groups
-from sparsemtl.compaction.merging import merge_equal
-from sparsemtl.compaction.network import Network
-from sparsemtl.compaction.trace import root_of
+from sparsemtl.compaction.graph.network import Network
+from sparsemtl.compaction.plans.grouping import GroupCosts, cheapest_groups
+from sparsemtl.compaction.plans.merging import merge_equal
+from sparsemtl.compaction.tracing.trace import root_of
 from sparsemtl.errors import CompactionError, ParameterError
 from sparsemtl.networks.task_networks import TaskNetworks
 

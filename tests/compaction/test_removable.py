@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 import sparsemtl as sm
-from sparsemtl.compaction.network import Select
+from sparsemtl.compaction.graph.network import Select
 from sparsemtl.compaction.rules import dense
 
 Step = tuple[str, int, int, int]

@@ -11,8 +11,8 @@ from torch import nn
 
 import sparsemtl as sm
 from sparsemtl.backbones import CNN, SegNet, resnet18
-from sparsemtl.compaction import rounding
-from sparsemtl.compaction.timing import Timing
+from sparsemtl.compaction.timing import rounding
+from sparsemtl.compaction.timing.measure import Timing
 from sparsemtl.errors import ParameterError
 
 ENCODERS = {

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import sparsemtl as sm
-from sparsemtl.compaction.slicing import NumberedModel
+from sparsemtl.compaction.slices.slicing import NumberedModel
 from sparsemtl.errors import CompactionWarning
 from sparsemtl.networks.task_networks import TaskNetwork
 

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 import sparsemtl as sm
-from sparsemtl.compaction import Speedup, Timing, runtimes, sparse_layers
+from sparsemtl.compaction import Speedup, Timing
 from sparsemtl.compaction.inputs import Inputs
-from sparsemtl.compaction.sparse_layers import SparseLinear
-from sparsemtl.compaction.timing import _reason
+from sparsemtl.compaction.timing import runtimes, sparse_layers
+from sparsemtl.compaction.timing.measure import _reason
+from sparsemtl.compaction.timing.sparse_layers import SparseLinear
 from sparsemtl.errors import CompactionError, CompactionWarning, ParameterError
 from sparsemtl.kernels.processor import processor_name
 

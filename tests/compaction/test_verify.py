@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import sparsemtl as sm
 from sparsemtl.compaction.inputs import Inputs
-from sparsemtl.compaction.verification import Comparison
+from sparsemtl.compaction.verification.comparison import Comparison
 from sparsemtl.errors import CheckpointError, CompactionError, MaskError, ParameterError
 
 X = torch.rand(6, 4, generator=torch.Generator().manual_seed(0))

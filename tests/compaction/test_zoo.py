@@ -18,7 +18,7 @@ from zoo import Size
 import sparsemtl as sm
 from sparsemtl.architectures import ARCHITECTURES
 from sparsemtl.backbones import CNN, resnet18, resnet50
-from sparsemtl.compaction.verification import differences
+from sparsemtl.compaction.verification.comparison import differences
 
 Case = tuple[Callable[[Size], nn.Module], tuple[str, ...], float]
 """Network, names of layers that stay dense, largest fraction of the multiply-adds that is left at 50 % zeros."""

@@ -20,7 +20,7 @@ from sparsemtl.networks.model import maskable_parameters
 from sparsemtl.networks.task_networks import dense_networks
 from sparsemtl.tasks import Task
 from sparsemtl.tasks.vectors import unit
-from sparsemtl.training.evaluation import Trained, evaluate
+from sparsemtl.training.evaluation.evaluate import Trained, evaluate
 
 COUNT, SIDE = 4, 3
 NAN = float("nan")

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 import sparsemtl as sm
 from sparsemtl.errors import CheckpointError
 from sparsemtl.optim import OPTIMIZERS, fused
-from sparsemtl.training.checkpoint import restore, snapshot
+from sparsemtl.training.checkpoints.checkpoint import restore, snapshot
 
 OPTIONS: dict[str, dict[str, Any]] = {"adam": {}, "adamw": {}, "sgd": {"nesterov": True}}
 GENERAL: dict[str, Callable[..., Optimizer]] = {

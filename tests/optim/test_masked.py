@@ -24,7 +24,7 @@ from sparsemtl.optim import MaskedOptimizer, freeze_outside_mask
 from sparsemtl.optim.masked import FreezeOutsideMask
 from sparsemtl.sharing.sharing import Update
 from sparsemtl.tasks.batches import Group
-from sparsemtl.training.step import TrainingStep
+from sparsemtl.training.steps.step import TrainingStep
 
 Make = Callable[[Iterable[Any]], torch.optim.Optimizer]
 

@@ -15,7 +15,7 @@ from sparsemtl.errors import ConfigError, ParameterError
 from sparsemtl.runs.advice import TaskFacts, advice_of
 from sparsemtl.runs.config import check
 from sparsemtl.storage.yaml_text import dump_yaml, read_yaml
-from sparsemtl.training.affinity import TaskAffinity
+from sparsemtl.training.choosing.affinity import TaskAffinity
 
 CONFIG: dict[str, Any] = {
     "data": {"name": "clustered-regressions", "tasks": 3, "train_size": 60, "validation_size": 30, "test_size": 30},

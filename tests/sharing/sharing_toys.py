@@ -17,8 +17,8 @@ from sparsemtl.sharing import SHARING, Sharing
 from sparsemtl.sharing.sharing import Update
 from sparsemtl.tasks.batches import Group, Loaders, per_task
 from sparsemtl.training.mixing import epoch_batches
-from sparsemtl.training.step import TrainingStep
-from sparsemtl.training.update import choose_update
+from sparsemtl.training.steps.step import TrainingStep
+from sparsemtl.training.steps.update import choose_update
 
 WIDTH = 6
 NAMES = ("kind", "marks", "side")

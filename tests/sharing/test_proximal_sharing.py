@@ -17,7 +17,7 @@ import sparsemtl as sm
 from sparsemtl.errors import ConfigError, MaskWarning, ParameterError
 from sparsemtl.optim import GroupLasso, GroupMCP, Penalty, ProximalStep, group_sparsity
 from sparsemtl.sharing import SHARING, ProximalSharing
-from sparsemtl.training.step import TrainingStep
+from sparsemtl.training.steps.step import TrainingStep
 
 METHODS = [name for name, kind in SHARING.items() if isinstance(kind, type) and issubclass(kind, ProximalSharing)]
 every_method = each("method", METHODS)

@@ -13,7 +13,7 @@ from torch import nn
 
 import sparsemtl as sm
 from sparsemtl.networks.randomness import seed_everything
-from sparsemtl.training.step import TrainingStep
+from sparsemtl.training.steps.step import TrainingStep
 
 
 def large_model() -> sm.SharedBottom:

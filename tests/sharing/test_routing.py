@@ -21,7 +21,7 @@ from sparsemtl.errors import MaskError, ParameterError
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.sharing.units import UnitLayer, deal
 from sparsemtl.storage.files import read_tree, write_tree
-from sparsemtl.training.step import TrainingStep
+from sparsemtl.training.steps.step import TrainingStep
 
 every_toy = each("toy", TOYS)
 ROUTING, ROAMING = sm.TaskRoutingSharing, sm.MaximumRoamingSharing

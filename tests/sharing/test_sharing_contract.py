@@ -53,7 +53,7 @@ from sparsemtl.sharing.sharing import TURNS, Update
 from sparsemtl.storage.files import read_tree, write_tree
 from sparsemtl.tasks.batches import Loaders
 from sparsemtl.training.mixing import epoch_batches
-from sparsemtl.training.step import TrainingStep
+from sparsemtl.training.steps.step import TrainingStep
 
 each_method = each("method", SHARING)
 

@@ -16,7 +16,7 @@ from sparsemtl.balancing import BALANCERS
 from sparsemtl.sharing import SHARING, ProximalSharing, Sharing
 from sparsemtl.sharing.sharing import StepWeights, Update
 from sparsemtl.tasks.batches import Group
-from sparsemtl.training.step import TrainingStep
+from sparsemtl.training.steps.step import TrainingStep
 
 RATE = 0.05
 WEIGHTS = [0.5, 2.0, 1.5]

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import sparsemtl
-from sparsemtl.compaction.loading import check_networks
+from sparsemtl.compaction.files.loading import check_networks
 from sparsemtl.errors import CheckpointError, StorageError
 from sparsemtl.storage.files import map_tensors, read_tensors, read_tree, write_tensors, write_tree
 from sparsemtl.storage.text_files import read_json, replacing, write_json, write_text

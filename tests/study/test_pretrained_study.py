@@ -23,7 +23,7 @@ from sparsemtl.study import runner
 from sparsemtl.study.grid import Study
 from sparsemtl.study.runner import run_study
 from sparsemtl.training import Trainer
-from sparsemtl.training.machine import use_threads
+from sparsemtl.training.processes.machine import use_threads
 
 SHORT = merge(BASE, {"training": {"epochs": 1}})
 NEW = ("freeze", "pretraining")

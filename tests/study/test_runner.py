@@ -35,7 +35,7 @@ from sparsemtl.study.record import study_results
 from sparsemtl.study.results import StudyResults
 from sparsemtl.study.runner import run_study
 from sparsemtl.training import Trainer
-from sparsemtl.training.machine import use_threads
+from sparsemtl.training.processes.machine import use_threads
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassCalibrationError
 
 import sparsemtl as sm
-from sparsemtl.tasks.compute_groups import hand_on_states, updated_metrics
+from sparsemtl.tasks.metrics.compute_groups import hand_on_states, updated_metrics
 
 
 def classes(count: int, *shape: int) -> Callable[[], Tensor]:

@@ -15,7 +15,7 @@ import torch
 
 import sparsemtl as sm
 from sparsemtl.errors import DependencyError
-from sparsemtl.tasks import torchmetrics_import
+from sparsemtl.tasks.metrics import torchmetrics_import
 
 BROKEN = "raise RuntimeError('operator torchvision::nms does not exist')"
 

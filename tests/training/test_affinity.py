@@ -12,7 +12,7 @@ import sparsemtl as sm
 from sparsemtl.criteria import Specific
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import ParameterError
-from sparsemtl.training.affinity import TaskAffinity, task_affinity
+from sparsemtl.training.choosing.affinity import TaskAffinity, task_affinity
 
 NAMES = ("a", "b", "c")
 X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))

@@ -17,9 +17,9 @@ import sparsemtl as sm
 from sparsemtl.architectures.assembled import AssembledModel, assembled_networks
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import CheckpointError, ParameterError
-from sparsemtl.training.auto_share import RUNGS, SURVIVORS, AutoResult, _survivors, auto_share, largest_cost
-from sparsemtl.training.choice import ChoiceRows, MetricGain, Scores, choose_networks
-from sparsemtl.training.evaluation import Trained
+from sparsemtl.training.choosing.auto_share import RUNGS, SURVIVORS, AutoResult, _survivors, auto_share, largest_cost
+from sparsemtl.training.choosing.choice import ChoiceRows, MetricGain, Scores, choose_networks
+from sparsemtl.training.evaluation.evaluate import Trained
 
 NAMES = ("up", "across")
 

@@ -13,7 +13,7 @@ from training_toys import assert_same, moved, shared, state_of
 from sparsemtl.errors import CheckpointError
 from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
 from sparsemtl.storage.files import read_tree, write_tree
-from sparsemtl.training.checkpoint import Randomness, check_fingerprint, fingerprint, restore, snapshot
+from sparsemtl.training.checkpoints.checkpoint import Randomness, check_fingerprint, fingerprint, restore, snapshot
 
 
 class Counter:

@@ -21,9 +21,9 @@ from sparsemtl.errors import ForwardError, LabelWarning, ParameterError
 from sparsemtl.sharing.sharing import Sharing
 from sparsemtl.tasks.batches import Loaders
 from sparsemtl.tasks.own_losses import OwnLosses
-from sparsemtl.training import evaluation
-from sparsemtl.training.evaluation import Trained, evaluate, outputs_of, results_of, sample_predictions
-from sparsemtl.training.results import Results
+from sparsemtl.training.evaluation import evaluate as evaluation
+from sparsemtl.training.evaluation.evaluate import Trained, evaluate, outputs_of, results_of, sample_predictions
+from sparsemtl.training.evaluation.results import Results
 
 CPU = torch.device("cpu")
 

@@ -21,9 +21,9 @@ from sparsemtl.data import TensorLoader
 from sparsemtl.errors import NonFiniteError, SelectionError, TrainingError
 from sparsemtl.storage.text_files import read_json
 from sparsemtl.tasks.batches import Group
-from sparsemtl.training.backend import Backend
-from sparsemtl.training.finite import check_gradient, check_weights
-from sparsemtl.training.step import MAX_SKIPPED, TrainingStep
+from sparsemtl.training.steps.backend import Backend
+from sparsemtl.training.steps.finite import check_gradient, check_weights
+from sparsemtl.training.steps.step import MAX_SKIPPED, TrainingStep
 
 SGD = partial(torch.optim.SGD, lr=0.05)
 CPU = torch.device("cpu")

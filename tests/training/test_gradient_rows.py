@@ -10,9 +10,9 @@ from torch import Tensor, nn
 import sparsemtl as sm
 from sparsemtl.errors import NonFiniteError, TrainingError
 from sparsemtl.storage.tensor_checks import is_finite
-from sparsemtl.training.finite import check_rows
-from sparsemtl.training.gradient_rows import GradientRows
-from sparsemtl.training.step import TrainingStep
+from sparsemtl.training.steps.finite import check_rows
+from sparsemtl.training.steps.gradient_rows import GradientRows
+from sparsemtl.training.steps.step import TrainingStep
 
 SHAPES = [(3, 4), (5,), (), (2, 1, 3)]
 

@@ -13,7 +13,7 @@ import sparsemtl as sm
 from sparsemtl.backbones import MLP
 from sparsemtl.balancing import BALANCERS
 from sparsemtl.data.base import TensorLoader
-from sparsemtl.training.loss_scales import LossScaleWarning, unlike_scales
+from sparsemtl.training.checks.loss_scales import LossScaleWarning, unlike_scales
 
 TASKS = {"grade": sm.Regression("grade"), "pass": sm.Classification("pass", 2)}
 

@@ -21,7 +21,7 @@ from sparsemtl.storage.files import read_tensors, read_tree
 from sparsemtl.storage.yaml_text import dump_yaml
 from sparsemtl.study.grid import read_study
 from sparsemtl.study.runner import run_study
-from sparsemtl.training.machine import machine, machine_changes, use_threads
+from sparsemtl.training.processes.machine import machine, machine_changes, use_threads
 
 ROWS, WIDTH = 1000, 64
 
@@ -121,7 +121,7 @@ def test_a_run_resumed_with_another_number_of_threads_says_so(killed: Path) -> N
 def test_a_run_resumed_on_another_machine_says_so(killed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = machine(torch.device("cpu"))
     elsewhere = here | {"processor": "Another 9000", "torch": "9.0"}
-    monkeypatch.setattr("sparsemtl.training.resuming.machine", lambda device: elsewhere)
+    monkeypatch.setattr("sparsemtl.training.checkpoints.resuming.machine", lambda device: elsewhere)
     words = f"processor {here['processor']} there and Another 9000 here; torch {here['torch']} there and 9.0 here"
     with pytest.warns(ReproducibilityWarning) as caught:
         trainer(killed).fit(*loaders(), resume=True)

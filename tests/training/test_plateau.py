@@ -16,9 +16,9 @@ from training_toys import loader, quiet, shared
 
 from sparsemtl.errors import MetricWarning, ParameterError
 from sparsemtl.optim import SCHEDULERS
-from sparsemtl.training.monitors import Monitor
+from sparsemtl.training.evaluation.monitors import Monitor
+from sparsemtl.training.evaluation.results import Results
 from sparsemtl.training.plateau import Plateau
-from sparsemtl.training.results import Results
 
 MODEL = shared(a=2.0, b=1.0)
 

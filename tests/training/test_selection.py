@@ -10,10 +10,10 @@ from training_toys import apart, shared, tasks
 
 import sparsemtl as sm
 from sparsemtl.errors import MetricWarning, ParameterError, SelectionError
-from sparsemtl.training.metric_facts import metric_facts
-from sparsemtl.training.monitors import Merit, RelativeChange
-from sparsemtl.training.results import Results
-from sparsemtl.training.selection import Selection
+from sparsemtl.training.evaluation.metric_facts import metric_facts
+from sparsemtl.training.evaluation.monitors import Merit, RelativeChange
+from sparsemtl.training.evaluation.results import Results
+from sparsemtl.training.evaluation.selection import Selection
 
 TOGETHER = shared()
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import sparsemtl as sm
-from sparsemtl.compaction.timing import Timing
+from sparsemtl.compaction.timing.measure import Timing
 from sparsemtl.errors import ParameterError
-from sparsemtl.training import shrinking
+from sparsemtl.training.shrinking import shrink as shrinking
 
 X = torch.randn(96, 4, generator=torch.Generator().manual_seed(0))
 LABELS = {"kind": (X[:, 0] * X[:, 1] > 0).long(), "size": X[:, 2].abs() + X[:, 3]}

@@ -13,7 +13,7 @@ from training_toys import apart, assert_same, moved, shared, state_of
 import sparsemtl as sm
 from sparsemtl.errors import CheckpointError
 from sparsemtl.storage.run_folder import RunFolder
-from sparsemtl.training.snapshots import Snapshots
+from sparsemtl.training.checkpoints.snapshots import Snapshots
 
 
 @pytest.fixture(params=["memory", "folder"])

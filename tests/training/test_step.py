@@ -21,8 +21,8 @@ from sparsemtl.errors import NonFiniteLossError, ParameterError
 from sparsemtl.sharing.sharing import Update
 from sparsemtl.tasks.batches import Group
 from sparsemtl.tasks.own_losses import OwnLosses
-from sparsemtl.training.backend import Backend
-from sparsemtl.training.step import TrainingStep
+from sparsemtl.training.steps.backend import Backend
+from sparsemtl.training.steps.step import TrainingStep
 
 CPU = torch.device("cpu")
 UPDATES: tuple[Update, ...] = ("joint", "average", "alternate")

@@ -14,7 +14,7 @@ from sparsemtl.runs.config import check
 from sparsemtl.runs.run import run as run_config
 from sparsemtl.sharing import SHARING
 from sparsemtl.tasks.soft_targets import soft_loss
-from sparsemtl.training.step import TrainingStep
+from sparsemtl.training.steps.step import TrainingStep
 
 X = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
 LABELS = {"kind": (X[:, 0] > 0).long(), "size": X[:, 1] + X[:, 2]}

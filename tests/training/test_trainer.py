@@ -23,9 +23,9 @@ from sparsemtl.errors import CheckpointError, LabelError, LabelWarning, NonFinit
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.storage.files import read_tensors, read_tree
 from sparsemtl.storage.metrics import read_metrics
+from sparsemtl.training.evaluation.results import Results
 from sparsemtl.training.mixing import Mix
 from sparsemtl.training.options import Precision
-from sparsemtl.training.results import Results
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 

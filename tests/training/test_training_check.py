@@ -14,9 +14,9 @@ import sparsemtl as sm
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import ForwardError, LabelError, ParameterError
 from sparsemtl.networks.randomness import random_state
-from sparsemtl.training.label_counts import count_labels
-from sparsemtl.training.memory import bytes_of, saved_tensors
-from sparsemtl.training.probe import described
+from sparsemtl.training.checks.label_counts import count_labels
+from sparsemtl.training.checks.memory import bytes_of, saved_tensors
+from sparsemtl.training.checks.probe import described
 
 
 def fisher() -> sm.FisherSharing:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import sparsemtl as sm
 from sparsemtl.networks.task_networks import TaskNetwork, TaskNetworks
-from sparsemtl.training.weight_users import WeightUsers
+from sparsemtl.training.steps.weight_users import WeightUsers
 
 
 def counts(network: TaskNetwork, encoder: nn.Module) -> dict[str, Tensor]:

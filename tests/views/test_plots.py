@@ -17,7 +17,7 @@ import sparsemtl as sm
 from sparsemtl.errors import MaskError, MissingExtraError, ParameterError
 from sparsemtl.storage.metrics import MetricRow, metrics_frame
 from sparsemtl.study.results import StudyResults
-from sparsemtl.training.results import Results
+from sparsemtl.training.evaluation.results import Results
 from sparsemtl.views import plots
 
 

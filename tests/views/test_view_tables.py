@@ -8,12 +8,12 @@ import torch
 from loops import each
 
 from sparsemtl.compaction.report import CompactionReport, LayerReport
-from sparsemtl.compaction.verification import Verification
+from sparsemtl.compaction.verification.comparison import Verification
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.storage.metrics import MetricRow, metrics_frame
 from sparsemtl.study.results import StudyResults
 from sparsemtl.study.tables import primary_table
-from sparsemtl.training.results import Results
+from sparsemtl.training.evaluation.results import Results
 from sparsemtl.views.tables import Shaded, Table, Written, cell_text, short_names
 
 EVIL = "<script>alert('&')</script>"

@@ -59,7 +59,7 @@ def bench(
     settings.check()
     if run.is_file() and multiple_of != "1":
         raise ParameterError(f"--multiple-of {multiple_of}: the network in {run} is compacted already. Leave it out.")
-    from sparsemtl.training.machine import use_threads
+    from sparsemtl.training.processes.machine import use_threads
 
     with use_threads(threads):
         if run.is_file():
@@ -88,7 +88,7 @@ class _Settings:
         """Raise a ParameterError for a runtime or a device that is not there."""
         import torch
 
-        from sparsemtl.compaction.runtimes import RUNTIMES
+        from sparsemtl.compaction.timing.runtimes import RUNTIMES
 
         for name in self.runtimes or ():
             if name not in RUNTIMES:
@@ -158,7 +158,7 @@ def _milliseconds(time: Any) -> str:
 def _ways(loaded: LoadedRun, tasks: Sequence[str], multiple_of: str, settings: _Settings) -> Table:
     """Return the times of the ways to compute all tasks."""
     from sparsemtl.compaction.inputs import Inputs
-    from sparsemtl.compaction.timing import timings
+    from sparsemtl.compaction.timing.measure import timings
 
     plan = loaded.plan(tasks, multiple_of=multiple(multiple_of))
     table = _table("option", "runtime", "samples", "ms (p95)", "multiply-adds", "bytes", "")
@@ -193,8 +193,8 @@ def _bench_file(path: Path, tasks: tuple[str, ...], settings: _Settings) -> None
     import torch
 
     from sparsemtl.cli.terminal import show_whole
-    from sparsemtl.compaction.files import read_files
-    from sparsemtl.compaction.timing import timings
+    from sparsemtl.compaction.files.modules import read_files
+    from sparsemtl.compaction.timing.measure import timings
     from sparsemtl.kernels.processor import processor_name
 
     files = read_files(path, tasks)

@@ -11,7 +11,7 @@ import typer
 from sparsemtl.cli.options import AsJson, DataRoot, Overrides, Plugins, use_data_root
 
 if TYPE_CHECKING:
-    from sparsemtl.training.check import TrainingCheck
+    from sparsemtl.training.checks.check import TrainingCheck
 
 
 def check(

@@ -78,7 +78,7 @@ def resume(
 def _show(folder: Path) -> None:
     """Print the results of a run; of several processes the first one prints."""
     from sparsemtl.cli.terminal import show_run
-    from sparsemtl.training.launch import is_first_process
+    from sparsemtl.training.processes.launch import is_first_process
 
     if is_first_process():
         show_run(folder)

@@ -120,8 +120,8 @@ def export(
     from rich.table import Table
 
     from sparsemtl.cli.terminal import show_whole
-    from sparsemtl.compaction.exporting import FORMATS
-    from sparsemtl.compaction.exporting import export as export_network
+    from sparsemtl.compaction.files.exporting import FORMATS
+    from sparsemtl.compaction.files.exporting import export as export_network
     from sparsemtl.runs.loaded import load_run
 
     if format not in (*FORMATS, _BUNDLE):

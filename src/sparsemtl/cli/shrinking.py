@@ -14,8 +14,8 @@ from sparsemtl.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from sparsemtl.runs.loaded import LoadedRun
-    from sparsemtl.training.shrink_budget import Budget
-    from sparsemtl.training.shrink_result import ShrinkResult
+    from sparsemtl.training.shrinking.budget import Budget
+    from sparsemtl.training.shrinking.result import ShrinkResult
 
 
 def shrunk_config(
@@ -122,8 +122,8 @@ def shrink(
 ) -> None:
     """Remove channels, heads and neurons of a trained network while it trains on, and write the small network."""
     from sparsemtl.runs.loaded import load_run
-    from sparsemtl.training.processes import refuse_distributed
-    from sparsemtl.training.shrink_budget import budget_of
+    from sparsemtl.training.processes.workers import refuse_distributed
+    from sparsemtl.training.shrinking.budget import budget_of
 
     given = {"macs": macs, "weights": weights, "milliseconds": milliseconds, "max_drop": max_drop}
     chosen = {kind: [value, *(more or [])] for kind, value in given.items() if value is not None}
@@ -160,8 +160,8 @@ def _run_stages(
     from sparsemtl.runs.run import run as run_config
     from sparsemtl.runs.spec import RunSpec
     from sparsemtl.storage.run_folder import RunFolder
-    from sparsemtl.training.evaluation import Trained
-    from sparsemtl.training.shrinking import ShrinkData, shrink_in_stages
+    from sparsemtl.training.evaluation.evaluate import Trained
+    from sparsemtl.training.shrinking.shrink import ShrinkData, shrink_in_stages
 
     count = epochs or dense.config.get("training", {}).get("epochs", 2)
     spec = RunSpec(make(dense.folder.path, {}, count))

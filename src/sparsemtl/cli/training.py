@@ -32,7 +32,7 @@ def stopping(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        from sparsemtl.training.launch import is_first_process
+        from sparsemtl.training.processes.launch import is_first_process
 
         if not is_first_process():
             raise typer.Exit(INTERRUPTED) from None

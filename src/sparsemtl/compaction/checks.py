@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from sparsemtl.compaction.graph.network import Network
+from sparsemtl.compaction.graph.operations import CONVOLUTIONS, NORMS, is_elementwise, torch_class
 from sparsemtl.compaction.inputs import tensors
-from sparsemtl.compaction.network import Network
-from sparsemtl.compaction.operations import CONVOLUTIONS, NORMS, is_elementwise, torch_class
 from sparsemtl.errors import ParameterError
 from sparsemtl.heads.linear import pooled
 

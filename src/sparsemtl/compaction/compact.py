@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from sparsemtl.compaction.copies import copied
 from sparsemtl.compaction.pipeline import CompactedModule, compact_root
-from sparsemtl.compaction.rounding import check_multiple, fastest
-from sparsemtl.compaction.trace import refuse_lazy, root_of
+from sparsemtl.compaction.timing.rounding import check_multiple, fastest
+from sparsemtl.compaction.tracing.trace import refuse_lazy, root_of
 from sparsemtl.errors import MaskError, ParameterError
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.model import MultiTaskModel

@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsemtl.compaction.inputs import tensors
-from sparsemtl.compaction.sparse_layers import SparseLinear
+from sparsemtl.compaction.timing.sparse_layers import SparseLinear
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.model import check_shapes
 from sparsemtl.networks.modes import eval_mode

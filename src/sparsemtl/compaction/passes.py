@@ -14,10 +14,10 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from sparsemtl.compaction.canonicalize import drop_unread
-from sparsemtl.compaction.channels import Constants, Need
-from sparsemtl.compaction.network import Network, WeightCut
-from sparsemtl.compaction.operations import CONVOLUTIONS, NORMS, operand, torch_class
+from sparsemtl.compaction.graph.canonicalize import drop_unread
+from sparsemtl.compaction.graph.channels import Constants, Need
+from sparsemtl.compaction.graph.network import Network, WeightCut
+from sparsemtl.compaction.graph.operations import CONVOLUTIONS, NORMS, operand, torch_class
 from sparsemtl.compaction.rules import ChannelRule, Editor
 from sparsemtl.compaction.rules.scaling import affine_of
 

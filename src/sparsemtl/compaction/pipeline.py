@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 
-from sparsemtl.compaction.canonicalize import canonicalize, drop_unread
 from sparsemtl.compaction.checks import check_inputs, check_no_grad, check_sizes
 from sparsemtl.compaction.copies import Precision, copied
 from sparsemtl.compaction.cost import (
@@ -22,21 +21,28 @@ from sparsemtl.compaction.cost import (
     measure_activations,
     parameter_count,
 )
+from sparsemtl.compaction.graph.canonicalize import canonicalize, drop_unread
+from sparsemtl.compaction.graph.network import Network
+from sparsemtl.compaction.graph.own_tensors import place_own_tensors
+from sparsemtl.compaction.graph.sizes import forget, measure, trace_sizes
+from sparsemtl.compaction.graph.unrolling import unroll, write_states
 from sparsemtl.compaction.inference import inferred
 from sparsemtl.compaction.inputs import MAX_SAMPLES, Inputs, Like, tensors
-from sparsemtl.compaction.locating import first_difference
-from sparsemtl.compaction.merging import merge_equal
-from sparsemtl.compaction.network import Network
-from sparsemtl.compaction.own_tensors import place_own_tensors
 from sparsemtl.compaction.passes import fold_constants, fold_norms, needed_channels, remove_channels
+from sparsemtl.compaction.plans.merging import merge_equal
 from sparsemtl.compaction.report import CompactionReport, LayerCosts, LayerWidths
 from sparsemtl.compaction.rules import rules_for
 from sparsemtl.compaction.rules.copying import close_shuffles
 from sparsemtl.compaction.rules.shapes import write_known_sizes
-from sparsemtl.compaction.sizes import forget, measure, trace_sizes
-from sparsemtl.compaction.trace import Root, traced
-from sparsemtl.compaction.unrolling import unroll, write_states
-from sparsemtl.compaction.verification import OUTPUT, Comparison, DifferentOutputsError, Verification, device_of
+from sparsemtl.compaction.tracing.trace import Root, traced
+from sparsemtl.compaction.verification.comparison import (
+    OUTPUT,
+    Comparison,
+    DifferentOutputsError,
+    Verification,
+    device_of,
+)
+from sparsemtl.compaction.verification.locating import first_difference
 from sparsemtl.errors import CompactionError, CompactionWarning, ParameterError
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import fx, nn
 
-from sparsemtl.compaction.channels import Need
 from sparsemtl.compaction.cost import ActivationMemory, parameter_count
+from sparsemtl.compaction.graph.channels import Need
+from sparsemtl.compaction.graph.network import Network, Select, WeightCut
+from sparsemtl.compaction.graph.operations import CONVOLUTIONS, NORMS, operation, torch_class
 from sparsemtl.compaction.inputs import Inputs, Like, leaves
-from sparsemtl.compaction.network import Network, Select, WeightCut
-from sparsemtl.compaction.operations import CONVOLUTIONS, NORMS, operation, torch_class
 from sparsemtl.compaction.rules import ChannelRule, Regrouping, UnknownRule
 from sparsemtl.compaction.rules.dense import Dense
-from sparsemtl.compaction.verification import Verification
+from sparsemtl.compaction.verification.comparison import Verification
 from sparsemtl.views.tables import Table
 
 FOLDED = "part of the layer before it"

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from sparsemtl.compaction.channels import Need
 from sparsemtl.compaction.copies import copied
+from sparsemtl.compaction.graph.channels import Need
 from sparsemtl.compaction.pipeline import measured
 from sparsemtl.compaction.rules import ChannelRule, rules_for
 from sparsemtl.compaction.rules.dense import Dense, worth_selecting
 from sparsemtl.compaction.rules.embedding import Embedding
 from sparsemtl.compaction.rules.parameter import OwnTensor
-from sparsemtl.compaction.trace import root_of
+from sparsemtl.compaction.tracing.trace import root_of
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.swap import unwrapped
 

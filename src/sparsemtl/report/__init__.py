@@ -14,7 +14,7 @@ from sparsemtl.storage.text_files import write_text
 if TYPE_CHECKING:
     from sparsemtl.compaction import CompactionReport
     from sparsemtl.storage.run_folder import RunFolder
-    from sparsemtl.training.shrink_result import ShrinkResult
+    from sparsemtl.training.shrinking.result import ShrinkResult
 
 __all__ = ["write_compaction_report", "write_report", "write_shrink_report"]
 

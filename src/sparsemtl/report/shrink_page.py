@@ -9,7 +9,7 @@ from sparsemtl.report.charts import PAGE
 from sparsemtl.report.drawing import draw
 from sparsemtl.report.page import render
 from sparsemtl.report.words import percent
-from sparsemtl.training.shrink_result import table_of
+from sparsemtl.training.shrinking.result import table_of
 from sparsemtl.views.fronts import draw_front
 
 _WIDTH, _HEIGHT = 760, 320

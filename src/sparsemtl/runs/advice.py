@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from sparsemtl.runs.changes import merge
 from sparsemtl.storage.yaml_text import dump_yaml
-from sparsemtl.training.affinity import TaskAffinity
+from sparsemtl.training.choosing.affinity import TaskAffinity
 from sparsemtl.views.tables import Table, Value, text_of
 
 Evidence = Literal["fair", "thin", "none"]

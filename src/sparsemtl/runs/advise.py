@@ -18,11 +18,11 @@ from sparsemtl.runs.changes import merge
 from sparsemtl.runs.config import check
 from sparsemtl.runs.spec import RunSpec
 from sparsemtl.training import Trainer
-from sparsemtl.training.affinity import task_affinity
-from sparsemtl.training.check import TrainingCheck, time_text
-from sparsemtl.training.launch import refuse_several
-from sparsemtl.training.loss_scales import unlike_scales
-from sparsemtl.training.machine import use_threads
+from sparsemtl.training.checks.check import TrainingCheck, time_text
+from sparsemtl.training.checks.loss_scales import unlike_scales
+from sparsemtl.training.choosing.affinity import task_affinity
+from sparsemtl.training.processes.launch import refuse_several
+from sparsemtl.training.processes.machine import use_threads
 
 EPOCHS = 5
 """Epochs of the brief training, if the configuration has as many."""

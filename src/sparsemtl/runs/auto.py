@@ -26,8 +26,12 @@ from sparsemtl.runs.spec import RunSpec
 from sparsemtl.sharing import Sharing
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.text_files import read_json, write_json
-from sparsemtl.training.affinity import task_affinity
-from sparsemtl.training.auto_share import (
+from sparsemtl.training.callbacks import Callback
+from sparsemtl.training.callbacks.callback import FitInfo
+from sparsemtl.training.callbacks.csv_file import CSVCallback
+from sparsemtl.training.checkpoints.run_files import RunFiles
+from sparsemtl.training.choosing.affinity import task_affinity
+from sparsemtl.training.choosing.auto_share import (
     AutoResult,
     Candidate,
     CandidateTraining,
@@ -35,16 +39,12 @@ from sparsemtl.training.auto_share import (
     largest_cost,
     slug,
 )
-from sparsemtl.training.callbacks import Callback
-from sparsemtl.training.callbacks.callback import FitInfo
-from sparsemtl.training.callbacks.csv_file import CSVCallback
-from sparsemtl.training.choice import BLOCKS, MetricGain
+from sparsemtl.training.choosing.choice import BLOCKS, MetricGain
 from sparsemtl.training.costs import measure_costs
-from sparsemtl.training.epoch_averages import result_rows
-from sparsemtl.training.evaluation import Trained, sample_predictions
-from sparsemtl.training.results import Results
-from sparsemtl.training.run_files import RunFiles
-from sparsemtl.training.selection import Selection
+from sparsemtl.training.evaluation.epoch_averages import result_rows
+from sparsemtl.training.evaluation.evaluate import Trained, sample_predictions
+from sparsemtl.training.evaluation.results import Results
+from sparsemtl.training.evaluation.selection import Selection
 from sparsemtl.training.setup import RunParts
 from sparsemtl.training.summary import RunResults, summarize
 from sparsemtl.training.trainer import Trainer

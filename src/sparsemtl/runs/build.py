@@ -23,7 +23,7 @@ from sparsemtl.storage.files import read_tensors
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.training import Trainer
 from sparsemtl.training.callbacks import CALLBACKS
-from sparsemtl.training.teacher import Teacher
+from sparsemtl.training.steps.teacher import Teacher
 
 
 def make_trainer(

@@ -17,8 +17,8 @@ from sparsemtl.runs.pretraining import stand_in
 from sparsemtl.runs.spec import RunSpec
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.training import Trainer
-from sparsemtl.training.check import TrainingCheck
-from sparsemtl.training.machine import use_threads
+from sparsemtl.training.checks.check import TrainingCheck
+from sparsemtl.training.processes.machine import use_threads
 
 
 def check_config(config: Mapping[str, Any]) -> dict[str, TrainingCheck]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sparsemtl.compaction.loading import check_networks
+from sparsemtl.compaction.files.loading import check_networks
 from sparsemtl.errors import CheckpointError, SparseMTLError
 from sparsemtl.networks.randomness import fork_rng
 from sparsemtl.networks.task_networks import TaskNetworks
@@ -24,7 +24,7 @@ from sparsemtl.storage.metrics import MetricRow, parse_metrics, read_metrics
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.storage.text_files import read_json
-from sparsemtl.training.checkpoint import check_form, check_progress
+from sparsemtl.training.checkpoints.checkpoint import check_form, check_progress
 from sparsemtl.views.tables import Table
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sparsemtl.architectures.assembled import AssembledModel
 from sparsemtl.compaction import Bundle, ServingPlan, compact, plan, save_bundle
 from sparsemtl.compaction.pipeline import CompactedModule
-from sparsemtl.compaction.plan import Cost
+from sparsemtl.compaction.plans.plan import Cost
 from sparsemtl.data import TaskData
 from sparsemtl.data.tables.embedding import ColumnEmbedding
 from sparsemtl.errors import CheckpointError, SparseMTLError
@@ -35,8 +35,8 @@ from sparsemtl.storage.text_files import read_json, write_json
 from sparsemtl.tasks import TASKS, Task
 from sparsemtl.tasks.batches import Loaders, check_loaders
 from sparsemtl.tasks.options import CODE, with_code
-from sparsemtl.training.evaluation import Trained, evaluate
-from sparsemtl.training.results import Results
+from sparsemtl.training.evaluation.evaluate import Trained, evaluate
+from sparsemtl.training.evaluation.results import Results
 
 if TYPE_CHECKING:
     from sparsemtl.storage.history import History

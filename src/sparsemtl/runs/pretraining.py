@@ -35,7 +35,7 @@ from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.storage.tensor_checks import check_tensor
 from sparsemtl.tasks import Classification
 from sparsemtl.tasks.batches import Loader
-from sparsemtl.training.launch import start_processes
+from sparsemtl.training.processes.launch import start_processes
 
 if TYPE_CHECKING:
     from sparsemtl.runs.spec import RunSpec

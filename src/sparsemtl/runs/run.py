@@ -24,15 +24,15 @@ from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.storage.yaml_text import read_yaml
 from sparsemtl.training import Trainer
 from sparsemtl.training.callbacks import Callback
-from sparsemtl.training.launch import (
+from sparsemtl.training.evaluation.results import Results
+from sparsemtl.training.processes.launch import (
     announces_several,
     is_first_process,
     refuse_other_launchers,
     start_processes,
     starts_first,
 )
-from sparsemtl.training.machine import use_threads
-from sparsemtl.training.results import Results
+from sparsemtl.training.processes.machine import use_threads
 
 Finished = Callable[[Path], object]
 """Called with the folder of every run when it has finished, that of a pretraining run included."""

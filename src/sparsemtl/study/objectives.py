@@ -12,7 +12,7 @@ from sparsemtl.errors import ConfigError, unknown_name
 from sparsemtl.study.costs import cost_rows
 from sparsemtl.study.search_options import COSTS, DELTA_M
 from sparsemtl.tasks import Task
-from sparsemtl.training.metric_facts import metric_facts
+from sparsemtl.training.evaluation.metric_facts import metric_facts
 
 _Values = Mapping[str, Mapping[str, float]]
 """Task -> metric -> value on validation data."""

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from sparsemtl.errors import SparseMTLError
 from sparsemtl.study.calls import LOST, Lost, Outcome, outcome_of
 from sparsemtl.study.workers import ignored_interrupts, worker_context
-from sparsemtl.training.processes import end_with_parent
+from sparsemtl.training.processes.workers import end_with_parent
 
 T = TypeVar("T")
 R = TypeVar("R")

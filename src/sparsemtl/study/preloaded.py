@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-from sparsemtl.tasks.torchmetrics_import import import_torchmetrics
+from sparsemtl.tasks.metrics.torchmetrics_import import import_torchmetrics
 
 import_torchmetrics()
 for _name in ("torch._dynamo", "lightning_fabric", "torchmetrics.classification", "sparsemtl.study.runner"):

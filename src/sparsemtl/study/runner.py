@@ -38,7 +38,7 @@ from sparsemtl.study.shown import RECORD, digest, read_record
 from sparsemtl.study.summary import weak_text
 from sparsemtl.study.tables import metric_tables, primary_table, to_csv, to_markdown
 from sparsemtl.training.callbacks import Callback
-from sparsemtl.training.processes import refuse_distributed
+from sparsemtl.training.processes.workers import refuse_distributed
 
 
 def run_study(

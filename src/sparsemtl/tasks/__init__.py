@@ -11,7 +11,7 @@ from sparsemtl.tasks.columns import ColumnLoader
 from sparsemtl.tasks.custom import CustomTask
 from sparsemtl.tasks.dense import DenseTask
 from sparsemtl.tasks.depth import Depth
-from sparsemtl.tasks.given_metrics import METRICS, function_metric
+from sparsemtl.tasks.metrics.given_metrics import METRICS, function_metric
 from sparsemtl.tasks.multilabel import MultiLabel
 from sparsemtl.tasks.normals import Normals
 from sparsemtl.tasks.own_losses import Loss

@@ -11,8 +11,8 @@ from typing_extensions import Doc, Unpack
 from sparsemtl.errors import LabelError
 from sparsemtl.registry.parameters import validated
 from sparsemtl.tasks.classes import Classes, ClassOptions, task_options
-from sparsemtl.tasks.compute_groups import group_metrics
 from sparsemtl.tasks.likelihoods import Categorical
+from sparsemtl.tasks.metrics.compute_groups import group_metrics
 from sparsemtl.tasks.sample import SampleTask
 from sparsemtl.tasks.task import select_known
 
@@ -111,7 +111,7 @@ class Classification(SampleTask):
             MulticlassRecall,
         )
 
-        from sparsemtl.tasks import class_metrics as own
+        from sparsemtl.tasks.metrics import class_metrics as own
 
         metrics: dict[str, Metric] = {
             "accuracy": MulticlassAccuracy(self.classes, average="micro", validate_args=False),

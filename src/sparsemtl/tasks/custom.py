@@ -99,7 +99,7 @@ class CustomTask(Task):
 
     def default_metrics(self) -> dict[str, Metric]:
         """Return the mean of the loss over batches."""
-        from sparsemtl.tasks.own_metrics import MeanLoss
+        from sparsemtl.tasks.metrics.own_metrics import MeanLoss
 
         return {"batch_loss": MeanLoss(self.checked_loss)}
 

@@ -87,7 +87,12 @@ class Depth(DenseTask):
 
     def default_metrics(self) -> dict[str, Metric]:
         """Return absolute and relative error, root mean square, and the error of Less is More."""
-        from sparsemtl.tasks.dense_metrics import AbsoluteError, DepthErrorLessIsMore, RelativeError, RootMeanSquare
+        from sparsemtl.tasks.metrics.dense_metrics import (
+            AbsoluteError,
+            DepthErrorLessIsMore,
+            RelativeError,
+            RootMeanSquare,
+        )
 
         return {
             "abs_err": AbsoluteError(),

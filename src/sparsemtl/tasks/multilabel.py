@@ -13,8 +13,8 @@ from typing_extensions import Doc, Unpack
 
 from sparsemtl.errors import LabelError, ParameterError
 from sparsemtl.registry.parameters import NonNegative, validated
-from sparsemtl.tasks.compute_groups import group_metrics
 from sparsemtl.tasks.likelihoods import Bernoulli
+from sparsemtl.tasks.metrics.compute_groups import group_metrics
 from sparsemtl.tasks.sample import SampleTask
 from sparsemtl.tasks.task import TaskOptions, known_pairs, select_known
 
@@ -108,7 +108,7 @@ class MultiLabel(SampleTask):
 
     def default_metrics(self) -> dict[str, Metric]:
         """Return accuracy, F1, precision and recall, means over the labels that are known of at least one sample."""
-        from sparsemtl.tasks import label_metrics as own
+        from sparsemtl.tasks.metrics import label_metrics as own
 
         options: dict[str, Any] = {"average": "none", "ignore_index": own.UNKNOWN, "validate_args": False}
         metrics: dict[str, Metric] = {
@@ -122,7 +122,7 @@ class MultiLabel(SampleTask):
 
     def checked_update(self, metrics: Mapping[str, Metric], output: Tensor, label: Tensor) -> None:
         """Add probabilities to metrics. Unknown labels of labelled samples become -1, which the metrics ignore."""
-        from sparsemtl.tasks.label_metrics import UNKNOWN
+        from sparsemtl.tasks.metrics.label_metrics import UNKNOWN
 
         output = torch.where(label.isnan(), 0.0, output)  # a metric may look for NaN among all outputs
         output, label = select_known(self.labelled(label), output, label)

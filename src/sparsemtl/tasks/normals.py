@@ -72,7 +72,7 @@ class Normals(DenseTask):
 
     def default_metrics(self) -> dict[str, Metric]:
         """Return cosine, mean angle, and fractions of pixels within three angles."""
-        from sparsemtl.tasks.dense_metrics import CosineSimilarity, MeanAngle, WithinAngle
+        from sparsemtl.tasks.metrics.dense_metrics import CosineSimilarity, MeanAngle, WithinAngle
 
         return {
             "cosine": CosineSimilarity(),

@@ -12,8 +12,8 @@ from typing_extensions import Doc, Unpack
 
 from sparsemtl.errors import LabelError
 from sparsemtl.registry.parameters import Count, validated
-from sparsemtl.tasks.compute_groups import group_metrics
 from sparsemtl.tasks.likelihoods import Gaussian
+from sparsemtl.tasks.metrics.compute_groups import group_metrics
 from sparsemtl.tasks.sample import SampleTask
 from sparsemtl.tasks.task import TaskOptions, known_pairs, select_known
 
@@ -85,7 +85,7 @@ class Regression(SampleTask):
 
     def default_metrics(self) -> dict[str, Metric]:
         """Return R², which compares tasks of any scale, MSE, its root and MAE."""
-        from sparsemtl.tasks.value_metrics import KnownAbsoluteError, KnownR2, KnownSquaredError
+        from sparsemtl.tasks.metrics.value_metrics import KnownAbsoluteError, KnownR2, KnownSquaredError
 
         metrics: dict[str, Metric] = {
             "r2": KnownR2(self.dims),
@@ -98,7 +98,7 @@ class Regression(SampleTask):
 
     def checked_update(self, metrics: Mapping[str, Metric], output: Tensor, label: Tensor) -> None:
         """Add the known values of a batch to metrics; to the user's own metrics, its fully labelled samples."""
-        from sparsemtl.tasks.value_metrics import KnownValues
+        from sparsemtl.tasks.metrics.value_metrics import KnownValues
 
         unknown = label.isnan()
         some, whole = (select_known(~u, output.float(), label.float()) for u in (unknown.all(1), unknown.any(1)))

@@ -11,9 +11,9 @@ from typing_extensions import Doc, Unpack
 from sparsemtl.errors import LabelError, ParameterError
 from sparsemtl.registry.parameters import Natural, validated
 from sparsemtl.tasks.classes import Classes, ClassOptions, task_options
-from sparsemtl.tasks.compute_groups import group_metrics
 from sparsemtl.tasks.dense import DenseTask
 from sparsemtl.tasks.likelihoods import PositionCategorical
+from sparsemtl.tasks.metrics.compute_groups import group_metrics
 from sparsemtl.tasks.task import select_known
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Segmentation(DenseTask):
 
     def default_metrics(self) -> dict[str, Metric]:
         """Return mean IoU, pixel accuracy, and the IoU of Less is More."""
-        from sparsemtl.tasks.dense_metrics import IoULessIsMore, MeanIoU, PixelAccuracy
+        from sparsemtl.tasks.metrics.dense_metrics import IoULessIsMore, MeanIoU, PixelAccuracy
 
         metrics: dict[str, Metric] = {
             "miou": MeanIoU(self.outputs, ignore_index=self.ignore_index, background=self.background),
@@ -107,7 +107,7 @@ class Segmentation(DenseTask):
 
     def checked_update(self, metrics: Mapping[str, Metric], output: Tensor, label: Tensor) -> None:
         """Add the samples of a batch with a known pixel to metrics."""
-        from sparsemtl.tasks.dense_metrics import ReadsClasses
+        from sparsemtl.tasks.metrics.dense_metrics import ReadsClasses
 
         output, label = select_known(self.labelled(label), output, label)
         if len(label):

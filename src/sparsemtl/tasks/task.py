@@ -13,12 +13,12 @@ from typing_extensions import Doc, Unpack
 
 from sparsemtl.errors import LabelError, ParameterError, unknown_name
 from sparsemtl.registry.parameters import Default, NonNegative, validated
-from sparsemtl.tasks.given_metrics import METRICS, check_metrics, known_rows, made_metric, selected_metrics
 from sparsemtl.tasks.likelihoods import Likelihood
+from sparsemtl.tasks.metrics.given_metrics import METRICS, check_metrics, known_rows, made_metric, selected_metrics
+from sparsemtl.tasks.metrics.torchmetrics_import import import_torchmetrics
 from sparsemtl.tasks.own_likelihoods import DistributionLikelihood, DistributionOf, LossLikelihood
 from sparsemtl.tasks.own_losses import Loss, OwnLosses
 from sparsemtl.tasks.targets import labels_among, target_keys
-from sparsemtl.tasks.torchmetrics_import import import_torchmetrics
 
 if TYPE_CHECKING:
     from torchmetrics.metric import Metric

@@ -18,7 +18,7 @@ from sparsemtl.networks.swap import current_tensors, swap_tensors
 from sparsemtl.tasks.batches import Loaders, as_group, first_batch, preserve_loader_state
 from sparsemtl.tasks.nests import tensors_in, to_device
 from sparsemtl.training.options import TrainingOptions
-from sparsemtl.training.step import TrainingStep
+from sparsemtl.training.steps.step import TrainingStep
 
 
 def compiled(model: MultiTaskModel, options: TrainingOptions) -> nn.Module:

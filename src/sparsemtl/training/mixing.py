@@ -22,7 +22,7 @@ from sparsemtl.errors import LabelError
 from sparsemtl.networks.randomness import fork_rng, seed_everything
 from sparsemtl.tasks.batches import EMPTY, Group, Loader, Loaders, as_group, number_of_batches
 from sparsemtl.tasks.task import Task
-from sparsemtl.training.checkpoint import Stateful
+from sparsemtl.training.checkpoints.checkpoint import Stateful
 
 Mix = Literal["longest", "shortest", "proportional"]
 

@@ -10,9 +10,9 @@ from typing_extensions import Doc
 
 from sparsemtl.optim.parameter_groups import ParameterGroupOptions, ParameterGroups
 from sparsemtl.registry.parameters import Count, Default, Fraction, Natural, Positive
+from sparsemtl.training.evaluation.monitors import Monitor
 from sparsemtl.training.mixing import Mix
-from sparsemtl.training.monitors import Monitor
-from sparsemtl.training.teacher import Teacher
+from sparsemtl.training.steps.teacher import Teacher
 
 Execution = Literal["masked", "sliced"]
 """Computation of a task's masked network in training: whole weights times masks, or the slice that the mask keeps."""

@@ -11,8 +11,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from sparsemtl.errors import MetricWarning, ParameterError
 from sparsemtl.tasks.task import Task
-from sparsemtl.training.monitors import Merit, Monitor, valuation_of
-from sparsemtl.training.results import Results
+from sparsemtl.training.evaluation.monitors import Merit, Monitor, valuation_of
+from sparsemtl.training.evaluation.results import Results
 
 
 class Plateau:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from sparsemtl.balancing import Balancer
-from sparsemtl.compaction.slices import TaskSlices
+from sparsemtl.compaction.slices.task_slices import TaskSlices
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.randomness import seed_everything
@@ -22,17 +22,17 @@ from sparsemtl.optim import fused
 from sparsemtl.sharing import Sharing
 from sparsemtl.tasks.batches import Loaders, per_task
 from sparsemtl.tasks.processes import ALONE, Processes
-from sparsemtl.training.backend import Backend
+from sparsemtl.training.checks.last_batch import check_last_batches
 from sparsemtl.training.compiling import compiled, try_compiled
 from sparsemtl.training.groups import add_copies, make_optimizer
 from sparsemtl.training.heads import materialize_heads
-from sparsemtl.training.last_batch import check_last_batches
-from sparsemtl.training.launch import agree_on_randomness, own_device
 from sparsemtl.training.options import TrainingOptions, group_options
 from sparsemtl.training.plateau import Plateau
+from sparsemtl.training.processes.launch import agree_on_randomness, own_device
 from sparsemtl.training.restart import FreshStart
-from sparsemtl.training.step import TrainingStep
-from sparsemtl.training.update import choose_update
+from sparsemtl.training.steps.backend import Backend
+from sparsemtl.training.steps.step import TrainingStep
+from sparsemtl.training.steps.update import choose_update
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

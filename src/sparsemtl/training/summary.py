@@ -13,10 +13,10 @@ from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.sharing.sharing import Sharing
 from sparsemtl.tasks.task import Task
 from sparsemtl.training.costs import RunCost
-from sparsemtl.training.metric_facts import metric_facts
+from sparsemtl.training.evaluation.metric_facts import metric_facts
+from sparsemtl.training.evaluation.results import Results
+from sparsemtl.training.evaluation.selection import Selection
 from sparsemtl.training.options import TrainingOptions
-from sparsemtl.training.results import Results
-from sparsemtl.training.selection import Selection
 from sparsemtl.training.setup import RunParts
 
 

@@ -41,30 +41,30 @@ from sparsemtl.training.callbacks import Callback, FitInfo, StepInfo
 from sparsemtl.training.callbacks.callback import fitting, notify
 from sparsemtl.training.callbacks.memory import MemoryCallback
 from sparsemtl.training.callbacks.own import own_callbacks
-from sparsemtl.training.check import TrainingCheck
-from sparsemtl.training.checking import check_training
-from sparsemtl.training.checkpoint import Randomness, Stateful
+from sparsemtl.training.checkpoints.checkpoint import Randomness, Stateful
+from sparsemtl.training.checkpoints.resuming import Checkpoints, Position
+from sparsemtl.training.checkpoints.run_files import RunFiles
+from sparsemtl.training.checkpoints.snapshots import Snapshots
+from sparsemtl.training.checks.check import TrainingCheck
+from sparsemtl.training.checks.checking import check_training
+from sparsemtl.training.checks.loss_scales import warn_of_unlike_scales
 from sparsemtl.training.costs import RunCost, measure_costs
-from sparsemtl.training.epoch_averages import EpochAverages, epoch_rows, result_rows, warn_of_missing_labels
-from sparsemtl.training.evaluation import Trained, evaluate, sample_predictions
-from sparsemtl.training.finite import check_weights
+from sparsemtl.training.evaluation.epoch_averages import EpochAverages, epoch_rows, result_rows, warn_of_missing_labels
+from sparsemtl.training.evaluation.evaluate import Trained, evaluate, sample_predictions
+from sparsemtl.training.evaluation.metric_facts import metric_facts
+from sparsemtl.training.evaluation.monitors import task_values
+from sparsemtl.training.evaluation.results import Results
+from sparsemtl.training.evaluation.selection import Selection
 from sparsemtl.training.groups import optimizer_maker
-from sparsemtl.training.launch import check_equal, start_processes, taking_part
-from sparsemtl.training.loss_scales import warn_of_unlike_scales
-from sparsemtl.training.machine import with_own_threads
-from sparsemtl.training.metric_facts import metric_facts
 from sparsemtl.training.mixing import remaining_batches, steps_in_epoch
-from sparsemtl.training.monitors import task_values
 from sparsemtl.training.options import RECORDED, TrainingOptions, group_options
-from sparsemtl.training.refusals import check_together
-from sparsemtl.training.results import Results
-from sparsemtl.training.resuming import Checkpoints, Position
-from sparsemtl.training.run_files import RunFiles
-from sparsemtl.training.selection import Selection
+from sparsemtl.training.processes.launch import check_equal, start_processes, taking_part
+from sparsemtl.training.processes.machine import with_own_threads
+from sparsemtl.training.processes.refusals import check_together
 from sparsemtl.training.settings import RunSettings
 from sparsemtl.training.setup import RunParts, Scheduler, Setup, set_up
-from sparsemtl.training.snapshots import Snapshots
-from sparsemtl.training.step import TrainingStep
+from sparsemtl.training.steps.finite import check_weights
+from sparsemtl.training.steps.step import TrainingStep
 from sparsemtl.training.summary import RunResults, described, summarize
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx
 
-from sparsemtl.compaction.channels import Constants, Layout, Need
-from sparsemtl.compaction.operations import argument, operand, operation
+from sparsemtl.compaction.graph.channels import Constants, Layout, Need
+from sparsemtl.compaction.graph.operations import argument, operand, operation
+from sparsemtl.compaction.graph.sizes import shape_of
 from sparsemtl.compaction.rules.channelwise import Channelwise, lost, zeros
 from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Maker, Site, UnknownRule, kept
-from sparsemtl.compaction.sizes import shape_of
 
 Zeros = Callable[[Sequence[Tensor]], Tensor]
 """Returns the channels of the output that are zero, given those of every tensor with channels."""

@@ -14,11 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from sparsemtl.compaction.channels import Constants, Layout, Need
-from sparsemtl.compaction.operations import argument, operand, operation, shape_argument
-from sparsemtl.compaction.rules.channelwise import Channelwise, preserved, zeros
-from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Maker, Site, kept
-from sparsemtl.compaction.sizes import (
+from sparsemtl.compaction.graph.channels import Constants, Layout, Need
+from sparsemtl.compaction.graph.operations import argument, operand, operation, shape_argument
+from sparsemtl.compaction.graph.sizes import (
     SPLITS,
     Group,
     axes_order,
@@ -28,6 +26,8 @@ from sparsemtl.compaction.sizes import (
     part_shapes,
     shape_of,
 )
+from sparsemtl.compaction.rules.channelwise import Channelwise, preserved, zeros
+from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Maker, Site, kept
 
 _PARTS = (2, 3)
 """Lengths of an axis in front of the heads that stands for queries, keys and values."""

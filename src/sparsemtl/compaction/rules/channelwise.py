@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from sparsemtl.compaction.channels import Constants, Layout, Need
-from sparsemtl.compaction.operations import operand, operation
+from sparsemtl.compaction.graph.channels import Constants, Layout, Need
+from sparsemtl.compaction.graph.operations import operand, operation
 from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Site, kept
 
 Passing = Callable[..., Constants]

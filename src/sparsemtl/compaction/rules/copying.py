@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from sparsemtl.compaction.channels import Constants, Layout, Need
-from sparsemtl.compaction.network import Network, Select
-from sparsemtl.compaction.operations import argument, operand, operation, shape_argument
+from sparsemtl.compaction.graph.channels import Constants, Layout, Need
+from sparsemtl.compaction.graph.network import Network, Select
+from sparsemtl.compaction.graph.operations import argument, operand, operation, shape_argument
+from sparsemtl.compaction.graph.sizes import axes_order, fixed_group, index_of_axes, shape_of, write_shape
 from sparsemtl.compaction.rules.axes import Regrouping
 from sparsemtl.compaction.rules.channelwise import Channelwise, preserved
 from sparsemtl.compaction.rules.joining import ChannelCopies
 from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Maker, Site, kept
-from sparsemtl.compaction.sizes import axes_order, fixed_group, index_of_axes, shape_of, write_shape
 
 
 def _read(site: Site) -> tuple[fx.Node | None, Layout]:

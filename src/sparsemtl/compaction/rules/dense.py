@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from sparsemtl.compaction.channels import Constants, Layout, Need, first_channel, rounded
-from sparsemtl.compaction.network import Network, Select, WeightCut
-from sparsemtl.compaction.operations import CONVOLUTIONS, operand, torch_class
+from sparsemtl.compaction.graph.channels import Constants, Layout, Need, first_channel, rounded
+from sparsemtl.compaction.graph.network import Network, Select, WeightCut
+from sparsemtl.compaction.graph.operations import CONVOLUTIONS, operand, torch_class
 from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Site, UnknownRule, kept
 
 WORTH = 19

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from sparsemtl.compaction.channels import Constants, Layout, Need
-from sparsemtl.compaction.operations import operand, torch_class
+from sparsemtl.compaction.graph.channels import Constants, Layout, Need
+from sparsemtl.compaction.graph.operations import operand, torch_class
 from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Site, UnknownRule, on_last_axis, rank_of
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from sparsemtl.compaction.channels import Constants, Layout, Need
-from sparsemtl.compaction.operations import CONVOLUTIONS, operand, torch_class
+from sparsemtl.compaction.graph.channels import Constants, Layout, Need
+from sparsemtl.compaction.graph.operations import CONVOLUTIONS, operand, torch_class
 from sparsemtl.compaction.rules.dense import WORTH, pads_zeros, places_of
 from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Site, UnknownRule, kept
 

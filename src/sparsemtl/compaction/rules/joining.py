@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx
 
-from sparsemtl.compaction.channels import Constants, Layout, Need
-from sparsemtl.compaction.network import Select
-from sparsemtl.compaction.operations import argument, operand
+from sparsemtl.compaction.graph.channels import Constants, Layout, Need
+from sparsemtl.compaction.graph.network import Select
+from sparsemtl.compaction.graph.operations import argument, operand
 from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Site, kept
 
 

@@ -9,10 +9,17 @@ from typing import Any
 from torch import fx, nn
 
 from sparsemtl.architectures.gates import mixed
-from sparsemtl.compaction.channels import Layout
 from sparsemtl.compaction.checks import axes_of_input
-from sparsemtl.compaction.network import Network, Select
-from sparsemtl.compaction.operations import CONVOLUTIONS, INSTANCE_NORMS, NORMS, is_elementwise, operation, torch_class
+from sparsemtl.compaction.graph.channels import Layout
+from sparsemtl.compaction.graph.network import Network, Select
+from sparsemtl.compaction.graph.operations import (
+    CONVOLUTIONS,
+    INSTANCE_NORMS,
+    NORMS,
+    is_elementwise,
+    operation,
+    torch_class,
+)
 from sparsemtl.compaction.rules import aligned, axes, copying, recurrent, shapes, spatial
 from sparsemtl.compaction.rules.channelwise import CASTS, alike, cast, elementwise, zeros
 from sparsemtl.compaction.rules.dense import convolution, linear

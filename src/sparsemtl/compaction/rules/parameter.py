@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, fx, nn
 
-from sparsemtl.compaction.channels import Constants, Layout, Need
-from sparsemtl.compaction.network import Network
-from sparsemtl.compaction.operations import is_elementwise, operation
+from sparsemtl.compaction.graph.channels import Constants, Layout, Need
+from sparsemtl.compaction.graph.network import Network
+from sparsemtl.compaction.graph.operations import is_elementwise, operation
 from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Site
 
 _JOINING = ("cat", "expand")

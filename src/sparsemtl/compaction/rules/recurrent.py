@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sparsemtl.compaction.channels import Constants, Layout, Need, first_channel
-from sparsemtl.compaction.operations import argument, operand, torch_class
+from sparsemtl.compaction.graph.channels import Constants, Layout, Need, first_channel
+from sparsemtl.compaction.graph.operations import argument, operand, torch_class
 from sparsemtl.compaction.rules.channelwise import Channelwise, preserved
 from sparsemtl.compaction.rules.dense import WORTH
 from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Site, UnknownRule, kept, on_last_axis, rank_of

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx, nn
 
-from sparsemtl.compaction.channels import Constants, Layout, Need
-from sparsemtl.compaction.network import Constant, Network, Select
-from sparsemtl.compaction.sizes import shape_of, size_of, write_shape
+from sparsemtl.compaction.graph.channels import Constants, Layout, Need
+from sparsemtl.compaction.graph.network import Constant, Network, Select
+from sparsemtl.compaction.graph.sizes import shape_of, size_of, write_shape
 
 
 class ChannelRule(abc.ABC):

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sparsemtl.compaction.channels import Constants, Layout, Need
-from sparsemtl.compaction.operations import CONVOLUTIONS, INSTANCE_NORMS, NORMS, operand, torch_class
+from sparsemtl.compaction.graph.channels import Constants, Layout, Need
+from sparsemtl.compaction.graph.operations import CONVOLUTIONS, INSTANCE_NORMS, NORMS, operand, torch_class
 from sparsemtl.compaction.rules.channelwise import Channelwise
 from sparsemtl.compaction.rules.rule import ChannelRule, Editor, Site, UnknownRule
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from sparsemtl.compaction.channels import Layout, Need
 from sparsemtl.compaction.checks import check_answer
-from sparsemtl.compaction.network import Network
-from sparsemtl.compaction.operations import (
+from sparsemtl.compaction.graph.channels import Layout, Need
+from sparsemtl.compaction.graph.network import Network
+from sparsemtl.compaction.graph.operations import (
     CONVOLUTIONS,
     NORMS,
     argument,
@@ -23,10 +23,10 @@ from sparsemtl.compaction.operations import (
     shape_argument,
     torch_class,
 )
+from sparsemtl.compaction.graph.sizes import shape_of
 from sparsemtl.compaction.rules.channelwise import Channelwise, preserved
 from sparsemtl.compaction.rules.rule import ChannelRule, Maker, Site, UnknownRule
 from sparsemtl.compaction.rules.spatial import is_map, item
-from sparsemtl.compaction.sizes import shape_of
 
 _RESHAPES = ("reshape", "view")
 

@@ -10,8 +10,8 @@ from typing import Any
 from torch import fx, nn
 
 from sparsemtl.backbones.segnet import unpooled
-from sparsemtl.compaction.channels import Layout
-from sparsemtl.compaction.operations import argument, operand, operation, torch_class
+from sparsemtl.compaction.graph.channels import Layout
+from sparsemtl.compaction.graph.operations import argument, operand, operation, torch_class
 from sparsemtl.compaction.rules.channelwise import Channelwise, Passing, alike, lost, preserved, zeros
 from sparsemtl.compaction.rules.rule import ChannelRule, Maker, Site, UnknownRule
 from sparsemtl.heads.linear import pooled

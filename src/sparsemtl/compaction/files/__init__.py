@@ -1,0 +1,1 @@
+"""Networks in files: export, bundles of several tasks, loading."""

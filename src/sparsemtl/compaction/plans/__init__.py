@@ -1,0 +1,1 @@
+"""Plans: how the networks of several tasks are computed together."""

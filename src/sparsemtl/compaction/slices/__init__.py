@@ -1,0 +1,1 @@
+"""Training on slices: each task runs on its compacted network."""

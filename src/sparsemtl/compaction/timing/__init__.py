@@ -1,0 +1,1 @@
+"""Milliseconds of networks in several runtimes, and the forms that are fastest there."""

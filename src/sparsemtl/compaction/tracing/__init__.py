@@ -1,0 +1,1 @@
+"""Tracing: a module's calls, recorded with real tensors as a graph."""

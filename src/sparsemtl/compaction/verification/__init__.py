@@ -1,0 +1,1 @@
+"""Comparison of the outputs of a network before and after."""

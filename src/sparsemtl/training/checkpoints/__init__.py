@@ -1,0 +1,1 @@
+"""Checkpoints of a run, its best model so far, and its files."""

@@ -1,0 +1,1 @@
+"""Choice of what tasks share: affinities, candidates, and each task's best one."""

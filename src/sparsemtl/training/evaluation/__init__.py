@@ -1,0 +1,1 @@
+"""Metrics per task over a split, and the epoch that they select."""

@@ -1,0 +1,1 @@
+"""Small networks out of a trained model, to a budget."""
