@@ -454,10 +454,10 @@ def test_a_mistake_made_in_pretraining_is_not_blamed_on_the_line_of_the_runs_own
 
 
 def test_how_long_a_sharing_method_takes_is_not_taken_over_by_pretraining() -> None:
-    training = {"epochs": 9, "choose_after": 8, "batch_size": 7}
+    training = {"epochs": 9, "choose_after": 8, "choose_per_task": True, "batch_size": 7}
     before = pretraining_config(check({"training": training, "pretraining": {"training": {"epochs": 2}}}))
     assert before is not None
-    assert [before["training"][key] for key in training] == [2, 0, 7]
+    assert [before["training"][key] for key in training] == [2, 0, None, 7]
 
 
 def test_in_pretraining_a_section_that_gets_another_name_starts_afresh() -> None:

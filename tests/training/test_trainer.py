@@ -134,6 +134,30 @@ def test_independent_tasks_end_with_their_own_best_epochs(folder: bool, a: int, 
         assert torch.equal(tensor, history.after({"a": a, "b": b}[name.split(".")[1]])[name]), name
 
 
+@pytest.mark.parametrize("folder", [False, True])
+def test_on_request_tasks_that_share_weights_have_each_their_own_best_epoch(folder: bool, tmp_path: Path) -> None:
+    kept = tmp_path / "run" if folder else None
+    trainer = quiet(shared(norm=True), epochs=4, choose_per_task=True, folder=kept)
+    history = History(trainer)
+    trainer.fit(loader(), Praising(trainer, a=3, b=1))
+    x, _ = table(20, seed=2)
+    found = trainer.predict(x)
+    for task, epoch in {"a": 3, "b": 1}.items():
+        model = shared(norm=True)
+        model.load_state_dict(history.after(epoch))
+        assert torch.equal(found[task], model.eval()(x)[task]), task
+
+
+def test_on_request_a_method_that_chooses_per_task_has_one_epoch_for_all() -> None:
+    class PerTask(sm.DenseSharing):
+        selects_per_task = True
+
+    trainer = quiet(sharing=PerTask(), epochs=3, choose_per_task=False)
+    trainer.fit(loader(), Praising(trainer, a=2, b=2))
+    assert list(trainer.selection.parts) == ["all"]
+    assert trainer.selection.best_epoch("a") == 2
+
+
 @pytest.mark.parametrize("model", [shared("b"), apart("b")])
 def test_a_single_task_ends_with_its_best_epoch_whole(model: sm.MultiTaskModel) -> None:
     trainer = quiet(model, epochs=3)

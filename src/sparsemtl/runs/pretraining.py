@@ -54,8 +54,8 @@ _NOT_INHERITED = (
     PRETRAINING,
 )
 """Keys of a run that its pretraining run does not take over."""
-_NOT_INHERITED_IN_TRAINING = ("choose_after",)
-"""Likewise in `training`: it depends on the sharing method."""
+_NOT_INHERITED_IN_TRAINING = ("choose_after", "choose_per_task")
+"""Likewise in `training`: they depend on the sharing method."""
 _IDENTITY_OF_DATA = ("name", "root", "path", "source")
 """Keys of the section `data` that identify the data set; the others select and transform its samples."""
 

@@ -44,6 +44,7 @@ TRAINER_KEYS = (
     "mix",
     "monitor",
     "choose_after",
+    "choose_per_task",
     "patience",
     "restart_every",
     "norm_batches",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 from typing_extensions import Doc
 
@@ -13,6 +13,9 @@ from sparsemtl.registry.parameters import Count, Default, Fraction, Natural, Pos
 from sparsemtl.training.evaluation.monitors import Monitor
 from sparsemtl.training.mixing import Mix
 from sparsemtl.training.steps.teacher import Teacher
+
+if TYPE_CHECKING:
+    from sparsemtl.sharing.sharing import Sharing
 
 Execution = Literal["masked", "sliced"]
 """Computation of a task's masked network in training: whole weights times masks, or the slice that the mask keeps."""
@@ -50,6 +53,15 @@ class EpochOptions(TypedDict, total=False):
         Natural,
         Default(0),
         Doc("Epochs at the beginning that are never selected, for a penalty that needs time to make weights zero."),
+    ]
+    choose_per_task: Annotated[
+        bool | None,
+        Default(None),
+        Doc(
+            "Keep the best epoch of each task (true), or one epoch for all (false). Weights of several epochs are "
+            "stored once per task. None: as the sharing method does; `pbfs` keeps one per task. Tasks that share no "
+            "weights always have their own."
+        ),
     ]
     patience: Annotated[Count | None, Default(None), Doc("Epochs without a better model after which training stops.")]
     parameter_groups: Annotated[
@@ -163,6 +175,12 @@ def group_options(options: TrainingOptions) -> ParameterGroupOptions:
     return {"parameter_groups": options["parameter_groups"], "layer_decay": options["layer_decay"]}
 
 
+def chooses_per_task(options: TrainingOptions, sharing: Sharing) -> bool:
+    """Return whether each task keeps its own best epoch: as asked, or as the sharing method does."""
+    asked = options["choose_per_task"]
+    return sharing.selects_per_task if asked is None else asked
+
+
 RECORDED = (
     "seed",
     "accumulate",
@@ -177,5 +195,6 @@ RECORDED = (
     "norm_batches",
     "monitor",
     "choose_after",
+    "choose_per_task",
 )
 """Options that may not change when a run is resumed, since its figures depend on them."""

@@ -57,7 +57,7 @@ from sparsemtl.training.evaluation.results import Results
 from sparsemtl.training.evaluation.selection import Selection
 from sparsemtl.training.groups import optimizer_maker
 from sparsemtl.training.mixing import remaining_batches, steps_in_epoch
-from sparsemtl.training.options import RECORDED, TrainingOptions, group_options
+from sparsemtl.training.options import RECORDED, TrainingOptions, chooses_per_task, group_options
 from sparsemtl.training.processes.launch import check_equal, start_processes, taking_part
 from sparsemtl.training.processes.machine import with_own_threads
 from sparsemtl.training.processes.refusals import check_together
@@ -373,9 +373,9 @@ class Trainer:
         self.position.seconds += time.perf_counter() - began
 
     def _new_selection(self) -> Selection:
-        return Selection(
-            self.model, self.options["monitor"], apart=self.sharing.selects_per_task, after=self.options["choose_after"]
-        )
+        options = self.options
+        apart = chooses_per_task(options, self.sharing)
+        return Selection(self.model, options["monitor"], apart=apart, after=options["choose_after"])
 
     def _checkpoint_due(self, before: int) -> bool:
         every = self.options["checkpoint_every"]

@@ -33,7 +33,7 @@ from sparsemtl.training.checks.probe import Probes, probe_tasks
 from sparsemtl.training.evaluation.evaluate import Trained, evaluate
 from sparsemtl.training.evaluation.selection import Selection
 from sparsemtl.training.mixing import steps_in_epoch
-from sparsemtl.training.options import TrainingOptions
+from sparsemtl.training.options import TrainingOptions, chooses_per_task
 from sparsemtl.training.setup import RunParts, Setup, set_up
 from sparsemtl.training.steps.step import TrainingStep
 
@@ -229,7 +229,7 @@ def _memory(parts: RunParts, setup: Setup, options: TrainingOptions) -> dict[str
         rows = 1 if parts.balancer.from_gramian else len(model.tasks)
         found["gradients per task"] = rows * bytes_of([p for p in shared.values() if p.requires_grad])
     if options["folder"] is None:
-        kept = Selection(model, options["monitor"], apart=parts.sharing.selects_per_task).parts
+        kept = Selection(model, options["monitor"], apart=chooses_per_task(options, parts.sharing)).parts
         found["best model, kept in memory"] = len(kept) * (bytes_of(model.state_dict()) + bytes_of(masks))
     return found
 
