@@ -19,7 +19,7 @@ from sparsemtl.data import TensorLoader
 from sparsemtl.errors import CheckpointError, ParameterError
 from sparsemtl.training.choosing.auto_share import RUNGS, SURVIVORS, AutoResult, _survivors, auto_share, largest_cost
 from sparsemtl.training.choosing.choice import ChoiceRows, MetricGain, Scores, choose_networks
-from sparsemtl.training.evaluation.evaluate import Trained
+from sparsemtl.training.evaluation.evaluate import Trained, evaluate
 
 NAMES = ("up", "across")
 
@@ -138,7 +138,7 @@ def test_gains_on_other_rows_are_differences_of_the_metric(result: AutoResult) -
     for task, gain in result.gains(test).items():
         choice = result.choices[task]
         values = {
-            name: sm.training.evaluation.evaluate(result.finished[name], test, torch.device("cpu"))[task][gain.metric]
+            name: evaluate(result.finished[name], test, torch.device("cpu"))[task][gain.metric]
             for name in (choice.candidate, choice.baseline)
         }
         assert gain.value == pytest.approx(values[choice.candidate] - values[choice.baseline], abs=1e-6)
