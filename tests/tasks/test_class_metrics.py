@@ -96,3 +96,12 @@ def test_metrics_of_one_s_own_read_classes_or_outputs_as_they_need() -> None:
     ranks = output.argsort(1, descending=True).argsort(1)[rows, target]
     assert float(metrics["first"].compute()) == pytest.approx(float((ranks < 1).float().mean()))
     assert float(metrics["two"].compute()) == pytest.approx(float((ranks < 2).float().mean()))
+
+
+@each("classes", [2, 3, 10])
+def test_accuracy_of_counts_per_class_is_torchmetrics_micro_accuracy_to_the_last_bit(classes: int) -> None:
+    output, target = sample(classes, 8.0)
+    plain = MulticlassAccuracy(classes, average="micro")
+    for part, labels in zip(output.chunk(3), target.chunk(3), strict=True):
+        plain.update(part, labels)
+    assert measured(classes, output, target)["accuracy"] == float(plain.compute())

@@ -104,17 +104,12 @@ class Classification(SampleTask):
 
         Two classes add F1, precision, recall, AUROC and average precision of the second class, the positive one.
         """
-        from torchmetrics.classification import (
-            MulticlassAccuracy,
-            MulticlassF1Score,
-            MulticlassPrecision,
-            MulticlassRecall,
-        )
+        from torchmetrics.classification import MulticlassF1Score, MulticlassPrecision, MulticlassRecall
 
         from sparsemtl.tasks.metrics import class_metrics as own
 
         metrics: dict[str, Metric] = {
-            "accuracy": MulticlassAccuracy(self.classes, average="micro", validate_args=False),
+            "accuracy": own.Accuracy(self.classes),
             "f1_macro": MulticlassF1Score(self.classes, average="macro", validate_args=False),
             "precision_macro": MulticlassPrecision(self.classes, average="macro", validate_args=False),
             "recall_macro": MulticlassRecall(self.classes, average="macro", validate_args=False),
@@ -127,7 +122,7 @@ class Classification(SampleTask):
             metrics["auroc"] = own.SecondClassAUROC(validate_args=False)
             metrics["average_precision"] = own.SecondClassAveragePrecision(validate_args=False)
             group_metrics(metrics, "f1", "precision", "recall")
-        group_metrics(metrics, "f1_macro", "precision_macro", "recall_macro")
+        group_metrics(metrics, "accuracy", "f1_macro", "precision_macro", "recall_macro")
         return metrics
 
     @property

@@ -13,6 +13,7 @@ from sparsemtl.heads.tokens import TokenHead
 from sparsemtl.registry.parameters import validated
 from sparsemtl.tasks.classes import Classes, ClassOptions, task_options
 from sparsemtl.tasks.likelihoods import PositionCategorical
+from sparsemtl.tasks.metrics.compute_groups import group_metrics
 from sparsemtl.tasks.task import Task, update_labelled
 
 if TYPE_CHECKING:
@@ -116,15 +117,17 @@ class TokenClassification(Task):
 
     def default_metrics(self) -> dict[str, Metric]:
         """Return accuracy (micro) and macro F1 over labelled tokens; of BIO tags, F1 of entities as the first."""
-        from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+        from torchmetrics.classification import MulticlassF1Score
 
         from sparsemtl.tasks.entities import EntityF1, are_bio_tags
+        from sparsemtl.tasks.metrics.class_metrics import Accuracy
 
         n, ignored = self.outputs, self.ignore_index
         metrics: dict[str, Metric] = {
-            "accuracy": MulticlassAccuracy(n, average="micro", ignore_index=ignored, validate_args=False),
+            "accuracy": Accuracy(n, ignore_index=ignored),
             "f1_macro": MulticlassF1Score(n, average="macro", ignore_index=ignored, validate_args=False),
         }
+        group_metrics(metrics, "accuracy", "f1_macro")
         if are_bio_tags(self.class_names):
             return {"entity_f1": EntityF1(self.class_names, ignore_index=ignored), **metrics}
         return metrics

@@ -11,9 +11,27 @@ from torchmetrics.classification import (
     BinaryF1Score,
     BinaryPrecision,
     BinaryRecall,
+    MulticlassAccuracy,
     MulticlassCalibrationError,
 )
 from torchmetrics.utilities import dim_zero_cat
+
+
+class Accuracy(MulticlassAccuracy):
+    """Share of right predictions, computed from counts per class as F1, precision and recall are.
+
+    Args:
+        classes: number of classes.
+        ignore_index: label that does not count.
+    """
+
+    def __init__(self, classes: int, *, ignore_index: int | None = None) -> None:
+        super().__init__(classes, average="macro", ignore_index=ignore_index, validate_args=False)  # counts per class
+
+    def compute(self) -> Tensor:
+        """Return the share, in [0, 1]."""
+        right, _, _, missed = self._final_state()
+        return right.sum().float() / (right + missed).sum().float()
 
 
 class SecondClassF1(BinaryF1Score):

@@ -172,7 +172,7 @@ class _Tally:
         counts, complete = _known_counts(task, [label for _, label in batches])
         labelled = [batch for batch, count in zip(batches, counts, strict=True) if count]
         losses = [task.checked_losses(output, label, complete=complete) for output, label in labelled]
-        values = iter([{name: float(loss.detach()) for name, loss in terms.items()} for terms in losses])
+        values = iter([{name: loss.item() for name, loss in terms.items()} for terms in losses])
         joined = _joined(labelled)
         finite = joined is None or _is_finite(joined[0])
         for (output, label), count in zip(batches, counts, strict=True):
