@@ -18,6 +18,7 @@ import argparse
 from pathlib import Path
 
 import pandas as pd
+from scipy import stats
 
 from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.study.results import StudyResults, tuned_settings
@@ -52,6 +53,15 @@ PAPER = {
 ALONE = ("stl", "narrow stl", "sparse stl")
 """Methods without sharing, which ranks leave out as the paper leaves out STL."""
 KEPT, RATE = "sharing.keep", "optimizer.lr"
+DIFFERENCES = (
+    *((f"fs, keep {keep}", other) for keep in (0.9, 0.6, 0.3) for other in ("mtl", f"rs, keep {keep}")),
+    *((f"efs, keep {keep}", f"fs, keep {keep}") for keep in (0.9, 0.6, 0.3)),
+    *(("fs, keep 0.9", other) for other in ("mtl, tuned decay", "lottery", "se", "tr, keep 0.9", "mr, keep 0.9")),
+    *(("fs, keep 0.9", other) for other in ("gradnorm", "mgda-ub", "cagrad", "nash-mtl", "rlw", "rgw", "uw", "stl")),
+    *((other, "mtl") for other in ("mtl, tuned decay", "rs, keep 0.9", "rs, keep 0.6", "nash-mtl", "uw")),
+    ("fs, keep 0.6", "sparse stl, keep 0.6"),
+)
+"""Pairs of rows whose difference is printed, where a study has both."""
 
 
 def figures(study: Path) -> tuple[pd.DataFrame, pd.Series]:
@@ -82,6 +92,19 @@ def ranks(means: pd.DataFrame) -> pd.Series:
     over_seeds = means.groupby("row", sort=False).mean()
     sharing = over_seeds[[row.partition(", keep")[0] not in ALONE for row in over_seeds.index]]
     return sharing.rank(ascending=False).mean(axis=1)
+
+
+def differences(means: pd.DataFrame) -> str:
+    """Return a Markdown table of paired differences of the mean accuracy, in points, with 95 % t-intervals."""
+    accuracy = 100 * means["accuracy"].unstack("seed")
+    lines = ["| difference | points | 95 % interval |", "| :--- | ---: | ---: |"]
+    for one, other in DIFFERENCES:
+        if one in accuracy.index and other in accuracy.index:
+            paired = (accuracy.loc[one] - accuracy.loc[other]).dropna()
+            half = stats.t.ppf(0.975, len(paired) - 1) * paired.std() / len(paired) ** 0.5
+            mean = paired.mean()
+            lines.append(f"| {one} − {other} | {mean:+.1f} | {mean - half:+.1f} to {mean + half:+.1f} |")
+    return "\n".join(lines)
 
 
 def paper_table(folder: Path, dataset: str) -> pd.DataFrame:
