@@ -3,18 +3,23 @@
 sparsemtl study benchmarks/damtl/learning-rates.yaml --jobs 2 --out RUNS/learning-rates
 sparsemtl study benchmarks/damtl/comparison.yaml --jobs 2 --out RUNS/overlap
 sparsemtl study benchmarks/damtl/comparison.yaml data.overlap=0 --jobs 2 --out RUNS/no-overlap
-for study in readings sparsity unknown-classes; do
+for study in readings sparsity unknown-classes printed; do
     sparsemtl study benchmarks/damtl/$study.yaml --jobs 2 --out RUNS/$study
 done
-python benchmarks/damtl/results.py RUNS --out benchmarks/results/damtl
+python benchmarks/damtl/results.py RUNS --out benchmarks/results/damtl   # adds the runs to the records: commit them
+python benchmarks/damtl/results.py --out benchmarks/results/damtl        # tables and figures of the records alone
+
+Curves over the epochs are not in the records, so that `epochs.png` is drawn with RUNS alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
+from statistics import fmean
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -24,46 +29,79 @@ from matplotlib.figure import Figure
 from sparsemtl.storage.metrics import METRIC_COLUMNS
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.study_folder import StudyFolder
+from sparsemtl.storage.yaml_text import read_yaml
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+import records
 
 SIZE = "samples per class"
 STUDIES = {"overlap": "three classes in common", "no-overlap": "no class in common"}
 COLUMNS = ["task1", "task2", "mean", "gain", "seconds"]
+FILES = {"overlap": "comparison", "no-overlap": "comparison"}
+"""Study -> its file, where that has another name."""
 
 
 # ---- what the runs say ---------------------------------------------------------------------------------------
 
 
-def read_study(folder: Path) -> pd.DataFrame:
-    """One row per run: settings, test accuracies in %, density of the masks in %, seconds."""
+def read_study(name: str, runs: Path | None) -> pd.DataFrame:
+    """One row per run of the record, after the runs below `runs` are added: settings, accuracies, density, seconds."""
+    record = f"damtl/{name}"
+    if runs is not None:
+        records.update(record, run_rows(runs / name))
+    frame = records.read(record)
+    if not len(frame):
+        return frame
+    about = read_yaml(Path(__file__).parent / f"{FILES.get(name, name)}.yaml")
+    frame = frame.assign(mean=lambda rows: rows[["task1", "task2"]].mean(axis=1))
+    keys = [SIZE, "overlap", "seed"]
+    base = best_by_validation(frame[frame["method"] == about["baseline"]]).groupby(keys)["mean"].mean()
+    frame["gain"] = frame["mean"] - pd.MultiIndex.from_frame(frame[keys]).map(base).to_numpy()
+    order = list(about["methods"])
+    return frame.sort_values(["method", "seed"], key=lambda c: c.map(order.index) if c.name == "method" else c)
+
+
+def run_rows(folder: Path) -> pd.DataFrame:
+    """Lines of the record of the finished runs of a study: test and validation accuracies in %, and what they cost."""
     rows = []
     study = StudyFolder(folder)
-    about = study.read_about()
-    for run in study.run_folders():
+    for run in study.run_folders() if study.exists else ():
         if not run.finished:
             continue
         summary, config = run.read_summary(), run.read_config()
         density = summary["sharing"].get("density", {})
+        settings = {
+            SIZE: config["data"]["samples_per_class"],
+            "overlap": config["data"]["overlap"],
+            "lr": config["optimizer"]["lr"],
+            "lambda": config["sharing"].get("lambda"),
+            "strength": config["architecture"].get("strength"),
+        }
+        named = [f"{key} {value}" for key, value in settings.items() if value is not None]
         rows.append(
             {
-                "method": config["label"],
-                SIZE: config["data"]["samples_per_class"],
-                "overlap": config["data"]["overlap"],
-                "lambda": config["sharing"].get("lambda"),
+                "row": ", ".join([config["label"], *named]),
                 "seed": config["seed"],
+                "settings": records.fingerprint(config),
+                "method": config["label"],
+                **settings,
                 **{name: 100 * task["test"]["accuracy"] for name, task in summary["tasks"].items()},
+                "validation": 100 * fmean(task["validation"]["accuracy"] for task in summary["tasks"].values()),
                 "kept": 100 * sum(density.values()) / len(density) if density else 100.0,
                 "seconds": summary["seconds"],
                 "before": seconds_before(study, config),
-                "folder": run.path,
             }
         )
-    frame = pd.DataFrame(rows).assign(mean=lambda rows: rows[["task1", "task2"]].mean(axis=1))
-    keys = [SIZE, "overlap", "seed"]
-    base = frame[frame["method"] == about["baseline"]].groupby(keys)["mean"].mean()
-    frame["gain"] = frame["mean"] - pd.MultiIndex.from_frame(frame[keys]).map(base).to_numpy()
-    return frame.sort_values(
-        ["method", "seed"], key=lambda c: c.map(about["methods"].index) if c.name == "method" else c
-    )
+    return pd.DataFrame(rows, columns=None if rows else records.COLUMNS)
+
+
+def best_by_validation(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the learning rate per method, size and overlap whose mean validation accuracy is the highest."""
+    same = ["method", SIZE, "overlap", "strength", "lambda"]
+    means = frame.groupby([*same, "lr"], sort=False, dropna=False)["validation"].mean().reset_index()
+    best = means.loc[means.groupby(same, sort=False, dropna=False)["validation"].idxmax(), [*same, "lr"]]
+    return frame.merge(best, on=[*same, "lr"])
 
 
 def seconds_before(study: StudyFolder, config: dict) -> float:
@@ -74,13 +112,15 @@ def seconds_before(study: StudyFolder, config: dict) -> float:
     return float(pd.Series([run.read_summary()["seconds"] for run in folders if run.ended]).mean())
 
 
-def validation_curves(frame: pd.DataFrame) -> pd.DataFrame:
+def validation_curves(folder: Path, size: int) -> pd.DataFrame:
     """Validation accuracy in %, mean over the tasks and the seeds: epoch x method."""
     parts = []
-    for method, folder in zip(frame["method"], frame["folder"], strict=True):
-        rows = pd.DataFrame(RunFolder(folder).read_metrics(), columns=METRIC_COLUMNS)
-        rows = rows[(rows["split"] == "validation") & (rows["metric"] == "accuracy")]
-        parts.append(rows.assign(method=method)[["epoch", "method", "value"]])
+    for run in StudyFolder(folder).run_folders():
+        config = run.read_config()
+        if run.finished and config["data"]["samples_per_class"] == size:
+            rows = pd.DataFrame(run.read_metrics(), columns=METRIC_COLUMNS)
+            rows = rows[(rows["split"] == "validation") & (rows["metric"] == "accuracy")]
+            parts.append(rows.assign(method=config["label"])[["epoch", "method", "value"]])
     return 100 * pd.concat(parts).pivot_table(index="epoch", columns="method", values="value", sort=False)
 
 
@@ -176,11 +216,11 @@ def draw_sizes(studies: dict[str, pd.DataFrame], path: Path) -> None:
     save(figure, path)
 
 
-def draw_epochs(studies: dict[str, pd.DataFrame], path: Path, size: int) -> None:
+def draw_epochs(studies: dict[str, pd.DataFrame], runs: Path, path: Path, size: int) -> None:
     """Validation accuracy over the epochs, at one size."""
     figure, axes = panels(studies)
     for study, frame in studies.items():
-        curves = validation_curves(frame[frame[SIZE] == size])
+        curves = validation_curves(runs / study, size)
         for method, look in looks(list(dict.fromkeys(frame["method"])), frame).items():
             axes[study].plot(curves.index, curves[method], label=method, **look | {"marker": ""})
         axes[study].set(xlabel=f"epoch ({size} {SIZE})", ylabel="validation accuracy, %, mean of the tasks")
@@ -230,33 +270,39 @@ def draw_sparsity(frame: pd.DataFrame, path: Path) -> None:
 def main() -> None:
     """Write `tables.md` and the figures of the studies that are there."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("runs", type=Path)
+    parser.add_argument("runs", type=Path, nargs="?", help="folder of studies to add to the records")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    there = {path.name: path for path in sorted(options.runs.iterdir()) if StudyFolder(path).results.is_file()}
+    names = (*STUDIES, "readings", "unknown-classes", "sparsity", "printed")
+    there = {name: frame for name in names if len(frame := read_study(name, options.runs))}
     sections = []
-    studies = {name: read_study(there[name]) for name in STUDIES if name in there}
+    studies = {name: there[name] for name in STUDIES if name in there}
     for name, frame in studies.items():
         sections += [f"## Gain against single-task training, {STUDIES[name]}\n\n{gains(frame)}\n"]
         for size, part in frame.groupby(SIZE):
             sections += [f"## {STUDIES[name].capitalize()}, {size} {SIZE}\n\n{table(part, ['method'], COLUMNS)}\n"]
     if studies:
         draw_sizes(studies, options.out / "samples.png")
-        draw_epochs(studies, options.out / "epochs.png", size=20)
+        if options.runs and all(StudyFolder(options.runs / name).exists for name in studies):
+            draw_epochs(studies, options.runs, options.out / "epochs.png", size=20)
         draw_times(list(studies.values())[-1], options.out / "times.png", size=20)
     if "readings" in there:
-        for overlap, part in read_study(there["readings"]).groupby("overlap", sort=False):
+        for overlap, part in there["readings"].groupby("overlap", sort=False):
             sections += [f"## Readings, {overlap} classes in common\n\n{table(part, ['method'], COLUMNS)}\n"]
     if "unknown-classes" in there:
-        frame = read_study(there["unknown-classes"])
+        frame = there["unknown-classes"]
         sections += [f"## An auxiliary task without the classes\n\n{table(frame, ['method'], COLUMNS)}\n"]
     if "sparsity" in there:
-        frame = read_study(there["sparsity"]).sort_values("lambda", kind="stable")
+        frame = there["sparsity"].sort_values("lambda", kind="stable")
         sections += [f"## Sparsity\n\n{table(frame, ['method', 'lambda'], ['kept', 'task1', 'task2', 'mean'])}\n"]
         draw_sparsity(frame, options.out / "sparsity.png")
-    if "learning-rates" in there:
-        sections += [f"## Validation accuracy by learning rate\n\n{chosen_rates(there['learning-rates'])}\n"]
+    if "printed" in there:
+        best = best_by_validation(there["printed"])
+        sections += [f"## As printed\n\n{table(best, ['method', 'strength'], ['kept', *COLUMNS])}\n"]
+    rates = options.runs / "learning-rates" if options.runs else None
+    if rates and StudyFolder(rates).results.is_file():
+        sections += [f"## Validation accuracy by learning rate\n\n{chosen_rates(rates)}\n"]
     (options.out / "tables.md").write_text("\n".join(sections), encoding="utf-8")
 
 

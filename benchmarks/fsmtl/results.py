@@ -5,7 +5,8 @@ for study in multi-fashion pair-attributes three-sources; do
         sparsemtl study benchmarks/fsmtl/$file.yaml --jobs 2 --no-run-reports --out RUNS/$file
     done
 done
-python benchmarks/fsmtl/results.py RUNS --paper ../shared/paper_tables
+python benchmarks/fsmtl/results.py RUNS --paper ../shared/paper_tables   # adds the runs to the records: commit them
+python benchmarks/fsmtl/results.py --paper ../shared/paper_tables        # tables of the records alone
 sparsemtl compare RUNS/multi-fashion RUNS/pair-attributes RUNS/three-sources   # tests over all data sets
 
 For a GPU, at full size: celeba.yaml, cityscapes.yaml and dkl.yaml. Tables of the first and the last stand beside the
@@ -15,13 +16,17 @@ paper's figures of the same data. Cityscapes (Table 2) has other measures, which
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import pandas as pd
 from scipy import stats
 
-from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.study.results import StudyResults, tuned_settings
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+import records
 
 MEASURES = {"accuracy": "Acc", "precision_macro": "Precision", "recall_macro": "Recall", "f1_macro": "F-score"}
 """Metric of every task -> column, the mean over the tasks."""
@@ -64,14 +69,21 @@ DIFFERENCES = (
 """Pairs of rows whose difference is printed, where a study has both."""
 
 
-def figures(study: Path) -> tuple[pd.DataFrame, pd.Series]:
+def results(study: str) -> StudyResults:
+    """Return the results of a study's record; of the values in it, validation chooses all but `KEPT`."""
+    record = records.long(records.read(f"fsmtl/{study}"))
+    settings = [column for column in record if "." in column]
+    record = record.dropna(axis=1, how="all")
+    return StudyResults.of(record, baseline=None, tuned=[key for key in settings if key != KEPT and key in record])
+
+
+def figures(study: str) -> tuple[pd.DataFrame, pd.Series]:
     """Return the mean over the tasks per setting and seed, and the learning rate that validation chose per setting.
 
     The runs of one task each of `<study>-sparse-stl`, if they are there, are one setting.
     """
-    both = (study, study.with_name(f"{study.name}-sparse-stl"))
-    folders = [folder for folder in both if StudyFolder(folder).results.is_file()]
-    frame = pd.concat([tuned_settings(StudyResults.read(folder)).frame for folder in folders])
+    both = [name for name in (study, f"{study}-sparse-stl") if len(records.read(f"fsmtl/{name}"))]
+    frame = pd.concat([tuned_settings(results(name)).frame for name in both])
     frame = frame[(frame["split"] == "test") & frame["metric"].isin(MEASURES)].copy()
     frame["method"] = frame["method"].str.replace(r"^sparse stl, .*", "sparse stl", regex=True)
     kept = frame[KEPT] if KEPT in frame else pd.Series(float("nan"), frame.index)
@@ -118,7 +130,7 @@ def paper_table(folder: Path, dataset: str) -> pd.DataFrame:
     return table.assign(p=rows.groupby("method")["setting"].first())
 
 
-def table(study: Path, dataset: str, paper: Path, *, same_data: bool) -> str:
+def table(study: str, dataset: str, paper: Path, *, same_data: bool) -> str:
     """Return a Markdown table in the paper's form."""
     means, rates = figures(study)
     gain, rank, printed = gains(means), ranks(means), paper_table(paper, dataset)
@@ -151,15 +163,17 @@ def spread(values: pd.Series, digits: int) -> str:
 
 
 def main() -> None:
-    """Print the tables of the studies that have results."""
+    """Print the tables of the studies that have records."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", type=Path)
+    parser.add_argument("runs", type=Path, nargs="?", help="folder of studies to add to the records")
     parser.add_argument("--paper", type=Path, default=Path("../shared/paper_tables"))
     options = parser.parse_args()
     for study, dataset in STUDIES.items():
-        folder = StudyFolder(options.runs / study)
-        if folder.results.is_file():
-            print(f"## {study}\n\n{table(folder.path, dataset, options.paper, same_data=study in FULL_SIZE)}\n")
+        for name in (study, f"{study}-sparse-stl") if options.runs else ():
+            records.update(f"fsmtl/{name}", records.of_study(options.runs / name, MEASURES))
+        if len(records.read(f"fsmtl/{study}")):
+            print(f"## {study}\n\n{table(study, dataset, options.paper, same_data=study in FULL_SIZE)}\n")
+            print(f"{differences(figures(study)[0])}\n")
 
 
 if __name__ == "__main__":

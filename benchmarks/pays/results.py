@@ -1,6 +1,7 @@
 """Tables of the studies of `settings.py`: methods, and for each task the network that its own validation chooses.
 
-python benchmarks/pays/results.py RUNS
+python benchmarks/pays/results.py        # from the records of all sessions, benchmarks/results/records/pays
+python benchmarks/pays/results.py RUNS   # adds what has finished in RUNS to the records first
 
 Errors are means over tasks and seeds on test data, in %: the normalised squared error of regressions, 1 - accuracy of
 classifications. Learning rate, weight decay and keep of a method are those of the smallest validation error, mean over
@@ -10,22 +11,31 @@ seeds. Intervals are paired t-intervals over the seeds.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import pandas as pd
 from scipy import stats
 
-from sparsemtl.study.results import read_results
+sys.path.append(str(Path(__file__).parents[1]))
+
+import records
 
 SPARSE = ("fisher", "specific")
 OTHERS = (*SPARSE, "auto")
 """Methods that are no dense baseline."""
 KEYS = ["optimizer.lr", "optimizer.weight_decay", "sharing.keep"]
+METRICS = ("mse", "accuracy")
 
 
-def errors(study: Path) -> pd.DataFrame:
+def record(study: Path) -> None:
+    """Add the finished runs of a study to its record."""
+    records.update(f"pays/{study.name}", records.of_study(study, METRICS))
+
+
+def errors(name: str) -> pd.DataFrame:
     """Return validation and test error per method, setting of it, task and seed."""
-    frame = read_results(study / "results.csv")
+    frame = records.long(records.read(f"pays/{name}"))
     frame = frame[frame["split"].isin(["validation", "test"])]
     kinds = frame.groupby("task")["metric"].unique()
     judge = {task: "accuracy" if "accuracy" in metrics else "mse" for task, metrics in kinds.items()}
@@ -59,37 +69,40 @@ def chosen(found: pd.DataFrame) -> pd.Series:
 
 def interval(difference: pd.Series) -> str:
     """Return mean ± half the width of the 95 % t-interval, with a star if it excludes 0."""
+    difference = difference.dropna()
     half = stats.t.ppf(0.975, len(difference) - 1) * stats.sem(difference)
     return f"{difference.mean():+.1f} ± {half:.1f}{'*' if abs(difference.mean()) > half else ''}"
 
 
-def row(study: Path) -> list[str]:
-    """Return the cells of a setting."""
-    found = errors(study)
+def row(found: pd.DataFrame, methods: list[str]) -> list[str]:
+    """Return the cells of a setting, from its `errors`."""
     per_method = tuned(found).groupby(["method", "seed"])["test"].mean().unstack("seed")
     dense = per_method.drop(index=[name for name in OTHERS if name in per_method.index])
     validation = tuned(found).groupby("method")["validation"].mean()
     best = str(validation[validation.index.isin(dense.index)].idxmin())
     every = candidates(found)
     both, alone = chosen(every), chosen(every[~every["method"].str.startswith(SPARSE)])
-    cells = [str(per_method.shape[1]), *(f"{per_method.loc[name].mean():.1f}" for name in per_method.index)]
+    means = [f"{per_method.loc[name].mean():.1f}" if name in per_method.index else "–" for name in methods]
+    cells = [str(per_method.shape[1]), *means]
     per_seed = {str(name): values for name, values in per_method.iterrows()}
     against = [interval(per_seed[name] - per_seed[best]) if name in per_seed else "–" for name in OTHERS]
     return [*cells, best, *against, f"{both.mean():.1f}", f"{alone.mean():.1f}", interval(both - alone)]
 
 
 def main() -> None:
-    """Print one table, a row per setting with results."""
+    """Print one table, a row per setting with a record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", type=Path)
-    folder = parser.parse_args().runs
-    studies = sorted(path.parent for path in folder.glob("*/results.csv"))
-    methods = sorted(errors(studies[0])["method"].unique()) if studies else []
+    parser.add_argument("runs", type=Path, nargs="?", help="folder of studies to add to the records")
+    if folder := parser.parse_args().runs:
+        for path in sorted(folder.glob("*/results.csv")):
+            record(path.parent)
+    found = {path.stem: errors(path.stem) for path in sorted((records.FOLDER / "pays").glob("*.csv"))}
+    methods = list(dict.fromkeys(method for frame in found.values() for method in frame["method"].unique()))
     gains = [f"{name} - best dense" for name in OTHERS]
     head = ["setting", "seeds", *methods, "best dense", *gains, "choice: all", "choice: dense", "difference"]
     print("| " + " | ".join(head) + " |\n" + "| :--- |" + " ---: |" * (len(head) - 1))
-    for study in studies:
-        print(f"| {study.name} | " + " | ".join(row(study)) + " |")
+    for setting, frame in found.items():
+        print(f"| {setting} | " + " | ".join(row(frame, methods)) + " |")
 
 
 if __name__ == "__main__":

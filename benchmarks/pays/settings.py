@@ -3,7 +3,9 @@
 python benchmarks/pays/settings.py --out RUNS              # all settings; finished runs are skipped
 python benchmarks/pays/settings.py C4-N100 vit --out RUNS  # some of them
 python benchmarks/pays/settings.py C4-N100 --seeds 0 1 --out RUNS  # some seeds of one; more seeds go on from there
-python benchmarks/pays/results.py RUNS                     # the tables
+python benchmarks/pays/results.py                          # the tables
+
+Each finished seed of a setting is added to its record, `benchmarks/results/records/pays/NAME.csv`. Commit it.
 
 Files of MNIST, Fashion-MNIST and Student Performance lie under $SPARSEMTL_DATA; the other settings need none. A setting
 has 152 to 320 runs, 19 to 40 per seed. One seed of C4-N100 takes about a minute of processor time (1.3 s per run of a
@@ -15,6 +17,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from typing import NamedTuple
+
+from results import record
 
 from sparsemtl.study.grid import read_study
 from sparsemtl.study.runner import run_study
@@ -91,11 +95,12 @@ def main() -> None:
         parser.error(f"unknown setting {', '.join(sorted(unknown))}; known: {', '.join(SETTINGS)}")
     for name in options.names or SETTINGS:
         setting = SETTINGS[name]
-        seeds = [f"seeds={options.seeds}"] if options.seeds else []
-        study = read_study(HERE / setting.study, [f"name={name}", *setting.changes, *seeds])
-        failures = run_study(study, options.out / name, jobs=options.jobs)
-        for run, why in failures.items():
-            print(f"no result of {run}: {why}")
+        for seed in options.seeds or read_study(HERE / setting.study).seeds:
+            study = read_study(HERE / setting.study, [f"name={name}", *setting.changes, f"seeds=[{seed}]"])
+            failures = run_study(study, options.out / name, jobs=options.jobs)
+            record(options.out / name)
+            for run, why in failures.items():
+                print(f"no result of {run}: {why}")
 
 
 if __name__ == "__main__":

@@ -3,20 +3,25 @@
 for study in census movielens student-math student-portuguese synthetic pools; do
     sparsemtl study benchmarks/pbfs/$study.yaml --jobs 2 --out RUNS/$study
 done
-python benchmarks/pbfs/results.py RUNS --out benchmarks/results
+python benchmarks/pbfs/results.py RUNS --out benchmarks/results   # adds the runs to the records: commit them
+python benchmarks/pbfs/results.py --out benchmarks/results        # tables and figures of the records alone
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
-from fnmatch import fnmatch
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from sparsemtl.storage.study_folder import StudyFolder
+from sparsemtl.storage.run_folder import RunFolder
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+import records
 
 SHOWN: dict[str, Mapping[str, tuple[str, ...]]] = {
     "census": {"income": ("f1_macro", "accuracy", "auroc"), "never-married": ("f1_macro", "accuracy", "auroc")},
@@ -77,20 +82,26 @@ def text(values: pd.Series, digits: int = 4) -> str:
     return f"{round(values.mean(), digits) + 0.0:.{digits}f} ± {values.std():.{digits}f}" if len(values) else "–"
 
 
-def chosen_sparsity(study: Path, shown: Mapping[str, tuple[str, ...]]) -> str:
+def sparsities(run: RunFolder) -> dict[str, float]:
+    """Return of every task the mean sparsity of its network's layers, and its validation score, higher is better."""
+    summary = run.read_summary()
+    found: dict[str, float] = {}
+    for task, layers in summary["sharing"].get("sparsity", {}).items():
+        about = summary["tasks"][task]
+        sign = 1 if about["directions"][about["primary"]] else -1
+        found[f"sparsity/{task}"] = sum(layers.values()) / len(layers)
+        found[f"score/{task}"] = sign * about["validation"][about["primary"]]
+    return found
+
+
+def chosen_sparsity(record: pd.DataFrame, shown: Mapping[str, tuple[str, ...]]) -> str:
     """The paper's Tables 3 and 5: the sparsity of every task's best network over all targets, chosen by validation."""
-    runs = []
-    folders = [run for run in StudyFolder(study).run_folders() if fnmatch(run.path.name, "pbfs*_target*") and run.ended]
-    for summary in (run.read_summary() for run in folders):
-        for task in shown:
-            about = summary["tasks"][task]
-            sign = 1 if about["directions"][about["primary"]] else -1
-            found = summary["sharing"]["sparsity"][task].values()
-            runs.append((task, summary["seed"], sign * about["validation"][about["primary"]], sum(found) / len(found)))
-    best = pd.DataFrame(runs, columns=["task", "seed", "score", "sparsity"])
-    best = best.sort_values("score").groupby(["task", "seed"]).last().reset_index()
-    rows = [f"| {task} | {text(best[best['task'] == task]['sparsity'], 3)} |" for task in shown]
-    return "\n".join(["| task | sparsity of its best network |", "| :--- | ---: |", *rows])
+    swept = record[record["method"].str.startswith("pbfs") & record[SWEPT].notna()]
+    lines = ["| task | sparsity of its best network |", "| :--- | ---: |"]
+    for task in shown:
+        best = swept.sort_values(f"score/{task}").groupby("seed")[f"sparsity/{task}"].last()
+        lines.append(f"| {task} | {text(best, 3)} |")
+    return "\n".join(lines)
 
 
 def against_sparsity(frame: pd.DataFrame, shown: Mapping[str, tuple[str, ...]], path: Path) -> None:
@@ -117,22 +128,25 @@ def against_sparsity(frame: pd.DataFrame, shown: Mapping[str, tuple[str, ...]], 
 def main() -> None:
     """Print the tables, write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", type=Path)
+    parser.add_argument("runs", type=Path, nargs="?", help="folder of studies to add to the records")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     pictures = options.out / "pbfs"
     pictures.mkdir(parents=True, exist_ok=True)
     for study, shown in SHOWN.items():
-        path = StudyFolder(options.runs / study).results
-        if not path.is_file():
+        name, metrics = f"pbfs/{study}", {metric for metrics in shown.values() for metric in metrics}
+        if options.runs:
+            records.update(name, records.of_study(options.runs / study, metrics, sparsities))
+        record = records.read(name)
+        if not len(record):
             continue
-        frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
+        frame = records.long(record)
         frame = frame[frame["split"] == "test"].copy()
         frame["setting"] = settings_of(frame)
         print(f"## {study}\n\n{table(frame, shown)}\n")
         if SWEPT in frame and not any(key.startswith("data.") for key in frame.columns):
             against_sparsity(frame, shown, pictures / f"{study}.png")
-            print(f"## {study}, sparsity\n\n{chosen_sparsity(options.runs / study, shown)}\n")
+            print(f"## {study}, sparsity\n\n{chosen_sparsity(record, shown)}\n")
 
 
 if __name__ == "__main__":

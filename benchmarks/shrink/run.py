@@ -18,7 +18,11 @@ rows are trained for 2 E epochs in total:
 - `torch-pruning`: the dense network, pruned by Torch-Pruning (`pip install torch-pruning`; group Taylor importance,
   global, in 60 rounds on 512 samples in all) to the budget, then fine-tuned for E epochs.
 
-Runs that are finished are not trained again. The table has per row the multiply-adds of the compacted network, all
+Runs that are finished are not trained again. A row of a seed is added to the record
+`benchmarks/results/records/shrink/PROBLEM.csv` as soon as it is finished; commit it. The tables have all lines of the
+record; `--table` prints them and trains nothing.
+
+The table has per row the multiply-adds of the compacted network, all
 tasks together, as a fraction of the dense network's; the change of every task's primary metric on test data against the
 dense network of the seed, in per cent, positive is better, mean and standard deviation over the seeds; and the 95 %
 t-interval of the mean over the tasks. A second table compares `shrink` with the other rows of its budget.
@@ -30,9 +34,12 @@ import argparse
 import json
 import math
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 import sparsemtl as sm
 from sparsemtl import load_run
@@ -48,6 +55,10 @@ from sparsemtl.storage.yaml_text import read_yaml
 from sparsemtl.tasks.batches import as_group
 from sparsemtl.training.shrinking.shrink import PER_READER, STRENGTH, TEACHER_WEIGHT, reach_at
 from sparsemtl.views.tables import Table
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+import records
 
 T_95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365}
 """Degrees of freedom -> quantile of the 95 % t-interval."""
@@ -74,6 +85,9 @@ ROWS = (
     "torch-pruning",
 )
 _PRUNING_ROUNDS, _PRUNING_SAMPLES = 60, 512
+_CHANGE = "change/"
+Found = dict[tuple[str, float | None], dict[int, tuple[dict[str, float], float]]]
+"""(row, budget) -> seed -> change of every task in per cent, and cost as a fraction of the dense network's."""
 
 
 class Problem:
@@ -231,18 +245,33 @@ def main() -> None:
     parser.add_argument("--macs", type=float, nargs="+", default=[0.3, 0.15, 0.08])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="rows to run; all by default")
+    parser.add_argument("--table", action="store_true", help="print the tables of the record, without training")
     given = parser.parse_args()
-    found: dict[tuple[str, float | None], dict[int, tuple[dict[str, float], float]]] = {}
-    for seed in given.seeds:
-        problem = Problem(given.problem, seed, given.out)
-        whole = problem.cost("dense")
+    for seed in [] if given.table else given.seeds:
+        problem = Problem(given.problem, seed, given.out.resolve())
         for row, macs in _cells(given.rows, given.macs, given.problem):
-            folder = problem.row(row, macs)
-            cost = problem.cost(folder.name.removesuffix(f"-{seed}"))
-            found.setdefault((row, macs), {})[seed] = changes(folder, problem.dense), cost / whole
-            print(f"{folder.name}: {cost / whole:.3f} {found[row, macs][seed][0]}", flush=True)
-    print(_quality(found).markdown())
-    print(_against(found).markdown())
+            new = line(problem, row, macs)
+            records.update(f"shrink/{given.problem}", pd.DataFrame([new]))
+            print(new, flush=True)
+    found = _found(records.read(f"shrink/{given.problem}"))
+    if found:
+        print(_quality(found).markdown())
+        print(_against(found).markdown())
+
+
+def line(problem: Problem, row: str, macs: float | None) -> dict[str, Any]:
+    """Return the line of a row, a budget and a seed in the record, and train its run unless it is finished."""
+    folder = problem.row(row, macs)
+    cost = problem.cost(folder.name.removesuffix(f"-{problem.seed}"))
+    return {
+        "row": row if macs is None else f"{row} {macs:g}",
+        "seed": problem.seed,
+        "settings": records.fingerprint(RunFolder(folder).read_config()),
+        "network": row,
+        "budget": macs,
+        "cost": cost / problem.cost("dense"),
+        **{f"{_CHANGE}{task}": change for task, change in changes(folder, problem.dense).items()},
+    }
 
 
 def _cells(rows: Iterable[str], budgets: Iterable[float], problem: str) -> list[tuple[str, float | None]]:
@@ -255,25 +284,37 @@ def _cells(rows: Iterable[str], budgets: Iterable[float], problem: str) -> list[
     return found
 
 
-def _quality(found: Mapping[tuple[str, float | None], Mapping[int, tuple[dict[str, float], float]]]) -> Table:
+def _found(record: pd.DataFrame) -> Found:
+    """Return the content of a record by network and budget, in the order of `ROWS`, the largest budgets first."""
+    tasks = [column for column in record if column.startswith(_CHANGE)]
+    found: Found = {}
+    for _, entry in record.iterrows():
+        macs = None if pd.isna(entry["budget"]) else float(entry["budget"])
+        change = {task.removeprefix(_CHANGE): float(entry[task]) for task in tasks}
+        found.setdefault((entry["network"], macs), {})[int(entry["seed"])] = change, float(entry["cost"])
+    return dict(sorted(found.items(), key=lambda item: (-(item[0][1] or 1), ROWS.index(item[0][0]))))
+
+
+def _quality(found: Found) -> Table:
     tasks = list(next(iter(next(iter(found.values())).values()))[0])
     lines = []
     for (row, macs), seeds in found.items():
         means = [statistics.mean(change.values()) for change, _ in seeds.values()]
         cells = [_spread([change[task] for change, _ in seeds.values()]) for task in tasks]
         left = statistics.mean(cost for _, cost in seeds.values())
-        lines.append([row, _name(macs), f"{left:.1%}", *cells, _spread(means), _interval(means)])
-    return Table(["network", "budget", "multiply-adds", *tasks, "mean", "95 % interval"], lines)
+        numbers = ", ".join(map(str, seeds))
+        lines.append([row, _name(macs), numbers, f"{left:.1%}", *cells, _spread(means), _interval(means)])
+    return Table(["network", "budget", "seeds", "multiply-adds", *tasks, "mean", "95 % interval"], lines)
 
 
-def _against(found: Mapping[tuple[str, float | None], Mapping[int, tuple[dict[str, float], float]]]) -> Table:
+def _against(found: Found) -> Table:
     lines = []
     for (row, macs), seeds in found.items():
         own = found.get(("shrink", macs), {})
         if row != "shrink" and (both := [seed for seed in own if seed in seeds]):
             ahead = [statistics.mean(own[seed][0].values()) - statistics.mean(seeds[seed][0].values()) for seed in both]
-            lines.append([row, _name(macs), _spread(ahead), _interval(ahead)])
-    return Table(["shrink against", "budget", "ahead by", "95 % interval"], lines)
+            lines.append([row, _name(macs), ", ".join(map(str, both)), _spread(ahead), _interval(ahead)])
+    return Table(["shrink against", "budget", "seeds", "ahead by", "95 % interval"], lines)
 
 
 def _name(macs: float | None) -> str:
