@@ -15,8 +15,8 @@ three layers of 1024, `resnet18` reads 3x64x64.
 - *masked evaluation*: the same of tasks with masks that keep 0.3, over masks that are put on once per task.
 
 A loop by hand for `small` that checks labels and outputs too, and computes the same five metrics by torchmetrics, takes
-1.4 times as long as mean loss and accuracy, and 1.2 times with masks (processor time on one thread, medians of 150): the
-goal of masked evaluation is below that.
+1.46 times as long as mean loss and accuracy, and 1.23 times with masks: the goal of masked evaluation is below that.
+These are medians of 150, of processor time on one thread, beside other work on the machine.
 
 Shares of the processor time of `small` on one thread, by a profile of the trainer's step and of `evaluate`; those in
 italics are what a plain loop by hand has not:
