@@ -184,6 +184,13 @@ def test_a_recipe_gives_the_weight_or_there_is_none(dtype: torch.dtype) -> None:
     assert recipe_for(weight[:, :3], base, cut) is None
 
 
+def test_a_bundle_in_a_file_of_version_1_is_read() -> None:
+    path = Path(__file__).with_name("bundle-version-1.safetensors")
+    x = torch.arange(8.0).view(2, 4)
+    for task, expected in {"a": [[-0.2196], [-0.2196]], "b": [[-0.1341], [0.1050]]}.items():
+        torch.testing.assert_close(sm.load_network(path, task=task)(x), torch.tensor(expected), atol=1e-4, rtol=0)
+
+
 def test_the_task_must_be_one_of_the_file(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match=r"all.safetensors: the file is a bundle of the tasks one, two, three"):
         sm.load_network(bundle.path)

@@ -192,6 +192,40 @@ def test_equal_content_makes_equal_files(tmp_path: Path) -> None:
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
 
+VERSION_1 = Path(__file__).with_name("version-1.safetensors")
+"""File that `write_tensors` wrote before it computed one checksum over all bytes."""
+
+
+def test_a_file_of_version_1_is_read_and_every_flipped_bit_of_it_is_noticed(tmp_path: Path) -> None:
+    expected = {"w": torch.arange(4.0), "n": torch.tensor(3), "mask": torch.tensor([True, False])}
+    tensors, header = read_tensors(VERSION_1, own=True)
+    assert_same(dict(sorted(tensors.items())), dict(sorted(expected.items())))
+    assert header == {"model": "SharedBottom", "note": "size"}
+    mapped, _, whole = map_tensors(VERSION_1)
+    assert_same(dict(sorted(mapped.items())), dict(sorted(expected.items())))
+    assert whole()
+    content, path = VERSION_1.read_bytes(), tmp_path / "damaged.safetensors"
+    for bit in range(8 * len(content)):
+        path.write_bytes(flipped(content, bit))
+        with pytest.raises(CheckpointError, match=str(path)):
+            read_tensors(path, own=True)
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    """The bytes with another bit."""
+    damaged = bytearray(content)
+    damaged[bit // 8] ^= 1 << bit % 8
+    return bytes(damaged)
+
+
+def test_a_file_of_a_newer_version_is_refused_by_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "newer.safetensors"
+    own = {"checksum": "00000000", "version": 3, "header": {}}
+    save_file({"w": torch.ones(2)}, path, metadata={"sparsemtl": json.dumps(own)})
+    with pytest.raises(CheckpointError, match="has version 3 of the format, and this sparsemtl reads 1 and 2"):
+        read_tensors(path)
+
+
 def test_folders_on_the_way_are_made(tmp_path: Path) -> None:
     write_text(tmp_path / "a" / "b" / "c.txt", "Größe\n")
     assert (tmp_path / "a" / "b" / "c.txt").read_bytes() == "Größe\n".encode()
@@ -554,13 +588,10 @@ def test_a_bit_that_flips_in_any_byte_of_a_file_of_tensors_is_noticed(tmp_path: 
     path = tmp_path / "model.safetensors"
     write_tensors(path, {"w": torch.arange(4.0), "n": torch.tensor(3)}, {"model": "SharedBottom"})
     whole = path.read_bytes()
-    for position in range(len(whole)):
-        for bit in range(8):
-            damaged = bytearray(whole)
-            damaged[position] ^= 1 << bit
-            path.write_bytes(damaged)
-            with pytest.raises(CheckpointError, match=str(path)):
-                read_tensors(path)
+    for bit in range(8 * len(whole)):
+        path.write_bytes(flipped(whole, bit))
+        with pytest.raises(CheckpointError, match=str(path)):
+            read_tensors(path)
 
 
 def test_a_file_that_must_be_ours_has_a_checksum(tmp_path: Path) -> None:
@@ -698,13 +729,7 @@ def test_a_bit_that_flips_in_any_byte_of_a_mapped_file_is_noticed(tmp_path: Path
     path = tmp_path / "model.safetensors"
     write_tensors(path, {"w": torch.arange(4.0), "n": torch.tensor(3)}, {"model": "SharedBottom"})
     content = path.read_bytes()
-    for damaged in (content[:-1], content + b"0", *(_flipped(content, bit) for bit in range(8 * len(content)))):
+    for damaged in (content[:-1], content + b"0", *(flipped(content, bit) for bit in range(8 * len(content)))):
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=f"{path} (is damaged|is not a whole|was not written)"):
+        with pytest.raises(CheckpointError, match=f"{path} (is damaged|is not a whole|was not written|has version)"):
             check_networks(path)
-
-
-def _flipped(content: bytes, bit: int) -> bytes:
-    damaged = bytearray(content)
-    damaged[bit // 8] ^= 1 << bit % 8
-    return bytes(damaged)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +19,31 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from sparsemtl.errors import CheckpointError
+from sparsemtl.storage import checksums
 from sparsemtl.storage.bits import pack, unpack
 from sparsemtl.storage.mapped import MappedTensors
 from sparsemtl.storage.text_files import replacing
 
 OWN = "sparsemtl"
 """The only key of our files' metadata: safetensors would write several in any order, and equal files differ."""
+_VERSION = 2
+"""Version of our files that is written: one checksum over all bytes. Version 1, without a number, has one over the
+tensors in order of their names."""
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
     """Write named tensors and a header of strings to a safetensors file at once, with a checksum over both."""
     distinct = _distinct(tensors)
     size = sum(tensor.nbytes for tensor in distinct.values())
+    own = {"checksum": checksums.BLANK, "version": _VERSION, "header": dict(header)}
     with replacing(path, size) as aside:
-        own = {"checksum": _checksum(distinct, header), "header": dict(header)}
         try:
             save_file(distinct, aside, metadata={OWN: json.dumps(own)})
         except SafetensorError as error:
             if found := _SYSTEM_ERROR.search(str(error)):  # Rust's text for what Python raises as an OSError
                 raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
             raise
+        checksums.fill_in(aside)
 
 
 def _distinct(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -93,11 +97,11 @@ def damaged(path: str | Path) -> str:
 
 
 def _opened(
-    path: str | Path, read: Callable[[Path], tuple[Mapping[str, Tensor], dict[str, str]]], *, own: bool
+    path: str | Path, read: Callable[[Path], _Content], *, own: bool
 ) -> tuple[Mapping[str, Tensor], dict[str, str], Callable[[], bool]]:
     """Return the tensors and the header of a file, and what computes its checksum."""
     try:
-        tensors, metadata = read(Path(path))
+        tensors, metadata, raw = read(Path(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist.") from None
     except Exception as error:  # safetensors raises various errors for dtypes that torch lacks
@@ -108,23 +112,34 @@ def _opened(
         return tensors, metadata, lambda: True
     try:
         about = json.loads(metadata[OWN])
-        header, checksum = about["header"], about["checksum"]
+        header, checksum, version = about["header"], about["checksum"], about.get("version", 1)
         plain = all(isinstance(value, str) for value in header.values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         plain = False
     if not plain:
         return tensors, {}, lambda: False
-    return tensors, header, lambda: bool(checksum == _checksum(tensors, header))
+    if version == 1:
+        return tensors, header, lambda: bool(checksum == checksums.of_tensors(tensors, header))
+    if version != _VERSION:
+        raise CheckpointError(
+            f"{path} has version {version} of the format, and this sparsemtl reads 1 and {_VERSION}. Install the "
+            "sparsemtl that wrote it, or use another copy: it may be damaged."
+        )
+    return tensors, header, lambda: bool(checksum == checksums.of_file(raw))
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+_Content = tuple[Mapping[str, Tensor], dict[str, str], "bytes | memoryview"]
+"""Tensors of a file, its metadata, and all of its bytes."""
+
+
+def _read(path: Path) -> _Content:
     content = path.read_bytes()  # in one read: a run may replace the file meanwhile
-    return load(content), _metadata(content)
+    return load(content), _metadata(content), content
 
 
-def _mapped(path: Path) -> tuple[MappedTensors, dict[str, str]]:
+def _mapped(path: Path) -> _Content:
     tensors = MappedTensors(path)
-    return tensors, tensors.metadata
+    return tensors, tensors.metadata, tensors.raw
 
 
 def _looks_like_own(value: str) -> bool:
@@ -137,24 +152,6 @@ def _metadata(content: bytes) -> dict[str, str]:
     end = 8 + int.from_bytes(content[:8], "little")
     metadata: dict[str, str] = json.loads(content[8:end]).get("__metadata__", {})
     return metadata
-
-
-def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
-    """Return the CRC-32 of header, names, dtypes, shapes and bytes."""
-    crc = zlib.crc32(json.dumps(sorted(header.items())).encode())
-    for name in sorted(tensors):
-        dtype, shape, content = _content(tensors, name)
-        crc = zlib.crc32(f"{name} {dtype} {tuple(shape)}".encode(), crc)
-        crc = zlib.crc32(content, crc)
-    return f"{crc:08x}"
-
-
-def _content(tensors: Mapping[str, Tensor], name: str) -> tuple[torch.dtype, Sequence[int], memoryview]:
-    """Return dtype, shape and bytes of a tensor."""
-    if isinstance(tensors, MappedTensors):
-        return tensors.content(name)
-    tensor = tensors[name]
-    return tensor.dtype, tensor.shape, tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def write_tree(path: str | Path, tree: Any) -> None:

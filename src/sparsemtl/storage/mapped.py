@@ -81,10 +81,15 @@ class MappedTensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._places)
 
+    @property
+    def raw(self) -> memoryview:
+        """All bytes of the file."""
+        return memoryview(self._bytes)
+
     def content(self, name: str) -> tuple[torch.dtype, Sequence[int], memoryview]:
         """Return dtype, shape and bytes of a tensor."""
         dtype, shape, start, end = self._places[name]
-        return dtype, shape, memoryview(self._bytes)[start:end]
+        return dtype, shape, self.raw[start:end]
 
 
 def _place(about: Mapping[str, Any], begin: int) -> _Place:
