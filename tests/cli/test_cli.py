@@ -339,9 +339,9 @@ def test_a_mistake_of_the_configuration_is_said_with_file_and_line(sparsemtl: Sh
         (["run", "run.yaml", "--out", "empty.yaml"], "CheckpointError: empty.yaml is a file; a run needs a folder"),
         (["run", "run.yaml", "--out", "empty.yaml/x"], "Not a directory: empty.yaml/x"),
         (["study", "study.yaml", "--out", "empty.yaml"], "File exists: empty.yaml"),
-        (["resume", "none"], "CheckpointError: none is not a run folder: it has no config.yaml."),
-        (["resume", "run.yaml"], "CheckpointError: run.yaml is not a run folder: it has no config.yaml."),
-        (["report", "none"], "CheckpointError: none is not a folder."),
+        (["resume", "none"], "CheckpointError: none does not exist; expected the folder of a run."),
+        (["resume", "run.yaml"], "CheckpointError: run.yaml is a file; expected the folder of a run."),
+        (["report", "none"], "CheckpointError: none does not exist; expected the folder of a run or a study."),
         (["schema", "--out", "empty.yaml/x"], "File exists: empty.yaml"),
     ],
 )  # fmt: skip

@@ -91,7 +91,7 @@ def test_a_file_cut_in_half_is_named_with_what_to_do(folder: Path, name: str) ->
 def test_a_missing_file_is_broken_only_if_the_run_needs_it(folder: Path, name: str) -> None:
     (folder / name).unlink()
     if name == "config.yaml":
-        with pytest.raises(CheckpointError, match="neither a run folder nor a study"):
+        with pytest.raises(CheckpointError, match="expected the folder of a run or a study"):
             check_run(folder)
         return
     needed = name in ("metrics.csv", "model.safetensors", "networks.safetensors", "samples.safetensors")

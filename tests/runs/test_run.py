@@ -143,7 +143,7 @@ def test_a_finished_run_is_neither_resumed_nor_overwritten(finished_run: Path, t
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "is not a run folder: it has no config.yaml"),
+        ({}, r"holds no run \(config.yaml is missing\)"),
         ({"study.json": "{}", "config.yaml": "{}"}, "is a study. Resume it with the same `sparsemtl study` command"),
         (
             {"config.yaml": "data: digits"},
@@ -162,7 +162,7 @@ def test_a_folder_that_holds_no_stopped_run_cannot_be_resumed(
 
 
 def test_a_missing_folder_is_not_made_by_resume(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is not a run folder"):
+    with pytest.raises(CheckpointError, match="none does not exist; expected the folder of a run"):
         resume(tmp_path / "none")
     assert not (tmp_path / "none").exists()
 

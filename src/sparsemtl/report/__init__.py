@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sparsemtl.errors import CheckpointError, missing_extra
 from sparsemtl.storage.text_files import write_text
+from sparsemtl.storage.wrong_folder import wrong_folder
 
 if TYPE_CHECKING:
     from sparsemtl.compaction import CompactionReport
@@ -84,7 +85,7 @@ def write_report(path: str | Path) -> Path:
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder. A report needs the folder of a run or a study.")
+        raise wrong_folder(folder, "a run or a study")
     _check_extra()
     from sparsemtl.storage.run_folder import RunFolder
     from sparsemtl.storage.study_folder import StudyFolder
@@ -102,9 +103,7 @@ def write_report(path: str | Path) -> Path:
     elif run.begun:
         raise CheckpointError(f"the run in {folder} {_state(run)}. Go on with `sparsemtl resume {folder}`.")
     else:
-        raise CheckpointError(
-            f"{folder} is neither a run that has ended (summary.json is missing) nor a study (study.json is missing)."
-        )
+        raise wrong_folder(folder, "a run that has ended or of a study")
     write_text(run.report, page)
     return run.report
 

@@ -24,6 +24,7 @@ from sparsemtl.storage.metrics import MetricRow, parse_metrics, read_metrics
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.storage.text_files import read_json
+from sparsemtl.storage.wrong_folder import wrong_folder
 from sparsemtl.training.checkpoints.checkpoint import check_form, check_progress
 from sparsemtl.views.tables import Table
 
@@ -82,7 +83,7 @@ def check_run(folder: str | Path) -> RunCheck:
         runs = [*study.run_folders(), *pretraining]
         return RunCheck(path, (own, *(each for run in runs for each in _inside(run, path))))
     if not RunFolder(path).config.exists():
-        raise CheckpointError(f"{path} is neither a run folder nor a study: it has no config.yaml.")
+        raise wrong_folder(path, "a run or a study")
     return RunCheck(path, tuple(_Run(RunFolder(path)).findings()))
 
 

@@ -21,6 +21,7 @@ from sparsemtl.storage.locks import locked, refuse_foreign
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.stops import recorded_stop
 from sparsemtl.storage.study_folder import StudyFolder
+from sparsemtl.storage.wrong_folder import wrong_folder
 from sparsemtl.storage.yaml_text import read_yaml
 from sparsemtl.training import Trainer
 from sparsemtl.training.callbacks import Callback
@@ -170,7 +171,7 @@ def resume(folder: str | Path, *, progress: bool = True, finished: Finished | No
     if StudyFolder(own.path).exists:
         raise CheckpointError(f"{own.path} is a study. Resume it with the same `sparsemtl study` command.")
     if not own.config.exists():
-        raise CheckpointError(f"{own.path} is not a run folder: it has no {own.config.name}.")
+        raise wrong_folder(own.path, "a run")
     if own.finished:
         raise CheckpointError(f"the run in {own.path} is finished; there is nothing to resume.")
     if not own.begun:

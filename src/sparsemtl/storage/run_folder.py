@@ -16,6 +16,7 @@ from typing import Any
 from sparsemtl.errors import CheckpointError
 from sparsemtl.storage.metrics import MetricRow, read_metrics
 from sparsemtl.storage.text_files import read_json, write_json, write_text
+from sparsemtl.storage.wrong_folder import CONFIG, wrong_folder
 from sparsemtl.storage.yaml_text import dump_yaml, read_yaml
 
 REPORT = "report.html"
@@ -34,7 +35,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.config = self.path / "config.yaml"
+        self.config = self.path / CONFIG
         self.environment = self.path / "environment.json"
         self.metrics = self.path / "metrics.csv"
         self.summary = self.path / "summary.json"
@@ -115,7 +116,7 @@ class RunFolder:
             ConfigError: if it is damaged.
         """
         if not self.config.exists():
-            raise CheckpointError(f"{self.path} is not a run folder: it has no {self.config.name}.")
+            raise wrong_folder(self.path, "a run")
         return read_yaml(self.config)
 
     def read_summary(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from sparsemtl.errors import CheckpointError
 from sparsemtl.storage.run_folder import REPORT, RunFolder
 from sparsemtl.storage.text_files import read_json, write_json
+from sparsemtl.storage.wrong_folder import ABOUT, RUNS, wrong_folder
 
 
 class StudyFolder:
@@ -21,7 +22,7 @@ class StudyFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.about = self.path / "study.json"
+        self.about = self.path / ABOUT
         self.config = self.path / "study.yaml"
         self.failures = self.path / "failures.json"
         self.results = self.path / "results.csv"
@@ -29,7 +30,7 @@ class StudyFolder:
         self.tables = self.path / "tables.md"
         self.table_figures = self.path / "tables.csv"
         self.report = self.path / REPORT
-        self.runs = self.path / "runs"
+        self.runs = self.path / RUNS
         self.pretraining = self.path / "pretraining"
 
     def __repr__(self) -> str:
@@ -60,6 +61,8 @@ class StudyFolder:
         Raises:
             CheckpointError: if the file is missing or damaged.
         """
+        if not self.exists:
+            raise wrong_folder(self.path, "a study")
         about = read_json(self.about)
         if not isinstance(about, dict) or "name" not in about:
             raise CheckpointError(f"{self.about} is not a study's record that sparsemtl wrote: 'name' is missing.")
