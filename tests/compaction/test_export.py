@@ -211,6 +211,31 @@ def changed(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     write_tensors(path, tensors, {**header, "network": json.dumps(content)})
 
 
+class PerSample(nn.Module):
+    """Network that adds positions, repeated for every sample unless there is one, as decoders of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        positions = torch.ones(1, 3)
+        return self.layer(x + (positions.expand(len(x), -1) if len(x) != 1 else positions))
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "pt2", "safetensors"])
+def test_batches_that_the_network_refuses_are_not_compared_and_named(tmp_path: Path, suffix: str) -> None:
+    x = torch.randn(2, 3)
+    small = sm.compact(PerSample(), example_inputs=x)
+    with pytest.raises(ParameterError, match="other sizes"):
+        small(x[:1])
+    with pytest.warns(CompactionWarning, match=f"small.{suffix}: outputs for batches of 1 were not compared"):
+        file = sm.export(small, tmp_path / f"small.{suffix}", example_inputs=x)
+    assert file.batch is None
+    assert file.difference is not None
+    assert file.difference < 1e-6
+
+
 class Pair(NamedTuple):
     """Outputs of a class of a user's own."""
 

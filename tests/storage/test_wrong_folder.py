@@ -63,5 +63,7 @@ def test_every_reader_of_runs_and_studies_says_the_same(here: Path) -> None:
         for path, found in {"nowhere": "does not exist", "file": "is a file", "empty": NEITHER}.items():
             with pytest.raises(CheckpointError, match=f"^{path} {found}; expected the folder of a (run|study)"):
                 read(path)  # type: ignore[operator]
-    with pytest.raises(CheckpointError, match="all/study is the folder of a study; expected the folder of a run. Below"):
+    with pytest.raises(
+        CheckpointError, match="all/study is the folder of a study; expected the folder of a run. Below"
+    ):
         load_run("all/study")
