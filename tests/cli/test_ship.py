@@ -171,5 +171,5 @@ def test_an_unknown_format_is_refused_before_anything_is_loaded(tmp_path: Path) 
 
 
 def test_a_folder_without_a_trained_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds no run .*; expected the folder of a run"):
+    with pytest.raises(CheckpointError, match=r"holds no run .*; expected the folder of a run"):
         told("compact", tmp_path)

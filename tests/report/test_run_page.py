@@ -224,7 +224,7 @@ def test_the_same_folder_gives_the_same_page(folder, html):
 def test_folders_that_hold_no_run_are_refused_by_name(tmp_path):
     with pytest.raises(CheckpointError, match="nowhere does not exist; expected the folder of a run or a study"):
         write_report(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match=r"summary\.json is missing.*study\.json is missing"):
+    with pytest.raises(CheckpointError, match=r"config\.yaml is missing.*study\.json is missing.*a run that has ended"):
         write_report(tmp_path)
 
 

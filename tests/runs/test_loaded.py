@@ -116,7 +116,7 @@ def test_a_run_made_in_python_is_loaded_into_a_model_of_the_same_form(tmp_path: 
 
 
 def test_a_folder_without_a_trained_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds no run .*; expected the folder of a run"):
+    with pytest.raises(CheckpointError, match=r"holds no run .*; expected the folder of a run"):
         sm.load_run(tmp_path)
 
 

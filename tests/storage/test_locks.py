@@ -312,7 +312,7 @@ import os, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
-from processes import end_with_parent  # a copy: its package would import torch
+from workers import end_with_parent  # a copy: its package would import torch
 
 if __name__ == "__main__":
     pool = ProcessPoolExecutor(2, get_context("spawn"), initializer=end_with_parent)
@@ -326,7 +326,7 @@ if __name__ == "__main__":
 def test_a_worker_ends_with_its_parent_however_that_ends(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
-    shutil.copy(Path(sm.__file__).parent / "training" / "processes.py", tmp_path)
+    shutil.copy(Path(sm.__file__).parent / "training" / "processes" / "workers.py", tmp_path)
     process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     worker = int(process.stdout.readline())

@@ -64,6 +64,6 @@ def test_every_reader_of_runs_and_studies_says_the_same(here: Path) -> None:
             with pytest.raises(CheckpointError, match=f"^{path} {found}; expected the folder of a (run|study)"):
                 read(path)  # type: ignore[operator]
     with pytest.raises(
-        CheckpointError, match="all/study is the folder of a study; expected the folder of a run. Below"
+        CheckpointError, match=r"all/study is the folder of a study; expected the folder of a run. Below"
     ):
         load_run("all/study")

@@ -82,24 +82,15 @@ def choose_masks(
         ParameterError: if `keep` is out of range, too small for a floor or names no task, the model shares no weights,
             or a shared layer computes its weight from other parameters.
     """
-    patterns: CoverageOptions = {"only": selection.get("only"), "exclude": selection.get("exclude")}
-    granularity = selection.get("granularity", "weight")
-    scores_all = bool(criterion.scored.get("mask_all"))
-    if previous is None:
-        check_maskable(model, mask_all=scores_all and granularity in SINGLE, **patterns)
-    check_keep(keep, model.tasks)
-    if selection.get("min_per_unit") and granularity != "weight":
-        raise ParameterError(
-            f"`min_per_unit` is for granularity 'weight'; with {granularity!r}, whole units are kept or dropped. Use "
-            "`min_per_layer`."
-        )
+    _check(criterion, model, keep, previous, selection)
+    patterns, granularity = _patterns(selection), selection.get("granularity", "weight")
     loaders = owned(loaders, process_group)
     if criterion.reads_data or granularity not in SINGLE:
         check_readable(loaders)
     with fork_rng():
         scores = dict(criterion.scores(model, loaders, list(model.tasks.values())))
         if granularity in SINGLE:
-            names: Iterable[str] = maskable_parameters(model, mask_all=scores_all, **patterns)
+            names: Iterable[str] = maskable_parameters(model, mask_all=_covers_all(criterion, selection), **patterns)
             keep_highest = _selection(granularity, model, selection.get("min_per_unit", 0))
         else:
             names, keep_highest = _units(cast("_Units", granularity), model, loaders, patterns)
@@ -119,11 +110,36 @@ def choose_masks(
         masks,
         model=type(model).__name__,
         method=method or type(criterion).__name__,
-        left_out=left_out_of(model, covered, mask_all=scores_all and granularity in SINGLE, **patterns),
+        left_out=left_out_of(model, covered, mask_all=_covers_all(criterion, selection), **patterns),
     )
     if previous is None and granularity == "weight":
         warn_of_dead_units(chosen, model)
     return chosen
+
+
+def _check(
+    criterion: Criterion, model: MultiTaskModel, keep: Keep, previous: TaskMasks | None, selection: ChoiceOptions
+) -> None:
+    """Raise an error if the arguments of `choose_masks` do not go together or do not fit the model."""
+    granularity = selection.get("granularity", "weight")
+    if previous is None:
+        check_maskable(model, mask_all=_covers_all(criterion, selection), **_patterns(selection))
+    check_keep(keep, model.tasks)
+    if selection.get("min_per_unit") and granularity != "weight":
+        raise ParameterError(
+            f"`min_per_unit` is for granularity 'weight'; with {granularity!r}, whole units are kept or dropped. Use "
+            "`min_per_layer`."
+        )
+
+
+def _patterns(selection: ChoiceOptions) -> CoverageOptions:
+    """Return the patterns of the weights to choose from."""
+    return {"only": selection.get("only"), "exclude": selection.get("exclude")}
+
+
+def _covers_all(criterion: Criterion, selection: ChoiceOptions) -> bool:
+    """Return True if biases and norms are masked weight by weight, as the criterion scores them."""
+    return bool(criterion.scored.get("mask_all")) and selection.get("granularity", "weight") in SINGLE
 
 
 def _selection(granularity: Granularity, model: MultiTaskModel, min_per_unit: int) -> Callable[..., dict[str, Tensor]]:
