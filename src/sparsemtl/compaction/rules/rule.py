@@ -86,7 +86,7 @@ class UnknownRule(ChannelRule):
 
 
 def kept(present: Tensor | None, channels: int) -> Tensor:
-    """Return the channels that are still there as a mask."""
+    """Return the channels that are still there, (channels,), bool."""
     return torch.ones(channels, dtype=torch.bool) if present is None else present
 
 

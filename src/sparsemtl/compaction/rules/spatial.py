@@ -84,7 +84,7 @@ def _average_pooling(site: Site) -> ChannelRule | None:
 
 
 def _unpooling(site: Site) -> ChannelRule | None:
-    """Return the rule of _unpooling: values at the positions of the indices, zeros elsewhere."""
+    """Return the rule of unpooling: values at the positions of the indices, zeros elsewhere."""
     args = site.node.args[:2]
     inputs = [arg for arg in args if isinstance(arg, fx.Node)]
     layouts = {site.layouts[node] for node in inputs}
