@@ -58,6 +58,7 @@ CHANNELWISE = {
     "gate": lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
     "gate of means": lambda x: x * torch.sigmoid(F.adaptive_avg_pool2d(x, 1)),
     "expanded mean": lambda x: F.adaptive_avg_pool2d(x, 1).expand(-1, -1, x.shape[2], x.size(3)) + x,
+    "sum over positions": lambda x: x.sum((2, 3), keepdim=True).tanh(),
     "dropout": lambda x: F.dropout(x, 0.5, training=False),
     "scaled by positions": lambda x: x * x.size(-1),
     "sum with a row": lambda x: x + torch.ones(1, 1, 1, x.shape[3], dtype=x.dtype),
@@ -81,6 +82,7 @@ ENDING_CONSTANTS = (
     "permuted",
     "rows side by side",
     "scaled by positions",
+    "sum over positions",
     "sum with a row",
 )
 """Behind these a channel without weights is not, or not known to be, the same everywhere."""
