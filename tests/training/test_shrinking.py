@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import each
 from torch import Tensor, nn
 
 import sparsemtl as sm
@@ -71,6 +72,17 @@ def test_networks_keep_to_their_budgets_and_compute_what_the_pruned_model_does(
             torch.testing.assert_close(point.network(X)[task], output, atol=1e-5, rtol=1e-4)
     assert small.network is small.points[1].network
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@each("kind", ["macs", "weights"])
+def test_a_network_that_was_pruned_before_shrinks_to_a_fraction_of_what_it_still_needs(
+    small: sm.ShrinkResult, kind: str
+) -> None:
+    before = small.points[0]
+    again = sm.shrink(before.model, TRAIN, VALIDATION, budget={kind: 0.5}, epochs=2, trainer=FAST, per_reader=False)
+    assert again.dense.macs == before.macs
+    left = {"macs": again.smallest.macs / before.macs, "weights": again.smallest.parameters / before.parameters}
+    assert 0.3 < left[kind] <= 0.55  # biases are parameters, and no weights of the budget
 
 
 def test_changes_are_of_the_primary_metric_and_positive_where_it_is_better(small: sm.ShrinkResult) -> None:

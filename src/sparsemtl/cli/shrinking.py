@@ -167,10 +167,9 @@ def _run_stages(
     spec = RunSpec(make(dense.folder.path, {}, count))
     before, alone = dense.folder.path, len(budget.values) == 1
 
-    def stage(trained: Trained, options: Mapping[str, Any], count: int) -> Trained:
+    def stage(trained: Trained, name: str, options: Mapping[str, Any], count: int) -> Trained:
         nonlocal before
-        fraction = options.get("macs") or options["weights"]
-        own = RunFolder(folder if alone else folder / f"{next(iter(options))}-{fraction:.3g}")
+        own = RunFolder(folder if alone else folder / name.replace(" ", "-"))
         config = make(before, options, count)
         if not own.finished or own.read_config() != config:
             run_config(config, own.path, resume=own.begun, progress=not quiet, finished=draw_report, built=spec.built)

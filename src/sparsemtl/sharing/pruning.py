@@ -267,6 +267,16 @@ def _best_of_layers(units: Units, left: Tensor, importance: Tensor) -> Tensor:
     return best
 
 
+def fraction_left(model: MultiTaskModel, example_inputs: Any, of: Cost = "macs", *, per_reader: bool = False) -> float:
+    """Return what zero weights leave of a model's multiply-adds or weights, as a fraction, as `PruningSharing` counts.
+
+    Raises:
+        CompactionError: if the units of the model cannot be found.
+    """
+    units = removable_units(model, example_inputs, per_reader=per_reader)
+    return units.cost(_with_weights(units, model), of) / units.cost(of=of)
+
+
 @torch.no_grad()
 def _with_weights(units: Units, model: MultiTaskModel) -> Tensor:
     """Return the units that a layer has a weight other than zero on, (units,), bool; others are removed already."""

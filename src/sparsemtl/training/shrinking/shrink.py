@@ -27,11 +27,13 @@ from sparsemtl.compaction import parameter_count, plan
 from sparsemtl.compaction.inputs import Inputs
 from sparsemtl.compaction.pipeline import CompactedModule
 from sparsemtl.compaction.timing.measure import times_of
+from sparsemtl.compaction.units import Cost
 from sparsemtl.errors import MaskWarning, ParameterError
 from sparsemtl.networks.model import MultiTaskModel, first_group, placement
 from sparsemtl.networks.task_networks import dense_networks
 from sparsemtl.registry.parameters import Count, Default, NonNegative, validated
 from sparsemtl.sharing import PruningSharing, Sharing
+from sparsemtl.sharing.pruning import fraction_left
 from sparsemtl.sharing.sharing import StepWeights
 from sparsemtl.tasks.batches import Loaders, preserve_loader_state
 from sparsemtl.training.evaluation.evaluate import Trained, evaluate
@@ -42,8 +44,8 @@ from sparsemtl.training.shrinking.result import ShrinkResult, ShrunkNetwork
 from sparsemtl.training.steps.teacher import HasNetworks, Teacher
 from sparsemtl.training.trainer import Trainer
 
-Stage = Callable[[Trained, Mapping[str, Any], int], Trained]
-"""Trains the networks of a stage: the networks before it, options of `PruningSharing`, epochs -> networks."""
+Stage = Callable[[Trained, str, Mapping[str, Any], int], Trained]
+"""Trains the networks of a stage: the networks before it, its name, options of `PruningSharing`, epochs -> networks."""
 PER_READER, STRENGTH, TEACHER_WEIGHT = True, 5e-5, 0.0
 """Defaults of a shrink, compared in `benchmarks/results/shrink.md`."""
 _STEP, _STEPS = 0.6, 5
@@ -115,10 +117,11 @@ def shrink(
         train: training data, as for `Trainer.fit`.
         validation: data that select epochs.
         budget: what to reach, one number or several of one kind. A number or `{"macs": 0.3}`: fraction of the
-            multiply-adds, in (0, 1); `{"weights": 0.3}`: of the weights of convolutions and linear layers;
-            `{"milliseconds": 2.0}`: time of the example batch on this machine, in torch; `{"max_drop": 0.01}`: the
-            smallest network of up to five stages that loses no more of the primary metric of any task on the validation
-            data, as a fraction of the model's, or `{"max_drop": {task: fraction}}`.
+            multiply-adds that the model needs without its zero channels, in (0, 1); `{"weights": 0.3}`: of the weights
+            of its convolutions and linear layers; `{"milliseconds": 2.0}`: time of the example batch on this machine,
+            in torch; `{"max_drop": 0.01}`: the smallest network of up to five stages that loses no more of the primary
+            metric of any task on the validation data, as a fraction of the model's, or
+            `{"max_drop": {task: fraction}}`.
         epochs: epochs per budget; of `max_drop`, of all stages together.
         trainer: function that returns a trainer, called as `trainer(model, sharing=..., teacher=..., epochs=...)`; by
             default `sm.Trainer` with Adam and a learning rate that falls by a cosine. Pass the optimizer, balancer and
@@ -143,7 +146,7 @@ def shrink(
     weight = options["teacher_weight"]
     teacher = Teacher(dense, weight=weight) if weight else None
 
-    def stage(before: Trained, pruning: Mapping[str, Any], count: int) -> Trained:
+    def stage(before: Trained, _: str, pruning: Mapping[str, Any], count: int) -> Trained:
         sharing = PruningSharing(**pruning)
         made = (trainer or _default_trainer)(deepcopy(before.model), sharing=sharing, teacher=teacher, epochs=count)
         refuse_several(made.options, "sm.shrink")
@@ -210,9 +213,12 @@ def shrink_in_stages(
     measured = _Measured(data)
     result = ShrinkResult(measured.network("dense", None, dense), (), budget)
     before = dense
-    for value, options, count in _stages(budget, dense, data, epochs):
-        before = stage(before, {**options, **pruning, "reach_at": reach_at(count)}, count)
-        point = measured.network(budget.name(value), value, before)
+    of: Cost = "weights" if budget.kind == "weights" else "macs"
+    whole = fraction_left(dense.model, data.example, of, per_reader=pruning["per_reader"])
+    for value, fraction, count in _stages(budget, dense, data, epochs, whole):
+        name = budget.name(value)
+        before = stage(before, name, {of: fraction, **pruning, "reach_at": reach_at(count)}, count)
+        point = measured.network(name, value, before)
         result = replace(result, points=(*result.points, point))
         if budget.max_drop and not result.holds(point):
             break
@@ -225,18 +231,20 @@ def reach_at(epochs: int) -> int:
 
 
 def _stages(
-    budget: Budget, dense: Trained, data: ShrinkData, epochs: int
-) -> Iterator[tuple[float, dict[str, Any], int]]:
-    """Yield the number of a stage's budget, options of `PruningSharing`, and epochs."""
+    budget: Budget, dense: Trained, data: ShrinkData, epochs: int, whole: float
+) -> Iterator[tuple[float, float, int]]:
+    """Yield the number of a stage's budget, the fraction for `PruningSharing`, and epochs.
+
+    Args:
+        whole: what the model has of the multiply-adds or weights that it would have without zeros; `PruningSharing`
+            counts from there.
+    """
     if budget.max_drop:
         for step in range(1, _STEPS + 1):
-            yield _STEP**step, {"macs": _STEP**step}, max(2, ceil(epochs / _STEPS))
+            yield _STEP**step, whole * _STEP**step, max(2, ceil(epochs / _STEPS))
         return
     for value in budget.values:
-        if budget.kind == "milliseconds":
-            yield value, {"macs": _fraction_of(value, dense, data)}, epochs
-        else:
-            yield value, {budget.kind: value}, epochs
+        yield value, _fraction_of(value, dense, data) if budget.kind == "milliseconds" else whole * value, epochs
 
 
 def _fraction_of(milliseconds: float, dense: Trained, data: ShrinkData) -> float:
