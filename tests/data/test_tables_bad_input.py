@@ -264,3 +264,9 @@ def test_a_damaged_parquet_file_and_one_of_dates_are_named(tmp_path: Path, good:
     (tmp_path / "bad.parquet").write_bytes((tmp_path / "dates.parquet").read_bytes()[:-30])
     with pytest.raises(DataError, match=r"bad\.parquet is no whole Parquet file"):
         table(tmp_path / "bad.parquet")
+
+
+def test_classes_so_rare_that_all_rows_train_are_refused_in_place_of_empty_parts(tmp_path: Path) -> None:
+    rows = [f"{20 + n},Oslo,class {n},{1.5 * n}" for n in range(10)]  # each class has one row, which must train
+    with pytest.raises(DataError, match=r"bad\.csv: 0 of 10 rows are left for validation.*`stratify: false`"):
+        table(text(tmp_path / "bad.csv", rows), {"bought": "classification"})

@@ -50,7 +50,7 @@ def divide(rows: Rows, targets: Sequence[AnyTarget], shares: Sequence[float], se
 
     Raises:
         ParameterError: if there are not three shares, or they do not add up to 1.
-        DataError: if there are too few rows for a part to get one.
+        DataError: if there are too few rows for a part to get one, or, with `stratify`, too few per class.
     """
     (path, count), *others = rows.files
     if len(shares) != len(PARTS):
@@ -69,10 +69,23 @@ def divide(rows: Rows, targets: Sequence[AnyTarget], shares: Sequence[float], se
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     if stratify and (classes := [of[:count] for of in _strata(rows, targets)]):
-        of_rows = assigned(count, by_classes(classes, shares, seed=seed))
+        members = by_classes(classes, shares, seed=seed)
+        _check_left(path, count, members)
+        of_rows = assigned(count, members)
         parts = RowParts(of_rows, f"{parts.note}, of every class")
     test = np.full(sum(count for _, count in others), TEST, np.uint8)
     return RowParts(np.append(parts.of_rows, test), parts.note)
+
+
+def _check_left(path: object, count: int, members: Sequence[Tensor]) -> None:
+    """Raise a DataError if a part has no row since rare classes have theirs in training."""
+    empty = next((name for name, own in zip(PARTS, members, strict=False) if len(own) == 0), None)
+    if empty is not None:
+        raise DataError(
+            f"{path}: 0 of {count} rows are left for {empty}, since every class has its first row in training. "
+            "Expected classes with several rows: add rows, join rare classes, or split without regard to classes "
+            "(`stratify: false`)."
+        )
 
 
 def by_column(rows: Rows, name: str) -> RowParts:
