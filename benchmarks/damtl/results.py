@@ -132,9 +132,9 @@ def table(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> str
     groups = frame.groupby(list(by), sort=False, dropna=False)[list(columns)]
     mean, std = groups.mean(), groups.std()
     lines = [f"| {' | '.join([*by, *columns])} |", "|" + " :--- |" * len(by) + " ---: |" * len(columns)]
-    for setting in mean.index:
-        names = setting if isinstance(setting, tuple) else (setting,)
-        cells = [f"{mean.at[setting, c]:.1f} ± {std.at[setting, c]:.1f}" for c in columns]
+    for (setting, own), (_, spread) in zip(mean.iterrows(), std.iterrows(), strict=True):  # a key may be NaN
+        names = ("–" if pd.isna(name) else name for name in (setting if isinstance(setting, tuple) else (setting,)))
+        cells = [f"{own[c]:.1f} ± {spread[c]:.1f}" for c in columns]
         lines.append(f"| {' | '.join(map(str, [*names, *cells]))} |")
     return "\n".join(lines)
 

@@ -68,8 +68,10 @@ def chosen(found: pd.DataFrame) -> pd.Series:
 
 
 def interval(difference: pd.Series) -> str:
-    """Return mean ± half the width of the 95 % t-interval, with a star if it excludes 0."""
+    """Return mean ± half the width of the 95 % t-interval, with a star if it excludes 0; the mean alone of one seed."""
     difference = difference.dropna()
+    if len(difference) < 2:
+        return f"{difference.mean():+.1f}"
     half = stats.t.ppf(0.975, len(difference) - 1) * stats.sem(difference)
     return f"{difference.mean():+.1f} ± {half:.1f}{'*' if abs(difference.mean()) > half else ''}"
 
