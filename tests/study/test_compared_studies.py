@@ -96,7 +96,7 @@ def test_studies_that_do_not_go_together_are_refused(folders: tuple[Path, Path],
     with pytest.raises(ParameterError, match=r"the studies have different baselines: .*--baseline"):
         StudyResults.read(folders[0], other)
     assert StudyResults.read(folders[0], other, baseline="stl").baseline == "stl"
-    with pytest.raises(CheckpointError, match=r"study\.json"):
+    with pytest.raises(CheckpointError, match=r"none does not exist; expected the folder of a study"):
         StudyResults.read(tmp_path / "none")
 
 
