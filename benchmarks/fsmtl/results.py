@@ -63,7 +63,11 @@ DIFFERENCES = (
     *((f"efs, keep {keep}", f"fs, keep {keep}") for keep in (0.9, 0.6, 0.3)),
     *(("fs, keep 0.9", other) for other in ("mtl, tuned decay", "lottery", "se", "tr, keep 0.9", "mr, keep 0.9")),
     *(("fs, keep 0.9", other) for other in ("gradnorm", "mgda-ub", "cagrad", "nash-mtl", "rlw", "rgw", "uw", "stl")),
-    *((other, "mtl") for other in ("mtl, tuned decay", "rs, keep 0.9", "rs, keep 0.6", "nash-mtl", "uw")),
+    *(
+        (other, "mtl")
+        for other in ("mtl, in turns", "mtl, tuned decay", "rs, keep 0.9", "rs, keep 0.6", "nash-mtl", "uw")
+    ),
+    *((other, "mtl, in turns") for other in ("fs, keep 0.9", "fs, keep 0.6", "rs, keep 0.9", "lottery", "se")),
     ("fs, keep 0.6", "sparse stl, keep 0.6"),
 )
 """Pairs of rows whose difference is printed, where a study has both."""
