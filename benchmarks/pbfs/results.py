@@ -16,8 +16,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from scipy import stats
 
 from sparsemtl.storage.run_folder import RunFolder
+from sparsemtl.study.results import StudyResults, tuned_settings
 
 sys.path.append(str(Path(__file__).parents[1]))
 
@@ -36,7 +38,14 @@ SHOWN: dict[str, Mapping[str, tuple[str, ...]]] = {
     "units": {"income": ("f1_macro", "accuracy"), "never-married": ("f1_macro", "accuracy")},
 }
 """Study -> task -> metrics of its table."""
-SWEPT = "sharing.target_sparsity"
+SWEPT, RATE = "sharing.target_sparsity", "optimizer.lr"
+
+
+def with_tuned_rates(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the learning rate per setting that validation chose, where a study has several."""
+    if RATE not in frame:
+        return frame
+    return tuned_settings(StudyResults.of(frame.dropna(axis=1, how="all"), baseline=None, tuned=[RATE])).frame
 
 
 def settings_of(frame: pd.DataFrame) -> pd.Series:
@@ -49,13 +58,16 @@ def settings_of(frame: pd.DataFrame) -> pd.Series:
 
 
 def gain(rows: pd.DataFrame, base: pd.DataFrame, shown: Mapping[str, tuple[str, ...]]) -> pd.Series:
-    """Δm in % of every seed: mean over the tasks of the change of their first metric against single-task training."""
+    """Δm in % of every seed: mean over the tasks of the change of their first metric against single-task training.
+
+    Both are of the same seed, and so of the same split.
+    """
     changes = []
     for task, (metric, *_) in shown.items():
         of_task = rows[(rows["task"] == task) & (rows["metric"] == metric)]
-        single = base[(base["task"] == task) & (base["metric"] == metric)]["value"].mean()
+        single = base[(base["task"] == task) & (base["metric"] == metric)].set_index("seed")["value"]
         sign = 1 if str(of_task["higher_is_better"].iloc[0]) == "True" else -1
-        changes.append(100 * sign * (of_task.set_index("seed")["value"] - single) / abs(single))
+        changes.append(100 * sign * (of_task.set_index("seed")["value"] - single) / single.abs())
     return sum(changes[1:], start=changes[0]) / len(changes)
 
 
@@ -63,7 +75,7 @@ def table(frame: pd.DataFrame, shown: Mapping[str, tuple[str, ...]]) -> str:
     """A Markdown table of test metrics, one row per setting."""
     columns = [(task, metric) for task, metrics in shown.items() for metric in metrics]
     compared = "single-task" in set(frame["method"])
-    head = ["", *(f"{task} {metric}" for task, metric in columns), *(["Δm % ↑"] if compared else [])]
+    head = ["", *(f"{task} {metric}" for task, metric in columns), *(["Δm % ↑", "95 % interval"] if compared else [])]
     lines = [f"| {' | '.join(head)} |", "| :--- |" + " ---: |" * (len(head) - 1)]
     varied = [key for key in frame.columns if key.startswith("data.")]
     for setting, rows in frame.groupby("setting", sort=False):
@@ -72,7 +84,8 @@ def table(frame: pd.DataFrame, shown: Mapping[str, tuple[str, ...]]) -> str:
             base = frame[frame["method"] == "single-task"]
             for key in varied:
                 base = base[base[key] == rows[key].iloc[0]]
-            cells.append(text(gain(rows, base, shown), 2))
+            gained = gain(rows, base, shown)
+            cells += [text(gained, 2), interval(gained)]
         lines.append(f"| {setting} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -92,6 +105,14 @@ def sparsities(run: RunFolder) -> dict[str, float]:
         found[f"sparsity/{task}"] = sum(layers.values()) / len(layers)
         found[f"score/{task}"] = sign * about["validation"][about["primary"]]
     return found
+
+
+def interval(values: pd.Series) -> str:
+    """95 % t-interval of the mean over seeds."""
+    if len(values) < 2 or not values.std():
+        return "–"
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=values.mean(), scale=stats.sem(values))
+    return f"{low:+.2f} to {high:+.2f}"
 
 
 def chosen_sparsity(record: pd.DataFrame, shown: Mapping[str, tuple[str, ...]]) -> str:
@@ -140,7 +161,7 @@ def main() -> None:
         record = records.read(name)
         if not len(record):
             continue
-        frame = records.long(record)
+        frame = with_tuned_rates(records.long(record))
         frame = frame[frame["split"] == "test"].copy()
         frame["setting"] = settings_of(frame)
         print(f"## {study}\n\n{table(frame, shown)}\n")
