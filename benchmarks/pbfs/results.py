@@ -19,7 +19,6 @@ import pandas as pd
 from scipy import stats
 
 from sparsemtl.storage.run_folder import RunFolder
-from sparsemtl.study.results import StudyResults, tuned_settings
 
 sys.path.append(str(Path(__file__).parents[1]))
 
@@ -41,11 +40,19 @@ SHOWN: dict[str, Mapping[str, tuple[str, ...]]] = {
 SWEPT, RATE = "sharing.target_sparsity", "optimizer.lr"
 
 
-def with_tuned_rates(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the learning rate per setting that validation chose, where a study has several."""
+def with_tuned_rates(frame: pd.DataFrame, shown: Mapping[str, tuple[str, ...]]) -> pd.DataFrame:
+    """The rows of the learning rate per setting that validation chose, by the mean of the tasks' first metrics."""
     if RATE not in frame:
         return frame
-    return tuned_settings(StudyResults.of(frame.dropna(axis=1, how="all"), baseline=None, tuned=[RATE])).frame
+    keys = ["method", *(key for key in frame.columns if "." in key and key != RATE)]
+    first = {task: metric for task, (metric, *_) in shown.items()}
+    judged = frame[(frame["split"] == "validation") & (frame["metric"] == frame["task"].map(first))]
+    signed = judged["value"].where(judged["higher_is_better"].astype(bool), -judged["value"])
+    scale = judged["value"].abs().groupby(judged["task"]).transform("mean")
+    means = judged.assign(score=signed / scale).groupby([*keys, RATE], dropna=False, sort=False)["score"].mean()
+    table = means.reset_index()
+    best = table.loc[table.groupby(keys, dropna=False, sort=False)["score"].idxmax(), [*keys, RATE]]
+    return frame.merge(best, on=[*keys, RATE])
 
 
 def settings_of(frame: pd.DataFrame) -> pd.Series:
@@ -161,7 +168,7 @@ def main() -> None:
         record = records.read(name)
         if not len(record):
             continue
-        frame = with_tuned_rates(records.long(record))
+        frame = with_tuned_rates(records.long(record), shown)
         frame = frame[frame["split"] == "test"].copy()
         frame["setting"] = settings_of(frame)
         print(f"## {study}\n\n{table(frame, shown)}\n")
