@@ -50,8 +50,8 @@ def with_tuned_rates(frame: pd.DataFrame, shown: Mapping[str, tuple[str, ...]]) 
     signed = judged["value"].where(judged["higher_is_better"].astype(bool), -judged["value"])
     scale = judged["value"].abs().groupby(judged["task"]).transform("mean")
     means = judged.assign(score=signed / scale).groupby([*keys, RATE], dropna=False, sort=False)["score"].mean()
-    table = means.reset_index()
-    best = table.loc[table.groupby(keys, dropna=False, sort=False)["score"].idxmax(), [*keys, RATE]]
+    scores = means.reset_index()
+    best = scores.loc[scores.groupby(keys, dropna=False, sort=False)["score"].idxmax(), [*keys, RATE]]
     return frame.merge(best, on=[*keys, RATE])
 
 
