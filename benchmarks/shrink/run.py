@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from scipy import stats
 
 import sparsemtl as sm
 from sparsemtl import load_run
@@ -48,10 +49,10 @@ from sparsemtl.networks.model import MultiTaskModel, first_group
 from sparsemtl.runs.build import make_trainer
 from sparsemtl.runs.changes import merge
 from sparsemtl.runs.config import check
+from sparsemtl.runs.config_file import read_config
 from sparsemtl.runs.run import run
 from sparsemtl.runs.spec import RunSpec
 from sparsemtl.storage.run_folder import RunFolder
-from sparsemtl.storage.yaml_text import read_yaml
 from sparsemtl.tasks.batches import as_group
 from sparsemtl.training.shrinking.shrink import PER_READER, STRENGTH, TEACHER_WEIGHT, reach_at
 from sparsemtl.views.tables import Table
@@ -60,13 +61,11 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 import records
 
-T_95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365}
-"""Degrees of freedom -> quantile of the 95 % t-interval."""
-
 WIDTHS: dict[str, Callable[[int], dict[str, Any]]] = {
     "rooms": lambda n: {"encoder": {"width": n}},
     "table": lambda n: {"encoder": {"hidden": [n, n]}},
     "text": lambda n: {"encoder": {"config": {"hidden_size": 4 * n, "intermediate_size": 8 * n}}},
+    "vit": lambda n: {"encoder": {"width": 4 * n}},
 }
 """Problem -> changes of its configuration that make the network as wide as a number says."""
 
@@ -101,8 +100,7 @@ class Problem:
 
     def __init__(self, name: str, seed: int, out: Path) -> None:
         self.name, self.seed, self.folder = name, seed, out / name
-        base = read_yaml(Path(__file__).parent / f"{name}.yaml")
-        self.config = check({**base, "seed": seed, "plugins": []})
+        self.config = read_config(Path(__file__).parent / f"{name}.yaml", [f"seed={seed}"])
         self.epochs = self.config["training"]["epochs"]
         self.built: dict[str, Any] = {}
         self.dense = self.train("dense", self.config)
@@ -329,7 +327,7 @@ def _spread(values: list[float]) -> str:
 def _interval(values: list[float]) -> str:
     if len(values) < 2:
         return ""
-    half = T_95[len(values) - 1] * statistics.stdev(values) / len(values) ** 0.5
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
     return f"{statistics.mean(values) - half:+.2f} to {statistics.mean(values) + half:+.2f}"
 
 

@@ -88,7 +88,8 @@ if TYPE_CHECKING:
     )
     from sparsemtl.training import Callback, Trainer, TrainingStep
     from sparsemtl.training.choosing.affinity import TaskAffinity, task_affinity
-    from sparsemtl.training.choosing.auto_share import AutoResult, auto_share
+    from sparsemtl.training.choosing.auto_result import AutoResult
+    from sparsemtl.training.choosing.auto_share import auto_share
     from sparsemtl.training.lottery_masks import lottery_masks
     from sparsemtl.training.shrinking.result import ShrinkResult, ShrunkNetwork
     from sparsemtl.training.shrinking.shrink import shrink
@@ -286,7 +287,8 @@ _EXPORTS = {
         "TrainingStep",
     ),
     "sparsemtl.training.choosing.affinity": ("TaskAffinity", "task_affinity"),
-    "sparsemtl.training.choosing.auto_share": ("AutoResult", "auto_share"),
+    "sparsemtl.training.choosing.auto_result": ("AutoResult",),
+    "sparsemtl.training.choosing.auto_share": ("auto_share",),
     "sparsemtl.training.lottery_masks": ("lottery_masks",),
     "sparsemtl.training.shrinking.result": ("ShrinkResult", "ShrunkNetwork"),
     "sparsemtl.training.shrinking.shrink": ("shrink",),

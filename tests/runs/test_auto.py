@@ -23,7 +23,7 @@ from sparsemtl.runs.schema import json_schema
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.yaml_text import read_yaml
 from sparsemtl.training.choosing.affinity import TaskAffinity
-from sparsemtl.training.choosing.auto_share import SURVIVORS, largest_cost
+from sparsemtl.training.choosing.halving import SURVIVORS, largest_cost
 
 CANDIDATES: dict[str, Any] = {
     "dense": {},

@@ -17,8 +17,10 @@ import sparsemtl as sm
 from sparsemtl.architectures.assembled import AssembledModel, assembled_networks
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import CheckpointError, ParameterError
-from sparsemtl.training.choosing.auto_share import RUNGS, SURVIVORS, AutoResult, _survivors, auto_share, largest_cost
+from sparsemtl.training.choosing.auto_result import AutoResult
+from sparsemtl.training.choosing.auto_share import auto_share
 from sparsemtl.training.choosing.choice import ChoiceRows, MetricGain, Scores, choose_networks
+from sparsemtl.training.choosing.halving import RUNGS, SURVIVORS, largest_cost, surviving
 from sparsemtl.training.evaluation.evaluate import Trained, evaluate
 
 NAMES = ("up", "across")
@@ -171,10 +173,10 @@ def test_survivors_are_those_that_together_leave_the_tasks_the_best_networks() -
             self.value = dict(zip(NAMES, value, strict=True)).get
 
     trainings: Any = {name: Training(value) for name, value in values.items()}
-    assert _survivors(trainings, {"dense", "dense 2"}, 0.2) == ["dense", "two"]  # second in both tasks, and two stay
-    assert _survivors(trainings, {"dense", "dense 2"}, 0.5) == ["dense", "one", "two"]  # best in one task
-    assert _survivors(trainings, {"dense", "dense 2"}, 0.7) == ["dense", "one", "two", "other"]
-    assert _survivors(trainings, {"dense", "dense 2"}, 1.0) == list(values)
+    assert surviving(trainings, {"dense", "dense 2"}, 0.2) == ["dense", "two"]  # second in both tasks, and two stay
+    assert surviving(trainings, {"dense", "dense 2"}, 0.5) == ["dense", "one", "two"]  # best in one task
+    assert surviving(trainings, {"dense", "dense 2"}, 0.7) == ["dense", "one", "two", "other"]
+    assert surviving(trainings, {"dense", "dense 2"}, 1.0) == list(values)
 
 
 def test_the_largest_cost_counts_epochs_before_the_first_that_can_be_selected() -> None:

@@ -31,15 +31,11 @@ from sparsemtl.training.callbacks.callback import FitInfo
 from sparsemtl.training.callbacks.csv_file import CSVCallback
 from sparsemtl.training.checkpoints.run_files import RunFiles
 from sparsemtl.training.choosing.affinity import task_affinity
-from sparsemtl.training.choosing.auto_share import (
-    AutoResult,
-    Candidate,
-    CandidateTraining,
-    auto_share,
-    largest_cost,
-    slug,
-)
+from sparsemtl.training.choosing.auto_result import AutoResult
+from sparsemtl.training.choosing.auto_share import auto_share
+from sparsemtl.training.choosing.candidates import Candidate, CandidateTraining, slug
 from sparsemtl.training.choosing.choice import BLOCKS, MetricGain
+from sparsemtl.training.choosing.halving import largest_cost
 from sparsemtl.training.costs import measure_costs
 from sparsemtl.training.evaluation.epoch_averages import result_rows
 from sparsemtl.training.evaluation.evaluate import Trained, sample_predictions

@@ -12,7 +12,7 @@ from sparsemtl.balancing import BALANCERS
 from sparsemtl.data import TaskData
 from sparsemtl.errors import ConfigError
 from sparsemtl.registry.parameters import Default, Fraction
-from sparsemtl.training.choosing.auto_share import RUNGS, SURVIVORS
+from sparsemtl.training.choosing.halving import RUNGS, SURVIVORS
 
 AUTO = "auto"
 """Name of the sharing, and the key of a complete configuration that holds its options."""
