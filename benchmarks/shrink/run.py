@@ -41,6 +41,7 @@ from typing import Any
 
 import pandas as pd
 from scipy import stats
+from torch import nn
 
 import sparsemtl as sm
 from sparsemtl import load_run
@@ -194,7 +195,6 @@ class Problem:
 def prune(model: MultiTaskModel, train: Any, macs: float) -> None:
     """Prune a model in place by Torch-Pruning to a fraction of its multiply-adds."""
     import torch_pruning as tp
-    from torch import nn
 
     model.eval()
     x = first_group(model, train).x[:1]
@@ -208,6 +208,9 @@ def prune(model: MultiTaskModel, train: Any, macs: float) -> None:
         max_pruning_ratio=0.95,
         iterative_steps=_PRUNING_ROUNDS,
         ignored_layers=last,
+        num_heads=_projections(model),
+        prune_num_heads=True,
+        prune_head_dims=False,
     )
     whole = sm.macs(model, x)
     while sm.macs(model, x) > macs * whole and pruner.current_step < _PRUNING_ROUNDS:
@@ -222,6 +225,17 @@ def prune(model: MultiTaskModel, train: Any, macs: float) -> None:
                 break
         pruner.step()
     model.zero_grad()
+
+
+def _projections(model: nn.Module) -> dict[nn.Module, int]:
+    """Return projection to queries, keys or values of transformers -> number of heads, which Torch-Pruning must know."""
+    found = {}
+    for module in model.modules():
+        size = getattr(module, "attention_head_size", getattr(module, "head_dim", None))
+        inputs = [part for name, part in module.named_children() if name != "o_proj" and isinstance(part, nn.Linear)]
+        if isinstance(size, int):
+            found |= {part: part.out_features // size for part in inputs}
+    return found
 
 
 def changes(folder: Path, dense: Path) -> dict[str, float]:
