@@ -228,7 +228,7 @@ def prune(model: MultiTaskModel, train: Any, macs: float) -> None:
 
 
 def _projections(model: nn.Module) -> dict[nn.Module, int]:
-    """Return projection to queries, keys or values of transformers -> number of heads, which Torch-Pruning must know."""
+    """Return projection to queries, keys or values of transformers -> number of heads, for Torch-Pruning."""
     found = {}
     for module in model.modules():
         size = getattr(module, "attention_head_size", getattr(module, "head_dim", None))
