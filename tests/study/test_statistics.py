@@ -155,6 +155,17 @@ def test_an_interval_is_the_paired_t_interval_of_delta(higher: bool) -> None:
         assert interval.holds_zero == (p >= 0.1)
 
 
+def test_an_interval_is_over_the_seeds_that_both_have() -> None:
+    whole = random_study(5)
+    frame = whole.frame.drop(columns="setting")
+    results = StudyResults.of(frame[~((frame["method"] == "stl") & (frame["seed"] == 1))], baseline="stl")
+    deltas = gains_per_seed(whole)[DELTA]
+    for interval in intervals(results):
+        own = deltas.loc[interval.setting].drop(1).to_numpy()
+        low, high = stats.t.interval(0.95, len(own) - 1, own.mean(), stats.sem(own))
+        assert (interval.mean, interval.low, interval.high, interval.seeds) == pytest.approx((own.mean(), low, high, 3))
+
+
 def test_an_interval_against_another_method_is_that_with_it_as_the_baseline() -> None:
     results = random_study(6)
     assert intervals(results, against="b") == intervals(replace(results, baseline="b"))

@@ -114,11 +114,19 @@ def test_gains_are_taken_seed_by_seed_and_turned_so_that_positive_is_better():
     assert found.mean.loc["stl"].isna().all()
 
 
-def test_gains_of_seeds_that_the_baseline_lacks_compare_means_without_deviation():
+def test_gains_are_over_the_seeds_that_the_baseline_has_too():
     rows = frame()
     found = gains(results(rows[~((rows.method == "stl") & (rows.seed == 1))]))
-    # mtl: digit (0.89 - 0.80) / 0.80, ink (0.10 - 0.155) / 0.10
-    assert found.mean.loc["mtl"].tolist() == pytest.approx([11.25, -55.0, -21.875])
+    assert found.mean.loc["mtl"].tolist() == pytest.approx([10.0, -10.0, 0.0])  # of seed 0 alone
+    assert set(found.n.loc["mtl"]) == {1}
+
+
+def test_gains_without_a_common_seed_compare_means_without_deviation():
+    rows = frame()
+    rows.loc[rows.method == "stl", "seed"] += 10
+    found = gains(results(rows))
+    digit, ink = 100 * (0.89 - 0.85) / 0.85, 100 * (0.150 - 0.155) / 0.150
+    assert found.mean.loc["mtl"].tolist() == pytest.approx([digit, ink, (digit + ink) / 2])
     assert found.std.loc["mtl"].isna().all()
 
 

@@ -373,8 +373,8 @@ def _winner(results: StudyResults, figures: Spread, group: pd.DataFrame) -> str:
 def gains(results: StudyResults, split: str = "test") -> Spread:
     """Return the change of every task's primary metric against the baseline, in %, and Δm, their mean.
 
-    100 * (M - M_STL) / |M_STL|, signed so that positive is better; per seed if the baseline has a run of every seed of
-    the setting, else from the means, without deviation. Δm is over the tasks in `StudyResults.common`; it is missing if
+    100 * (M - M_STL) / |M_STL|, signed so that positive is better; over the seeds that both have, or from the means,
+    without deviation, where they have none in common. Δm is over the tasks in `StudyResults.common`; it is missing if
     the gain of one of them is. The baseline's own row is missing, and all rows without a baseline. Of a baseline with
     several settings, the one that validation selects counts.
     """
@@ -398,9 +398,8 @@ def _gains_per_seed(results: StudyResults, split: str) -> pd.DataFrame:
         if str(setting) == reference or base.empty:
             continue
         own = rows.droplevel("setting")
-        paired = bool(own.index.isin(base.index).all())
-        own = own if paired else own.mean().to_frame().T
-        against = base.loc[own.index] if paired else base.mean()
+        common = own.index.intersection(base.index)
+        own, against = (own.loc[common], base.loc[common]) if len(common) else (own.mean().to_frame().T, base.mean())
         size = against.abs().replace(0, math.nan)
         parts[str(setting)] = 100 * signs(results) * (own - against) / size
     columns = list(results.primary)
