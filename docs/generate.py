@@ -47,7 +47,7 @@ AXES: dict[str, tuple[Registry[Any], str]] = {
         "Modules from features to the outputs of a task. Section `heads`, by task; in Python any `nn.Module`.",
     ),
     "optimizers": (OPTIMIZERS, "Section `optimizer`; in Python any of PyTorch's works."),
-    "schedulers": (SCHEDULERS, "Section `scheduler`; one step per epoch."),
+    "schedulers": (SCHEDULERS, "Section `scheduler`; in Python `sm.optim.Schedule(name, ...)`."),
     "callbacks": (CALLBACKS, "Names in `training.callbacks`; in Python `Trainer(callbacks=[...])`."),
 }
 PRESETS_ABOUT = """\

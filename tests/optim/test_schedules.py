@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from sparsemtl.optim import SCHEDULERS
+from sparsemtl.errors import ConfigError, ParameterError
+from sparsemtl.optim import SCHEDULERS, Schedule
 
 
 def optimizer() -> torch.optim.Optimizer:
@@ -31,6 +32,26 @@ def test_constant_rises_to_the_rate_and_stays() -> None:
 def test_cosine_goes_down_along_half_a_cosine() -> None:
     expected = [0.1 + 0.9 * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in range(4)]
     assert rates("cosine", 4, floor=0.1) == pytest.approx(expected)
+
+
+def test_cosine_and_linear_fall_after_a_rise() -> None:
+    down = [0.2 + 0.8 * (1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]
+    assert rates("cosine", 6, warmup=2, floor=0.2) == pytest.approx([1 / 3, 2 / 3, *down])
+    assert rates("linear", 6, warmup=2) == pytest.approx([1 / 3, 2 / 3, 1, 3 / 4, 2 / 4, 1 / 4])
+    assert rates("linear", 4, floor=0.2) == pytest.approx([1, 0.8, 0.6, 0.4])
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_a_rise_as_long_as_the_training_is_refused(name: str) -> None:
+    with pytest.raises(ParameterError, match="`warmup` must be shorter than the whole schedule, got 3 of 3"):
+        Schedule(name, warmup=3)(optimizer(), 3)
+
+
+def test_a_schedule_knows_its_parameters() -> None:
+    with pytest.raises(ConfigError, match=r"unknown scheduler 'cosin'\. Did you mean 'cosine'"):
+        Schedule("cosin")
+    with pytest.raises(ConfigError, match=r"unknown parameter 'warm'\. Did you mean 'warmup'"):
+        Schedule("cosine", warm=3)
 
 
 def test_step_multiplies_every_so_many_epochs() -> None:

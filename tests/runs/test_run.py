@@ -18,6 +18,7 @@ from sparsemtl.backbones import MLP
 from sparsemtl.data import TaskData
 from sparsemtl.errors import CheckpointError, ConfigError, ParameterError
 from sparsemtl.networks.task_networks import TaskNetworks
+from sparsemtl.optim import Schedule
 from sparsemtl.runs.build import make_trainer
 from sparsemtl.runs.changes import merge
 from sparsemtl.runs.config import check
@@ -306,12 +307,19 @@ def test_every_section_reaches_its_part() -> None:
     assert (trainer.selection.monitor, trainer.name, trainer.options["seed"]) == ("loss", "mine", 5)
     optimizer = trainer._parts.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
     assert (optimizer.defaults["lr"], optimizer.defaults["momentum"]) == (0.25, 0.5)
-    assert trainer._parts.make_scheduler is not None
-    scheduler = trainer._parts.make_scheduler(optimizer)
+    assert isinstance(trainer._parts.scheduler, Schedule)
+    scheduler = trainer._parts.scheduler(optimizer, 4)
     for _ in range(4):
         optimizer.step()
         scheduler.step()  # type: ignore[call-arg]
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+
+
+def test_a_schedule_over_steps_can_be_configured() -> None:
+    trainer = made(scheduler={"name": "linear", "warmup": 2, "per_step": True})
+    assert isinstance(trainer._parts.scheduler, Schedule)
+    assert trainer._parts.scheduler.described() == {"name": "linear", "per_step": True, "warmup": 2, "floor": 0.0}
+    assert trainer._parts.scheduler_every == "step"
 
 
 def test_the_encoder_is_made_for_the_data_by_the_seed() -> None:

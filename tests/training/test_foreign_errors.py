@@ -250,7 +250,10 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
         {"scheduler": torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.ones(1)]), 1)},
         "`scheduler` must be a function that makes one, got the StepLR itself",
     ),
-    "a scheduler's name": ({"scheduler": "cosine"}, r"pass `lambda optimizer: sm.optim.SCHEDULERS\['cosine'\]"),
+    "a schedule per epoch that is to step per step": (
+        {"scheduler": sm.optim.Schedule("cosine"), "scheduler_every": "step"},
+        r"Schedule\('cosine', per_step=True, \.\.\.\)",
+    ),
 }
 
 

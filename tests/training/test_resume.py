@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from functools import cache, partial
+from functools import cache
 from itertools import cycle
 from pathlib import Path
 
@@ -82,8 +82,7 @@ def trainer(folder: Path, method: str, single: bool = False) -> sm.Trainer:
         checkpoint_every=2,
         progress=False,
         accelerator="cpu",
-        scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=3, gamma=0.8) if single else None,
-        scheduler_every="step",
+        scheduler=sm.optim.Schedule("cosine", per_step=True, warmup=3) if single else None,
     )
 
 

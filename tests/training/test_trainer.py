@@ -533,6 +533,70 @@ def test_a_scheduler_steps_after_every_epoch_or_every_step() -> None:
         quiet(scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau, scheduler_every="step").fit(loader(), held_out())
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_schedule_over_steps_covers_the_whole_training(accumulate: int) -> None:
+    epochs, batches = 3, len(loader())
+    steps = epochs * math.ceil(batches / accumulate)  # two do not divide five batches
+    sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    wanted = torch.optim.lr_scheduler.LambdaLR(
+        sgd, lambda step: (step + 1) / 3 if step < 2 else 1 - (step - 2) / (steps - 2)
+    )
+    rates: list[float] = []
+    for _ in range(steps):
+        rates += wanted.get_last_lr()
+        sgd.step()
+        wanted.step()
+
+    found: list[float] = []
+    quiet(
+        epochs=epochs,
+        accumulate=accumulate,
+        scheduler=sm.optim.Schedule("linear", per_step=True, warmup=2),
+        optimizer=partial(Recording, found, lr=0.1),
+    ).fit(loader(), held_out())
+    assert found == rates
+
+
+class Recording(torch.optim.SGD):
+    """SGD that writes down the learning rate of every step."""
+
+    def __init__(self, rates: list[float], parameters: Any, lr: float) -> None:
+        super().__init__(parameters, lr=lr)
+        self.rates = rates
+
+    def step(self, closure: Any = None) -> Any:
+        self.rates.append(self.param_groups[0]["lr"])
+        return super().step(closure)
+
+
+def test_a_name_of_a_schedule_is_that_schedule_over_the_epochs_or_steps() -> None:
+    for every, per_step in (("epoch", False), ("step", True)):
+        ends = [
+            state_of(quiet(epochs=3, optimizer=SGD, **how).fit(loader(), held_out()).model)
+            for how in (
+                {"scheduler": "cosine", "scheduler_every": every},
+                {"scheduler": sm.optim.Schedule("cosine", per_step=per_step)},
+                {
+                    "scheduler": partial(
+                        torch.optim.lr_scheduler.CosineAnnealingLR, T_max=3 * len(loader()) if per_step else 3
+                    ),
+                    "scheduler_every": every,
+                },
+            )
+        ]
+        assert_same(ends[0], ends[1])
+        assert_same(ends[0], ends[2])
+
+
+def test_a_schedule_over_steps_wants_a_loader_with_a_length() -> None:
+    class Unsized:
+        def __iter__(self) -> Iterator[Any]:
+            return iter(loader())
+
+    with pytest.raises(ParameterError, match="'linear' steps with every training step, and the training loader has no"):
+        quiet(scheduler=sm.optim.Schedule("linear", per_step=True)).fit(Unsized(), held_out())
+
+
 def test_a_trainer_prints_in_one_line() -> None:
     trainer = quiet(epochs=1)
     assert repr(trainer) == "Trainer(SharedBottom of a, b; DenseSharing(); not trained)"

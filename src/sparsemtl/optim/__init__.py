@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Annotated, Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, ReduceLROnPlateau, StepLR
 from typing_extensions import Doc
 
 from sparsemtl.optim import fused
@@ -18,8 +16,9 @@ from sparsemtl.optim.penalties import L1, PENALTIES, GroupLasso, GroupMCP, Penal
 from sparsemtl.optim.penalty_groups import penalty_groups
 from sparsemtl.optim.proximal_optimizers import ProximalAdamW, ProximalSGD
 from sparsemtl.optim.proximal_step import ProximalStep
+from sparsemtl.optim.schedules import SCHEDULERS, Schedule
 from sparsemtl.optim.sparsity import Sparsity, group_sparsity, layer_sparsity, parameter_sparsity, total_sparsity
-from sparsemtl.registry.parameters import Count, Natural, NonNegative, Positive, Share
+from sparsemtl.registry.parameters import NonNegative, Positive, Share
 from sparsemtl.registry.registry import Registry
 
 Parameters = Iterable[Any]
@@ -73,62 +72,9 @@ def sgd(
     return fused.use_fused(made)
 
 
-def constant(
-    optimizer: Optimizer,
-    epochs: int,
-    *,
-    warmup: Annotated[Natural, Doc("Epochs of a linear rise at the beginning.")] = 0,
-) -> LRScheduler:
-    """Keep the learning rate, after `warmup` epochs of a linear rise."""
-    return LambdaLR(optimizer, lambda epoch: min(1.0, (epoch + 1) / (warmup + 1)))
-
-
-def cosine(
-    optimizer: Optimizer,
-    epochs: int,
-    *,
-    floor: Annotated[NonNegative, Doc("Learning rate at the end.")] = 0.0,
-) -> LRScheduler:
-    """Lower the learning rate to `floor` along half a cosine over the epochs (Loshchilov & Hutter 2017).
-
-    `floor` is that of the first parameter group; groups with another learning rate end at the same fraction of theirs.
-    """
-    rates = [float(group["lr"]) for group in optimizer.param_groups]
-    if not floor or len(set(rates)) == 1:
-        return CosineAnnealingLR(optimizer, T_max=epochs, eta_min=floor)
-    end = floor / rates[0]
-    return LambdaLR(optimizer, lambda epoch: end + (1 - end) * (1 + math.cos(math.pi * epoch / epochs)) / 2)
-
-
-def step(
-    optimizer: Optimizer,
-    epochs: int,
-    *,
-    every: Annotated[Count, Doc("Epochs between two changes.")] = 30,
-    factor: Annotated[Positive, Doc("Factor of the learning rate per change.")] = 0.1,
-) -> LRScheduler:
-    """Multiply the learning rate by `factor` every `every` epochs."""
-    return StepLR(optimizer, step_size=every, gamma=factor)
-
-
-def plateau(
-    optimizer: Optimizer,
-    epochs: int,
-    *,
-    patience: Annotated[Natural, Doc("Epochs without a better validation score before a change.")] = 5,
-    factor: Annotated[Share, Doc("Factor of the learning rate per change.")] = 0.1,
-) -> ReduceLROnPlateau:
-    """Multiply the learning rate by `factor` after `patience` epochs without a better validation score."""
-    return ReduceLROnPlateau(optimizer, "max", patience=patience, factor=factor, threshold=0.0, threshold_mode="abs")
-
-
 OPTIMIZERS: Registry[Optimizer] = Registry(
     "optimizer", {"adam": adam, "adamw": adamw, "sgd": sgd}, common=ParameterGroupOptions
 )
-SCHEDULERS: Registry[LRScheduler] = Registry(
-    "scheduler", {"constant": constant, "cosine": cosine, "step": step, "plateau": plateau}
-)
-
 __all__ = [
     "L1",
     "OPTIMIZERS",
@@ -145,6 +91,7 @@ __all__ = [
     "ProximalAdamW",
     "ProximalSGD",
     "ProximalStep",
+    "Schedule",
     "Sparsity",
     "freeze_outside_mask",
     "group_sparsity",

@@ -12,7 +12,7 @@ from sparsemtl.data import TaskData
 from sparsemtl.errors import CheckpointError, ConfigError
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.randomness import seed_everything
-from sparsemtl.optim import OPTIMIZERS, SCHEDULERS
+from sparsemtl.optim import OPTIMIZERS, Schedule
 from sparsemtl.runs.loaded import load_run
 from sparsemtl.runs.models import make_model
 from sparsemtl.runs.pretraining import PretrainedNetwork
@@ -57,7 +57,6 @@ def make_trainer(
     balancing = dict(config["balancing"])
     training = config["training"]
     optimizer = dict(config["optimizer"])
-    scheduler = dict(config["scheduler"] or {})
     trainer = Trainer(
         model,
         sharing=make_sharing(config),
@@ -65,7 +64,7 @@ def make_trainer(
         parameter_groups=optimizer.pop("parameter_groups"),
         layer_decay=optimizer.pop("layer_decay"),
         optimizer=partial(OPTIMIZERS.build, optimizer.pop("name"), **optimizer),
-        scheduler=_scheduler(scheduler, training["epochs"]) if scheduler else None,
+        scheduler=Schedule(**config["scheduler"]) if config["scheduler"] else None,
         seed=config["seed"],
         folder=folder,
         name=config["name"],
@@ -142,11 +141,3 @@ def make_sharing(config: Mapping[str, Any]) -> Sharing:
             f"Raise `training.epochs` to at least {sharing.first_selectable() + 1}, or shorten its warm-up."
         )
     return sharing
-
-
-def _scheduler(section: dict[str, Any], epochs: int) -> Any:
-    return partial(_build_scheduler, section.pop("name"), epochs, section)
-
-
-def _build_scheduler(name: str, epochs: int, parameters: Mapping[str, Any], optimizer: Any) -> Any:
-    return SCHEDULERS.build(name, optimizer, epochs, **parameters)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.task_networks import TaskNetworks
+from sparsemtl.optim.schedules import Schedule
 from sparsemtl.sharing import Sharing
 
 
@@ -50,7 +51,7 @@ def check_networks(networks: object) -> None:
 
 
 def check_maker(name: str, maker: object, kind: type | tuple[type, ...]) -> None:
-    """Raise unless the argument makes an optimizer or a scheduler, is or names an optimizer, or is None."""
+    """Raise unless the argument makes or names an optimizer or a scheduler, is an optimizer, or is None."""
     if isinstance(maker, kind):
         if name == "optimizer":
             return
@@ -58,13 +59,18 @@ def check_maker(name: str, maker: object, kind: type | tuple[type, ...]) -> None
             f"Trainer: `{name}` must be a function that makes one, got the {type(maker).__name__} itself. It is made "
             "for the optimizer of each run: pass `lambda optimizer: ...` that returns it."
         )
-    if name == "scheduler" and isinstance(maker, str):
-        raise ParameterError(
-            f"Trainer: `scheduler` must be a function that makes one, got {maker!r}. A name does not say over how many "
-            f"epochs: pass `lambda optimizer: sm.optim.SCHEDULERS[{maker!r}](optimizer, epochs)`."
-        )
     if maker is not None and not isinstance(maker, str) and not callable(maker):
         raise ParameterError(f"Trainer: `{name}` must be a function that makes one, got {_shown(maker)}.")
+
+
+def schedule_every(schedule: Schedule, every: Literal["epoch", "step"]) -> Literal["epoch", "step"]:
+    """Return when a schedule steps; raise if it says otherwise than the trainer's argument."""
+    if every == "step" and not schedule.per_step:
+        raise ParameterError(
+            f"Trainer: scheduler_every='step', and the schedule {schedule.name!r} steps per epoch. Write "
+            f"`sm.optim.Schedule({schedule.name!r}, per_step=True, ...)`, whose parameters count training steps."
+        )
+    return "step" if schedule.per_step else "epoch"
 
 
 def check_epochs(sharing: Sharing, epochs: int, choose_after: int) -> None:

@@ -6,12 +6,13 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from sparsemtl.balancing import Balancer
 from sparsemtl.compaction.slices.task_slices import TaskSlices
@@ -19,13 +20,16 @@ from sparsemtl.errors import ParameterError
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.randomness import seed_everything
 from sparsemtl.optim import fused
+from sparsemtl.optim.schedules import Schedule, Scheduler
 from sparsemtl.sharing import Sharing
 from sparsemtl.tasks.batches import Loaders, per_task
 from sparsemtl.tasks.processes import ALONE, Processes
+from sparsemtl.tasks.shards import sharded
 from sparsemtl.training.checks.last_batch import check_last_batches
 from sparsemtl.training.compiling import compiled, try_compiled
 from sparsemtl.training.groups import add_copies, make_optimizer
 from sparsemtl.training.heads import materialize_heads
+from sparsemtl.training.mixing import steps_in_epoch
 from sparsemtl.training.options import TrainingOptions, group_options
 from sparsemtl.training.plateau import Plateau
 from sparsemtl.training.processes.launch import agree_on_randomness, own_device
@@ -37,8 +41,6 @@ from sparsemtl.training.steps.update import choose_update
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-Scheduler = LRScheduler | ReduceLROnPlateau
-
 
 @dataclass(frozen=True)
 class RunParts:
@@ -49,7 +51,7 @@ class RunParts:
         sharing: the sharing method.
         balancer: the balancer.
         make_optimizer: makes an optimizer from parameter groups.
-        make_scheduler: makes a scheduler from an optimizer; None for a constant learning rate.
+        scheduler: schedule by name, or function of an optimizer that returns one; None for a constant learning rate.
         scheduler_every: when the scheduler steps, after every epoch or every training step.
     """
 
@@ -57,7 +59,7 @@ class RunParts:
     sharing: Sharing
     balancer: Balancer
     make_optimizer: Callable[[Any], Optimizer]
-    make_scheduler: Callable[[Optimizer], Scheduler] | None
+    scheduler: Schedule | Callable[[Optimizer], Scheduler] | None
     scheduler_every: Literal["epoch", "step"] = "epoch"
 
 
@@ -135,7 +137,7 @@ def set_up(parts: RunParts, options: TrainingOptions, train: Loaders, processes:
     optimizer = make_optimizer(parts.make_optimizer, model, extra, options=group_options(options))
     add_copies(optimizer, model, networks)
     fused.guard(optimizer)
-    scheduler = parts.make_scheduler(optimizer) if parts.make_scheduler else None
+    scheduler = _scheduler(parts, optimizer, options, train)
     plateau = None
     if isinstance(scheduler, ReduceLROnPlateau):
         if parts.scheduler_every == "step":
@@ -168,6 +170,21 @@ def set_up(parts: RunParts, options: TrainingOptions, train: Loaders, processes:
         try_compiled(step, train)
     restart = FreshStart(optimizer, scheduler, plateau)
     return Setup(fabric, fabric.device, module, optimizer, scheduler, parts.scheduler_every, plateau, step, restart)
+
+
+def _scheduler(parts: RunParts, optimizer: Optimizer, options: TrainingOptions, train: Loaders) -> Scheduler | None:
+    """Return the scheduler of an optimizer, over all epochs or steps of the training."""
+    if not isinstance(parts.scheduler, Schedule):
+        return None if parts.scheduler is None else parts.scheduler(optimizer)
+    if not parts.scheduler.per_step:
+        return parts.scheduler(optimizer, options["epochs"])
+    batches = steps_in_epoch(sharded(train), options["mix"])
+    if batches is None:
+        raise ParameterError(
+            f"the schedule {parts.scheduler.name!r} steps with every training step, and the training loader has no "
+            "length, so that their number is unknown. Give it a length, or let the schedule step per epoch."
+        )
+    return parts.scheduler(optimizer, options["epochs"] * ceil(batches / options["accumulate"]))
 
 
 def _fabric(accelerator: str, precision: Any) -> Fabric:

@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparsemtl.balancing import Balancer
 from sparsemtl.networks.declarations import to_record
-from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.task_networks import TaskNetworks
-from sparsemtl.sharing.sharing import Sharing
+from sparsemtl.optim.schedules import Schedule
 from sparsemtl.tasks.task import Task
 from sparsemtl.training.costs import RunCost
 from sparsemtl.training.evaluation.metric_facts import metric_facts
@@ -117,8 +115,9 @@ def _name(section: Any) -> str | None:
     return section.get("name") if isinstance(section, Mapping) else section
 
 
-def described(model: MultiTaskModel, sharing: Sharing, balancer: Balancer, options: TrainingOptions) -> dict[str, Any]:
+def described(parts: RunParts, options: TrainingOptions) -> dict[str, Any]:
     """Return a configuration that describes the objects of a run, which was made without one."""
+    model, sharing, balancer = parts.model, parts.sharing, parts.balancer
     plain = (str, int, float, bool, type(None))
     own = {n: v for n, v in vars(sharing).items() if not n.startswith("_") and isinstance(v, plain)}
     return {
@@ -131,5 +130,6 @@ def described(model: MultiTaskModel, sharing: Sharing, balancer: Balancer, optio
             "accumulate": options["accumulate"],
             "precision": options["precision"],
         },
+        **({"scheduler": parts.scheduler.described()} if isinstance(parts.scheduler, Schedule) else {}),
         **({} if options["teacher"] is None else {"teacher": repr(options["teacher"])}),
     }

@@ -23,6 +23,7 @@ from sparsemtl.networks.modes import eval_mode
 from sparsemtl.networks.norms import pool_statistics, statistics_for
 from sparsemtl.networks.recomputed_norms import BATCHES, recompute_norms
 from sparsemtl.networks.task_networks import TaskNetworks
+from sparsemtl.optim.schedules import Schedule, Scheduler
 from sparsemtl.registry.parameters import validated
 from sparsemtl.sharing import DenseSharing, ObservesValidation, Sharing
 from sparsemtl.storage.metrics import metrics_frame
@@ -36,7 +37,7 @@ from sparsemtl.tasks.batches import (
 )
 from sparsemtl.tasks.processes import ALONE, Processes
 from sparsemtl.tasks.shards import sharded, shared
-from sparsemtl.training.arguments import check_epochs, check_maker, check_model, check_sharing
+from sparsemtl.training.arguments import check_epochs, check_maker, check_model, check_sharing, schedule_every
 from sparsemtl.training.callbacks import Callback, FitInfo, StepInfo
 from sparsemtl.training.callbacks.callback import fitting, notify
 from sparsemtl.training.callbacks.memory import MemoryCallback
@@ -62,7 +63,7 @@ from sparsemtl.training.processes.launch import check_equal, start_processes, ta
 from sparsemtl.training.processes.machine import with_own_threads
 from sparsemtl.training.processes.refusals import check_together
 from sparsemtl.training.settings import RunSettings
-from sparsemtl.training.setup import RunParts, Scheduler, Setup, set_up
+from sparsemtl.training.setup import RunParts, Setup, set_up
 from sparsemtl.training.steps.finite import check_weights
 from sparsemtl.training.steps.step import TrainingStep
 from sparsemtl.training.summary import RunResults, described, summarize
@@ -99,11 +100,18 @@ class Trainer:
             ),
         ] = "adam",
         scheduler: Annotated[
-            Callable[[Optimizer], Scheduler] | None,
-            Doc("Function of an optimizer that returns a learning-rate scheduler; see `scheduler_every`."),
+            str | Schedule | Callable[[Optimizer], Scheduler] | None,
+            Doc(
+                "Name of a learning-rate schedule, for its defaults; `sm.optim.Schedule(name, ...)`; or a function of "
+                "an optimizer that returns a scheduler."
+            ),
         ] = None,
         scheduler_every: Annotated[
-            Literal["epoch", "step"], Doc("Step the scheduler after every epoch, or after every training step.")
+            Literal["epoch", "step"],
+            Doc(
+                "Step the scheduler after every epoch, or after every training step. A `Schedule` has `per_step` for "
+                "that."
+            ),
         ] = "epoch",
         callbacks: Annotated[
             Sequence[Callback], Doc("Called at the events of a run, after those for its files and the progress bar.")
@@ -113,6 +121,10 @@ class Trainer:
         check_model(model)
         check_maker("optimizer", optimizer, Optimizer)
         check_maker("scheduler", scheduler, (LRScheduler, ReduceLROnPlateau))
+        if isinstance(scheduler, str):
+            scheduler = Schedule(scheduler, per_step=scheduler_every == "step")
+        elif isinstance(scheduler, Schedule):
+            scheduler_every = schedule_every(scheduler, scheduler_every)
         check_sharing(sharing)
         self.options = options
         self.model = model
@@ -125,7 +137,7 @@ class Trainer:
         self.folder = RunFolder(options["folder"]) if options["folder"] is not None else None
         self._files = RunFiles(self.folder)
         self.name = options["name"] or (self.folder.path.name if self.folder else type(model).__name__)
-        self.config = dict(options["config"] or described(model, self.sharing, self.balancer, options))
+        self.config = dict(options["config"] or described(self._parts, options))
         self.complete_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
         self._figures = MemoryCallback()
         self.callbacks = (*own_callbacks(self.folder, options), self._figures, *callbacks)
