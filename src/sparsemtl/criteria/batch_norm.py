@@ -10,6 +10,7 @@ from torch import nn
 
 from sparsemtl.criteria.criterion import Criterion, Scores, map_innermost
 from sparsemtl.networks.model import MultiTaskModel, placement
+from sparsemtl.networks.norms import Statistics, statistics_for
 from sparsemtl.networks.recomputed_norms import dense_statistics
 from sparsemtl.tasks.batches import Loaders, groups_for, per_task
 from sparsemtl.tasks.shards import processes_of, sharded
@@ -29,6 +30,18 @@ def with_recomputed_batch_norm(criterion: Criterion, *, samples: int = 1024) -> 
         samples: number of samples to estimate the statistics from.
     """
     return map_innermost(criterion, partial(_WithRecomputedBatchNorm, samples=samples))
+
+
+def for_dense_network(criterion: Criterion, model: MultiTaskModel, statistics: Statistics | None) -> Criterion:
+    """Return a criterion that scores the dense network: with its batch-norm statistics where the model has others.
+
+    Args:
+        criterion: scores the weights.
+        model: the model, whose own statistics are those of the dense network if tasks share them.
+        statistics: whose statistics the tasks use, as asked for; see `statistics_for`.
+    """
+    shared = statistics_for(model, statistics) == "shared"
+    return criterion if shared else with_recomputed_batch_norm(criterion)
 
 
 class _WithRecomputedBatchNorm(Criterion):

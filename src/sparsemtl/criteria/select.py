@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Doc
 
-from sparsemtl.errors import MaskError, NonFiniteScoreError, ParameterError, unknown_name
+from sparsemtl.criteria.finite import check_scores
+from sparsemtl.errors import MaskError, ParameterError, unknown_name
 from sparsemtl.networks.coverage import CoverageOptions
 from sparsemtl.networks.structures import Structure
 from sparsemtl.registry.parameters import Count, Default, Natural
@@ -110,10 +111,7 @@ def select(
         )
     if not 0 < keep <= 1:
         raise ParameterError(f"`keep` must be in (0, 1], got {keep}.")
-    for name, score in scores.items():
-        if score.numel() and bool(score.amax().isnan()):  # `amax` passes NaN on, and makes no tensor of bools
-            wrong = int(score.isnan().sum())
-            raise NonFiniteScoreError(f"parameter {name!r}: {wrong} scores are NaN. Did training diverge?")
+    check_scores(scores)
     if scope == "layer":
         return {
             name: top_k(s.flatten(), max(budget(s.numel(), keep), min_per_layer)).view(s.shape)

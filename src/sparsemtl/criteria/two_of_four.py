@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from sparsemtl.criteria.finite import check_scores
 from sparsemtl.criteria.select import Keep, Scope
-from sparsemtl.errors import NonFiniteScoreError, ParameterError
+from sparsemtl.errors import ParameterError
 from sparsemtl.networks.roles import is_transposed_linear
 
 _OF = 4
@@ -73,11 +74,7 @@ def select_two_of_four(
         [[0, 1, 1, 0, 1, 1, 0, 0]]
     """
     check_half(keep)
-    for name, score in scores.items():
-        if score.numel() and bool(score.amax().isnan()):
-            raise NonFiniteScoreError(
-                f"parameter {name!r}: {int(score.isnan().sum())} scores are NaN. Did training diverge?"
-            )
+    check_scores(scores)
     if keep == 1:
         return {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
     return {name: _two_of_four(score, axes[name]) for name, score in scores.items()}

@@ -238,8 +238,11 @@ class TaskMasks(Mapping[str, Mask]):
 
     def to(self, device: torch.device | str) -> TaskMasks:
         """Return the masks on another device."""
-        moved = {task: {name: m.to(device) for name, m in mask.items()} for task, mask in self.items()}
-        return TaskMasks(moved, model=self.model, method=self.method, left_out=self.left_out)
+        return self.replaced({task: {name: m.to(device) for name, m in mask.items()} for task, mask in self.items()})
+
+    def replaced(self, masks: Mapping[str, Mask]) -> TaskMasks:
+        """Return other masks over the same parameters, with the model, the method and the reasons of these."""
+        return TaskMasks(masks, model=self.model, method=self.method, left_out=self.left_out)
 
     def applied(self, model: nn.Module, task: str) -> AbstractContextManager[None]:
         """Inside the context, `model` is the task's sub-network: it reads mask * weight and gradients come masked.

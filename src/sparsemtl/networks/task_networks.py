@@ -154,9 +154,15 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         part = "weight_factors" if applies_to == "weights" else "gradient_mask"
         own = own_tensors or {}
         networks = {task: TaskNetwork(own_tensors=own.get(task, {}), **{part: masks[task]}) for task in masks}
-        header: dict[str, Any] = {"model": masks.model, "method": masks.method, "left_out": masks.left_out}
-        made = cls(networks, strict=strict, common=common, **header)
-        made.__dict__["masks"] = masks
+        made = cls(
+            networks,
+            strict=strict,
+            model=masks.model,
+            method=masks.method,
+            left_out=masks.left_out,
+            common=common,
+        )
+        made.masks = masks
         return made
 
     def __getitem__(self, task: str) -> TaskNetwork:
@@ -318,11 +324,7 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         """Return the networks with other masks in the place of theirs."""
         part = "gradient_mask" if any(network.gradient_mask for network in self.values()) else "weight_factors"
         networks = {task: replace(network, **{part: masks[task]}) for task, network in self.items()}
-        header: dict[str, Any] = {"model": masks.model, "method": masks.method, "left_out": masks.left_out}
-        made = TaskNetworks(networks, strict=self.strict, common=self.common, **header)
-        made.__dict__["masks"] = masks
-        made._products = MaskedProducts(self._products.memory)
-        return made
+        return self._with(networks, masks)
 
     def with_outputs(self, factors: Mapping[str, Tensors], masks: TaskMasks) -> TaskNetworks:
         """Return the networks with further output factors.
@@ -335,10 +337,7 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
             task: replace(n, output_factors={**n.output_factors, **factors[task]}, kept_weights=masks[task])
             for task, n in self.items()
         }
-        made = self._with(networks)
-        made.left_out = masks.left_out
-        made.__dict__["masks"] = masks
-        return made
+        return self._with(networks, masks)
 
     def with_own_tensors(self, tensors: Mapping[str, Mapping[str, Tensor | None]]) -> TaskNetworks:
         """Return the networks with further tensors of a task's own, task -> name -> tensor."""
@@ -362,10 +361,20 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         """Return a copy that no later step changes."""
         return self._with({task: network.mapped(lambda t: t.detach().clone()) for task, network in self.items()})
 
-    def _with(self, networks: Mapping[str, TaskNetwork]) -> TaskNetworks:
-        header: dict[str, Any] = {"model": self.model, "method": self.method, "left_out": self.left_out}
-        made = TaskNetworks(networks, strict=self.strict, common=self.common, **header)
+    def _with(self, networks: Mapping[str, TaskNetwork], masks: TaskMasks | None = None) -> TaskNetworks:
+        """Return other networks, which reuse the memory of products; with masks, networks of these."""
+        about = self if masks is None else masks
+        made = TaskNetworks(
+            networks,
+            strict=self.strict,
+            model=about.model,
+            method=about.method,
+            left_out=about.left_out,
+            common=self.common,
+        )
         made._products = MaskedProducts(self._products.memory)
+        if masks is not None:
+            made.masks = masks
         return made
 
     def state_dict(self) -> dict[str, Any]:

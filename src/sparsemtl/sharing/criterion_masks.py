@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from typing_extensions import Doc
 
-from sparsemtl.criteria.batch_norm import with_recomputed_batch_norm
+from sparsemtl.criteria.batch_norm import for_dense_network
 from sparsemtl.criteria.choose import choose_masks
 from sparsemtl.criteria.criterion import Criterion, ScoredOptions
 from sparsemtl.criteria.neurons import warn_of_dead_units
@@ -18,7 +18,6 @@ from sparsemtl.errors import ParameterError
 from sparsemtl.networks.coverage import CoverageOptions, coverage_options
 from sparsemtl.networks.declarations import Figure
 from sparsemtl.networks.model import MultiTaskModel
-from sparsemtl.networks.norms import statistics_for
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.registry.parameters import Count, Default, Fraction, Natural, Share
 from sparsemtl.sharing.masking import (
@@ -181,7 +180,7 @@ class CriterionMasks:
             return None
         options, previous = self._options, masks_of(networks)
         masks = choose_masks(
-            criterion if _are_shared(model, options) else with_recomputed_batch_norm(criterion),
+            for_dense_network(criterion, model, statistics_kind(options)),
             model,
             loaders,
             keep=self.schedule.keep_at(epoch),
@@ -225,7 +224,3 @@ class CriterionMasks:
         self._changed = dict(state["changed"])
         self._choices = int(state.get("choices", 0))  # files of earlier versions have none
         self._stable = bool(state.get("stable", False))
-
-
-def _are_shared(model: MultiTaskModel, options: SelectionOptions) -> bool:
-    return statistics_for(model, statistics_kind(options)) == "shared"

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 from typing_extensions import Doc, Unpack
 
-from sparsemtl.criteria.batch_norm import with_recomputed_batch_norm
+from sparsemtl.criteria.batch_norm import for_dense_network, with_recomputed_batch_norm
 from sparsemtl.criteria.criterion import Scores
+from sparsemtl.criteria.finite import check_scores
 from sparsemtl.criteria.gradient import Gradient
 from sparsemtl.criteria.select import budget, top_k
-from sparsemtl.errors import MaskError, MaskWarning, NonFiniteScoreError
+from sparsemtl.errors import MaskError, MaskWarning
 from sparsemtl.networks.coverage import coverage_options
 from sparsemtl.networks.declarations import Figure
 from sparsemtl.networks.masks import Mask
 from sparsemtl.networks.model import MultiTaskModel, maskable_parameters
-from sparsemtl.networks.norms import own_statistics, statistics_for
+from sparsemtl.networks.norms import own_statistics
 from sparsemtl.networks.randomness import fork_rng
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.registry.parameters import Count, Fraction, Natural, validated
@@ -184,11 +185,10 @@ class DiSparseSharing(Sharing):
     def _scores(self, model: MultiTaskModel, loaders: Loaders, *, times_weight: bool) -> Scores:
         """Return the gradients per task on the dense network, by absolute value."""
         criterion = Gradient(samples=self.samples, times_weight=times_weight, **self._patterns)
-        # the model's statistics are not those of the dense network once tasks have theirs, or run a sparse one
-        recompute = self.variant == "dynamic" or statistics_for(model, self.bn) != "shared"
+        runs_sparse = self.variant == "dynamic"  # the model's statistics are then those of a sparse network
+        dense = with_recomputed_batch_norm(criterion) if runs_sparse else for_dense_network(criterion, model, self.bn)
         with fork_rng():
-            chosen = with_recomputed_batch_norm(criterion) if recompute else criterion
-            scores = chosen.scores(model, loaders, list(model.tasks.values()))
+            scores = dense.scores(model, loaders, list(model.tasks.values()))
         _check(scores)
         return scores
 
@@ -278,12 +278,7 @@ def _check(scores: Scores) -> None:
             "every gradient of the shared weights is zero, so that they cannot be ranked. Are heads trained?"
         )
     for task, found in scores.items():
-        for name, score in found.items():
-            if bool(score.isnan().any()):
-                wrong = int(score.isnan().sum())
-                raise NonFiniteScoreError(
-                    f"task {task!r}, parameter {name!r}: {wrong} scores are NaN. Did training diverge?"
-                )
+        check_scores(found, task)
         if not any(bool(score.any()) for score in found.values()):
             warnings.warn(
                 f"task {task!r}: every gradient of the shared weights is zero, so that it has no say in the masks. Is "

@@ -204,10 +204,9 @@ class LotterySharing(Sharing):
     def _together(self, model: MultiTaskModel) -> TaskNetworks:
         """Return networks of the model's weights, under the chosen masks."""
         every = {iteration: self.masks(iteration) for iteration in {0, *self.chosen.values()}}
-        full = every[0]
         masks = {task: every[self.chosen.get(task, 0)][task] for task in model.tasks}
         return TaskNetworks.of_masks(
-            TaskMasks(masks, model=full.model, method=full.method, left_out=full.left_out),
+            every[0].replaced(masks),
             own_statistics(model, self.bn),
             strict=self._options["strict"],
         )
@@ -227,8 +226,7 @@ class LotterySharing(Sharing):
             task: {name: dropped > iteration for name, dropped in found.items()}
             for task, found in self._dropped_at.items()
         }
-        full = self._full
-        return TaskMasks(masks, model=full.model, method=full.method, left_out=full.left_out)
+        return self._full.replaced(masks)
 
     def _prune(self, number: int) -> None:
         """Drop the smallest of the weights that each task has left, all layers together."""

@@ -120,18 +120,18 @@ def full_networks(model: MultiTaskModel, method: str, options: MaskOptions, *, m
 def with_common_mask(networks: TaskNetworks, mask: Mask) -> TaskNetworks:
     """Return networks in which one mask is that of all tasks."""
     before = masks_of(networks)
-    masks = TaskMasks(dict.fromkeys(before, mask), model=before.model, method=before.method, left_out=before.left_out)
-    return networks.with_masks(masks)
+    return networks.with_masks(before.replaced(dict.fromkeys(before, mask)))
 
 
 def used_masks(model: MultiTaskModel, masks: TaskMasks) -> TaskMasks:
     """Return masks without the weights of modules that a task does not use."""
     users = model.parameter_tasks()
-    used = {
-        task: {name: mask if task in users[name] else torch.zeros_like(mask) for name, mask in masks[task].items()}
-        for task in masks
-    }
-    return TaskMasks(used, model=masks.model, method=masks.method, left_out=masks.left_out)
+    return masks.replaced(
+        {
+            task: {name: mask if task in users[name] else torch.zeros_like(mask) for name, mask in own.items()}
+            for task, own in masks.items()
+        }
+    )
 
 
 def warn_of_dead_layers(masks: TaskMasks, before: TaskMasks, *, common: bool = False) -> None:

@@ -12,15 +12,14 @@ from torch.optim import Optimizer
 from typing_extensions import Doc, Unpack
 
 from sparsemtl.criteria import as_criterion
-from sparsemtl.criteria.batch_norm import with_recomputed_batch_norm
+from sparsemtl.criteria.batch_norm import for_dense_network
 from sparsemtl.criteria.criterion import Scores
+from sparsemtl.criteria.finite import check_scores
 from sparsemtl.criteria.select import top_k
-from sparsemtl.errors import NonFiniteScoreError, ParameterError, unknown_name
+from sparsemtl.errors import ParameterError, unknown_name
 from sparsemtl.networks.coverage import coverage_options
 from sparsemtl.networks.declarations import Figure, SummaryTable
-from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.model import MultiTaskModel
-from sparsemtl.networks.norms import statistics_for
 from sparsemtl.networks.randomness import fork_rng
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.registry.parameters import Count, Default, Natural, validated
@@ -32,6 +31,7 @@ from sparsemtl.sharing.masking import (
     mask_summary,
     masks_of,
     statistics_kind,
+    used_masks,
 )
 from sparsemtl.sharing.schedules import StepRamp, check_reach_at, cubic
 from sparsemtl.sharing.sharing import Sharing, StepWeights, Update
@@ -131,20 +131,16 @@ class PBFSSharing(Sharing):
             ParameterError: if a sparsity names an unknown task or module, or the initial one is above the target.
         """
         networks = full_networks(model, type(self).__name__, self._options)
-        users, full = model.parameter_tasks(), masks_of(networks)
-        masks = {
-            task: {name: torch.full_like(mask, task in users[name]) for name, mask in full[task].items()}
-            for task in full
-        }
+        users, masks = model.parameter_tasks(), used_masks(model, masks_of(networks))
         self._ends = {
             (task, name): self._ends_of(task, _module_of(name, model))
             for task in model.tasks
-            for name in full.shapes()
+            for name in masks.shapes()
             if task in users[name]
         }
         for key in [*_keys(self.target_sparsity), *_keys(self.initial_sparsity)]:
             _check_key(key, model)
-        return networks.with_masks(TaskMasks(masks, model=full.model, method=full.method, left_out=full.left_out))
+        return networks.with_masks(masks)
 
     def _ends_of(self, task: str, module: str) -> tuple[float, float]:
         """Return the initial and the target sparsity of a task's kernels in a shared module."""
@@ -190,15 +186,14 @@ class PBFSSharing(Sharing):
         masks = {task: dict(mask) for task, mask in before.items()}
         for (task, name), (initial, target) in self._ends.items():
             mask = masks[task][name]
-            _check_scores(scores[task][name], task, name)
+            check_scores({name: scores[task][name]}, task)
             kept = self._count(mask.numel(), initial + (target - initial) * due)
             masks[task][name] = _best(scores[task][name], mask, kept)
-        return networks.with_masks(TaskMasks(masks, model=before.model, method=before.method, left_out=before.left_out))
+        return networks.with_masks(before.replaced(masks))
 
     def _score(self, model: MultiTaskModel, loaders: Loaders) -> Scores:
         """Return the scores of the weights, on the dense network."""
-        shared = statistics_for(model, self.bn) == "shared"
-        criterion = self.criterion if shared else with_recomputed_batch_norm(self.criterion)
+        criterion = for_dense_network(self.criterion, model, self.bn)
         with fork_rng():
             return criterion.scores(model, loaders, list(model.tasks.values()))
 
@@ -247,13 +242,6 @@ class PBFSSharing(Sharing):
         self._ramp.load_state_dict(state["progress"])
         self._since = int(state["progress"]["since"])
         self._scores = {task: dict(scores) for task, scores in state["scores"].items()}
-
-
-def _check_scores(scores: Tensor, task: str, name: str) -> None:
-    if bool(scores.isnan().any()):
-        raise NonFiniteScoreError(
-            f"task {task!r}, parameter {name!r}: {int(scores.isnan().sum())} scores are NaN. Did training diverge?"
-        )
 
 
 def _best(scores: Tensor, mask: Tensor, count: int) -> Tensor:
