@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from compaction_toys import PATTERNS, alive, compacted, layers_of, widths, zeroed
+from compaction_toys import PATTERNS, alive, assert_same_outputs, compacted, layers_of, widths, zeroed
 from loops import each
 from torch import Tensor, nn
 
@@ -58,6 +58,7 @@ CHANNELWISE = {
     "gate": lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
     "gate of means": lambda x: x * torch.sigmoid(F.adaptive_avg_pool2d(x, 1)),
     "expanded mean": lambda x: F.adaptive_avg_pool2d(x, 1).expand(-1, -1, x.shape[2], x.size(3)) + x,
+    "as wide as it has channels": lambda x: x.mean(3, keepdim=True).expand(-1, -1, -1, x.size(1)),
     "sum over positions": lambda x: x.sum((2, 3), keepdim=True).tanh(),
     "dropout": lambda x: F.dropout(x, 0.5, training=False),
     "scaled by positions": lambda x: x * x.size(-1),
@@ -193,13 +194,13 @@ def test_flattened_maps_are_added_though_one_is_read_elsewhere_too() -> None:
     compacted(model, IMAGES)
 
 
-@pytest.mark.parametrize("shape", [(-1, 64), ("batch", 256), ("half", -1)], ids=str)
+@pytest.mark.parametrize("shape", [(-1, 64), (-1, 4), ("batch", 256), ("half", -1)], ids=str)
 def test_a_view_of_another_shape_is_not_taken_for_flattening(shape: tuple[int | str, int]) -> None:
     class Regrouped(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.first = nn.Conv2d(3, 4, 1)
-            self.second = nn.Linear(256 if shape[0] == "batch" else 64, 2)
+            self.second = nn.Linear(64 if shape[1] == -1 else shape[1], 2)
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.first(x)
@@ -299,6 +300,63 @@ def test_a_layer_that_runs_twice_stays_whole() -> None:
         model.last.weight[:, 1:] = 0
     small = compacted(model, IMAGES)
     assert small.layer.out_channels == 3
+
+
+@each(
+    "norm",
+    [
+        nn.BatchNorm2d(6, affine=False),
+        nn.GroupNorm(3, 6, affine=False),
+        nn.InstanceNorm2d(6, track_running_stats=True),
+    ],
+)
+def test_a_layer_without_weights_that_runs_twice_stays_whole(norm: nn.Module) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.norm = nn.Conv2d(3, 6, 3), copy.deepcopy(norm)
+            self.last = nn.Conv2d(12, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.last(torch.cat([self.norm(x.relu()), self.norm(x.tanh())], 1))
+
+    model = alive(Twice())
+    with torch.no_grad():
+        model.last.weight[:, [0, 1, 6, 7, 8, 9]] = 0
+    small = compact(model)
+    assert_same_outputs(small, model, IMAGES)
+    assert small.first.out_channels == 6
+
+
+@each("way", ["added", "returned", "summed"])
+def test_a_norm_keeps_its_statistics_where_they_are_read_elsewhere(way: str) -> None:
+    class Read(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.norm, self.last = nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            x, mean = self.norm(self.first(x).relu()), self.norm.running_mean
+            x = x + mean.view(1, -1, 1, 1) if way == "added" else x
+            x = x + mean.sum() if way == "summed" else x
+            return {"map": self.last(x), "mean": 2 * mean}
+
+    model = alive(Read())
+    with torch.no_grad():
+        model.last.weight[:, 2:] = 0
+    assert_same_outputs(compact(model), model, IMAGES)
+
+
+def test_bits_of_numbers_are_no_other_shape() -> None:
+    def bits(x: Tensor) -> Tensor:
+        whole = x.view(torch.int64)
+        return whole.view(whole.size(0), 6, -1).view(whole.shape).view(torch.float64)
+
+    model = zeroed(alive(Calls(bits)), "inputs", 0.5, seed=3)
+    assert_same_outputs(compact(model, example_inputs=IMAGES), model, IMAGES)
 
 
 def test_tied_weights_stay_one() -> None:

@@ -74,24 +74,32 @@ class Network:
         return found if isinstance(found, Tensor) else None
 
     def free(self) -> set[nn.Module]:
-        """Return the modules that may be changed: without hooks, with real weights that no other node reads."""
-        uses = Counter(id(tensor) for tensor in self._reads())
+        """Return the modules that may be changed: one node calls them and reads their tensors, which are real."""
+        uses = Counter(map(id, self._reads()))
         return {
             module
             for name, module in self.modules.items()
             if name not in self.leaf_modules
             and not (module._forward_hooks or module._forward_pre_hooks)
-            and all(uses[id(tensor)] == 1 and not tensor.is_complex() for tensor in module.parameters())
+            and all(uses[id(each)] == 1 for each in _held(module))
+            and not any(tensor.is_complex() for tensor in module.parameters())
         }
 
-    def _reads(self) -> Iterator[Tensor]:
-        """Yield every parameter once per node that reads it."""
+    def _reads(self) -> Iterator[object]:
+        """Yield every module, parameter and buffer once per node that reads it."""
         for node in self.graph.nodes:
             module, tensor = self.module(node), self.tensor(node)
             if module is not None:
-                yield from module.parameters()
+                yield from _held(module)
             elif tensor is not None:
                 yield tensor
+
+
+def _held(module: nn.Module) -> Iterator[object]:
+    """Yield a module, its parameters and its buffers."""
+    yield module
+    yield from module.parameters()
+    yield from module.buffers()
 
 
 class Constant(nn.Module):

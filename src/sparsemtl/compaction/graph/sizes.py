@@ -179,7 +179,8 @@ def _of_padded(node: fx.Node, source: fx.Node, axis: int, network: Network) -> S
 
 
 def _of_view(node: fx.Node, source: fx.Node, axis: int, network: Network) -> Size | None:
-    number = number_of(shape_argument(node)[axis], network)
+    entries = shape_argument(node)
+    number = number_of(entries[axis], network) if len(entries) == _rank(node) else -1  # not of `x.view(dtype)`
     if number != -1 and not isinstance(number, fx.Node):
         return number
     if fixed_group(node, network, lambda group: axis in group[1]) is not None:

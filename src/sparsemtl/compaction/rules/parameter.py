@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 from torch import Tensor, fx, nn
 
@@ -57,7 +58,8 @@ def is_read_once(node: fx.Node, network: Network) -> bool:
     if tensor is None or not tensor.is_floating_point() or tensor.numel() < 2 or len(node.users) != 1:
         return False
     readers = sum(network.tensor(other) is tensor for other in network.graph.nodes)
-    return readers == 1 and all(tensor is not own for m in network.modules.values() for own in m.parameters())
+    owned = (own for module in network.modules.values() for own in chain(module.parameters(), module.buffers()))
+    return readers == 1 and all(tensor is not own for own in owned)
 
 
 def parameter(site: Site) -> ChannelRule | None:

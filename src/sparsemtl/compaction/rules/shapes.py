@@ -52,9 +52,9 @@ def reshape(site: Site) -> ChannelRule | None:
         return _reshaped(site, source, replace(layout, rank=len(shape)))  # positions stay with their channel
     if not layout.whole or layout.rank is None or layout.axis != 1 or any(size != 1 for size in shape[2:]):
         return None
-    # as many entries as channels and samples: further axes of the tensor have length one
+    vectors = layout.rank == 2 or _positions(source, site.network) == 1
     counted = counted or (shape[1] == -1 and layout.rank == 2 and first)
-    first = first or (shape[0] == -1 and shape[1] != -1)
+    first = first or (shape[0] == -1 and shape[1] != -1 and vectors)  # of maps, positions would become samples
     return _reshaped(site, source, replace(layout, rank=len(shape))) if counted and first else None
 
 
@@ -83,19 +83,29 @@ def write_known_sizes(network: Network, rules: Mapping[fx.Node, ChannelRule]) ->
     for node in list(network.graph.nodes):
         source = operand(node)
         if source is not None and operation(node) in (*_RESHAPES, "expand") and source in layouts:
-            channels = layouts[source].channels
-            own = -1 if operation(node) == "expand" else channels  # -1 of an expansion is what there is
-            shape = [
-                own if _counts(size, channels, layouts) else _known(size, layouts) for size in shape_argument(node)
-            ]
-            changed |= any(isinstance(each, fx.Node) for each in {*shape_argument(node)} - {*shape})
-            node.args, node.kwargs = (source, tuple(shape)), {}
+            given, shape = list(shape_argument(node)), _with_known_sizes(node, layouts[source], layouts)
+            if shape != given:
+                node.args, node.kwargs = (source, tuple(shape)), {}
+                changed = True
         elif node.target is check_answer:
             asked = node.args[0]
             numbers = asked.all_input_nodes if isinstance(asked, fx.Node) else []
             if all(_counts(each, _channels_of(each, layouts), layouts) for each in numbers):
                 network.graph.erase_node(node)
     return changed
+
+
+def _with_known_sizes(node: fx.Node, read: Layout, layouts: Mapping[fx.Node, Layout]) -> list[Any]:
+    """Return the shape of a view or an expansion, with numbers in place of sizes of channels.
+
+    The entry of the channels of an expansion is -1: it keeps as many as are left.
+    """
+    given = shape_argument(node)
+    shape = [_known(size, layouts) for size in given]
+    place = read.axis - (read.rank or 0)  # from the end
+    if operation(node) == "expand" and read.channels is not None and _counts(given[place], read.channels, layouts):
+        shape[place] = -1
+    return shape
 
 
 def _known(size: Any, layouts: Mapping[fx.Node, Layout]) -> Any:
