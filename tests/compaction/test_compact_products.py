@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from compaction_toys import compacted
+from compaction_toys import assert_same_outputs, compacted
 from torch import Tensor, nn
 
 import sparsemtl as sm
@@ -104,6 +104,17 @@ def test_channels_are_followed_through_views(name: str) -> None:
     small = compacted(model, x, example_inputs=x)
     assert small.report.layer("conv").outputs == (8, LEFT)
     assert small.report.layer("slope").parameters == (8, LEFT)
+
+
+def test_an_einsum_that_repeats_a_tensor_stays() -> None:
+    def between(x: Tensor) -> Tensor:
+        rows = x.flatten(2).transpose(1, 2)
+        return torch.einsum("btc,btc->bc", rows, rows.mean(1, keepdim=True))
+
+    model, x = Views(between), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    small = sm.compact(model, example_inputs=x)
+    assert_same_outputs(small, model, x)
+    assert_same_outputs(small, model, x[:1])
 
 
 def test_channels_that_are_narrowed_away_go() -> None:

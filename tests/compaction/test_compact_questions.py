@@ -181,6 +181,58 @@ def test_positions_are_those_of_each_sequence(function: str) -> None:
         assert_same_outputs(loaded, model, words)
 
 
+def _repeated(m: nn.Module, x: Tensor) -> Tensor:
+    places = torch.arange(x.shape[1]).unsqueeze(0)
+    if places.shape[0] != x.shape[0]:  # as models of transformers do
+        places = places.expand(x.shape[0], -1)
+    return x + m.places(places)
+
+
+def _heads(x: Tensor) -> Tensor:
+    return x.view(x.shape[0], -1, 2, 3).softmax(-1).reshape(x.shape[0], -1, 6)
+
+
+SAMPLES: dict[str, Function] = {
+    "places for each sample": _repeated,
+    "table in front": lambda m, x: _heads(m.table[:, : x.size(1)] * x),
+    "rows of places": lambda m, x: _repeated(m, x.view(-1, x.shape[1], x.shape[2])),
+    "mean of samples in front": lambda m, x: _heads(x.mean(0, keepdim=True) + x),
+    "product with a table": lambda m, x: _heads(torch.matmul(m.triangle[None, :4, : x.size(1)], x)),
+}
+
+
+@each("samples", [1, 2])
+@each("function", SAMPLES)
+def test_a_network_takes_any_number_of_samples_whatever_the_example_has(function: str, samples: int) -> None:
+    model = alive(Words(SAMPLES[function]))
+    small = sm.compact(model, example_inputs=WORDS[:samples])
+    assert (small.first.out_features, small.report.verification.only) == (5, "")
+    for words in (WORDS[:1], WORDS, WORDS.repeat(2, 3), WORDS[:1].repeat(1, 2)):
+        assert_same_outputs(small, model, words)
+
+
+ALONE: dict[str, Function] = {
+    "another way": lambda m, x: 2 * x if x.shape[0] == 1 else x,
+    "a further question": lambda m, x: 2 * x if x.shape[0] < 2 and x.shape[1] > 50 else x,
+}
+
+
+@each("function", ALONE)
+def test_one_sample_is_refused_where_the_model_does_something_else_with_it(function: str) -> None:
+    small = sm.compact(alive(Words(ALONE[function])), example_inputs=WORDS)
+    with pytest.raises(ParameterError, match="another way"):
+        small(WORDS[:1])
+    assert "refused" in small.report.verification.only
+
+
+def test_of_one_sample_as_the_example_a_network_takes_one_alone_where_others_differ() -> None:
+    model = alive(Words(ALONE["another way"]))
+    small = sm.compact(model, example_inputs=WORDS[:1])
+    assert_same_outputs(small, model, WORDS[:1])
+    with pytest.raises(ParameterError, match="another way"):
+        small(WORDS)
+
+
 @pytest.mark.parametrize(
     "function",
     [

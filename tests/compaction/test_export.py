@@ -212,15 +212,14 @@ def changed(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 class PerSample(nn.Module):
-    """Network that adds positions, repeated for every sample unless there is one, as decoders of transformers do."""
+    """Network that scales a sample that comes alone."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(3, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        positions = torch.ones(1, 3)
-        return self.layer(x + (positions.expand(len(x), -1) if len(x) != 1 else positions))
+        return self.layer(x if len(x) != 1 else 2 * x)
 
 
 @pytest.mark.parametrize("suffix", ["onnx", "pt2", "safetensors"])

@@ -24,6 +24,7 @@ from sparsemtl.compaction.cost import (
 from sparsemtl.compaction.graph.canonicalize import canonicalize, drop_unread
 from sparsemtl.compaction.graph.network import Network
 from sparsemtl.compaction.graph.own_tensors import place_own_tensors
+from sparsemtl.compaction.graph.questions import has_lone, needless
 from sparsemtl.compaction.graph.sizes import forget, measure, trace_sizes
 from sparsemtl.compaction.graph.unrolling import unroll, write_states
 from sparsemtl.compaction.inference import inferred
@@ -87,14 +88,9 @@ def compact_root(root: Root, example: Any, *, single: bool, multiple_of: int) ->
     ran = _in_double(model.module, inputs)
     if ran is not None or inputs is None:
         root.module.double()
-    network = canonical_network(root, ran or copied(model.module), inputs)
+    network = _network(root, model, ran, inputs)
     parameters = parameter_count(model.module)
-    before = LayerCosts()
-    if inputs is not None:
-        whole = measure_shapes(network, model.module, inputs)
-        if unroll(network):
-            whole = measure_shapes(network, model.module, inputs)
-        before = _costs(whole, inputs)
+    before = LayerCosts() if inputs is None else _costs(built(network, copy.deepcopy(network.graph)), inputs)
     widths = LayerWidths(network)
     _shrink(network, widths, multiple_of)
     small = built(network, network.graph)
@@ -197,6 +193,84 @@ def _in_double(model: nn.Module, inputs: Inputs | None) -> nn.Module | None:
     return double if _error(double, inputs.to(dtype=torch.float64, device=device_of(model))) is None else None
 
 
+def _network(root: Root, model: Root, ran: nn.Module | None, inputs: Inputs | None) -> Network:
+    """Return the graph of a module in canonical form, with the shapes of its tensors if there is an example.
+
+    Args:
+        root: the module, in double precision if it runs in that; the result shares the parts that it keeps.
+        model: a copy of the module as it was.
+        ran: a copy of the module in double precision, None if it does not run in that.
+        inputs: the example.
+    """
+    if inputs is None:
+        network = canonical_network(root, copied(model.module), None)
+        resolve_sizes(network)
+        return network
+    several = _two_samples(model.module, inputs)
+    network = _measured(root, ran or copied(model.module), several)
+    if ran is not None and has_lone(network):
+        _drop_questions(network, model, inputs.first(1))
+    if several is inputs or _runs(network, inputs):
+        return network
+    again = _in_double(model.module, inputs) or copied(model.module)
+    return _measured(replace(model, module=again), copied(again), inputs)
+
+
+def _two_samples(model: nn.Module, inputs: Inputs) -> Inputs:
+    """Return inputs of one sample twice over if the model takes that; the axis of samples is then of no length one."""
+    if inputs.samples() != 1:
+        return inputs
+    two = inputs.mapped(lambda tensor: torch.cat([tensor, tensor]) if tensor.ndim else tensor)
+    return two if _error(model, two) is None else inputs
+
+
+def _measured(root: Root, ran: nn.Module, inputs: Inputs) -> Network:
+    """Return the graph of a module in canonical form, with the shapes of all tensors and one module per recurrence."""
+    network = canonical_network(root, ran, inputs)
+    measure_shapes(network, root.module, inputs)
+    if unroll(network):
+        measure_shapes(network, root.module, inputs)
+    resolve_sizes(network)
+    return network
+
+
+def _runs(network: Network, inputs: Inputs) -> bool:
+    """Return whether a graph runs on inputs, which its checks may refuse."""
+    whole = built(network, copy.deepcopy(network.graph))
+    like = next((p for p in whole.parameters() if p.is_floating_point()), None)
+    same = inputs.to(dtype=None if like is None else like.dtype, device=device_of(whole))
+    return _error(whole, same) is None
+
+
+def _drop_questions(network: Network, model: Root, alone: Inputs) -> None:
+    """Drop the checks that refuse one sample, if the graph gives the model's outputs for one sample without them.
+
+    Models ask whether there are as many samples as rows of positions, which they would repeat otherwise.
+
+    Args:
+        network: graph of the model on several samples, in double precision.
+        model: the model.
+        alone: one sample.
+    """
+    again = replace(model, module=copied(model.module).double())
+    checks = needless(
+        network, _measured(again, copied(again.module), alone.to(dtype=torch.float64, device=device_of(again.module)))
+    )
+    graph = copy.deepcopy(network.graph)
+    for node, own in zip(network.graph.nodes, list(graph.nodes), strict=True):
+        if node in checks:
+            graph.erase_node(own)
+    comparison = Comparison(model.module, alone)
+    try:
+        comparison.run(built(network, graph), torch.float64)
+    except DifferentOutputsError:
+        return
+    if comparison.result().verified and not comparison.fixed:
+        for node in checks:
+            network.graph.erase_node(node)
+        drop_unread(network)
+
+
 def canonical_network(root: Root, ran: nn.Module, inputs: Inputs | None) -> Network:
     """Return the graph of a module in canonical form.
 
@@ -237,6 +311,7 @@ def measured(root: Root, example: Any, *, single: bool) -> tuple[Network, dict[s
     inputs, missing = _inputs(root.module, example, single=single)
     if inputs is None:
         raise ParameterError(f"{root.name} cannot be run, since {missing}. Give a batch that it reads.")
+    inputs = _two_samples(root.module, inputs)
     network = canonical_network(root, copied(root.module), inputs)
     whole = built(network, copy.deepcopy(network.graph))
     sample = one_sample(whole, inputs)
@@ -247,7 +322,6 @@ def measured(root: Root, example: Any, *, single: bool) -> tuple[Network, dict[s
 
 
 def _shrink(network: Network, widths: LayerWidths, multiple_of: int) -> None:
-    resolve_sizes(network)
     fold_norms(network, rules_for(network))
     rules = rules_for(network)
     widths.explain(network, rules)

@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from sparsemtl.compaction.graph.network import Network
 from sparsemtl.compaction.graph.operations import operation
+from sparsemtl.compaction.graph.sizes import shape_of
 from sparsemtl.compaction.rules.parameter import is_read_once
 
 
@@ -30,7 +31,7 @@ def open_einsums(network: Network) -> None:
         if len(given) != 2 or given[0] is given[1] or not all(isinstance(each, fx.Node) for each in given):
             continue
         letters = _Letters.of(node.args[0])
-        if letters is None:
+        if letters is None or _repeats(given, letters):
             continue
         with network.graph.inserting_before(node):
             one, other = given
@@ -92,6 +93,13 @@ class _Letters:
         """True if every letter is one of these."""
         own = [*self.shared, *self.summed]
         return len(self.one) == len(own) + len(self.rows) and len(self.other) == len(own) + len(self.columns)
+
+
+def _repeats(given: Sequence[fx.Node], letters: _Letters) -> bool:
+    """Return whether a tensor is repeated along a letter that is summed, as no product of matrices does."""
+    named = zip((letters.one, letters.other), given, strict=True)
+    one, other = (dict(zip(own, shape_of(each) or (), strict=False)) for own, each in named)
+    return any(one.get(letter) != other.get(letter) for letter in letters.summed)
 
 
 def _ordered(network: Network, node: fx.Node, letters: Sequence[str], order: Sequence[str]) -> fx.Node:

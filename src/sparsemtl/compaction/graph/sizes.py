@@ -47,10 +47,15 @@ def measure(network: Network, module: nn.Module, arguments: Sequence[Any]) -> No
 class _Measuring(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        n.meta[_SHAPE] = tuple(value.shape) if isinstance(value, Tensor) else None
+        record_shape(n, value)
         listed = isinstance(value, (tuple, list)) and bool(value) and all(isinstance(each, Tensor) for each in value)
         n.meta[_PARTS] = [tuple(each.shape) for each in value] if listed else None
         return value
+
+
+def record_shape(node: fx.Node, value: object) -> None:
+    """Record the shape of a node's value, None if that is no tensor."""
+    node.meta[_SHAPE] = tuple(value.shape) if isinstance(value, Tensor) else None
 
 
 def forget(network: Network) -> None:
@@ -185,7 +190,18 @@ def _of_view(node: fx.Node, source: fx.Node, axis: int, network: Network) -> Siz
         return number
     if fixed_group(node, network, lambda group: axis in group[1]) is not None:
         return (shape_of(node) or ())[axis]
-    return None if number == -1 else number
+    return _inferred(node, source, axis, network) if number == -1 else number
+
+
+def _inferred(node: fx.Node, source: fx.Node, axis: int, network: Network) -> Size | None:
+    """Return the axis that a view keeps by -1: its other axes are as long as the tensor's, for inputs of any size."""
+    before, after, entries = shape_of(source), shape_of(node), list(shape_argument(node))
+    aligned = None if before is None or after is None else groups(before, after)
+    if aligned is None or len(entries) != _rank(node):
+        return None
+    own = next(group for group in aligned if axis in group[1])
+    same = all(_same_size(source, group, entries, network) for group in aligned if group is not own)
+    return (source, own[0][0]) if same and len(own[0]) == len(own[1]) == 1 else None
 
 
 def _of_expansion(node: fx.Node, source: fx.Node, axis: int, network: Network) -> Size | None:
@@ -219,8 +235,23 @@ def _of_item(node: fx.Node, source: fx.Node, axis: int, network: Network) -> Siz
 
 
 def _of_index(node: fx.Node, source: fx.Node, axis: int, network: Network) -> Size | None:
-    read = _axis_read(node, axis, _rank(node))
-    return None if read is None else (source, read)
+    """Return the axis that an indexed tensor takes whole, 1 for a new axis."""
+    before = shape_of(source)
+    found = None if before is None else index_of_axes(node.args[1], len(before))
+    if found is None:
+        return None
+    read = next((place for place, (made, _) in enumerate(found) if made == axis), None)
+    if read is None:
+        return 1
+    return (source, read) if found[read][1] == slice(None) else None
+
+
+def _of_unsqueezed(node: fx.Node, source: fx.Node, axis: int, network: Network) -> Size | None:
+    place = argument(node, 1, "dim", None)
+    if not isinstance(place, int):
+        return None
+    place %= _rank(node)
+    return 1 if place == axis else (source, axis - (axis > place))
 
 
 def _of_product(node: fx.Node, source: fx.Node, axis: int, network: Network) -> Size | None:
@@ -242,7 +273,7 @@ _SOURCES: dict[str, _Find] = {
     "getitem": _of_item,
     "pad": _of_padded,
     "repeat_interleave": _of_repeated,
-    "unsqueeze": _of_index,
+    "unsqueeze": _of_unsqueezed,
 }
 """Operation -> function of the node, what it reads, an axis and the network: where the size of the axis comes from."""
 
@@ -266,23 +297,10 @@ def _of_operand(node: fx.Node, axis: int, shape: tuple[int, ...]) -> Size | None
     """Return the first tensor that an operation on elements reads and that has the size of its output."""
     for source in node.all_input_nodes:
         given = shape_of(source)
-        if given is not None and len(given) == len(shape) and given[axis] == shape[axis]:
+        repeated = source.op == "get_attr" and shape[axis] == 1  # along an axis of any length
+        if given is not None and len(given) == len(shape) and given[axis] == shape[axis] and not repeated:
             return source, axis
     return None
-
-
-def _axis_read(node: fx.Node, axis: int, rank: int) -> int | None:
-    """Return which axis an unsqueezed or indexed tensor has taken whole as an axis of its own, None for others."""
-    if operation(node) == "unsqueeze":
-        place = argument(node, 1, "dim", None)
-        if not isinstance(place, int) or place % rank == axis:
-            return None
-        return axis - (axis > place % rank)
-    source = operand(node)
-    before = None if source is None else shape_of(source)
-    found = None if before is None else index_of_axes(node.args[1], len(before))
-    read = None if found is None else next((i for i, (made, _) in enumerate(found) if made == axis), None)
-    return read if found is not None and read is not None and found[read][1] == slice(None) else None
 
 
 def index_of_axes(index: Any, rank: int) -> list[tuple[int | None, Any]] | None:
@@ -296,7 +314,8 @@ def index_of_axes(index: Any, rank: int) -> list[tuple[int | None, Any]] | None:
         None for an index of anything else.
     """
     parts = index if isinstance(index, tuple) else (index,)
-    if not all(each is None or each is Ellipsis or isinstance(each, (int, slice)) for each in parts):
+    known = all(each is None or each is Ellipsis or isinstance(each, (int, slice)) for each in parts)
+    if not known or any(isinstance(each, bool) for each in parts):
         return None
     rest = [slice(None)] * (rank - sum(each is not None and each is not Ellipsis for each in parts))
     place = next((i for i, each in enumerate(parts) if each is Ellipsis), len(parts))

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
 from sparsemtl.compaction.checks import check_answer, check_axes, check_value, created
+from sparsemtl.compaction.graph.sizes import record_shape
 from sparsemtl.compaction.inputs import leaves, mapped, parts, tensors
 from sparsemtl.compaction.tracing.numbers import Lazy, Recorded, number, plain
 from sparsemtl.compaction.tracing.opening import attention, padded_encoder, pads, stays_whole, unflattened
@@ -262,7 +263,9 @@ class Recorder(TorchFunctionMode):
                 name = f"_constant_{len(self.constants)}"
                 self.constants[name] = tensor.detach().clone()
             self._register(tensor, functools.partial(_same, self.graph.create_node("get_attr", name)))
-        return self._nodes[id(tensor)]()
+        node = self._nodes[id(tensor)]()
+        record_shape(node, tensor)
+        return node
 
     def _depends(self, value: Any) -> bool:
         """Return whether a value was computed from the inputs."""
