@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 from sparsemtl.errors import ParameterError, check_list, unknown_name
 from sparsemtl.networks.coverage import CoverageOptions, CoveredParameters, coverage
 from sparsemtl.networks.patterns import Patterns
-from sparsemtl.tasks.batches import Group, Loader, Loaders, as_group, first_batch
+from sparsemtl.tasks.batches import Group, Loaders, as_group, by_owner, first_batch, owner_of
 from sparsemtl.tasks.forward_errors import PLAIN, explain
 
 if TYPE_CHECKING:
@@ -268,12 +268,10 @@ def placement(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
     return (torch.device("cpu"), None) if weight is None else (weight.device, weight.dtype)
 
 
-def first_group(model: MultiTaskModel, loaders: Loaders) -> Group:
-    """Return the first batch of the first task, on the model's device and in its dtype."""
-    name = next(iter(model.tasks))
-    owner = name if isinstance(loaders, Mapping) else None
-    loader: Loader = loaders[name] if isinstance(loaders, Mapping) else loaders
-    return as_group(first_batch(loader, owner), model.tasks, owner).to(*placement(model))
+def first_group(model: MultiTaskModel, loaders: Loaders, task: str | None = None) -> Group:
+    """Return the first batch of a task, by default of the first one, on the model's device and in its dtype."""
+    owner = owner_of(loaders, next(iter(model.tasks)) if task is None else task)
+    return as_group(first_batch(by_owner(loaders)[owner], owner), model.tasks, owner).to(*placement(model))
 
 
 def heads_for(

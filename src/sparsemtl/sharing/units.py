@@ -10,7 +10,7 @@ bias, and the norm's scale and shift.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Annotated, Any
@@ -34,7 +34,7 @@ from sparsemtl.networks.task_networks import TaskNetwork, TaskNetworks
 from sparsemtl.registry.parameters import Default, Natural
 from sparsemtl.sharing.masking import masks_of
 from sparsemtl.sharing.sharing import Update
-from sparsemtl.tasks.batches import Group, Loaders, as_group, first_batch
+from sparsemtl.tasks.batches import Loaders, first_groups
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,8 @@ def find_units(model: MultiTaskModel, loaders: Loaders, options: RoutingOptions)
     layers, _ = _layers(model, options)
     shared = {m for module in model.shared_modules().values() for m in module.modules()}
     norms: dict[nn.Module, list[nn.Module]] = {}
-    for group in _first_groups(model, loaders):
+    for group in first_groups(loaders, model.tasks):
+        group = group.to(*placement(model))
         for layer, found in norms_behind(model, list(layers.values()), group.x, group.tasks).items():
             norms[layer] = list(dict.fromkeys([*norms.get(layer, ()), *(norm for norm in found if norm in shared)]))
     readers = [norm for found in norms.values() for norm in found]
@@ -241,12 +242,3 @@ def _attention(model: nn.Module) -> set[str]:
     """Return the names of the modules inside modules whose class has `attention` in its name."""
     around = [name for name, module in model.named_modules() if "attention" in type(module).__name__.lower()]
     return {name for name, _ in model.named_modules() if any(f"{name}.".startswith(f"{outer}.") for outer in around)}
-
-
-def _first_groups(model: MultiTaskModel, loaders: Loaders) -> Iterator[Group]:
-    """Yield the first batch, or that of every task, on the model's device and in its dtype."""
-    if isinstance(loaders, Mapping):
-        for task in model.tasks:
-            yield as_group(first_batch(loaders[task], task), model.tasks, task).to(*placement(model))
-    else:
-        yield as_group(first_batch(loaders), model.tasks).to(*placement(model))

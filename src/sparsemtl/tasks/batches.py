@@ -52,6 +52,16 @@ def per_task(loaders: Loaders) -> bool:
     return isinstance(loaders, Mapping)
 
 
+def by_owner(loaders: Loaders) -> dict[str | None, Loader]:
+    """Return owner -> loader; the owner is a task, or None for one loader of all tasks."""
+    return dict(loaders.items()) if isinstance(loaders, Mapping) else {None: loaders}
+
+
+def owner_of(loaders: Loaders, task: str) -> str | None:
+    """Return the owner of the loader that has the labels of a task: the task, or None for one loader of all tasks."""
+    return task if per_task(loaders) else None
+
+
 def check_loaders(loaders: Loaders, tasks: Mapping[str, Task], kind: str = "loader") -> None:
     """Raise a LabelError if a loader is empty or cannot be read, or the keys of a dict of loaders are not the tasks.
 
@@ -68,16 +78,16 @@ def check_loaders(loaders: Loaders, tasks: Mapping[str, Task], kind: str = "load
         if missing:
             raise LabelError(f"loaders: task {missing[0]!r} has no loader; found {sorted(loaders)}.")
     check_readable(loaders)
-    for owner, loader in loaders.items() if isinstance(loaders, Mapping) else [(None, loaders)]:
+    for owner, loader in by_owner(loaders).items():
         if number_of_batches(loader) == 0:
             raise LabelError(EMPTY.format(whose=kind if owner is None else f"{kind} of task {owner!r}"))
 
 
 def check_readable(loaders: Loaders) -> None:
     """Raise a LabelError if a loader cannot be iterated over."""
-    for name, loader in loaders.items() if isinstance(loaders, Mapping) else [(None, loaders)]:
+    for owner, loader in by_owner(loaders).items():
         if not (hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")):
-            what = "a loader" if name is None else f"the loader of task {name!r}"
+            what = "a loader" if owner is None else f"the loader of task {owner!r}"
             raise LabelError(f"{what} yields batches, as a DataLoader or a list of them does, got {loader!r}.")
 
 
@@ -137,19 +147,29 @@ def first_batch(loader: Loader, owner: str | None = None) -> Any:
     raise LabelError(EMPTY.format(whose="training loader" if owner is None else f"loader of task {owner!r}"))
 
 
+def first_groups(loaders: Loaders, tasks: Mapping[str, Task]) -> Iterator[Group]:
+    """Yield the first batch of the loader of all tasks, or that of every task's loader, as groups.
+
+    Raises:
+        LabelError: if a loader is empty.
+    """
+    for owner in tasks if per_task(loaders) else (None,):
+        yield as_group(first_batch(by_owner(loaders)[owner], owner), tasks, owner)
+
+
 def groups_for(loaders: Loaders, task: Task) -> Iterator[Group]:
     """Yield all batches with labels of a task, as groups of this task alone."""
-    loader = loaders[task.name] if isinstance(loaders, Mapping) else loaders
-    for batch in loader:
-        group = as_group(batch, {task.name: task}, owner=task.name if isinstance(loaders, Mapping) else None)
+    owner = owner_of(loaders, task.name)
+    for batch in by_owner(loaders)[owner]:
+        group = as_group(batch, {task.name: task}, owner)
         yield Group(group.x, group.targets, (task.name,)) if group.tasks else group
 
 
 def evaluation_groups(loaders: Loaders, tasks: Mapping[str, Task]) -> Iterator[Group]:
     """Yield all batches of all tasks as groups, inputs that tasks share once."""
-    if isinstance(loaders, Mapping):
-        for name in tasks:
-            yield from groups_for(loaders, tasks[name])
+    if per_task(loaders):
+        for task in tasks.values():
+            yield from groups_for(loaders, task)
     else:
         for batch in loaders:
             yield as_group(batch, tasks)
@@ -158,7 +178,7 @@ def evaluation_groups(loaders: Loaders, tasks: Mapping[str, Task]) -> Iterator[G
 def loader_generators(loaders: Loaders) -> list[torch.Generator]:
     """Return the generators of the loaders that draw their order from a generator of their own."""
     found: list[torch.Generator] = []
-    for loader in loaders.values() if isinstance(loaders, Mapping) else [loaders]:
+    for loader in by_owner(loaders).values():
         batch_sampler = getattr(loader, "batch_sampler", None)
         inner = getattr(batch_sampler, "sampler", None)
         for holder in (loader, getattr(loader, "sampler", None), batch_sampler, inner):

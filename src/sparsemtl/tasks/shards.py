@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sparsemtl.tasks.batches import Group, Loader, Loaders
+from sparsemtl.tasks.batches import Group, Loader, Loaders, by_owner
 from sparsemtl.tasks.nests import map_tensors
 from sparsemtl.tasks.processes import ALONE, Processes
 
@@ -109,7 +109,7 @@ def sharded(loaders: Loaders) -> Loaders:
 
 def processes_of(loaders: Loaders) -> Processes:
     """Return the processes that have parts of the data."""
-    loader = next(iter(loaders.values()), None) if isinstance(loaders, Mapping) else loaders
+    loader = next(iter(by_owner(loaders).values()), None)
     return loader.processes if isinstance(loader, _ShardedLoader) else ALONE
 
 

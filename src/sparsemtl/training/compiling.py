@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from sparsemtl.networks.modes import train_mode
 from sparsemtl.networks.outputs import masks_outputs
 from sparsemtl.networks.randomness import fork_rng
 from sparsemtl.networks.swap import current_tensors, swap_tensors
-from sparsemtl.tasks.batches import Loaders, as_group, first_batch, preserve_loader_state
+from sparsemtl.tasks.batches import Loaders, first_groups, preserve_loader_state
 from sparsemtl.tasks.nests import tensors_in, to_device
 from sparsemtl.training.options import TrainingOptions
 from sparsemtl.training.steps.step import TrainingStep
@@ -84,10 +84,7 @@ def _run(step: TrainingStep, x: object, tasks: tuple[str, ...]) -> None:
 
 def _passes(step: TrainingStep, train: Loaders) -> Iterator[tuple[object, tuple[str, ...]]]:
     """Yield the input and the tasks of the forward passes of a step."""
-    owners = dict.fromkeys(step.tasks) if isinstance(train, Mapping) else {None: None}
-    for owner in owners:
-        loader = train if owner is None else train[owner]  # type: ignore[index]
-        group = as_group(first_batch(loader, owner), step.tasks, owner)
+    for group in first_groups(train, step.tasks):
         x = to_device(group.x, step.backend.device)
         for tasks in [group.tasks] if step.update == "joint" else [(task,) for task in group.tasks]:
             yield x, tasks

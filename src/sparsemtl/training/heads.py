@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch.nn.parameter import UninitializedParameter
 
-from sparsemtl.networks.model import MultiTaskModel, placement
+from sparsemtl.networks.model import MultiTaskModel, first_group
 from sparsemtl.networks.modes import eval_mode
 from sparsemtl.networks.randomness import fork_rng
-from sparsemtl.tasks.batches import Loaders, as_group, first_batch, preserve_loader_state
+from sparsemtl.tasks.batches import Loaders, preserve_loader_state
 
 
 def materialize_heads(model: MultiTaskModel, train: Loaders) -> None:
@@ -19,7 +17,4 @@ def materialize_heads(model: MultiTaskModel, train: Loaders) -> None:
         return
     with fork_rng(), preserve_loader_state(train), eval_mode(model), torch.no_grad():
         for task in model.tasks:
-            loader = train[task] if isinstance(train, Mapping) else train
-            owner = task if isinstance(train, Mapping) else None
-            group = as_group(first_batch(loader, owner), model.tasks, owner).to(*placement(model))
-            model(group.x, tasks=(task,))
+            model(first_group(model, train, task).x, tasks=(task,))

@@ -32,6 +32,7 @@ from sparsemtl.tasks.batches import (
     Group,
     Loader,
     Loaders,
+    by_owner,
     check_loaders,
     loader_generators,
 )
@@ -245,7 +246,7 @@ class Trainer:
         self.snapshots = Snapshots(self.folder, processes)
 
     def _fit(self, train: Loaders, validation: Loaders, *, resume: bool) -> None:
-        self._used = [*_each(train), *_each(validation)]
+        self._used = [*by_owner(train).values(), *by_owner(validation).values()]
         self.position = Position()
         self.selection = self._new_selection()
         self.set_up(train)
@@ -292,7 +293,7 @@ class Trainer:
             ParameterError: if these are the loaders that trained or chose the model, or nothing was trained.
         """
         device = self._ready.device
-        if any(loader is used for loader in _each(loaders) for used in self._used):
+        if any(loader is used for loader in by_owner(loaders).values() for used in self._used):
             raise ParameterError("this loader trained or chose the model; test on data that did neither.")
         check_loaders(loaders, self.model.tasks, "test loader")
         with taking_part(self.processes):
@@ -500,7 +501,3 @@ class Trainer:
         self._files.write_summary(
             summarize(results, self._parts, config=self.config, networks=self.networks, selection=self.selection)
         )
-
-
-def _each(loaders: Loaders) -> list[Loader]:
-    return list(loaders.values()) if isinstance(loaders, Mapping) else [loaders]

@@ -19,9 +19,11 @@ from sparsemtl.sharing.sharing import TURNS
 from sparsemtl.tasks.batches import (
     Group,
     Loaders,
-    as_group,
+    by_owner,
     check_loaders,
     first_batch,
+    first_groups,
+    number_of_batches,
     per_task,
     preserve_loader_state,
 )
@@ -79,7 +81,7 @@ def _check(parts: RunParts, options: TrainingOptions, train: Loaders, validation
 
     reading = count_labels(train, parts.model.tasks, limit=_READING)
     setup = set_up(parts, options, train)
-    groups = _first_groups(train, setup.step)
+    groups = list(first_groups(train, setup.step.tasks))
     with default_dtype(setup.fabric.strategy.precision):
         begin, failure = _begin(parts, setup.step, groups, own_data=per_task(train))
     probes = probe_tasks(setup.step, groups)
@@ -98,12 +100,6 @@ def _check(parts: RunParts, options: TrainingOptions, train: Loaders, validation
         str(setup.device),
         (*failure, *_about_labels(probes, reading), *unlabelled, *_about_scales(setup.step, probes, weights)),
     )
-
-
-def _first_groups(train: Loaders, step: TrainingStep) -> list[Group]:
-    if isinstance(train, Mapping):
-        return [as_group(first_batch(train[task], task), step.tasks, task) for task in step.tasks]
-    return [as_group(first_batch(train), step.tasks)]
 
 
 def _begin(parts: RunParts, step: TrainingStep, groups: Sequence[Group], *, own_data: bool) -> tuple[float, list[str]]:
@@ -169,11 +165,8 @@ def _validate(setup: Setup, validation: Loaders | None) -> tuple[float | None, l
     step = setup.step
     with preserve_loader_state(validation):
         reading = count_labels(validation, step.tasks, limit=_READING)
-        one: Any = (
-            {task: [first_batch(loader, task)] for task, loader in validation.items()}
-            if isinstance(validation, Mapping)
-            else [first_batch(validation)]
-        )
+        first: Any = {owner: [first_batch(loader, owner)] for owner, loader in by_owner(validation).items()}
+    one = first if per_task(validation) else first[None]
     began = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LabelWarning)  # one batch may lack what the split has
@@ -186,16 +179,11 @@ def _validate(setup: Setup, validation: Loaders | None) -> tuple[float | None, l
         for name, count in reading.counts.items()
         if not count.known
     ]
-    loaders = list(validation.values()) if isinstance(validation, Mapping) else [validation]
-    batches = _length(loaders)
-    return None if batches is None else batches * (seconds / len(loaders) + reading.seconds), unlabelled
-
-
-def _length(loaders: Sequence[Any]) -> int | None:
-    try:
-        return sum(map(len, loaders))
-    except TypeError:
-        return None
+    batches = [number_of_batches(loader) for loader in by_owner(validation).values()]
+    known = [count for count in batches if count is not None]
+    if len(known) < len(batches):
+        return None, unlabelled
+    return sum(known) * (seconds / len(batches) + reading.seconds), unlabelled
 
 
 def _coverage(model: MultiTaskModel, networks: TaskNetworks) -> MaskCoverage:
@@ -243,7 +231,7 @@ def _expected(
     begin: float,
 ) -> ExpectedTime:
     batches = steps_in_epoch(train, options["mix"])
-    loaders = len(train) if isinstance(train, Mapping) and options["mix"] != "proportional" else 1
+    loaders = len(by_owner(train)) if options["mix"] != "proportional" else 1
     epoch = None if batches is None else batches * (step + loaders * loading) + (validation or 0.0)
     total = None if epoch is None else options["epochs"] * epoch
     return ExpectedTime(step, loading, batches, validation, begin, epoch, total)

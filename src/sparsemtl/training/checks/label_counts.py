@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sparsemtl.errors import LabelError
 from sparsemtl.networks.randomness import fork_rng
-from sparsemtl.tasks.batches import Group, Loaders, as_group, preserve_loader_state
+from sparsemtl.tasks.batches import Group, Loaders, as_group, by_owner, preserve_loader_state
 from sparsemtl.tasks.task import Task
 
 
@@ -68,14 +68,14 @@ def count_labels(loaders: Loaders, tasks: Mapping[str, Task], *, limit: float) -
         LabelError: naming the batch whose labels do not fit a task.
     """
     counts = {name: LabelCounts() for name in tasks}
-    owners: list[str | None] = list(tasks) if isinstance(loaders, Mapping) else [None]
+    parts = by_owner(loaders)
     batches, began = 0, time.perf_counter()
     with fork_rng(), preserve_loader_state(loaders):
-        for number, owner in enumerate(owners, start=1):
-            until, complete = began + limit * number / len(owners), True
-            for group in _groups(loaders, tasks, owner):
+        for number, (owner, loader) in enumerate(parts.items(), start=1):
+            until, complete = began + limit * number / len(parts), True
+            for batch in loader:
                 batches += 1
-                _add(counts, tasks, group, batches)
+                _add(counts, tasks, as_group(batch, tasks, owner), batches)
                 complete = False
                 if time.perf_counter() > until:
                     break
@@ -83,11 +83,6 @@ def count_labels(loaders: Loaders, tasks: Mapping[str, Task], *, limit: float) -
             for name in tasks if owner is None else (owner,):
                 counts[name].whole = complete
     return Reading(counts, (time.perf_counter() - began) / max(batches, 1))
-
-
-def _groups(loaders: Loaders, tasks: Mapping[str, Task], owner: str | None) -> Iterator[Group]:
-    for batch in loaders if owner is None or not isinstance(loaders, Mapping) else loaders[owner]:
-        yield as_group(batch, tasks, owner)
 
 
 def _add(counts: Mapping[str, LabelCounts], tasks: Mapping[str, Task], group: Group, number: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from sparsemtl.data.base import BatchLoader
 from sparsemtl.errors import ForwardError
 from sparsemtl.networks.model import MultiTaskModel, placement
 from sparsemtl.networks.randomness import fork_rng
-from sparsemtl.tasks.batches import Loaders, as_group, preserve_loader_state
+from sparsemtl.tasks.batches import Loaders, as_group, by_owner, preserve_loader_state
 from sparsemtl.tasks.nests import to_device, to_dtype
 
 
@@ -26,8 +25,7 @@ def check_last_batches(model: MultiTaskModel, train: Loaders) -> None:
     """
     if not any(isinstance(module, _BatchNorm) for module in model.modules()):
         return
-    loaders: list[tuple[str | None, Any]] = [*train.items()] if isinstance(train, Mapping) else [(None, train)]
-    for owner, loader in loaders:
+    for owner, loader in by_owner(train).items():
         if _last_size(loader) == 1:
             with fork_rng(), preserve_loader_state(train):
                 x = as_group(_single(loader), model.tasks, owner).x

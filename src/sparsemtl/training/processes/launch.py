@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sparsemtl.errors import LabelError, ParameterError, ProcessError, SparseMTLWarning
 from sparsemtl.networks.randomness import random_state, restore_random_state
 from sparsemtl.networks.task_networks import TaskNetworks
-from sparsemtl.tasks.batches import Loaders, loader_generators
+from sparsemtl.tasks.batches import Loaders, by_owner, loader_generators
 from sparsemtl.tasks.processes import ALONE, Processes
 from sparsemtl.tasks.signs import Signs
 from sparsemtl.training.processes.workers import refuse_distributed
@@ -272,7 +272,7 @@ def agree_on_randomness(processes: Processes, train: Loaders) -> None:
         return
     from torch.utils.data.distributed import DistributedSampler
 
-    for loader in train.values() if isinstance(train, Mapping) else [train]:
+    for loader in by_owner(train).values():
         if isinstance(getattr(loader, "sampler", None), DistributedSampler):
             raise LabelError(
                 "a loader has a DistributedSampler, which gives each process a part of the data. Give the trainer "
