@@ -17,7 +17,7 @@ from sparsemtl.errors import NonFiniteScoreError, ParameterError
 from sparsemtl.networks.model import maskable_parameters
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.sharing import PBFSSharing
-from sparsemtl.sharing.schedules import StepRamp, cubic
+from sparsemtl.sharing.schedules import Ramp, StepRamp, cubic
 from sparsemtl.storage.metrics import read_metrics
 
 
@@ -47,7 +47,7 @@ def test_the_schedule_has_the_values_of_the_paper_s_library(way: float, sparsity
 
 
 def test_a_ramp_is_at_every_step_where_it_should_be() -> None:
-    ramp, found = StepRamp(1, 3), []
+    ramp, found = StepRamp(Ramp(1, 3)), []
     for epoch in range(4):
         ramp.begin_epoch(epoch, [()] * 4)
         for _ in range(4):

@@ -29,7 +29,7 @@ from sparsemtl.sharing.masking import (
     masks_of,
     statistics_kind,
 )
-from sparsemtl.sharing.schedules import KeepSchedule
+from sparsemtl.sharing.schedules import KeepSchedule, Ramp
 from sparsemtl.tasks.batches import Loaders
 
 KeepOption = Fraction | Mapping[str, Fraction]
@@ -107,7 +107,7 @@ class CriterionMasks:
     """
 
     def __init__(self, method: str, keep: Keep, options: SelectionOptions, *, warmup: int = 0) -> None:
-        self.schedule = KeepSchedule(keep, warmup, options["target_sparsity"], options["reach_at"])
+        self.schedule = KeepSchedule(keep, options["target_sparsity"], Ramp(warmup, options["reach_at"]))
         if options.get("min_per_unit") and options["granularity"] != "weight":
             raise ParameterError(
                 f"`min_per_unit` is for `granularity: weight`; with {options['granularity']!r}, whole units are kept "
@@ -136,12 +136,13 @@ class CriterionMasks:
         share = self._options.get("freeze_masks")
         if not isinstance(share, float | int):
             return
-        self._last_choice = max(ceil(share * epochs) - 1, self.schedule.warmup)
-        if self.schedule.reach_at is not None and self._last_choice < self.schedule.reach_at:
+        ramp = self.schedule.ramp
+        self._last_choice = max(ceil(share * epochs) - 1, ramp.warmup)
+        if not ramp.is_reached(self._last_choice):
             raise ParameterError(
                 f"`freeze_masks` of {share} ends the choice of masks after {self._last_choice + 1} of {epochs} epochs, "
-                f"before `target_sparsity` is reached in epoch {self.schedule.reach_at + 1}. Raise `freeze_masks` or "
-                "lower `reach_at`."
+                f"before `target_sparsity` is reached in epoch {ramp.end + 1}. Raise `freeze_masks` or lower "
+                "`reach_at`."
             )
 
     def is_frozen(self, epoch: int) -> bool:

@@ -33,7 +33,7 @@ from sparsemtl.sharing.masking import (
     warn_of_dead_layers,
     with_common_mask,
 )
-from sparsemtl.sharing.schedules import check_reach_at
+from sparsemtl.sharing.schedules import Ramp
 from sparsemtl.sharing.sharing import Sharing
 from sparsemtl.tasks.batches import Loaders
 
@@ -93,8 +93,7 @@ class DiSparseSharing(Sharing):
         reach_at: Annotated[Count, Doc("Epoch from which the masks of `dynamic` stay as they are.")] = 10,
         **options: Unpack[CommonMaskOptions],
     ) -> None:
-        if variant == "dynamic":
-            check_reach_at(warmup, reach_at)
+        self._ramp = Ramp(warmup, reach_at if variant == "dynamic" else None)
         self.variant = variant
         self.keep = keep
         self.samples = samples
@@ -166,8 +165,7 @@ class DiSparseSharing(Sharing):
 
     def _exchange_at(self, epoch: int) -> float:
         """Return the fraction of a layer's weights that is exchanged before an epoch."""
-        progress = (epoch - self.warmup) / (self.reach_at - self.warmup)
-        return self.drop / 2 * (1 + math.cos(math.pi * progress))
+        return self.drop / 2 * (1 + math.cos(math.pi * self._ramp.progress(epoch)))
 
     def _exchanged(self, model: MultiTaskModel, mask: Mask, fraction: float, loaders: Loaders) -> dict[str, Tensor]:
         """Drop the smallest weights of each layer, and grow as many by the tasks' gradients."""

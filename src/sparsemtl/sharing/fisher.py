@@ -105,7 +105,7 @@ class FisherSharing(Sharing):
         self, epoch: int, model: MultiTaskModel, networks: TaskNetworks, loaders: Loaders
     ) -> TaskNetworks | None:
         """Return networks with new masks where a choice is due after the warm-up, otherwise None."""
-        since = epoch - self._masks.schedule.warmup
+        since = epoch - self._masks.schedule.ramp.warmup
         due = since == 0 or (since > 0 and self.update_every > 0 and since % self.update_every == 0)
         chooses = due or self._masks.schedule.falls_at(epoch)
 

@@ -33,7 +33,7 @@ from sparsemtl.sharing.masking import (
     statistics_kind,
     used_masks,
 )
-from sparsemtl.sharing.schedules import StepRamp, check_reach_at, cubic
+from sparsemtl.sharing.schedules import Ramp, StepRamp, cubic
 from sparsemtl.sharing.sharing import Sharing, StepWeights, Update
 from sparsemtl.tasks.batches import Loaders
 
@@ -108,7 +108,6 @@ class PBFSSharing(Sharing):
         ] = False,
         **options: Unpack[PBFSOptions],
     ) -> None:
-        check_reach_at(warmup, reach_at)
         self.target_sparsity = target_sparsity
         self.initial_sparsity = initial_sparsity
         self.warmup = warmup
@@ -119,7 +118,7 @@ class PBFSSharing(Sharing):
         self.bn = statistics_kind(options)
         self._options = options
         self._ends: dict[tuple[str, str], tuple[float, float]] = {}
-        self._ramp = StepRamp(warmup, reach_at)
+        self._ramp = StepRamp(Ramp(warmup, reach_at))
         self._since = 0
         self._scores: Scores = {}
 

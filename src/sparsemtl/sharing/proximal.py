@@ -30,7 +30,7 @@ from sparsemtl.optim.penalties import Penalty
 from sparsemtl.optim.proximal_step import ProximalStep, ProxLR
 from sparsemtl.optim.sparsity import Sparsity, layer_sparsity
 from sparsemtl.registry.parameters import Count, Default, Natural, Share
-from sparsemtl.sharing.schedules import StepRamp, check_reach_at, cubic
+from sparsemtl.sharing.schedules import Ramp, StepRamp, check_target, cubic
 from sparsemtl.sharing.sharing import DenseOptions, Sharing, StepWeights
 from sparsemtl.tasks.batches import Loaders, check_readable
 
@@ -105,14 +105,11 @@ class ProximalSharing(Sharing):
         self.target_sparsity = options["target_sparsity"]
         self.reach_at = options["reach_at"]
         self.penalty_in_loss = options["penalty_in_loss"]
-        if (self.target_sparsity is None) != (self.reach_at is None):
-            raise ParameterError("`target_sparsity` and `reach_at` go together: how sparse, and by which epoch.")
-        if self.reach_at is not None:
-            check_reach_at(self.warmup, self.reach_at)
+        check_target(self.target_sparsity, self.reach_at)
         self.shrink = ProximalStep(penalty, adaptive=options["adaptive"], prox_lr=options["prox_lr"])
         if self.target_sparsity is not None:
             self.shrink.remedy = f"Lower `target_sparsity` ({self.target_sparsity:g})"
-        self._ramp = StepRamp(self.warmup, self.reach_at)
+        self._ramp = StepRamp(Ramp(self.warmup, self.reach_at))
         self._patterns = coverage_options(options)
         self._names: tuple[str, ...] | None = None
         self._units = units
@@ -186,7 +183,7 @@ class ProximalSharing(Sharing):
 
     def is_selectable(self, epoch: int) -> bool:
         """Return True after the warm-up; with a target, once it is reached."""
-        return epoch >= (self.warmup if self.reach_at is None else self.reach_at)
+        return self._ramp.ramp.is_reached(epoch)
 
     def regularizer(self, model: MultiTaskModel) -> Tensor | None:
         """Return the penalty, where it acts on the gradient as well."""

@@ -21,7 +21,7 @@ from sparsemtl.networks.task_networks import TaskNetworks, dense_networks
 from sparsemtl.optim.penalties import GroupLasso
 from sparsemtl.optim.proximal_step import ProximalStep
 from sparsemtl.registry.parameters import Count, Fraction, Natural, NonNegative, validated
-from sparsemtl.sharing.schedules import check_reach_at, cubic
+from sparsemtl.sharing.schedules import Ramp, cubic
 from sparsemtl.sharing.sharing import DenseOptions, Sharing, StepWeights
 from sparsemtl.sharing.taylor import taylor_importance
 from sparsemtl.tasks.batches import Loaders, check_readable
@@ -93,8 +93,6 @@ class PruningSharing(Sharing):
         ] = 0.0,
         **options: Unpack[DenseOptions],
     ) -> None:
-        if reach_at is not None:
-            check_reach_at(warmup, reach_at)
         self.macs = macs
         self.weights = weights
         self.warmup = warmup
@@ -105,6 +103,7 @@ class PruningSharing(Sharing):
         self.lambda_ = lambda_
         self.update = options["update"]
         self.bn = options["bn"]
+        self._ramp = Ramp(warmup, reach_at)
         self._units: Units | None = None
         self._left = torch.zeros(0, dtype=torch.bool)
         self._began = 1.0
@@ -136,8 +135,7 @@ class PruningSharing(Sharing):
 
     def _allowed(self, epoch: int) -> float:
         """Return what is allowed in an epoch, as a fraction of the dense network."""
-        progress = 1.0 if self.reach_at is None else (epoch - self.warmup) / (self.reach_at - self.warmup)
-        return self._began - (self._began - self._target) * cubic(min(progress, 1.0))
+        return self._began - (self._began - self._target) * cubic(self._ramp.progress(epoch))
 
     @property
     def _of(self) -> Cost:
@@ -221,7 +219,7 @@ class PruningSharing(Sharing):
 
     def is_selectable(self, epoch: int) -> bool:
         """Return True once the budget is reached."""
-        return epoch >= (self.warmup if self.reach_at is None else self.reach_at)
+        return self._ramp.is_reached(epoch)
 
     def metrics(self, model: MultiTaskModel, networks: TaskNetworks) -> Iterator[tuple[str, str, float]]:
         """Yield the fraction of the multiply-adds that is left."""

@@ -21,49 +21,79 @@ def cubic(progress: float) -> float:
     return 1 - (1 - progress) ** 3
 
 
-def check_reach_at(warmup: int, reach_at: int) -> None:
-    """Raise unless a schedule ends after its warm-up.
+@dataclass(frozen=True)
+class Ramp:
+    """Epochs in which a sparsity rises to its target, after dense ones.
+
+    Args:
+        warmup: dense epochs at the beginning.
+        reach_at: epochs by which the target is reached; None: at once, at the end of the warm-up.
 
     Raises:
-        ParameterError: naming both epochs.
+        ParameterError: if `reach_at` lies in the warm-up.
     """
-    if reach_at <= warmup:
-        raise ParameterError(f"`reach_at` must come after the warm-up of {warmup} epochs, got {reach_at}.")
+
+    warmup: int = 0
+    reach_at: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.reach_at is not None and self.reach_at <= self.warmup:
+            raise ParameterError(
+                f"`reach_at` must come after the warm-up of {self.warmup} epochs, got {self.reach_at}."
+            )
+
+    @property
+    def end(self) -> int:
+        """Number of epochs by which the target is reached."""
+        return self.warmup if self.reach_at is None else self.reach_at
+
+    def is_reached(self, epoch: int) -> bool:
+        """Return True for epochs (counted from 0) after the ramp."""
+        return epoch >= self.end
+
+    def progress(self, position: float) -> float:
+        """Return the progress in [0, 1] at a position in epochs since the beginning of training."""
+        length = self.end - self.warmup
+        return min(max(position - self.warmup, 0.0) / length, 1.0) if length else float(position >= self.warmup)
+
+
+def check_target(target_sparsity: float | None, reach_at: int | None) -> None:
+    """Raise unless a target has an epoch by which it is reached.
+
+    Raises:
+        ParameterError: if one of the two is given alone.
+    """
+    if (target_sparsity is None) != (reach_at is None):
+        raise ParameterError("`target_sparsity` and `reach_at` go together: how sparse, and by which epoch.")
 
 
 @dataclass(frozen=True)
 class KeepSchedule:
     """Fraction of the weights that each task keeps, by epoch.
 
-    With a target the sparsity rises as `cubic` between `warmup` and `reach_at`; otherwise `keep` is constant.
+    With a target the sparsity rises as `cubic` over the ramp; otherwise `keep` is constant.
 
     Args:
         keep: fraction kept, in (0, 1], or task -> its fraction.
-        warmup: dense epochs at the beginning.
         target_sparsity: fraction dropped at the end, in [0, 1), in place of `keep`.
-        reach_at: epochs by which the target is reached.
+        ramp: epochs in which the sparsity rises.
 
     Raises:
-        ParameterError: if only one of `target_sparsity` and `reach_at` is given, or `reach_at` lies in the warm-up.
+        ParameterError: if a target has no epoch by which it is reached, or such an epoch no target.
     """
 
     keep: Keep
-    warmup: int = 0
     target_sparsity: float | None = None
-    reach_at: int | None = None
+    ramp: Ramp = Ramp()
 
     def __post_init__(self) -> None:
-        if (self.target_sparsity is None) != (self.reach_at is None):
-            raise ParameterError("`target_sparsity` and `reach_at` go together: how sparse, and by which epoch.")
-        if self.reach_at is not None:
-            check_reach_at(self.warmup, self.reach_at)
+        check_target(self.target_sparsity, self.ramp.reach_at)
 
     def keep_at(self, epoch: int) -> Keep:
         """Return the fraction to keep in masks chosen before an epoch (counted from 0)."""
-        if self.target_sparsity is None or self.reach_at is None:
+        if self.target_sparsity is None:
             return self.keep
-        progress = min(max(epoch - self.warmup, 0) / (self.reach_at - self.warmup), 1.0)
-        return 1 - self.target_sparsity * cubic(progress)
+        return 1 - self.target_sparsity * cubic(self.ramp.progress(epoch))
 
     def scope(self, asked: Scope | None) -> Scope | None:
         """Return how weights are ranked: as asked for, or by the final fraction; None if tasks differ in it."""
@@ -73,11 +103,11 @@ class KeepSchedule:
 
     def falls_at(self, epoch: int) -> bool:
         """Return True if tasks keep less from this epoch on than before."""
-        return self.reach_at is not None and self.warmup < epoch <= self.reach_at
+        return self.ramp.warmup < epoch <= self.ramp.end
 
     def is_reached(self, epoch: int) -> bool:
         """Return True after the warm-up; with a target, once it is reached."""
-        return epoch >= (self.warmup if self.reach_at is None else self.reach_at)
+        return self.ramp.is_reached(epoch)
 
 
 class EpochClock:
@@ -128,16 +158,14 @@ class EpochClock:
 
 
 class StepRamp:
-    """Progress of training in steps, from the beginning of epoch `warmup` to the end of epoch `reach_at` - 1.
+    """Progress of training on a ramp, by steps: it rises within epochs as well.
 
     Args:
-        warmup: epochs before the ramp begins.
-        reach_at: epochs by which it ends; None: it stays at its beginning.
+        ramp: the ramp.
     """
 
-    def __init__(self, warmup: int, reach_at: int | None) -> None:
-        self.warmup = warmup
-        self.reach_at = reach_at
+    def __init__(self, ramp: Ramp) -> None:
+        self.ramp = ramp
         self._clock = EpochClock()
 
     def begin_epoch(self, epoch: int, loaders: Loaders) -> None:
@@ -150,15 +178,13 @@ class StepRamp:
 
     @property
     def begun(self) -> bool:
-        """True from epoch `warmup` on."""
-        return self._clock.epoch >= self.warmup
+        """True after the warm-up."""
+        return self._clock.epoch >= self.ramp.warmup
 
     @property
     def progress(self) -> float:
         """Progress in [0, 1]."""
-        if self.reach_at is None:
-            return 0.0
-        return min(max(self._clock.position - self.warmup, 0.0) / (self.reach_at - self.warmup), 1.0)
+        return self.ramp.progress(self._clock.position)
 
     def state_dict(self) -> dict[str, int]:
         """Return what a resumed run needs."""
