@@ -23,7 +23,8 @@ from sparsemtl.storage.text_files import read_json
 from sparsemtl.tasks.batches import Group
 from sparsemtl.training.steps.backend import Backend
 from sparsemtl.training.steps.finite import check_gradient, check_weights
-from sparsemtl.training.steps.step import MAX_SKIPPED, TrainingStep
+from sparsemtl.training.steps.optimizer_steps import MAX_SKIPPED
+from sparsemtl.training.steps.step import TrainingStep
 
 SGD = partial(torch.optim.SGD, lr=0.05)
 CPU = torch.device("cpu")
@@ -193,8 +194,8 @@ class Scaler:
             self.optimizer.step()
 
 
-def scaled_engine(model: sm.SharedBottom, balancing: str) -> TrainingStep:
-    sharing = sm.DenseSharing()
+def scaled_engine(model: sm.SharedBottom, balancing: str, sharing: sm.sharing.Sharing | None = None) -> TrainingStep:
+    sharing = sm.DenseSharing() if sharing is None else sharing
     balancer = sm.balancing.as_balancer(balancing)
     balancer.attach(2, CPU)
     optimizer: Any = Scaler(torch.optim.SGD(model.parameters(), lr=0.1))
@@ -231,8 +232,8 @@ class Following(sm.DenseSharing):
 
 
 def test_a_method_does_not_act_after_a_step_that_was_left_out() -> None:
-    engine = scaled_engine(treacherous(math.inf), "mean")
-    engine.sharing = following = Following()
+    following = Following()
+    engine = scaled_engine(treacherous(math.inf), "mean", following)
     batch = [[Group(*table(8), ("a", "b"))]]
     engine.step(batch, "here")
     assert following.steps == 0

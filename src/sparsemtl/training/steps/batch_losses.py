@@ -14,6 +14,7 @@ from torch import Tensor
 from sparsemtl.errors import ForwardError
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.task_networks import TaskNetworks
+from sparsemtl.sharing.sharing import Sharing, TaskPenalty
 from sparsemtl.tasks.batches import Group
 from sparsemtl.tasks.nests import tensors_in, to_device
 from sparsemtl.training.steps.backend import Backend
@@ -56,7 +57,7 @@ class BatchLosses:
     Args:
         model: the model.
         backend: device of the batches, and what runs in place of the model.
-        sharing: sharing method, which may have a term per task (`TaskPenalty`); None has none.
+        sharing: sharing method, which may have a term per task (`TaskPenalty`).
         around: makes the context of a forward pass.
 
     Attributes:
@@ -67,13 +68,13 @@ class BatchLosses:
         self,
         model: MultiTaskModel,
         backend: Backend,
-        sharing: Any,
+        sharing: Sharing,
         around: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._around = around
         self._model = model
         self._backend = backend
-        self._penalty = getattr(sharing, "penalty", None)
+        self._penalty = sharing.penalty if isinstance(sharing, TaskPenalty) else None
         self.teacher: Teacher | None = None
 
     @property

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from math import isfinite
 from typing import Any
 
 import torch
@@ -19,29 +18,27 @@ from torch import Tensor
 
 from sparsemtl.balancing import Balancer, as_balancer
 from sparsemtl.compaction.slices.task_slices import TaskSlices
-from sparsemtl.errors import NonFiniteError, ParameterError
+from sparsemtl.errors import ParameterError
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.optim.masked import FreezeOutsideMask
-from sparsemtl.sharing.sharing import TURNS, Sharing, StepWeights, Update
+from sparsemtl.sharing.dense import DenseSharing
+from sparsemtl.sharing.sharing import TURNS, AfterBatch, AfterStep, Regularizer, Sharing, StepWeights, Update
 from sparsemtl.tasks.batches import Group, Loaders, as_group, preserve_loader_state
 from sparsemtl.training.arguments import check_networks
-from sparsemtl.training.checkpoints.structure import check_state
 from sparsemtl.training.steps.backend import Backend
 from sparsemtl.training.steps.batch_losses import BatchLosses, ReadyBatch, times
 from sparsemtl.training.steps.combination import Combination, Combined, CombinedByGramian, CombinedRows
 from sparsemtl.training.steps.exchange import OwnRandomness, StepExchange, add_up_gradients, average_statistics
-from sparsemtl.training.steps.finite import check_gradient, check_norm, named_parameters, not_finite_loss
+from sparsemtl.training.steps.finite import check_gradient, check_norm, named_parameters
 from sparsemtl.training.steps.gradient_rows import mask_gradients
+from sparsemtl.training.steps.loss_weights import LossWeights
+from sparsemtl.training.steps.optimizer_steps import OptimizerSteps
 from sparsemtl.training.steps.result import StepResult
 from sparsemtl.training.steps.task_gradients import TaskGradients
 from sparsemtl.training.steps.teacher import Teacher
 from sparsemtl.training.steps.update import choose_update
 from sparsemtl.training.steps.weight_users import WeightUsers
-
-MAX_SKIPPED = 100
-"""Steps that a gradient scaler may leave out one after another. Each halves its scale, so that a gradient which does
-not fit into half precision does after a few dozen of them; one that still does not is not finite at any scale."""
 
 
 class TrainingStep:
@@ -53,8 +50,9 @@ class TrainingStep:
             balancer's.
         networks: the tasks' networks. Set the attribute when they change; methods that change them after a step do so
             here.
-        sharing: sharing method that made the networks, for its terms and its acts after steps; None has none. Networks
-            of `sharing.start` keep everything: call `begin_epoch` of the step before each epoch, which chooses masks.
+        sharing: sharing method that made the networks, for its terms and its acts after steps; by default one without
+            any, `DenseSharing`. Networks of `sharing.start` keep everything: call `begin_epoch` of the step before each
+            epoch, which chooses masks.
         balancing: a `Balancer` that is attached, or a name, scalarizer or aggregator of TorchJD that makes one.
         update: `joint`, `average`, `alternate` or `random_one`; by default as `choose_update` returns it. A single task
             has no other to take turns with, so that all are one.
@@ -97,21 +95,20 @@ class TrainingStep:
         self.model = model
         self.tasks = model.tasks
         self.networks = networks
-        self.sharing: Any = sharing  # may have methods of `TaskPenalty`, `Regularizer`, `AfterStep` and `AfterBatch`
+        self.sharing: Sharing = DenseSharing() if sharing is None else sharing
         self.optimizer = optimizer
         self.backend = Backend.of(model) if backend is None else backend
         self.slices = slices
         self._randomness = OwnRandomness(self.backend.processes)
-        self._losses = BatchLosses(model, self.backend, sharing, self._randomness.forward)
+        self._losses = BatchLosses(model, self.backend, self.sharing, self._randomness.forward)
         self.balancer = _attached(balancing, len(model.tasks), self.backend.device)
         self.update = self._checked_update(update)
-        self._inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+        self._steps = OptimizerSteps(optimizer, scaled=self.backend.scaled)
+        self._weights = LossWeights(self.balancer, self.tasks, self.backend.device)
         self._parameters = dict(model.named_parameters())
         together = {**model.shared_parameters(), **model.unmasked_parameters()}
         self._shared = {name: p for name, p in together.items() if p.requires_grad}
         self._by_rows = self.balancer.combines_gradients and bool(self._shared)
-        self._constant_weights: dict[str, float] = {}
-        self._last_losses: dict[str, float] = {}
         self._factors: dict[str, float] = {}
         self._users = WeightUsers(model, self._shared)
         self._combination = self._made_combination()
@@ -121,9 +118,11 @@ class TrainingStep:
         self._memory: dict[str, Tensor] = {}
         self._own = named_parameters(model, sharing=networks.parameters())
         self.trained = {**self._own, **named_parameters(model, balancer=self.balancer.parameters())}
-        self._skipped = 0
         self._where = ""
-        self._needs_epoch = sharing is not None
+        self._epoch_checked = False
+        self._regularizer = self.sharing.regularizer if isinstance(self.sharing, Regularizer) else None
+        self._after_step = self.sharing.after_step if isinstance(self.sharing, AfterStep) else None
+        self._after_batch = self.sharing.after_batch if isinstance(self.sharing, AfterBatch) else None
 
     @property
     def teacher(self) -> Teacher | None:
@@ -143,8 +142,7 @@ class TrainingStep:
     def _checked_update(self, update: Update | None) -> Update:
         if len(self.tasks) == 1:
             return "joint"
-        asked = update if update is not None or self.sharing is None else self.sharing.update
-        update = choose_update(self.model, self.networks, self.balancer, asked=asked)
+        update = choose_update(self.model, self.networks, self.balancer, asked=update or self.sharing.update)
         if update in TURNS and not self.balancer.takes_turns:
             raise ParameterError(
                 f"update={update!r} takes a step for one task at a time, so there is nothing for this balancer to "
@@ -167,10 +165,8 @@ class TrainingStep:
             epoch: epoch that begins, counted from 0.
             loaders: training data, which the method may read; generators of its loaders stay as they are.
         """
-        if self.sharing is not None:
-            with preserve_loader_state(loaders):
-                changed = self.sharing.begin_epoch(epoch, self.model, self.networks, loaders)
-            self.networks = self.networks if changed is None else changed
+        with preserve_loader_state(loaders):
+            self._change(self.sharing.begin_epoch(epoch, self.model, self.networks, loaders))
         self.model.begin_epoch(epoch)
 
     def __call__(self, x: Any, targets: Mapping[str, Tensor] | Tensor) -> StepResult:
@@ -191,7 +187,7 @@ class TrainingStep:
             NonFiniteError: if the gradient is, likewise; where a gradient scaler leaves such steps out, after
                 `MAX_SKIPPED` of them.
         """
-        if self._needs_epoch:
+        if not self._epoch_checked:
             self._check_epoch()
         self._where = where
         ready = [[self._losses.ready(group) for group in groups] for groups in batches]
@@ -202,27 +198,30 @@ class TrainingStep:
             self._take_turns(ready, result)
         else:
             self._combine(ready, result)
-        after_batch = getattr(self.sharing, "after_batch", None)
-        if after_batch is not None:
-            changed = after_batch(self.model, self.networks, len(batches))
-            self.networks = self.networks if changed is None else changed
+        if self._after_batch is not None:
+            self._change(self._after_batch(self.model, self.networks, len(batches)))
         average_statistics(self.backend.processes, self.model, self.networks)
         self._exchange.complete(result, self.tasks)
         result.average()
         return result
 
+    def _change(self, networks: TaskNetworks | None) -> None:
+        """Compute with the networks that the sharing method has returned; None keeps the current ones."""
+        if networks is not None:
+            self.networks = networks
+
     def _check_epoch(self) -> None:
         """Raise at the first step if no epoch has begun."""
-        if getattr(self.sharing, "needs_epoch", False):
+        if self.sharing.needs_epoch:
             raise ParameterError(
                 f"{type(self.sharing).__name__} acts before epochs, such as by choosing masks, and none has begun: "
                 "steps would train a network in which nothing was chosen yet. Call `step.begin_epoch(epoch, train)` "
                 "before each epoch, the first one (0) included."
             )
-        self._needs_epoch = False
+        self._epoch_checked = True
 
     def _take_turns(self, batches: Sequence[Sequence[ReadyBatch]], result: StepResult) -> None:
-        weights = dict.fromkeys(self.tasks, 1.0) if self.networks.apart else self._weights({})
+        weights = dict.fromkeys(self.tasks, 1.0) if self.networks.apart else self._weights.of({}, self._where)
         scale = len(weights) / sum(weights.values())  # only the weights' ratios matter: 1 for mean and sum alike
         result.weights = {task: weight * scale for task, weight in weights.items()}
         labelled = {t: [b for groups in batches for b in groups if t in b.labelled] for t in self.tasks}
@@ -244,19 +243,19 @@ class TrainingStep:
         self._factors = {}
         for groups, here in zip(batches, self._exchange.present, strict=True):
             if self.balancer.constant and self.update == "average":
-                result.weights = self._weights({})
+                result.weights = self._weights.of({}, self._where)
                 for batch, tasks in self._passes(groups):
                     self._forward_backward(batch, tasks, result, len(batches))
             elif here:
                 losses, values = self._observed_losses(groups, here, result)
-                result.weights = self._weights(values)
+                result.weights = self._weights.of(values, self._where)
                 self._backward_of_all(losses, _parts(losses, result.weights, len(batches)))
             self._count_factors(here, result.weights, len(batches))
         present = tuple(t for t in self.tasks if any(t in here for here in self._exchange.present))
         if not present:
             return
         if self._by_rows:
-            self._combination.combine(self.networks, self._flags(present), self._where)
+            self._combination.combine(self.networks, self._weights.flags(present), self._where)
         if self.balancer.normalise == "selected":
             self._users.average_over_users(self.networks)
         for p in self.balancer.parameters():
@@ -296,7 +295,7 @@ class TrainingStep:
         values = self._exchange.values(losses, present)
         rows = self._observed.rows(losses, self.networks, self._where)
         if rows is not None:
-            self.balancer.observe_gradients(self._row(values), rows, self._flags(values))
+            self.balancer.observe_gradients(self._weights.row(values), rows, self._weights.flags(values))
         return losses, values
 
     def _backward_of_all(self, losses: Mapping[str, Tensor], factors: Mapping[str, float]) -> None:
@@ -322,36 +321,10 @@ class TrainingStep:
                 for task in batch.labelled:
                     yield batch, (task,)
 
-    def _weights(self, losses: Mapping[str, float]) -> dict[str, float]:
-        """Return the balancer's weight of every task."""
-        if self._constant_weights:
-            return dict(self._constant_weights)
-        self._last_losses.update(losses)
-        present = self._flags(losses) if losses else None
-        row = self.balancer.weights(self._row({}), present).tolist()
-        for task, weight in zip(self.tasks, row, strict=True):
-            if not isfinite(weight):
-                raise not_finite_loss(f"the balancer's weight of task {task!r}", weight, self._where)
-        weights = dict(zip(self.tasks, row, strict=True))
-        self._constant_weights = weights if self.balancer.constant else {}
-        return weights
-
-    def _row(self, losses: Mapping[str, float]) -> Tensor:
-        """Return the losses that a balancer reads, (T,); a task without one enters with its last, or with the mean."""
-        last = self._last_losses
-        fallback = sum(last.values()) / len(last) if last else 1.0
-        row = [losses.get(task, last.get(task, fallback)) for task in self.tasks]
-        return torch.tensor(row, device=self.backend.device)
-
     def _count_factors(self, tasks: Iterable[str], weights: Mapping[str, float], parts: int) -> None:
         """Add up the factors of the tasks' losses, for one of some batches that make a step."""
         for task in tasks:
             self._factors[task] = self._factors.get(task, 0.0) + weights[task] / parts
-
-    def _flags(self, present: Iterable[str]) -> Tensor:
-        """Return which of the tasks are present, (T,)."""
-        names = set(present)
-        return torch.tensor([task in names for task in self.tasks], device=self.backend.device)
 
     def _backward(self, losses: Mapping[str, Tensor], factors: Mapping[str, float]) -> None:
         """Add the gradients of one network's losses times their factors to `.grad`, masked, or keep them as rows."""
@@ -387,46 +360,23 @@ class TrainingStep:
         is_complete = self._by_rows and not self.networks.apart and self._combination.is_complete
         combined = self._shared if is_complete else {}
         add_up_gradients(self.backend.processes, (p for n, p in self._own.items() if n not in combined))
-        regularizer = getattr(self.sharing, "regularizer", None)
-        term = None if regularizer is None else regularizer(self.model)
+        term = None if self._regularizer is None else self._regularizer(self.model)
         if term is not None:
             self.backend.backward(term * part)
+        self._check_and_clip(tasks)
+        with self._frozen_outside(tasks), self._balancer_held(tasks):
+            stepped = self._steps.take(self._where)
+        if stepped and self._after_step is not None:
+            weights = StepWeights(dict(self._factors), part)
+            self._change(self._after_step(self.model, self.networks, self._steps.inner, weights))
+
+    def _check_and_clip(self, tasks: tuple[str, ...]) -> None:
+        """Clip the gradient, and check it; a gradient scaler does the check itself."""
         if not self.backend.scaled:
             check_gradient(self.trained, tasks, self._where)
-        if self.backend.clip is not None:
-            norm = self.backend.clip()
-            if isinstance(norm, Tensor) and not self.backend.scaled:
-                check_norm(norm, tasks, self._where)
-        with self._frozen_outside(tasks), self._balancer_held(tasks):
-            stepped = self._take_step()
-        self._count_skipped(stepped)
-        after_step = getattr(self.sharing, "after_step", None)
-        if stepped and after_step is not None:
-            weights = StepWeights(dict(self._factors), part)
-            changed = after_step(self.model, self.networks, self._inner, weights)
-            self.networks = self.networks if changed is None else changed
-
-    def _take_step(self) -> bool:
-        """Step the optimizer; return False if a gradient scaler has left the step out, as half precision may need."""
-        if not self.backend.scaled:
-            self.optimizer.step()
-            return True
-        stepped: list[bool] = []
-        watch = self._inner.register_step_post_hook(lambda *_: stepped.append(True))
-        try:
-            self.optimizer.step()
-        finally:
-            watch.remove()
-        return bool(stepped)
-
-    def _count_skipped(self, stepped: bool) -> None:
-        self._skipped = 0 if stepped else self._skipped + 1
-        if self._skipped >= MAX_SKIPPED:
-            raise NonFiniteError(
-                f"the gradient was NaN or infinite in {self._skipped} steps one after another"
-                f"{', until ' + self._where if self._where else ''}, at ever smaller loss scales. None of them was "
-                "taken. Check the inputs and the losses for NaN, or train with another `precision`."
-            )
+        norm = None if self.backend.clip is None else self.backend.clip()
+        if isinstance(norm, Tensor) and not self.backend.scaled:
+            check_norm(norm, tasks, self._where)
 
     def _frozen_outside(self, tasks: tuple[str, ...]) -> AbstractContextManager[None]:
         """Return the context in which nothing outside of the tasks' trainable region moves."""
@@ -441,7 +391,7 @@ class TrainingStep:
     def _balancer_held(self, tasks: tuple[str, ...]) -> AbstractContextManager[None]:
         """Return the context in which nothing moves that a balancer has learned of other tasks."""
         missing = len(tasks) < len(self.tasks) and not self.balancer.constant
-        return self.balancer.held(self._flags(tasks), self._inner) if missing else nullcontext()
+        return self.balancer.held(self._weights.flags(tasks), self._steps.inner) if missing else nullcontext()
 
     def _observe_post_step_losses(self, groups: Sequence[ReadyBatch]) -> None:
         before = self._where
@@ -450,11 +400,11 @@ class TrainingStep:
             losses = self._losses_of_all(groups, StepResult())
         self._where = before
         values = self._exchange.values(losses, self._exchange.present[-1])
-        self.balancer.observe_post_step_losses(self._row(values), self._flags(values))
+        self.balancer.observe_post_step_losses(self._weights.row(values), self._weights.flags(values))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs beside the model, the optimizer, the sharing method and the balancer."""
-        return {"last_losses": dict(self._last_losses), "networks": self.networks.state_dict()}
+        return {"last_losses": dict(self._weights.last), "networks": self.networks.state_dict()}
 
     def state_form(self) -> dict[str, Any]:
         """Return what every state has: the copies that tasks train are there in some epochs only."""
@@ -462,9 +412,7 @@ class TrainingStep:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state of `state_dict`."""
-        check_state(state["last_losses"], dict.fromkeys(state["last_losses"], 0.0), "step.last_losses")
-        self._constant_weights = {}
-        self._last_losses = dict(state["last_losses"])
+        self._weights.restore(state["last_losses"])
         self.networks = self.networks.restored(state["networks"])
 
 
