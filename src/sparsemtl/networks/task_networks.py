@@ -243,9 +243,13 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield what an optimizer trains beside the model: soft masks, without weight decay, and the tasks' copies."""
+        yield from self.soft_masks()
+        yield from (copy for _, _, copy in self.copies())
+
+    def soft_masks(self) -> Iterator[nn.Parameter]:
+        """Yield the soft masks that are trained."""
         for network in self.values():
             yield from (cast("nn.Parameter", f) for f in network.weight_factors.values() if f.requires_grad)
-        yield from (copy for _, _, copy in self.copies())
 
     def copies(self) -> Iterator[tuple[str, str, nn.Parameter]]:
         """Yield (task, name, copy) of the parameters of which a task trains a copy of its own."""

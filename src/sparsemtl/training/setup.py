@@ -19,6 +19,7 @@ from sparsemtl.compaction.slices.task_slices import TaskSlices
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.randomness import seed_everything
+from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.optim import fused
 from sparsemtl.optim.schedules import Schedule, Scheduler
 from sparsemtl.sharing import Sharing
@@ -131,22 +132,10 @@ def set_up(parts: RunParts, options: TrainingOptions, train: Loaders, processes:
     parts.sharing.begin_training(options["epochs"])
     networks = parts.sharing.start(model)
     parts.balancer.attach(len(model.tasks), fabric.device)
-    copied = {id(copy) for _, _, copy in networks.copies()}
-    soft_masks = [p for p in networks.parameters() if id(p) not in copied]
-    extra = ((soft_masks, parts.sharing.lr), (parts.balancer.parameters(), None))
-    optimizer = make_optimizer(parts.make_optimizer, model, extra, options=group_options(options))
-    add_copies(optimizer, model, networks)
-    fused.guard(optimizer)
+    optimizer = _optimizer(parts, networks, options)
     scheduler = _scheduler(parts, optimizer, options, train)
-    plateau = None
-    if isinstance(scheduler, ReduceLROnPlateau):
-        if parts.scheduler_every == "step":
-            raise ParameterError(
-                "ReduceLROnPlateau reads validation results, which exist once per epoch: use scheduler_every='epoch'."
-            )
-        plateau = Plateau(scheduler, options["monitor"], model.tasks)
+    plateau = _plateau(parts, scheduler, options)
     stepped: Any = optimizer if plain else fabric.setup_optimizers(optimizer)
-    scaler = getattr(fabric.strategy.precision, "scaler", None)
     step = TrainingStep(
         model,
         stepped,
@@ -154,15 +143,7 @@ def set_up(parts: RunParts, options: TrainingOptions, train: Loaders, processes:
         sharing=parts.sharing,
         balancing=parts.balancer,
         update=choose_update(model, networks, parts.balancer, asked=parts.sharing.update, own_data=per_task(train)),
-        backend=Backend(
-            module,
-            Tensor.backward if plain else fabric.backward,
-            _clip(fabric, module, stepped, options["clip_norm"]),
-            fabric.device,
-            scaler is not None,
-            None if scaler is None else scaler.get_scale,
-            processes,
-        ),
+        backend=_backend(fabric, module, _clip(fabric, module, stepped, options["clip_norm"]), processes),
         slices=TaskSlices(model) if options["execution"] == "sliced" else None,
     )
     step.teacher = options["teacher"]
@@ -170,6 +151,39 @@ def set_up(parts: RunParts, options: TrainingOptions, train: Loaders, processes:
         try_compiled(step, train)
     restart = FreshStart(optimizer, scheduler, plateau)
     return Setup(fabric, fabric.device, module, optimizer, scheduler, parts.scheduler_every, plateau, step, restart)
+
+
+def _optimizer(parts: RunParts, networks: TaskNetworks, options: TrainingOptions) -> Optimizer:
+    """Return the optimizer of all that is trained: the model, soft masks, the balancer, and the tasks' copies."""
+    extra = ((networks.soft_masks(), parts.sharing.lr), (parts.balancer.parameters(), None))
+    optimizer = make_optimizer(parts.make_optimizer, parts.model, extra, options=group_options(options))
+    add_copies(optimizer, parts.model, networks)
+    fused.guard(optimizer)
+    return optimizer
+
+
+def _plateau(parts: RunParts, scheduler: Scheduler | None, options: TrainingOptions) -> Plateau | None:
+    """Return the stepper of a scheduler that reads validation results, None for others."""
+    if not isinstance(scheduler, ReduceLROnPlateau):
+        return None
+    if parts.scheduler_every == "step":
+        raise ParameterError(
+            "ReduceLROnPlateau reads validation results, which exist once per epoch: use scheduler_every='epoch'."
+        )
+    return Plateau(scheduler, options["monitor"], parts.model.tasks)
+
+
+def _backend(fabric: Fabric, module: nn.Module, clip: Callable[[], Any] | None, processes: Processes) -> Backend:
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    return Backend(
+        module,
+        Tensor.backward if _adds_nothing(fabric) else fabric.backward,
+        clip,
+        fabric.device,
+        scaled=scaler is not None,
+        loss_scale=None if scaler is None else scaler.get_scale,
+        processes=processes,
+    )
 
 
 def _scheduler(parts: RunParts, optimizer: Optimizer, options: TrainingOptions, train: Loaders) -> Scheduler | None:
