@@ -11,7 +11,7 @@ from torch import nn
 import sparsemtl as sm
 from sparsemtl.criteria import Criterion, Random, choose_masks, select
 from sparsemtl.criteria.neurons import dead_units, incoming, owners_of, select_alive
-from sparsemtl.criteria.select import budget
+from sparsemtl.criteria.top_k import budget
 from sparsemtl.errors import DeadUnitWarning, ParameterError
 
 

@@ -16,7 +16,7 @@ import sparsemtl as sm
 from sparsemtl.backbones import resnet18
 from sparsemtl.criteria import Fisher, Random, choose_masks, fisher_masks
 from sparsemtl.criteria.channels import channel_units
-from sparsemtl.criteria.select import budget
+from sparsemtl.criteria.top_k import budget
 from sparsemtl.networks.model import maskable_parameters
 
 Maker = Callable[[], nn.Module]

@@ -23,7 +23,7 @@ from sparsemtl.criteria import (
     fisher_masks,
     select,
 )
-from sparsemtl.criteria.select import budget
+from sparsemtl.criteria.top_k import budget
 from sparsemtl.errors import LabelError, MaskError, MaskWarning, ParameterError
 from sparsemtl.networks.model import maskable_parameters
 

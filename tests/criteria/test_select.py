@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from loops import each
 from torch import Tensor
 
-from sparsemtl.criteria.select import budget, select, select_channels, top_k
+from sparsemtl.criteria.select import select
+from sparsemtl.criteria.select_units import select_channels
+from sparsemtl.criteria.top_k import budget, top_k
 from sparsemtl.errors import MaskError, ParameterError
 
 KEEPS = st.floats(0.01, 1.0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparsemtl import Classification, SharedBottom, fisher_masks
 from sparsemtl.architectures import TransformerEncoder
-from sparsemtl.criteria.select import select_structures
+from sparsemtl.criteria.select_units import select_structures
 from sparsemtl.errors import MaskError
 from sparsemtl.networks.structures import Structure, find_structures
 

@@ -150,5 +150,5 @@ def test_dead_units_are_warned_of_once_and_a_floor_keeps_them_alive() -> None:
     floored = trained(sm.FisherSharing(keep=0.05, min_per_unit=1), loader()).networks.masks
     assert floored is not None
     assert all(bool(mask.any(1).all()) for task in NAMES for mask in floored[task].values())
-    with pytest.raises(ParameterError, match="`min_per_unit` is for `granularity: weight`"):
+    with pytest.raises(ParameterError, match="`min_per_unit` is for granularity 'weight'"):
         sm.FisherSharing(granularity="channel", min_per_unit=1)

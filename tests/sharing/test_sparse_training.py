@@ -12,7 +12,7 @@ from torch import nn
 
 import sparsemtl as sm
 from sparsemtl.criteria.neurons import largest_per_neuron
-from sparsemtl.criteria.select import budget
+from sparsemtl.criteria.top_k import budget
 from sparsemtl.sharing.masking import masks_of
 
 LAYERS: dict[str, tuple[nn.Module, str]] = {

@@ -3,42 +3,53 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from typing import Any, Literal, cast
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
-from typing_extensions import Unpack
+from typing_extensions import Doc, Unpack
 
-from sparsemtl.criteria.channels import channel_units
 from sparsemtl.criteria.criterion import Criterion
 from sparsemtl.criteria.fisher import Fisher
-from sparsemtl.criteria.neurons import select_alive, warn_of_dead_units
-from sparsemtl.criteria.select import (
-    SINGLE,
-    ChoiceOptions,
-    Granularity,
-    Keep,
-    Scope,
-    check_keep,
-    default_scope,
-    keep_of,
-    select,
-    select_channels,
-    select_structures,
-)
-from sparsemtl.criteria.two_of_four import input_axes, select_two_of_four
-from sparsemtl.errors import MaskError, MaskWarning, ParameterError
-from sparsemtl.networks.coverage import CoverageOptions
+from sparsemtl.criteria.granularity import GranularityName, granularity_of
+from sparsemtl.criteria.neurons import warn_of_dead_units
+from sparsemtl.criteria.select import Keep, Scope, check_keep, default_scope, keep_of
+from sparsemtl.errors import MaskError, MaskWarning
+from sparsemtl.networks.coverage import CoverageOptions, coverage_options
 from sparsemtl.networks.mask_description import left_out_of
 from sparsemtl.networks.masks import TaskMasks
-from sparsemtl.networks.model import MultiTaskModel, check_maskable, first_group, maskable_parameters
+from sparsemtl.networks.model import MultiTaskModel, check_maskable
 from sparsemtl.networks.patterns import Patterns
 from sparsemtl.networks.randomness import fork_rng
-from sparsemtl.networks.structures import find_structures, restricted
+from sparsemtl.registry.parameters import Count, Default, Natural
 from sparsemtl.tasks.batches import Loaders, check_readable
 from sparsemtl.tasks.shards import owned
+
+
+class ChoiceOptions(CoverageOptions, total=False):
+    """Options of the choice of masks: the weights to choose from, and the ranking of their scores."""
+
+    scope: Annotated[
+        Scope | None,
+        Default(None),
+        Doc(
+            "Rank all weights together (`global`) or those of each layer separately (`layer`). By default `layer` for "
+            "a task that keeps less than 0.2, else `global`."
+        ),
+    ]
+    granularity: Annotated[
+        GranularityName,
+        Default("weight"),
+        Doc(
+            "Single weights, two of four consecutive inputs (`2:4`), output channels with their bias and norm, "
+            "attention heads, or feed-forward neurons."
+        ),
+    ]
+    min_per_layer: Annotated[Count, Default(1), Doc("Weights or units that every layer keeps at least.")]
+    min_per_unit: Annotated[
+        Natural, Default(0), Doc("Incoming weights that every unit keeps at least, so that no unit dies.")
+    ]
 
 
 def choose_masks(
@@ -82,18 +93,21 @@ def choose_masks(
         ParameterError: if `keep` is out of range, too small for a floor or names no task, the model shares no weights,
             or a shared layer computes its weight from other parameters.
     """
-    _check(criterion, model, keep, previous, selection)
-    patterns, granularity = _patterns(selection), selection.get("granularity", "weight")
+    granularity, min_per_unit = granularity_of(selection.get("granularity", "weight")), selection.get("min_per_unit", 0)
+    patterns = coverage_options(selection)
+    mask_all = granularity.single and bool(criterion.scored.get("mask_all"))
+    if previous is None:
+        check_maskable(model, mask_all=mask_all, **patterns)
+    check_keep(keep, model.tasks)
+    granularity.check(keep, min_per_unit=min_per_unit)
     loaders = owned(loaders, process_group)
-    if criterion.reads_data or granularity not in SINGLE:
+    if criterion.reads_data or not granularity.single:
         check_readable(loaders)
     with fork_rng():
         scores = dict(criterion.scores(model, loaders, list(model.tasks.values())))
-        if granularity in SINGLE:
-            names: Iterable[str] = maskable_parameters(model, mask_all=_covers_all(criterion, selection), **patterns)
-            keep_highest = _selection(granularity, model, selection.get("min_per_unit", 0))
-        else:
-            names, keep_highest = _units(cast("_Units", granularity), model, loaders, patterns)
+        names, keep_highest = granularity.selection(
+            model, loaders, patterns, mask_all=mask_all, min_per_unit=min_per_unit
+        )
     masks: dict[str, Mapping[str, Tensor]] = {}
     for task in list(scores):
         score = scores.pop(task)  # one by one: the scores of all tasks are larger than the model
@@ -110,43 +124,11 @@ def choose_masks(
         masks,
         model=type(model).__name__,
         method=method or type(criterion).__name__,
-        left_out=left_out_of(model, covered, mask_all=_covers_all(criterion, selection), **patterns),
+        left_out=left_out_of(model, covered, mask_all=mask_all, **patterns),
     )
-    if previous is None and granularity == "weight":
+    if previous is None and granularity.units_may_die:
         warn_of_dead_units(chosen, model)
     return chosen
-
-
-def _check(
-    criterion: Criterion, model: MultiTaskModel, keep: Keep, previous: TaskMasks | None, selection: ChoiceOptions
-) -> None:
-    """Raise an error if the arguments of `choose_masks` do not go together or do not fit the model."""
-    granularity = selection.get("granularity", "weight")
-    if previous is None:
-        check_maskable(model, mask_all=_covers_all(criterion, selection), **_patterns(selection))
-    check_keep(keep, model.tasks)
-    if selection.get("min_per_unit") and granularity != "weight":
-        raise ParameterError(
-            f"`min_per_unit` is for granularity 'weight'; with {granularity!r}, whole units are kept or dropped. Use "
-            "`min_per_layer`."
-        )
-
-
-def _patterns(selection: ChoiceOptions) -> CoverageOptions:
-    """Return the patterns of the weights to choose from."""
-    return {"only": selection.get("only"), "exclude": selection.get("exclude")}
-
-
-def _covers_all(criterion: Criterion, selection: ChoiceOptions) -> bool:
-    """Return True if biases and norms are masked weight by weight, as the criterion scores them."""
-    return bool(criterion.scored.get("mask_all")) and selection.get("granularity", "weight") in SINGLE
-
-
-def _selection(granularity: Granularity, model: MultiTaskModel, min_per_unit: int) -> Callable[..., dict[str, Tensor]]:
-    """Return the function of scores that keeps the highest weights."""
-    if granularity == "2:4":
-        return partial(select_two_of_four, axes=input_axes(model))
-    return partial(select_alive, model=model, min_per_unit=min_per_unit) if min_per_unit else select
 
 
 def _named(scores: dict[str, Tensor], names: Iterable[str], criterion: Criterion) -> dict[str, Tensor]:
@@ -168,7 +150,7 @@ def fisher_masks(
     only: Patterns | None = None,
     exclude: Patterns | None = None,
     scope: Scope | None = None,
-    granularity: Granularity = "weight",
+    granularity: GranularityName = "weight",
     **options: Any,
 ) -> TaskMasks:
     """Return masks that keep, for every task, the weights of largest Fisher information (FSMTL Eq. 10 and 11).
@@ -196,7 +178,7 @@ def fisher_masks(
     """
     least, per_unit = options.pop("min_per_layer", 1), options.pop("min_per_unit", 0)
     process_group = options.pop("process_group", None)
-    if granularity in SINGLE:
+    if granularity_of(granularity).single:
         criterion = Fisher(only=only, exclude=exclude, **options)
     else:
         criterion = Fisher(**{"mask_all": True, **options})
@@ -224,26 +206,3 @@ def _unchanged(task: str, previous: TaskMasks | None, scores: Mapping[str, Tenso
     warnings.warn(f"task {task!r}: every score is zero; it keeps its mask.", MaskWarning, stacklevel=3)
     before = previous[task]  # which does not cover parameters that were frozen then
     return {n: before[n] if n in before else torch.ones_like(s, dtype=torch.bool) for n, s in scores.items()}
-
-
-_Units = Literal["channel", "head", "neuron"]
-
-
-def _units(
-    granularity: _Units,
-    model: MultiTaskModel,
-    loaders: Loaders,
-    patterns: CoverageOptions,
-) -> tuple[set[str], Callable[..., dict[str, Tensor]]]:
-    """Return the parameters of the units that may be dropped, and the function of scores that keeps the highest."""
-    group = first_group(model, loaders)
-    if granularity == "channel":
-        units = channel_units(model, group.x, group.tasks)
-        if any(patterns.values()):
-            layers = maskable_parameters(model, **patterns)
-            allowed = maskable_parameters(model, mask_all=True, exclude=patterns["exclude"])
-            units = {layer: tuple(n for n in units[layer] if n in allowed) for layer in units if layer in layers}
-        return {name for names in units.values() for name in names}, partial(select_channels, units=units)
-    structures = restricted(find_structures(model, group.x, granularity, group.tasks), model, **patterns)
-    names = {part.name for found in structures.values() for part in found.parts}
-    return names, partial(select_structures, structures=structures)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from sparsemtl.criteria.select import Scope, budget, select
+from sparsemtl.criteria.select import Scope, select
+from sparsemtl.criteria.top_k import budget
 from sparsemtl.errors import DeadUnitWarning, ParameterError
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.roles import is_transposed_linear

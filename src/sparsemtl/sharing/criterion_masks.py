@@ -11,9 +11,9 @@ from typing_extensions import Doc
 from sparsemtl.criteria.batch_norm import for_dense_network
 from sparsemtl.criteria.choose import choose_masks
 from sparsemtl.criteria.criterion import Criterion, ScoredOptions
+from sparsemtl.criteria.granularity import GranularityName, granularity_of
 from sparsemtl.criteria.neurons import warn_of_dead_units
-from sparsemtl.criteria.select import SINGLE, Granularity, Keep, Scope, check_keep
-from sparsemtl.criteria.two_of_four import check_half
+from sparsemtl.criteria.select import Keep, Scope, check_keep
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.coverage import CoverageOptions, coverage_options
 from sparsemtl.networks.declarations import Figure
@@ -65,7 +65,7 @@ class SelectionOptions(MaskOptions, total=False):
         ),
     ]
     granularity: Annotated[
-        Granularity,
+        GranularityName,
         Default("weight"),
         Doc(
             "What is kept or dropped: single weights; two of every four consecutive inputs of an output (`2:4`, with "
@@ -108,16 +108,13 @@ class CriterionMasks:
 
     def __init__(self, method: str, keep: Keep, options: SelectionOptions, *, warmup: int = 0) -> None:
         self.schedule = KeepSchedule(keep, options["target_sparsity"], Ramp(warmup, options["reach_at"]))
-        if options.get("min_per_unit") and options["granularity"] != "weight":
-            raise ParameterError(
-                f"`min_per_unit` is for `granularity: weight`; with {options['granularity']!r}, whole units are kept "
-                "or dropped. Use `min_per_layer`."
-            )
-        if options["granularity"] == "2:4":
-            check_half(keep, options["target_sparsity"])
-        by_weight = options["granularity"] in SINGLE  # units need the scores of everything that belongs to them
-        self.mask_all = options["mask_all"] or not by_weight
-        patterns: CoverageOptions = coverage_options(options) if by_weight else {}
+        self._granularity = granularity_of(options["granularity"])
+        self._granularity.check(
+            keep, target_sparsity=options["target_sparsity"], min_per_unit=options.get("min_per_unit", 0)
+        )
+        single = self._granularity.single  # units need the scores of everything that belongs to them
+        self.mask_all = options["mask_all"] or not single
+        patterns: CoverageOptions = coverage_options(options) if single else {}
         self.scored: ScoredOptions = {"mask_all": self.mask_all, **patterns}
         self._method = method
         self._options = options
@@ -196,7 +193,7 @@ class CriterionMasks:
         self._changed = masks.changed(previous)
         self._choices += 1
         self._stable = self._settles(epoch)
-        if options["granularity"] == "weight" and options["mask_applies_to"] == "weights" and not self._warned:
+        if self._granularity.units_may_die and options["mask_applies_to"] == "weights" and not self._warned:
             self._warned = warn_of_dead_units(masks, model)
         return networks.with_masks(masks)
 

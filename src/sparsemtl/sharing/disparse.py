@@ -15,7 +15,7 @@ from sparsemtl.criteria.batch_norm import for_dense_network, with_recomputed_bat
 from sparsemtl.criteria.criterion import Scores
 from sparsemtl.criteria.finite import check_scores
 from sparsemtl.criteria.gradient import Gradient
-from sparsemtl.criteria.select import budget, top_k
+from sparsemtl.criteria.top_k import budget, top_k
 from sparsemtl.errors import MaskError, MaskWarning
 from sparsemtl.networks.coverage import coverage_options
 from sparsemtl.networks.declarations import Figure

@@ -11,7 +11,7 @@ from annotated_types import Interval
 from torch import Tensor, nn
 from typing_extensions import Doc, Unpack
 
-from sparsemtl.criteria.select import top_k
+from sparsemtl.criteria.top_k import top_k
 from sparsemtl.errors import MaskError, NonFiniteScoreError, ParameterError
 from sparsemtl.networks.coverage import coverage_options
 from sparsemtl.networks.declarations import Figure, SummaryTable

@@ -15,7 +15,7 @@ from sparsemtl.criteria import as_criterion
 from sparsemtl.criteria.batch_norm import for_dense_network
 from sparsemtl.criteria.criterion import Scores
 from sparsemtl.criteria.finite import check_scores
-from sparsemtl.criteria.select import top_k
+from sparsemtl.criteria.top_k import top_k
 from sparsemtl.errors import ParameterError, unknown_name
 from sparsemtl.networks.coverage import coverage_options
 from sparsemtl.networks.declarations import Figure, SummaryTable
