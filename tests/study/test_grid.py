@@ -21,7 +21,8 @@ from sparsemtl.runs.spec import RunSpec
 from sparsemtl.runs.validation import data_section
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.yaml_text import dump_yaml
-from sparsemtl.study.grid import Study, read_study, value_text
+from sparsemtl.study.grid import Study, read_study
+from sparsemtl.study.study_runs import value_text
 
 ROOT = Path(__file__).parent.parent.parent
 few = settings(max_examples=25, deadline=None)

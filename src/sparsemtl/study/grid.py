@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +14,11 @@ from typing_extensions import Doc
 from sparsemtl.errors import ConfigError, unknown_name
 from sparsemtl.registry.parameters import Default, Natural, parameters_of
 from sparsemtl.registry.plugins import absolute_code, with_plugins
-from sparsemtl.runs.changes import assignment, merge, nested, override
-from sparsemtl.runs.config import check
+from sparsemtl.runs.changes import assignment, merge, override
 from sparsemtl.runs.schema import SECTIONS
 from sparsemtl.storage.yaml_text import read_yaml
 from sparsemtl.study.search_options import Arm, Search, read_search, read_space
+from sparsemtl.study.study_runs import StudyRun, corner_runs, trial_runs
 
 
 class _StudyKeys(TypedDict, total=False):
@@ -70,25 +69,6 @@ _GRIDS = ("grid", "tune")
 """Keys of a study, and of a method, that map keys of a run to lists of values."""
 _SEARCH = "search"
 """Key of a study, and of a method, for values that Optuna chooses."""
-
-
-@dataclass(frozen=True)
-class StudyRun:
-    """Run of a study.
-
-    Attributes:
-        name: name of the run and of its folder.
-        method: name of the method.
-        seed: seed of the run.
-        values: key of the grid -> value.
-        config: complete configuration.
-    """
-
-    name: str
-    method: str
-    seed: int
-    values: Mapping[str, Any]
-    config: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -281,37 +261,6 @@ def _points(
             yield Arm(method, dict(zip(axes, point, strict=True)), space, config, where)
 
 
-def trial_runs(arm: Arm, values: Mapping[str, Any], seeds: Sequence[int]) -> list[StudyRun]:
-    """Return the runs of a method with values of the searched keys, one per seed.
-
-    Args:
-        arm: the method, at a value of the grid.
-        values: searched key -> value.
-        seeds: the seeds.
-
-    Raises:
-        ConfigError: if the configuration is wrong; it names the method and the values.
-    """
-    chosen = {**arm.values, **values}
-    settings = "".join(f", {key}={value_text(value)}" for key, value in chosen.items())
-    config = {**merge(arm.config, nested(chosen.items())), "label": arm.method}
-    complete = check(config, where=arm.where + settings)
-    return [
-        StudyRun(_run_name(arm.method, chosen, seed), arm.method, seed, chosen, {**complete, "seed": seed})
-        for seed in seeds
-    ]
-
-
-def corner_runs(arm: Arm, seed: int = 0) -> list[StudyRun]:
-    """Return the run with all smallest or first values of the searched keys, and that with the largest or last ones.
-
-    Raises:
-        ConfigError: as `trial_runs`.
-    """
-    corners = {key: values.corners for key, values in arm.space.items()}
-    return [run for end in (0, 1) for run in trial_runs(arm, {key: ends[end] for key, ends in corners.items()}, [seed])]
-
-
 def _check_grids(grid: Mapping[str, Any], tune: Mapping[str, Any], where: str) -> None:
     for kind, axes in (("grid's", grid), ("tune's", tune)):
         for key, values in axes.items():
@@ -356,24 +305,3 @@ def _refuse_duplicates(runs: Sequence[StudyRun], path: Path) -> None:
                 f"{path}: more than one run would be called {run.name!r}. Name every method, value and seed once; "
                 "names that differ only in signs or in upper and lower case count as one."
             )
-
-
-def value_text(value: Any) -> str:
-    """Return the text of a value of the grid in tables: `{name: fisher, keep: 0.3}` is "fisher (keep 0.3)"."""
-    if not isinstance(value, Mapping):
-        return str(value)
-    inner = ", ".join(f"{key} {value_text(item)}" for key, item in value.items() if key != "name")
-    return f"{value.get('name', '')} ({inner})".strip() if inner else str(value.get("name", ""))
-
-
-def _run_name(method: str, values: Mapping[str, Any], seed: int) -> str:
-    last = [key.rpartition(".")[2] for key in values]
-    words = [short if last.count(short) == 1 else key for short, key in zip(last, values, strict=True)]
-    settings = [(word, value_text(value)) for word, value in zip(words, values.values(), strict=True)]
-    parts = [(method,), *settings, ("seed", str(seed))]
-    return "_".join("-".join(_slug(text) for text in part) for part in parts)
-
-
-def _slug(text: str) -> str:
-    """Return a name of letters, digits, `.`, `_`, `+` and `-`, which is valid in every file system."""
-    return re.sub(r"[^\w.+-]+", " ", text).strip().replace(" ", "-")

@@ -9,7 +9,7 @@ from typing import Any
 
 from sparsemtl.storage.study_folder import StudyFolder
 from sparsemtl.study.costs import SPLIT, cost_rows
-from sparsemtl.study.grid import StudyRun, value_text
+from sparsemtl.study.study_runs import StudyRun, value_text
 
 
 def results_text(runs: Sequence[StudyRun], grid: Sequence[str], folder: StudyFolder) -> str:

@@ -28,13 +28,14 @@ from sparsemtl.study.calls import Lost
 from sparsemtl.study.costs import cost_table, with_costs
 from sparsemtl.study.engines import Each, Engine, LocalEngine
 from sparsemtl.study.evidence import weak_points
-from sparsemtl.study.grid import Study, StudyRun, corner_runs
+from sparsemtl.study.grid import Study
 from sparsemtl.study.progress import study_progress
 from sparsemtl.study.reading import study_results
 from sparsemtl.study.results import tuned_settings
 from sparsemtl.study.rows import results_text
 from sparsemtl.study.search import check_search, run_search
 from sparsemtl.study.shown import RECORD, digest, read_record
+from sparsemtl.study.study_runs import StudyRun, corner_runs
 from sparsemtl.study.summary import weak_text
 from sparsemtl.study.tables import metric_tables, primary_table, to_csv, to_markdown
 from sparsemtl.training.callbacks import Callback

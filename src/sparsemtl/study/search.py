@@ -18,13 +18,14 @@ from sparsemtl.runs.spec import RunSpec
 from sparsemtl.runs.validation import completed
 from sparsemtl.storage.comparison import differences, plain
 from sparsemtl.storage.study_folder import StudyFolder
-from sparsemtl.study.grid import Study, StudyRun, corner_runs, trial_runs, value_text
+from sparsemtl.study.grid import Study
 from sparsemtl.study.objectives import Objective, primary_values, read_objectives
 from sparsemtl.study.optuna_parts import distribution, import_optuna, pruner, quiet_optuna, sampler
 from sparsemtl.study.pruning import PRUNED, Pruning, epoch_scores
 from sparsemtl.study.results import StudyResults, best_settings, per_seed, read_results
 from sparsemtl.study.rows import results_text
 from sparsemtl.study.search_options import DELTA_M, Arm
+from sparsemtl.study.study_runs import StudyRun, corner_runs, trial_runs, value_text
 from sparsemtl.training.callbacks import Callback
 from sparsemtl.training.settings import FREE
 
