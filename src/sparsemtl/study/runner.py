@@ -22,22 +22,15 @@ from sparsemtl.runs.validation import data_section, differences
 from sparsemtl.storage.locks import locked, refuse_foreign
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.study_folder import StudyFolder
-from sparsemtl.storage.text_files import write_json, write_text
 from sparsemtl.storage.yaml_text import dump_yaml, read_yaml
 from sparsemtl.study.calls import Lost
-from sparsemtl.study.costs import cost_table, with_costs
 from sparsemtl.study.engines import Each, Engine, LocalEngine
-from sparsemtl.study.evidence import weak_points
 from sparsemtl.study.grid import Study
+from sparsemtl.study.outputs import update_outputs, write_if_changed, write_record
 from sparsemtl.study.progress import study_progress
-from sparsemtl.study.reading import study_results
-from sparsemtl.study.results import tuned_settings
 from sparsemtl.study.rows import results_text
 from sparsemtl.study.search import check_search, run_search
-from sparsemtl.study.shown import RECORD, digest, read_record
 from sparsemtl.study.study_runs import StudyRun, corner_runs
-from sparsemtl.study.summary import weak_text
-from sparsemtl.study.tables import metric_tables, primary_table, to_csv, to_markdown
 from sparsemtl.training.callbacks import Callback
 from sparsemtl.training.processes.workers import refuse_distributed
 
@@ -93,7 +86,7 @@ def run_study(
     with locked(out), _dropped_data(), engine.open() as each:
         options = _Options(each, progress, finished)
         todo = _todo(todo)
-        _record(study, folder)
+        write_record(study, folder)
         ran = _pretrain(todo, options)
         failures = _execute(todo, options, skipped=len(study.runs) - len(todo))
         ran += [job.folder.path for job in todo if job.name not in failures]
@@ -103,10 +96,10 @@ def run_study(
             runs, missing, failures = [*runs, *found.runs], missing | found.missing, failures | found.failures
         if run_reports:
             _draw(_without_report(runs, folder, ran), options)
-        _write(folder.results, results_text(runs, study.grid, folder))
+        write_if_changed(folder.results, results_text(runs, study.grid, folder))
         folder.write_failures(missing)
         if folder.has_results:
-            _update(folder, options)
+            update_outputs(folder, finished)
         return failures
 
 
@@ -225,21 +218,6 @@ def _done(job: _Job) -> bool:
     return job.folder.finished
 
 
-def _record(study: Study, folder: StudyFolder) -> None:
-    _write(folder.config, dump_yaml(study.source))
-    about = {
-        "name": study.name,
-        "baseline": study.baseline,
-        "methods": list(study.methods),
-        "grid": list(study.grid),
-        "notes": list(study.notes),
-        **({"tune": list(study.tune)} if study.tune else {}),
-        **({"objectives": list(study.search.objectives)} if study.search is not None and study.arms else {}),
-    }
-    if not folder.exists or folder.read_about() != about:
-        write_json(folder.about, about)
-
-
 def _execute(todo: Sequence[_Job], options: _Options, *, what: str = "runs", skipped: int = 0) -> dict[str, str]:
     """Run the jobs and print their progress; return name -> reason of those without a result."""
     failures: dict[str, str] = {}
@@ -349,39 +327,3 @@ def _naming(job: _Job) -> Iterator[None]:
     except SparseMTLError as error:
         error.args = (f"{error} (in run {job.name} of the study)",)
         raise
-
-
-def _update(folder: StudyFolder, options: _Options) -> None:
-    """Write the tables and draw the study's report, unless they are there and nothing that they show has changed."""
-    shown, before = digest(folder), read_record(folder)
-    if before.get("tables") != shown or not (folder.tables.is_file() and folder.table_figures.is_file()):
-        _write_tables(folder)
-    drawn = before.get("report")
-    if options.finished is not None and (drawn != shown or not folder.report.is_file()):
-        options.finished(folder.path)
-        drawn = shown
-    if before != (now := {"tables": shown, "report": drawn}):
-        write_json(folder.path / RECORD, now)
-
-
-def _write_tables(folder: StudyFolder) -> None:
-    whole = study_results(folder)
-    results = tuned_settings(whole)
-    tables = [with_costs(primary_table(results), results), *metric_tables(results).values()]
-    if (costs := cost_table(results)) is not None:
-        tables.append(costs)
-    sections = [f"## {table.title}\n\n{to_markdown(table)}" for table in tables]
-    weak = [f"{weak_text(points)}\n"] if (points := weak_points(whole)) else []
-    failed = [f"## runs without a result\n\n{_listed(failures)}"] if (failures := folder.read_failures()) else []
-    write_text(folder.tables, "\n".join([f"# {folder.read_about()['name']}\n", *weak, *sections, *failed]))
-    write_text(folder.table_figures, to_csv(tables))
-
-
-def _listed(failures: Mapping[str, str]) -> str:
-    return "".join(f"- {name}: {reason}\n" for name, reason in failures.items())
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a text file unless it holds this text."""
-    if not path.is_file() or path.read_bytes() != text.encode():
-        write_text(path, text)

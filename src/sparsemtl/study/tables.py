@@ -46,18 +46,20 @@ class Cell:
     note: str
     best: bool
 
+    @property
+    def suffix(self) -> str:
+        """Deviation and note behind the mean: " ± 0.1 (n=2)"; "" without either."""
+        return (f" ± {self.deviation}" if self.deviation else "") + (f" ({self.note})" if self.note else "")
+
     def markdown(self) -> str:
         """Return the cell in Markdown; the best value is bold."""
-        text = f"**{self.text}**" if self.best else self.text
-        return text + (f" ± {self.deviation}" if self.deviation else "") + (f" ({self.note})" if self.note else "")
+        return (f"**{self.text}**" if self.best else self.text) + self.suffix
 
     def html(self) -> str:
         """Return the cell as a `td` element; the best value has class `best`, `data-value` is the key for sorting."""
         value = "" if math.isnan(self.value) else f"{self.value:.10g}"
-        small = (f" ± {self.deviation}" if self.deviation else "") + (f" ({self.note})" if self.note else "")
-        inner = html.escape(self.text).replace("-", "\N{MINUS SIGN}") + (
-            f"<small>{html.escape(small)}</small>" if small else ""
-        )
+        small = f"<small>{html.escape(self.suffix)}</small>" if self.suffix else ""
+        inner = html.escape(self.text).replace("-", "\N{MINUS SIGN}") + small
         return f'<td class="number{" best" if self.best else ""}" data-value="{value}">{inner}</td>'
 
 
@@ -307,8 +309,8 @@ def to_units(values: Iterable[float]) -> tuple[float, str]:
 
 
 def _notebook_cell(cell: Cell) -> str:
-    text = cell.text + (f" ± {cell.deviation}" if cell.deviation else "") + (f" ({cell.note})" if cell.note else "")
-    return f"<td>{f'<b>{html.escape(text)}</b>' if cell.best else html.escape(text)}</td>"
+    text = html.escape(cell.text + cell.suffix)
+    return f"<td>{f'<b>{text}</b>' if cell.best else text}</td>"
 
 
 def _note(results: StudyResults, over: Mapping[str, tuple[str, ...]]) -> str:
