@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -93,38 +92,49 @@ def recompute_norms(
     if batches < 1:
         raise ParameterError(f"`batches` must be at least 1, got {batches}.")
     if networks is None:
-        own = {task: norms[task] for task in model.tasks} if norms is not None else {}
-        networks = dense_networks(model, model.tasks, own) if masks is None else TaskNetworks.of_masks(masks, own)
+        networks = _networks_of(model, norms, masks)
     elif norms is not None or masks is not None:
         raise ParameterError("recompute_norms: give `networks`, or `norms` and `masks`, not both.")
-    shared, apart = _live_norms(model)
-    if not shared and not any(apart.values()):
+    averages = _averages(model, per_task_sets=networks.have_own_tensors)
+    if not averages:
         return
-    per_task_sets = networks.have_own_tensors
-    if per_task_sets:
-        averages = {task: BatchAverages({**shared, **apart[task]}) for task in model.tasks}
-    else:
-        everything = BatchAverages(dict(chain(shared.items(), *(part.items() for part in apart.values()))))
-        averages = dict.fromkeys(model.tasks, everything)
     with fork_rng(), preserve_loader_state(loaders):
         for task, x in _batches(model, loaders, batches):
             with networks.swapped(model, task):
                 averages[task].add(model, partial(module or model, x, tasks=(task,)))
-    buffers = dict(model.named_buffers(remove_duplicate=False))
-    with torch.no_grad():
-        for task in model.tasks:
-            sets = {**buffers, **networks[task].own_tensors} if per_task_sets else buffers
-            for name, tensor in averages[task].tensors().items():
-                if (found := sets[name]) is not None:
-                    found.copy_(tensor)
+    _replace_statistics(model, networks, averages)
 
 
-def _live_norms(model: MultiTaskModel) -> tuple[dict[str, _NormBase], dict[str, dict[str, _NormBase]]]:
-    """Return the norms whose running statistics training changes: those of shared modules, and task -> its own."""
+def _networks_of(model: MultiTaskModel, norms: TaskNorms | None, masks: TaskMasks | None) -> TaskNetworks:
+    own = {task: norms[task] for task in model.tasks} if norms is not None else {}
+    return dense_networks(model, model.tasks, own) if masks is None else TaskNetworks.of_masks(masks, own)
+
+
+def _averages(model: MultiTaskModel, *, per_task_sets: bool) -> dict[str, BatchAverages]:
+    """Return task -> averages of the norms that its batches pass through: its own, or the same for all tasks.
+
+    They are of the norms whose running statistics training changes; empty if there are none.
+    """
     with train_mode(model):
         shared = _moving(shared_norms(model))
-        own = {task: _moving(norms_in(model.task_modules(task))) for task in model.tasks}
-    return shared, own
+        apart = {task: _moving(norms_in(model.task_modules(task))) for task in model.tasks}
+    if not shared and not any(apart.values()):
+        return {}
+    if per_task_sets:
+        return {task: BatchAverages({**shared, **own}) for task, own in apart.items()}
+    everything = {name: norm for own in (shared, *apart.values()) for name, norm in own.items()}
+    return dict.fromkeys(model.tasks, BatchAverages(everything))
+
+
+@torch.no_grad()
+def _replace_statistics(model: MultiTaskModel, networks: TaskNetworks, averages: Mapping[str, BatchAverages]) -> None:
+    """Put averages in the place of the tasks' own statistics, and of the model's where a task has none of its own."""
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    for task, own in averages.items():
+        current = {**buffers, **networks[task].own_tensors} if networks.have_own_tensors else buffers
+        for name, tensor in own.tensors().items():
+            if (found := current[name]) is not None:
+                found.copy_(tensor)
 
 
 def _moving(norms: Mapping[str, _NormBase]) -> dict[str, _NormBase]:

@@ -12,37 +12,25 @@ from typing import Any
 
 import torch
 
-from sparsemtl.balancing import as_balancer
 from sparsemtl.data import TaskData
 from sparsemtl.data.base import Loaders, Part
-from sparsemtl.networks.model import MultiTaskModel, placement
-from sparsemtl.networks.task_networks import TaskNetworks
+from sparsemtl.runs.auto_files import ChosenFigures, write_chosen
 from sparsemtl.runs.auto_options import AUTO, adds_groups, training_rows
 from sparsemtl.runs.build import make_sharing, make_trainer
 from sparsemtl.runs.config import candidate_configs, groups_base, with_groups
 from sparsemtl.runs.loaded import write_inputs
 from sparsemtl.runs.pretraining import PretrainedNetwork
 from sparsemtl.runs.spec import RunSpec
-from sparsemtl.sharing import Sharing
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.storage.text_files import read_json, write_json
 from sparsemtl.training.callbacks import Callback
 from sparsemtl.training.callbacks.callback import FitInfo
-from sparsemtl.training.callbacks.csv_file import CSVCallback
-from sparsemtl.training.checkpoints.run_files import RunFiles
 from sparsemtl.training.choosing.affinity import task_affinity
-from sparsemtl.training.choosing.auto_result import AutoResult
 from sparsemtl.training.choosing.auto_share import auto_share
 from sparsemtl.training.choosing.candidates import Candidate, CandidateTraining, slug
-from sparsemtl.training.choosing.choice import BLOCKS, MetricGain
+from sparsemtl.training.choosing.choice import BLOCKS
 from sparsemtl.training.choosing.halving import largest_cost
-from sparsemtl.training.costs import measure_costs
-from sparsemtl.training.evaluation.epoch_averages import result_rows
-from sparsemtl.training.evaluation.evaluate import Trained, sample_predictions
 from sparsemtl.training.evaluation.results import Results
-from sparsemtl.training.evaluation.selection import Selection
-from sparsemtl.training.setup import RunParts
-from sparsemtl.training.summary import RunResults, summarize
 from sparsemtl.training.trainer import Trainer
 
 Pretrain = Callable[[RunSpec, RunFolder], PretrainedNetwork | None]
@@ -76,15 +64,19 @@ def run_auto(spec: RunSpec, folder: RunFolder, *, pretrain: Pretrain, progress: 
     base = groups_base(configs) if adds_groups(config) and len(data.tasks) > 2 else None
     if progress:
         print(_cost_text(config, [*configs.values(), *([configs[base]] if base is not None else [])]), file=sys.stderr)
+
+    def candidate(own: Mapping[str, Any]) -> Candidate:
+        return partial(_trainer, RunSpec(own, spec.built), pretrain, progress)
+
     note = ""
     if base is not None:
-        own = partial(_trainer, RunSpec(configs[base], spec.built), pretrain, progress)
-        groups = _groups(folder.candidates, base, own, (options["rungs"] or [1.0])[0], (train, stopping))
+        rung = (options["rungs"] or [1.0])[0]
+        groups = _groups(folder.candidates, base, candidate(configs[base]), rung, (train, stopping))
         note = _groups_note(groups, base)
         if 1 < len(groups) < len(data.tasks):
             configs = with_groups(configs, base, groups)
     result = auto_share(
-        {name: partial(_trainer, RunSpec(own, spec.built), pretrain, progress) for name, own in configs.items()},
+        {name: candidate(own) for name, own in configs.items()},
         train,
         stopping,
         _in_blocks(replace(data, validation=choose), choose),
@@ -96,7 +88,7 @@ def run_auto(spec: RunSpec, folder: RunFolder, *, pretrain: Pretrain, progress: 
         write_inputs(RunFolder(folder.candidates / slug(name)), data, config["task_options"])
     results = result.evaluate(test)
     gains = result.gains(_in_blocks(replace(data, validation=data.test), data.test))
-    _write(spec, folder, result, _Figures(result.evaluate(validation), results, gains, test, note))
+    write_chosen(spec, folder, result, ChosenFigures(result.evaluate(validation), results, gains, test, note))
     return results
 
 
@@ -161,119 +153,3 @@ def _in_blocks(data: TaskData, part: Part) -> Loaders:
     """Return the validation loaders in about as many batches as there are blocks."""
     count = min(map(len, part.values())) if isinstance(part, Mapping) else len(part)
     return data.loaders(1, evaluation_batch_size=max(ceil(count / BLOCKS), 1))[1]
-
-
-class _Figures:
-    """Figures of the chosen networks.
-
-    Args:
-        validation: metrics on all validation rows.
-        test: metrics on test rows.
-        gains: gains on test rows.
-        loaders: the test rows.
-        groups: note on groups of tasks; "" without the candidate `groups`.
-    """
-
-    def __init__(
-        self, validation: Results, test: Results, gains: Mapping[str, MetricGain], loaders: Loaders, groups: str
-    ) -> None:
-        self.validation = validation
-        self.test = test
-        self.gains = gains
-        self.loaders = loaders
-        self.groups = groups
-
-
-class _ChosenSharing(Sharing):
-    """Networks that were chosen, which the run's record describes.
-
-    Args:
-        result: the choice.
-        gains: gains on test data.
-    """
-
-    def __init__(self, result: AutoResult, gains: Mapping[str, MetricGain]) -> None:
-        self._result = result
-        self._gains = gains
-
-    def start(self, model: MultiTaskModel) -> TaskNetworks:
-        """Return the chosen networks."""
-        return self._result.networks
-
-    def summary(self, model: MultiTaskModel, networks: TaskNetworks) -> dict[str, Any]:
-        """Return what was chosen, with its gains, and the cost."""
-        tasks = {}
-        for task, choice in self._result.choices.items():
-            low, high = self._gains[task].interval()
-            tasks[task] = {
-                "candidate": choice.candidate,
-                "baseline": choice.baseline,
-                "metric": choice.gain.metric,
-                "gain": {"validation": choice.gain.value, "test": self._gains[task].value, "low": low, "high": high},
-            }
-        return {"tasks": tasks, "epochs": dict(self._result.epochs), "trainings": self._result.trainings}
-
-    def tables(self, model: MultiTaskModel, networks: TaskNetworks) -> Any:
-        """Return the choice, who shares with whom, and the cost."""
-        return self._result.tables(self._gains)
-
-
-def _write(spec: RunSpec, folder: RunFolder, result: AutoResult, figures: _Figures) -> None:
-    """Write the files of a run."""
-    model, networks, config = result.model, result.networks, spec.config
-    device = placement(model)[0]
-    trained, files = Trained(model, networks, model), RunFiles(folder)
-    files.write_begin(config, device, config["seed"])
-    write_json(folder.choice, {task: choice.candidate for task, choice in result.choices.items()})
-    files.write_networks(model, networks)
-    files.write_samples(sample_predictions(trained, figures.loaders, device))
-    sharing = _ChosenSharing(result, figures.gains)
-    measured = measure_costs(model, networks, figures.loaders) if config["training"]["measure_cost"] else None
-    chosen = {task: RunFolder(folder.candidates / slug(choice.candidate)) for task, choice in result.choices.items()}
-    every = [RunFolder(folder.candidates / slug(name)).read_summary() for name in result.epochs]
-    record = summarize(
-        RunResults(
-            name=config["name"] or folder.path.name,
-            status="finished",
-            epochs=max(result.epochs.values()),
-            seconds=sum(summary["seconds"] for summary in every),
-            validation=figures.validation,
-            test=figures.test,
-            notes=(
-                *spec.data.notes,
-                _cost_note(result, own_rows=config[AUTO]["choose"] is not None),
-                *([figures.groups] if figures.groups else []),
-            ),
-            cost=measured,
-        ),
-        RunParts(model, sharing, as_balancer("mean"), _no_optimizer, None),
-        config=config,
-        networks=networks,
-        selection=Selection(model),
-    )
-    record["axes"]["sharing"], record["axes"]["architecture"] = AUTO, "assembled"
-    record["method"] = config["label"] or AUTO
-    own_rows = config[AUTO]["choose"] is not None
-    rows = f"validation rows that {'stopped no training' if own_rows else 'selected the epochs too'}"
-    record["selection"]["rule"] = (
-        f"{rows}: per task, the simplest candidate within one standard error of the best, and no worse than the best "
-        "dense one"
-    )
-    for task, run in chosen.items():
-        record["tasks"][task]["best_epoch"] = run.read_summary()["tasks"][task]["best_epoch"]
-    logged = [row for task, run in chosen.items() for row in run.read_metrics() if row.task == task]
-    last = max((row.step for row in logged), default=0)
-    CSVCallback(folder.metrics).on_test_end([*logged, *result_rows(record["epochs"], last, "test", figures.test)])
-    files.write_summary(record)
-
-
-def _cost_note(result: AutoResult, *, own_rows: bool) -> str:
-    rows = "that stopped none of these trainings" if own_rows else "that selected the epochs too"
-    return (
-        f"{len(result.epochs)} candidates were trained for {result.trainings:.1f} times the epochs of one training; "
-        f"the network of each task was chosen by validation rows {rows}"
-    )
-
-
-def _no_optimizer(groups: Any) -> Any:
-    raise AssertionError("assembled networks are not trained")
