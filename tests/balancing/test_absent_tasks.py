@@ -18,7 +18,7 @@ from torchjd.scalarization import DWA
 
 import sparsemtl as sm
 from sparsemtl.balancing import BALANCERS, as_balancer, solved
-from sparsemtl.balancing.absent import PerTask, per_task_attributes
+from sparsemtl.balancing.task_states import PerTask, per_task_attributes
 from sparsemtl.training.checkpoints.structure import check_state
 from sparsemtl.training.steps.step import TrainingStep
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -110,18 +110,8 @@ def check_optimizer(found: Any, optimizer: Optimizer, where: str) -> None:
     Raises:
         CheckpointError: naming the place that does not fit.
     """
-    own = optimizer.state_dict()
     check_state(found, {"state": {}, "param_groups": []}, where)
-    groups = found["param_groups"]
-    if len(groups) != len(own["param_groups"]):
-        raise CheckpointError(f"{where} has {len(groups)} groups of parameters there, {len(own['param_groups'])} here.")
-    for number, (group, here) in enumerate(zip(groups, own["param_groups"], strict=True)):
-        here = {key: value for key, value in here.items() if key not in _KERNELS}
-        check_state(group, here, f"{where}.param_groups[{number}]")
-        if any(group.get(key) not in (None, False, True) for key in _KERNELS):
-            raise CheckpointError(f"{where}.param_groups[{number}]: expected True, False or None for {_KERNELS}.")
-        if list(group["params"]) != list(here["params"]):
-            raise CheckpointError(f"{where}.param_groups[{number}] is about other parameters than here.")
+    _check_groups(found["param_groups"], optimizer.state_dict()["param_groups"], where)
     parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
     names = [{str(name) for name in entry} for entry in found["state"].values() if isinstance(entry, Mapping)]
     if names and (odd := sorted(set().union(*names) - names[0].intersection(*names))):
@@ -130,11 +120,29 @@ def check_optimizer(found: Any, optimizer: Optimizer, where: str) -> None:
         if index not in parameters or not isinstance(entry, Mapping):
             raise CheckpointError(f"{where}.state: expected one mapping per parameter by number, found {index!r}.")
         for name, value in entry.items():
-            place = f"{where}.state[{index}].{name}"
-            if isinstance(value, Tensor):
-                if value.ndim and value.shape != parameters[index].shape:
-                    raise CheckpointError(f"{place} has shape {tuple(value.shape)}, its parameter another one.")
-                if not value.is_floating_point() or not bool(value.isfinite().all()):
-                    raise CheckpointError(f"{place}: expected finite floats, found {kind_of(value)}.")
-            elif value is not None and not isinstance(value, (bool, int, float)):
-                raise CheckpointError(f"{place}: expected a tensor or a number, found {kind_of(value)}.")
+            _check_moment(value, parameters[index], f"{where}.state[{index}].{name}")
+
+
+def _check_groups(groups: Sequence[Any], own: Sequence[Mapping[str, Any]], where: str) -> None:
+    """Raise unless groups have the hyper-parameters and the parameters of the optimizer's own."""
+    if len(groups) != len(own):
+        raise CheckpointError(f"{where} has {len(groups)} groups of parameters there, {len(own)} here.")
+    for number, (group, whole) in enumerate(zip(groups, own, strict=True)):
+        here = {key: value for key, value in whole.items() if key not in _KERNELS}
+        check_state(group, here, f"{where}.param_groups[{number}]")
+        if any(group.get(key) not in (None, False, True) for key in _KERNELS):
+            raise CheckpointError(f"{where}.param_groups[{number}]: expected True, False or None for {_KERNELS}.")
+        if list(group["params"]) != list(here["params"]):
+            raise CheckpointError(f"{where}.param_groups[{number}] is about other parameters than here.")
+
+
+def _check_moment(value: Any, parameter: Tensor, place: str) -> None:
+    """Raise unless a value of an optimizer's state is a number, or finite floats of the shape of its parameter."""
+    if not isinstance(value, Tensor):
+        if value is not None and not isinstance(value, (bool, int, float)):
+            raise CheckpointError(f"{place}: expected a tensor or a number, found {kind_of(value)}.")
+        return
+    if value.ndim and value.shape != parameter.shape:
+        raise CheckpointError(f"{place} has shape {tuple(value.shape)}, its parameter another one.")
+    if not value.is_floating_point() or not bool(value.isfinite().all()):
+        raise CheckpointError(f"{place}: expected finite floats, found {kind_of(value)}.")
