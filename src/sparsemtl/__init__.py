@@ -45,9 +45,10 @@ if TYPE_CHECKING:
     from sparsemtl.criteria import choose_masks, fisher_information, fisher_masks
     from sparsemtl.networks.compiled import CompiledModel
     from sparsemtl.networks.masks import TaskMasks
-    from sparsemtl.networks.model import MultiTaskModel, left_out_parameters, maskable_parameters
+    from sparsemtl.networks.model import MultiTaskModel
     from sparsemtl.networks.norms import TaskNorms, own_statistics
     from sparsemtl.networks.recomputed_norms import recompute_norms
+    from sparsemtl.networks.shared_coverage import left_out_parameters, maskable_parameters
     from sparsemtl.networks.structures import find_structures
     from sparsemtl.networks.task_networks import TaskNetwork, TaskNetworks
     from sparsemtl.optim import MaskedOptimizer

@@ -28,7 +28,7 @@ from sparsemtl import (
 from sparsemtl.architectures import ARCHITECTURES
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import ParameterError
-from sparsemtl.networks.model import maskable_parameters
+from sparsemtl.networks.shared_coverage import maskable_parameters
 
 MODELS: dict[str, dict[str, Any]] = {
     "shared-bottom": {},

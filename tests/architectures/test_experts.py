@@ -18,7 +18,7 @@ from sparsemtl.architectures import CGC, PLE, MMoE
 from sparsemtl.architectures.copies import copies, reinitialized
 from sparsemtl.backbones import CNN, MLP, SegNet, resnet18
 from sparsemtl.errors import ParameterError
-from sparsemtl.networks.model import maskable_parameters
+from sparsemtl.networks.shared_coverage import maskable_parameters
 
 ALIKE: dict[str, Callable[[], nn.Module]] = {
     "one layer": lambda: stack(4),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sparsemtl import Regression, TaskMasks
 from sparsemtl.architectures import CGC, PBFS
 from sparsemtl.errors import LabelError, ParameterError
-from sparsemtl.networks.model import maskable_parameters
+from sparsemtl.networks.shared_coverage import maskable_parameters
 
 PAIRS = [["a", "b"], ["a", "c"], ["b", "c"]]
 

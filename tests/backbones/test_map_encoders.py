@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import sparsemtl as sm
 from sparsemtl.backbones import ENCODERS
 from sparsemtl.heads import FCNHead
-from sparsemtl.networks.model import maskable_parameters
+from sparsemtl.networks.shared_coverage import maskable_parameters
 
 SIDES = (32, 48)
 ENCODERS_OF_MAPS: dict[str, Callable[[], nn.Module]] = {

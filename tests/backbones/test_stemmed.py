@@ -4,10 +4,10 @@ import torch
 from torch import nn
 
 import sparsemtl as sm
+from sparsemtl.architectures.heads import stride_of, width_of
 from sparsemtl.backbones import CNN, MLP
 from sparsemtl.backbones.stemmed import Stemmed
 from sparsemtl.data.tables.embedding import ColumnEmbedding
-from sparsemtl.networks.model import stride_of, width_of
 
 
 def test_it_is_the_stem_and_then_the_body() -> None:

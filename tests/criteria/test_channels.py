@@ -17,7 +17,7 @@ from sparsemtl.backbones import resnet18
 from sparsemtl.criteria import Fisher, Random, choose_masks, fisher_masks
 from sparsemtl.criteria.channels import channel_units
 from sparsemtl.criteria.top_k import budget
-from sparsemtl.networks.model import maskable_parameters
+from sparsemtl.networks.shared_coverage import maskable_parameters
 
 Maker = Callable[[], nn.Module]
 

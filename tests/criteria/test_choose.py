@@ -25,7 +25,7 @@ from sparsemtl.criteria import (
 )
 from sparsemtl.criteria.top_k import budget
 from sparsemtl.errors import LabelError, MaskError, MaskWarning, ParameterError
-from sparsemtl.networks.model import maskable_parameters
+from sparsemtl.networks.shared_coverage import maskable_parameters
 
 Batches = list[tuple[Tensor, dict[str, Tensor]]]
 CHOOSERS: dict[str, Criterion] = {

@@ -33,7 +33,7 @@ from sparsemtl.criteria import Criterion, Fisher, Gradient, fisher_information, 
 from sparsemtl.criteria.gradient_powers import BatchPowers, PowerSum
 from sparsemtl.criteria.select import select
 from sparsemtl.errors import LabelError, LikelihoodWarning, NonFiniteScoreError, ParameterError
-from sparsemtl.networks.model import maskable_parameters
+from sparsemtl.networks.shared_coverage import maskable_parameters
 from sparsemtl.tasks import Task
 
 POWERS = ["square", "abs"]

@@ -19,7 +19,7 @@ from sparsemtl.criteria import Fisher
 from sparsemtl.criteria.gradient_powers import FEW, PowerSum
 from sparsemtl.criteria.per_sample import per_sample
 from sparsemtl.errors import ParameterError
-from sparsemtl.networks.model import maskable_parameters
+from sparsemtl.networks.shared_coverage import maskable_parameters
 
 POWERS = ["square", "abs"]
 FALLING_BACK = [name for name, network in NETWORKS.items() if not network.hooks]

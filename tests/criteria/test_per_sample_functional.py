@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pack_sequence
 import sparsemtl as sm
 from sparsemtl.criteria import Fisher
 from sparsemtl.errors import ParameterError
-from sparsemtl.networks.model import maskable_parameters
+from sparsemtl.networks.shared_coverage import maskable_parameters
 
 KIND = torch.tensor([0, 2, 1, 1])
 COUNT = len(KIND)

@@ -18,7 +18,7 @@ from sparsemtl.criteria import Fisher
 from sparsemtl.criteria.per_sample_attention import attend
 from sparsemtl.criteria.per_sample_shared import Expansion
 from sparsemtl.errors import ParameterError
-from sparsemtl.networks.model import maskable_parameters
+from sparsemtl.networks.shared_coverage import maskable_parameters
 
 Batches = list[tuple[Tensor, dict[str, Tensor]]]
 

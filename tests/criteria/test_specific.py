@@ -15,7 +15,7 @@ from sparsemtl.criteria import Criterion, Fisher, Gradient, Magnitude, Specific,
 from sparsemtl.criteria.batch_norm import with_recomputed_batch_norm
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import ConfigError, MaskError, ParameterError
-from sparsemtl.networks.model import maskable_parameters
+from sparsemtl.networks.shared_coverage import maskable_parameters
 
 NAMES = ("one", "two", "three")
 

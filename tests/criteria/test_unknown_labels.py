@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import sparsemtl as sm
 from sparsemtl.criteria import Fisher, Gradient
 from sparsemtl.errors import LikelihoodWarning
-from sparsemtl.networks.model import maskable_parameters
+from sparsemtl.networks.shared_coverage import maskable_parameters
 from sparsemtl.networks.task_networks import dense_networks
 from sparsemtl.tasks import Task
 from sparsemtl.tasks.vectors import unit

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from sparsemtl import Classification, Regression, SharedBottom, SingleTask, TaskMasks
+from sparsemtl.architectures.heads import heads_for, width_of
 from sparsemtl.errors import ParameterError
 from sparsemtl.heads.linear import LazyLinearHead, LinearHead
-from sparsemtl.networks.model import heads_for, maskable_parameters, width_of
+from sparsemtl.networks.shared_coverage import maskable_parameters
 
 
 def encoder() -> nn.Module:

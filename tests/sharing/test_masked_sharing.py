@@ -41,8 +41,8 @@ from sparsemtl.criteria.criterion import Criterion
 from sparsemtl.criteria.fisher import Fisher
 from sparsemtl.criteria.magnitude import Magnitude
 from sparsemtl.errors import ParameterError
-from sparsemtl.networks.model import maskable_parameters
 from sparsemtl.networks.norms import shared_norms
+from sparsemtl.networks.shared_coverage import maskable_parameters
 from sparsemtl.sharing import CriterionMasks, Sharing
 from sparsemtl.sharing.sharing import Update
 

@@ -14,7 +14,7 @@ from sharing_toys import NAMES, assert_same, batch_of, engine_of, loader, model,
 import sparsemtl as sm
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import NonFiniteScoreError, ParameterError
-from sparsemtl.networks.model import maskable_parameters
+from sparsemtl.networks.shared_coverage import maskable_parameters
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.sharing import PBFSSharing
 from sparsemtl.sharing.schedules import Ramp, StepRamp, cubic

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.masks import TaskMasks
-from sparsemtl.networks.model import MultiTaskModel, shared_coverage
+from sparsemtl.networks.model import MultiTaskModel
+from sparsemtl.networks.shared_coverage import shared_coverage
 from sparsemtl.networks.task_networks import TaskNetwork, TaskNetworks
 
 

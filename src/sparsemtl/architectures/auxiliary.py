@@ -14,13 +14,14 @@ from sparsemtl.architectures.damtl.alignment import Kernel
 from sparsemtl.architectures.damtl.alignment_loss import Align, AlignmentSetup, make_alignment_loss
 from sparsemtl.architectures.damtl.class_map import ClassMapping, class_mappings
 from sparsemtl.architectures.damtl.reference import LAST, ReferenceNetwork, Source, Tap, tapped
+from sparsemtl.architectures.heads import heads_for
 from sparsemtl.architectures.streams import largest_parts
 from sparsemtl.backbones.stages import stages_of
 from sparsemtl.errors import LabelError, ParameterError, unknown_name
 from sparsemtl.heads.linear import LinearHead
 from sparsemtl.networks.declarations import Figure
 from sparsemtl.networks.frozen import Frozen
-from sparsemtl.networks.model import MultiTaskModel, heads_for
+from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.registry.parameters import Count, Default, NonNegative, validated
 
 if TYPE_CHECKING:

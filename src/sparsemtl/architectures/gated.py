@@ -13,8 +13,9 @@ from typing_extensions import Doc, TypedDict
 from sparsemtl.architectures.copies import Maker, copies
 from sparsemtl.architectures.experts import vector_widths
 from sparsemtl.architectures.gates import SHARED, ExpertLayout, Level, LevelOutputs
+from sparsemtl.architectures.heads import heads_for
 from sparsemtl.backbones.stemmed import Stemmed
-from sparsemtl.networks.model import MultiTaskModel, heads_for
+from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.registry.parameters import Default, Natural
 
 if TYPE_CHECKING:

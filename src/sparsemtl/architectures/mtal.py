@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from typing_extensions import Doc
 
 from sparsemtl.architectures.copies import Maker, one_per_task
+from sparsemtl.architectures.heads import check_owned, heads_for
 from sparsemtl.architectures.single_task import SingleTask
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.declarations import SummaryTable
-from sparsemtl.networks.model import MultiTaskModel, check_owned, heads_for
+from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.swap import swap_tensors
 from sparsemtl.networks.swap_guards import is_fx_tracing
 from sparsemtl.registry.parameters import Fraction, Natural, validated

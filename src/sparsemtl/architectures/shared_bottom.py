@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from sparsemtl.networks.model import MultiTaskModel, heads_for
+from sparsemtl.architectures.heads import heads_for
+from sparsemtl.networks.model import MultiTaskModel
 
 if TYPE_CHECKING:
     from sparsemtl.tasks.task import Task

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from sparsemtl.architectures.copies import Maker, one_per_task
-from sparsemtl.networks.model import MultiTaskModel, check_owned, heads_for
+from sparsemtl.architectures.heads import check_owned, heads_for
+from sparsemtl.networks.model import MultiTaskModel
 
 if TYPE_CHECKING:
     from sparsemtl.tasks.task import Task

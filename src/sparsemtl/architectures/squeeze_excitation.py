@@ -17,11 +17,12 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from typing_extensions import Doc
 
+from sparsemtl.architectures.heads import heads_for
 from sparsemtl.backbones.stages import sequence_of
 from sparsemtl.backbones.stemmed import Stemmed
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.frozen import Frozen
-from sparsemtl.networks.model import MultiTaskModel, heads_for
+from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.patterns import Pattern, Patterns, no_match
 from sparsemtl.registry.parameters import Count, validated
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from typing_extensions import Doc, TypedDict
 
 from sparsemtl.architectures.copies import Maker, one_per_task
+from sparsemtl.architectures.heads import check_owned, heads_for
 from sparsemtl.backbones.stages import stages_of
 from sparsemtl.errors import ParameterError
-from sparsemtl.networks.model import MultiTaskModel, check_owned, heads_for
+from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.registry.parameters import Default, Fraction, Positive
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from typing_extensions import Doc
 
 from sparsemtl.architectures.copies import Maker, copies
+from sparsemtl.architectures.heads import heads_for
 from sparsemtl.errors import ParameterError
-from sparsemtl.networks.model import MultiTaskModel, heads_for
+from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.registry.parameters import validated
 
 if TYPE_CHECKING:

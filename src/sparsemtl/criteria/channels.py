@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from sparsemtl.networks.model import maskable_parameters
 from sparsemtl.networks.model_state import preserve_model_state
 from sparsemtl.networks.outputs import NORMS, channel_axis
+from sparsemtl.networks.shared_coverage import maskable_parameters
 
 
 def channel_units(model: nn.Module, x: Any, tasks: tuple[str, ...] | None = None) -> dict[str, tuple[str, ...]]:

@@ -19,9 +19,10 @@ from sparsemtl.errors import MaskError, MaskWarning
 from sparsemtl.networks.coverage import CoverageOptions, coverage_options
 from sparsemtl.networks.mask_description import left_out_of
 from sparsemtl.networks.masks import TaskMasks
-from sparsemtl.networks.model import MultiTaskModel, check_maskable
+from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.patterns import Patterns
 from sparsemtl.networks.randomness import fork_rng
+from sparsemtl.networks.shared_coverage import check_maskable
 from sparsemtl.registry.parameters import Count, Default, Natural
 from sparsemtl.tasks.batches import Loaders, check_readable
 from sparsemtl.tasks.shards import owned

@@ -17,8 +17,9 @@ from sparsemtl.criteria.criterion import Criterion, ScoredOptions, Scores, score
 from sparsemtl.criteria.gradient_powers import BatchPowers, GradientPowers, Power, PowerSum, wide
 from sparsemtl.criteria.per_sample import PerSampleOptions, per_sample
 from sparsemtl.errors import LabelError, LikelihoodWarning, NonFiniteScoreError, ParameterError
-from sparsemtl.networks.model import MultiTaskModel, check_shapes, maskable_parameters, placement
+from sparsemtl.networks.model import MultiTaskModel, check_shapes, placement
 from sparsemtl.networks.model_state import preserve_model_state
+from sparsemtl.networks.shared_coverage import maskable_parameters
 from sparsemtl.networks.swap import unwrapped
 from sparsemtl.registry.parameters import Count, Natural, validated
 from sparsemtl.tasks.batches import Group, Loader, Loaders, check_loaders, evaluation_groups, per_task

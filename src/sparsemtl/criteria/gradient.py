@@ -12,8 +12,9 @@ from typing_extensions import Doc, Unpack
 from sparsemtl.criteria.criterion import Criterion, ScoredOptions, Scores, scored_options
 from sparsemtl.criteria.gradient_powers import BatchPowers, PowerSum, wide, zeros_like
 from sparsemtl.errors import LabelError
-from sparsemtl.networks.model import maskable_parameters, placement
+from sparsemtl.networks.model import placement
 from sparsemtl.networks.model_state import preserve_model_state
+from sparsemtl.networks.shared_coverage import maskable_parameters
 from sparsemtl.networks.swap import unwrapped
 from sparsemtl.registry.parameters import Count, validated
 from sparsemtl.tasks.batches import Group, Loaders, groups_for

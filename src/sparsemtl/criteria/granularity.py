@@ -17,7 +17,8 @@ from sparsemtl.criteria.select_units import select_channels, select_structures
 from sparsemtl.criteria.two_of_four import check_half, input_axes, select_two_of_four
 from sparsemtl.errors import ParameterError, unknown_name
 from sparsemtl.networks.coverage import CoverageOptions
-from sparsemtl.networks.model import MultiTaskModel, first_group, maskable_parameters
+from sparsemtl.networks.model import MultiTaskModel, first_group
+from sparsemtl.networks.shared_coverage import maskable_parameters
 from sparsemtl.networks.structures import Kind, find_structures, restricted
 from sparsemtl.tasks.batches import Loaders
 

@@ -10,7 +10,7 @@ from torch import nn
 from typing_extensions import Doc, Unpack
 
 from sparsemtl.criteria.criterion import Criterion, ScoredOptions, Scores, scored_options
-from sparsemtl.networks.model import maskable_parameters
+from sparsemtl.networks.shared_coverage import maskable_parameters
 from sparsemtl.registry.parameters import Natural, validated
 from sparsemtl.tasks.batches import Loaders
 

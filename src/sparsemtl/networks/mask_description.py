@@ -11,7 +11,8 @@ from torch import nn
 from typing_extensions import Unpack
 
 from sparsemtl.networks.coverage import CoverageOptions
-from sparsemtl.networks.model import MultiTaskModel, check_shapes, shared_coverage
+from sparsemtl.networks.model import MultiTaskModel, check_shapes
+from sparsemtl.networks.shared_coverage import shared_coverage
 from sparsemtl.networks.swap import unwrapped
 from sparsemtl.views.tables import Shaded, Table, Value
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import abc
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from typing_extensions import Unpack
 
 from sparsemtl.errors import ParameterError, check_list, unknown_name
-from sparsemtl.networks.coverage import CoverageOptions, CoveredParameters, coverage
-from sparsemtl.networks.patterns import Patterns
 from sparsemtl.tasks.batches import Group, Loaders, as_group, by_owner, first_batch, owner_of
 from sparsemtl.tasks.forward_errors import PLAIN, explain
 
@@ -201,67 +198,6 @@ def _parameters_in(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
     }
 
 
-def maskable_parameters(
-    model: nn.Module, *, mask_all: bool = False, only: Patterns | None = None, exclude: Patterns | None = None
-) -> dict[str, nn.Parameter]:
-    """Return the shared parameters that masks cover, by name: by default the trained weights of layers.
-
-    These are the weights of linear and bilinear layers, convolutions, recurrent layers and attention's projections. A
-    module of your own names its weights in an attribute, such as `maskable_weights = ("kernel",)` in the class. Biases,
-    norms, gains, embeddings, positions and frozen parameters are left out, whatever their shape; `left_out_parameters`
-    lists them with the reason.
-
-    Args:
-        model: a `MultiTaskModel`, or any module, all of whose parameters then count as shared.
-        mask_all: take all shared parameters that are trained.
-        only: names or globs of parameters and modules, or classes of modules, to take no others. A pattern that matches
-            no weight but an embedding, a position or a parameter of your own takes that.
-        exclude: parameters to leave out, named in the same way; it has the last word.
-
-    Raises:
-        ParameterError: if a pattern matches nothing, or if a shared layer computes its weight from other parameters
-            (weight norm), unless `mask_all`.
-    """
-    found = shared_coverage(model, mask_all=mask_all, only=only, exclude=exclude)
-    return (found if mask_all else found.refuse_computed()).covered
-
-
-def left_out_parameters(
-    model: nn.Module, *, mask_all: bool = False, only: Patterns | None = None, exclude: Patterns | None = None
-) -> dict[str, str]:
-    """Return the shared parameters that masks do not cover, name -> why; arguments as for `maskable_parameters`."""
-    return shared_coverage(model, mask_all=mask_all, only=only, exclude=exclude).reasons
-
-
-def shared_coverage(
-    model: nn.Module,
-    *,
-    mask_all: bool = False,
-    refusal: Callable[[Tensor], str] = lambda weight: "",
-    **options: Unpack[CoverageOptions],
-) -> CoveredParameters:
-    """Return which shared parameters masks or penalties act on, and why not on the others; see `coverage`."""
-    names = [name for name, _ in model.named_parameters()]
-    return coverage(_shared_modules(model), mask_all=mask_all, refusal=refusal, others=names, **options)
-
-
-def check_maskable(model: nn.Module, *, mask_all: bool = False, **options: Unpack[CoverageOptions]) -> None:
-    """Raise unless masks can act on the shared layers; log parameters of a user's modules that they leave out.
-
-    Raises:
-        ParameterError: if a pattern matches nothing, or a shared layer computes its weight from other parameters.
-    """
-    found = shared_coverage(model, mask_all=mask_all, **options).refuse_computed()
-    for name, why in found.reasons.items():
-        shape = model.get_parameter(name).shape
-        if len(shape) > 1 and 1 not in shape and "maskable_weights" in why:
-            logger.warning("%r of shape %s is not masked: it is %s.", name, tuple(shape), why)
-
-
-def _shared_modules(model: nn.Module) -> dict[str, nn.Module]:
-    return model.shared_modules() if isinstance(model, MultiTaskModel) else {"": model}
-
-
 def placement(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
     """Return the device and the dtype in which a model reads floating-point inputs: those of its first weight."""
     weight = next((p for p in model.parameters() if p.is_floating_point()), None)
@@ -272,52 +208,3 @@ def first_group(model: MultiTaskModel, loaders: Loaders, task: str | None = None
     """Return the first batch of a task, by default of the first one, on the model's device and in its dtype."""
     owner = owner_of(loaders, next(iter(model.tasks)) if task is None else task)
     return as_group(first_batch(by_owner(loaders)[owner], owner), model.tasks, owner).to(*placement(model))
-
-
-def heads_for(
-    tasks: Mapping[str, Task], heads: Mapping[str, nn.Module] | None, encoders: Mapping[str, nn.Module]
-) -> nn.ModuleDict:
-    """Return the given heads, and default heads of the other tasks.
-
-    Args:
-        heads: task -> module.
-        encoders: task -> encoder whose features its head reads.
-    """
-    given = dict(heads or {})
-    check_owned("heads", given, tasks)
-    return nn.ModuleDict(
-        {
-            name: given[name] if name in given else task.head(width_of(encoders[name]), stride_of(encoders[name]))
-            for name, task in tasks.items()
-        }
-    )
-
-
-def check_owned(what: str, modules: Mapping[str, nn.Module], tasks: Mapping[str, Task]) -> None:
-    """Raise unless the modules belong to known tasks, and no two of them have a parameter in common."""
-    owners: dict[int, str] = {}
-    for name, module in modules.items():
-        if name not in tasks:
-            raise ParameterError(f"{what}: {unknown_name('task', name, tasks)}")
-        for parameter in module.parameters():
-            first = owners.setdefault(id(parameter), name)
-            if first != name:
-                raise ParameterError(
-                    f"{what}: tasks {first!r} and {name!r} were given the same parameters. Give each a module of its "
-                    "own (`copy.deepcopy`); what tasks share belongs into the encoder of a `SharedBottom`."
-                )
-
-
-def width_of(encoder: nn.Module) -> int | None:
-    """Return the width of an encoder's features: `out_features`, or `num_features` as in timm; None without."""
-    for attribute in ("out_features", "num_features"):
-        width = getattr(encoder, attribute, None)
-        if isinstance(width, int):
-            return width
-    return None
-
-
-def stride_of(encoder: nn.Module) -> int | None:
-    """Return the input pixels per side of one position of an encoder's maps (`stride`); None without."""
-    stride = getattr(encoder, "stride", None)
-    return stride if isinstance(stride, int) else None

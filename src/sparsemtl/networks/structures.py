@@ -21,9 +21,9 @@ from typing_extensions import Unpack
 
 from sparsemtl.errors import MaskError
 from sparsemtl.networks.coverage import CoverageOptions
-from sparsemtl.networks.model import maskable_parameters
 from sparsemtl.networks.model_state import preserve_model_state
 from sparsemtl.networks.roles import is_transposed_linear
+from sparsemtl.networks.shared_coverage import maskable_parameters
 from sparsemtl.tasks.nests import map_tensors, tensors_in
 
 Kind = Literal["head", "neuron"]

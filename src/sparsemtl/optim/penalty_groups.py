@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.coverage import CoverageOptions
-from sparsemtl.networks.model import shared_coverage
+from sparsemtl.networks.shared_coverage import shared_coverage
 from sparsemtl.networks.structures import restricted
 from sparsemtl.optim.penalties import Penalty
 

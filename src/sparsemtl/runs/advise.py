@@ -9,8 +9,8 @@ from typing import Any
 
 from sparsemtl.data import TaskData
 from sparsemtl.errors import ConfigError, ParameterError
-from sparsemtl.networks.model import maskable_parameters
 from sparsemtl.networks.randomness import fork_rng
+from sparsemtl.networks.shared_coverage import maskable_parameters
 from sparsemtl.runs.advice import Advice, TaskFacts, advice_of
 from sparsemtl.runs.auto_options import AUTO
 from sparsemtl.runs.build import make_trainer

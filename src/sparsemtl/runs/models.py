@@ -11,13 +11,14 @@ from typing import Any
 from torch import nn
 
 from sparsemtl.architectures import ARCHITECTURES
+from sparsemtl.architectures.heads import stride_of, width_of
 from sparsemtl.backbones import ENCODERS, load_torchvision
 from sparsemtl.backbones.stemmed import Stemmed
 from sparsemtl.data import TaskData
 from sparsemtl.errors import ConfigError, SparseMTLError
 from sparsemtl.heads import HEADS
 from sparsemtl.networks.frozen import Frozen
-from sparsemtl.networks.model import MultiTaskModel, stride_of, width_of
+from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.runs.pretraining import PretrainedNetwork
 
 

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from sparsemtl.architectures import Source
+from sparsemtl.architectures.heads import stride_of, width_of
 from sparsemtl.data.images.classified.image_folders import AUXILIARY
 from sparsemtl.errors import CheckpointError, ConfigError, SparseMTLError
-from sparsemtl.networks.model import stride_of, width_of
 from sparsemtl.runs.auto_options import AUTO
 from sparsemtl.runs.changes import PRETRAINING, merge
 from sparsemtl.runs.teacher_options import TEACHER

@@ -20,9 +20,10 @@ from sparsemtl.errors import MaskError, MaskWarning
 from sparsemtl.networks.coverage import coverage_options
 from sparsemtl.networks.declarations import Figure
 from sparsemtl.networks.masks import Mask
-from sparsemtl.networks.model import MultiTaskModel, maskable_parameters
+from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.norms import own_statistics
 from sparsemtl.networks.randomness import fork_rng
+from sparsemtl.networks.shared_coverage import maskable_parameters
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.registry.parameters import Count, Fraction, Natural, validated
 from sparsemtl.sharing.masking import (

@@ -14,8 +14,9 @@ from sparsemtl.networks.coverage import CoverageOptions, coverage_options
 from sparsemtl.networks.declarations import Figure
 from sparsemtl.networks.mask_description import left_out_of
 from sparsemtl.networks.masks import Mask, TaskMasks
-from sparsemtl.networks.model import MultiTaskModel, check_maskable, maskable_parameters, shared_coverage
+from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.norms import Statistics, own_statistics
+from sparsemtl.networks.shared_coverage import check_maskable, maskable_parameters, shared_coverage
 from sparsemtl.networks.task_networks import MaskTarget, TaskNetworks
 from sparsemtl.registry.parameters import Default
 from sparsemtl.sharing.sharing import DenseOptions, Update

@@ -14,9 +14,10 @@ from typing_extensions import Doc
 from sparsemtl.errors import MaskWarning, ParameterError
 from sparsemtl.networks.coverage import CoverageOptions, CoveredParameters, coverage_options
 from sparsemtl.networks.declarations import Figure, SummaryTable
-from sparsemtl.networks.model import MultiTaskModel, first_group, shared_coverage
+from sparsemtl.networks.model import MultiTaskModel, first_group
 from sparsemtl.networks.norms import own_statistics
 from sparsemtl.networks.randomness import fork_rng
+from sparsemtl.networks.shared_coverage import shared_coverage
 from sparsemtl.networks.structures import (
     Kind,
     Structure,

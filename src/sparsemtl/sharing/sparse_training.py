@@ -14,8 +14,9 @@ from sparsemtl.criteria.random import Random
 from sparsemtl.criteria.select import select
 from sparsemtl.networks.coverage import coverage_options
 from sparsemtl.networks.declarations import Figure
-from sparsemtl.networks.model import MultiTaskModel, maskable_parameters
+from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.norms import own_statistics
+from sparsemtl.networks.shared_coverage import maskable_parameters
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.registry.parameters import Fraction, validated
 from sparsemtl.sharing.masking import CommonMaskOptions, full_masks, mask_summary, with_common_mask

@@ -26,10 +26,11 @@ from sparsemtl.errors import MaskError
 from sparsemtl.networks.coverage import CoverageOptions, coverage_options
 from sparsemtl.networks.mask_description import LeftOut, left_out_of
 from sparsemtl.networks.masks import TaskMasks
-from sparsemtl.networks.model import MultiTaskModel, maskable_parameters, placement
+from sparsemtl.networks.model import MultiTaskModel, placement
 from sparsemtl.networks.norms import Statistics, own_statistics
 from sparsemtl.networks.outputs import along, row_axes
 from sparsemtl.networks.roles import is_transposed_linear
+from sparsemtl.networks.shared_coverage import maskable_parameters
 from sparsemtl.networks.task_networks import TaskNetwork, TaskNetworks
 from sparsemtl.registry.parameters import Default, Natural
 from sparsemtl.sharing.masking import masks_of

@@ -12,8 +12,9 @@ from statistics import median
 from typing import Any
 
 from sparsemtl.errors import LabelWarning, MetricWarning, ParameterError, SparseMTLError, SparseMTLWarning
-from sparsemtl.networks.model import MultiTaskModel, left_out_parameters
+from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.randomness import fork_rng
+from sparsemtl.networks.shared_coverage import left_out_parameters
 from sparsemtl.networks.task_networks import TaskNetwork, TaskNetworks
 from sparsemtl.sharing.sharing import TURNS
 from sparsemtl.tasks.batches import (

@@ -16,8 +16,9 @@ from sparsemtl.criteria.criterion import Criterion, Scores
 from sparsemtl.criteria.fisher import Fisher
 from sparsemtl.criteria.specific import Specific
 from sparsemtl.errors import DeadUnitWarning, LabelError, LikelihoodWarning, ParameterError
-from sparsemtl.networks.model import MultiTaskModel, maskable_parameters, placement
+from sparsemtl.networks.model import MultiTaskModel, placement
 from sparsemtl.networks.model_state import preserve_model_state
+from sparsemtl.networks.shared_coverage import maskable_parameters
 from sparsemtl.tasks.batches import Loaders, groups_for, preserve_loader_state
 from sparsemtl.tasks.task import Task
 from sparsemtl.views.tables import Shaded, Table, Value, text_of
