@@ -19,7 +19,7 @@ from sparsemtl.data import TensorLoader
 from sparsemtl.errors import CheckpointError, ParameterError
 from sparsemtl.training.choosing.auto_result import AutoResult
 from sparsemtl.training.choosing.auto_share import auto_share
-from sparsemtl.training.choosing.choice import ChoiceRows, MetricGain, Scores, choose_networks
+from sparsemtl.training.choosing.choice import BlockScores, ChoiceRows, MetricGain, choose_networks
 from sparsemtl.training.choosing.halving import RUNGS, SURVIVORS, largest_cost, surviving
 from sparsemtl.training.evaluation.evaluate import Trained, evaluate
 
@@ -66,7 +66,7 @@ def result() -> AutoResult:
 def chosen(values: Mapping[str, tuple[float, list[float]]], dense: set[str]) -> str:
     tasks = [sm.Regression("up")]
     model = sm.SharedBottom(nn.Linear(2, 2), tasks, {"up": nn.Linear(2, 1)})
-    scores = {name: {"up": Scores(whole, blocks)} for name, (whole, blocks) in values.items()}
+    scores = {name: {"up": BlockScores(whole, blocks)} for name, (whole, blocks) in values.items()}
     trained: Any = Trained(model, None, model)  # type: ignore[arg-type]
     return choose_networks(scores, dict.fromkeys(values, trained), dense)["up"].candidate
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from typing_extensions import Doc
 
 from sparsemtl.criteria.gradient_powers import BatchPowers, GradientPowers, PowerSum, Totals
-from sparsemtl.criteria.per_sample_functional import FunctionalPowers, Select, check_rows, cut
+from sparsemtl.criteria.per_sample_functional import FunctionalPowers, Select, check_cut, cut
 from sparsemtl.criteria.per_sample_hooks import HookedPowers, hookable, zeros_for
 from sparsemtl.criteria.per_sample_shared import SAMPLES, find_spreads, spreadable, succeeds
 from sparsemtl.errors import ParameterError
@@ -224,7 +224,7 @@ class _CheckedPowers(GradientPowers):
 
     def _returns(self, pair: Any, outputs: Mapping[str, Tensor]) -> bool:
         """Return True if the model returns the first rows of the outputs for two samples; otherwise raise."""
-        check_rows(self.model(pair, tasks=tuple(outputs)), outputs, slice(0, SAMPLES))
+        check_cut(self.model(pair, tasks=tuple(outputs)), outputs, slice(0, SAMPLES))
         return True
 
     def _adopt(self, pair: Any, outputs: Mapping[str, Tensor]) -> None:
@@ -268,7 +268,7 @@ class _CheckedPowers(GradientPowers):
         found = hooked.zeros()
         same = hooked.forward(x, self.tasks, batch)
         if hooked.changed():
-            check_rows(same, outputs, slice(None))
+            check_cut(same, outputs, slice(None))
         hooked.add_alone(0, first, found)
         self.sums.flush()
         if len(next(iter(outputs.values()))) > 1:  # a layer that reads one position of all samples: row 0 may be it

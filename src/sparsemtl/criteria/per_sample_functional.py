@@ -151,7 +151,7 @@ class FunctionalPowers(GradientPowers):
                     logger.info("vmap refuses %s, sample by sample instead: %s", type(self.model).__name__, refusal)
                     self.vectorised = False
                 else:
-                    check_rows(outputs, self._outputs, part)
+                    check_cut(outputs, self._outputs, part)
                     yield part, gradients
                     continue
             for n in range(part.start, part.stop):
@@ -167,7 +167,7 @@ class FunctionalPowers(GradientPowers):
             if self.strict:
                 raise
             raise _CutError(f"Sample {n} alone ends in {type(error).__name__}: {error}") from error
-        check_rows(outputs, self._outputs, part)
+        check_cut(outputs, self._outputs, part)
         found = self._single.gradients({task: c[part] for task, c in cotangents.items()})
         return {name: found.get(name, torch.zeros_like(p))[None] for name, p in self._single.leaves.items()}
 
@@ -214,7 +214,7 @@ def cut(x: Any, part: slice, batch: int) -> Any:
     return map_tensors(lambda tensor: tensor[part] if _holds(tensor, batch) else tensor, x)
 
 
-def check_rows(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], part: slice) -> None:
+def check_cut(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], part: slice) -> None:
     """Raise unless cut samples have the outputs of the batch.
 
     Args:

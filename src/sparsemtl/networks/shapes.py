@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sparsemtl.networks.task_networks import TaskNetwork
 
 
-def check_shapes(networks: Mapping[str, TaskNetwork], model: nn.Module) -> None:
+def check_fit(networks: Mapping[str, TaskNetwork], model: nn.Module) -> None:
     """Raise unless every name is one of the model's, and every tensor fits the model's tensor or module.
 
     Args:

@@ -19,7 +19,7 @@ from sparsemtl.errors import MaskError, unknown_name
 from sparsemtl.networks.masked_product import MaskedProducts
 from sparsemtl.networks.masks import Mask, TaskMasks
 from sparsemtl.networks.outputs import fold_outputs, folded_weights, masked_outputs, modules_of
-from sparsemtl.networks.shapes import broadcasts, check_shapes
+from sparsemtl.networks.shapes import broadcasts, check_fit
 from sparsemtl.networks.swap import current_tensors, materialize, own_tensors, swap_tensors, unwrapped
 
 if TYPE_CHECKING:
@@ -442,7 +442,7 @@ class TaskNetworks(Mapping[str, TaskNetwork]):
         Raises:
             MaskError: naming the task and the first tensor that does not fit.
         """
-        check_shapes(self, unwrapped(model))
+        check_fit(self, unwrapped(model))
 
 
 def dense_networks(

@@ -11,11 +11,11 @@ from sparsemtl.optim.penalties import GroupLasso
 from sparsemtl.registry.parameters import Natural, NonNegative, validated
 from sparsemtl.sharing.proximal import ProximalOptions, ProximalSharing
 
-Channels = Literal["input-channel", "output-channel", "block"]
-Granularity = Channels | Kind
+ChannelGroups = Literal["input-channel", "output-channel", "block"]
+GroupGranularity = ChannelGroups | Kind
 
 
-def groups_and_units(granularity: Granularity) -> tuple[Channels, Kind | None]:
+def groups_and_units(granularity: GroupGranularity) -> tuple[ChannelGroups, Kind | None]:
     """Return the groups of a penalty, and the units that replace them, for a granularity."""
     if granularity == "head" or granularity == "neuron":
         return "input-channel", granularity
@@ -46,7 +46,7 @@ class GroupLassoSharing(ProximalSharing):
         *,
         lambda_: Annotated[NonNegative, Doc("Strength of the penalty. The paper: 1e-6 and 1e-5.")] = 1e-5,
         granularity: Annotated[
-            Granularity,
+            GroupGranularity,
             Doc(
                 "What becomes zero together: `input-channel` W[:, c] (the paper), `output-channel` W[n], or `block`; "
                 "`head`, an attention head in the query, key, value and output projections; or `neuron`, a hidden unit "

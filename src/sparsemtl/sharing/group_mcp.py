@@ -8,7 +8,7 @@ from typing_extensions import Doc, Unpack
 
 from sparsemtl.optim.penalties import GroupMCP
 from sparsemtl.registry.parameters import Natural, NonNegative, Positive, validated
-from sparsemtl.sharing.group_lasso import Granularity, groups_and_units
+from sparsemtl.sharing.group_lasso import GroupGranularity, groups_and_units
 from sparsemtl.sharing.proximal import ProximalOptions, ProximalSharing
 
 
@@ -27,7 +27,7 @@ class GroupMCPSharing(ProximalSharing):
             Positive, Doc("A group whose norm is above gamma * lambda * sqrt(n_g) is not shrunk; above 0.")
         ] = 3.0,
         granularity: Annotated[
-            Granularity,
+            GroupGranularity,
             Doc(
                 "What becomes zero together: `input-channel` W[:, c], `output-channel` W[n], or `block`; `head`, an "
                 "attention head in the query, key, value and output projections; or `neuron`, a hidden unit of a "

@@ -37,8 +37,8 @@ from sparsemtl.sharing.schedules import Ramp, StepRamp, cubic
 from sparsemtl.sharing.sharing import Sharing, StepWeights, Update
 from sparsemtl.tasks.batches import Loaders
 
-Sparsity = Annotated[float, Interval(ge=0, le=1)]
-Sparsities = Sparsity | Mapping[str, Sparsity]
+KernelSparsity = Annotated[float, Interval(ge=0, le=1)]
+KernelSparsities = KernelSparsity | Mapping[str, KernelSparsity]
 """One for all, or by task, or by task and shared module: `{income: 0.7, married/levels.0.pools.pool1: 0.5}`."""
 
 
@@ -78,14 +78,14 @@ class PBFSSharing(Sharing):
         self,
         *,
         target_sparsity: Annotated[
-            Sparsities,
+            KernelSparsities,
             Doc(
                 "Fraction of every kernel that a task drops in the end, in [0, 1]; one for all, or by task, or by task "
                 "and shared module, `{income: 0.7, married/levels.0.pools.pool1: 0.5}`."
             ),
         ] = 0.7,
         initial_sparsity: Annotated[
-            Sparsities | None,
+            KernelSparsities | None,
             Doc(
                 "Fraction dropped at the end of the warm-up, likewise; by default 0.1 less than the target, the window "
                 "that the paper sweeps with."
@@ -256,11 +256,11 @@ def _module_of(name: str, model: MultiTaskModel) -> str:
     return next(prefix for prefix in model.shared_modules() if name.startswith(f"{prefix}."))
 
 
-def _keys(value: Sparsities | None) -> list[str]:
+def _keys(value: KernelSparsities | None) -> list[str]:
     return list(value) if isinstance(value, Mapping) else []
 
 
-def _of(value: Sparsities, task: str, module: str, *, default: float) -> float:
+def _of(value: KernelSparsities, task: str, module: str, *, default: float) -> float:
     """Return the value for a task and a module; a key with the module goes before one of the task alone."""
     if not isinstance(value, Mapping):
         return value

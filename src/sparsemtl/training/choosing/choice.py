@@ -74,7 +74,7 @@ def signed_value(model: MultiTaskModel, task: str, metrics: Mapping[str, float])
 
 
 @dataclass(frozen=True)
-class Scores:
+class BlockScores:
     """Primary metric of a task by one network, larger is better.
 
     Attributes:
@@ -113,7 +113,7 @@ class ChoiceRows:
             )
 
     @torch.no_grad()
-    def scores(self, trained: Trained) -> dict[str, Scores]:
+    def scores(self, trained: Trained) -> dict[str, BlockScores]:
         """Return task -> primary metric of a trained model, on all rows and per block."""
         device = placement(trained.model)[0]
         blocks = [_outputs(trained, block, device) for block in self._blocks]
@@ -127,7 +127,7 @@ class ChoiceRows:
             ]
         count = len(blocks)
         return {
-            task: Scores(value, [count * value - (count - 1) * others[task] for others in without])
+            task: BlockScores(value, [count * value - (count - 1) * others[task] for others in without])
             for task, value in whole.items()
         }
 
@@ -150,7 +150,7 @@ def _blocks_of(batches: Sequence[Any]) -> list[list[Any]]:
     return [list(batches[number::count]) for number in range(count)]
 
 
-def gain_of(model: MultiTaskModel, task: str, one: Scores, other: Scores) -> MetricGain:
+def gain_of(model: MultiTaskModel, task: str, one: BlockScores, other: BlockScores) -> MetricGain:
     """Return the difference of two networks of a task."""
     pairs = zip(one.blocks, other.blocks, strict=True)
     differences = [a - b for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
@@ -159,7 +159,7 @@ def gain_of(model: MultiTaskModel, task: str, one: Scores, other: Scores) -> Met
 
 
 def choose_networks(
-    scores: Mapping[str, Mapping[str, Scores]], finished: Mapping[str, Trained], dense: Collection[str]
+    scores: Mapping[str, Mapping[str, BlockScores]], finished: Mapping[str, Trained], dense: Collection[str]
 ) -> dict[str, Choice]:
     """Return task -> the simplest network within a standard error of the best, and no worse than the best dense one.
 
