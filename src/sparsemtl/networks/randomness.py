@@ -18,6 +18,11 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def run_seed(own: int | None = None) -> int:
+    """Return a method's own seed if it has one, else the seed of the run, below 2^31."""
+    return torch.initial_seed() % 2**31 if own is None else own
+
+
 def random_state() -> dict[str, Any]:
     """Return the state of all global generators, as tensors, numbers and text."""
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)

@@ -13,7 +13,7 @@ from typing_extensions import Doc, Unpack
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.declarations import Figure
 from sparsemtl.networks.model import MultiTaskModel
-from sparsemtl.networks.randomness import fork_rng
+from sparsemtl.networks.randomness import fork_rng, run_seed
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.registry.parameters import Fraction, Positive, validated
 from sparsemtl.sharing.masking import MASK_FIGURES, mask_metrics, mask_summary
@@ -139,7 +139,7 @@ class MaximumRoamingSharing(Sharing):
     def _draw(self, model: MultiTaskModel, networks: TaskNetworks, loaders: Loaders) -> TaskNetworks:
         with fork_rng():
             self._layers = find_units(model, loaders, self._options)
-        self._drawn_by = torch.initial_seed() % 2**31 if self.seed is None else self.seed
+        self._drawn_by = run_seed(self.seed)
         draw = torch.Generator().manual_seed(self._drawn_by)
         dealt = {layer.name: deal(layer, list(networks), self.keep, draw, cover=True) for layer in self._layers}
         self._history = {layer: dict(masks) for layer, masks in dealt.items()}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-import torch
 from typing_extensions import Doc, Unpack
 
 from sparsemtl.criteria.random import Random
 from sparsemtl.networks.model import MultiTaskModel
+from sparsemtl.networks.randomness import run_seed
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.registry.parameters import Natural, validated
 from sparsemtl.sharing.criterion_masks import FIGURES, CriterionMasks, KeepOption, SelectionOptions
@@ -71,8 +71,7 @@ class RandomSharing(Sharing):
         drawn = epoch - epoch % self.update_every if self.update_every > 0 else 0
         criterion = None
         if epoch == drawn or self._masks.schedule.falls_at(epoch):
-            seed = torch.initial_seed() % 2**31 if self.seed is None else self.seed
-            criterion = Random(seed=seed + drawn * _SEED_STEP, **self._masks.scored)
+            criterion = Random(seed=run_seed(self.seed) + drawn * _SEED_STEP, **self._masks.scored)
         return self._masks.choose(criterion, epoch, model, networks, loaders)
 
     def is_selectable(self, epoch: int) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-import torch
 from torch import Tensor
 from typing_extensions import Doc, Unpack
 
@@ -16,6 +15,7 @@ from sparsemtl.networks.coverage import coverage_options
 from sparsemtl.networks.declarations import Figure
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.norms import own_statistics
+from sparsemtl.networks.randomness import run_seed
 from sparsemtl.networks.shared_coverage import maskable_parameters
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.registry.parameters import Fraction, validated
@@ -90,7 +90,7 @@ class SparseTrainingSharing(Sharing):
             return select(magnitudes, self.keep)
         if self.select_by == "random":
             first = next(iter(model.tasks.values()))
-            drawn = Random(seed=torch.initial_seed() % 2**31, **patterns).scores(model, (), [first])
+            drawn = Random(seed=run_seed(), **patterns).scores(model, (), [first])
             return select(drawn[first.name], self.keep)
         owners = owners_of(model)
         sign = -1 if self.select_by == "lowest" else 1

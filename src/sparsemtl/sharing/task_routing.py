@@ -9,7 +9,7 @@ import torch
 from typing_extensions import Doc, Unpack
 
 from sparsemtl.networks.model import MultiTaskModel
-from sparsemtl.networks.randomness import fork_rng
+from sparsemtl.networks.randomness import fork_rng, run_seed
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.registry.parameters import Fraction, validated
 from sparsemtl.sharing.masking import MASK_FIGURES, mask_metrics, mask_summary
@@ -86,7 +86,7 @@ class TaskRoutingSharing(Sharing):
             return None
         with fork_rng():
             layers = find_units(model, loaders, self._options)
-        draw = torch.Generator().manual_seed(torch.initial_seed() % 2**31 if self.seed is None else self.seed)
+        draw = torch.Generator().manual_seed(run_seed(self.seed))
         dealt = {layer.name: deal(layer, list(networks), self.keep, draw, cover=self.cover) for layer in layers}
         return routed(model, networks, layers, dealt)
 
