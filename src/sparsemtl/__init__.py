@@ -231,13 +231,10 @@ _EXPORTS = {
     ),
     "sparsemtl.networks.compiled": ("CompiledModel",),
     "sparsemtl.networks.masks": ("TaskMasks",),
-    "sparsemtl.networks.model": (
-        "MultiTaskModel",
-        "left_out_parameters",
-        "maskable_parameters",
-    ),
+    "sparsemtl.networks.model": ("MultiTaskModel",),
     "sparsemtl.networks.norms": ("TaskNorms", "own_statistics"),
     "sparsemtl.networks.recomputed_norms": ("recompute_norms",),
+    "sparsemtl.networks.shared_coverage": ("left_out_parameters", "maskable_parameters"),
     "sparsemtl.networks.structures": ("find_structures",),
     "sparsemtl.networks.task_networks": (
         "TaskNetwork",

@@ -25,7 +25,7 @@ from sparsemtl.tasks.batches import Loaders
 GranularityName = Literal["weight", "2:4", "channel", "head", "neuron"]
 
 
-class Selection(NamedTuple):
+class MaskChoice(NamedTuple):
     """Choice of masks at a granularity.
 
     Attributes:
@@ -65,7 +65,7 @@ class Granularity(abc.ABC):
         *,
         mask_all: bool = False,
         min_per_unit: int = 0,
-    ) -> Selection:
+    ) -> MaskChoice:
         """Return the choice of masks for a model.
 
         Args:
@@ -94,11 +94,11 @@ class _Weights(Granularity):
         *,
         mask_all: bool = False,
         min_per_unit: int = 0,
-    ) -> Selection:
+    ) -> MaskChoice:
         """Return the choice among all weights that masks cover."""
         alive = partial(select_alive, model=model, min_per_unit=min_per_unit)
         names = maskable_parameters(model, mask_all=mask_all, **patterns).keys()
-        return Selection(names, alive if min_per_unit else select)
+        return MaskChoice(names, alive if min_per_unit else select)
 
 
 class _TwoOfFour(Granularity):
@@ -119,10 +119,10 @@ class _TwoOfFour(Granularity):
         *,
         mask_all: bool = False,
         min_per_unit: int = 0,
-    ) -> Selection:
+    ) -> MaskChoice:
         """Return the choice among all weights that masks cover."""
         names = maskable_parameters(model, mask_all=mask_all, **patterns).keys()
-        return Selection(names, partial(select_two_of_four, axes=input_axes(model)))
+        return MaskChoice(names, partial(select_two_of_four, axes=input_axes(model)))
 
 
 class _Channels(Granularity):
@@ -140,7 +140,7 @@ class _Channels(Granularity):
         *,
         mask_all: bool = False,
         min_per_unit: int = 0,
-    ) -> Selection:
+    ) -> MaskChoice:
         """Return the choice among the channels of all layers, or of those that `patterns` name."""
         group = first_group(model, loaders)
         units = channel_units(model, group.x, group.tasks)
@@ -149,7 +149,7 @@ class _Channels(Granularity):
             allowed = maskable_parameters(model, mask_all=True, exclude=patterns.get("exclude"))
             units = {layer: tuple(n for n in units[layer] if n in allowed) for layer in units if layer in layers}
         names = {name for names in units.values() for name in names}
-        return Selection(names, partial(select_channels, units=units))
+        return MaskChoice(names, partial(select_channels, units=units))
 
 
 @dataclass(frozen=True)
@@ -170,12 +170,12 @@ class _Structures(Granularity):
         *,
         mask_all: bool = False,
         min_per_unit: int = 0,
-    ) -> Selection:
+    ) -> MaskChoice:
         """Return the choice among the units of all layers, or of those that `patterns` name."""
         group = first_group(model, loaders)
         structures = restricted(find_structures(model, group.x, self.kind, group.tasks), model, **patterns)
         names = {part.name for found in structures.values() for part in found.parts}
-        return Selection(names, partial(select_structures, structures=structures))
+        return MaskChoice(names, partial(select_structures, structures=structures))
 
 
 _WHOLE = "{!r}, whole units are kept or dropped. Use `min_per_layer`."

@@ -14,7 +14,7 @@ import torch
 
 from sparsemtl.data import TaskData
 from sparsemtl.data.base import Loaders, Part
-from sparsemtl.runs.auto_files import ChosenFigures, write_chosen
+from sparsemtl.runs.auto_files import ChosenFigures, write_choice
 from sparsemtl.runs.auto_options import AUTO, adds_groups, training_rows
 from sparsemtl.runs.build import make_sharing, make_trainer
 from sparsemtl.runs.config import candidate_configs, groups_base, with_groups
@@ -88,7 +88,7 @@ def run_auto(spec: RunSpec, folder: RunFolder, *, pretrain: Pretrain, progress: 
         write_inputs(RunFolder(folder.candidates / slug(name)), data, config["task_options"])
     results = result.evaluate(test)
     gains = result.gains(_in_blocks(replace(data, validation=data.test), data.test))
-    write_chosen(spec, folder, result, ChosenFigures(result.evaluate(validation), results, gains, test, note))
+    write_choice(spec, folder, result, ChosenFigures(result.evaluate(validation), results, gains, test, note))
     return results
 
 

@@ -49,7 +49,7 @@ class ChosenFigures:
     groups: str
 
 
-def write_chosen(spec: RunSpec, folder: RunFolder, result: AutoResult, figures: ChosenFigures) -> None:
+def write_choice(spec: RunSpec, folder: RunFolder, result: AutoResult, figures: ChosenFigures) -> None:
     """Write the files of a run whose networks were chosen among candidates.
 
     Args:
