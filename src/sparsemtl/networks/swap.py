@@ -13,13 +13,11 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
-from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 
-from sparsemtl.errors import MaskError, unknown_name
+from sparsemtl.networks.slots import Slot, refuse_compiling, slots_of
 from sparsemtl.networks.swap_guards import guarded, lock_of, shared_state, unwatched
 
 
@@ -48,7 +46,7 @@ def swap_tensors(
             frozen in; and inside the context, if a module is called by another thread, or recomputed by another network
             than the one that computed it first.
     """
-    _refuse_compiling()
+    refuse_compiling()
     with lock_of(model):
         layer = _Layer(_replacements(model, tensors))
         try:
@@ -91,7 +89,7 @@ def own_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
         MaskError: if the model has no tensor of such a name.
     """
     found = {}
-    for name, slots in _slots_of(model, names).items():
+    for name, slots in slots_of(model, names).items():
         module, attribute = slots[0]
         tensor = module._parameters.get(attribute)
         found[name] = module._buffers[attribute] if tensor is None else tensor
@@ -115,104 +113,17 @@ def refuse_compiled(model: nn.Module) -> None:
     Raises:
         MaskError: naming the module and an alternative.
     """
-    _refuse_compiling()
-    _slots_of(model)
+    refuse_compiling()
+    slots_of(model)
 
 
 def _replacements(model: nn.Module, tensors: Mapping[str, Tensor | None]) -> dict[nn.Module, dict[str, Any]]:
     """Return module -> attribute -> what stands there inside the context."""
     values: dict[nn.Module, dict[str, Any]] = {}
-    for name, slots in _slots_of(model, tensors).items():
+    for name, slots in slots_of(model, tensors).items():
         for module, attribute in slots:
             values.setdefault(module, {})[attribute] = tensors[name]
     return values
-
-
-_Slot = tuple[nn.Module, str]
-"""Module and name of an attribute of it."""
-
-
-class _Map:
-    """Slots of one model as it was built at some time; it keeps no module alive."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.version = _registrations
-        self.modules = [ref(module) for module in model.modules()]
-        by_tensor: dict[int, list[tuple[ref[nn.Module], str]]] = {}
-        names: dict[str, Tensor] = {}
-        for prefix, module in model.named_modules(remove_duplicate=False):
-            for attribute, tensor in [*module._parameters.items(), *module._buffers.items()]:
-                if tensor is not None:
-                    slots = by_tensor.setdefault(id(tensor), [])
-                    if (ref(module), attribute) not in slots:
-                        slots.append((ref(module), attribute))
-                    names[f"{prefix}.{attribute}" if prefix else attribute] = tensor
-        self.slots = {name: by_tensor[id(tensor)] for name, tensor in names.items()}
-
-    def fits(self, model: nn.Module, names: Iterable[str]) -> bool:
-        """Return True if nothing was registered since, and each name still leads to one of its slots."""
-        if self.version != _registrations:
-            return False
-        for name in names:
-            *path, attribute = name.split(".")
-            module: Any = model
-            for part in path:
-                module = module._modules.get(part)
-                if module is None:
-                    return False
-            if (ref(module), attribute) not in self.slots.get(name, ()):
-                return False
-        return True
-
-
-_registrations = 0
-_maps: WeakKeyDictionary[nn.Module, _Map] = WeakKeyDictionary()
-
-
-def _slots_of(model: nn.Module, names: Iterable[str] = ()) -> dict[str, list[_Slot]]:
-    """Return name -> all slots that hold the tensor of that name.
-
-    Args:
-        model: any module.
-        names: names of parameters and buffers.
-
-    Raises:
-        MaskError: if the model has no tensor of such a name, or if a module is compiled or scripted, since its code has
-            the weights frozen in.
-    """
-    names = list(names)
-    known = _maps.get(model)
-    if known is None or not known.fits(model, names):
-        known = _maps[model] = _Map(model)
-    for reference in known.modules:
-        if (module := reference()) is not None:
-            _refuse_frozen(module)
-    for name in names:
-        if name not in known.slots:
-            raise MaskError(f"{type(model).__name__}: {unknown_name('parameter or buffer', name, known.slots)}")
-    return {name: [(m, attribute) for r, attribute in known.slots[name] if (m := r()) is not None] for name in names}
-
-
-def _refuse_frozen(module: nn.Module) -> None:
-    if vars(module).get("_compiled_call_impl") is not None or "_orig_mod" in module._modules:
-        raise MaskError(
-            f"{type(module).__name__} is compiled: a compiled module ignores replaced weights. Use the plain module, "
-            "or compile a function of the weights, run = torch.compile(lambda weights, x: "
-            "torch.func.functional_call(model, weights, (x,))), and call run(masks.weights(model, task), x)."
-        )
-    if isinstance(module, torch.jit.ScriptModule):
-        raise MaskError(f"{type(module).__name__} is scripted; put masks on the plain module.")
-
-
-def _count_registration(*_: Any) -> None:
-    global _registrations
-    _registrations += 1
-
-
-# Modules, parameters and buffers that are set anywhere may tie or replace tensors of a model whose map is known.
-torch_module.register_module_module_registration_hook(_count_registration)
-torch_module.register_module_parameter_registration_hook(_count_registration)
-torch_module.register_module_buffer_registration_hook(_count_registration)
 
 
 _ABSENT: Any = object()
@@ -229,7 +140,7 @@ class _Layer:
 
     def __init__(self, values: Mapping[nn.Module, dict[str, Any]]) -> None:
         self._values = dict(values)
-        self._before: dict[_Slot, Any] = {}
+        self._before: dict[Slot, Any] = {}
         self.modules = tuple(values)
 
     def show(self) -> None:
@@ -295,11 +206,6 @@ def _reduce_plain(module: nn.Module, protocol: int) -> Any:
         return (make, arguments, dict(state) if isinstance(state, dict) else state, *rest)
     finally:
         entries.update(hidden)
-
-
-def _refuse_compiling() -> None:
-    if torch.compiler.is_dynamo_compiling():
-        raise MaskError("weights cannot be replaced inside a compiled region; enter the context outside of it.")
 
 
 _eager: list[AbstractContextManager[Any]] = []
