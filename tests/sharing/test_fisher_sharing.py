@@ -14,7 +14,7 @@ from sharing_toys import NAMES, encoder, engine_of, loader, model, own_loaders, 
 from torch import Tensor, nn
 
 import sparsemtl as sm
-from sparsemtl.criteria.fisher import Estimator
+from sparsemtl.criteria.estimators import Estimator
 from sparsemtl.data import TensorLoader
 from sparsemtl.errors import LikelihoodWarning, MaskWarning, ParameterError
 

@@ -9,7 +9,8 @@ from typing_extensions import Doc, Unpack
 
 from sparsemtl.criteria import as_criterion
 from sparsemtl.criteria.criterion import Criterion, Reseedable, map_innermost
-from sparsemtl.criteria.fisher import Estimator, Fisher
+from sparsemtl.criteria.estimators import Estimator
+from sparsemtl.criteria.fisher import Fisher
 from sparsemtl.criteria.gradient_powers import Power
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.task_networks import TaskNetworks
