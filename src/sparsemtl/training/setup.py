@@ -33,7 +33,8 @@ from sparsemtl.training.heads import materialize_heads
 from sparsemtl.training.mixing import steps_in_epoch
 from sparsemtl.training.options import TrainingOptions, group_options
 from sparsemtl.training.plateau import Plateau
-from sparsemtl.training.processes.launch import agree_on_randomness, own_device
+from sparsemtl.training.processes.agreement import agree_on_randomness
+from sparsemtl.training.processes.launch import own_device
 from sparsemtl.training.restart import FreshStart
 from sparsemtl.training.steps.backend import Backend
 from sparsemtl.training.steps.step import TrainingStep

@@ -60,7 +60,8 @@ from sparsemtl.training.evaluation.selection import Selection
 from sparsemtl.training.groups import optimizer_maker
 from sparsemtl.training.mixing import remaining_batches, steps_in_epoch
 from sparsemtl.training.options import RECORDED, TrainingOptions, chooses_per_task, group_options
-from sparsemtl.training.processes.launch import check_equal, start_processes, taking_part
+from sparsemtl.training.processes.agreement import check_equal
+from sparsemtl.training.processes.launch import start_processes, taking_part
 from sparsemtl.training.processes.machine import with_own_threads
 from sparsemtl.training.processes.refusals import check_together
 from sparsemtl.training.settings import RunSettings

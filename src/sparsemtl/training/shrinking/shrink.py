@@ -156,7 +156,7 @@ def shrink(
     example = options["example_inputs"]
     if example is None:
         with preserve_loader_state(train):
-            example = first_group(dense.model, train).to(*placement(dense.model)).x
+            example = first_group(dense.model, train).x
     data = ShrinkData(train, validation, test, example)
     own = {"per_reader": options["per_reader"], "lambda_": options["lambda_"]}
     return shrink_in_stages(stage, dense, data, budget=budget_of(budget, dense.tasks), epochs=epochs, pruning=own)
