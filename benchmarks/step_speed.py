@@ -48,7 +48,8 @@ from torch import Tensor, nn
 import sparsemtl as sm
 from sparsemtl.networks.task_networks import TaskNetworks, dense_networks
 from sparsemtl.training.callbacks import Callback, StepInfo
-from sparsemtl.training.evaluation.evaluate import Trained, evaluate
+from sparsemtl.training.evaluation.evaluate import evaluate
+from sparsemtl.training.evaluation.trained import Trained
 
 TASKS = 3
 STEP_GOALS = {"small": 1.15, "mlp": 1.03, "resnet18": 1.02}

@@ -20,7 +20,8 @@ from sparsemtl.networks.shared_coverage import maskable_parameters
 from sparsemtl.networks.task_networks import dense_networks
 from sparsemtl.tasks import Task
 from sparsemtl.tasks.vectors import unit
-from sparsemtl.training.evaluation.evaluate import Trained, evaluate
+from sparsemtl.training.evaluation.evaluate import evaluate
+from sparsemtl.training.evaluation.trained import Trained
 
 COUNT, SIDE = 4, 3
 NAN = float("nan")

@@ -21,7 +21,8 @@ from sparsemtl.networks.frozen import Frozen
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.norms import shared_norms
 from sparsemtl.tasks.batches import Loaders, per_task
-from sparsemtl.training.evaluation.evaluate import Trained, evaluate
+from sparsemtl.training.evaluation.evaluate import evaluate
+from sparsemtl.training.evaluation.trained import Trained
 
 WIDTH = 6
 CPU = torch.device("cpu")

@@ -21,7 +21,8 @@ from sparsemtl.training.choosing.auto_result import AutoResult
 from sparsemtl.training.choosing.auto_share import auto_share
 from sparsemtl.training.choosing.choice import BlockScores, ChoiceRows, MetricGain, choose_networks
 from sparsemtl.training.choosing.halving import RUNGS, SURVIVORS, largest_cost, surviving
-from sparsemtl.training.evaluation.evaluate import Trained, evaluate
+from sparsemtl.training.evaluation.evaluate import evaluate
+from sparsemtl.training.evaluation.trained import Trained
 
 NAMES = ("up", "across")
 

@@ -18,10 +18,11 @@ import sparsemtl.training.trainer
 from sparsemtl.balancing import Balancer
 from sparsemtl.errors import CheckpointError, NonFiniteError
 from sparsemtl.networks.task_networks import dense_networks
-from sparsemtl.training.evaluation.evaluate import Trained, evaluate
+from sparsemtl.training.evaluation.evaluate import evaluate
 from sparsemtl.training.evaluation.metric_facts import metric_facts
 from sparsemtl.training.evaluation.results import Results
 from sparsemtl.training.evaluation.selection import Selection
+from sparsemtl.training.evaluation.trained import Trained
 from sparsemtl.training.steps.finite import check_gradient
 
 CPU = torch.device("cpu")

@@ -22,8 +22,10 @@ from sparsemtl.sharing.sharing import Sharing
 from sparsemtl.tasks.batches import Loaders
 from sparsemtl.tasks.own_losses import OwnLosses
 from sparsemtl.training.evaluation import evaluate as evaluation
-from sparsemtl.training.evaluation.evaluate import Trained, evaluate, outputs_of, results_of, sample_predictions
+from sparsemtl.training.evaluation import tally
+from sparsemtl.training.evaluation.evaluate import evaluate, outputs_of, results_of, sample_predictions
 from sparsemtl.training.evaluation.results import Results
+from sparsemtl.training.evaluation.trained import Trained
 
 CPU = torch.device("cpu")
 
@@ -338,7 +340,7 @@ def test_joined_batches_have_the_figures_of_one_batch_after_another_to_the_last_
         count += known
         task.update(metrics, output, labels["a"])
     assert joined["a"] == {"loss": total / count, **{name: float(m.compute()) for name, m in metrics.items()}}
-    monkeypatch.setattr(evaluation, "_JOINED", 100)
+    monkeypatch.setattr(tally, "_JOINED", 100)
     assert evaluated(model, loader) == joined
 
 

@@ -33,7 +33,8 @@ from sparsemtl.tasks import signs
 from sparsemtl.tasks.processes import Processes
 from sparsemtl.tasks.shards import shared
 from sparsemtl.tasks.signs import Signs
-from sparsemtl.training.evaluation.evaluate import Trained, evaluate
+from sparsemtl.training.evaluation.evaluate import evaluate
+from sparsemtl.training.evaluation.trained import Trained
 
 Case = tuple[str, str, dict[str, Any]]
 """Sharing method, balancer, and options of the trainer; with `mix`, every task has data of its own."""

@@ -160,7 +160,7 @@ def _run_stages(
     from sparsemtl.runs.run import run as run_config
     from sparsemtl.runs.spec import RunSpec
     from sparsemtl.storage.run_folder import RunFolder
-    from sparsemtl.training.evaluation.evaluate import Trained
+    from sparsemtl.training.evaluation.trained import Trained
     from sparsemtl.training.shrinking.shrink import ShrinkData, shrink_in_stages
 
     count = epochs or dense.config.get("training", {}).get("epochs", 2)

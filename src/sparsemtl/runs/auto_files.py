@@ -23,9 +23,10 @@ from sparsemtl.training.choosing.candidates import slug
 from sparsemtl.training.choosing.choice import MetricGain
 from sparsemtl.training.costs import measure_costs
 from sparsemtl.training.evaluation.epoch_averages import result_rows
-from sparsemtl.training.evaluation.evaluate import Trained, sample_predictions
+from sparsemtl.training.evaluation.evaluate import sample_predictions
 from sparsemtl.training.evaluation.results import Results
 from sparsemtl.training.evaluation.selection import Selection
+from sparsemtl.training.evaluation.trained import Trained
 from sparsemtl.training.setup import RunParts
 from sparsemtl.training.summary import RunResults, summarize
 

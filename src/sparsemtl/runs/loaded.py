@@ -35,8 +35,9 @@ from sparsemtl.storage.text_files import read_json, write_json
 from sparsemtl.tasks import TASKS, Task
 from sparsemtl.tasks.batches import Loaders, check_loaders
 from sparsemtl.tasks.options import CODE, with_code
-from sparsemtl.training.evaluation.evaluate import Trained, evaluate
+from sparsemtl.training.evaluation.evaluate import evaluate
 from sparsemtl.training.evaluation.results import Results
+from sparsemtl.training.evaluation.trained import Trained
 
 if TYPE_CHECKING:
     from sparsemtl.storage.history import History

@@ -52,11 +52,12 @@ from sparsemtl.training.checks.checking import check_training
 from sparsemtl.training.checks.loss_scales import warn_of_unlike_scales
 from sparsemtl.training.costs import RunCost, measure_costs
 from sparsemtl.training.evaluation.epoch_averages import EpochAverages, epoch_rows, result_rows, warn_of_missing_labels
-from sparsemtl.training.evaluation.evaluate import Trained, evaluate, sample_predictions
+from sparsemtl.training.evaluation.evaluate import evaluate, sample_predictions
 from sparsemtl.training.evaluation.metric_facts import metric_facts
 from sparsemtl.training.evaluation.monitors import task_values
 from sparsemtl.training.evaluation.results import Results
 from sparsemtl.training.evaluation.selection import Selection
+from sparsemtl.training.evaluation.trained import Trained
 from sparsemtl.training.groups import optimizer_maker
 from sparsemtl.training.mixing import remaining_batches, steps_in_epoch
 from sparsemtl.training.options import RECORDED, TrainingOptions, chooses_per_task, group_options

@@ -33,8 +33,9 @@ from sparsemtl.training.checks.label_counts import Reading, count_labels
 from sparsemtl.training.checks.loss_scales import unlike_scales
 from sparsemtl.training.checks.memory import bytes_of, saved_tensors
 from sparsemtl.training.checks.probe import Probes, probe_tasks
-from sparsemtl.training.evaluation.evaluate import Trained, evaluate
+from sparsemtl.training.evaluation.evaluate import evaluate
 from sparsemtl.training.evaluation.selection import Selection
+from sparsemtl.training.evaluation.trained import Trained
 from sparsemtl.training.mixing import steps_in_epoch
 from sparsemtl.training.options import TrainingOptions, chooses_per_task
 from sparsemtl.training.setup import RunParts, Setup, set_up

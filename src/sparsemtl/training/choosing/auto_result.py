@@ -18,8 +18,9 @@ from sparsemtl.networks.modes import eval_mode
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.tasks.batches import Group, Loaders
 from sparsemtl.training.choosing.choice import Choice, ChoiceRows, MetricGain, gain_of
-from sparsemtl.training.evaluation.evaluate import Trained, evaluate
+from sparsemtl.training.evaluation.evaluate import evaluate
 from sparsemtl.training.evaluation.results import Results
+from sparsemtl.training.evaluation.trained import Trained
 
 
 @dataclass(frozen=True)

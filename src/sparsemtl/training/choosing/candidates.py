@@ -9,7 +9,7 @@ from pathlib import Path
 from sparsemtl.storage.run_folder import RunFolder
 from sparsemtl.tasks.batches import Loaders
 from sparsemtl.training.choosing.choice import signed_value
-from sparsemtl.training.evaluation.evaluate import Trained
+from sparsemtl.training.evaluation.trained import Trained
 from sparsemtl.training.trainer import Trainer
 
 Candidate = Callable[[Path], Trainer]

@@ -18,8 +18,9 @@ from torch import Tensor
 from sparsemtl.errors import ParameterError, SelectionError
 from sparsemtl.networks.model import MultiTaskModel, placement
 from sparsemtl.tasks.batches import Loaders
-from sparsemtl.training.evaluation.evaluate import Trained, outputs_of, results_of
+from sparsemtl.training.evaluation.evaluate import outputs_of, results_of
 from sparsemtl.training.evaluation.metric_facts import metric_facts
+from sparsemtl.training.evaluation.trained import Trained
 
 BLOCKS = 20
 """Largest number of blocks of rows, over which differences vary."""

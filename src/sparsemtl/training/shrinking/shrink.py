@@ -36,8 +36,9 @@ from sparsemtl.sharing import PruningSharing, Sharing
 from sparsemtl.sharing.pruning import fraction_left
 from sparsemtl.sharing.sharing import StepWeights
 from sparsemtl.tasks.batches import Loaders, preserve_loader_state
-from sparsemtl.training.evaluation.evaluate import Trained, evaluate
+from sparsemtl.training.evaluation.evaluate import evaluate
 from sparsemtl.training.evaluation.results import Results
+from sparsemtl.training.evaluation.trained import Trained
 from sparsemtl.training.processes.launch import refuse_several
 from sparsemtl.training.shrinking.budget import Budget, budget_of
 from sparsemtl.training.shrinking.result import ShrinkResult, ShrunkNetwork

@@ -18,7 +18,7 @@ from sparsemtl.registry.parameters import Positive, validated
 from sparsemtl.tasks.batches import Group
 from sparsemtl.tasks.soft_targets import soft_loss
 from sparsemtl.tasks.task import Task
-from sparsemtl.training.evaluation.evaluate import Trained
+from sparsemtl.training.evaluation.trained import Trained
 
 
 @runtime_checkable
