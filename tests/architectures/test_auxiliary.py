@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from policies import Started
+from states import assert_same, state_of
 from torch import Tensor, nn
 
 import sparsemtl as sm
@@ -83,10 +84,6 @@ def shaken(network: sm.Auxiliary) -> sm.Auxiliary:
         for p in network.parameters():
             p.add_(0.3 * torch.randn(p.shape, generator=generator))
     return network
-
-
-def state_of(network: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
 
 def gradients(network: nn.Module) -> dict[str, Tensor]:
@@ -569,22 +566,6 @@ def test_a_resumed_run_ends_like_the_uninterrupted_one(tmp_path: Path, align: An
     figures = [[r for r in read_metrics(tmp_path / n / "metrics.csv") if r.name != "seconds"] for n in ("whole", "cut")]
     assert figures[0] == figures[1]
     assert any(row.name == "discrepancy" and row.value > 0 for row in figures[0])
-
-
-def assert_same(left: Any, right: Any) -> None:
-    """Bit for bit the same nest."""
-    assert type(left) is type(right)
-    if isinstance(left, Tensor):
-        assert torch.equal(left, right)
-    elif isinstance(left, dict):
-        assert left.keys() == right.keys()
-        for key in left:
-            assert_same(left[key], right[key])
-    elif isinstance(left, (list, tuple)):
-        for one, other in zip(left, right, strict=True):
-            assert_same(one, other)
-    else:
-        assert left == right
 
 
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])

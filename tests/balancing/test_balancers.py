@@ -16,6 +16,7 @@ import torchjd.scalarization as scalarization
 from loops import each
 from members import is_installed, made_balancer
 from policies import Started
+from states import state_of
 from torch import Tensor, nn
 
 import sparsemtl as sm
@@ -115,10 +116,6 @@ def rows_of(model: sm.MultiTaskModel, group: Group, names: Sequence[str]) -> Ten
         loss = model.tasks[name].loss(model(group.x)[name], group.targets[name])
         rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, [*model.shared_parameters().values()])]))
     return torch.stack(rows)
-
-
-def state_of(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 def assert_equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:

@@ -26,6 +26,7 @@ from lightning_fabric import Fabric
 from loops import each
 from policies import Started
 from small_networks import WORDS, Runs, settle_norms
+from states import assert_same
 from torch import Tensor, nn
 
 import sparsemtl as sm
@@ -620,21 +621,6 @@ def traces(model: nn.Module) -> dict[str, Any]:
         "python": random.getstate(),
         "grad mode": torch.is_grad_enabled(),
     }
-
-
-def assert_same(before: Any, after: Any, where: str = "") -> None:
-    if isinstance(before, dict):
-        assert before.keys() == after.keys(), where
-        for key in before:
-            assert_same(before[key], after[key], f"{where}/{key}")
-    elif isinstance(before, tuple | list):
-        assert len(before) == len(after), where
-        for a, b in zip(before, after, strict=True):
-            assert_same(a, b, where)
-    elif isinstance(before, Tensor | np.ndarray):
-        assert np.array_equal(np.asarray(before), np.asarray(after)), where
-    else:
-        assert before == after, where
 
 
 class Drawing:

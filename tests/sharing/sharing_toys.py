@@ -158,28 +158,6 @@ def parameters_of(network: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in network.named_parameters()}
 
 
-def state_of(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers as they stand now."""
-    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-
-
-def assert_same(left: Any, right: Any, where: str = "") -> None:
-    """Bit for bit the same nest."""
-    assert type(left) is type(right), where
-    if isinstance(left, Tensor):
-        assert torch.equal(left, right), where
-    elif isinstance(left, Mapping):
-        assert list(left) == list(right), where
-        for key in left:
-            assert_same(left[key], right[key], f"{where}/{key}")
-    elif isinstance(left, (list, tuple)):
-        assert len(left) == len(right), where
-        for position, (one, other) in enumerate(zip(left, right, strict=True)):
-            assert_same(one, other, f"{where}/{position}")
-    else:
-        assert left == right, where
-
-
 def assert_held(before: Mapping[str, Tensor], after: Mapping[str, Tensor], active: Mapping[str, Tensor] | None) -> None:
     """What lies outside of `active` did not move by a bit."""
     for name, mask in (active or {}).items():

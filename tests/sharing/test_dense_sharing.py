@@ -7,20 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from policies import Started
-from sharing_toys import (
-    NAMES,
-    OPTIMIZERS,
-    assert_same,
-    batch_of,
-    encoder,
-    engine_of,
-    loader,
-    model,
-    own_loaders,
-    state_of,
-    tasks,
-    trained,
-)
+from sharing_toys import NAMES, OPTIMIZERS, batch_of, encoder, engine_of, loader, model, own_loaders, tasks, trained
+from states import assert_same, state_of
 
 import sparsemtl as sm
 from sparsemtl.errors import ParameterError

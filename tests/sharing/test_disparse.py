@@ -10,19 +10,8 @@ import pytest
 import torch
 from loops import each
 from policies import Started
-from sharing_toys import (
-    NAMES,
-    assert_same,
-    build,
-    encoder,
-    engine_of,
-    loader,
-    model,
-    run_epoch,
-    state_of,
-    tasks,
-    trained,
-)
+from sharing_toys import NAMES, build, encoder, engine_of, loader, model, run_epoch, tasks, trained
+from states import assert_same, state_of
 
 import sparsemtl as sm
 from sparsemtl.criteria import Gradient

@@ -12,7 +12,6 @@ from policies import Started
 from sharing_toys import (
     NAMES,
     assert_held,
-    assert_same,
     batch_of,
     build,
     engine_of,
@@ -20,10 +19,10 @@ from sharing_toys import (
     model,
     own_loaders,
     run_epoch,
-    state_of,
     trained,
     watch_steps,
 )
+from states import assert_same, state_of
 from torch import nn
 
 import sparsemtl as sm

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from policies import Started
-from sharing_toys import NAMES, assert_same, engine_of, loader, model, run_epoch, state_of, trained
+from sharing_toys import NAMES, engine_of, loader, model, run_epoch, trained
+from states import assert_same, state_of
 
 import sparsemtl as sm
 from sparsemtl.criteria import Fisher, Gradient, Specific, choose_masks

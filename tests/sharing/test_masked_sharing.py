@@ -15,7 +15,6 @@ from sharing_toys import (
     NAMES,
     OPTIMIZERS,
     assert_held,
-    assert_same,
     batch_of,
     build,
     double,
@@ -26,11 +25,11 @@ from sharing_toys import (
     own_loaders,
     parameters_of,
     run_epoch,
-    state_of,
     tasks,
     trained,
     watch_steps,
 )
+from states import assert_same, state_of
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from policies import Started
-from sharing_toys import NAMES, assert_same, batch_of, engine_of, loader, model, parameters_of, run_epoch, trained
+from sharing_toys import NAMES, batch_of, engine_of, loader, model, parameters_of, run_epoch, trained
+from states import assert_same
 
 import sparsemtl as sm
 from sparsemtl.data import TensorLoader

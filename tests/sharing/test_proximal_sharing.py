@@ -10,7 +10,8 @@ import pytest
 import torch
 from loops import each
 from policies import Started
-from sharing_toys import NAMES, OPTIMIZERS, assert_same, engine_of, loader, parameters_of, table, tasks, trained
+from sharing_toys import NAMES, OPTIMIZERS, engine_of, loader, parameters_of, table, tasks, trained
+from states import assert_same
 from torch import Tensor, nn
 
 import sparsemtl as sm

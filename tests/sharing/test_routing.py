@@ -12,7 +12,7 @@ import pytest
 import torch
 from loops import each
 from routed_toys import TASKS, TOYS, batch_of, model_of
-from sharing_toys import assert_same, state_of
+from states import assert_same, state_of
 from torch import Tensor, nn
 from torch.func import functional_call
 

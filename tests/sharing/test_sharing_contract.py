@@ -24,7 +24,6 @@ from routed_toys import batch_of as batch_of_toy
 from sharing_toys import (
     NAMES,
     assert_held,
-    assert_same,
     batch_of,
     build,
     double,
@@ -35,12 +34,12 @@ from sharing_toys import (
     own_loaders,
     parameters_of,
     run_epoch,
-    state_of,
     takes,
     tasks,
     trained,
     watch_steps,
 )
+from states import assert_same, state_of
 from torch import Tensor, nn
 
 import sparsemtl as sm

@@ -9,7 +9,8 @@ import pytest
 import torch
 from loops import each
 from policies import Started
-from sharing_toys import NAMES, assert_same, batch_of, engine_of, loader, model, run_epoch, tasks, trained
+from sharing_toys import NAMES, batch_of, engine_of, loader, model, run_epoch, tasks, trained
+from states import assert_same
 from torch import Tensor
 
 import sparsemtl as sm

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from loops import each
-from sharing_toys import NAMES, OPTIMIZERS, assert_same, build, loader, model, state_of, trained
+from sharing_toys import NAMES, OPTIMIZERS, build, loader, model, trained
+from states import assert_same, state_of
 from torch import nn
 
 import sparsemtl as sm

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from states import assert_same, state_of
 from torch import Tensor, nn
-from training_toys import assert_same, moved, shared, state_of
+from training_toys import moved, shared
 
 from sparsemtl.errors import CheckpointError
 from sparsemtl.optim import OPTIMIZERS, SCHEDULERS

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 from loops import each
+from states import assert_same, state_of
 from torch import Tensor, nn
-from training_toys import assert_same, encoder, loader, quiet, shared, state_of, table
+from training_toys import encoder, loader, quiet, shared, table
 
 import sparsemtl as sm
 from sparsemtl.data import TensorLoader

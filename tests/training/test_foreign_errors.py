@@ -10,9 +10,10 @@ import pytest
 import torch
 import torchmetrics
 from loops import each
+from states import state_of
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from training_toys import WIDTH, loader, own_loaders, quiet, shared, state_of, table
+from training_toys import WIDTH, loader, own_loaders, quiet, shared, table
 
 import sparsemtl as sm
 from sparsemtl.data.base import BatchLoader

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from states import assert_same
 from torch import nn
 
 import sparsemtl as sm
@@ -133,8 +134,8 @@ def assert_same_end(whole: Path, cut: Path) -> None:
     for name, tensor in expected.items():
         assert torch.equal(tensor, found[name]), name
     last, resumed = (read_tree(folder / "checkpoints" / "last.safetensors") for folder in (whole, cut))
-    assert_same_tree(last["model"], resumed["model"])
-    assert_same_tree(last["parts"], resumed["parts"])
+    assert_same(last["model"], resumed["model"])
+    assert_same(last["parts"], resumed["parts"])
     rows = [[row for row in read_metrics(f / "metrics.csv") if row.name != "seconds"] for f in (whole, cut)]
     assert rows[0] == rows[1]
     if (whole / "networks.safetensors").exists():
@@ -144,19 +145,3 @@ def assert_same_end(whole: Path, cut: Path) -> None:
                 mine, theirs = getattr(network, part.name), getattr(other[task], part.name)
                 assert list(mine) == list(theirs)
                 assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
-
-
-def assert_same_tree(left: object, right: object) -> None:
-    assert type(left) is type(right)
-    if isinstance(left, torch.Tensor):
-        assert torch.equal(left, right)
-    elif isinstance(left, dict):
-        assert left.keys() == right.keys()
-        for key in left:
-            assert_same_tree(left[key], right[key])
-    elif isinstance(left, (list, tuple)):
-        assert len(left) == len(right)
-        for a, b in zip(left, right, strict=True):
-            assert_same_tree(a, b)
-    else:
-        assert left == right

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from training_toys import assert_same, encoder, loader, state_of, tasks
+from states import assert_same, state_of
+from training_toys import encoder, loader, tasks
 
 import sparsemtl as sm
 from sparsemtl.balancing import BALANCERS

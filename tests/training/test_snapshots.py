@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from policies import Started
+from states import assert_same, state_of
 from torch import Tensor, nn
-from training_toys import apart, assert_same, moved, shared, state_of
+from training_toys import apart, moved, shared
 
 import sparsemtl as sm
 from sparsemtl.errors import CheckpointError

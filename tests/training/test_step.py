@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from loops import each
 from policies import Started
+from states import assert_same, state_of
 from torch import Tensor, nn
-from training_toys import apart, assert_same, moved, shared, state_of, table, tasks
+from training_toys import apart, moved, shared, table, tasks
 
 import sparsemtl as sm
 from sparsemtl.balancing import as_balancer

@@ -12,10 +12,11 @@ import pytest
 import torch
 import yaml
 from loops import each
+from states import assert_same, state_of
 from test_resume import Dying, Killed, assert_same_end
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from training_toys import apart, assert_same, encoder, loader, moved, own_loaders, quiet, shared, state_of, table, tasks
+from training_toys import apart, encoder, loader, moved, own_loaders, quiet, shared, table, tasks
 
 import sparsemtl as sm
 from sparsemtl.data import TensorLoader

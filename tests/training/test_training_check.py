@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from states import assert_same, state_of
 from torch import Tensor, nn
-from training_toys import WIDTH, assert_same, loader, own_loaders, quiet, shared, state_of, table, tasks
+from training_toys import WIDTH, loader, own_loaders, quiet, shared, table, tasks
 
 import sparsemtl as sm
 from sparsemtl.data import TensorLoader
