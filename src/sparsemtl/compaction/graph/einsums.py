@@ -42,6 +42,7 @@ def open_einsums(network: Network) -> None:
             else:
                 made = _as_product(network, one, other, letters)
         if made is not None:
+            made.meta.update(node.meta)  # its shape
             node.replace_all_uses_with(made)
             network.graph.erase_node(node)
             for tensor in given:  # the layer has its name
@@ -97,9 +98,12 @@ class _Letters:
 
 def _repeats(given: Sequence[fx.Node], letters: _Letters) -> bool:
     """Return whether a tensor is repeated along a letter that is summed, as no product of matrices does."""
-    named = zip((letters.one, letters.other), given, strict=True)
-    one, other = (dict(zip(own, shape_of(each) or (), strict=False)) for own, each in named)
-    return any(one.get(letter) != other.get(letter) for letter in letters.summed)
+    shapes = [shape_of(each) for each in given]
+    if None in shapes:  # of a graph that was not recorded
+        return False
+    named = zip((letters.one, letters.other), shapes, strict=True)
+    one, other = (dict(zip(own, shape or (), strict=True)) for own, shape in named)
+    return any(one[letter] != other[letter] for letter in letters.summed)
 
 
 def _ordered(network: Network, node: fx.Node, letters: Sequence[str], order: Sequence[str]) -> fx.Node:
