@@ -191,7 +191,9 @@ def test_flattened_maps_are_added_though_one_is_read_elsewhere_too() -> None:
     with torch.no_grad():
         model.sum.weight[:, :128] = 0
         model.own.weight[:, 192:] = 0
-    compacted(model, IMAGES)
+    small = compact(model)
+    assert_same_outputs(small, model, IMAGES)
+    assert (small.one.out_channels, small.own.in_features) == (4, 256)  # either reads what the other does not
 
 
 @pytest.mark.parametrize("shape", [(-1, 64), (-1, 4), ("batch", 256), ("half", -1)], ids=str)
@@ -210,7 +212,9 @@ def test_a_view_of_another_shape_is_not_taken_for_flattening(shape: tuple[int | 
     model = alive(Regrouped())
     with torch.no_grad():
         model.second.weight[:, : model.second.in_features // 2] = 0
-    compacted(model, IMAGES)
+    small = compact(model)
+    assert_same_outputs(small, model, IMAGES)
+    assert small.first.out_channels == 4
 
 
 def test_linear_layers_work_on_the_last_of_any_axes() -> None:
@@ -249,7 +253,10 @@ class Rows(nn.Module):
 def test_features_on_the_last_axis_are_not_taken_for_channels(behind: nn.Module, pattern: str) -> None:
     torch.manual_seed(0)
     model = zeroed(alive(Rows(copy.deepcopy(behind))), pattern, 0.5, seed=3)
-    compacted(model, torch.randn(2, 3, 4, dtype=torch.float64))
+    x = torch.randn(2, 3, 4, dtype=torch.float64)
+    small = compact(model)
+    assert_same_outputs(small, model, x)
+    assert small.linear.out_features == 6
 
 
 def test_a_channel_that_is_carried_only_for_its_size_is_zero() -> None:
@@ -259,6 +266,20 @@ def test_a_channel_that_is_carried_only_for_its_size_is_zero() -> None:
     small = compacted(model, IMAGES)
     assert small.get_submodule("0").out_channels == 1
     assert not any(tensor.any() for tensor in small.get_submodule("0").parameters())
+
+
+def test_a_channel_that_is_infinite_everywhere_stays() -> None:
+    def logarithm(x: Tensor) -> Tensor:
+        return x.abs().log()
+
+    model = alive(Calls(logarithm, width=4))
+    with torch.no_grad():
+        model.first.weight[0], model.first.bias[0] = 0, 0  # its logarithm is minus infinity
+        model.first.weight[1], model.first.bias[1] = 0, 2
+        model.second.weight.abs_()
+    small = compact(nn.Sequential(model, nn.Sigmoid()), example_inputs=IMAGES)
+    assert small(IMAGES).abs().max() == 0
+    assert small.get_submodule("0.first").out_channels == 4
 
 
 def test_a_dropout_that_always_drops_stays() -> None:
@@ -394,7 +415,9 @@ def test_a_weight_that_is_computed_is_left_alone() -> None:
     with torch.no_grad():
         model[2].weight[:, 2:] = 0
         model[4].weight[:, 2:] = 0
-    compacted(model, IMAGES)
+    small = compact(model)
+    assert_same_outputs(small, model, IMAGES)
+    assert small.get_submodule("2").weight.shape == (4, 6, 3, 3)
 
 
 def test_parametrized_weights_are_taken_as_they_are() -> None:
@@ -449,7 +472,9 @@ def test_arguments_with_defaults_are_fixed_to_them() -> None:
             x = x if mask is None else x * mask
             return x.relu() if relu else x
 
-    compacted(alive(Optional()), torch.randn(4, 3, dtype=torch.float64))
+    model, x = alive(Optional()), torch.randn(4, 3, dtype=torch.float64)
+    small = compact(model)
+    assert torch.equal(small(x), model.layer(x) * 2)
 
 
 def test_several_inputs_and_outputs_stay() -> None:
@@ -472,4 +497,7 @@ def test_several_inputs_and_outputs_stay() -> None:
 
 
 def test_a_single_layer_is_a_network() -> None:
-    compacted(zeroed(alive(nn.Conv2d(3, 4, 3)), "both", 0.5), IMAGES)
+    model = zeroed(alive(nn.Conv2d(3, 4, 3)), "both", 0.5)
+    small = compact(model)
+    assert_same_outputs(small, model, IMAGES)
+    assert widths(small) == [(1, 4)]

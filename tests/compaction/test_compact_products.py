@@ -61,7 +61,9 @@ def test_a_matrix_that_is_read_twice_and_a_product_from_the_left_stay() -> None:
         return a @ torch.relu(x @ a + b).t() + (x @ a).sum()
 
     model, x = Hidden(between), torch.randn(5, 4, dtype=torch.float64)
-    compacted(model, x, example_inputs=x)
+    small = sm.compact(model, example_inputs=x)
+    assert_same_outputs(small, model, x)
+    assert torch.equal(small.get_parameter("first"), model.first)
 
 
 def test_a_bare_matrix_is_a_recipe_of_a_bundle() -> None:

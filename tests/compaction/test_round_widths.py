@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from compaction_toys import RandomNetwork, alive, compacted, layers_of, zeroed
+from compaction_toys import RandomNetwork, alive, assert_same_outputs, compacted, layers_of, zeroed
 from torch import nn
 
 import sparsemtl as sm
@@ -51,7 +51,9 @@ def test_outputs_stay_and_convolutions_are_as_wide_as_a_multiple_or_as_before(en
 def test_outputs_of_random_networks_stay(seed: int) -> None:
     model = zeroed(alive(RandomNetwork(seed), seed), "both", 0.4, seed)
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    compacted(model, x, example_inputs=x, multiple_of=4)
+    small = sm.compact(model, example_inputs=x, multiple_of=4)
+    assert_same_outputs(small, model, x)
+    assert sm.macs(small, x) <= sm.macs(model, x)
 
 
 def test_a_network_that_is_compacted_again_gets_as_narrow_as_without() -> None:
