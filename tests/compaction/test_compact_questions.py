@@ -211,6 +211,38 @@ def test_a_network_takes_any_number_of_samples_whatever_the_example_has(function
         assert_same_outputs(small, model, words)
 
 
+class Beside(nn.Module):
+    """Features of (B, positions, 5), and a second input beside them that may be the same for all samples."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.function, self.first, self.second = function, nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        made = self.function(self.first(x), other)
+        return self.second(made.view(made.shape[0], -1, 2, 4).softmax(-1).flatten(2))
+
+
+REPEATED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sum": lambda x, other: other + x,
+    "comparison": lambda x, other: torch.where(other > 0, x, 0.5),
+    "matrices": lambda x, other: torch.matmul(other @ other.transpose(1, 2), x),
+    "attention": lambda x, other: F.scaled_dot_product_attention(*(part.unsqueeze(1) for part in (other, x, x)))[:, 0],
+}
+
+
+@each("function", REPEATED)
+def test_a_tensor_that_is_the_same_for_all_samples_has_not_their_number(function: str) -> None:
+    model = Beside(REPEATED[function]).double()
+    x, other = (torch.randn(3, 4, width, dtype=torch.float64) for width in (5, 8))
+    for samples in (1, 2):
+        small = sm.compact(model, example_inputs=(x[:samples], other[:samples]))
+        for pair in ((x, other[:1]), (x, other), (x[:1], other), (x[:1], other[:1])):
+            with torch.no_grad():
+                torch.testing.assert_close(small(*pair), model(*pair), rtol=1e-12, atol=1e-12)
+
+
 ALONE: dict[str, Function] = {
     "another way": lambda m, x: 2 * x if x.shape[0] == 1 else x,
     "a further question": lambda m, x: 2 * x if x.shape[0] < 2 and x.shape[1] > 50 else x,

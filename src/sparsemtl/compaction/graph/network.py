@@ -42,6 +42,7 @@ class Network:
         name: name of the class that was traced.
         leaf_modules: names of modules that stay as they are.
         cuts: name of a layer -> what its weight is cut from, where it is not the whole weight of the same name.
+        sizes: (node, axis) -> where the size comes from; None outside of `known_sizes`.
     """
 
     graph: fx.Graph
@@ -50,6 +51,7 @@ class Network:
     name: str
     leaf_modules: frozenset[str] = frozenset()
     cuts: dict[str, WeightCut] = field(default_factory=dict)
+    sizes: dict[tuple[fx.Node, int], Any] | None = None
 
     @classmethod
     def of(cls, root: nn.Module, graph: fx.Graph, *, prefix: str, name: str, leaf_modules: Collection[str]) -> Network:

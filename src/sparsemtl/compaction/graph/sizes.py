@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from sparsemtl.compaction.checks import created
 from sparsemtl.compaction.graph.network import Network, Select
 from sparsemtl.compaction.graph.operations import (
+    CONVOLUTIONS,
+    IDENTITIES,
+    INSTANCE_NORMS,
+    NORMS,
     argument,
     is_elementwise,
     operand,
@@ -30,7 +36,19 @@ CASTS = frozenset(["double", "float", "half", "bfloat16", "to", "type", "type_as
 SPLITS = ("split", "chunk", "tensor_split")
 """Operations that cut a tensor into several along an axis."""
 _ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv, operator.neg)
-_SAME = ("softmax", "contiguous", "dropout", "flip", "masked_fill", "where")
+_ALIKE = (
+    *(nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU, nn.Softmax),
+    *NORMS,
+    *INSTANCE_NORMS,
+    *IDENTITIES,
+)
+"""Layers that keep all axes; a linear layer the last one excepted."""
+_OVER_POSITIONS = frozenset(f"torch.nn.modules.{name}" for name in ("padding", "pooling", "upsampling"))
+"""Modules of layers that keep the first axis."""
+_COMPARISONS = ("eq", "ge", "gt", "le", "logical_and", "logical_or", "lt", "ne", "and", "or")
+_REDUCTIONS = ("all", "amax", "amin", "any", "logsumexp", "mean", "std", "sum", "var")
+_FILLED = ("empty", "ones", "rand", "randn", "zeros")
+_SAME = ("softmax", "contiguous", "cumsum", "dropout", "flip", "masked_fill", "tril", "triu", "where", *_COMPARISONS)
 
 
 def measure(network: Network, module: nn.Module, arguments: Sequence[Any]) -> None:
@@ -85,12 +103,35 @@ def part_shapes(node: fx.Node) -> list[tuple[int, ...]] | None:
     return shapes
 
 
+@contextmanager
+def known_sizes(network: Network) -> Iterator[None]:
+    """Find out once where all sizes come from, for a block that adds or changes no node but numbers in shapes."""
+    if network.sizes is not None:
+        yield
+        return
+    network.sizes = {}
+    try:
+        for node in network.graph.nodes:
+            for axis in range(_rank(node)):
+                network.sizes[node, axis] = _origin(node, axis, network)
+        yield
+    finally:
+        network.sizes = None
+
+
 def size_of(node: fx.Node, axis: int, network: Network) -> Size:
     """Return where the size of an axis comes from: a number, or an axis of the earliest tensor with the same size."""
-    place: Size = (node, axis)
-    while isinstance(place, tuple) and (earlier := _earlier(*place, network)) is not None:
-        place = earlier
-    return _of_reader(*place, network) or place if isinstance(place, tuple) else place
+    with known_sizes(network):
+        assert network.sizes is not None
+        found = network.sizes.get((node, axis))
+        return _origin(node, axis, network) if found is None else found
+
+
+def _origin(node: fx.Node, axis: int, network: Network) -> Size:
+    earlier = _earlier(node, axis, network)
+    if isinstance(earlier, tuple):
+        return size_of(*earlier, network)
+    return _of_reader(node, axis, network) or (node, axis) if earlier is None else earlier
 
 
 def _of_reader(node: fx.Node, axis: int, network: Network) -> int | None:
@@ -121,13 +162,14 @@ def number_of(entry: object, network: Network) -> Size | None:
 
 def trace_sizes(network: Network) -> None:
     """Let questions about sizes read the earliest tensor with that size, and write numbers that are the same always."""
-    for node in list(network.graph.nodes):
-        if node.op == "call_method" and node.target == "size" and len(node.args) == 2:
-            found = number_of(node, network)
-            if isinstance(found, tuple):
-                node.args = found
-            elif isinstance(found, int):
-                write_number(node, found)
+    asked = [each for each in network.graph.nodes if each.op == "call_method" and each.target == "size"]
+    with known_sizes(network):
+        found = {node: number_of(node, network) for node in asked if len(node.args) == 2}
+    for node, number in found.items():
+        if isinstance(number, tuple):
+            node.args = number
+        elif isinstance(number, int):
+            write_number(node, number)
 
 
 def write_number(node: fx.Node, number: int) -> None:
@@ -147,10 +189,14 @@ def _earlier(node: fx.Node, axis: int, network: Network) -> Size | None:
     name = operation(node)
     if node.op == "call_module":
         return _of_layer(node, axis, network)
-    if is_elementwise(node, None) or name in CASTS or name in _SAME:
-        return _of_operand(node, axis, shape)
+    if node.target is created:
+        return _of_created(node, axis, network)
+    if name in CASTS:
+        return None if (cast := operand(node)) is None else (cast, axis)
+    if is_elementwise(node, None) or name in _SAME:
+        return _of_repeating(node.all_input_nodes, axis, len(shape), network)
     if name == "cat":
-        return _of_joined(node, axis, len(shape))
+        return _of_joined(node, axis, len(shape), network)
     source = operand(node)
     if source is None:
         return None
@@ -167,10 +213,23 @@ def _of_layer(node: fx.Node, axis: int, network: Network) -> Size | None:
         return None
     if kind in (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding) and axis == len(shape) - 1:
         return shape[axis]
+    if kind is nn.Embedding:
+        return source, axis
     if isinstance(module, Select):
         return (source, axis) if axis != module.axis % len(shape) else None
-    keeps = kind in (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding) or is_elementwise(node, module)
-    return (source, axis) if keeps else None
+    alike = kind in _ALIKE or is_elementwise(node, module)
+    first = axis == 0 and (kind in CONVOLUTIONS or kind.__module__ in _OVER_POSITIONS)
+    return (source, axis) if (alike or first) and _rank(source) == len(shape) else None
+
+
+def _of_created(node: fx.Node, axis: int, network: Network) -> Size | None:
+    """Return the length of `torch.arange`, or a number in the shape of `torch.ones` and its like."""
+    name, *given = node.args
+    if name == "arange":
+        numbers = given[1:] if given[0] == 0 and len(given) == 2 else given
+        return number_of(numbers[0], network) if len(numbers) == 1 else None
+    entries = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
+    return number_of(entries[axis], network) if name in _FILLED and len(entries) == _rank(node) else None
 
 
 def _rank(node: fx.Node) -> int:
@@ -255,24 +314,63 @@ def _of_unsqueezed(node: fx.Node, source: fx.Node, axis: int, network: Network) 
 
 
 def _of_product(node: fx.Node, source: fx.Node, axis: int, network: Network) -> Size | None:
-    """Return the axis of the first tensor; that of the values or of the second matrix for the last axis."""
-    shape = shape_of(node) or ()
-    place = 2 if operation(node).startswith("scaled") else 1
-    read = argument(node, place, "value", None) if axis == len(shape) - 1 else source
-    given = shape_of(read) if isinstance(read, fx.Node) else None
-    fits = given is not None and len(given) == len(shape) and given[axis] == shape[axis]
-    return (read, axis) if fits else None
+    """Return the axis of the first tensor; that of the second matrix for the last axis."""
+    rank, factors = _rank(node), node.all_input_nodes
+    if not all(2 <= _rank(each) <= rank for each in factors):
+        return None
+    if axis < rank - 2:
+        return _of_repeating(factors, axis, rank, network)
+    read = source if axis == rank - 2 else factors[-1]
+    return read, axis - rank + _rank(read)
+
+
+def _of_attention(node: fx.Node, source: fx.Node, axis: int, network: Network) -> Size | None:
+    """Return the axis of the queries; that of the values for the last axis."""
+    rank = _rank(node)
+    factors = [argument(node, place, name, None) for place, name in enumerate(("query", "key", "value"))]
+    if not all(isinstance(each, fx.Node) and _rank(each) == rank for each in factors):
+        return None
+    if axis < rank - 2 and argument(node, 7, "enable_gqa", False) is not True:
+        return _of_repeating(factors, axis, rank, network)
+    return factors[2] if axis == rank - 1 else source, axis
+
+
+def _of_joined(node: fx.Node, axis: int, rank: int, network: Network) -> Size | None:
+    """Return the first tensor of a concatenation along another axis; along this one, the sum if all sizes are known."""
+    listed, along = argument(node, 0, "tensors", ()), argument(node, 1, "dim", 0)
+    if not isinstance(listed, (tuple, list)) or not isinstance(along, int) or not isinstance(listed[0], fx.Node):
+        return None
+    if along % rank != axis:
+        return listed[0], axis
+    sizes = [size_of(each, axis, network) for each in listed]
+    return sum(sizes) if all(isinstance(each, int) for each in sizes) else None  # type: ignore[arg-type]
+
+
+def _of_reduced(node: fx.Node, source: fx.Node, axis: int, network: Network) -> Size | None:
+    """Return the axis of the tensor that is averaged or summed over others; 1 for one that it is summed over."""
+    given = argument(node, 1, "dim", None)
+    axes = (given,) if isinstance(given, int) else given
+    if isinstance(given, bool) or not axes or not all(isinstance(each, int) for each in axes):
+        return None
+    rank = _rank(source)
+    gone = {each % rank for each in axes}
+    if _rank(node) == rank:
+        return 1 if axis in gone else (source, axis)
+    left = [each for each in range(rank) if each not in gone]
+    return source, left[axis]
 
 
 _Find = Callable[[fx.Node, fx.Node, int, Network], Size | None]
 _SOURCES: dict[str, _Find] = {
-    **dict.fromkeys(("bmm", "matmul", "scaled_dot_product_attention"), _of_product),
+    **dict.fromkeys(("bmm", "matmul"), _of_product),
+    **dict.fromkeys(_REDUCTIONS, _of_reduced),
     **dict.fromkeys(("reshape", "view"), _of_view),
     "expand": _of_expansion,
     "flatten": _of_flattened,
     "getitem": _of_item,
     "pad": _of_padded,
     "repeat_interleave": _of_repeated,
+    "scaled_dot_product_attention": _of_attention,
     "unsqueeze": _of_unsqueezed,
 }
 """Operation -> function of the node, what it reads, an axis and the network: where the size of the axis comes from."""
@@ -285,22 +383,24 @@ def _is_unpadded(pads: object, place: int) -> bool:
     return not any(pads[2 * place : 2 * place + 2])
 
 
-def _of_joined(node: fx.Node, axis: int, rank: int) -> Size | None:
-    """Return the first tensor of a concatenation along another axis."""
-    listed, along = argument(node, 0, "tensors", ()), argument(node, 1, "dim", 0)
-    first = listed[0] if isinstance(listed, (tuple, list)) and listed else None
-    other = isinstance(along, int) and along % rank != axis
-    return (first, axis) if isinstance(first, fx.Node) and other else None
+def _of_repeating(sources: Iterable[fx.Node], axis: int, rank: int, network: Network) -> Size | None:
+    """Return where the size of an axis comes from that tensors of length one are repeated along.
 
+    Args:
+        sources: tensors that the node reads.
+        axis: axis of the output.
+        rank: axes of the output.
+        network: the network.
 
-def _of_operand(node: fx.Node, axis: int, shape: tuple[int, ...]) -> Size | None:
-    """Return the first tensor that an operation on elements reads and that has the size of its output."""
-    for source in node.all_input_nodes:
-        given = shape_of(source)
-        repeated = source.op == "get_attr" and shape[axis] == 1  # along an axis of any length
-        if given is not None and len(given) == len(shape) and given[axis] == shape[axis] and not repeated:
-            return source, axis
-    return None
+    Returns:
+        None if the size may be that of either of two tensors: on other inputs, the other one may have length one.
+    """
+    found = {size_of(each, axis - rank + _rank(each), network) for each in sources if axis - rank + _rank(each) >= 0}
+    longer = found - {1}
+    fixed = [each for each in longer if isinstance(each, int)]
+    if fixed or len(longer) == 1:
+        return fixed[0] if fixed else longer.pop()
+    return 1 if found == {1} else None
 
 
 def index_of_axes(index: Any, rank: int) -> list[tuple[int | None, Any]] | None:

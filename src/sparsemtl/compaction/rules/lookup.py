@@ -20,6 +20,7 @@ from sparsemtl.compaction.graph.operations import (
     operation,
     torch_class,
 )
+from sparsemtl.compaction.graph.sizes import known_sizes
 from sparsemtl.compaction.rules import aligned, axes, copying, recurrent, shapes, spatial
 from sparsemtl.compaction.rules.channelwise import CASTS, alike, cast, elementwise, zeros
 from sparsemtl.compaction.rules.dense import convolution, linear
@@ -37,10 +38,11 @@ def rules_for(network: Network) -> dict[fx.Node, ChannelRule]:
     rules: dict[fx.Node, ChannelRule] = {}
     layouts: dict[fx.Node, Layout] = {}
     free = network.free()
-    for node in network.graph.nodes:
-        site = Site(node, network, layouts, free)
-        rules[node] = _rule(site)
-        layouts[node] = rules[node].layout
+    with known_sizes(network):
+        for node in network.graph.nodes:
+            site = Site(node, network, layouts, free)
+            rules[node] = _rule(site)
+            layouts[node] = rules[node].layout
     return rules
 
 
