@@ -179,22 +179,3 @@ def chooses_per_task(options: TrainingOptions, sharing: Sharing) -> bool:
     """Return whether each task keeps its own best epoch: as asked, or as the sharing method does."""
     asked = options["choose_per_task"]
     return sharing.selects_per_task if asked is None else asked
-
-
-RECORDED = (
-    "seed",
-    "accumulate",
-    "clip_norm",
-    "mix",
-    "parameter_groups",
-    "layer_decay",
-    "restart_every",
-    "execution",
-    "compile",
-    "precision",
-    "norm_batches",
-    "monitor",
-    "choose_after",
-    "choose_per_task",
-)
-"""Options that may not change when a run is resumed, since its figures depend on them."""

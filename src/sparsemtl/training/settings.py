@@ -13,6 +13,7 @@ from sparsemtl._version import __version__
 from sparsemtl.errors import CheckpointError
 from sparsemtl.registry.parameters import parameters_of
 from sparsemtl.storage.comparison import MISSING, changes, plain, shown
+from sparsemtl.tasks.processes import Processes
 from sparsemtl.training.options import TrainingOptions
 
 FREE = (
@@ -35,6 +36,37 @@ _PROCESSES = ("training.devices", "training.num_nodes")
 """Keys that need not agree with a checkpoint, which has the number of processes."""
 _LENGTH = ("training.epochs", "training.patience")
 """Keys that decide when a run ends. They may change where no schedule is stretched over the epochs."""
+
+_RECORDED = (
+    "seed",
+    "accumulate",
+    "clip_norm",
+    "mix",
+    "parameter_groups",
+    "layer_decay",
+    "restart_every",
+    "execution",
+    "compile",
+    "precision",
+    "norm_batches",
+    "monitor",
+    "choose_after",
+    "choose_per_task",
+)
+"""Options that may not change when a run is resumed, since its figures depend on them."""
+
+
+def recorded_options(options: TrainingOptions, processes: Processes, scheduler_every: str) -> dict[str, Any]:
+    """Return the options of a run that may not change when it is resumed, by name.
+
+    Args:
+        options: options of the run.
+        processes: processes that train together; their number is recorded if there are several.
+        scheduler_every: when the scheduler steps, recorded if it is `step`.
+    """
+    recorded: dict[str, Any] = {name: options[name] for name in _RECORDED}  # type: ignore[literal-required]
+    recorded |= {"processes": processes.count} if processes.several else {}
+    return recorded | ({"scheduler_every": "step"} if scheduler_every == "step" else {})
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -95,6 +96,12 @@ class Setup:
         """Step the scheduler if it steps then; `plateau` steps one that reads validation results."""
         if self.scheduler is not None and self.plateau is None and self.scheduler_every == after:
             self.scheduler.step()
+
+    def default_dtype(self) -> AbstractContextManager[Any]:
+        """Set the dtype of tensors that the plain model makes to that of training; see `precision.default_dtype`."""
+        from sparsemtl.training.precision import default_dtype  # imports Lightning Fabric, which takes seconds
+
+        return default_dtype(self.fabric.strategy.precision)
 
     def stateful(self) -> dict[str, Any]:
         """Return the parts beside optimizer and step that have a state, by name."""

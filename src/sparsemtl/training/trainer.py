@@ -20,8 +20,6 @@ from sparsemtl.errors import ParameterError
 from sparsemtl.networks.masks import TaskMasks
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.modes import eval_mode
-from sparsemtl.networks.norms import pool_statistics, statistics_for
-from sparsemtl.networks.recomputed_norms import BATCHES, recompute_norms
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.optim.schedules import Schedule, Scheduler
 from sparsemtl.registry.parameters import validated
@@ -60,12 +58,13 @@ from sparsemtl.training.evaluation.selection import Selection
 from sparsemtl.training.evaluation.trained import Trained
 from sparsemtl.training.groups import optimizer_maker
 from sparsemtl.training.mixing import remaining_batches, steps_in_epoch
-from sparsemtl.training.options import RECORDED, TrainingOptions, chooses_per_task, group_options
+from sparsemtl.training.norms import renew_norms
+from sparsemtl.training.options import TrainingOptions, chooses_per_task, group_options
 from sparsemtl.training.processes.agreement import check_equal
 from sparsemtl.training.processes.launch import start_processes, taking_part
 from sparsemtl.training.processes.machine import with_own_threads
 from sparsemtl.training.processes.refusals import check_together
-from sparsemtl.training.settings import RunSettings
+from sparsemtl.training.settings import RunSettings, recorded_options
 from sparsemtl.training.setup import RunParts, Setup, set_up
 from sparsemtl.training.steps.finite import check_weights
 from sparsemtl.training.steps.step import TrainingStep
@@ -270,21 +269,19 @@ class Trainer:
                     checkpoints.start = randomness.state_dict()
                 self._train_epoch(train, checkpoints, meter)
                 self._check_weights()
-                self._recompute_norms(train)
+                renew_norms(self.step, train, self.options, self._ready.module)
                 check_equal(self.processes, self.model, self.networks)
                 self._close_epoch(validation, checkpoints, meter)
         self._put_best_back(validation)
 
     def _begin_epoch(self, train: Loaders) -> None:
         """Let the sharing method and the architecture change what they change before an epoch."""
-        from sparsemtl.training.precision import default_dtype
-
         epoch, restart_every = self.position.epoch, self.options["restart_every"]
         if restart_every is not None and epoch % restart_every == 0:
             self.optimizer.state.clear()
         if self.sharing.restarts_at(epoch):
             self._ready.restart()
-        with default_dtype(self._ready.fabric.strategy.precision):
+        with self._ready.default_dtype():
             self.step.begin_epoch(epoch, train)
 
     @with_own_threads
@@ -358,9 +355,7 @@ class Trainer:
             ParameterError: if the accelerator, the optimizer or another part cannot be made.
         """
         self._setup = set_up(self._parts, self.options, train, self.processes)
-        recorded: dict[str, Any] = {name: self.options[name] for name in RECORDED}  # type: ignore[literal-required]
-        recorded |= {"processes": self.processes.count} if self.processes.several else {}
-        recorded |= {"scheduler_every": "step"} if self._parts.scheduler_every == "step" else {}
+        recorded = recorded_options(self.options, self.processes, self._parts.scheduler_every)
         self._settings = RunSettings.of(self.config, self._setup.optimizer, recorded, self.complete_config)
 
     def _train_epoch(self, train: Loaders, checkpoints: Checkpoints, meter: EpochAverages) -> None:
@@ -431,14 +426,6 @@ class Trainer:
         kept = f"; {self.folder.last} holds the run before that" if self.folder is not None else ""
         check_weights(self.step.trained, f"after step {self.position.step}{kept}")
 
-    def _recompute_norms(self, train: Loaders) -> None:
-        """Give the networks that are validated, chosen and saved the batch-norm statistics of their weights."""
-        default = BATCHES if statistics_for(self.model, self.sharing.bn) == "per_task" else 0
-        if batches := default if self.options["norm_batches"] is None else self.options["norm_batches"]:
-            recompute_norms(self.model, train, networks=self.networks, batches=batches, module=self._ready.module)
-        if self.networks.same_weights:
-            pool_statistics(self.model, {task: network.own_tensors for task, network in self.networks.items()})
-
     def _evaluate(self, loaders: Loaders) -> Results:
         return evaluate(self._trained, loaders, self._ready.device)
 
@@ -482,9 +469,7 @@ class Trainer:
     def _measured(self, loaders: Loaders) -> RunCost | None:
         if not self.options["measure_cost"]:
             return None
-        from sparsemtl.training.precision import default_dtype
-
-        with default_dtype(self._ready.fabric.strategy.precision):
+        with self._ready.default_dtype():
             return measure_costs(self.model, self.networks, loaders)
 
     def _write_summary(self, status: str, test: Results, cost: RunCost | None = None) -> None:

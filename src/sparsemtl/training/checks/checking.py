@@ -79,12 +79,10 @@ def _copied(parts: RunParts) -> RunParts:
 
 
 def _check(parts: RunParts, options: TrainingOptions, train: Loaders, validation: Loaders | None) -> TrainingCheck:
-    from sparsemtl.training.precision import default_dtype  # imports Lightning Fabric, which takes seconds
-
     reading = count_labels(train, parts.model.tasks, limit=_READING)
     setup = set_up(parts, options, train)
     groups = list(first_groups(train, setup.step.tasks))
-    with default_dtype(setup.fabric.strategy.precision):
+    with setup.default_dtype():
         begin, failure = _begin(parts, setup.step, groups, own_data=per_task(train))
     probes = probe_tasks(setup.step, groups)
     coverage = _coverage(parts.model, setup.step.networks)
