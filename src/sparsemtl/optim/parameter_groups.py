@@ -133,27 +133,55 @@ def named_groups(
         factors: name -> factor of the learning rate of parameters for which no group sets one.
     """
     named = dict(model.named_parameters())
-    options: dict[str, dict[str, Any]] = {name: {"name": []} for name in named}
+    options = {name: _Options() for name in named}
     for group in groups:
         patterns = _listed(group["parameters"])
         found = {name for pattern in patterns for name in parameters_matching(model, pattern, "parameter_groups")}
+        given = {key: group[key] for key in ("lr", "weight_decay") if group.get(key) is not None}
         for name in found:
-            options[name]["name"].append(", ".join(map(_shown, patterns)))
-            options[name] |= {key: group[key] for key in ("lr", "weight_decay") if group.get(key) is not None}
+            options[name].set(", ".join(map(_shown, patterns)), **given)
     for name, factor in (factors or {}).items():
-        if factor != 1 and "lr" not in options[name]:
-            options[name]["lr_factor"] = factor
-            options[name]["name"].append(f"{factor:g} times")
+        if factor != 1 and "lr" not in options[name].values:
+            options[name].multiply(f"{factor:g} times", factor)
     for name, height in (_heights(model) if layer_decay is not None else {}).items():
         if height and layer_decay is not None:
-            options[name]["lr_factor"] = options[name].get("lr_factor", 1.0) * layer_decay**height
-            options[name]["name"].append(f"{height} block{'s' * (height > 1)} below")
-    made: dict[str, dict[str, Any]] = {"others": {"params": [], "name": "others"}}
+            options[name].multiply(f"{height} block{'s' * (height > 1)} below", layer_decay**height)
+    others = _Options()
+    made: dict[str, dict[str, Any]] = {others.key: others.group()}
     for name, parameter in named.items():
-        own = options[name] | {"name": ", ".join(options[name]["name"]) or "others"}
-        made.setdefault(repr(sorted(own.items())) if len(own) > 1 else "others", {"params": [], **own})
-        made[repr(sorted(own.items())) if len(own) > 1 else "others"]["params"].append(parameter)
+        made.setdefault(options[name].key, options[name].group())["params"].append(parameter)
     return list(made.values())
+
+
+class _Options:
+    """Options of a parameter in the optimizer, and what set them; parameters of equal options are one group."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self.values: dict[str, float] = {}
+
+    def set(self, name: str, **values: float) -> None:
+        """Set a learning rate, a weight decay or both, in place of earlier ones."""
+        self._names.append(name)
+        self.values |= values
+
+    def multiply(self, name: str, factor: float) -> None:
+        """Multiply the learning rate."""
+        self._names.append(name)
+        self.values["lr_factor"] = self.values.get("lr_factor", 1.0) * factor
+
+    @property
+    def key(self) -> str:
+        """Text that is the same for equal options."""
+        return repr((self._name, sorted(self.values.items())))
+
+    def group(self) -> dict[str, Any]:
+        """Return a group of these options without parameters."""
+        return {"params": [], "name": self._name, **self.values}
+
+    @property
+    def _name(self) -> str:
+        return ", ".join(self._names) or "others"
 
 
 def _heights(model: nn.Module) -> dict[str, int]:

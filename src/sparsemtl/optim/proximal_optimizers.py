@@ -16,8 +16,9 @@ from torch.optim import Optimizer
 
 from sparsemtl.errors import ParameterError
 from sparsemtl.optim.groups import Parameters
+from sparsemtl.optim.metric_step import ProxLR
 from sparsemtl.optim.penalties import Penalty
-from sparsemtl.optim.proximal_step import ProximalStep, ProxLR
+from sparsemtl.optim.proximal_step import ProximalStep
 
 
 class _Proximal(Optimizer):

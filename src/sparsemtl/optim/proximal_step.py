@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,17 +17,10 @@ from sparsemtl.errors import MaskWarning, ParameterError
 from sparsemtl.kernels import group_lasso
 from sparsemtl.optim.groups import Grouping, GroupView, Parameters, laid_out_as, places
 from sparsemtl.optim.layers import Layer
+from sparsemtl.optim.metric_step import MetricStep, ProxLR, joint_step, step_of
 from sparsemtl.optim.penalties import GroupLasso, Penalty
 from sparsemtl.optim.proximal import CACHED, Reused, Scratch
 from sparsemtl.registry.parameters import validated
-
-ProxLR = Literal["lr", "step"]
-"""Size of an adaptive proximal step, in the metric d = sqrt(v) + eps of Adam's second moment v: `lr` is the learning
-rate, as in the reference code; `step` is lr * sqrt(1 - beta2^t) / (1 - beta1^t), the size of Adam's own step in that
-metric. `lr` is up to 6.5 times as large early in training, and the same late."""
-
-_SECOND_MOMENTS = ("max_exp_avg_sq", "exp_avg_sq")
-"""Keys of v in the state of Adam and related optimizers; the first with `amsgrad`."""
 
 _COMPILED: dict[type[Penalty], ModuleType] = {GroupLasso: group_lasso}
 """Penalty -> its compiled kernel; classes derived from one of these have maps of their own."""
@@ -134,7 +127,7 @@ class ProximalStep:
             raise ParameterError("no weight that the penalty covers has a gradient; call this after an optimizer step.")
         return torch.cat(found)
 
-    def _taken(self, optimizer: Optimizer, parameters: Parameters) -> Iterator[tuple[Layer, _Step]]:
+    def _taken(self, optimizer: Optimizer, parameters: Parameters) -> Iterator[tuple[Layer, MetricStep]]:
         """Yield the covered layers that took part in the optimizer's step, with their proximal steps.
 
         Units consist of their parameters that took part, if the weight that reads the units is among them.
@@ -149,21 +142,11 @@ class ProximalStep:
                 if parameter not in groups:
                     name = layer.parts[index].name if layer.parts else layer.name
                     raise ParameterError(f"{name} is not among the parameters of {type(optimizer).__name__}.")
-            steps = [self._step(groups[p], optimizer.state.get(p, {})) for p in layer.parameters]
-            yield _joint(layer, steps) if layer.parts else (layer, steps[0])
+            prox_lr = self.prox_lr if self.adaptive else None
+            steps = [step_of(groups[p], optimizer.state.get(p, {}), prox_lr) for p in layer.parameters]
+            yield joint_step(layer, steps) if layer.parts else (layer, steps[0])
 
-    def _step(self, group: dict[str, Any], state: dict[str, Any]) -> _Step:
-        """Return the proximal step of a parameter of this group and with this state."""
-        lr = float(group["lr"])
-        moment = next((state[key] for key in _SECOND_MOMENTS if key in state), None)
-        if moment is None or not self.adaptive:
-            return _Step(lr, None, 0.0)
-        if self.prox_lr == "step":
-            t, (beta1, beta2) = float(state["step"]), map(float, group["betas"])
-            lr *= math.sqrt(1 - beta2**t) / (1 - beta1**t)
-        return _Step(lr, moment, float(group["eps"]))
-
-    def _shrink(self, layer: Layer, step: _Step, scratch: Scratch) -> Tensor:
+    def _shrink(self, layer: Layer, step: MetricStep, scratch: Scratch) -> Tensor:
         """Shrink the parameters of a layer; return a bool tensor, True if any of its groups is not zero."""
         weight = layer.gather(_detached(layer))
         read = self._read(layer, weight, step)
@@ -175,7 +158,7 @@ class ProximalStep:
         layer.scatter(weight)
         return mask[0] if len(mask) == 1 else torch.stack(mask).any()
 
-    def _read(self, layer: Layer, weight: Tensor, step: _Step) -> list[_Groups]:
+    def _read(self, layer: Layer, weight: Tensor, step: MetricStep) -> list[_Groups]:
         """Return the groups of a layer's weight per view, with the step whose moment has the same shape."""
         views = self._views_of(layer, weight)
         if step.moment is None:
@@ -194,7 +177,7 @@ class ProximalStep:
             self._views[parameter] = self._grouping.split(parameter)
         return self._views[parameter]
 
-    def _shrink_piece(self, x: Tensor, step: _Step, keep: Tensor | None, scratch: Scratch) -> Tensor:
+    def _shrink_piece(self, x: Tensor, step: MetricStep, keep: Tensor | None, scratch: Scratch) -> Tensor:
         """Shrink some groups, except those of `keep` that would become zero; return the mask of nonzero groups."""
         work = x if x.dtype in _PRECISE else x.float()
         before = None if keep is None else work.clone()
@@ -245,30 +228,7 @@ def _detached(layer: Layer) -> list[Tensor]:
     return [parameter.detach() for parameter in layer.parameters]
 
 
-def _joint(layer: Layer, steps: Sequence[_Step]) -> tuple[Layer, _Step]:
-    """Return units and one step for all their parameters.
-
-    In a step with learning rates of their own, the metric of an entry is over its rate: the map of
-    1/2 sum d_j / lr_j (x_j - z_j)^2 + R(z) is that of size lr in the metric d_j lr / lr_j, for any lr. Parameters whose
-    rate is zero do not move, and take no part.
-    """
-    *_, last = steps
-    if last.size == 0:
-        return layer, last._replace(moment=None)
-    moving = [step.size > 0 for step in steps]
-    layer, steps = layer.restricted(moving), [step for step in steps if step.size > 0]
-    moments = [step.moment for step in steps if step.moment is not None]
-    alike = {(step.size, step.eps, step.moment is None) for step in steps}
-    if len(alike) == 1:
-        return layer, last._replace(moment=layer.gather(moments) if moments else None)
-    squares = [
-        step.diagonal(parameter).mul(last.size / step.size).square()
-        for step, parameter in zip(steps, layer.parameters, strict=True)
-    ]
-    return layer, _Step(last.size, layer.gather(squares), 0.0)
-
-
-def _kernel(penalty: Penalty, x: Tensor, step: _Step) -> ModuleType | None:
+def _kernel(penalty: Penalty, x: Tensor, step: MetricStep) -> ModuleType | None:
     """Return the compiled kernel of a penalty, if it is right for these groups."""
     kernel = _COMPILED.get(type(penalty))
     return kernel if kernel is not None and kernel.takes(x, step.moment) else None
@@ -286,7 +246,7 @@ def _pieces(read: list[_Groups], penalty: Penalty) -> list[_Groups]:
 def _evaluate(
     function: Callable[[Tensor, Tensor | float, Scratch], Tensor],
     x: Tensor,
-    step: _Step,
+    step: MetricStep,
     penalty: Penalty,
     scratch: Scratch,
 ) -> Tensor:
@@ -306,27 +266,5 @@ def _piece_size(groups: Tensor, *, plain: bool) -> int:
     return max(CACHED, groups[0].numel()) if whole_rows else CACHED
 
 
-class _Step(NamedTuple):
-    """Step of a given size in the metric d = sqrt(moment) + eps, or without a moment in the identity."""
-
-    size: float
-    moment: Tensor | None
-    eps: float
-
-    def diagonal(self, like: Tensor) -> Tensor:
-        """Return the diagonal of the metric of a parameter, in the parameter's shape."""
-        if self.moment is None:
-            return torch.ones_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
-        return self.moment.to(torch.promote_types(like.dtype, torch.float32)).sqrt().add_(self.eps)
-
-    def shift(self, x: Tensor, penalty: Penalty, scratch: Scratch) -> Tensor | float:
-        """Return step size times the penalty's weight, over the diagonal of the metric."""
-        plain = self.size * penalty.weight(x)
-        if self.moment is None:
-            return plain
-        root = torch.rsqrt(self.moment.to(x.dtype), out=scratch("shift", x)).reciprocal_()  # twice as fast as sqrt
-        return torch.div(root.new_tensor(plain), root.add_(self.eps), out=root)
-
-
-_Groups = tuple[Tensor, _Step]
+_Groups = tuple[Tensor, MetricStep]
 """Groups in the shape (L, A, G, B), and their step, whose moment has the same shape."""

@@ -27,8 +27,9 @@ from sparsemtl.networks.structures import (
     structures_to_state,
 )
 from sparsemtl.networks.task_networks import TaskNetworks, dense_networks
+from sparsemtl.optim.metric_step import ProxLR
 from sparsemtl.optim.penalties import Penalty
-from sparsemtl.optim.proximal_step import ProximalStep, ProxLR
+from sparsemtl.optim.proximal_step import ProximalStep
 from sparsemtl.optim.sparsity import Sparsity, layer_sparsity
 from sparsemtl.registry.parameters import Count, Default, Natural, Share
 from sparsemtl.sharing.schedules import Ramp, StepRamp, check_target, cubic
