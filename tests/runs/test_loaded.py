@@ -121,7 +121,7 @@ def test_a_folder_without_a_trained_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_kind_of_task_is_recorded_and_built_again() -> None:
-    from sparsemtl.runs.loaded import _record, _task
+    from sparsemtl.runs.model_inputs import _record, _task
 
     kinds: dict[str, sm.Task] = {
         "classification": sm.Classification("t", ["no", "yes"], class_weights=[1.0, 2.0]),

@@ -18,7 +18,7 @@ from sparsemtl.runs.auto_files import ChosenFigures, write_choice
 from sparsemtl.runs.auto_options import AUTO, adds_groups, training_rows
 from sparsemtl.runs.build import make_sharing, make_trainer
 from sparsemtl.runs.config import candidate_configs, groups_base, with_groups
-from sparsemtl.runs.loaded import write_inputs
+from sparsemtl.runs.model_inputs import write_inputs
 from sparsemtl.runs.pretraining import PretrainedNetwork
 from sparsemtl.runs.spec import RunSpec
 from sparsemtl.storage.run_folder import RunFolder

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsemtl.architectures.assembled import AssembledModel
 from sparsemtl.compaction import Bundle, ServingPlan, compact, plan, save_bundle
 from sparsemtl.compaction.pipeline import CompactedModule
 from sparsemtl.compaction.plans.plan import Cost
 from sparsemtl.data import TaskData
-from sparsemtl.data.tables.embedding import ColumnEmbedding
 from sparsemtl.errors import CheckpointError, SparseMTLError
 from sparsemtl.networks.mask_description import left_out_of
 from sparsemtl.networks.masks import TaskMasks
@@ -27,14 +24,14 @@ from sparsemtl.networks.modes import eval_mode
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.runs.auto_options import AUTO, GROUPS
 from sparsemtl.runs.config import candidate_configs, check, groups_base, with_groups
+from sparsemtl.runs.model_inputs import ModelInputs, read_inputs
 from sparsemtl.runs.models import make_model
 from sparsemtl.storage.files import read_tensors, read_tree
 from sparsemtl.storage.metrics import metrics_frame
 from sparsemtl.storage.run_folder import RunFolder
-from sparsemtl.storage.text_files import read_json, write_json
-from sparsemtl.tasks import TASKS, Task
-from sparsemtl.tasks.batches import Loaders, check_loaders
-from sparsemtl.tasks.options import CODE, with_code
+from sparsemtl.storage.text_files import read_json
+from sparsemtl.tasks import Task
+from sparsemtl.tasks.batches import Group, Loaders, check_loaders
 from sparsemtl.training.evaluation.evaluate import evaluate
 from sparsemtl.training.evaluation.results import Results
 from sparsemtl.training.evaluation.trained import Trained
@@ -106,7 +103,7 @@ class LoadedRun:
             LabelError: if the loaders give no batch, or labels do not fit their task.
         """
         check_loaders(loaders, self.tasks)
-        return evaluate(Trained(self.model, self.networks, self.model), loaders, placement(self.model)[0])
+        return evaluate(self._trained, loaders, placement(self.model)[0])
 
     @torch.no_grad()
     def predict(self, x: Any, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
@@ -116,12 +113,12 @@ class LoadedRun:
             x: a batch, as the data loaders of the run yield it.
             tasks: names of the tasks, all by default.
         """
-        outputs: dict[str, Tensor] = {}
         with eval_mode(self.model):
-            for task in self.model.chosen(tasks):
-                with self.networks.swapped(self.model, task):
-                    outputs[task] = self.model(x, tasks=(task,))[task]
-        return outputs
+            return self._trained.outputs(Group(x, {}, self.model.chosen(tasks)))
+
+    @property
+    def _trained(self) -> Trained:
+        return Trained(self.model, self.networks, self.model)
 
     def network(self, task: str) -> MultiTaskModel:
         """Return a model, in eval mode, that is the network of the task."""
@@ -216,39 +213,11 @@ def load_run(folder: str | Path, model: MultiTaskModel | None = None) -> LoadedR
     return LoadedRun(run, config, own.eval(), TaskNetworks.load(run.networks, own))
 
 
-def write_inputs(folder: RunFolder, data: TaskData, task_options: Mapping[str, Any]) -> None:
-    """Write what a model is built from beside the configuration: the tasks, the shape of an input, and the stem."""
-    tasks = [_record(task, task_options.get(task.name, {})) for task in data.tasks]
-    if None not in tasks:
-        write_json(folder.inputs, {"tasks": tasks, "shape": list(data.input_shape), "stem": _stem_record(data.stem)})
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """Stand-in for a data set, of which a model is built."""
-
-    tasks: tuple[Task, ...]
-    input_shape: tuple[int, ...]
-    stem: Callable[[], nn.Module] | None
-
-    def labels(self) -> Any:
-        """Raise: labels are in the data only."""
-        raise CheckpointError("the architecture is built from the labels of the training data.")
-
-
 def _built(run: RunFolder, config: Mapping[str, Any]) -> MultiTaskModel:
     by_hand = "Build the model as for training and pass it: load_run(folder, model=model)."
     if not run.inputs.is_file():
         raise CheckpointError(f"{run.path} does not describe how its model is built ({run.inputs.name}). {by_hand}")
-    record = read_json(run.inputs)
-    try:
-        inputs = _Inputs(
-            tuple(map(_task, record["tasks"])),
-            tuple(record["shape"]),
-            None if record["stem"] is None else partial(ColumnEmbedding, **record["stem"]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{run.inputs} is damaged: {error!r}.") from None
+    inputs = read_inputs(run)
     try:
         complete = check(config, where=str(run.config))
         if complete[AUTO] is None:
@@ -261,38 +230,5 @@ def _built(run: RunFolder, config: Mapping[str, Any]) -> MultiTaskModel:
         raise CheckpointError(f"{run.path}: its model cannot be built without the data: {error} {by_hand}") from error
 
 
-def _fresh(complete: Mapping[str, Any], inputs: _Inputs) -> MultiTaskModel:
+def _fresh(complete: Mapping[str, Any], inputs: ModelInputs) -> MultiTaskModel:
     return make_model({**complete, "pretrained": None, "pretraining": None}, cast("TaskData", inputs))
-
-
-def _record(task: Task, options: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the arguments of a task as JSON; None if they are none, such as a loss of a user's own data set.
-
-    Args:
-        task: the task.
-        options: its options in the configuration, by whose names code is recorded.
-    """
-    kind = next((name for name, kind in TASKS.items() if kind is type(task)), None)
-    args, kwargs = task._arguments
-    named = {name: options[name] for name in CODE if name in options}
-    kwargs = {**kwargs, **named}
-    record = {"kind": kind, "args": list(args), "kwargs": kwargs, "weight": task.weight, "primary": task.primary}
-    try:
-        return None if kind is None else json.loads(json.dumps(record))
-    except TypeError:
-        return None
-
-
-def _task(record: Mapping[str, Any]) -> Task:
-    kwargs = with_code(record["kwargs"], f"task {record['args'][0]!r}" if record["args"] else "a task")
-    task: Task = TASKS[record["kind"]](*record["args"], **kwargs)
-    task.weight = record["weight"]
-    task.primary = record["primary"]
-    return task
-
-
-def _stem_record(stem: Any) -> dict[str, Any] | None:
-    if stem is None:
-        return None
-    cardinalities, numeric = stem.args
-    return {"cardinalities": list(cardinalities), "numeric": numeric, **stem.keywords}

@@ -14,7 +14,7 @@ from sparsemtl.runs.auto import run_auto
 from sparsemtl.runs.auto_options import AUTO
 from sparsemtl.runs.build import make_trainer
 from sparsemtl.runs.config import check
-from sparsemtl.runs.loaded import write_inputs
+from sparsemtl.runs.model_inputs import write_inputs
 from sparsemtl.runs.pretraining import pretrain, stand_in
 from sparsemtl.runs.spec import RunSpec
 from sparsemtl.storage.locks import locked, refuse_foreign
