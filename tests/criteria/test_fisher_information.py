@@ -31,7 +31,8 @@ from torch import Tensor, nn
 
 import sparsemtl as sm
 from sparsemtl.criteria import Criterion, Fisher, Gradient, fisher_information, fisher_masks
-from sparsemtl.criteria.gradient_powers import BatchPowers, PowerSum
+from sparsemtl.criteria.gradient_powers import BatchPowers
+from sparsemtl.criteria.power_sum import PowerSum
 from sparsemtl.criteria.select import select
 from sparsemtl.errors import LabelError, LikelihoodWarning, NonFiniteScoreError, ParameterError
 from sparsemtl.networks.shared_coverage import maskable_parameters

@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_map_only
 
 import sparsemtl as sm
 from sparsemtl.criteria import Fisher
-from sparsemtl.criteria.gradient_powers import FEW, PowerSum
 from sparsemtl.criteria.per_sample import per_sample
+from sparsemtl.criteria.power_sum import FEW, PowerSum
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.shared_coverage import maskable_parameters
 

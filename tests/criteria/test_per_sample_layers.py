@@ -13,8 +13,8 @@ from loops import each
 from torch import Tensor, nn
 
 from sparsemtl.criteria import per_sample_layers
-from sparsemtl.criteria.gradient_powers import PowerSum
 from sparsemtl.criteria.per_sample_layers import add_kernel, zeros_for_kernel
+from sparsemtl.criteria.power_sum import PowerSum
 from sparsemtl.kernels.compiled import library
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

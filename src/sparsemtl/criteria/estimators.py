@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsemtl.criteria.fisher_mean import FisherMean
-from sparsemtl.criteria.gradient_powers import Power, wide
+from sparsemtl.criteria.power_sum import Power, wide
 from sparsemtl.errors import NonFiniteScoreError, ParameterError
 from sparsemtl.tasks.own_likelihoods import LossLikelihood
 

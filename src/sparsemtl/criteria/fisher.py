@@ -15,8 +15,9 @@ from typing_extensions import Doc, Unpack
 from sparsemtl.criteria.criterion import Criterion, ScoredOptions, Scores, scored_options
 from sparsemtl.criteria.estimators import TERMS, Estimator, TermOptions, estimator_for
 from sparsemtl.criteria.fisher_mean import FisherMean, take_batch
-from sparsemtl.criteria.gradient_powers import BatchPowers, GradientPowers, Power, PowerSum, wide
+from sparsemtl.criteria.gradient_powers import BatchPowers, GradientPowers
 from sparsemtl.criteria.per_sample import PerSampleOptions, per_sample
+from sparsemtl.criteria.power_sum import Power, PowerSum, wide
 from sparsemtl.errors import LabelError, LikelihoodWarning, ParameterError
 from sparsemtl.networks.model import MultiTaskModel, check_shapes, placement
 from sparsemtl.networks.model_state import preserve_model_state

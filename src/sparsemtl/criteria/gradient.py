@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from typing_extensions import Doc, Unpack
 
 from sparsemtl.criteria.criterion import Criterion, ScoredOptions, Scores, scored_options
-from sparsemtl.criteria.gradient_powers import BatchPowers, PowerSum, wide, zeros_like
+from sparsemtl.criteria.gradient_powers import BatchPowers, zeros_like
+from sparsemtl.criteria.power_sum import PowerSum, wide
 from sparsemtl.errors import LabelError
 from sparsemtl.networks.model import placement
 from sparsemtl.networks.model_state import preserve_model_state

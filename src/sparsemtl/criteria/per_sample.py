@@ -1,7 +1,7 @@
 """Sums of powers of per-sample gradients: every parameter by the fastest path that is right for it.
 
-`gradient_powers` has the sum and the contract. The fast path (`per_sample_hooks`) runs one forward and one backward
-pass per batch and applies a rule per layer class (`per_sample_layers`); it also takes attention
+`gradient_powers` has the contract and `power_sum` the sum. The fast path (`per_sample_hooks`) runs one forward and one
+backward pass per batch and applies a rule per layer class (`per_sample_layers`); it also takes attention
 (`per_sample_attention`), and parameters and lookups that all samples share (`per_sample_shared`). The general path
 (`per_sample_functional`) runs one backward pass per sample. `per_sample`, here, chooses: a parameter takes the general
 path if its layer has no rule or is called twice, if other code reads the parameter, if it is tied to another, or if its
@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Doc
 
-from sparsemtl.criteria.gradient_powers import BatchPowers, GradientPowers, PowerSum, Totals
+from sparsemtl.criteria.gradient_powers import BatchPowers, GradientPowers, Totals
 from sparsemtl.criteria.per_sample_functional import FunctionalPowers, Select, check_cut, cut
 from sparsemtl.criteria.per_sample_hooks import HookedPowers, hookable, zeros_for
 from sparsemtl.criteria.per_sample_shared import SAMPLES, find_spreads, spreadable, succeeds
+from sparsemtl.criteria.power_sum import PowerSum
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.masked_product import cached_parts
 from sparsemtl.registry.parameters import Default, Positive

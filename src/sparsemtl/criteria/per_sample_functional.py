@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsemtl.criteria.gradient_powers import BatchPowers, GradientPowers, PowerSum, Totals, zeros_like
+from sparsemtl.criteria.gradient_powers import BatchPowers, GradientPowers, Totals, zeros_like
+from sparsemtl.criteria.power_sum import PowerSum
 from sparsemtl.errors import ParameterError
 from sparsemtl.networks.swap import swap_tensors
 from sparsemtl.tasks.nests import map_tensors, tensors_in

@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsemtl.criteria.gradient_powers import GradientPowers, PowerSum, Totals, wide
+from sparsemtl.criteria.gradient_powers import GradientPowers, Totals
 from sparsemtl.criteria.per_sample_attention import attend, is_attention
 from sparsemtl.criteria.per_sample_layers import RULES, GradientRule, rule_for
 from sparsemtl.criteria.per_sample_shared import Expansion
+from sparsemtl.criteria.power_sum import PowerSum, wide
 from sparsemtl.networks.swap import swap_tensors
 
 

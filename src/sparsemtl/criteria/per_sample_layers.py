@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from sparsemtl.criteria.gradient_powers import PowerSum
+from sparsemtl.criteria.power_sum import PowerSum
 from sparsemtl.kernels import per_sample
 
 

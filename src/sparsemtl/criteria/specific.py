@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Doc, Unpack
 
 from sparsemtl.criteria.criterion import Criterion, ScoredOptions, Scores, scored_options
-from sparsemtl.criteria.gradient_powers import wide
+from sparsemtl.criteria.power_sum import wide
 from sparsemtl.criteria.registered import as_criterion
 from sparsemtl.errors import MaskError, ParameterError
 from sparsemtl.registry.parameters import validated

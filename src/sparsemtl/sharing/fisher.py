@@ -11,7 +11,7 @@ from sparsemtl.criteria import as_criterion
 from sparsemtl.criteria.criterion import Criterion, Reseedable, map_innermost
 from sparsemtl.criteria.estimators import Estimator
 from sparsemtl.criteria.fisher import Fisher
-from sparsemtl.criteria.gradient_powers import Power
+from sparsemtl.criteria.power_sum import Power
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.registry.parameters import Count, Natural, validated

@@ -338,30 +338,38 @@ class Task(abc.ABC):
             ParameterError: if a metric lacks its direction, or `primary` is none of them.
         """
         import_torchmetrics()
-        if isinstance(self._metrics, dict):
-            kind = self.default_metrics() if any(isinstance(m, str) for m in self._metrics.values()) else {}
-            metrics = {
-                name: self._own_metric(given, kind)
-                if isinstance(given, str)
-                else made_metric(name, given, self._directions.get(name))
-                for name, given in self._metrics.items()
-            }
-        else:
-            metrics = self.default_metrics()
-            metrics = {metric: self._own_metric(metric, metrics) for metric in self._metrics or metrics}
+        metrics = self._given_metrics(self._metrics) if isinstance(self._metrics, dict) else self._named_metrics()
         for name, metric in metrics.items():
-            if metric.higher_is_better is None:
-                raise ParameterError(
-                    f"task {self.name!r}: metric {name!r} has no `higher_is_better`. Set it to True or False, or pass "
-                    f"higher_is_better={{{name!r}: True}} to the task."
-                )
-            if name in self.loss_names:
-                raise ParameterError(f"task {self.name!r}: metric {name!r} has the name of a loss. Choose another.")
+            self._check_metric(name, metric)
         if self.primary is None:
             return metrics
         if self.primary not in metrics:
             raise ParameterError(f"task {self.name!r}: {unknown_name('metric', self.primary, metrics)}")
         return {self.primary: metrics.pop(self.primary), **metrics}
+
+    def _given_metrics(self, given: Mapping[str, Any]) -> dict[str, Metric]:
+        """Return metrics of the user's own, and those of the kind's that they name."""
+        kind = self.default_metrics() if any(isinstance(metric, str) for metric in given.values()) else {}
+        return {
+            name: self._own_metric(metric, kind)
+            if isinstance(metric, str)
+            else made_metric(name, metric, self._directions.get(name))
+            for name, metric in given.items()
+        }
+
+    def _named_metrics(self) -> dict[str, Metric]:
+        """Return the metrics that were named, by default all of the kind's own."""
+        kind = self.default_metrics()
+        return {name: self._own_metric(name, kind) for name in self._metrics or kind}
+
+    def _check_metric(self, name: str, metric: Metric) -> None:
+        if metric.higher_is_better is None:
+            raise ParameterError(
+                f"task {self.name!r}: metric {name!r} has no `higher_is_better`. Set it to True or False, or pass "
+                f"higher_is_better={{{name!r}: True}} to the task."
+            )
+        if name in self.loss_names:
+            raise ParameterError(f"task {self.name!r}: metric {name!r} has the name of a loss. Choose another.")
 
     def _own_metric(self, name: str, metrics: Mapping[str, Metric]) -> Metric:
         if name in metrics:

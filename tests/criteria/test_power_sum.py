@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import sparsemtl as sm
-from sparsemtl.criteria import Fisher, gradient_powers
-from sparsemtl.criteria.gradient_powers import PowerSum
+from sparsemtl.criteria import Fisher, power_sum
+from sparsemtl.criteria.power_sum import PowerSum
 
 POWERS = {"square": lambda gradient: gradient.square(), "abs": lambda gradient: gradient.abs()}
 
@@ -18,8 +18,8 @@ POWERS = {"square": lambda gradient: gradient.square(), "abs": lambda gradient: 
 def test_products_of_single_positions_are_those_of_every_sample(
     power: str, sizes: list[int], waits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gradient_powers, "_WAITED_FOR", 0 if waits else 2**40)
-    monkeypatch.setattr(gradient_powers, "_ENOUGH", 8)
+    monkeypatch.setattr(power_sum, "_WAITED_FOR", 0 if waits else 2**40)
+    monkeypatch.setattr(power_sum, "_ENOUGH", 8)
     sums = PowerSum(power, 2**20)  # type: ignore[arg-type]
     totals = [torch.ones(4, 5, dtype=torch.float64), torch.zeros(2, 5, dtype=torch.float64)]
     truths = [total.clone() for total in totals]
