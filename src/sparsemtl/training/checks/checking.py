@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
-from statistics import median
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sparsemtl.errors import LabelWarning, MetricWarning, ParameterError, SparseMTLError, SparseMTLWarning
 from sparsemtl.networks.model import MultiTaskModel
 from sparsemtl.networks.randomness import fork_rng
 from sparsemtl.networks.shared_coverage import left_out_parameters
-from sparsemtl.networks.task_networks import TaskNetwork, TaskNetworks
-from sparsemtl.sharing.sharing import TURNS
+from sparsemtl.networks.task_networks import TaskNetworks
 from sparsemtl.tasks.batches import (
     Group,
     Loaders,
@@ -28,25 +25,19 @@ from sparsemtl.tasks.batches import (
     per_task,
     preserve_loader_state,
 )
-from sparsemtl.training.checks.check import ExpectedTime, MaskCoverage, TrainingCheck
-from sparsemtl.training.checks.label_counts import Reading, count_labels
-from sparsemtl.training.checks.loss_scales import unlike_scales
-from sparsemtl.training.checks.memory import bytes_of, saved_tensors
-from sparsemtl.training.checks.probe import Probes, probe_tasks
+from sparsemtl.training.checks.check import MaskCoverage, TrainingCheck
+from sparsemtl.training.checks.costs import bytes_of_activations, expected_time, memory_of, step_seconds, warm_up
+from sparsemtl.training.checks.expectations import about_labels, about_scales
+from sparsemtl.training.checks.label_counts import count_labels
+from sparsemtl.training.checks.probe import probe_tasks
 from sparsemtl.training.evaluation.evaluate import evaluate
-from sparsemtl.training.evaluation.selection import Selection
 from sparsemtl.training.evaluation.trained import Trained
-from sparsemtl.training.mixing import steps_in_epoch
-from sparsemtl.training.options import TrainingOptions, chooses_per_task
+from sparsemtl.training.options import TrainingOptions
 from sparsemtl.training.setup import RunParts, Setup, set_up
 from sparsemtl.training.steps.step import TrainingStep
 
 _READING = 2.0
 """Seconds in which labels of the training data are counted, and as many for validation data."""
-_STEPS, _STEPPING = 5, 1.0
-"""Largest number of timed steps, and seconds after which no further one begins."""
-_UNLIKE = 100.0
-"""Ratio of losses or gradients from which a warning names them; one batch is noisier than an epoch."""
 
 
 def check_training(
@@ -87,18 +78,18 @@ def _check(parts: RunParts, options: TrainingOptions, train: Loaders, validation
     probes = probe_tasks(setup.step, groups)
     coverage = _coverage(parts.model, setup.step.networks)
     windows = [[group] for group in groups] if options["mix"] == "proportional" else [groups]
-    weights = _warm_up(setup.step, windows)
-    activations = _activations(setup.step, windows)
-    seconds = _step_seconds(setup.step, windows)
+    weights = warm_up(setup.step, windows)
+    activations = bytes_of_activations(setup.step, windows)
+    seconds = step_seconds(setup.step, windows)
     validating, unlabelled = _validate(setup, validation)
     return TrainingCheck(
         probes,
         reading.counts,
-        _memory(parts, setup, options) | {"activations": activations},
-        _expected(options, train, seconds, reading.seconds, validating, begin),
+        memory_of(parts, setup, options) | {"activations": activations},
+        expected_time(options, train, step=seconds, loading=reading.seconds, validation=validating, begin=begin),
         coverage,
         str(setup.device),
-        (*failure, *_about_labels(probes, reading), *unlabelled, *_about_scales(setup.step, probes, weights)),
+        (*failure, *about_labels(probes, reading), *unlabelled, *about_scales(setup.step, probes, weights)),
     )
 
 
@@ -122,40 +113,6 @@ def _begin(parts: RunParts, step: TrainingStep, groups: Sequence[Group], *, own_
     parts.model.begin_epoch(0)
     step.networks = step.networks if changed is None else changed
     return time.perf_counter() - began, []
-
-
-def _warm_up(step: TrainingStep, windows: Sequence[Sequence[Group]]) -> dict[str, float]:
-    """Take a step on every window; return the weights of the balancer."""
-    weights: dict[str, float] = {}
-    for window in windows:
-        weights |= step.step([window], "the check").weights
-    return weights
-
-
-def _activations(step: TrainingStep, windows: Sequence[Sequence[Group]]) -> int | None:
-    """Return the largest number of bytes that autograd keeps during a step; None if it cannot be counted.
-
-    `torch.func` and compiled code inside the model may refuse the hooks that count.
-    """
-    try:
-        with saved_tensors(step.model) as saved:
-            for window in windows:
-                step.step([window], "the check")
-    except RuntimeError:
-        return None
-    return saved.peak
-
-
-def _step_seconds(step: TrainingStep, windows: Sequence[Sequence[Group]]) -> float:
-    """Return the median time of a step, over the windows."""
-    times: list[float] = []
-    began = time.perf_counter()
-    while len(times) < _STEPS and (not times or time.perf_counter() - began < _STEPPING):
-        start = time.perf_counter()
-        for window in windows:
-            step.step([window], "the check")
-        times.append((time.perf_counter() - start) / len(windows))
-    return median(times)
 
 
 def _validate(setup: Setup, validation: Loaders | None) -> tuple[float | None, list[str]]:
@@ -199,86 +156,3 @@ def _coverage(model: MultiTaskModel, networks: TaskNetworks) -> MaskCoverage:
         {name: reasons.get(name, why) if masks else why for name in shared if name not in masked},
         {task: masks.density(task) for task in masks} if masks else {},
     )
-
-
-def _memory(parts: RunParts, setup: Setup, options: TrainingOptions) -> dict[str, int | None]:
-    """Return part -> bytes, without the activations."""
-    model, networks = parts.model, setup.step.networks
-    trained = [p for p in model.parameters() if p.requires_grad]
-    masks = [getattr(network, part.name) for network in networks.values() for part in fields(TaskNetwork)]
-    found: dict[str, int | None] = {
-        "weights": bytes_of([*model.parameters(), *model.buffers()]),
-        "gradients": bytes_of(trained),
-        "optimizer": bytes_of(setup.optimizer.state),
-        "masks": bytes_of(masks),
-    }
-    if parts.balancer.combines_gradients:
-        shared = {**model.shared_parameters(), **model.unmasked_parameters()}
-        rows = 1 if parts.balancer.from_gramian else len(model.tasks)
-        found["gradients per task"] = rows * bytes_of([p for p in shared.values() if p.requires_grad])
-    if options["folder"] is None:
-        kept = Selection(model, options["monitor"], apart=chooses_per_task(options, parts.sharing)).parts
-        found["best model, kept in memory"] = len(kept) * (bytes_of(model.state_dict()) + bytes_of(masks))
-    return found
-
-
-def _expected(
-    options: TrainingOptions,
-    train: Loaders,
-    step: float,
-    loading: float,
-    validation: float | None,
-    begin: float,
-) -> ExpectedTime:
-    batches = steps_in_epoch(train, options["mix"])
-    loaders = len(by_owner(train)) if options["mix"] != "proportional" else 1
-    epoch = None if batches is None else batches * (step + loaders * loading) + (validation or 0.0)
-    total = None if epoch is None else options["epochs"] * epoch
-    return ExpectedTime(step, loading, batches, validation, begin, epoch, total)
-
-
-def _about_labels(probes: Probes, reading: Reading) -> Iterator[str]:
-    for probe in probes.tasks:
-        count = reading.counts[probe.task]
-        where = "the training data" if count.whole else f"the {count.samples:,} training samples that were read"
-        if not count.known:
-            yield f"task {probe.task!r} has no label in {where}. It is not trained without labels."
-        elif not probe.known:
-            known = f"{count.known:,} of {count.labels:,}"
-            yield f"task {probe.task!r} has no label in the first batch; {known} labels are known in {where}."
-        if absent := count.absent:
-            more = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
-            yield (
-                f"task {probe.task!r}: no label of class {', '.join(map(repr, absent[:_NAMED]))}{more} in {where}. "
-                "Classes without samples are not learned."
-            )
-
-
-_NAMED = 5
-"""Classes that a warning names."""
-
-
-def _about_scales(step: TrainingStep, probes: Probes, weights: Mapping[str, float]) -> Iterator[str]:
-    norms = {probe.task: probe.gradient_norm for probe in probes.tasks if probe.gradient_norm is not None}
-    for task, norm in norms.items():
-        if not norm:
-            yield (
-                f"task {task!r}: its loss has no gradient on the shared weights in the first batch. Does its head or "
-                "its loss detach the features?"
-            )
-    if not (step.balancer.constant and step.update not in TURNS):
-        return  # the balancer, or a step per task, brings them together
-    losses = {probe.task: probe.loss for probe in probes.tasks if probe.loss is not None}
-    note = unlike_scales(losses, weights, step.tasks, when="in the first batch", ratio=_UNLIKE)
-    if note:
-        yield note
-        return
-    scaled = {t: norm * step.tasks[t].weight * weights.get(t, 1.0) for t, norm in norms.items()}
-    scaled = {task: norm for task, norm in scaled.items() if norm > 0 and math.isfinite(norm)}
-    if scaled and max(scaled.values()) > _UNLIKE * min(scaled.values()):
-        low, high = min(scaled, key=scaled.__getitem__), max(scaled, key=scaled.__getitem__)
-        yield (
-            f"gradients of unlike size on the shared weights in the first batch: norm {scaled[high]:.3g} of {high}, "
-            f"{scaled[low]:.3g} of {low}. The shared weights learn mostly {high}: give the tasks a `weight`, or choose "
-            "a balancer that combines gradients, such as mgda or pcgrad."
-        )
