@@ -1,4 +1,4 @@
-"""What a model is built from beside its configuration, kept in the run folder: tasks, shape of an input, and stem."""
+"""Inputs of a model besides its configuration, kept in the run folder: tasks, shape of an input, and stem."""
 
 from __future__ import annotations
 
