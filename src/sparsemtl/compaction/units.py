@@ -20,6 +20,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from sparsemtl.compaction.copies import copied
 from sparsemtl.compaction.graph.channels import Need
+from sparsemtl.compaction.graph.network import WeightCut
 from sparsemtl.compaction.pipeline import measured
 from sparsemtl.compaction.rules import ChannelRule, rules_for
 from sparsemtl.compaction.rules.dense import Dense, worth_selecting
@@ -63,10 +64,9 @@ class LayerUnits:
 
     def columns(self, weight: Tensor) -> Tensor:
         """Return a view of the weight, (input channels, ...), (outputs, inputs, ...) before."""
-        if self.transposed:
-            return weight
-        by_channel = weight.unflatten(1, (len(self.reads), -1)) if weight.ndim == 2 else weight
-        return by_channel.transpose(0, 1)
+        axis = 0 if self.transposed else 1
+        by_channel = weight.unflatten(axis, (len(self.reads), -1)) if weight.ndim == 2 else weight
+        return by_channel if self.transposed else by_channel.transpose(0, 1)
 
     def work(self, left: Tensor) -> tuple[float, float]:
         """Return the fractions of the input and output channels that are left, 1 for a layer without any.
@@ -175,15 +175,23 @@ def removable_units(model: nn.Module, example_inputs: Any = None, *, per_reader:
     handed: dict[fx.Node, list[list[list[int]]]] = {}
     for node, rule in rules.items():
         channels[node], handed[node] = _channels_of(rule, [channels[source] for source in rule.inputs], rules, joined)
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     layers = [
-        _Layer(node, rule, f"{node.target}.weight", channels[rule.inputs[0]], channels[node], macs[str(node.target)])
+        _Layer(
+            node,
+            rule,
+            (name := network.cuts.get(str(node.target), WeightCut()).source or f"{node.target}.weight"),
+            trained.get(name),
+            channels[rule.inputs[0]],
+            channels[node],
+            macs[str(node.target)],
+        )
         for node, rule in rules.items()
         if node.op == "call_module" and str(node.target) in macs
     ]
     for layer in layers:
-        if layer.weight not in trained or not layer.is_dense:
-            joined.fix(layer.reads if layer.is_dense else ())
+        if not (layer.has_own or layer.is_turned):
+            joined.fix(layer.reads)
     if not per_reader:
         return _numbered(layers, joined, lambda _, channel: channel, None)
     weights = {layer.node: layer.weight for layer in layers}
@@ -237,11 +245,12 @@ def _removed_with(
 
 @dataclass(frozen=True)
 class _Layer:
-    """Layer of the graph, with the numbers of its channels among all."""
+    """Layer of the graph, with its trained weight in the model, and the numbers of its channels among all."""
 
     node: fx.Node
     rule: ChannelRule
     weight: str
+    own: Tensor | None
     source: list[int] | None
     output: list[int] | None
     macs: int
@@ -252,15 +261,35 @@ class _Layer:
         return isinstance(self.rule, Dense)
 
     @property
+    def tensor(self) -> Tensor | None:
+        """Weight in the graph."""
+        weight = getattr(getattr(self.rule, "layer", None), "weight", None)
+        return weight if isinstance(weight, Tensor) else None
+
+    @property
     def count(self) -> int:
         """Number of its weights."""
-        weight = getattr(getattr(self.rule, "layer", None), "weight", None)
-        return weight.numel() if isinstance(weight, Tensor) else 0
+        return 0 if self.tensor is None else self.tensor.numel()
+
+    @property
+    def has_own(self) -> bool:
+        """True if the graph has the model's weight."""
+        return self.own is not None and self.tensor is not None and _same(self.own, self.tensor)
+
+    @property
+    def is_turned(self) -> bool:
+        """True if the graph has the model's weight transposed, as of GPT-2's linear layers."""
+        both = self.own is not None and self.tensor is not None and self.own.ndim == self.tensor.ndim == 2
+        return both and not self.has_own and _same(self.own.t(), self.tensor)  # type: ignore[union-attr, arg-type]
 
     @property
     def reads(self) -> list[int]:
         """Channels that it mixes."""
         return (self.source or []) if self.is_dense else []
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other.to(one))
 
 
 class _Joined:
@@ -402,7 +431,7 @@ def _numbered(
         found.append(
             LayerUnits(
                 weight=layer.weight if any(unit != FIXED for unit in reads) else "",
-                transposed=isinstance(getattr(layer.rule, "layer", None), _ConvTransposeNd),
+                transposed=layer.is_turned or isinstance(getattr(layer.rule, "layer", None), _ConvTransposeNd),
                 reads=torch.tensor(reads, dtype=torch.int64),
                 present=kept_for(layer.reads),
                 makes=kept_for(layer.output or ()),
