@@ -146,6 +146,27 @@ def test_what_is_read_by_frozen_computed_or_unknown_parts_is_no_unit() -> None:
     assert [removable_units(each, x).count for each in (network(), frozen, computed, normed)] == [11, 5, 5, 5]
 
 
+def test_a_square_weight_of_zeros_is_read_on_the_axis_of_its_layer() -> None:
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+
+    def network(last: nn.Module) -> nn.Module:
+        nn.init.zeros_(last.weight)  # type: ignore[arg-type]
+        return nn.Sequential(nn.Linear(5, 4), nn.ReLU(), last).eval()
+
+    layers = (nn.Linear(4, 4), conv1d(4, 4), Turned(4, 4))
+    found = [removable_units(network(last), torch.rand(2, 3, 5)) for last in layers]
+    assert [[layer.transposed for layer in units.readers()] for units in found] == [[False], [True], []]
+
+
+def test_units_count_one_sample_of_a_model_that_asks_for_several() -> None:
+    class Asking(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x if len(x) > 1 else x + 0)
+
+    x = torch.rand(4, 5, 12)
+    assert removable_units(Asking().eval(), x).cost() == sm.compact(Asking().eval(), example_inputs=x).report.macs[0]
+
+
 def test_units_survive_their_state() -> None:
     units = removable_units(Residual().eval(), NETWORKS["residual"][1])
     again = Units.of_state(units.state())

@@ -207,13 +207,13 @@ def _network(root: Root, model: Root, ran: nn.Module | None, inputs: Inputs | No
         resolve_sizes(network)
         return network
     several = _two_samples(model.module, inputs)
-    network = _measured(root, ran or copied(model.module), several)
+    network = _with_shapes(root, ran or copied(model.module), several)
     if ran is not None and has_lone(network):
         _drop_questions(network, model, inputs.first(1))
     if several is inputs or _runs(network, inputs):
         return network
     again = _in_double(model.module, inputs) or copied(model.module)
-    return _measured(replace(model, module=again), copied(again), inputs)
+    return _with_shapes(replace(model, module=again), copied(again), inputs)
 
 
 def _two_samples(model: nn.Module, inputs: Inputs) -> Inputs:
@@ -224,7 +224,7 @@ def _two_samples(model: nn.Module, inputs: Inputs) -> Inputs:
     return two if _error(model, two) is None else inputs
 
 
-def _measured(root: Root, ran: nn.Module, inputs: Inputs) -> Network:
+def _with_shapes(root: Root, ran: nn.Module, inputs: Inputs) -> Network:
     """Return the graph of a module in canonical form, with the shapes of all tensors and one module per recurrence."""
     network = canonical_network(root, ran, inputs)
     measure_shapes(network, root.module, inputs)
@@ -254,7 +254,8 @@ def _drop_questions(network: Network, model: Root, alone: Inputs) -> None:
     """
     again = replace(model, module=copied(model.module).double())
     checks = needless(
-        network, _measured(again, copied(again.module), alone.to(dtype=torch.float64, device=device_of(again.module)))
+        network,
+        _with_shapes(again, copied(again.module), alone.to(dtype=torch.float64, device=device_of(again.module))),
     )
     graph = copy.deepcopy(network.graph)
     for node, own in zip(network.graph.nodes, list(graph.nodes), strict=True):
@@ -301,7 +302,7 @@ def measured(root: Root, example: Any, *, single: bool) -> tuple[Network, dict[s
     """Return the graph of a module with the shapes of its tensors, and the multiply-adds of a sample per layer.
 
     Args:
-        root: the module.
+        root: the module, which changes to double precision if it runs in that.
         example: `example_inputs` of `compact`.
         single: True if the module has one argument, whatever the example is.
 
@@ -311,14 +312,11 @@ def measured(root: Root, example: Any, *, single: bool) -> tuple[Network, dict[s
     inputs, missing = _inputs(root.module, example, single=single)
     if inputs is None:
         raise ParameterError(f"{root.name} cannot be run, since {missing}. Give a batch that it reads.")
-    inputs = _two_samples(root.module, inputs)
-    network = canonical_network(root, copied(root.module), inputs)
-    whole = built(network, copy.deepcopy(network.graph))
-    sample = one_sample(whole, inputs)
-    macs = macs_by_layer(whole, *sample.args, **sample.kwargs)
-    measure_shapes(network, root.module, inputs)
-    resolve_sizes(network)
-    return network, macs
+    model, ran = replace(root, module=copied(root.module)), _in_double(root.module, inputs)
+    if ran is not None:
+        root.module.double()
+    network = _network(root, model, ran, inputs)
+    return network, dict(_costs(built(network, copy.deepcopy(network.graph)), inputs).macs)
 
 
 def _shrink(network: Network, widths: LayerWidths, multiple_of: int) -> None:

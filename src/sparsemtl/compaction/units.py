@@ -21,6 +21,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from sparsemtl.compaction.copies import copied
 from sparsemtl.compaction.graph.channels import Need
 from sparsemtl.compaction.graph.network import WeightCut
+from sparsemtl.compaction.graph.operations import torch_class
 from sparsemtl.compaction.pipeline import measured
 from sparsemtl.compaction.rules import ChannelRule, rules_for
 from sparsemtl.compaction.rules.dense import Dense, worth_selecting
@@ -28,6 +29,7 @@ from sparsemtl.compaction.rules.embedding import Embedding
 from sparsemtl.compaction.rules.parameter import OwnTensor
 from sparsemtl.compaction.tracing.trace import root_of
 from sparsemtl.networks.model import MultiTaskModel
+from sparsemtl.networks.roles import is_transposed_linear
 from sparsemtl.networks.swap import unwrapped
 
 FIXED, NEVER = -1, -2
@@ -175,22 +177,15 @@ def removable_units(model: nn.Module, example_inputs: Any = None, *, per_reader:
     handed: dict[fx.Node, list[list[list[int]]]] = {}
     for node, rule in rules.items():
         channels[node], handed[node] = _channels_of(rule, [channels[source] for source in rule.inputs], rules, joined)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    layers = [
-        _Layer(
-            node,
-            rule,
-            (name := network.cuts.get(str(node.target), WeightCut()).source or f"{node.target}.weight"),
-            trained.get(name),
-            channels[rule.inputs[0]],
-            channels[node],
-            macs[str(node.target)],
-        )
-        for node, rule in rules.items()
-        if node.op == "call_module" and str(node.target) in macs
-    ]
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    layers = []
+    for node, rule in rules.items():
+        if node.op == "call_module" and (target := str(node.target)) in macs:
+            name = network.cuts.get(target, WeightCut()).source or f"{target}.weight"
+            orientation = _orientation(model, name, rule) if name in trained else None
+            layers.append(_Layer(node, rule, name, orientation, channels[rule.inputs[0]], channels[node], macs[target]))
     for layer in layers:
-        if not (layer.has_own or layer.is_turned):
+        if layer.orientation is None:
             joined.fix(layer.reads)
     if not per_reader:
         return _numbered(layers, joined, lambda _, channel: channel, None)
@@ -245,12 +240,15 @@ def _removed_with(
 
 @dataclass(frozen=True)
 class _Layer:
-    """Layer of the graph, with its trained weight in the model, and the numbers of its channels among all."""
+    """Layer of the graph, with the name of its weight in the model, and the numbers of its channels among all.
+
+    `orientation` says how the weight lies in the model; it is None if that is unknown, or the weight is not trained.
+    """
 
     node: fx.Node
     rule: ChannelRule
     weight: str
-    own: Tensor | None
+    orientation: Orientation | None
     source: list[int] | None
     output: list[int] | None
     macs: int
@@ -261,31 +259,43 @@ class _Layer:
         return isinstance(self.rule, Dense)
 
     @property
-    def tensor(self) -> Tensor | None:
-        """Weight in the graph."""
-        weight = getattr(getattr(self.rule, "layer", None), "weight", None)
-        return weight if isinstance(weight, Tensor) else None
-
-    @property
     def count(self) -> int:
         """Number of its weights."""
-        return 0 if self.tensor is None else self.tensor.numel()
+        weight = _weight_of(self.rule)
+        return 0 if weight is None else weight.numel()
 
     @property
-    def has_own(self) -> bool:
-        """True if the graph has the model's weight."""
-        return self.own is not None and self.tensor is not None and _same(self.own, self.tensor)
-
-    @property
-    def is_turned(self) -> bool:
-        """True if the graph has the model's weight transposed, as of GPT-2's linear layers."""
-        both = self.own is not None and self.tensor is not None and self.own.ndim == self.tensor.ndim == 2
-        return both and not self.has_own and _same(self.own.t(), self.tensor)  # type: ignore[union-attr, arg-type]
+    def has_inputs_first(self) -> bool:
+        """True if the input channels lie on the first axis of the weight."""
+        return self.orientation == "transposed" or isinstance(getattr(self.rule, "layer", None), _ConvTransposeNd)
 
     @property
     def reads(self) -> list[int]:
         """Channels that it mixes."""
         return (self.source or []) if self.is_dense else []
+
+
+Orientation = Literal["plain", "transposed"]
+"""How a weight of the graph lies in the model: as it is, or transposed, as those of GPT-2."""
+
+
+def _orientation(model: nn.Module, name: str, rule: ChannelRule) -> Orientation | None:
+    """Return how a weight lies in the model, None if that cannot be told."""
+    own, weight = model.get_parameter(name), _weight_of(rule)
+    if weight is None:
+        return None
+    owner = model.get_submodule(name.rpartition(".")[0])
+    if own.ndim != 2 or torch_class(owner) is nn.Linear:
+        return "plain" if _same(own, weight) else None
+    if is_transposed_linear(owner):
+        return "transposed" if _same(own.t(), weight) else None
+    plain, transposed = _same(own, weight), _same(own.t(), weight)  # both of a symmetric matrix, such as zeros
+    return None if plain == transposed else "plain" if plain else "transposed"
+
+
+def _weight_of(rule: ChannelRule) -> Tensor | None:
+    weight = getattr(getattr(rule, "layer", None), "weight", None)
+    return weight if isinstance(weight, Tensor) else None
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
@@ -431,7 +441,7 @@ def _numbered(
         found.append(
             LayerUnits(
                 weight=layer.weight if any(unit != FIXED for unit in reads) else "",
-                transposed=layer.is_turned or isinstance(getattr(layer.rule, "layer", None), _ConvTransposeNd),
+                transposed=layer.has_inputs_first,
                 reads=torch.tensor(reads, dtype=torch.int64),
                 present=kept_for(layer.reads),
                 makes=kept_for(layer.output or ()),
