@@ -5,7 +5,8 @@ python benchmarks/pays/results.py RUNS   # adds what has finished in RUNS to the
 
 Errors are means over tasks and seeds on test data, in %: the normalised squared error of regressions, 1 - accuracy of
 classifications. Learning rate, weight decay and keep of a method are those of the smallest validation error, mean over
-seeds. Intervals are paired t-intervals over the seeds.
+seeds. "Every row": the choice of each task among all rows, with every learning rate and weight decay. Intervals are
+paired t-intervals over the seeds.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ def row(found: pd.DataFrame, methods: list[str]) -> list[str]:
     cells = [str(per_method.shape[1]), *means]
     per_seed = {str(name): values for name, values in per_method.iterrows()}
     against = [interval(per_seed[name] - per_seed[best]) if name in per_seed else "–" for name in OTHERS]
-    return [*cells, best, *against, f"{both.mean():.1f}", f"{alone.mean():.1f}", interval(both - alone)]
+    free = interval(chosen(found[found["method"] != "auto"]) - per_seed[best])
+    return [*cells, best, *against, f"{both.mean():.1f}", f"{alone.mean():.1f}", interval(both - alone), free]
 
 
 def main() -> None:
@@ -101,7 +103,8 @@ def main() -> None:
     found = {path.stem: errors(path.stem) for path in sorted((records.FOLDER / "pays").glob("*.csv"))}
     methods = list(dict.fromkeys(method for frame in found.values() for method in frame["method"].unique()))
     gains = [f"{name} - best dense" for name in OTHERS]
-    head = ["setting", "seeds", *methods, "best dense", *gains, "choice: all", "choice: dense", "difference"]
+    choices = ["choice: all", "choice: dense", "difference", "every row - best dense"]
+    head = ["setting", "seeds", *methods, "best dense", *gains, *choices]
     print("| " + " | ".join(head) + " |\n" + "| :--- |" + " ---: |" * (len(head) - 1))
     for setting, frame in found.items():
         print(f"| {setting} | " + " | ".join(row(frame, methods)) + " |")
