@@ -176,7 +176,8 @@ def _plateau(parts: RunParts, scheduler: Scheduler | None, options: TrainingOpti
         return None
     if parts.scheduler_every == "step":
         raise ParameterError(
-            "ReduceLROnPlateau reads validation results, which exist once per epoch: use scheduler_every='epoch'."
+            "ReduceLROnPlateau (`plateau`) reads validation results, which exist once per epoch: leave `per_step` out, "
+            "or use scheduler_every='epoch'."
         )
     return Plateau(scheduler, options["monitor"], parts.model.tasks)
 
